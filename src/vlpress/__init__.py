@@ -1,0 +1,3 @@
+"""vlpress: make Qwen-VL models small, and prove what it cost."""
+
+__version__ = "0.1.0"
