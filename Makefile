@@ -1,0 +1,45 @@
+# One environment in .venv, filled step by step: `demo` needs the package, `test` its tests, `lint` and `type` the tools.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+
+.PHONY: demo test test-slow lint type format bench clean
+
+demo: $(VENV)/.installed-video
+	$(BIN)/vlpress run tiny -o out/demo --recipe w4a16
+
+# Two workers with one thread each: torch's own threads would fight over the same cores.
+test: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch first and alone: it is by far the largest download, and a failure there should be the first thing seen.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch scikit-build-core
+	touch $@
+
+# No build isolation, so that the build uses the pinned scikit-build-core too.
+$(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
+	$(PIP) --no-build-isolation -e '.[$*]'
+	touch $@
