@@ -1,0 +1,4 @@
+"""tmp"""
+import sys
+def main() -> None:
+    print("vlpress 0.1.0")

@@ -1,0 +1,126 @@
+"""Whose output folder is this? Resume what is ours and the same, refuse everything else.
+
+A folder that a command works in holds ``vlpress.json`` with the fingerprint of the question it
+answers: same fingerprint = go on where it stopped, another one = refuse unless told to overwrite.
+Only what vlpress wrote is ever removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+MARKER = "vlpress.json"
+TRASH = ".discarded"
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it does not parse; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove it or use --fresh") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the sha256 over the names and contents of a checkpoint folder's files.
+
+    Everything is read once: two checkpoints that differ in a single weight are different models,
+    and reading them costs no more than loading them. Hidden files and folders do not count.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            with path.open("rb") as file:
+                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def claim(
+    out: Path,
+    fingerprint: Mapping[str, Any],
+    *,
+    ours: Collection[str],
+    overwrite: bool = False,
+    fresh: bool = False,
+) -> bool:
+    """Take ``out`` for the work that ``fingerprint`` describes; return True when it is resumed.
+
+    Args:
+        out: the folder; created when missing.
+        fingerprint: JSON values that decide the result: a change makes stored work useless.
+        ours: names inside ``out`` that the work writes; these are removed to start afresh.
+        overwrite: discard work with another fingerprint.
+        fresh: discard work with any fingerprint.
+
+    Raises:
+        ValueError: ``out`` holds other work and neither flag is given, holds files that vlpress
+            did not write, or is a file.
+    """
+    asked = json.loads(json.dumps(fingerprint))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"output {out} is a file; give a folder")
+    marker = out / MARKER
+    foreign = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if foreign and not marker.is_file():
+        raise ValueError(
+            f"output folder {out} is not empty and was not written by this command "
+            f"(it holds {foreign[0]}); give another folder"
+        )
+    if marker.is_file():
+        found = read_json(marker).get("fingerprint", {})
+        if found == asked and not fresh:
+            return True
+        if found != asked and not (overwrite or fresh):
+            raise ValueError(
+                f"output folder {out} holds other work ({difference(found, asked)}); "
+                "give another folder, or --overwrite to discard it"
+            )
+        discard(out, ours)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"fingerprint": asked})
+    return False
+
+
+def discard(out: Path, ours: Collection[str]) -> None:
+    """Remove the named entries of ``out`` and its marker; leave everything else alone."""
+    trash = out / TRASH
+    for name in (TRASH, *ours, MARKER):
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            # Renamed first: a kill halfway must not leave half a checkpoint under its real name.
+            if path != trash:
+                path = path.rename(trash)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Say in a few words where two fingerprints differ: ``seed: 0 there, 1 asked``."""
+    keys = sorted({*found, *asked})
+    changed = [key for key in keys if found.get(key) != asked.get(key)]
+    shown = [f"{key}: {_short(found.get(key))} there, {_short(asked.get(key))} asked" for key in changed[:2]]
+    more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
+    return "; ".join(shown) + more
+
+
+def _short(value: Any, limit: int = 40) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,98 @@
+"""The options that several verbs share, with their help texts and their checks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _check_device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise typer.BadParameter(f"{value!r}; allowed: auto, cpu, cuda, cuda:N")
+    return value
+
+
+def _check_dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise typer.BadParameter(f"{value!r}; allowed: {', '.join(DTYPES)}")
+    return value
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint folder, a hub id, or the built-in 'tiny' or 'tiny-outliers'.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", help="A preset (w4a16, w8a16, w3a16) or a TOML file.")
+]
+Bench = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bench",
+        help="NAME or NAME=PATH; repeat it. Built in: builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        show_default=False,
+    ),
+]
+Calib = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        help="Calibration samples: a .jsonl or .txt file, a dataset folder or hub id. "
+        "Without it: built-in drawings.",
+        show_default=False,
+    ),
+]
+CalibSamples = Annotated[
+    int, typer.Option("--calib-samples", min=1, help="How many calibration samples to use.")
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", callback=_check_device, help="auto, cpu, cuda or cuda:N."),
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", callback=_check_dtype, help="auto, bf16, fp16 or fp32."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", min=1, help="Largest image area.", show_default="the model's"),
+]
+MinPixels = Annotated[
+    int | None,
+    typer.Option("--min-pixels", min=1, help="Smallest image area.", show_default="the model's"),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Discard work in the output folder that answers another question.")
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Discard all earlier work in the output folder; do not resume.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Only the first N items of each benchmark.", show_default="all"),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Items answered at once.")]
+Margin = Annotated[
+    float, typer.Option("--margin", min=0.0, help="Points that may be lost before the verdict is FAIL.")
+]
+PromptStyle = Annotated[
+    str | None,
+    typer.Option("--prompt-style", help="How questions are worded.", show_default="the benchmark's"),
+]
+Rules = Annotated[
+    str | None,
+    typer.Option("--rules", help="Answer-extraction profile.", show_default="the newest settled one"),
+]

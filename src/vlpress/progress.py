@@ -1,0 +1,146 @@
+"""How far a long command is, on standard error: rich bars, or plain lines when nobody watches.
+
+Standard output stays free for the result, so that ``--json`` can be piped. Every stage shows what
+it works on (layer, error), the time left and the peak memory so far.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
+
+Update = Callable[[int, int, str], None]
+"""``update(done, total, detail)``: what a stage calls as it goes."""
+
+
+def peak_memory() -> int:
+    """Return the largest number of bytes this process has held: GPU if one is in use, else RAM."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    # 1024: Linux counts ru_maxrss in KiB; macOS counts bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes with a binary unit, for people: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration for people: ``0:07``, ``12:40``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass
+class Reporter:
+    """Shows stages and notes on standard error.
+
+    ``quiet`` drops the stages; notes and warnings are always shown.
+    """
+
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    quiet: bool = False
+
+    def note(self, text: str) -> None:
+        """Show one line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Show a warning that cannot be overlooked; in plain output it starts with WARNING."""
+        self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Update]:
+        """Show one stage: yields the function to call with (done, total, detail)."""
+        if self.quiet:
+            yield lambda done, total, detail: None
+        elif self.console.is_terminal:
+            with self._bars() as bars:
+                yield _bar(bars, bars.add_task(title, total=None, detail="", peak=""))
+        else:
+            plain = _PlainStage(title, self.note)
+            yield plain.update
+            plain.finish()
+
+    def _bars(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[peak]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=self.console,
+        )
+
+
+def _bar(bars: Progress, task: TaskID) -> Update:
+    def update(done: int, total: int, detail: str) -> None:
+        peak = f"peak {format_bytes(peak_memory())}"
+        bars.update(task, completed=done, total=total, detail=detail, peak=peak)
+
+    return update
+
+
+class _PlainStage:
+    """A stage as lines: its first and last steps, and one line every few seconds between."""
+
+    def __init__(self, title: str, write: Callable[[str], None]) -> None:
+        self._title = title
+        self._write = write
+        self._started = time.monotonic()
+        self._shown: float | None = None
+        self._first: int | None = None
+        self._last = (0, 0, "")
+
+    def update(self, done: int, total: int, detail: str) -> None:
+        self._last = (done, total, detail)
+        if self._first is None:
+            self._first = done
+        now = time.monotonic()
+        if self._shown is None or now - self._shown >= PLAIN_INTERVAL:
+            self._show(now)
+
+    def finish(self) -> None:
+        done, total, _ = self._last
+        took = format_seconds(time.monotonic() - self._started)
+        peak = format_bytes(peak_memory())
+        count = f" {done}/{total}" if total else ""
+        self._write(f"{self._title}:{count} done in {took}, peak {peak}")
+
+    def _show(self, now: float) -> None:
+        self._shown = now
+        done, total, detail = self._last
+        parts = [f"{self._title}: {done}/{total}"]
+        # A resumed stage starts above 0: only what was done here says how long the rest takes.
+        here = done - (self._first or 0)
+        if here:
+            parts.append(f"{format_seconds((now - self._started) / here * (total - done))} left")
+        parts.append(f"peak {format_bytes(peak_memory())}")
+        if detail:
+            parts.append(detail)
+        self._write(", ".join(parts))

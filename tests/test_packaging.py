@@ -1,0 +1,107 @@
+"""The built wheel, installed on its own and used from another directory."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vlpress
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("model", "calib", "quant", "eval")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command with nothing of this checkout on its path; return what it prints."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q"]
+    run(*pip, "--no-build-isolation", "--no-deps", "--no-index", "-w", out, ROOT, cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the python of an environment that holds the wheel and borrows its dependencies."""
+    home = tmp_path_factory.mktemp("env")
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=home)
+    # A plain path line: this directory's own .pth files (an editable vlpress) stay without effect.
+    (site_packages(python) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def site_packages(python: Path) -> Path:
+    return Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent)
+        .strip()
+    )
+
+
+def packaged_files() -> set[str]:
+    """Return every file of the source tree that the wheel must hold, by its name inside it."""
+    sources = {"vlpress": ROOT / "src" / "vlpress"} | {f"vlpress/{r}": ROOT / r for r in ROOMS}
+    found = set()
+    for prefix, folder in sources.items():
+        for path in folder.rglob("*"):
+            inside = path.relative_to(folder)
+            linked = prefix == "vlpress" and inside.parts[0] in ROOMS
+            if path.is_file() and not linked and "__pycache__" not in inside.parts:
+                found.add(f"{prefix}/{inside.as_posix()}")
+    return found
+
+
+def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert packaged_files() - names == set()
+    assert "vlpress/py.typed" in names
+
+
+def test_wheel_is_one_for_all_pythons(wheel: Path) -> None:
+    assert wheel.name.startswith(f"vlpress-{vlpress.__version__}-py3-none-")
+
+
+def test_wheel_adds_one_name_to_site_packages(installed: Path) -> None:
+    added = {path.name for path in site_packages(installed).iterdir()}
+    assert added == {"vlpress", f"vlpress-{vlpress.__version__}.dist-info", "borrowed.pth"}
+
+
+def test_version_from_another_directory(installed: Path, tmp_path: Path) -> None:
+    for command in ([installed.parent / "vlpress"], [installed, "-m", "vlpress"]):
+        assert run(*command, "--version", cwd=tmp_path) == f"vlpress {vlpress.__version__}\n"
+
+
+def test_rooms_import_beside_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
+    """A user's own model.py in the working directory must not get in the way."""
+    for room in ROOMS:
+        (tmp_path / f"{room}.py").write_text("raise ImportError('the wrong module')\n")
+    code = (
+        "import vlpress, vlpress.model.loading, vlpress.calib, vlpress.quant.pipeline, vlpress.eval\n"
+        "for name in vlpress.__all__: getattr(vlpress, name)\n"
+        "print(vlpress.__file__)"
+    )
+    where = Path(run(installed, "-c", code, cwd=tmp_path).strip())
+    assert where.is_relative_to(site_packages(installed))
+
+
+def test_light_import_leaves_torch_alone(installed: Path, tmp_path: Path) -> None:
+    code = "import sys, vlpress.cli; print(sorted({'torch', 'transformers', 'scipy'} & {*sys.modules}))"
+    assert run(installed, "-c", code, cwd=tmp_path) == "[]\n"
