@@ -1,0 +1,76 @@
+"""Bits into int32 words and back, exactly as GPTQ checkpoints lay them out.
+
+32 consecutive values of b bits fill b words, lowest bits first, as one stream of bits. Where b
+divides 32 a value never crosses a word; for 3 bits this is the layout known as 10-1-10-1-10 (ten
+whole values, one split, ten whole, one split, ten whole).
+"""
+
+import torch
+from torch import Tensor
+
+# Values that share a whole number of words for every width.
+VALUES = 32
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Pack along the first dimension.
+
+    Args:
+        values: integer ``[R, C]`` with entries 0 to ``2**bits - 1``; R a multiple of 32.
+        bits: 2 to 8.
+
+    Returns:
+        int32 ``[R * bits / 32, C]``.
+
+    Raises:
+        ValueError: R is not a multiple of 32, or a value does not fit.
+
+    Example:
+        >>> hex(int(pack(torch.full((32, 1), 7), bits=4)[0]))
+        '0x77777777'
+    """
+    rows, columns = values.shape
+    if rows % VALUES:
+        raise ValueError(f"cannot pack {rows} values: the number must be a multiple of {VALUES}")
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < 2**bits:
+        raise ValueError(
+            f"values from {int(values.min())} to {int(values.max())} do not fit "
+            f"{bits} unsigned bits"
+        )
+    words = torch.zeros(rows // VALUES, bits, columns, dtype=torch.int64, device=values.device)
+    grouped = values.reshape(rows // VALUES, VALUES, columns)
+    for index in range(VALUES):
+        word, shift = divmod(index * bits, 32)
+        value = grouped[:, index].to(torch.int64)
+        words[:, word] |= (value << shift) & 0xFFFFFFFF
+        if shift + bits > 32:
+            words[:, word + 1] |= value >> (32 - shift)
+    signed = torch.where(words >= 2**31, words - 2**32, words)
+    return signed.to(torch.int32).reshape(-1, columns)
+
+
+def unpack(words: Tensor, bits: int) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        words: int32 ``[R * bits / 32, C]``.
+        bits: 2 to 8.
+
+    Returns:
+        uint8 ``[R, C]``.
+
+    Raises:
+        ValueError: the words do not hold whole runs of 32 values.
+    """
+    rows, columns = words.shape
+    if rows % bits:
+        raise ValueError(f"cannot unpack {rows} words: {bits}-bit values come in runs of {bits}")
+    runs = words.reshape(rows // bits, bits, columns)
+    values = torch.empty(rows // bits, VALUES, columns, dtype=torch.uint8, device=words.device)
+    for index in range(VALUES):
+        word, shift = divmod(index * bits, 32)
+        value = (runs[:, word].to(torch.int64) & 0xFFFFFFFF) >> shift
+        if shift + bits > 32:
+            value = value | (runs[:, word + 1].to(torch.int64) & 0xFFFFFFFF) << (32 - shift)
+        values[:, index] = (value & (2**bits - 1)).to(torch.uint8)
+    return values.reshape(-1, columns)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlpress.quant.affine import QuantizedWeight
+from vlpress.quant.kernels import reference
+from vlpress.quant.linear import QuantLinear, storable_bias
+from vlpress.quant.rtn import rtn
+from vlpress.quant.scheme import QuantScheme
+
+
+def make(bits: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantLinear]:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 24, dtype=dtype).requires_grad_(False)
+    return linear, QuantLinear.from_linear(linear, rtn(linear.weight, QuantScheme(bits, 32)))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_prepack_round_trip(bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    integers = torch.randint(2**bits, (5, 16), generator=generator, dtype=torch.uint8)
+    packed = reference.prepack(integers, bits)
+    assert packed.shape == ((5, 8) if bits <= 4 else (5, 16))
+    assert torch.equal(reference.unprepack(packed, bits), integers)
+
+
+def test_prepack_refuses_odd_widths() -> None:
+    with pytest.raises(ValueError, match="in_features 5 is odd"):
+        reference.prepack(torch.zeros(2, 5, dtype=torch.uint8), 4)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64)])
+def test_is_the_product_with_the_dequantized_weight(
+    bits: int, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    linear, layer = make(bits, dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight = layer.quantized().dequantize(dtype)
+    assert torch.equal(layer(x), F.linear(x, weight, layer.bias))
+    assert layer(x).dtype == dtype
+    loss = (layer(x) - linear(x)).float().square().mean() / linear(x).float().square().mean()
+    assert float(loss) < {3: 0.1, 4: 0.02, 8: 1e-3}[bits]
+
+
+def test_quantized_gives_back_what_went_in() -> None:
+    weight = rtn(torch.randn(8, 64, generator=torch.Generator().manual_seed(2)), QuantScheme(3, 32))
+    assert QuantLinear(weight).quantized().equals(weight)
+
+
+def test_group_index_is_gathered() -> None:
+    plain = rtn(torch.randn(8, 64, generator=torch.Generator().manual_seed(3)), QuantScheme(4, 32))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(4))
+    shuffled = QuantizedWeight(
+        plain.integers[:, order],
+        plain.scales,
+        plain.zero_points,
+        plain.scheme,
+        plain.column_groups()[order],
+    )
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(QuantLinear(shuffled)(x[:, order]), QuantLinear(plain)(x))
+
+
+def test_state_dict_round_trip() -> None:
+    _, layer = make(4)
+    other = make(4)[1]
+    other.packed.zero_()
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(layer(x), other(x))
+
+
+def test_bias_is_rounded_to_what_the_file_holds() -> None:
+    bias = torch.tensor([1.0, 2.0**-30, 0.1])
+    assert storable_bias(bias).tolist() == [1.0, 0.0, float(torch.tensor(0.1).half())]
+    with pytest.raises(ValueError, match="does not fit fp16"):
+        storable_bias(torch.tensor([1e6]))
+    _, layer = make(4)
+    assert layer.bias is not None
+    assert torch.equal(layer.bias, layer.bias.half().float())
+
+
+def test_refuses_activation_schemes() -> None:
+    scheme = QuantScheme(8, -1, activations="dynamic")
+    with pytest.raises(ValueError, match="no kernel rounds activations"):
+        QuantLinear(rtn(torch.randn(8, 64), scheme))
+
+
+def test_print_shows_the_scheme() -> None:
+    assert "int4 g32 sym" in repr(make(4)[1])
+
+
+@pytest.mark.gpu
+def test_same_integers_on_the_accelerator() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no accelerator")
+    _, layer = make(4)
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(6))
+    expected = layer(x)
+    moved = layer.to("cuda")
+    assert torch.equal(moved.quantized().integers.to("cpu"), make(4)[1].quantized().integers)
+    torch.testing.assert_close(moved(x.to("cuda")).to("cpu"), expected)
