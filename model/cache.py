@@ -1,0 +1,74 @@
+"""Key/value cache of the decoder.
+
+Buffers are allocated for a whole generation at once and filled from the left; all prompts of a
+batch end at the same column because they are padded on the left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import TextConfig
+
+
+class KVCache:
+    """Keys and values of every layer, each `[batch, kv_heads, capacity, head_dim]`.
+
+    Args:
+        config: Gives the number of layers, the key/value heads and their width.
+        batch: Number of prompts.
+        capacity: Tokens that will be stored at most: prompt and generated ones.
+    """
+
+    def __init__(self, config: TextConfig, batch: int, capacity: int) -> None:
+        self.shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
+        self.length = 0  # tokens stored in all layers
+        self._keys: list[Tensor | None] = [None] * config.num_hidden_layers
+        self._values: list[Tensor | None] = [None] * config.num_hidden_layers
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return self.shape[2]
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `[batch, kv_heads, new, head_dim]` and return all keys and values so far.
+
+        Call `advance` once every layer has stored its part.
+
+        Raises:
+            ValueError: The tokens do not fit.
+        """
+        end = self.length + keys.shape[2]
+        if end > self.capacity:
+            raise ValueError(
+                f"key/value cache holds {self.capacity} tokens but {end} are needed; "
+                "make it larger or generate fewer tokens"
+            )
+        stored_keys, stored_values = self._keys[layer], self._values[layer]
+        if stored_keys is None or stored_values is None:
+            stored_keys, stored_values = keys.new_zeros(self.shape), values.new_zeros(self.shape)
+            self._keys[layer], self._values[layer] = stored_keys, stored_values
+        stored_keys[:, :, self.length : end] = keys
+        stored_values[:, :, self.length : end] = values
+        return stored_keys[:, :, :end], stored_values[:, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` columns as stored, after every layer has been updated."""
+        self.length += tokens
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the given rows of the batch, int64 `[kept]`."""
+        self.shape = (int(rows.shape[0]), *self.shape[1:])
+        for stored in (self._keys, self._values):
+            for layer, tensor in enumerate(stored):
+                if tensor is not None:
+                    stored[layer] = tensor.index_select(0, rows.to(tensor.device))
+
+
+def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
+    """Bool `[1, 1, new, total]`: the last `new` of `total` tokens see what is not after them."""
+    columns = torch.arange(total, device=device)
+    rows = columns[total - new :]
+    return (rows[:, None] >= columns)[None, None]

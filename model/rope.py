@@ -1,0 +1,120 @@
+"""Multimodal rotary positions (M-RoPE): ids, angles and the rotation itself.
+
+"Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any Resolution"
+(arXiv 2409.12191, section 2.1) gives every token a (time, height, width) triple: text has three
+equal ids, a visual spans a grid. Each segment starts one above the largest id of what came before.
+"Qwen2.5-VL Technical Report" (arXiv 2502.13923, section 2.1.2) ties a video's time id to seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+
+
+def mrope_ids(
+    input_ids: Tensor,
+    grids: Sequence[tuple[int, int, int]],
+    seconds_per_grid: Sequence[float],
+    config: ModelConfig,
+) -> Tensor:
+    """Position ids of one prompt, int64 `[3, tokens]`.
+
+    Args:
+        input_ids: int64 `[tokens]`, with one image or video token per merged patch.
+        grids: (t, h, w) in patches of every image and video, in order of appearance.
+        seconds_per_grid: Seconds that one temporal patch lasts; read for Qwen2.5-VL videos only.
+        config: Gives the token ids, the merge size and `tokens_per_second`.
+
+    Raises:
+        ValueError: The placeholder tokens do not fit the grids.
+    """
+    merge = config.vision.spatial_merge_size
+    ids = input_ids.to("cpu")
+    is_visual = (ids == config.image_token_id) | (ids == config.video_token_id)
+    positions = torch.nonzero(is_visual).flatten()
+    counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
+    if sum(counts) != len(positions):
+        raise ValueError(
+            f"prompt has {len(positions)} image and video tokens but its {len(grids)} visuals "
+            f"make {sum(counts)}; encode the text together with its visuals"
+        )
+    segments: list[Tensor] = []
+    start = cursor = taken = 0
+    for grid, seconds, count in zip(grids, seconds_per_grid, counts, strict=True):
+        first = int(positions[taken])
+        if int(positions[taken + count - 1]) != first + count - 1:
+            raise ValueError(
+                f"the {count} tokens of a visual are interrupted at token {first}; "
+                "keep each visual's tokens together"
+            )
+        is_video = int(ids[first]) == config.video_token_id
+        segments.append(_text_ids(first - cursor, start))
+        start += first - cursor
+        segments.append(_grid_ids(grid, seconds if is_video else 0.0, config) + start)
+        start = int(segments[-1].max()) + 1
+        cursor, taken = first + count, taken + count
+    segments.append(_text_ids(len(ids) - cursor, start))
+    return torch.cat(segments, dim=1)
+
+
+def _text_ids(length: int, start: int) -> Tensor:
+    return (torch.arange(length) + start).expand(3, -1)
+
+
+def _grid_ids(grid: tuple[int, int, int], seconds: float, config: ModelConfig) -> Tensor:
+    merge = config.vision.spatial_merge_size
+    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    time = torch.arange(frames)
+    if config.vision.tokens_per_second:
+        # float32 and this order of products: the truncation must hit the same integers as the
+        # original implementation.
+        time = (time * torch.tensor(seconds) * config.vision.tokens_per_second).long()
+    axes = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(axes).flatten(1)
+
+
+def text_rotary(
+    position_ids: Tensor, head_dim: int, theta: float, section: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the decoder's angles, float32 `[batch, tokens, head_dim / 2]`.
+
+    Args:
+        position_ids: int64 `[3, batch, tokens]`.
+        head_dim: Width of one head; the rotation pairs channel i with i + head_dim / 2.
+        theta: Base of the geometric series of frequencies.
+        section: How many consecutive frequencies follow time, height and width.
+    """
+    angles = position_ids[..., None].float() * _frequencies(head_dim, theta, position_ids.device)
+    parts = torch.split(angles, list(section), dim=-1)
+    mixed = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
+    return mixed.cos(), mixed.sin()
+
+
+def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the vision tower's angles, float32 `[patches, head_dim / 2]`.
+
+    Args:
+        coordinates: int64 `[patches, 2]`: row and column of each patch.
+        head_dim: Width of one head: a quarter of it is rotated by row, a quarter by column,
+            each pairing channel i with i + head_dim / 2.
+    """
+    frequencies = _frequencies(head_dim // 2, 10000.0, coordinates.device)
+    angles = (coordinates[..., None].float() * frequencies).flatten(1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channel pairs (i, i + d/2) of `x [..., d]` by the given angles `[..., d/2]`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+    # On the CPU first: pow differs in the last bit between devices.
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    return (1.0 / theta**exponents).to(device)

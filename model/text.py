@@ -1,0 +1,177 @@
+"""The decoder of Qwen2-VL and Qwen2.5-VL: grouped-query attention with M-RoPE, SwiGLU, RMSNorm.
+
+Architecture: "Qwen2 Technical Report" (arXiv 2407.10671, section 2.2.1) with the rotary positions
+of `rope.py`. Attribute names equal the checkpoint's (`self_attn.q_proj`, `mlp.gate_proj`, ...).
+
+Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden size, D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import KVCache, causal_mask
+from .config import TextConfig
+from .rope import rotate, text_rotary
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization (arXiv 1910.07467); statistics in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the last dimension of `x` to unit root mean square, then by the weight."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention; q, k and v have biases, o has none."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.head_dim = config.head_dim
+        width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        self.q_proj = nn.Linear(config.hidden_size, width)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """`[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
+        q, k, v = (
+            projection(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        # Under autocast q is narrower than the angles; without it this is a no-op.
+        cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(self.index, k, v)
+        if self.groups > 1:
+            k, v = k.repeat_interleave(self.groups, 1), v.repeat_interleave(self.groups, 1)
+        causal = mask is None and q.shape[2] > 1
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (arXiv 2002.05202)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, H]` to `[B, T, H]`."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """One decoder layer: normalize, attend, add; normalize, feed forward, add."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            hidden: `[B, T, H]`.
+            cos: `[B, T, D / 2]`, from `TextModel.prepare`.
+            sin: `[B, T, D / 2]`.
+            mask: bool `[B, 1, T, S]`, True where a token may look; None is causal over T tokens
+                (or, for one token, everything in the cache).
+            cache: Takes the new keys and values and gives all S; None without generation.
+        """
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class TextModel(nn.Module):
+    """Token embedding, decoder layers and the final norm.
+
+    `forward` is `prepare`, every layer, `norm`: block-wise drivers use those parts.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, `[B, T, H]`. Differentiable.
+
+        Args:
+            embeds: `[B, T, H]`.
+            position_ids: int64 `[3, B, T]`.
+            mask: bool `[B, 1, T, S]`, True where a token may look (at one place at least);
+                None is causal.
+            cache: Filled in place; S counts what it holds and the T new tokens.
+        """
+        state = self.prepare(embeds, position_ids, mask, cache)
+        hidden, mask = state["hidden"], state.get("mask")
+        for layer in self.layers:
+            hidden = layer(hidden, state["cos"], state["sin"], mask, cache)
+        if cache is not None:
+            cache.advance(embeds.shape[1])
+        return self.finish(hidden)
+
+    def prepare(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> dict[str, Tensor]:
+        """What all layers share: `hidden`, `cos`, `sin` and, unless plainly causal, `mask`."""
+        config = self.config
+        cos, sin = text_rotary(
+            position_ids, config.head_dim, config.rope_theta, config.mrope_section
+        )
+        new, past = embeds.shape[1], cache.length if cache is not None else 0
+        if mask is None and past and new > 1:
+            mask = causal_mask(new, past + new, embeds.device)
+        state = {"hidden": embeds, "cos": cos.to(embeds.dtype), "sin": sin.to(embeds.dtype)}
+        return state if mask is None else {**state, "mask": mask}
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm, `[B, T, H]`."""
+        out: Tensor = self.norm(hidden)
+        return out
