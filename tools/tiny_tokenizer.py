@@ -1,0 +1,138 @@
+"""Make the tokenizer, chat template and processor files of the built-in model.
+
+A byte-level BPE trained on the generator's own sentences. Capitals and digits are always tokens of
+their own, because what is written in a picture is read glyph by glyph.
+
+    python tools/tiny_tokenizer.py OUT_DIR
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from vlpress.calib import synthetic
+from vlpress.calib.phrases import CHINESE, CHINESE_PHRASES, ENGLISH_PHRASES
+
+VOCAB_SIZE = 1280  # a multiple of 128, special tokens included
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+WORD = r"\n| ?[A-Z]?[a-z]+|[A-Z]|[0-9]|[\u4e00-\u9fff]{1,2}| ?[^\sA-Za-z0-9\u4e00-\u9fff]+|\s"
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif part['type'] == 'video' or 'video' in part -%}
+{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+{%- elif 'text' in part -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def sentences(count: int = 20000) -> list[str]:
+    """Bodies and answers from the training stream, and every wording once."""
+    rng = synthetic.generator(synthetic.Stream.TRAINING, 0)
+    out = ["You are a helpful assistant.", "system", "user", "assistant"] * 50
+    for phrases in (*ENGLISH_PHRASES.values(), *CHINESE_PHRASES.values()):
+        out += phrases
+    out += [f" {word}" for word in CHINESE] * 20 + list(CHINESE.values()) * 20
+    for _ in range(count // 4):
+        scene = synthetic.draw_scene(rng)
+        for question in rng.sample(scene.questions, min(4, len(scene.questions))):
+            language = "zh" if rng.random() < 0.2 else "en"
+            asked = synthetic.word_question(
+                question, rng, options=rng.choice((0, 4)), language=language
+            )
+            out += [asked.body(language=language), asked.answer]
+            if rng.random() < 0.1:
+                out.append(synthetic.SHORT_ANSWER_SUFFIX)
+    random.Random(0).shuffle(out)
+    return out
+
+
+def train() -> Tokenizer:
+    """Train the tokenizer; the same sentences give the same file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def write(folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json, generation_config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+    files = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 32768,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "min_pixels": 3136,
+            "max_pixels": 12845056,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        "generation_config.json": {
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "pad_token_id": ids["<|endoftext|>"],
+            "do_sample": False,
+            "repetition_penalty": 1.0,
+        },
+    }
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
