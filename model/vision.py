@@ -39,7 +39,8 @@ class PatchEmbed(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """`[N, channels * frames * patch * patch]` to `[N, C]`."""
         weight = self.proj.weight
-        return F.linear(patches.to(weight.dtype), weight.flatten(1))
+        # The last cast only acts under autocast: the residual stream keeps the weights' precision.
+        return F.linear(patches.to(weight.dtype), weight.flatten(1)).to(weight.dtype)
 
 
 class VisionAttention(nn.Module):
