@@ -57,7 +57,9 @@ def rule_profile(name: str) -> RuleProfile:
         ValueError: no such profile.
     """
     if name not in PROFILES:
-        raise ValueError(f"unknown extraction profile {name!r}; choose one of {', '.join(PROFILES)}")
+        raise ValueError(
+            f"unknown extraction profile {name!r}; choose one of {', '.join(PROFILES)}"
+        )
     return PROFILES[name]
 
 

@@ -1,0 +1,112 @@
+"""MMMU: college questions in 30 subjects, some over several pictures, some without options.
+
+Scored by VLMEvalKit's rules: a question without options becomes one between its gold text (A)
+and "Other Answers" (B), then the option rules apply. Their published quirks come along: an open
+question whose gold is the letter C can never be right, and gold "4" is found in "14".
+Yue et al., "MMMU: A Massive Multi-discipline Multimodal Understanding and Reasoning Benchmark",
+arXiv 2311.16502.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ..extract import REFUSAL, extract_option
+from .prompts import QWEN2, SELECT, Content, images_first, interleave, question_block
+from .task import Fields, TaskScore, Unit, accuracy_table, percent
+from .tsv import Row, Table, check_answers
+
+METRIC = "accuracy"
+REQUIRED = ("question", "A", "B", "answer", "category")
+OTHER = "Other Answers"
+_SINGLE_LETTER = re.compile("[A-Z]")
+
+
+def content(row: Row, style: str) -> Content:
+    """Build the user turn: pictures first (Qwen2-VL) or where their placeholders stand."""
+    text = question_block(row) + (SELECT if row.options else "")
+    if style == QWEN2:
+        return images_first(row, text.rstrip())
+    return interleave(row, text)
+
+
+def fields(row: Row) -> Fields:
+    """What scoring and reports need of a row."""
+    return {
+        "id": str(row.index),
+        "unit": str(row.index),
+        "question": row["question"],
+        "choices": row.options,
+        "answer": row["answer"],
+        "category": row.get("category", "none"),
+        "group": row.l2_category or "none",
+        "split": row.get("split"),
+    }
+
+
+def check(table: Table, *, published: bool) -> list[str]:
+    """Check answers and that placeholders name pictures the row holds.
+
+    Raises:
+        ValueError: rows that cannot be asked or scored.
+    """
+    check_answers(table.path, table.rows, open_allowed=True)
+    for row in table.rows:
+        try:
+            interleave(row, question_block(row))
+        except ValueError as error:
+            raise ValueError(f"{table.path.name}: {error}") from error
+    return []
+
+
+def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:
+    """Score every row once; multiple-choice and open questions also apart, in `extra`."""
+    units, table_rows, letters = [], [], []
+    closed: list[bool] = []
+    free: list[bool] = []
+    for item in items:
+        said = predictions[item["id"]]
+        choices, gold = as_choice(item)
+        letter = extract_option(said, choices, profile)
+        letters.append(letter)
+        hit = letter == gold
+        (closed if item["choices"] else free).append(hit)
+        units.append(
+            Unit(
+                id=item["unit"],
+                correct=hit,
+                category=item["category"],
+                group=item["group"],
+                rows=(item["id"],),
+                answers=(letter if letter and item["choices"] else said.strip(),),
+            )
+        )
+        table_rows.append(
+            {
+                "hit": int(hit),
+                "split": item["split"],
+                "l2-category": item["group"],
+                "category": item["category"],
+            }
+        )
+    extra = {"multiple_choice": percent(closed)} if closed else {}
+    extra |= {"open": percent(free)} if free else {}
+    return TaskScore(
+        metric=METRIC,
+        units=tuple(units),
+        n_rows=len(items),
+        parse_failures=sum(letter is None for letter in letters),
+        refusals=sum(letter == REFUSAL for letter in letters),
+        extra=extra,
+        table=accuracy_table(table_rows),
+    )
+
+
+def as_choice(item: Fields) -> tuple[Mapping[str, str], str]:
+    """The options and the gold letter that the rules are applied to."""
+    choices, gold = item["choices"], str(item["answer"])
+    if choices:
+        return choices, gold
+    letter = gold if _SINGLE_LETTER.fullmatch(gold) else "A"
+    return {"A": gold, "B": OTHER}, letter

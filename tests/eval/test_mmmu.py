@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_files import mmmu_rows, vectors, write_tsv
+
+from vlpress.eval.tasks import mmmu
+from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
+from vlpress.eval.tasks.tsv import Row, read_table
+
+HEAD = "vlmevalkit-2026-06"  # the rules the cases were recorded under
+
+
+@pytest.mark.parametrize(
+    "case", vectors("mmmu_vlmevalkit_exact_matching"), ids=lambda c: str(c["index"])
+)
+def test_recorded_cases(case: dict[str, Any]) -> None:
+    values = {k: str(v) for k, v in case.items() if v is not None}
+    item = mmmu.fields(Row(case["index"], values, ()))
+    score = mmmu.score([item], {item["id"]: case["prediction"]}, HEAD)
+    assert int(score.units[0].correct) == case["expected_hit"]
+
+
+def test_score_shows_open_and_closed_questions_apart(tmp_path: Path) -> None:
+    table = read_table(write_tsv(tmp_path / "a.tsv", mmmu_rows()))
+    assert mmmu.check(table, published=False) == []
+    items = [mmmu.fields(row) for row in table.rows]
+    score = mmmu.score(items, {"1": "B", "2": "four", "3": "B"}, HEAD)
+    assert score.percent == pytest.approx(100 / 3)
+    assert score.extra == {"multiple_choice": 50.0, "open": 0.0}
+    assert score.parse_failures == 1
+    assert set(score.table) == {"dev", "validation"}
+
+
+def test_option_named_none_is_an_option(tmp_path: Path) -> None:
+    table = read_table(write_tsv(tmp_path / "a.tsv", mmmu_rows()))
+    assert table.rows[0].options["B"] == "None"
+
+
+def test_pictures_stand_where_the_style_wants_them() -> None:
+    row = Row(1, {"question": "Is <image 2> like <image 1>?"}, (b"one", b"two"))
+    kinds = [part.get("image") for part in mmmu.content(row, DEFAULT)]
+    assert kinds == [None, b"two", None, b"one", None]
+    first = mmmu.content(row, QWEN2)
+    assert [part.get("image") for part in first] == [b"one", b"two", None]
+    assert first[-1]["text"] == "Question: Is <image 2> like <image 1>?"
+
+
+def test_placeholder_without_picture_is_named(tmp_path: Path) -> None:
+    rows = mmmu_rows()
+    rows[1]["question"] = "How many in <image 2>?"
+    table = read_table(write_tsv(tmp_path / "a.tsv", rows))
+    with pytest.raises(ValueError, match="row 2 names <image 2> but holds 1 pictures"):
+        mmmu.check(table, published=False)

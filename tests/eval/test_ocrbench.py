@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_files import ocrbench_rows, vectors, write_tsv
+
+from vlpress.eval.tasks import ocrbench
+from vlpress.eval.tasks.tsv import read_table
+
+
+def items_and_predictions() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    cases = vectors("ocrbench")
+    items = [
+        {
+            "id": case["id"],
+            "unit": case["id"],
+            "answers": case["answers"],
+            "category": case["category"],
+            "group": ocrbench.GROUPS[case["category"]],
+        }
+        for case in cases
+    ]
+    return items, {case["id"]: case["prediction"] for case in cases}
+
+
+@pytest.mark.parametrize("case", vectors("ocrbench"), ids=lambda c: c["id"])
+def test_recorded_cases(case: dict[str, Any]) -> None:
+    hit = ocrbench.is_hit(case["category"], case["answers"], case["prediction"])
+    assert int(hit) == case["expected"]
+
+
+def test_recorded_aggregate() -> None:
+    items, predictions = items_and_predictions()
+    score = ocrbench.score(items, predictions, "vlmevalkit-2025-08")
+    assert score.table == vectors("ocrbench_aggregate")["expected"]
+    assert score.percent == pytest.approx(100 * 23 / 44)
+    assert (score.n_rows, score.parse_failures) == (44, 0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("['26.58']", ["26.58"]),
+        ("['a', \"b's\"]", ["a", "b's"]),
+        ("CENTRE", ["CENTRE"]),
+        ("[sic]", ["[sic]"]),
+        ("[]", ["[]"]),
+        ("[12]", ["12"]),
+    ],
+)
+def test_answer_cells(cell: str, answers: list[str]) -> None:
+    assert ocrbench.accepted_answers(cell) == answers
+
+
+def test_ten_categories_in_five_groups() -> None:
+    assert len(ocrbench.GROUPS) == 10
+    assert len(set(ocrbench.GROUPS.values())) == 5
+
+
+def test_unknown_category_and_missing_answer_are_named(tmp_path: Path) -> None:
+    rows = ocrbench_rows(4)
+    table = read_table(write_tsv(tmp_path / "a.tsv", rows))
+    assert ocrbench.check(table, published=False) == []
+    rows[2]["category"] = "Runes"
+    table = read_table(write_tsv(tmp_path / "a.tsv", rows))
+    with pytest.raises(ValueError, match="rows 2 have a category that OCRBench does not know"):
+        ocrbench.check(table, published=True)
+    rows[1]["answer"] = ""
+    table = read_table(write_tsv(tmp_path / "a.tsv", rows))
+    with pytest.raises(ValueError, match="rows 1 have no answer"):
+        ocrbench.check(table, published=True)
