@@ -121,7 +121,7 @@ def decode_image(image: Any) -> Image.Image:
         with Image.open(stream) as opened:
             return opened.convert("RGB")
     except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-        shown = f"{len(image)} bytes" if isinstance(image, bytes) else repr(image)[:80]
+        shown = f"of {len(image)} bytes" if isinstance(image, bytes) else str(image)[:200]
         raise ValueError(f"image {shown} cannot be decoded ({type(error).__name__})") from None
 
 

@@ -156,7 +156,7 @@ def test_fingerprint_notices_everything() -> None:
 
 
 def test_decode_refuses_what_is_not_a_picture(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="image 5 bytes cannot be decoded"):
+    with pytest.raises(ValueError, match="image of 5 bytes cannot be decoded"):
         decode_image(b"hello")
     with pytest.raises(ValueError, match="cannot be decoded"):
         decode_image(png()[:40])
@@ -173,7 +173,7 @@ def test_decode_refuses_what_is_not_a_picture(tmp_path: Path) -> None:
         ('{"question": "x"}', "no answer"),
         ('{"question": "x", "answer": 3}', "no answer"),
         ('{"image": "no.png", "question": "x", "answer": "y"}', "neither a file in"),
-        ('{"image": "aGVsbG8=", "question": "x", "answer": "y"}', "5 bytes cannot be decoded"),
+        ('{"image": "aGVsbG8=", "question": "x", "answer": "y"}', "of 5 bytes cannot be decoded"),
         ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user turn"),
         ('{"messages": ["x"]}', "a message must have a role"),
         ('{"messages": [{"role": "user", "content": 3}], "answer": "x"}', "content must be text"),
@@ -199,7 +199,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         load_samples(tmp_path / "gone.jsonl", n=1, seed=0)
-    with pytest.raises(FileNotFoundError, match="does not exist; give a .jsonl"):
+    with pytest.raises(FileNotFoundError, match="does not exist; give a"):
         load_samples(tmp_path / "no" / "folder", n=1, seed=0)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no samples"):

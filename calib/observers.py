@@ -1,0 +1,103 @@
+"""Statistics of what flows into a linear layer.
+
+Every observer takes activations token by token, as often as there are samples, and each token may
+carry a weight. Results do not depend on how tokens are split into calls, up to rounding.
+Letters: T tokens, K input features.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Observer(Protocol):
+    """Anything that can watch an input."""
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Take in activations.
+
+        Args:
+            inputs: ``[..., K]``, any float dtype; leading dimensions are tokens.
+            weights: float ``[T]``, not negative; None counts every token once.
+        """
+        ...
+
+
+class AbsMax:
+    """Largest magnitude per channel; a token of weight 0 is left out, others count alike."""
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(in_features, device=device)
+        """float32 ``[K]``."""
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        tokens, _ = _tokens(inputs, weights, len(self.values))
+        if len(tokens):
+            seen = tokens.abs().amax(dim=0).float()
+            self.values = torch.maximum(self.values, seen.to(self.values.device))
+
+
+class MinMax:
+    """Smallest and largest value of the whole tensor, for static activation scales."""
+
+    def __init__(self) -> None:
+        self.low = float("inf")
+        self.high = float("-inf")
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        tokens, _ = _tokens(inputs, weights, inputs.shape[-1])
+        if len(tokens):
+            low, high = torch.aminmax(tokens)
+            self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+
+class Hessian:
+    """``sum_t w_t x_t' x_t / sum_t w_t`` in float32: the Hessian of a layer's squared output error.
+
+    The running sum is kept normalized, so that its entries stay in range however many tokens
+    come. (Half of the textbook Hessian ``2 X X'``; GPTQ is blind to the factor.)
+    """
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(in_features, in_features, device=device)
+        """float32 ``[K, K]``."""
+        self.weight = 0.0
+        """Sum of the token weights so far."""
+        self.tokens = 0
+        """Tokens of positive weight so far."""
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        tokens, weights = _tokens(inputs, weights, len(self.values))
+        if not len(tokens):
+            return
+        added = float(len(tokens)) if weights is None else float(weights.sum())
+        total = self.weight + added
+        rows = tokens.to(self.values.device, torch.float32)
+        factors = torch.full((1,), total, device=rows.device).rsqrt()
+        if weights is not None:
+            factors = factors * weights.to(rows.device, torch.float32)[:, None].sqrt()
+        rows = rows * factors
+        self.values.addmm_(rows.t(), rows, beta=self.weight / total)
+        self.weight = total
+        self.tokens += len(tokens)
+
+
+def _tokens(
+    inputs: Tensor, weights: Tensor | None, in_features: int
+) -> tuple[Tensor, Tensor | None]:
+    """Flatten to ``[T, K]`` and drop tokens of weight 0."""
+    if inputs.shape[-1] != in_features:
+        raise ValueError(f"the observer is for {in_features} features, got {inputs.shape[-1]}")
+    tokens = inputs.detach().reshape(-1, in_features)
+    if weights is None:
+        return tokens, None
+    if tuple(weights.shape) != (len(tokens),):
+        raise ValueError(f"{tuple(weights.shape)} weights for {len(tokens)} tokens; one per token")
+    if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
+        raise ValueError("token weights must be finite and not negative")
+    kept = weights > 0
+    return tokens[kept.to(tokens.device)], weights[kept]

@@ -1,0 +1,85 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlpress.calib.observers import AbsMax, Hessian, MinMax
+
+
+def tokens(count: int = 40, features: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, features, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), max_size=5, unique=True), weighted=st.booleans())
+def test_hessian_does_not_depend_on_the_split(cuts: list[int], weighted: bool) -> None:
+    x = tokens()
+    w = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else None
+    observer = Hessian(6)
+    bounds = [0, *sorted(cuts), 40]
+    for start, stop in pairwise(bounds):
+        observer.update(x[start:stop], None if w is None else w[start:stop])
+    weights = torch.ones(40) if w is None else w
+    expected = (x.double() * weights.double()[:, None]).t() @ x.double() / weights.double().sum()
+    torch.testing.assert_close(observer.values.double(), expected, rtol=1e-5, atol=1e-6)
+    assert observer.tokens == 40
+    assert observer.weight == pytest.approx(float(weights.sum()), rel=1e-6)
+
+
+def test_hessian_of_half_precision_is_summed_in_float32() -> None:
+    x = torch.full((100_000, 1), 3.0, dtype=torch.bfloat16)
+    observer = Hessian(1)
+    observer.update(x.reshape(10, 10_000, 1))
+    assert float(observer.values) == pytest.approx(9.0, rel=1e-3)
+    assert observer.values.dtype == torch.float32
+
+
+def test_large_activations_do_not_overflow() -> None:
+    observer = Hessian(2)
+    observer.update(torch.full((1000, 2), 1e18))
+    assert bool(torch.isfinite(observer.values).all())
+
+
+def test_weight_zero_leaves_a_token_out() -> None:
+    x = tokens()
+    weights = torch.ones(40)
+    weights[:10] = 0
+    x[:10] = 1e9
+    hessian, absmax, minmax = Hessian(6), AbsMax(6), MinMax()
+    for observer in (hessian, absmax, minmax):
+        observer.update(x, weights)  # type: ignore[attr-defined]  # all three have it
+    expected = Hessian(6)
+    expected.update(x[10:])
+    torch.testing.assert_close(hessian.values, expected.values)
+    assert torch.equal(absmax.values, x[10:].abs().amax(dim=0))
+    assert (minmax.low, minmax.high) == (float(x[10:].min()), float(x[10:].max()))
+
+
+def test_all_weights_zero_changes_nothing() -> None:
+    observer = Hessian(6)
+    observer.update(tokens())
+    before = observer.values.clone()
+    observer.update(tokens(seed=1), torch.zeros(40))
+    assert torch.equal(observer.values, before)
+
+
+def test_absmax_and_minmax_accumulate() -> None:
+    absmax, minmax = AbsMax(6), MinMax()
+    parts = [tokens(seed=seed) for seed in range(3)]
+    for part in parts:
+        absmax.update(part.reshape(4, 10, 6))
+        minmax.update(part)
+    whole = torch.cat(parts)
+    assert torch.equal(absmax.values, whole.abs().amax(dim=0))
+    assert (minmax.low, minmax.high) == (float(whole.min()), float(whole.max()))
+
+
+def test_rejects() -> None:
+    with pytest.raises(ValueError, match="for 6 features, got 5"):
+        Hessian(6).update(tokens(features=5))
+    with pytest.raises(ValueError, match=r"\(3,\) weights for 40 tokens"):
+        Hessian(6).update(tokens(), torch.ones(3))
+    with pytest.raises(ValueError, match="finite and not negative"):
+        Hessian(6).update(tokens(), torch.full((40,), -1.0))
