@@ -51,8 +51,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def site_packages(python: Path) -> Path:
     return Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent)
-        .strip()
+        run(
+            python,
+            "-c",
+            "import sysconfig; print(sysconfig.get_path('purelib'))",
+            cwd=python.parent,
+        ).strip()
     )
 
 
@@ -94,7 +98,7 @@ def test_rooms_import_beside_files_of_the_same_name(installed: Path, tmp_path: P
     for room in ROOMS:
         (tmp_path / f"{room}.py").write_text("raise ImportError('the wrong module')\n")
     code = (
-        "import vlpress, vlpress.model.loading, vlpress.calib, vlpress.quant.pipeline, vlpress.eval\n"
+        "import vlpress, vlpress.model.loading, vlpress.calib, vlpress.quant, vlpress.eval\n"
         "for name in vlpress.__all__: getattr(vlpress, name)\n"
         "print(vlpress.__file__)"
     )
@@ -103,5 +107,5 @@ def test_rooms_import_beside_files_of_the_same_name(installed: Path, tmp_path: P
 
 
 def test_light_import_leaves_torch_alone(installed: Path, tmp_path: Path) -> None:
-    code = "import sys, vlpress.cli; print(sorted({'torch', 'transformers', 'scipy'} & {*sys.modules}))"
-    assert run(installed, "-c", code, cwd=tmp_path) == "[]\n"
+    code = "import sys, vlpress.cli; print(['torch' in sys.modules, 'numpy' in sys.modules])"
+    assert run(installed, "-c", code, cwd=tmp_path) == "[False, False]\n"

@@ -1,4 +1,304 @@
-"""tmp"""
+"""The command line: a thin typer front over the rooms.
+
+Verbs turn options into a request, call one function and show what it returns. Nothing here
+imports torch before a verb runs, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
 import sys
-def main() -> None:
-    print("vlpress 0.1.0")
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__, options
+from .failures import DEFECT, VERDICT_CODES, Verbs
+from .requests import Calibration, Questions, RunRequest, Settings
+
+if TYPE_CHECKING:
+    from .progress import Reporter
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make Qwen2-VL and Qwen2.5-VL models small, and prove what it cost.",
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"vlpress {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; a defect gets a traceback and its own exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except Exception:
+        traceback.print_exc()
+    sys.exit(DEFECT)
+
+
+def _reporter() -> Reporter:
+    """Show progress, and what the rooms log as warnings, on standard error."""
+    from .progress import Reporter, WarningHandler
+
+    reporter = Reporter()
+    logging.getLogger("vlpress").handlers = [WarningHandler(reporter)]
+    return reporter
+
+
+def _emit(result: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], str]) -> None:
+    """Print a result on standard output: JSON or what ``draw`` makes of it."""
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else draw(result))
+
+
+def _show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from .tables import headline
+
+    _emit(report, as_json, headline)
+    typer.echo(f"report: {folder / 'report.md'}", err=True)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the code an error came from.")
+    ] = False,
+) -> None:
+    """Make Qwen2-VL and Qwen2.5-VL models small, and prove what it cost."""
+
+
+@app.command()
+def run(
+    out: options.Out,
+    model: options.Model = RunRequest.model,
+    recipe: options.Recipe = RunRequest.recipe,
+    bench: options.Bench = None,
+    calib: options.Calib = Calibration.source,
+    calib_samples: options.CalibSamples = Calibration.samples,
+    limit: options.Limit = Questions.limit,
+    batch_size: options.BatchSize = Questions.batch_size,
+    prompt_style: options.PromptStyle = Questions.prompt_style,
+    rules: options.Rules = Questions.rules,
+    margin: options.Margin = RunRequest.margin,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with the verdict: 0 PASS, 1 FAIL, 4 INCONCLUSIVE.")
+    ] = False,
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    max_pixels: options.MaxPixels = Settings.max_pixels,
+    min_pixels: options.MinPixels = Settings.min_pixels,
+    seed: options.Seed = Settings.seed,
+    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fresh: options.Fresh = False,
+) -> None:
+    """Plan, quantize, write the checkpoint, load it back, evaluate both models, compare.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from .run import run as run_all
+
+    request = RunRequest(
+        out=out,
+        model=model,
+        recipe=recipe,
+        calibration=Calibration(calib, calib_samples),
+        questions=Questions(bench and tuple(bench), limit, batch_size, prompt_style, rules),
+        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        margin=margin,
+        overwrite=overwrite,
+        fresh=fresh,
+    )
+    report = run_all(request, _reporter())
+    _show_report(report, out / "report", json_output)
+    if gate:
+        raise typer.Exit(VERDICT_CODES[report["verdict"]])
+
+
+@app.command()
+def plan(
+    model: options.Model,
+    recipe: options.Recipe = RunRequest.recipe,
+    json_output: options.Json = False,
+) -> None:
+    """Show what would happen to every linear layer, and why."""
+    from .stages import make_plan
+    from .tables import plan_table
+
+    result = make_plan(model, recipe)
+    _emit(result, json_output, plan_table)
+
+
+@app.command()
+def quantize(
+    model: options.Model,
+    out: options.Out,
+    recipe: options.Recipe = RunRequest.recipe,
+    calib: options.Calib = Calibration.source,
+    calib_samples: options.CalibSamples = Calibration.samples,
+    format_: Annotated[str, typer.Option("--format", help="Checkpoint format: gptq.")] = "gptq",
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    max_pixels: options.MaxPixels = Settings.max_pixels,
+    min_pixels: options.MinPixels = Settings.min_pixels,
+    seed: options.Seed = Settings.seed,
+    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fresh: options.Fresh = False,
+) -> None:
+    """Quantize a model and write the checkpoint; it appears whole or not at all."""
+    from .stages import quantize_to
+    from .tables import inspect_table
+
+    result = quantize_to(
+        out,
+        model=model,
+        recipe=recipe,
+        calibration=Calibration(calib, calib_samples),
+        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        format_=format_,
+        overwrite=overwrite,
+        fresh=fresh,
+        reporter=_reporter(),
+    )
+    _emit(result, json_output, inspect_table)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: options.Model,
+    out: options.Out,
+    bench: options.Bench = None,
+    limit: options.Limit = Questions.limit,
+    batch_size: options.BatchSize = Questions.batch_size,
+    prompt_style: options.PromptStyle = Questions.prompt_style,
+    rules: options.Rules = Questions.rules,
+    blank_images: Annotated[
+        bool,
+        typer.Option("--blank-images", help="Show grey pictures: what can be guessed unseen."),
+    ] = Questions.blank_images,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            help="Folder of the original model's evaluation: adds the KL divergence to it.",
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    max_pixels: options.MaxPixels = Settings.max_pixels,
+    min_pixels: options.MinPixels = Settings.min_pixels,
+    seed: options.Seed = Settings.seed,
+    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fresh: options.Fresh = False,
+) -> None:
+    """Ask a model the benchmarks' questions; predictions are stored as they come."""
+    from .stages import evaluate_to
+    from .tables import scores_table
+
+    result = evaluate_to(
+        out,
+        model=model,
+        questions=Questions(
+            bench and tuple(bench), limit, batch_size, prompt_style, rules, blank_images
+        ),
+        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        reference=reference,
+        overwrite=overwrite,
+        fresh=fresh,
+        reporter=_reporter(),
+    )
+    _emit(result, json_output, scores_table)
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The original's evaluation folder.")],
+    candidate: Annotated[
+        list[Path], typer.Argument(metavar="CANDIDATE...", help="One or more folders to judge.")
+    ],
+    out: options.Out,
+    margin: options.Margin = RunRequest.margin,
+    json_output: options.Json = False,
+) -> None:
+    """Judge stored predictions; needs no model. The exit code is the verdict."""
+    from .stages import compare_all
+
+    result = compare_all(base, candidate, out, margin=margin)
+    _show_report(result, out, json_output)
+    raise typer.Exit(VERDICT_CODES[result["verdict"]])
+
+
+@app.command()
+def generate(
+    model: options.Model,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A picture; repeat it for several.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="A video file.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 = no limit.")] = 0,
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    max_pixels: options.MaxPixels = Settings.max_pixels,
+    min_pixels: options.MinPixels = Settings.min_pixels,
+    seed: options.Seed = Settings.seed,
+    json_output: options.Json = False,
+) -> None:
+    """Answer one question about pictures or a video, written out as it is found."""
+    from .stages import answer
+
+    def stream(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    result = answer(
+        model,
+        prompt,
+        images=image or [],
+        video=video,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        on_text=None if json_output else stream,
+    )
+    _emit(result, json_output, lambda _: "")
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A quantized checkpoint.")],
+    json_output: options.Json = False,
+) -> None:
+    """Show bits, scheme, error and size of every layer of a quantized checkpoint."""
+    from .stages import inspect_checkpoint
+    from .tables import inspect_table
+
+    _emit(inspect_checkpoint(checkpoint), json_output, inspect_table)

@@ -48,7 +48,8 @@ def digest_folder(folder: Path) -> str:
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             with path.open("rb") as file:
-                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.name}\0{content}\n".encode())
     return total.hexdigest()
 
 
@@ -116,7 +117,10 @@ def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Say in a few words where two fingerprints differ: ``seed: 0 there, 1 asked``."""
     keys = sorted({*found, *asked})
     changed = [key for key in keys if found.get(key) != asked.get(key)]
-    shown = [f"{key}: {_short(found.get(key))} there, {_short(asked.get(key))} asked" for key in changed[:2]]
+    shown = [
+        f"{key}: {_short(found.get(key))} there, {_short(asked.get(key))} asked"
+        for key in changed[:2]
+    ]
     more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
     return "; ".join(shown) + more
 

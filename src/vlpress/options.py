@@ -32,7 +32,9 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)
+]
 Recipe = Annotated[
     str, typer.Option("--recipe", "-r", help="A preset (w4a16, w8a16, w3a16) or a TOML file.")
 ]
@@ -40,7 +42,8 @@ Bench = Annotated[
     list[str] | None,
     typer.Option(
         "--bench",
-        help="NAME or NAME=PATH; repeat it. Built in: builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        help="NAME or NAME=PATH; repeat it. "
+        "Built in: builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
         show_default=False,
     ),
 ]
@@ -54,7 +57,13 @@ Calib = Annotated[
     ),
 ]
 CalibSamples = Annotated[
-    int, typer.Option("--calib-samples", min=1, help="How many calibration samples to use.")
+    int | None,
+    typer.Option(
+        "--calib-samples",
+        min=1,
+        help="How many calibration samples to use.",
+        show_default="the recipe's",
+    ),
 ]
 Device = Annotated[
     str,
@@ -72,27 +81,46 @@ MinPixels = Annotated[
     int | None,
     typer.Option("--min-pixels", min=1, help="Smallest image area.", show_default="the model's"),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="Seed of everything random.", show_default="the recipe's, or 0"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Discard work in the output folder that answers another question.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Discard work in the output folder that answers another question."
+    ),
 ]
 Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Discard all earlier work in the output folder; do not resume.")
+    bool,
+    typer.Option("--fresh", help="Discard all earlier work in the output folder; do not resume."),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, help="Only the first N items of each benchmark.", show_default="all"),
+    typer.Option(
+        "--limit",
+        min=1,
+        help="Only N questions of each benchmark, spread over its categories.",
+        show_default="all",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Items answered at once.")]
 Margin = Annotated[
-    float, typer.Option("--margin", min=0.0, help="Points that may be lost before the verdict is FAIL.")
+    float,
+    typer.Option("--margin", min=0.0, help="Points that may be lost before the verdict is FAIL."),
 ]
 PromptStyle = Annotated[
     str | None,
-    typer.Option("--prompt-style", help="How questions are worded.", show_default="the benchmark's"),
+    typer.Option(
+        "--prompt-style",
+        help="How questions are worded.",
+        show_default="that of the model's family",
+    ),
 ]
 Rules = Annotated[
     str | None,
-    typer.Option("--rules", help="Answer-extraction profile.", show_default="the newest settled one"),
+    typer.Option("--rules", help="Answer-extraction profile.", show_default="vlmevalkit-2025-08"),
 ]

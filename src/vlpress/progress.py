@@ -6,6 +6,7 @@ it works on (layer, error), the time left and the peak memory so far.
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -96,6 +97,18 @@ class Reporter:
             TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
         )
+
+
+class WarningHandler(logging.Handler):
+    """Shows logged warnings through a reporter, so that they do not tear its bars apart."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        self._reporter.warn(record.getMessage())
 
 
 def _bar(bars: Progress, task: TaskID) -> Update:

@@ -29,7 +29,17 @@ def headline(report: Mapping[str, Any]) -> str:
         ]
         for name, row in report["benchmarks"].items()
     ]
-    head = ["benchmark", "n", "base", "candidate", "delta", "95 % interval", "p", "lost / won", "verdict"]
+    head = [
+        "benchmark",
+        "n",
+        "base",
+        "candidate",
+        "delta",
+        "95 % interval",
+        "p",
+        "lost / won",
+        "verdict",
+    ]
     lines = [tabulate(rows, head, disable_numparse=True, stralign="right"), ""]
     if report.get("synthetic"):
         lines.append("synthetic: these benchmarks are drawings made by vlpress")
@@ -43,7 +53,8 @@ def _fidelity(report: Mapping[str, Any]) -> list[str]:
     if fidelity is None:
         return []
     return [
-        f"fidelity: KL {fidelity['kl_mean']:.4f} nats mean, {fidelity['kl_p99']:.3f} at the 99th percentile; "
+        f"fidelity: KL {fidelity['kl_mean']:.4f} nats mean, "
+        f"{fidelity['kl_p99']:.3f} at the 99th percentile; "
         f"same top token {100 * fidelity['top1_agreement']:.1f} % of {fidelity['tokens']} tokens"
     ]
 

@@ -1,0 +1,71 @@
+"""How a command ends: one line for what the user can mend, and the exit codes.
+
+| code | meaning |
+|---|---|
+| 0 | done; ``compare`` and ``run --gate``: PASS |
+| 1, 4 | ``compare`` and ``run --gate``: FAIL, INCONCLUSIVE |
+| 2 | wrong usage or unusable input |
+| 3 | interrupted; the same command resumes |
+| 70 | a defect of vlpress: a traceback follows |
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+UNUSABLE = 2
+INTERRUPTED = 3
+DEFECT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would read as FAIL
+VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
+
+# typer has its own copy of click in some versions and click itself in others; the public name
+# BadParameter leads to the right UsageError in both.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _one_line(error: Exception) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+@contextmanager
+def _mapped(ctx: Any) -> Iterator[None]:
+    """Turn the errors of a verb into a line on standard error and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise
+    except (_UsageError, ValueError, OSError) as error:
+        if ctx.params.get("show_traceback"):
+            traceback.print_exc()
+        _say(f"vlpress: error: {_one_line(error)}")
+        raise typer.Exit(UNUSABLE) from None
+
+
+class Verbs(TyperGroup):
+    """The command group whose verbs end with the exit codes above."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the options before the verb; without any argument this shows the help."""
+        if not args:
+            return super().parse_args(ctx, args)
+        with _mapped(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; see the module's table."""
+        with _mapped(ctx):
+            return super().invoke(ctx)

@@ -1,0 +1,66 @@
+"""What a user asked for, and the one definition of every default of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
+BUILTIN_MODELS = ("tiny", "tiny-outliers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is opened and its images are read."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    min_pixels: int | None = None
+    """Bounds of an image's area after resizing, in pixels; None = the checkpoint's own."""
+    max_pixels: int | None = None
+    seed: int | None = None
+    """Of the calibration draw, the choice that a limit makes, and sampling; None: 0, or what the
+    recipe says."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration samples come from."""
+
+    source: str | None = None
+    """None: the built-in drawings."""
+    samples: int | None = None
+    """None: as many as the recipe says."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked, and how its answers are read."""
+
+    benches: tuple[str, ...] | None = None
+    """NAME or NAME=PATH; None: the built-in ones."""
+    limit: int | None = None
+    """Questions per benchmark, spread over its categories; None = all."""
+    batch_size: int = 32
+    prompt_style: str | None = None
+    """None: the layout that the model's family was published with."""
+    rules: str | None = None
+    """Answer-extraction profile; None: the default one."""
+    blank_images: bool = False
+    """Replace every picture by grey: what is then still right was not seen but guessed."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One ``vlpress run``."""
+
+    out: Path
+    model: str = "tiny"
+    recipe: str = "w4a16"
+    calibration: Calibration = field(default_factory=Calibration)
+    questions: Questions = field(default_factory=Questions)
+    settings: Settings = field(default_factory=Settings)
+    margin: float = 2.0
+    """Points that a candidate may lose."""
+    overwrite: bool = False
+    fresh: bool = False

@@ -1,0 +1,71 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from vlpress import progress
+from vlpress.progress import Reporter, format_bytes, format_seconds, peak_memory
+
+
+def reporter(terminal: bool = False) -> tuple[Reporter, io.StringIO]:
+    stream = io.StringIO()
+    return Reporter(Console(file=stream, force_terminal=terminal, width=120)), stream
+
+
+def test_plain_lines_when_nobody_watches() -> None:
+    shown, stream = reporter()
+    with shown.stage("quantize") as update:
+        for done in range(1, 101):
+            update(done, 100, f"layers.{done}")
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith("quantize: 1/100, peak ") and lines[0].endswith("layers.1")
+    assert lines[-1].startswith("quantize: 100/100 done in 0:0")
+    assert len(lines) == 2
+
+
+def test_plain_lines_tell_the_time_left_from_what_was_done_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 10.0, 40.0, 50.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown, stream = reporter()
+    with shown.stage("evaluate") as update:
+        update(50, 100, "")  # resumed: 50 were answered earlier
+        update(60, 100, "")  # 10 in 40 s, so 40 more take 160 s
+    assert "evaluate: 60/100, 2:40 left" in stream.getvalue()
+
+
+def test_bars_on_a_terminal_show_title_count_and_detail() -> None:
+    shown, stream = reporter(terminal=True)
+    with shown.stage("quantize") as update:
+        update(3, 3, "layers.2 error 0.01")
+    text = stream.getvalue()
+    assert "quantize" in text and "3/3" in text and "layers.2 error 0.01" in text
+
+
+def test_quiet_keeps_warnings() -> None:
+    shown, stream = reporter()
+    shown.quiet = True
+    with shown.stage("quantize") as update:
+        update(1, 1, "")
+    shown.warn("calibrated on [drawings]")
+    assert stream.getvalue() == "WARNING: calibrated on [drawings]\n"
+
+
+def test_failed_stage_is_not_called_done() -> None:
+    shown, stream = reporter()
+    with pytest.raises(RuntimeError), shown.stage("quantize") as update:
+        update(1, 2, "")
+        raise RuntimeError
+    assert "done" not in stream.getvalue()
+
+
+def test_units() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1024, 3 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "3.0 GiB",
+    ]
+    assert [format_seconds(s) for s in (7.4, 760, 3723)] == ["0:07", "12:40", "1:02:03"]
+    assert 10 << 20 < peak_memory() < 1 << 45
