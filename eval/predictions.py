@@ -1,0 +1,208 @@
+"""Answers on disk: one JSON line each, appended as they come, so that a killed run can go on.
+
+The first line of a file says what made it (its fingerprint). Opening the file again with the same
+fingerprint resumes; another one is refused, because mixing setups would compare nothing. JSON
+rather than a spreadsheet: answers like "None", "007" or "1.50" come back as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+SCHEMA = 1
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of a model."""
+
+    id: str
+    prediction: str
+    n_tokens: int  # generated, the stop token excluded
+    stopped: bool  # ended by itself; False: cut off at the item's cap
+    seconds: float  # its share of its batch's wall-clock time
+
+
+class RecordStore:
+    """Append-only JSON lines under a header, keyed by `id`.
+
+    Args:
+        path: the file; made if absent. A torn last line, as a kill leaves it, is cut off.
+        kind: what the records are, written into the header.
+        fingerprint: JSON values; everything the records depend on.
+
+    Raises:
+        ValueError: the file belongs to another kind or fingerprint, or is damaged elsewhere than
+            in its last line.
+    """
+
+    def __init__(self, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        header = {"kind": kind, "schema": SCHEMA, "fingerprint": _plain(fingerprint)}
+        if path.is_file() and (lines := _whole_lines(path)):
+            found = _parse_header(path, lines[0], kind)
+            refuse_difference(path, found, header["fingerprint"])
+            self.records = _parse_records(path, lines[1:])
+        self._file = path.open("ab")
+        if not self.records and path.stat().st_size == 0:
+            self._write([header])
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add records and wait until they are on the disk.
+
+        Raises:
+            ValueError: an id is already stored.
+        """
+        if known := [r["id"] for r in records if r["id"] in self.records]:
+            raise ValueError(f"{self.path.name} holds {known[0]} already; ids are stored once")
+        self._write(records)
+        self.records.update((r["id"], dict(r)) for r in records)
+
+    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+        self._file.write(text.encode("utf-8", "surrogatepass"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def prediction_record(prediction: Prediction) -> Record:
+    """The JSON form of a prediction."""
+    return asdict(prediction)
+
+
+def read_records(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Record]]:
+    """Read a store without opening it for writing: its fingerprint and its records by id.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; run the evaluation first")
+    lines = [line for line in path.read_bytes().split(b"\n") if line]
+    if not path.read_bytes().endswith(b"\n"):
+        lines = lines[:-1]
+    if not lines:
+        raise ValueError(f"{path} is empty; run the evaluation again")
+    return _parse_header(path, lines[0], kind), _parse_records(path, lines[1:])
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """Read stored predictions by item id.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or a damaged one.
+    """
+    _, records = read_records(path, "predictions")
+    return {key: Prediction(**record) for key, record in records.items()}
+
+
+def refuse_difference(
+    where: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Refuse to continue or compare under another fingerprint.
+
+    Raises:
+        ValueError: they differ; the message names each differing key.
+    """
+    if changed := differences(found, wanted):
+        shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
+        raise ValueError(
+            f"{where} was made with another setup ({shown}); use the same settings, "
+            "another folder, or overwrite it"
+        )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name the keys in which two fingerprints differ: `batch_size: 8 -> 4`."""
+    left, right = dict(_flat(found)), dict(_flat(wanted))
+    keys = [*left, *(key for key in right if key not in left)]
+    return [
+        f"{key}: {_shown(left, key)} -> {_shown(right, key)}"
+        for key in keys
+        if (key in left) != (key in right) or left.get(key) != right.get(key)
+    ]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "absent"
+    text = str(values[key])
+    return text if len(text) <= 24 else text[:21] + "..."  # digests: their start tells them apart
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in _plain(values).items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from JSON (tuples are lists, keys are strings)."""
+    return dict(json.loads(json.dumps(values)))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The file's lines; what follows the last newline is cut off the file."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return [line for line in data[:end].split(b"\n") if line]
+
+
+def _parse_header(path: Path, line: bytes, kind: str) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+        found, schema, fingerprint = header["kind"], header["schema"], header["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not start with a header; it is no file of ours") from error
+    if found != kind or schema != SCHEMA:
+        raise ValueError(
+            f"{path} holds {found!r} of schema {schema}, not {kind!r} of schema {SCHEMA}; "
+            "use another folder"
+        )
+    return dict(fingerprint)
+
+
+def _parse_records(path: Path, lines: Sequence[bytes]) -> dict[str, Record]:
+    records: dict[str, Record] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            record = json.loads(line)
+            key = record["id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} line {number} is damaged; delete the file to start afresh"
+            ) from error
+        if key in records:
+            raise ValueError(f"{path} line {number} repeats {key}; delete the file to start afresh")
+        records[key] = record
+    return records
