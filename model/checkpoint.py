@@ -147,7 +147,7 @@ class CheckpointReader:
                     "fetch the checkpoint again"
                 )
             try:
-                self._handles[file] = safe_open(str(path), framework="pt")  # type: ignore[no-untyped-call]  # no stubs
+                self._handles[file] = safe_open(str(path), framework="pt")
             except (SafetensorError, OSError) as error:
                 raise _damaged(path, error) from None
         return self._handles[file]
@@ -159,7 +159,7 @@ class CheckpointReader:
         if SINGLE_FILE in singles:
             singles = [SINGLE_FILE]
         if len(singles) == 1:
-            return [(name, singles[0]) for name in self._open(singles[0]).keys()]  # noqa: SIM118
+            return [(name, singles[0]) for name in self._open(singles[0]).keys()]
         if singles:
             raise ValueError(
                 f"{self.folder}: {len(singles)} safetensors files but no {INDEX_FILE}; "

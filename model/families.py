@@ -200,7 +200,6 @@ _VISION_QWEN2 = Stage(
     ),
     norms=(NormBinding("norm1", ("attn.qkv",)), NormBinding("norm2", ("mlp.fc1",))),
     pairs=(_VISION_VALUE,),  # not fc1 -> fc2: QuickGELU lies between and is not linear
-    padded=(PaddedWidth("vision_mlp", ("mlp.fc1",), ("mlp.fc2",), ("vision_config", "mlp_ratio")),),
 )
 
 _VISION_QWEN2_5 = Stage(

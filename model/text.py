@@ -58,12 +58,19 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.index, k, v)
+        projected: Tensor = self.o_proj(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return projected
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Weighted values `[B, heads, T, D]`."""
+        if q.shape[2] == 1:
+            # One new token: the heads of a group act as rows of one query, and the cache is not
+            # copied for each of them.
+            grouped = q.reshape(q.shape[0], -1, self.groups, self.head_dim)
+            return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).reshape_as(q)
         if self.groups > 1:
             k, v = k.repeat_interleave(self.groups, 1), v.repeat_interleave(self.groups, 1)
-        causal = mask is None and q.shape[2] > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return projected
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
 class MLP(nn.Module):

@@ -1,0 +1,177 @@
+"""Text generation: one prefill of a left-padded batch, then one token per step from the cache.
+
+A prompt's result does not depend on what it is batched with: padding is masked, finished prompts
+leave the batch, and every prompt draws from its own random generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .inputs import Prompt
+from .qwen_vl import QwenVL
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the default is greedy."""
+
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # keep the most likely tokens that reach this probability together
+    top_k: int = 0  # keep this many of the most likely tokens; 0: all
+    repetition_penalty: float = 1.0  # > 1: tokens already seen get less likely (arXiv 1909.05858)
+    seed: int = 0  # of every prompt's own generator
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature}: must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p}: must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k}: must be 0 (all tokens) or more")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty {self.repetition_penalty}: must be positive")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was generated for one prompt."""
+
+    token_ids: tuple[int, ...]  # without the stop token
+    stopped: bool  # False: cut off at max_new_tokens
+    logits: Tensor | None = None  # float32 [decisions, vocab]: raw, one row per token and stop
+
+
+@dataclass
+class _Row:
+    """One prompt while it is being continued."""
+
+    index: int
+    position: int
+    generator: torch.Generator
+    seen: Tensor  # bool [vocab]: for the repetition penalty
+    tokens: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    stopped: bool = False
+
+
+@torch.inference_mode()
+def generate(
+    model: QwenVL,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    features: Sequence[Sequence[Tensor]] | None = None,
+    sampling: Sampling = Sampling(),  # frozen
+    return_logits: bool = False,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[Generated]:
+    """Continue prompts.
+
+    Args:
+        model: In eval mode.
+        prompts: At least one, of any lengths.
+        max_new_tokens: Most tokens that are generated for a prompt.
+        stop_ids: Tokens that end an answer.
+        features: What `QwenVL.encode` gave for each prompt's visuals; computed when None.
+        sampling: How the next token is chosen.
+        return_logits: Whether the raw scores behind every decision are kept.
+        on_token: Called with prompt index and token id as soon as a token is chosen; not for stop
+            tokens.
+
+    Raises:
+        ValueError: No prompts, or `max_new_tokens` is under 1.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens}: must be at least 1")
+    batch = model.embed(prompts, features)
+    tokens = batch.embeds.shape[1]
+    cache = KVCache(model.config.text, len(prompts), tokens + max_new_tokens)
+    rows = [_start(model, index, prompt, sampling) for index, prompt in enumerate(prompts)]
+    hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
+    active, padding = rows, batch.padding
+    while True:
+        logits = model.logits(hidden[:, -1])
+        going = []
+        for place, row in enumerate(active):
+            if return_logits:
+                row.logits.append(logits[place])
+            token = choose(logits[place], row.seen, sampling, row.generator)
+            if token in stop_ids:
+                row.stopped = True
+                continue
+            row.tokens.append(token)
+            row.seen[token] = True
+            if on_token is not None:
+                on_token(row.index, token)
+            if len(row.tokens) < max_new_tokens:
+                going.append(place)
+        if not going:
+            break
+        if len(going) < len(active):
+            kept = torch.tensor(going, device=padding.device)
+            cache.keep(kept)
+            padding = padding[kept]
+            active = [active[place] for place in going]
+        hidden = _decode(model, active, padding, cache)
+    return [
+        Generated(tuple(row.tokens), row.stopped, torch.stack(row.logits) if row.logits else None)
+        for row in rows
+    ]
+
+
+def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
+    seen = torch.zeros(model.config.text.vocab_size, dtype=torch.bool, device=model.device)
+    seen[prompt.input_ids.to(model.device)] = True
+    generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    return _Row(index, prompt.next_position, generator, seen)
+
+
+def _decode(model: QwenVL, rows: Sequence[_Row], padding: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states `[rows, 1, hidden]` of the token each row has just got."""
+    device = model.device
+    newest = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+    positions = torch.tensor([[row.position + len(row.tokens) - 1] for row in rows], device=device)
+    mask = None
+    if bool(padding.any()):
+        columns = torch.arange(cache.length + 1, device=device)
+        mask = (columns >= padding[:, None])[:, None, None]
+    embeds = model.model.embed_tokens(newest)
+    hidden: Tensor = model.model(embeds, positions.expand(3, -1, -1), mask, cache)
+    return hidden
+
+
+def choose(
+    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None = None
+) -> int:
+    """Choose one token.
+
+    Args:
+        logits: float32 `[vocab]`; not changed.
+        seen: bool `[vocab]`, tokens that the repetition penalty applies to.
+        sampling: The rule.
+        generator: On the device of `logits`; needed when sampling.
+    """
+    if sampling.repetition_penalty != 1.0:
+        penalty = sampling.repetition_penalty
+        weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(seen, weakened, logits)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.numel():
+        least = torch.topk(logits, sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probabilities = torch.softmax(logits, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        # A token stays if those before it have not reached top_p yet; the first always does.
+        keep = ordered.cumsum(0) - ordered < sampling.top_p
+        probabilities = probabilities.masked_fill(~keep[order.argsort()], 0.0)
+    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,259 @@
+"""Pictures: opening them safely, choosing their size, cutting them into patches.
+
+Follows the preprocessing of Qwen2-VL (arXiv 2409.12191, section 2.1, "naive dynamic resolution"):
+any picture is scaled to multiples of 28 pixels within a pixel budget, and its patches are ordered
+so that the four that the merger joins lie side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .config import VisionConfig, read_json
+
+MAX_PICTURE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
+MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3  # Pillow's number for the filter
+
+ImageSource = Image.Image | bytes | str | Path
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """What `preprocessor_config.json` says about pictures."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    rescale_factor: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels}: "
+                "both must be positive and min_pixels not the larger; change one of them"
+            )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        vision: VisionConfig,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> PixelSettings:
+        """Read the settings of a checkpoint folder; the arguments override the file.
+
+        Raises:
+            FileNotFoundError: The folder has no preprocessor configuration.
+            ValueError: It asks for something other than this preprocessing.
+        """
+        raw = _preprocessor_config(folder)
+        _check_supported(raw, vision)
+        size = raw.get("size") or {}
+        low = raw.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge")
+        high = raw.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge")
+        return cls(
+            min_pixels=int(min_pixels or low or cls.min_pixels),
+            max_pixels=int(max_pixels or high or cls.max_pixels),
+            mean=tuple(raw.get("image_mean") or CLIP_MEAN),
+            std=tuple(raw.get("image_std") or CLIP_STD),
+            rescale_factor=float(raw.get("rescale_factor") or cls.rescale_factor),
+        )
+
+
+def _preprocessor_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file() and (folder / "processor_config.json").is_file():
+        nested = read_json(folder / "processor_config.json").get("image_processor")
+        if isinstance(nested, Mapping):
+            return nested
+    return read_json(path)
+
+
+def _check_supported(raw: Mapping[str, Any], vision: VisionConfig) -> None:
+    wanted = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "resample": BICUBIC,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
+    for key, value in wanted.items():
+        if raw.get(key, value) != value:
+            raise ValueError(
+                f"preprocessor_config.json: {key} {raw[key]!r} is not supported; "
+                f"this model needs {value!r}"
+            )
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open a picture and convert it to RGB.
+
+    Encoded pictures are turned upright as their EXIF tag says; transparent parts become white.
+
+    Args:
+        source: A Pillow image, encoded bytes, a path, a `file://` URL or a `data:` URL.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: The picture cannot be decoded, is too large, or lies on the network.
+    """
+    if isinstance(source, Image.Image):
+        _check_size(source, "image")
+        return to_rgb(source)
+    data, name = _read(source)
+    try:
+        with warnings.catch_warnings():
+            # The check below is the same bound, as an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        _check_size(image, name)
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+        ) from None
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
+        raise ValueError(
+            f"{name}: cannot be decoded as an image ({error}); "
+            "give a complete PNG, JPEG, WebP, GIF, BMP or TIFF file"
+        ) from None
+
+
+def _read(source: bytes | str | Path) -> tuple[bytes, str]:
+    """Encoded bytes of a picture, and what to call it in messages."""
+    if isinstance(source, bytes):
+        return source, f"image of {len(source)} bytes"
+    text = str(source)
+    if text.startswith("data:"):
+        try:
+            return base64.b64decode(text.partition(",")[2], validate=True), "image in a data URL"
+        except binascii.Error as error:
+            raise ValueError(
+                f"image in a data URL: not valid base64 ({error}); encode it again"
+            ) from None
+    if text.startswith(("http://", "https://")):
+        raise ValueError(f"{text}: pictures are not fetched from the network; download it first")
+    path = Path(unquote(urlsplit(text).path) if text.startswith("file://") else text)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image file; check the path")
+    return path.read_bytes(), str(path)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PICTURE_PIXELS:
+        raise ValueError(
+            f"{name}: {width} x {height} has too many pixels; allowed: {MAX_PICTURE_PIXELS}; "
+            "scale it down first"
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB: transparency over white, 16-bit grey scaled to 8 bits."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
+        # Pillow would clip 16-bit values at 255 instead of scaling them.
+        grey = np.clip(np.asarray(image, dtype=np.int64) // 257, 0, 255)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = PixelSettings.min_pixels,
+    max_pixels: int = PixelSettings.max_pixels,
+) -> tuple[int, int]:
+    """Height and width to scale a picture to: multiples of `factor` within the pixel budget.
+
+    Raises:
+        ValueError: A side is empty or the aspect ratio is over 200.
+
+    >>> smart_resize(480, 640)
+    (476, 644)
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"image of {width} x {height} pixels is empty; give a larger one")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"image of {width} x {height} pixels: aspect ratio "
+            f"{max(height, width) / min(height, width):.0f} is over {MAX_ASPECT_RATIO}; crop it"
+        )
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def resize(image: Image.Image, height: int, width: int) -> Pixels:
+    """Scale an RGB image with the bicubic filter, uint8 `[height, width, 3]`."""
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def to_patches(frames: Sequence[Pixels], vision: VisionConfig, settings: PixelSettings) -> Tensor:
+    """Cut frames into normalized patches in merge order.
+
+    Args:
+        frames: uint8 `[height, width, 3]` each, all of one size, sides multiples of patch x merge
+            pixels; their number a multiple of `temporal_patch_size`.
+        vision: Gives patch and merge sizes.
+        settings: Gives mean, deviation and the factor to [0, 1].
+
+    Returns:
+        float32 `[t * h * w, 3 * temporal_patch_size * patch_size**2]`.
+    """
+    patch, merge, depth = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    height, width, channels = frames[0].shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    # Axes: time, frame, row, merge row, y, column, merge column, x, channel.
+    cube = np.stack(frames).reshape(
+        len(frames) // depth, depth, rows, merge, patch, columns, merge, patch, channels
+    )
+    cube = cube.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, channels, depth * patch * patch)
+    # There are 256 values per channel only: a table is exact and fast. float64 first and then
+    # float32 is the order of operations that the models were trained with.
+    unit = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    out = np.empty(cube.shape, dtype=np.float32)
+    for channel in range(channels):
+        mean, std = np.float32(settings.mean[channel]), np.float32(settings.std[channel])
+        out[:, channel] = ((unit - mean) / std)[cube[:, channel]]
+    return torch.from_numpy(out.reshape(cube.shape[0], -1))
