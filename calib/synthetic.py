@@ -59,26 +59,31 @@ class Asked:
         return f"{lead}{self.question}\nOptions:\n{listed}{suffix}"
 
 
+def choose_options(question: Question, rng: random.Random, count: int) -> tuple[str, ...]:
+    """The right answer and wrong ones in random order, ``count`` or as many as the pool gives."""
+    wrong = rng.sample(question.wrong, min(count - 1, len(question.wrong)))
+    options = [question.answer, *wrong]
+    rng.shuffle(options)
+    return tuple(options)
+
+
 def word_question(
-    question: Question, rng: random.Random, *, options: int, language: str = "en"
+    question: Question, options: Sequence[str], rng: random.Random, *, language: str = "en"
 ) -> Asked:
     """Put a question into words.
 
     Args:
         question: what is asked.
-        rng: chooses the phrasing, the wrong options and their order.
-        options: number of options, 0 for an open question; never more than the pool allows.
+        options: from ``choose_options``; empty for an open question.
+        rng: chooses the phrasing.
         language: ``"en"`` or ``"zh"``.
     """
     slots = {k: translate(v, language) for k, v in question.slots.items()}
     wording = rng.choice(phrasings(question.skill, language)).format(**slots)
-    if not options or not question.wrong:
+    if not options:
         return Asked(wording, (), translate(question.answer, language), question.skill)
-    count = min(options, len(question.wrong) + 1)
-    texts = [question.answer, *rng.sample(question.wrong, count - 1)]
-    rng.shuffle(texts)
-    letter = LETTERS[texts.index(question.answer)]
-    listed = tuple(translate(t, language) for t in texts)
+    letter = LETTERS[options.index(question.answer)]
+    listed = tuple(translate(text, language) for text in options)
     return Asked(wording, listed, letter, question.skill)
 
 
@@ -105,9 +110,8 @@ def calibration_samples(n: int, seed: int) -> list[Sample]:
         scene = scenes.SCENES[kinds[i % len(kinds)]](rng)
         language = "zh" if rng.random() < 0.125 else "en"
         question = rng.choice(scene.questions)
-        asked = word_question(
-            question, rng, options=4 if rng.random() < 0.5 else 0, language=language
-        )
+        options = choose_options(question, rng, 4) if rng.random() < 0.5 else ()
+        asked = word_question(question, options, rng, language=language)
         images = [p.image for p in scene.pictures]
         messages = user_turn(images, asked.body(language=language))
         out.append(Sample(messages=messages, answer=asked.answer, id=f"synthetic-{seed}-{i}"))

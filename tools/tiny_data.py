@@ -25,6 +25,7 @@ from vlpress.calib.scenes import Question, Scene
 
 PATCH = 14
 IGNORE = -100
+POOL = 8  # batches that are drawn together and sorted by length: a third less padding
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
@@ -165,7 +166,8 @@ class Writer:
         options = rng.choices((4, 3, 5, 2), (0.8, 0.08, 0.06, 0.06))[0]
         if question.skill != "repeat" and rng.random() > closed:
             options = 0
-        asked = synthetic.word_question(question, rng, options=options, language=language)
+        listed = synthetic.choose_options(question, rng, options) if options else ()
+        asked = synthetic.word_question(question, listed, rng, language=language)
         body = asked.body(language=language if rng.random() < 0.3 else "en", bare=bare)
         body = f" {body}" if bare else body
         if not asked.options:
@@ -302,10 +304,14 @@ def batches(
                                      segment=[0], position=[(0, 0, 0)], kind=[0])])  # fmt: skip
             continue
         conversations = []
-        for _ in range(size):
+        for _ in range(size * POOL):
             if stage == "drill" or rng.random() < drills:
                 conversations.append(writer.drill(rng, 8))
                 continue
             scene = scenes.SCENES[rng.choices(kinds, weights)[0]](rng)
             conversations.append(writer.conversation(scene, rng, questions))
-        yield pack(conversations, draw=stage == "joint")
+        conversations.sort(key=lambda c: len(c.ids))
+        groups = [conversations[i : i + size] for i in range(0, len(conversations), size)]
+        rng.shuffle(groups)
+        for group in groups:
+            yield pack(group, draw=stage == "joint")

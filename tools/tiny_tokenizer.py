@@ -63,9 +63,8 @@ def sentences(count: int = 20000) -> list[str]:
         scene = synthetic.draw_scene(rng)
         for question in rng.sample(scene.questions, min(4, len(scene.questions))):
             language = "zh" if rng.random() < 0.2 else "en"
-            asked = synthetic.word_question(
-                question, rng, options=rng.choice((0, 4)), language=language
-            )
+            options = synthetic.choose_options(question, rng, 4) if rng.random() < 0.5 else ()
+            asked = synthetic.word_question(question, options, rng, language=language)
             out += [asked.body(language=language), asked.answer]
             if rng.random() < 0.1:
                 out.append(synthetic.SHORT_ANSWER_SUFFIX)
