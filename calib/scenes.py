@@ -53,14 +53,22 @@ def _near(count: int, rng: random.Random, lowest: int = 1) -> tuple[str, ...]:
     return _others([str(first + i) for i in range(4)], str(count))
 
 
-def _strings(answer: str, rng: random.Random) -> tuple[str, ...]:
-    """Three wrong strings that look like the right one."""
+def _strings(answer: str, make: Callable[[], str]) -> tuple[str, ...]:
+    """Four wrong strings from the source of the right one: unseen, all are equally likely."""
     found: dict[str, None] = {}
-    while len(found) < 3:
-        wrong = words.variant(answer, rng)
+    while len(found) < 4:
+        wrong = make()
         if wrong != answer:
             found[wrong] = None
     return tuple(found)
+
+
+def _number_or_word(rng: random.Random, words_share: float) -> Callable[[], str]:
+    """A source of short words, or of numbers of one length."""
+    if rng.random() < words_share:
+        return lambda: words.word(rng, 5)
+    length = rng.randint(2, 4)
+    return lambda: words.number(rng, length)
 
 
 def _canvas(rng: random.Random, side: int = SIDE) -> Canvas:
@@ -106,13 +114,13 @@ def text(rng: random.Random, kind: str = "") -> Scene:
     """One string, drawn in the manner of ``kind`` (one of ``TEXT_KINDS``, random if empty)."""
     kind = kind or rng.choice(TEXT_KINDS)
     canvas = _canvas(rng)
-    if kind == "digits":
-        string = words.number(rng, rng.randint(2, 6))
-    elif kind == "non_semantic":
-        make = words.letters if rng.random() < 0.5 else words.code
-        string = make(rng, rng.randint(3, 5))
-    else:
-        string = words.word(rng)
+    length = rng.randint(2, 6) if kind == "digits" else rng.randint(3, 5)
+    sources: dict[str, Callable[[], str]] = {
+        "digits": lambda: words.number(rng, length),
+        "non_semantic": lambda: (words.letters if length % 2 else words.code)(rng, length),
+    }
+    make = sources.get(kind, lambda: words.word(rng))
+    string = make()
     faces = {
         "handwriting": ("hand",),
         "artistic": ("hollow", "wide", "angular"),
@@ -143,7 +151,7 @@ def text(rng: random.Random, kind: str = "") -> Scene:
     else:
         canvas.text(string, x, y, colour, style)
     skill = "number" if kind == "digits" else "read"
-    questions = [Question(skill, string, _strings(string, rng))]
+    questions = [Question(skill, string, _strings(string, make))]
     return Scene("text", (canvas.finish(),), (*questions, *_about(canvas, "words")))
 
 
@@ -159,7 +167,8 @@ def signs(rng: random.Random) -> Scene:
     _clutter(canvas, rng, 4)
     questions = []
     for colour, y in zip(colours, rows, strict=True):
-        string = words.word(rng, 5) if rng.random() < 0.7 else words.number(rng, rng.randint(2, 4))
+        make = _number_or_word(rng, 0.7)
+        string = make()
         style = _style(rng, rng.choice(("sans", "round", "angular")), len(string))
         reach = style.advance * (len(string) - 1) / 2
         slack = max(0.0, SIDE / 2 - reach - 12)
@@ -171,7 +180,7 @@ def signs(rng: random.Random) -> Scene:
         else:
             canvas.text(string, x, y, colour, style)
         skill = "sign" if as_signs else "ink"
-        questions.append(Question(skill, string, _strings(string, rng), {"colour": colour}))
+        questions.append(Question(skill, string, _strings(string, make), {"colour": colour}))
     return Scene("signs", (canvas.finish(),), (*questions, *_about(canvas, "words")))
 
 
@@ -185,13 +194,14 @@ def lines(rng: random.Random) -> Scene:
     top = rng.uniform(13, 15)
     pitch = (SIDE - 2 * top) / max(count - 1, 2)
     for i in range(count):
-        string = words.word(rng, 5) if rng.random() < 0.75 else words.number(rng, rng.randint(2, 4))
+        make = _number_or_word(rng, 0.75)
+        string = make()
         style = TextStyle(face, rng.uniform(14, 17), 16.0, weight=rng.uniform(1.8, 2.3))
         x = 14 + style.advance * (len(string) - 1) / 2 + rng.uniform(0, 8)
         canvas.text(string, x, top + i * pitch, colour, style)
         ordinals = ([ORDINALS[i]] if i < 3 else []) + (["last"] if i == count - 1 else [])
         slots = {"ordinal": rng.choice(ordinals)}
-        questions.append(Question("line", string, _strings(string, rng), slots))
+        questions.append(Question("line", string, _strings(string, make), slots))
     return Scene("lines", (canvas.finish(),), (*questions, *_about(canvas, "words")))
 
 
@@ -204,12 +214,14 @@ def form(rng: random.Random) -> Scene:
     pitch = 84 / max(count - 1, 2)
     questions = []
     for i, key in enumerate(rng.sample(words.KEYS, count)):
-        value = words.number(rng, rng.randint(1, 3))
+        length = rng.randint(1, 3)
+        value = words.number(rng, length)
         style = TextStyle(face, rng.uniform(14, 16), 15.0, weight=rng.uniform(1.8, 2.2))
         string = f"{key}:{value}"
         x = 9 + style.advance * (len(string) - 1) / 2 + rng.uniform(0, 2)
         canvas.text(string, x, 14 + i * pitch, colour, style)
-        questions.append(Question("value", value, _strings(value, rng), {"key": key}))
+        wrong = _strings(value, lambda length=length: words.number(rng, length))
+        questions.append(Question("value", value, wrong, {"key": key}))
     return Scene("form", (canvas.finish(),), (*questions, *_about(canvas, "form")))
 
 
@@ -228,12 +240,8 @@ def formula(rng: random.Random) -> Scene:
         lift = style.height * 0.45 if raised else 0.0
         canvas.glyph(character, x + along, y - lift, colour, small if raised else style)
     latex = words.latex(parts)
-    wrong: dict[str, None] = {}
-    while len(wrong) < 3:
-        other = words.latex(words.formula(rng))
-        if other != latex:
-            wrong[other] = None
-    question = Question("formula", latex, tuple(wrong))
+    wrong = _strings(latex, lambda: words.latex(words.formula(rng)))
+    question = Question("formula", latex, wrong)
     return Scene("formula", (canvas.finish(),), (question, *_about(canvas, "formula")))
 
 
@@ -515,10 +523,11 @@ def album(rng: random.Random) -> Scene:
         canvas = _canvas(rng, SMALL_SIDE)
         slots = {"ordinal": ordinals[i]}
         if rng.random() < 0.3:
-            string = words.number(rng, rng.randint(2, 4))
+            make = _number_or_word(rng, 0.0)
+            string = make()
             style = _style(rng, rng.choice(("sans", "round")), len(string), SMALL_SIDE)
             canvas.text(string, SMALL_SIDE / 2, rng.uniform(22, 62), _text_colour(canvas, rng), style)
-            questions.append(Question("nth_read", string, _strings(string, rng), slots))
+            questions.append(Question("nth_read", string, _strings(string, make), slots))
         else:
             at = [rng.uniform(26, SMALL_SIDE - 26) for _ in range(2)]
             large = rng.random() < 0.5

@@ -46,17 +46,6 @@ def number(rng: random.Random, length: int) -> str:
     return rng.choice("123456789") + "".join(rng.choice("0123456789") for _ in range(length - 1))
 
 
-def variant(string: str, rng: random.Random) -> str:
-    """Another string of the same length and character classes, sometimes a near miss."""
-    changed = list(string)
-    places = [i for i, c in enumerate(string) if c.isdigit() or (c.isalpha() and c.isupper())]
-    count = len(places) if rng.random() < 0.5 else max(1, len(places) // 2)
-    for i in rng.sample(places, count):
-        pool = "123456789" if changed[i].isdigit() else _LETTERS
-        changed[i] = rng.choice([c for c in pool if c != changed[i]])
-    return "".join(changed)
-
-
 def formula(rng: random.Random) -> list[tuple[str, bool]]:
     """Glyphs of a small formula, each with whether it is a superscript (4 to 6 glyphs)."""
     out: list[tuple[str, bool]] = []
