@@ -14,7 +14,6 @@ reported with its line.
 import base64
 import binascii
 import hashlib
-import io
 import json
 import logging
 import random
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from ..model.images import ImageSource, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +79,13 @@ def load_samples(source: str | Path | None, *, n: int, seed: int) -> list[Sample
     return [get(index) for index in _draw(count, n, seed)]
 
 
-def image_digest(image: Any) -> str:
+def image_digest(image: ImageSource) -> str:
     """sha256 of a picture's size and RGB pixels, however it is stored.
 
     Args:
         image: PIL image, encoded bytes, path, or `data:` URL.
     """
-    pixels = decode_image(image)
+    pixels = open_image(image)
     head = f"{pixels.width}x{pixels.height}:".encode()
     return hashlib.sha256(head + pixels.tobytes()).hexdigest()
 
@@ -104,25 +103,6 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
-
-
-def decode_image(image: Any) -> Image.Image:
-    """An RGB picture from a PIL image, encoded bytes, a path or a `data:` URL.
-
-    Raises:
-        ValueError: it does not decode, or has more pixels than Pillow allows.
-    """
-    try:
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        if isinstance(image, str) and image.startswith("data:"):
-            image = base64.b64decode(image.partition(",")[2], validate=True)
-        stream = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
-        with Image.open(stream) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-        shown = f"of {len(image)} bytes" if isinstance(image, bytes) else str(image)[:200]
-        raise ValueError(f"image {shown} cannot be decoded ({type(error).__name__})") from None
 
 
 def _draw(count: int, n: int, seed: int) -> list[int]:
@@ -163,7 +143,7 @@ def _paragraphs(path: Path) -> Source:
 
 
 def _dataset(source: str) -> Source:
-    import datasets
+    import datasets  # type: ignore[import-untyped]  # ships no annotations
 
     folder = Path(source)
     if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
@@ -254,7 +234,7 @@ def _image(value: Any, folder: Path) -> Any:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and not value.startswith("data:"):
         value = _path_or_base64(value, folder)
-    decode_image(value)
+    open_image(value)
     return value
 
 

@@ -1,0 +1,189 @@
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from calib_models import prompt, prompts, random_model, raw_config
+from torch import Tensor, nn
+
+from vlpress.calib.capture import watch_inputs
+from vlpress.calib.observers import Hessian
+from vlpress.calib.sequential import TapGroup, run_sequential, tap_groups
+from vlpress.calib.store import MemoryStore, ModelBlocks
+from vlpress.model.families import LinearSpec, family_of
+from vlpress.model.inputs import Prompt
+from vlpress.model.qwen_vl import QwenVL
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+
+
+def linears(model: QwenVL, *stages: str) -> list[LinearSpec]:
+    specs = family_of(model.config).linears(model.config)
+    return [spec for spec in specs if spec.stage in stages]
+
+
+def reference_hessian(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
+    """By whole-model forward passes, in float64."""
+    rows: list[Tensor] = []
+
+    def keep(x: Tensor) -> None:
+        rows.append(x.reshape(-1, x.shape[-1]).double())
+
+    with torch.no_grad(), watch_inputs({model.get_submodule(name): keep}):
+        for sample in samples:
+            model([sample])
+    x = torch.cat(rows)
+    return x.t() @ x / len(x)
+
+
+def scale_weights(model: QwenVL) -> Callable[[TapGroup, Hessian], None]:
+    """A stand-in for quantization that clearly changes what follows."""
+
+    def solve(group: TapGroup, hessian: Hessian) -> None:
+        for spec in group.linears:
+            model.get_submodule(spec.name).weight.data.mul_(0.7)
+
+    return solve
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool) -> None:
+    model = random_model(raw_config(family, tied=False))
+    samples = prompts(model.config)
+    targets = linears(model, "vision", "merger", "decoder", "head")
+    seen: dict[str, Tensor] = {}
+
+    def solve(group: TapGroup, hessian: Hessian) -> None:
+        for spec in group.linears:
+            seen[spec.name] = hessian.values.clone()
+
+    run_sequential(model, samples, targets, solve, true_sequential=true_sequential)
+    assert list(seen) == [spec.name for spec in targets]
+    for name, values in seen.items():
+        expected = reference_hessian(model, samples, name)
+        torch.testing.assert_close(values.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_each_block_sees_the_solved_blocks_before_it() -> None:
+    """Hessians equal those of a model in which everything earlier is already changed."""
+    model = random_model()
+    samples = prompts(model.config)
+    targets = linears(model, "vision", "decoder")
+    change = scale_weights(model)
+
+    def solve(group: TapGroup, hessian: Hessian) -> None:
+        expected = reference_hessian(model, samples, group.linears[0].name)
+        torch.testing.assert_close(hessian.values.double(), expected, rtol=1e-3, atol=1e-4)
+        change(group, hessian)
+
+    run_sequential(model, samples, targets, solve)
+
+
+def test_without_true_sequential_a_block_sees_its_own_original() -> None:
+    model, original = random_model(), random_model()
+    samples = prompts(model.config)
+    targets = linears(model, "decoder")
+    change = scale_weights(model)
+    seen: dict[str, Tensor] = {}
+
+    def solve(group: TapGroup, hessian: Hessian) -> None:
+        seen[group.linears[0].name] = hessian.values
+        change(group, hessian)
+
+    run_sequential(model, samples, targets, solve, true_sequential=False)
+    first = "model.layers.0.mlp.down_proj"
+    expected = reference_hessian(original, samples, first)
+    torch.testing.assert_close(seen[first].double(), expected, rtol=1e-3, atol=1e-4)
+    second = "model.layers.1.self_attn.q_proj"
+    unchanged = reference_hessian(original, samples, second)
+    assert float((seen[second] - unchanged).norm() / unchanged.norm()) > 0.01
+
+
+def test_shared_inputs_are_captured_once() -> None:
+    model = random_model()
+    groups = tap_groups(linears(model, "decoder"), "model.layers.1")
+    assert [group.tap for group in groups] == ["qkv", "o", "gate_up", "down"]
+    assert [len(group.linears) for group in groups] == [3, 1, 2, 1]
+    assert tap_groups(linears(model, "decoder"), "model.layers.10") == []
+    seen = []
+    run_sequential(
+        model, prompts(model.config), linears(model, "decoder"), lambda g, h: seen.append(g.tap)
+    )
+    assert seen == ["qkv", "o", "gate_up", "down"] * 2
+
+
+def test_image_tokens_can_count_less() -> None:
+    model = random_model()
+    sample = prompt(model.config, [(1, 8, 8)], 5, 7)
+    target = linears(model, "decoder")[:1]
+    seen: list[Hessian] = []
+    run_sequential(model, [sample], target, lambda g, h: seen.append(h), image_weight=0.25)
+    assert seen[0].weight == pytest.approx(len(sample) - 16 + 16 * 0.25)
+    rows: list[Tensor] = []
+    with torch.no_grad(), watch_inputs({model.get_submodule(target[0].name): rows.append}):
+        model([sample])
+    x = rows[0].reshape(-1, 64).double()
+    weights = torch.where(sample.input_ids == 90, 0.25, 1.0).double()
+    expected = (x * weights[:, None]).t() @ x / weights.sum()
+    torch.testing.assert_close(seen[0].values.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+class CountingBlocks(ModelBlocks):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.open: list[str] = []
+        self.order: list[str] = []
+        self.most = 0
+
+    def load(self, path: str) -> nn.Module:
+        self.open.append(path)
+        self.order.append(path)
+        self.most = max(self.most, len(self.open))
+        return super().load(path)
+
+    def release(self, path: str) -> None:
+        self.open.remove(path)
+
+
+def test_one_block_at_a_time_and_nothing_left_behind() -> None:
+    model = random_model()
+    blocks, store = CountingBlocks(model), MemoryStore()
+    targets = [s for s in linears(model, "decoder") if s.block == 0]
+    run_sequential(
+        model, prompts(model.config), targets, lambda g, h: None, blocks=blocks, store=store
+    )
+    assert blocks.most == 1
+    assert blocks.open == []
+    # Nothing behind the last target runs.
+    assert blocks.order == [
+        "visual.patch_embed",
+        "visual.blocks.0",
+        "visual.blocks.1",
+        "visual.merger",
+        "model.embed_tokens",
+        "model.layers.0",
+    ]
+    assert len(store) == 0
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_blocks_are_released_after_an_error() -> None:
+    model = random_model()
+    blocks = CountingBlocks(model)
+
+    def fail(group: TapGroup, hessian: Hessian) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run_sequential(model, prompts(model.config), linears(model, "decoder"), fail, blocks=blocks)
+    assert blocks.open == []
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_rejects() -> None:
+    model = random_model()
+    with pytest.raises(ValueError, match="no calibration prompts"):
+        run_sequential(model, [], linears(model, "decoder"), lambda g, h: None)
+    text = [prompt(model.config, [], 5, 0)]
+    with pytest.raises(ValueError, match=r"visual\.blocks\.0\.attn\.qkv: no calibration sample"):
+        run_sequential(model, text, linears(model, "vision"), lambda g, h: None)

@@ -1,0 +1,121 @@
+from typing import Any
+
+import pytest
+import torch
+from calib_models import raw_config
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.loading import build_model
+from vlpress.quant.plan import make_plan, stored_bytes
+from vlpress.quant.recipe import Recipe
+
+
+def recipe(*steps: dict[str, Any]) -> Recipe:
+    base = {"method": "gptq", "bits": 4, "group_size": 32}
+    return Recipe.from_dict({"name": "test", "step": [base | step for step in steps or ({},)]})
+
+
+def config(family: str = "qwen2_5_vl", **overrides: Any) -> ModelConfig:
+    return ModelConfig.from_dict(raw_config(family, **overrides))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_linear_has_one_row(family: str, tied: bool) -> None:
+    plan = make_plan(config(family, tied=tied), recipe())
+    model = build_model(config(family, tied=tied))
+    modules = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    names = [row.name for row in plan.rows]
+    assert len(names) == len(set(names))
+    assert set(names) == modules | {"lm_head"}
+    assert all(row.fate.startswith(("kept, because ", "gptq int4 g32 sym")) for row in plan.rows)
+    assert {row.spec.stage for row in plan.quantized} == {"decoder"}
+    assert len(plan.quantized) == 14
+
+
+def test_reasons() -> None:
+    plan = make_plan(config(), recipe({"ignore": ["*.1.mlp.*"]}))
+    fates = {row.name: row.fate for row in plan.rows}
+    assert fates["visual.merger.mlp.0"] == "kept, because no step targets it (merger)"
+    assert fates["model.layers.1.mlp.up_proj"] == "kept, because the recipe ignores '*.1.mlp.*'"
+    assert fates["lm_head"] == "kept, because it shares its weight with the token embedding"
+
+
+def test_bytes_add_up() -> None:
+    plan = make_plan(config(tied=False), recipe(), dtype=torch.bfloat16)
+    model = build_model(config(tied=False))
+    assert plan.base_bytes == 2 * sum(p.numel() for p in model.parameters())
+    row = next(row for row in plan.rows if row.name == "model.layers.0.self_attn.k_proj")
+    # 64 -> 32: integers, scales in fp16 and zero points of two groups, order, bias
+    assert row.bytes_before == 2 * (64 * 32 + 32)
+    assert row.bytes_after == 64 * 32 // 2 + 2 * 32 * 2 + 2 * 32 // 2 + 64 * 4 + 32 * 2
+    assert plan.candidate_bytes == plan.base_bytes - sum(
+        r.bytes_before - r.bytes_after for r in plan.rows
+    )
+    assert 4.5 < plan.bits_per_weight < 6  # narrow layers: the order tensor weighs more
+    assert stored_bytes(row.spec, recipe().steps[0].scheme) == row.bytes_after
+
+
+def test_two_steps() -> None:
+    plan = make_plan(
+        config(),
+        recipe({"ignore": ["*.down_proj"]}, {"bits": 8, "targets": ["*layers*.down_proj"]}),
+    )
+    bits = {row.name: row.step.scheme.bits for row in plan.rows if row.step}
+    assert bits["model.layers.0.mlp.down_proj"] == 8
+    assert bits["model.layers.0.mlp.up_proj"] == 4
+
+
+def test_newer_names_are_understood() -> None:
+    plan = make_plan(config(), recipe({"targets": ["model.language_model.layers.*"]}))
+    assert len(plan.quantized) == 14
+
+
+def test_memory_grows_with_the_widest_layer() -> None:
+    small = make_plan(config(), recipe()).memory
+    wide = make_plan(config(intermediate_size=512), recipe()).memory
+    assert wide.solve > 4 * small.solve
+    assert small.total(1000) == small.weights + small.solve + 1000 * small.per_token
+    assert make_plan(config(), recipe({"method": "rtn"})).memory.solve == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"targets": ["model.layer.*"]}, r"target 'model.layer.\*' matches no linear layer"),
+        (
+            {"ignore": ["model.layers.0.mlp.down_projx"]},
+            r"ignore pattern .* matches no .*; near are model\.layers\.0\.mlp\.down_proj",
+        ),
+        ({"targets": ["zzz"]}, r"near are visual\.blocks\.0\.attn\.qkv"),
+        ({"ignore": ["*"]}, "every targeted layer is ignored"),
+        ({"group_size": 48}, r"layers\.0\.self_attn\.q_proj: in_features 64 does not divide"),
+        (
+            {"targets": ["visual.*down_proj"], "group_size": -1},
+            r"visual\.blocks\.0\.mlp\.down_proj: in_features 36 is not a multiple of 32",
+        ),
+        (
+            {"targets": ["visual.*up_proj", "visual.*gate_proj"]},
+            "out_features 36 is not a multiple of 32",
+        ),
+        ({"ignore": ["*.k_proj"]}, r"engines fuse these layers.*k_proj: kept"),
+        ({"activations": "dynamic"}, "activations 'dynamic' are not supported"),
+    ],
+)
+def test_rejects(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make_plan(config(), recipe(step))
+    assert "\n" not in str(caught.value)
+
+
+def test_two_steps_must_not_claim_one_layer() -> None:
+    with pytest.raises(ValueError, match="targeted by two steps"):
+        make_plan(config(), recipe({}, {"bits": 8, "targets": ["*layers*.down_proj"]}))
+
+
+def test_dict_is_json() -> None:
+    import json
+
+    data = make_plan(config(), recipe()).to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert data["rows"][-1]["name"] == "lm_head"
