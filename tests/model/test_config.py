@@ -1,0 +1,121 @@
+"""Configs of both generations become the same sizes; unusable ones are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import TinyConfig
+
+from vlpress.model.config import ModelConfig, read_json
+
+
+def test_flat_and_nested_files_give_equal_configs(tiny_config: TinyConfig, family: str) -> None:
+    flat = tiny_config(family, dtype="bfloat16")
+    nested = tiny_config(family, nested=True, dtype="bfloat16")
+    assert "text_config" in nested.raw and "text_config" not in flat.raw
+    assert flat == nested
+    assert flat.dtype is torch.bfloat16
+
+
+def test_published_qwen2_5_vl_fields() -> None:
+    config = ModelConfig.from_dict(
+        {
+            "model_type": "qwen2_5_vl",
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "vision_config": {
+                "hidden_size": 1280,
+                "out_hidden_size": 2048,
+                "intermediate_size": 3420,
+                "in_chans": 3,
+                "tokens_per_second": 2,
+            },
+        }
+    )
+    vision, text = config.vision, config.text
+    assert (vision.depth, vision.num_heads, vision.head_dim) == (32, 16, 80)
+    assert (vision.patch_dim, vision.merge_unit, vision.pixel_factor) == (1176, 4, 28)
+    assert [i for i in range(32) if vision.has_full_attention(i)] == [7, 15, 23, 31]
+    assert (text.head_dim, text.tie_word_embeddings) == (128, True)
+    assert config.image_token_id == 151655
+
+
+def test_qwen2_vl_reads_width_and_ratio() -> None:
+    vision = ModelConfig.from_dict(
+        {
+            "model_type": "qwen2_vl",
+            "hidden_size": 1536,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vision_config": {"embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 1536},
+        }
+    ).vision
+    assert (vision.hidden_size, vision.intermediate_size) == (1280, 5120)
+    assert vision.out_hidden_size == 1536
+    assert not vision.is_windowed and vision.has_full_attention(0)
+
+
+def test_tie_flag_inside_text_config_counts(tiny_config: TinyConfig) -> None:
+    raw = dict(tiny_config(nested=True, tied=True).raw)
+    raw["tie_word_embeddings"] = False
+    assert ModelConfig.from_dict(raw).text.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama' is not supported; allowed: qwen2_vl"),
+        ({"vision_config": None}, "vision_config is missing"),
+        ({"hidden_size": "wide"}, "a field is missing or has the wrong type|invalid literal"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; allowed: silu"),
+        ({"torch_dtype": "int8"}, "dtype 'int8' is not supported; allowed: float32"),
+        ({"num_key_value_heads": 3}, "4 attention heads are not a multiple of 3"),
+        ({"num_attention_heads": 3}, "not num_attention_heads 3 x head_dim"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window is true"),
+        (
+            {"rope_scaling": {"type": "yarn", "mrope_section": [4, 6, 6]}},
+            "rope type 'yarn' is not supported; allowed: default, mrope",
+        ),
+        ({"rope_scaling": {"mrope_section": [4, 4, 4]}}, "adds up to 12; it must be half"),
+        ({"hidden_size": 256, "head_dim": 64}, "ends in 128 features and the decoder is 256"),
+    ],
+)
+def test_refuses_unusable_fields(
+    tiny_config: TinyConfig, changes: dict[str, Any], message: str
+) -> None:
+    raw = {**tiny_config().raw, **changes}
+    if changes.get("head_dim") == 64:
+        raw["rope_scaling"] = {"mrope_section": [8, 12, 12]}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(raw)
+
+
+def test_refuses_vision_sizes_that_do_not_fit(tiny_config: TinyConfig) -> None:
+    with pytest.raises(ValueError, match="vision width 64 does not split into 5 heads"):
+        tiny_config(vision={"num_heads": 5})
+    with pytest.raises(ValueError, match="window_size 20 is smaller than one merged patch"):
+        tiny_config(vision={"window_size": 20})
+
+
+def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json; give a folder"):
+        ModelConfig.from_folder(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": ')
+    with pytest.raises(ValueError, match="not valid JSON"):
+        ModelConfig.from_folder(tmp_path)
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list, not an object"):
+        read_json(path)

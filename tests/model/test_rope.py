@@ -1,0 +1,96 @@
+"""Position ids against the original implementation, and the rotation by its properties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import TinyConfig
+
+from vlpress.model.rope import mrope_ids, rotate, text_rotary, vision_rotary
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mrope_ids.json").read_text())
+
+
+def config_for(tiny_config: TinyConfig, case: dict[str, Any]) -> Any:
+    vision = {}
+    if case["family"] == "qwen2_5_vl":
+        vision = {"tokens_per_second": case["tokens_per_second"]}
+    raw = dict(tiny_config(case["family"], vision=vision).raw)
+    raw |= {f"{name}_token_id": token for name, token in GOLDEN["tokens"].items()}
+    return type(tiny_config()).from_dict(raw)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['family']}: {c['name']}")
+def test_ids_equal_the_original_implementation(
+    tiny_config: TinyConfig, case: dict[str, Any]
+) -> None:
+    ids = mrope_ids(
+        torch.tensor(case["input_ids"]),
+        [tuple(grid) for grid in case["grids"]],
+        case["seconds_per_grid"],
+        config_for(tiny_config, case),
+    )
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == case["position_ids"]
+
+
+def test_golden_cases_reach_what_they_are_meant_to() -> None:
+    cases = {(case["family"], case["name"]): case for case in GOLDEN["cases"]}
+    assert len(cases) == 28
+    # A video longer than it is tall pushes the text behind it beyond its height and width.
+    ids = torch.tensor(cases["qwen2_5_vl", "video longer than tall"]["position_ids"])
+    assert ids[0].max() > 20
+
+
+def test_refuses_tokens_that_do_not_fit_the_grids(tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    image = config.image_token_id
+    with pytest.raises(ValueError, match="3 image and video tokens but its 1 visuals make 4"):
+        mrope_ids(torch.tensor([1, image, image, image]), [(1, 4, 4)], [0.0], config)
+    with pytest.raises(ValueError, match="the 4 tokens of a visual are interrupted at token 1"):
+        ids = torch.tensor([1, image, image, 5, image, image])
+        mrope_ids(ids, [(1, 4, 4)], [0.0], config)
+
+
+@given(shift=st.integers(0, 1000), positions=st.lists(st.integers(0, 500), min_size=2, max_size=2))
+def test_scores_depend_on_distance_only(shift: int, positions: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 32, generator=generator, dtype=torch.float64)
+
+    def score(offset: int) -> torch.Tensor:
+        ids = (torch.tensor(positions) + offset).expand(3, 1, 2)
+        cos, sin = text_rotary(ids, 32, 10000.0, (4, 6, 6))
+        turned = rotate(torch.stack((q, k))[None], cos.double(), sin.double())[0]
+        return turned[0] @ turned[1]
+
+    # Angles are float32: their error grows with the position.
+    torch.testing.assert_close(score(0), score(shift), atol=2e-3, rtol=0)
+
+
+def test_sections_follow_their_own_axis() -> None:
+    ids = torch.tensor([[[3]], [[50]], [[700]]])
+    cos, _ = text_rotary(ids, 32, 10000.0, (4, 6, 6))
+    frequencies = 10000.0 ** (-torch.arange(16) / 16)
+    expected = torch.cat((3 * frequencies[:4], 50 * frequencies[4:10], 700 * frequencies[10:]))
+    torch.testing.assert_close(cos[0, 0], expected.cos(), atol=1e-4, rtol=0)
+
+
+def test_vision_angles_are_rows_then_columns() -> None:
+    cos, sin = vision_rotary(torch.tensor([[2, 7]]), 16)
+    frequencies = 10000.0 ** (-torch.arange(4) / 4)
+    expected = torch.cat((2 * frequencies, 7 * frequencies))
+    torch.testing.assert_close(cos[0], expected.cos())
+    torch.testing.assert_close(sin[0], expected.sin())
+
+
+def test_rotation_pairs_channels_half_a_head_apart() -> None:
+    x = torch.tensor([1.0, 0.0, 0.0, 2.0])
+    angle = torch.tensor([torch.pi / 2, torch.pi])
+    turned = rotate(x, angle.cos(), angle.sin())
+    torch.testing.assert_close(turned, torch.tensor([0.0, 0.0, 1.0, -2.0]), atol=1e-6, rtol=0)
