@@ -47,14 +47,14 @@ class RecordStore:
     def __init__(self, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
-        header = {"kind": kind, "schema": SCHEMA, "fingerprint": _plain(fingerprint)}
+        wanted = _plain(fingerprint)
         if path.is_file() and (lines := _whole_lines(path)):
             found = _parse_header(path, lines[0], kind)
-            refuse_difference(path, found, header["fingerprint"])
+            refuse_difference(path, found, wanted)
             self.records = _parse_records(path, lines[1:])
         self._file = path.open("ab")
         if not self.records and path.stat().st_size == 0:
-            self._write([header])
+            self._write([{"kind": kind, "schema": SCHEMA, "fingerprint": wanted}])
 
     def append(self, records: Sequence[Record]) -> None:
         """Add records and wait until they are on the disk.

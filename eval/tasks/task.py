@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +85,13 @@ class Task:
         return self.scorer(fields, predictions, self.profile)
 
 
-def require_all(name: str, fields: Iterable[Fields], predictions: Mapping[str, str]) -> None:
+def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str]) -> None:
     """Refuse to score an unfinished run: leaving rows out would shrink the denominator.
+
+    Args:
+        name: of the task.
+        fields: of all its items.
+        predictions: ids of the answered ones.
 
     Raises:
         ValueError: an item has no prediction.

@@ -1,0 +1,124 @@
+"""Several candidates against one base, and against each other.
+
+The differences between candidates are paired as well: on scores question by question, on
+divergences over the mean of each question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from .fidelity import divergence_interval, unit_divergences
+from .markdown import render_comparison
+from .report import MARGIN, compare, paired_difference
+from .results import (
+    SCHEMA,
+    StoredRun,
+    StoredTask,
+    read_fidelity,
+    read_run,
+    write_json,
+    write_text,
+)
+from .statistics import Verdict, count_outcomes, overall
+
+
+def compare_many(
+    base_dir: str | Path,
+    cand_dirs: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    margin: float = MARGIN,
+) -> dict[str, Any]:
+    """Judge several candidates: a report folder for each, and their differences.
+
+    Args:
+        base_dir: evaluation folder of the original model.
+        cand_dirs: evaluation folders of the candidates.
+        out_dir: gets a folder per candidate, `comparison.json` and `comparison.md`.
+        margin: points that a candidate may lose.
+
+    Returns:
+        The content of `comparison.json`: headline per candidate, and for each pair of candidates
+        the paired differences of scores (points) and divergences (nats).
+
+    Raises:
+        FileNotFoundError: a folder is no evaluation.
+        ValueError: as `compare`, or two candidate folders that cannot be told apart by name.
+    """
+    out = Path(out_dir)
+    names = _labels([Path(p) for p in cand_dirs])
+    reports = {
+        name: compare(base_dir, path, out / name, margin=margin)
+        for name, path in zip(names, cand_dirs, strict=True)
+    }
+    runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}
+    comparison = {
+        "schema": SCHEMA,
+        "base": read_run(base_dir).name,
+        "margin": margin,
+        "verdict": overall([Verdict(report["verdict"]) for report in reports.values()]),
+        "synthetic": any(report["synthetic"] for report in reports.values()),
+        "candidates": {name: _brief(report) for name, report in reports.items()},
+        "pairs": [
+            {"first": a, "second": b, "benchmarks": _pair(runs[a], runs[b])}
+            for a, b in combinations(names, 2)
+        ],
+    }
+    write_text(out / "comparison.md", render_comparison(comparison))
+    write_json(out / "comparison.json", comparison)
+    return comparison
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    for label in (lambda p: p.name, lambda p: f"{p.parent.name}-{p.name}"):
+        names = [label(path.resolve()) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(
+        f"candidates {', '.join(str(p) for p in paths)} cannot be told apart by name; "
+        "give each folder once, under different names"
+    )
+
+
+def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict")
+    return {
+        "candidate": report["candidate"],
+        "verdict": report["verdict"],
+        "benchmarks": {
+            name: {key: entry[key] for key in keys} for name, entry in report["benchmarks"].items()
+        },
+        "fidelity": report["fidelity"]
+        and {k: v for k, v in report["fidelity"].items() if k != "per_benchmark"},
+        "size": report["size"],
+    }
+
+
+def _pair(first: StoredRun, second: StoredRun) -> dict[str, Any]:
+    """Differences second minus first on each benchmark."""
+    found: dict[str, Any] = {}
+    for name, task in first.tasks.items():
+        other = second.tasks[name]
+        outcome = count_outcomes(
+            [unit.correct for unit in task.score().units],
+            [unit.correct for unit in other.score().units],
+        )
+        found[name] = {"n": outcome.n, **paired_difference(outcome), **_kl_difference(task, other)}
+    return found
+
+
+def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:
+    left, right = read_fidelity(first), read_fidelity(second)
+    if left is None or right is None:
+        return {"kl_delta": None, "kl_delta_ci95": None}
+    a, b = unit_divergences(first.items, left), unit_divergences(second.items, right)
+    values = [b[unit] - a[unit] for unit in a if unit in b]
+    interval = divergence_interval(values)
+    return {
+        "kl_delta": sum(values) / len(values) if values else None,
+        "kl_delta_ci95": interval and [interval.low, interval.high],
+    }

@@ -1,0 +1,247 @@
+"""Evaluate one model: answer every task, score it, and measure its distance from a reference.
+
+Everything lands in one folder (see `results.py`). Calling again with the same setup resumes, and
+another setup is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.processing import Processor
+from ..model.qwen_vl import QwenVL
+from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
+from .fingerprint import run_fingerprint, setup_differences, weight_bytes, weight_count
+from .predictions import differences, refuse_difference
+from .results import (
+    SCHEMA,
+    StoredRun,
+    read_fidelity,
+    read_info,
+    read_run,
+    speed,
+    summarize,
+    write_json,
+    write_text,
+)
+from .runner import ModelResponder, OnProgress, Responder, answer_task
+from .tasks.task import Task
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found; `out_dir` holds all of it."""
+
+    out_dir: Path
+    run: Mapping[str, Any]  # run.json
+    benchmarks: Mapping[str, Mapping[str, Any]]  # name -> score, n, categories, health, ...
+    fidelity: Mapping[str, Mapping[str, Any]] | None  # name -> divergence from the reference
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON value, as `scores.json` holds it."""
+        return {
+            "schema": SCHEMA,
+            "model": self.run["model"]["name"],
+            "benchmarks": dict(self.benchmarks),
+            "fidelity": None if self.fidelity is None else dict(self.fidelity),
+            "speed": self.run["speed"],
+            "memory": self.run["memory"],
+        }
+
+
+def evaluate(
+    model: QwenVL,
+    processor: Processor,
+    tasks: Sequence[Task],
+    out_dir: str | Path,
+    *,
+    batch_size: int = 8,
+    reference: str | Path | None = None,
+    reference_model: QwenVL | None = None,
+    name: str | None = None,
+    source: str | Path | None = None,
+    seed: int = 0,
+    fingerprint_extra: Mapping[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+    responder: Responder | None = None,
+) -> EvalResult:
+    """Evaluate a model on tasks and store everything.
+
+    Args:
+        model: in eval mode.
+        processor: prepares its inputs.
+        tasks: opened by `open_task`, each at most once.
+        out_dir: made if absent, resumed if it holds the same setup.
+        batch_size: prompts per batch.
+        reference: folder of the original model's finished evaluation of the same tasks; adds the
+            divergence from it.
+        reference_model: the original model; None opens the one that `reference` names.
+        name: what reports call the model, and how it can be opened again.
+        source: the checkpoint folder, for its identity and size; None takes both from memory.
+        seed: recorded in the fingerprint.
+        fingerprint_extra: further parts of the setup.
+        on_progress: told after every batch.
+        responder: answers in the model's place, such as a served copy of it.
+
+    Raises:
+        FileNotFoundError: the reference is no evaluation folder.
+        ValueError: the folder or the reference was made with another setup.
+    """
+    if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
+    out, folder = Path(out_dir), None if source is None else Path(source)
+    setup = run_fingerprint(
+        model,
+        processor,
+        batch_size=batch_size,
+        seed=seed,
+        source=folder,
+        extra=fingerprint_extra,
+    )
+    info = _open_run(out, setup, tasks)
+    info["model"] = {
+        "name": name or str(source or "model"),
+        "family": model.config.family,
+        "bytes": weight_bytes(model, folder),
+        "weights": weight_count(model),
+    }
+    base = None if reference is None else _read_reference(Path(reference), setup, tasks)
+    _write_items(out, info, tasks)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    responder = responder or ModelResponder(model, processor)
+    for task in tasks:
+        answer_task(
+            task,
+            responder,
+            out / task.name / "predictions.jsonl",
+            {**setup, "task": dict(task.fingerprint)},
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+    info["memory"] = _memory(model, info.get("memory"))
+    if base is not None:
+        original = reference_model or _open_reference(base, model)
+        _measure(out, tasks, base, original, model, processor, setup, batch_size, on_progress)
+    return _finish(out, info)
+
+
+def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """The folder's run.json with this call's tasks added, or a fresh one."""
+    info: dict[str, Any] = {"schema": SCHEMA, "fingerprint": setup, "tasks": {}}
+    if (out / "run.json").is_file():
+        info = read_info(out)
+        refuse_difference(out, info["fingerprint"], setup)
+    for task in tasks:
+        entry: dict[str, Any] = {
+            "kind": task.kind,
+            "metric": task.metric,
+            "profile": task.profile,
+            "synthetic": task.synthetic,
+            "notes": list(task.notes),
+            "fingerprint": dict(task.fingerprint),
+        }
+        if task.name in info["tasks"]:
+            known = info["tasks"][task.name]["fingerprint"]
+            refuse_difference(out / task.name, known, entry["fingerprint"])
+        info["tasks"][task.name] = entry
+    return info
+
+
+def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        (out / task.name).mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(dict(i.fields), ensure_ascii=False) + "\n" for i in task.items]
+        write_text(out / task.name / "items.jsonl", "".join(lines))
+    write_json(out / "run.json", info)
+
+
+def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
+    base = read_run(path)
+    changed = setup_differences(base.fingerprint, setup)
+    for task in tasks:
+        if task.name not in base.tasks:
+            raise ValueError(f"{path} has no {task.name}; evaluate the original on it first")
+        known = base.tasks[task.name]
+        changed += differences(known.info["fingerprint"], task.fingerprint)
+        known.score()  # refuses an unfinished run
+    if changed:
+        raise ValueError(
+            f"{path} was evaluated with another setup ({'; '.join(changed[:6])}); "
+            "evaluate the original again with the same settings"
+        )
+    return base
+
+
+def _open_reference(base: StoredRun, model: QwenVL) -> QwenVL:
+    from ..quant.pipeline import open_model
+
+    opened: QwenVL = open_model(base.name, device=str(model.device), dtype=model.dtype)
+    return opened
+
+
+def _measure(
+    out: Path,
+    tasks: Sequence[Task],
+    base: StoredRun,
+    original: QwenVL,
+    model: QwenVL,
+    processor: Processor,
+    setup: Mapping[str, Any],
+    batch_size: int,
+    on_progress: OnProgress | None,
+) -> None:
+    for task in tasks:
+        measure_task(
+            task,
+            original,
+            model,
+            processor,
+            base.tasks[task.name].predictions,
+            out / task.name / "fidelity.jsonl",
+            {
+                **setup,
+                "task": dict(task.fingerprint),
+                "reference": base.fingerprint["model"],
+                "answer_tokens": ANSWER_TOKENS,
+            },
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+
+
+def _finish(out: Path, info: dict[str, Any]) -> EvalResult:
+    """Score all finished tasks in the folder, those of earlier calls too, and sum up."""
+    write_json(out / "run.json", info)
+    run = read_run(out)
+    info["speed"] = speed(run)
+    write_json(out / "run.json", info)
+    complete = {key: task for key, task in run.tasks.items() if task.is_complete}
+    benchmarks = {key: summarize(task) for key, task in complete.items()}
+    found = {}
+    for key, task in complete.items():
+        if (records := read_fidelity(task)) and (pooled := summarize_fidelity(records.values())):
+            found[key] = pooled
+    result = EvalResult(out, info, benchmarks, found or None)
+    write_json(out / "scores.json", result.to_dict())
+    return result
+
+
+def _memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Peak since the process (CPU) or evaluation (GPU) began; resumed runs keep the larger."""
+    if model.device.type == "cuda":
+        kind, peak = "allocated on the GPU", torch.cuda.max_memory_allocated(model.device)
+    else:
+        # 1024: Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        kind = "resident set of the whole process"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"kind": kind, "peak_bytes": max(peak, (before or {}).get("peak_bytes", 0))}

@@ -1,0 +1,141 @@
+"""What a score depends on: the setup two models must share, and the identity of each.
+
+Two evaluations may be compared only if everything but the model is equal. The parts that
+describe the model (`MODEL_KEYS`) are therefore kept apart from the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+import transformers
+from torch import nn
+
+from .. import __version__
+from ..model.processing import Processor
+from ..model.qwen_vl import QwenVL
+from .predictions import differences
+
+MODEL_KEYS = ("model", "quantization")
+
+
+def run_fingerprint(
+    model: QwenVL,
+    processor: Processor,
+    *,
+    batch_size: int,
+    seed: int,
+    source: Path | None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe a run, its tasks apart.
+
+    Args:
+        model: the model as it is evaluated.
+        processor: what prepares its inputs.
+        batch_size: prompts per batch; even exact batching moves logits in their last digits.
+        seed: of the choice that a limit makes.
+        source: the checkpoint folder, hashed for the model's identity; None hashes the weights
+            in memory instead.
+        extra: further parts, such as a kernel choice that changes results.
+    """
+    quantization = model.config.raw.get("quantization_config")
+    return {
+        "pixels": {"min": processor.min_pixels, "max": processor.max_pixels},
+        "generation": {"temperature": 0.0, "repetition_penalty": 1.0},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "vlpress": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "pillow": PIL.__version__,
+        },
+        "model": folder_identity(source) if source else memory_identity(model),
+        "quantization": quantization and digest(quantization),
+        **(extra or {}),
+    }
+
+
+def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
+    """Name the parts in which two runs differ, the model and its quantization left out."""
+
+    def setup(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in MODEL_KEYS}
+
+    return differences(setup(base), setup(candidate))
+
+
+def folder_identity(folder: Path) -> dict[str, Any]:
+    """Hash a checkpoint folder: its config and every weight file."""
+    return {
+        "config": _file_digest(folder / "config.json"),
+        "files": {p.name: _file_digest(p) for p in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def memory_identity(model: QwenVL) -> dict[str, Any]:
+    """Hash a model as it lies in memory: its config and every tensor's bytes."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().to("cpu").view(-1)
+        weights.update(flat.view(torch.uint8).numpy().tobytes())
+    return {"config": digest(model.config.raw), "files": {"memory": weights.hexdigest()}}
+
+
+def weight_bytes(model: QwenVL, source: Path | None) -> int:
+    """Size of the weights: of the checkpoint's files, or of the tensors in memory."""
+    if source:
+        return sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    tensors = {t.data_ptr(): t for t in model.state_dict().values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def weight_count(model: QwenVL) -> int:
+    """How many weights the model has, however they are stored; shared ones count once.
+
+    Modules that say `in_features` and `out_features` count by these, because a quantized linear
+    layer holds packed words.
+    """
+    total = 0
+    seen: set[int] = set()
+    for module in model.modules():
+        if hasattr(module, "out_features") and not isinstance(module, nn.Linear):
+            packed: Any = module
+            bias = getattr(packed, "bias", None)
+            total += packed.in_features * packed.out_features
+            total += 0 if bias is None else bias.numel()
+            continue
+        for parameter in module.parameters(recurse=False):
+            total += 0 if parameter.data_ptr() in seen else parameter.numel()
+            seen.add(parameter.data_ptr())
+    return total
+
+
+def digest(value: object) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """Name the hardware as far as it decides about results."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"{device.type}: {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

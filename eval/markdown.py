@@ -1,0 +1,296 @@
+"""Reports as Markdown for people: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
+CELL = 80  # longest text in a table cell
+_SPECIAL = re.compile(r"([\\|<>*_`\[\]])")
+
+Report = Mapping[str, Any]
+
+_MEANING = {
+    "PASS": "the candidate is shown to lose less than the margin on every benchmark",
+    "FAIL": "the candidate is shown to lose more than the margin on a benchmark",
+    "INCONCLUSIVE": "the questions do not suffice to tell whether the loss exceeds the margin",
+}
+
+
+def render_report(report: Report, flips: Sequence[Mapping[str, Any]]) -> str:
+    """Render one report."""
+    sections = [
+        _head(report),
+        _headline(report["benchmarks"]),
+        _fidelity(report["fidelity"]),
+        _costs(report),
+        _health(report["benchmarks"]),
+        _breakdowns(report["benchmarks"]),
+        _flips(report["benchmarks"], flips),
+        _setup(report["fingerprint"]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_comparison(comparison: Report) -> str:
+    """Render the comparison of several candidates."""
+    rows = []
+    for name, entry in comparison["candidates"].items():
+        fidelity = entry["fidelity"]
+        scores = [
+            f"{b['candidate']:.1f} ({b['delta']:+.1f}) {b['verdict']}"
+            for b in entry["benchmarks"].values()
+        ]
+        kl = f"{fidelity['kl_mean']:.5f}" if fidelity else "not measured"
+        bits = f"{entry['size']['bits_per_weight']:.2f}"
+        rows.append([escape(name), entry["verdict"], *scores, kl, bits])
+    benchmarks = next(iter(comparison["candidates"].values()))["benchmarks"]
+    head = ["candidate", "verdict", *map(escape, benchmarks), "KL, nats", "bits per weight"]
+    lines = [
+        f"# Candidates against {escape(comparison['base'])}",
+        *_synthetic(comparison),
+        _table(rows, head),
+    ]
+    if comparison["pairs"]:
+        lines += ["## Differences between candidates, second minus first", _pairs(comparison)]
+    return "\n\n".join(lines) + "\n"
+
+
+def escape(text: object, limit: int = CELL) -> str:
+    """Make a text safe for a table cell: one line, bounded, without markup."""
+    flat = " ".join(str(text).split())
+    if len(flat) > limit:
+        flat = flat[: limit - 1] + "…"
+    return _SPECIAL.sub(r"\\\1", flat)
+
+
+def _head(report: Report) -> str:
+    verdict = report["verdict"]
+    lines = [
+        f"# {verdict}: {escape(report['candidate'])} against {escape(report['base'])}",
+        f"At a margin of {report['margin']:g} points, {_MEANING[verdict]}.",
+        *_synthetic(report),
+    ]
+    if any(entry["blank_images"] for entry in report["benchmarks"].values()):
+        lines.append("**Blank pictures**: every picture was replaced by grey.")
+    for name, entry in report["benchmarks"].items():
+        lines += [f"Note on {escape(name)}: {escape(note, 400)}." for note in entry["notes"]]
+    return "\n\n".join(lines)
+
+
+def _synthetic(report: Report) -> list[str]:
+    if not report["synthetic"]:
+        return []
+    return ["**Synthetic**: built-in benchmark files are drawings, not the published benchmarks."]
+
+
+def _headline(benchmarks: Mapping[str, Report]) -> str:
+    rows = [
+        [
+            escape(name) + (" (synthetic)" if entry["synthetic"] else ""),
+            entry["metric"],
+            entry["n"],
+            f"{entry['base']:.2f}",
+            f"{entry['candidate']:.2f}",
+            f"{entry['delta']:+.2f}",
+            _range(entry["ci95"], "+.2f"),
+            f"{entry['lower95']:+.2f}",
+            f"{entry['mcnemar_p']:.3g}",
+            entry["verdict"],
+        ]
+        for name, entry in benchmarks.items()
+    ]
+    head = ["benchmark", "metric", "n", "base", "candidate", "Δ", "95 % interval"]
+    head += ["one-sided 95 % bound", "McNemar p", "verdict"]
+    return "\n\n".join(
+        [
+            "## Scores",
+            _table(rows, head),
+            "Scores in percent of n questions; Δ, interval (Tango's score interval for paired "
+            "proportions) and bound in points; p from the exact McNemar test.",
+            _rules(benchmarks),
+        ]
+    )
+
+
+def _rules(benchmarks: Mapping[str, Report]) -> str:
+    parts = [
+        f"{escape(name)}: {entry['n_rows']} rows, rules {entry['profile']}, "
+        f"prompts {entry['prompt_style']}, no judge model"
+        for name, entry in benchmarks.items()
+    ]
+    return "; ".join(parts) + "."
+
+
+def _fidelity(fidelity: Report | None) -> str:
+    if fidelity is None:
+        return "## Fidelity\n\nNot measured (no reference given)."
+    rows = []
+    for name, entry in [*fidelity["per_benchmark"].items(), ("all", fidelity)]:
+        end = entry["end_of_turn"]
+        interval = entry["kl_unit_mean_ci95"]
+        rows.append(
+            [
+                escape(name),
+                entry["tokens"],
+                f"{entry['kl_mean']:.5f}",
+                f"{entry['kl_median']:.5f}",
+                f"{entry['kl_p99']:.4f}",
+                f"{entry['kl_max']:.3f}",
+                f"{100 * entry['top1_agreement']:.2f} %",
+                f"{entry['kl_unit_mean']:.5f} {_range(interval, '.5f')}",
+                f"{end['kl_mean']:.5f}" if end else "",
+            ]
+        )
+    head = ["benchmark", "tokens", "mean KL", "median", "p99", "max", "same top token"]
+    head += ["mean over questions", "end of turn"]
+    return "\n\n".join(
+        [
+            "## Fidelity",
+            _table(rows, head),
+            "KL(base ‖ candidate) in nats over the full vocabulary, both models reading the "
+            "base's answers.",
+        ]
+    )
+
+
+def _costs(report: Report) -> str:
+    size, speed, memory = report["size"], report["speed"], report["memory"]
+    rows = [
+        ["weights, bytes", size["base_bytes"], size["candidate_bytes"]],
+        ["peak memory, bytes", *(_peak(memory[side]) for side in ("base", "candidate"))],
+        ["items per second", *(f"{speed[s]['items_per_second']:.2f}" for s in speed)],
+        ["tokens per second", *(f"{speed[s]['tokens_per_second']:.1f}" for s in speed)],
+    ]
+    kind = memory["candidate"].get("kind", "unknown")
+    return "\n\n".join(
+        [
+            "## Size, speed, memory",
+            _table(rows, ["", "base", "candidate"]),
+            f"{size['bits_per_weight']:.2f} bits per weight over the whole model. "
+            f"Peak memory: {kind}.",
+        ]
+    )
+
+
+def _peak(memory: Report) -> str:
+    return str(memory.get("peak_bytes", ""))
+
+
+def _health(benchmarks: Mapping[str, Report]) -> str:
+    rows = []
+    for name, entry in benchmarks.items():
+        for side in ("base", "candidate"):
+            h = entry["health"][side]
+            rows.append(
+                [
+                    escape(name),
+                    side,
+                    h["parse_failures"],
+                    h["refusals"],
+                    h["truncated"],
+                    h["empty"],
+                    f"{h['mean_tokens']:.1f}",
+                ]
+            )
+    head = ["benchmark", "model", "not parsed", "refused", "cut off", "empty", "mean tokens"]
+    return f"## Health\n\n{_table(rows, head)}\n\nCounts of rows."
+
+
+def _breakdowns(benchmarks: Mapping[str, Report]) -> str:
+    sections = ["## Breakdowns"]
+    for name, entry in benchmarks.items():
+        parts = entry["categories"]
+        if set(entry["groups"]) != set(parts):
+            parts = {**{f"all {group}": v for group, v in entry["groups"].items()}, **parts}
+        rows = [
+            [
+                escape(part),
+                v["n"],
+                f"{v['base']:.1f}",
+                f"{v['candidate']:.1f}",
+                f"{v['delta']:+.1f}",
+                _range(v["ci95"], "+.1f"),
+                f"{v['right_to_wrong']} / {v['wrong_to_right']}",
+            ]
+            for part, v in parts.items()
+        ]
+        head = ["category", "n", "base", "candidate", "Δ", "95 % interval", "lost / won"]
+        extra = entry["extra"]
+        further = "; ".join(
+            f"{escape(key)} {value:.1f} → {extra['candidate'][key]:.1f}"
+            for key, value in extra["base"].items()
+        )
+        sections += [f"### {escape(name)}", _table(rows, head)]
+        sections += [f"Further metrics: {further}."] if further else []
+    return "\n\n".join(sections)
+
+
+def _flips(benchmarks: Mapping[str, Report], flips: Sequence[Mapping[str, Any]]) -> str:
+    sections = ["## Changed answers"]
+    for name, entry in benchmarks.items():
+        counts = entry["flips"]
+        mine = [flip for flip in flips if flip["benchmark"] == name]
+        mine.sort(key=lambda flip: flip["change"])  # right_to_wrong first
+        shown = mine[:FLIPS_SHOWN]
+        rows = [
+            [
+                escape(flip["row"]),
+                flip["change"].replace("_", " "),
+                escape(flip["category"]),
+                escape(flip["question"]),
+                escape(flip["gold"], 40),
+                escape(flip["base"], 40),
+                escape(flip["candidate"], 40),
+            ]
+            for flip in shown
+        ]
+        sections.append(
+            f"### {escape(name)}\n\n{counts['right_to_wrong']} right to wrong, "
+            f"{counts['wrong_to_right']} wrong to right, {counts['wrong_to_wrong']} wrong to "
+            f"another wrong; {entry['identical_answers']:.1f} % of answers are identical."
+        )
+        if rows:
+            head = ["row", "change", "category", "question", "gold", "base", "candidate"]
+            sections.append(_table(rows, head))
+        if len(mine) > len(shown):
+            rest = len(mine) - len(shown)
+            sections.append(f"{rest} more in flips.jsonl.")
+    return "\n\n".join(sections)
+
+
+def _setup(fingerprint: Report) -> str:
+    text = json.dumps(fingerprint, ensure_ascii=False, indent=2)
+    return f"## Setup\n\n```json\n{text}\n```"
+
+
+def _pairs(comparison: Report) -> str:
+    rows = [
+        [
+            escape(pair["first"]),
+            escape(pair["second"]),
+            escape(name),
+            f"{entry['delta']:+.2f} {_range(entry['ci95'], '+.2f')}",
+            f"{entry['mcnemar_p']:.3g}",
+            "not measured"
+            if entry["kl_delta"] is None
+            else f"{entry['kl_delta']:+.5f} {_range(entry['kl_delta_ci95'], '+.5f')}",
+        ]
+        for pair in comparison["pairs"]
+        for name, entry in pair["benchmarks"].items()
+    ]
+    head = ["first", "second", "benchmark", "Δ points, 95 %", "McNemar p", "Δ KL nats, 95 %"]
+    return _table(rows, head)
+
+
+def _range(bounds: Sequence[float] | None, form: str) -> str:
+    return "" if bounds is None else f"[{bounds[0]:{form}}, {bounds[1]:{form}}]"
+
+
+def _table(rows: Iterable[Sequence[object]], head: Sequence[str]) -> str:
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,323 @@
+"""Compare evaluations: `report.json`, `report.md` and the list of changed answers.
+
+Works on stored predictions alone, offline and without a model: scores, intervals and verdicts are
+computed afresh from them. Two runs are only compared if everything but the model is equal, and
+over exactly the same questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .fidelity import divergence_interval, summarize_fidelity, unit_divergences
+from .fingerprint import MODEL_KEYS, setup_differences
+from .markdown import render_report
+from .predictions import Record, differences, read_records
+from .results import (
+    SCHEMA,
+    StoredRun,
+    StoredTask,
+    health,
+    read_fidelity,
+    read_run,
+    speed,
+    write_json,
+    write_text,
+)
+from .statistics import (
+    CI_KIND,
+    Interval,
+    PairedOutcome,
+    Verdict,
+    count_outcomes,
+    judge,
+    mcnemar,
+    one_sided_bounds,
+    overall,
+    paired_interval,
+)
+from .tasks.task import Fields, TaskScore, Unit, percent
+
+MARGIN = 2.0  # points
+
+
+def compare(
+    base_dir: str | Path, cand_dir: str | Path, out_dir: str | Path, *, margin: float = MARGIN
+) -> dict[str, Any]:
+    """Judge a candidate against the base and write the report.
+
+    Args:
+        base_dir: evaluation folder of the original model.
+        cand_dir: evaluation folder of the candidate.
+        out_dir: gets `report.json`, `report.md` and `flips.jsonl`.
+        margin: points that the candidate may lose, not negative.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        FileNotFoundError: a folder is no evaluation.
+        ValueError: the runs are unfinished or not comparable, or the margin is negative.
+    """
+    report, flips = build_report(read_run(base_dir), read_run(cand_dir), margin)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips]
+    write_text(out / "flips.jsonl", "".join(lines))
+    write_text(out / "report.md", render_report(report, flips))
+    write_json(out / "report.json", report)
+    return report
+
+
+def build_report(
+    base: StoredRun, candidate: StoredRun, margin: float = MARGIN
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compute a report and the list of changed answers from two stored runs.
+
+    Raises:
+        ValueError: the runs are unfinished or not comparable, or the margin is negative.
+    """
+    refuse_incomparable(base, candidate)
+    benchmarks: dict[str, Any] = {}
+    flips: list[dict[str, Any]] = []
+    for name, task in base.tasks.items():
+        other = candidate.tasks[name]
+        scores = task.score(), other.score()
+        benchmarks[name] = _benchmark(task, other, *scores, margin)
+        flips += _flips(task, other, *scores)
+    verdict = overall([Verdict(b["verdict"]) for b in benchmarks.values()])
+    report = {
+        "schema": SCHEMA,
+        "base": base.name,
+        "candidate": candidate.name,
+        "verdict": verdict,
+        "margin": margin,
+        "synthetic": any(b["synthetic"] for b in benchmarks.values()),
+        "benchmarks": benchmarks,
+        "fidelity": _fidelity(base, candidate),
+        "size": _size(base, candidate),
+        "speed": {"base": speed(base), "candidate": speed(candidate)},
+        "memory": {"base": _memory(base), "candidate": _memory(candidate)},
+        "fingerprint": _fingerprint(base, candidate),
+    }
+    return report, flips
+
+
+def refuse_incomparable(base: StoredRun, candidate: StoredRun) -> None:
+    """Demand the same setup, benchmarks, questions and rules.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    if set(base.tasks) != set(candidate.tasks):
+        raise ValueError(
+            f"{base.path} holds {', '.join(sorted(base.tasks)) or 'nothing'} and "
+            f"{candidate.path} {', '.join(sorted(candidate.tasks)) or 'nothing'}; "
+            "evaluate both on the same benchmarks"
+        )
+    changed = setup_differences(base.fingerprint, candidate.fingerprint)
+    for name, task in base.tasks.items():
+        other = candidate.tasks[name]
+        parts = differences(task.info["fingerprint"], other.info["fingerprint"])
+        changed += [f"{name}.{part}" for part in parts]
+        if not parts and task.items != other.items:
+            changed.append(f"{name}: the stored questions")
+    if changed:
+        shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
+        raise ValueError(
+            f"{base.path} and {candidate.path} were evaluated with different setups ({shown}); "
+            "evaluate one of them again with the other's settings"
+        )
+
+
+def _benchmark(
+    base: StoredTask,
+    candidate: StoredTask,
+    base_score: TaskScore,
+    cand_score: TaskScore,
+    margin: float,
+) -> dict[str, Any]:
+    outcome = count_outcomes(
+        [unit.correct for unit in base_score.units], [unit.correct for unit in cand_score.units]
+    )
+    pairs = list(zip(base_score.units, cand_score.units, strict=True))
+    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.items]
+    return {
+        "metric": base_score.metric,
+        "synthetic": base.info["synthetic"],
+        "profile": base.info["profile"],
+        "prompt_style": base.info["fingerprint"]["prompt_style"],
+        "blank_images": base.info["fingerprint"]["blank_images"],
+        "n": len(base_score.units),
+        "n_rows": base_score.n_rows,
+        "base": base_score.percent,
+        "candidate": cand_score.percent,
+        **paired_difference(outcome),
+        **_judgement(outcome, margin),
+        "flips": {
+            "right_to_wrong": outcome.lost,
+            "wrong_to_right": outcome.won,
+            "wrong_to_wrong": sum(_changed_wrong(b, c) for b, c in pairs),
+        },
+        "identical_answers": percent(b.prediction == c.prediction for b, c in rows),
+        "parse_failures": {
+            "base": base_score.parse_failures,
+            "candidate": cand_score.parse_failures,
+        },
+        "categories": _parts(pairs, "category"),
+        "groups": _parts(pairs, "group"),
+        "extra": {"base": dict(base_score.extra), "candidate": dict(cand_score.extra)},
+        "health": {"base": health(base, base_score), "candidate": health(candidate, cand_score)},
+        "notes": list(base.info["notes"]),
+    }
+
+
+def paired_difference(outcome: PairedOutcome) -> dict[str, Any]:
+    """Difference in points, its 95 % interval, and McNemar's p."""
+    interval = paired_interval(outcome)
+    return {
+        "delta": 100 * outcome.delta,
+        "ci95": _points(interval),
+        "ci_kind": CI_KIND,
+        "mcnemar_p": mcnemar(outcome),
+    }
+
+
+def _judgement(outcome: PairedOutcome, margin: float) -> dict[str, Any]:
+    bounds = one_sided_bounds(outcome)
+    low, high = _points(bounds)
+    return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
+
+
+def _points(interval: Interval) -> list[float]:
+    return [100 * interval.low, 100 * interval.high]
+
+
+def _changed_wrong(base: Unit, candidate: Unit) -> bool:
+    return not base.correct and not candidate.correct and base.answers != candidate.answers
+
+
+def _parts(pairs: Sequence[tuple[Unit, Unit]], by: str) -> dict[str, dict[str, Any]]:
+    """Scores per category or group, with the counts behind their difference."""
+    chosen: dict[str, list[tuple[Unit, Unit]]] = {}
+    for pair in pairs:
+        chosen.setdefault(getattr(pair[0], by), []).append(pair)
+    parts = {}
+    for name in sorted(chosen):
+        outcome = count_outcomes(
+            [b.correct for b, _ in chosen[name]], [c.correct for _, c in chosen[name]]
+        )
+        parts[name] = {
+            "n": outcome.n,
+            "base": percent(b.correct for b, _ in chosen[name]),
+            "candidate": percent(c.correct for _, c in chosen[name]),
+            "delta": 100 * outcome.delta,
+            "ci95": _points(paired_interval(outcome)),
+            "right_to_wrong": outcome.lost,
+            "wrong_to_right": outcome.won,
+        }
+    return parts
+
+
+def _flips(
+    base: StoredTask, candidate: StoredTask, base_score: TaskScore, cand_score: TaskScore
+) -> list[dict[str, Any]]:
+    """Every unit that changed, with its first row on which the answers differ."""
+    items = {item["id"]: item for item in base.items}
+    flips = []
+    for b, c in zip(base_score.units, cand_score.units, strict=True):
+        if b.correct == c.correct and not _changed_wrong(b, c):
+            continue
+        differing = [
+            row
+            for row in b.rows
+            if base.predictions[row].prediction != candidate.predictions[row].prediction
+        ]
+        row = differing[0]
+        flips.append(
+            {
+                "benchmark": base.name,
+                "unit": b.id,
+                "change": f"{_word(b)}_to_{_word(c)}",
+                "category": b.category,
+                "row": row,
+                "rows_that_differ": differing,
+                "question": items[row]["question"],
+                "gold": _gold(items[row]),
+                "base": base.predictions[row].prediction,
+                "candidate": candidate.predictions[row].prediction,
+            }
+        )
+    return flips
+
+
+def _word(unit: Unit) -> str:
+    return "right" if unit.correct else "wrong"
+
+
+def _gold(item: Fields) -> str:
+    if "answers" in item:
+        return " / ".join(item["answers"])
+    choice = item["choices"].get(item["answer"])
+    return str(item["answer"]) if choice is None else f"{item['answer']}. {choice}"
+
+
+def _fidelity(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:
+    pooled: list[Record] = []
+    values: list[float] = []
+    per_benchmark = {}
+    for name, task in candidate.tasks.items():
+        records = read_fidelity(task)
+        if records is None:
+            continue
+        header, _ = read_records(task.folder / "fidelity.jsonl", "fidelity")
+        if header["reference"] != base.fingerprint["model"]:
+            raise ValueError(
+                f"{task.folder} measured its fidelity against another model than {base.path}; "
+                "evaluate the candidate again with this reference"
+            )
+        if summary := summarize_fidelity(records.values()):
+            units = list(unit_divergences(task.items, records).values())
+            per_benchmark[name] = {**summary, **_unit_mean(units)}
+            pooled += records.values()
+            values += units
+    total = summarize_fidelity(pooled)
+    return total and {**total, **_unit_mean(values), "per_benchmark": per_benchmark}
+
+
+def _unit_mean(values: Sequence[float]) -> dict[str, Any]:
+    interval = divergence_interval(values)
+    return {
+        "units": len(values),
+        "kl_unit_mean": sum(values) / len(values),
+        "kl_unit_mean_ci95": interval and [interval.low, interval.high],
+    }
+
+
+def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
+    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds."""
+    base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
+    return {
+        "base_bytes": base_bytes,
+        "candidate_bytes": cand_bytes,
+        "bits_per_weight": 8 * cand_bytes / base.info["model"]["weights"],
+    }
+
+
+def _memory(run: StoredRun) -> dict[str, Any]:
+    return {"weights_bytes": run.info["model"]["bytes"], **run.info.get("memory", {})}
+
+
+def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
+    def model(run: StoredRun) -> dict[str, Any]:
+        return {key: run.fingerprint.get(key) for key in MODEL_KEYS}
+
+    return {
+        "setup": {k: v for k, v in base.fingerprint.items() if k not in MODEL_KEYS},
+        "tasks": {name: task.info["fingerprint"] for name, task in base.tasks.items()},
+        "base": model(base),
+        "candidate": model(candidate),
+    }

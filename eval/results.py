@@ -1,0 +1,201 @@
+"""A finished evaluation as it lies on disk, read and scored without any model.
+
+A run folder holds `run.json` (setup and model), and per task `items.jsonl` (what scoring needs
+of each item), `predictions.jsonl` and, where measured, `fidelity.jsonl`. Every number of a report
+is computed from these.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .predictions import Prediction, read_predictions, read_records
+from .tasks import KINDS
+from .tasks.task import Fields, TaskScore, Unit, percent, require_all
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StoredTask:
+    """One task of a run."""
+
+    name: str
+    info: Mapping[str, Any]  # kind, metric, profile, synthetic, notes, fingerprint
+    items: tuple[Fields, ...]
+    predictions: Mapping[str, Prediction]
+    folder: Path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every item has been answered."""
+        return all(item["id"] in self.predictions for item in self.items)
+
+    def score(self) -> TaskScore:
+        """Score the stored predictions.
+
+        Raises:
+            ValueError: an item has no prediction.
+        """
+        require_all(self.name, self.items, self.predictions)
+        texts = {key: p.prediction for key, p in self.predictions.items()}
+        return KINDS[self.info["kind"]].score(self.items, texts, self.info["profile"])
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One evaluated model."""
+
+    path: Path
+    info: Mapping[str, Any]  # run.json
+    tasks: Mapping[str, StoredTask]
+
+    @property
+    def name(self) -> str:
+        """What the model was called."""
+        return str(self.info["model"]["name"])
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The run's setup and model, tasks apart."""
+        found: Mapping[str, Any] = self.info["fingerprint"]
+        return found
+
+
+def read_run(path: str | Path) -> StoredRun:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    path = Path(path)
+    info = read_info(path)
+    tasks = {}
+    for name, task_info in info["tasks"].items():
+        folder = path / name
+        if not (folder / "items.jsonl").is_file():
+            raise FileNotFoundError(f"{folder / 'items.jsonl'} does not exist; evaluate again")
+        lines = (folder / "items.jsonl").read_bytes().splitlines()
+        items = tuple(json.loads(line) for line in lines)
+        stored = folder / "predictions.jsonl"
+        predictions = read_predictions(stored) if stored.is_file() else {}
+        tasks[name] = StoredTask(name, task_info, items, predictions, folder)
+    return StoredRun(path, info, tasks)
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Read a run's `run.json`.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged or of another schema.
+    """
+    file = path / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no evaluation folder (no run.json); evaluate first")
+    try:
+        info = json.loads(file.read_text("utf-8"))
+        schema = info["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged; evaluate again into another folder") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}")
+    return dict(info)
+
+
+def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
+    """The fidelity records of a task by item id; None if it was not measured.
+
+    Raises:
+        ValueError: the measurement was not finished.
+    """
+    path = task.folder / "fidelity.jsonl"
+    if not path.is_file():
+        return None
+    _, records = read_records(path, "fidelity")
+    if len(records) != len(task.items):
+        raise ValueError(
+            f"{path} covers {len(records)} of {len(task.items)} items; "
+            "run the evaluation again to finish it"
+        )
+    return records
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, "utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
+
+
+def summarize(task: StoredTask) -> dict[str, Any]:
+    """Everything `scores.json` says about a task."""
+    score = task.score()
+    return {
+        "metric": score.metric,
+        "synthetic": task.info["synthetic"],
+        "score": score.percent,
+        "n": len(score.units),
+        "n_rows": score.n_rows,
+        "profile": task.info["profile"],
+        "prompt_style": task.info["fingerprint"]["prompt_style"],
+        "blank_images": task.info["fingerprint"]["blank_images"],
+        "extra": dict(score.extra),
+        "categories": breakdown(score.units, "category"),
+        "groups": breakdown(score.units, "group"),
+        "table": dict(score.table),
+        "health": health(task, score),
+        "notes": list(task.info["notes"]),
+    }
+
+
+def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
+    """Number of units and score in percent, per category or per group."""
+    parts: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units:
+        parts[getattr(unit, by)].append(unit)
+    return {
+        name: {"n": len(parts[name]), "score": percent(u.correct for u in parts[name])}
+        for name in sorted(parts)
+    }
+
+
+def health(task: StoredTask, score: TaskScore) -> dict[str, float]:
+    """Signs that a model no longer answers properly, whatever it scores."""
+    answers = [task.predictions[item["id"]] for item in task.items]
+    return {
+        "parse_failures": score.parse_failures,
+        "refusals": score.refusals,
+        "truncated": sum(not a.stopped for a in answers),
+        "empty": sum(not a.prediction.strip() for a in answers),
+        "mean_tokens": fmean(a.n_tokens for a in answers),
+        "mean_characters": fmean(len(a.prediction) for a in answers),
+    }
+
+
+def speed(run: StoredRun) -> dict[str, float]:
+    """Throughput over all stored answers."""
+    answers = [p for task in run.tasks.values() for p in task.predictions.values()]
+    seconds = sum(a.seconds for a in answers)
+    tokens = sum(a.n_tokens for a in answers)
+    return {
+        "items": len(answers),
+        "tokens": tokens,
+        "seconds": seconds,
+        "items_per_second": len(answers) / seconds if seconds else 0.0,
+        "tokens_per_second": tokens / seconds if seconds else 0.0,
+    }

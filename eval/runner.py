@@ -1,0 +1,168 @@
+"""Put every item of a task to a model and store the answers.
+
+The runner sees the model through a `Responder`, so that a served model can take its place. The
+batches are planned from the whole task and do not depend on what was answered before: a run that
+is stopped and started again asks the rest in the same company.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..model.generation import Sampling, generate
+from ..model.processing import Processor
+from ..model.qwen_vl import QwenVL
+from .features import FeatureCache, picture_key, pictures
+from .predictions import Prediction, RecordStore, prediction_record
+from .tasks.task import Item, Task
+
+WINDOW = 8  # batches whose items are sorted by length together
+
+OnProgress = Callable[[str, int, int, str], None]
+"""`on_progress(task, done, total, detail)`, called after every batch."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one item."""
+
+    text: str
+    n_tokens: int
+    stopped: bool  # ended by itself, not at the item's cap
+
+
+class Responder(Protocol):
+    """Whatever answers items."""
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Prompt lengths, in any unit; items of like length share a batch."""
+
+    def generate(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer one batch, greedily and without penalties."""
+
+
+class ModelResponder:
+    """Answers with a model in this process."""
+
+    def __init__(self, model: QwenVL, processor: Processor) -> None:
+        self.features = FeatureCache(processor, [model])
+        self._model = model
+        self._processor = processor
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Prompt lengths in tokens."""
+        # One by one, so that the cache may drop features that a large window has no room for.
+        return [len(self.features.prompts([item])[0][0]) for item in items]
+
+    @torch.inference_mode()
+    def generate(self, items: Sequence[Item]) -> list[Answer]:
+        """Answer one batch, up to the smallest cap of its items.
+
+        Sampling settings are given explicitly: a checkpoint's generation_config may carry a
+        repetition penalty, which would change what is measured.
+        """
+        prompts, (features,) = self.features.prompts(items)
+        answers = generate(
+            self._model,
+            prompts,
+            max_new_tokens=min(item.max_new_tokens for item in items),
+            stop_ids=self._processor.stop_ids,
+            features=features,
+            sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
+        )
+        return [
+            Answer(self._processor.decode(a.token_ids), len(a.token_ids), a.stopped)
+            for a in answers
+        ]
+
+
+def answer_task(
+    task: Task,
+    responder: Responder,
+    path: Path,
+    fingerprint: dict[str, Any],
+    *,
+    batch_size: int,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Prediction]:
+    """Answer every item that has no stored answer yet.
+
+    An interruption (KeyboardInterrupt included) leaves a file that the same call resumes.
+
+    Args:
+        task: what to ask.
+        responder: who answers.
+        path: the predictions file.
+        fingerprint: of the run and the task.
+        batch_size: items per batch.
+        on_progress: told after every batch.
+
+    Returns:
+        All predictions by item id.
+
+    Raises:
+        ValueError: the file was made with another fingerprint, or the responder returns another
+            number of answers than it was given items.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size is {batch_size}; give at least 1")
+    with RecordStore(path, "predictions", fingerprint) as store:
+        total = len(task.items)
+        _report(on_progress, task, len(store.records), total)
+        for window in plan_windows(task.items, batch_size):
+            if all(item.id in store.records for item in window):
+                continue
+            for batch in plan_batches(window, responder.lengths(window), batch_size):
+                pending = [item for item in batch if item.id not in store.records]
+                if not pending:
+                    continue
+                started = time.perf_counter()
+                answers = responder.generate(pending)
+                seconds = (time.perf_counter() - started) / len(pending)
+                if len(answers) != len(pending):
+                    raise ValueError(
+                        f"{len(answers)} answers came back for {len(pending)} items; "
+                        "a responder answers each item once"
+                    )
+                store.append(
+                    [
+                        prediction_record(
+                            Prediction(item.id, a.text, a.n_tokens, a.stopped, round(seconds, 6))
+                        )
+                        for item, a in zip(pending, answers, strict=True)
+                    ]
+                )
+                _report(on_progress, task, len(store.records), total)
+        return {key: Prediction(**record) for key, record in store.records.items()}
+
+
+def plan_windows(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """Cut the items into windows; those that show the same first picture come together."""
+    first: dict[str, int] = {}
+    order = []
+    for place, item in enumerate(items):
+        key = next((picture_key(data) for data in pictures(item)), f"none {place}")
+        order.append((first.setdefault(key, place), place))
+    ordered = [items[place] for _, place in sorted(order)]
+    size = WINDOW * batch_size
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def plan_batches(
+    window: Sequence[Item], lengths: Sequence[int], batch_size: int
+) -> list[list[Item]]:
+    """Batch a window by prompt length, longest first; ties keep their order."""
+    places = sorted(range(len(window)), key=lambda place: -lengths[place])
+    ordered = [window[place] for place in places]
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+
+
+def _report(on_progress: OnProgress | None, task: Task, done: int, total: int) -> None:
+    if on_progress:
+        on_progress(task.name, done, total, "")
