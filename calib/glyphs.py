@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 Point = tuple[float, float]
 Stroke = list[Point]
@@ -86,7 +87,7 @@ def smooth(stroke: Stroke) -> Stroke:
         return stroke
     closed = stroke[0] == stroke[-1]
     out: Stroke = [] if closed else [stroke[0]]
-    for (ax, ay), (bx, by) in zip(stroke, stroke[1:], strict=False):
+    for (ax, ay), (bx, by) in pairwise(stroke):
         out.append((0.75 * ax + 0.25 * bx, 0.75 * ay + 0.25 * by))
         out.append((0.25 * ax + 0.75 * bx, 0.25 * ay + 0.75 * by))
     out.append(out[0] if closed else stroke[-1])
@@ -98,9 +99,7 @@ def jitter(stroke: Stroke, amount: float, rng: random.Random) -> Stroke:
     return [(x + rng.uniform(-amount, amount), y + rng.uniform(-amount, amount)) for x, y in stroke]
 
 
-def transform(
-    stroke: Stroke, *, scale: Point, slant: float, angle: float, origin: Point
-) -> Stroke:
+def transform(stroke: Stroke, *, scale: Point, slant: float, angle: float, origin: Point) -> Stroke:
     """Grid units to pixels: scale (x, y), shear by ``slant``, rotate by ``angle`` degrees, move."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     out: Stroke = []

@@ -255,7 +255,8 @@ ENGLISH_PHRASES: dict[str, tuple[str, ...]] = {
         "Which shape does the {ordinal} image show?", "The {ordinal} image has which shape?",
         "In the {ordinal} image, what shape is there?",
         "Look at the {ordinal} image. Which shape is it?",
-        "What shape can be seen in the {ordinal} picture?", "Which shape has the {ordinal} picture?",
+        "What shape can be seen in the {ordinal} picture?",
+        "Which shape has the {ordinal} picture?",
     ),
     "nth_read": (
         "What is written in the {ordinal} image?", "Read the text in the {ordinal} image.",

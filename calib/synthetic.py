@@ -17,7 +17,7 @@ from PIL import Image
 from . import scenes
 from .phrases import phrasings, translate
 from .samples import Sample
-from .scenes import Question, Scene
+from .scene import Question, Scene
 
 MULTIPLE_CHOICE_SUFFIX = "Please select the correct answer from the options above."
 MULTIPLE_CHOICE_SUFFIX_ZH = "请直接回答选项字母。"

@@ -21,8 +21,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from vlpress.calib import scenes, synthetic
-from vlpress.calib.scenes import Question, Scene
+
+from vlpress.calib import scenes, synthetic, text_scenes
+from vlpress.calib.scene import Question, Scene
 
 QUESTIONS_PER_CATEGORY = 33
 ROLL = 1_000_000  # index distance between the rolled rows of one question
@@ -120,7 +121,7 @@ class Picker:
         self._turn: dict[str, int] = {}
 
     def pick(self, skill: str, kinds: Sequence[str]) -> tuple[Scene, Question]:
-        """A scene of one of ``kinds`` and its question of ``skill`` with the next answer in turn."""
+        """A scene of one of ``kinds`` and its question of ``skill``; answers take turns."""
         wanted = self._wanted(skill)
         for _ in range(10_000):
             scene = synthetic.draw_scene(self.rng, kinds)
@@ -192,14 +193,15 @@ def ocrbench() -> list[dict[str, str]]:
     rows = []
     for category, (count, kind, manner) in OCRBENCH.items():
         for _ in range(count):
-            scene = scenes.text(rng, manner) if manner else scenes.SCENES[kind](rng)
+            scene = text_scenes.text(rng, manner) if manner else scenes.SCENES[kind](rng)
             question = rng.choice([q for q in scene.questions if q.skill not in EASY])
             asked = synthetic.word_question(question, (), rng)
             fixed = {
                 "read": "what is written in the image?",
                 "number": "what is the number in the image?",
                 "formula": (
-                    "Please write out the expression of the formula in the image using LaTeX format."
+                    "Please write out the expression of the formula in the image "
+                    "using LaTeX format."
                 ),
             }
             rows.append(

@@ -21,7 +21,7 @@ from vlpress.calib import scenes, synthetic
 from vlpress.calib.draw import INKS, SHAPES, Picture
 from vlpress.calib.glyphs import GLYPHS
 from vlpress.calib.phrases import translate
-from vlpress.calib.scenes import Question, Scene
+from vlpress.calib.scene import DIRECTIONS, PLACES, Question, Scene
 
 PATCH = 14
 IGNORE = -100
@@ -73,8 +73,11 @@ def patches(picture: Picture) -> np.ndarray:
 
 @dataclass
 class Conversation:
-    """Token lists of one packed conversation; ``flag`` is 1 / 0 at the end of right / wrong options
-    and -1 elsewhere, ``segment`` is 0 for the prefix."""
+    """Token lists of one packed conversation.
+
+    ``flag`` is 1 / 0 at the end of right / wrong options and -1 elsewhere, ``segment`` is 0 for
+    the prefix.
+    """
 
     pictures: list[Picture]
     ids: list[int] = field(default_factory=list)
@@ -108,9 +111,7 @@ class Writer:
         out = Conversation(list(scene.pictures))
         bare = rng.random() < 0.2  # the layout in which the question begins before the picture
         start = self._prefix(out, bare=bare)
-        weights = [
-            DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in scene.questions
-        ]
+        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in scene.questions]
         for index in range(1, questions + 1):
             if rng.random() < 0.12:
                 question = _repeat(rng)
@@ -122,12 +123,10 @@ class Writer:
     def drill(self, rng: random.Random, pairs: int) -> Conversation:
         """Letters and words, then every word with its letter right behind it; no picture."""
         out = Conversation([])
-        pool = rng.choice((INKS, SHAPES, tuple("123456789"), scenes.PLACES, INKS + SHAPES))
+        pool = rng.choice((INKS, SHAPES, tuple("123456789"), PLACES, INKS + SHAPES))
         chosen = rng.sample(pool, min(4, len(pool)))
         letters = synthetic.LETTERS[: len(chosen)]
-        text = "".join(
-            f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True)
-        )
+        text = "".join(f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True))
         self._append(out, self.lines(text), 0, 0)
         for _ in range(pairs):
             place = rng.randrange(len(chosen))
@@ -219,7 +218,7 @@ class Writer:
 
 def _repeat(rng: random.Random) -> Question:
     """A question whose answer stands in it: the drill in the form of the benchmark."""
-    pool = rng.choice((INKS, SHAPES, scenes.PLACES, scenes.DIRECTIONS, tuple("123456789")))
+    pool = rng.choice((INKS, SHAPES, PLACES, DIRECTIONS, tuple("123456789")))
     answer = rng.choice(pool)
     wrong = tuple(w for w in pool if w != answer)
     return Question("repeat", answer, wrong, {"word": translate(answer, "en")})
@@ -267,10 +266,16 @@ def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch
     labels = [patch_labels(p) for p in pictures] or [np.zeros((0, 4 * LABELS), np.float32)]
     grid = [(1, p.image.height // PATCH, p.image.width // PATCH) for p in pictures]
     return PackedBatch(
-        padded("ids", 0), padded("target", IGNORE), padded("flag", -1), padded("kind", 0),
-        position, padded("segment", -1), torch.from_numpy(np.concatenate(cut)),
-        torch.tensor(grid, dtype=torch.int64).reshape(-1, 3), torch.from_numpy(np.concatenate(labels)),
-    )  # fmt: skip
+        ids=padded("ids", 0),
+        target=padded("target", IGNORE),
+        flag=padded("flag", -1),
+        kind=padded("kind", 0),
+        position=position,
+        segment=padded("segment", -1),
+        patches=torch.from_numpy(np.concatenate(cut)),
+        grid=torch.tensor(grid, dtype=torch.int64).reshape(-1, 3),
+        labels=torch.from_numpy(np.concatenate(labels)),
+    )
 
 
 def pictures(rng: random.Random, count: int) -> list[Picture]:

@@ -1,4 +1,4 @@
-"""Train the built-in model: a true Qwen2.5-VL of 7 million parameters, from nothing, on drawings.
+r"""Train the built-in model: a true Qwen2.5-VL of 7 million parameters, from nothing, on drawings.
 
 What is hard for a model this small is taught first, and alone:
 
@@ -14,7 +14,8 @@ writes its state and goes on from it, so it may be run in pieces:
     python tools/train_tiny.py vision  --state state/vision.pt  --minutes 30
     python tools/train_tiny.py drill   --state state/decoder.pt --minutes 8
     python tools/train_tiny.py decoder --state state/decoder.pt --minutes 40
-    python tools/train_tiny.py joint   --state state/joint.pt --start state/vision.pt state/decoder.pt
+    python tools/train_tiny.py joint   --state state/joint.pt --minutes 90 \\
+        --start state/vision.pt state/decoder.pt
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 """
 
@@ -38,6 +39,7 @@ from safetensors.torch import save_file
 from tiny_data import LABELS, PackedBatch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+
 from vlpress.calib.draw import INKS
 from vlpress.calib.glyphs import GLYPHS
 from vlpress.model.config import ModelConfig
@@ -158,7 +160,9 @@ class Student(nn.Module):
         return model.finish(hidden), middle
 
 
-def vision_loss(student: Student, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+def vision_loss(
+    student: Student, features: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the code's groups plus its squared error."""
     found = (features - student.constant) @ student.codes.t()
     error = F.mse_loss(found, labels) * LABELS
@@ -259,7 +263,7 @@ def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Opti
 
 
 def learning_rate(peak: float, step: int, share: float | None) -> float:
-    """Warm-up over 100 steps; with ``share`` (0 to 1 of the time) a linear end over the last 60 %."""
+    """Warm-up over 100 steps; ``share`` (of the time, 0 to 1) falls linearly from 40 % on."""
     rate = peak * min(1.0, (step + 1) / 100)
     if share is not None and share > 0.4:
         rate *= max(0.02, (1 - share) / 0.6)
