@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from . import words
 from .draw import INKS, TextStyle
@@ -134,7 +135,7 @@ def form(rng: random.Random) -> Scene:
         string = f"{key}:{value}"
         x = 9 + style.advance * (len(string) - 1) / 2 + rng.uniform(0, 2)
         canvas.text(string, x, 14 + i * pitch, colour, style)
-        wrong = wrong_strings(value, lambda length=length: words.number(rng, length))
+        wrong = wrong_strings(value, partial(words.number, rng, length))
         questions.append(Question("value", value, wrong, {"key": key}))
     return Scene("form", (canvas.finish(),), (*questions, *about(canvas, "form")))
 
