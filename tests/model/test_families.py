@@ -1,0 +1,175 @@
+"""The tables must describe exactly the modules that exist, and bindings that really commute."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_models import RandomModel, TinyConfig
+from torch import nn
+
+from vlpress.model.families import FAMILIES, Stage, family_of, widths
+from vlpress.model.loading import build_model
+from vlpress.model.qwen_vl import QwenVL
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_linears_are_the_modules_of_the_model(
+    tiny_config: TinyConfig, family: str, tied: bool
+) -> None:
+    config = tiny_config(family, tied=tied)
+    modules = {
+        name: module
+        for name, module in build_model(config).named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    specs = family_of(config).linears(config)
+    assert sorted(spec.name for spec in specs) == sorted(modules)
+    for spec in specs:
+        module = modules[spec.name]
+        assert (spec.in_features, spec.out_features) == (module.in_features, module.out_features)
+        assert spec.bias == (module.bias is not None)
+        assert spec.weights == module.weight.numel()
+    assert any(spec.name == "lm_head" for spec in specs) != tied
+
+
+def test_every_weight_belongs_to_one_stage_or_outside(tiny_config: TinyConfig, family: str) -> None:
+    config = tiny_config(family)
+    table = family_of(config)
+    homes = [path for stage in table.stages for path in stage.blocks(config)] + list(table.outside)
+    for name, _ in build_model(config).named_parameters():
+        owners = [home for home in homes if name.startswith(home + ".")]
+        assert len(owners) == 1, name
+
+
+def test_linears_of_one_tap_read_one_tensor(random_model: RandomModel, family: str) -> None:
+    model = random_model(family)
+    seen: dict[tuple[str, int, str], list[torch.Tensor]] = {}
+    hooks = []
+    for spec in family_of(model.config).linears(model.config):
+        key = (spec.stage, spec.block, spec.tap)
+
+        def record(
+            module: nn.Module,
+            args: tuple[torch.Tensor, ...],
+            key: tuple[str, int, str] = key,
+        ) -> None:
+            seen.setdefault(key, []).append(args[0])
+
+        hooks.append(model.get_submodule(spec.name).register_forward_pre_hook(record))
+    patches = torch.randn(32, 1176, generator=torch.Generator().manual_seed(0))
+    embeds = model.visual(patches, torch.tensor([[1, 4, 8]]))[None]
+    model.logits(model.model(embeds, torch.arange(8).expand(3, 1, 8)))
+    for hook in hooks:
+        hook.remove()
+    taps = {key: [id(tensor) for tensor in tensors] for key, tensors in seen.items()}
+    assert all(len(set(ids)) == 1 for ids in taps.values())
+    assert len({ids[0] for ids in taps.values()}) == len(taps)
+
+
+def stage_output(model: QwenVL, stage: Stage) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if stage.name in ("vision", "merger"):
+        patches = torch.randn(48, 1176, generator=generator)
+        features: torch.Tensor = model.visual(patches, torch.tensor([[1, 4, 12]]))
+        return features
+    embeds = torch.randn(1, 6, 128, generator=generator)
+    hidden: torch.Tensor = model.model(embeds, torch.arange(6).expand(3, 1, 6))
+    return hidden
+
+
+def linear(block: nn.Module, name: str) -> nn.Linear:
+    module = block.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def powers_of_two(count: int) -> torch.Tensor:
+    return 2.0 ** torch.randint(-2, 3, (count,), generator=torch.Generator().manual_seed(2))
+
+
+def test_norm_bindings_leave_the_function_unchanged(random_model: RandomModel, family: str) -> None:
+    model = random_model(family)
+    tested = 0
+    for stage in family_of(model.config).stages:
+        for binding in stage.norms:
+            scaled = copy.deepcopy(model)
+            block = scaled.get_submodule(stage.block_path(0))
+            parameters = list(block.get_submodule(binding.norm).parameters())
+            scale = powers_of_two(parameters[0].shape[0])
+            for parameter in parameters:
+                parameter.div_(scale)
+            for name in binding.linears:
+                linear(block, name).weight.mul_(scale.repeat(binding.tiles))
+            torch.testing.assert_close(
+                stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
+            )
+            tested += 1
+    assert tested == 5
+
+
+def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, family: str) -> None:
+    model = random_model(family)
+    text = model.config.text
+    tested = 0
+    for stage in family_of(model.config).stages:
+        for pair in stage.pairs:
+            scaled = copy.deepcopy(model)
+            block = scaled.get_submodule(stage.block_path(0))
+            source, target = linear(block, pair.source), linear(block, pair.target)
+            index, count = pair.part
+            rows = source.weight.chunk(count)[index]
+            scale = powers_of_two(rows.shape[0])
+            rows.div_(scale[:, None])
+            if source.bias is not None:
+                source.bias.chunk(count)[index].div_(scale)
+            if pair.grouped_heads:
+                shared = text.num_attention_heads // text.num_key_value_heads
+                heads = scale.view(-1, text.head_dim)
+                scale = heads.repeat_interleave(shared, 0).flatten()
+            target.weight.mul_(scale)
+            torch.testing.assert_close(
+                stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
+            )
+            tested += 1
+    assert tested == (3 if family == "qwen2_vl" else 4)
+
+
+def zeros_added(parameter: torch.Tensor, amounts: tuple[int, ...]) -> nn.Parameter:
+    return nn.Parameter(nn.functional.pad(parameter, amounts), requires_grad=False)
+
+
+def test_padded_widths_leave_the_function_unchanged(random_model: RandomModel, family: str) -> None:
+    model = random_model(family)
+    for stage in family_of(model.config).stages:
+        for padded in stage.padded:
+            grown = copy.deepcopy(model)
+            block = grown.get_submodule(stage.block_path(0))
+            more = 36
+            for name in padded.outputs:
+                wide = linear(block, name)
+                wide.weight = zeros_added(wide.weight, (0, 0, 0, more))
+                if wide.bias is not None:
+                    wide.bias = zeros_added(wide.bias, (0, more))
+            for name in padded.inputs:
+                narrow = linear(block, name)
+                assert narrow.weight.shape[1] == widths(model.config)[padded.width]
+                narrow.weight = zeros_added(narrow.weight, (0, more))
+            torch.testing.assert_close(
+                stage_output(grown, stage), stage_output(model, stage), atol=1e-5, rtol=1e-5
+            )
+
+
+def test_fused_linears_share_their_tap(tiny_config: TinyConfig, family: str) -> None:
+    for stage in FAMILIES[family].stages:
+        taps = {linear.name: linear.tap for linear in stage.linears}
+        for group in stage.fused:
+            assert len({taps[name] for name in group}) == 1
+
+
+def test_stage_by_name(family: str) -> None:
+    table = FAMILIES[family]
+    assert table.stage("decoder").block_path(3) == "model.layers.3"
+    with pytest.raises(ValueError, match="has no stage 'audio'; allowed: vision, merger, decoder"):
+        table.stage("audio")
