@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from eval_files import ocrbench_rows, package_files, write_tsv
+from eval_models import TableResponder, small_model
+from tiny_models import write_checkpoint_folder
+from torch import nn
+
+from vlpress.eval import EvalResult, evaluate, open_task
+from vlpress.eval.fingerprint import (
+    folder_identity,
+    memory_identity,
+    setup_differences,
+    weight_bytes,
+    weight_count,
+)
+from vlpress.eval.results import read_info, read_run, summarize
+from vlpress.model.processing import Processor
+
+NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint: Path) -> Processor:
+    return Processor.from_folder(checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package_files(tmp_path, monkeypatch)
+
+
+def run(processor: Processor, out: Path, *names: str, **options: Any) -> EvalResult:
+    cap = options.pop("max_new_tokens", 3)
+    tasks = [open_task(name, max_new_tokens=cap) for name in names or NAMES]
+    return evaluate(options.pop("model", small_model()), processor, tasks, out, **options)
+
+
+def test_stored_scores_are_recomputable(processor: Processor, tmp_path: Path) -> None:
+    result = run(processor, tmp_path / "out", responder=TableResponder(), name="tiny")
+    assert {name: b["score"] for name, b in result.benchmarks.items()} == dict.fromkeys(NAMES, 100)
+    assert result.benchmarks["builtin-mmbench"]["n"] == 8
+    assert result.benchmarks["builtin-mmbench"]["n_rows"] == 32
+    stored = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+    assert stored == json.loads(json.dumps(result.to_dict()))
+    again = {name: summarize(task) for name, task in read_run(tmp_path / "out").tasks.items()}
+    assert again == result.benchmarks
+    assert stored["fidelity"] is None
+    assert stored["speed"]["items"] == 32 + 9 + 3
+    assert stored["memory"]["peak_bytes"] > 0
+
+
+def test_killed_evaluation_finishes_without_repeating(processor: Processor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = TableResponder(interrupt_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(processor, out, responder=first)
+    second = TableResponder()
+    result = run(processor, out, responder=second)
+    assert len(first.asked) + len(second.asked) == 44
+    whole = run(processor, tmp_path / "whole", responder=TableResponder())
+    assert result.benchmarks == whole.benchmarks
+
+
+def test_random_model_end_to_end_with_fidelity(processor: Processor, tmp_path: Path) -> None:
+    base, cand = small_model(), small_model(1)
+    run(processor, tmp_path / "base", model=base)
+    same = run(
+        processor,
+        tmp_path / "same",
+        model=base,
+        reference=tmp_path / "base",
+        reference_model=base,
+    )
+    other = run(
+        processor,
+        tmp_path / "other",
+        model=cand,
+        reference=tmp_path / "base",
+        reference_model=base,
+    )
+    assert same.fidelity is not None and other.fidelity is not None
+    for name in same.fidelity:
+        assert same.fidelity[name]["kl_max"] < 1e-5
+        assert other.fidelity[name]["kl_mean"] > 0.1
+        assert other.fidelity[name]["tokens"] == same.fidelity[name]["tokens"]
+    assert other.run["model"]["weights"] == sum(p.numel() for p in cand.parameters())
+
+
+def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(processor, out, "builtin-ocrbench", responder=TableResponder())
+    with pytest.raises(ValueError, match=r"another setup \(batch_size: 8 -> 4\)"):
+        run(processor, out, "builtin-ocrbench", responder=TableResponder(), batch_size=4)
+    with pytest.raises(ValueError, match=r"model.files.memory: "):
+        run(processor, out, "builtin-ocrbench", responder=TableResponder(), model=small_model(1))
+    with pytest.raises(ValueError, match=r"another setup \(max_new_tokens: 3 -> 5\)"):
+        run(processor, out, "builtin-ocrbench", responder=TableResponder(), max_new_tokens=5)
+    with pytest.raises(ValueError, match=r"another setup \(kernel: absent -> x\)"):
+        run(processor, out, "builtin-ocrbench", fingerprint_extra={"kernel": "x"})
+
+
+def test_another_benchmark_joins_the_same_folder(processor: Processor, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(processor, out, "builtin-ocrbench", responder=TableResponder())
+    result = run(processor, out, "builtin-mmmu", responder=TableResponder())
+    assert set(result.benchmarks) == {"builtin-ocrbench", "builtin-mmmu"}
+
+
+def test_repeated_benchmark_is_refused(processor: Processor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="builtin-mmmu is given twice"):
+        run(processor, tmp_path / "out", "builtin-mmmu", "builtin-mmmu")
+
+
+def test_reference_must_fit(processor: Processor, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    run(processor, base, "builtin-ocrbench", responder=TableResponder())
+    with pytest.raises(ValueError, match="has no builtin-mmmu; evaluate the original on it first"):
+        run(processor, tmp_path / "a", "builtin-mmmu", reference=base)
+    with pytest.raises(ValueError, match=r"another setup \(batch_size: 8 -> 2\)"):
+        run(processor, tmp_path / "b", "builtin-ocrbench", reference=base, batch_size=2)
+    with pytest.raises(FileNotFoundError, match="is no evaluation folder"):
+        run(processor, tmp_path / "c", "builtin-ocrbench", reference=tmp_path / "none")
+    assert not (tmp_path / "a" / "run.json").exists()
+
+
+def test_a_changed_benchmark_file_is_refused(processor: Processor, tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "ocr.tsv", ocrbench_rows(3))
+    out = tmp_path / "out"
+    run(processor, out, f"OCRBench={path}", responder=TableResponder())
+    write_tsv(path, ocrbench_rows(4))
+    with pytest.raises(ValueError, match="md5: "):
+        run(processor, out, f"OCRBench={path}", responder=TableResponder())
+
+
+def test_damaged_run_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{", "utf-8")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_info(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema": 9}', "utf-8")
+    with pytest.raises(ValueError, match="has schema 9, this version reads 1"):
+        read_info(tmp_path)
+
+
+def test_identity_follows_the_weights(tmp_path: Path) -> None:
+    model = small_model()
+    folder = write_checkpoint_folder(tmp_path / "m", model)
+    before = folder_identity(folder), memory_identity(model)
+    assert memory_identity(small_model()) == before[1]
+    with torch.no_grad():
+        next(model.visual.parameters()).add_(1)
+    write_checkpoint_folder(tmp_path / "m", model)
+    assert folder_identity(folder) != before[0]
+    assert memory_identity(model) != before[1]
+    size = (folder / "model.safetensors").stat().st_size
+    assert weight_bytes(model, folder) == size
+    assert abs(weight_bytes(model, None) - size) < 20_000  # the header
+
+
+def test_quantized_layers_count_their_logical_weights() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_features, self.out_features = 128, 64
+            self.register_buffer("packed", torch.zeros(16, 64, dtype=torch.int32))
+            self.register_buffer("bias", torch.zeros(64))
+
+    class Pair(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer, self.norm = layer, nn.LayerNorm(8)
+
+    plain: Any = Pair(nn.Linear(128, 64))
+    packed: Any = Pair(Packed())
+    assert weight_count(packed) == weight_count(plain) == 128 * 64 + 64 + 16
+
+
+def test_setup_differences_leave_the_model_out() -> None:
+    base = {"dtype": "bfloat16", "model": {"config": "a"}, "quantization": None}
+    assert setup_differences(base, {**base, "model": {"config": "b"}, "quantization": "c"}) == []
+    assert setup_differences(base, {**base, "dtype": "float16"}) == ["dtype: bfloat16 -> float16"]
