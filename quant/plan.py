@@ -82,6 +82,7 @@ class Memory:
 class Plan:
     """All rows in the order of computation, and the sums."""
 
+    config: ModelConfig
     rows: tuple[PlanRow, ...]
     other_bytes: int
     """Embeddings, norms, convolution: everything that is not a linear layer."""
@@ -152,7 +153,7 @@ def make_plan(config: ModelConfig, recipe: Recipe, *, dtype: torch.dtype | None 
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
     other = parameters - sum(row.bytes_before for row in rows)
-    return Plan(rows, other, _memory(config, rows, parameters, itemsize))
+    return Plan(config, rows, other, _memory(config, rows, parameters, itemsize))
 
 
 def stored_bytes(spec: LinearSpec, scheme: QuantScheme) -> int:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlpress.calib.observers import AbsMax, Hessian, MinMax
+from vlpress.calib.observers import AbsMax, Hessian, MinMax, Observer
 
 
 def tokens(count: int = 40, features: int = 6, seed: int = 0) -> torch.Tensor:
@@ -48,8 +48,9 @@ def test_weight_zero_leaves_a_token_out() -> None:
     weights[:10] = 0
     x[:10] = 1e9
     hessian, absmax, minmax = Hessian(6), AbsMax(6), MinMax()
-    for observer in (hessian, absmax, minmax):
-        observer.update(x, weights)  # type: ignore[attr-defined]  # all three have it
+    observers: list[Observer] = [hessian, absmax, minmax]
+    for observer in observers:
+        observer.update(x, weights)
     expected = Hessian(6)
     expected.update(x[10:])
     torch.testing.assert_close(hessian.values, expected.values)

@@ -40,7 +40,7 @@ def scale_weights(model: QwenVL) -> Callable[[TapGroup, Hessian], None]:
 
     def solve(group: TapGroup, hessian: Hessian) -> None:
         for spec in group.linears:
-            model.get_submodule(spec.name).weight.data.mul_(0.7)
+            model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
 
     return solve
 

@@ -142,7 +142,7 @@ def write_checkpoint(
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     else:
         names = sorted(tensors)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for index in range(shards):
             file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
             part = names[index::shards]

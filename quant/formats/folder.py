@@ -1,0 +1,119 @@
+"""Writing a checkpoint folder so that it appears whole or not at all.
+
+Everything goes into a hidden folder beside the target, which takes the target's name by one rename
+at the end. A failure, or a kill, leaves no half checkpoint under the real name.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...model.checkpoint import INDEX_FILE, SINGLE_FILE
+
+
+class ShardSink(Protocol):
+    """Where finished tensors go; the third seam of block-wise work."""
+
+    def write(self, name: str, tensor: Tensor, file: str) -> None:
+        """Take one tensor for a shard; tensors of one shard come together."""
+        ...
+
+
+class FolderSink:
+    """Writes shards into a folder; holds the tensors of one shard at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: str | None = None
+        self._tensors: dict[str, Tensor] = {}
+        self._weight_map: dict[str, str] = {}
+        self.total_bytes = 0
+        """Tensor bytes taken so far."""
+
+    def write(self, name: str, tensor: Tensor, file: str) -> None:
+        """See `ShardSink.write`.
+
+        Raises:
+            ValueError: the name was written before.
+        """
+        if name in self._weight_map:
+            raise ValueError(f"tensor {name} would be written twice; the source is inconsistent")
+        if file != self._file:
+            self._flush()
+            self._file = file
+        self._tensors[name] = tensor.to("cpu").contiguous()
+        self._weight_map[name] = file
+        self.total_bytes += tensor.numel() * tensor.element_size()
+
+    def close(self) -> None:
+        """Write the last shard and, with more than the one plain file, the index."""
+        self._flush()
+        if set(self._weight_map.values()) != {SINGLE_FILE}:
+            index = {
+                "metadata": {"total_size": self.total_bytes},
+                "weight_map": dict(sorted(self._weight_map.items())),
+            }
+            write_json(self._folder / INDEX_FILE, index)
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            # One metadata key only: the writer does not keep several in a fixed order.
+            save_file(self._tensors, self._folder / self._file, metadata={"format": "pt"})
+            self._tensors = {}
+
+
+@contextmanager
+def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write into that becomes `out` if the `with` block succeeds.
+
+    Raises:
+        ValueError: `out` exists and `overwrite` is false, or it is a file.
+    """
+    if out.is_file():
+        raise ValueError(f"output {out} is a file; give a folder that does not exist yet")
+    if out.exists() and not overwrite:
+        raise ValueError(f"output folder {out} exists; give another or ask to overwrite it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        # mkdtemp makes it private; a checkpoint has the rights of any other new folder.
+        os.chmod(partial, 0o777 & ~_umask())
+        yield partial
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            out.rename(old / out.name)
+            partial.rename(out)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_side_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
+    """Copy tokenizer, processor and template files byte for byte; returns the names copied."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with a fixed layout; keys stay in the order given."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    # The process's mask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

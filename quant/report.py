@@ -1,0 +1,173 @@
+"""What quantization did, layer by layer: the record that goes into the checkpoint.
+
+It holds no times and no paths, because the bytes of a checkpoint are promised: same input, recipe,
+seed, versions and machine type give the same file.
+"""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..model.inputs import Prompt
+from .gptq import GPTQResult
+from .plan import Plan, PlanRow
+from .recipe import Recipe
+
+# More fallback rows than this share means that the solver did not do what the recipe asks for.
+MAX_FALLBACK = 0.05
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantized layer."""
+
+    row: PlanRow
+    result: GPTQResult | None
+    """None for round to nearest."""
+    tokens: int
+    """Calibration tokens that reached it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        assert self.row.step is not None
+        data: dict[str, Any] = {
+            "name": self.row.name,
+            "method": self.row.step.method,
+            "bits": self.row.step.scheme.bits,
+            "group_size": self.row.step.scheme.group_size,
+            "in_features": self.row.spec.in_features,
+            "out_features": self.row.spec.out_features,
+            "bytes": self.row.bytes_after,
+        }
+        if self.result is not None:
+            data |= {
+                "tokens": self.tokens,
+                "error": self.result.error,
+                "rtn_error": self.result.rtn_error,
+                "final_error": self.result.final_error,
+                "damp_percent": self.result.damp_percent,
+                "precision": self.result.precision,
+                "fallback_rows": self.result.fallback_rows,
+                "dead_columns": self.result.dead_columns,
+                "fallback": self.result.fallback,
+            }
+        return data
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the model was calibrated on."""
+
+    samples: int
+    tokens: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt]) -> "CalibrationRecord":
+        """Count the prompts and hash what the model sees of them."""
+        digest = hashlib.sha256()
+        for prompt in prompts:
+            digest.update(prompt.input_ids.to("cpu", torch.int64).numpy().tobytes())
+            digest.update(b"|")
+            digest.update(prompt.position_ids.to("cpu", torch.int64).numpy().tobytes())
+            for visual in prompt.visuals:
+                digest.update(f"|{visual.digest}{visual.grid}".encode())
+            digest.update(b"\n")
+        return cls(len(prompts), sum(len(prompt) for prompt in prompts), digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """The whole run."""
+
+    recipe: Recipe
+    plan: Plan
+    layers: tuple[LayerReport, ...]
+    calibration: CalibrationRecord | None
+    """None if no step looks at activations."""
+
+    @property
+    def true_sequential(self) -> bool:
+        """Whether every layer was captured after those before it in its block were quantized."""
+        return self.calibration is not None and self.recipe.calibration.true_sequential
+
+    @property
+    def fallback_rows(self) -> int:
+        """Output rows, over all layers, that kept plain rounding (whole layers included)."""
+        return sum(_fallback_rows(layer) for layer in self.layers)
+
+    @property
+    def base_bytes(self) -> int:
+        """Tensor bytes before."""
+        return self.plan.base_bytes
+
+    @property
+    def candidate_bytes(self) -> int:
+        """Tensor bytes after."""
+        return self.plan.candidate_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per quantized weight."""
+        return self.plan.bits_per_weight
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in a fixed order."""
+        calibration = self.calibration
+        return {
+            "schema": 1,
+            "recipe": self.recipe.to_dict(),
+            "versions": {
+                "vlpress": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "seed": self.recipe.calibration.seed,
+            "calibration": None
+            if calibration is None
+            else {
+                "samples": calibration.samples,
+                "tokens": calibration.tokens,
+                "fingerprint": calibration.fingerprint,
+                "true_sequential": self.true_sequential,
+            },
+            "size": {
+                "base_bytes": self.base_bytes,
+                "candidate_bytes": self.candidate_bytes,
+                "bits_per_weight": self.bits_per_weight,
+            },
+            "fallback_rows": self.fallback_rows,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},
+        }
+
+
+def check_fallback(layers: Sequence[LayerReport]) -> None:
+    """Refuse a run in which plain rounding won too often.
+
+    A layer without a Cholesky factor is a visible fallback of its own and not counted here.
+
+    Raises:
+        ValueError: over 5 % of the rows that GPTQ solved fell back.
+    """
+    solved = [layer for layer in layers if layer.result and not layer.result.fallback]
+    rows = sum(layer.row.spec.out_features for layer in solved)
+    fallen = sum(_fallback_rows(layer) for layer in solved)
+    if rows and fallen > MAX_FALLBACK * rows:
+        worst = max(solved, key=lambda item: _fallback_rows(item) / item.row.spec.out_features)
+        raise ValueError(
+            f"GPTQ was worse than plain rounding on {fallen} of {rows} rows (at most "
+            f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name}; use more or other "
+            "calibration samples, a larger damp_percent, or method rtn"
+        )
+
+
+def _fallback_rows(layer: LayerReport) -> int:
+    if layer.result is None:
+        return 0
+    return layer.row.spec.out_features if layer.result.fallback else layer.result.fallback_rows

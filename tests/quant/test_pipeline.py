@@ -1,0 +1,230 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calib_models import prompts, random_model, raw_config, write_checkpoint
+
+from vlpress.calib.capture import watch_inputs
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant import report as report_module
+from vlpress.quant.gptq import gptq
+from vlpress.quant.linear import QuantLinear
+from vlpress.quant.pipeline import check_format, make_plan, quantize_, save_quantized
+from vlpress.quant.recipe import Recipe
+from vlpress.quant.rtn import rtn
+from vlpress.quant.scheme import QuantScheme
+from vlpress.quant.targets import quantized_layers
+
+
+def recipe(calibration: dict[str, Any] | None = None, **step: Any) -> Recipe:
+    base = {"method": "gptq", "bits": 4, "group_size": 32}
+    return Recipe.from_dict(
+        {"name": "test", "calibration": calibration or {}, "step": [base | step]}
+    )
+
+
+def distance(model: QwenVL, reference: QwenVL) -> float:
+    with torch.no_grad():
+        a = torch.cat(model(prompts(model.config)))
+        b = torch.cat(reference(prompts(model.config)))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_replaces_decoder_linears_only(family: str) -> None:
+    model = random_model(raw_config(family))
+    report = quantize_(model, recipe(), prompts(model.config))
+    layers = quantized_layers(model)
+    assert sorted(layers) == sorted(row.name for row in report.plan.quantized)
+    assert len(layers) == 14
+    assert all(name.startswith("model.layers.") for name in layers)
+    assert [layer.row.name for layer in report.layers] == [r.name for r in report.plan.quantized]
+    assert 0 < distance(model, random_model(raw_config(family))) < 0.5
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_first_group_equals_gptq_by_hand() -> None:
+    model, original = random_model(), random_model()
+    quantize_(model, recipe(), prompts(model.config))
+    name = "model.layers.0.self_attn.k_proj"
+    rows: list[torch.Tensor] = []
+    with torch.no_grad(), watch_inputs({original.get_submodule(name): rows.append}):
+        for sample in prompts(original.config):
+            original([sample])
+    x = torch.cat([row.reshape(-1, 64) for row in rows])
+    expected = gptq(original.get_parameter(f"{name}.weight"), x.t() @ x, QuantScheme(4, 32))
+    found = model.get_submodule(name)
+    assert isinstance(found, QuantLinear)
+    same = (found.quantized().integers == expected.weight.integers).float().mean()
+    assert float(same) > 0.99
+
+
+def test_gptq_is_closer_than_rounding_on_its_calibration_set() -> None:
+    model, rounded, original = random_model(), random_model(), random_model()
+    quantize_(model, recipe(bits=3), prompts(model.config))
+    quantize_(rounded, recipe(method="rtn", bits=3))
+    assert distance(model, original) < 0.9 * distance(rounded, original)
+
+
+def test_more_bits_are_closer() -> None:
+    distances = []
+    for bits in (3, 4, 8):
+        model = random_model()
+        quantize_(model, recipe(method="rtn", bits=bits))
+        distances.append(distance(model, random_model()))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.02
+
+
+def test_rtn_needs_no_prompts() -> None:
+    model, original = random_model(), random_model()
+    report = quantize_(model, recipe(method="rtn"))
+    layer = quantized_layers(model)["model.layers.1.mlp.down_proj"]
+    weight = original.get_parameter("model.layers.1.mlp.down_proj.weight")
+    assert layer.quantized().equals(rtn(weight, QuantScheme(4, 32)))
+    assert report.calibration is None
+    assert report.to_dict()["calibration"] is None
+    assert not report.true_sequential
+
+
+def test_two_methods_in_one_recipe() -> None:
+    model = random_model()
+    both = Recipe.from_dict(
+        {
+            "step": [
+                {"method": "gptq", "bits": 4, "group_size": 32, "ignore": ["*.down_proj"]},
+                {
+                    "method": "rtn",
+                    "bits": 8,
+                    "group_size": 32,
+                    "targets": ["model.layers.*.down_proj"],
+                },
+            ]
+        }
+    )
+    report = quantize_(model, both, prompts(model.config))
+    down = quantized_layers(model)["model.layers.0.mlp.down_proj"]
+    assert down.scheme.bits == 8
+    methods = {layer.row.name: layer.to_dict()["method"] for layer in report.layers}
+    assert methods["model.layers.0.mlp.down_proj"] == "rtn"
+    assert methods["model.layers.0.mlp.up_proj"] == "gptq"
+    with pytest.raises(ValueError, match="one scheme for all layers"):
+        check_format(report.plan)
+
+
+def test_vision_tower_can_be_quantized_in_memory_but_not_written(tmp_path: Path) -> None:
+    original = random_model()
+    source = write_checkpoint(tmp_path / "source", original)
+    model = random_model()
+    only = recipe(targets=["visual.*.attn.*"], group_size=-1, bits=8)
+    report = quantize_(model, only, prompts(model.config))
+    assert all(name.startswith("visual.blocks.") for name in quantized_layers(model))
+    assert 0 < distance(model, original) < 0.1
+    with pytest.raises(ValueError, match=r"format gptq: visual\.blocks\.0\.attn\.qkv is in the"):
+        save_quantized(model, report, source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    seen: list[tuple[int, int, str]] = []
+    report = quantize_(
+        model, recipe(), prompts(model.config), on_progress=lambda *args: seen.append(args)
+    )
+    assert [done for done, _, _ in seen] == list(range(1, 15))
+    assert seen[0][1] == 14
+    assert seen[0][2].startswith("model.layers.0.self_attn.q_proj error ")
+    data = report.to_dict()
+    assert Recipe.from_dict(data["recipe"]) == report.recipe
+    assert data["calibration"]["samples"] == 4
+    assert data["calibration"]["tokens"] == sum(len(p) for p in prompts(model.config))
+    assert data["layers"][0]["tokens"] == data["calibration"]["tokens"]
+    assert data["layers"][0]["damp_percent"] == 0.01
+    assert 0 < data["layers"][0]["error"] < data["layers"][0]["rtn_error"]
+    assert data["kept"]["lm_head"] == "it shares its weight with the token embedding"
+    assert len(data["kept"]) + len(data["layers"]) == len(report.plan.rows)
+
+
+def test_calibration_fingerprint_notices_the_prompts() -> None:
+    config = random_model().config
+    record = report_module.CalibrationRecord.of
+    base = record(prompts(config)).fingerprint
+    assert base == record(prompts(config)).fingerprint
+    assert base != record(prompts(config)[:3]).fingerprint
+    changed = prompts(config)
+    changed[0].input_ids[0] += 1
+    assert base != record(changed).fingerprint
+
+
+def test_same_input_same_integers() -> None:
+    first, second = random_model(), random_model()
+    quantize_(first, recipe(), prompts(first.config))
+    quantize_(second, recipe(), prompts(second.config))
+    for name, layer in quantized_layers(first).items():
+        assert layer.quantized().equals(quantized_layers(second)[name].quantized())
+
+
+def test_image_weight_changes_the_result() -> None:
+    first, second = random_model(), random_model()
+    quantize_(first, recipe(), prompts(first.config))
+    quantize_(second, recipe({"image_weight": 0.1}), prompts(second.config))
+    name = "model.layers.0.self_attn.q_proj"
+    layers = quantized_layers(first)[name], quantized_layers(second)[name]
+    assert not layers[0].quantized().equals(layers[1].quantized())
+
+
+def test_too_many_fallback_rows_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    monkeypatch.setattr(report_module, "MAX_FALLBACK", -1.0)
+    with pytest.raises(ValueError, match=r"worse than plain rounding on \d+ of 1024 rows"):
+        quantize_(model, recipe(), prompts(model.config))
+
+
+def test_a_layer_without_a_factor_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
+    model = random_model()
+    seen: list[str] = []
+    report = quantize_(
+        model,
+        recipe(),
+        prompts(model.config),
+        on_progress=lambda done, total, detail: seen.append(detail),
+    )
+    assert "rounded instead" in seen[0]
+    data = report.to_dict()
+    assert data["layers"][0]["fallback"].startswith("no Cholesky factor")
+    assert data["fallback_rows"] == sum(layer.row.spec.out_features for layer in report.layers)
+
+
+def test_overflow_names_the_layer() -> None:
+    model = random_model()
+    model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.q_proj \(\d+ calib"):
+        quantize_(model, recipe(), prompts(model.config))
+
+
+def test_rejects() -> None:
+    model = random_model()
+    with pytest.raises(ValueError, match="no calibration prompts"):
+        quantize_(copy.deepcopy(model), recipe())
+    with pytest.raises(ValueError, match="format 'awq' is unknown; allowed are gptq"):
+        check_format(make_plan(model.config, recipe()), "awq")
+    with pytest.raises(ValueError, match="asymmetric schemes do not fit"):
+        check_format(make_plan(model.config, recipe(symmetric=False)))
+    with pytest.raises(ValueError, match="the recipe asks 5"):
+        check_format(make_plan(model.config, recipe(bits=5)))
+    quantize_(model, recipe(method="rtn"))
+    with pytest.raises(ValueError, match="is quantized already"):
+        quantize_(model, recipe(method="rtn"))
+
+
+@pytest.mark.gpu
+def test_runs_on_the_accelerator() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no accelerator")
+    model = random_model().to("cuda")
+    report = quantize_(model, recipe(), prompts(model.config))
+    assert all(layer.packed.is_cuda for layer in quantized_layers(model).values())
+    assert all(layer.result and layer.result.error < 1 for layer in report.layers)
