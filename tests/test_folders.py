@@ -71,7 +71,7 @@ def test_file_as_output_folder(tmp_path: Path) -> None:
 
 def test_broken_marker_names_the_file(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("{")
-    with pytest.raises(ValueError, match=r"vlpress\.json is not valid JSON .*--fresh"):
+    with pytest.raises(ValueError, match=r"work\.json is not valid JSON .*--fresh"):
         claim(tmp_path, {}, ours=OURS)
 
 

@@ -58,16 +58,22 @@ def _reporter() -> Reporter:
     return reporter
 
 
+def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(values) if values else None
+
+
 def _emit(result: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], str]) -> None:
     """Print a result on standard output: JSON or what ``draw`` makes of it."""
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else draw(result))
 
 
 def _show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
-    from .tables import headline
+    from .tables import comparison_table, headline
 
-    _emit(report, as_json, headline)
-    typer.echo(f"report: {folder / 'report.md'}", err=True)
+    several = "candidates" in report
+    _emit(report, as_json, comparison_table if several else headline)
+    written = "comparison.md" if several else "report.md"
+    typer.echo(f"report: {folder / written}", err=True)
 
 
 @app.callback()
@@ -119,7 +125,7 @@ def run(
         model=model,
         recipe=recipe,
         calibration=Calibration(calib, calib_samples),
-        questions=Questions(bench and tuple(bench), limit, batch_size, prompt_style, rules),
+        questions=Questions(_tuple(bench), limit, batch_size, prompt_style, rules),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         margin=margin,
         overwrite=overwrite,
@@ -138,10 +144,10 @@ def plan(
     json_output: options.Json = False,
 ) -> None:
     """Show what would happen to every linear layer, and why."""
-    from .stages import make_plan
+    from .checkpoints import plan_model
     from .tables import plan_table
 
-    result = make_plan(model, recipe)
+    result = plan_model(model, recipe)
     _emit(result, json_output, plan_table)
 
 
@@ -163,7 +169,7 @@ def quantize(
     fresh: options.Fresh = False,
 ) -> None:
     """Quantize a model and write the checkpoint; it appears whole or not at all."""
-    from .stages import quantize_to
+    from .checkpoints import quantize_to
     from .tables import inspect_table
 
     result = quantize_to(
@@ -211,14 +217,14 @@ def evaluate(
     fresh: options.Fresh = False,
 ) -> None:
     """Ask a model the benchmarks' questions; predictions are stored as they come."""
-    from .stages import evaluate_to
+    from .evaluations import evaluate_to
     from .tables import scores_table
 
     result = evaluate_to(
         out,
         model=model,
         questions=Questions(
-            bench and tuple(bench), limit, batch_size, prompt_style, rules, blank_images
+            _tuple(bench), limit, batch_size, prompt_style, rules, blank_images
         ),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         reference=reference,
@@ -240,7 +246,7 @@ def compare(
     json_output: options.Json = False,
 ) -> None:
     """Judge stored predictions; needs no model. The exit code is the verdict."""
-    from .stages import compare_all
+    from .evaluations import compare_all
 
     result = compare_all(base, candidate, out, margin=margin)
     _show_report(result, out, json_output)
@@ -263,6 +269,9 @@ def generate(
     ] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 = no limit.")] = 0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", min=0.0, help="1 = none.")
+    ] = 1.0,
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     max_pixels: options.MaxPixels = Settings.max_pixels,
@@ -271,7 +280,8 @@ def generate(
     json_output: options.Json = False,
 ) -> None:
     """Answer one question about pictures or a video, written out as it is found."""
-    from .stages import answer
+    from .answering import answer
+    from .model.generation import Sampling
 
     def stream(text: str) -> None:
         sys.stdout.write(text)
@@ -283,9 +293,7 @@ def generate(
         images=image or [],
         video=video,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
+        sampling=Sampling(temperature, top_p, top_k, repetition_penalty, seed or 0),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         on_text=None if json_output else stream,
     )
@@ -298,7 +306,7 @@ def inspect(
     json_output: options.Json = False,
 ) -> None:
     """Show bits, scheme, error and size of every layer of a quantized checkpoint."""
-    from .stages import inspect_checkpoint
+    from .checkpoints import inspect_checkpoint
     from .tables import inspect_table
 
     _emit(inspect_checkpoint(checkpoint), json_output, inspect_table)

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 UNUSABLE = 2
 INTERRUPTED = 3
 DEFECT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would read as FAIL
+RESUMABLE = ("run", "eval")
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
 
 # typer has its own copy of click in some versions and click itself in others; the public name
@@ -44,7 +45,8 @@ def _mapped(ctx: Any) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _say("interrupted; the same command goes on where it stopped")
+        resumable = ctx.invoked_subcommand in RESUMABLE
+        _say("interrupted" + "; the same command goes on where it stopped" * resumable)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise

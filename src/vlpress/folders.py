@@ -1,6 +1,6 @@
 """Whose output folder is this? Resume what is ours and the same, refuse everything else.
 
-A folder that a command works in holds ``vlpress.json`` with the fingerprint of the question it
+A folder that a command works in holds ``work.json`` with the fingerprint of the question it
 answers: same fingerprint = go on where it stopped, another one = refuse unless told to overwrite.
 Only what vlpress wrote is ever removed.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MARKER = "vlpress.json"
+MARKER = "work.json"
 TRASH = ".discarded"
 
 
@@ -32,9 +33,13 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never half of it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 
@@ -74,29 +79,98 @@ def claim(
         ValueError: ``out`` holds other work and neither flag is given, holds files that vlpress
             did not write, or is a file.
     """
-    asked = json.loads(json.dumps(fingerprint))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"output {out} is a file; give a folder")
-    marker = out / MARKER
-    foreign = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if foreign and not marker.is_file():
-        raise ValueError(
-            f"output folder {out} is not empty and was not written by this command "
-            f"(it holds {foreign[0]}); give another folder"
-        )
-    if marker.is_file():
-        found = read_json(marker).get("fingerprint", {})
+    asked = _plain(fingerprint)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        found = _fingerprint_of(out)
         if found == asked and not fresh:
             return True
         if found != asked and not (overwrite or fresh):
-            raise ValueError(
-                f"output folder {out} holds other work ({difference(found, asked)}); "
-                "give another folder, or --overwrite to discard it"
-            )
+            _refuse(out, found, asked)
         discard(out, ours)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"fingerprint": asked})
+    write_json(out / MARKER, {"fingerprint": asked})
     return False
+
+
+def refuse_foreign(out: Path, marker: str = MARKER) -> None:
+    """Refuse a path that holds anything but a folder with our marker in it.
+
+    Raises:
+        ValueError: it is a file, or a folder that this command did not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"output {out} is a file; give a folder")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if names and not (out / marker).is_file():
+        raise ValueError(
+            f"output folder {out} is not empty and was not written by this command "
+            f"(it holds {names[0]}); give another folder"
+        )
+
+
+def _fingerprint_of(out: Path) -> dict[str, Any]:
+    refuse_foreign(out)
+    stored = read_json(out / MARKER)
+    return dict(stored["fingerprint"]) if "fingerprint" in stored else {}
+
+
+def _refuse(out: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    raise ValueError(
+        f"output folder {out} holds other work ({difference(found, asked)}); "
+        "give another folder, or --overwrite to discard it"
+    )
+
+
+def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as they come back from JSON: tuples are lists there."""
+    return dict(json.loads(json.dumps(fingerprint)))
+
+
+def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a finished result folder answers the question of this fingerprint."""
+    marker = folder / MARKER
+    return marker.is_file() and read_json(marker).get("fingerprint") == _plain(fingerprint)
+
+
+def claim_result(
+    out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False, fresh: bool = False
+) -> bool:
+    """Look at a folder that is itself the result; return True when it is there and the same.
+
+    Nothing is removed: `place` replaces the folder once the new one is whole.
+
+    Raises:
+        ValueError: as `claim`.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    found = _fingerprint_of(out)
+    if found == _plain(fingerprint) and not fresh:
+        return True
+    if not (overwrite or fresh):
+        _refuse(out, found, _plain(fingerprint))
+    return False
+
+
+@contextmanager
+def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a path to write a result folder to, which then becomes ``out`` with its fingerprint.
+
+    A kill at any moment leaves ``out`` as it was, or whole and new.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.with_name(f".{out.name}.staged")
+    old = out.with_name(f".{out.name}.old")
+    for leftover in (staged, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    yield staged
+    write_json(staged / MARKER, {"fingerprint": _plain(fingerprint)})
+    if out.exists():
+        out.rename(old)
+    staged.rename(out)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def discard(out: Path, ours: Collection[str]) -> None:

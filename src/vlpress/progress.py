@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -28,6 +28,9 @@ PLAIN_INTERVAL = 5.0  # seconds between two lines of a stage when there is no te
 
 Update = Callable[[int, int, str], None]
 """``update(done, total, detail)``: what a stage calls as it goes."""
+
+TaskUpdate = Callable[[str, int, int, str], None]
+"""``update(task, done, total, detail)``: the same for several tasks in turn."""
 
 
 def peak_memory() -> int:
@@ -86,6 +89,29 @@ class Reporter:
             plain = _PlainStage(title, self.note)
             yield plain.update
             plain.finish()
+
+    @contextmanager
+    def stages(self, title: str, *, again: str = "second pass") -> Iterator[TaskUpdate]:
+        """Show a stage for each task as it comes: yields what is called with (task, done, ...).
+
+        Args:
+            title: before the task's name.
+            again: instead of the title when a task comes a second time.
+        """
+        shown: dict[str, int] = {}
+        current: tuple[str, Update] | None = None
+        with ExitStack() as stack:
+
+            def update(task: str, done: int, total: int, detail: str) -> None:
+                nonlocal current
+                if current is None or current[0] != task or done < shown[task]:
+                    stack.close()
+                    lead = again if task in shown else title
+                    current = task, stack.enter_context(self.stage(f"{lead} {task}"))
+                shown[task] = done
+                current[1](done, total, detail)
+
+            yield update
 
     def _bars(self) -> Progress:
         return Progress(

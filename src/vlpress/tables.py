@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from .progress import format_bytes
+
+SYNTHETIC = "synthetic: the built-in benchmark files are drawings, not the published benchmarks"
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -40,10 +42,12 @@ def headline(report: Mapping[str, Any]) -> str:
         "lost / won",
         "verdict",
     ]
-    lines = [tabulate(rows, head, disable_numparse=True, stralign="right"), ""]
+    lines = [_table(rows, head), ""]
     if report.get("synthetic"):
-        lines.append("synthetic: these benchmarks are drawings made by vlpress")
+        lines.append(SYNTHETIC)
     lines += [*_fidelity(report), *_size(report)]
+    if warning := report.get("calibration", {}).get("warning"):
+        lines.append(f"warning: {warning}")
     lines.append(f"verdict: {report['verdict']} (margin {report['margin']:g} points)")
     return "\n".join(lines)
 
@@ -67,3 +71,119 @@ def _size(report: Mapping[str, Any]) -> list[str]:
         f"size: {format_bytes(size['base_bytes'])} -> {format_bytes(size['candidate_bytes'])}"
         f" ({size['bits_per_weight']:.2f} bits per weight)"
     ]
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Draw ``comparison.json``: one line per candidate and benchmark."""
+    rows = [
+        [
+            name,
+            bench,
+            f"{row['base']:.1f}",
+            f"{row['candidate']:.1f}",
+            f"{row['delta']:+.1f}",
+            "[{:+.1f}, {:+.1f}]".format(*row["ci95"]),
+            row["verdict"],
+        ]
+        for name, entry in comparison["candidates"].items()
+        for bench, row in entry["benchmarks"].items()
+    ]
+    head = ["candidate", "benchmark", "base", "candidate", "delta", "95 % interval", "verdict"]
+    lines = [_table(rows, head), ""]
+    lines += [SYNTHETIC] * bool(comparison["synthetic"])
+    lines.append(f"verdict: {comparison['verdict']} (margin {comparison['margin']:g} points)")
+    return "\n".join(lines)
+
+
+def plan_table(plan: Mapping[str, Any]) -> str:
+    """Draw a plan: every linear layer, then sizes and memory."""
+    rows = [
+        [
+            row["name"],
+            f"{row['out_features']} x {row['in_features']}",
+            format_bytes(row["bytes_before"]),
+            format_bytes(row["bytes_after"]),
+            row["fate"],
+        ]
+        for row in plan["rows"]
+    ]
+    quantized = sum(row["method"] is not None for row in plan["rows"])
+    memory = plan["memory"]
+    return "\n".join(
+        [
+            _table(rows, ["layer", "out x in", "now", "then", "fate"], "llrrl"),
+            "",
+            f"{quantized} of {len(rows)} linear layers are quantized, "
+            f"{plan['bits_per_weight']:.2f} bits per weight in these",
+            f"tensors: {format_bytes(plan['base_bytes'])} -> "
+            f"{format_bytes(plan['candidate_bytes'])}",
+            f"memory while quantizing: {format_bytes(memory['weights'])} weights, "
+            f"{format_bytes(memory['solve'])} to solve the largest layer, "
+            f"{format_bytes(memory['per_token'])} per calibration token",
+        ]
+    )
+
+
+def inspect_table(found: Mapping[str, Any]) -> str:
+    """Draw what is in a quantized checkpoint; errors only where it carries them."""
+    rows = [
+        [
+            layer["name"],
+            layer["scheme"],
+            f"{layer['out_features']} x {layer['in_features']}",
+            format_bytes(layer["bytes"]),
+            _error(layer, "final_error"),
+            _error(layer, "rtn_error"),
+            layer.get("fallback") or "",
+        ]
+        for layer in found["layers"]
+    ]
+    head = ["layer", "scheme", "out x in", "size", "error", "rounding's error", "fallback"]
+    lines = [
+        _table(rows, head, "lllrrrl"),
+        "",
+        f"{found['checkpoint']}: {len(rows)} quantized layers, {format_bytes(found['bytes'])}",
+    ]
+    if found["kept"]:
+        lines.append(f"{len(found['kept'])} linear layers are kept; --json says why")
+    return "\n".join(lines)
+
+
+def scores_table(scores: Mapping[str, Any]) -> str:
+    """Draw one model's scores, each benchmark with its categories."""
+    rows = []
+    for name, entry in scores["benchmarks"].items():
+        rows.append(
+            [
+                name,
+                entry["metric"],
+                entry["n"],
+                f"{entry['score']:.1f}",
+                entry["health"]["parse_failures"],
+                entry["health"]["truncated"],
+            ]
+        )
+        rows += [
+            [f"  {category}", "", part["n"], f"{part['score']:.1f}", "", ""]
+            for category, part in entry["categories"].items()
+        ]
+    head = ["benchmark", "metric", "n", "score", "unreadable", "cut off"]
+    lines = [_table(rows, head, "llrrrr"), ""]
+    lines += [SYNTHETIC] * any(e["synthetic"] for e in scores["benchmarks"].values())
+    lines += [
+        f"{name}: KL {entry['kl_mean']:.4f} nats mean, same top token "
+        f"{100 * entry['top1_agreement']:.1f} %"
+        for name, entry in (scores["fidelity"] or {}).items()
+    ]
+    return "\n".join(lines)
+
+
+def _error(layer: Mapping[str, Any], key: str) -> str:
+    value = layer.get(key)
+    return "" if value is None else f"{value:.2e}"
+
+
+def _table(rows: Sequence[Sequence[Any]], head: Sequence[str], align: str = "") -> str:
+    sides = {"l": "left", "r": "right"}
+    columns = [sides[letter] for letter in align or "l" + "r" * (len(head) - 1)]
+    return tabulate(rows, head, disable_numparse=True, colalign=columns if rows else None)

@@ -1,0 +1,147 @@
+"""From what the user named to what the rooms work with: models, processors, tasks, samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .calib.samples import Sample, image_digest, image_digests, load_samples
+from .eval.extract import DEFAULT_PROFILE
+from .eval.features import pictures
+from .eval.tasks import open_task
+from .eval.tasks.prompts import default_prompt_style
+from .eval.tasks.task import Task
+from .model.config import ModelConfig
+from .model.inputs import Prompt
+from .model.loading import choose_device
+from .model.processing import Processor
+from .model.qwen_vl import QwenVL
+from .quant.loading import open_model, resolve_folder
+from .quant.recipe import Recipe
+from .requests import BUILTIN_BENCHES, Calibration, Questions, Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was named and found, not yet loaded."""
+
+    name: str
+    folder: Path
+    config: ModelConfig
+    settings: Settings
+
+    @classmethod
+    def find(cls, name: str, settings: Settings) -> Source:
+        """Resolve a name and read its config; a hub id is fetched here.
+
+        Raises:
+            FileNotFoundError: there is no such model.
+            ValueError: the checkpoint is unusable, or this machine lacks the device.
+        """
+        choose_device(settings.device)
+        folder = resolve_folder(name)
+        return cls(name, folder, ModelConfig.from_folder(folder), settings)
+
+    def load(self) -> QwenVL:
+        """Load the model, quantized or not, on the device and in the dtype of the settings."""
+        return open_model(self.folder, device=self.settings.device, dtype=self.settings.dtype)
+
+    def processor(self) -> Processor:
+        """Open the processor with the pixel bounds of the settings."""
+        return Processor.from_folder(
+            self.folder,
+            min_pixels=self.settings.min_pixels,
+            max_pixels=self.settings.max_pixels,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model will be loaded."""
+        return choose_device(self.settings.device)
+
+
+def resolve_recipe(name: str, calibration: Calibration, settings: Settings) -> Recipe:
+    """Read a recipe and put what the command line says about calibration into it.
+
+    Raises:
+        FileNotFoundError: neither a preset nor a file.
+        ValueError: the recipe is unusable.
+    """
+    recipe = Recipe.resolve(name)
+    asked = recipe.calibration
+    if calibration.samples is not None:
+        asked = replace(asked, samples=calibration.samples)
+    if settings.seed is not None:
+        asked = replace(asked, seed=settings.seed)
+    return replace(recipe, calibration=asked)
+
+
+def open_samples(recipe: Recipe, calibration: Calibration) -> list[Sample]:
+    """Draw the calibration samples of a recipe; none if no step looks at activations."""
+    if not recipe.needs_calibration:
+        return []
+    wanted = recipe.calibration
+    return load_samples(calibration.source, n=wanted.samples, seed=wanted.seed)
+
+
+def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prompt]:
+    """Tokenize samples with their answers.
+
+    Raises:
+        ValueError: a sample does not encode; the message names it.
+    """
+    prompts = []
+    for sample in samples:
+        try:
+            prompts.append(processor.encode(sample.messages, answer=sample.answer))
+        except ValueError as error:
+            raise ValueError(f"calibration sample {sample.id}: {error}") from None
+    return prompts
+
+
+def open_tasks(questions: Questions, source: Source) -> list[Task]:
+    """Open the benchmarks in the prompt layout of the model's family.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+    """
+    style = questions.prompt_style or default_prompt_style(source.config.family)
+    return [
+        open_task(
+            spec,
+            limit=questions.limit,
+            prompt_style=style,
+            profile=questions.rules or DEFAULT_PROFILE,
+            blank=questions.blank_images,
+            seed=source.settings.seed or 0,
+        )
+        for spec in questions.benches or BUILTIN_BENCHES
+    ]
+
+
+def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
+    """Refuse to calibrate on a picture that the evaluation shows.
+
+    Raises:
+        ValueError: a picture is in both; the message names the item.
+    """
+    seen = image_digests(samples)
+    if not seen:
+        return
+    checked: set[bytes] = set()
+    for task in tasks:
+        for item in task.items:
+            for data in pictures(item):
+                if data not in checked and image_digest(data) in seen:
+                    raise ValueError(
+                        f"a calibration picture is also a picture of {task.name} item {item.id}; "
+                        "take calibration samples that the evaluation does not use"
+                    )
+                checked.add(data)

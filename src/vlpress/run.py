@@ -1,0 +1,147 @@
+"""The main job: quantize a model, evaluate the original and the result, and report the cost.
+
+``OUT`` holds ``plan.json``, ``checkpoint/``, ``eval/base/``, ``eval/candidate/`` and ``report/``.
+Each of them is finished on its own: the checkpoint and the report appear whole, answers are
+appended as they come. The same command therefore goes on wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import DRAWINGS, Job
+from .eval import compare, evaluate
+from .eval.results import read_fidelity, read_run
+from .eval.tasks.task import Task
+from .folders import claim, is_same, write_json, write_text
+from .opening import Source, open_tasks, refuse_leak
+from .progress import Reporter
+from .requests import BUILTIN_MODELS, RunRequest
+
+OURS = ("plan.json", "checkpoint", "eval", "report")
+
+
+def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
+    """Do what is not done yet of a run; return the content of ``report.json``.
+
+    Raises:
+        FileNotFoundError: the model, a benchmark file or the calibration source does not exist.
+        ValueError: something does not fit, a picture is used for both calibration and evaluation,
+            or the output folder holds other work.
+    """
+    if request.questions.benches is None and request.model not in BUILTIN_MODELS:
+        raise ValueError(
+            f"{request.model}: the built-in benchmark files are drawings and say nothing about "
+            "it; give real ones, such as --bench MMBench_DEV_EN=PATH (vlpress eval MODEL "
+            "--bench MMBench_DEV_EN says where to get it)"
+        )
+    source = Source.find(request.model, request.settings)
+    job = Job.prepare(source, request.recipe, request.calibration)
+    tasks = open_tasks(request.questions, source)
+    refuse_leak(job.samples, tasks)
+    made_from = job.fingerprint()
+    asked = {
+        "tasks": {task.name: dict(task.fingerprint) for task in tasks},
+        "batch_size": request.questions.batch_size,
+    }
+    out = request.out
+    flags = {"overwrite": request.overwrite, "fresh": request.fresh}
+    if claim(out, {**made_from, **asked}, ours=OURS, **flags):
+        reporter.note(f"resuming {out}")
+    write_json(out / "plan.json", job.plan.to_dict())
+    checkpoint = out / "checkpoint"
+    if is_same(checkpoint, made_from):
+        reporter.note(f"{checkpoint} is finished already")
+        if job.on_drawings:
+            reporter.warn(DRAWINGS)
+    else:
+        job.make(checkpoint, made_from, reporter)
+    if not _is_evaluated(out, tasks):
+        _evaluate_both(job, checkpoint, tasks, request, reporter)
+    return _report(job, request)
+
+
+def _is_evaluated(out: Path, tasks: Sequence[Task]) -> bool:
+    """Whether both evaluations are stored whole, so that no model need be loaded."""
+    base, candidate = out / "eval" / "base", out / "eval" / "candidate"
+    if not ((base / "run.json").is_file() and (candidate / "run.json").is_file()):
+        return False
+    names = {task.name for task in tasks}
+    runs = read_run(base), read_run(candidate)
+    if any(set(r.tasks) != names or not all(t.is_complete for t in r.tasks.values()) for r in runs):
+        return False
+    try:
+        return all(read_fidelity(task) is not None for task in runs[1].tasks.values())
+    except ValueError:  # measured in part
+        return False
+
+
+def _evaluate_both(
+    job: Job,
+    checkpoint: Path,
+    tasks: Sequence[Task],
+    request: RunRequest,
+    reporter: Reporter,
+) -> None:
+    """Evaluate the original and the written checkpoint in the same setup, and their distance."""
+    folders = request.out / "eval"
+    base = job.source.load()
+    with reporter.stages("original") as update:
+        evaluate(
+            base,
+            job.processor,
+            tasks,
+            folders / "base",
+            batch_size=request.questions.batch_size,
+            name=request.model,
+            source=job.source.folder,
+            seed=request.settings.seed or 0,
+            on_progress=update,
+        )
+    candidate = Source.find(str(checkpoint), request.settings)
+    with reporter.stages("quantized", again="fidelity") as update:
+        evaluate(
+            candidate.load(),
+            candidate.processor(),
+            tasks,
+            folders / "candidate",
+            batch_size=request.questions.batch_size,
+            reference=folders / "base",
+            reference_model=base,
+            name=str(checkpoint),
+            source=checkpoint,
+            seed=request.settings.seed or 0,
+            on_progress=update,
+        )
+
+
+def _report(job: Job, request: RunRequest) -> dict[str, Any]:
+    """Write the report, with what it was calibrated on added to both of its forms."""
+    folder = request.out / "report"
+    report = compare(
+        request.out / "eval" / "base",
+        request.out / "eval" / "candidate",
+        folder,
+        margin=request.margin,
+    )
+    report["recipe"] = job.recipe.to_dict()
+    report["calibration"] = {
+        "source": request.calibration.source or "synthetic",
+        "samples": len(job.samples),
+        "warning": DRAWINGS if job.on_drawings else None,
+    }
+    write_json(folder / "report.json", report)
+    title, _, rest = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n")
+    write_text(folder / "report.md", f"{title}\n\n{_calibration_line(job, request)}\n\n{rest}")
+    return report
+
+
+def _calibration_line(job: Job, request: RunRequest) -> str:
+    recipe = f"Recipe {job.recipe.name}"
+    if not job.samples:
+        return f"{recipe}, without calibration."
+    if job.on_drawings:
+        return f"{recipe}. **Warning**: {DRAWINGS} ({len(job.samples)} samples)."
+    return f"{recipe}, calibrated on {len(job.samples)} samples of {request.calibration.source}."
