@@ -18,6 +18,7 @@ import torch
 
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..quant.loading import open_model
 from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
 from .fingerprint import run_fingerprint, setup_differences, weight_bytes, weight_count
 from .predictions import differences, refuse_difference
@@ -182,10 +183,7 @@ def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task])
 
 
 def _open_reference(base: StoredRun, model: QwenVL) -> QwenVL:
-    from ..quant.pipeline import open_model
-
-    opened: QwenVL = open_model(base.name, device=str(model.device), dtype=model.dtype)
-    return opened
+    return open_model(base.name, device=model.device, dtype=model.dtype)
 
 
 def _measure(

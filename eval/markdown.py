@@ -204,10 +204,10 @@ def _health(benchmarks: Mapping[str, Report]) -> str:
 
 def _breakdowns(benchmarks: Mapping[str, Report]) -> str:
     sections = ["## Breakdowns"]
-    for name, entry in benchmarks.items():
+    for benchmark, entry in benchmarks.items():
         parts = entry["categories"]
-        if set(entry["groups"]) != set(parts):
-            parts = {**{f"all {group}": v for group, v in entry["groups"].items()}, **parts}
+        coarse = {name: v for name, v in entry["groups"].items() if name not in parts}
+        parts = {**{f"all {name}": v for name, v in coarse.items()}, **parts}
         rows = [
             [
                 escape(part),
@@ -226,7 +226,7 @@ def _breakdowns(benchmarks: Mapping[str, Report]) -> str:
             f"{escape(key)} {value:.1f} → {extra['candidate'][key]:.1f}"
             for key, value in extra["base"].items()
         )
-        sections += [f"### {escape(name)}", _table(rows, head)]
+        sections += [f"### {escape(benchmark)}", _table(rows, head)]
         sections += [f"Further metrics: {further}."] if further else []
     return "\n\n".join(sections)
 

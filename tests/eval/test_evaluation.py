@@ -92,6 +92,16 @@ def test_random_model_end_to_end_with_fidelity(processor: Processor, tmp_path: P
     assert other.run["model"]["weights"] == sum(p.numel() for p in cand.parameters())
 
 
+def test_reference_is_opened_by_its_name(processor: Processor, tmp_path: Path) -> None:
+    folder = write_checkpoint_folder(tmp_path / "model", small_model())
+    source: dict[str, Any] = {"name": str(folder), "source": folder}
+    run(processor, tmp_path / "base", "builtin-ocrbench", **source)
+    reference = {"reference": tmp_path / "base"}
+    same = run(processor, tmp_path / "same", "builtin-ocrbench", **source, **reference)
+    assert same.fidelity is not None
+    assert same.fidelity["builtin-ocrbench"]["kl_max"] < 1e-5
+
+
 def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(processor, out, "builtin-ocrbench", responder=TableResponder())

@@ -141,6 +141,15 @@ def test_markdown_says_the_verdict_first_and_escapes_answers(bench: Workbench) -
     assert "1 right to wrong, 0 wrong to right" in text
 
 
+def test_breakdown_names_each_part_once(bench: Workbench) -> None:
+    base = bench.run("base")
+    compare(base, base, bench.folder / "r")
+    text = (bench.folder / "r" / "report.md").read_text("utf-8")
+    assert text.count("| Doc-oriented VQA ") == 1
+    assert "all Doc-oriented VQA" not in text
+    assert "| all Text Recognition " in text
+
+
 def test_every_flip_is_listed(bench: Workbench) -> None:
     base, cand = bench.run("base", lossy("5")), bench.run("cand", lossy("1000241", "2000241", "3"))
     compare(base, cand, bench.folder / "r")

@@ -156,3 +156,28 @@ def test_scoring_an_unfinished_run_is_refused(
     task = open_task("builtin-ocrbench")
     with pytest.raises(ValueError, match=r"8 of 9 items have no prediction \(first: 1\)"):
         task.score({"0": "word0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "categories", "groups"),
+    [
+        ("builtin-mmbench", 400, 12, 6),
+        ("builtin-mmbench-cn", 400, 12, 6),
+        ("builtin-ocrbench", 500, 10, 5),
+        ("builtin-mmmu", 200, 30, 6),
+    ],
+)
+def test_shipped_files(name: str, units: int, categories: int, groups: int) -> None:
+    task = open_task(name)
+    gold = {
+        item.id: str(item.fields.get("answers", [item.fields.get("answer")])[0])
+        for item in task.items
+    }
+    score = task.score(gold)
+    assert score.percent == 100.0
+    assert len(score.units) >= units
+    assert len({unit.category for unit in score.units}) >= categories
+    assert len({unit.group for unit in score.units}) == groups
+    assert (task.notes, task.synthetic) == ((), True)
+    letter_only = task.score(dict.fromkeys(gold, "A"))
+    assert letter_only.percent <= (0.0 if "mmbench" in name else 40.0)
