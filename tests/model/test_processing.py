@@ -1,0 +1,254 @@
+"""Messages to prompts: placeholders, positions, answers, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import CHAT_TEMPLATE, TOKEN_ID, WriteCheckpoint
+
+from vlpress.model.chat import split_messages
+from vlpress.model.processing import Processor, Visual
+
+IMAGE, VIDEO = TOKEN_ID["<|image_pad|>"], TOKEN_ID["<|video_pad|>"]
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint: Path) -> Processor:
+    return Processor.from_folder(checkpoint)
+
+
+def picture(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:
+    generator = np.random.default_rng(seed)
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def user(*parts: Any) -> list[dict[str, Any]]:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def image_part(**options: Any) -> dict[str, Any]:
+    return {"type": "image", "image": picture(**options)}
+
+
+def runs(ids: torch.Tensor, token: int) -> list[int]:
+    """Lengths of the runs of a token."""
+    text = "".join("x" if value == token else " " for value in ids.tolist())
+    return [len(run) for run in text.split()]
+
+
+def test_placeholders_are_multiplied_in_order(processor: Processor) -> None:
+    video = {"type": "video", "video": [picture(), picture(seed=1), picture(seed=2)]}
+    prompt = processor.encode(
+        user("a", image_part(width=84), "b", video, image_part(height=112), "c")
+    )
+    assert [visual.kind for visual in prompt.visuals] == ["image", "video", "image"]
+    assert [visual.grid for visual in prompt.visuals] == [(1, 4, 6), (2, 8, 8), (1, 8, 4)]
+    assert runs(prompt.input_ids, IMAGE) == [6, 8]
+    assert runs(prompt.input_ids, VIDEO) == [32]
+    assert prompt.position_ids.shape == (3, len(prompt))
+    assert prompt.next_position == int(prompt.position_ids[0, -1]) + 1
+
+
+def test_text_reads_as_the_template_says(processor: Processor) -> None:
+    prompt = processor.encode([{"role": "user", "content": "Grüße, 世界"}])
+    shown = processor.tokenizer.decode(prompt.input_ids.tolist())
+    assert shown == "<|im_start|>user\nGrüße, 世界<|im_end|>\n<|im_start|>assistant\n"
+    assert processor.decode(prompt.input_ids) == "user\nGrüße, 世界\nassistant\n"
+    assert torch.equal(prompt.position_ids, torch.arange(len(prompt)).expand(3, -1))
+    closed = processor.encode([{"role": "user", "content": "x"}], add_generation_prompt=False)
+    assert closed.input_ids[-2].item() == TOKEN_ID["<|im_end|>"]
+
+
+def test_answer_follows_the_unchanged_question(processor: Processor) -> None:
+    messages = user(image_part(), "What?")
+    question = processor.encode(messages)
+    # A leading newline would merge into the template's under joint tokenization.
+    answered = processor.encode(messages, answer="\nyes")
+    assert torch.equal(answered.input_ids[: len(question)], question.input_ids)
+    assert answered.input_ids[-1].item() == TOKEN_ID["<|im_end|>"]
+    assert processor.decode(answered.input_ids[len(question) :]) == "\nyes"
+    assert torch.equal(answered.position_ids[:, : len(question)], question.position_ids)
+
+
+def test_given_visuals_replace_those_of_the_messages(processor: Processor) -> None:
+    visual = processor.image(picture())
+    bare = user({"type": "image"}, "What?")
+    prompt = processor.encode(bare, visuals=[visual])
+    assert prompt.visuals == (visual,)
+    assert torch.equal(prompt.input_ids, processor.encode(user(image_part(), "What?")).input_ids)
+    with pytest.raises(ValueError, match="2 visuals given for 1 places"):
+        processor.encode(bare, visuals=[visual, visual])
+    with pytest.raises(ValueError, match="of type 'image' has no 'image' field"):
+        processor.encode(bare)
+
+
+def test_image_is_a_frame_repeated(processor: Processor) -> None:
+    image = processor.image(picture())
+    video = processor.video([picture()] * 2)
+    assert image.seconds_per_grid == 0.0 and video.seconds_per_grid == 1.0
+    frames = image.patches.view(-1, 3, 2, 14, 14)
+    assert image.patches.dtype == torch.float32
+    assert torch.equal(frames[:, :, 0], frames[:, :, 1])
+
+
+def test_odd_videos_repeat_their_last_frame(processor: Processor) -> None:
+    frames = [picture(112, 112, seed) for seed in range(3)]
+    odd, even = processor.video(frames), processor.video([*frames, frames[-1]])
+    assert odd.grid == even.grid == (2, 8, 8)
+    assert torch.equal(odd.patches, even.patches)
+
+
+def test_frame_rate_sets_the_temporal_positions(processor: Processor) -> None:
+    frames = [picture(112, 112, seed) for seed in range(8)]
+    part = {"type": "video", "video": frames, "fps": 0.5}
+    prompt = processor.encode(user(part))
+    assert prompt.visuals[0].seconds_per_grid == 4.0
+    times = torch.unique(prompt.position_ids[0][prompt.input_ids == VIDEO])
+    assert (times - times[0]).tolist() == [0, 8, 16, 24]  # 4 seconds x 2 ids a second
+
+
+def test_video_file(processor: Processor, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 112, 112, "yuv420p"
+        for index in range(24):
+            pixels = np.full((112, 112, 3), 10 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    visual = processor.video(path)
+    assert visual.kind == "video" and visual.grid == (3, 8, 8)
+    assert visual.seconds_per_grid == pytest.approx(1.0)
+    assert processor.video(path, fps=4.0).grid == (6, 8, 8)
+    assert processor.encode(user({"type": "video", "video": str(path)})).visuals[0].grid[0] == 3
+
+
+def test_digest_is_of_pixels_and_budget(processor: Processor, checkpoint: Path) -> None:
+    def digest(visual: Visual) -> str:
+        return visual.digest
+
+    first = digest(processor.image(picture()))
+    assert first == digest(processor.image(picture())) and len(first) == 64
+    assert first != digest(processor.image(picture(seed=1)))
+    assert first != digest(Processor.from_folder(checkpoint, max_pixels=3136).image(picture()))
+    assert first != digest(processor.video([picture()]))
+    # The same bytes in another shape are another picture.
+    flat = Image.fromarray(np.asarray(picture()).reshape(28, 112, 3))
+    assert first != digest(processor.image(flat))
+
+
+def test_pixel_bounds_come_from_folder_or_arguments(checkpoint: Path) -> None:
+    assert Processor.from_folder(checkpoint).image(picture(400, 400)).grid == (1, 8, 8)
+    larger = Processor.from_folder(checkpoint, min_pixels=3136, max_pixels=168 * 168)
+    assert (larger.min_pixels, larger.max_pixels) == (3136, 168 * 168)
+    assert larger.image(picture(400, 400)).grid == (1, 12, 12)
+
+
+def test_stop_ids(processor: Processor) -> None:
+    assert processor.stop_ids == {TOKEN_ID["<|im_end|>"], TOKEN_ID["<|endoftext|>"]}
+
+
+def test_stop_ids_of_the_generation_settings(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert 7 in Processor.from_folder(tmp_path).stop_ids
+    (tmp_path / "generation_config.json").unlink()
+    assert Processor.from_folder(tmp_path).stop_ids == {256, 258}
+
+
+@pytest.mark.parametrize("form", ["jinja", "json"])
+def test_chat_template_in_its_own_file(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, form: str
+) -> None:
+    write_checkpoint(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="no chat template"):
+        Processor.from_folder(tmp_path)
+    template = CHAT_TEMPLATE if form == "jinja" else json.dumps({"chat_template": CHAT_TEMPLATE})
+    (tmp_path / f"chat_template.{form}").write_text(template)
+    prompt = Processor.from_folder(tmp_path).encode([{"role": "user", "content": "x"}])
+    assert prompt.input_ids[0].item() == TOKEN_ID["<|im_start|>"]
+
+
+def test_folders_without_a_usable_tokenizer(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="the tokenizer cannot be loaded"):
+        Processor.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json and no vocab\.json"):
+        Processor.from_folder(tmp_path)
+
+
+def test_placeholder_tokens_in_text_are_refused(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="2 image and video tokens for 1 visuals"):
+        processor.encode(user(image_part(), "say <|image_pad|>"))
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "message"),
+    [
+        ([], 2.0, "video of 0 frames; allowed: 1 to 768"),
+        ([picture()] * 769, 2.0, "video of 769 frames"),
+        ([picture(), picture(84)], 2.0, "frame 1 of the video is 84 x 56, the first is 56 x 56"),
+        ([picture()], 0.0, "fps 0.0: must be positive"),
+    ],
+)
+def test_unusable_videos(
+    processor: Processor, frames: list[Image.Image], fps: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        processor.video(frames, fps=fps)
+
+
+def test_elongated_and_undecodable_pictures(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="aspect ratio 300 is over 200; crop it"):
+        processor.image(picture(600, 2))
+    with pytest.raises(ValueError, match="cannot be decoded as an image"):
+        processor.encode(user({"type": "image", "image": b"no"}))
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "user"}], "needs a role and content"),
+        (["hello"], "message 'hello': needs a role"),
+        ([{"role": "user", "content": 5}], "content 5: allowed: a string, or a list of parts"),
+        ([{"role": "user", "content": ["x"]}], "allowed: a string, or a list of parts"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "part of type 'audio'; allowed: text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "its text is not a string"),
+    ],
+)
+def test_malformed_messages(messages: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_messages(messages)
+
+
+def test_messages_lose_their_data_but_nothing_else() -> None:
+    messages = [
+        {"role": "system", "content": "be brief", "name": "s"},
+        *user({"type": "image_url", "image_url": {"url": "a.png"}}, "b"),
+        *user({"type": "video", "video": "c.mp4", "fps": 1}),
+    ]
+    plain, sources = split_messages(messages)
+    assert plain[0] == messages[0]
+    assert plain[1]["content"] == [{"type": "image"}, {"type": "text", "text": "b"}]
+    assert [(source.kind, source.data, source.fps) for source in sources] == [
+        ("image", "a.png", None),
+        ("video", "c.mp4", 1.0),
+    ]
