@@ -59,6 +59,10 @@ class _Row:
     logits: list[Tensor] = field(default_factory=list)
     stopped: bool = False
 
+    def result(self) -> Generated:
+        logits = torch.stack(self.logits) if self.logits else None
+        return Generated(tuple(self.tokens), self.stopped, logits)
+
 
 @torch.inference_mode()
 def generate(
@@ -98,31 +102,53 @@ def generate(
     active, padding = rows, batch.padding
     while True:
         logits = model.logits(hidden[:, -1])
-        going = []
-        for place, row in enumerate(active):
-            if return_logits:
-                row.logits.append(logits[place])
-            token = choose(logits[place], row.seen, sampling, row.generator)
-            if token in stop_ids:
-                row.stopped = True
-                continue
-            row.tokens.append(token)
-            row.seen[token] = True
-            if on_token is not None:
-                on_token(row.index, token)
-            if len(row.tokens) < max_new_tokens:
-                going.append(place)
+        going = _take_tokens(
+            logits, active, sampling, stop_ids, max_new_tokens, return_logits, on_token
+        )
         if not going:
-            break
+            return [row.result() for row in rows]
         if len(going) < len(active):
             kept = torch.tensor(going, device=padding.device)
             cache.keep(kept)
             padding = padding[kept]
             active = [active[place] for place in going]
         hidden = _decode(model, active, padding, cache)
+
+
+def _take_tokens(
+    logits: Tensor,
+    rows: Sequence[_Row],
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    return_logits: bool,
+    on_token: Callable[[int, int], None] | None,
+) -> list[int]:
+    """Give every row its next token; returns the places of the rows that go on."""
+    going = []
+    for place, token in enumerate(_choose_all(logits, rows, sampling)):
+        row = rows[place]
+        if return_logits:
+            row.logits.append(logits[place])
+        if token in stop_ids:
+            row.stopped = True
+            continue
+        row.tokens.append(token)
+        row.seen[token] = True
+        if on_token is not None:
+            on_token(row.index, token)
+        if len(row.tokens) < max_new_tokens:
+            going.append(place)
+    return going
+
+
+def _choose_all(logits: Tensor, rows: Sequence[_Row], sampling: Sampling) -> list[int]:
+    if sampling.temperature == 0 and sampling.repetition_penalty == 1.0:
+        tokens: list[int] = logits.argmax(-1).tolist()  # one transfer from the device for all
+        return tokens
     return [
-        Generated(tuple(row.tokens), row.stopped, torch.stack(row.logits) if row.logits else None)
-        for row in rows
+        choose(scores, row.seen, sampling, row.generator)
+        for scores, row in zip(logits, rows, strict=True)
     ]
 
 

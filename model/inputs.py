@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visual:
     """One image or video, cut into patches in merge order."""
 
@@ -20,7 +20,7 @@ class Visual:
     digest: str  # sha256 of the decoded pixels and the pixel budget; key of feature caches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """Token ids with their positions and the visuals they stand for, in order of appearance."""
 
@@ -37,7 +37,7 @@ class Prompt:
         return int(self.position_ids.max()) + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Prompts of unequal length, padded on the left so that they all end together."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from tiny_models import (
     FAMILIES,
     TOKEN_ID,
@@ -22,6 +23,15 @@ from tiny_models import (
 # write nowhere but below tmp_path.
 hypothesis.settings.register_profile("vlpress", deadline=None, database=None)
 hypothesis.settings.load_profile("vlpress")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_models import RandomModel, TinyConfig
 
 from vlpress.model import qwen_vl
+from vlpress.model.generation import Sampling, generate
 from vlpress.model.inputs import Prompt
 from vlpress.model.processing import Processor
 
@@ -147,3 +148,22 @@ def test_gradients_reach_the_vision_tower(
     sum(logits.pow(2).mean() for logits in model(prompts)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_results_of_the_cpu(
+    random_model: RandomModel, family: str, prompts: list[Prompt]
+) -> None:
+    model = random_model(family)
+    reference = model(prompts)
+    tokens = generate(model, prompts, max_new_tokens=8, stop_ids=())
+    moved = model.to("cuda")
+    for there, here in zip(moved(prompts), reference, strict=True):
+        assert there.device.type == "cuda"
+        assert close(there.to("cpu"), here, 1e-4)
+    sampled = generate(
+        moved, prompts, max_new_tokens=4, stop_ids=(), sampling=Sampling(temperature=1.0)
+    )
+    assert [len(result.token_ids) for result in sampled] == [4] * len(prompts)
+    greedy = generate(moved, prompts, max_new_tokens=8, stop_ids=())
+    assert [result.token_ids for result in greedy] == [result.token_ids for result in tokens]
