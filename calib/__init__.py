@@ -1,1 +1,1 @@
-"""The calib room."""
+"""What flows through a model: calibration samples, observers, the walk from block to block."""

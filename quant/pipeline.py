@@ -1,5 +1,6 @@
 """The verbs of quantization: quantize a model in place, write it, load it back."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from .recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .rtn import rtn
 from .targets import put_quantized, quantized_layers, weight_of
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Progress",
@@ -119,6 +122,7 @@ class _Run:
             put_quantized(self.model, spec, result.weight)
             detail = f"{spec.name} error {result.final_error:.2e}"
             if result.fallback:
+                logger.warning("%s: %s", spec.name, result.fallback)
                 detail += f" ({result.fallback})"
             self._done(LayerReport(row, result, hessian.tokens), detail)
 

@@ -1,1 +1,1 @@
-"""The quant/formats room."""
+"""How quantized weights lie on disk: one module per checkpoint format."""

@@ -1,1 +1,1 @@
-"""The quant/kernels room."""
+"""Products with quantized weights; `reference` is the specification."""

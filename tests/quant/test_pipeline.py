@@ -127,7 +127,7 @@ def test_vision_tower_can_be_quantized_in_memory_but_not_written(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report() -> None:
     model = random_model()
     seen: list[tuple[int, int, str]] = []
     report = quantize_(
@@ -182,7 +182,9 @@ def test_too_many_fallback_rows_fail_the_run(monkeypatch: pytest.MonkeyPatch) ->
         quantize_(model, recipe(), prompts(model.config))
 
 
-def test_a_layer_without_a_factor_is_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_without_a_factor_is_in_the_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
     model = random_model()
     seen: list[str] = []
@@ -193,6 +195,7 @@ def test_a_layer_without_a_factor_is_in_the_report(monkeypatch: pytest.MonkeyPat
         on_progress=lambda done, total, detail: seen.append(detail),
     )
     assert "rounded instead" in seen[0]
+    assert "model.layers.0.self_attn.q_proj: no Cholesky factor" in caplog.text
     data = report.to_dict()
     assert data["layers"][0]["fallback"].startswith("no Cholesky factor")
     assert data["fallback_rows"] == sum(layer.row.spec.out_features for layer in report.layers)
