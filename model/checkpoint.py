@@ -108,7 +108,7 @@ class CheckpointReader:
         return self._files[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor, as stored, on the CPU.
+        """Read one tensor, as stored, on the CPU; it may be a view of the file.
 
         Raises:
             ValueError: There is no such tensor, or its bytes cannot be read.

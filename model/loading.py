@@ -241,7 +241,9 @@ def _fill(reader: CheckpointReader, module: nn.Module, prefix: str, device: torc
                 f"{reader.folder}: {name} is stored as {value.dtype}; a model that is not "
                 "quantized has float weights only"
             )
-        _assign(module, path, value.to(device=device, dtype=parameter.dtype))
+        # A copy even if nothing changes: what was read is a view of the file, and the process
+        # would die if another one shortened it.
+        _assign(module, path, value.to(device=device, dtype=parameter.dtype, copy=True))
 
 
 def _assign(module: nn.Module, path: str, value: Tensor) -> None:

@@ -49,6 +49,16 @@ def test_all_forms_load_to_the_same_weights(
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_loaded_weights_outlive_their_file(
+    tmp_path: Path, random_model: RandomModel, write_checkpoint: WriteCheckpoint
+) -> None:
+    model = random_model()
+    path = write_checkpoint(tmp_path, model) / "model.safetensors"
+    loaded = load_model(tmp_path, device="cpu")
+    path.write_bytes(b"")
+    assert states_equal(loaded, model)
+
+
 def test_tied_head_may_be_stored_as_well(
     tmp_path: Path,
     tiny_config: TinyConfig,
