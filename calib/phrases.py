@@ -265,6 +265,13 @@ ENGLISH_PHRASES: dict[str, tuple[str, ...]] = {
         "Please read the {ordinal} image.", "Look at the {ordinal} image. What does it say?",
         "What can be read in the {ordinal} picture?", "Which word is in the {ordinal} picture?",
     ),
+    "list": (
+        "List what the image shows.", "List everything in the image.", "Name all that is shown.",
+        "Describe the image from top to bottom.", "What does the image contain?",
+        "List the contents of the image.", "Write down all that you see.",
+        "Go through the image line by line.", "Name everything in reading order.",
+        "Describe all parts of the image.",
+    ),
     "repeat": (
         "Which option says {word}?", "Which option is {word}?", "Choose {word}.",
         "Select the option {word}.", "The answer is {word}. Which option is it?",
@@ -309,6 +316,7 @@ CHINESE_PHRASES: dict[str, tuple[str, ...]] = {
     "nth_colour": ("{ordinal}张图中的图形是什么颜色？", "{ordinal}张图是什么颜色？"),
     "nth_shape": ("{ordinal}张图中是什么图形？", "{ordinal}张图是什么图形？"),
     "nth_read": ("{ordinal}张图中写的是什么？", "请读出{ordinal}张图中的文字。"),
+    "list": ("请列出图中的内容。", "图中有些什么？"),
     "repeat": ("哪个选项是{word}？", "请选择{word}。"),
 }
 
@@ -316,6 +324,14 @@ CHINESE_PHRASES: dict[str, tuple[str, ...]] = {
 def translate(word: str, language: str) -> str:
     """A slot or answer in ``"en"`` or ``"zh"``; strings read from pictures stay as they are."""
     return CHINESE.get(word, word) if language == "zh" else word
+
+
+def translate_list(text: str, language: str) -> str:
+    """A list such as ``red circle, blue star`` in ``"en"`` or ``"zh"``, word by word."""
+    if language == "en":
+        return text
+    parts = (part.split(" ") for part in text.split(", "))
+    return "，".join("".join(translate(word, language) for word in part) for part in parts)
 
 
 def phrasings(skill: str, language: str) -> tuple[str, ...]:

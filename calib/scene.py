@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import words
-from .draw import DARK, INKS, LIGHT, Canvas, Picture, TextStyle
+from .draw import DARK, INKS, LIGHT, Canvas, Mark, Picture, TextStyle
 
 PLACES = ("top left", "top right", "bottom left", "bottom right", "center")
 DIRECTIONS = ("left", "right", "above", "below")
@@ -99,10 +99,32 @@ def fitting_style(rng: random.Random, face: str, length: int, side: int = SIDE) 
     return TextStyle(face, height, advance, weight=rng.uniform(1.8, 2.6) * height / 17)
 
 
+def listing(marks: Sequence[Mark]) -> list[Question]:
+    """The open question that asks for everything, row by row: what ``marks`` stand for.
+
+    Glyphs of a row make one string; a shape is named with its colour, a bar by its colour.
+    """
+    rows: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda m: m.y):
+        if rows and mark.y - rows[-1][0].y < 12:  # pixels: less than any two rows are apart
+            rows[-1].append(mark)
+        else:
+            rows.append([mark])
+    parts: list[str] = []
+    for marks_of_row in rows:
+        in_order = sorted(marks_of_row, key=lambda m: m.x)
+        if string := "".join(m.glyph for m in in_order):
+            parts.append(string)
+        parts += [f"{m.colour} {m.shape}" for m in in_order if m.shape]
+    return [Question("list", ", ".join(parts), ())]
+
+
 def about(canvas: Canvas, kind: str) -> list[Question]:
     """Questions that fit every single picture."""
     tone = "dark" if canvas.is_dark else "light"
+    asked = [] if kind == "formula" else listing(canvas.marks)
     return [
+        *asked,
         Question("kind", kind, others(KINDS, kind)),
         Question("background", tone, others(("light", "dark"), tone)),
     ]

@@ -15,7 +15,7 @@ from enum import IntEnum
 from PIL import Image
 
 from . import scenes
-from .phrases import phrasings, translate
+from .phrases import phrasings, translate, translate_list
 from .samples import Sample
 from .scene import Question, Scene
 
@@ -81,7 +81,8 @@ def word_question(
     slots = {k: translate(v, language) for k, v in question.slots.items()}
     wording = rng.choice(phrasings(question.skill, language)).format(**slots)
     if not options:
-        return Asked(wording, (), translate(question.answer, language), question.skill)
+        put = translate_list if question.skill == "list" else translate
+        return Asked(wording, (), put(question.answer, language), question.skill)
     letter = LETTERS[options.index(question.answer)]
     listed = tuple(translate(text, language) for text in options)
     return Asked(wording, listed, letter, question.skill)

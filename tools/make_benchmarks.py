@@ -99,7 +99,7 @@ MMMU: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 MMMU_ROWS_PER_SUBJECT = 7
-EASY = ("kind", "background", "quality")  # asked only where a category is about them
+EASY = ("kind", "background", "quality", "list")  # asked only where a category is about them
 COUNTING = ("count", "count_shape", "count_colour", "bar_count")
 
 

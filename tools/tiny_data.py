@@ -37,7 +37,12 @@ SCENE_WEIGHTS = {
     "text": 4.0, "signs": 2.0, "lines": 2.0, "form": 2.0, "formula": 2.0, "shapes": 2.5,
     "pair": 2.0, "odd": 1.2, "row": 0.8, "frame": 0.8, "chart": 1.5, "album": 1.7,
 }  # fmt: skip
-DULL = {"kind": 0.15, "background": 0.15, "quality": 0.5}  # quickly learned: asked less
+DULL = {
+    "kind": 0.15,
+    "background": 0.15,
+    "quality": 0.5,
+    "list": 1.5,
+}  # quickly learned: asked less
 READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
 
 
@@ -91,7 +96,8 @@ class Conversation:
 class Writer:
     """Turns scenes into conversations with one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, closed: float = 1.0) -> None:
+        self.closed = closed  # factor on the share of multiple choice
         self.tokenizer = tokenizer
         self.image_pad = tokenizer.token_to_id("<|image_pad|>")
         self.encode = lru_cache(maxsize=200_000)(self._encode)
@@ -161,7 +167,7 @@ class Writer:
         *, bare: bool,
     ) -> None:  # fmt: skip
         language = "zh" if rng.random() < 0.12 else "en"
-        closed = 0.35 if question.skill in READING else 0.65
+        closed = self.closed * (0.35 if question.skill in READING else 0.65)
         options = rng.choices((4, 3, 5, 2), (0.8, 0.08, 0.06, 0.06))[0]
         if question.skill != "repeat" and rng.random() > closed:
             options = 0
