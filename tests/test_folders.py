@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from vlpress.folders import MARKER, claim, difference, digest_folder, read_json, write_json
+from vlpress.folders import (
+    MARKER,
+    claim,
+    claim_result,
+    digest_folder,
+    is_same,
+    place,
+    read_json,
+)
 
 OURS = ("checkpoint", "plan.json")
 
@@ -29,9 +37,7 @@ def test_same_fingerprint_resumes_and_keeps_everything(tmp_path: Path) -> None:
 def test_other_fingerprint_is_refused_by_name_and_value(tmp_path: Path) -> None:
     claim(tmp_path, {"seed": 0, "recipe": "w4a16"}, ours=OURS)
     work_in(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"holds other work \(seed: 0 there, 1 asked\).*--overwrite"
-    ):
+    with pytest.raises(ValueError, match=r"holds other work \(seed: 0 -> 1\).*--overwrite"):
         claim(tmp_path, {"seed": 1, "recipe": "w4a16"}, ours=OURS)
     assert (tmp_path / "plan.json").exists()
 
@@ -73,13 +79,7 @@ def test_broken_marker_names_the_file(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("{")
     with pytest.raises(ValueError, match=r"work\.json is not valid JSON .*--fresh"):
         claim(tmp_path, {}, ours=OURS)
-
-
-def test_write_json_refuses_what_json_cannot_hold(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"a": "é"})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert read_json(tmp_path / "a.json") == {"a": "é"}
+    assert claim(tmp_path, {}, ours=OURS, fresh=True) is False
 
 
 def test_digest_follows_content_and_names(tmp_path: Path) -> None:
@@ -95,6 +95,43 @@ def test_digest_follows_content_and_names(tmp_path: Path) -> None:
     assert len({first, second, digest_folder(tmp_path)}) == 3
 
 
-def test_difference_stays_short() -> None:
-    text = difference({"a": 1, "b": "x" * 100, "c": 1, "d": 1}, {"a": 2, "b": "y", "c": 2, "d": 1})
-    assert text == f"a: 1 there, 2 asked; b: {'x' * 39}… there, y asked and 1 more"
+def test_placed_result_is_found_the_same_or_other(tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    assert not claim_result(out, {"seed": 0})
+    with place(out, {"seed": 0}) as staged:
+        work_in_new(staged)
+        assert not out.exists()
+    assert is_same(out, {"seed": 0}) and not is_same(out, {"seed": 1})
+    assert claim_result(out, {"seed": 0})
+    assert not claim_result(out, {"seed": 0}, fresh=True)
+    with pytest.raises(ValueError, match=r"holds other work \(seed: 0 -> 1\)"):
+        claim_result(out, {"seed": 1})
+    assert not claim_result(out, {"seed": 1}, overwrite=True)
+    assert (out / "config.json").exists()
+
+
+def test_placing_replaces_the_old_folder_whole(tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    for name in ("old.json", "new.json"):
+        with place(out, {"name": name}) as staged:
+            work_in_new(staged, name)
+    assert sorted(path.name for path in out.iterdir()) == ["new.json", MARKER]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_failed_placing_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    with place(out, {"seed": 0}) as staged:
+        work_in_new(staged)
+    with pytest.raises(RuntimeError), place(out, {"seed": 1}) as staged:
+        work_in_new(staged, "half.json")
+        raise RuntimeError
+    assert is_same(out, {"seed": 0})
+    with place(out, {"seed": 2}) as staged:
+        work_in_new(staged)
+    assert not (out / "half.json").exists()
+
+
+def work_in_new(folder: Path, name: str = "config.json") -> None:
+    folder.mkdir()
+    (folder / name).write_text("{}")

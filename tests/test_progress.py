@@ -1,10 +1,10 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
-from vlpress import progress
-from vlpress.progress import Reporter, format_bytes, format_seconds, peak_memory
+from vlpress.progress import Reporter, WarningHandler, format_bytes, format_seconds, peak_memory
 
 
 def reporter(terminal: bool = False) -> tuple[Reporter, io.StringIO]:
@@ -27,7 +27,7 @@ def test_plain_lines_tell_the_time_left_from_what_was_done_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([0.0, 10.0, 40.0, 50.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("vlpress.progress.time.monotonic", lambda: next(clock))
     shown, stream = reporter()
     with shown.stage("evaluate") as update:
         update(50, 100, "")  # resumed: 50 were answered earlier
@@ -69,3 +69,25 @@ def test_units() -> None:
     ]
     assert [format_seconds(s) for s in (7.4, 760, 3723)] == ["0:07", "12:40", "1:02:03"]
     assert 10 << 20 < peak_memory() < 1 << 45
+
+
+def test_stages_follow_tasks_and_their_second_pass() -> None:
+    shown, stream = reporter()
+    with shown.stages("evaluate", again="fidelity") as update:
+        for done in (0, 2):
+            update("a", done, 2, "")
+        update("b", 3, 3, "")
+        update("a", 1, 2, "")
+        update("a", 2, 2, "")
+        update("b", 1, 3, "")
+    titles = [line.partition(":")[0] for line in stream.getvalue().splitlines() if "done" in line]
+    assert titles == ["evaluate a", "evaluate b", "fidelity a", "fidelity b"]
+
+
+def test_logged_warnings_come_through_the_reporter() -> None:
+    shown, stream = reporter()
+    logger = logging.getLogger("vlpress.test_progress")
+    logger.addHandler(WarningHandler(shown))
+    logger.warning("only %d samples", 3)
+    logger.info("not shown")
+    assert stream.getvalue() == "WARNING: only 3 samples\n"

@@ -24,7 +24,7 @@ from .quant.loading import is_quantized, resolve_folder
 from .quant.pipeline import check_format, quantize_, save_quantized
 from .quant.plan import Plan, make_plan
 from .quant.recipe import Recipe
-from .requests import Calibration, Settings
+from .requests import BUILTIN_MODELS, Calibration, Settings
 
 DRAWINGS = (
     "calibrated on built-in drawings, not on samples like those the model will see; "
@@ -65,9 +65,10 @@ class Job:
         return cls(source, recipe, plan, samples, source.processor(), calibration, format_)
 
     @property
-    def on_drawings(self) -> bool:
-        """Whether the calibration data is the built-in one."""
-        return bool(self.samples) and self.calibration.source in (None, "synthetic")
+    def is_foreign_to_drawings(self) -> bool:
+        """Whether a model that never saw our drawings is calibrated on them."""
+        drawn = bool(self.samples) and self.calibration.source in (None, "synthetic")
+        return drawn and self.source.name not in BUILTIN_MODELS
 
     def fingerprint(self) -> dict[str, Any]:
         """What the checkpoint depends on, as JSON values."""
@@ -85,7 +86,7 @@ class Job:
 
     def make(self, out: Path, fingerprint: dict[str, Any], reporter: Reporter) -> None:
         """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all."""
-        if self.on_drawings:
+        if self.is_foreign_to_drawings:
             reporter.warn(DRAWINGS)
         prompts = encode_samples(self.samples, self.processor)
         model = self.source.load()

@@ -223,9 +223,7 @@ def evaluate(
     result = evaluate_to(
         out,
         model=model,
-        questions=Questions(
-            _tuple(bench), limit, batch_size, prompt_style, rules, blank_images
-        ),
+        questions=Questions(_tuple(bench), limit, batch_size, prompt_style, rules, blank_images),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         reference=reference,
         overwrite=overwrite,

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .eval.predictions import differences
+from .eval.results import write_json
+
 MARKER = "work.json"
 TRASH = ".discarded"
 
@@ -29,18 +32,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it or use --fresh") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never half of it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
 
 
 def digest_folder(folder: Path) -> str:
@@ -79,16 +70,11 @@ def claim(
         ValueError: ``out`` holds other work and neither flag is given, holds files that vlpress
             did not write, or is a file.
     """
-    asked = _plain(fingerprint)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found = _fingerprint_of(out)
-        if found == asked and not fresh:
-            return True
-        if found != asked and not (overwrite or fresh):
-            _refuse(out, found, asked)
-        discard(out, ours)
+    if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
+        return True
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARKER, {"fingerprint": asked})
+    discard(out, ours)
+    write_json(out / MARKER, {"fingerprint": _plain(fingerprint)})
     return False
 
 
@@ -108,19 +94,6 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
         )
 
 
-def _fingerprint_of(out: Path) -> dict[str, Any]:
-    refuse_foreign(out)
-    stored = read_json(out / MARKER)
-    return dict(stored["fingerprint"]) if "fingerprint" in stored else {}
-
-
-def _refuse(out: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    raise ValueError(
-        f"output folder {out} holds other work ({difference(found, asked)}); "
-        "give another folder, or --overwrite to discard it"
-    )
-
-
 def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The values as they come back from JSON: tuples are lists there."""
     return dict(json.loads(json.dumps(fingerprint)))
@@ -129,7 +102,7 @@ def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether a finished result folder answers the question of this fingerprint."""
     marker = folder / MARKER
-    return marker.is_file() and read_json(marker).get("fingerprint") == _plain(fingerprint)
+    return marker.is_file() and not differences(read_json(marker)["fingerprint"], fingerprint)
 
 
 def claim_result(
@@ -142,25 +115,28 @@ def claim_result(
     Raises:
         ValueError: as `claim`.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    refuse_foreign(out)
+    if fresh or not (out / MARKER).is_file():
         return False
-    found = _fingerprint_of(out)
-    if found == _plain(fingerprint) and not fresh:
-        return True
-    if not (overwrite or fresh):
-        _refuse(out, found, _plain(fingerprint))
-    return False
+    changed = differences(read_json(out / MARKER).get("fingerprint", {}), fingerprint)
+    if changed and not overwrite:
+        shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
+        raise ValueError(
+            f"output folder {out} holds other work ({shown}); "
+            "give another folder, or --overwrite to discard it"
+        )
+    return not changed
 
 
 @contextmanager
 def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a path to write a result folder to, which then becomes ``out`` with its fingerprint.
 
-    A kill at any moment leaves ``out`` as it was, or whole and new.
+    A kill at any moment leaves ``out`` as it was, absent, or whole and new.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.with_name(f".{out.name}.staged")
-    old = out.with_name(f".{out.name}.old")
+    staged = out.with_name(f".{out.name}.vlpress-staged")
+    old = out.with_name(f".{out.name}.vlpress-old")
     for leftover in (staged, old):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -185,20 +161,3 @@ def discard(out: Path, ours: Collection[str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def difference(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Say in a few words where two fingerprints differ: ``seed: 0 there, 1 asked``."""
-    keys = sorted({*found, *asked})
-    changed = [key for key in keys if found.get(key) != asked.get(key)]
-    shown = [
-        f"{key}: {_short(found.get(key))} there, {_short(asked.get(key))} asked"
-        for key in changed[:2]
-    ]
-    more = f" and {len(changed) - 2} more" if len(changed) > 2 else ""
-    return "; ".join(shown) + more
-
-
-def _short(value: Any, limit: int = 40) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

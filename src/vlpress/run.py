@@ -13,9 +13,9 @@ from typing import Any
 
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
-from .eval.results import read_fidelity, read_run
+from .eval.results import read_fidelity, read_run, write_json, write_text
 from .eval.tasks.task import Task
-from .folders import claim, is_same, write_json, write_text
+from .folders import claim, is_same
 from .opening import Source, open_tasks, refuse_leak
 from .progress import Reporter
 from .requests import BUILTIN_MODELS, RunRequest
@@ -54,7 +54,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     checkpoint = out / "checkpoint"
     if is_same(checkpoint, made_from):
         reporter.note(f"{checkpoint} is finished already")
-        if job.on_drawings:
+        if job.is_foreign_to_drawings:
             reporter.warn(DRAWINGS)
     else:
         job.make(checkpoint, made_from, reporter)
@@ -130,7 +130,7 @@ def _report(job: Job, request: RunRequest) -> dict[str, Any]:
     report["calibration"] = {
         "source": request.calibration.source or "synthetic",
         "samples": len(job.samples),
-        "warning": DRAWINGS if job.on_drawings else None,
+        "warning": DRAWINGS if job.is_foreign_to_drawings else None,
     }
     write_json(folder / "report.json", report)
     title, _, rest = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n")
@@ -142,6 +142,9 @@ def _calibration_line(job: Job, request: RunRequest) -> str:
     recipe = f"Recipe {job.recipe.name}"
     if not job.samples:
         return f"{recipe}, without calibration."
-    if job.on_drawings:
-        return f"{recipe}. **Warning**: {DRAWINGS} ({len(job.samples)} samples)."
-    return f"{recipe}, calibrated on {len(job.samples)} samples of {request.calibration.source}."
+    samples = f"{len(job.samples)} samples"
+    if job.is_foreign_to_drawings:
+        return f"{recipe}. **Warning**: {DRAWINGS} ({samples})."
+    return (
+        f"{recipe}, calibrated on {samples} of {request.calibration.source or 'built-in drawings'}."
+    )
