@@ -1,0 +1,271 @@
+"""The command line from outside: exit codes, one-line errors, JSON on standard output."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import vlpress
+from vlpress import cli
+from vlpress.failures import VERDICT_CODES
+
+BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
+CALIB = ["--calib-samples", "2"]
+
+Command = list[str | Path]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def parsed(result: Result) -> Any:
+    assert result.exit_code in (0, 1, 4), result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `vlpress run` of a small random model."""
+    out = tmp_path_factory.mktemp("cli") / "out"
+    result = call("run", checkpoint, "-o", out, *BENCH, *CALIB)
+    assert result.exit_code == 0, result.stderr
+    assert "verdict: " in result.stdout and "WARNING: calibrated on built-in" in result.stderr
+    return out
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout == f"vlpress {vlpress.__version__}\n"
+    shown = call("--help")
+    assert shown.exit_code == 0
+    for verb in ("run", "plan", "quantize", "eval", "compare", "generate", "inspect"):
+        assert f"{verb} " in shown.stdout
+        assert call(verb, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["--frobnicate"], "No such option: --frobnicate"),
+        (["run"], "Missing option '--out'"),
+        (["run", "-o", "out", "--dtype", "int8"], "'int8'; allowed: auto, bf16, fp16, fp32"),
+        (["run", "-o", "out", "--device", "tpu"], "'tpu'; allowed: auto, cpu, cuda, cuda:N"),
+        (["run", "-o", "out", "--limit", "0"], "'--limit'"),
+        (["run", "nowhere", "-o", "out"], "nowhere: the built-in benchmark files are drawings"),
+        (["run", "nowhere", "-o", "out", *BENCH], "nowhere: no such folder; give a checkpoint"),
+        (["plan", "nowhere"], "nowhere: no such folder"),
+        (["plan", "CKPT", "-r", "w5a5"], "recipe 'w5a5' is neither a file nor a preset"),
+        (["quantize", "CKPT", "-o", "out", "--format", "awq"], "format 'awq' is unknown; allowed"),
+        (["quantize", "CKPT", "-o", "out", "--calib", "no.jsonl"], "no.jsonl does not exist"),
+        (["quantize", "CKPT", "-o", "CKPT"], "was not written by this command"),
+        (["eval", "CKPT", "-o", "out", "--bench", "mmlu"], "unknown benchmark 'mmlu'; choose one"),
+        (["eval", "CKPT", "-o", "out", "--rules", "mine"], "unknown extraction profile 'mine'"),
+        (["eval", "CKPT", "-o", "out", "--prompt-style", "x"], "unknown prompt style 'x'"),
+        (["eval", "CKPT", "-o", "CKPT", *BENCH], "was not written by this command"),
+        (["eval", "CKPT", "-o", "out", "--bench", "MMBench_DEV_EN"], "needs a local file: write"),
+        (["compare", "a", "b", "-o", "out"], "a is no evaluation folder (no run.json)"),
+        (["compare", "a", "-o", "out"], "Missing argument 'CANDIDATE...'"),
+        (["generate", "CKPT", "hi", "--image", "no.png"], "no.png"),
+        (["generate", "CKPT", "hi", "--top-p", "0"], "top_p 0.0: must be above 0"),
+        (["inspect", "CKPT"], "no quantization found in config.json; give a GPTQ checkpoint"),
+        (["inspect", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_unusable_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*[str(checkpoint) if a == "CKPT" else a for a in arguments])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("vlpress: error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_on_request() -> None:
+    result = call("--traceback", "plan", "nowhere")
+    assert result.exit_code == 2
+    assert "FileNotFoundError" in result.stderr
+
+
+def test_interruption_and_defect_have_their_own_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: BaseException) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr("vlpress.checkpoints.plan_model", fail_with(KeyboardInterrupt()))
+    stopped = call("plan", "tiny")
+    assert (stopped.exit_code, stopped.stderr) == (3, "interrupted\n")
+    monkeypatch.setattr("vlpress.run.run", fail_with(KeyboardInterrupt()))
+    stopped = call("run", "-o", "out")
+    assert (stopped.exit_code, stopped.stderr) == (
+        3,
+        "interrupted; the same command goes on where it stopped\n",
+    )
+
+    monkeypatch.setattr("vlpress.checkpoints.plan_model", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 70
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_run_again_prints_the_finished_result_as_json(checkpoint: Path, done: Path) -> None:
+    result = call("run", checkpoint, "-o", done, *BENCH, *CALIB, "--json")
+    assert parsed(result) == json.loads((done / "report" / "report.json").read_text())
+    assert "is finished already" in result.stderr
+
+
+def test_gate_exits_with_the_verdict(checkpoint: Path, done: Path) -> None:
+    for margin in ("2", "100"):
+        arguments = ["-o", str(done), *BENCH, *CALIB, "--margin", margin, "--gate", "--json"]
+        result = call("run", checkpoint, *arguments)
+        assert result.exit_code == VERDICT_CODES[parsed(result)["verdict"]]
+    assert parsed(result)["verdict"] == "PASS"
+
+
+def test_run_refuses_a_folder_with_another_recipe(checkpoint: Path, done: Path) -> None:
+    result = call("run", checkpoint, "-o", done, *BENCH, *CALIB, "-r", "w8a16")
+    assert result.exit_code == 2
+    assert "holds other work (recipe.name: w4a16 -> w8a16" in result.stderr
+
+
+def test_plan_names_every_linear_layer_with_its_fate(checkpoint: Path) -> None:
+    plan = parsed(call("plan", checkpoint, "--json"))
+    fates = {row["name"]: row["fate"] for row in plan["rows"]}
+    assert fates["model.layers.0.self_attn.q_proj"] == "gptq int4 g128 sym"
+    assert fates["visual.merger.mlp.0"].startswith("kept, because ")
+    table = call("plan", checkpoint).stdout
+    assert all(f"\n{name} " in table for name in fates)
+    assert "21 of 44 linear layers are quantized" in table
+
+
+def test_quantize_resumes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    command: Command = ["quantize", checkpoint, "-o", out, "-r", "w8a16-rtn", "--json"]
+    made = call(*command)
+    assert {layer["bits"] for layer in parsed(made)["layers"]} == {8}
+    again = call(*command)
+    assert parsed(again) == parsed(made)
+    assert "is finished already" in again.stderr
+    other = call("quantize", checkpoint, "-o", out, "-r", "w3a16-rtn")
+    assert other.exit_code == 2 and "recipe.name: w8a16-rtn -> w3a16-rtn" in other.stderr
+    replaced = call("quantize", checkpoint, "-o", out, "-r", "w3a16-rtn", "--overwrite", "--json")
+    assert {layer["bits"] for layer in parsed(replaced)["layers"]} == {3}
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
+    found = parsed(call("inspect", done / "checkpoint", "--json"))
+    assert len(found["layers"]) == 21 and len(found["kept"]) == 23
+    layer = next(x for x in found["layers"] if x["name"] == "model.layers.1.mlp.down_proj")
+    assert (layer["in_features"], layer["out_features"]) == (256, 128)
+    assert 0 < layer["final_error"] <= layer["rtn_error"]
+    assert "model.layers.1.mlp.down_proj" in call("inspect", done / "checkpoint").stdout
+
+
+def test_sizes_agree_between_plan_inspection_and_disk(checkpoint: Path, done: Path) -> None:
+    plan = parsed(call("plan", checkpoint, "--json"))
+    found = parsed(call("inspect", done / "checkpoint", "--json"))
+    after = {row["name"]: row["bytes_after"] for row in plan["rows"]}
+    assert all(layer["bytes"] == after[layer["name"]] for layer in found["layers"])
+    assert found["bytes"] == plan["candidate_bytes"]
+    stored = (done / "checkpoint" / "model.safetensors").stat().st_size
+    assert found["bytes"] < stored < found["bytes"] * 1.1
+
+
+def test_eval_measures_against_a_reference_and_resumes(done: Path, tmp_path: Path) -> None:
+    out, base = tmp_path / "eval", done / "eval" / "base"
+    command: Command = [
+        "eval",
+        done / "checkpoint",
+        "-o",
+        out,
+        *BENCH,
+        "--reference",
+        base,
+        "--json",
+    ]
+    scores = parsed(call(*command))
+    assert scores["benchmarks"]["builtin-ocrbench"]["n"] == 6
+    assert scores["fidelity"]["builtin-ocrbench"]["kl_mean"] > 0
+    answers = (out / "builtin-ocrbench" / "predictions.jsonl").read_bytes()
+    again = parsed(call(*command))
+    assert again["benchmarks"] == scores["benchmarks"]
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").read_bytes() == answers
+
+
+def test_eval_of_another_setup_needs_overwrite(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval"
+    first: Command = ["eval", done / "checkpoint", "-o", out, *BENCH]
+    assert "builtin-ocrbench" in call(*first).stdout
+    blank: Command = [*first, "--blank-images", "--json"]
+    refused = call(*blank)
+    assert refused.exit_code == 2 and "blank_images: False -> True" in refused.stderr
+    scores = parsed(call(*blank, "--overwrite"))
+    assert scores["benchmarks"]["builtin-ocrbench"]["blank_images"] is True
+    kept = (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns
+    parsed(call(*blank, "--overwrite"))
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns == kept
+    parsed(call(*blank, "--fresh"))
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > kept
+
+
+def test_compare_exits_with_the_verdict_of_stored_predictions(done: Path, tmp_path: Path) -> None:
+    base, candidate = done / "eval" / "base", done / "eval" / "candidate"
+    whole = json.loads((done / "report" / "report.json").read_text())
+    margin = str(whole["margin"])
+    out = tmp_path / "one"
+    result = call("compare", base, candidate, "-o", out, "--margin", margin, "--json")
+    report = parsed(result)
+    assert result.exit_code == VERDICT_CODES[report["verdict"]]
+    assert report["benchmarks"] == whole["benchmarks"]
+    assert call("compare", base, base, "-o", tmp_path / "b", "--margin", "99").exit_code == 0
+
+
+def test_compare_several_candidates(done: Path, tmp_path: Path) -> None:
+    base, candidate = done / "eval" / "base", done / "eval" / "candidate"
+    result = call("compare", base, candidate, base, "-o", tmp_path / "many")
+    assert result.exit_code in VERDICT_CODES.values()
+    assert "candidate" in result.stdout and "verdict: " in result.stdout
+    assert (tmp_path / "many" / "comparison.json").is_file()
+
+
+def test_generate_answers_about_a_picture(checkpoint: Path, tmp_path: Path) -> None:
+    image = tmp_path / "red.png"
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 60), "red").save(buffer, format="PNG")
+    image.write_bytes(buffer.getvalue())
+    command: Command = ["generate", checkpoint, "What colour?", "--image", image, "--device", "cpu"]
+    answer = parsed(call(*command, "--max-new-tokens", "5", "--json"))
+    assert answer["tokens"] <= 5 and answer["prompt_tokens"] > len("What colour?")
+    assert call(*command, "--max-new-tokens", "5").stdout == answer["answer"] + "\n"
+    sampled = [
+        parsed(call(*command, "--temperature", "5", "--seed", seed, "--json"))["answer"]
+        for seed in ("1", "1", "2")
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_python_names_are_those_of_the_verbs() -> None:
+    assert callable(vlpress.evaluate) and callable(vlpress.quantize_)
+    assert {"load_model", "save_quantized", "load_quantized", "compare"} < set(dir(vlpress))
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        vlpress.quantise  # noqa: B018
