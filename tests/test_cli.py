@@ -228,6 +228,16 @@ def test_eval_of_another_setup_needs_overwrite(done: Path, tmp_path: Path) -> No
     assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > kept
 
 
+def test_eval_without_a_folder_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    scores = parsed(call("eval", checkpoint, *BENCH, "--json"))
+    assert scores["benchmarks"]["builtin-ocrbench"]["n"] == 6
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compare_exits_with_the_verdict_of_stored_predictions(done: Path, tmp_path: Path) -> None:
     base, candidate = done / "eval" / "base", done / "eval" / "candidate"
     whole = json.loads((done / "report" / "report.json").read_text())

@@ -10,8 +10,10 @@ import json
 import logging
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -189,7 +191,15 @@ def quantize(
 @app.command(name="eval")
 def evaluate(
     model: options.Model,
-    out: options.Out,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where answers are kept, to be resumed and compared.",
+            show_default="nowhere",
+        ),
+    ] = None,
     bench: options.Bench = None,
     limit: options.Limit = Questions.limit,
     batch_size: options.BatchSize = Questions.batch_size,
@@ -220,16 +230,22 @@ def evaluate(
     from .evaluations import evaluate_to
     from .tables import scores_table
 
-    result = evaluate_to(
-        out,
-        model=model,
-        questions=Questions(_tuple(bench), limit, batch_size, prompt_style, rules, blank_images),
-        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
-        reference=reference,
-        overwrite=overwrite,
-        fresh=fresh,
-        reporter=_reporter(),
+    folder = (
+        tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
+    with folder as kept:
+        result = evaluate_to(
+            Path(kept),
+            model=model,
+            questions=Questions(
+                _tuple(bench), limit, batch_size, prompt_style, rules, blank_images
+            ),
+            settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+            reference=reference,
+            overwrite=overwrite,
+            fresh=fresh,
+            reporter=_reporter(),
+        )
     _emit(result, json_output, scores_table)
 
 
