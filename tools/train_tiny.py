@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from vlpress.calib.draw import INKS
 from vlpress.calib.glyphs import GLYPHS
+from vlpress.calib.phrases import CHINESE
 from vlpress.model.config import ModelConfig
 from vlpress.model.qwen_vl import QwenVL
 
@@ -131,6 +132,22 @@ class Student(nn.Module):
                 nn.init.normal_(p, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+
+    @torch.no_grad()
+    def align_embeddings(self, tokenizer: Tokenizer) -> None:
+        """Give the words for what a patch can show the direction of its code.
+
+        Copying from a picture and matching a word with a picture then are one operation for all
+        words, not one to be learned for each.
+        """
+        names = (*GLYPHS, *tiny_data.MARKS, *INKS)
+        codes = self.codes.view(4, LABELS, HIDDEN).sum(0)
+        table = self.qwen.model.embed_tokens.weight
+        for name, code in zip(names, codes, strict=False):
+            for text in (name, f" {name}", CHINESE.get(name, name)):
+                ids = tokenizer.encode(text).ids
+                if len(ids) == 1:
+                    table[ids[0]] = 0.7 * table[ids[0]] + 0.5 * code
 
     def true_features(self, labels: Tensor, noise: float) -> Tensor:
         """The code of the truth, ``[tokens, HIDDEN]``, with some of it blurred or lost."""
@@ -316,7 +333,9 @@ def train(args: argparse.Namespace) -> None:
             for tuner, saved in zip(tuners, state["optimizers"], strict=True):
                 tuner.load_state_dict(saved)
             step, spent = state["step"], state["spent"]
-    elif args.start:
+    else:
+        student.align_embeddings(tokenizer)
+    if not args.state.exists() and args.start:
         load_states(student, args.start, args.stage)
     began, said, report_sum = time.time(), time.time(), {}
     feed = stream(args, tiny_data.Writer(tokenizer, args.closed), step)
