@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..model.checkpoint import SINGLE_FILE, CheckpointReader
 from ..model.config import ModelConfig
 from ..model.families import family_of
+from .formats.folder import copy_side_files, share, write_tensors
 from .rescale import norm_channels, pair_channels, rescale_norm_, rescale_pair_
 
 OUTLIERS = "tiny-outliers"
@@ -53,6 +53,7 @@ def outlier_folder(source: Path, *, seed: int = 0, cache: Path | None = None) ->
     partial = Path(tempfile.mkdtemp(prefix=".outliers.", dir=cache))
     try:
         derive_outliers(source, partial, seed=seed)
+        share(partial)
         try:
             partial.rename(folder)
         except OSError:  # another process was faster; what it made is the same
@@ -76,10 +77,8 @@ def derive_outliers(source: Path, out: Path, *, seed: int = 0) -> None:
     tensors = {name: reader.tensor(name).clone() for name in reader.names()}
     add_outliers_(tensors, config, seed=seed)
     stored = {reader.source_name(name): tensor for name, tensor in tensors.items()}
-    save_file(stored, out / SINGLE_FILE, metadata={"format": "pt"})
-    for name in ("config.json", *family_of(config).side_files):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+    write_tensors(stored, out / SINGLE_FILE)
+    copy_side_files(source, out, ("config.json", *family_of(config).side_files))
 
 
 def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int = 0) -> None:

@@ -65,8 +65,7 @@ class FolderSink:
 
     def _flush(self) -> None:
         if self._file is not None:
-            # One metadata key only: the writer does not keep several in a fixed order.
-            save_file(self._tensors, self._folder / self._file, metadata={"format": "pt"})
+            write_tensors(self._tensors, self._folder / self._file)
             self._tensors = {}
 
 
@@ -84,8 +83,7 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        # mkdtemp makes it private; a checkpoint has the rights of any other new folder.
-        os.chmod(partial, 0o777 & ~_umask())
+        share(partial)
         yield partial
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -104,6 +102,18 @@ def copy_side_files(source: Path, target: Path, names: tuple[str, ...]) -> list[
     for name in found:
         shutil.copyfile(source / name, target / name)
     return found
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one safetensors file, with the rights of any other new file."""
+    # One metadata key only: the writer does not keep several in a fixed order.
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    share(path)
+
+
+def share(path: Path) -> None:
+    """Give a file or folder that was made private the rights that the umask leaves new ones."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

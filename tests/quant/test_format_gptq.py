@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,16 @@ def test_folder_appears_whole_or_not_at_all(
     save_quantized(model, report, source, out, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        *_, out = export(tmp_path, recipe(method="rtn"), shards=2)
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
 
 
 def test_source_is_never_written(tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def test_cache_is_keyed_by_the_source(tmp_path: Path, monkeypatch: pytest.Monkey
     assert other != first
     assert outlier_folder(source, seed=1) not in (first, other)
     assert [path for path in first.parent.iterdir() if path.name.startswith(".")] == []
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "file").touch()
+    assert first.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    rights = {path.stat().st_mode for path in first.iterdir()}
+    assert rights == {(tmp_path / "plain" / "file").stat().st_mode}
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
