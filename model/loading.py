@@ -19,6 +19,7 @@ from .qwen_vl import QwenVL
 __all__ = [
     "CheckpointReader",
     "build_model",
+    "check_tied_head",
     "choose_device",
     "load_block",
     "load_model",
@@ -150,6 +151,7 @@ def load_model(
     model = build_model(config, dtype=dtype)
     check_tensors(reader, model)
     _fill(reader, model, "", choose_device(device))
+    check_tied_head(reader, model)
     return model
 
 
@@ -183,6 +185,24 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
         raise ValueError(_listed(reader, left, "unknown to this model"))
     for name, parameter in expected.items():
         _check_shape(reader, name, tuple(parameter.shape))
+
+
+def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
+    """Compare a tied head that is stored all the same with the embedding, which is used for it.
+
+    Raises:
+        ValueError: They differ, so the head is not tied.
+    """
+    if model.lm_head is not None or "lm_head.weight" not in reader:
+        return
+    embedding = model.model.embed_tokens.weight
+    head = reader.tensor("lm_head.weight")
+    same = head.shape == embedding.shape
+    if not same or not torch.equal(head.to(embedding.device, embedding.dtype), embedding):
+        raise ValueError(
+            f"{reader.folder}: config.json says tie_word_embeddings, but lm_head.weight differs "
+            "from the embedding; set it to false (in text_config too, if there is one)"
+        )
 
 
 def _listed(reader: CheckpointReader, names: list[str], problem: str) -> str:

@@ -11,7 +11,14 @@ import torch
 from ..model.checkpoint import CheckpointReader
 from ..model.config import DTYPES, ModelConfig
 from ..model.families import family_of
-from ..model.loading import build_model, choose_device, load_block, load_model, resolve_model
+from ..model.loading import (
+    build_model,
+    check_tied_head,
+    choose_device,
+    load_block,
+    load_model,
+    resolve_model,
+)
 from ..model.qwen_vl import QwenVL
 from .formats import gptq
 from .linear import QuantLinear
@@ -87,6 +94,7 @@ def load_quantized(
     _check_names(reader, model)
     _put_layers(reader, model, settings, chosen)
     load_block(reader, model, "", device=chosen)
+    check_tied_head(reader, model)
     return model.eval()
 
 

@@ -230,6 +230,8 @@ def _write_tensors(
     for name in sorted(reader.names(), key=lambda name: (reader.file(name), name)):
         source, file = reader.source_name(name), reader.file(name)
         owner, _, leaf = name.rpartition(".")
+        if owner == "lm_head" and model.lm_head is None:
+            continue  # a copy of the embedding, which readers tie again
         if owner not in layers:
             tensor = reader.tensor(name)
             _check_unchanged(name, tensor, parameters.get(name))

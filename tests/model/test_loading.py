@@ -70,6 +70,10 @@ def test_tied_head_may_be_stored_as_well(
     head = {"lm_head.weight": model.model.embed_tokens.weight.clone()}
     write_checkpoint(tmp_path, model, extra=head)
     assert states_equal(load_model(tmp_path, device="cpu"), model)
+    head["lm_head.weight"][3, 5] += 1
+    write_checkpoint(tmp_path, model, extra=head)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding; set it to"):
+        load_model(tmp_path, device="cpu")
 
 
 def test_dtype_follows_checkpoint_or_argument(

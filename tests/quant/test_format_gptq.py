@@ -322,6 +322,22 @@ def test_folder_appears_whole_or_not_at_all(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_tied_head_is_not_written_twice(tmp_path: Path) -> None:
+    model = random_model(raw_config(tied=True))
+    source = write_checkpoint(tmp_path / "source", model)
+    tensors = all_tensors(source)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, source / "model.safetensors")
+    report = quantize_(model, recipe(method="rtn"))
+    save_quantized(model, report, source, tmp_path / "out")
+    written = all_tensors(tmp_path / "out")
+    assert "lm_head.weight" not in written
+    assert report.candidate_bytes == sum(t.numel() * t.element_size() for t in written.values())
+    save_file(written | {"lm_head.weight": head + 1}, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
+        load_quantized(tmp_path / "out", device="cpu")
+
+
 def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
