@@ -117,7 +117,8 @@ Source = tuple[int, Callable[[int], Sample]]
 def _jsonl(path: Path) -> Source:
     lines = [
         (number, line)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        # Not splitlines: JSON strings may hold line separators of Unicode as they are.
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
         if line.strip()
     ]
 

@@ -93,6 +93,14 @@ def test_too_few_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "has only 2 samples, 5 wanted" in caplog.text
 
 
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    record = {"question": "one\u2028two\x85three\x0cfour", "answer": "4"}
+    path = tmp_path / "samples.jsonl"
+    path.write_bytes(json.dumps(record, ensure_ascii=False).encode() + b"\r\n")
+    content = load_samples(path, n=1, seed=0)[0].messages[0]["content"]
+    assert content[0]["text"] == record["question"]
+
+
 def test_text_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("One line.\nStill the first.\n\n  \nSecond.\n")
