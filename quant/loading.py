@@ -112,7 +112,8 @@ def _put_layers(
             )
         bias = None
         if spec.bias:
-            bias = reader.tensor(f"{name}.bias").to(device, model.dtype)
+            # A copy: what was read is a view of the file.
+            bias = reader.tensor(f"{name}.bias").to(device, model.dtype, copy=True)
         put_module(model, name, QuantLinear(weight, bias))
 
 

@@ -136,7 +136,7 @@ def _group_index(order: Tensor, groups: int, columns: int, name: str) -> Tensor 
             f"{name}.g_idx runs from {int(order.min())} to {int(order.max())}, but there are "
             f"{groups} groups; the file is damaged"
         )
-    return order
+    return order.clone()  # what was read is a view of the file
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def write(
     if set(layers) != planned:
         odd = sorted(set(layers) ^ planned)[0]
         raise ValueError(f"model and report disagree about {odd}; save the report's own model")
-    if out.resolve() == source.resolve():
-        raise ValueError(f"output {out} is the source, which is never written to")
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"output {out} is or holds the source, which is never written to")
     reader = CheckpointReader(source)
     family = family_of(model.config)
     with whole_folder(out, overwrite=overwrite) as folder:

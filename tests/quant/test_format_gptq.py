@@ -350,8 +350,10 @@ def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
 
 def test_source_is_never_written(tmp_path: Path) -> None:
     model, report, source, _ = export(tmp_path, recipe())
-    with pytest.raises(ValueError, match="is the source, which is never written to"):
-        save_quantized(model, report, source, source, overwrite=True)
+    for out in (source, tmp_path):
+        with pytest.raises(ValueError, match="is or holds the source, which is never written to"):
+            save_quantized(model, report, source, out, overwrite=True)
+    assert (source / "model.safetensors").is_file()
 
 
 def test_wrong_source_or_model_is_refused(tmp_path: Path) -> None:
@@ -435,6 +437,23 @@ def test_reads_act_order_of_other_writers(tmp_path: Path) -> None:
     assert layer.group_index is not None
     assert torch.equal(layer.quantized().dequantize(), shuffled.dequantize())
     assert not torch.equal(layer.quantized().dequantize(), weight.dequantize())
+
+
+def test_loaded_layers_outlive_their_file(tmp_path: Path) -> None:
+    """Nothing that a layer keeps may be a view of the file."""
+    model, _, _, out = export(tmp_path, recipe(method="rtn"), dtype=torch.float16)
+    name = "model.layers.0.self_attn.q_proj"
+    tensors = all_tensors(out)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    tensors[f"{name}.g_idx"] = tensors[f"{name}.g_idx"][order]
+    save_file(tensors, out / "model.safetensors")
+    loaded = load_quantized(out, device="cpu")
+    (out / "model.safetensors").write_bytes(b"")
+    layer = quantized_layers(loaded)[name]
+    assert layer.group_index is not None and layer.bias is not None
+    assert torch.equal(layer.group_index, tensors[f"{name}.g_idx"])
+    assert torch.equal(layer.bias, tensors[f"{name}.bias"])
+    assert all(bool(torch.isfinite(part).all()) for part in loaded.state_dict().values())
 
 
 def test_reads_zero_points_that_wrapped() -> None:
