@@ -21,6 +21,7 @@ __all__ = [
     "build_model",
     "check_tied_head",
     "choose_device",
+    "choose_dtype",
     "load_block",
     "load_model",
     "release_block",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 BUILT_IN = "tiny"
+SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
@@ -146,22 +148,28 @@ def load_model(
             "load it with load_quantized or give the original checkpoint"
         )
     reader = CheckpointReader(folder)
-    if isinstance(dtype, str):
-        dtype = _named_dtype(dtype, config, reader)
-    model = build_model(config, dtype=dtype)
+    model = build_model(config, dtype=choose_dtype(dtype, config, reader))
     check_tensors(reader, model)
     _fill(reader, model, "", choose_device(device))
     check_tied_head(reader, model)
     return model
 
 
-def _named_dtype(name: str, config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if name == "auto":
+def choose_dtype(
+    dtype: str | torch.dtype, config: ModelConfig, reader: CheckpointReader
+) -> torch.dtype:
+    """Data type for `auto` (what the checkpoint says), `bf16`, `fp16`, `fp32` or a torch type.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
         return config.dtype or reader.dtype("model.embed_tokens.weight")
-    if name not in names:
-        raise ValueError(f"dtype {name!r} is unknown; allowed: auto, {', '.join(names)}")
-    return names[name]
+    if dtype not in SHORT_DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown; allowed: auto, {', '.join(SHORT_DTYPES)}")
+    return SHORT_DTYPES[dtype]
 
 
 def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:

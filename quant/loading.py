@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from ..model.checkpoint import CheckpointReader
-from ..model.config import DTYPES, ModelConfig
+from ..model.config import ModelConfig
 from ..model.families import family_of
 from ..model.loading import (
     build_model,
     check_tied_head,
     choose_device,
+    choose_dtype,
     load_block,
     load_model,
     resolve_model,
@@ -24,8 +25,6 @@ from .formats import gptq
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
 from .targets import put_module
-
-_SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def resolve_folder(name: str | Path) -> Path:
@@ -90,7 +89,7 @@ def load_quantized(
         raise ValueError(f"{folder}: {error}") from None
     reader = CheckpointReader(folder)
     chosen = choose_device(device)
-    model = build_model(config, dtype=_choose_dtype(dtype, config, reader))
+    model = build_model(config, dtype=choose_dtype(dtype, config, reader))
     _check_names(reader, model)
     _put_layers(reader, model, settings, chosen)
     load_block(reader, model, "", device=chosen)
@@ -149,16 +148,3 @@ def _check_names(reader: CheckpointReader, model: QwenVL) -> None:
             raise ValueError(
                 f"{reader.folder}: {name} is not zero, but this model has no bias there"
             )
-
-
-def _choose_dtype(
-    dtype: str | torch.dtype, config: ModelConfig, reader: CheckpointReader
-) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return config.dtype or reader.dtype("model.embed_tokens.weight")
-    names = {**_SHORT_DTYPES, **DTYPES}
-    if dtype not in names:
-        raise ValueError(f"dtype {dtype!r} is unknown; allowed: auto, {', '.join(_SHORT_DTYPES)}")
-    return names[dtype]
