@@ -25,6 +25,7 @@ from vlpress.calib.scene import DIRECTIONS, PLACES, Question, Scene
 
 PATCH = 14
 IGNORE = -100
+TOKENS = 280  # of a conversation, for the size of a batch
 POOL = 8  # batches that are drawn together and sorted by length: a third less padding
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -34,9 +35,11 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 MARKS = (*SHAPES, "bar")
 LABELS = len(GLYPHS) + len(MARKS) + len(INKS) + 2  # the last two: large, framed
 SCENE_WEIGHTS = {
-    "text": 4.0, "signs": 2.0, "lines": 2.0, "form": 2.0, "formula": 2.0, "shapes": 2.5,
+    "text": 8.0, "signs": 3.0, "lines": 2.5, "form": 2.5, "formula": 4.0, "shapes": 2.5,
     "pair": 2.0, "odd": 1.2, "row": 0.8, "frame": 0.8, "chart": 1.5, "album": 1.7,
 }  # fmt: skip
+# Questions asked about one scene, at most: asking twice for the same string teaches little.
+SCENE_QUESTIONS = {"text": 2, "formula": 2, "signs": 4, "lines": 5, "form": 5, "album": 6}
 DULL = {
     "kind": 0.15,
     "background": 0.15,
@@ -113,16 +116,17 @@ class Writer:
         return out
 
     def conversation(self, scene: Scene, rng: random.Random, questions: int) -> Conversation:
-        """A scene with ``questions`` questions about it."""
+        """A scene with at most ``questions`` questions about it."""
         out = Conversation(list(scene.pictures))
         bare = rng.random() < 0.2  # the layout in which the question begins before the picture
         start = self._prefix(out, bare=bare)
         weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in scene.questions]
-        for index in range(1, questions + 1):
-            if rng.random() < 0.12:
-                question = _repeat(rng)
-            else:
-                question = rng.choices(scene.questions, weights)[0]
+        count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
+        ranks = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
+        order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+        chosen = [scene.questions[i] for i in order[:count]]
+        chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
+        for index, question in enumerate(chosen, 1):
             self._ask(out, question, rng, start, index, bare=bare)
         return out
 
@@ -284,6 +288,17 @@ def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch
     )
 
 
+def by_length(conversations: list[Conversation], tokens: int) -> list[list[Conversation]]:
+    """Groups of similar length, each of at most ``tokens`` tokens with its padding."""
+    groups: list[list[Conversation]] = []
+    for one in sorted(conversations, key=lambda c: len(c.ids), reverse=True):
+        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= tokens:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
 def pictures(rng: random.Random, count: int) -> list[Picture]:
     """Pictures for the training of the vision tower alone: rich in glyphs."""
     kinds = tuple(SCENE_WEIGHTS)
@@ -321,8 +336,7 @@ def batches(
                 continue
             scene = scenes.SCENES[rng.choices(kinds, weights)[0]](rng)
             conversations.append(writer.conversation(scene, rng, questions))
-        conversations.sort(key=lambda c: len(c.ids))
-        groups = [conversations[i : i + size] for i in range(0, len(conversations), size)]
+        groups = by_length(conversations, size * TOKENS)
         rng.shuffle(groups)
         for group in groups:
             yield pack(group, draw=stage == "joint")
