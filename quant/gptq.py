@@ -67,8 +67,9 @@ def inverse_factor(hessian: Tensor) -> Tensor | None:
     if bool(info != 0):
         return None
     upper = lower.flip(0, 1)
-    eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    factor = torch.linalg.solve_triangular(upper, eye, upper=True)
+    del lower
+    factor = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    torch.linalg.solve_triangular(upper, factor, upper=True, out=factor)
     usable = torch.isfinite(factor).all() & (factor.diagonal() > 0).all()
     return factor if bool(usable) else None
 

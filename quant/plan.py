@@ -266,10 +266,10 @@ def _memory(config: ModelConfig, rows: Sequence[PlanRow], parameters: int, items
     for row in rows:
         if row.step is not None and row.step.method == "gptq":
             spec = row.spec
-            # float32: the Hessian, its ordered and damped copies, the factor and the identity it
-            # is solved against; the weight, its solving copy, scales and zero points per column,
-            # integers and the candidate.
-            solve = max(solve, 4 * (5 * spec.in_features**2 + 7 * spec.weights))
+            # float32, as measured: the Hessian, its ordered and damped copies, both factors and
+            # what LAPACK copies; the weight, its solving copy, scales and zero points per column,
+            # integers and the candidate. (Twice the first part if float32 finds no factor.)
+            solve = max(solve, 4 * (7 * spec.in_features**2 + 7 * spec.weights))
     text = config.text
     # Two hidden states (before and after a block), one cosine and one sine per rotary pair.
     per_token = itemsize * (2 * text.hidden_size + text.head_dim)

@@ -146,7 +146,7 @@ def test_rows_where_rounding_is_better_fall_back() -> None:
     result = gptq(weight, hessian, QuantScheme(2, -1), damp_percent=1e-4)
     rounded = rtn(weight, QuantScheme(2, -1))
     equal_rows = (result.weight.integers == rounded.integers).all(dim=1)
-    assert int(equal_rows.sum()) == result.fallback_rows
+    assert int(equal_rows.sum()) == result.fallback_rows > 0
     assert result.final_error <= min(result.error, result.rtn_error) * (1 + 1e-6)
 
 
