@@ -254,7 +254,7 @@ def step_loss(
     """Loss of one batch in one stage, with what to print."""
     if stage == "vision":
         return vision_loss(student, student.features(batch).float(), batch.labels)
-    if stage == "joint":
+    if stage == "joint" and len(batch.grid):
         features = student.features(batch).float()
         extra, seen = vision_loss(student, features, batch.labels)
     else:
