@@ -71,7 +71,7 @@ class Memory:
     solve: int
     """The largest layer's Hessians, factor and working copies."""
     per_token: int
-    """Activations that wait between blocks, for each calibration token."""
+    """Patches and activations that wait between blocks, for each calibration token of a picture."""
 
     def total(self, tokens: int) -> int:
         """Peak for so many calibration tokens in all."""
@@ -270,7 +270,9 @@ def _memory(config: ModelConfig, rows: Sequence[PlanRow], parameters: int, items
             # what LAPACK copies; the weight, its solving copy, scales and zero points per column,
             # integers and the candidate. (Twice the first part if float32 finds no factor.)
             solve = max(solve, 4 * (7 * spec.in_features**2 + 7 * spec.weights))
-    text = config.text
+    text, vision = config.text, config.vision
     # Two hidden states (before and after a block), one cosine and one sine per rotary pair.
-    per_token = itemsize * (2 * text.hidden_size + text.head_dim)
-    return Memory(parameters, solve, per_token)
+    seen = vision.merge_unit * (itemsize * 2 * vision.hidden_size + 4 * vision.head_dim)
+    read = itemsize * (2 * text.hidden_size + text.head_dim)
+    patches = 4 * vision.merge_unit * vision.patch_dim  # float32, kept by the prompts throughout
+    return Memory(parameters, solve, patches + max(seen, read))

@@ -77,6 +77,9 @@ def test_memory_grows_with_the_widest_layer() -> None:
     assert wide.solve > 4 * small.solve
     assert small.total(1000) == small.weights + small.solve + 1000 * small.per_token
     assert make_plan(config(), recipe({"method": "rtn"})).memory.solve == 0
+    # a token of a picture: 4 float32 patches; before and after a block 4 x 32 features of the
+    # vision tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
+    assert small.per_token == 4 * 4 * 1176 + max(4 * (2 * 4 * 32 + 4 * 16), 4 * (2 * 64 + 16))
 
 
 @pytest.mark.parametrize(
