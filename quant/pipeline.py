@@ -56,7 +56,7 @@ def quantize_(
 
     Raises:
         ValueError: the plan does not fit the model, the model is quantized already, there are no
-            prompts, activations overflow, or GPTQ loses to rounding on over 5 % of the rows.
+            prompts, activations overflow, or GPTQ falls back to rounding on over 5 % of the rows.
     """
     plan = make_plan(model.config, recipe)
     if done := quantized_layers(model):
@@ -77,7 +77,6 @@ def quantize_(
             image_weight=recipe.calibration.image_weight,
         )
     layers = tuple(run.layers[row.name] for row in plan.quantized)
-    check_fallback(layers)
     return QuantReport(recipe, plan, layers, record)
 
 
@@ -89,6 +88,8 @@ class _Run:
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
         self.on_progress = on_progress
+        solved = [row for row in plan.quantized if row.step and row.step.method == "gptq"]
+        self.rows_to_solve = sum(row.spec.out_features for row in solved)
 
     def round(self, name: str) -> None:
         """Quantize one layer to the nearest level."""
@@ -125,6 +126,8 @@ class _Run:
                 logger.warning("%s: %s", spec.name, result.fallback)
                 detail += f" ({result.fallback})"
             self._done(LayerReport(row, result, hessian.tokens), detail)
+            # Here and not at the end: the rest of the run would be for nothing.
+            check_fallback(list(self.layers.values()), self.rows_to_solve)
 
     def _done(self, layer: LayerReport, detail: str) -> None:
         self.layers[layer.row.name] = layer

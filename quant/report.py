@@ -147,22 +147,23 @@ class QuantReport:
         }
 
 
-def check_fallback(layers: Sequence[LayerReport]) -> None:
-    """Refuse a run in which plain rounding won too often.
+def check_fallback(layers: Sequence[LayerReport], rows: int) -> None:
+    """Refuse a run in which plain rounding took the solver's place too often.
 
-    A layer without a Cholesky factor is a visible fallback of its own and not counted here.
+    Args:
+        layers: those that GPTQ has solved so far.
+        rows: output rows that it is to solve in all.
 
     Raises:
-        ValueError: over 5 % of the rows that GPTQ solved fell back.
+        ValueError: over 5 % of the rows fell back, alone or with their whole layer.
     """
-    solved = [layer for layer in layers if layer.result and not layer.result.fallback]
-    rows = sum(layer.row.spec.out_features for layer in solved)
-    fallen = sum(_fallback_rows(layer) for layer in solved)
-    if rows and fallen > MAX_FALLBACK * rows:
-        worst = max(solved, key=lambda item: _fallback_rows(item) / item.row.spec.out_features)
+    fallen = sum(_fallback_rows(layer) for layer in layers)
+    if fallen > MAX_FALLBACK * rows:
+        worst = max(layers, key=lambda item: _fallback_rows(item) / item.row.spec.out_features)
+        reason = worst.result.fallback if worst.result and worst.result.fallback else "was worse"
         raise ValueError(
-            f"GPTQ was worse than plain rounding on {fallen} of {rows} rows (at most "
-            f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name}; use more or other "
+            f"GPTQ fell back to plain rounding on {fallen} of {rows} rows (at most "
+            f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name} ({reason}); use more or other "
             "calibration samples, a larger damp_percent, or method rtn"
         )
 

@@ -9,7 +9,7 @@ from calib_models import prompts, random_model, raw_config, write_checkpoint
 from vlpress.calib.capture import watch_inputs
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant import report as report_module
-from vlpress.quant.gptq import gptq
+from vlpress.quant.gptq import GPTQResult, gptq
 from vlpress.quant.linear import QuantLinear
 from vlpress.quant.pipeline import check_format, make_plan, quantize_, save_quantized
 from vlpress.quant.recipe import Recipe
@@ -175,17 +175,25 @@ def test_image_weight_changes_the_result() -> None:
     assert not layers[0].quantized().equals(layers[1].quantized())
 
 
-def test_too_many_fallback_rows_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model()
-    monkeypatch.setattr(report_module, "MAX_FALLBACK", -1.0)
-    with pytest.raises(ValueError, match=r"worse than plain rounding on \d+ of 1024 rows"):
-        quantize_(model, recipe(), prompts(model.config))
+def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the solver find no factor for the Hessian of one layer."""
+    from vlpress.quant import pipeline
+
+    def solve(weight: torch.Tensor, *args: Any, **options: Any) -> GPTQResult:
+        failing = torch.equal(weight, random_model().get_parameter(name))
+        with monkeypatch.context() as patch:
+            if failing:
+                patch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
+            return gptq(weight, *args, **options)
+
+    monkeypatch.setattr(pipeline, "gptq", solve)
 
 
 def test_a_layer_without_a_factor_is_in_the_report(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
+    name = "model.layers.0.self_attn.k_proj"  # 32 of 1024 rows: within the allowed 5 %
+    fail_for(f"{name}.weight", monkeypatch)
     model = random_model()
     seen: list[str] = []
     report = quantize_(
@@ -194,11 +202,21 @@ def test_a_layer_without_a_factor_is_in_the_report(
         prompts(model.config),
         on_progress=lambda done, total, detail: seen.append(detail),
     )
-    assert "rounded instead" in seen[0]
-    assert "model.layers.0.self_attn.q_proj: no Cholesky factor" in caplog.text
+    assert "rounded instead" in seen[1]
+    assert f"{name}: no Cholesky factor" in caplog.text
     data = report.to_dict()
-    assert data["layers"][0]["fallback"].startswith("no Cholesky factor")
-    assert data["fallback_rows"] == sum(layer.row.spec.out_features for layer in report.layers)
+    assert data["layers"][1]["fallback"].startswith("no Cholesky factor")
+    assert data["layers"][0]["fallback"] is None
+    assert data["fallback_rows"] >= 32
+
+
+def test_too_many_fallback_rows_fail_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_for("model.layers.0.self_attn.q_proj.weight", monkeypatch)  # 64 of 1024 rows
+    model = random_model()
+    message = r"on 64 of 1024 rows .* most in model\.layers\.0\.self_attn\.q_proj \(no Cholesky"
+    with pytest.raises(ValueError, match=message):
+        quantize_(model, recipe(), prompts(model.config))
+    assert list(quantized_layers(model)) == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_overflow_names_the_layer() -> None:
