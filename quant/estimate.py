@@ -1,0 +1,97 @@
+"""How long a plan will take on this machine, from a probe of it that lasts under a second.
+
+Counted are linear layers, Hessians and the solver. Attention, norms and the preparation of pictures
+come on top, so the estimate is low, the more so the smaller the model; and the rates are those of
+the moment, so another program on the machine shows. It tells minutes from hours, not more.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from .gptq import gptq
+from .plan import Plan, PlanRow
+from .scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds that elementary work takes here."""
+
+    mac: float
+    """One multiply-add of a linear layer in the model's data type."""
+    mac32: float
+    """One multiply-add of a Hessian (float32)."""
+    column: float
+    """The solver's overhead for one column."""
+    solve_mac: float
+    """One multiply-add of the solver."""
+
+
+def probe(device: torch.device, dtype: torch.dtype) -> Probe:
+    """Time two matrix products and two small layers."""
+    mac, mac32 = (_product(device, kind) for kind in (dtype, torch.float32))
+    (narrow, few), (wide, many) = (_solver(device, width) for width in (128, 512))
+    # Two layers, two unknowns: seconds = column * width + solve_mac * work.
+    ratio = 512 / 128
+    solve_mac = max(mac32, (wide - ratio * narrow) / (many - ratio * few))
+    return Probe(mac, mac32, max(0.0, (narrow - solve_mac * few) / 128), solve_mac)
+
+
+def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> tuple[float, float]:
+    """Seconds to solve all layers, and seconds for each calibration token of a picture."""
+    solved = [row for row in plan.rows if _is_solved(row)]
+    rows = plan.rows[: plan.rows.index(solved[-1]) + 1] if solved else ()
+    patches = plan.config.vision.merge_unit
+    per_token = 0.0
+    for (stage, _), block in groupby(rows, key=lambda row: (row.spec.stage, row.spec.block)):
+        done, runs, taps = 0, [0], dict[str, int]()
+        for row in block:
+            if _is_solved(row) and row.spec.tap not in taps:
+                taps[row.spec.tap] = row.spec.in_features
+                runs.append(done)  # a pass to watch this input ends here
+            done += row.spec.weights
+        watching = sum(runs) if true_sequential else max(runs)
+        squares = sum(width**2 for width in taps.values())
+        seconds = (watching + done) * rates.mac + squares * rates.mac32
+        per_token += seconds * (patches if stage == "vision" else 1)
+    sizes = [(row.spec.in_features, row.spec.out_features) for row in solved]
+    solve = sum(rates.column * k + rates.solve_mac * _work(k, n) for k, n in sizes)
+    return solve, per_token
+
+
+def _is_solved(row: PlanRow) -> bool:
+    return row.step is not None and row.step.method == "gptq"
+
+
+def _work(columns: int, rows: int) -> float:
+    """Multiply-adds: factor and triangular inverse; corrections and three quadratic forms."""
+    return 2 / 3 * columns**3 + 3.5 * columns**2 * rows
+
+
+def _product(device: torch.device, dtype: torch.dtype) -> float:
+    x = torch.ones(512, 512, device=device, dtype=dtype)
+    return _seconds(lambda: x @ x, device) / 512**3
+
+
+def _solver(device: torch.device, width: int) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(width, width, generator=generator).to(device)
+    hessian = x.t() @ x
+    scheme = QuantScheme(4, 128)
+    return _seconds(lambda: gptq(x, hessian, scheme), device), _work(width, width)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Best of three runs after a first one."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

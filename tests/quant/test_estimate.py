@@ -1,0 +1,60 @@
+import time
+
+import pytest
+import torch
+from calib_models import raw_config
+
+from vlpress.model.config import ModelConfig
+from vlpress.quant.estimate import Probe, estimate_time, probe
+from vlpress.quant.plan import Plan, make_plan
+from vlpress.quant.recipe import Recipe
+
+MACS = Probe(mac=1, mac32=0, column=0, solve_mac=0)
+SQUARES = Probe(mac=0, mac32=1, column=0, solve_mac=0)
+COLUMNS = Probe(mac=0, mac32=0, column=1, solve_mac=0)
+SOLVING = Probe(mac=0, mac32=0, column=0, solve_mac=1)
+
+
+def plan(method: str = "gptq", *targets: str) -> Plan:
+    step = {"method": method, "bits": 8, "group_size": -1}
+    if targets:
+        step["targets"] = list(targets)
+    config = ModelConfig.from_dict(raw_config())
+    return make_plan(config, Recipe.from_dict({"step": [step]}))
+
+
+# Widths 64 and 128, 32 for k and v; the vision tower's 32, 96 and 36, its merger's 128 and 64.
+QKV, OUT, GATE_UP, DOWN = 64 * 64 + 2 * 64 * 32, 64 * 64, 2 * 64 * 128, 128 * 64
+VISION = 4 * (32 * 96 + 32 * 32 + 3 * 32 * 36)
+MERGER = 128 * 128 + 128 * 64
+
+
+def test_passes_by_hand() -> None:
+    layer = QKV + OUT + GATE_UP + DOWN
+    watching = 0 + QKV + (QKV + OUT) + (QKV + OUT + GATE_UP)
+    assert estimate_time(plan(), MACS) == (0, 2 * VISION + MERGER + 2 * (layer + watching))
+    once = 2 * VISION + MERGER + 2 * (layer + QKV + OUT + GATE_UP)
+    assert estimate_time(plan(), MACS, true_sequential=False) == (0, once)
+    assert estimate_time(plan(), SQUARES) == (0, 2 * (64**2 + 64**2 + 64**2 + 128**2))
+
+
+def test_nothing_behind_the_last_solved_layer_counts() -> None:
+    first = plan("gptq", "visual.blocks.0.attn.qkv")
+    assert estimate_time(first, MACS) == (0, 4 * 32 * 96)
+    assert estimate_time(first, SQUARES) == (0, 4 * 32**2)
+    assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1)) == (0, 0)
+
+
+def test_solving_by_hand() -> None:
+    assert estimate_time(plan(), COLUMNS) == (2 * (6 * 64 + 128), 0)
+    seconds, _ = estimate_time(plan("gptq", "model.layers.1.mlp.down_proj"), SOLVING)
+    assert seconds == pytest.approx(2 / 3 * 128**3 + 3.5 * 128**2 * 64)
+
+
+def test_probe_is_quick_and_gives_rates() -> None:
+    start = time.perf_counter()
+    rates = probe(torch.device("cpu"), torch.bfloat16)
+    assert time.perf_counter() - start < 20  # on a busy core; a second on a free one
+    assert 0 < rates.mac < 1e-6
+    assert 0 < rates.mac32 <= rates.solve_mac < 1e-6
+    assert 0 <= rates.column < 0.1
