@@ -225,7 +225,7 @@ def _parts(pairs: Sequence[tuple[Unit, Unit]], by: str) -> dict[str, dict[str, A
 def _flips(
     base: StoredTask, candidate: StoredTask, base_score: TaskScore, cand_score: TaskScore
 ) -> list[dict[str, Any]]:
-    """Every unit that changed, with its first row on which the answers differ."""
+    """Every unit that changed, with the first row that was taken to say something else."""
     items = {item["id"]: item for item in base.items}
     flips = []
     for b, c in zip(base_score.units, cand_score.units, strict=True):
@@ -236,7 +236,10 @@ def _flips(
             for row in b.rows
             if base.predictions[row].prediction != candidate.predictions[row].prediction
         ]
-        row = differing[0]
+        # "B" and "B." are different texts that say the same: the row that decided is another one.
+        # Only the case of a formula counts in its score and not in what it is taken to say.
+        said = zip(b.rows, b.answers, c.answers, strict=True)
+        row = next((row for row, ours, theirs in said if ours != theirs), differing[0])
         flips.append(
             {
                 "benchmark": base.name,

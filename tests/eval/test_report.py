@@ -166,6 +166,20 @@ def test_every_flip_is_listed(bench: Workbench) -> None:
     assert flips[1]["gold"] == "word3 / w3"
 
 
+def test_flip_shows_the_row_that_decided(bench: Workbench) -> None:
+    base = bench.run("base")
+    cand = bench.run(
+        "cand",
+        lambda item: {"241": "A.", "1000241": "no idea", "4": "WORD4 no more"}.get(
+            item.id, right(item)
+        ),
+    )
+    compare(base, cand, bench.folder / "r")
+    [flip] = map(json.loads, (bench.folder / "r" / "flips.jsonl").read_text("utf-8").splitlines())
+    assert flip["rows_that_differ"] == ["241", "1000241"]
+    assert (flip["row"], flip["candidate"]) == ("1000241", "no idea")
+
+
 def test_wrong_answers_that_change_are_counted(bench: Workbench) -> None:
     base = bench.run("base", lambda item: "one")
     cand = bench.run("cand", lambda item: "two" if item.id == "4" else "one")
