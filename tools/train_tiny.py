@@ -9,13 +9,14 @@ What is hard for a model this small is taught first, and alone:
 ``joint``    both are put together and trained on, the code as an auxiliary loss.
 
 ``vision`` and ``drill`` + ``decoder`` do not need each other and can run side by side. Every stage
-writes its state and goes on from it, so it may be run in pieces:
+writes its state and goes on from it, so it may be run in pieces, and under ``torchrun`` with
+several ranks (on a CPU one thread a rank does twice what two threads do):
 
     python tools/train_tiny.py vision  --state state/vision.pt  --minutes 30
     python tools/train_tiny.py drill   --state state/decoder.pt --minutes 8
     python tools/train_tiny.py decoder --state state/decoder.pt --minutes 40
     python tools/train_tiny.py joint   --state state/joint.pt --minutes 90 \\
-        --start state/vision.pt state/decoder.pt
+        --begin-with state/vision.pt state/decoder.pt
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 """
 
@@ -28,12 +29,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny_data
 import tiny_tokenizer
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_data import LABELS, PackedBatch
@@ -49,7 +52,7 @@ from vlpress.model.qwen_vl import QwenVL
 HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
 PARTS = (len(GLYPHS), len(tiny_data.MARKS), len(INKS), 2)  # groups of labels in a patch
-MUON = 1.0  # learning rate of Muon, which moves a matrix by 0.2 x rate an element, over AdamW's
+VISION_RATE = 0.3  # of the decoder's learning rate, in the joint stage
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
 
 
@@ -267,17 +270,27 @@ def step_loss(
 
 
 def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, rest = [], []
+    """Muon for the matrices inside the blocks, AdamW for everything else.
+
+    In the ``joint`` stage the tower, already trained, moves at a fraction of the decoder's rate.
+    """
+    matrices: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    rest: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, p in student.named_parameters():
         is_vision = ".visual." in name
-        if (stage == "vision") != is_vision and stage != "joint":
-            continue
+        p.requires_grad_(stage == "joint" or (stage == "vision") == is_vision)
         inside = p.dim() == 2 and ("layers." in name or "blocks." in name or "merger." in name)
-        (matrices if inside else rest).append(p)
-    adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+        if p.requires_grad:
+            (matrices if inside else rest)[is_vision].append(p)
+
+    def groups(chosen: dict[bool, list[nn.Parameter]]) -> list[dict[str, Any]]:
+        slow = VISION_RATE if stage == "joint" else 1.0
+        scales = {True: slow, False: 1.0}
+        return [{"params": ps, "scale": scales[v], "lr": lr} for v, ps in chosen.items() if ps]
+
+    adam = torch.optim.AdamW(groups(rest), betas=(0.9, 0.98), weight_decay=0.0)
     muon = torch.optim.Muon(
-        matrices, lr=MUON * lr, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        groups(matrices), momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
     return [adam, muon]
 
@@ -302,7 +315,9 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
         student.load_state_dict(keep, strict=False)
 
 
-def stream(args: argparse.Namespace, writer: tiny_data.Writer, step: int) -> Iterator[PackedBatch]:
+def stream(
+    args: argparse.Namespace, writer: tiny_data.Writer, step: int, rank: int
+) -> Iterator[PackedBatch]:
     """Batches from parallel workers, each with a seed of its own."""
 
     class Feed(torch.utils.data.IterableDataset[PackedBatch]):
@@ -310,7 +325,7 @@ def stream(args: argparse.Namespace, writer: tiny_data.Writer, step: int) -> Ite
             torch.set_num_threads(1)
             info = torch.utils.data.get_worker_info()
             worker = info.id if info else 0
-            seed = args.seed * 1_000_003 + step * 101 + worker
+            seed = args.seed * 1_000_003 + step * 101 + rank * 17 + worker
             return tiny_data.batches(
                 writer, args.stage, seed, args.batch, args.questions, drills=args.drills
             )
@@ -318,60 +333,131 @@ def stream(args: argparse.Namespace, writer: tiny_data.Writer, step: int) -> Ite
     return iter(torch.utils.data.DataLoader(Feed(), batch_size=None, num_workers=args.workers))
 
 
+@dataclass
+class Clock:
+    """Time of this piece of a stage, and of the pieces before it; rank 0's counts for all ranks."""
+
+    piece: float  # seconds this piece may take
+    total: float  # seconds of the whole stage; 0: no end, and a constant rate
+    spent: float = 0.0  # seconds of the pieces before
+    began: float = field(default_factory=time.time)
+    ended: bool = False
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the stage so far."""
+        return self.spent + time.time() - self.began
+
+    def tick(self) -> None:
+        """See whether the time is over, together with the other ranks."""
+        here = torch.tensor([time.time() - self.began, self.elapsed])
+        if dist.is_initialized():
+            dist.broadcast(here, 0)
+        self.ended = bool(here[0] > self.piece or (self.total and here[1] > self.total))
+        self.share = float(here[1]) / self.total if self.total else None
+
+    share: float | None = None
+
+
+class Meter:
+    """Means of what the steps report, printed every ``pause`` seconds."""
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
+        self.said = time.time()
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, report: dict[str, float]) -> None:
+        """Take one step's numbers; those that are not a number had nothing to count."""
+        for key, value in report.items():
+            if not math.isnan(value):
+                total, count = self.sums.get(key, (0.0, 0))
+                self.sums[key] = (total + value, count + 1)
+
+    def say(self, label: str) -> None:
+        """Print and forget the means if it is time."""
+        if time.time() - self.said > self.pause:
+            means = " ".join(f"{k} {t / n:.3f}" for k, (t, n) in self.sums.items())
+            print(f"{label} {means}", flush=True)
+            self.said, self.sums = time.time(), {}
+
+
+def average_gradients(student: Student) -> None:
+    """Mean over the ranks; a rank without pictures counts with zeros."""
+    if not dist.is_initialized():
+        return
+    trained = [p for p in student.parameters() if p.requires_grad]
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]
+    )
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    sizes = [p.numel() for p in trained]
+    for p, gradient in zip(trained, flat.split(sizes), strict=True):
+        p.grad = gradient.view_as(p)
+
+
+def restore(
+    args: argparse.Namespace,
+    student: Student,
+    tuners: list[torch.optim.Optimizer],
+    tokenizer: Tokenizer,
+) -> tuple[int, float]:
+    """Go on from ``--state`` or begin with ``--begin-with``; returns step and seconds spent."""
+    if not args.state.exists():
+        student.align_embeddings(tokenizer)
+        load_states(student, args.begin_with, args.stage)
+        return 0, 0.0
+    state = torch.load(args.state, map_location="cpu", weights_only=True)
+    student.load_state_dict(state["model"])
+    if state["stage"] != args.stage:
+        return 0, 0.0
+    for tuner, saved in zip(tuners, state["optimizers"], strict=True):
+        tuner.load_state_dict(saved)
+    return state["step"], state["spent"]
+
+
 def train(args: argparse.Namespace) -> None:
     """Run one stage for ``--minutes``, or until the sum of all its pieces is ``--total``."""
     device = torch.device(args.device)
     if device.type == "cpu":
         F.scaled_dot_product_attention = plain_attention
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if dist.is_initialized() else 0
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     END[0] = tokenizer.token_to_id("<|im_end|>")
     student = Student(ModelConfig.from_dict(config_dict(tokenizer))).to(device)
     tuners = optimizers(student, args.stage, args.lr)
-    step, spent = 0, 0.0
-    if args.state.exists():
-        state = torch.load(args.state, map_location="cpu", weights_only=True)
-        student.load_state_dict(state["model"])
-        if state["stage"] == args.stage:
-            for tuner, saved in zip(tuners, state["optimizers"], strict=True):
-                tuner.load_state_dict(saved)
-            step, spent = state["step"], state["spent"]
-    else:
-        student.align_embeddings(tokenizer)
-    if not args.state.exists() and args.start:
-        load_states(student, args.start, args.stage)
-    began, said, report_sum = time.time(), time.time(), {}
-    feed = stream(args, tiny_data.Writer(tokenizer, args.closed), step)
-    saved_at = time.time()
-    while time.time() - began < args.minutes * 60:
-        batch = next(feed).to(device)
-        share = (spent + time.time() - began) / (args.total * 60) if args.total else None
-        if share is not None and share >= 1:
+    step, spent = restore(args, student, tuners, tokenizer)
+    clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
+    meter, saved_at = Meter(args.say), time.time()
+    feed = stream(args, tiny_data.Writer(tokenizer, args.closed), step, rank)
+    while True:
+        clock.tick()
+        if clock.ended:
             break
+        batch = next(feed).to(device)
         for tuner in tuners:
             for group in tuner.param_groups:
-                factor = MUON if isinstance(tuner, torch.optim.Muon) else 1.0
-                group["lr"] = factor * learning_rate(args.lr, step, share)
+                group["lr"] = group["scale"] * learning_rate(args.lr, step, clock.share)
         with torch.autocast(device.type, torch.bfloat16):
             loss, report = step_loss(student, batch, args.stage, args.noise)
         loss.backward()
+        average_gradients(student)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for tuner in tuners:
             tuner.step()
             tuner.zero_grad(set_to_none=True)
         step += 1
-        for key, value in report.items():
-            if value == value:
-                total, count = report_sum.get(key, (0.0, 0))
-                report_sum[key] = (total + value, count + 1)
-        if time.time() - said > args.say:
-            said = time.time()
-            means = " ".join(f"{k} {t / n:.3f}" for k, (t, n) in report_sum.items())
-            print(f"{args.stage} {step} {spent + said - began:.0f}s {means}", flush=True)
-            report_sum = {}
-        if time.time() - saved_at > 120:
-            saved_at = time.time()
-            save_state(args, student, tuners, step, spent + saved_at - began)
-    save_state(args, student, tuners, step, spent + time.time() - began)
+        meter.add(report)
+        if rank == 0:
+            meter.say(f"{args.stage} {step} {clock.elapsed:.0f}s")
+            if time.time() - saved_at > 120:
+                saved_at = time.time()
+                save_state(args, student, tuners, step, clock.elapsed)
+    if rank == 0:
+        save_state(args, student, tuners, step, clock.elapsed)
 
 
 def save_state(
@@ -415,7 +501,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=("vision", "drill", "decoder", "joint", "export"))
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--start", type=Path, nargs="*", default=[])
+    parser.add_argument("--begin-with", type=Path, nargs="*", default=[])
     parser.add_argument("--tokenizer", type=Path, default=Path("model/tiny"))
     parser.add_argument("--out", type=Path, default=Path("model/tiny"))
     parser.add_argument("--minutes", type=float, default=5.0)
