@@ -48,7 +48,14 @@ def run_fingerprint(
     """
     quantization = model.config.raw.get("quantization_config")
     return {
-        "pixels": {"min": processor.min_pixels, "max": processor.max_pixels},
+        "pixels": {
+            "min": processor.min_pixels,
+            "max": processor.max_pixels,
+            "mean": list(processor.settings.mean),
+            "std": list(processor.settings.std),
+            "rescale": processor.settings.rescale_factor,
+        },
+        "text": text_identity(processor),
         "generation": {"temperature": 0.0, "repetition_penalty": 1.0},
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
@@ -81,6 +88,20 @@ def folder_identity(folder: Path) -> dict[str, Any]:
     return {
         "config": _file_digest(folder / "config.json"),
         "files": {p.name: _file_digest(p) for p in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def text_identity(processor: Processor) -> dict[str, Any]:
+    """What decides how questions become tokens, and where an answer ends."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # only the fast ones have it
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    # State of the last call rather than rules: encoding leaves its own padding behind.
+    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    return {
+        "tokenizer": digest(rules),
+        "chat_template": digest(tokenizer.chat_template),
+        "stop_ids": sorted(processor.stop_ids),
     }
 
 

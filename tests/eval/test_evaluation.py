@@ -15,6 +15,7 @@ from vlpress.eval import EvalResult, evaluate, open_task
 from vlpress.eval.fingerprint import (
     folder_identity,
     memory_identity,
+    run_fingerprint,
     setup_differences,
     weight_bytes,
     weight_count,
@@ -113,6 +114,32 @@ def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
         run(processor, out, "builtin-ocrbench", responder=TableResponder(), max_new_tokens=5)
     with pytest.raises(ValueError, match=r"another setup \(kernel: absent -> x\)"):
         run(processor, out, "builtin-ocrbench", fingerprint_extra={"kernel": "x"})
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "part"),
+    [
+        ("tokenizer_config.json", "chat_template", "{{ messages }}", "text.chat_template"),
+        ("tokenizer.json", "normalizer", {"type": "NFC"}, "text.tokenizer"),
+        ("generation_config.json", "eos_token_id", [258, 256, 70], "text.stop_ids"),
+        ("preprocessor_config.json", "image_std", [1.0, 1.0, 1.0], "pixels.std"),
+    ],
+)
+def test_other_side_files_are_another_setup(
+    processor: Processor, tmp_path: Path, file: str, key: str, value: object, part: str
+) -> None:
+    folder = write_checkpoint_folder(tmp_path / "model")
+    setup = fingerprint(Processor.from_folder(folder))
+    processor.tokenizer("a question", padding="max_length", max_length=20)
+    assert setup == fingerprint(processor)  # the same files elsewhere, and after use
+    content = json.loads((folder / file).read_text("utf-8"))
+    (folder / file).write_text(json.dumps({**content, key: value}), "utf-8")
+    [change] = setup_differences(setup, fingerprint(Processor.from_folder(folder)))
+    assert change.startswith(part)
+
+
+def fingerprint(processor: Processor) -> dict[str, Any]:
+    return run_fingerprint(small_model(), processor, batch_size=1, seed=0, source=None)
 
 
 def test_another_benchmark_joins_the_same_folder(processor: Processor, tmp_path: Path) -> None:
