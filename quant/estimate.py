@@ -29,16 +29,22 @@ class Probe:
     """The solver's overhead for one column."""
     solve_mac: float
     """One multiply-add of the solver."""
+    search: float
+    """Searching the scale, for one weight."""
 
 
 def probe(device: torch.device, dtype: torch.dtype) -> Probe:
-    """Time two matrix products and two small layers."""
+    """Time two matrix products and three small layers."""
     mac, mac32 = (_product(device, kind) for kind in (dtype, torch.float32))
-    (narrow, few), (wide, many) = (_solver(device, width) for width in (128, 512))
+    narrow, wide, searched = (
+        _solver(device, *case) for case in ((128, False), (512, False), (512, True))
+    )
+    few, many = _work(128, 128), _work(512, 512)
     # Two layers, two unknowns: seconds = column * width + solve_mac * work.
     ratio = 512 / 128
     solve_mac = max(mac32, (wide - ratio * narrow) / (many - ratio * few))
-    return Probe(mac, mac32, max(0.0, (narrow - solve_mac * few) / 128), solve_mac)
+    column = max(0.0, (narrow - solve_mac * few) / 128)
+    return Probe(mac, mac32, column, solve_mac, max(0.0, searched - wide) / 512**2)
 
 
 def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> tuple[float, float]:
@@ -58,13 +64,17 @@ def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> 
         squares = sum(width**2 for width in taps.values())
         seconds = (watching + done) * rates.mac + squares * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
-    sizes = [(row.spec.in_features, row.spec.out_features) for row in solved]
-    solve = sum(rates.column * k + rates.solve_mac * _work(k, n) for k, n in sizes)
-    return solve, per_token
+    return sum(_solving(row, rates) for row in solved), per_token
 
 
 def _is_solved(row: PlanRow) -> bool:
     return row.step is not None and row.step.method == "gptq"
+
+
+def _solving(row: PlanRow, rates: Probe) -> float:
+    columns, rows = row.spec.in_features, row.spec.out_features
+    search = rates.search * row.spec.weights if row.step and row.step.scale_search else 0.0
+    return rates.column * columns + rates.solve_mac * _work(columns, rows) + search
 
 
 def _work(columns: int, rows: int) -> float:
@@ -77,12 +87,12 @@ def _product(device: torch.device, dtype: torch.dtype) -> float:
     return _seconds(lambda: x @ x, device) / 512**3
 
 
-def _solver(device: torch.device, width: int) -> tuple[float, float]:
+def _solver(device: torch.device, width: int, scale_search: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(width, width, generator=generator).to(device)
     hessian = x.t() @ x
     scheme = QuantScheme(4, 128)
-    return _seconds(lambda: gptq(x, hessian, scheme), device), _work(width, width)
+    return _seconds(lambda: gptq(x, hessian, scheme, scale_search=scale_search), device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -8,6 +8,7 @@ Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the
   squared in between.
 - Columns are solved in order of falling Hessian diagonal, on scales fixed beforehand from the
   original groups, so the order leaves no trace in the result (static groups).
+- Scales are searched beforehand (`scale_search.py`).
 - A column that calibration never excited is rounded; the paper's code sets it to zero.
 - Rows on which plain rounding does better under the same Hessian keep the rounded integers.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, quantize
+from .scale_search import search_scales
 from .scheme import QuantScheme
 
 # Multiples of the requested damping, tried in order until the Cholesky factor exists.
@@ -108,6 +110,7 @@ def gptq(
     damp_percent: float = 0.01,
     act_order: bool = True,
     block_size: int = 128,
+    scale_search: bool = True,
 ) -> GPTQResult:
     """Quantize `weight` so that its outputs on the calibration inputs change least.
 
@@ -118,6 +121,7 @@ def gptq(
         damp_percent: fraction of the mean diagonal added to it (0.01), the first rung of a ladder.
         act_order: solve columns in order of falling diagonal; the result is not reordered.
         block_size: columns whose corrections are applied to the rest at once.
+        scale_search: shrink scales where that lowers the weighted rounding error.
 
     Raises:
         ValueError: shapes do not fit, a parameter is out of range, or the Hessian is not finite.
@@ -126,6 +130,9 @@ def gptq(
     original = weight.float()
     matrix = hessian if hessian.dtype == torch.float64 else hessian.float()
     scales, zero_points = choose_qparams(original, scheme)
+    if scale_search:
+        energy = matrix.diagonal().clamp_min(0)
+        scales = search_scales(original, scales, zero_points, energy, scheme)
     rounded = quantize(original, scales, zero_points, scheme)
 
     dead = matrix.diagonal() <= 0

@@ -115,6 +115,7 @@ class _Run:
                     damp_percent=row.step.damp_percent,
                     act_order=row.step.act_order,
                     block_size=row.step.block_size,
+                    scale_search=row.step.scale_search,
                 )
             except ValueError as error:
                 raise ValueError(

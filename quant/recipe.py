@@ -46,6 +46,8 @@ class Step:
     """Solve columns by falling activation energy; gptq only."""
     block_size: int = 128
     """Columns per lazy update; gptq only."""
+    scale_search: bool = True
+    """Shrink scales where calibration says so; gptq only."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -164,6 +166,7 @@ class Recipe:
                     "damp_percent": step.damp_percent,
                     "act_order": step.act_order,
                     "block_size": step.block_size,
+                    "scale_search": step.scale_search,
                 }
                 for step in self.steps
             ],

@@ -9,10 +9,11 @@ from vlpress.quant.estimate import Probe, estimate_time, probe
 from vlpress.quant.plan import Plan, make_plan
 from vlpress.quant.recipe import Recipe
 
-MACS = Probe(mac=1, mac32=0, column=0, solve_mac=0)
-SQUARES = Probe(mac=0, mac32=1, column=0, solve_mac=0)
-COLUMNS = Probe(mac=0, mac32=0, column=1, solve_mac=0)
-SOLVING = Probe(mac=0, mac32=0, column=0, solve_mac=1)
+MACS = Probe(mac=1, mac32=0, column=0, solve_mac=0, search=0)
+SQUARES = Probe(mac=0, mac32=1, column=0, solve_mac=0, search=0)
+COLUMNS = Probe(mac=0, mac32=0, column=1, solve_mac=0, search=0)
+SEARCHING = Probe(mac=0, mac32=0, column=0, solve_mac=0, search=1)
+SOLVING = Probe(mac=0, mac32=0, column=0, solve_mac=1, search=0)
 
 
 def plan(method: str = "gptq", *targets: str) -> Plan:
@@ -42,11 +43,13 @@ def test_nothing_behind_the_last_solved_layer_counts() -> None:
     first = plan("gptq", "visual.blocks.0.attn.qkv")
     assert estimate_time(first, MACS) == (0, 4 * 32 * 96)
     assert estimate_time(first, SQUARES) == (0, 4 * 32**2)
-    assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1)) == (0, 0)
+    assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1, 1)) == (0, 0)
 
 
 def test_solving_by_hand() -> None:
     assert estimate_time(plan(), COLUMNS) == (2 * (6 * 64 + 128), 0)
+    layer = QKV + OUT + GATE_UP + DOWN
+    assert estimate_time(plan(), SEARCHING) == (2 * layer, 0)
     seconds, _ = estimate_time(plan("gptq", "model.layers.1.mlp.down_proj"), SOLVING)
     assert seconds == pytest.approx(2 / 3 * 128**3 + 3.5 * 128**2 * 64)
 
@@ -58,3 +61,4 @@ def test_probe_is_quick_and_gives_rates() -> None:
     assert 0 < rates.mac < 1e-6
     assert 0 < rates.mac32 <= rates.solve_mac < 1e-6
     assert 0 <= rates.column < 0.1
+    assert 0 <= rates.search < 1e-4

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vlpress.quant.affine import choose_qparams
-from vlpress.quant.gptq import LADDER, damped_factor, gptq, inverse_factor
+from vlpress.quant.affine import QuantizedWeight, choose_qparams, quantize
+from vlpress.quant.gptq import LADDER, GPTQResult, damped_factor, gptq, inverse_factor
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 
@@ -40,6 +40,13 @@ def textbook_gptq(
     return Q.to(torch.uint8)
 
 
+def rounded_alike(weight: torch.Tensor, result: GPTQResult) -> QuantizedWeight:
+    """Plain rounding on the grid of a result."""
+    grid = result.weight
+    integers = quantize(weight, grid.scales, grid.zero_points, grid.scheme)
+    return QuantizedWeight(integers, grid.scales, grid.zero_points, grid.scheme)
+
+
 def test_factor_is_the_upper_cholesky_of_the_inverse() -> None:
     _, hessian = problem()
     factor = inverse_factor(hessian.double())
@@ -52,7 +59,7 @@ def test_factor_is_the_upper_cholesky_of_the_inverse() -> None:
 @pytest.mark.parametrize("scheme", [QuantScheme(4, 32), QuantScheme(3, -1), QuantScheme(8, 64)])
 def test_equals_the_textbook_form(scheme: QuantScheme) -> None:
     weight, hessian = problem(rows=16, columns=64)
-    result = gptq(weight, hessian, scheme, act_order=False, block_size=24)
+    result = gptq(weight, hessian, scheme, act_order=False, block_size=24, scale_search=False)
     expected = textbook_gptq(weight, hessian, scheme, 0.01)
     same = (result.weight.integers == expected).float().mean()
     # float32 against float64: a tie may fall to the other side and move its successors
@@ -73,7 +80,7 @@ def test_act_order_equals_permuting_the_problem() -> None:
 
 def test_groups_are_static_under_act_order() -> None:
     weight, hessian = problem()
-    result = gptq(weight, hessian, QuantScheme(4, 32))
+    result = gptq(weight, hessian, QuantScheme(4, 32), scale_search=False)
     scales, _ = choose_qparams(weight, QuantScheme(4, 32))
     assert torch.equal(result.weight.scales, scales)
     assert result.weight.group_index is None
@@ -100,18 +107,28 @@ def test_beats_rounding_on_correlated_inputs(bits: int, act_order: bool) -> None
         weight @ hessian @ weight.t()
     )
     assert result.final_error == pytest.approx(float(by_hand), rel=1e-3)
-    rounded = weight - rtn(weight, scheme).dequantize()
+    rounded = weight - rounded_alike(weight, result).dequantize()
     rounded_by_hand = torch.trace(rounded @ hessian @ rounded.t()) / torch.trace(
         weight @ hessian @ weight.t()
     )
     assert result.rtn_error == pytest.approx(float(rounded_by_hand), rel=1e-3)
 
 
+@pytest.mark.parametrize(("bits", "gain"), [(3, 0.85), (4, 0.97), (8, 1.01)])
+def test_searched_scales_err_less(bits: int, gain: float) -> None:
+    weight, hessian = problem(rows=64, columns=256)
+    searched = gptq(weight, hessian, QuantScheme(bits, 128))
+    plain = gptq(weight, hessian, QuantScheme(bits, 128), scale_search=False)
+    assert searched.final_error < gain * plain.final_error
+
+
 def test_uncorrelated_inputs_give_plain_rounding() -> None:
     weight, _ = problem()
     result = gptq(weight, torch.eye(128), QuantScheme(4, 32))
-    assert result.weight.equals(rtn(weight, QuantScheme(4, 32)))
+    assert result.weight.equals(rounded_alike(weight, result))
     assert result.error == result.rtn_error
+    unsearched = gptq(weight, torch.eye(128), QuantScheme(4, 32), scale_search=False)
+    assert unsearched.weight.equals(rtn(weight, QuantScheme(4, 32)))
 
 
 def test_scale_of_the_hessian_does_not_matter() -> None:
@@ -127,7 +144,7 @@ def test_dead_columns_are_rounded() -> None:
     hessian[:, dead] = 0
     result = gptq(weight, hessian, QuantScheme(4, 32))
     assert result.dead_columns == 3
-    rounded = rtn(weight, QuantScheme(4, 32))
+    rounded = rounded_alike(weight, result)
     assert torch.equal(result.weight.integers[:, dead], rounded.integers[:, dead])
     assert result.weight.dequantize()[:, dead].abs().mean() > 0.1
     assert result.error < result.rtn_error
@@ -144,7 +161,7 @@ def test_rows_where_rounding_is_better_fall_back() -> None:
     # Clamping at 2 bits breaks the compensation on rows that are already on the grid's edge.
     weight, hessian = problem(rows=64, columns=64, tokens=64)
     result = gptq(weight, hessian, QuantScheme(2, -1), damp_percent=1e-4)
-    rounded = rtn(weight, QuantScheme(2, -1))
+    rounded = rounded_alike(weight, result)
     equal_rows = (result.weight.integers == rounded.integers).all(dim=1)
     assert int(equal_rows.sum()) == result.fallback_rows > 0
     assert result.final_error <= min(result.error, result.rtn_error) * (1 + 1e-6)
@@ -182,7 +199,7 @@ def test_hopeless_hessian_is_a_visible_fallback() -> None:
     assert result.fallback is not None
     assert "no Cholesky factor up to damping 1" in result.fallback
     assert result.damp_percent is None
-    assert result.weight.equals(rtn(weight, QuantScheme(4, 32)))
+    assert result.weight.equals(rounded_alike(weight, result))
 
 
 def test_same_input_same_result() -> None:

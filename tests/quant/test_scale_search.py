@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from vlpress.quant.affine import choose_qparams, dequantize, quantize, round_scales
+from vlpress.quant.scale_search import RATIOS, search_scales
+from vlpress.quant.scheme import QuantScheme
+
+
+def weighted_errors(
+    weight: torch.Tensor, scheme: QuantScheme, energy: torch.Tensor, ratio: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of one ratio and the weighted error of each group."""
+    scales, zero_points = choose_qparams(weight, scheme)
+    scales = round_scales(scales * ratio)
+    error = weight - dequantize(quantize(weight, scales, zero_points, scheme), scales, zero_points)
+    return scales, (error.square() * energy).reshape(*scales.shape, -1).sum(-1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_each_group_takes_its_best_ratio(symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 128, generator=generator)
+    energy = torch.rand(128, generator=generator)
+    scheme = QuantScheme(3, 32, symmetric)
+    found = search_scales(weight, *choose_qparams(weight, scheme), energy, scheme)
+    scales, losses = zip(
+        *(weighted_errors(weight, scheme, energy, ratio) for ratio in RATIOS), strict=True
+    )
+    best = torch.stack(losses).argmin(dim=0)
+    assert len(set(best.flatten().tolist())) > 3
+    assert torch.equal(found, torch.stack(scales).gather(0, best[None])[0])
+    assert torch.equal(found, round_scales(found))
+
+
+def test_outliers_are_clipped_only_where_they_do_not_matter() -> None:
+    weight = torch.full((1, 32), 0.4)
+    weight[0, 0] = 1.0
+    scheme = QuantScheme(3, -1)
+    scales, zero_points = choose_qparams(weight, scheme)
+
+    def search(first: float) -> float:
+        energy = torch.ones(32)
+        energy[0] = first
+        return float(search_scales(weight, scales, zero_points, energy, scheme))
+
+    assert search(0.0) < 0.8 * float(scales)
+    assert search(1e6) > 0.9 * float(scales)
+
+
+def test_ties_keep_the_scale() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    weight[0, :32] = 0
+    scheme = QuantScheme(4, 32)
+    scales, zero_points = choose_qparams(weight, scheme)
+    energy = torch.ones(64)
+    energy[32:] = 0
+    found = search_scales(weight, scales, zero_points, energy, scheme)
+    assert float(found[0, 0]) == 1.0
+    assert torch.equal(found[:, 1], scales[:, 1])
