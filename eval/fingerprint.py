@@ -62,15 +62,20 @@ def run_fingerprint(
         "seed": seed,
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
-        "versions": {
-            "vlpress": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "pillow": PIL.__version__,
-        },
+        "versions": versions(),
         "model": folder_identity(source) if source else memory_identity(model),
         "quantization": quantization and digest(quantization),
         **(extra or {}),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, tokenizes and scales pictures."""
+    return {
+        "vlpress": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
     }
 
 

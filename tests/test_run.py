@@ -98,6 +98,15 @@ def test_other_question_needs_overwrite(checkpoint: Path, finished: Path) -> Non
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")) == before
 
 
+@pytest.mark.parametrize("package", ["transformers", "PIL"])
+def test_other_versions_are_other_work(
+    checkpoint: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setattr(f"{package}.__version__", "0")
+    with pytest.raises(ValueError, match=r"holds other work \(versions\..* -> 0\); .*--overwrite"):
+        run(request_for(checkpoint, finished), quiet())
+
+
 def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

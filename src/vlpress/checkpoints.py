@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from . import __version__
 from .calib.samples import Sample
 from .calib.samples import fingerprint as samples_fingerprint
-from .eval.fingerprint import device_name
+from .eval.fingerprint import device_name, versions
 from .folders import claim_result, digest_folder, place, read_json
 from .model.checkpoint import CheckpointReader
 from .model.config import ModelConfig
@@ -81,7 +80,7 @@ class Job:
             "format": self.format_,
             "device": device_name(self.source.device),
             "threads": torch.get_num_threads(),
-            "versions": {"vlpress": __version__, "torch": torch.__version__},
+            "versions": versions(),
         }
 
     def make(self, out: Path, fingerprint: dict[str, Any], reporter: Reporter) -> None:

@@ -42,9 +42,12 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     tasks = open_tasks(request.questions, source)
     refuse_leak(job.samples, tasks)
     made_from = job.fingerprint()
+    # All that the evaluations' own fingerprints hold must be in here or in that of the checkpoint:
+    # a difference that is found only there could not be answered with --overwrite.
     asked = {
         "tasks": {task.name: dict(task.fingerprint) for task in tasks},
         "batch_size": request.questions.batch_size,
+        "seed": request.settings.seed or 0,
     }
     out = request.out
     flags = {"overwrite": request.overwrite, "fresh": request.fresh}
