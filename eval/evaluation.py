@@ -158,6 +158,10 @@ def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[s
 
 
 def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "run.json").is_file():
+        # First of all, so that a kill never leaves a folder that is not known as an evaluation.
+        write_json(out / "run.json", {**info, "tasks": {}})
     for task in tasks:
         (out / task.name).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(dict(i.fields), ensure_ascii=False) + "\n" for i in task.items]

@@ -21,6 +21,7 @@ from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, percent, require_all
 
 SCHEMA = 1
+PART = ".part"  # ending of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
     if len(records) != len(task.items):
         raise ValueError(
             f"{path} covers {len(records)} of {len(task.items)} items; "
-            "run the evaluation again to finish it"
+            "run the evaluation again with its --reference to finish it"
         )
     return records
 
@@ -137,7 +138,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(path.name + PART)
     temporary.write_text(text, "utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 

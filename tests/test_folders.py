@@ -68,6 +68,12 @@ def test_foreign_folder_is_never_taken(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
+def test_marker_that_a_kill_left_unfinished_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "work.json.part").write_text('{"finge')
+    assert claim(tmp_path, {"seed": 0}, ours=OURS) is False
+    assert [path.name for path in tmp_path.iterdir()] == [MARKER]
+
+
 def test_file_as_output_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("")

@@ -47,7 +47,8 @@ def evaluate_to(
     if (out / RUN_FILE).is_file():
         stale = overwrite and _is_stale(out, loaded, processor, tasks, source, questions)
         if fresh or stale:
-            discard(out, [*read_info(out)["tasks"], RUN_FILE, SCORES_FILE])
+            # What marks the folder as ours goes last: a kill halfway must leave it known.
+            discard(out, [*read_info(out)["tasks"], SCORES_FILE, RUN_FILE])
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate(
             loaded,

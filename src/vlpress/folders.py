@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .eval.predictions import differences
-from .eval.results import write_json
+from .eval.results import PART, write_json
 
 MARKER = "work.json"
 TRASH = ".discarded"
@@ -87,6 +87,7 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"output {out} is a file; give a folder")
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    names = [name for name in names if name != marker + PART]  # a kill while it was first written
     if names and not (out / marker).is_file():
         raise ValueError(
             f"output folder {out} is not empty and was not written by this command "

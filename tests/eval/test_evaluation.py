@@ -11,7 +11,7 @@ from eval_models import TableResponder, small_model
 from tiny_models import write_checkpoint_folder
 from torch import nn
 
-from vlpress.eval import EvalResult, evaluate, open_task
+from vlpress.eval import EvalResult, evaluate, open_task, results
 from vlpress.eval.fingerprint import (
     folder_identity,
     memory_identity,
@@ -66,6 +66,29 @@ def test_killed_evaluation_finishes_without_repeating(processor: Processor, tmp_
     assert len(first.asked) + len(second.asked) == 44
     whole = run(processor, tmp_path / "whole", responder=TableResponder())
     assert result.benchmarks == whole.benchmarks
+
+
+def test_killed_at_any_write_leaves_an_evaluation_that_resumes(
+    processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = results.write_text
+    for allowed in range(1, 6):
+        out, left = tmp_path / str(allowed), [allowed]
+
+        def limited(path: Path, text: str, left: list[int] = left) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("vlpress.eval.results.write_text", limited)
+            patch.setattr("vlpress.eval.evaluation.write_text", limited)
+            with pytest.raises(KeyboardInterrupt):
+                run(processor, out, "builtin-ocrbench", responder=TableResponder())
+        assert set(read_run(out).tasks) <= {"builtin-ocrbench"}
+        done = run(processor, out, "builtin-ocrbench", responder=TableResponder())
+        assert done.benchmarks["builtin-ocrbench"]["score"] == 100
 
 
 def test_random_model_end_to_end_with_fidelity(processor: Processor, tmp_path: Path) -> None:
