@@ -1,82 +1,27 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from calib_models import prompts, random_model, raw_config, write_checkpoint
+from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.affine import QuantizedWeight
 from vlpress.quant.formats import gptq as gptq_format
 from vlpress.quant.formats.gptq import Settings, decode, encode
 from vlpress.quant.pipeline import (
-    is_quantized,
     load_quantized,
-    open_model,
     quantize_,
     save_quantized,
 )
 from vlpress.quant.recipe import Recipe
-from vlpress.quant.report import QuantReport
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers
-
-Exported = tuple[QwenVL, QuantReport, Path, Path]
-
-
-def recipe(**step: Any) -> Recipe:
-    base = {"method": "gptq", "bits": 4, "group_size": 32}
-    return Recipe.from_dict({"name": "test", "step": [base | step]})
-
-
-def export(
-    tmp_path: Path,
-    rule: Recipe,
-    *,
-    raw: dict[str, Any] | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    **source_form: Any,
-) -> Exported:
-    raw = (raw or raw_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    model = random_model(raw, dtype=dtype)
-    source = write_checkpoint(tmp_path / "source", model, **source_form)
-    report = quantize_(model, rule, prompts(model.config))
-    save_quantized(model, report, source, tmp_path / "out")
-    return model, report, source, tmp_path / "out"
-
-
-def all_tensors(folder: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(path)
-    return tensors
-
-
-def packed_by_hand(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The layout of docs/format.md written out element by element, sharing no code."""
-    bits = weight.scheme.bits
-    rows, columns = weight.integers.shape
-    groups = weight.scales.shape[1]
-
-    def words(values: list[int]) -> list[int]:
-        stream = sum(value << (bits * k) for k, value in enumerate(values))
-        out = [(stream >> (32 * w)) & 0xFFFFFFFF for w in range(len(values) * bits // 32)]
-        return [w - 2**32 if w >= 2**31 else w for w in out]
-
-    qweight = [words(weight.integers[n].tolist()) for n in range(rows)]
-    qzeros = [words([int(z) - 1 for z in weight.zero_points[:, g]]) for g in range(groups)]
-    return {
-        "qweight": torch.tensor(qweight, dtype=torch.int32).t(),
-        "qzeros": torch.tensor(qzeros, dtype=torch.int32),
-        "scales": weight.scales.t().half(),
-        "g_idx": torch.tensor([k // (columns // groups) for k in range(columns)]).int(),
-    }
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -378,164 +323,3 @@ def test_packing_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="packed and unpacked weights differ"):
         save_quantized(model, report, source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_open_model_tells_the_kinds_apart(tmp_path: Path) -> None:
-    _, _, source, out = export(tmp_path, recipe())
-    assert is_quantized(out)
-    assert not is_quantized(source)
-    assert len(quantized_layers(open_model(out, device="cpu"))) == 14
-    assert quantized_layers(open_model(source, device="cpu", dtype="fp32")) == {}
-    assert open_model(out, device="cpu", dtype=torch.float32).dtype == torch.float32
-    with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
-        load_quantized(out, device="cpu", dtype="int8")
-    with pytest.raises(ValueError, match="is not quantized; load it with load_model"):
-        load_quantized(source)
-
-
-def edit(out: Path, **changes: Any) -> None:
-    raw = json.loads((out / "config.json").read_text())
-    raw["quantization_config"] |= changes
-    (out / "config.json").write_text(json.dumps(raw))
-
-
-def test_reads_v2(tmp_path: Path) -> None:
-    model, _, _, out = export(tmp_path, recipe())
-    tensors = all_tensors(out)
-    for name in tensors:
-        if name.endswith("qzeros"):
-            tensors[name] += 0x11111111
-            assert int(tensors[name][0, 0]) & 0xFFFFFFFF == 0x88888888
-    save_file(tensors, out / "model.safetensors")
-    edit(out, checkpoint_format="gptq_v2")
-    with torch.no_grad():
-        samples = prompts(model.config)
-        for expected, found in zip(
-            model(samples), load_quantized(out, device="cpu")(samples), strict=True
-        ):
-            assert torch.equal(expected, found)
-
-
-def test_reads_act_order_of_other_writers(tmp_path: Path) -> None:
-    """desc_act: groups follow the solving order, so `g_idx` is not monotonic."""
-    model, _, _, out = export(tmp_path, recipe())
-    name = "model.layers.0.mlp.down_proj"
-    tensors = all_tensors(out)
-    weight = quantized_layers(model)[name].quantized()
-    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
-    shuffled = QuantizedWeight(
-        weight.integers,
-        weight.scales,
-        weight.zero_points,
-        weight.scheme,
-        weight.column_groups()[order],
-    )
-    tensors |= {f"{name}.{part}": tensor for part, tensor in encode(shuffled).items()}
-    save_file(tensors, out / "model.safetensors")
-    edit(out, desc_act=True, static_groups=False)
-    layer = quantized_layers(load_quantized(out, device="cpu"))[name]
-    assert layer.group_index is not None
-    assert torch.equal(layer.quantized().dequantize(), shuffled.dequantize())
-    assert not torch.equal(layer.quantized().dequantize(), weight.dequantize())
-
-
-def test_loaded_layers_outlive_their_file(tmp_path: Path) -> None:
-    """Nothing that a layer keeps may be a view of the file."""
-    *_, out = export(tmp_path, recipe(method="rtn"), dtype=torch.float16)
-    name = "model.layers.0.self_attn.q_proj"
-    tensors = all_tensors(out)
-    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    tensors[f"{name}.g_idx"] = tensors[f"{name}.g_idx"][order]
-    save_file(tensors, out / "model.safetensors")
-    loaded = load_quantized(out, device="cpu")
-    (out / "model.safetensors").write_bytes(b"")
-    layer = quantized_layers(loaded)[name]
-    assert layer.group_index is not None and layer.bias is not None
-    assert torch.equal(layer.group_index, tensors[f"{name}.g_idx"])
-    assert torch.equal(layer.bias, tensors[f"{name}.bias"])
-    assert all(bool(torch.isfinite(part).all()) for part in loaded.state_dict().values())
-
-
-def test_reads_zero_points_that_wrapped() -> None:
-    weight = rtn(torch.rand(32, 32), QuantScheme(4, 32, symmetric=False))
-    assert set(weight.zero_points.flatten().tolist()) == {0}
-    with pytest.raises(ValueError, match="a zero point is 0"):
-        encode(weight)
-    tensors = packed_by_hand(rtn(torch.rand(32, 32), QuantScheme(4, 32)))
-    tensors["qzeros"].fill_(-1)  # 0 - 1 in every nibble
-    found = decode(tensors, Settings(weight.scheme, True), "x")
-    assert set(found.zero_points.flatten().tolist()) == {0}
-
-
-def test_missing_g_idx_and_empty_bias_are_accepted(tmp_path: Path) -> None:
-    model, _, _, out = export(tmp_path, recipe())
-    tensors = {n: t for n, t in all_tensors(out).items() if not n.endswith("g_idx")}
-    name = "model.layers.0.self_attn.o_proj.bias"
-    tensors[name] = torch.zeros(64, dtype=torch.float16)
-    save_file(tensors, out / "model.safetensors")
-    loaded = load_quantized(out, device="cpu")
-    with torch.no_grad():
-        sample = prompts(model.config)[:1]
-        assert torch.equal(model(sample)[0], loaded(sample)[0])
-    tensors[name] = torch.ones(64, dtype=torch.float16)
-    save_file(tensors, out / "model.safetensors")
-    with pytest.raises(ValueError, match=r"o_proj\.bias is not zero"):
-        load_quantized(out, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"quant_method": "awq"}, "quant_method is 'awq'; allowed is gptq"),
-        ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; allowed are gptq"),
-        ({"bits": None}, "bits is None; a number is needed"),
-        ({"bits": 5}, "bits is 5; allowed are 2, 3, 4, 8"),
-        ({"pack_dtype": "int16"}, "pack_dtype is 'int16'"),
-        ({"dynamic": {r"+:.*down_proj": {"bits": 8}}}, r"dynamic rule '\+:\.\*down_proj'"),
-        ({"bits": 8}, r"qzeros is torch.int32 \[4, 8\]; expected torch.int32 \[2, 16\]"),
-        ({"group_size": 64}, r"qzeros is torch.int32 \[4, 8\]; expected torch.int32 \[2, 8\]"),
-    ],
-)
-def test_unknown_configurations_are_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    *_, out = export(tmp_path, recipe(method="rtn"))
-    edit(out, **changes)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_quantized(out, device="cpu")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("qzeros", None, r"down_proj\.qzeros is missing"),
-        ("g_idx", lambda t: t + 3, r"g_idx runs from 3 to 6, but there are 4 groups"),
-        ("scales", lambda t: t[:2].contiguous(), r"scales is torch\.float16 \[2, 64\]; expected"),
-        ("qweight", lambda t: t.float(), r"qweight is torch\.float32"),
-        ("extra", lambda t: torch.ones(1), r"down_proj\.extra is unknown to this model"),
-    ],
-)
-def test_damaged_layers_are_refused(tmp_path: Path, name: str, change: Any, message: str) -> None:
-    *_, out = export(tmp_path, recipe(method="rtn"))
-    tensors = all_tensors(out)
-    key = f"model.layers.0.mlp.down_proj.{name}"
-    if change is None:
-        del tensors[key]
-    else:
-        tensors[key] = change(tensors.get(key))
-    save_file(tensors, out / "model.safetensors")
-    with pytest.raises(ValueError, match=message) as caught:
-        load_quantized(out, device="cpu")
-    assert str(caught.value).startswith(f"{out}: ")
-
-
-def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    *_, out = export(tmp_path, recipe(method="rtn"))
-    raw = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 1}))
-    with pytest.raises(ValueError, match="has no such layer"):
-        load_quantized(out, device="cpu")
-    (out / "config.json").write_text(json.dumps(raw | {"intermediate_size": 160}))
-    with pytest.raises(ValueError, match="they belong to different models"):
-        load_quantized(out, device="cpu")
