@@ -52,6 +52,8 @@ class Mark:
     glyph: str = ""
     shape: str = ""
     size: str = ""
+    rank: int = 0  # place of a glyph in its string, from 1; 0 if it is not asked for
+    line: int = 0  # line of a glyph, from 1
 
 
 @dataclass(frozen=True)
@@ -129,27 +131,29 @@ class Canvas:
         self._pen.ellipse(corners, fill=fill)
 
     def glyph(
-        self, character: str, x: float, y: float, colour: str, style: TextStyle, *, on: str = ""
-    ) -> None:
-        """One character centred at (x, y); ``on`` names the colour of a sign under it."""
+        self, character: str, x: float, y: float, colour: str, style: TextStyle, *,
+        on: str = "", rank: int = 1, line: int = 1,
+    ) -> None:  # fmt: skip
+        """One character centred at (x, y); ``on`` names the colour of what it belongs to."""
         fill = self.ink(colour)
         if style.face == "sans":
             self._paste_sans(character, x, y, fill, style)
         else:
             self._stroke(character, x, y, fill, style)
-        self.marks.append(Mark(x, y, on or colour, glyph=character))
+        self.marks.append(Mark(x, y, on or colour, glyph=character, rank=rank, line=line))
 
     def text(
-        self, string: str, x: float, y: float, colour: str, style: TextStyle, *, on: str = ""
-    ) -> None:
-        """A line of text centred at (x, y)."""
+        self, string: str, x: float, y: float, colour: str, style: TextStyle, *,
+        on: str = "", line: int = 1, skip: int = 0,
+    ) -> None:  # fmt: skip
+        """A line of text centred at (x, y); the first ``skip`` glyphs get no rank."""
         cos, sin = math.cos(math.radians(style.angle)), math.sin(math.radians(style.angle))
         for i, character in enumerate(string):
             along = (i - (len(string) - 1) / 2) * style.advance
             up = style.wave * math.sin(2.2 * i + 0.5)
             self.glyph(
                 character, x + along * cos - up * sin, y + along * sin + up * cos, colour, style,
-                on=on,
+                on=on, rank=max(0, i + 1 - skip), line=line,
             )  # fmt: skip
 
     def _stroke(self, character: str, x: float, y: float, fill: Colour, style: TextStyle) -> None:

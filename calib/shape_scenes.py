@@ -267,7 +267,7 @@ def chart(rng: random.Random) -> Scene:
         half = min(10.0, pitch * 0.34)
         canvas.box(x - half, top, x + half, base, canvas.ink(colour))
         canvas.marks.append(Mark(x, top + 4, colour, shape="bar"))
-        canvas.glyph(str(value), x, top - 10, ink, style)
+        canvas.glyph(str(value), x, top - 10, ink, style, on=colour)
     canvas.line([(3, base), (SIDE - 3, base)], axis, 1.5)
     tallest = colours[values.index(max(values))]
     shortest = colours[values.index(min(values))]

@@ -62,7 +62,7 @@ def text(rng: random.Random, kind: str = "") -> Scene:
         for i, character in enumerate(string):
             along = (i - (len(string) - 1) / 2) * style.advance
             lift = wave if i % 2 else -wave
-            canvas.glyph(character, x + along, y + lift, rng.choice(colours), style)
+            canvas.glyph(character, x + along, y + lift, rng.choice(colours), style, rank=i + 1)
     else:
         canvas.text(string, x, y, colour, style)
     skill = "number" if kind == "digits" else "read"
@@ -81,7 +81,7 @@ def signs(rng: random.Random) -> Scene:
     rows = [SIDE * (i + 0.5) / count + rng.uniform(-4, 4) for i in range(count)]
     add_clutter(canvas, rng, 4)
     questions = []
-    for colour, y in zip(colours, rows, strict=True):
+    for line, (colour, y) in enumerate(zip(colours, rows, strict=True), 1):
         make = number_or_word(rng, 0.7)
         string = make()
         style = fitting_style(rng, rng.choice(("sans", "round", "angular")), len(string))
@@ -91,9 +91,9 @@ def signs(rng: random.Random) -> Scene:
         if as_signs:
             half = style.height * 0.5 + 5
             canvas.box(x - reach - 11, y - half, x + reach + 11, y + half, canvas.ink(colour))
-            canvas.text(string, x, y, "white", style, on=colour)
+            canvas.text(string, x, y, "white", style, on=colour, line=line)
         else:
-            canvas.text(string, x, y, colour, style)
+            canvas.text(string, x, y, colour, style, line=line)
         skill = "sign" if as_signs else "ink"
         questions.append(Question(skill, string, wrong_strings(string, make), {"colour": colour}))
     return Scene("signs", (canvas.finish(),), (*questions, *about(canvas, "words")))
@@ -113,7 +113,7 @@ def lines(rng: random.Random) -> Scene:
         string = make()
         style = TextStyle(face, rng.uniform(14, 17), 16.0, weight=rng.uniform(1.8, 2.3))
         x = 14 + style.advance * (len(string) - 1) / 2 + rng.uniform(0, 8)
-        canvas.text(string, x, top + i * pitch, colour, style)
+        canvas.text(string, x, top + i * pitch, colour, style, line=i + 1)
         ordinals = ([ORDINALS[i]] if i < 3 else []) + (["last"] if i == count - 1 else [])
         slots = {"ordinal": rng.choice(ordinals)}
         questions.append(Question("line", string, wrong_strings(string, make), slots))
@@ -134,7 +134,7 @@ def form(rng: random.Random) -> Scene:
         style = TextStyle(face, rng.uniform(14, 16), 15.0, weight=rng.uniform(1.8, 2.2))
         string = f"{key}:{value}"
         x = 9 + style.advance * (len(string) - 1) / 2 + rng.uniform(0, 2)
-        canvas.text(string, x, 14 + i * pitch, colour, style)
+        canvas.text(string, x, 14 + i * pitch, colour, style, line=i + 1, skip=len(key) + 1)
         wrong = wrong_strings(value, partial(words.number, rng, length))
         questions.append(Question("value", value, wrong, {"key": key}))
     return Scene("form", (canvas.finish(),), (*questions, *about(canvas, "form")))
@@ -153,7 +153,8 @@ def formula(rng: random.Random) -> Scene:
     for i, (character, raised) in enumerate(parts):
         along = (i - (len(parts) - 1) / 2) * style.advance
         lift = style.height * 0.45 if raised else 0.0
-        canvas.glyph(character, x + along, y - lift, colour, small if raised else style)
+        used = small if raised else style
+        canvas.glyph(character, x + along, y - lift, colour, used, rank=i + 1)
     latex = words.latex(parts)
     wrong = wrong_strings(latex, lambda: words.latex(words.formula(rng)))
     question = Question("formula", latex, wrong)

@@ -190,7 +190,7 @@ def _rolled(
 def ocrbench() -> list[dict[str, str]]:
     """Rows of the OCRBench file; recognition questions are worded as in the original."""
     rng = synthetic.generator(synthetic.Stream.BENCHMARK, 2)
-    rows = []
+    rows: list[dict[str, str]] = []
     for category, (count, kind, manner) in OCRBENCH.items():
         for _ in range(count):
             scene = text_scenes.text(rng, manner) if manner else scenes.SCENES[kind](rng)

@@ -30,10 +30,33 @@ POOL = 8  # batches that are drawn together and sorted by length: a third less p
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
-# What a patch is labelled with: the mark whose centre lies in it. Four patches make one token, and
-# 4 x 63 labels plus one constant fit an orthogonal code of the decoder's 256 channels.
+# What a patch is labelled with: the mark whose centre lies in it. Where a glyph stands in its
+# string, and in which line, is what reading needs and what rotary positions alone teach slowly.
 MARKS = (*SHAPES, "bar")
-LABELS = len(GLYPHS) + len(MARKS) + len(INKS) + 2  # the last two: large, framed
+RANKS, LINES = 7, 4
+GROUPS = {
+    "glyph": len(GLYPHS), "shape": len(MARKS), "colour": len(INKS), "size": 2,  # large, framed
+    "rank": RANKS, "line": LINES,
+}  # fmt: skip
+LABELS = sum(GROUPS.values())
+THINGS = LABELS - RANKS - LINES  # labels that say what something is, not where it stands
+FIRST = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]).tolist(), strict=False))
+# A short cue for every skill: a drill writes it behind the picture, and the answer behind it.
+CUES = {
+    "read": "\n", "number": "\n", "formula": "\n", "ink": " {colour}", "sign": " {colour}",
+    "line": " {ordinal}", "value": "{key}:", "colour_of": " {shape}", "shape_of": " {colour}",
+    "bar_value": " {colour}", "tallest": " tallest", "shortest": " shortest",
+    "largest": " largest", "smallest": " smallest", "inside": " inside",
+    "odd_colour": " odd colour",
+    "odd_shape": " odd shape", "next_colour": " next", "count": " shapes", "bar_count": " bars",
+    "where": " where {shape}", "direction": " {a} side {b}", "most_colour": " most",
+    "nth_colour": " {ordinal} colour", "nth_shape": " {ordinal} shape",
+    "nth_read": " {ordinal} text",
+    "which_image": " image {shape}", "which_colour_image": " image {colour}",
+    "count_colour": " number {colour}", "count_shape": " number {shape}",
+    "same_colour": " same {a} {b}", "beside": " {b} {direction}",
+}  # fmt: skip
+FACTS = 10  # of a picture in a drill, at most
 SCENE_WEIGHTS = {
     "text": 8.0, "signs": 3.0, "lines": 2.5, "form": 2.5, "formula": 4.0, "shapes": 2.5,
     "pair": 2.0, "odd": 1.2, "row": 0.8, "frame": 0.8, "chart": 1.5, "album": 1.7,
@@ -59,13 +82,16 @@ def patch_labels(picture: Picture) -> np.ndarray:
         here = grid[row, column]
         here[:] = 0
         if mark.glyph:
-            here[GLYPHS.index(mark.glyph)] = 1
+            here[FIRST["glyph"] + GLYPHS.index(mark.glyph)] = 1
+            here[FIRST["line"] + min(mark.line, LINES) - 1] = 1
+        if mark.rank:
+            here[FIRST["rank"] + min(mark.rank, RANKS) - 1] = 1
         if mark.shape:
-            here[len(GLYPHS) + MARKS.index(mark.shape)] = 1
+            here[FIRST["shape"] + MARKS.index(mark.shape)] = 1
         if mark.colour in INKS:
-            here[len(GLYPHS) + len(MARKS) + INKS.index(mark.colour)] = 1
+            here[FIRST["colour"] + INKS.index(mark.colour)] = 1
         if mark.size in ("large", "framed"):
-            here[LABELS - 2 + (mark.size == "framed")] = 1
+            here[FIRST["size"] + (mark.size == "framed")] = 1
     tiles = grid.reshape(rows // 2, 2, columns // 2, 2, LABELS).transpose(0, 2, 1, 3, 4)
     return tiles.reshape(rows * columns // 4, 4 * LABELS)
 
@@ -102,7 +128,7 @@ class Writer:
     def __init__(self, tokenizer: Tokenizer, closed: float = 1.0) -> None:
         self.closed = closed  # factor on the share of multiple choice
         self.tokenizer = tokenizer
-        self.image_pad = tokenizer.token_to_id("<|image_pad|>")
+        self.image_pad: int = tokenizer.encode("<|image_pad|>").ids[0]
         self.encode = lru_cache(maxsize=200_000)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -144,6 +170,20 @@ class Writer:
             self._append(out, asked, 0, len(out.ids))
             answer = list(self.encode(letters[place]))
             self._append(out, answer, 0, len(out.ids), loss=1)
+        return out
+
+    def look(self, scene: Scene, rng: random.Random) -> Conversation:
+        """Cues and answers about one scene: many things to look up for few tokens."""
+        out = Conversation(list(scene.pictures))
+        start = self._prefix(out, bare=rng.random() < 0.2)
+        facts = [q for q in scene.questions if q.skill in CUES]
+        for index, question in enumerate(rng.sample(facts, min(FACTS, len(facts))), 1):
+            cue = list(self.encode(CUES[question.skill].format(**question.slots)))
+            self._append(out, cue, index, start)
+            kind = 2 if question.skill in READING else 3
+            space = "" if kind == 2 or question.answer.isdigit() else " "
+            answer = [*self.encode(space + question.answer), *self.encode("<|im_end|>")]
+            self._append(out, answer, index, start + len(cue), loss=kind)
         return out
 
     def _prefix(self, out: Conversation, *, bare: bool) -> int:
@@ -310,17 +350,25 @@ def pictures(rng: random.Random, count: int) -> list[Picture]:
 
 
 def batches(
-    writer: Writer, stage: str, seed: int, size: int, questions: int, *, drills: float = 0.0
+    writer: Writer,
+    stage: str,
+    seed: int,
+    size: int,
+    questions: int,
+    *,
+    drills: float = 0.0,
+    looks: float = 0.0,
 ) -> Iterator[PackedBatch]:
     """An endless stream of training batches, the same for the same seed.
 
     Args:
         writer: Makes the conversations.
-        stage: ``vision`` (pictures only), ``drill``, ``decoder`` (no patches) or ``joint``.
+        stage: ``vision`` (pictures only), ``drill``, ``look``, ``decoder`` or ``joint``.
         seed: Of the stream.
         size: Conversations a batch, or pictures in the ``vision`` stage.
         questions: Questions a conversation.
-        drills: Share of drills among the conversations.
+        drills: Share of letter drills among the conversations.
+        looks: Share of looking drills among the others.
     """
     rng = synthetic.generator(synthetic.Stream.TRAINING, seed)
     kinds, weights = tuple(SCENE_WEIGHTS), tuple(SCENE_WEIGHTS.values())
@@ -335,7 +383,10 @@ def batches(
                 conversations.append(writer.drill(rng, 8))
                 continue
             scene = scenes.SCENES[rng.choices(kinds, weights)[0]](rng)
-            conversations.append(writer.conversation(scene, rng, questions))
+            looking = stage == "look" or rng.random() < looks
+            conversations.append(
+                writer.look(scene, rng) if looking else writer.conversation(scene, rng, questions)
+            )
         groups = by_length(conversations, size * TOKENS)
         rng.shuffle(groups)
         for group in groups:

@@ -5,6 +5,7 @@ What is hard for a model this small is taught first, and alone:
 ``vision``   the tower learns which glyph, shape and colour lies in each patch, as an orthogonal
              code in the decoder's own space;
 ``drill``    the decoder learns that a letter belongs to the word behind it;
+``look``     and to look things up in the true codes of a picture, from short cues;
 ``decoder``  the decoder learns the questions, reading the true codes instead of pictures;
 ``joint``    both are put together and trained on, the code as an auxiliary loss.
 
@@ -39,7 +40,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny_data import LABELS, PackedBatch
+from tiny_data import LABELS, THINGS, PackedBatch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -51,8 +52,8 @@ from vlpress.model.qwen_vl import QwenVL
 
 HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
-PARTS = (len(GLYPHS), len(tiny_data.MARKS), len(INKS), 2)  # groups of labels in a patch
-VISION_RATE = 0.3  # of the decoder's learning rate, in the joint stage
+PARTS = tuple(tiny_data.GROUPS.values())  # groups of labels in a patch
+VISION_RATE = 0.5  # of the decoder's learning rate, in the joint stage
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
 
 
@@ -113,15 +114,21 @@ def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
 class Student(nn.Module):
     """The model with what only training needs: the code book and the option head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
+        config = ModelConfig.from_dict(config_dict(tokenizer))
+        self.end_of_turn: int = tokenizer.encode("<|im_end|>").ids[0]
         self.qwen = QwenVL(config)
         self.flag_head = nn.Linear(HIDDEN, 1)
-        basis = torch.linalg.qr(
-            torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(7))
-        )[0]
-        self.register_buffer("codes", basis[: 4 * LABELS].clone())
-        self.register_buffer("constant", basis[4 * LABELS].clone())
+        generator = torch.Generator().manual_seed(7)
+        # What things are gets orthogonal codes, which almost fill the space: four patches make a
+        # token. The few labels of place are only nearly orthogonal to them.
+        basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator))[0]
+        things = basis[: 4 * THINGS].view(4, THINGS, HIDDEN)
+        places = torch.randn(4, LABELS - THINGS, HIDDEN, generator=generator)
+        codes = torch.cat((things, F.normalize(places, dim=2)), dim=1).flatten(0, 1)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("constant", basis[4 * THINGS].clone(), persistent=False)
         self.codes: Tensor
         self.constant: Tensor
         self._initialize()
@@ -145,7 +152,7 @@ class Student(nn.Module):
         Copying from a picture and matching a word with a picture then are one operation for all
         words, not one to be learned for each.
         """
-        names = (*GLYPHS, *tiny_data.MARKS, *INKS)
+        names = (*GLYPHS, *tiny_data.MARKS, *INKS)  # the first groups of labels
         codes = self.codes.view(4, LABELS, HIDDEN).sum(0)
         table = self.qwen.model.embed_tokens.weight
         for name, code in zip(names, codes, strict=False):
@@ -187,13 +194,12 @@ def vision_loss(
     student: Student, features: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of the code's groups plus its squared error."""
+    error = F.mse_loss(features, labels @ student.codes + student.constant) * LABELS
     found = (features - student.constant) @ student.codes.t()
-    error = F.mse_loss(found, labels) * LABELS
     found, labels = found.view(-1, LABELS), labels.view(-1, LABELS)
     loss, report = error, {"code": float(error.detach())}
-    names = ("glyph", "shape", "colour")
     for name, scores, truth in zip(
-        names, found.split(PARTS, 1), labels.split(PARTS, 1), strict=False
+        tiny_data.GROUPS, torch.split(found, PARTS, 1), torch.split(labels, PARTS, 1), strict=False
     ):
         none = torch.full_like(scores[:, :1], 0.5)
         logits = SHARPNESS * torch.cat((none, scores), 1)
@@ -218,7 +224,7 @@ def decoder_loss(
     loss = (each * weight).sum() / weight.sum()
     right = (scores.argmax(1) == target).float()
     report = {"loss": float(loss.detach())}
-    is_end = target == batch.ids.new_tensor(END[0])
+    is_end = target == student.end_of_turn
     for name, which in (("letter", 1), ("string", 2), ("other", 3)):
         chosen = right[(kind == which) & ~is_end]
         if len(chosen):
@@ -231,9 +237,6 @@ def decoder_loss(
         loss = loss + 0.5 * extra
         report["flag"] = float(((flags > 0) == (truth > 0)).float().mean())
     return loss, report
-
-
-END = [0]  # id of <|im_end|>, set once the tokenizer is there
 
 
 def plain_attention(
@@ -327,7 +330,13 @@ def stream(
             worker = info.id if info else 0
             seed = args.seed * 1_000_003 + step * 101 + rank * 17 + worker
             return tiny_data.batches(
-                writer, args.stage, seed, args.batch, args.questions, drills=args.drills
+                writer,
+                args.stage,
+                seed,
+                args.batch,
+                args.questions,
+                drills=args.drills,
+                looks=args.looks,
             )
 
     return iter(torch.utils.data.DataLoader(Feed(), batch_size=None, num_workers=args.workers))
@@ -393,7 +402,7 @@ def average_gradients(student: Student) -> None:
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     sizes = [p.numel() for p in trained]
-    for p, gradient in zip(trained, flat.split(sizes), strict=True):
+    for p, gradient in zip(trained, torch.split(flat, sizes), strict=True):
         p.grad = gradient.view_as(p)
 
 
@@ -421,13 +430,12 @@ def train(args: argparse.Namespace) -> None:
     """Run one stage for ``--minutes``, or until the sum of all its pieces is ``--total``."""
     device = torch.device(args.device)
     if device.type == "cpu":
-        F.scaled_dot_product_attention = plain_attention
+        F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
-    END[0] = tokenizer.token_to_id("<|im_end|>")
-    student = Student(ModelConfig.from_dict(config_dict(tokenizer))).to(device)
+    student = Student(tokenizer).to(device)
     tuners = optimizers(student, args.stage, args.lr)
     step, spent = restore(args, student, tuners, tokenizer)
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
@@ -443,7 +451,7 @@ def train(args: argparse.Namespace) -> None:
                 group["lr"] = group["scale"] * learning_rate(args.lr, step, clock.share)
         with torch.autocast(device.type, torch.bfloat16):
             loss, report = step_loss(student, batch, args.stage, args.noise)
-        loss.backward()
+        torch.autograd.backward(loss)
         average_gradients(student)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for tuner in tuners:
@@ -499,7 +507,7 @@ def export(args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("vision", "drill", "decoder", "joint", "export"))
+    parser.add_argument("stage", choices=("vision", "drill", "look", "decoder", "joint", "export"))
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--begin-with", type=Path, nargs="*", default=[])
     parser.add_argument("--tokenizer", type=Path, default=Path("model/tiny"))
@@ -510,6 +518,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
+    parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)

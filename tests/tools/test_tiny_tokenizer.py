@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import tiny_tokenizer
+from tokenizers import Tokenizer
+
+from vlpress.model.loading import resolve_model
+
+
+def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path: Path) -> None:
+    tiny_tokenizer.write(tmp_path)
+    shipped = resolve_model("tiny")
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (shipped / file.name).read_bytes(), file.name
+
+
+def test_capitals_and_digits_are_tokens_of_their_own() -> None:
+    tokenizer = Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
+    assert tokenizer.encode("KQ47").tokens == ["K", "Q", "4", "7"]
+    assert len(tokenizer.encode("A. red\n").ids) == 4
+    assert tokenizer.get_vocab_size() == tiny_tokenizer.VOCAB_SIZE
+
+
+def test_any_text_survives_the_round_trip() -> None:
+    tokenizer = Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
+    for text in ("What colour is the star?", "图中写的是什么？", "ÄÖ €uro 🙂\t x^{2}+3\n\n ok"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text

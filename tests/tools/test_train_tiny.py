@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import tiny_data
+import tiny_tokenizer
+import torch
+import train_tiny
+from tokenizers import Tokenizer
+
+from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing import Processor
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
+
+
+def one_batch(tokenizer: Tokenizer, stage: str) -> tiny_data.PackedBatch:
+    return next(tiny_data.batches(tiny_data.Writer(tokenizer), stage, 1, 2, 2))
+
+
+@pytest.mark.parametrize("stage", ["vision", "drill", "look", "decoder", "joint"])
+def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokenizer) -> None:
+    torch.manual_seed(0)
+    student = train_tiny.Student(tokenizer)
+    batch = one_batch(tokenizer, stage)
+    tuners = train_tiny.optimizers(student, stage, 2e-3)
+    losses = []
+    for _ in range(6):
+        loss, _ = train_tiny.step_loss(student, batch, stage, noise=0.0)
+        torch.autograd.backward(loss)
+        for tuner in tuners:
+            tuner.step()
+            tuner.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
+    student = train_tiny.Student(tokenizer)
+    labels = one_batch(tokenizer, "decoder").labels
+    features = student.true_features(labels, noise=0.0)
+    found = (features - student.constant) @ student.codes.t()
+    things = [0, tiny_data.THINGS]
+    for patch in range(4):
+        first, last = (patch * tiny_data.LABELS + t for t in things)
+        kept = found[:, first:last], labels[:, first:last]
+        assert ((kept[0] > 0.5) == (kept[1] > 0.5)).float().mean() > 0.999
+
+
+def test_plain_attention_is_attention() -> None:
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    ours = train_tiny.plain_attention(q, k, v, mask)
+    assert torch.allclose(
+        ours, torch.nn.functional.scaled_dot_product_attention(q, k, v, mask), atol=1e-5
+    )
+    assert torch.allclose(ours, train_tiny.plain_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+def test_learning_rate_warms_up_stays_and_falls() -> None:
+    assert train_tiny.learning_rate(1.0, 0, None) == pytest.approx(0.01)
+    assert train_tiny.learning_rate(1.0, 500, 0.3) == 1.0
+    assert train_tiny.learning_rate(1.0, 500, 0.7) == pytest.approx(0.5)
+    assert train_tiny.learning_rate(1.0, 500, 1.0) == pytest.approx(0.02)
+
+
+def test_stopped_training_goes_on_and_exports_a_loadable_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_tokenizer.write(tmp_path / "tokenizer")
+    state, out = tmp_path / "joint.pt", tmp_path / "out"
+    common = ["--state", str(state), "--tokenizer", str(tmp_path / "tokenizer"), "--batch", "1"]
+    for _ in range(2):
+        piece = ["x", "joint", *common, "--minutes", "0.01", "--questions", "2", "--device", "cpu"]
+        monkeypatch.setattr("sys.argv", piece)
+        monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention",
+                            torch.nn.functional.scaled_dot_product_attention)  # fmt: skip
+        train_tiny.main()
+    saved = torch.load(state, weights_only=True)
+    assert saved["stage"] == "joint" and saved["step"] >= 2 and saved["spent"] > 0
+    monkeypatch.setattr("sys.argv", ["x", "export", *common, "--out", str(out)])
+    train_tiny.main()
+    model = load_model(out)
+    prompt = Processor.from_folder(out).encode([{"role": "user", "content": "How many?"}])
+    assert torch.isfinite(model([prompt])[0]).all()
