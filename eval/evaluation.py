@@ -18,9 +18,15 @@ import torch
 
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
-from ..quant.loading import open_model
+from ..quant.loading import open_model, resolve_folder
 from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
-from .fingerprint import run_fingerprint, setup_differences, weight_bytes, weight_count
+from .fingerprint import (
+    folder_identity,
+    run_fingerprint,
+    setup_differences,
+    weight_bytes,
+    weight_count,
+)
 from .predictions import differences, refuse_difference
 from .results import (
     SCHEMA,
@@ -94,7 +100,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: the reference is no evaluation folder.
-        ValueError: the folder or the reference was made with another setup.
+        ValueError: the folder or the reference was made with another setup, or the reference's
+            model is gone or has changed.
     """
     if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
         raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
@@ -115,6 +122,8 @@ def evaluate(
         "weights": weight_count(model),
     }
     base = None if reference is None else _read_reference(Path(reference), setup, tasks)
+    if base is not None and reference_model is None:
+        _find_reference(base)  # before hours of answering, not after
     _write_items(out, info, tasks)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -130,7 +139,9 @@ def evaluate(
         )
     info["memory"] = _memory(model, info.get("memory"))
     if base is not None:
-        original = reference_model or _open_reference(base, model)
+        original = reference_model or open_model(
+            _find_reference(base), device=model.device, dtype=model.dtype
+        )
         _measure(out, tasks, base, original, model, processor, setup, batch_size, on_progress)
     return _finish(out, info)
 
@@ -186,8 +197,22 @@ def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task])
     return base
 
 
-def _open_reference(base: StoredRun, model: QwenVL) -> QwenVL:
-    return open_model(base.name, device=model.device, dtype=model.dtype)
+def _find_reference(base: StoredRun) -> Path:
+    """Folder of the model that a reference was evaluated with, unchanged since."""
+    try:
+        folder = resolve_folder(base.name)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{base.path} was made with the model {base.name}, which cannot be opened ({error}); "
+            "put it back or evaluate the original again"
+        ) from error
+    known = base.fingerprint["model"]
+    if "memory" not in known["files"] and folder_identity(folder) != known:
+        raise ValueError(
+            f"{base.path} was made with the model {base.name}, which has changed since; "
+            "put it back or evaluate the original again"
+        )
+    return folder
 
 
 def _measure(

@@ -126,6 +126,23 @@ def test_reference_is_opened_by_its_name(processor: Processor, tmp_path: Path) -
     assert same.fidelity["builtin-ocrbench"]["kl_max"] < 1e-5
 
 
+def test_reference_whose_model_is_another_or_gone_is_refused(
+    processor: Processor, tmp_path: Path
+) -> None:
+    folder = write_checkpoint_folder(tmp_path / "model", small_model())
+    source: dict[str, Any] = {"name": str(folder), "source": folder}
+    run(processor, tmp_path / "base", "builtin-mmmu", responder=TableResponder(), **source)
+    write_checkpoint_folder(folder, small_model(1))
+    asked = TableResponder()
+    options: dict[str, Any] = {"reference": tmp_path / "base", "responder": asked}
+    with pytest.raises(ValueError, match="which has changed since; put it back or evaluate"):
+        run(processor, tmp_path / "a", "builtin-mmmu", **options)
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"which cannot be opened \(.*no such folder"):
+        run(processor, tmp_path / "b", "builtin-mmmu", **options)
+    assert asked.asked == []
+
+
 def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(processor, out, "builtin-ocrbench", responder=TableResponder())
