@@ -28,7 +28,7 @@ class Prediction:
     prediction: str
     n_tokens: int  # generated, the stop token excluded
     stopped: bool  # ended by itself; False: cut off at the item's cap
-    seconds: float  # its share of its batch's wall-clock time
+    seconds: float  # its share of the wall-clock time, the encoding of pictures included
 
 
 class RecordStore:

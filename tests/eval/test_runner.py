@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def test_wrong_number_of_answers_is_refused(task: Task, tmp_path: Path) -> None:
         run(task, Short(), tmp_path / "p.jsonl")
     with pytest.raises(ValueError, match="batch size is 0; give at least 1"):
         run(task, TableResponder(), tmp_path / "q.jsonl", batch_size=0)
+
+
+def test_time_includes_the_pictures(task: Task, tmp_path: Path) -> None:
+    class Slow(TableResponder):
+        def lengths(self, items: Any) -> list[int]:
+            time.sleep(0.064)
+            return super().lengths(items)
+
+    run(task, Slow(), tmp_path / "p.jsonl")
+    assert all(p.seconds >= 0.002 for p in read_predictions(tmp_path / "p.jsonl").values())
 
 
 def test_items_with_the_same_picture_come_together(task: Task) -> None:
