@@ -74,13 +74,15 @@ def compare_many(
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    for label in (lambda p: p.name, lambda p: f"{p.parent.name}-{p.name}"):
-        names = [label(path.resolve()) for path in paths]
+    """The shortest ends of the paths that differ; runs all call their folders alike."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["-".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
     raise ValueError(
-        f"candidates {', '.join(str(p) for p in paths)} cannot be told apart by name; "
-        "give each folder once, under different names"
+        f"candidates {', '.join(str(p) for p in paths)} are not all different; "
+        "give each folder once"
     )
 
 

@@ -271,9 +271,13 @@ def test_fidelity_against_another_base_is_refused(bench: Workbench) -> None:
         compare(stranger, cand, bench.folder / "r")
 
 
-def test_candidates_need_different_names(bench: Workbench) -> None:
-    base = bench.run("base")
-    with pytest.raises(ValueError, match="cannot be told apart by name"):
+def test_candidates_are_named_by_what_tells_them_apart(bench: Workbench) -> None:
+    base = bench.run("base", names=NAMES[2:])
+    runs = [bench.run(f"{name}/eval/candidate", names=NAMES[2:]) for name in ("w8", "w4")]
+    result = compare_many(base, runs, bench.folder / "r")
+    assert list(result["candidates"]) == ["w8-eval-candidate", "w4-eval-candidate"]
+    assert (bench.folder / "r" / "w4-eval-candidate" / "report.json").is_file()
+    with pytest.raises(ValueError, match="are not all different; give each folder once"):
         compare_many(base, [base, base], bench.folder / "r")
 
 
