@@ -118,6 +118,11 @@ def test_interruption_and_defect_have_their_own_codes(
         "interrupted; the same command goes on where it stopped\n",
     )
 
+    monkeypatch.setattr("vlpress.evaluations.evaluate_to", fail_with(KeyboardInterrupt()))
+    assert "the same command goes on" in call("eval", "tiny", "-o", "out").stderr
+    stopped = call("eval", "tiny")
+    assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {cli.NOT_KEPT}\n")
+
     monkeypatch.setattr("vlpress.checkpoints.plan_model", fail_with(RuntimeError("a bug")))
     monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
     monkeypatch.setattr("signal.signal", lambda *_: None)

@@ -12,8 +12,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -25,6 +25,8 @@ from .requests import Calibration, Questions, RunRequest, Settings
 
 if TYPE_CHECKING:
     from .progress import Reporter
+
+NOT_KEPT = "no answers were kept; with --out DIR an evaluation can be resumed"
 
 app = typer.Typer(
     cls=Verbs,
@@ -58,6 +60,15 @@ def _reporter() -> Reporter:
     reporter = Reporter()
     logging.getLogger("vlpress").handlers = [WarningHandler(reporter)]
     return reporter
+
+
+@contextmanager
+def _unkept(applies: bool) -> Iterator[None]:
+    """Say on interruption that there is nothing to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(NOT_KEPT if applies else "") from None
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -233,7 +244,7 @@ def evaluate(
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
-    with folder as kept:
+    with folder as kept, _unkept(out is None):
         result = evaluate_to(
             Path(kept),
             model=model,

@@ -44,9 +44,10 @@ def _mapped(ctx: Any) -> Iterator[None]:
     """Turn the errors of a verb into a line on standard error and an exit code."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         resumable = ctx.invoked_subcommand in RESUMABLE
-        _say("interrupted" + "; the same command goes on where it stopped" * resumable)
+        after = "the same command goes on where it stopped" if resumable else ""
+        _say("; ".join(filter(None, ["interrupted", str(stop) or after])))
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise
