@@ -265,10 +265,11 @@ def _finish(out: Path, info: dict[str, Any]) -> EvalResult:
 def _memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Peak since the process (CPU) or evaluation (GPU) began; resumed runs keep the larger."""
     if model.device.type == "cuda":
-        kind, peak = "allocated on the GPU", torch.cuda.max_memory_allocated(model.device)
+        kind = "most that the process held on the GPU meanwhile, other models included"
+        peak = torch.cuda.max_memory_allocated(model.device)
     else:
         # 1024: Linux counts in KiB, macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
-        kind = "resident set of the whole process"
+        kind = "most that the process ever held until then, other models and work included"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"kind": kind, "peak_bytes": max(peak, (before or {}).get("peak_bytes", 0))}

@@ -70,11 +70,14 @@ def escape(text: object, limit: int = CELL) -> str:
 
 
 def _head(report: Report) -> str:
-    verdict = report["verdict"]
+    verdict, margin = report["verdict"], f"{report['margin']:g}"
+    drawn = " (synthetic benchmarks)" if report["synthetic"] else ""
     lines = [
-        f"# {verdict}: {escape(report['candidate'])} against {escape(report['base'])}",
-        f"At a margin of {report['margin']:g} points, {_MEANING[verdict]}.",
+        f"# {verdict}: {escape(report['candidate'])} against {escape(report['base'])}{drawn}",
+        f"At a margin of {margin} points, {_MEANING[verdict]}. A benchmark is PASS if the lower "
+        f"one-sided 95 % bound of its Δ is above -{margin}, FAIL if the upper one is below.",
         *_synthetic(report),
+        *_limited(report),
     ]
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         lines.append("**Blank pictures**: every picture was replaced by grey.")
@@ -89,6 +92,14 @@ def _synthetic(report: Report) -> list[str]:
     return ["**Synthetic**: built-in benchmark files are drawings, not the published benchmarks."]
 
 
+def _limited(report: Report) -> list[str]:
+    tasks = report["fingerprint"]["tasks"].items()
+    parts = [f"{escape(name)} {task['limit']}" for name, task in tasks if task["limit"]]
+    if not parts:
+        return []
+    return [f"**Limited**: only a sample of the questions was asked, at most: {', '.join(parts)}."]
+
+
 def _headline(benchmarks: Mapping[str, Report]) -> str:
     rows = [
         [
@@ -99,20 +110,20 @@ def _headline(benchmarks: Mapping[str, Report]) -> str:
             f"{entry['candidate']:.2f}",
             f"{entry['delta']:+.2f}",
             _range(entry["ci95"], "+.2f"),
-            f"{entry['lower95']:+.2f}",
+            f"{entry['lower95']:+.2f}, {entry['upper95']:+.2f}",
             f"{entry['mcnemar_p']:.3g}",
             entry["verdict"],
         ]
         for name, entry in benchmarks.items()
     ]
     head = ["benchmark", "metric", "n", "base", "candidate", "Δ", "95 % interval"]
-    head += ["one-sided 95 % bound", "McNemar p", "verdict"]
+    head += ["one-sided 95 % bounds", "McNemar p", "verdict"]
     return "\n\n".join(
         [
             "## Scores",
             _table(rows, head),
             "Scores in percent of n questions; Δ, interval (Tango's score interval for paired "
-            "proportions) and bound in points; p from the exact McNemar test.",
+            "proportions) and bounds in points; p from the exact McNemar test.",
             _rules(benchmarks),
         ]
     )
@@ -172,7 +183,8 @@ def _costs(report: Report) -> str:
         [
             "## Size, speed, memory",
             _table(rows, ["", "base", "candidate"]),
-            f"{size['bits_per_weight']:.2f} bits per weight over the whole model. "
+            f"{size['bits_per_weight']:.2f} bits per weight over the whole model, what was not "
+            "quantized included. "
             f"Peak memory: {kind}.",
         ]
     )

@@ -134,11 +134,20 @@ def test_markdown_says_the_verdict_first_and_escapes_answers(bench: Workbench) -
     base, cand = bench.run("base"), bench.run("cand", lossy("1000241", "3"))
     compare(base, cand, bench.folder / "r")
     text = (bench.folder / "r" / "report.md").read_text("utf-8")
-    assert text.startswith("# INCONCLUSIVE: cand against base\n")
+    assert text.startswith("# INCONCLUSIVE: cand against base (synthetic benchmarks)\n")
+    assert "95 % bound of its Δ is above -2, FAIL if the upper one is below" in text
+    assert "**Limited**" not in text
     assert "**Synthetic**" in text
     assert "| builtin-mmbench (synthetic) | circular accuracy | 8 |" in " ".join(text.split())
     assert "no idea \\| \\<b\\>" in text
     assert "1 right to wrong, 0 wrong to right" in text
+
+
+def test_a_limit_is_said_at_the_top(bench: Workbench) -> None:
+    base = bench.run("base", names=NAMES[:2], open={"limit": 5})
+    compare(base, base, bench.folder / "r")
+    head = (bench.folder / "r" / "report.md").read_text("utf-8").partition("\n## ")[0]
+    assert "at most: builtin-mmbench 5, builtin-ocrbench 5." in head
 
 
 def test_breakdown_names_each_part_once(bench: Workbench) -> None:
