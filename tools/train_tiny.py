@@ -19,6 +19,8 @@ several ranks (on a CPU one thread a rank does twice what two threads do):
     python tools/train_tiny.py joint   --state state/joint.pt --minutes 90 \\
         --begin-with state/vision.pt state/decoder.pt
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
+
+Without the states, ``--begin-with model/tiny`` goes on from the shipped weights.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ import tiny_tokenizer
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_data import LABELS, THINGS, PackedBatch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -307,8 +309,12 @@ def learning_rate(peak: float, step: int, share: float | None) -> float:
 
 
 def load_states(student: Student, paths: list[Path], stage: str) -> None:
-    """Take the vision tower from a vision state and the decoder from a decoder state."""
+    """Take the tower from a vision state, the decoder from its own, all from a checkpoint."""
     for path in paths:
+        if path.is_dir():
+            whole = load_file(path / "model.safetensors")
+            student.load_state_dict({f"qwen.{k}": v for k, v in whole.items()}, strict=False)
+            continue
         state = torch.load(path, map_location="cpu", weights_only=True)
         keep = state["model"]
         if state["stage"] == "vision":
