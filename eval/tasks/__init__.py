@@ -197,29 +197,50 @@ def _style(name: str | None) -> str:
     return DEFAULT if name is None else prompt_style(name)
 
 
-def _open_table(spec: str) -> tuple[str, str, Table, list[str], bool, str | None]:
-    """Resolve a spec: name, kind, table, notes, whether synthetic, the split that counts."""
+def check_spec(spec: str) -> tuple[str, Path]:
+    """The benchmark that a spec names and its file, found but not read.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: unknown name, missing or superfluous path.
+    """
     name, _, path = spec.partition("=")
     if name.lower() in BUILTIN:
         name = name.lower()
         if path:
             raise ValueError(f"{name} is packaged and takes no path; got {spec!r}")
-        kind, file = BUILTIN[name]
-        table = read_table(DATA / file, required=KINDS[kind].required)
-        _check_packaged(file, table.md5)
-        return name, kind, table, KINDS[kind].check(table, published=False), True, None
+        return name, DATA / BUILTIN[name][1]
     names = {known.lower(): known for known in PUBLISHED}
     if name.lower() not in names:
         known = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED)))
         raise ValueError(f"unknown benchmark {name!r}; choose one of {known}")
     name = names[name.lower()]
-    release = PUBLISHED[name]
     if not path:
-        raise ValueError(
-            f"{name} needs a local file: write {name}=PATH; VLMEvalKit publishes it at "
-            f"{_SOURCE}{release.url_tail} (md5 {release.md5})"
+        raise ValueError(f"{name} needs a local file: write {name}=PATH; {where_to_get(name)}")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"benchmark file {path} does not exist; give the path of a TSV; {where_to_get(name)}"
         )
-    table = read_table(Path(path).expanduser(), required=KINDS[release.kind].required)
+    return name, file
+
+
+def where_to_get(name: str) -> str:
+    """Say where a published benchmark file comes from."""
+    release = PUBLISHED[name]
+    return f"VLMEvalKit publishes it at {_SOURCE}{release.url_tail} (md5 {release.md5})"
+
+
+def _open_table(spec: str) -> tuple[str, str, Table, list[str], bool, str | None]:
+    """Resolve a spec: name, kind, table, notes, whether synthetic, the split that counts."""
+    name, path = check_spec(spec)
+    if name in BUILTIN:
+        kind, file = BUILTIN[name]
+        table = read_table(path, required=KINDS[kind].required)
+        _check_packaged(file, table.md5)
+        return name, kind, table, KINDS[kind].check(table, published=False), True, None
+    release = PUBLISHED[name]
+    table = read_table(path, required=KINDS[release.kind].required)
     notes = _release_notes(name, release, table)
     notes += KINDS[release.kind].check(table, published=table.md5 == release.md5)
     split = release.split

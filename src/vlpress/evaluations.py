@@ -14,7 +14,7 @@ from .eval.tasks.task import Task
 from .folders import discard, refuse_foreign
 from .model.processing import Processor
 from .model.qwen_vl import QwenVL
-from .opening import Source, open_tasks
+from .opening import Source, check_questions, open_tasks
 from .progress import Reporter
 from .requests import Questions, Settings
 
@@ -39,8 +39,9 @@ def evaluate_to(
         FileNotFoundError: the model, a benchmark file or the reference does not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    source = Source.find(model, settings)
+    check_questions(questions)
     refuse_foreign(out, RUN_FILE)
+    source = Source.find(model, settings)
     tasks = open_tasks(questions, source)
     processor = source.processor()
     loaded = source.load()

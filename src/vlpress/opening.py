@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from .calib.samples import Sample, image_digest, image_digests, load_samples
-from .eval.extract import DEFAULT_PROFILE
+from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
-from .eval.tasks import open_task
-from .eval.tasks.prompts import default_prompt_style
+from .eval.tasks import check_spec, open_task
+from .eval.tasks.prompts import default_prompt_style, prompt_style
 from .eval.tasks.task import Task
 from .model.config import ModelConfig
 from .model.inputs import Prompt
@@ -103,6 +103,21 @@ def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prom
         except ValueError as error:
             raise ValueError(f"calibration sample {sample.id}: {error}") from None
     return prompts
+
+
+def check_questions(questions: Questions) -> None:
+    """Find what is wrong with the questions before a model is fetched for them.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a benchmark is repeated.
+    """
+    names = [check_spec(spec)[0] for spec in questions.benches or BUILTIN_BENCHES]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
+    if questions.prompt_style is not None:
+        prompt_style(questions.prompt_style)
+    rule_profile(questions.rules or DEFAULT_PROFILE)
 
 
 def open_tasks(questions: Questions, source: Source) -> list[Task]:

@@ -14,12 +14,14 @@ from typing import Any
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
 from .eval.results import read_fidelity, read_run, write_json, write_text
+from .eval.tasks import where_to_get
 from .eval.tasks.task import Task
-from .folders import claim, is_same
-from .opening import Source, open_tasks, refuse_leak
+from .folders import claim, is_same, refuse_foreign
+from .opening import Source, check_questions, open_tasks, refuse_leak
 from .progress import Reporter
 from .requests import BUILTIN_MODELS, RunRequest
 
+PROPOSED = "MMBench_DEV_EN"
 OURS = ("plan.json", "checkpoint", "eval", "report")
 
 
@@ -34,9 +36,10 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     if request.questions.benches is None and request.model not in BUILTIN_MODELS:
         raise ValueError(
             f"{request.model}: the built-in benchmark files are drawings and say nothing about "
-            "it; give real ones, such as --bench MMBench_DEV_EN=PATH (vlpress eval MODEL "
-            "--bench MMBench_DEV_EN says where to get it)"
+            f"it; give real ones, such as --bench {PROPOSED}=PATH; {where_to_get(PROPOSED)}"
         )
+    check_questions(request.questions)
+    refuse_foreign(request.out)
     source = Source.find(request.model, request.settings)
     job = Job.prepare(source, request.recipe, request.calibration)
     tasks = open_tasks(request.questions, source)
