@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py [--limit N] [--models tiny tiny-outliers] [--recipes ...]
 
 Every recipe is quantized, written, loaded back and evaluated; the divergence from the bf16 model is
-measured on its own answers. The run resumes: evaluations live in --work and are not repeated.
+measured on its own answers. The run resumes: checkpoints and answers live in --work; what was made
+with other settings is made again.
 Writes results/accuracy.json and results/accuracy.md beside this script.
 """
 
@@ -13,7 +14,6 @@ import argparse
 import json
 import platform
 import subprocess
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -24,24 +24,14 @@ import torch
 from tabulate import tabulate
 
 from vlpress import __version__
-from vlpress.calib.samples import load_samples
-from vlpress.eval import compare, evaluate, open_task
+from vlpress.checkpoints import quantize_to
+from vlpress.eval import compare
 from vlpress.eval.fidelity import unit_divergences
 from vlpress.eval.results import read_fidelity, read_run
 from vlpress.eval.statistics import mean_interval
-from vlpress.eval.tasks.prompts import default_prompt_style
-from vlpress.eval.tasks.task import Task
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
-from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.pipeline import (
-    load_quantized,
-    open_model,
-    quantize_,
-    resolve_folder,
-    save_quantized,
-)
-from vlpress.quant.recipe import Recipe
+from vlpress.evaluations import evaluate_to
+from vlpress.progress import Reporter
+from vlpress.requests import Calibration, Questions, Settings
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("tiny", "tiny-outliers")
@@ -78,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--bench", nargs="+", default=BENCHES)
-    parser.add_argument("--limit", type=int, help="items per benchmark (default all)")
+    parser.add_argument("--limit", type=int, help="questions per benchmark (default all)")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="auto")
@@ -90,74 +80,61 @@ def parse() -> argparse.Namespace:
 
 def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """All recipes on one model; scores, divergences and the paired GPTQ-minus-RTN intervals."""
-    source = resolve_folder(name)
     work = options.work / Path(name).name
-    processor = Processor.from_folder(source)
-    base = open_model(source, device=options.device)
-    style = default_prompt_style(base.config.family)
-    tasks = [open_task(b, limit=options.limit, prompt_style=style) for b in options.bench]
-    evaluation = evaluate(
-        base,
-        processor,
-        tasks,
-        work / "base",
-        batch_size=options.batch_size,
-        name=name,
-        source=source,
-        on_progress=progress(f"{name} bf16"),
-    )
-    samples = load_samples(None, n=options.samples, seed=0)
-    prompts = [processor.encode(sample.messages, answer=sample.answer) for sample in samples]
-    rows = {
-        recipe: measure_recipe(name, recipe, base, source, processor, tasks, prompts, options)
-        for recipe in options.recipes
-    }
+    scores = ask(name, work / "base", options)
+    rows = {recipe: measure_recipe(name, recipe, work, options) for recipe in options.recipes}
     intervals = {}
     for recipe in options.recipes:
         if f"{recipe}-rtn" in rows:
             pair = work / recipe / "eval", work / f"{recipe}-rtn" / "eval"
             intervals[recipe] = paired_divergence(*pair)
     return {
-        "base": {key: value["score"] for key, value in evaluation.benchmarks.items()},
-        "n": {key: value["n"] for key, value in evaluation.benchmarks.items()},
+        "base": {key: value["score"] for key, value in scores["benchmarks"].items()},
+        "n": {key: value["n"] for key, value in scores["benchmarks"].items()},
         "recipes": rows,
         "kl_gptq_minus_rtn": intervals,
     }
 
 
+def ask(
+    model: str, out: Path, options: argparse.Namespace, reference: Path | None = None
+) -> dict[str, Any]:
+    """Evaluate a model into a folder; what is there is resumed, or replaced if it is stale."""
+    return evaluate_to(
+        out,
+        model=model,
+        questions=Questions(tuple(options.bench), options.limit, options.batch_size),
+        settings=Settings(device=options.device),
+        reference=reference,
+        overwrite=True,
+        fresh=False,
+        reporter=Reporter(),
+    )
+
+
 def measure_recipe(
-    name: str,
-    recipe: str,
-    base: QwenVL,
-    source: Path,
-    processor: Processor,
-    tasks: list[Task],
-    prompts: list[Prompt],
-    options: argparse.Namespace,
+    name: str, recipe: str, work: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Quantize, write, load back, evaluate and compare one recipe."""
-    work = options.work / Path(name).name / recipe
-    checkpoint = work / "checkpoint"
+    base, work = work / "base", work / recipe
+    checkpoint, clock = work / "checkpoint", work / "quantize_seconds.json"
+    made_before = stamp(checkpoint)
     started = time.perf_counter()
-    if not checkpoint.is_dir():
-        model = open_model(source, device=options.device)
-        report = quantize_(model, Recipe.resolve(recipe), prompts)
-        save_quantized(model, report, source, checkpoint)
-    seconds = time.perf_counter() - started
-    model = load_quantized(checkpoint, device=options.device)
-    evaluate(
-        model,
-        processor,
-        tasks,
-        work / "eval",
-        batch_size=options.batch_size,
-        reference=work.parent / "base",
-        reference_model=base,
-        name=f"{name} {recipe}",
-        source=checkpoint,
-        on_progress=progress(f"{name} {recipe}"),
+    quantize_to(
+        checkpoint,
+        model=name,
+        recipe=recipe,
+        calibration=Calibration(None, options.samples),
+        settings=Settings(device=options.device),
+        format_="gptq",
+        overwrite=True,
+        fresh=False,
+        reporter=Reporter(),
     )
-    judged = compare(work.parent / "base", work / "eval", work / "report")
+    if stamp(checkpoint) != made_before:
+        clock.write_text(json.dumps(time.perf_counter() - started))
+    ask(str(checkpoint), work / "eval", options, reference=base)
+    judged = compare(base, work / "eval", work / "report")
     record = json.loads((checkpoint / "vlpress.json").read_text())
     return {
         "benchmarks": {
@@ -167,11 +144,17 @@ def measure_recipe(
         "fidelity": judged["fidelity"],
         "size": record["size"],
         "fallback_rows": record["fallback_rows"],
-        "layer_error": fmean(layer.get("final_error", float("nan")) for layer in record["layers"])
+        "layer_error": fmean(layer["final_error"] for layer in record["layers"])
         if record["calibration"]
         else None,
-        "quantize_seconds": seconds,
+        "quantize_seconds": json.loads(clock.read_text()) if clock.is_file() else None,
     }
+
+
+def stamp(checkpoint: Path) -> int | None:
+    """When a checkpoint was written; None if it was not."""
+    marker = checkpoint / "work.json"
+    return marker.stat().st_mtime_ns if marker.is_file() else None
 
 
 def paired_divergence(gptq: Path, rtn: Path) -> dict[str, Any]:
@@ -210,7 +193,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"{machine['threads']} threads, torch {results['versions']['torch']}. "
         f"{results['samples']} calibration samples"
         + (
-            f"; only the first {results['limit']} items of each benchmark."
+            f"; only {results['limit']} questions of each benchmark, spread over its categories."
             if results["limit"]
             else "."
         ),
@@ -264,16 +247,6 @@ def model_table(model: dict[str, Any]) -> str:
             ]
         )
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def progress(title: str) -> Any:
-    """A line on standard error every hundred items."""
-
-    def report(task: str, done: int, total: int, detail: str) -> None:
-        if done == total or done % 256 < 32:
-            print(f"{title}: {task} {done}/{total}", file=sys.stderr)
-
-    return report
 
 
 def machine(device: str) -> dict[str, Any]:
