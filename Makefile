@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
 .PHONY: demo test test-slow lint type format bench clean
 
+# --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
-	$(BIN)/vlpress run tiny -o out/demo --recipe w4a16
+	$(BIN)/vlpress run tiny -o out/demo --recipe w4a16 --overwrite
 
 # Two workers with one thread each: torch's own threads would fight over the same cores.
 test: $(VENV)/.installed-test
