@@ -8,7 +8,7 @@ a single-turn prompt looks like, but the prefix is computed once for all of them
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -125,8 +125,11 @@ class Conversation:
 class Writer:
     """Turns scenes into conversations with one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, closed: float = 1.0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, closed: float = 1.0, skills: Sequence[str] = tuple(CUES)
+    ) -> None:
         self.closed = closed  # factor on the share of multiple choice
+        self.skills = frozenset(skills)  # what looking drills ask
         self.tokenizer = tokenizer
         self.image_pad: int = tokenizer.encode("<|image_pad|>").ids[0]
         self.encode = lru_cache(maxsize=200_000)(self._encode)
@@ -176,7 +179,7 @@ class Writer:
         """Cues and answers about one scene: many things to look up for few tokens."""
         out = Conversation(list(scene.pictures))
         start = self._prefix(out, bare=rng.random() < 0.2)
-        facts = [q for q in scene.questions if q.skill in CUES]
+        facts = [q for q in scene.questions if q.skill in CUES and q.skill in self.skills]
         for index, question in enumerate(rng.sample(facts, min(FACTS, len(facts))), 1):
             cue = list(self.encode(CUES[question.skill].format(**question.slots)))
             self._append(out, cue, index, start)
@@ -358,6 +361,7 @@ def batches(
     *,
     drills: float = 0.0,
     looks: float = 0.0,
+    only: Sequence[str] = (),
 ) -> Iterator[PackedBatch]:
     """An endless stream of training batches, the same for the same seed.
 
@@ -369,9 +373,11 @@ def batches(
         questions: Questions a conversation.
         drills: Share of letter drills among the conversations.
         looks: Share of looking drills among the others.
+        only: Kinds of scenes; all of them if empty.
     """
     rng = synthetic.generator(synthetic.Stream.TRAINING, seed)
-    kinds, weights = tuple(SCENE_WEIGHTS), tuple(SCENE_WEIGHTS.values())
+    kinds = tuple(only or SCENE_WEIGHTS)
+    weights = [SCENE_WEIGHTS[kind] for kind in kinds]
     while True:
         if stage == "vision":
             yield pack([Conversation(pictures(rng, size), ids=[0], target=[IGNORE], flag=[-1],

@@ -55,7 +55,7 @@ from vlpress.model.qwen_vl import QwenVL
 HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
 PARTS = tuple(tiny_data.GROUPS.values())  # groups of labels in a patch
-VISION_RATE = 0.5  # of the decoder's learning rate, in the joint stage
+VISION_RATE = 0.8  # of the decoder's learning rate, in the joint stage
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
 
 
@@ -343,6 +343,7 @@ def stream(
                 args.questions,
                 drills=args.drills,
                 looks=args.looks,
+                only=args.scenes,
             )
 
     return iter(torch.utils.data.DataLoader(Feed(), batch_size=None, num_workers=args.workers))
@@ -446,7 +447,7 @@ def train(args: argparse.Namespace) -> None:
     step, spent = restore(args, student, tuners, tokenizer)
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
     meter, saved_at = Meter(args.say), time.time()
-    feed = stream(args, tiny_data.Writer(tokenizer, args.closed), step, rank)
+    feed = stream(args, tiny_data.Writer(tokenizer, args.closed, args.skills), step, rank)
     while True:
         clock.tick()
         if clock.ended:
@@ -525,6 +526,8 @@ def main() -> None:
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
     parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")
+    parser.add_argument("--skills", nargs="*", default=list(tiny_data.CUES), help="of those drills")
+    parser.add_argument("--scenes", nargs="*", default=[], help="kinds of scenes, default all")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)
