@@ -126,10 +126,10 @@ class Writer:
     """Turns scenes into conversations with one tokenizer."""
 
     def __init__(
-        self, tokenizer: Tokenizer, closed: float = 1.0, skills: Sequence[str] = tuple(CUES)
+        self, tokenizer: Tokenizer, closed: float = 1.0, skills: Sequence[str] = ()
     ) -> None:
         self.closed = closed  # factor on the share of multiple choice
-        self.skills = frozenset(skills)  # what looking drills ask
+        self.skills = frozenset(skills)  # what is asked; empty: everything
         self.tokenizer = tokenizer
         self.image_pad: int = tokenizer.encode("<|image_pad|>").ids[0]
         self.encode = lru_cache(maxsize=200_000)(self._encode)
@@ -149,15 +149,20 @@ class Writer:
         out = Conversation(list(scene.pictures))
         bare = rng.random() < 0.2  # the layout in which the question begins before the picture
         start = self._prefix(out, bare=bare)
-        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in scene.questions]
+        asked = self.asked(scene)
+        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in asked]
         count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
         ranks = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
         order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
-        chosen = [scene.questions[i] for i in order[:count]]
+        chosen = [asked[i] for i in order[:count]]
         chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
         for index, question in enumerate(chosen, 1):
             self._ask(out, question, rng, start, index, bare=bare)
         return out
+
+    def asked(self, scene: Scene) -> list[Question]:
+        """The scene's questions of the chosen skills."""
+        return [q for q in scene.questions if not self.skills or q.skill in self.skills]
 
     def drill(self, rng: random.Random, pairs: int) -> Conversation:
         """Letters and words, then every word with its letter right behind it; no picture."""
@@ -179,7 +184,7 @@ class Writer:
         """Cues and answers about one scene: many things to look up for few tokens."""
         out = Conversation(list(scene.pictures))
         start = self._prefix(out, bare=rng.random() < 0.2)
-        facts = [q for q in scene.questions if q.skill in CUES and q.skill in self.skills]
+        facts = [q for q in self.asked(scene) if q.skill in CUES]
         for index, question in enumerate(rng.sample(facts, min(FACTS, len(facts))), 1):
             cue = list(self.encode(CUES[question.skill].format(**question.slots)))
             self._append(out, cue, index, start)

@@ -526,7 +526,7 @@ def main() -> None:
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
     parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")
-    parser.add_argument("--skills", nargs="*", default=list(tiny_data.CUES), help="of those drills")
+    parser.add_argument("--skills", nargs="*", default=[], help="what is asked, default all")
     parser.add_argument("--scenes", nargs="*", default=[], help="kinds of scenes, default all")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.1)
