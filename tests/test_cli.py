@@ -162,7 +162,9 @@ def test_plan_names_every_linear_layer_with_its_fate(checkpoint: Path) -> None:
     fates = {row["name"]: row["fate"] for row in plan["rows"]}
     assert fates["model.layers.0.self_attn.q_proj"] == "gptq int4 g128 sym"
     assert fates["visual.merger.mlp.0"].startswith("kept, because ")
+    assert plan["time"]["solve_seconds"] > 0 and plan["time"]["seconds_per_token"] > 0
     table = call("plan", checkpoint).stdout
+    assert "time on this machine: at least" in table
     assert all(f"\n{name} " in table for name in fates)
     assert "21 of 44 linear layers are quantized" in table
 

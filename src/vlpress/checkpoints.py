@@ -15,9 +15,11 @@ from .eval.fingerprint import device_name, versions
 from .folders import claim_result, digest_folder, place, read_json
 from .model.checkpoint import CheckpointReader
 from .model.config import ModelConfig
+from .model.loading import choose_device, choose_dtype
 from .model.processing import Processor
 from .opening import Source, encode_samples, open_samples, resolve_recipe
 from .progress import Reporter
+from .quant.estimate import estimate_time, probe
 from .quant.formats import gptq
 from .quant.loading import is_quantized, resolve_folder
 from .quant.pipeline import check_format, quantize_, save_quantized
@@ -122,8 +124,10 @@ def quantize_to(
     return inspect_checkpoint(out)
 
 
-def plan_model(model: str, recipe: str) -> dict[str, Any]:
+def plan_model(model: str, recipe: str, device: str, dtype: str) -> dict[str, Any]:
     """Say what a recipe would do to every linear layer of a model, reading no weights.
+
+    The time is estimated from a probe of the device that lasts under a second.
 
     Raises:
         FileNotFoundError: no such model or recipe.
@@ -133,9 +137,20 @@ def plan_model(model: str, recipe: str) -> dict[str, Any]:
     if is_quantized(folder):
         raise ValueError(f"{model}: is quantized already; vlpress inspect shows its layers")
     resolved = Recipe.resolve(recipe)
-    plan = make_plan(ModelConfig.from_folder(folder), resolved)
+    config = ModelConfig.from_folder(folder)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, config, CheckpointReader(folder))
+    plan = make_plan(config, resolved, dtype=kind)
     check_format(plan)
-    return {"model": model, "recipe": resolved.to_dict(), **plan.to_dict()}
+    solve, per_token = estimate_time(
+        plan, probe(where, kind), true_sequential=resolved.calibration.true_sequential
+    )
+    return {
+        "model": model,
+        "recipe": resolved.to_dict(),
+        **plan.to_dict(),
+        "time": {"solve_seconds": solve, "seconds_per_token": per_token},
+    }
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:

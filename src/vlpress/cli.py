@@ -154,13 +154,15 @@ def run(
 def plan(
     model: options.Model,
     recipe: options.Recipe = RunRequest.recipe,
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
     json_output: options.Json = False,
 ) -> None:
-    """Show what would happen to every linear layer, and why."""
+    """Show what would happen to every linear layer, and why; memory and time estimates."""
     from .checkpoints import plan_model
     from .tables import plan_table
 
-    result = plan_model(model, recipe)
+    result = plan_model(model, recipe, device, dtype)
     _emit(result, json_output, plan_table)
 
 

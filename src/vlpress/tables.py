@@ -120,6 +120,8 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             f"memory while quantizing: {format_bytes(memory['weights'])} weights, "
             f"{format_bytes(memory['solve'])} to solve the largest layer, "
             f"{format_bytes(memory['per_token'])} per calibration token",
+            f"time on this machine: at least {plan['time']['solve_seconds']:.1f} s to solve, "
+            f"{1000 * plan['time']['seconds_per_token']:.2f} ms per calibration token",
         ]
     )
 
