@@ -54,7 +54,7 @@ from vlpress.model.qwen_vl import QwenVL
 
 HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
-PARTS = tuple(tiny_data.GROUPS.values())  # groups of labels in a patch
+PARTS = list(tiny_data.GROUPS.values())  # groups of labels in a patch
 VISION_RATE = 0.8  # of the decoder's learning rate, in the joint stage
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
 

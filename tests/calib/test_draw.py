@@ -26,7 +26,7 @@ def test_glyph_is_drawn_where_its_mark_says(face: str) -> None:
     assert (left + right) / 2 == pytest.approx(40, abs=3)
     assert (top + bottom) / 2 == pytest.approx(70, abs=3)
     assert bottom - top == pytest.approx(18, abs=6)
-    assert picture.marks == (draw.Mark(40, 70, "black", glyph="H"),)
+    assert picture.marks == (draw.Mark(40, 70, "black", glyph="H", rank=1, line=1),)
 
 
 @pytest.mark.parametrize("kind", draw.SHAPES)
