@@ -21,6 +21,7 @@ several ranks (on a CPU one thread a rank does twice what two threads do):
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 
 Without the states, ``--begin-with model/tiny`` goes on from the shipped weights.
+``tools/train_tiny.sh`` holds the pieces in the order that worked.
 """
 
 from __future__ import annotations
