@@ -11,7 +11,7 @@ What is hard for a model this small is taught first, and alone:
 
 ``vision`` and ``drill`` + ``decoder`` do not need each other and can run side by side. Every stage
 writes its state and goes on from it, so it may be run in pieces, and under ``torchrun`` with
-several ranks (on a CPU one thread a rank does twice what two threads do):
+several ranks (on a CPU one thread a rank did about 1.5 times what two threads do):
 
     python tools/train_tiny.py vision  --state state/vision.pt  --minutes 30
     python tools/train_tiny.py drill   --state state/decoder.pt --minutes 8
@@ -21,7 +21,7 @@ several ranks (on a CPU one thread a rank does twice what two threads do):
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 
 Without the states, ``--begin-with model/tiny`` goes on from the shipped weights.
-``tools/train_tiny.sh`` holds the pieces in the order that worked.
+``tools/train_tiny.sh`` holds the pieces in order.
 """
 
 from __future__ import annotations
