@@ -36,6 +36,7 @@ INKS = tuple(COLOURS)[:8]  # the colours that questions are asked about
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "moon")
 MARKS = (*SHAPES, "bar", "frame")
 SIZES = ("small", "large")
+ROLES = ("odd colour", "odd shape", "next")
 LIGHT: tuple[Colour, ...] = ((255, 255, 255), (240, 240, 232), (225, 235, 245), (235, 225, 215))
 DARK: tuple[Colour, ...] = ((25, 25, 30), (20, 30, 60), (45, 30, 40), (25, 50, 45))
 FACES = ("sans", "round", "angular", "slanted", "wide", "hand", "hollow")
@@ -54,6 +55,8 @@ class Mark:
     size: str = ""
     rank: int = 0  # place of a glyph in its string, from 1; 0 if it is not asked for
     line: int = 0  # line of a glyph, from 1
+    blurred: bool = False
+    role: str = ""  # one of ROLES: what makes this mark the one that a question is after
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,10 @@ class Canvas:
         )
         self._image.paste(fill, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
 
-    def shape(self, kind: str, x: float, y: float, radius: float, colour: str, size: str) -> None:
+    def shape(
+        self, kind: str, x: float, y: float, radius: float, colour: str, size: str, *,
+        role: str = "",
+    ) -> None:  # fmt: skip
         """A filled shape of ``SHAPES`` with its centre at (x, y)."""
         fill = self.ink(colour)
         if kind == "circle":
@@ -209,7 +215,7 @@ class Canvas:
             self.box(x - arm, y - radius, x + arm, y + radius, fill)
         else:
             self.polygon([(x + radius * px, y + radius * py) for px, py in _outline(kind)], fill)
-        self.marks.append(Mark(x, y, colour, shape=kind, size=size))
+        self.marks.append(Mark(x, y, colour, shape=kind, size=size, role=role))
 
 
 def _outline(kind: str) -> list[glyphs.Point]:

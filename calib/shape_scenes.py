@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import ImageFilter
 
@@ -39,7 +39,17 @@ def _place(canvas: Canvas, things: Sequence[_Thing], columns: int, rng: random.R
         y = (thing.row + 0.5) * pitch + rng.uniform(-0.1, 0.1) * pitch
         radius = (rng.uniform(0.38, 0.42) if thing.large else rng.uniform(0.23, 0.27)) * pitch
         size = "large" if thing.large else "small"
-        canvas.shape(thing.shape, x, y, radius, thing.colour, size)
+        canvas.shape(thing.shape, x, y, radius, thing.colour, size, role=_role(thing, things))
+
+
+def _role(thing: _Thing, things: Sequence[_Thing]) -> str:
+    """Whether a thing is the only one of its colour or shape among at least two that are alike."""
+    rest = [t for t in things if t is not thing]
+    for role, of in (("odd colour", "colour"), ("odd shape", "shape")):
+        values = {getattr(t, of) for t in rest}
+        if len(rest) >= 2 and len(values) == 1 and getattr(thing, of) not in values:
+            return role
+    return ""
 
 
 def _cells(rng: random.Random, count: int, columns: int = 3) -> list[tuple[int, int]]:
@@ -82,7 +92,7 @@ def _blur(picture: Picture, rng: random.Random) -> tuple[Picture, bool]:
     if rng.random() < 0.5:
         return picture, False
     blurred = picture.image.filter(ImageFilter.GaussianBlur(rng.uniform(1.6, 2.2)))
-    return Picture(blurred, picture.marks), True
+    return Picture(blurred, tuple(replace(mark, blurred=True) for mark in picture.marks)), True
 
 
 def _counts(things: Sequence[_Thing], rng: random.Random) -> list[Question]:
@@ -216,7 +226,9 @@ def row(rng: random.Random) -> Scene:
     pitch, y = SIDE / 5, rng.uniform(30, SIDE - 30)
     for i in range(count):
         x = (i + 0.5) * pitch + rng.uniform(-1, 1)
-        canvas.shape(shape, x, y + rng.uniform(-2, 2), 8.0, colours[i % period], "small")
+        role = "next" if i == count - period else ""  # its colour comes again
+        lower = y + rng.uniform(-2, 2)
+        canvas.shape(shape, x, lower, 8.0, colours[i % period], "small", role=role)
     answer = colours[count % period]
     questions = [
         Question("next_colour", answer, others(INKS, answer)),

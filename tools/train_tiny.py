@@ -38,208 +38,17 @@ from pathlib import Path
 from typing import Any
 
 import tiny_data
-import tiny_tokenizer
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_data import LABELS, THINGS, PackedBatch
+from tiny_data import PackedBatch
+from tiny_student import Student, config_dict, step_loss
+from tiny_talk import Writer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vlpress.calib.draw import INKS
-from vlpress.calib.glyphs import GLYPHS
-from vlpress.calib.phrases import CHINESE
-from vlpress.model.config import ModelConfig
-from vlpress.model.qwen_vl import QwenVL
-
-HIDDEN = 256
-FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
-PARTS = list(tiny_data.GROUPS.values())  # groups of labels in a patch
-VISION_RATE = 0.8  # of the decoder's learning rate, in the joint stage
-SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
-
-
-def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json in the hub's own (flat) form."""
-    ids = {name: tokenizer.token_to_id(name) for name in tiny_tokenizer.SPECIAL}
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "initializer_range": 0.02,
-        "intermediate_size": 768,
-        "max_position_embeddings": 8192,
-        "max_window_layers": 5,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 5,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000.0,
-        # Width gets the lowest frequencies of all: with the usual third of so few pairs, a model
-        # that sees four columns could not tell one from the next.
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 26]},
-        "sliding_window": 8192,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": tiny_tokenizer.VOCAB_SIZE,
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": 4,
-            "hidden_act": "silu",
-            "hidden_size": 192,
-            "intermediate_size": 516,
-            "num_heads": 4,
-            "in_chans": 3,
-            "out_hidden_size": HIDDEN,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 56,
-            "fullatt_block_indexes": [1, 3],
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
-    }
-
-
-class Student(nn.Module):
-    """The model with what only training needs: the code book and the option head."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        config = ModelConfig.from_dict(config_dict(tokenizer))
-        self.end_of_turn: int = tokenizer.encode("<|im_end|>").ids[0]
-        self.qwen = QwenVL(config)
-        self.flag_head = nn.Linear(HIDDEN, 1)
-        generator = torch.Generator().manual_seed(7)
-        # What things are gets orthogonal codes, which almost fill the space: four patches make a
-        # token. The few labels of place are only nearly orthogonal to them.
-        basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator))[0]
-        things = basis[: 4 * THINGS].view(4, THINGS, HIDDEN)
-        places = torch.randn(4, LABELS - THINGS, HIDDEN, generator=generator)
-        codes = torch.cat((things, F.normalize(places, dim=2)), dim=1).flatten(0, 1)
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("constant", basis[4 * THINGS].clone(), persistent=False)
-        self.codes: Tensor
-        self.constant: Tensor
-        self._initialize()
-
-    def _initialize(self) -> None:
-        generator = torch.Generator().manual_seed(11)
-        for name, p in self.named_parameters():
-            if p.dim() > 1:
-                fan_in = p[0].numel()
-                std = 1 / 16 if "embed_tokens" in name else 0.7 / math.sqrt(fan_in)
-                if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
-                    std *= 0.5
-                nn.init.normal_(p, std=std, generator=generator)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
-
-    @torch.no_grad()
-    def align_embeddings(self, tokenizer: Tokenizer) -> None:
-        """Give the words for what a patch can show the direction of its code.
-
-        Copying from a picture and matching a word with a picture then are one operation for all
-        words, not one to be learned for each.
-        """
-        names = (*GLYPHS, *tiny_data.MARKS, *INKS)  # the first groups of labels
-        codes = self.codes.view(4, LABELS, HIDDEN).sum(0)
-        table = self.qwen.model.embed_tokens.weight
-        for name, code in zip(names, codes, strict=False):
-            for text in (name, f" {name}", CHINESE.get(name, name)):
-                ids = tokenizer.encode(text).ids
-                if len(ids) == 1:
-                    table[ids[0]] = 0.7 * table[ids[0]] + 0.5 * code
-
-    def true_features(self, labels: Tensor, noise: float) -> Tensor:
-        """The code of the truth, ``[tokens, HIDDEN]``, with some of it blurred or lost."""
-        if noise:
-            keep = torch.rand(labels.shape[0], 1, device=labels.device) > 0.005
-            labels = labels * keep * (1 + 0.15 * torch.randn_like(labels))
-            labels = labels + noise * torch.randn_like(labels)
-        return labels @ self.codes + self.constant
-
-    def features(self, batch: PackedBatch) -> Tensor:
-        """What the vision tower sees, ``[tokens, HIDDEN]``."""
-        out: Tensor = self.qwen.visual(batch.patches, batch.grid)
-        return out
-
-    def decode(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Final hidden states ``[B, T, HIDDEN]`` and those after ``FLAG_LAYER``."""
-        model = self.qwen.model
-        embeds = model.embed_tokens(batch.ids)
-        where = batch.ids == self.qwen.config.image_token_id
-        if features.shape[0]:
-            embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
-        state = model.prepare(embeds, batch.position, batch.mask())
-        hidden, middle = state["hidden"], embeds
-        for i, layer in enumerate(model.layers):
-            hidden = layer(hidden, state["cos"], state["sin"], state["mask"])
-            if i == FLAG_LAYER:
-                middle = hidden
-        return model.finish(hidden), middle
-
-
-def vision_loss(
-    student: Student, features: Tensor, labels: Tensor
-) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the code's groups plus its squared error."""
-    error = F.mse_loss(features, labels @ student.codes + student.constant) * LABELS
-    found = (features - student.constant) @ student.codes.t()
-    found, labels = found.view(-1, LABELS), labels.view(-1, LABELS)
-    loss, report = error, {"code": float(error.detach())}
-    for name, scores, truth in zip(
-        tiny_data.GROUPS, torch.split(found, PARTS, 1), torch.split(labels, PARTS, 1), strict=False
-    ):
-        none = torch.full_like(scores[:, :1], 0.5)
-        logits = SHARPNESS * torch.cat((none, scores), 1)
-        target = torch.where(truth.sum(1) > 0, truth.argmax(1) + 1, 0)
-        weight = torch.ones(logits.shape[1], device=logits.device)
-        weight[0] = 0.2
-        loss = loss + F.cross_entropy(logits, target, weight)
-        hit = (logits.argmax(1) == target)[target > 0]
-        report[name] = float(hit.float().mean())
-    return loss, report
-
-
-def decoder_loss(
-    student: Student, hidden: Tensor, middle: Tensor, batch: PackedBatch
-) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers, and of telling right options from wrong ones."""
-    asked = batch.target >= 0
-    scores = student.qwen.logits(hidden[asked])
-    target, kind = batch.target[asked], batch.kind[asked]
-    each = F.cross_entropy(scores, target, reduction="none")
-    weight = torch.where(kind == 1, 2.0, 1.0)
-    loss = (each * weight).sum() / weight.sum()
-    right = (scores.argmax(1) == target).float()
-    report = {"loss": float(loss.detach())}
-    is_end = target == student.end_of_turn
-    for name, which in (("letter", 1), ("string", 2), ("other", 3)):
-        chosen = right[(kind == which) & ~is_end]
-        if len(chosen):
-            report[name] = float(chosen.mean())
-    options = batch.flag >= 0
-    if options.any():
-        flags = student.flag_head(middle[options].float()).squeeze(1)
-        truth = batch.flag[options].float()
-        extra = F.binary_cross_entropy_with_logits(flags.float(), truth)
-        loss = loss + 0.5 * extra
-        report["flag"] = float(((flags > 0) == (truth > 0)).float().mean())
-    return loss, report
+VISION_RATE = 0.5  # of the decoder's learning rate, in the joint stage
 
 
 def plain_attention(
@@ -255,24 +64,6 @@ def plain_attention(
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -1e4)
     return torch.softmax(scores, -1, dtype=scores.dtype) @ v
-
-
-def step_loss(
-    student: Student, batch: PackedBatch, stage: str, noise: float
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one batch in one stage, with what to print."""
-    if stage == "vision":
-        return vision_loss(student, student.features(batch).float(), batch.labels)
-    if stage == "joint" and len(batch.grid):
-        features = student.features(batch).float()
-        extra, seen = vision_loss(student, features, batch.labels)
-    else:
-        features, extra, seen = student.true_features(batch.labels, noise), None, {}
-    hidden, middle = student.decode(batch, features)
-    loss, report = decoder_loss(student, hidden, middle, batch)
-    if extra is not None:
-        loss = loss + 0.5 * extra
-    return loss, {**report, **seen}
 
 
 def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Optimizer]:
@@ -325,9 +116,7 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
         student.load_state_dict(keep, strict=False)
 
 
-def stream(
-    args: argparse.Namespace, writer: tiny_data.Writer, step: int, rank: int
-) -> Iterator[PackedBatch]:
+def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> Iterator[PackedBatch]:
     """Batches from parallel workers, each with a seed of its own."""
 
     class Feed(torch.utils.data.IterableDataset[PackedBatch]):
@@ -344,7 +133,7 @@ def stream(
                 args.questions,
                 drills=args.drills,
                 looks=args.looks,
-                only=args.scenes,
+                focus=args.focus,
             )
 
     return iter(torch.utils.data.DataLoader(Feed(), batch_size=None, num_workers=args.workers))
@@ -448,7 +237,7 @@ def train(args: argparse.Namespace) -> None:
     step, spent = restore(args, student, tuners, tokenizer)
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
     meter, saved_at = Meter(args.say), time.time()
-    feed = stream(args, tiny_data.Writer(tokenizer, args.closed, args.skills), step, rank)
+    feed = stream(args, Writer(tokenizer, args.closed), step, rank)
     while True:
         clock.tick()
         if clock.ended:
@@ -527,8 +316,8 @@ def main() -> None:
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
     parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")
-    parser.add_argument("--skills", nargs="*", default=[], help="what is asked, default all")
-    parser.add_argument("--scenes", nargs="*", default=[], help="kinds of scenes, default all")
+    parser.add_argument("--focus", nargs="*", default=[], choices=tuple(tiny_data.SHARES),
+                        help="skills that half of the conversations are about")  # fmt: skip
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1)

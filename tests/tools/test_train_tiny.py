@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 import tiny_data
+import tiny_student
+import tiny_talk
 import tiny_tokenizer
+import tiny_truth
 import torch
 import train_tiny
 from tokenizers import Tokenizer
@@ -17,18 +20,18 @@ def tokenizer() -> Tokenizer:
 
 
 def one_batch(tokenizer: Tokenizer, stage: str) -> tiny_data.PackedBatch:
-    return next(tiny_data.batches(tiny_data.Writer(tokenizer), stage, 1, 2, 2))
+    return next(tiny_data.batches(tiny_talk.Writer(tokenizer), stage, 1, 2, 2))
 
 
 @pytest.mark.parametrize("stage", ["vision", "drill", "look", "decoder", "joint"])
 def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    student = train_tiny.Student(tokenizer)
+    student = tiny_student.Student(tokenizer)
     batch = one_batch(tokenizer, stage)
     tuners = train_tiny.optimizers(student, stage, 2e-3)
     losses = []
     for _ in range(6):
-        loss, _ = train_tiny.step_loss(student, batch, stage, noise=0.0)
+        loss, _ = tiny_student.step_loss(student, batch, stage, noise=0.0)
         torch.autograd.backward(loss)
         for tuner in tuners:
             tuner.step()
@@ -38,13 +41,13 @@ def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokeniz
 
 
 def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
-    student = train_tiny.Student(tokenizer)
+    student = tiny_student.Student(tokenizer)
     labels = one_batch(tokenizer, "decoder").labels
     features = student.true_features(labels, noise=0.0)
     found = (features - student.constant) @ student.codes.t()
-    things = [0, tiny_data.THINGS]
+    things = [0, tiny_truth.THINGS]
     for patch in range(4):
-        first, last = (patch * tiny_data.LABELS + t for t in things)
+        first, last = (patch * tiny_truth.LABELS + t for t in things)
         kept = found[:, first:last], labels[:, first:last]
         assert ((kept[0] > 0.5) == (kept[1] > 0.5)).float().mean() > 0.999
 

@@ -1,0 +1,46 @@
+"""The patches and labels that training uses are those of the picture that the model sees."""
+
+import random
+
+import pytest
+import tiny_truth
+import torch
+
+from vlpress.calib import scenes
+from vlpress.calib.draw import Mark, Picture
+from vlpress.calib.glyphs import GLYPHS
+from vlpress.model.loading import resolve_model
+from vlpress.model.processing import Processor
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor.from_folder(resolve_model("tiny"))
+
+
+@pytest.mark.parametrize("kind", ["shapes", "album", "text"])
+def test_patches_are_those_of_the_processor(kind: str, processor: Processor) -> None:
+    scene = scenes.SCENES[kind](random.Random(1))
+    for picture in scene.pictures:
+        visual = processor.image(picture.image)
+        assert torch.equal(torch.from_numpy(tiny_truth.patches(picture)), visual.patches)
+
+
+def test_a_mark_labels_its_patch_and_no_other() -> None:
+    scene = scenes.SCENES["shapes"](random.Random(0))
+    mark = Mark(x=20.0, y=5.0, colour="red", glyph="K")
+    labels = tiny_truth.patch_labels(Picture(scene.pictures[0].image, (mark,)))
+    # patch (row 0, column 1) is the second of the four patches of the first token
+    assert labels[0].reshape(4, -1)[1].nonzero()[0].tolist()[0] == GLYPHS.index("K")
+    assert labels.sum() == 3  # the glyph, its colour and its line
+
+
+def test_a_shape_is_labelled_with_its_third_of_width_and_height() -> None:
+    image = scenes.SCENES["shapes"](random.Random(0)).pictures[0].image
+    mark = Mark(x=100.0, y=50.0, colour="red", shape="star", blurred=True)
+    labels = tiny_truth.patch_labels(Picture(image, (mark,))).reshape(-1, 4, tiny_truth.LABELS)
+    here = labels[labels.sum(axis=2) > 0]
+    first = tiny_truth.FIRST
+    wanted = [first["rank"] + 2, first["line"] + 1, first["blur"]]
+    assert here.shape == (1, tiny_truth.LABELS) and all(here[0, i] == 1 for i in wanted)
+    assert here.sum() == 5  # the shape and its colour too

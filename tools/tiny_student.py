@@ -1,0 +1,228 @@
+"""The built-in model as it is trained: its configuration, its auxiliary heads, its losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tiny_tokenizer
+import torch
+import torch.nn.functional as F
+from tiny_data import PackedBatch
+from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from vlpress.calib.draw import INKS
+from vlpress.calib.glyphs import GLYPHS
+from vlpress.calib.phrases import CHINESE
+from vlpress.model.config import ModelConfig
+from vlpress.model.qwen_vl import QwenVL
+
+HIDDEN = 256
+FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
+PARTS = list(GROUPS.values())  # groups of labels in a patch
+SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
+
+
+def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json in the hub's own (flat) form."""
+    ids = {name: tokenizer.token_to_id(name) for name in tiny_tokenizer.SPECIAL}
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": 0.02,
+        "intermediate_size": 768,
+        "max_position_embeddings": 8192,
+        "max_window_layers": 5,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000.0,
+        # Width gets the lowest frequencies of all: with the usual third of so few pairs, a model
+        # that sees four columns could not tell one from the next.
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 26]},
+        "sliding_window": 8192,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": tiny_tokenizer.VOCAB_SIZE,
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "depth": 4,
+            "hidden_act": "silu",
+            "hidden_size": 192,
+            "intermediate_size": 516,
+            "num_heads": 4,
+            "in_chans": 3,
+            "out_hidden_size": HIDDEN,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 56,
+            "fullatt_block_indexes": [1, 3],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+    }
+
+
+class Student(nn.Module):
+    """The model with what only training needs: the code book and the option head."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        config = ModelConfig.from_dict(config_dict(tokenizer))
+        self.end_of_turn: int = tokenizer.encode("<|im_end|>").ids[0]
+        self.qwen = QwenVL(config)
+        self.flag_head = nn.Linear(HIDDEN, 1)
+        generator = torch.Generator().manual_seed(7)
+        # What things are gets orthogonal codes, which almost fill the space: four patches make a
+        # token. The few other labels are only nearly orthogonal to them.
+        basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator))[0]
+        things = basis[: 4 * THINGS].view(4, THINGS, HIDDEN)
+        others = [
+            F.normalize(torch.randn(4, count, HIDDEN, generator=generator), dim=2)
+            for count in (PLACED, GROUPS["blur"], GROUPS["role"])
+        ]
+        codes = torch.cat((things, *others), dim=1).flatten(0, 1)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("constant", basis[4 * THINGS].clone(), persistent=False)
+        self.codes: Tensor
+        self.constant: Tensor
+        self._initialize()
+
+    def _initialize(self) -> None:
+        generator = torch.Generator().manual_seed(11)
+        for name, p in self.named_parameters():
+            if p.dim() > 1:
+                fan_in = p[0].numel()
+                std = 1 / 16 if "embed_tokens" in name else 0.7 / math.sqrt(fan_in)
+                if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
+                    std *= 0.5
+                nn.init.normal_(p, std=std, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @torch.no_grad()
+    def align_embeddings(self, tokenizer: Tokenizer) -> None:
+        """Give the words for what a patch can show the direction of its code.
+
+        Copying from a picture and matching a word with a picture then are one operation for all
+        words, not one to be learned for each.
+        """
+        names = (*GLYPHS, *MARKS, *INKS)  # the first groups of labels
+        codes = self.codes.view(4, LABELS, HIDDEN).sum(0)
+        table = self.qwen.model.embed_tokens.weight
+        for name, code in zip(names, codes, strict=False):
+            for text in (name, f" {name}", CHINESE.get(name, name)):
+                ids = tokenizer.encode(text).ids
+                if len(ids) == 1:
+                    table[ids[0]] = 0.7 * table[ids[0]] + 0.5 * code
+
+    def true_features(self, labels: Tensor, noise: float) -> Tensor:
+        """The code of the truth, ``[tokens, HIDDEN]``, with some of it blurred or lost."""
+        if noise:
+            keep = torch.rand(labels.shape[0], 1, device=labels.device) > 0.005
+            labels = labels * keep * (1 + 0.15 * torch.randn_like(labels))
+            labels = labels + noise * torch.randn_like(labels)
+        return labels @ self.codes + self.constant
+
+    def features(self, batch: PackedBatch) -> Tensor:
+        """What the vision tower sees, ``[tokens, HIDDEN]``."""
+        out: Tensor = self.qwen.visual(batch.patches, batch.grid)
+        return out
+
+    def decode(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Final hidden states ``[B, T, HIDDEN]`` and those after ``FLAG_LAYER``."""
+        model = self.qwen.model
+        embeds = model.embed_tokens(batch.ids)
+        where = batch.ids == self.qwen.config.image_token_id
+        if features.shape[0]:
+            embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
+        state = model.prepare(embeds, batch.position, batch.mask())
+        hidden, middle = state["hidden"], embeds
+        for i, layer in enumerate(model.layers):
+            hidden = layer(hidden, state["cos"], state["sin"], state["mask"])
+            if i == FLAG_LAYER:
+                middle = hidden
+        return model.finish(hidden), middle
+
+
+def vision_loss(
+    student: Student, features: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of the code's groups plus its squared error."""
+    error = F.mse_loss(features, labels @ student.codes + student.constant) * LABELS
+    found = (features - student.constant) @ student.codes.t()
+    found, labels = found.view(-1, LABELS), labels.view(-1, LABELS)
+    loss, report = error, {"code": float(error.detach())}
+    for name, scores, truth in zip(
+        GROUPS, torch.split(found, PARTS, 1), torch.split(labels, PARTS, 1), strict=False
+    ):
+        none = torch.full_like(scores[:, :1], 0.5)
+        logits = SHARPNESS * torch.cat((none, scores), 1)
+        target = torch.where(truth.sum(1) > 0, truth.argmax(1) + 1, 0)
+        weight = torch.ones(logits.shape[1], device=logits.device)
+        weight[0] = 0.2
+        loss = loss + F.cross_entropy(logits, target, weight)
+        hit = (logits.argmax(1) == target)[target > 0]
+        report[name] = float(hit.float().mean())
+    return loss, report
+
+
+def decoder_loss(
+    student: Student, hidden: Tensor, middle: Tensor, batch: PackedBatch
+) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of the answers, and of telling right options from wrong ones."""
+    asked = batch.target >= 0
+    scores = student.qwen.logits(hidden[asked])
+    target, kind = batch.target[asked], batch.kind[asked]
+    each = F.cross_entropy(scores, target, reduction="none")
+    weight = torch.where(kind == 1, 2.0, 1.0)
+    loss = (each * weight).sum() / weight.sum()
+    right = (scores.argmax(1) == target).float()
+    report = {"loss": float(loss.detach())}
+    is_end = target == student.end_of_turn
+    for name, which in (("letter", 1), ("string", 2), ("other", 3)):
+        chosen = right[(kind == which) & ~is_end]
+        if len(chosen):
+            report[name] = float(chosen.mean())
+    options = batch.flag >= 0
+    if options.any():
+        flags = student.flag_head(middle[options].float()).squeeze(1)
+        truth = batch.flag[options].float()
+        extra = F.binary_cross_entropy_with_logits(flags.float(), truth)
+        loss = loss + 0.5 * extra
+        report["flag"] = float(((flags > 0) == (truth > 0)).float().mean())
+    return loss, report
+
+
+def step_loss(
+    student: Student, batch: PackedBatch, stage: str, noise: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of one batch in one stage, with what to print."""
+    if stage == "vision":
+        return vision_loss(student, student.features(batch).float(), batch.labels)
+    if stage == "joint" and len(batch.grid):
+        features = student.features(batch).float()
+        extra, seen = vision_loss(student, features, batch.labels)
+    else:
+        features, extra, seen = student.true_features(batch.labels, noise), None, {}
+    hidden, middle = student.decode(batch, features)
+    loss, report = decoder_loss(student, hidden, middle, batch)
+    if extra is not None:
+        loss = loss + 0.5 * extra
+    return loss, {**report, **seen}

@@ -1,0 +1,223 @@
+"""What is said about a scene: conversations of several questions, looking drills, letter drills.
+
+A conversation is a prefix (system turn and pictures) followed by several questions. Each question
+sees the prefix and itself only, and its positions go on where the prefix ends: it is exactly what
+a single-turn prompt looks like, but the prefix is computed once for all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from tiny_truth import PATCH
+from tokenizers import Tokenizer
+
+from vlpress.calib import synthetic
+from vlpress.calib.draw import INKS, SHAPES, Picture
+from vlpress.calib.phrases import translate
+from vlpress.calib.scene import DIRECTIONS, PLACES, Question, Scene
+
+IGNORE = -100
+# A short cue for every skill: a drill writes it behind the picture, and the answer behind it.
+CUES = {
+    "read": "\n", "number": "\n", "formula": "\n", "ink": " {colour}", "sign": " {colour}",
+    "line": " {ordinal}", "value": "{key}:", "colour_of": " {shape}", "shape_of": " {colour}",
+    "bar_value": " {colour}", "tallest": " tallest", "shortest": " shortest",
+    "largest": " largest", "smallest": " smallest", "inside": " inside",
+    "odd_colour": " odd colour",
+    "odd_shape": " odd shape", "next_colour": " next", "count": " shapes", "bar_count": " bars",
+    "where": " where {shape}", "direction": " {a} side {b}", "most_colour": " most",
+    "nth_colour": " {ordinal} colour", "nth_shape": " {ordinal} shape",
+    "nth_read": " {ordinal} text",
+    "which_image": " image {shape}", "which_colour_image": " image {colour}",
+    "count_colour": " number {colour}", "count_shape": " number {shape}",
+    "same_colour": " same {a} {b}", "beside": " {b} {direction}", "quality": " sharp",
+}  # fmt: skip
+FACTS = 10  # of a picture in a drill, at most
+# Questions asked about one scene, at most: asking twice for the same string teaches little.
+SCENE_QUESTIONS = {"text": 2, "formula": 2, "signs": 4, "lines": 5, "form": 5, "album": 6}
+DULL = {
+    "kind": 0.15,
+    "background": 0.15,
+    "quality": 0.5,
+    "list": 1.5,
+}  # quickly learned: asked less
+READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
+
+
+@dataclass
+class Conversation:
+    """Token lists of one packed conversation.
+
+    ``flag`` is 1 / 0 at the end of right / wrong options and -1 elsewhere, ``segment`` is 0 for
+    the prefix.
+    """
+
+    pictures: list[Picture]
+    ids: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    flag: list[int] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
+    position: list[tuple[int, int, int]] = field(default_factory=list)
+    kind: list[int] = field(default_factory=list)  # 1: letter answer, 2: read string, 3: other
+
+
+class Writer:
+    """Turns scenes into conversations with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, closed: float = 1.0) -> None:
+        self.closed = closed  # factor on the share of multiple choice
+        self.tokenizer = tokenizer
+        self.image_pad: int = tokenizer.encode("<|image_pad|>").ids[0]
+        self.encode = lru_cache(maxsize=200_000)(self._encode)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text).ids)
+
+    def lines(self, text: str) -> list[int]:
+        """Token ids; every line is encoded by itself, because a newline is always one token."""
+        out: list[int] = []
+        for line in text.splitlines(keepends=True):
+            out += self.encode(line)
+        return out
+
+    def conversation(
+        self, scene: Scene, rng: random.Random, questions: int, wanted: Sequence[str] = ()
+    ) -> Conversation:
+        """A scene with at most ``questions`` questions about it, those of wanted skills first."""
+        out = Conversation(list(scene.pictures))
+        bare = rng.random() < 0.2  # the layout in which the question begins before the picture
+        start = self._prefix(out, bare=bare)
+        asked = scene.questions
+        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in asked]
+        count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
+        ranks = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
+        ranks = [r + (q.skill in wanted) for r, q in zip(ranks, asked, strict=True)]
+        order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+        chosen = [asked[i] for i in order[:count]]
+        chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
+        for index, question in enumerate(chosen, 1):
+            self._ask(out, question, rng, start, index, bare=bare)
+        return out
+
+    def drill(self, rng: random.Random, pairs: int) -> Conversation:
+        """Letters and words, then every word with its letter right behind it; no picture."""
+        out = Conversation([])
+        pool = rng.choice((INKS, SHAPES, tuple("123456789"), PLACES, INKS + SHAPES))
+        chosen = rng.sample(pool, min(4, len(pool)))
+        letters = synthetic.LETTERS[: len(chosen)]
+        text = "".join(f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True))
+        self._append(out, self.lines(text), 0, 0)
+        for _ in range(pairs):
+            place = rng.randrange(len(chosen))
+            asked = list(self.encode(f" {chosen[place]}"))
+            self._append(out, asked, 0, len(out.ids))
+            answer = list(self.encode(letters[place]))
+            self._append(out, answer, 0, len(out.ids), loss=1)
+        return out
+
+    def look(self, scene: Scene, rng: random.Random, wanted: Sequence[str] = ()) -> Conversation:
+        """Cues and answers about one scene: many things to look up for few tokens."""
+        out = Conversation(list(scene.pictures))
+        start = self._prefix(out, bare=rng.random() < 0.2)
+        facts = [q for q in scene.questions if q.skill in CUES]
+        rng.shuffle(facts)
+        facts.sort(key=lambda q: q.skill not in wanted)  # what is wanted first
+        for index, question in enumerate(facts[:FACTS], 1):
+            cue = list(self.encode(CUES[question.skill].format(**question.slots)))
+            self._append(out, cue, index, start)
+            kind = 2 if question.skill in READING else 3
+            space = "" if kind == 2 or question.answer.isdigit() else " "
+            answer = [*self.encode(space + question.answer), *self.encode("<|im_end|>")]
+            self._append(out, answer, index, start + len(cue), loss=kind)
+        return out
+
+    def _prefix(self, out: Conversation, *, bare: bool) -> int:
+        system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        self._append(out, self.lines(system + ("Question: " if bare else "")), 0, 0)
+        start = len(out.ids)
+        vision = self.encode("<|vision_start|>"), self.encode("<|vision_end|>")
+        for i, picture in enumerate(out.pictures):
+            if bare and i:
+                self._append(out, list(self.encode(" ")), 0, start)
+                start += 1
+            self._append(out, list(vision[0]), 0, start)
+            rows, columns = (s // (2 * PATCH) for s in (picture.image.height, picture.image.width))
+            for row in range(rows):
+                for column in range(columns):
+                    place = (start + 1, start + 1 + row, start + 1 + column)
+                    self._token(out, self.image_pad, 0, place)
+            start += 1 + max(rows, columns)
+            self._append(out, list(vision[1]), 0, start)
+            start += 1
+        return start
+
+    def _ask(
+        self, out: Conversation, question: Question, rng: random.Random, start: int, index: int,
+        *, bare: bool,
+    ) -> None:  # fmt: skip
+        language = "zh" if rng.random() < 0.12 else "en"
+        closed = self.closed * (0.35 if question.skill in READING else 0.75)
+        options = rng.choices((4, 3, 5, 2), (0.8, 0.08, 0.06, 0.06))[0]
+        if question.skill != "repeat" and rng.random() > closed:
+            options = 0
+        listed = synthetic.choose_options(question, rng, options) if options else ()
+        asked = synthetic.word_question(question, listed, rng, language=language)
+        body = asked.body(language=language if rng.random() < 0.3 else "en", bare=bare)
+        body = f" {body}" if bare else body
+        if not asked.options:
+            body += "\n" if bare else ""
+            if rng.random() < 0.15:
+                body += f"\n{synthetic.SHORT_ANSWER_SUFFIX}"
+        right = synthetic.LETTERS.find(asked.answer) if asked.options else -1
+        seen = -1
+        for line in body.splitlines(keepends=True):
+            ids = list(self.encode(line))
+            letter = line[:1]
+            is_option = bool(asked.options) and line[1:3] == ". " and letter.isupper()
+            if is_option:
+                seen += 1
+            flag_at = len(ids) - 2 if is_option else -1
+            first = len(out.ids)
+            self._append(out, ids, index, self._next(out, start, index))
+            if is_option:
+                out.flag[first + flag_at] = int(seen == right)
+        turn = "<|im_end|>\n<|im_start|>assistant\n"
+        self._append(out, self.lines(turn), index, self._next(out, start, index))
+        kind = 1 if asked.options else 2 if question.skill in READING else 3
+        answer = [*self.encode(asked.answer), *self.encode("<|im_end|>")]
+        self._append(out, answer, index, self._next(out, start, index), loss=kind)
+
+    @staticmethod
+    def _next(out: Conversation, start: int, index: int) -> int:
+        return out.position[-1][0] + 1 if out.segment[-1] == index else start
+
+    def _append(
+        self, out: Conversation, ids: list[int], segment: int, start: int, *, loss: int = 0
+    ) -> None:
+        for i, token in enumerate(ids):
+            self._token(out, token, segment, (start + i,) * 3, loss=loss)
+
+    @staticmethod
+    def _token(
+        out: Conversation, token: int, segment: int, place: tuple[int, int, int], *, loss: int = 0
+    ) -> None:
+        if loss:
+            out.target[-1], out.kind[-1] = token, loss  # the token before predicts this one
+        out.ids.append(token)
+        out.target.append(IGNORE)
+        out.flag.append(-1)
+        out.kind.append(0)
+        out.segment.append(segment)
+        out.position.append(place)
+
+
+def _repeat(rng: random.Random) -> Question:
+    """A question whose answer stands in it: the drill in the form of the benchmark."""
+    pool = rng.choice((INKS, SHAPES, PLACES, DIRECTIONS, tuple("123456789")))
+    answer = rng.choice(pool)
+    wrong = tuple(w for w in pool if w != answer)
+    return Question("repeat", answer, wrong, {"word": translate(answer, "en")})

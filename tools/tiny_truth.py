@@ -1,0 +1,65 @@
+"""The truth per patch of a picture, and its patches as the model is fed them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlpress.calib.draw import INKS, ROLES, SHAPES, Picture
+from vlpress.calib.glyphs import GLYPHS
+
+PATCH = 14
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+
+# What a patch is labelled with: the mark whose centre lies in it. Where a glyph stands in its
+# string and in which line, or in which third of the width and of the height a shape lies, is what
+# rotary positions alone teach slowly.
+MARKS = (*SHAPES, "bar")
+RANKS, LINES = 7, 4
+GROUPS = {
+    "glyph": len(GLYPHS), "shape": len(MARKS), "colour": len(INKS), "size": 2,  # large, framed
+    "rank": RANKS, "line": LINES, "blur": 1, "role": len(ROLES),
+}  # fmt: skip
+LABELS = sum(GROUPS.values())
+PLACED = RANKS + LINES  # labels that say where something stands
+THINGS = LABELS - PLACED - GROUPS["blur"] - len(ROLES)  # labels that say what something is
+FIRST = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]).tolist(), strict=False))
+
+
+def patch_labels(picture: Picture) -> np.ndarray:
+    """Labels of every merged token, float32 ``[tokens, 4 * LABELS]`` of 0 and 1."""
+    columns, rows = picture.image.width // PATCH, picture.image.height // PATCH
+    grid = np.zeros((rows, columns, LABELS), dtype=np.float32)
+    for mark in picture.marks:
+        row = min(rows - 1, max(0, int(mark.y // PATCH)))
+        column = min(columns - 1, max(0, int(mark.x // PATCH)))
+        here = grid[row, column]
+        here[:] = 0
+        if mark.glyph:
+            here[FIRST["glyph"] + GLYPHS.index(mark.glyph)] = 1
+            here[FIRST["line"] + min(mark.line, LINES) - 1] = 1
+        if mark.rank:
+            here[FIRST["rank"] + min(mark.rank, RANKS) - 1] = 1
+        if mark.shape:
+            here[FIRST["shape"] + MARKS.index(mark.shape)] = 1
+            here[FIRST["rank"] + int(3 * mark.x / picture.image.width)] = 1
+            here[FIRST["line"] + int(3 * mark.y / picture.image.height)] = 1
+        if mark.blurred:
+            here[FIRST["blur"]] = 1
+        if mark.role:
+            here[FIRST["role"] + ROLES.index(mark.role)] = 1
+        if mark.colour in INKS:
+            here[FIRST["colour"] + INKS.index(mark.colour)] = 1
+        if mark.size in ("large", "framed"):
+            here[FIRST["size"] + (mark.size == "framed")] = 1
+    tiles = grid.reshape(rows // 2, 2, columns // 2, 2, LABELS).transpose(0, 2, 1, 3, 4)
+    return tiles.reshape(rows * columns // 4, 4 * LABELS)
+
+
+def patches(picture: Picture) -> np.ndarray:
+    """Normalized patches in merge order, float32 ``[patches, 1176]``."""
+    pixels = (np.asarray(picture.image, dtype=np.float32) / 255 - MEAN) / STD
+    rows, columns = pixels.shape[0] // (2 * PATCH), pixels.shape[1] // (2 * PATCH)
+    tiles = pixels.reshape(rows, 2, PATCH, columns, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    flat = tiles.reshape(rows * columns * 4, 3, 1, PATCH * PATCH)
+    return np.repeat(flat, 2, axis=2).reshape(rows * columns * 4, -1)
