@@ -21,20 +21,20 @@ POOL = 8  # batches that are drawn together and sorted by length: a third less p
 # Every conversation is about a scene that asks for one skill; its share, and the scenes to draw.
 # What is asked by chance alone is rare for the harder skills.
 SHARES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "read": (4.5, ("text",)), "number": (1.8, ("text",)), "formula": (1.6, ("formula",)),
-    "ink": (0.8, ("signs",)), "sign": (0.8, ("signs",)), "line": (1.5, ("lines",)),
-    "value": (1.5, ("form",)), "nth_read": (0.3, ("album",)),
+    "read": (8.0, ("text",)), "number": (2.5, ("text",)), "formula": (4.0, ("formula",)),
+    "ink": (2.0, ("signs",)), "sign": (3.0, ("signs",)), "line": (2.5, ("lines",)),
+    "value": (2.0, ("form",)), "nth_read": (0.3, ("album",)),
     "tallest": (0.3, ("chart",)), "shortest": (0.3, ("chart",)), "bar_value": (0.4, ("chart",)),
     "bar_count": (0.3, ("chart",)), "which_image": (0.4, ("album",)),
     "which_colour_image": (0.4, ("album",)), "nth_colour": (0.3, ("album",)),
     "nth_shape": (0.3, ("album",)), "colour_of": (0.6, ("shapes", "frame")),
-    "shape_of": (0.6, ("shapes", "frame")), "count": (1.8, ("shapes", "odd", "row")),
-    "count_shape": (1.2, ("shapes", "odd")), "count_colour": (1.2, ("shapes", "odd")),
-    "where": (0.9, ("shapes",)), "direction": (2.0, ("shapes", "pair")),
-    "beside": (0.9, ("shapes", "pair")), "same_colour": (2.0, ("shapes", "pair")),
-    "largest": (1.5, ("shapes",)), "smallest": (1.5, ("shapes",)), "quality": (1.2, ("shapes",)),
-    "inside": (1.5, ("frame",)), "odd_colour": (1.5, ("odd",)), "odd_shape": (1.5, ("odd",)),
-    "most_colour": (0.5, ("odd",)), "next_colour": (1.8, ("row",)),
+    "shape_of": (0.6, ("shapes", "frame")), "count": (1.5, ("shapes", "odd", "row")),
+    "count_shape": (1.1, ("shapes", "odd")), "count_colour": (1.1, ("shapes", "odd")),
+    "where": (0.7, ("shapes",)), "direction": (0.7, ("shapes", "pair")),
+    "beside": (0.5, ("shapes", "pair")), "same_colour": (2.0, ("shapes", "pair")),
+    "largest": (0.8, ("shapes",)), "smallest": (1.0, ("shapes",)), "quality": (2.2, ("shapes",)),
+    "inside": (0.5, ("frame",)), "odd_colour": (0.7, ("odd",)), "odd_shape": (0.7, ("odd",)),
+    "most_colour": (0.5, ("odd",)), "next_colour": (2.0, ("row",)),
     "kind": (0.2, tuple(scenes.SCENES)), "background": (0.2, tuple(scenes.SCENES)),
 }  # fmt: skip
 HARD_TEXT = {"digits": 1.5, "non_semantic": 2.0}  # shares of kinds of text, 1 for the others
