@@ -73,9 +73,9 @@ def _factor(hessian: Tensor, damp_percent: float) -> Tensor:
     for rung in LADDER:
         damped = matrix.clone()
         damped.diagonal().add_(damp_percent * rung * mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
-        if not bool(info != 0):
-            return lower
+        found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(damped)
+        if not bool(found[1] != 0):
+            return found[0]
     raise ValueError(
         f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}; use more calibration "
         "samples or a larger damp_percent"
