@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint type format bench clean
+.PHONY: demo test test-slow lint type format bench interop clean
 
 # --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
@@ -31,8 +31,12 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
+# Other engines load what vlpress writes, and the other way round; docs/interop.md.
+interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed
+	$(BIN)/python benchmarks/interop/run.py
+
 clean:
-	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .interop build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and alone: it is by far the largest download, and a failure there should be the first thing seen.
 $(VENV)/.torch: constraints.txt
@@ -43,4 +47,12 @@ $(VENV)/.torch: constraints.txt
 # No build isolation, so that the build uses the pinned scikit-build-core too.
 $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-build-isolation -e '.[$*]'
+	touch $@
+
+# The engines ask for versions that exclude each other and ours. The variable, unlike -c, also pins what they are built
+# with; torch first, or their own wish for it would fetch the largest build there is.
+.interop/%/.installed: constraints-%.txt pyproject.toml
+	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet torch
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet -e '.[$*]'
 	touch $@

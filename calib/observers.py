@@ -39,12 +39,39 @@ class AbsMax:
             self.values = torch.maximum(self.values, seen.to(self.values.device))
 
 
+class MeanAbs:
+    """Mean magnitude per channel, ``sum_t w_t |x_t| / sum_t w_t`` in float32."""
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(in_features, device=device)
+        """float32 ``[K]``."""
+        self.weight = 0.0
+        """Sum of the token weights so far."""
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        tokens, weights = _tokens(inputs, weights, len(self.values))
+        if not len(tokens):
+            return
+        sizes = tokens.to(self.values.device).abs().float()
+        if weights is not None:
+            sizes = sizes * weights.to(sizes)[:, None]
+        total = self.weight + (float(len(tokens)) if weights is None else float(weights.sum()))
+        self.values.mul_(self.weight / total).add_(sizes.sum(dim=0) / total)
+        self.weight = total
+
+
 class MinMax:
     """Smallest and largest value of the whole tensor, for static activation scales."""
 
     def __init__(self) -> None:
         self.low = float("inf")
         self.high = float("-inf")
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude; 0 if no token came."""
+        return max(-self.low, self.high, 0.0)
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
@@ -68,9 +95,12 @@ class Hessian:
         """Sum of the token weights so far."""
         self.tokens = 0
         """Tokens of positive weight so far."""
+        self.extent = MinMax()
+        """Range of the same inputs."""
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
+        self.extent.update(inputs, weights)
         tokens, weights = _tokens(inputs, weights, len(self.values))
         if not len(tokens):
             return

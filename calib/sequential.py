@@ -8,7 +8,7 @@ What a block needs beside the hidden states (rotary tables, segment bounds, mask
 sample's state, so pictures of unequal size never meet each other's tables.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from ..model.families import LinearSpec, family_of
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .capture import watch_inputs
-from .observers import Hessian
+from .observers import Hessian, Observer
 from .store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, State, loaded
 
 
@@ -39,6 +39,54 @@ class TapGroup:
 
 Solve = Callable[[TapGroup, Hessian], None]
 """Called with a group and its Hessian; replaces the group's layers in the model."""
+
+
+class BlockView:
+    """A block that the walk has reached, and the samples in front of it.
+
+    Its layers are not solved yet; everything before it is. What is changed in its weights while
+    this view is open stays changed for all that follows.
+    """
+
+    def __init__(self, walk: "_Walk", path: str) -> None:
+        self._walk = walk
+        self.path = path
+        """Module path of the block."""
+        self.samples: Sequence[int] = walk.samples(path)
+        """Numbers of the samples that pass through it."""
+
+    def observe(
+        self, observers: Mapping[str, Sequence[Observer]], samples: Sequence[int] | None = None
+    ) -> None:
+        """Run samples and show observers what linear layers read.
+
+        Args:
+            observers: for each layer name (in full) what watches its input; tokens are weighted
+                as they are in the Hessians.
+            samples: numbers of some of `samples`; None = all.
+
+        Raises:
+            ValueError: no sample reaches the block.
+        """
+        if not self.samples:
+            raise ValueError(
+                f"{self.path}: no calibration sample reaches this block; add samples with images"
+            )
+        for sample in self.samples if samples is None else samples:
+            self._walk.watch(self.path, sample, observers)
+
+    def output(self, sample: int) -> Tensor:
+        """What the block makes of a sample as it is now, ``[..., channels]``."""
+        walk = self._walk
+        return walk.run(self.path, walk.store.get(self.path, sample))["hidden"]
+
+    def token_weights(self, sample: int) -> Tensor | None:
+        """How much each token of a sample counts, float ``[T]``; None = all alike."""
+        return self._walk.token_weights(self.path, self._walk.prompts[sample])
+
+
+Prepare = Callable[[BlockView], None]
+"""Called with a block before its groups are solved; may change its float weights."""
 
 
 class _Seen(Exception):  # noqa: N818, RUF100  # control flow: the rest of the block need not run
@@ -63,19 +111,21 @@ def run_sequential(
     *,
     true_sequential: bool = True,
     image_weight: float = 1.0,
+    prepare: Prepare | None = None,
     blocks: BlockSource | None = None,
     store: ActivationStore | None = None,
 ) -> None:
     """Capture the Hessian of every tap of the targets and have each group solved.
 
     Args:
-        model: changed only by `solve`.
+        model: changed only by `solve` and `prepare`.
         prompts: calibration samples with their answers, at least one.
         targets: layers to solve, in the order of computation.
         solve: called once per group; what it puts into the model feeds all that follows.
         true_sequential: capture a group after the groups before it in the same block were
             solved; otherwise all groups of a block see its original output.
         image_weight: weight of an image or video token in decoder Hessians (text counts 1).
+        prepare: called for each block that has targets, before its groups are captured.
         blocks: where modules come from; default the model itself.
         store: where activations wait; default in memory.
 
@@ -94,6 +144,8 @@ def run_sequential(
         walk.enter(step)
         with loaded(walk.blocks, step):
             groups = wanted[step]
+            if groups and prepare is not None:
+                prepare(BlockView(walk, step))
             rounds = [[group] for group in groups] if true_sequential else [groups]
             for together in rounds:
                 for group, hessian in walk.observe(step, together):
@@ -150,9 +202,12 @@ class _Walk:
             return
         device = self.model.device
         observers = [Hessian(group.in_features, device) for group in groups]
+        watchers = {
+            group.linears[0].name: [observer]
+            for group, observer in zip(groups, observers, strict=True)
+        }
         for sample in self.samples(step):
-            weights = self._weights(step, self.prompts[sample])
-            self._watch(step, sample, groups, observers, weights)
+            self.watch(step, sample, watchers)
         for group, observer in zip(groups, observers, strict=True):
             if not observer.tokens:
                 raise ValueError(
@@ -165,27 +220,23 @@ class _Walk:
         """Run all samples through a finished block; their states wait before the next one."""
         for sample in self.samples(step):
             if following is not None:
-                state = self._run(step, self.store.get(step, sample))
+                state = self.run(step, self.store.get(step, sample))
                 if step in self.merger:
                     self.features[sample] = state["hidden"]
                 else:
                     self.store.put(following, sample, state)
             self.store.drop(step, sample)
 
-    def _watch(
-        self,
-        step: str,
-        sample: int,
-        groups: Sequence[TapGroup],
-        observers: Sequence[Hessian],
-        weights: Tensor | None,
-    ) -> None:
-        remaining = len(groups)
+    def watch(self, step: str, sample: int, observers: Mapping[str, Sequence[Observer]]) -> None:
+        """Run one sample through a block as far as the last layer that is watched."""
+        weights = self.token_weights(step, self.prompts[sample])
+        remaining = len(observers)
 
-        def watcher(observer: Hessian) -> Callable[[Tensor], None]:
+        def watcher(watching: Sequence[Observer]) -> Callable[[Tensor], None]:
             def see(inputs: Tensor) -> None:
                 nonlocal remaining
-                observer.update(inputs, weights)
+                for observer in watching:
+                    observer.update(inputs, weights)
                 remaining -= 1
                 if not remaining:
                     raise _Seen
@@ -193,12 +244,12 @@ class _Walk:
             return see
 
         watchers = {
-            self.model.get_submodule(group.linears[0].name): watcher(observer)
-            for group, observer in zip(groups, observers, strict=True)
+            self.model.get_submodule(name): watcher(watching)
+            for name, watching in observers.items()
         }
         with watch_inputs(watchers):
             try:
-                self._run(step, self.store.get(step, sample))
+                self.run(step, self.store.get(step, sample))
             except _Seen:
                 pass
 
@@ -216,7 +267,8 @@ class _Walk:
         batch = self.model.embed([prompt], [parts])
         return self.model.model.prepare(batch.embeds, batch.position_ids)
 
-    def _run(self, step: str, state: State) -> State:
+    def run(self, step: str, state: State) -> State:
+        """The state behind a block."""
         if step in self.vision:
             return {**state, "hidden": self.model.visual.step(self.vision.index(step), state)}
         if step in self.merger:
@@ -227,7 +279,8 @@ class _Walk:
         hidden = layer(state["hidden"], state["cos"], state["sin"], state.get("mask"))
         return {**state, "hidden": hidden}
 
-    def _weights(self, step: str, prompt: Prompt) -> Tensor | None:
+    def token_weights(self, step: str, prompt: Prompt) -> Tensor | None:
+        """How much each token counts in a block, float ``[T]``; None = all alike."""
         if self.image_weight == 1.0 or step not in self.decoder + self.head:
             return None
         config = self.model.config

@@ -44,6 +44,7 @@ class LinearSpec:
     stage: str
     block: int  # index within the stage
     tap: str  # linears of one block with equal taps read the same tensor
+    input_split: bool = False  # engines that split layers over devices split its input
 
     @property
     def weights(self) -> int:
@@ -60,6 +61,7 @@ class BlockLinear:
     outputs: str
     bias: bool
     tap: str
+    input_split: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Stage:
     fused: tuple[tuple[str, ...], ...] = ()  # engines fuse these: same scheme for all members
     padded: tuple[PaddedWidth, ...] = ()
 
+    @property
+    def bindings(self) -> tuple[NormBinding | PairBinding, ...]:
+        """Everything in a block that a factor may pass through."""
+        return (*self.norms, *self.pairs)
+
     def block_path(self, block: int) -> str:
         """Module path of one block, such as `model.layers.3`."""
         return self.path.format(block)
@@ -155,7 +162,14 @@ class Family:
                     inputs, outputs = size[linear.inputs], size[linear.outputs]
                     specs.append(
                         LinearSpec(
-                            name, inputs, outputs, linear.bias, stage.name, block, linear.tap
+                            name,
+                            inputs,
+                            outputs,
+                            linear.bias,
+                            stage.name,
+                            block,
+                            linear.tap,
+                            linear.input_split,
                         )
                     )
         return specs
@@ -184,7 +198,7 @@ def family_of(config: ModelConfig) -> Family:
 
 _VISION_ATTENTION = (
     BlockLinear("attn.qkv", "vision", "vision_qkv", bias=True, tap="qkv"),
-    BlockLinear("attn.proj", "vision", "vision", bias=True, tap="o"),
+    BlockLinear("attn.proj", "vision", "vision", bias=True, tap="o", input_split=True),
 )
 # v is the last third of the joint projection.
 _VISION_VALUE = PairBinding("attn.qkv", "attn.proj", part=(2, 3))
@@ -196,7 +210,7 @@ _VISION_QWEN2 = Stage(
     linears=(
         *_VISION_ATTENTION,
         BlockLinear("mlp.fc1", "vision", "vision_mlp", bias=True, tap="fc1"),
-        BlockLinear("mlp.fc2", "vision_mlp", "vision", bias=True, tap="fc2"),
+        BlockLinear("mlp.fc2", "vision_mlp", "vision", bias=True, tap="fc2", input_split=True),
     ),
     norms=(NormBinding("norm1", ("attn.qkv",)), NormBinding("norm2", ("mlp.fc1",))),
     pairs=(_VISION_VALUE,),  # not fc1 -> fc2: QuickGELU lies between and is not linear
@@ -210,7 +224,9 @@ _VISION_QWEN2_5 = Stage(
         *_VISION_ATTENTION,
         BlockLinear("mlp.gate_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
         BlockLinear("mlp.up_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
-        BlockLinear("mlp.down_proj", "vision_mlp", "vision", bias=True, tap="down"),
+        BlockLinear(
+            "mlp.down_proj", "vision_mlp", "vision", bias=True, tap="down", input_split=True
+        ),
     ),
     norms=(
         NormBinding("norm1", ("attn.qkv",)),
@@ -234,7 +250,7 @@ _MERGER = Stage(
     count=lambda config: 1,
     linears=(
         BlockLinear("mlp.0", "merged", "merged", bias=True, tap="merger_in"),
-        BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out"),
+        BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out", input_split=True),
     ),
     norms=(NormBinding("ln_q", ("mlp.0",), tiles=4),),
 )
@@ -247,10 +263,10 @@ _DECODER = Stage(
         BlockLinear("self_attn.q_proj", "hidden", "q", bias=True, tap="qkv"),
         BlockLinear("self_attn.k_proj", "hidden", "kv", bias=True, tap="qkv"),
         BlockLinear("self_attn.v_proj", "hidden", "kv", bias=True, tap="qkv"),
-        BlockLinear("self_attn.o_proj", "q", "hidden", bias=False, tap="o"),
+        BlockLinear("self_attn.o_proj", "q", "hidden", bias=False, tap="o", input_split=True),
         BlockLinear("mlp.gate_proj", "hidden", "mlp", bias=False, tap="gate_up"),
         BlockLinear("mlp.up_proj", "hidden", "mlp", bias=False, tap="gate_up"),
-        BlockLinear("mlp.down_proj", "mlp", "hidden", bias=False, tap="down"),
+        BlockLinear("mlp.down_proj", "mlp", "hidden", bias=False, tap="down", input_split=True),
     ),
     norms=(
         NormBinding(

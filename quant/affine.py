@@ -33,6 +33,8 @@ class QuantizedWeight:
     scheme: QuantScheme
     group_index: Tensor | None = None
     """int32 ``[K]``, the group of each input feature; None = consecutive groups."""
+    input_scale: Tensor | None = None
+    """float32 scalar: the scale of the int8 input, with static activations only."""
 
     @property
     def out_features(self) -> int:
@@ -49,9 +51,15 @@ class QuantizedWeight:
         return dequantize(self.integers, self.scales, self.zero_points, dtype, self.group_index)
 
     def equals(self, other: "QuantizedWeight") -> bool:
-        """True if integers, scales, zero points and group order are identical."""
+        """True if integers, scales (the input's too), zero points and group order are identical."""
+        mine, theirs = self.input_scale, other.input_scale
+        if mine is None or theirs is None:
+            same_input = mine is theirs
+        else:
+            same_input = torch.equal(mine, theirs)
         return (
-            self.scheme == other.scheme
+            same_input
+            and self.scheme == other.scheme
             and torch.equal(self.integers, other.integers)
             and torch.equal(self.scales, other.scales)
             and torch.equal(self.zero_points, other.zero_points)
@@ -89,6 +97,23 @@ def round_scales(scales: Tensor) -> Tensor:
             f"{MAX_SCALE:g}); the weight is broken or needs a wider format"
         )
     return rounded.to(torch.float16).to(torch.float32).clamp_min(MIN_SCALE)
+
+
+def choose_input_scale(largest: float) -> Tensor:
+    """The scale of a static int8 input: float32 scalar ``largest / 127``, see `round_scales`.
+
+    Args:
+        largest: largest magnitude that calibration saw; 0 gives scale 1.
+
+    Raises:
+        ValueError: it is not finite, or the scale is out of fp16's range.
+    """
+    if not 0 <= largest <= 127 * MAX_SCALE:
+        raise ValueError(
+            f"the inputs reach {largest:g}; a static scale covers at most {127 * MAX_SCALE:g}; "
+            "use dynamic activations, or calibrate in bf16 or fp32"
+        )
+    return round_scales(torch.tensor(largest / 127 if largest else 1.0))
 
 
 def choose_qparams(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:

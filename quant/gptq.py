@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, quantize
+from .error import row_energy
 from .scale_search import search_scales
 from .scheme import QuantScheme
 
@@ -147,7 +148,7 @@ def gptq(
 
     packed = QuantizedWeight(rounded, scales, zero_points, scheme)
     rtn_rows = _row_errors(original, packed, matrix)
-    energy = _row_energy(original, matrix).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    energy = row_energy(original, matrix).sum().clamp_min(torch.finfo(torch.float32).tiny)
     rtn_error = float(rtn_rows.sum() / energy)
     if factor is None:
         reason = f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}, rounded instead"
@@ -231,9 +232,4 @@ def _solve(
 
 
 def _row_errors(weight: Tensor, candidate: QuantizedWeight, hessian: Tensor) -> Tensor:
-    return _row_energy(weight - candidate.dequantize(), hessian)
-
-
-def _row_energy(rows: Tensor, hessian: Tensor) -> Tensor:
-    """float32 ``[N]``: each row's quadratic form under the Hessian."""
-    return ((rows @ hessian.float()) * rows).sum(dim=1).clamp_min(0)
+    return row_energy(weight - candidate.dequantize(), hessian)

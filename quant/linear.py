@@ -21,22 +21,25 @@ class QuantLinear(nn.Module):
     scales: Tensor
     zero_points: Tensor
     group_index: Tensor | None
+    input_scale: Tensor | None
     bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
         """Prepack `weight`.
 
         Args:
-            weight: unpacked; activations of its scheme must be "none".
+            weight: unpacked.
             bias: ``[out_features]`` or None.
 
         Raises:
-            ValueError: the scheme asks for quantized activations.
+            ValueError: the scheme is static without an input scale, or has one and is not.
         """
         super().__init__()
-        if weight.scheme.activations != "none":
+        if (weight.input_scale is not None) != (weight.scheme.activations == "static"):
+            found = "no input scale" if weight.input_scale is None else "an input scale"
             raise ValueError(
-                f"no kernel rounds activations ({weight.scheme.label}); use a weight-only scheme"
+                f"{weight.scheme.label} comes with {found}; static activations need one and no "
+                "others may have one"
             )
         self.scheme: QuantScheme = weight.scheme
         self.in_features = weight.in_features
@@ -45,6 +48,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("scales", weight.scales)
         self.register_buffer("zero_points", weight.zero_points)
         self.register_buffer("group_index", weight.group_index)
+        self.register_buffer("input_scale", weight.input_scale)
         self.register_buffer("bias", bias)
 
     @classmethod
@@ -57,20 +61,20 @@ class QuantLinear(nn.Module):
         """The unpacked weight."""
         integers = reference.unprepack(self.packed, self.scheme.bits)
         return QuantizedWeight(
-            integers, self.scales, self.zero_points, self.scheme, self.group_index
+            integers,
+            self.scales,
+            self.zero_points,
+            self.scheme,
+            self.group_index,
+            self.input_scale,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
-        return reference.weight_only_linear(
-            x,
-            self.packed,
-            self.scales,
-            self.zero_points,
-            self.scheme.bits,
-            self.bias,
-            self.group_index,
-        )
+        layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
+        if self.scheme.activations == "none":
+            return reference.weight_only_linear(x, *layer, self.group_index)
+        return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
 
     def extra_repr(self) -> str:
         """Shape and scheme for `print(model)`."""

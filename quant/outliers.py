@@ -24,7 +24,7 @@ from ..model.checkpoint import SINGLE_FILE, CheckpointReader
 from ..model.config import ModelConfig
 from ..model.families import family_of
 from .formats.folder import copy_side_files, share, write_tensors
-from .rescale import norm_channels, pair_channels, rescale_norm_, rescale_pair_
+from .rescale import count_channels, rescale_, source_of
 
 OUTLIERS = "tiny-outliers"
 SHARE = 0.015
@@ -91,14 +91,10 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
     """
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
-            for norm in stage.norms:
-                count = norm_channels(tensors, block, norm)
-                factors = choose_factors(count, f"{seed}/{block}.{norm.norm}")
-                rescale_norm_(tensors, block, norm, factors)
-            for pair in stage.pairs:
-                count = pair_channels(tensors, block, pair)
-                factors = choose_factors(count, f"{seed}/{block}.{pair.source}")
-                rescale_pair_(tensors, block, pair, factors, config)
+            for binding in stage.bindings:
+                count = count_channels(tensors, block, binding)
+                factors = choose_factors(count, f"{seed}/{block}.{source_of(binding)}")
+                rescale_(tensors, block, binding, factors, config)
 
 
 def choose_factors(channels: int, key: str) -> Tensor:

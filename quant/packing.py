@@ -6,6 +6,7 @@ whole values, one split, ten whole, one split, ten whole).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Values that share a whole number of words for every width.
@@ -74,3 +75,34 @@ def unpack(words: Tensor, bits: int) -> Tensor:
             value = value | (runs[:, word + 1].to(torch.int64) & 0xFFFFFFFF) << (32 - shift)
         values[:, index] = (value & (2**bits - 1)).to(torch.uint8)
     return values.reshape(-1, columns)
+
+
+def packed_words(count: int, bits: int) -> int:
+    """int32 words that so many values take in `pack_padded`."""
+    return -(-count * bits // 32)
+
+
+def pack_padded(values: Tensor, bits: int) -> Tensor:
+    """As `pack` for any number of rows: the last word is filled up with zero bits.
+
+    Returns:
+        int32 ``[packed_words(R, bits), C]``.
+    """
+    rows = len(values)
+    whole = F.pad(values, (0, 0, 0, -rows % VALUES))
+    return pack(whole, bits)[: packed_words(rows, bits)]
+
+
+def unpack_padded(words: Tensor, bits: int, count: int) -> Tensor:
+    """Undo `pack_padded`.
+
+    Args:
+        words: int32 ``[packed_words(count, bits), C]``.
+        bits: 2 to 8.
+        count: rows of the result.
+
+    Returns:
+        uint8 ``[count, C]``.
+    """
+    whole = F.pad(words, (0, 0, 0, -len(words) % bits))
+    return unpack(whole, bits)[:count]

@@ -2,20 +2,24 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from ..calib.observers import Hessian
-from ..calib.sequential import TapGroup, run_sequential
+from ..calib.sequential import BlockView, TapGroup, run_sequential
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from .formats import gptq as gptq_format
+from .affine import QuantizedWeight, choose_input_scale
+from .error import relative_error
 from .gptq import gptq
 from .loading import is_quantized, load_quantized, open_model, resolve_folder
-from .plan import Plan, make_plan
+from .padding import pad_model_
+from .plan import Plan, PlanRow, make_plan
 from .recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .rtn import rtn
+from .saving import check_format, save_quantized
 from .targets import put_quantized, quantized_layers, weight_of
+from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,6 @@ __all__ = [
 Progress = Callable[[int, int, str], None]
 """Called with layers done, layers in all, and a line about the last one."""
 
-FORMATS = ("gptq",)
-
 
 def quantize_(
     model: QwenVL,
@@ -46,7 +48,8 @@ def quantize_(
 ) -> QuantReport:
     """Replace linear layers of a model by quantized ones, as a recipe says; in place.
 
-    After an error the model may be half quantized and is of no further use.
+    Inner widths that no kernel takes are padded first, and the model's config then says so. After
+    an error the model may be half quantized and is of no further use.
 
     Args:
         model: in any float dtype, on any device.
@@ -61,23 +64,26 @@ def quantize_(
     plan = make_plan(model.config, recipe)
     if done := quantized_layers(model):
         raise ValueError(f"{next(iter(done))} is quantized already; start from the original model")
+    pad_model_(model, plan.padding)
     run = _Run(model, plan, on_progress or (lambda done, total, detail: None))
-    for row in plan.quantized:
-        if row.step is not None and row.step.method == "rtn":
-            run.round(row.name)
     record = None
     if recipe.needs_calibration:
         record = CalibrationRecord.of(prompts)
         run_sequential(
             model,
             prompts,
-            [row.spec for row in plan.quantized if row.step and row.step.method == "gptq"],
+            [row.spec for row in plan.quantized],
             run.solve,
             true_sequential=recipe.calibration.true_sequential,
             image_weight=recipe.calibration.image_weight,
+            prepare=run.prepare if plan.transforms else None,
         )
+    else:
+        for row in plan.quantized:
+            run.round(row)
     layers = tuple(run.layers[row.name] for row in plan.quantized)
-    return QuantReport(recipe, plan, layers, record)
+    transforms, changed = tuple(run.transforms.reports), frozenset(run.transforms.changed)
+    return QuantReport(recipe, plan, layers, record, transforms, changed)
 
 
 class _Run:
@@ -88,87 +94,79 @@ class _Run:
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
         self.on_progress = on_progress
+        self.transforms = BlockTransforms(model, plan)
         solved = [row for row in plan.quantized if row.step and row.step.method == "gptq"]
         self.rows_to_solve = sum(row.spec.out_features for row in solved)
 
-    def round(self, name: str) -> None:
-        """Quantize one layer to the nearest level."""
-        row = self.rows[name]
-        assert row.step is not None
-        try:
-            weight = rtn(weight_of(self.model, row.spec), row.step.scheme)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        put_quantized(self.model, row.spec, weight)
-        self._done(LayerReport(row, None, 0), f"{name} rounded")
+    def prepare(self, view: BlockView) -> None:
+        """Run the transforms of a block."""
+        for done in self.transforms.prepare(view):
+            detail = f"{done.planned.source} {done.planned.transform.method}"
+            self.on_progress(len(self.layers), len(self.rows), detail)
 
     def solve(self, group: TapGroup, hessian: Hessian) -> None:
-        """Quantize the layers of a group with GPTQ."""
+        """Quantize the layers of a group as their steps say."""
         for spec in group.linears:
             row = self.rows[spec.name]
             assert row.step is not None
-            try:
-                result = gptq(
-                    weight_of(self.model, spec),
-                    hessian.values,
-                    row.step.scheme,
-                    damp_percent=row.step.damp_percent,
-                    act_order=row.step.act_order,
-                    block_size=row.step.block_size,
-                    scale_search=row.step.scale_search,
-                )
-            except ValueError as error:
-                raise ValueError(
-                    f"{spec.name} ({hessian.tokens} calibration tokens): {error}"
-                ) from None
-            put_quantized(self.model, spec, result.weight)
-            detail = f"{spec.name} error {result.final_error:.2e}"
-            if result.fallback:
-                logger.warning("%s: %s", spec.name, result.fallback)
-                detail += f" ({result.fallback})"
-            self._done(LayerReport(row, result, hessian.tokens), detail)
-            # Here and not at the end: the rest of the run would be for nothing.
-            check_fallback(list(self.layers.values()), self.rows_to_solve)
+            (self.round if row.step.method == "rtn" else self._gptq)(row, hessian)
+
+    def round(self, row: PlanRow, hessian: Hessian | None = None) -> None:
+        """Quantize one layer to the nearest level."""
+        assert row.step is not None
+        original = weight_of(self.model, row.spec)
+        error, tokens, clipping = None, 0, None
+        if hessian is not None and row.name in self.transforms.clipped:
+            clipping = hessian.values
+        try:
+            weight = rtn(original, row.step.scheme, clipping)
+            if hessian is not None:
+                tokens = hessian.tokens
+                error = relative_error([original], [weight.dequantize()], hessian.values)
+                weight = with_input_scale(weight, hessian)
+        except ValueError as error_:
+            raise ValueError(f"{row.name}: {error_}") from None
+        put_quantized(self.model, row.spec, weight)
+        detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
+        self._done(LayerReport(row, None, tokens, error), detail)
+
+    def _gptq(self, row: PlanRow, hessian: Hessian) -> None:
+        """Quantize one layer with GPTQ."""
+        assert row.step is not None
+        try:
+            result = gptq(
+                weight_of(self.model, row.spec),
+                hessian.values,
+                row.step.scheme,
+                damp_percent=row.step.damp_percent,
+                act_order=row.step.act_order,
+                block_size=row.step.block_size,
+                scale_search=row.step.scale_search,
+            )
+            weight = with_input_scale(result.weight, hessian)
+        except ValueError as error:
+            raise ValueError(f"{row.name} ({hessian.tokens} calibration tokens): {error}") from None
+        put_quantized(self.model, row.spec, weight)
+        detail = f"{row.name} error {result.final_error:.2e}"
+        if result.fallback:
+            logger.warning("%s: %s", row.name, result.fallback)
+            detail += f" ({result.fallback})"
+        self._done(LayerReport(row, result, hessian.tokens), detail)
+        # Here and not at the end: the rest of the run would be for nothing.
+        check_fallback(list(self.layers.values()), self.rows_to_solve)
 
     def _done(self, layer: LayerReport, detail: str) -> None:
         self.layers[layer.row.name] = layer
         self.on_progress(len(self.layers), len(self.rows), detail)
 
 
-def check_format(plan: Plan, format: str = "gptq") -> None:
-    """Refuse what a format cannot hold; ask before calibrating.
+def with_input_scale(weight: QuantizedWeight, hessian: Hessian) -> QuantizedWeight:
+    """Add the scale of a static input, which covers all that the Hessian has seen.
 
     Raises:
-        ValueError: the format is unknown or does not fit the plan.
+        ValueError: the inputs are too large for any scale.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; allowed are {', '.join(FORMATS)}")
-    if reason := gptq_format.why_not(plan):
-        raise ValueError(f"format {format}: {reason}")
-
-
-def save_quantized(
-    model: QwenVL,
-    report: QuantReport,
-    source: str | Path,
-    out: str | Path,
-    *,
-    format: str = "gptq",
-    overwrite: bool = False,
-) -> None:
-    """Write a quantized model as a checkpoint folder, which appears whole or not at all.
-
-    Args:
-        model: as `quantize_` left it.
-        report: what `quantize_` returned.
-        source: the checkpoint that the model was loaded from (folder, hub id, ``tiny``); tensors
-            that were not quantized and all side files come from there.
-        out: folder to make.
-        format: ``gptq``.
-        overwrite: replace an existing folder.
-
-    Raises:
-        ValueError: the format does not fit, the source is another model, or `out` exists.
-    """
-    check_format(report.plan, format)
-    gptq_format.write(model, report, resolve_folder(source), Path(out), overwrite=overwrite)
+    if weight.scheme.activations != "static":
+        return weight
+    scale = choose_input_scale(hessian.extent.largest)
+    return replace(weight, input_scale=scale.to(weight.scales.device))

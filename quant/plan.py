@@ -5,20 +5,25 @@ found here (a pattern that matches nothing, a width that does not divide, fused 
 differ), not after an hour of calibration.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..model.checkpoint import canonical_name
 from ..model.config import ModelConfig
 from ..model.families import LinearSpec, family_of
 from ..model.loading import build_model
+from .bindings import PlannedTransform, plan_transforms
+from .claims import claim_layers
+from .formats import AUTO, find_format
+from .formats.format import Contents, Format
 from .packing import VALUES
-from .recipe import Recipe, Step, pattern_matches
+from .padding import Padding, choose_padding, padded_config, padded_layers
+from .recipe import Recipe
 from .scheme import QuantScheme
+from .steps import Step
+from .widths import check_groups
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class PlanRow:
     """The fate of one linear layer."""
 
     spec: LinearSpec
+    """As it will be: padded, if a width of it grows."""
     step: Step | None
     """The step that quantizes it; None = kept."""
     reason: str
@@ -33,7 +39,13 @@ class PlanRow:
     bytes_before: int
     """Weight and bias as stored now."""
     bytes_after: int
-    """All its tensors as written (GPTQ layout if quantized)."""
+    """All its tensors as written in the plan's format."""
+    packed_bytes: int = 0
+    """Of these, what stands for the weight of a quantized layer: all but the bias."""
+    source: LinearSpec | None = None
+    """As it is now; None = no width of it grows."""
+    padding: Padding | None = None
+    """What makes it grow."""
 
     @property
     def name(self) -> str:
@@ -44,8 +56,19 @@ class PlanRow:
     def fate(self) -> str:
         """What happens, in words."""
         if self.step is None:
-            return f"kept, because {self.reason}"
-        return f"{self.step.method} {self.step.scheme.label}"
+            fate = f"kept, because {self.reason}"
+        else:
+            fate = f"{self.step.method} {self.step.scheme.label}"
+        return f"{fate}; {self.growth}" if self.padding else fate
+
+    @property
+    def growth(self) -> str:
+        """Which width grows, from what to what, and why; empty if none does."""
+        if self.source is None or self.padding is None:
+            return ""
+        inward = self.source.in_features != self.spec.in_features
+        side = "in_features" if inward else "out_features"
+        return f"{side} {self.padding.before} padded to {self.padding.after}: {self.padding.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -54,6 +77,8 @@ class PlanRow:
             "stage": self.spec.stage,
             "in_features": self.spec.in_features,
             "out_features": self.spec.out_features,
+            "source_in_features": (self.source or self.spec).in_features,
+            "source_out_features": (self.source or self.spec).out_features,
             "method": self.step.method if self.step else None,
             "scheme": self.step.scheme.to_dict() if self.step else None,
             "fate": self.fate,
@@ -83,10 +108,19 @@ class Plan:
     """All rows in the order of computation, and the sums."""
 
     config: ModelConfig
+    """Of the model as it will be, with the widths that grow."""
     rows: tuple[PlanRow, ...]
     other_bytes: int
     """Embeddings, norms, convolution: everything that is not a linear layer."""
     memory: Memory
+    padding: tuple[Padding, ...] = ()
+    """Inner widths that grow by zero channels before anything else happens."""
+    format: str = "gptq"
+    """Name of the checkpoint format that bytes are counted for."""
+    passed_over: str = ""
+    """Why a more common format was not chosen; empty if it was, or if the format was asked for."""
+    transforms: tuple[PlannedTransform, ...] = ()
+    """What is done to float weights before they are quantized, in the order of the recipe."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -107,8 +141,14 @@ class Plan:
     def bits_per_weight(self) -> float:
         """Stored bits per weight of the quantized layers: integers, scales, zero points, order."""
         rows = self.quantized
-        bits = 8 * sum(row.bytes_after - _bias_bytes(row.spec) for row in rows)
+        bits = 8 * sum(row.packed_bytes for row in rows)
         return bits / sum(row.spec.weights for row in rows) if rows else 0.0
+
+    @property
+    def contents(self) -> Contents:
+        """What the checkpoint will hold."""
+        schemes = {row.name: row.step.scheme for row in self.rows if row.step is not None}
+        return Contents(self.config, schemes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -118,6 +158,10 @@ class Plan:
             "candidate_bytes": self.candidate_bytes,
             "other_bytes": self.other_bytes,
             "bits_per_weight": self.bits_per_weight,
+            "format": self.format,
+            "passed_over": self.passed_over,
+            "padding": [padding.to_dict() for padding in self.padding],
+            "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": {
                 "weights": self.memory.weights,
                 "solve": self.memory.solve,
@@ -126,101 +170,77 @@ class Plan:
         }
 
 
-def make_plan(config: ModelConfig, recipe: Recipe, *, dtype: torch.dtype | None = None) -> Plan:
+def make_plan(
+    config: ModelConfig, recipe: Recipe, *, dtype: torch.dtype | None = None, format: str = AUTO
+) -> Plan:
     """Decide the fate of every linear layer of a model.
 
     Args:
         config: the model; no weights are needed.
         recipe: its steps.
         dtype: of the stored weights; default what the config says.
+        format: checkpoint format to count bytes for; `check_format` says whether it fits.
 
     Raises:
         ValueError: a pattern matches nothing, two steps claim a layer, a shape does not fit its
-            scheme, layers that engines fuse would differ, or nothing would be quantized.
+            scheme even when padded, layers that engines fuse would differ, nothing would be
+            quantized, a transform has nothing to do, or the format is unknown.
     """
     family = family_of(config)
-    specs = family.linears(config)
-    claims = _claims(specs, recipe)
-    itemsize = (dtype or config.dtype or torch.float32).itemsize
-    rows = tuple(_row(spec, *claims[spec.name], itemsize) for spec in specs)
-    if not any(row.step for row in rows):
+    sources = family.linears(config)
+    claims = claim_layers(sources, recipe)
+    claimed = [name for name, (step, _) in claims.items() if step is not None]
+    if not claimed:
         raise ValueError(f"recipe {recipe.name}: every targeted layer is ignored as well")
-    for row in rows:
-        if row.step is not None:
-            _check_shape(row.spec, row.step.scheme)
+    padding = choose_padding(config, claimed, recipe.tp)
+    padded = padded_config(config, padding)
+    specs = family.linears(padded)
+    for step in recipe.steps:
+        mine = [spec for spec in specs if claims[spec.name][0] is step]
+        for spec in mine:
+            _check_shape(spec, step.scheme)
+        check_groups(mine, step.scheme, recipe.tp)
+    schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
+    written, passed_over = find_format(Contents(padded, schemes), format)
+    kind = dtype or config.dtype or torch.float32
+    itemsize = kind.itemsize
+    growing = padded_layers(config, padding)
+    rows = tuple(
+        _row(source, spec, *claims[spec.name], growing.get(spec.name), kind, written)
+        for source, spec in zip(sources, specs, strict=True)
+    )
     _check_fused(config, rows)
     if config.text.tie_word_embeddings:
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
     other = parameters - sum(row.bytes_before for row in rows)
-    return Plan(config, rows, other, _memory(config, rows, parameters, itemsize))
+    in_float = other + sum(_float_bytes(spec, itemsize) for spec in specs)
+    memory = _memory(padded, rows, in_float, itemsize, recipe.needs_calibration)
+    transforms = plan_transforms(padded, recipe, claimed)
+    return Plan(padded, rows, other, memory, padding, written.name, passed_over, transforms)
 
 
-def stored_bytes(spec: LinearSpec, scheme: QuantScheme) -> int:
-    """Bytes of a quantized layer in the GPTQ layout (docs/format.md), bias included."""
-    groups = scheme.groups(spec.in_features)
-    integers = spec.weights * scheme.bits // 8
-    zero_points = groups * spec.out_features * scheme.bits // 8
-    scales = groups * spec.out_features * 2
-    order = spec.in_features * 4
-    return integers + zero_points + scales + order + _bias_bytes(spec)
+def _row(
+    source: LinearSpec,
+    spec: LinearSpec,
+    step: Step | None,
+    reason: str,
+    padding: Padding | None,
+    dtype: torch.dtype,
+    format: Format,
+) -> PlanRow:
+    before, after = (_float_bytes(s, dtype.itemsize) for s in (source, spec))
+    packed = 0
+    if step is not None:
+        packed = format.stored_bytes(spec, step.scheme, dtype)
+        bias = format.bias_dtype(dtype).itemsize * spec.out_features if spec.bias else 0
+        after = packed + bias
+    unpadded = source if padding else None
+    return PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
 
 
-def _bias_bytes(spec: LinearSpec) -> int:
-    return 2 * spec.out_features if spec.bias else 0
-
-
-def _claims(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple[Step | None, str]]:
-    """For each layer the step that takes it, or why none does."""
-    names = [spec.name for spec in specs]
-    claims: dict[str, tuple[Step | None, str]] = {
-        spec.name: (None, f"no step targets it ({spec.stage})") for spec in specs
-    }
-    for step in recipe.steps:
-        targeted = _matching(step.targets, names, "target")
-        ignored = _matching(step.ignore, names, "ignore pattern")
-        for name in targeted:
-            holder = claims[name][0]
-            if name in ignored:
-                if holder is None:
-                    claims[name] = (None, f"the recipe ignores {ignored[name]!r}")
-            elif holder is not None:
-                raise ValueError(
-                    f"recipe {recipe.name}: {name} is targeted by two steps; ignore it in one"
-                )
-            else:
-                claims[name] = (step, "")
-    return claims
-
-
-def _matching(patterns: Sequence[str], names: Sequence[str], what: str) -> dict[str, str]:
-    """Names that match, each with the first pattern that does.
-
-    Raises:
-        ValueError: a pattern matches no name.
-    """
-    found: dict[str, str] = {}
-    for pattern in patterns:
-        plain = pattern if pattern.startswith("re:") else canonical_name(pattern)
-        hits = [name for name in names if pattern_matches(plain, name)]
-        if not hits:
-            near = difflib.get_close_matches(plain.removeprefix("re:"), names, n=3, cutoff=0.5)
-            near = near or [names[0], names[-1]]
-            raise ValueError(
-                f"recipe: {what} {pattern!r} matches no linear layer; near are {', '.join(near)}"
-            )
-        for name in hits:
-            found.setdefault(name, pattern)
-    return found
-
-
-def _row(spec: LinearSpec, step: Step | None, reason: str, itemsize: int) -> PlanRow:
-    before = spec.weights * itemsize + (spec.out_features * itemsize if spec.bias else 0)
-    try:
-        after = before if step is None else stored_bytes(spec, step.scheme)
-    except ValueError as error:
-        raise ValueError(f"{spec.name}: {error}") from None
-    return PlanRow(spec, step, reason, before, after)
+def _float_bytes(spec: LinearSpec, itemsize: int) -> int:
+    return itemsize * (spec.weights + (spec.out_features if spec.bias else 0))
 
 
 def _check_shape(spec: LinearSpec, scheme: QuantScheme) -> None:
@@ -230,11 +250,6 @@ def _check_shape(spec: LinearSpec, scheme: QuantScheme) -> None:
                 f"{spec.name}: {side} {size} is not a multiple of {VALUES}, which packed weights "
                 "need; add the layer to the step's ignore list"
             )
-    if scheme.activations != "none":
-        raise ValueError(
-            f"{spec.name}: activations {scheme.activations!r} are not supported yet by any "
-            "kernel here; use none"
-        )
 
 
 def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
@@ -251,7 +266,8 @@ def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
                         for name, scheme in schemes.items()
                     )
                     raise ValueError(
-                        f"engines fuse these layers, so they must share one scheme ({fates})"
+                        "engines fuse these layers into one matrix, which has one scheme, so "
+                        f"they must share it ({fates}); give all the same bits and group_size"
                     )
 
 
@@ -261,15 +277,24 @@ def _tied_head(config: ModelConfig) -> PlanRow:
     return PlanRow(spec, None, "it shares its weight with the token embedding", 0, 0)
 
 
-def _memory(config: ModelConfig, rows: Sequence[PlanRow], parameters: int, itemsize: int) -> Memory:
+def _memory(
+    config: ModelConfig,
+    rows: Sequence[PlanRow],
+    parameters: int,
+    itemsize: int,
+    calibrated: bool,
+) -> Memory:
     solve = 0
     for row in rows:
+        spec = row.spec
         if row.step is not None and row.step.method == "gptq":
-            spec = row.spec
             # float32, as measured: the Hessian, its ordered and damped copies, both factors and
             # what LAPACK copies; the weight, its solving copy, scales and zero points per column,
             # integers and the candidate. (Twice the first part if float32 finds no factor.)
             solve = max(solve, 4 * (7 * spec.in_features**2 + 7 * spec.weights))
+        elif row.step is not None and calibrated:
+            # The Hessian; the weight, its scaled copy, the candidate and their products with it.
+            solve = max(solve, 4 * (spec.in_features**2 + 5 * spec.weights))
     text, vision = config.text, config.vision
     # Two hidden states (before and after a block), one cosine and one sine per rotary pair.
     seen = vision.merge_unit * (itemsize * 2 * vision.hidden_size + 4 * vision.head_dim)

@@ -12,6 +12,11 @@ A recipe is data, written as TOML and read with the standard library:
     targets = ["model.layers.*"]
     bits = 4
 
+Steps of method smoothquant and awq transform the float weights of a block before its layers are
+quantized; they stand first, and their targets are the layers whose inputs are to be scaled.
+At the top level, `tp = 2` prepares for engines that split the model over two devices, and
+`lm_head = "w8a16"` is short for a step that takes the output head, which is kept otherwise.
+
 Keys that are not known are errors, because a misspelt one would otherwise be a default. A pattern
 is a shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
 expression behind `re:`. The recipe with every default spelled out goes into the checkpoint.
@@ -23,45 +28,18 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
-from .scheme import QuantScheme
-
-Method = Literal["gptq", "rtn"]
-
-DECODER = "model.layers.*"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One pass over some of the layers."""
-
-    method: Method
-    scheme: QuantScheme
-    targets: tuple[str, ...] = (DECODER,)
-    ignore: tuple[str, ...] = ()
-    damp_percent: float = 0.01
-    """Fraction of the Hessian's mean diagonal added to it; gptq only."""
-    act_order: bool = True
-    """Solve columns by falling activation energy; gptq only."""
-    block_size: int = 128
-    """Columns per lazy update; gptq only."""
-    scale_search: bool = True
-    """Shrink scales where calibration says so; gptq only."""
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(
-                f"recipe: method is {self.method!r}; allowed are {', '.join(get_args(Method))}"
-            )
-        if not self.targets:
-            raise ValueError("recipe: a step has no targets; name at least one layer pattern")
-        if not 0 < self.damp_percent <= 1:
-            raise ValueError(
-                f"recipe: damp_percent is {self.damp_percent}; it is a fraction above 0, at most 1"
-            )
-        if self.block_size < 1:
-            raise ValueError(f"recipe: block_size is {self.block_size}; it must be at least 1")
+from .presets import HEADS, PRESETS
+from .steps import (
+    Step,
+    Transform,
+    check_types,
+    count_transforms,
+    known_keys,
+    read_step,
+    read_transform,
+)
 
 
 @dataclass(frozen=True)
@@ -91,11 +69,21 @@ class Recipe:
     name: str
     steps: tuple[Step, ...]
     calibration: Calibration = field(default_factory=Calibration)
+    tp: int = 1
+    """Devices that engines will split the model over; inner widths are padded to suit."""
+    transforms: tuple[Transform, ...] = ()
+    """What is done to each block's float weights before its layers are quantized, in order."""
+
+    def __post_init__(self) -> None:
+        if type(self.tp) is not int or self.tp < 1:
+            raise ValueError(f"recipe: tp is {self.tp!r}; it must be a whole number, at least 1")
 
     @property
     def needs_calibration(self) -> bool:
         """True if any step looks at activations."""
-        return any(step.method != "rtn" for step in self.steps)
+        return bool(self.transforms) or any(
+            step.method != "rtn" or step.scheme.activations == "static" for step in self.steps
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -104,17 +92,22 @@ class Recipe:
         Raises:
             ValueError: a key is unknown or missing, or a value is out of range.
         """
-        _known(data, {"name", "calibration", "step"}, "at the top level")
+        known_keys(data, {"name", "tp", "lm_head", "calibration", "step"}, "at the top level")
         steps = data.get("step")
         if not isinstance(steps, list) or not steps:
             raise ValueError("recipe: no [[step]] found; a recipe needs at least one")
+        if "lm_head" in data:
+            steps = [*steps, _head_step(data["lm_head"])]
+        first = count_transforms(steps)
         calibration = data.get("calibration", {})
-        _known(calibration, {f.name for f in fields(Calibration)}, "in [calibration]")
-        _check_types(Calibration(), calibration)
+        known_keys(calibration, {f.name for f in fields(Calibration)}, "in [calibration]")
+        check_types(Calibration(), calibration)
         return cls(
             name=str(data.get("name", "unnamed")),
-            steps=tuple(_step(step) for step in steps),
+            steps=tuple(read_step(step) for step in steps[first:]),
             calibration=Calibration(**calibration),
+            tp=data.get("tp", 1),
+            transforms=tuple(read_transform(step) for step in steps[:first]),
         )
 
     @classmethod
@@ -156,19 +149,11 @@ class Recipe:
         """Plain data with every default spelled out; `from_dict` takes it back."""
         return {
             "name": self.name,
+            "tp": self.tp,
             "calibration": {f.name: getattr(self.calibration, f.name) for f in fields(Calibration)},
             "step": [
-                {
-                    "method": step.method,
-                    "targets": list(step.targets),
-                    "ignore": list(step.ignore),
-                    **step.scheme.to_dict(),
-                    "damp_percent": step.damp_percent,
-                    "act_order": step.act_order,
-                    "block_size": step.block_size,
-                    "scale_search": step.scale_search,
-                }
-                for step in self.steps
+                *(transform.to_dict() for transform in self.transforms),
+                *(step.to_dict() for step in self.steps),
             ],
         }
 
@@ -187,61 +172,11 @@ def pattern_matches(pattern: str, name: str) -> bool:
         raise ValueError(f"recipe: {pattern!r} is not a valid expression ({error})") from None
 
 
-def _step(data: Any) -> Step:
-    grid = {f.name for f in fields(QuantScheme)}
-    other = {f.name for f in fields(Step)} - {"scheme"}
-    if not isinstance(data, Mapping):
-        raise ValueError("recipe: step must be a list of tables, written [[step]]")
-    _known(data, grid | other, "in [[step]]")
-    for key in ("method", "bits"):
-        if key not in data:
-            raise ValueError(f"recipe: a step has no {key!r}; it is required")
-    values = {key: value for key, value in data.items() if key in other}
-    for key in ("targets", "ignore"):
-        if key in values:
-            patterns = values[key]
-            if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
-                raise ValueError(f"recipe: {key} is {patterns!r}; it must be a list of patterns")
-            values[key] = tuple(patterns)
-    try:
-        scheme = QuantScheme(**{key: value for key, value in data.items() if key in grid})
-    except ValueError as error:
-        raise ValueError(f"recipe: {error}") from None
-    _check_types(Step("rtn", scheme), values)
-    return Step(scheme=scheme, **values)
-
-
-def _known(data: Any, allowed: set[str], where: str) -> None:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"recipe: expected a table {where}, found {data!r}")
-    for key in data:
-        if key not in allowed:
-            raise ValueError(
-                f"recipe: unknown key {key!r} {where}; allowed are {', '.join(sorted(allowed))}"
-            )
-
-
-def _check_types(defaults: object, values: Mapping[str, Any]) -> None:
-    """Each value has the type of the field's default; a whole number may stand for a float."""
-    for key, value in values.items():
-        wanted = type(getattr(defaults, key))
-        whole_for_float = wanted is float and type(value) is int
-        if type(value) is not wanted and not whole_for_float:
-            raise ValueError(f"recipe: {key} is {value!r}; it must be of type {wanted.__name__}")
-
-
-def _preset(name: str, method: Method, bits: int) -> dict[str, Any]:
-    return {
-        "name": name,
-        "step": [{"method": method, "bits": bits, "group_size": 128, "targets": [DECODER]}],
-    }
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "w4a16": _preset("w4a16", "gptq", 4),
-    "w8a16": _preset("w8a16", "gptq", 8),
-    "w3a16": _preset("w3a16", "gptq", 3),
-    "w4a16-rtn": _preset("w4a16-rtn", "rtn", 4),
-    "w8a16-rtn": _preset("w8a16-rtn", "rtn", 8),
-    "w3a16-rtn": _preset("w3a16-rtn", "rtn", 3),
-}
+def _head_step(preset: Any) -> dict[str, Any]:
+    """The step that `lm_head = "w8a16"` at the top level stands for."""
+    if not isinstance(preset, str) or preset not in HEADS:
+        raise ValueError(
+            f"recipe: lm_head is {preset!r}; allowed are {', '.join(HEADS)}, or no such line to "
+            "keep the output head"
+        )
+    return HEADS[preset]

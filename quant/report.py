@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import __version__
 from ..model.inputs import Prompt
+from .bindings import PlannedTransform
 from .gptq import GPTQResult
 from .plan import Plan, PlanRow
 from .recipe import Recipe
@@ -31,6 +33,8 @@ class LayerReport:
     """None for round to nearest."""
     tokens: int
     """Calibration tokens that reached it."""
+    error: float | None = None
+    """Of round to nearest, where calibration ran: as `GPTQResult.error`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -44,6 +48,9 @@ class LayerReport:
             "out_features": self.row.spec.out_features,
             "bytes": self.row.bytes_after,
         }
+        if self.error is not None:
+            errors = dict.fromkeys(("error", "rtn_error", "final_error"), self.error)
+            data |= {"tokens": self.tokens, **errors}
         if self.result is not None:
             data |= {
                 "tokens": self.tokens,
@@ -57,6 +64,38 @@ class LayerReport:
                 "fallback": self.result.fallback,
             }
         return data
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """What one transform did to one binding."""
+
+    planned: PlannedTransform
+    strength: float | None = None
+    """alpha of smoothquant, ratio of awq; None = the binding was left as it is."""
+    scales: Tensor | None = None
+    """float32 ``[channels]``: the source was divided by them."""
+    error: float | None = None
+    """Relative squared error with plain rounding, of the block's output (smoothquant, where alpha
+    was searched) or of the outputs of the binding's layers (awq)."""
+    plain_error: float | None = None
+    """The same without the transform."""
+    balanced: bool = False
+    """Whether the scales of awq divide by the size of the weights too."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        scales = self.scales
+        strength: dict[str, Any] = {"alpha": self.strength}
+        if self.planned.transform.method == "awq":
+            strength = {"ratio": self.strength, "balanced": self.balanced}
+        return {
+            **self.planned.to_dict(),
+            **strength,
+            "scales": None if scales is None else [float(scales.min()), float(scales.max())],
+            "error": self.error,
+            "plain_error": self.plain_error,
+        }
 
 
 @dataclass(frozen=True)
@@ -90,6 +129,11 @@ class QuantReport:
     layers: tuple[LayerReport, ...]
     calibration: CalibrationRecord | None
     """None if no step looks at activations."""
+    transforms: tuple[TransformReport, ...] = ()
+    """In the order in which they ran."""
+    changed: frozenset[str] = frozenset()
+    """Canonical names of the tensors that took factors of a transform and stay in float: the
+    model holds what is to be written, the source does not."""
 
     @property
     def true_sequential(self) -> bool:
@@ -141,6 +185,9 @@ class QuantReport:
                 "candidate_bytes": self.candidate_bytes,
                 "bits_per_weight": self.bits_per_weight,
             },
+            "padding": [padding.to_dict() for padding in self.plan.padding],
+            "transforms": [transform.to_dict() for transform in self.transforms],
+            "changed": sorted(self.changed),
             "fallback_rows": self.fallback_rows,
             "layers": [layer.to_dict() for layer in self.layers],
             "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},

@@ -95,7 +95,8 @@ def prompt(config: ModelConfig, grids: list[tuple[int, int, int]], words: int, s
         kind = "video" if grid[0] > 1 else "image"
         visuals.append(visual(grid, seed * 100 + index, kind))
         tokens = grid[0] * grid[1] * grid[2] // 4
-        ids += [START, *[VIDEO if kind == "video" else IMAGE] * tokens, END]
+        pad = config.video_token_id if kind == "video" else config.image_token_id
+        ids += [config.vision_start_token_id, *[pad] * tokens, config.vision_end_token_id]
     ids += torch.randint(90, (words,), generator=generator).tolist()
     input_ids = torch.tensor(ids)
     seconds = [v.seconds_per_grid for v in visuals]

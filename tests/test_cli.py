@@ -43,7 +43,7 @@ def test_version_and_help() -> None:
     assert call("--version").stdout == f"vlpress {vlpress.__version__}\n"
     shown = call("--help")
     assert shown.exit_code == 0
-    for verb in ("run", "plan", "quantize", "eval", "compare", "generate", "inspect"):
+    for verb in ("run", "plan", "quantize", "export", "eval", "compare", "generate", "inspect"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
@@ -66,7 +66,10 @@ def test_version_and_help() -> None:
         (["run", "nowhere", "-o", "out", *BENCH], "nowhere: no such folder; give a checkpoint"),
         (["plan", "nowhere"], "nowhere: no such folder"),
         (["plan", "CKPT", "-r", "w5a5"], "recipe 'w5a5' is neither a file nor a preset"),
-        (["quantize", "CKPT", "-o", "out", "--format", "awq"], "format 'awq' is unknown; allowed"),
+        (["quantize", "CKPT", "-o", "out", "--format", "hqq"], "format 'hqq' is unknown; allowed"),
+        (["quantize", "CKPT", "-o", "out", "-r", "w8a16", "--format", "awq"], "8 bits; it holds 4"),
+        (["export", "CKPT", "-o", "out", "--format", "awq"], "is not quantized; load it with"),
+        (["export", "CKPT", "-o", "out"], "Missing option '--format'"),
         (["quantize", "CKPT", "-o", "out", "--calib", "no.jsonl"], "no.jsonl does not exist"),
         (["quantize", "CKPT", "-o", "CKPT"], "was not written by this command"),
         # No model is fetched for these: own/x would be looked for on the hub.
@@ -78,7 +81,7 @@ def test_version_and_help() -> None:
         (["compare", "a", "-o", "out"], "Missing argument 'CANDIDATE...'"),
         (["generate", "CKPT", "hi", "--image", "no.png"], "no.png"),
         (["generate", "CKPT", "hi", "--top-p", "0"], "top_p 0.0: must be above 0"),
-        (["inspect", "CKPT"], "no quantization found in config.json; give a GPTQ checkpoint"),
+        (["inspect", "CKPT"], "no quantization found in config.json; give a quantized"),
         (["inspect", "nowhere"], "nowhere: no such folder"),
     ],
 )
@@ -169,6 +172,22 @@ def test_plan_names_every_linear_layer_with_its_fate(checkpoint: Path) -> None:
     assert "21 of 44 linear layers are quantized" in table
 
 
+def test_plan_pads_the_tower_for_the_devices_that_are_named(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tower.toml"
+    recipe.write_text(
+        '[[step]]\nmethod = "rtn"\nbits = 8\ngroup_size = -1\ntargets = ["visual.blocks.*"]\n'
+    )
+    plan = parsed(call("plan", checkpoint, "-r", recipe, "--tp", "2", "--json"))
+    assert [(p["before"], p["after"]) for p in plan["padding"]] == [(92, 256)]
+    assert plan["recipe"]["tp"] == 2
+    table = call("plan", checkpoint, "-r", recipe).stdout
+    assert "in_features 92 padded to 128: kernels need a multiple of 128" in table
+    refused = call("plan", checkpoint, "-r", recipe, "--tp", "0")
+    assert refused.exit_code == 2 and "--tp" in refused.stderr
+
+
 def test_quantize_resumes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8"
     command: Command = ["quantize", checkpoint, "-o", out, "-r", "w8a16-rtn", "--json"]
@@ -191,6 +210,51 @@ def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
     assert (layer["in_features"], layer["out_features"]) == (256, 128)
     assert 0 < layer["final_error"] <= layer["rtn_error"]
     assert "model.layers.1.mlp.down_proj" in call("inspect", done / "checkpoint").stdout
+
+
+def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
+    source, there, back = done / "checkpoint", tmp_path / "ct", tmp_path / "gptq"
+    command: Command = ["export", source, "-o", there, "--format", "compressed-tensors"]
+    found = parsed(call(*command, "--json"))
+    assert found["format"] == "compressed-tensors" and len(found["layers"]) == 21
+    assert {layer["scheme"] for layer in found["layers"]} == {"int4 g128 sym"}
+    again = call(*command)
+    assert "is finished already" in again.stderr and "compressed-tensors, 21 quant" in again.stdout
+    assert call("export", there, "-o", back, "--format", "gptq").exit_code == 0
+    for path in source.iterdir():
+        if path.name != "work.json":
+            assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    other = call("export", source, "-o", there, "--format", "awq")
+    assert other.exit_code == 2 and "format: compressed-tensors -> awq" in other.stderr
+    assert call("export", source, "-o", there, "--format", "awq", "--overwrite").exit_code == 0
+
+
+def test_export_says_what_cannot_be_expressed(checkpoint: Path, tmp_path: Path) -> None:
+    out: Command = ["-o", tmp_path / "int8"]
+    assert call("quantize", checkpoint, *out, "-r", "w8a16-rtn").exit_code == 0
+    refused = call("export", tmp_path / "int8", "-o", tmp_path / "x", "--format", "awq")
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+    assert "q_proj and 20 more layers have 8 bits; it holds 4 only" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_a_format_that_is_not_the_first_choice_is_explained(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "w8a8.toml"
+    recipe.write_text(
+        '[[step]]\nmethod = "rtn"\nbits = 8\ngroup_size = -1\nactivations = "dynamic"\n'
+    )
+    planned = call("plan", checkpoint, "-r", recipe)
+    reason = "because format gptq: model.layers.0.self_attn.q_proj and 20 more layers have int8"
+    assert f"checkpoint format: compressed-tensors, {reason}" in planned.stdout
+    plan = parsed(call("plan", checkpoint, "-r", recipe, "--json"))
+    made = call("quantize", checkpoint, "-r", recipe, "-o", tmp_path / "out", "--json")
+    assert f"writing compressed-tensors, {reason}" in made.stderr
+    found = parsed(made)
+    assert (found["format"], found["bytes"]) == ("compressed-tensors", plan["candidate_bytes"])
+    refused = call("plan", checkpoint, "-r", recipe, "--format", "gptq")
+    assert refused.exit_code == 2 and "which only compressed-tensors can ask for" in refused.stderr
 
 
 def test_sizes_agree_between_plan_inspection_and_disk(checkpoint: Path, done: Path) -> None:

@@ -70,12 +70,16 @@ def test_inspection_of_a_foreign_checkpoint_leaves_errors_out() -> None:
         "out_features": 128,
         "bytes": 2048,
     }
-    found = {"checkpoint": "a", "layers": [layer], "kept": None, "bytes": 4096}
+    found = {"checkpoint": "a", "format": "awq", "layers": [layer], "kept": None, "bytes": 4096}
     text = inspect_table(found)
+    assert "a: awq, 1 quantized layers, 4.0 KiB" in text
     assert "128 x 256" in text and "2.0 KiB" in text and "kept" not in text
     solved = {**layer, "final_error": 1.5e-4, "rtn_error": 2e-4, "fallback": "no factor"}
+    solved |= {"damp_percent": 0.04, "fallback_rows": 128}
     text = inspect_table({**found, "layers": [solved], "kept": {"lm_head": "tied"}})
-    assert "1.50e-04" in text and "2.00e-04" in text and "no factor" in text
+    assert "1.50e-04" in text and "2.00e-04" in text and "no factor" in text and "0.04" in text
+    some = {**solved, "fallback": None, "fallback_rows": 3}
+    assert "3 rows rounded" in inspect_table({**found, "layers": [some]})
     assert "1 linear layers are kept" in text
 
 

@@ -1,4 +1,4 @@
-"""Making quantized checkpoints, and looking into them."""
+"""Making quantized checkpoints, changing their format, and looking into them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from . import __version__
 from .calib.samples import Sample
 from .calib.samples import fingerprint as samples_fingerprint
 from .eval.fingerprint import device_name, versions
-from .folders import claim_result, digest_folder, place, read_json
+from .folders import claim_result, digest_folder, place
 from .model.checkpoint import CheckpointReader
 from .model.config import ModelConfig
 from .model.loading import choose_device, choose_dtype
@@ -20,7 +21,9 @@ from .model.processing import Processor
 from .opening import Source, encode_samples, open_samples, resolve_recipe
 from .progress import Reporter
 from .quant.estimate import estimate_time, probe
-from .quant.formats import gptq
+from .quant.export import export
+from .quant.formats import AUTO, choose_format
+from .quant.formats.checkpoint import QuantizedCheckpoint
 from .quant.loading import is_quantized, resolve_folder
 from .quant.pipeline import check_format, quantize_, save_quantized
 from .quant.plan import Plan, make_plan
@@ -31,7 +34,6 @@ DRAWINGS = (
     "calibrated on built-in drawings, not on samples like those the model will see; "
     "give your own with --calib"
 )
-PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,15 @@ class Job:
     samples: list[Sample]
     processor: Processor
     calibration: Calibration
-    format_: str
 
     @classmethod
     def prepare(
-        cls, source: Source, recipe_name: str, calibration: Calibration, format_: str = "gptq"
+        cls,
+        source: Source,
+        recipe_name: str,
+        calibration: Calibration,
+        format_: str = AUTO,
+        tp: int | None = None,
     ) -> Job:
         """Find out all that can be wrong before any work is done.
 
@@ -59,11 +65,11 @@ class Job:
         """
         if is_quantized(source.folder):
             raise ValueError(f"{source.name}: is quantized already; start from the original model")
-        recipe = resolve_recipe(recipe_name, calibration, source.settings)
-        plan = make_plan(source.config, recipe)
+        recipe = resolve_recipe(recipe_name, calibration, source.settings, tp)
+        plan = make_plan(source.config, recipe, format=format_)
         check_format(plan, format_)
         samples = open_samples(recipe, calibration)
-        return cls(source, recipe, plan, samples, source.processor(), calibration, format_)
+        return cls(source, recipe, plan, samples, source.processor(), calibration)
 
     @property
     def is_foreign_to_drawings(self) -> bool:
@@ -79,7 +85,7 @@ class Job:
             "calibration": samples_fingerprint(self.samples),
             "pixels": [self.processor.min_pixels, self.processor.max_pixels],
             "dtype": self.source.settings.dtype,
-            "format": self.format_,
+            "format": self.plan.format,
             "device": device_name(self.source.device),
             "threads": torch.get_num_threads(),
             "versions": versions(),
@@ -89,12 +95,14 @@ class Job:
         """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all."""
         if self.is_foreign_to_drawings:
             reporter.warn(DRAWINGS)
+        if self.plan.passed_over:
+            reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         prompts = encode_samples(self.samples, self.processor)
         model = self.source.load()
         with reporter.stage("quantize") as update:
             report = quantize_(model, self.recipe, prompts, on_progress=update)
         with place(out, fingerprint) as staged:
-            save_quantized(model, report, self.source.folder, staged, format=self.format_)
+            save_quantized(model, report, self.source.folder, staged, format=self.plan.format)
 
 
 def quantize_to(
@@ -108,6 +116,7 @@ def quantize_to(
     overwrite: bool,
     fresh: bool,
     reporter: Reporter,
+    tp: int | None = None,
 ) -> dict[str, Any]:
     """Make a checkpoint folder, or find it finished; return what `inspect_checkpoint` says.
 
@@ -115,7 +124,7 @@ def quantize_to(
         FileNotFoundError: model, recipe or samples do not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    job = Job.prepare(Source.find(model, settings), recipe, calibration, format_)
+    job = Job.prepare(Source.find(model, settings), recipe, calibration, format_, tp)
     fingerprint = job.fingerprint()
     if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
         reporter.note(f"{out} is finished already")
@@ -124,7 +133,14 @@ def quantize_to(
     return inspect_checkpoint(out)
 
 
-def plan_model(model: str, recipe: str, device: str, dtype: str) -> dict[str, Any]:
+def plan_model(
+    model: str,
+    recipe: str,
+    device: str,
+    dtype: str,
+    tp: int | None = None,
+    format_: str = AUTO,
+) -> dict[str, Any]:
     """Say what a recipe would do to every linear layer of a model, reading no weights.
 
     The time is estimated from a probe of the device that lasts under a second.
@@ -136,12 +152,12 @@ def plan_model(model: str, recipe: str, device: str, dtype: str) -> dict[str, An
     folder = resolve_folder(model)
     if is_quantized(folder):
         raise ValueError(f"{model}: is quantized already; vlpress inspect shows its layers")
-    resolved = Recipe.resolve(recipe)
+    resolved = resolve_recipe(recipe, Calibration(), Settings(), tp)
     config = ModelConfig.from_folder(folder)
     where = choose_device(device)
     kind = choose_dtype(dtype, config, CheckpointReader(folder))
-    plan = make_plan(config, resolved, dtype=kind)
-    check_format(plan)
+    plan = make_plan(config, resolved, dtype=kind, format=format_)
+    check_format(plan, format_)
     solve, per_token = estimate_time(
         plan, probe(where, kind), true_sequential=resolved.calibration.true_sequential
     )
@@ -153,6 +169,33 @@ def plan_model(model: str, recipe: str, device: str, dtype: str) -> dict[str, An
     }
 
 
+def export_to(
+    checkpoint: str,
+    out: Path,
+    format_: str,
+    *,
+    overwrite: bool,
+    fresh: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Write a checkpoint in another format, or find it done; return `inspect_checkpoint` of it.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it is not quantized, the format cannot hold it, or ``out`` holds other work.
+    """
+    folder = resolve_folder(checkpoint)
+    # Before anything is read whole: what can be refused is refused at once.
+    chosen = choose_format(QuantizedCheckpoint(folder).contents(), format_)
+    made_from = {"checkpoint": digest_folder(folder), "format": chosen.name, "vlpress": __version__}
+    if claim_result(out, made_from, overwrite=overwrite, fresh=fresh):
+        reporter.note(f"{out} is finished already")
+    else:
+        with place(out, made_from) as staged:
+            export(folder, staged, chosen.name)
+    return inspect_checkpoint(out)
+
+
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Say what is in a quantized checkpoint, layer by layer.
 
@@ -160,36 +203,35 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such folder, or an incomplete one.
-        ValueError: it is not a GPTQ checkpoint.
+        ValueError: it is not quantized, or of an unknown format.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give a quantized checkpoint")
-    raw = ModelConfig.from_folder(folder).raw.get("quantization_config")
-    if not isinstance(raw, dict) or raw.get("quant_method") != "gptq":
-        found = raw.get("quant_method") if isinstance(raw, dict) else "no quantization"
-        raise ValueError(f"{folder}: {found} found in config.json; give a GPTQ checkpoint")
-    scheme = gptq.Settings.from_config(raw).scheme
-    reader = CheckpointReader(folder)
-    stored = folder / gptq.REPORT_FILE
-    report = read_json(stored) if stored.is_file() else {}
-    known = {layer["name"]: layer for layer in report.get("layers", [])}
-    layers = []
-    for name in gptq.layer_names(reader.names()):
-        rows, out_features = reader.shape(f"{name}.qweight")
-        layers.append(
-            {
-                "name": name,
-                "scheme": scheme.label,
-                "bits": scheme.bits,
-                "in_features": rows * 32 // scheme.bits,
-                "out_features": out_features,
-                "bytes": sum(_tensor_bytes(reader, f"{name}.{part}") for part in PARTS),
-                **known.get(name, {}),
-            }
+    if not is_quantized(folder):
+        raise ValueError(
+            f"{folder}: no quantization found in config.json; give a quantized checkpoint"
         )
+    found = QuantizedCheckpoint(folder)
+    report = found.record or {}
+    known = {layer["name"]: layer for layer in report.get("layers", [])}
+    contents, reader = found.contents(), found.reader
+    layers = [
+        {
+            "scheme": contents.schemes[name].label,
+            **known.get(name, {}),
+            "name": name,
+            "bits": contents.schemes[name].bits,
+            "in_features": spec.in_features,
+            "out_features": spec.out_features,
+            "bytes": sum(
+                _tensor_bytes(reader, f"{name}.{part}") for part in (*found.format.parts, "bias")
+            ),
+        }
+        for name, spec in contents.quantized.items()
+    ]
     return {
         "checkpoint": str(folder),
-        "scheme": scheme.to_dict(),
+        "format": found.format.name,
         "recipe": report.get("recipe"),
         "calibration": report.get("calibration"),
         "layers": layers,

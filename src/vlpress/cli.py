@@ -107,6 +107,7 @@ def run(
     out: options.Out,
     model: options.Model = RunRequest.model,
     recipe: options.Recipe = RunRequest.recipe,
+    tp: options.Tp = None,
     bench: options.Bench = None,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
@@ -137,6 +138,7 @@ def run(
         out=out,
         model=model,
         recipe=recipe,
+        tp=tp,
         calibration=Calibration(calib, calib_samples),
         questions=Questions(_tuple(bench), limit, batch_size, prompt_style, rules),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
@@ -154,6 +156,8 @@ def run(
 def plan(
     model: options.Model,
     recipe: options.Recipe = RunRequest.recipe,
+    tp: options.Tp = None,
+    format_: options.Format = "auto",
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     json_output: options.Json = False,
@@ -162,7 +166,7 @@ def plan(
     from .checkpoints import plan_model
     from .tables import plan_table
 
-    result = plan_model(model, recipe, device, dtype)
+    result = plan_model(model, recipe, device, dtype, tp, format_)
     _emit(result, json_output, plan_table)
 
 
@@ -171,9 +175,10 @@ def quantize(
     model: options.Model,
     out: options.Out,
     recipe: options.Recipe = RunRequest.recipe,
+    tp: options.Tp = None,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
-    format_: Annotated[str, typer.Option("--format", help="Checkpoint format: gptq.")] = "gptq",
+    format_: options.Format = "auto",
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     max_pixels: options.MaxPixels = Settings.max_pixels,
@@ -197,6 +202,35 @@ def quantize(
         overwrite=overwrite,
         fresh=fresh,
         reporter=_reporter(),
+        tp=tp,
+    )
+    _emit(result, json_output, inspect_table)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A quantized checkpoint: a folder or a hub id.")
+    ],
+    out: options.Out,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="What to make of it: gptq, gptq_v2, compressed-tensors, awq.",
+            show_default=False,
+        ),
+    ],
+    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    fresh: options.Fresh = False,
+) -> None:
+    """Write a quantized checkpoint in another format; nothing is rounded again."""
+    from .checkpoints import export_to
+    from .tables import inspect_table
+
+    result = export_to(
+        checkpoint, out, format_, overwrite=overwrite, fresh=fresh, reporter=_reporter()
     )
     _emit(result, json_output, inspect_table)
 

@@ -66,8 +66,10 @@ class Source:
         return choose_device(self.settings.device)
 
 
-def resolve_recipe(name: str, calibration: Calibration, settings: Settings) -> Recipe:
-    """Read a recipe and put what the command line says about calibration into it.
+def resolve_recipe(
+    name: str, calibration: Calibration, settings: Settings, tp: int | None = None
+) -> Recipe:
+    """Read a recipe and put what the command line says into it.
 
     Raises:
         FileNotFoundError: neither a preset nor a file.
@@ -79,7 +81,7 @@ def resolve_recipe(name: str, calibration: Calibration, settings: Settings) -> R
         asked = replace(asked, samples=calibration.samples)
     if settings.seed is not None:
         asked = replace(asked, seed=settings.seed)
-    return replace(recipe, calibration=asked)
+    return replace(recipe, calibration=asked, tp=recipe.tp if tp is None else tp)
 
 
 def open_samples(recipe: Recipe, calibration: Calibration) -> list[Sample]:

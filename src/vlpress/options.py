@@ -38,6 +38,23 @@ Out = Annotated[
 Recipe = Annotated[
     str, typer.Option("--recipe", "-r", help="A preset (w4a16, w8a16, w3a16) or a TOML file.")
 ]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="Checkpoint format: gptq, gptq_v2, compressed-tensors, awq; auto takes gptq where it "
+        "can hold the result, else compressed-tensors.",
+    ),
+]
+Tp = Annotated[
+    int | None,
+    typer.Option(
+        "--tp",
+        min=1,
+        help="Devices that an engine will split the model over; inner widths are padded to suit.",
+        show_default="the recipe's, or 1",
+    ),
+]
 Bench = Annotated[
     list[str] | None,
     typer.Option(

@@ -57,6 +57,8 @@ class RunRequest:
     out: Path
     model: str = "tiny"
     recipe: str = "w4a16"
+    tp: int | None = None
+    """Devices that an engine will split the model over; None: what the recipe says."""
     calibration: Calibration = field(default_factory=Calibration)
     questions: Questions = field(default_factory=Questions)
     settings: Settings = field(default_factory=Settings)

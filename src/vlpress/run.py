@@ -41,7 +41,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     check_questions(request.questions)
     refuse_foreign(request.out)
     source = Source.find(request.model, request.settings)
-    job = Job.prepare(source, request.recipe, request.calibration)
+    job = Job.prepare(source, request.recipe, request.calibration, tp=request.tp)
     tasks = open_tasks(request.questions, source)
     refuse_leak(job.samples, tasks)
     made_from = job.fingerprint()

@@ -115,6 +115,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             "",
             f"{quantized} of {len(rows)} linear layers are quantized, "
             f"{plan['bits_per_weight']:.2f} bits per weight in these",
+            _written_as(plan),
             f"tensors: {format_bytes(plan['base_bytes'])} -> "
             f"{format_bytes(plan['candidate_bytes'])}",
             f"memory while quantizing: {format_bytes(memory['weights'])} weights, "
@@ -136,15 +137,26 @@ def inspect_table(found: Mapping[str, Any]) -> str:
             format_bytes(layer["bytes"]),
             _error(layer, "final_error"),
             _error(layer, "rtn_error"),
-            layer.get("fallback") or "",
+            _damping(layer),
+            _fallback(layer),
         ]
         for layer in found["layers"]
     ]
-    head = ["layer", "scheme", "out x in", "size", "error", "rounding's error", "fallback"]
+    head = [
+        "layer",
+        "scheme",
+        "out x in",
+        "size",
+        "error",
+        "rounding's error",
+        "damping",
+        "fallback",
+    ]
     lines = [
-        _table(rows, head, "lllrrrl"),
+        _table(rows, head, "lllrrrrl"),
         "",
-        f"{found['checkpoint']}: {len(rows)} quantized layers, {format_bytes(found['bytes'])}",
+        f"{found['checkpoint']}: {found['format']}, {len(rows)} quantized layers, "
+        f"{format_bytes(found['bytes'])}",
     ]
     if found["kept"]:
         lines.append(f"{len(found['kept'])} linear layers are kept; --json says why")
@@ -178,6 +190,21 @@ def scores_table(scores: Mapping[str, Any]) -> str:
         for name, entry in (scores["fidelity"] or {}).items()
     ]
     return "\n".join(lines)
+
+
+def _written_as(plan: Mapping[str, Any]) -> str:
+    why = f", because {plan['passed_over']}" if plan["passed_over"] else ""
+    return f"checkpoint format: {plan['format']}{why}"
+
+
+def _fallback(layer: Mapping[str, Any]) -> str:
+    rows = layer.get("fallback_rows")
+    return layer.get("fallback") or (f"{rows} rows rounded" if rows else "")
+
+
+def _damping(layer: Mapping[str, Any]) -> str:
+    value = layer.get("damp_percent")
+    return "" if value is None else f"{value:g}"
 
 
 def _error(layer: Mapping[str, Any], key: str) -> str:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlpress.calib.observers import AbsMax, Hessian, MinMax, Observer
+from vlpress.calib.observers import AbsMax, Hessian, MeanAbs, MinMax, Observer
 
 
 def tokens(count: int = 40, features: int = 6, seed: int = 0) -> torch.Tensor:
@@ -75,6 +75,32 @@ def test_absmax_and_minmax_accumulate() -> None:
     whole = torch.cat(parts)
     assert torch.equal(absmax.values, whole.abs().amax(dim=0))
     assert (minmax.low, minmax.high) == (float(whole.min()), float(whole.max()))
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), max_size=5, unique=True), weighted=st.booleans())
+def test_mean_magnitude_does_not_depend_on_the_split(cuts: list[int], weighted: bool) -> None:
+    x = tokens()
+    w = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else torch.ones(40)
+    w[3] = 0
+    observer = MeanAbs(6)
+    for start, stop in pairwise([0, *sorted(cuts), 40]):
+        observer.update(x[start:stop], w[start:stop])
+    expected = (x.abs() * w[:, None]).sum(dim=0) / w.sum()
+    torch.testing.assert_close(observer.values, expected, rtol=1e-5, atol=1e-6)
+    if not weighted:
+        unweighted = MeanAbs(6)
+        unweighted.update(x[w > 0])
+        torch.testing.assert_close(observer.values, unweighted.values, rtol=1e-5, atol=1e-6)
+
+
+def test_hessian_knows_the_range_of_its_inputs() -> None:
+    observer = Hessian(2)
+    assert observer.extent.largest == 0
+    observer.update(torch.tensor([[1.0, -7.0]]))
+    observer.update(torch.tensor([[3.0, 2.0], [50.0, 0.0]]), torch.tensor([1.0, 0.0]))
+    assert (observer.extent.low, observer.extent.high) == (-7.0, 3.0)
+    assert observer.extent.largest == 7.0
 
 
 def test_rejects() -> None:

@@ -6,8 +6,8 @@ from calib_models import prompt, prompts, random_model, raw_config
 from torch import Tensor, nn
 
 from vlpress.calib.capture import watch_inputs
-from vlpress.calib.observers import Hessian
-from vlpress.calib.sequential import TapGroup, run_sequential, tap_groups
+from vlpress.calib.observers import AbsMax, Hessian
+from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
 from vlpress.calib.store import MemoryStore, ModelBlocks
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.inputs import Prompt
@@ -126,6 +126,95 @@ def test_image_tokens_can_count_less() -> None:
     weights = torch.where(sample.input_ids == 90, 0.25, 1.0).double()
     expected = (x * weights[:, None]).t() @ x / weights.sum()
     torch.testing.assert_close(seen[0].values.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
+    model, original = random_model(raw_config(family)), random_model(raw_config(family))
+    samples = prompts(model.config)
+    seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
+
+    def prepare(view: BlockView) -> None:
+        spec = next(s for s in linears(model, *STAGES) if s.name.startswith(view.path + "."))
+        observer, again = AbsMax(spec.in_features), AbsMax(spec.in_features)
+        view.observe({spec.name: [observer, again]})
+        assert torch.equal(observer.values, again.values)
+        seen[view.path] = observer.values, [view.output(sample) for sample in view.samples]
+        name = f"{view.path}.{'ln_q' if 'merger' in view.path else NORMS[spec.stage]}"
+        model.get_parameter(f"{name}.weight").data.mul_(2)  # seen by all that follows
+
+    targets = linears(model, *STAGES)
+    run_sequential(model, samples, targets, lambda g, h: None, prepare=prepare)
+    steps = [f"visual.blocks.{i}" for i in range(2)] + ["visual.merger"]
+    assert list(seen) == [*steps, "model.layers.0", "model.layers.1"]
+    assert [len(outputs) for _, outputs in seen.values()] == [3, 3, 3, 4, 4]
+    assert all(not module._forward_pre_hooks for module in model.modules())
+    first = "visual.blocks.0.attn.qkv"
+    diagonal = largest_inputs(original, samples, first)
+    torch.testing.assert_close(seen["visual.blocks.0"][0], diagonal)
+    for block in (*steps, "model.layers.0"):  # the same changes, as far as the second decoder layer
+        norm = "ln_q" if "merger" in block else NORMS["decoder" if "layers" in block else "vision"]
+        original.get_parameter(f"{block}.{norm}.weight").data.mul_(2)
+    second = largest_inputs(original, samples, "model.layers.1.self_attn.q_proj")
+    torch.testing.assert_close(seen["model.layers.1"][0], second)
+    final = model.model.finish(seen["model.layers.1"][1][0])
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(final)[0], original([samples[0]])[0])
+
+
+STAGES = ("vision", "merger", "decoder")
+NORMS = {"vision": "norm1", "decoder": "input_layernorm"}
+
+
+def largest_inputs(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
+    """Per channel, by whole-model forward passes."""
+    rows: list[Tensor] = []
+    with torch.no_grad(), watch_inputs({model.get_submodule(name): rows.append}):
+        for sample in samples:
+            model([sample])
+    return torch.cat([row.reshape(-1, row.shape[-1]) for row in rows]).abs().amax(dim=0)
+
+
+def test_blocks_without_targets_are_not_prepared() -> None:
+    model = random_model()
+    targets = [spec for spec in linears(model, "decoder") if spec.block == 1]
+    order: list[str] = []
+    run_sequential(
+        model,
+        prompts(model.config),
+        targets,
+        lambda g, h: order.append(g.tap),
+        prepare=lambda view: order.append(view.path),
+    )
+    assert order == ["model.layers.1", "qkv", "o", "gate_up", "down"]
+
+
+def test_a_view_has_the_token_weights_of_the_hessians() -> None:
+    model = random_model()
+    sample = prompt(model.config, [(1, 8, 8)], 5, 7)
+    targets = linears(model, "vision", "decoder")
+    found: dict[str, Tensor | None] = {}
+
+    def prepare(view: BlockView) -> None:
+        found[view.path] = view.token_weights(0)
+
+    run_sequential(model, [sample], targets, lambda g, h: None, image_weight=0.25, prepare=prepare)
+    assert found["visual.blocks.0"] is None
+    weights = found["model.layers.0"]
+    assert weights is not None
+    assert torch.equal(weights, torch.where(sample.input_ids == 90, 0.25, 1.0))
+
+
+def test_a_view_that_no_sample_reaches() -> None:
+    model = random_model()
+    text = [prompt(model.config, [], 5, 0)]
+    target = linears(model, "vision")
+
+    def prepare(view: BlockView) -> None:
+        view.observe({target[0].name: [AbsMax(target[0].in_features)]})
+
+    with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):
+        run_sequential(model, text, target, lambda g, h: None, prepare=prepare)
 
 
 class CountingBlocks(ModelBlocks):

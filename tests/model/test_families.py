@@ -43,6 +43,16 @@ def test_every_weight_belongs_to_one_stage_or_outside(tiny_config: TinyConfig, f
         assert len(owners) == 1, name
 
 
+def test_inputs_that_are_split_are_those_behind_split_outputs(
+    tiny_config: TinyConfig, family: str
+) -> None:
+    """Engines split the outputs of one layer and the inputs of the next over their devices."""
+    linears = family_of(tiny_config(family)).linears(tiny_config(family))
+    split = {spec.tap for spec in linears if spec.input_split}
+    assert split == {"o", "merger_out", "down"} | ({"fc2"} if family == "qwen2_vl" else set())
+    assert split.isdisjoint(spec.tap for spec in linears if not spec.input_split)
+
+
 def test_linears_of_one_tap_read_one_tensor(random_model: RandomModel, family: str) -> None:
     model = random_model(family)
     seen: dict[tuple[str, int, str], list[torch.Tensor]] = {}

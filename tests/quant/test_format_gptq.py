@@ -1,6 +1,8 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.formats import gptq as gptq_format
-from vlpress.quant.formats.gptq import Settings, decode, encode
+from vlpress.quant.formats import FORMATS, writer
+from vlpress.quant.formats.gptq import GPTQ
 from vlpress.quant.pipeline import (
     load_quantized,
     quantize_,
@@ -23,18 +25,20 @@ from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers
 
+V1 = FORMATS["gptq"]
+
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group_size", [32, -1])
 def test_layout_by_hand(bits: int, group_size: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     weight = rtn(torch.randn(96, 64, generator=generator), QuantScheme(bits, group_size))
-    tensors, expected = encode(weight), packed_by_hand(weight)
+    tensors, expected = V1.encode(weight, torch.float16), packed_by_hand(weight)
     assert set(tensors) == set(expected)
     for part, tensor in tensors.items():
         assert tensor.dtype == expected[part].dtype
         assert torch.equal(tensor, expected[part])
-    assert decode(tensors, Settings(weight.scheme, True), "x").equals(weight)
+    assert V1.decode(tensors, weight.scheme, "x").equals(weight)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_layout_by_hand(bits: int, group_size: int) -> None:
 )
 def test_symmetric_zero_points_are_stored_minus_one(bits: int, word: int) -> None:
     weight = rtn(torch.randn(32, 64), QuantScheme(bits, 32))
-    assert int(encode(weight)["qzeros"][0, 0]) & 0xFFFFFFFF == word
+    assert int(V1.encode(weight, torch.float16)["qzeros"][0, 0]) & 0xFFFFFFFF == word
 
 
 GOLDEN = {
@@ -254,7 +258,7 @@ def test_folder_appears_whole_or_not_at_all(
     def fail(*args: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(gptq_format, "copy_side_files", fail)
+    monkeypatch.setattr(writer, "copy_side_files", fail)
     for target in (out, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="disk full"):
             save_quantized(model, report, source, target, overwrite=True)
@@ -314,12 +318,75 @@ def test_wrong_source_or_model_is_refused(tmp_path: Path) -> None:
 def test_packing_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, report, source, _ = export(tmp_path, recipe())
 
-    def broken(weight: QuantizedWeight) -> dict[str, Tensor]:
-        tensors = encode(weight)
+    encode = GPTQ.encode
+
+    def broken(self: GPTQ, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+        tensors = encode(self, weight, dtype)
         tensors["qweight"][0, 0] ^= 1
         return tensors
 
-    monkeypatch.setattr(gptq_format, "encode", broken)
+    monkeypatch.setattr(GPTQ, "encode", broken)
     with pytest.raises(RuntimeError, match="packed and unpacked weights differ"):
         save_quantized(model, report, source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_v2_stores_zero_points_as_they_are(tmp_path: Path) -> None:
+    weight = rtn(torch.rand(64, 32), QuantScheme(4, 32, symmetric=False))
+    v2 = FORMATS["gptq_v2"]
+    tensors = v2.encode(weight, torch.float16)
+    expected = packed_by_hand(replace(weight, zero_points=weight.zero_points + 1))
+    assert all(torch.equal(tensors[part], expected[part]) for part in expected)
+    assert v2.decode(tensors, weight.scheme, "x").equals(weight)
+    words = v2.encode(rtn(torch.randn(32, 64), QuantScheme(4, 32)), torch.float16)["qzeros"]
+    assert int(words[0, 0]) & 0xFFFFFFFF == 0x88888888
+    model, report, source, _ = export(tmp_path, recipe(symmetric=False, method="rtn"))
+    save_quantized(model, report, source, tmp_path / "v2", format="gptq_v2")
+    config = json.loads((tmp_path / "v2" / "quantize_config.json").read_text())
+    assert (config["checkpoint_format"], config["sym"]) == ("gptq_v2", False)
+    loaded = load_quantized(tmp_path / "v2", device="cpu")
+    for name, layer in quantized_layers(model).items():
+        assert layer.quantized().equals(quantized_layers(loaded)[name].quantized())
+
+
+def test_other_schemes_of_single_layers_get_rules(tmp_path: Path) -> None:
+    """As GPTQModel defined `+:` rules and vLLM reads them: the first that matches decides."""
+    import re
+
+    most = {"method": "rtn", "bits": 4, "group_size": 32, "ignore": ["*.1.mlp.*", "*.0.*o_proj"]}
+    few = {"method": "rtn", "bits": 8, "group_size": -1, "targets": ["model.layers.1.mlp.*"]}
+    model, _, _, out = export(tmp_path, Recipe.from_dict({"step": [most, few]}))
+    config = json.loads((out / "quantize_config.json").read_text())
+    assert (config["bits"], config["group_size"]) == (4, 32)
+
+    def override(name: str) -> dict[str, Any] | bool | None:
+        for pattern, changes in config["dynamic"].items():
+            if re.match(pattern[2:], name):
+                return changes if pattern.startswith("+:") else False
+        return None
+
+    wide = {"bits": 8, "group_size": -1, "sym": True}
+    for prefix in ("model.", "model.language_model.", "language_model.model."):
+        assert override(f"{prefix}layers.1.mlp.down_proj") == wide
+        assert override(f"{prefix}layers.1.mlp.gate_up_proj") == wide  # as engines fuse it
+        assert override(f"{prefix}layers.0.self_attn.o_proj") is False
+        assert override(f"{prefix}layers.0.mlp.gate_up_proj") is None
+    loaded = quantized_layers(load_quantized(out, device="cpu"))
+    for name, layer in quantized_layers(model).items():
+        assert layer.quantized().equals(loaded[name].quantized())
+
+
+def test_an_untied_head_can_be_quantized(tmp_path: Path) -> None:
+    decoder = {"method": "rtn", "bits": 4, "group_size": 32}
+    head = {"method": "rtn", "bits": 8, "group_size": 32, "targets": ["lm_head"]}
+    rule = Recipe.from_dict({"step": [decoder, head]})
+    model, _, _, out = export(tmp_path, rule, raw=raw_config(tied=False))
+    config = json.loads((out / "quantize_config.json").read_text())
+    assert config["lm_head"] is True
+    assert config["modules_in_block_to_quantize"][-1] == ["lm_head"]
+    assert config["dynamic"] == {
+        r"-:.*visual\..*": {},
+        "+:.*lm_head.*": {"bits": 8, "group_size": 32, "sym": True},
+    }
+    loaded = quantized_layers(load_quantized(out, device="cpu"))
+    assert loaded["lm_head"].quantized().equals(quantized_layers(model)["lm_head"].quantized())

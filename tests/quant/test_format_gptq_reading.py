@@ -11,7 +11,7 @@ from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors.torch import save_file
 
 from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.formats.gptq import Settings, decode, encode
+from vlpress.quant.formats import FORMATS
 from vlpress.quant.pipeline import (
     is_quantized,
     load_quantized,
@@ -20,6 +20,8 @@ from vlpress.quant.pipeline import (
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers
+
+V1 = FORMATS["gptq"]
 
 
 def test_open_model_tells_the_kinds_apart(tmp_path: Path) -> None:
@@ -72,7 +74,9 @@ def test_reads_act_order_of_other_writers(tmp_path: Path) -> None:
         weight.scheme,
         weight.column_groups()[order],
     )
-    tensors |= {f"{name}.{part}": tensor for part, tensor in encode(shuffled).items()}
+    tensors |= {
+        f"{name}.{part}": tensor for part, tensor in V1.encode(shuffled, torch.float16).items()
+    }
     save_file(tensors, out / "model.safetensors")
     edit(out, desc_act=True, static_groups=False)
     layer = quantized_layers(load_quantized(out, device="cpu"))[name]
@@ -102,10 +106,10 @@ def test_reads_zero_points_that_wrapped() -> None:
     weight = rtn(torch.rand(32, 32), QuantScheme(4, 32, symmetric=False))
     assert set(weight.zero_points.flatten().tolist()) == {0}
     with pytest.raises(ValueError, match="a zero point is 0"):
-        encode(weight)
+        V1.encode(weight, torch.float16)
     tensors = packed_by_hand(rtn(torch.rand(32, 32), QuantScheme(4, 32)))
     tensors["qzeros"].fill_(-1)  # 0 - 1 in every nibble
-    found = decode(tensors, Settings(weight.scheme, True), "x")
+    found = V1.decode(tensors, weight.scheme, "x")
     assert set(found.zero_points.flatten().tolist()) == {0}
 
 
@@ -128,14 +132,15 @@ def test_missing_g_idx_and_empty_bias_are_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quant_method": "awq"}, "quant_method is 'awq'; allowed is gptq"),
+        ({"quant_method": "hqq"}, "quant_method is 'hqq'; allowed are gptq, compressed-tensors, "),
         ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; allowed are gptq"),
         ({"bits": None}, "bits is None; a number is needed"),
         ({"bits": 5}, "bits is 5; allowed are 2, 3, 4, 8"),
         ({"pack_dtype": "int16"}, "pack_dtype is 'int16'"),
-        ({"dynamic": {r"+:.*down_proj": {"bits": 8}}}, r"dynamic rule '\+:\.\*down_proj'"),
-        ({"bits": 8}, r"qzeros is torch.int32 \[4, 8\]; expected torch.int32 \[2, 16\]"),
-        ({"group_size": 64}, r"qzeros is torch.int32 \[4, 8\]; expected torch.int32 \[2, 8\]"),
+        ({"dynamic": {"+:(": {}}}, r"dynamic rule '\+:\(' is not a valid expression"),
+        ({"dynamic": {".*down_proj": {"bits": 5}}}, "bits is 5; allowed are 2, 3, 4, 8"),
+        ({"bits": 8}, r"qzeros is torch.int32 \[2, 8\]; expected torch.int32 \[1, 16\]"),
+        ({"group_size": 64}, r"qzeros is torch.int32 \[2, 8\]; expected torch.int32 \[1, 8\]"),
     ],
 )
 def test_unknown_configurations_are_refused(
@@ -180,4 +185,30 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         load_quantized(out, device="cpu")
     (out / "config.json").write_text(json.dumps(raw | {"intermediate_size": 160}))
     with pytest.raises(ValueError, match="they belong to different models"):
+        load_quantized(out, device="cpu")
+
+
+def test_types_and_keys_of_other_writers(tmp_path: Path) -> None:
+    """`scales` in bf16, `g_idx` as int64, and the keys that GPTQModel adds."""
+    model, _, _, out = export(tmp_path, recipe(method="rtn"))
+    tensors = all_tensors(out)
+    for name in tensors:
+        if name.endswith("scales"):
+            tensors[name] = tensors[name].bfloat16()
+        if name.endswith("g_idx"):
+            tensors[name] = tensors[name].long()
+    save_file(tensors, out / "model.safetensors")
+    extra = {"method": "gptq", "format": "gptq", "pack_dtype": "int32", "meta": {"mse": 0.0}}
+    edit(out, **extra)
+    with torch.no_grad():
+        sample = prompts(model.config)[:1]
+        assert torch.equal(model(sample)[0], load_quantized(out, device="cpu")(sample)[0])
+
+
+def test_zero_points_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
+    """A v1 file that says it is v2: every zero point reads one too small."""
+    *_, out = export(tmp_path, recipe(method="rtn"))
+    edit(out, checkpoint_format="gptq_v2")
+    message = r"q_proj has a zero point of 7, but .* symmetric, which means 8; correct sym or check"
+    with pytest.raises(ValueError, match=message):
         load_quantized(out, device="cpu")

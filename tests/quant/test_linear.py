@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,10 +85,42 @@ def test_bias_is_rounded_to_what_the_file_holds() -> None:
     assert torch.equal(layer.bias, layer.bias.half().float())
 
 
-def test_refuses_activation_schemes() -> None:
-    scheme = QuantScheme(8, -1, activations="dynamic")
-    with pytest.raises(ValueError, match="no kernel rounds activations"):
+def make_static(scale: float = 0.03125) -> QuantLinear:
+    weight = rtn(torch.randn(8, 64), QuantScheme(8, -1, activations="static"))
+    return QuantLinear(replace(weight, input_scale=torch.tensor(scale)))
+
+
+def test_activations_are_rounded_if_the_scheme_says_so() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(8, 64), torch.randn(5, 64)
+    plain = QuantLinear(rtn(weight, QuantScheme(8, -1)))
+    dynamic = QuantLinear(rtn(weight, QuantScheme(8, -1, activations="dynamic")))
+    levels, scales = reference.quantize_activations(x)
+    assert not torch.equal(dynamic(x), plain(x))
+    torch.testing.assert_close(dynamic(x), plain(levels * scales))
+
+
+def test_a_static_scale_is_kept_and_used() -> None:
+    layer = make_static()
+    assert layer.quantized().equals(layer.quantized())
+    assert not layer.quantized().equals(make_static(0.0625).quantized())
+    assert not layer.quantized().equals(replace(layer.quantized(), input_scale=None))
+    assert "input_scale" in layer.state_dict()
+    assert layer.input_scale is not None
+    levels, scale = reference.quantize_activations(torch.randn(5, 64) * 9, layer.input_scale)
+    assert int(levels.abs().max()) >= 127  # beyond the range: saturated
+    x = levels * scale
+    expected = F.linear(x, layer.quantized().dequantize())
+    torch.testing.assert_close(layer(x * 1.001), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_static_scale_belongs_to_static_schemes() -> None:
+    scheme = QuantScheme(8, -1, activations="static")
+    with pytest.raises(ValueError, match="static activations comes with no input scale"):
         QuantLinear(rtn(torch.randn(8, 64), scheme))
+    weight = replace(rtn(torch.randn(8, 64), QuantScheme(8, -1)), input_scale=torch.tensor(1.0))
+    with pytest.raises(ValueError, match="int8 per row sym comes with an input scale"):
+        QuantLinear(weight)
 
 
 def test_print_shows_the_scheme() -> None:

@@ -9,6 +9,7 @@ from calib_models import prompts, random_model, raw_config, write_checkpoint
 from vlpress.calib.capture import watch_inputs
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant import report as report_module
+from vlpress.quant.affine import choose_input_scale
 from vlpress.quant.gptq import GPTQResult, gptq
 from vlpress.quant.linear import QuantLinear
 from vlpress.quant.pipeline import check_format, make_plan, quantize_, save_quantized
@@ -110,11 +111,12 @@ def test_two_methods_in_one_recipe() -> None:
     methods = {layer.row.name: layer.to_dict()["method"] for layer in report.layers}
     assert methods["model.layers.0.mlp.down_proj"] == "rtn"
     assert methods["model.layers.0.mlp.up_proj"] == "gptq"
-    with pytest.raises(ValueError, match="one scheme for all layers"):
-        check_format(report.plan)
+    check_format(report.plan, "gptq")
+    with pytest.raises(ValueError, match=r"format awq: .*\.0\.mlp\.down_proj and 1 more layer"):
+        check_format(report.plan, "awq")
 
 
-def test_vision_tower_can_be_quantized_in_memory_but_not_written(tmp_path: Path) -> None:
+def test_quantized_vision_tower_is_not_written_as_gptq(tmp_path: Path) -> None:
     original = random_model()
     source = write_checkpoint(tmp_path / "source", original)
     model = random_model()
@@ -122,8 +124,9 @@ def test_vision_tower_can_be_quantized_in_memory_but_not_written(tmp_path: Path)
     report = quantize_(model, only, prompts(model.config))
     assert all(name.startswith("visual.blocks.") for name in quantized_layers(model))
     assert 0 < distance(model, original) < 0.1
-    with pytest.raises(ValueError, match=r"format gptq: visual\.blocks\.0\.attn\.qkv is in the"):
-        save_quantized(model, report, source, tmp_path / "out")
+    message = r"format gptq: visual\.blocks\.0\.attn\.qkv and 3 more layers are in the vision tower"
+    with pytest.raises(ValueError, match=message):
+        save_quantized(model, report, source, tmp_path / "out", format="gptq")
     assert not (tmp_path / "out").exists()
 
 
@@ -226,16 +229,103 @@ def test_overflow_names_the_layer() -> None:
         quantize_(model, recipe(), prompts(model.config))
 
 
+def test_static_scales_come_from_the_inputs_at_the_time() -> None:
+    """Of the first layer by hand; of a later one, on what the quantized ones before it give."""
+    model = random_model()
+    static = recipe(method="rtn", bits=8, group_size=-1, activations="static")
+    report = quantize_(model, static, prompts(model.config))
+    layers = quantized_layers(model)
+    assert report.calibration is not None
+    largest: dict[str, float] = {}
+
+    def see(name: str, x: torch.Tensor) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(x.abs().max()))
+
+    watchers: dict[torch.nn.Module, Any] = {
+        layer: (lambda x, name=name: see(name, x)) for name, layer in layers.items()
+    }
+    with torch.no_grad(), watch_inputs(watchers):
+        for sample in prompts(model.config):
+            model([sample])
+    for name, layer in layers.items():
+        assert layer.input_scale is not None
+        assert torch.equal(layer.input_scale, choose_input_scale(largest[name])), name
+        assert torch.equal(layer.input_scale, layer.input_scale.to(torch.bfloat16).float())
+    assert layers["model.layers.1.self_attn.q_proj"].input_scale == (
+        layers["model.layers.1.self_attn.v_proj"].input_scale
+    )
+    assert 0 < distance(model, random_model()) < 0.1
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize(("bits", "group_size"), [(8, -1), (4, 32)])
+def test_gptq_with_rounded_activations(activations: str, bits: int, group_size: int) -> None:
+    model, weights_only, original = random_model(), random_model(), random_model()
+    grid: dict[str, Any] = {"bits": bits, "group_size": group_size}
+    quantize_(model, recipe(**grid, activations=activations), prompts(model.config))
+    quantize_(weights_only, recipe(**grid), prompts(model.config))
+    layer = quantized_layers(model)["model.layers.0.mlp.down_proj"]
+    assert layer.scheme.activations == activations
+    assert (layer.input_scale is not None) == (activations == "static")
+    assert 0 < distance(model, weights_only)
+    assert distance(model, original) < distance(weights_only, original) + 0.1
+
+
+def test_rounding_with_calibration_reports_errors() -> None:
+    model, uncalibrated = random_model(), random_model()
+    both = Recipe.from_dict(
+        {
+            "step": [
+                {"method": "gptq", "bits": 4, "group_size": 32, "ignore": ["*.down_proj"]},
+                {"method": "rtn", "bits": 4, "group_size": 32, "targets": ["model.*.down_proj"]},
+            ]
+        }
+    )
+    report = quantize_(model, both, prompts(model.config))
+    rows = {row["name"]: row for row in report.to_dict()["layers"]}
+    rounded = rows["model.layers.0.mlp.down_proj"]
+    assert 0 < rounded["error"] == rounded["rtn_error"] == rounded["final_error"] < 0.1
+    assert rounded["tokens"] == rows["model.layers.0.mlp.up_proj"]["tokens"]
+    # The integers are those of rounding, whatever was measured.
+    quantize_(uncalibrated, recipe(method="rtn"))
+    name = "model.layers.0.mlp.down_proj"
+    first, second = quantized_layers(model)[name], quantized_layers(uncalibrated)[name]
+    assert first.quantized().equals(second.quantized())
+    assert "error" not in quantize_(random_model(), recipe(method="rtn")).to_dict()["layers"][0]
+
+
+def test_progress_shows_the_transforms() -> None:
+    model = random_model()
+    steps = [{"method": "awq"}, {"method": "rtn", "bits": 4, "group_size": 32}]
+    seen: list[tuple[int, int, str]] = []
+    quantize_(
+        model,
+        Recipe.from_dict({"step": steps}),
+        prompts(model.config),
+        on_progress=lambda *args: seen.append(args),
+    )
+    assert seen[0] == (0, 14, "model.layers.0.input_layernorm awq")
+    assert seen[-1][:2] == (14, 14)
+
+
+def test_inputs_too_large_for_a_static_scale() -> None:
+    model = random_model()
+    model.get_parameter("model.layers.0.input_layernorm.weight").data.mul_(1e9)
+    static = recipe(method="rtn", bits=8, group_size=-1, activations="static")
+    with pytest.raises(ValueError, match=r"q_proj: the inputs reach .*; a static scale covers at"):
+        quantize_(model, static, prompts(model.config))
+
+
 def test_rejects() -> None:
     model = random_model()
     with pytest.raises(ValueError, match="no calibration prompts"):
         quantize_(copy.deepcopy(model), recipe())
-    with pytest.raises(ValueError, match="format 'awq' is unknown; allowed are gptq"):
-        check_format(make_plan(model.config, recipe()), "awq")
-    with pytest.raises(ValueError, match="asymmetric schemes do not fit"):
-        check_format(make_plan(model.config, recipe(symmetric=False)))
-    with pytest.raises(ValueError, match="the recipe asks 5"):
-        check_format(make_plan(model.config, recipe(bits=5)))
+    with pytest.raises(ValueError, match="format 'hqq' is unknown; allowed are auto, gptq, gptq_"):
+        check_format(make_plan(model.config, recipe()), "hqq")
+    with pytest.raises(ValueError, match="asymmetric scheme, and zero points minus one cannot say"):
+        check_format(make_plan(model.config, recipe(symmetric=False)), "gptq")
+    with pytest.raises(ValueError, match="have 5 bits; it holds 2, 3, 4, 8"):
+        check_format(make_plan(model.config, recipe(bits=5)), "gptq")
     quantize_(model, recipe(method="rtn"))
     with pytest.raises(ValueError, match="is quantized already"):
         quantize_(model, recipe(method="rtn"))

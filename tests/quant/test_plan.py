@@ -6,7 +6,7 @@ from calib_models import raw_config
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model
-from vlpress.quant.plan import make_plan, stored_bytes
+from vlpress.quant.plan import make_plan
 from vlpress.quant.recipe import Recipe
 
 
@@ -53,7 +53,7 @@ def test_bytes_add_up() -> None:
         r.bytes_before - r.bytes_after for r in plan.rows
     )
     assert 4.5 < plan.bits_per_weight < 6  # narrow layers: the order tensor weighs more
-    assert stored_bytes(row.spec, recipe().steps[0].scheme) == row.bytes_after
+    assert row.packed_bytes == row.bytes_after - 32 * 2
 
 
 def test_two_steps() -> None:
@@ -64,6 +64,33 @@ def test_two_steps() -> None:
     bits = {row.name: row.step.scheme.bits for row in plan.rows if row.step}
     assert bits["model.layers.0.mlp.down_proj"] == 8
     assert bits["model.layers.0.mlp.up_proj"] == 4
+
+
+def test_padded_rows_show_both_widths_and_why() -> None:
+    tower = recipe({"targets": ["visual.blocks.0.mlp.*"], "bits": 8, "group_size": -1})
+    plan = make_plan(config(), tower, dtype=torch.bfloat16)
+    rows = {row.name: row for row in plan.rows}
+    down, other = rows["visual.blocks.0.mlp.down_proj"], rows["visual.blocks.1.mlp.up_proj"]
+    why = "36 padded to 128: kernels need a multiple of 128"
+    assert down.fate == f"gptq int8 per row sym; in_features {why}"
+    # Kept, but config.json has one width for all blocks.
+    assert other.fate == f"kept, because no step targets it (vision); out_features {why}"
+    data = down.to_dict()
+    assert (data["in_features"], data["source_in_features"]) == (128, 36)
+    assert (data["out_features"], data["source_out_features"]) == (32, 32)
+    assert (other.bytes_before, other.bytes_after) == (2 * 33 * 36, 2 * 33 * 128)
+    assert plan.config.vision.intermediate_size == 128
+    assert [p["after"] for p in plan.to_dict()["padding"]] == [128]
+    model = build_model(config())
+    assert plan.base_bytes == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_padding_follows_tp() -> None:
+    split = Recipe.from_dict({**recipe().to_dict(), "tp": 2})
+    plan = make_plan(config(), split)
+    assert plan.config.text.intermediate_size == 256
+    assert plan.config.vision.intermediate_size == 36
+    assert make_plan(config(), recipe()).padding == ()
 
 
 def test_newer_names_are_understood() -> None:
@@ -90,25 +117,49 @@ def test_memory_grows_with_the_widest_layer() -> None:
             {"ignore": ["model.layers.0.mlp.down_projx"]},
             r"ignore pattern .* matches no .*; near are model\.layers\.0\.mlp\.down_proj",
         ),
-        ({"targets": ["zzz"]}, r"near are visual\.blocks\.0\.attn\.qkv"),
+        ({"targets": ["zzz"]}, r"near are visual\.blocks\.\*\.attn\.qkv"),
         ({"ignore": ["*"]}, "every targeted layer is ignored"),
-        ({"group_size": 48}, r"layers\.0\.self_attn\.q_proj: in_features 64 does not divide"),
         (
-            {"targets": ["visual.*down_proj"], "group_size": -1},
-            r"visual\.blocks\.0\.mlp\.down_proj: in_features 36 is not a multiple of 32",
+            {"group_size": 48},
+            r"layers\.0\.self_attn\.q_proj: in_features 64 does not divide into groups of 48; "
+            "group_size 64 fits all layers",
         ),
         (
-            {"targets": ["visual.*up_proj", "visual.*gate_proj"]},
-            "out_features 36 is not a multiple of 32",
+            {"targets": ["visual.merger.*", "visual.*.qkv"], "group_size": 64},
+            r"visual\.blocks\.0\.attn\.qkv: in_features 32 .* group_size 32 fits all layers",
         ),
-        ({"ignore": ["*.k_proj"]}, r"engines fuse these layers.*k_proj: kept"),
-        ({"activations": "dynamic"}, "activations 'dynamic' are not supported"),
+        (
+            {"ignore": ["*.k_proj"]},
+            r"engines fuse these layers into one matrix, which has one scheme.*k_proj: kept",
+        ),
+        ({"targets": ["visual.*.gate_proj"]}, r"engines fuse .*mlp\.up_proj: kept"),
     ],
 )
 def test_rejects(step: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make_plan(config(), recipe(step))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_rounded_activations_have_a_kernel(activations: str) -> None:
+    plan = make_plan(config(), recipe({"activations": activations}))
+    assert plan.quantized[0].fate == f"gptq int4 g32 sym + int8 {activations} activations"
+
+
+def test_transforms_are_in_the_plan() -> None:
+    smooth = {"method": "smoothquant"}
+    steps = [smooth, {"method": "rtn", "bits": 4, "group_size": 32}]
+    plan = make_plan(config(), Recipe.from_dict({"name": "test", "step": steps}))
+    assert len(plan.transforms) == 8  # two norms and two pairs in each of two layers
+    first = plan.to_dict()["transforms"][0]
+    assert first == {
+        "method": "smoothquant",
+        "source": "model.layers.0.input_layernorm",
+        "linears": [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"],
+        "left_alone": None,
+    }
+    assert plan.memory.solve > 0  # rounded layers are judged by their Hessians
 
 
 def test_two_steps_must_not_claim_one_layer() -> None:

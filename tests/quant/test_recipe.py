@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from vlpress.quant.recipe import PRESETS, Recipe, pattern_matches
+from vlpress.quant.presets import PRESETS
+from vlpress.quant.recipe import Recipe, pattern_matches
 from vlpress.quant.scheme import QuantScheme
+from vlpress.quant.steps import AWQStep, SmoothQuantStep
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recipes"
 
@@ -39,6 +41,17 @@ def test_file_name_is_the_default_name(tmp_path: Path) -> None:
     assert Recipe.resolve(path).name == "mine"
 
 
+def test_head_is_short_for_a_step(tmp_path: Path) -> None:
+    recipe = Recipe.from_toml(write(tmp_path, 'tp = 2\nlm_head = "w8a16"\n' + STEP))
+    assert recipe.tp == 2
+    head = recipe.steps[-1]
+    assert (head.method, head.targets, head.scheme) == ("gptq", ("lm_head",), QuantScheme(8, 128))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    rounded = Recipe.from_toml(write(tmp_path, 'lm_head = "w8a16-rtn"\n' + STEP))
+    assert [step.method for step in rounded.steps] == ["gptq", "rtn"]
+    assert rounded.tp == 1
+
+
 def test_two_steps_and_patterns(tmp_path: Path) -> None:
     path = write(
         tmp_path,
@@ -61,6 +74,49 @@ def test_patterns() -> None:
 
 
 STEP = '[[step]]\nmethod = "gptq"\nbits = 4\n'
+SMOOTH = '[[step]]\nmethod = "smoothquant"\n'
+
+
+def test_transforms_stand_first_and_keep_their_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        SMOOTH
+        + 'alpha = "search"\n'
+        + '[[step]]\nmethod = "awq"\nignore = ["*.down_proj"]\npoints = 8\nclip = false\n'
+        + SMOOTH
+        + "alpha = 1\n"
+        + STEP,
+    )
+    recipe = Recipe.from_toml(path)
+    assert recipe.transforms == (
+        SmoothQuantStep(alpha="search"),
+        AWQStep(ignore=("*.down_proj",), points=8, clip=False),
+        SmoothQuantStep(alpha=1),
+    )
+    assert [step.method for step in recipe.steps] == ["gptq"]
+    methods = [step["method"] for step in recipe.to_dict()["step"]]
+    assert methods == ["smoothquant", "awq", "smoothquant", "gptq"]
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_defaults_of_transforms(tmp_path: Path) -> None:
+    path = write(tmp_path, SMOOTH + '[[step]]\nmethod = "awq"\n' + STEP)
+    smooth, awq = Recipe.from_toml(path).transforms
+    assert (smooth, awq) == (SmoothQuantStep(("model.layers.*",), (), 0.5), AWQStep(points=20))
+
+
+@pytest.mark.parametrize(
+    ("steps", "needs"),
+    [
+        ('[[step]]\nmethod = "rtn"\nbits = 8\n', False),
+        ('[[step]]\nmethod = "rtn"\nbits = 8\nactivations = "dynamic"\n', False),
+        ('[[step]]\nmethod = "rtn"\nbits = 8\nactivations = "static"\n', True),
+        (SMOOTH + '[[step]]\nmethod = "rtn"\nbits = 8\n', True),
+        (STEP, True),
+    ],
+)
+def test_who_needs_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
+    assert Recipe.from_toml(write(tmp_path, steps)).needs_calibration == needs
 
 
 @pytest.mark.parametrize(
@@ -70,6 +126,10 @@ STEP = '[[step]]\nmethod = "gptq"\nbits = 4\n'
         ("", r"no \[\[step\]\] found"),
         ("[step]\nbits = 4\n", r"no \[\[step\]\] found"),
         (STEP + "groupsize = 64\n", "unknown key 'groupsize' in"),
+        ("tp = 0\n" + STEP, "tp is 0; it must be a whole number, at least 1"),
+        ("tp = true\n" + STEP, "tp is True"),
+        ('lm_head = "w4a16"\n' + STEP, "lm_head is 'w4a16'; allowed are w8a16, w8a16-rtn"),
+        ("lm_head = [1]\n" + STEP, r"lm_head is \[1\]; allowed"),
         ("colour = 1\n" + STEP, "unknown key 'colour' at the top level"),
         ("[calibration]\nsample = 3\n" + STEP, r"unknown key 'sample' in \[calibration\]"),
         ("[calibration]\nsamples = 0\n" + STEP, "calibration.samples is 0"),
@@ -78,7 +138,20 @@ STEP = '[[step]]\nmethod = "gptq"\nbits = 4\n'
         ("calibration = 3\n" + STEP, r"expected a table in \[calibration\]"),
         ("[[step]]\nbits = 4\n", "a step has no 'method'"),
         ('[[step]]\nmethod = "gptq"\n', "a step has no 'bits'"),
-        ('[[step]]\nmethod = "awq"\nbits = 4\n', "method is 'awq'; allowed are gptq, rtn"),
+        (
+            '[[step]]\nmethod = "obq"\n',
+            "method is 'obq'; allowed are gptq, rtn, smoothquant, awq",
+        ),
+        ('[[step]]\nmethod = "awq"\n', "awq alone quantizes nothing; add a step with method gptq"),
+        (STEP + '[[step]]\nmethod = "awq"\n', "awq stands behind gptq, .* move it to the front"),
+        (SMOOTH + "bits = 4\n" + STEP, "unknown key 'bits' in .* with method smoothquant"),
+        (SMOOTH + "points = 4\n" + STEP, "unknown key 'points' .*; allowed are alpha, ignore"),
+        (SMOOTH + "alpha = 1.5\n" + STEP, "alpha is 1.5; allowed are 0 to 1 and 'search'"),
+        (SMOOTH + 'alpha = "best"\n' + STEP, "alpha is 'best'; allowed are 0 to 1"),
+        (SMOOTH + "alpha = true\n" + STEP, "alpha is True; allowed are 0 to 1"),
+        (SMOOTH + "targets = []\n" + STEP, "no targets"),
+        ('[[step]]\nmethod = "awq"\npoints = 0\n' + STEP, "points is 0"),
+        ('[[step]]\nmethod = "awq"\nclip = 1\n' + STEP, "clip is 1; it must be of type bool"),
         ('[[step]]\nmethod = "rtn"\nbits = 16\n', "bits is 16"),
         (STEP + 'targets = "model"\n', "targets is 'model'; it must be a list"),
         (STEP + "targets = []\n", "no targets"),

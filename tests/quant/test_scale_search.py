@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from vlpress.quant.affine import choose_qparams, dequantize, quantize, round_scales
-from vlpress.quant.scale_search import RATIOS, search_scales
+from vlpress.quant.error import relative_error
+from vlpress.quant.rtn import rtn
+from vlpress.quant.scale_search import RATIOS, group_blocks, search_scales
 from vlpress.quant.scheme import QuantScheme
 
 
@@ -57,3 +59,41 @@ def test_ties_keep_the_scale() -> None:
     found = search_scales(weight, scales, zero_points, energy, scheme)
     assert float(found[0, 0]) == 1.0
     assert torch.equal(found[:, 1], scales[:, 1])
+
+
+def test_blocks_of_a_hessian() -> None:
+    hessian = torch.arange(36.0).reshape(6, 6)
+    assert group_blocks(hessian, 3).tolist() == [
+        [[0, 1], [6, 7]],
+        [[14, 15], [20, 21]],
+        [[28, 29], [34, 35]],
+    ]
+    assert torch.equal(group_blocks(hessian, 1)[0], hessian)
+
+
+def test_blocks_without_correlation_are_the_diagonal() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, energy = torch.randn(8, 64, generator=generator), torch.rand(64, generator=generator)
+    scheme = QuantScheme(3, 32)
+    grid = choose_qparams(weight, scheme)
+    by_block = search_scales(weight, *grid, group_blocks(torch.diag(energy), 2), scheme)
+    assert torch.equal(by_block, search_scales(weight, *grid, energy, scheme))
+
+
+def test_rounding_with_searched_scales_errs_less() -> None:
+    """Inputs with something in common, where clipping by the diagonal alone would mislead."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(500, 64, generator=generator) + 3 * torch.rand(64, generator=generator)
+    weight = torch.randn(16, 64, generator=generator)
+    hessian, scheme = x.t() @ x, QuantScheme(3, -1)
+    plain, searched = rtn(weight, scheme), rtn(weight, scheme, hessian)
+    grid = choose_qparams(weight, scheme)
+    scales = search_scales(weight, *grid, hessian.diagonal(), scheme)
+    integers = quantize(weight, scales, grid[1], scheme)
+    by_diagonal = dequantize(integers, scales, grid[1])
+    errors = [
+        relative_error([weight], [candidate], hessian)
+        for candidate in (searched.dequantize(), plain.dequantize(), by_diagonal)
+    ]
+    assert errors[0] < 0.9 * min(errors[1:])
+    assert torch.equal(searched.scales, round_scales(searched.scales))

@@ -1,0 +1,111 @@
+"""Constructed layers and quantized checkpoint folders for the tests of all formats."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from calib_models import prompts, random_model, raw_config, write_checkpoint
+from torch import Tensor
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.affine import QuantizedWeight
+from vlpress.quant.formats.checkpoint import QuantizedCheckpoint
+from vlpress.quant.formats.format import Contents
+from vlpress.quant.pipeline import quantize_, save_quantized
+from vlpress.quant.recipe import Recipe
+from vlpress.quant.report import QuantReport
+from vlpress.quant.scheme import QuantScheme
+
+
+def made_layer(scheme: QuantScheme, rows: int = 64, columns: int = 96) -> QuantizedWeight:
+    """A layer of numbers that need no generator: every level, every zero point, many scales."""
+    n, k = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    groups = torch.arange(scheme.groups(columns))[None]
+    levels = scheme.max_level + 1
+    zero_points = torch.full((rows, groups.shape[1]), scheme.midpoint)
+    if not scheme.symmetric:
+        zero_points = (n * 7 + groups * 3) % levels
+    return QuantizedWeight(
+        integers=((n * 5 + k * 3 + n * k) % levels).to(torch.uint8),
+        scales=(1 + (n * 11 + groups * 29) % 128).float() / 2.0 ** (8 + n % 5),
+        zero_points=zero_points.to(torch.uint8),
+        scheme=scheme,
+        input_scale=torch.tensor(0.0390625) if scheme.activations == "static" else None,
+    )
+
+
+def fingerprint(tensor: Tensor) -> list[Any]:
+    """Type, shape and sha256 of the bytes as a file has them."""
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return [kind, list(tensor.shape), hashlib.sha256(raw).hexdigest()]
+
+
+def contents(
+    schemes: dict[str, QuantScheme] | QuantScheme, *, family: str = "qwen2_5_vl", **text: Any
+) -> Contents:
+    """Contents of a small model; one scheme means all decoder layers."""
+    config = ModelConfig.from_dict(raw_config(family, **text))
+    if isinstance(schemes, QuantScheme):
+        linears = Contents(config, {}).linears.values()
+        schemes = {spec.name: schemes for spec in linears if spec.stage == "decoder"}
+    return Contents(config, schemes)
+
+
+def recipe(*steps: dict[str, Any]) -> Recipe:
+    base = {"method": "rtn", "bits": 4, "group_size": 32}
+    return Recipe.from_dict({"name": "test", "step": [base | step for step in steps or ({},)]})
+
+
+def checkpoint(
+    tmp_path: Path,
+    rule: Recipe,
+    format: str,
+    *,
+    raw: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    **source_form: Any,
+) -> tuple[QwenVL, QuantReport, Path]:
+    """A small model, quantized and written; the folder is `tmp_path` / format."""
+    raw = (raw or raw_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    model = random_model(raw, dtype=dtype)
+    source = tmp_path / "source"
+    if not source.exists():
+        write_checkpoint(source, model, **source_form)
+    report = quantize_(model, rule, prompts(model.config))
+    save_quantized(model, report, source, tmp_path / format, format=format)
+    return model, report, tmp_path / format
+
+
+def quantization_config(folder: Path) -> dict[str, Any]:
+    written: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    found: dict[str, Any] = written["quantization_config"]
+    return found
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of the `quantization_config`; None removes one."""
+    raw = json.loads((folder / "config.json").read_text())
+    merged = raw["quantization_config"] | changes
+    raw["quantization_config"] = {k: v for k, v in merged.items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def weights_of(folder: Path) -> dict[str, QuantizedWeight]:
+    found = QuantizedCheckpoint(folder)
+    return {name: found.weight(name) for name in found.schemes}
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = weights_of(first), weights_of(second)
+    return list(one) == list(two) and all(one[name].equals(two[name]) for name in one)
+
+
+def same_logits(model: QwenVL, other: QwenVL) -> bool:
+    with torch.no_grad():
+        samples = prompts(model.config)
+        pairs = zip(model(samples), other(samples), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
