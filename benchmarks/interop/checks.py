@@ -1,0 +1,246 @@
+"""What is compared with an engine, the same for all: layers bit for bit, then the model's logits.
+
+An engine's layer is asked through its own forward pass only. Fed the identity matrix with its
+scales set to one it gives q - z, with its integers set to zero as well -z. So nothing here unpacks
+on the engine's behalf.
+
+Letters: N = out_features, K = in_features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vlpress import load_quantized
+from vlpress.calib.samples import load_samples
+from vlpress.model.checkpoint import canonical_name
+from vlpress.model.families import SIDE_FILES
+from vlpress.model.inputs import Prompt
+from vlpress.model.loading import resolve_model
+from vlpress.model.processing import Processor
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.linear import QuantLinear
+from vlpress.quant.targets import quantized_layers
+
+CALIBRATION_SEED, COMPARISON_SEED = 1, 2
+PROMPTS = 8
+# Share of the largest logit by which two ways to add may differ, both sides in this type.
+LOGITS_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
+
+Compared = Iterator[tuple[str, str, bool]]
+"""What was compared, what came out, and whether it is as it should be."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    engine: str
+    version: str
+    format: str
+    compared: str
+    result: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint as an engine loaded it."""
+
+    layers: Mapping[str, Any]
+    """Its quantized layers under the names of the hub."""
+    logits: Callable[[Prompt], Tensor]
+    """float32 ``[tokens, vocab]``."""
+    dtype: torch.dtype = torch.float32
+    """That it computes in."""
+
+
+@dataclass
+class Table:
+    """Rows of one engine, as they are found."""
+
+    engine: str
+    version: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, format: str, compared: str, result: str, passed: bool) -> None:
+        """Note a comparison, and say it."""
+        self.rows.append(Row(self.engine, self.version, format, compared, result, passed))
+        print(f"{'pass' if passed else 'FAIL'}  {format}: {compared}: {result}", flush=True)
+
+    def check(self, format: str, make: Callable[[], Compared]) -> None:
+        """Note all comparisons of one checkpoint; what an engine raises is a failed row."""
+        try:
+            for compared, result, passed in make():
+                self.add(format, compared, result, passed)
+        except Exception as error:  # engines raise what they like, and the table must say it
+            traceback.print_exc()
+            line = str(error).strip().splitlines()
+            said = line[0] if line else "no message"
+            self.add(format, "loads", f"{type(error).__name__}: {said}", False)
+
+    def write(self, path: Path) -> None:
+        """Write the rows as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([asdict(row) for row in self.rows], indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """The command line that every engine's script has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--made", type=Path, required=True, help="checkpoints, FORMAT/RECIPE each")
+    parser.add_argument("--work", type=Path, required=True, help="where the engine may write")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return options
+
+
+def made(folder: Path, format: str) -> list[Path]:
+    """Checkpoints of one format that vlpress wrote."""
+    return sorted((folder / format).iterdir())
+
+
+def add_side_files(out: Path) -> None:
+    """Give a checkpoint that an engine wrote the tokenizer and processor files that it lacks."""
+    for name in SIDE_FILES:
+        source, target = resolve_model("tiny") / name, out / name
+        if source.is_file() and not target.exists():
+            shutil.copyfile(source, target)
+
+
+def prompts(
+    folder: Path, *, seed: int, number: int = PROMPTS, answers: bool = False
+) -> list[Prompt]:
+    """Drawn questions about pictures, tokenized with the files of a checkpoint folder."""
+    processor = Processor.from_folder(folder)
+    return [
+        processor.encode(sample.messages, answer=sample.answer if answers else None)
+        for sample in load_samples(None, n=number, seed=seed)
+    ]
+
+
+def model_inputs(prompt: Prompt, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A prompt of pictures as keyword arguments of a transformers model, a batch of one.
+
+    Position ids are ours, so that versions which count them differently compute the same.
+    """
+    return {
+        "input_ids": prompt.input_ids[None],
+        "attention_mask": torch.ones_like(prompt.input_ids[None]),
+        "position_ids": prompt.position_ids[:, None],
+        "pixel_values": torch.cat([visual.patches for visual in prompt.visuals]).to(dtype),
+        "image_grid_thw": torch.tensor([visual.grid for visual in prompt.visuals]),
+    }
+
+
+def find_layers(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
+    """Modules of a kind under the names of the hub."""
+    return {
+        canonical_name(name): module
+        for name, module in model.named_modules()
+        if isinstance(module, kind)
+    }
+
+
+def compare_checkpoint(folder: Path, theirs: Opened) -> Compared:
+    """Compare layers and logits with what vlpress makes of the same folder."""
+    ours = load_quantized(folder, device="cpu", dtype=theirs.dtype)
+    with torch.inference_mode():
+        yield from compare_layers(quantized_layers(ours), theirs)
+        yield compare_logits(ours, theirs, prompts(folder, seed=COMPARISON_SEED))
+
+
+def compare_layers(ours: Mapping[str, QuantLinear], theirs: Opened) -> Compared:
+    """Integers, zero points, scales and one forward pass of every layer."""
+    if odd := sorted(ours.keys() ^ theirs.layers.keys()):
+        where = "here" if odd[0] in ours else "there"
+        yield "quantized layers", f"{odd[0]} is quantized only {where}", False
+        return
+    differing: dict[str, list[str]] = {
+        "integers": [],
+        "zero points": [],
+        "scales bit for bit": [],
+        f"a forward pass of each layer in {_name(theirs.dtype)} bit for bit": [],
+    }
+    for name, layer in ours.items():
+        same = compare_layer(layer, theirs.layers[name], theirs.dtype)
+        for compared, equal in zip(differing, same, strict=True):
+            if not equal:
+                differing[compared].append(name)
+    for compared, names in differing.items():
+        result = f"differ in {len(names)}, first {names[0]}" if names else "equal"
+        yield compared, f"{len(ours)} layers: {result}", not names
+
+
+def compare_layer(
+    ours: QuantLinear, theirs: Any, dtype: torch.dtype
+) -> tuple[bool, bool, bool, bool]:
+    """Whether integers, zero points, scales and outputs are equal.
+
+    Args:
+        ours: as vlpress read it.
+        theirs: an engine's module with buffers `qweight`, `scales` ``[G, N]`` and `bias` or None.
+        dtype: of the inputs.
+    """
+    weight = ours.quantized()
+    columns = weight.column_groups().long()
+    eye = torch.eye(weight.in_features, dtype=dtype)
+    bare = {"scales": torch.ones_like(theirs.scales)}
+    if theirs.bias is not None:
+        bare["bias"] = torch.zeros_like(theirs.bias)
+    zero_points = -functional_call(theirs, {**bare, "qweight": theirs.qweight * 0}, (eye,))
+    integers = functional_call(theirs, bare, (eye,)) + zero_points
+    generator = torch.Generator().manual_seed(weight.in_features)
+    x = torch.randn(16, weight.in_features, generator=generator).to(dtype)
+    # Laid out as engines lay it out: other strides would add in another order.
+    wanted = torch.matmul(x, weight.dequantize(dtype).t().contiguous())
+    if ours.bias is not None:
+        wanted = wanted + ours.bias
+    return (
+        torch.equal(integers, weight.integers.t().to(dtype)),
+        torch.equal(zero_points, weight.zero_points[:, columns].t().to(dtype)),
+        torch.equal(theirs.scales.float(), weight.scales.t()),
+        torch.equal(theirs(x), wanted),
+    )
+
+
+def compare_logits(ours: QwenVL, theirs: Opened, asked: Sequence[Prompt]) -> tuple[str, str, bool]:
+    """Largest difference of the logits, relative to the largest logit."""
+    worst = 0.0
+    for prompt in asked:
+        wanted = theirs.logits(prompt)
+        difference = (ours([prompt])[0] - wanted).abs().max() / wanted.abs().max()
+        worst = max(worst, float(difference.nan_to_num(torch.inf)))
+    return (
+        f"logits of the model in {_name(theirs.dtype)}",
+        f"{len(asked)} prompts: largest difference {worst:.1e} of the largest logit",
+        worst <= LOGITS_TOLERANCE[theirs.dtype],
+    )
+
+
+def transformers_logits(model: Any) -> Callable[[Prompt], Tensor]:
+    """How to ask a model that has transformers' interface."""
+
+    def ask(prompt: Prompt) -> Tensor:
+        logits: Tensor = model(**model_inputs(prompt, model.dtype)).logits[0]
+        return logits.float()
+
+    return ask
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,48 @@
+"""vlpress's commands as a user types them, in whichever environment runs this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURE = ROOT / "examples" / "signs.png"
+QUESTION = "What is written on the sign?"
+SAMPLES = 16
+
+
+def example(recipe: str) -> str:
+    """Path of an example recipe."""
+    return str(ROOT / "examples" / "recipes" / f"{recipe}.toml")
+
+
+def quantize(model: str | Path, recipe: str, format: str, out: Path) -> None:
+    """Quantize a model into a folder; one that is finished already is left as it is."""
+    samples = ("--calib-samples", str(SAMPLES))
+    scheme = ("--recipe", recipe, "--format", format, *samples)
+    _vlpress("quantize", model, *scheme, "--overwrite", "-o", out)
+
+
+def export(checkpoint: Path, format: str, out: Path) -> None:
+    """Write a checkpoint in another format."""
+    _vlpress("export", checkpoint, "--format", format, "--overwrite", "-o", out)
+
+
+def answer(model: str | Path) -> str:
+    """What a model says about the example picture."""
+    said = _vlpress("generate", model, "--image", PICTURE, QUESTION)
+    return str(json.loads(said)["answer"])
+
+
+def digest(folder: Path) -> str:
+    """sha256 of a checkpoint's weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _vlpress(verb: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", "vlpress", verb, *map(str, arguments), "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout

@@ -1,0 +1,187 @@
+"""Which engines load what vlpress writes, and the other way round.
+
+    python benchmarks/interop/run.py [--engines auto-gptq GPTQModel ...]
+
+Makes checkpoints of the built-in model, lets one script per engine compare them in that engine's
+own environment (`make interop` builds those), and gathers their rows. Ends with 1 if any failed.
+Writes results/interop.json and results/interop.md beside this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import commands
+from safetensors.torch import load_file, save_file
+from tabulate import tabulate
+
+from vlpress import __version__
+from vlpress.model.loading import resolve_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from accuracy import commit, machine  # the results say where they were made in the same words
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENTS = commands.ROOT / ".interop"
+# Rounding suffices to show how 3 and 8 bits are packed.
+GPTQ_RECIPES = ("w4a16", "w8a16-rtn", "w3a16-rtn")
+COMPRESSED_RECIPES = ("w4a16", "w4a8", "w8a8")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A script and the environment that it runs in."""
+
+    name: str
+    script: str
+    environment: str | None
+    """Folder under .interop; None: the one that runs this."""
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        if self.environment is None:
+            return Path(sys.executable)
+        return ENVIRONMENTS / self.environment / "bin" / "python"
+
+
+ENGINES = (
+    Engine("auto-gptq", "with_auto_gptq.py", "auto-gptq"),
+    Engine("GPTQModel", "with_gptqmodel.py", "gptqmodel"),
+    Engine("transformers", "with_transformers.py", None),
+    Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
+)
+
+
+def main() -> None:
+    """Make, compare, write the two result files."""
+    options = parse()
+    engines = [engine for engine in ENGINES if engine.name in options.engines]
+    for engine in engines:
+        if not engine.python.is_file():
+            sys.exit(f"{engine.python} is missing; `make interop` builds the environments")
+    make_checkpoints(options.work / "made")
+    rows = [row for engine in engines for row in run_engine(engine, options.work)]
+    results = {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine("cpu"),
+        "vlpress": __version__,
+        "rows": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    (options.out / "interop.json").write_text(text, encoding="utf-8")
+    (options.out / "interop.md").write_text(markdown(results), encoding="utf-8")
+    print(markdown(results))
+    if failed := [row for row in rows if not row["passed"]]:
+        sys.exit(f"{len(failed)} of {len(rows)} comparisons failed")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    names = [engine.name for engine in ENGINES]
+    parser.add_argument("--engines", nargs="+", choices=names, default=names)
+    parser.add_argument("--work", type=Path, default=ENVIRONMENTS / "work")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    return options
+
+
+def make_checkpoints(folder: Path) -> None:
+    """What the engines are given: FORMAT/RECIPE, and two answers to compare with."""
+    newer = folder / "tiny-newer-names"
+    rename(resolve_model("tiny"), newer)
+    for recipe in GPTQ_RECIPES:
+        commands.quantize("tiny", recipe, "gptq", folder / "gptq" / recipe)
+        commands.quantize(newer, recipe, "gptq", folder / "gptq-newer-names" / recipe)
+    for format in ("gptq_v2", "awq"):
+        source = folder / "gptq-newer-names" / "w4a16"
+        commands.export(source, format, folder / f"{format}-newer-names" / "w4a16")
+    for recipe in COMPRESSED_RECIPES:
+        out = folder / "compressed-tensors" / recipe
+        commands.quantize("tiny", commands.example(recipe), "compressed-tensors", out)
+    for name, model in (("tiny", "tiny"), ("w4a16", folder / "gptq" / "w4a16")):
+        said = commands.answer(model)
+        (folder / f"answer-{name}.txt").write_text(said, encoding="utf-8")
+
+
+def rename(source: Path, out: Path) -> None:
+    """Copy a model, its tensors under the names that transformers has since 4.52."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(source, out)
+    file = out / "model.safetensors"
+    tensors = {newer_name(name): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def newer_name(name: str) -> str:
+    """The newer name of a tensor that has a classic one."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model."):
+        return f"model.language_model.{name.removeprefix('model.')}"
+    return name
+
+
+def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
+    """The rows of one engine; a script that breaks down leaves one that says so."""
+    print(f"== {engine.name}", flush=True)
+    found = work / f"{engine.name}.json"
+    found.unlink(missing_ok=True)
+    command = [engine.python, HERE / engine.script, "--made", work / "made"]
+    command += ["--work", work / engine.name, "--out", found]
+    (work / engine.name).mkdir(parents=True, exist_ok=True)
+    # One environment must not find the packages of another.
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # Engines leave logs where they are started.
+    done = subprocess.run(list(map(str, command)), env=clean, cwd=work / engine.name, check=False)
+    if not found.is_file():
+        row = {"engine": engine.name, "version": "?", "format": "all", "compared": "runs"}
+        return [{**row, "result": f"the script ended with {done.returncode}", "passed": False}]
+    rows: list[dict[str, Any]] = json.loads(found.read_text(encoding="utf-8"))
+    return rows
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table, with where and when it was made."""
+    place = results["machine"]
+    lines = [
+        "# Checkpoints between vlpress and other engines",
+        "",
+        f"{results['date']}, commit {results['commit']}, {place['processor']}, vlpress "
+        f"{results['vlpress']}. Model: tiny; docs/interop.md says what the comparisons are.",
+        "",
+        table(results["rows"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of one checkpoint with one result share a line."""
+    keys = ("engine", "version", "format", "result", "passed")
+    lines = []
+    for (engine, version, form, result, passed), group in groupby(
+        rows, lambda row: tuple(row[key] for key in keys)
+    ):
+        compared = ", ".join(row["compared"] for row in group)
+        said = result if passed else f"**FAILED**: {result}"
+        lines.append([engine, version, form, compared, said])
+    head = ["engine", "version", "checkpoint", "compared", "result"]
+    return tabulate(lines, head, tablefmt="github", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""transformers, with compressed-tensors, loads what vlpress wrote, and writes what vlpress must load.
+
+Weights are the same numbers on both sides. int8 activations are not rounded alike: the library
+spreads a token's largest value over 127.5 levels, kernels and vlpress over 127. So logits are
+compared by the norm of their difference, and what counts beside it are the answers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import checks
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import (
+    QuantizationConfig,
+    apply_quantization_config,
+    preset_name_to_scheme,
+)
+from compressed_tensors.quantization.utils import calculate_qparams, is_module_quantized
+from transformers import AutoModelForImageTextToText
+
+from vlpress import load_quantized
+from vlpress.model.generation import generate
+from vlpress.model.inputs import Prompt
+from vlpress.model.loading import resolve_model
+from vlpress.model.processing import Processor
+from vlpress.model.qwen_vl import QwenVL
+
+QUESTIONS = 50
+LONGEST_ANSWER = 16
+LOGITS_TOLERANCE = 2e-2
+ANSWERS_WANTED = 0.98
+WRITTEN = ("W4A16", "W4A16_ASYM", "W8A16", "W4A8", "W8A8")
+
+
+def main() -> None:
+    """Compare, then write the rows."""
+    options = checks.parse(__doc__)
+    library = f"{version('transformers')} (compressed-tensors {version('compressed-tensors')})"
+    table = checks.Table("transformers", library)
+    for folder in checks.made(options.made, "compressed-tensors"):
+        name = f"compressed-tensors {folder.name} by vlpress"
+        table.check(name, lambda folder=folder: compare(folder))
+    for preset in WRITTEN:
+        name, out = f"compressed-tensors {preset} by the library", options.work / preset
+        table.check(name, lambda out=out, preset=preset: write_and_compare(out, preset))
+    table.write(options.out)
+
+
+def write_and_compare(out: Path, preset: str) -> checks.Compared:
+    """Let the library write a checkpoint, then compare how both read it."""
+    quantize(out, preset)
+    yield from compare(out)
+
+
+def quantize(out: Path, preset: str) -> None:
+    """Round the built-in model's decoder as one of the library's presets says."""
+    shutil.rmtree(out, ignore_errors=True)
+    source = resolve_model("tiny")
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
+    groups = {"group_0": preset_name_to_scheme(preset, ["Linear"])}
+    config = QuantizationConfig(config_groups=groups, ignore=["lm_head", "re:.*visual.*"])
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if is_module_quantized(module):
+            choose_scales(module)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(out)
+    compressor.update_config(str(out))
+    checks.add_side_files(out)
+
+
+def choose_scales(module: Any) -> None:
+    """Give a layer the scales and zero points of its weight's range."""
+    scheme = module.quantization_scheme.weights
+    width = scheme.group_size or module.in_features
+    grouped = module.weight.detach().unflatten(1, (-1, width))
+    scales, zero_points = calculate_qparams(grouped.amin(-1), grouped.amax(-1), scheme)
+    module.weight_scale.data.copy_(scales)
+    if hasattr(module, "weight_zero_point"):
+        module.weight_zero_point.data.copy_(zero_points)
+
+
+def compare(folder: Path) -> checks.Compared:
+    """Logits and greedy answers to questions about pictures, in float32."""
+    ours = load_quantized(folder, device="cpu", dtype="fp32")
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    asked = checks.prompts(folder, seed=checks.COMPARISON_SEED, number=QUESTIONS)
+    with torch.inference_mode():
+        yield compare_logits(ours, theirs, asked[: checks.PROMPTS])
+        yield compare_answers(ours, theirs, asked, Processor.from_folder(folder).stop_ids)
+
+
+def compare_logits(ours: QwenVL, theirs: Any, asked: list[Prompt]) -> tuple[str, str, bool]:
+    """Norm of the difference over the norm of the logits, the worst prompt."""
+    ask = checks.transformers_logits(theirs)
+    wanted = [ask(prompt) for prompt in asked]
+    errors = [
+        (ours([prompt])[0] - logits).norm() / logits.norm()
+        for prompt, logits in zip(asked, wanted, strict=True)
+    ]
+    worst = float(torch.stack(errors).nan_to_num(torch.inf).max())
+    return (
+        "logits of the model in float32, by norm",
+        f"{len(asked)} prompts: largest relative difference {worst:.1e}",
+        worst <= LOGITS_TOLERANCE,
+    )
+
+
+def compare_answers(
+    ours: QwenVL, theirs: Any, asked: list[Prompt], stop_ids: frozenset[int]
+) -> tuple[str, str, bool]:
+    """Greedy answers, token by token."""
+    same = 0
+    for prompt in asked:
+        (said,) = generate(ours, [prompt], max_new_tokens=LONGEST_ANSWER, stop_ids=stop_ids)
+        same += list(said.token_ids) == their_answer(theirs, prompt, stop_ids)
+    return (
+        "greedy answers",
+        f"{same} of {len(asked)} are the same",
+        same >= ANSWERS_WANTED * len(asked),
+    )
+
+
+def their_answer(model: Any, prompt: Prompt, stop_ids: frozenset[int]) -> list[int]:
+    """Tokens of an answer, the stop token left out."""
+    inputs = checks.model_inputs(prompt)
+    del inputs["position_ids"]  # it counts on by itself, and for pictures as we do
+    is_image = inputs["input_ids"] == model.config.image_token_id
+    tokens = model.generate(
+        **inputs,
+        mm_token_type_ids=is_image.int(),
+        max_new_tokens=LONGEST_ANSWER,
+        do_sample=False,
+        eos_token_id=sorted(stop_ids),
+    )
+    said: list[int] = tokens[0, len(prompt) :].tolist()
+    return said[:-1] if said[-1] in stop_ids else said
+
+
+if __name__ == "__main__":
+    main()
