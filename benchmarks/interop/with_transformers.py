@@ -1,4 +1,4 @@
-"""transformers, with compressed-tensors, loads what vlpress wrote, and writes what vlpress must load.
+"""transformers, with compressed-tensors, loads what vlpress wrote, and writes for vlpress to load.
 
 Weights are the same numbers on both sides. int8 activations are not rounded alike: the library
 spreads a token's largest value over 127.5 levels, kernels and vlpress over 127. So logits are
