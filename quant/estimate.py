@@ -1,12 +1,13 @@
 """How long a plan will take on this machine, from a probe of it that lasts under a second.
 
-Counted are linear layers, Hessians and the solver. Attention, norms and the preparation of pictures
-come on top, so the estimate is low, the more so the smaller the model; and the rates are those of
-the moment, so another program on the machine shows. It tells minutes from hours, not more.
+Counted are linear layers, Hessians, the solver and what transforms search. Attention, norms and the
+preparation of pictures come on top, so the estimate is low, the more so the smaller the model; and
+the rates are those of the moment, so another program on the machine shows. It tells minutes from
+hours, not more.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +16,9 @@ import torch
 from .gptq import gptq
 from .plan import Plan, PlanRow
 from .scheme import QuantScheme
+from .smoothquant import ALPHAS
+from .steps import SEARCH, AWQStep
+from .transforms import SEARCH_SHARE
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,59 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
 
 def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> tuple[float, float]:
     """Seconds to solve all layers, and seconds for each calibration token of a picture."""
-    solved = [row for row in plan.rows if _is_solved(row)]
-    rows = plan.rows[: plan.rows.index(solved[-1]) + 1] if solved else ()
+    captured = plan.quantized if plan.calibrated else ()
+    rows = plan.rows[: plan.rows.index(captured[-1]) + 1] if captured else ()
     patches = plan.config.vision.merge_unit
     per_token = 0.0
-    for (stage, _), block in groupby(rows, key=lambda row: (row.spec.stage, row.spec.block)):
-        done, runs, taps = 0, [0], dict[str, int]()
+    for (stage, _), group in groupby(rows, key=lambda row: (row.spec.stage, row.spec.block)):
+        block = list(group)
+        done, taps = 0, dict[str, tuple[int, int]]()
         for row in block:
-            if _is_solved(row) and row.spec.tap not in taps:
-                taps[row.spec.tap] = row.spec.in_features
-                runs.append(done)  # a pass to watch this input ends here
+            if row.step is not None and row.spec.tap not in taps:
+                taps[row.spec.tap] = row.spec.in_features, done  # a pass to watch it ends here
             done += row.spec.weights
+        runs = [run for _, run in taps.values()] or [0]
         watching = sum(runs) if true_sequential else max(runs)
-        squares = sum(width**2 for width in taps.values())
-        seconds = (watching + done) * rates.mac + squares * rates.mac32
+        squares = sum(width**2 for width, _ in taps.values())
+        passes, more = _preparing(plan, block, taps, done)
+        seconds = (watching + done + passes) * rates.mac + (squares + more) * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
-    return sum(_solving(row, rates) for row in solved), per_token
+    solving = sum(_solving(row, rates) for row in captured if _is_solved(row))
+    return solving + _searching(plan, rates), per_token
+
+
+def _preparing(
+    plan: Plan, block: Sequence[PlanRow], taps: Mapping[str, tuple[int, int]], done: int
+) -> tuple[float, float]:
+    """Multiply-adds per token of a block's transforms: of its layers, and of Hessians."""
+    passes, squares = 0.0, 0.0
+    rows = {row.name: row for row in block}
+    seen = set()
+    for planned in plan.transforms:
+        if planned.reason or not rows.keys() & set(planned.linears):
+            continue
+        step = planned.transform
+        if isinstance(step, AWQStep):
+            width, run = taps[rows[planned.linears[0]].spec.tap]
+            passes, squares = passes + run, squares + width**2
+        elif step not in seen:
+            seen.add(step)
+            passes += max(run for _, run in taps.values())
+            if step.alpha == SEARCH:  # the original, without smoothing, and each alpha
+                passes += done * (2 + len(ALPHAS)) * SEARCH_SHARE
+    return passes, squares
+
+
+def _searching(plan: Plan, rates: Probe) -> float:
+    """Seconds in which awq tries its candidates on the layers that read a binding."""
+    specs = {row.name: row.spec for row in plan.quantized}
+    macs = 0.0
+    for planned in plan.transforms:
+        if isinstance(planned.transform, AWQStep) and not planned.reason:
+            layers = [specs[name] for name in planned.linears if name in specs]
+            tried = 2 * planned.transform.points
+            macs += tried * sum(spec.in_features * spec.weights for spec in layers)
+    return macs * rates.mac32
 
 
 def _is_solved(row: PlanRow) -> bool:

@@ -128,6 +128,11 @@ class Plan:
         return tuple(row for row in self.rows if row.step is not None)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether samples run through the model."""
+        return bool(self.transforms) or any(row.step.looks for row in self.quantized if row.step)
+
+    @property
     def base_bytes(self) -> int:
         """Tensor bytes of the checkpoint as it is."""
         return self.other_bytes + sum(row.bytes_before for row in self.rows)

@@ -81,9 +81,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """True if any step looks at activations."""
-        return bool(self.transforms) or any(
-            step.method != "rtn" or step.scheme.activations == "static" for step in self.steps
-        )
+        return bool(self.transforms) or any(step.looks for step in self.steps)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

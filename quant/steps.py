@@ -42,6 +42,11 @@ class Step:
         if self.block_size < 1:
             raise ValueError(f"recipe: block_size is {self.block_size}; it must be at least 1")
 
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at activations of calibration samples."""
+        return self.method != "rtn" or self.scheme.activations == "static"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `read_step` takes it back."""
         values = _plain(self)

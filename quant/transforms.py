@@ -35,7 +35,8 @@ from .steps import AWQStep, SmoothQuantStep
 from .targets import put_module, put_quantized, weight_of
 
 SEARCH_SAMPLES = 32
-"""Samples, spread over the set and a quarter of it at most, on which an alpha is judged."""
+SEARCH_SHARE = 0.25
+"""An alpha is judged on so many samples, spread over the set, and on such a share of it at most."""
 
 
 class BlockTransforms:
@@ -76,10 +77,13 @@ class BlockTransforms:
         judged, others = _split(view.samples)
         absmax = self._absmax(view, others)
         alpha: float | None
+        error: float | None = None
+        plain_error: float | None = None
         if isinstance(step.alpha, str):
-            alpha, *errors = self._search_alpha(view, rows, absmax, judged or others)
+            found = self._search_alpha(view, rows, absmax, judged or others)
+            alpha, error, plain_error = found
         else:
-            alpha, errors = step.alpha, []
+            alpha = step.alpha
         if judged:
             seen = self._absmax(view, judged)
             absmax = {tap: torch.maximum(absmax[tap], seen[tap]) for tap in absmax}
@@ -88,7 +92,7 @@ class BlockTransforms:
             if alpha is not None:
                 scales = self._smooth(row, alpha, absmax)
                 self._note_changed(row)
-            self.reports.append(TransformReport(row, alpha, scales, *errors))
+            self.reports.append(TransformReport(row, alpha, scales, error, plain_error))
 
     def _search_alpha(
         self,
@@ -244,7 +248,7 @@ def _split(samples: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     On the samples that gave the ranges nothing ever leaves a static scale, and a large alpha, which
     makes every channel fill it, looks better than it is.
     """
-    stride = max(4, -(-len(samples) // SEARCH_SAMPLES))
+    stride = max(round(1 / SEARCH_SHARE), -(-len(samples) // SEARCH_SAMPLES))
     judged = samples[1::stride]
     return judged, [sample for sample in samples if sample not in judged]
 

@@ -1,4 +1,5 @@
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from vlpress.model.config import ModelConfig
 from vlpress.quant.estimate import Probe, estimate_time, probe
 from vlpress.quant.plan import Plan, make_plan
 from vlpress.quant.recipe import Recipe
+from vlpress.quant.smoothquant import ALPHAS
 
 MACS = Probe(mac=1, mac32=0, column=0, solve_mac=0, search=0)
 SQUARES = Probe(mac=0, mac32=1, column=0, solve_mac=0, search=0)
@@ -16,12 +18,12 @@ SEARCHING = Probe(mac=0, mac32=0, column=0, solve_mac=0, search=1)
 SOLVING = Probe(mac=0, mac32=0, column=0, solve_mac=1, search=0)
 
 
-def plan(method: str = "gptq", *targets: str) -> Plan:
-    step = {"method": method, "bits": 8, "group_size": -1}
+def plan(method: str = "gptq", *targets: str, before: dict[str, Any] | None = None) -> Plan:
+    step: dict[str, Any] = {"method": method, "bits": 8, "group_size": -1}
     if targets:
         step["targets"] = list(targets)
     config = ModelConfig.from_dict(raw_config())
-    return make_plan(config, Recipe.from_dict({"step": [step]}))
+    return make_plan(config, Recipe.from_dict({"step": [*([before] if before else []), step]}))
 
 
 # Widths 64 and 128, 32 for k and v; the vision tower's 32, 96 and 36, its merger's 128 and 64.
@@ -52,6 +54,23 @@ def test_solving_by_hand() -> None:
     assert estimate_time(plan(), SEARCHING) == (2 * layer, 0)
     seconds, _ = estimate_time(plan("gptq", "model.layers.1.mlp.down_proj"), SOLVING)
     assert seconds == pytest.approx(2 / 3 * 128**3 + 3.5 * 128**2 * 64)
+
+
+def test_transforms_by_hand() -> None:
+    layer = QKV + OUT + GATE_UP + DOWN
+    _, plain = estimate_time(plan(), MACS)
+    _, fixed = estimate_time(plan(before={"method": "smoothquant"}), MACS)
+    assert fixed - plain == 2 * (QKV + OUT + GATE_UP)  # one pass as far as the last input
+    _, searched = estimate_time(plan(before={"method": "smoothquant", "alpha": "search"}), MACS)
+    assert searched - fixed == 2 * layer * (2 + len(ALPHAS)) / 4
+    only = {"method": "awq", "targets": ["model.layers.1.mlp.down_proj"], "points": 5}
+    seconds, awq = estimate_time(plan(before=only), MACS)
+    assert (seconds, awq - plain) == (0, QKV + OUT + GATE_UP)
+    seconds, squares = estimate_time(plan(before=only), SQUARES)
+    assert seconds == 10 * 128 * DOWN
+    assert squares - estimate_time(plan(), SQUARES)[1] == 128**2
+    rounded = estimate_time(plan("rtn", before=only), MACS)
+    assert rounded == estimate_time(plan(before=only), MACS)  # samples run all the same
 
 
 def test_probe_is_quick_and_gives_rates() -> None:
