@@ -107,6 +107,8 @@ def make_checkpoints(folder: Path) -> None:
     for recipe in GPTQ_RECIPES:
         commands.quantize("tiny", recipe, "gptq", folder / "gptq" / recipe)
         commands.quantize(newer, recipe, "gptq", folder / "gptq-newer-names" / recipe)
+    mixed = folder / "gptq-newer-names" / "mixed"
+    commands.quantize(newer, str(HERE / "mixed.toml"), "gptq", mixed)
     for format in ("gptq_v2", "awq"):
         source = folder / "gptq-newer-names" / "w4a16"
         commands.export(source, format, folder / f"{format}-newer-names" / "w4a16")
