@@ -17,7 +17,7 @@ from .gptq import gptq
 from .plan import Plan, PlanRow
 from .scheme import QuantScheme
 from .smoothquant import ALPHAS
-from .steps import SEARCH, AWQStep
+from .steps import SEARCH, AWQStep, SmoothQuantStep
 from .transforms import SEARCH_SHARE
 
 
@@ -80,7 +80,7 @@ def _preparing(
     """Multiply-adds per token of a block's transforms: of its layers, and of Hessians."""
     passes, squares = 0.0, 0.0
     rows = {row.name: row for row in block}
-    seen = set()
+    seen = set[SmoothQuantStep]()
     for planned in plan.transforms:
         if planned.reason or not rows.keys() & set(planned.linears):
             continue
@@ -88,11 +88,14 @@ def _preparing(
         if isinstance(step, AWQStep):
             width, run = taps[rows[planned.linears[0]].spec.tap]
             passes, squares = passes + run, squares + width**2
-        elif step not in seen:
+            continue
+        trials = len(ALPHAS)
+        if step not in seen:
             seen.add(step)
             passes += max(run for _, run in taps.values())
-            if step.alpha == SEARCH:  # the original, without smoothing, and each alpha
-                passes += done * (2 + len(ALPHAS)) * SEARCH_SHARE
+            trials += 2 + len(ALPHAS)  # the original, without smoothing, one alpha for all
+        if step.alpha == SEARCH:
+            passes += trials * done * SEARCH_SHARE
     return passes, squares
 
 

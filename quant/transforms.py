@@ -76,44 +76,55 @@ class BlockTransforms:
     ) -> None:
         judged, others = _split(view.samples)
         absmax = self._absmax(view, others)
-        alpha: float | None
-        error: float | None = None
-        plain_error: float | None = None
         if isinstance(step.alpha, str):
-            found = self._search_alpha(view, rows, absmax, judged or others)
-            alpha, error, plain_error = found
+            alphas, *errors = self._search_alphas(view, rows, absmax, judged or others)
         else:
-            alpha = step.alpha
+            alphas, errors = [step.alpha] * len(rows), []
         if judged:
             seen = self._absmax(view, judged)
             absmax = {tap: torch.maximum(absmax[tap], seen[tap]) for tap in absmax}
-        for row in rows:
+        for row, alpha in zip(rows, alphas, strict=True):
             scales = None
             if alpha is not None:
                 scales = self._smooth(row, alpha, absmax)
                 self._note_changed(row)
-            self.reports.append(TransformReport(row, alpha, scales, error, plain_error))
+            self.reports.append(TransformReport(row, alpha, scales, *errors))
 
-    def _search_alpha(
+    def _search_alphas(
         self,
         view: BlockView,
         rows: Sequence[PlannedTransform],
         absmax: Mapping[str, Tensor],
         samples: Sequence[int],
-    ) -> tuple[float | None, float, float]:
-        """The alpha of least block-output error (None = no smoothing), its error, and without."""
+    ) -> tuple[list[float | None], float, float]:
+        """The alpha of each binding (None = no smoothing), the error with them, and without.
+
+        The error is that of the block's output. First one alpha for all bindings is chosen, then
+        another for each in turn if that is better.
+        """
         wanted = [view.output(sample) for sample in samples]
-        errors: dict[float | None, float] = {}
-        for alpha in (None, *ALPHAS):
+
+        def judge(alphas: Sequence[float | None]) -> float:
             with self._trial(view.path, rows):
                 inputs = dict(absmax)
-                if alpha is not None:
-                    for row in rows:
+                for row, alpha in zip(rows, alphas, strict=True):
+                    if alpha is not None:
                         self._smooth(row, alpha, inputs)
                 self._fake_quantize(view.path, inputs)
-                errors[alpha] = _output_error(view, samples, wanted)
-        best = min(errors, key=lambda alpha: errors[alpha])
-        return best, errors[best], errors[None]
+                return _output_error(view, samples, wanted)
+
+        grid: tuple[float | None, ...] = (None, *ALPHAS)
+        errors = [judge([alpha] * len(rows)) for alpha in grid]
+        error = min(errors)
+        common = grid[errors.index(error)]
+        alphas = [common] * len(rows)
+        for place in range(len(rows) if len(rows) > 1 else 0):
+            for alpha in grid:
+                if alpha != common:
+                    other = [*alphas[:place], alpha, *alphas[place + 1 :]]
+                    if (found := judge(other)) < error:
+                        alphas, error = other, found
+        return alphas, error, errors[0]
 
     def _smooth(self, row: PlannedTransform, alpha: float, absmax: dict[str, Tensor]) -> Tensor:
         """Fold one binding and keep `absmax` (per tap and column) true; returns the scales."""

@@ -62,7 +62,7 @@ def test_transforms_by_hand() -> None:
     _, fixed = estimate_time(plan(before={"method": "smoothquant"}), MACS)
     assert fixed - plain == 2 * (QKV + OUT + GATE_UP)  # one pass as far as the last input
     _, searched = estimate_time(plan(before={"method": "smoothquant", "alpha": "search"}), MACS)
-    assert searched - fixed == 2 * layer * (2 + len(ALPHAS)) / 4
+    assert searched - fixed == 2 * layer * (2 + 5 * len(ALPHAS)) / 4  # four bindings
     only = {"method": "awq", "targets": ["model.layers.1.mlp.down_proj"], "points": 5}
     seconds, awq = estimate_time(plan(before=only), MACS)
     assert (seconds, awq - plain) == (0, QKV + OUT + GATE_UP)

@@ -142,17 +142,18 @@ def test_search_takes_the_best_and_leaves_no_trace_of_the_others() -> None:
     for report in done.reports:
         assert report.error is not None and report.plain_error is not None
         assert report.error < report.plain_error
-    alphas = {report.planned.block: report.strength for report in done.reports}
-    assert all(isinstance(alpha, float) for alpha in alphas.values())
-    # The same alphas, given by hand, lead to the same bits.
+    alphas = [report.strength for report in done.reports]
+    assert len(set(alphas[:4])) > 1  # not one for the whole block
+    # The same alphas, given by hand one after the other, lead to the same weights.
     again = with_outliers()
     by_hand = [
-        {"method": "smoothquant", "alpha": alpha, "targets": [f"{block}.*"]}
-        for block, alpha in alphas.items()
+        {"method": "smoothquant", "alpha": report.strength, "targets": [report.planned.linears[0]]}
+        for report in done.reports
+        if report.strength is not None
     ]
     transform(again, recipe(*by_hand, INT8), prompts(again.config))
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, again.get_parameter(name)), name
+        torch.testing.assert_close(parameter, again.get_parameter(name), rtol=1e-4, atol=1e-6)
 
 
 def layers_of(model: QwenVL) -> list[torch.nn.Module]:
