@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+PEERS := llmcompressor auto-round
 
-.PHONY: demo test test-slow lint type format bench interop clean
+.PHONY: demo test test-slow lint type format bench interop peers clean
 
 # --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
@@ -35,6 +36,10 @@ bench: $(VENV)/.installed-test
 interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed
 	$(BIN)/python benchmarks/interop/run.py
 
+# Other libraries quantize the same model on the same samples; docs/peers.md.
+peers: $(VENV)/.installed-test $(PEERS:%=.interop/%/.installed)
+	$(BIN)/python benchmarks/peers/run.py
+
 clean:
 	rm -rf $(VENV) .interop build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -55,4 +60,11 @@ $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
 	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet torch
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet -e '.[$*]'
+	touch $@
+
+# These read and write files only, so the package itself stays out.
+$(PEERS:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
+	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet torch
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $*
 	touch $@

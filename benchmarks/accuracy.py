@@ -1,10 +1,14 @@
-"""What each recipe costs in accuracy, on the built-in models and benchmark files.
+"""What every method costs in accuracy, on the built-in models.
 
-    python benchmarks/accuracy.py [--limit N] [--models tiny tiny-outliers] [--recipes ...]
+    python benchmarks/accuracy.py [--models tiny ...] [--settings w4a16 ...] [--seeds 0 1 2]
 
-Every recipe is quantized, written, loaded back and evaluated; the divergence from the bf16 model is
-measured on its own answers. The run resumes: checkpoints and answers live in --work; what was made
-with other settings is made again.
+Each row is quantized once per calibration seed. Its divergence from the original is measured on a
+validation set, by which the best method of a setting is chosen, and on a held-out set, which is
+what the table shows. The benchmarks are answered by the checkpoint of the first seed. In every run
+GPTQ's error on every layer is compared with plain rounding's; one that is larger ends it.
+
+The run resumes: rows of the same commit are kept in --work, so several processes may share the
+rows of one table (--models), and a last one gathers them.
 Writes results/accuracy.json and results/accuracy.md beside this script.
 """
 
@@ -12,269 +16,188 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
-import time
-from datetime import date
+import sys
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
-from tabulate import tabulate
+from common import tables
+from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.machine import provenance
+from common.rows import SETTINGS, Row, all_rows
 
-from vlpress import __version__
-from vlpress.checkpoints import quantize_to
+from vlpress.calib.samples import load_samples
 from vlpress.eval import compare
-from vlpress.eval.fidelity import unit_divergences
-from vlpress.eval.results import read_fidelity, read_run
-from vlpress.eval.statistics import mean_interval
 from vlpress.evaluations import evaluate_to
+from vlpress.model.processing import Processor
+from vlpress.opening import encode_samples
 from vlpress.progress import Reporter
-from vlpress.requests import Calibration, Questions, Settings
+from vlpress.quant.loading import open_model, resolve_folder
+from vlpress.quant.pipeline import quantize_, save_quantized
+from vlpress.quant.report import QuantReport
+from vlpress.requests import BUILTIN_BENCHES, Questions, Settings
 
 HERE = Path(__file__).resolve().parent
-MODELS = ("tiny", "tiny-outliers")
-RECIPES = ("w8a16", "w4a16", "w4a16-rtn", "w3a16", "w3a16-rtn")
-BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 
 
 def main() -> None:
     """Measure, then write the two result files."""
     options = parse()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine(options.device),
-        "versions": {"vlpress": __version__, "torch": torch.__version__},
-        "limit": options.limit,
+    torch.set_num_threads(options.threads)
+    results = provenance() | {
         "samples": options.samples,
-        "models": {},
+        "seeds": options.seeds,
+        "validation": {"seed": VALIDATION_SEED, "samples": options.validation},
+        "held_out": {"seed": HELD_OUT_SEED, "samples": options.held_out},
     }
-    for name in options.models:
-        results["models"][name] = measure_model(name, options)
+    rows = [row for row in all_rows() if row.setting in options.settings]
+    results["models"] = {
+        name: Measurement(name, options, results["commit"]).table(rows) for name in options.models
+    }
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (options.out / "accuracy.json").write_text(text)
-    (options.out / "accuracy.md").write_text(markdown(results))
-    print(markdown(results))
+    (options.out / "accuracy.md").write_text(tables.accuracy(results))
+    print(tables.accuracy(results))
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    parser.add_argument("--bench", nargs="+", default=BENCHES)
-    parser.add_argument("--limit", type=int, help="questions per benchmark (default all)")
+    parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="torch threads (default torch's own)")
+    parser.add_argument("--validation", type=int, default=256, help="validation samples")
+    parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
+    parser.add_argument("--limit", type=int, help="questions per benchmark (default all, 0 none)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="kept for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 
 
-def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All recipes on one model; scores, divergences and the paired GPTQ-minus-RTN intervals."""
-    work = options.work / Path(name).name
-    scores = ask(name, work / "base", options)
-    rows = {recipe: measure_recipe(name, recipe, work, options) for recipe in options.recipes}
-    intervals = {}
-    for recipe in options.recipes:
-        if f"{recipe}-rtn" in rows:
-            pair = work / recipe / "eval", work / f"{recipe}-rtn" / "eval"
-            intervals[recipe] = paired_divergence(*pair)
-    return {
-        "base": {key: value["score"] for key, value in scores["benchmarks"].items()},
-        "n": {key: value["n"] for key, value in scores["benchmarks"].items()},
-        "recipes": rows,
-        "kl_gptq_minus_rtn": intervals,
-    }
+class Measurement:
+    """All rows of one model."""
 
+    def __init__(self, name: str, options: argparse.Namespace, commit: str) -> None:
+        self.name, self.options, self.commit = name, options, commit
+        self.work = options.work / Path(name).name
+        self.processor = Processor.from_folder(resolve_folder(name))
+        self.validation = Judge(name, VALIDATION_SEED, options.validation)
+        self.held_out = Judge(name, HELD_OUT_SEED, options.held_out)
 
-def ask(
-    model: str, out: Path, options: argparse.Namespace, reference: Path | None = None
-) -> dict[str, Any]:
-    """Evaluate a model into a folder; what is there is resumed, or replaced if it is stale."""
-    return evaluate_to(
-        out,
-        model=model,
-        questions=Questions(tuple(options.bench), options.limit, options.batch_size),
-        settings=Settings(device=options.device),
-        reference=reference,
-        overwrite=True,
-        fresh=False,
-        reporter=Reporter(),
-    )
+    def table(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Every row, the best of each setting, and what the original scores."""
+        base = self.ask(self.name, self.work / "base") if self.options.limit != 0 else {}
+        found = [self.row(row) for row in rows]
+        return {"base": base, "rows": found, "best": choose(found)}
 
+    def row(self, row: Row) -> dict[str, Any]:
+        """One row over all calibration seeds."""
+        looks = row.recipe(0, self.options.samples).needs_calibration
+        seeds = self.options.seeds if looks else self.options.seeds[:1]
+        cells = [self.cell(row, seed) for seed in seeds]
+        validation = [Divergence(**cell["validation"]) for cell in cells]
+        held_out = [Divergence(**cell["held_out"]) for cell in cells]
+        return {
+            "setting": row.setting,
+            "method": row.method,
+            "scope": row.scope,
+            "seeds": seeds,
+            "bits_per_weight": cells[0]["bits_per_weight"],
+            "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
+            "solved_rows": sum(cell["solved_rows"] for cell in cells),
+            "validation": summarize(validation),
+            "held_out": summarize(held_out),
+            "benchmarks": cells[0].get("benchmarks", {}),
+        }
 
-def measure_recipe(
-    name: str, recipe: str, work: Path, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Quantize, write, load back, evaluate and compare one recipe."""
-    base, work = work / "base", work / recipe
-    checkpoint, clock = work / "checkpoint", work / "quantize_seconds.json"
-    made_before = stamp(checkpoint)
-    started = time.perf_counter()
-    quantize_to(
-        checkpoint,
-        model=name,
-        recipe=recipe,
-        calibration=Calibration(None, options.samples),
-        settings=Settings(device=options.device),
-        format_="gptq",
-        overwrite=True,
-        fresh=False,
-        reporter=Reporter(),
-    )
-    if stamp(checkpoint) != made_before:
-        clock.write_text(json.dumps(time.perf_counter() - started))
-    ask(str(checkpoint), work / "eval", options, reference=base)
-    judged = compare(base, work / "eval", work / "report")
-    record = json.loads((checkpoint / "vlpress.json").read_text())
-    return {
-        "benchmarks": {
-            key: {k: row[k] for k in ("candidate", "delta", "ci95", "verdict", "flips")}
-            for key, row in judged["benchmarks"].items()
-        },
-        "fidelity": judged["fidelity"],
-        "size": record["size"],
-        "fallback_rows": record["fallback_rows"],
-        "layer_error": fmean(layer["final_error"] for layer in record["layers"])
-        if record["calibration"]
-        else None,
-        "quantize_seconds": json.loads(clock.read_text()) if clock.is_file() else None,
-    }
+    def cell(self, row: Row, seed: int) -> dict[str, Any]:
+        """One row and seed, measured or read back."""
+        folder = self.work / row.key / f"seed{seed}"
+        scored = seed == self.options.seeds[0] and self.options.limit != 0
+        recipe = row.recipe(seed, self.options.samples)
+        made_from = {
+            "commit": self.commit,
+            "recipe": recipe.to_dict(),
+            "sizes": [self.options.validation, self.options.held_out],
+            "scored": [scored, self.options.limit],
+        }
+        stored = folder / "cell.json"
+        if stored.is_file():
+            cell = json.loads(stored.read_text())
+            if cell.pop("made_from") == made_from:
+                return dict(cell)
+        model = open_model(self.name, device="cpu")
+        prompts = []
+        if recipe.needs_calibration:
+            samples = load_samples(None, n=self.options.samples, seed=seed)
+            prompts = encode_samples(samples, self.processor)
+        report = quantize_(model, recipe, prompts)
+        check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
+        cell = {
+            "bits_per_weight": report.bits_per_weight,
+            "fallback_rows": report.fallback_rows,
+            "solved_rows": sum(
+                layer.row.spec.out_features for layer in report.layers if layer.result
+            ),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        if scored:
+            checkpoint = folder / "checkpoint"
+            source = resolve_folder(self.name)
+            save_quantized(model, report, source, checkpoint, overwrite=True)
+            self.ask(str(checkpoint), folder / "eval", fresh=True)
+            judged = compare(self.work / "base", folder / "eval", folder / "report")
+            cell["benchmarks"] = {
+                name: {key: found[key] for key in ("candidate", "delta", "ci95", "verdict")}
+                for name, found in judged["benchmarks"].items()
+            }
+        same = row.scope == "decoder"
+        cell["validation"] = self.validation.measure(model, same_tower=same).to_dict()
+        cell["held_out"] = self.held_out.measure(model, same_tower=same).to_dict()
+        stored.write_text(json.dumps({**cell, "made_from": made_from}))
+        print(self.name, row.key, seed, file=sys.stderr, flush=True)
+        return cell
 
-
-def stamp(checkpoint: Path) -> int | None:
-    """When a checkpoint was written; None if it was not."""
-    marker = checkpoint / "work.json"
-    return marker.stat().st_mtime_ns if marker.is_file() else None
-
-
-def paired_divergence(gptq: Path, rtn: Path) -> dict[str, Any]:
-    """Mean KL of GPTQ minus RTN with a paired 95 % interval, over the benchmarks' units.
-
-    Units (the rotations of one question count once) of all benchmarks are pooled.
-    """
-    ours, theirs = unit_means(gptq), unit_means(rtn)
-    differences = [ours[unit] - theirs[unit] for unit in sorted(ours.keys() & theirs.keys())]
-    interval = mean_interval(differences)
-    return {
-        "units": len(differences),
-        "gptq": fmean(ours.values()),
-        "rtn": fmean(theirs.values()),
-        "difference": fmean(differences),
-        "ci95": [interval.low, interval.high],
-    }
-
-
-def unit_means(folder: Path) -> dict[tuple[str, str], float]:
-    """Mean divergence per unit of an evaluation, keyed by benchmark and unit."""
-    means = {}
-    for name, task in read_run(folder).tasks.items():
-        for unit, value in unit_divergences(task.items, read_fidelity(task) or {}).items():
-            means[name, unit] = value
-    return means
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The tables, with where and when they were made."""
-    machine = results["machine"]
-    lines = [
-        "# Accuracy of the recipes (synthetic benchmarks)",
-        "",
-        f"{results['date']}, commit {results['commit']}, {machine['processor']}, "
-        f"{machine['threads']} threads, torch {results['versions']['torch']}. "
-        f"{results['samples']} calibration samples"
-        + (
-            f"; only {results['limit']} questions of each benchmark, spread over its categories."
-            if results["limit"]
-            else "."
-        ),
-        "",
-        "Scores in percent; in brackets the paired 95 % interval of the difference from bf16. "
-        "KL in nats per answer token, against bf16.",
-    ]
-    for name, model in results["models"].items():
-        lines += ["", f"## {name}", "", model_table(model)]
-        for recipe, found in model["kl_gptq_minus_rtn"].items():
-            low, high = found["ci95"]
-            lines += [
-                "",
-                f"{recipe}: mean KL {found['gptq']:.5f} with GPTQ, {found['rtn']:.5f} with RTN; "
-                f"difference {found['difference']:+.5f}, paired 95 % interval "
-                f"[{low:+.5f}, {high:+.5f}] over {found['units']} units.",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def model_table(model: dict[str, Any]) -> str:
-    """One row per recipe."""
-    benches = list(model["base"])
-    head = ["recipe", *(f"{bench} (n {model['n'][bench]})" for bench in benches)]
-    head += ["mean KL", "top-1", "bits", "MB"]
-    first = next(iter(model["recipes"].values()))
-    rows = [
-        [
-            "bf16",
-            *(f"{model['base'][bench]:.1f}" for bench in benches),
-            "",
-            "",
-            "16",
-            f"{first['size']['base_bytes'] / 1e6:.1f}",
-        ]
-    ]
-    for recipe, found in model["recipes"].items():
-        cells = []
-        for bench in benches:
-            row = found["benchmarks"][bench]
-            cells.append("{:.1f} [{:+.1f}, {:+.1f}]".format(row["candidate"], *row["ci95"]))
-        fidelity = found["fidelity"]
-        rows.append(
-            [
-                recipe,
-                *cells,
-                f"{fidelity['kl_mean']:.5f}",
-                f"{100 * fidelity['top1_agreement']:.2f} %",
-                f"{found['size']['bits_per_weight']:.2f}",
-                f"{found['size']['candidate_bytes'] / 1e6:.1f}",
-            ]
+    def ask(self, model: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
+        """Answer the benchmarks into a folder; what is there is resumed unless `fresh`."""
+        found = evaluate_to(
+            out,
+            model=model,
+            questions=Questions(BUILTIN_BENCHES, self.options.limit),
+            settings=Settings(device="cpu"),
+            reference=None,
+            overwrite=True,
+            fresh=fresh,
+            reporter=Reporter(),
         )
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+        return {
+            name: {"score": row["score"], "n": row["n"]}
+            for name, row in found["benchmarks"].items()
+        }
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    if on_gpu:
-        processor = torch.cuda.get_device_name()
-    return {"processor": processor, "threads": torch.get_num_threads(), "gpu": on_gpu}
+def check_against_rounding(report: QuantReport, where: str) -> None:
+    """End the run if GPTQ, before any fallback, did worse on a layer than plain rounding."""
+    for layer in report.layers:
+        if layer.result is not None and layer.result.error > layer.result.rtn_error:
+            sys.exit(
+                f"{where}: {layer.row.name} has error {layer.result.error:.4e} with GPTQ, "
+                f"{layer.result.rtn_error:.4e} with RTN on the same grid"
+            )
 
 
-def commit() -> str:
-    """Short hash of the checkout, with a + if it has changes."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
-
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
+def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each scope and setting the method of least validation KL, and what it holds."""
+    best = []
+    for _, group in groupby(rows, key=lambda row: (row["scope"], row["setting"])):
+        row = min(group, key=lambda row: float(row["validation"]["kl_mean"]))
+        best.append({key: row[key] for key in ("scope", "setting", "method", "held_out")})
+    return best
 
 
 if __name__ == "__main__":

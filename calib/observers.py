@@ -104,16 +104,61 @@ class Hessian:
         tokens, weights = _tokens(inputs, weights, len(self.values))
         if not len(tokens):
             return
-        added = float(len(tokens)) if weights is None else float(weights.sum())
-        total = self.weight + added
+        total = self.weight + _sum(tokens, weights)
         rows = tokens.to(self.values.device, torch.float32)
-        factors = torch.full((1,), total, device=rows.device).rsqrt()
-        if weights is not None:
-            factors = factors * weights.to(rows.device, torch.float32)[:, None].sqrt()
-        rows = rows * factors
+        rows = rows * _share(weights, total, rows.device)
         self.values.addmm_(rows.t(), rows, beta=self.weight / total)
         self.weight = total
         self.tokens += len(tokens)
+
+
+class CrossMoment:
+    """``sum_t w_t (y_t - x_t)' x_t / sum_t w_t`` in float32, of inputs x and what they should be.
+
+    Normalized as `Hessian` is: of the same tokens, the two fit together.
+    """
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(in_features, in_features, device=device)
+        """float32 ``[K, K]``: row i is the deviation of channel i."""
+        self.weight = 0.0
+        """Sum of the token weights so far."""
+
+    def update(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> None:
+        """Take in activations.
+
+        Args:
+            inputs: ``[..., K]``, any float dtype; leading dimensions are tokens.
+            wanted: what the inputs should be, same shape.
+            weights: float ``[T]``, not negative; None counts every token once.
+
+        Raises:
+            ValueError: shapes do not fit, or a weight is negative or not finite.
+        """
+        if wanted.shape != inputs.shape:
+            raise ValueError(f"inputs are {tuple(inputs.shape)}, wanted ones {tuple(wanted.shape)}")
+        targets, _ = _tokens(wanted, weights, len(self.values))
+        tokens, weights = _tokens(inputs, weights, len(self.values))
+        if not len(tokens):
+            return
+        total = self.weight + _sum(tokens, weights)
+        rows = tokens.to(self.values.device, torch.float32)
+        share = _share(weights, total, rows.device)
+        deviations = (targets.to(rows) - rows) * share
+        self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
+        self.weight = total
+
+
+def _sum(tokens: Tensor, weights: Tensor | None) -> float:
+    return float(len(tokens)) if weights is None else float(weights.sum())
+
+
+def _share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:
+    """Root of each token's share of the total weight, float32 ``[T, 1]`` or ``[1]``."""
+    share = torch.full((1,), total, device=device).rsqrt()
+    if weights is None:
+        return share
+    return share * weights.to(device, torch.float32)[:, None].sqrt()
 
 
 def _tokens(

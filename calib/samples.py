@@ -95,6 +95,16 @@ def image_digests(samples: Iterable[Sample]) -> set[str]:
     return {image_digest(image) for sample in samples for image in _images(sample.messages)}
 
 
+def has_pictures(sample: Sample) -> bool:
+    """Whether there is a picture or video in it."""
+    return any(
+        part["type"] in ("image", "video")
+        for message in sample.messages
+        if isinstance(message["content"], list)
+        for part in message["content"]
+    )
+
+
 def fingerprint(samples: Sequence[Sample]) -> str:
     """sha256 over ids, texts, answers and pixels, in order: equal means the same calibration."""
     digest = hashlib.sha256()

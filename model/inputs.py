@@ -27,6 +27,7 @@ class Prompt:
     input_ids: Tensor  # int64 [tokens]
     position_ids: Tensor  # int64 [3, tokens]
     visuals: tuple[Visual, ...] = ()
+    answer_tokens: int = 0  # how many at the end are the answer with its end of turn
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -214,11 +214,15 @@ class Processor:
             add_generation_prompt=add_generation_prompt or answer is not None,
         )
         input_ids = self._expand(self._tokenize(text), visuals)
+        answered = 0
         if answer is not None:
-            input_ids = torch.cat([input_ids, self._tokenize(answer + END_OF_TURN)])
+            said = self._tokenize(answer + END_OF_TURN)
+            input_ids = torch.cat([input_ids, said])
+            answered = len(said) if answer else 0
         grids = [visual.grid for visual in visuals]
         seconds = [visual.seconds_per_grid for visual in visuals]
-        return Prompt(input_ids, mrope_ids(input_ids, grids, seconds, self.config), tuple(visuals))
+        positions = mrope_ids(input_ids, grids, seconds, self.config)
+        return Prompt(input_ids, positions, tuple(visuals), answered)
 
     def decode(self, token_ids: Iterable[int] | Tensor) -> str:
         """Text of token ids, special tokens left out."""

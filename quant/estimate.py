@@ -51,14 +51,28 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     return Probe(mac, mac32, column, solve_mac, max(0.0, searched - wide) / 512**2)
 
 
-def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> tuple[float, float]:
-    """Seconds to solve all layers, and seconds for each calibration token of a picture."""
+def estimate_time(
+    plan: Plan, rates: Probe, *, true_sequential: bool = True, gradient: bool = False
+) -> tuple[float, float]:
+    """Seconds to solve all layers, and seconds for each calibration token of a picture.
+
+    Args:
+        plan: what will be done.
+        rates: from `probe`.
+        true_sequential: of the recipe's calibration.
+        gradient: whether token weights are found by gradient.
+    """
     captured = plan.quantized if plan.calibrated else ()
     rows = plan.rows[: plan.rows.index(captured[-1]) + 1] if captured else ()
     patches = plan.config.vision.merge_unit
     per_token = 0.0
-    for (stage, _), group in groupby(rows, key=lambda row: (row.spec.stage, row.spec.block)):
-        block = list(group)
+    if captured and gradient:
+        per_token += _backward(plan) * rates.mac
+    groups = groupby(rows, key=lambda row: (row.spec.stage, row.spec.block))
+    blocks = [(stage, list(group)) for (stage, _), group in groups]
+    paired = (i for i, (_, block) in enumerate(blocks) if any(map(_is_asymmetric, block)))
+    last_paired, parted = max(paired, default=-1), False
+    for index, (stage, block) in enumerate(blocks):
         done, taps = 0, dict[str, tuple[int, int]]()
         for row in block:
             if row.step is not None and row.spec.tap not in taps:
@@ -68,6 +82,13 @@ def estimate_time(plan: Plan, rates: Probe, *, true_sequential: bool = True) -> 
         watching = sum(runs) if true_sequential else max(runs)
         squares = sum(width**2 for width, _ in taps.values())
         passes, more = _preparing(plan, block, taps, done)
+        if index <= last_paired:
+            floats = {row.spec.tap: taps[row.spec.tap] for row in block if _is_asymmetric(row)}
+            runs = [run for _, run in floats.values()] or [0]
+            passes += sum(runs) if true_sequential else max(runs)
+            more += sum(width**2 for width, _ in floats.values())
+            parted = parted or bool(taps)
+            passes += done if parted and index < last_paired else 0
         seconds = (watching + done + passes) * rates.mac + (squares + more) * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
     solving = sum(_solving(row, rates) for row in captured if _is_solved(row))
@@ -112,13 +133,26 @@ def _searching(plan: Plan, rates: Probe) -> float:
 
 
 def _is_solved(row: PlanRow) -> bool:
-    return row.step is not None and row.step.method == "gptq"
+    return row.step is not None and row.step.solves
+
+
+def _is_asymmetric(row: PlanRow) -> bool:
+    return row.step is not None and row.step.asymmetric
+
+
+def _backward(plan: Plan) -> float:
+    """Multiply-adds per token of gradients: forward through all, backward through the decoder."""
+    passes = {"vision": plan.config.vision.merge_unit, "merger": 1, "decoder": 2, "head": 0}
+    return float(sum(passes[row.spec.stage] * row.spec.weights for row in plan.rows))
 
 
 def _solving(row: PlanRow, rates: Probe) -> float:
     columns, rows = row.spec.in_features, row.spec.out_features
     search = rates.search * row.spec.weights if row.step and row.step.scale_search else 0.0
-    return rates.column * columns + rates.solve_mac * _work(columns, rows) + search
+    work = _work(columns, rows)
+    if _is_asymmetric(row):  # factor, product and solution in float64, at half the rate
+        work += 2 * (columns**3 / 3 + 3 * columns**2 * rows)
+    return rates.column * columns + rates.solve_mac * work + search
 
 
 def _work(columns: int, rows: int) -> float:

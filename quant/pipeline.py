@@ -4,11 +4,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..calib.observers import Hessian
+from torch import Tensor
+
+from ..calib.observers import CrossMoment, Hessian
 from ..calib.sequential import BlockView, TapGroup, run_sequential
+from ..calib.token_weights import find_token_weights
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .affine import QuantizedWeight, choose_input_scale
+from .asymmetric import asymmetric_target
+from .coverage import check_pictures, tower_rows
 from .error import relative_error
 from .gptq import gptq
 from .loading import is_quantized, load_quantized, open_model, resolve_folder
@@ -59,23 +64,35 @@ def quantize_(
 
     Raises:
         ValueError: the plan does not fit the model, the model is quantized already, there are no
-            prompts, activations overflow, or GPTQ falls back to rounding on over 5 % of the rows.
+            prompts, none of them has a picture though the vision tower is calibrated, none suits
+            gradient token weights, activations overflow, or GPTQ falls back to rounding on over
+            5 % of the rows.
     """
     plan = make_plan(model.config, recipe)
     if done := quantized_layers(model):
         raise ValueError(f"{next(iter(done))} is quantized already; start from the original model")
+    pictures = not prompts or any(prompt.visuals for prompt in prompts)
+    if recipe.needs_calibration:
+        check_pictures(plan, present=pictures)
     pad_model_(model, plan.padding)
     run = _Run(model, plan, on_progress or (lambda done, total, detail: None))
     record = None
     if recipe.needs_calibration:
-        record = CalibrationRecord.of(prompts)
+        if recipe.needs_gradient:
+            run.on_progress(0, len(run.rows), "token weights by gradient")
+        weights = find_token_weights(recipe.calibration.token_weights, model, prompts)
+        record = CalibrationRecord.of(prompts, weights)
+        unseen = () if pictures else tower_rows(plan)
+        for row in unseen:
+            run.round(row)
         run_sequential(
             model,
             prompts,
-            [row.spec for row in plan.quantized],
+            [row.spec for row in plan.quantized if row not in unseen],
             run.solve,
             true_sequential=recipe.calibration.true_sequential,
-            image_weight=recipe.calibration.image_weight,
+            token_weights=weights,
+            asymmetric=[row.name for row in plan.quantized if row.step and row.step.asymmetric],
             prepare=run.prepare if plan.transforms else None,
         )
     else:
@@ -95,7 +112,7 @@ class _Run:
         self.layers: dict[str, LayerReport] = {}
         self.on_progress = on_progress
         self.transforms = BlockTransforms(model, plan)
-        solved = [row for row in plan.quantized if row.step and row.step.method == "gptq"]
+        solved = [row for row in plan.quantized if row.step and row.step.solves]
         self.rows_to_solve = sum(row.spec.out_features for row in solved)
 
     def prepare(self, view: BlockView) -> None:
@@ -104,12 +121,15 @@ class _Run:
             detail = f"{done.planned.source} {done.planned.transform.method}"
             self.on_progress(len(self.layers), len(self.rows), detail)
 
-    def solve(self, group: TapGroup, hessian: Hessian) -> None:
+    def solve(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
         """Quantize the layers of a group as their steps say."""
         for spec in group.linears:
             row = self.rows[spec.name]
             assert row.step is not None
-            (self.round if row.step.method == "rtn" else self._gptq)(row, hessian)
+            if row.step.solves:
+                self._gptq(row, hessian, cross)
+            else:
+                self.round(row, hessian)
 
     def round(self, row: PlanRow, hessian: Hessian | None = None) -> None:
         """Quantize one layer to the nearest level."""
@@ -130,34 +150,55 @@ class _Run:
         detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
         self._done(LayerReport(row, None, tokens, error), detail)
 
-    def _gptq(self, row: PlanRow, hessian: Hessian) -> None:
-        """Quantize one layer with GPTQ."""
-        assert row.step is not None
+    def _gptq(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> None:
+        """Quantize one layer with GPTQ, or GPTAQ if its step says so."""
+        step, original = row.step, weight_of(self.model, row.spec)
+        assert step is not None
+        target, shift = original, None
         try:
+            if step.asymmetric:
+                assert cross is not None
+                target = asymmetric_target(
+                    original,
+                    hessian.values,
+                    cross.values,
+                    strength=step.strength,
+                    damp_percent=step.damp_percent,
+                )
+                shift = relative_change(original, target)
             result = gptq(
-                weight_of(self.model, row.spec),
+                target,
                 hessian.values,
-                row.step.scheme,
-                damp_percent=row.step.damp_percent,
-                act_order=row.step.act_order,
-                block_size=row.step.block_size,
-                scale_search=row.step.scale_search,
+                step.scheme,
+                damp_percent=step.damp_percent,
+                act_order=step.act_order,
+                block_size=step.block_size,
+                scale_search=step.scale_search,
             )
             weight = with_input_scale(result.weight, hessian)
         except ValueError as error:
             raise ValueError(f"{row.name} ({hessian.tokens} calibration tokens): {error}") from None
         put_quantized(self.model, row.spec, weight)
         detail = f"{row.name} error {result.final_error:.2e}"
+        if shift is not None:
+            detail += f", target moved by {shift:.1%}"
         if result.fallback:
             logger.warning("%s: %s", row.name, result.fallback)
             detail += f" ({result.fallback})"
-        self._done(LayerReport(row, result, hessian.tokens), detail)
+        self._done(LayerReport(row, result, hessian.tokens, target_shift=shift), detail)
         # Here and not at the end: the rest of the run would be for nothing.
         check_fallback(list(self.layers.values()), self.rows_to_solve)
 
     def _done(self, layer: LayerReport, detail: str) -> None:
         self.layers[layer.row.name] = layer
         self.on_progress(len(self.layers), len(self.rows), detail)
+
+
+def relative_change(original: Tensor, changed: Tensor) -> float:
+    """Norm of the difference over the norm of the original; 0 if nothing changed."""
+    before = original.float()
+    change = float((changed.float() - before).norm())
+    return change / float(before.norm()) if change else 0.0
 
 
 def with_input_scale(weight: QuantizedWeight, hessian: Hessian) -> QuantizedWeight:

@@ -18,6 +18,7 @@ from .bindings import PlannedTransform, plan_transforms
 from .claims import claim_layers
 from .formats import AUTO, find_format
 from .formats.format import Contents, Format
+from .memory import Memory, count_memory
 from .packing import VALUES
 from .padding import Padding, choose_padding, padded_config, padded_layers
 from .recipe import Recipe
@@ -88,22 +89,6 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What quantizing will hold at its peak, in bytes."""
-
-    weights: int
-    """The model itself."""
-    solve: int
-    """The largest layer's Hessians, factor and working copies."""
-    per_token: int
-    """Patches and activations that wait between blocks, for each calibration token of a picture."""
-
-    def total(self, tokens: int) -> int:
-        """Peak for so many calibration tokens in all."""
-        return self.weights + self.solve + self.per_token * tokens
-
-
-@dataclass(frozen=True)
 class Plan:
     """All rows in the order of computation, and the sums."""
 
@@ -167,11 +152,7 @@ class Plan:
             "passed_over": self.passed_over,
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
-            "memory": {
-                "weights": self.memory.weights,
-                "solve": self.memory.solve,
-                "per_token": self.memory.per_token,
-            },
+            "memory": self.memory.to_dict(),
         }
 
 
@@ -220,7 +201,8 @@ def make_plan(
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
     other = parameters - sum(row.bytes_before for row in rows)
     in_float = other + sum(_float_bytes(spec, itemsize) for spec in specs)
-    memory = _memory(padded, rows, in_float, itemsize, recipe.needs_calibration)
+    fates = ((row.spec, row.step) for row in rows)
+    memory = count_memory(padded, fates, in_float, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, claimed)
     return Plan(padded, rows, other, memory, padding, written.name, passed_over, transforms)
 
@@ -280,29 +262,3 @@ def _tied_head(config: ModelConfig) -> PlanRow:
     text = config.text
     spec = LinearSpec("lm_head", text.hidden_size, text.vocab_size, False, "head", 0, "head")
     return PlanRow(spec, None, "it shares its weight with the token embedding", 0, 0)
-
-
-def _memory(
-    config: ModelConfig,
-    rows: Sequence[PlanRow],
-    parameters: int,
-    itemsize: int,
-    calibrated: bool,
-) -> Memory:
-    solve = 0
-    for row in rows:
-        spec = row.spec
-        if row.step is not None and row.step.method == "gptq":
-            # float32, as measured: the Hessian, its ordered and damped copies, both factors and
-            # what LAPACK copies; the weight, its solving copy, scales and zero points per column,
-            # integers and the candidate. (Twice the first part if float32 finds no factor.)
-            solve = max(solve, 4 * (7 * spec.in_features**2 + 7 * spec.weights))
-        elif row.step is not None and calibrated:
-            # The Hessian; the weight, its scaled copy, the candidate and their products with it.
-            solve = max(solve, 4 * (spec.in_features**2 + 5 * spec.weights))
-    text, vision = config.text, config.vision
-    # Two hidden states (before and after a block), one cosine and one sine per rotary pair.
-    seen = vision.merge_unit * (itemsize * 2 * vision.hidden_size + 4 * vision.head_dim)
-    read = itemsize * (2 * text.hidden_size + text.head_dim)
-    patches = 4 * vision.merge_unit * vision.patch_dim  # float32, kept by the prompts throughout
-    return Memory(parameters, solve, patches + max(seen, read))

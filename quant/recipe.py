@@ -12,10 +12,16 @@ A recipe is data, written as TOML and read with the standard library:
     targets = ["model.layers.*"]
     bits = 4
 
+Method rtn rounds, gptq solves, and gptaq solves for what the float model would give (`strength`).
 Steps of method smoothquant and awq transform the float weights of a block before its layers are
 quantized; they stand first, and their targets are the layers whose inputs are to be scaled.
 At the top level, `tp = 2` prepares for engines that split the model over two devices, and
 `lm_head = "w8a16"` is short for a step that takes the output head, which is kept otherwise.
+
+`token_weights` in [calibration] says how much an image token counts beside a text token: "uniform"
+(alike), "balanced" (all image tokens together as much as all text tokens), "gradient" (as much as
+the loss minds errors there, found for every block) or numbers, `{image = 0.3, text = 1.0}`. With
+"token-gradient" every single token counts by how much the loss minds errors at it.
 
 Keys that are not known are errors, because a misspelt one would otherwise be a default. A pattern
 is a shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
@@ -26,10 +32,11 @@ import fnmatch
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from ..calib.token_weights import GRADIENTS, KINDS, FixedWeights
 from .presets import HEADS, PRESETS
 from .steps import (
     Step,
@@ -52,14 +59,40 @@ class Calibration:
     """Seed of that draw."""
     true_sequential: bool = True
     """Inside a block, capture each group of layers after the ones before it were quantized."""
-    image_weight: float = 1.0
-    """Weight of an image or video token in the Hessians; a text token counts 1."""
+    token_weights: str | FixedWeights = "uniform"
+    """How much an image or video token counts beside a text token, see `find_token_weights`."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"recipe: calibration.samples is {self.samples}; at least 1")
-        if not self.image_weight > 0:
-            raise ValueError(f"recipe: calibration.image_weight is {self.image_weight}; above 0")
+        if not isinstance(self.token_weights, FixedWeights) and self.token_weights not in KINDS:
+            raise ValueError(
+                f"recipe: calibration.token_weights is {self.token_weights!r}; allowed are "
+                f"{', '.join(KINDS)} and numbers, such as {{image = 0.3, text = 1.0}}"
+            )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build it from plain data.
+
+        Raises:
+            ValueError: a key is unknown, or a value is out of range.
+        """
+        known_keys(data, {f.name for f in fields(cls)}, "in [calibration]")
+        # token_weights may be of two types and checks itself.
+        check_types(cls(), {key: v for key, v in data.items() if key != "token_weights"})
+        if not isinstance(weights := data.get("token_weights"), Mapping):
+            return cls(**data)
+        known_keys(weights, {f.name for f in fields(FixedWeights)}, "in token_weights")
+        try:
+            fixed = FixedWeights(**weights)
+        except ValueError as error:
+            raise ValueError(f"recipe: calibration.{error}") from None
+        return cls(**{**data, "token_weights": fixed})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with every default; `from_dict` takes it back."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,11 @@ class Recipe:
         """True if any step looks at activations."""
         return bool(self.transforms) or any(step.looks for step in self.steps)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """True if gradients through the whole decoder are taken for token weights."""
+        return self.needs_calibration and self.calibration.token_weights in GRADIENTS
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Build a recipe from plain data.
@@ -97,13 +135,10 @@ class Recipe:
         if "lm_head" in data:
             steps = [*steps, _head_step(data["lm_head"])]
         first = count_transforms(steps)
-        calibration = data.get("calibration", {})
-        known_keys(calibration, {f.name for f in fields(Calibration)}, "in [calibration]")
-        check_types(Calibration(), calibration)
         return cls(
             name=str(data.get("name", "unnamed")),
             steps=tuple(read_step(step) for step in steps[first:]),
-            calibration=Calibration(**calibration),
+            calibration=Calibration.from_dict(data.get("calibration", {})),
             tp=data.get("tp", 1),
             transforms=tuple(read_transform(step) for step in steps[:first]),
         )
@@ -148,7 +183,7 @@ class Recipe:
         return {
             "name": self.name,
             "tp": self.tp,
-            "calibration": {f.name: getattr(self.calibration, f.name) for f in fields(Calibration)},
+            "calibration": self.calibration.to_dict(),
             "step": [
                 *(transform.to_dict() for transform in self.transforms),
                 *(step.to_dict() for step in self.steps),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..calib.token_weights import EveryTokensWeight, TokenWeights
 from ..model.inputs import Prompt
 from .bindings import PlannedTransform
 from .gptq import GPTQResult
@@ -35,6 +36,9 @@ class LayerReport:
     """Calibration tokens that reached it."""
     error: float | None = None
     """Of round to nearest, where calibration ran: as `GPTQResult.error`."""
+    target_shift: float | None = None
+    """How far gptaq moved the weight that was to be met, relative to the original's norm. The
+    errors are those against the moved weight."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -63,6 +67,8 @@ class LayerReport:
                 "dead_columns": self.result.dead_columns,
                 "fallback": self.result.fallback,
             }
+        if self.target_shift is not None:
+            data["target_shift"] = self.target_shift
         return data
 
 
@@ -105,9 +111,13 @@ class CalibrationRecord:
     samples: int
     tokens: int
     fingerprint: str
+    token_weights: TokenWeights | EveryTokensWeight
+    """As they were, found ones in numbers."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt]) -> "CalibrationRecord":
+    def of(
+        cls, prompts: Sequence[Prompt], token_weights: TokenWeights | EveryTokensWeight
+    ) -> "CalibrationRecord":
         """Count the prompts and hash what the model sees of them."""
         digest = hashlib.sha256()
         for prompt in prompts:
@@ -117,7 +127,8 @@ class CalibrationRecord:
             for visual in prompt.visuals:
                 digest.update(f"|{visual.digest}{visual.grid}".encode())
             digest.update(b"\n")
-        return cls(len(prompts), sum(len(prompt) for prompt in prompts), digest.hexdigest())
+        tokens = sum(len(prompt) for prompt in prompts)
+        return cls(len(prompts), tokens, digest.hexdigest(), token_weights)
 
 
 @dataclass(frozen=True)
@@ -179,6 +190,7 @@ class QuantReport:
                 "tokens": calibration.tokens,
                 "fingerprint": calibration.fingerprint,
                 "true_sequential": self.true_sequential,
+                "token_weights": calibration.token_weights.to_dict(),
             },
             "size": {
                 "base_bytes": self.base_bytes,

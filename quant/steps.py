@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from .scheme import QuantScheme
 
-Method = Literal["gptq", "rtn"]
+Method = Literal["gptq", "gptaq", "rtn"]
 SEARCH = "search"
 DECODER = "model.layers.*"
 """Targets of a step that names none."""
@@ -21,13 +21,16 @@ class Step:
     targets: tuple[str, ...] = (DECODER,)
     ignore: tuple[str, ...] = ()
     damp_percent: float = 0.01
-    """Fraction of the Hessian's mean diagonal added to it; gptq only."""
+    """Fraction of the Hessian's mean diagonal added to it; gptq and gptaq only."""
     act_order: bool = True
-    """Solve columns by falling activation energy; gptq only."""
+    """Solve columns by falling activation energy; gptq and gptaq only."""
     block_size: int = 128
-    """Columns per lazy update; gptq only."""
+    """Columns per lazy update; gptq and gptaq only."""
     scale_search: bool = True
-    """Shrink scales where calibration says so; gptq only."""
+    """Shrink scales where calibration says so; gptq and gptaq only."""
+    strength: float = 0.5
+    """How far gptaq moves its target towards what the float model gives, 0 to 1; gptaq only, and
+    an error elsewhere. See `asymmetric.py`."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -41,17 +44,31 @@ class Step:
             )
         if self.block_size < 1:
             raise ValueError(f"recipe: block_size is {self.block_size}; it must be at least 1")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"recipe: strength is {self.strength}; it is a share from 0 to 1")
+
+    @property
+    def solves(self) -> bool:
+        """Whether it solves for the integers instead of rounding."""
+        return self.method != "rtn"
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether it looks at the activations of the float model too."""
+        return self.method == "gptaq"
 
     @property
     def looks(self) -> bool:
         """Whether it looks at activations of calibration samples."""
-        return self.method != "rtn" or self.scheme.activations == "static"
+        return self.solves or self.scheme.activations == "static"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `read_step` takes it back."""
         values = _plain(self)
         grid = values.pop("scheme").to_dict()
         first = {key: values.pop(key) for key in ("method", "targets", "ignore")}
+        if not self.asymmetric:
+            del values["strength"]
         return {**first, **grid, **values}
 
 
@@ -185,6 +202,11 @@ def read_step(data: Any) -> Step:
     for key in ("method", "bits"):
         if key not in data:
             raise ValueError(f"recipe: a step has no {key!r}; it is required")
+    if "strength" in data and data["method"] != "gptaq":
+        raise ValueError(
+            f"recipe: strength stands in a step with method {data['method']}, which has no use for "
+            "it; remove it, or take method gptaq"
+        )
     values = _with_patterns({key: value for key, value in data.items() if key in other})
     try:
         scheme = QuantScheme(**{key: value for key, value in data.items() if key in grid})

@@ -74,12 +74,14 @@ class BlockTransforms:
     def _smoothquant(
         self, view: BlockView, step: SmoothQuantStep, rows: Sequence[PlannedTransform]
     ) -> None:
+        found: tuple[Sequence[float | None], float | None, float | None]
         judged, others = _split(view.samples)
         absmax = self._absmax(view, others)
         if isinstance(step.alpha, str):
-            alphas, *errors = self._search_alphas(view, rows, absmax, judged or others)
+            found = self._search_alphas(view, rows, absmax, judged or others)
         else:
-            alphas, errors = [step.alpha] * len(rows), []
+            found = [step.alpha] * len(rows), None, None
+        alphas, error, plain = found
         if judged:
             seen = self._absmax(view, judged)
             absmax = {tap: torch.maximum(absmax[tap], seen[tap]) for tap in absmax}
@@ -88,7 +90,7 @@ class BlockTransforms:
             if alpha is not None:
                 scales = self._smooth(row, alpha, absmax)
                 self._note_changed(row)
-            self.reports.append(TransformReport(row, alpha, scales, *errors))
+            self.reports.append(TransformReport(row, alpha, scales, error, plain))
 
     def _search_alphas(
         self,

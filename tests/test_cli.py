@@ -203,6 +203,39 @@ def test_quantize_resumes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
+def test_strength_and_token_weights_are_part_of_the_question(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "out", tmp_path / "recipe.toml"
+    text = (
+        '[calibration]\nsamples = 2\ntoken_weights = "gradient"\n'
+        '[[step]]\nmethod = "gptaq"\nbits = 4\nstrength = 0.25\n'
+        'targets = ["model.layers.1.*"]\n'
+    )
+    recipe.write_text(text)
+    command: Command = ["quantize", checkpoint, "-o", out, "-r", recipe]
+    made = call(*command)
+    assert made.exit_code == 0, made.stderr
+    record = json.loads((out / "vlpress.json").read_text())
+    assert set(record["calibration"]["token_weights"]["image"]) == {
+        "lm_head",
+        *(f"model.layers.{i}" for i in range(3)),
+    }
+    assert {layer["method"] for layer in record["layers"]} == {"gptaq"}
+    assert any(layer["target_shift"] > 0 for layer in record["layers"])
+    assert "is finished already" in call(*command).stderr
+    recipe.write_text(text.replace("0.25", "0.75"))
+    assert "holds other work (recipe.step: " in call(*command).stderr
+    recipe.write_text(text.replace('"gradient"', "{image = 0.5}"))
+    other = call(*command)
+    assert other.exit_code == 2 and "recipe.calibration.token_weights" in other.stderr
+    recipe.write_text(text)
+    assert (
+        "token weights by gradient come before: " in call("plan", checkpoint, "-r", recipe).stdout
+    )
+    assert "token weights" not in call("plan", checkpoint).stdout
+
+
 def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
     found = parsed(call("inspect", done / "checkpoint", "--json"))
     assert len(found["layers"]) == 21 and len(found["kept"]) == 23

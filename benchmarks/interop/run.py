@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,22 @@ import commands
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from vlpress import __version__
 from vlpress.model.loading import resolve_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from accuracy import commit, machine  # the results say where they were made in the same words
+from common.machine import describe, provenance
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = commands.ROOT / ".interop"
 # Rounding suffices to show how 3 and 8 bits are packed.
 GPTQ_RECIPES = ("w4a16", "w8a16-rtn", "w3a16-rtn")
-COMPRESSED_RECIPES = ("w4a16", "w4a8", "w8a8")
+COMPRESSED_RECIPES = (
+    "w4a16",
+    "w4a8",
+    "w8a8",
+    "vision-w8a16+decoder-w4a16",
+    "vision-w8a8+decoder-w4a16",
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,7 @@ def main() -> None:
             sys.exit(f"{engine.python} is missing; `make interop` builds the environments")
     make_checkpoints(options.work / "made")
     rows = [row for engine in engines for row in run_engine(engine, options.work)]
-    results = {
-        "date": date.today().isoformat(),
-        "commit": commit(),
-        "machine": machine("cpu"),
-        "vlpress": __version__,
-        "rows": rows,
-    }
+    results = provenance() | {"rows": rows}
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     (options.out / "interop.json").write_text(text, encoding="utf-8")
@@ -159,12 +157,10 @@ def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table, with where and when it was made."""
-    place = results["machine"]
     lines = [
         "# Checkpoints between vlpress and other engines",
         "",
-        f"{results['date']}, commit {results['commit']}, {place['processor']}, vlpress "
-        f"{results['vlpress']}. Model: tiny; docs/interop.md says what the comparisons are.",
+        f"{describe(results)} Model: tiny; docs/interop.md says what the comparisons are.",
         "",
         table(results["rows"]),
     ]

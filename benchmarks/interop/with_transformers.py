@@ -97,10 +97,23 @@ def compare(folder: Path, *, dequantize: bool = False) -> checks.Compared:
     theirs = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, **(options if dequantize else {})
     ).eval()
+    separate_tokens(theirs)
     asked = checks.prompts(folder, seed=checks.COMPARISON_SEED, number=QUESTIONS)
     with torch.inference_mode():
         yield compare_logits(ours, theirs, asked[: checks.PROMPTS])
         yield compare_answers(ours, theirs, asked, Processor.from_folder(folder).stop_ids)
+
+
+def separate_tokens(model: Any) -> None:
+    """Give each token of a quantized vision tower a scale of its own, as kernels do.
+
+    The library takes one scale for each entry of an input's first two dimensions. The tower has no
+    batch dimension, so all tokens would share one.
+    """
+    for name, module in model.named_modules():
+        if ".visual." in name and is_module_quantized(module):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0][None],))
+            module.register_forward_hook(lambda _, inputs, output: output[0])
 
 
 def compare_logits(ours: QwenVL, theirs: Any, asked: list[Prompt]) -> tuple[str, str, bool]:

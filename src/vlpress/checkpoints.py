@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .calib.samples import Sample
+from .calib.samples import Sample, has_pictures
 from .calib.samples import fingerprint as samples_fingerprint
 from .eval.fingerprint import device_name, versions
 from .folders import claim_result, digest_folder, place
@@ -20,6 +20,7 @@ from .model.loading import choose_device, choose_dtype
 from .model.processing import Processor
 from .opening import Source, encode_samples, open_samples, resolve_recipe
 from .progress import Reporter
+from .quant.coverage import check_pictures
 from .quant.estimate import estimate_time, probe
 from .quant.export import export
 from .quant.formats import AUTO, choose_format
@@ -69,6 +70,8 @@ class Job:
         plan = make_plan(source.config, recipe, format=format_)
         check_format(plan, format_)
         samples = open_samples(recipe, calibration)
+        if samples:
+            check_pictures(plan, present=any(has_pictures(sample) for sample in samples))
         return cls(source, recipe, plan, samples, source.processor(), calibration)
 
     @property
@@ -159,7 +162,10 @@ def plan_model(
     plan = make_plan(config, resolved, dtype=kind, format=format_)
     check_format(plan, format_)
     solve, per_token = estimate_time(
-        plan, probe(where, kind), true_sequential=resolved.calibration.true_sequential
+        plan,
+        probe(where, kind),
+        true_sequential=resolved.calibration.true_sequential,
+        gradient=resolved.needs_gradient,
     )
     return {
         "model": model,

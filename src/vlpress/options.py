@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .quant.presets import PRESETS
+
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -36,7 +38,7 @@ Out = Annotated[
     Path, typer.Option("--out", "-o", help="Where the result goes.", show_default=False)
 ]
 Recipe = Annotated[
-    str, typer.Option("--recipe", "-r", help="A preset (w4a16, w8a16, w3a16) or a TOML file.")
+    str, typer.Option("--recipe", "-r", help=f"A preset ({', '.join(PRESETS)}) or a TOML file.")
 ]
 Format = Annotated[
     str,

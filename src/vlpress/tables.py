@@ -121,10 +121,18 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             f"memory while quantizing: {format_bytes(memory['weights'])} weights, "
             f"{format_bytes(memory['solve'])} to solve the largest layer, "
             f"{format_bytes(memory['per_token'])} per calibration token",
+            *_gradient_memory(memory["gradient_per_token"]),
             f"time on this machine: at least {plan['time']['solve_seconds']:.1f} s to solve, "
             f"{1000 * plan['time']['seconds_per_token']:.2f} ms per calibration token",
         ]
     )
+
+
+def _gradient_memory(per_token: int) -> list[str]:
+    if not per_token:
+        return []
+    each = format_bytes(per_token)
+    return [f"token weights by gradient come before: {each} per token of the longest sample"]
 
 
 def inspect_table(found: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlpress.calib.observers import AbsMax, Hessian, MeanAbs, MinMax, Observer
+from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, MinMax, Observer
 
 
 def tokens(count: int = 40, features: int = 6, seed: int = 0) -> torch.Tensor:
@@ -40,6 +40,38 @@ def test_large_activations_do_not_overflow() -> None:
     observer = Hessian(2)
     observer.update(torch.full((1000, 2), 1e18))
     assert bool(torch.isfinite(observer.values).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.integers(1, 39), max_size=5, unique=True), weighted=st.booleans())
+def test_cross_moment_does_not_depend_on_the_split(cuts: list[int], weighted: bool) -> None:
+    x, y = tokens(), tokens(seed=5)
+    w = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else torch.ones(40)
+    w[7] = 0
+    hessian, cross = Hessian(6), CrossMoment(6)
+    for start, stop in pairwise([0, *sorted(cuts), 40]):
+        hessian.update(x[start:stop], w[start:stop])
+        cross.update(x[start:stop], y[start:stop], w[start:stop])
+    expected = ((y - x).double() * w.double()[:, None]).t() @ x.double() / w.double().sum()
+    torch.testing.assert_close(cross.values.double(), expected, rtol=1e-5, atol=1e-6)
+    assert cross.weight == hessian.weight
+
+
+def test_cross_moment_by_hand() -> None:
+    """One token: the first channel is short of 3, the second of nothing."""
+    cross = CrossMoment(2)
+    cross.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[4.0, 2.0]]]))
+    assert torch.allclose(cross.values, torch.tensor([[3.0, 6.0], [0.0, 0.0]]))
+    cross.update(torch.tensor([[5.0, 5.0]]), torch.tensor([[5.0, 5.0]]), torch.tensor([2.0]))
+    assert torch.allclose(cross.values, torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+
+
+def test_equal_paths_have_no_cross_moment() -> None:
+    cross = CrossMoment(6)
+    x = tokens().bfloat16()
+    cross.update(x, x.clone())
+    assert cross.values.dtype == torch.float32
+    assert not bool(cross.values.any())
 
 
 def test_weight_zero_leaves_a_token_out() -> None:
@@ -104,6 +136,8 @@ def test_hessian_knows_the_range_of_its_inputs() -> None:
 
 
 def test_rejects() -> None:
+    with pytest.raises(ValueError, match=r"inputs are \(40, 6\), wanted ones \(39, 6\)"):
+        CrossMoment(6).update(tokens(), tokens(39))
     with pytest.raises(ValueError, match="for 6 features, got 5"):
         Hessian(6).update(tokens(features=5))
     with pytest.raises(ValueError, match=r"\(3,\) weights for 40 tokens"):

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import AbsMax, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
 from vlpress.calib.store import MemoryStore, ModelBlocks
+from vlpress.calib.token_weights import FixedWeights, find_token_weights
+from vlpress.calib.walk import Weigh
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
@@ -35,14 +37,10 @@ def reference_hessian(model: QwenVL, samples: Sequence[Prompt], name: str) -> Te
     return x.t() @ x / len(x)
 
 
-def scale_weights(model: QwenVL) -> Callable[[TapGroup, Hessian], None]:
+def scale_weights(model: QwenVL, group: TapGroup) -> None:
     """A stand-in for quantization that clearly changes what follows."""
-
-    def solve(group: TapGroup, hessian: Hessian) -> None:
-        for spec in group.linears:
-            model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
-
-    return solve
+    for spec in group.linears:
+        model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,7 +51,7 @@ def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool)
     targets = linears(model, "vision", "merger", "decoder", "head")
     seen: dict[str, Tensor] = {}
 
-    def solve(group: TapGroup, hessian: Hessian) -> None:
+    def solve(group: TapGroup, hessian: Hessian, cross: object) -> None:
         for spec in group.linears:
             seen[spec.name] = hessian.values.clone()
 
@@ -69,12 +67,11 @@ def test_each_block_sees_the_solved_blocks_before_it() -> None:
     model = random_model()
     samples = prompts(model.config)
     targets = linears(model, "vision", "decoder")
-    change = scale_weights(model)
 
-    def solve(group: TapGroup, hessian: Hessian) -> None:
+    def solve(group: TapGroup, hessian: Hessian, cross: object) -> None:
         expected = reference_hessian(model, samples, group.linears[0].name)
         torch.testing.assert_close(hessian.values.double(), expected, rtol=1e-3, atol=1e-4)
-        change(group, hessian)
+        scale_weights(model, group)
 
     run_sequential(model, samples, targets, solve)
 
@@ -83,12 +80,11 @@ def test_without_true_sequential_a_block_sees_its_own_original() -> None:
     model, original = random_model(), random_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
-    change = scale_weights(model)
     seen: dict[str, Tensor] = {}
 
-    def solve(group: TapGroup, hessian: Hessian) -> None:
+    def solve(group: TapGroup, hessian: Hessian, cross: object) -> None:
         seen[group.linears[0].name] = hessian.values
-        change(group, hessian)
+        scale_weights(model, group)
 
     run_sequential(model, samples, targets, solve, true_sequential=False)
     first = "model.layers.0.mlp.down_proj"
@@ -107,9 +103,13 @@ def test_shared_inputs_are_captured_once() -> None:
     assert tap_groups(linears(model, "decoder"), "model.layers.10") == []
     seen = []
     run_sequential(
-        model, prompts(model.config), linears(model, "decoder"), lambda g, h: seen.append(g.tap)
+        model, prompts(model.config), linears(model, "decoder"), lambda g, h, _: seen.append(g.tap)
     )
     assert seen == ["qkv", "o", "gate_up", "down"] * 2
+
+
+def quarter(model: QwenVL) -> Weigh:
+    return find_token_weights(FixedWeights(image=0.25), model, [])
 
 
 def test_image_tokens_can_count_less() -> None:
@@ -117,7 +117,9 @@ def test_image_tokens_can_count_less() -> None:
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     target = linears(model, "decoder")[:1]
     seen: list[Hessian] = []
-    run_sequential(model, [sample], target, lambda g, h: seen.append(h), image_weight=0.25)
+    run_sequential(
+        model, [sample], target, lambda g, h, _: seen.append(h), token_weights=quarter(model)
+    )
     assert seen[0].weight == pytest.approx(len(sample) - 16 + 16 * 0.25)
     rows: list[Tensor] = []
     with torch.no_grad(), watch_inputs({model.get_submodule(target[0].name): rows.append}):
@@ -144,7 +146,7 @@ def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
         model.get_parameter(f"{name}.weight").data.mul_(2)  # seen by all that follows
 
     targets = linears(model, *STAGES)
-    run_sequential(model, samples, targets, lambda g, h: None, prepare=prepare)
+    run_sequential(model, samples, targets, lambda g, h, _: None, prepare=prepare)
     steps = [f"visual.blocks.{i}" for i in range(2)] + ["visual.merger"]
     assert list(seen) == [*steps, "model.layers.0", "model.layers.1"]
     assert [len(outputs) for _, outputs in seen.values()] == [3, 3, 3, 4, 4]
@@ -183,7 +185,7 @@ def test_blocks_without_targets_are_not_prepared() -> None:
         model,
         prompts(model.config),
         targets,
-        lambda g, h: order.append(g.tap),
+        lambda g, h, _: order.append(g.tap),
         prepare=lambda view: order.append(view.path),
     )
     assert order == ["model.layers.1", "qkv", "o", "gate_up", "down"]
@@ -198,7 +200,14 @@ def test_a_view_has_the_token_weights_of_the_hessians() -> None:
     def prepare(view: BlockView) -> None:
         found[view.path] = view.token_weights(0)
 
-    run_sequential(model, [sample], targets, lambda g, h: None, image_weight=0.25, prepare=prepare)
+    run_sequential(
+        model,
+        [sample],
+        targets,
+        lambda g, h, _: None,
+        token_weights=quarter(model),
+        prepare=prepare,
+    )
     assert found["visual.blocks.0"] is None
     weights = found["model.layers.0"]
     assert weights is not None
@@ -214,7 +223,7 @@ def test_a_view_that_no_sample_reaches() -> None:
         view.observe({target[0].name: [AbsMax(target[0].in_features)]})
 
     with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):
-        run_sequential(model, text, target, lambda g, h: None, prepare=prepare)
+        run_sequential(model, text, target, lambda g, h, _: None, prepare=prepare)
 
 
 class CountingBlocks(ModelBlocks):
@@ -239,7 +248,7 @@ def test_one_block_at_a_time_and_nothing_left_behind() -> None:
     blocks, store = CountingBlocks(model), MemoryStore()
     targets = [s for s in linears(model, "decoder") if s.block == 0]
     run_sequential(
-        model, prompts(model.config), targets, lambda g, h: None, blocks=blocks, store=store
+        model, prompts(model.config), targets, lambda g, h, _: None, blocks=blocks, store=store
     )
     assert blocks.most == 1
     assert blocks.open == []
@@ -260,7 +269,7 @@ def test_blocks_are_released_after_an_error() -> None:
     model = random_model()
     blocks = CountingBlocks(model)
 
-    def fail(group: TapGroup, hessian: Hessian) -> None:
+    def fail(group: TapGroup, hessian: Hessian, cross: object) -> None:
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -272,7 +281,7 @@ def test_blocks_are_released_after_an_error() -> None:
 def test_rejects() -> None:
     model = random_model()
     with pytest.raises(ValueError, match="no calibration prompts"):
-        run_sequential(model, [], linears(model, "decoder"), lambda g, h: None)
+        run_sequential(model, [], linears(model, "decoder"), lambda g, h, _: None)
     text = [prompt(model.config, [], 5, 0)]
     with pytest.raises(ValueError, match=r"visual\.blocks\.0\.attn\.qkv: no calibration sample"):
-        run_sequential(model, text, linears(model, "vision"), lambda g, h: None)
+        run_sequential(model, text, linears(model, "vision"), lambda g, h, _: None)

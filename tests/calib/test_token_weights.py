@@ -5,10 +5,13 @@ import torch
 import torch.nn.functional as F
 from calib_models import prompt, prompts, random_model, raw_config
 
+from vlpress.calib.gradients import visual_tokens
 from vlpress.calib.token_weights import (
+    FixedWeights,
+    TokenWeights,
     balanced_image_weight,
+    find_token_weights,
     gradient_image_weights,
-    visual_tokens,
 )
 
 
@@ -65,3 +68,84 @@ def test_gradient_weights_need_a_picture_with_text_behind_it() -> None:
     model = random_model()
     with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
         gradient_image_weights(model, [prompt(model.config, [], 8, 1)])
+
+
+def weights_at(block: str, wanted: str | FixedWeights) -> list[torch.Tensor | None]:
+    model = random_model(raw_config(tied=False))
+    given = prompts(model.config)
+    found = find_token_weights(wanted, model, given)
+    return [found(block, sample) for sample in given]
+
+
+BLOCKS = ["model.layers.0", "model.layers.1", "lm_head"]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_numbers_go_to_image_video_and_all_other_tokens(block: str) -> None:
+    given = prompts(random_model().config)
+    for sample, weights in zip(given, weights_at(block, FixedWeights(0.25, 2.0)), strict=True):
+        assert weights is not None
+        places = torch.tensor([int(i) in (90, 91) for i in sample.input_ids])
+        assert int(places.sum()) == sum(len(v.patches) // 4 for v in sample.visuals)
+        assert weights.tolist() == torch.where(places, 0.25, 2.0).tolist()
+        # One weight for each token and nothing else: answers count as text, nothing is padded.
+        assert float(weights.sum()) == 0.25 * int(places.sum()) + 2.0 * int((~places).sum())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_balanced_sums_are_equal(block: str) -> None:
+    image = text = 0.0
+    given = prompts(random_model().config)
+    for sample, weights in zip(given, weights_at(block, "balanced"), strict=True):
+        assert weights is not None
+        visual = (sample.input_ids == 90) | (sample.input_ids == 91)
+        image, text = image + float(weights[visual].sum()), text + float(weights[~visual].sum())
+        assert set(weights[~visual].tolist()) == {1.0}
+    assert image == pytest.approx(text)
+
+
+def test_gradient_weights_differ_from_block_to_block() -> None:
+    model = random_model(raw_config(tied=False, num_hidden_layers=3))
+    given = prompts(model.config)
+    found = find_token_weights("gradient", model, given)
+    assert isinstance(found, TokenWeights)
+    weights = gradient_image_weights(model, given)
+    assert found.image == weights | {"lm_head": weights["model.layers.2"]}
+    visual = visual_tokens(given[1], model.config)
+    seen = [found(f"model.layers.{i}", given[1]) for i in range(3)]
+    for tokens, weight in zip(seen, weights.values(), strict=True):
+        assert tokens is not None
+        assert torch.equal(tokens, torch.where(visual, weight, 1.0))
+    assert len(set(weights.values())) == 2
+    assert found.to_dict() == {"image": dict(found.image), "text": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "data"),
+    [
+        ("uniform", {"image": 1.0, "text": 1.0}),
+        (FixedWeights(0, 3), {"image": 0, "text": 3}),
+        (FixedWeights(0.5), {"image": 0.5, "text": 1.0}),
+    ],
+)
+def test_plain_data(wanted: str | FixedWeights, data: dict[str, float]) -> None:
+    assert find_token_weights(wanted, random_model(), []).to_dict() == data
+
+
+def test_weights_that_are_alike_are_none() -> None:
+    for wanted in ("uniform", FixedWeights(0.5, 0.5)):
+        assert weights_at("model.layers.0", wanted) == [None] * 4
+    for block in ("visual.blocks.0", "visual.merger"):  # pictures only
+        assert weights_at(block, FixedWeights(0.5)) == [None] * 4
+
+
+def test_unusable_weights() -> None:
+    model = random_model()
+    with pytest.raises(ValueError, match="token_weights is 'mean'; allowed are uniform, balanced"):
+        find_token_weights("mean", model, [])
+    with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
+        find_token_weights("gradient", model, [prompt(model.config, [], 8, 1)])
+    with pytest.raises(ValueError, match="all 0; give image or text a weight above 0"):
+        FixedWeights(0, 0)
+    with pytest.raises(ValueError, match=r"token_weights\.image is inf; it must be a number"):
+        FixedWeights(image=float("inf"))

@@ -73,6 +73,47 @@ def test_transforms_by_hand() -> None:
     assert rounded == estimate_time(plan(before=only), MACS)  # samples run all the same
 
 
+def test_the_float_stream_by_hand() -> None:
+    layer = QKV + OUT + GATE_UP + DOWN
+    watching = 0 + QKV + (QKV + OUT) + (QKV + OUT + GATE_UP)
+    _, plain = estimate_time(plan(), MACS)
+    _, both = estimate_time(plan("gptaq"), MACS)
+    assert both - plain == 2 * watching + layer  # nothing runs behind the last layer
+    _, block = estimate_time(plan("gptaq"), MACS, true_sequential=False)
+    _, once = estimate_time(plan(), MACS, true_sequential=False)
+    assert block - once == 2 * (QKV + OUT + GATE_UP) + layer
+    squares = 2 * (3 * 64**2 + 128**2)
+    assert estimate_time(plan("gptaq"), SQUARES) == (0, 2 * squares)
+    name = "model.layers.1.mlp.down_proj"
+    alone, first = (estimate_time(plan(method, name), SOLVING)[0] for method in ("gptaq", "gptq"))
+    assert alone - first == pytest.approx(2 * (128**3 / 3 + 3 * 128**2 * 64))
+
+
+def test_the_float_stream_begins_at_the_first_quantized_block() -> None:
+    config = ModelConfig.from_dict(raw_config())
+    grid = {"bits": 8, "group_size": -1}
+
+    def macs(tower: str, decoder: str) -> float:
+        steps = [
+            {"method": tower, "targets": ["visual.blocks.1.attn.qkv"], **grid},
+            {"method": decoder, "targets": ["model.layers.0.self_attn.*"], **grid},
+        ]
+        return estimate_time(make_plan(config, Recipe.from_dict({"step": steps})), MACS)[1]
+
+    plain = macs("gptq", "gptq")
+    # Twice through the second vision block, the merger and as far as the inputs of the decoder's.
+    assert macs("gptq", "gptaq") - plain == VISION + MERGER + QKV
+    assert macs("gptaq", "gptq") == plain  # the first input needs no run of its own
+
+
+def test_gradients_by_hand() -> None:
+    layer = QKV + OUT + GATE_UP + DOWN
+    _, plain = estimate_time(plan(), MACS)
+    _, both = estimate_time(plan(), MACS, gradient=True)
+    assert both - plain == 2 * VISION + MERGER + 2 * 2 * layer
+    assert estimate_time(plan("rtn"), MACS, gradient=True) == (0, 0)
+
+
 def test_probe_is_quick_and_gives_rates() -> None:
     start = time.perf_counter()
     rates = probe(torch.device("cpu"), torch.bfloat16)

@@ -20,11 +20,14 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 DECODER = {"method": "rtn", "bits": 4, "group_size": 128}
 ROUNDED = {"activations": "dynamic"}
 PER_ROW = {"method": "rtn", "bits": 8, "group_size": -1}
+TOWER = {"targets": ["visual.blocks.*", "visual.merger.*"]}
 STEPS: dict[str, list[dict[str, Any]]] = {
     "w4a16": [DECODER],
     "w8a8": [PER_ROW | ROUNDED],
     "w4a8": [DECODER | ROUNDED],
     "asymmetric": [DECODER | {"symmetric": False}],
+    "vision-w8a16": [PER_ROW | TOWER, DECODER],
+    "vision-w8a8": [{"method": "smoothquant"} | TOWER, PER_ROW | ROUNDED | TOWER, DECODER],
     "mixed": [
         DECODER | {"ignore": ["*.down_proj"]},
         PER_ROW | ROUNDED | {"targets": ["model.layers.*.down_proj"], "ignore": ["*layers.2.*"]},
@@ -53,6 +56,18 @@ def their_logits(model: Any, prompt: Prompt) -> Tensor:
     return logits
 
 
+def separate_tokens(model: Any) -> None:
+    """Give each token of the tower a scale of its own, as kernels do.
+
+    The library takes one scale for each entry of an input's first two dimensions. The tower has no
+    batch dimension, so all tokens would share one.
+    """
+    for name, module in model.named_modules():
+        if ".visual." in name and hasattr(module, "quantization_scheme"):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0][None],))
+            module.register_forward_hook(lambda _, inputs, output: output[0])
+
+
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize("name", STEPS)
 def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
@@ -62,7 +77,7 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
     with activations both are different roundings of one model.
     """
     model = load_model("tiny", device="cpu", dtype="fp32")
-    report = quantize_(model, Recipe.from_dict({"name": name, "step": STEPS[name]}))
+    report = quantize_(model, Recipe.from_dict({"name": name, "step": STEPS[name]}), prompts)
     save_quantized(model, report, "tiny", tmp_path / name, format="compressed-tensors")
     ours = load_quantized(tmp_path / name, device="cpu", dtype="fp32")
     options: dict[str, Any] = {}
@@ -72,6 +87,9 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / name, dtype=torch.float32, **options
     )
+    if name.startswith("vision"):
+        assert theirs.config.vision_config.intermediate_size == 640
+        separate_tokens(theirs)
     for prompt in prompts:
         assert prompt.visuals
         with torch.no_grad():

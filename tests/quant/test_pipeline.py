@@ -7,6 +7,8 @@ import torch
 from calib_models import prompts, random_model, raw_config, write_checkpoint
 
 from vlpress.calib.capture import watch_inputs
+from vlpress.calib.token_weights import find_token_weights, gradient_image_weights
+from vlpress.model.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant import report as report_module
 from vlpress.quant.affine import choose_input_scale
@@ -152,7 +154,11 @@ def test_report() -> None:
 
 def test_calibration_fingerprint_notices_the_prompts() -> None:
     config = random_model().config
-    record = report_module.CalibrationRecord.of
+    weights = find_token_weights("uniform", random_model(), [])
+
+    def record(samples: list[Prompt]) -> report_module.CalibrationRecord:
+        return report_module.CalibrationRecord.of(samples, weights)
+
     base = record(prompts(config)).fingerprint
     assert base == record(prompts(config)).fingerprint
     assert base != record(prompts(config)[:3]).fingerprint
@@ -169,13 +175,57 @@ def test_same_input_same_integers() -> None:
         assert layer.quantized().equals(quantized_layers(second)[name].quantized())
 
 
-def test_image_weight_changes_the_result() -> None:
+def test_token_weights_change_the_result() -> None:
     first, second = random_model(), random_model()
     quantize_(first, recipe(), prompts(first.config))
-    quantize_(second, recipe({"image_weight": 0.1}), prompts(second.config))
+    quantize_(second, recipe({"token_weights": {"image": 0.1}}), prompts(second.config))
     name = "model.layers.0.self_attn.q_proj"
     layers = quantized_layers(first)[name], quantized_layers(second)[name]
     assert not layers[0].quantized().equals(layers[1].quantized())
+
+
+def test_found_token_weights_are_in_the_report() -> None:
+    samples = prompts(random_model().config)
+    used = {}
+    for kind in ("uniform", "balanced", "gradient"):
+        lines: list[tuple[int, int, str]] = []
+
+        def note(*line: Any, lines: list[tuple[int, int, str]] = lines) -> None:
+            lines.append(line)
+
+        wanted = recipe({"token_weights": kind})
+        report = quantize_(random_model(), wanted, samples, on_progress=note)
+        data = report.to_dict()
+        assert data["recipe"]["calibration"]["token_weights"] == kind
+        assert Recipe.from_dict(data["recipe"]) == report.recipe
+        used[kind] = data["calibration"]["token_weights"]
+        assert ((0, 14, "token weights by gradient") in lines) == (kind == "gradient")
+    images = sum(len(v.patches) // 4 for sample in samples for v in sample.visuals)
+    texts = sum(len(sample) for sample in samples) - images
+    assert used["uniform"] == {"image": 1.0, "text": 1.0}
+    assert used["balanced"] == {"image": texts / images, "text": 1.0}
+    # Of the float model, before anything was quantized; two blocks share the first one's weight.
+    found = gradient_image_weights(random_model(), samples)
+    assert used["gradient"] == {"image": found["model.layers.0"], "text": 1.0}
+
+
+def test_tokens_that_count_nothing_are_left_out() -> None:
+    samples = prompts(random_model().config)
+    weights = {"image": 0, "text": 1}
+    report = quantize_(random_model(), recipe({"token_weights": weights}), samples)
+    images = sum(len(v.patches) // 4 for sample in samples for v in sample.visuals)
+    tokens = sum(len(sample) for sample in samples)
+    assert {layer.tokens for layer in report.layers} == {tokens - images}
+    only_pictures = recipe({"token_weights": {"text": 0}})
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: no calibration sample"):
+        quantize_(random_model(), only_pictures, samples[:1])
+
+
+def test_gradient_weights_without_pictures_fail_before_anything_changes() -> None:
+    model = random_model()
+    with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
+        quantize_(model, recipe({"token_weights": "gradient"}), prompts(model.config)[:1])
+    assert not quantized_layers(model)
 
 
 def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

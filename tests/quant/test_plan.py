@@ -1,9 +1,11 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from calib_models import raw_config
+from calib_models import prompt, random_model, raw_config
 
+from vlpress.calib.token_weights import gradient_image_weights
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model
 from vlpress.quant.plan import make_plan
@@ -107,6 +109,39 @@ def test_memory_grows_with_the_widest_layer() -> None:
     # a token of a picture: 4 float32 patches; before and after a block 4 x 32 features of the
     # vision tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
     assert small.per_token == 4 * 4 * 1176 + max(4 * (2 * 4 * 32 + 4 * 16), 4 * (2 * 64 + 16))
+
+
+def test_memory_of_gradients_is_what_autograd_keeps() -> None:
+    """On a model that is large beside a token's odds and ends; the outputs' gradients are extra."""
+    raw = raw_config(hidden_size=256, intermediate_size=512, num_attention_heads=16)
+    model = random_model(raw | {"vision_config": raw["vision_config"] | {"out_hidden_size": 256}})
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # so that no address is given out again
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    sample = prompt(model.config, [(1, 4, 4)], 120, 0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        gradient_image_weights(model, [sample])
+    outputs = model.config.text.num_hidden_layers * 256 * 4
+    found = sum(kept.values()) / len(sample) + outputs
+    wanted = Recipe.from_dict(
+        recipe().to_dict() | {"calibration": {"token_weights": "gradient"}},
+    )
+    memory = make_plan(model.config, wanted).memory
+    assert 0.9 * found < memory.gradient_per_token < 1.1 * found
+    assert memory.total(10, 10**6) == (
+        memory.weights + 10 * memory.per_token + 10**6 * memory.gradient_per_token
+    )
+    assert memory.total(10, 0) == make_plan(model.config, recipe()).memory.total(10, 10**6)
+    rounded = replace(wanted, steps=(replace(wanted.steps[0], method="rtn"),))
+    assert make_plan(model.config, rounded).memory.gradient_per_token == 0
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,19 @@
+import json
 from pathlib import Path
 
 import pytest
 
+from vlpress.calib.token_weights import FixedWeights
 from vlpress.quant.presets import PRESETS
 from vlpress.quant.recipe import Recipe, pattern_matches
 from vlpress.quant.scheme import QuantScheme
-from vlpress.quant.steps import AWQStep, SmoothQuantStep
-
-EXAMPLES = Path(__file__).parents[2] / "examples" / "recipes"
+from vlpress.quant.steps import AWQStep, SmoothQuantStep, Step
 
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     return path
-
-
-@pytest.mark.parametrize("name", ["w4a16", "w8a16", "w3a16"])
-def test_example_files_spell_out_the_presets(name: str) -> None:
-    assert Recipe.resolve(EXAMPLES / f"{name}.toml") == Recipe.resolve(name)
-
-
-def test_presets() -> None:
-    recipe = Recipe.resolve("w4a16")
-    assert recipe.steps[0].scheme == QuantScheme(4, 128)
-    assert recipe.steps[0].method == "gptq"
-    assert recipe.needs_calibration
-    assert not Recipe.resolve("w3a16-rtn").needs_calibration
-    assert Recipe.resolve("w3a16-rtn").steps[0].scheme.bits == 3
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -74,6 +60,8 @@ def test_patterns() -> None:
 
 
 STEP = '[[step]]\nmethod = "gptq"\nbits = 4\n'
+ASYMMETRIC = '[[step]]\nmethod = "gptaq"\nbits = 4\n'
+WEIGHTS = "[calibration]\ntoken_weights = "
 SMOOTH = '[[step]]\nmethod = "smoothquant"\n'
 
 
@@ -134,13 +122,24 @@ def test_who_needs_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
         ("[calibration]\nsample = 3\n" + STEP, r"unknown key 'sample' in \[calibration\]"),
         ("[calibration]\nsamples = 0\n" + STEP, "calibration.samples is 0"),
         ("[calibration]\nsamples = 1.5\n" + STEP, "samples is 1.5; it must be of type int"),
-        ("[calibration]\nimage_weight = 0\n" + STEP, "image_weight is 0"),
+        ("[calibration]\nimage_weight = 0\n" + STEP, r"unknown key 'image_weight' in \[cal"),
+        (
+            '[calibration]\ntoken_weights = "equal"\n' + STEP,
+            "token_weights is 'equal'; allowed are uniform, balanced, gradient, token-gradient and",
+        ),
+        ("[calibration]\ntoken_weights = 0.3\n" + STEP, "token_weights is 0.3; allowed"),
+        (WEIGHTS + "{video = 1}\n" + STEP, "'video' in token_weights; allowed are image, text"),
+        (WEIGHTS + "{image = 0, text = 0}\n" + STEP, "recipe: calibration.token_weights are all"),
+        (WEIGHTS + "{image = -0.1}\n" + STEP, "token_weights.image is -0.1; it must be a number"),
+        (WEIGHTS + "{text = nan}\n" + STEP, "token_weights.text is nan; it must be a number"),
+        (WEIGHTS + "{text = true}\n" + STEP, "token_weights.text is True; it must be a number"),
+        ("[calibration]\nsamples = 0\ntoken_weights = {image = 1}\n" + STEP, "samples is 0; at"),
         ("calibration = 3\n" + STEP, r"expected a table in \[calibration\]"),
         ("[[step]]\nbits = 4\n", "a step has no 'method'"),
         ('[[step]]\nmethod = "gptq"\n', "a step has no 'bits'"),
         (
             '[[step]]\nmethod = "obq"\n',
-            "method is 'obq'; allowed are gptq, rtn, smoothquant, awq",
+            "method is 'obq'; allowed are gptq, gptaq, rtn, smoothquant, awq",
         ),
         ('[[step]]\nmethod = "awq"\n', "awq alone quantizes nothing; add a step with method gptq"),
         (STEP + '[[step]]\nmethod = "awq"\n', "awq stands behind gptq, .* move it to the front"),
@@ -155,6 +154,13 @@ def test_who_needs_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
         ('[[step]]\nmethod = "rtn"\nbits = 16\n', "bits is 16"),
         (STEP + 'targets = "model"\n', "targets is 'model'; it must be a list"),
         (STEP + "targets = []\n", "no targets"),
+        (STEP + "strength = 0.5\n", "strength stands in a step with method gptq, which has no use"),
+        ('[[step]]\nmethod = "rtn"\nbits = 4\nstrength = 0\n', "strength .* with method rtn"),
+        (SMOOTH + "strength = 1\n" + STEP, "unknown key 'strength' .* with method smoothquant"),
+        (ASYMMETRIC + "strength = 1.5\n", "strength is 1.5; it is a share from 0 to 1"),
+        (ASYMMETRIC + "strength = -1\n", "strength is -1; it is a share"),
+        (ASYMMETRIC + "strength = nan\n", "strength is nan; it is a share"),
+        (ASYMMETRIC + 'strength = "all"\n', "strength is 'all'; it must be of type float"),
         (STEP + "damp_percent = 2.0\n", "damp_percent is 2.0"),
         (STEP + 'act_order = "yes"\n', "act_order is 'yes'; it must be of type bool"),
         (STEP + "block_size = 0\n", "block_size is 0"),
@@ -165,6 +171,35 @@ def test_rejects(tmp_path: Path, text: str, message: str) -> None:
         Recipe.resolve(write(tmp_path, text))
     assert "mine.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_gptaq_takes_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
+    path = write(tmp_path, ASYMMETRIC + "strength = 0.25\nact_order = false\ndamp_percent = 0.05\n")
+    recipe = Recipe.from_toml(path)
+    assert recipe.steps == (
+        Step("gptaq", QuantScheme(4), act_order=False, damp_percent=0.05, strength=0.25),
+    )
+    assert recipe.needs_calibration
+    assert recipe.to_dict()["step"][0]["strength"] == 0.25
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_toml(write(tmp_path, ASYMMETRIC)).steps[0].strength == 0.5
+    assert "strength" not in Recipe.from_toml(write(tmp_path, STEP)).to_dict()["step"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", "uniform"),
+        ('[calibration]\ntoken_weights = "gradient"\n', "gradient"),
+        (WEIGHTS + "{image = 0.3, text = 2}\n", FixedWeights(0.3, 2)),
+        (WEIGHTS + "{image = 0}\n", FixedWeights(0, 1)),
+        (WEIGHTS + "{}\n", FixedWeights(1, 1)),
+    ],
+)
+def test_token_weights(tmp_path: Path, text: str, wanted: str | FixedWeights) -> None:
+    recipe = Recipe.from_toml(write(tmp_path, text + STEP))
+    assert recipe.calibration.token_weights == wanted
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_unknown_name() -> None:

@@ -45,7 +45,7 @@ def transform(model: QwenVL, wanted: Recipe, samples: Sequence[Prompt]) -> Block
         model,
         samples,
         [row.spec for row in plan.quantized],
-        lambda group, hessian: None,
+        lambda group, hessian, _: None,
         prepare=prepare,
     )
     return transforms

@@ -121,7 +121,7 @@ def test_hessians_are_those_of_whole_forward_passes(family: str) -> None:
     pad_model_(model, plan.padding)
     seen = []
 
-    def solve(group: TapGroup, hessian: Hessian) -> None:
+    def solve(group: TapGroup, hessian: Hessian, cross: object) -> None:
         name = group.linears[0].name
         expected = hessian_of(model, samples, name)
         error = (hessian.values.double() - expected).norm() / expected.norm()
@@ -141,7 +141,7 @@ def test_the_merger_reads_four_tiles(family: str) -> None:
     config, samples = model.config, prompts(model.config)
     (first, *_) = [s for s in family_of(config).linears(config) if s.stage == "merger"]
     seen: list[Hessian] = []
-    run_sequential(model, samples, [first], lambda group, hessian: seen.append(hessian))
+    run_sequential(model, samples, [first], lambda group, hessian, _: seen.append(hessian))
     rows: list[Tensor] = []
     norm = model.visual.merger.ln_q
     with torch.no_grad(), watch_inputs({norm: lambda x: rows.append(norm.forward(x))}):
@@ -198,7 +198,9 @@ def test_several_pictures_do_not_meet_in_the_tower(family: str) -> None:
 
     def hessians(samples: list[Prompt]) -> list[Tensor]:
         found: list[Tensor] = []
-        run_sequential(model, samples, specs, lambda _, hessian: found.append(hessian.values))
+        run_sequential(
+            model, samples, specs, lambda group, hessian, _: found.append(hessian.values)
+        )
         return found
 
     for one, three in zip(hessians([together]), hessians(apart), strict=True):

@@ -1,0 +1,62 @@
+"""Where and from which sources a result was made."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlpress import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """What every result file begins with."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(device),
+        "versions": {"vlpress": __version__, "torch": torch.__version__},
+    }
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The same as a line of text."""
+    machine = results["machine"]
+    return (
+        f"{results['date']}, commit {results['commit']}, {machine['processor']}, "
+        f"{machine['threads']} threads, torch {results['versions']['torch']}."
+    )
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if on_gpu:
+        processor = torch.cuda.get_device_name()
+    return {"processor": processor, "threads": torch.get_num_threads(), "gpu": on_gpu}
+
+
+def commit() -> str:
+    """Short hash of the checkout, with a + if it has changes."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

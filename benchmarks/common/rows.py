@@ -1,0 +1,112 @@
+"""What is compared: settings (which grid), methods (how it is filled), scopes (which layers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vlpress.quant.recipe import Recipe
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "w8a16": {"bits": 8, "group_size": 128},
+    "w8a8": {"bits": 8, "group_size": -1, "activations": "dynamic"},
+    "w8a8-static": {"bits": 8, "group_size": -1, "activations": "static"},
+    "w4a8": {"bits": 4, "group_size": 128, "activations": "dynamic"},
+    "w4a16": {"bits": 4, "group_size": 128},
+    "w4a16-g32": {"bits": 4, "group_size": 32},
+    "w4a16-asym": {"bits": 4, "group_size": 128, "symmetric": False},
+    "w3a16": {"bits": 3, "group_size": 128},
+}
+"""Decoder layers; symmetric unless said otherwise."""
+
+ALPHA = 0.8
+"""Of SmoothQuant where it is fixed: the value that the peers' examples use."""
+
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    "awq": {"method": "awq"},
+    "smoothquant": {"method": "smoothquant", "alpha": ALPHA},
+    "smoothquant-search": {"method": "smoothquant", "alpha": "search"},
+}
+
+WEIGHT_ONLY = ("rtn", "gptq", "gptaq", "awq+rtn", "awq+gptq", "awq+gptaq")
+INTEGER = (
+    "rtn",
+    "gptq",
+    "gptaq",
+    "smoothquant+rtn",
+    "smoothquant+gptq",
+    "smoothquant-search+gptq",
+    "smoothquant-search+gptaq",
+)
+METHODS: dict[str, tuple[str, ...]] = {
+    "w8a16": ("rtn", "gptq"),
+    "w8a8": INTEGER,
+    "w8a8-static": ("rtn", "gptq", "smoothquant+gptq", "smoothquant-search+gptq"),
+    "w4a8": INTEGER,
+    "w4a16": WEIGHT_ONLY,
+    "w4a16-g32": WEIGHT_ONLY,
+    "w4a16-asym": ("rtn", "gptq", "awq+rtn", "awq+gptq"),
+    "w3a16": WEIGHT_ONLY,
+}
+VISION_METHODS = {
+    "w8a8": ("rtn", "gptq", "smoothquant-search+gptq"),
+    "w4a8": ("rtn", "gptq", "smoothquant-search+gptq"),
+    "w4a16": ("rtn", "gptq"),
+    "w3a16": ("rtn", "gptq"),
+}
+"""With the vision tower and the merger, which always have 8 bits and a scale per output row."""
+VISION = ["visual.blocks.*", "visual.merger.*"]
+DECODER = ["model.layers.*"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    setting: str
+    method: str
+    """Passes in order, joined by a plus sign."""
+    scope: str = "decoder"
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        return f"{self.setting}/{self.method}" + ("" if self.scope == "decoder" else "+vision")
+
+    def recipe(self, seed: int, samples: int) -> Recipe:
+        """The recipe of this row.
+
+        Args:
+            seed: of the calibration draw.
+            samples: how many are drawn.
+        """
+        *transforms, solver = self.method.split("+")
+        decoder = SETTINGS[self.setting]
+        activations = decoder.get("activations", "none")
+        tower = {"bits": 8, "group_size": -1, "activations": activations}
+        parts = [(DECODER, decoder)]
+        if self.scope != "decoder":
+            parts.insert(0, (VISION, tower))
+        steps = [
+            {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
+            for name in transforms
+        ]
+        steps += [{"method": solver, "targets": targets, **scheme} for targets, scheme in parts]
+        return Recipe.from_dict(
+            {
+                "name": self.key,
+                "calibration": {"samples": samples, "seed": seed},
+                "step": steps,
+            }
+        )
+
+
+def all_rows() -> list[Row]:
+    """The whole table."""
+    alone = [Row(setting, name) for setting, names in METHODS.items() for name in names]
+    seeing = [
+        Row(setting, name, "decoder+vision")
+        for setting, names in VISION_METHODS.items()
+        for name in names
+    ]
+    return alone + seeing

@@ -1,0 +1,94 @@
+"""Result files as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from .machine import describe
+
+NAMES = {"builtin-mmbench": "MMBench", "builtin-ocrbench": "OCRBench", "builtin-mmmu": "MMMU"}
+
+
+def accuracy(results: Mapping[str, Any]) -> str:
+    """The report of accuracy.py."""
+    lines = [
+        "# Accuracy of the methods (built-in models, synthetic benchmarks)",
+        "",
+        describe(dict(results)),
+        "",
+        f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. "
+        "KL is the divergence from the original in nats per answer token, both in float32, on "
+        f"{results['held_out']['samples']} drawings that no calibration saw: mean over drawings "
+        "and seeds with its 95 % interval over drawings, the smallest and largest mean of a seed, "
+        "and the 99th percentile over tokens. Scores in percent are those of the checkpoint of the "
+        "first seed, in brackets the paired 95 % interval of the difference from the original. "
+        "Bits include scales and zero points.",
+        "",
+        "In every run GPTQ's error before any fallback was at or below that of plain rounding on "
+        "the same grid, on every layer; otherwise the run would have ended. The last column counts "
+        "output rows that kept plain rounding all the same, because that was better for them.",
+    ]
+    for name, model in results["models"].items():
+        for scope in dict.fromkeys(row["scope"] for row in model["rows"]):
+            rows = [row for row in model["rows"] if row["scope"] == scope]
+            lines += ["", f"## {name}, {scope}", "", accuracy_table(rows, model["base"])]
+        lines += ["", f"## {name}, best methods", "", *best(model)]
+    return "\n".join(lines) + "\n"
+
+
+def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
+    """One line per row, the original first."""
+    head = ["setting", "method", "KL", "seeds", "p99", "top-1"]
+    head += [f"{NAMES[name]} (n {found['n']})" for name, found in base.items()]
+    head += ["bits", "fell back"]
+    original = ["bf16", "", "", "", "", ""]
+    original += [f"{found['score']:.1f}" for found in base.values()]
+    body = [[*original, "16", ""]] if base else []
+    for row in rows:
+        body.append(
+            [
+                row["setting"],
+                row["method"],
+                *divergence(row["held_out"]),
+                *(score(row["benchmarks"][name]) for name in base),
+                f"{row['bits_per_weight']:.2f}",
+                f"{row['fallback_rows']} of {row['solved_rows']}" if row["solved_rows"] else "",
+            ]
+        )
+    return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def best(model: Mapping[str, Any]) -> list[str]:
+    """What the validation set chose."""
+    body = [
+        [row["scope"], row["setting"], row["method"], divergence(row["held_out"])[0]]
+        for row in model["best"]
+    ]
+    head = ["scope", "setting", "chosen on the validation set", "KL on the held-out set"]
+    return [tabulate(body, head, tablefmt="github", disable_numparse=True)]
+
+
+def divergence(found: Mapping[str, Any]) -> list[str]:
+    """Cells of a summary: mean with interval, range over seeds, p99, top-1."""
+    low, high = found["ci95"]
+    seeds = found["kl_seeds"]
+    return [
+        f"{found['kl_mean']:.5f} [{low:.5f}, {high:.5f}]",
+        f"{min(seeds):.5f}-{max(seeds):.5f}" if len(seeds) > 1 else "",
+        f"{found['kl_p99']:.4f}",
+        f"{100 * found['top1_agreement']:.2f} %",
+    ]
+
+
+def score(found: Mapping[str, Any]) -> str:
+    """A benchmark's cell."""
+    low, high = found["ci95"]
+    return f"{found['candidate']:.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values between commas."""
+    return ", ".join(map(str, values))

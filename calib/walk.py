@@ -1,0 +1,208 @@
+"""Samples on their way through a model, one block at a time.
+
+What a block needs beside the hidden states (rotary tables, segment bounds, masks) travels in each
+sample's state, so pictures of unequal size never meet each other's tables.
+
+Where layers are calibrated against the float model, every sample travels twice: a second state is
+what it would be if nothing had been quantized. It comes into being where the two part, at the first
+block that is quantized, and passes through a copy of each such block that stays in float.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..model.families import family_of
+from ..model.inputs import Prompt
+from ..model.qwen_vl import QwenVL
+from .capture import watch_inputs
+from .observers import Observer
+from .store import ActivationStore, BlockSource, State, loaded
+
+Weigh = Callable[[str, Prompt], Tensor | None]
+"""Called with a block's path and a sample: how much each token counts in sums, float ``[T]``, not
+negative; None = all alike."""
+
+
+class _Seen(Exception):  # noqa: N818, RUF100  # control flow: the rest of the block need not run
+    pass
+
+
+class Walk:
+    """The state of all samples in front of the block that the walk has reached."""
+
+    def __init__(
+        self,
+        model: QwenVL,
+        prompts: Sequence[Prompt],
+        blocks: BlockSource,
+        store: ActivationStore,
+        token_weights: Weigh | None = None,
+    ) -> None:
+        self.model, self.prompts = model, prompts
+        self.blocks, self.store = blocks, store
+        family = family_of(model.config)
+        config = model.config
+        self.vision = family.stage("vision").blocks(config)
+        self.merger = family.stage("merger").blocks(config)
+        self.decoder = family.stage("decoder").blocks(config)
+        self.head = family.stage("head").blocks(config)
+        self._weigh = token_weights
+        self.seeing = [i for i, prompt in enumerate(prompts) if prompt.visuals]
+        self.parted: set[int] = set()
+        """Samples whose float state differs from the quantized one and is kept beside it."""
+        self._features: dict[tuple[int, bool], Tensor] = {}
+        self._copy: nn.Module | None = None
+
+    def steps(self) -> list[str]:
+        """Module paths of all blocks in the order of computation."""
+        return [*self.vision, *self.merger, *self.decoder, *self.head]
+
+    def samples(self, step: str) -> Sequence[int]:
+        """Prompts that pass through a block."""
+        in_vision = step in self.vision or step in self.merger
+        return self.seeing if in_vision else range(len(self.prompts))
+
+    def enter(self, step: str) -> None:
+        """Before the first block of the vision tower or the decoder: make the first states."""
+        if step == self.vision[0]:
+            with loaded(self.blocks, "visual.patch_embed"):
+                for sample in self.seeing:
+                    self.store.put(step, sample, self._see(self.prompts[sample]))
+        elif step == self.decoder[0]:
+            with loaded(self.blocks, "model.embed_tokens"):
+                for sample in range(len(self.prompts)):
+                    state = self._embed(sample)
+                    self.store.put(step, sample, state)
+                    if sample in self.parted:
+                        hidden = self._embed(sample, in_float=True)["hidden"]
+                        self.store.put(_key(step, True), sample, {**state, "hidden": hidden})
+
+    def split(self, step: str) -> None:
+        """Copy a block whose layers are about to be quantized; the float states will use the copy.
+
+        The copy lives until the walk has passed the block.
+        """
+        self._copy = copy.deepcopy(self.model.get_submodule(step))
+
+    def advance(self, step: str, following: str | None, *, with_float: bool = False) -> None:
+        """Run all samples through a finished block; their states wait before the next one.
+
+        Args:
+            step: the block.
+            following: the next one; None = no block follows, nothing runs.
+            with_float: whether the float states are still needed behind the block.
+        """
+        samples = self.samples(step)
+        parting = self.parted if self._copy is None else set(samples)
+        for sample in samples:
+            for in_float in (False, True) if with_float and sample in parting else (False,):
+                if following is not None:
+                    state = self._through(step, sample, in_float)
+                    if step in self.merger:
+                        self._features[sample, in_float] = state["hidden"]
+                    else:
+                        self.store.put(_key(following, in_float), sample, state)
+            self.store.drop(step, sample)
+            if sample in self.parted:
+                self.store.drop(_key(step, True), sample)
+        self.parted = set(parting) if with_float else set()
+        self._copy = None
+
+    def watch(
+        self,
+        step: str,
+        sample: int,
+        observers: Mapping[str, Sequence[Observer]],
+        *,
+        in_float: bool = False,
+    ) -> None:
+        """Run one sample through a block as far as the last layer that is watched."""
+        weights = self.token_weights(step, self.prompts[sample])
+        remaining = len(observers)
+
+        def watcher(watching: Sequence[Observer]) -> Callable[[Tensor], None]:
+            def see(inputs: Tensor) -> None:
+                nonlocal remaining
+                for observer in watching:
+                    observer.update(inputs, weights)
+                remaining -= 1
+                if not remaining:
+                    raise _Seen
+
+            return see
+
+        with self._standing_in(step, in_float):
+            watchers = {
+                self.model.get_submodule(name): watcher(watching)
+                for name, watching in observers.items()
+            }
+            with watch_inputs(watchers):
+                try:
+                    self.run(step, self._state(step, sample, in_float))
+                except _Seen:
+                    pass
+
+    def output(self, step: str, sample: int) -> Tensor:
+        """What a block makes of a sample as it is now, ``[..., channels]``."""
+        return self._through(step, sample, False)["hidden"]
+
+    def run(self, step: str, state: State) -> State:
+        """The state behind a block."""
+        if step in self.vision:
+            return {**state, "hidden": self.model.visual.step(self.vision.index(step), state)}
+        if step in self.merger:
+            return {"hidden": self.model.visual.finish(state)}
+        if step in self.head:
+            return {"hidden": self.model.logits(self.model.model.finish(state["hidden"]))}
+        layer = self.model.get_submodule(step)
+        hidden = layer(state["hidden"], state["cos"], state["sin"], state.get("mask"))
+        return {**state, "hidden": hidden}
+
+    def token_weights(self, step: str, prompt: Prompt) -> Tensor | None:
+        """How much each token counts in a block, float ``[T]``; None = all alike."""
+        return None if self._weigh is None else self._weigh(step, prompt)
+
+    def _through(self, step: str, sample: int, in_float: bool) -> State:
+        with self._standing_in(step, in_float):
+            return self.run(step, self._state(step, sample, in_float))
+
+    def _state(self, step: str, sample: int, in_float: bool) -> State:
+        return self.store.get(_key(step, in_float and sample in self.parted), sample)
+
+    @contextmanager
+    def _standing_in(self, step: str, in_float: bool) -> Iterator[None]:
+        """Put the float copy of a block, if there is one, in the block's place for a while."""
+        if not in_float or self._copy is None:
+            yield
+            return
+        path, _, leaf = step.rpartition(".")
+        owner, block = self.model.get_submodule(path), self.model.get_submodule(step)
+        setattr(owner, leaf, self._copy)
+        try:
+            yield
+        finally:
+            setattr(owner, leaf, block)
+
+    def _see(self, prompt: Prompt) -> State:
+        patches = torch.cat([visual.patches for visual in prompt.visuals])
+        grid = torch.tensor([visual.grid for visual in prompt.visuals])
+        return self.model.visual.prepare(patches, grid)
+
+    def _embed(self, sample: int, in_float: bool = False) -> State:
+        prompt = self.prompts[sample]
+        parts: Sequence[Tensor] = ()
+        if prompt.visuals:
+            unit = self.model.config.vision.merge_unit
+            sizes = [visual.patches.shape[0] // unit for visual in prompt.visuals]
+            parts = torch.split(self._features.pop((sample, in_float)), sizes)
+        batch = self.model.embed([prompt], [parts])
+        return self.model.model.prepare(batch.embeds, batch.position_ids)
+
+
+def _key(step: str, in_float: bool) -> str:
+    """Where the states in front of a block wait in the store."""
+    return f"{step} (float)" if in_float else step

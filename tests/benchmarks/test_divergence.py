@@ -1,0 +1,71 @@
+"""The divergence that benchmarks report must be zero, and grow, where it should."""
+
+import pytest
+import torch
+from common.divergence import HELD_OUT_SEED, Divergence, Judge, paired, sample_means, summarize
+
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.loading import open_model
+from vlpress.quant.pipeline import quantize_
+from vlpress.quant.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge("tiny", HELD_OUT_SEED, 6)
+
+
+def rounded(bits: int) -> QwenVL:
+    model = open_model("tiny", device="cpu")
+    quantize_(model, Recipe.from_dict({"step": [{"method": "rtn", "bits": bits}]}))
+    return model
+
+
+def test_the_model_itself_does_not_differ(judge: Judge) -> None:
+    found = judge.measure(open_model("tiny", device="cpu"))
+    assert max(found.means) < 1e-6
+    assert all(all(same) for same in found.top1)
+
+
+def test_answers_are_what_is_measured(judge: Judge) -> None:
+    # The model knows its drawings: what it finds most probable is the answer, end of turn excluded.
+    right = wrong = 0
+    for prompt, count, logits in zip(judge.prompts, judge.answers, judge.logits, strict=True):
+        assert logits.shape[0] == count >= 1
+        said = logits.argmax(-1)
+        right += int((said == prompt.input_ids[-count - 1 : -1]).sum())
+        wrong += int((said != prompt.input_ids[-count - 1 : -1]).sum())
+    assert right > 4 * wrong
+
+
+def test_fewer_bits_diverge_more(judge: Judge) -> None:
+    coarse, fine = judge.measure(rounded(3)), judge.measure(rounded(8))
+    assert sum(coarse.means) > 5 * sum(fine.means) > 0
+
+
+def test_features_of_an_equal_tower_change_nothing(judge: Judge) -> None:
+    model = rounded(4)
+    looked, given = judge.measure(model), judge.measure(model, same_tower=True)
+    for mine, other in zip(looked.kl, given.kl, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_summary_by_hand() -> None:
+    runs = [
+        Divergence([[0.0, 0.2], [0.4]], [[True, False], [True]]),
+        Divergence([[0.2, 0.2], [0.0]], [[True, True], [True]]),
+    ]
+    assert sample_means(runs) == pytest.approx([0.15, 0.2])
+    found = summarize(runs)
+    assert (found["samples"], found["tokens"]) == (2, 3)
+    assert found["kl_mean"] == pytest.approx(0.175)
+    assert found["kl_seeds"] == pytest.approx([0.25, 0.1])
+    assert found["top1_agreement"] == pytest.approx(5 / 6)
+    assert found["kl_p99"] == pytest.approx(0.39)
+
+
+def test_paired_intervals_are_of_differences() -> None:
+    ours = [Divergence([[0.1 + 0.01 * i] for i in range(20)], [[True]] * 20)]
+    theirs = [Divergence([[0.3 + 0.01 * i] for i in range(20)], [[True]] * 20)]
+    interval = paired(ours, theirs)
+    assert (interval.low, interval.high) == pytest.approx((-0.2, -0.2))

@@ -1,0 +1,117 @@
+"""Gradients of the loss, against a plain backward pass and against what they mean."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from calib_models import prompt, prompts, random_model, raw_config
+
+from vlpress.calib.gradients import (
+    loss_gradients,
+    predicted_tokens,
+    token_sensitivities,
+    visual_tokens,
+)
+from vlpress.calib.token_weights import find_token_weights
+from vlpress.model.inputs import Prompt
+from vlpress.model.qwen_vl import QwenVL
+
+
+def answered(model: QwenVL, tokens: int) -> Prompt:
+    return replace(prompt(model.config, [(1, 4, 8)], 12, 3), answer_tokens=tokens)
+
+
+def plain_gradients(model: QwenVL, given: Prompt, count: int) -> list[torch.Tensor]:
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+        for layer in model.model.layers
+    ]
+    model.requires_grad_(True)
+    with torch.enable_grad():
+        logits = model([given])[0]
+    for hook in hooks:
+        hook.remove()
+    loss = F.cross_entropy(logits[-count - 1 : -1], given.input_ids[-count:], reduction="sum")
+    return [gradient[0] for gradient in torch.autograd.grad(loss, outputs)]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_loss_is_of_the_answer(tokens: int) -> None:
+    model = random_model()
+    given = answered(model, tokens)
+    assert predicted_tokens(given, model.config) == tokens
+    wanted = plain_gradients(model, given, tokens)
+    for mine, theirs in zip(loss_gradients(model, given), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_without_an_answer_all_behind_the_last_picture_is_predicted() -> None:
+    model = random_model()
+    given = answered(model, 0)
+    last = int(visual_tokens(given, model.config).nonzero().max())
+    # The first token behind the picture is predicted by a picture token, which is left out.
+    assert predicted_tokens(given, model.config) == len(given) - last - 2
+    text = prompt(model.config, [], 8, 1)
+    assert predicted_tokens(text, model.config) == len(text) - 1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_tokens_weigh_as_the_norms_of_their_gradients(family: str) -> None:
+    model = random_model(raw_config(family))
+    first, second = answered(model, 4), replace(prompt(model.config, [], 9, 2), answer_tokens=2)
+    weights = token_sensitivities(model, [first, second], floor=0.25)
+    norms = [
+        [gradient.norm(dim=-1) for gradient in plain_gradients(model, given, count)]
+        for given, count in ((first, 4), (second, 2))
+    ]
+    blocks = len(norms[0])
+    for block in range(blocks - 1):
+        both = torch.cat([norms[0][block], norms[1][block]])
+        found = torch.cat([weights[first][block], weights[second][block]])
+        torch.testing.assert_close(found, 0.25 + 0.75 * both / both.mean(), rtol=1e-3, atol=1e-4)
+        assert float(found.mean()) == pytest.approx(1.0, abs=1e-4)
+    assert torch.equal(weights[first][-1], weights[first][-2])
+
+
+def test_a_sample_with_nothing_to_predict_keeps_the_floor() -> None:
+    model = random_model()
+    given = answered(model, 4)
+    silent = prompt(model.config, [(1, 4, 8)], 12, 5)
+    silent = replace(silent, input_ids=silent.input_ids[:-1])
+    picture_last = int(visual_tokens(silent, model.config).nonzero().max()) + 1
+    silent = Prompt(
+        silent.input_ids[:picture_last], silent.position_ids[:, :picture_last], silent.visuals
+    )
+    assert predicted_tokens(silent, model.config) == 0
+    weights = token_sensitivities(model, [given, silent], floor=0.2)
+    assert all(torch.equal(w, torch.full((picture_last,), 0.2)) for w in weights[silent])
+
+
+def test_nothing_to_predict_at_all_is_an_error() -> None:
+    model = random_model()
+    lone = prompt(model.config, [], 8, 1)
+    lone = Prompt(lone.input_ids[:1], lone.position_ids[:, :1])
+    with pytest.raises(ValueError, match="no calibration sample has a token to predict"):
+        token_sensitivities(model, [lone])
+
+
+def test_token_gradient_weights_by_block_and_sample() -> None:
+    model = random_model(raw_config(tied=False))
+    given = prompts(model.config)
+    wanted = token_sensitivities(model, given)
+    found = find_token_weights("token-gradient", model, given)
+    for sample in given:
+        for number, weights in enumerate(wanted[sample]):
+            weight = found(f"model.layers.{number}", sample)
+            assert weight is not None and torch.equal(weight, weights)
+        head = found("lm_head", sample)
+        assert head is not None and torch.equal(head, wanted[sample][-1])
+        assert found("visual.blocks.0", sample) is None
+    data = found.to_dict()
+    assert set(data) == {"image", "text"}
+    mask = torch.cat([visual_tokens(sample, model.config) for sample in given])
+    weights = torch.cat([wanted[sample][0] for sample in given])
+    assert data["image"]["model.layers.0"] == pytest.approx(float(weights[mask].mean()))
+    assert data["text"]["model.layers.0"] == pytest.approx(float(weights[~mask].mean()))
