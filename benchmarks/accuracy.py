@@ -92,13 +92,22 @@ class Measurement:
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Every row, the best of each setting, and what the original scores."""
         base = self.ask(self.name, self.work / "base") if self.options.limit != 0 else {}
+        # Seed by seed, so that a run that is stopped early has seen every method.
+        for seed in self.options.seeds:
+            for row in rows:
+                if seed in self.seeds(row):
+                    self.cell(row, seed)
         found = [self.row(row) for row in rows]
         return {"base": base, "rows": found, "best": choose(found)}
 
+    def seeds(self, row: Row) -> list[int]:
+        """The calibration seeds of a row; one stands for all where nothing is calibrated."""
+        looks = row.recipe(0, self.options.samples).needs_calibration
+        return list(self.options.seeds if looks else self.options.seeds[:1])
+
     def row(self, row: Row) -> dict[str, Any]:
         """One row over all calibration seeds."""
-        looks = row.recipe(0, self.options.samples).needs_calibration
-        seeds = self.options.seeds if looks else self.options.seeds[:1]
+        seeds = self.seeds(row)
         cells = [self.cell(row, seed) for seed in seeds]
         validation = [Divergence(**cell["validation"]) for cell in cells]
         held_out = [Divergence(**cell["held_out"]) for cell in cells]

@@ -29,30 +29,22 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
 }
 
 WEIGHT_ONLY = ("rtn", "gptq", "gptaq", "awq+rtn", "awq+gptq", "awq+gptaq")
-INTEGER = (
-    "rtn",
-    "gptq",
-    "gptaq",
-    "smoothquant+rtn",
-    "smoothquant+gptq",
-    "smoothquant-search+gptq",
-    "smoothquant-search+gptaq",
-)
+INTEGER = ("rtn", "gptq", "smoothquant+gptq", "smoothquant-search+gptq", "smoothquant+gptaq")
 METHODS: dict[str, tuple[str, ...]] = {
     "w8a16": ("rtn", "gptq"),
     "w8a8": INTEGER,
     "w8a8-static": ("rtn", "gptq", "smoothquant+gptq", "smoothquant-search+gptq"),
-    "w4a8": INTEGER,
+    "w4a8": ("gptaq", *INTEGER),
     "w4a16": WEIGHT_ONLY,
     "w4a16-g32": WEIGHT_ONLY,
-    "w4a16-asym": ("rtn", "gptq", "awq+rtn", "awq+gptq"),
+    "w4a16-asym": ("awq+rtn", "gptaq"),
     "w3a16": WEIGHT_ONLY,
 }
 VISION_METHODS = {
     "w8a8": ("rtn", "gptq", "smoothquant-search+gptq"),
-    "w4a8": ("rtn", "gptq", "smoothquant-search+gptq"),
-    "w4a16": ("rtn", "gptq"),
-    "w3a16": ("rtn", "gptq"),
+    "w4a8": ("smoothquant-search+gptq",),
+    "w4a16": ("rtn", "gptq", "gptaq"),
+    "w3a16": ("gptq", "gptaq"),
 }
 """With the vision tower and the merger, which always have 8 bits and a scale per output row."""
 VISION = ["visual.blocks.*", "visual.merger.*"]
