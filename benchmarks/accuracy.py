@@ -4,8 +4,9 @@
 
 Each row is quantized once per calibration seed. Its divergence from the original is measured on a
 validation set, by which the best method of a setting is chosen, and on a held-out set, which is
-what the table shows. The benchmarks are answered by the checkpoint of the first seed. In every run
-GPTQ's error on every layer is compared with plain rounding's; one that is larger ends it.
+what the table shows. For the rows that most users will choose from, the checkpoint of the first
+seed answers the benchmarks. In every run GPTQ's error on every layer is compared with plain
+rounding's; one that is larger ends it.
 
 The run resumes: rows of the same commit are kept in --work, so several processes may share the
 rows of one table (--models), and a last one gathers them.
@@ -127,13 +128,13 @@ class Measurement:
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
         """One row and seed, measured or read back."""
         folder = self.work / row.key / f"seed{seed}"
-        scored = seed == self.options.seeds[0] and self.options.limit != 0
+        scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
         recipe = row.recipe(seed, self.options.samples)
         made_from = {
             "commit": self.commit,
             "recipe": recipe.to_dict(),
             "sizes": [self.options.validation, self.options.held_out],
-            "scored": [scored, self.options.limit],
+            "limit": self.options.limit if scored else 0,
         }
         stored = folder / "cell.json"
         if stored.is_file():

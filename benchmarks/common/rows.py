@@ -47,6 +47,9 @@ VISION_METHODS = {
     "w3a16": ("gptq", "gptaq"),
 }
 """With the vision tower and the merger, which always have 8 bits and a scale per output row."""
+SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
+UNSCORED = ("w4a16-g32", "w4a16-asym")
+"""Answering the benchmarks takes longer than all the rest, so not every row does."""
 VISION = ["visual.blocks.*", "visual.merger.*"]
 DECODER = ["model.layers.*"]
 
@@ -64,6 +67,11 @@ class Row:
     def key(self) -> str:
         """Name of its files."""
         return f"{self.setting}/{self.method}" + ("" if self.scope == "decoder" else "+vision")
+
+    @property
+    def scored(self) -> bool:
+        """Whether its checkpoint answers the benchmarks."""
+        return self.method in SCORED and self.setting not in UNSCORED
 
     def recipe(self, seed: int, samples: int) -> Recipe:
         """The recipe of this row.

@@ -53,7 +53,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
                 row["setting"],
                 row["method"],
                 *divergence(row["held_out"]),
-                *(score(row["benchmarks"][name]) for name in base),
+                *(score(row["benchmarks"].get(name)) for name in base),
                 f"{row['bits_per_weight']:.2f}",
                 f"{row['fallback_rows']} of {row['solved_rows']}" if row["solved_rows"] else "",
             ]
@@ -83,8 +83,10 @@ def divergence(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def score(found: Mapping[str, Any]) -> str:
-    """A benchmark's cell."""
+def score(found: Mapping[str, Any] | None) -> str:
+    """A benchmark's cell; empty if the row did not answer it."""
+    if found is None:
+        return ""
     low, high = found["ci95"]
     return f"{found['candidate']:.1f} [{low:+.1f}, {high:+.1f}]"
 
