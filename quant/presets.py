@@ -38,6 +38,8 @@ _STEPS: dict[str, list[dict[str, Any]]] = {
     "w8a16": [_weights(8)],
     "w3a16": [_weights(3)],
     "w4a16-g32": [_weights(4, 32)],
+    "w4a16-gptaq": [_weights(4, method="gptaq")],
+    "w3a16-gptaq": [_weights(3, method="gptaq")],
     "w4a16-awq": [{"method": "awq"}, _weights(4, method="rtn") | {"symmetric": False}],
     "w8a8": [_smoothquant(), _weights(8, -1) | DYNAMIC],
     "w8a8-static": [_smoothquant(), _weights(8, -1) | STATIC],

@@ -1,0 +1,114 @@
+"""How far the peers' checkpoints are from the original, as vlpress reads and runs them.
+
+The same drawings, arithmetic and summary as in vlpress's own table (`benchmarks/accuracy.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.machine import provenance
+from common.tables import describe, divergence, listed
+from peers.settings import RECORD, Job
+from tabulate import tabulate
+
+from vlpress.quant.loading import load_quantized
+
+STORED = "divergence.json"
+SETS = {"validation": VALIDATION_SEED, "held_out": HELD_OUT_SEED}
+
+
+def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any]:
+    """Measure finished checkpoints; one row for all seeds of a method.
+
+    Args:
+        jobs: of finished checkpoints.
+        validation: drawings on which methods are chosen.
+        held_out: drawings on which they are reported.
+    """
+    sizes = {"validation": validation, "held_out": held_out}
+    rows = []
+    for model, of_model in groupby(sorted(jobs, key=_order), key=lambda job: job.model):
+        ruler = Ruler(model, sizes)
+        for (setting, peer, method), group in groupby(
+            of_model, key=lambda job: (job.setting, job.peer, job.method)
+        ):
+            made = list(group)
+            cells = [ruler.cell(job) for job in made]
+            rows.append(
+                {
+                    "model": model,
+                    "setting": setting,
+                    "peer": peer,
+                    "version": cells[0]["version"],
+                    "method": method,
+                    "seeds": [job.seed for job in made],
+                    **{
+                        name: summarize([Divergence(**cell[name]) for cell in cells])
+                        for name in sizes
+                    },
+                }
+            )
+    return provenance() | {
+        **{name: {"seed": SETS[name], "samples": size} for name, size in sizes.items()},
+        "rows": rows,
+    }
+
+
+class Ruler:
+    """The original's distributions, made when the first checkpoint needs them."""
+
+    def __init__(self, model: str, sizes: dict[str, int]) -> None:
+        self.model, self.sizes = model, sizes
+        self._judges: dict[str, Judge] = {}
+
+    def cell(self, job: Job) -> dict[str, Any]:
+        """One checkpoint, measured or read back."""
+        version = json.loads((job.out / RECORD).read_text())["version"]
+        key = {"sizes": self.sizes, "made_from": job.made_from}
+        stored = job.out / STORED
+        if stored.is_file():
+            found = json.loads(stored.read_text())
+            if found.pop("key") == key:
+                return {**found, "version": version}
+        model = load_quantized(job.out, device="cpu", dtype="fp32")
+        found = {name: self._judge(name).measure(model).to_dict() for name in self.sizes}
+        stored.write_text(json.dumps({**found, "key": key}))
+        return {**found, "version": version}
+
+    def _judge(self, name: str) -> Judge:
+        if name not in self._judges:
+            self._judges[name] = Judge(self.model, SETS[name], self.sizes[name])
+        return self._judges[name]
+
+
+def _order(job: Job) -> tuple[str, str, str, str, int]:
+    return job.model, job.setting, job.peer, job.method, job.seed
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables, with where and when they were made."""
+    rows = results["rows"]
+    versions = sorted({f"{row['peer']} {row['version']}" for row in rows})
+    lines = [
+        "# llm-compressor and AutoRound on the built-in models",
+        "",
+        f"{describe(results)} {listed(versions)}.",
+        "",
+        f"KL as in accuracy.md, on the same {results['held_out']['samples']} held-out drawings: "
+        "checkpoints that the libraries wrote, read and run by vlpress. docs/peers.md says what "
+        "the methods are.",
+    ]
+    head = ["setting", "peer", "method", "KL", "seeds", "p99", "top-1"]
+    for model, group in groupby(rows, key=lambda row: row["model"]):
+        body = [
+            [row["setting"], row["peer"], row["method"], *divergence(row["held_out"])]
+            for row in group
+        ]
+        table = tabulate(body, head, tablefmt="github", disable_numparse=True)
+        lines += ["", f"## {model}", "", table]
+    return "\n".join(lines) + "\n"

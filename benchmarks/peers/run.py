@@ -1,0 +1,213 @@
+"""llm-compressor and AutoRound quantize the built-in models as vlpress does; vlpress judges.
+
+    python benchmarks/peers/run.py [--models tiny ...] [--settings w4a16 ...] [--peers ...]
+
+Draws the calibration samples, lets one script per library write checkpoints in its own environment
+(`make peers` builds those), and measures what vlpress reads from them. The run resumes: finished
+checkpoints and measurements of the same inputs are kept in --work. Ends with 1 if any is missing.
+Writes results/peers.json and results/peers.md beside this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlpress.calib.samples import load_samples
+from vlpress.model.inputs import Prompt
+from vlpress.model.processing import Processor
+from vlpress.opening import encode_samples
+from vlpress.quant.loading import resolve_folder
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from peers import samples
+from peers.measure import gather, markdown
+from peers.settings import METHODS, RECORD, SETTINGS, Job, seeds_of, write_jobs
+
+HERE = Path(__file__).resolve().parent
+
+ROOT = HERE.parents[1]
+ENVIRONMENTS = ROOT / ".interop"
+
+
+def main() -> None:
+    """Make, measure, write the two result files."""
+    options = parse()
+    torch.set_num_threads(1)
+    for peer in options.peers:
+        if not python_of(peer).is_file():
+            sys.exit(f"{python_of(peer)} is missing; `make peers` builds the environments")
+    jobs = all_jobs(options)
+    for model in options.models:
+        for seed in options.seeds:
+            for peer in options.peers:
+                chosen = [j for j in jobs if (j.model, j.seed, j.peer) == (model, seed, peer)]
+                make([job for job in chosen if not is_made(job)], options.work)
+    missing = [job for job in jobs if not is_made(job)]
+    if not options.make_only:
+        results = gather(
+            [job for job in jobs if is_made(job)], options.validation, options.held_out
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        (options.out / "peers.json").write_text(text, encoding="utf-8")
+        (options.out / "peers.md").write_text(markdown(results), encoding="utf-8")
+        print(markdown(results))
+    if missing:
+        names = ", ".join(f"{job.model}/{job.out.name}" for job in missing)
+        sys.exit(f"{len(missing)} of {len(jobs)} checkpoints were not made: {names}")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--peers", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", help="only these (default all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
+    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument("--validation", type=int, default=256, help="validation samples")
+    parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
+    parser.add_argument("--make-only", action="store_true", help="write checkpoints, measure none")
+    parser.add_argument("--work", type=Path, default=ENVIRONMENTS / "work" / "peers")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    return options
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one model and seed, on disk."""
+
+    source: Path
+    samples: Path
+    digest: str
+    """Of the model's weights and the samples."""
+
+
+def draw(model: str, seed: int, number: int, work: Path) -> Drawn:
+    """Write the samples that vlpress calibrates on for this seed."""
+    source = resolve_folder(model)
+    processor = Processor.from_folder(source)
+    prompts = encode_samples(load_samples(None, n=number, seed=seed), processor)
+    image = int(processor.config.raw["image_token_id"])
+    path = work / model / f"samples-seed{seed}.safetensors"
+    samples.write([inputs_of(prompt, image) for prompt in prompts], path)
+    return Drawn(source, path, digest([source / "model.safetensors", path]))
+
+
+def inputs_of(prompt: Prompt, image_token: int) -> samples.Inputs:
+    """A prompt of pictures as transformers' model takes it, a batch of one.
+
+    It finds the positions by itself; without `mm_token_type_ids` it counts pictures as text.
+    """
+    tokens = prompt.input_ids[None]
+    return {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == image_token).long(),
+        "pixel_values": torch.cat([visual.patches for visual in prompt.visuals]),
+        "image_grid_thw": torch.tensor([visual.grid for visual in prompt.visuals]),
+    }
+
+
+def digest(files: Iterable[Path]) -> str:
+    """sha256 of what files hold."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def all_jobs(options: argparse.Namespace) -> list[Job]:
+    """Every checkpoint that the options ask for; draws their samples."""
+    jobs = []
+    for model in options.models:
+        for seed in options.seeds:
+            drawn = draw(model, seed, options.samples, options.work)
+            for peer in options.peers:
+                jobs += jobs_of(model, peer, seed, drawn, options)
+    return jobs
+
+
+def jobs_of(
+    model: str, peer: str, seed: int, drawn: Drawn, options: argparse.Namespace
+) -> list[Job]:
+    """The checkpoints of one model, peer and seed."""
+    made_from = f"{drawn.digest} {digest([ROOT / f'constraints-{peer}.txt'])}"
+    return [
+        Job(
+            model=model,
+            peer=peer,
+            setting=setting,
+            method=method,
+            seed=seed,
+            source=drawn.source,
+            samples=drawn.samples,
+            made_from=made_from,
+            out=options.work / model / f"{peer}-{method}-{setting}-seed{seed}",
+        )
+        for setting, methods in METHODS[peer].items()
+        for method in methods
+        if setting in options.settings
+        and (options.methods is None or method in options.methods)
+        and seed in seeds_of(method, options.seeds)
+    ]
+
+
+def is_made(job: Job) -> bool:
+    """Whether a checkpoint is there and of the same inputs; folders appear whole or not at all."""
+    record = job.out / RECORD
+    return record.is_file() and json.loads(record.read_text())["made_from"] == job.made_from
+
+
+def make(jobs: Sequence[Job], work: Path) -> None:
+    """Let a library do the jobs of one model and seed."""
+    if not jobs:
+        return
+    first = jobs[0]
+    name = f"{first.peer}-{first.model}-seed{first.seed}"
+    orders, failed, log = (work / f"{name}.{kind}" for kind in ("jobs", "failed", "log"))
+    write_jobs(jobs, orders)
+    failed.unlink(missing_ok=True)
+    print(f"== {name}: {len(jobs)} checkpoints, log in {log}", flush=True)
+    script = f"peers.with_{first.peer.replace('-', '_')}"
+    command = [python_of(first.peer), "-m", script, "--jobs", orders, "--failed", failed]
+    # One environment must not find the packages of another.
+    clean = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    clean |= {"PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    with log.open("w") as output:
+        # Libraries leave files where they are started.
+        done = subprocess.run(
+            list(map(str, command)),
+            env=clean,
+            cwd=work,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if not failed.is_file():
+        print(f"the script ended with {done.returncode}", flush=True)
+        return
+    for out, reason in json.loads(failed.read_text()).items():
+        print(f"{out}: {reason}", flush=True)
+
+
+def python_of(peer: str) -> Path:
+    """Interpreter of a library's environment."""
+    return ENVIRONMENTS / peer / "bin" / "python"
+
+
+if __name__ == "__main__":
+    main()
