@@ -83,6 +83,35 @@ def divergence(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def ablations(results: Mapping[str, Any]) -> str:
+    """The report of ablations.py."""
+    lines = [
+        f"# Choices in calibration at {results['setting']} (built-in models)",
+        "",
+        describe(dict(results)),
+        "",
+        f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. KL from the "
+        f"original in nats per answer token, both in float32, on "
+        f"{results['validation']['samples']} validation drawings, by which one chooses, and on "
+        f"{results['held_out']['samples']} held-out ones: mean over drawings and seeds with its "
+        "95 % interval over drawings, and the smallest and largest mean of a seed.",
+    ]
+    head = ["method", "varied", "KL, validation", "seeds", "KL, held out", "seeds"]
+    for name, rows in results["models"].items():
+        body = [
+            [
+                row["method"],
+                row["changed"],
+                *divergence(row["validation"])[:2],
+                *divergence(row["held_out"])[:2],
+            ]
+            for row in rows
+        ]
+        table = tabulate(body, head, tablefmt="github", disable_numparse=True)
+        lines += ["", f"## {name}", "", table]
+    return "\n".join(lines) + "\n"
+
+
 def score(found: Mapping[str, Any] | None) -> str:
     """A benchmark's cell; empty if the row did not answer it."""
     if found is None:

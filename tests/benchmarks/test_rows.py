@@ -1,6 +1,7 @@
-"""Every row of the accuracy table is a recipe that fits the built-in model."""
+"""Every row of the result tables is a recipe that fits the built-in model."""
 
 import pytest
+from ablations import VARIANTS
 from common.rows import SETTINGS, Row, all_rows
 
 from vlpress.model.config import ModelConfig
@@ -28,3 +29,13 @@ def test_the_recipe_quantizes_what_the_row_says(row: Row) -> None:
 def test_keys_are_distinct() -> None:
     rows = all_rows()
     assert len({row.key for row in rows}) == len(rows)
+
+
+def test_variants_of_a_recipe_differ_in_what_they_name() -> None:
+    recipes = [variant.recipe(0, 64).to_dict() for variant in VARIANTS]
+    weights = [r["calibration"]["token_weights"] for r in recipes[:6]]
+    assert weights[0] == "uniform"
+    assert all(weights.count(kind) == 1 for kind in weights)
+    steps = [r["step"][0] for r in recipes]
+    assert [s["method"] for s in steps] == ["gptq"] * 6 + ["gptaq"] * 10
+    assert [s["strength"] for s in steps[-4:]] == [0.25, 0.5, 0.75, 1.0]

@@ -1,0 +1,154 @@
+"""What token weights and GPTAQ's strength are worth, at 3 bits on the built-in models.
+
+    python benchmarks/ablations.py [--models tiny ...] [--seeds 0 1 2]
+
+One choice of a recipe is varied at a time. The divergence from the original is measured as in
+accuracy.py: on a validation set, by which one would choose, and on a held-out set.
+The run resumes: variants of the same commit are kept in --work.
+Writes results/ablations.json and results/ablations.md beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import tables
+from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.machine import provenance
+from common.rows import DECODER, SETTINGS
+
+from vlpress.calib.samples import load_samples
+from vlpress.model.inputs import Prompt
+from vlpress.model.processing import Processor
+from vlpress.opening import encode_samples
+from vlpress.quant.loading import open_model, resolve_folder
+from vlpress.quant.pipeline import quantize_
+from vlpress.quant.recipe import Recipe
+
+HERE = Path(__file__).resolve().parent
+SETTING = "w3a16"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe that differs from the usual one in one choice."""
+
+    method: str
+    changed: str
+    """How the table calls the choice."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    step: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self, seed: int, samples: int) -> Recipe:
+        """The recipe for one draw of calibration samples."""
+        scheme = SETTINGS[SETTING]
+        step = {"method": self.method, "targets": DECODER, **scheme, **self.step}
+        calibration = {"samples": samples, "seed": seed, **self.calibration}
+        return Recipe.from_dict({"name": SETTING, "calibration": calibration, "step": [step]})
+
+
+WEIGHTS: dict[str, Any] = {
+    "uniform": "uniform",
+    "balanced": "balanced",
+    "image = 0.1": {"image": 0.1, "text": 1.0},
+    "image = 0": {"image": 0.0, "text": 1.0},
+    "gradient": "gradient",
+    "token-gradient": "token-gradient",
+}
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+VARIANTS = [
+    Variant(method, f"token_weights: {name}", calibration={"token_weights": weights})
+    for method in ("gptq", "gptaq")
+    for name, weights in WEIGHTS.items()
+] + [Variant("gptaq", f"strength: {value}", step={"strength": value}) for value in STRENGTHS]
+
+
+def main() -> None:
+    """Measure, then write the two result files."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    results = provenance() | {
+        "setting": SETTING,
+        "samples": options.samples,
+        "seeds": options.seeds,
+        "validation": {"seed": VALIDATION_SEED, "samples": options.validation},
+        "held_out": {"seed": HELD_OUT_SEED, "samples": options.held_out},
+    }
+    results["models"] = {name: measure(name, options, results["commit"]) for name in options.models}
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    (options.out / "ablations.json").write_text(text)
+    (options.out / "ablations.md").write_text(tables.ablations(results))
+    print(tables.ablations(results))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
+    parser.add_argument("--samples", type=int, default=128, help="calibration samples")
+    parser.add_argument("--validation", type=int, default=256, help="validation samples")
+    parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="for resuming")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser.parse_args()
+
+
+def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[str, Any]]:
+    """All variants of one model; seed by seed, so that a stopped run has seen every variant."""
+    judges = {
+        "validation": Judge(name, VALIDATION_SEED, options.validation),
+        "held_out": Judge(name, HELD_OUT_SEED, options.held_out),
+    }
+    cells: list[list[dict[str, Any]]] = [[] for _ in VARIANTS]
+    processor = Processor.from_folder(resolve_folder(name))
+    for seed in options.seeds:
+        samples = load_samples(None, n=options.samples, seed=seed)
+        prompts = encode_samples(samples, processor)
+        for number, variant in enumerate(VARIANTS):
+            recipe = variant.recipe(seed, options.samples)
+            sizes = [options.validation, options.held_out]
+            made_from = {"commit": commit, "recipe": recipe.to_dict(), "sizes": sizes}
+            stored = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
+            found = read(stored, made_from)
+            if found is None:
+                found = judged(name, recipe, prompts, judges)
+                stored.parent.mkdir(parents=True, exist_ok=True)
+                stored.write_text(json.dumps({**found, "made_from": made_from}))
+                print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)
+            cells[number].append(found)
+    return [
+        {"method": variant.method, "changed": variant.changed}
+        | {kind: summarize([Divergence(**cell[kind]) for cell in found]) for kind in judges}
+        for variant, found in zip(VARIANTS, cells, strict=True)
+    ]
+
+
+def judged(
+    name: str, recipe: Recipe, prompts: Sequence[Prompt], judges: Mapping[str, Judge]
+) -> dict[str, Any]:
+    """What every judge measures of one quantized model."""
+    model = open_model(name, device="cpu")
+    quantize_(model, recipe, prompts)
+    return {kind: judge.measure(model, same_tower=True).to_dict() for kind, judge in judges.items()}
+
+
+def read(stored: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier run measured of the same, if it did."""
+    if not stored.is_file():
+        return None
+    cell: dict[str, Any] = json.loads(stored.read_text())
+    return cell if cell.pop("made_from") == made_from else None
+
+
+if __name__ == "__main__":
+    main()
