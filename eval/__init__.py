@@ -2,7 +2,20 @@
 
 from .comparison import compare_many
 from .evaluation import EvalResult, evaluate
+from .extract import extract_choice
+from .plain_rows import circular_hits, mmmu_exact_hit
 from .report import compare
 from .tasks import open_task
+from .tasks.ocrbench import ocrbench_hit
 
-__all__ = ["EvalResult", "compare", "compare_many", "evaluate", "open_task"]
+__all__ = [
+    "EvalResult",
+    "circular_hits",
+    "compare",
+    "compare_many",
+    "evaluate",
+    "extract_choice",
+    "mmmu_exact_hit",
+    "ocrbench_hit",
+    "open_task",
+]

@@ -1,9 +1,10 @@
 """Which option a free-text answer chose: rule profiles with names and dates.
 
-The rules restate VLMEvalKit's judge-free matching, which changed twice; the same text can
-score differently under each version, so a score is only meaningful with its profile. A profile
-is data (`RuleProfile`), the two steps below are the only code. No rule guesses at random:
-an answer nothing can be inferred from stays a parse failure and counts as wrong.
+The rules restate VLMEvalKit's judge-free matching, which changed twice, and the copy of it that
+Qwen's own MMMU script carries; the same text can score differently under each, so a score is only
+meaningful with its profile. A profile is data (`RuleProfile`), the two steps below are the only
+code. No rule guesses at random: an answer nothing can be inferred from stays a parse failure and
+counts as wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 REFUSAL = "Z"
+ARTICLE_TOKENS = 3
 
 _API_FAILURE = "Failed to obtain answer via API"
 _REFUSALS = (
@@ -28,7 +30,10 @@ _ANSWER_IS = re.compile(r"answer is\s*(?:\*\*)?\s*([A-D])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class RuleProfile:
-    """One published version of the matching rules."""
+    """One published version of the matching rules.
+
+    Years and months are those since which VLMEvalKit has them; "qwen" is Qwen's own MMMU script.
+    """
 
     name: str
     letter_window: int | None
@@ -37,17 +42,22 @@ class RuleProfile:
     """No text match in answers longer than twice all options together."""
     answer_is: bool
     """Read the letter behind "answer is" when the letter rule found nothing."""
+    article_guard: bool = False
+    """In answers of more than three tokens a lone A may be an article: the letter rule passes."""
 
 
 PROFILES: Mapping[str, RuleProfile] = {
     p.name: p
     for p in (
-        RuleProfile("vlmevalkit-2024", letter_window=None, length_guard=False, answer_is=False),
-        RuleProfile("vlmevalkit-2025-08", letter_window=4, length_guard=True, answer_is=False),
-        RuleProfile("vlmevalkit-2026-06", letter_window=4, length_guard=True, answer_is=True),
+        RuleProfile("2024", letter_window=None, length_guard=False, answer_is=False),
+        RuleProfile("2025-08", letter_window=4, length_guard=True, answer_is=False),
+        RuleProfile("2026-06", letter_window=4, length_guard=True, answer_is=True),
+        RuleProfile(
+            "qwen", letter_window=None, length_guard=False, answer_is=False, article_guard=True
+        ),
     )
 }
-DEFAULT_PROFILE = "vlmevalkit-2025-08"
+DEFAULT_PROFILE = "2025-08"
 
 
 def rule_profile(name: str) -> RuleProfile:
@@ -63,7 +73,7 @@ def rule_profile(name: str) -> RuleProfile:
     return PROFILES[name]
 
 
-def extract_option(
+def extract_choice(
     prediction: object, choices: Mapping[str, object], profile: str = DEFAULT_PROFILE
 ) -> str | None:
     """Infer the option letter that an answer names.
@@ -77,7 +87,7 @@ def extract_option(
         A letter of `choices`, `REFUSAL` ("Z"), or None when the rules infer nothing.
 
     Example:
-        >>> extract_option("A dog is in the picture", {"A": "cat", "B": "dog"}, "vlmevalkit-2024")
+        >>> extract_choice("A dog is in the picture", {"A": "cat", "B": "dog"}, "2024")
         'A'
     """
     rules = rule_profile(profile)
@@ -94,7 +104,9 @@ def _match_letter(text: str, choices: Mapping[str, object], rules: RuleProfile) 
     letters = [letter for letter in choices if letter in tokens]
     if len(letters) == 1:
         window = rules.letter_window
-        if window is None or tokens.index(letters[0]) >= len(tokens) - window:
+        near_the_end = window is None or tokens.index(letters[0]) >= len(tokens) - window
+        article = rules.article_guard and "A" in tokens and len(tokens) > ARTICLE_TOKENS
+        if near_the_end and not article:
             return letters[0]
     elif not letters and REFUSAL in tokens:
         return REFUSAL

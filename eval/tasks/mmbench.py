@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..extract import REFUSAL, extract_option
+from ..extract import REFUSAL, extract_choice
 from .prompts import QWEN2, SELECT, SELECT_CN, Content, has_chinese, images_first, question_block
 from .task import Fields, TaskScore, Unit, accuracy_table, by_unit, percent
 from .tsv import Row, Table, check_answers, fail_rows
@@ -119,7 +119,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
     files with such questions.
     """
     letters = {
-        item["id"]: extract_option(predictions[item["id"]], item["choices"], profile)
+        item["id"]: extract_choice(predictions[item["id"]], item["choices"], profile)
         for item in items
     }
     hits = {item["id"]: letters[item["id"]] == item["answer"] for item in items}

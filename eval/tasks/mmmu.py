@@ -1,8 +1,10 @@
 """MMMU: college questions in 30 subjects, some over several pictures, some without options.
 
-Scored by VLMEvalKit's rules: a question without options becomes one between its gold text (A)
+Scored by VLMEvalKit's rules: a question without option A becomes one between its gold text (A)
 and "Other Answers" (B), then the option rules apply. Their published quirks come along: an open
-question whose gold is the letter C can never be right, and gold "4" is found in "14".
+question whose gold is the letter C can never be right, and gold "4" is found in "14". What the
+rules of the benchmark's own authors give for the same answers stands beside it, see
+`mmmu_official`.
 Yue et al., "MMMU: A Massive Multi-discipline Multimodal Understanding and Reasoning Benchmark",
 arXiv 2311.16502.
 """
@@ -12,7 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ..extract import REFUSAL, extract_option
+from ..extract import REFUSAL, extract_choice
+from .answers import accepted_answers
+from .mmmu_official import official_choice, official_open_hit
 from .prompts import QWEN2, SELECT, Content, images_first, interleave, question_block
 from .task import Fields, TaskScore, Unit, accuracy_table, percent
 from .tsv import Row, Table, check_answers
@@ -61,16 +65,21 @@ def check(table: Table, *, published: bool) -> list[str]:
 
 
 def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:
-    """Score every row once; multiple-choice and open questions also apart, in `extra`."""
+    """Score every row once; multiple-choice and open questions also apart, in `extra`.
+
+    `extra["official"]` is the score of the same answers by the authors' rules.
+    """
     units, table_rows, letters = [], [], []
     closed: list[bool] = []
     free: list[bool] = []
+    official: list[bool] = []
     for item in items:
         said = predictions[item["id"]]
         choices, gold = as_choice(item)
-        letter = extract_option(said, choices, profile)
+        letter = extract_choice(said, choices, profile)
         letters.append(letter)
         hit = letter == gold
+        official.append(official_hit(item, said))
         (closed if item["choices"] else free).append(hit)
         units.append(
             Unit(
@@ -92,6 +101,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
         )
     extra = {"multiple_choice": percent(closed)} if closed else {}
     extra |= {"open": percent(free)} if free else {}
+    extra["official"] = percent(official)
     return TaskScore(
         metric=METRIC,
         units=tuple(units),
@@ -106,7 +116,14 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
 def as_choice(item: Fields) -> tuple[Mapping[str, str], str]:
     """The options and the gold letter that the rules are applied to."""
     choices, gold = item["choices"], str(item["answer"])
-    if choices:
-        return choices, gold
     letter = gold if _SINGLE_LETTER.fullmatch(gold) else "A"
-    return {"A": gold, "B": OTHER}, letter
+    if "A" in choices:
+        return choices, letter
+    return {**choices, "A": gold, "B": OTHER}, letter
+
+
+def official_hit(item: Fields, said: str) -> bool:
+    """Whether an answer is right by the authors' rules; an answer they would guess for is wrong."""
+    if item["choices"]:
+        return official_choice(said, item["choices"]) == str(item["answer"])
+    return official_open_hit(accepted_answers(str(item["answer"])), said)

@@ -9,10 +9,10 @@ Models", arXiv 2305.07895, section 3.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .answers import accepted_answers
 from .prompts import QWEN2, SHORT_WORDS, Content, images_first
 from .task import Fields, TaskScore, Unit, percent
 from .tsv import Row, Table, fail_rows
@@ -52,23 +52,6 @@ def fields(row: Row) -> Fields:
     }
 
 
-def accepted_answers(cell: str) -> list[str]:
-    """Read an answer cell: a Python list literal of strings, or one bare answer.
-
-    Example:
-        >>> accepted_answers("['12', 12.5]"), accepted_answers("[sic]")
-        (['12', '12.5'], ['[sic]'])
-    """
-    if cell.startswith("[") and cell.endswith("]"):
-        try:
-            parsed = ast.literal_eval(cell)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            return [cell]
-        if isinstance(parsed, list) and parsed:
-            return [str(answer) for answer in parsed]
-    return [cell]
-
-
 def check(table: Table, *, published: bool) -> list[str]:
     """Check that every row has an answer and one of the ten categories.
 
@@ -82,7 +65,7 @@ def check(table: Table, *, published: bool) -> list[str]:
     return []
 
 
-def is_hit(category: str, answers: Sequence[str], prediction: object) -> bool:
+def ocrbench_hit(category: str, answers: Sequence[str], prediction: object) -> bool:
     """Whether any accepted answer occurs in the prediction; an empty one always does."""
     fold = _fold_math if category == HANDWRITTEN_MATH else _fold_text
     said = fold(str(prediction))
@@ -105,7 +88,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
         units.append(
             Unit(
                 id=item["unit"],
-                correct=is_hit(item["category"], item["answers"], said),
+                correct=ocrbench_hit(item["category"], item["answers"], said),
                 category=item["category"],
                 group=item["group"],
                 rows=(item["id"],),

@@ -141,5 +141,5 @@ PromptStyle = Annotated[
 ]
 Rules = Annotated[
     str | None,
-    typer.Option("--rules", help="Answer-extraction profile.", show_default="vlmevalkit-2025-08"),
+    typer.Option("--rules", help="Answer-extraction profile.", show_default="2025-08"),
 ]

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.extract import PROFILES, REFUSAL, extract_option, rule_profile
+from vlpress.eval.extract import PROFILES, REFUSAL, extract_choice, rule_profile
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval_vectors.json"
 VECTORS: list[dict[str, Any]] = json.loads(GOLDEN.read_text("utf-8"))["option_extraction"]
 COLUMNS = {
-    "vlmevalkit-2024": "vlmevalkit_2024",
-    "vlmevalkit-2025-08": "vlmevalkit_2025_08",
-    "vlmevalkit-2026-06": "vlmevalkit_2026_06",
+    "2024": "vlmevalkit_2024",
+    "2025-08": "vlmevalkit_2025_08",
+    "2026-06": "vlmevalkit_2026_06",
+    "qwen": "qwen_official_mmmu",
 }
 ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "fish"}
 
@@ -24,7 +25,7 @@ ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "fish"}
 @pytest.mark.parametrize("case", VECTORS, ids=lambda c: c["id"])
 def test_recorded_cases(case: dict[str, Any], profile: str) -> None:
     expected = case["expected"][COLUMNS[profile]]
-    found = extract_option(case["prediction"], case["choices"], profile)
+    found = extract_choice(case["prediction"], case["choices"], profile)
     assert found == (expected or None)
 
 
@@ -35,19 +36,19 @@ def test_every_recorded_case_is_there() -> None:
 
 def test_verbose_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERBOSE", "1")
-    assert extract_option("The answer is A", ANIMALS) == "A"
+    assert extract_choice("The answer is A", ANIMALS) == "A"
 
 
 @given(st.text(max_size=60), st.sampled_from(sorted(PROFILES)))
 def test_answer_is_an_option_or_a_refusal_or_nothing(text: str, profile: str) -> None:
-    assert extract_option(text, ANIMALS, profile) in {*ANIMALS, REFUSAL, None}
+    assert extract_choice(text, ANIMALS, profile) in {*ANIMALS, REFUSAL, None}
 
 
 @given(st.sampled_from("ABCD"), st.sampled_from(["{}", "{}.", "({})", "**{}**", "{}: "]))
 def test_a_lone_letter_wins_under_all_profiles(letter: str, form: str) -> None:
-    assert {extract_option(form.format(letter), ANIMALS, p) for p in PROFILES} == {letter}
+    assert {extract_choice(form.format(letter), ANIMALS, p) for p in PROFILES} == {letter}
 
 
 def test_unknown_profile_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown extraction profile 'v9'; choose one of vlmev"):
+    with pytest.raises(ValueError, match=r"unknown extraction profile 'v9'; choose one of 2024"):
         rule_profile("v9")

@@ -11,7 +11,7 @@ from vlpress.eval.tasks.prompts import DEFAULT, QWEN2, Content
 from vlpress.eval.tasks.task import accuracy_table
 from vlpress.eval.tasks.tsv import Row, Table, read_table
 
-HEAD = "vlmevalkit-2026-06"  # the rules the circular cases were recorded under
+HEAD = "2026-06"  # the rules the circular cases were recorded under
 
 
 def as_messages(content: Content) -> list[dict[str, str]]:
@@ -65,7 +65,7 @@ def test_score_counts_questions_not_rows(tmp_path: Path) -> None:
     predictions = {item["id"]: item["answer"] for item in items}
     predictions["1000241"] = "no idea"
     predictions["2000242"] = "Cannot determine the answer"
-    score = mmbench.score(items, predictions, "vlmevalkit-2025-08")
+    score = mmbench.score(items, predictions, "2025-08")
     assert (score.percent, score.n_rows, len(score.units)) == (50.0, 16, 4)
     assert (score.parse_failures, score.refusals) == (1, 1)
     assert score.extra == {"vanilla_0": 100.0, "vanilla_all": 87.5}

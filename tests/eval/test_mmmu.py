@@ -10,7 +10,7 @@ from vlpress.eval.tasks import mmmu
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 from vlpress.eval.tasks.tsv import Row, read_table
 
-HEAD = "vlmevalkit-2026-06"  # the rules the cases were recorded under
+HEAD = "2026-06"  # the rules the cases were recorded under
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,8 @@ def test_score_shows_open_and_closed_questions_apart(tmp_path: Path) -> None:
     items = [mmmu.fields(row) for row in table.rows]
     score = mmmu.score(items, {"1": "B", "2": "four", "3": "B"}, HEAD)
     assert score.percent == pytest.approx(100 / 3)
-    assert score.extra == {"multiple_choice": 50.0, "open": 0.0}
+    shares = {"multiple_choice": 50.0, "open": 0.0, "official": pytest.approx(100 / 3)}
+    assert score.extra == shares
     assert score.parse_failures == 1
     assert set(score.table) == {"dev", "validation"}
 
@@ -54,3 +55,17 @@ def test_placeholder_without_picture_is_named(tmp_path: Path) -> None:
     table = read_table(write_tsv(tmp_path / "a.tsv", rows))
     with pytest.raises(ValueError, match="row 2 names <image 2> but holds 1 pictures"):
         mmmu.check(table, published=False)
+
+
+def test_both_rule_sets_judge_the_same_answers() -> None:
+    item = mmmu.fields(Row(1, {"question": "q", "answer": "4"}, ()))
+    found = mmmu.score([item], {"1": "14"}, HEAD)
+    assert (found.percent, found.extra["official"]) == (100.0, 0.0)
+    found = mmmu.score([item], {"1": "It makes 2 pairs of electrons, thus 4"}, HEAD)
+    assert (found.percent, found.extra["official"]) == (0.0, 100.0)
+
+
+def test_a_list_of_gold_answers_is_read_by_the_official_rules_only() -> None:
+    item = mmmu.fields(Row(1, {"question": "q", "answer": "['24/7', '3.429']"}, ()))
+    found = mmmu.score([item], {"1": "3.429"}, HEAD)
+    assert (found.percent, found.extra["official"]) == (0.0, 100.0)
