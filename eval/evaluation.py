@@ -175,7 +175,7 @@ def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> N
         write_json(out / "run.json", {**info, "tasks": {}})
     for task in tasks:
         (out / task.name).mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(i.fields), ensure_ascii=False) + "\n" for i in task.items]
+        lines = [json.dumps(dict(f), ensure_ascii=False) + "\n" for f in task.fields]
         write_text(out / task.name / "items.jsonl", "".join(lines))
     write_json(out / "run.json", info)
 

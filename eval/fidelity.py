@@ -28,7 +28,7 @@ from .features import FeatureCache
 from .predictions import Prediction, Record, RecordStore
 from .runner import OnProgress, plan_batches, plan_windows
 from .statistics import Interval, mean_interval
-from .tasks.task import Fields, Item, Task
+from .tasks.task import Fields, Item, Task, is_broken
 
 ANSWER_TOKENS = 512  # of an answer compared at most; bounds the logits held at once
 _ROWS = 256  # positions whose divergence is taken at a time
@@ -182,7 +182,7 @@ def unit_divergences(items: Sequence[Fields], records: Mapping[str, Record]) -> 
     """
     values: dict[str, list[float]] = {}
     for item in items:
-        if kl := records[item["id"]]["kl"]:
+        if not is_broken(item) and (kl := records[item["id"]]["kl"]):
             values.setdefault(item["unit"], []).append(fmean(kl))
     return {unit: fmean(means) for unit, means in values.items()}
 

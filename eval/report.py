@@ -39,7 +39,7 @@ from .statistics import (
     overall,
     paired_interval,
 )
-from .tasks.task import Fields, TaskScore, Unit, percent
+from .tasks.task import Fields, TaskScore, Unit, is_broken, percent
 
 MARGIN = 2.0  # points
 
@@ -144,7 +144,7 @@ def _benchmark(
         [unit.correct for unit in base_score.units], [unit.correct for unit in cand_score.units]
     )
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
-    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.items]
+    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
     return {
         "metric": base_score.metric,
         "synthetic": base.info["synthetic"],
@@ -234,7 +234,8 @@ def _flips(
         differing = [
             row
             for row in b.rows
-            if base.predictions[row].prediction != candidate.predictions[row].prediction
+            if not is_broken(items[row])
+            and base.predictions[row].prediction != candidate.predictions[row].prediction
         ]
         # "B" and "B." are different texts that say the same: the row that decided is another one.
         # Only the case of a formula counts in its score and not in what it is taken to say.
@@ -262,10 +263,9 @@ def _word(unit: Unit) -> str:
 
 
 def _gold(item: Fields) -> str:
-    if "answers" in item:
-        return " / ".join(item["answers"])
-    choice = item["choices"].get(item["answer"])
-    return str(item["answer"]) if choice is None else f"{item['answer']}. {choice}"
+    choices = item.get("choices", {})
+    golds = [str(answer) for answer in item.get("answers") or [item.get("answer")]]
+    return " / ".join(f"{g}. {choices[g]}" if g in choices else g for g in golds)
 
 
 def _fidelity(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:

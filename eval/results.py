@@ -18,7 +18,7 @@ from typing import Any
 
 from .predictions import Prediction, read_predictions, read_records
 from .tasks import KINDS
-from .tasks.task import Fields, TaskScore, Unit, percent, require_all
+from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
 PART = ".part"  # ending of a file that is being written
@@ -37,7 +37,12 @@ class StoredTask:
     @property
     def is_complete(self) -> bool:
         """Whether every item has been answered."""
-        return all(item["id"] in self.predictions for item in self.items)
+        return all(item["id"] in self.predictions for item in self.asked)
+
+    @property
+    def asked(self) -> tuple[Fields, ...]:
+        """The items that are not broken."""
+        return tuple(item for item in self.items if not is_broken(item))
 
     def score(self) -> TaskScore:
         """Score the stored predictions.
@@ -122,9 +127,9 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     _, records = read_records(path, "fidelity")
-    if len(records) != len(task.items):
+    if len(records) != len(task.asked):
         raise ValueError(
-            f"{path} covers {len(records)} of {len(task.items)} items; "
+            f"{path} covers {len(records)} of {len(task.asked)} items; "
             "run the evaluation again with its --reference to finish it"
         )
     return records
@@ -177,15 +182,20 @@ def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
 
 def health(task: StoredTask, score: TaskScore) -> dict[str, float]:
     """Signs that a model no longer answers properly, whatever it scores."""
-    answers = [task.predictions[item["id"]] for item in task.items]
+    answers = [task.predictions[item["id"]] for item in task.asked]
     return {
+        "broken": score.broken,
         "parse_failures": score.parse_failures,
         "refusals": score.refusals,
         "truncated": sum(not a.stopped for a in answers),
         "empty": sum(not a.prediction.strip() for a in answers),
-        "mean_tokens": fmean(a.n_tokens for a in answers),
-        "mean_characters": fmean(len(a.prediction) for a in answers),
+        "mean_tokens": _mean([a.n_tokens for a in answers]),
+        "mean_characters": _mean([len(a.prediction) for a in answers]),
     }
+
+
+def _mean(values: Sequence[int]) -> float:
+    return fmean(values) if values else 0.0
 
 
 def speed(run: StoredRun) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 from ..model.generation import Sampling, generate
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
-from .features import FeatureCache, picture_key, pictures
+from .features import FeatureCache, pictures
 from .predictions import Prediction, RecordStore, prediction_record
 from .tasks.task import Item, Task
 
@@ -150,7 +150,7 @@ def plan_windows(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
     first: dict[str, int] = {}
     order = []
     for place, item in enumerate(items):
-        key = next((picture_key(data) for data in pictures(item)), f"none {place}")
+        key = next((picture.digest for picture in pictures(item)), f"none {place}")
         order.append((first.setdefault(key, place), place))
     ordered = [items[place] for _, place in sorted(order)]
     size = WINDOW * batch_size

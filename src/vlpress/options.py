@@ -61,8 +61,18 @@ Bench = Annotated[
     list[str] | None,
     typer.Option(
         "--bench",
-        help="NAME or NAME=PATH; repeat it. "
-        "Built in: builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        help="NAME or NAME=PATH, PATH being a TSV, a folder of parquet files, a hub id, or "
+        "a .jsonl of your own; repeat it. Built in: "
+        "builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="LMUData",
+        help="Folder of published benchmark files, for --bench NAME without a path.",
         show_default=False,
     ),
 ]

@@ -39,6 +39,8 @@ class Questions:
 
     benches: tuple[str, ...] | None = None
     """NAME or NAME=PATH; None: the built-in ones."""
+    data_root: Path | None = None
+    """Folder that holds published benchmark files under their names."""
     limit: int | None = None
     """Questions per benchmark, spread over its categories; None = all."""
     batch_size: int = 32

@@ -14,7 +14,7 @@ from typing import Any
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
 from .eval.results import read_fidelity, read_run, write_json, write_text
-from .eval.tasks import where_to_get
+from .eval.tasks.catalogue import where_to_get
 from .eval.tasks.task import Task
 from .folders import claim, is_same, refuse_foreign
 from .opening import Source, check_questions, open_tasks, refuse_leak
