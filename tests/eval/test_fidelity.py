@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from eval_files import package_files
-from eval_models import small_model
+from eval_models import read_messages, small_model
 from scipy.stats import entropy  # type: ignore[import-untyped]  # scipy has no annotations
 
 from vlpress.eval import fidelity
@@ -87,8 +87,8 @@ def test_records_equal_a_direct_computation(
     base, cand = small_model(), small_model(1)
     records = measure(task, base, cand, processor, tmp_path / "f.jsonl", text="xyz!")
     for item in task.items[:3]:
-        prompt = processor.encode(item.messages, answer="xyz!")
-        start = len(processor.encode(item.messages)) - 1
+        prompt = processor.encode(read_messages(item), answer="xyz!")
+        start = len(processor.encode(read_messages(item))) - 1
         p, q = base([prompt])[0][start:-1], cand([prompt])[0][start:-1]
         kl = divergence(p, q).tolist()
         assert records[item.id]["kl"] == pytest.approx(kl[:-1], rel=1e-3)

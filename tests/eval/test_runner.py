@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from eval_files import package_files
-from eval_models import TableResponder, right, small_model
+from eval_models import TableResponder, read_messages, right, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,7 +166,7 @@ def test_cached_pictures_give_the_prompts_of_the_processor(
     model = small_model()
     for item in open_task("builtin-mmmu").items:
         [prompt], [[features]] = FeatureCache(processor, [model]).prompts([item])
-        direct = processor.encode(item.messages)
+        direct = processor.encode(read_messages(item))
         assert torch.equal(prompt.input_ids, direct.input_ids)
         assert torch.equal(prompt.position_ids, direct.position_ids)
         ours = model([prompt], [features])[0]
