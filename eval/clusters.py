@@ -77,5 +77,7 @@ def _per_cluster(
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters; both need the same")
     places: dict[Hashable, int] = {}
     where = [places.setdefault(cluster, len(places)) for cluster in clusters]
-    sums = np.bincount(where, weights=np.asarray(values, dtype=np.float64), minlength=len(places))
-    return sums, np.bincount(where, minlength=len(places)).astype(np.float64)
+    sums, sizes = np.zeros(len(places)), np.zeros(len(places))
+    np.add.at(sums, where, np.asarray(values, dtype=np.float64))
+    np.add.at(sizes, where, 1.0)
+    return sums, sizes
