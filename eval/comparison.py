@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .fidelity import divergence_interval, unit_divergences
+from .divergences import divergence_interval, kind_of, unit_divergences
 from .markdown import render_comparison
 from .report import MARGIN, compare, paired_difference
 from .results import (
@@ -117,7 +117,9 @@ def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:
     left, right = read_fidelity(first), read_fidelity(second)
     if left is None or right is None:
         return {"kl_delta": None, "kl_delta_ci95": None}
-    a, b = unit_divergences(first.items, left), unit_divergences(second.items, right)
+    kind = kind_of([*left.values(), *right.values()])
+    a = unit_divergences(first.items, left, kind)
+    b = unit_divergences(second.items, right, kind)
     values = [b[unit] - a[unit] for unit in a if unit in b]
     interval = divergence_interval(values)
     return {

@@ -19,7 +19,9 @@ import torch
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.loading import open_model, resolve_folder
-from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
+from .divergences import summarize_fidelity
+from .fidelity import FOLDER as LOGPROBS
+from .fidelity import keep_logprobs, measure_task
 from .fingerprint import (
     folder_identity,
     run_fingerprint,
@@ -27,6 +29,8 @@ from .fingerprint import (
     weight_bytes,
     weight_count,
 )
+from .forced import ANSWER_TOKENS
+from .logprobs import LogProbReader
 from .predictions import differences, refuse_difference
 from .results import (
     SCHEMA,
@@ -72,7 +76,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     reference: str | Path | None = None,
-    reference_model: QwenVL | None = None,
+    is_reference: bool = False,
     name: str | None = None,
     source: str | Path | None = None,
     seed: int = 0,
@@ -89,8 +93,9 @@ def evaluate(
         out_dir: made if absent, resumed if it holds the same setup.
         batch_size: prompts per batch.
         reference: folder of the original model's finished evaluation of the same tasks; adds the
-            divergence from it.
-        reference_model: the original model; None opens the one that `reference` names.
+            divergence from it. What the original expected is kept there; if it is not yet, the
+            model that the folder names is opened for that.
+        is_reference: others will be measured against this model: keep what it expects at once.
         name: what reports call the model, and how it can be opened again.
         source: the checkpoint folder, for its identity and size; None takes both from memory.
         seed: recorded in the fingerprint.
@@ -122,7 +127,7 @@ def evaluate(
         "weights": weight_count(model),
     }
     base = None if reference is None else _read_reference(Path(reference), setup, tasks)
-    if base is not None and reference_model is None:
+    if base is not None and not _is_kept(base, tasks):
         _find_reference(base)  # before hours of answering, not after
     _write_items(out, info, tasks)
     if model.device.type == "cuda":
@@ -138,11 +143,14 @@ def evaluate(
             on_progress=on_progress,
         )
     info["memory"] = _memory(model, info.get("memory"))
+    if is_reference:
+        _keep(read_run(out), tasks, model, processor, batch_size, on_progress)
     if base is not None:
-        original = reference_model or open_model(
-            _find_reference(base), device=model.device, dtype=model.dtype
-        )
-        _measure(out, tasks, base, original, model, processor, setup, batch_size, on_progress)
+        if not _is_kept(base, tasks):
+            original = open_model(_find_reference(base), device=model.device, dtype=model.dtype)
+            _keep(base, tasks, original, processor, batch_size, on_progress)
+            del original
+        _measure(out, tasks, base, model, processor, setup, batch_size, on_progress)
     return _finish(out, info)
 
 
@@ -215,11 +223,45 @@ def _find_reference(base: StoredRun) -> Path:
     return folder
 
 
+def _is_kept(base: StoredRun, tasks: Sequence[Task]) -> bool:
+    """Whether all that the base expected is on disk."""
+    for task in tasks:
+        try:
+            kept = LogProbReader(base.tasks[task.name].folder / LOGPROBS)
+        except (FileNotFoundError, ValueError):
+            return False
+        if not all(item.id in kept for item in task.items):
+            return False
+    return True
+
+
+def _keep(
+    base: StoredRun,
+    tasks: Sequence[Task],
+    model: QwenVL,
+    processor: Processor,
+    batch_size: int,
+    on_progress: OnProgress | None,
+) -> None:
+    """Have the base read its own answers."""
+    for task in tasks:
+        stored = base.tasks[task.name]
+        keep_logprobs(
+            task,
+            model,
+            processor,
+            stored.predictions,
+            stored.folder / LOGPROBS,
+            {**base.fingerprint, "task": dict(task.fingerprint), "answer_tokens": ANSWER_TOKENS},
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+
+
 def _measure(
     out: Path,
     tasks: Sequence[Task],
     base: StoredRun,
-    original: QwenVL,
     model: QwenVL,
     processor: Processor,
     setup: Mapping[str, Any],
@@ -227,18 +269,21 @@ def _measure(
     on_progress: OnProgress | None,
 ) -> None:
     for task in tasks:
+        stored = base.tasks[task.name]
+        kept = LogProbReader(stored.folder / LOGPROBS)
         measure_task(
             task,
-            original,
             model,
             processor,
-            base.tasks[task.name].predictions,
+            stored.predictions,
+            kept,
             out / task.name / "fidelity.jsonl",
             {
                 **setup,
                 "task": dict(task.fingerprint),
                 "reference": base.fingerprint["model"],
                 "answer_tokens": ANSWER_TOKENS,
+                "kl_kind": kept.kind,
             },
             batch_size=batch_size,
             on_progress=on_progress,

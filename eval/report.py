@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .fidelity import divergence_interval, summarize_fidelity, unit_divergences
+from .fidelity_section import fidelity_section
 from .fingerprint import MODEL_KEYS, setup_differences
 from .markdown import render_report
-from .predictions import Record, differences, read_records
+from .perplexity import compare_text
+from .predictions import differences
 from .results import (
     SCHEMA,
     StoredRun,
     StoredTask,
     health,
-    read_fidelity,
     read_run,
     speed,
     write_json,
@@ -97,7 +97,8 @@ def build_report(
         "margin": margin,
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
-        "fidelity": _fidelity(base, candidate),
+        "fidelity": fidelity_section(base, candidate),
+        "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
         "speed": {"base": speed(base), "candidate": speed(candidate)},
         "memory": {"base": _memory(base), "candidate": _memory(candidate)},
@@ -266,38 +267,6 @@ def _gold(item: Fields) -> str:
     choices = item.get("choices", {})
     golds = [str(answer) for answer in item.get("answers") or [item.get("answer")]]
     return " / ".join(f"{g}. {choices[g]}" if g in choices else g for g in golds)
-
-
-def _fidelity(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:
-    pooled: list[Record] = []
-    values: list[float] = []
-    per_benchmark = {}
-    for name, task in candidate.tasks.items():
-        records = read_fidelity(task)
-        if records is None:
-            continue
-        header, _ = read_records(task.folder / "fidelity.jsonl", "fidelity")
-        if header["reference"] != base.fingerprint["model"]:
-            raise ValueError(
-                f"{task.folder} measured its fidelity against another model than {base.path}; "
-                "evaluate the candidate again with this reference"
-            )
-        if summary := summarize_fidelity(records.values()):
-            units = list(unit_divergences(task.items, records).values())
-            per_benchmark[name] = {**summary, **_unit_mean(units)}
-            pooled += records.values()
-            values += units
-    total = summarize_fidelity(pooled)
-    return total and {**total, **_unit_mean(values), "per_benchmark": per_benchmark}
-
-
-def _unit_mean(values: Sequence[float]) -> dict[str, Any]:
-    interval = divergence_interval(values)
-    return {
-        "units": len(values),
-        "kl_unit_mean": sum(values) / len(values),
-        "kl_unit_mean_ci95": interval and [interval.low, interval.high],
-    }
 
 
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
