@@ -9,7 +9,7 @@ few differences, where a bootstrap over clusters did not; the bootstrap is for c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,35 @@ from numpy.typing import NDArray
 from .statistics import RESAMPLES, Interval
 
 _BATCH = 256  # resamples drawn at a time: bounds the memory of thousands of clusters
+
+
+def components(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Cluster units that share a key, directly or through others.
+
+    Args:
+        keys: of each unit, such as its pictures; a unit without any is a cluster of its own.
+
+    Returns:
+        The number of each unit's cluster: the place of its first unit.
+
+    Example:
+        >>> components(["ab", "c", "bd", "", "d"])
+        [0, 1, 0, 3, 0]
+    """
+    parent = list(range(len(keys)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first: dict[Hashable, int] = {}
+    for place, of_unit in enumerate(keys):
+        for key in of_unit:
+            a, b = root(first.setdefault(key, place)), root(place)
+            parent[max(a, b)] = min(a, b)
+    return [root(place) for place in range(len(keys))]
 
 
 def design_effect(differences: Sequence[float], clusters: Sequence[Hashable]) -> float:

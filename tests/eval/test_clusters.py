@@ -7,8 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.clusters import cluster_interval, design_effect
+from vlpress.eval.clusters import cluster_interval, components, design_effect
 from vlpress.eval.statistics import PairedOutcome, mean_interval, one_sided_bounds, paired_interval
+
+
+def test_units_that_share_a_key_are_one_cluster() -> None:
+    assert components(["ab", "c", "bd", "", "d"]) == [0, 1, 0, 3, 0]
+    assert components(["a", "b", "c", "ab", "bc"]) == [0, 0, 0, 0, 0]
+    assert components([]) == []
+
+
+@given(st.lists(st.frozensets(st.sampled_from("abcdef"), max_size=3), max_size=12))
+def test_clusters_are_closed_and_no_larger(keys: list[frozenset[str]]) -> None:
+    found = components(keys)
+    for i, left in enumerate(keys):
+        assert all(found[i] == found[j] for j, right in enumerate(keys) if left & right)
+        assert found[found[i]] == found[i] <= i
+    owners = {key: found[i] for i, of_unit in enumerate(keys) for key in of_unit}
+    for cluster in set(found):
+        inside = [k for i, k in enumerate(keys) if found[i] == cluster]
+        assert len(inside) == 1 or all(k for k in inside)
+        assert all(owners[key] == cluster for of_unit in inside for key in of_unit)
 
 
 def test_units_of_their_own_have_no_effect() -> None:
