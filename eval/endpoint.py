@@ -22,7 +22,8 @@ from tenacity import (
     RetryCallState,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 API_KEY = "OPENAI_API_KEY"  # the customary environment variable
@@ -160,9 +161,8 @@ class ChatClient:
             timeout=httpx2.Timeout(endpoint.timeout, connect=CONNECT_SECONDS, pool=None),
             limits=httpx2.Limits(max_connections=endpoint.concurrency),
         )
-        self._backoff = wait_exponential_jitter(
-            initial=endpoint.first_pause, max=60.0, jitter=endpoint.first_pause
-        )
+        pause = endpoint.first_pause
+        self._backoff = wait_exponential(multiplier=pause, max=60.0) + wait_random(0.0, pause)
 
     async def close(self) -> None:
         """Drop all connections."""

@@ -95,7 +95,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     lines += [
         f"note on {name}: {note}"
         for name, entry in comparison["candidates"].items()
-        for note in entry["notes"]
+        for note in entry.get("notes", ())
     ]
     lines.append(f"verdict: {comparison['verdict']} (margin {comparison['margin']:g} points)")
     return "\n".join(lines)
