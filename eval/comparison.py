@@ -32,6 +32,7 @@ def compare_many(
     out_dir: str | Path,
     *,
     margin: float = MARGIN,
+    across_engines: bool = False,
 ) -> dict[str, Any]:
     """Judge several candidates: a report folder for each, and their differences.
 
@@ -40,6 +41,7 @@ def compare_many(
         cand_dirs: evaluation folders of the candidates.
         out_dir: gets a folder per candidate, `comparison.json` and `comparison.md`.
         margin: points that a candidate may lose.
+        across_engines: as `compare`.
 
     Returns:
         The content of `comparison.json`: headline per candidate, and for each pair of candidates
@@ -52,7 +54,7 @@ def compare_many(
     out = Path(out_dir)
     names = _labels([Path(p) for p in cand_dirs])
     reports = {
-        name: compare(base_dir, path, out / name, margin=margin)
+        name: compare(base_dir, path, out / name, margin=margin, across_engines=across_engines)
         for name, path in zip(names, cand_dirs, strict=True)
     }
     runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}
@@ -97,6 +99,7 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
         "fidelity": report["fidelity"]
         and {k: v for k, v in report["fidelity"].items() if k != "per_benchmark"},
         "size": report["size"],
+        "notes": report["notes"],
     }
 
 

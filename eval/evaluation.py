@@ -58,7 +58,7 @@ class EvalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value, as `scores.json` holds it."""
-        return {
+        scores = {
             "schema": SCHEMA,
             "model": self.run["model"]["name"],
             "benchmarks": dict(self.benchmarks),
@@ -66,6 +66,7 @@ class EvalResult:
             "speed": self.run["speed"],
             "memory": self.run["memory"],
         }
+        return scores | ({"endpoint": self.run["endpoint"]} if "endpoint" in self.run else {})
 
 
 def evaluate(
@@ -108,8 +109,7 @@ def evaluate(
         ValueError: the folder or the reference was made with another setup, or the reference's
             model is gone or has changed.
     """
-    if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
-        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
+    refuse_repeated(tasks)
     out, folder = Path(out_dir), None if source is None else Path(source)
     setup = run_fingerprint(
         model,
@@ -119,7 +119,7 @@ def evaluate(
         source=folder,
         extra=fingerprint_extra,
     )
-    info = _open_run(out, setup, tasks)
+    info = open_run(out, setup, tasks)
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
@@ -129,7 +129,7 @@ def evaluate(
     base = None if reference is None else _read_reference(Path(reference), setup, tasks)
     if base is not None and not _is_kept(base, tasks):
         _find_reference(base)  # before hours of answering, not after
-    _write_items(out, info, tasks)
+    write_items(out, info, tasks)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
@@ -151,11 +151,25 @@ def evaluate(
             _keep(base, tasks, original, processor, batch_size, on_progress)
             del original
         _measure(out, tasks, base, model, processor, setup, batch_size, on_progress)
-    return _finish(out, info)
+    return finish(out, info)
 
 
-def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The folder's run.json with this call's tasks added, or a fresh one."""
+def refuse_repeated(tasks: Sequence[Task]) -> None:
+    """Refuse a benchmark that is given twice.
+
+    Raises:
+        ValueError: one is.
+    """
+    if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
+
+
+def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """The folder's run.json with this call's tasks added, or a fresh one.
+
+    Raises:
+        ValueError: the folder or a task in it was made with another setup.
+    """
     info: dict[str, Any] = {"schema": SCHEMA, "fingerprint": setup, "tasks": {}}
     if (out / "run.json").is_file():
         info = read_info(out)
@@ -176,7 +190,8 @@ def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[s
     return info
 
 
-def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+def write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Write what scoring needs of the questions, and `run.json`, before the first answer."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         # First of all, so that a kill never leaves a folder that is not known as an evaluation.
@@ -190,6 +205,11 @@ def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> N
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
     base = read_run(path)
+    if "engine" in base.fingerprint:
+        raise ValueError(
+            f"{path} was answered by a server; the divergence needs the original model itself: "
+            "evaluate it in this process and give that folder"
+        )
     changed = setup_differences(base.fingerprint, setup)
     for task in tasks:
         if task.name not in base.tasks:
@@ -290,7 +310,7 @@ def _measure(
         )
 
 
-def _finish(out: Path, info: dict[str, Any]) -> EvalResult:
+def finish(out: Path, info: dict[str, Any]) -> EvalResult:
     """Score all finished tasks in the folder, those of earlier calls too, and sum up."""
     write_json(out / "run.json", info)
     run = read_run(out)

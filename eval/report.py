@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .comparability import check_comparable
 from .fidelity_section import fidelity_section
-from .fingerprint import MODEL_KEYS, setup_differences
+from .fingerprint import MODEL_KEYS
 from .markdown import render_report
 from .perplexity import compare_text
-from .predictions import differences
 from .results import (
     SCHEMA,
     StoredRun,
@@ -45,7 +45,12 @@ MARGIN = 2.0  # points
 
 
 def compare(
-    base_dir: str | Path, cand_dir: str | Path, out_dir: str | Path, *, margin: float = MARGIN
+    base_dir: str | Path,
+    cand_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    margin: float = MARGIN,
+    across_engines: bool = False,
 ) -> dict[str, Any]:
     """Judge a candidate against the base and write the report.
 
@@ -54,6 +59,8 @@ def compare(
         cand_dir: evaluation folder of the candidate.
         out_dir: gets `report.json`, `report.md` and `flips.jsonl`.
         margin: points that the candidate may lose, not negative.
+        across_engines: whether the two may have been answered by different engines, such as this
+            process and a server; the report then notes what else differs.
 
     Returns:
         The content of `report.json`.
@@ -62,7 +69,9 @@ def compare(
         FileNotFoundError: a folder is no evaluation.
         ValueError: the runs are unfinished or not comparable, or the margin is negative.
     """
-    report, flips = build_report(read_run(base_dir), read_run(cand_dir), margin)
+    report, flips = build_report(
+        read_run(base_dir), read_run(cand_dir), margin, across_engines=across_engines
+    )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips]
@@ -73,14 +82,18 @@ def compare(
 
 
 def build_report(
-    base: StoredRun, candidate: StoredRun, margin: float = MARGIN
+    base: StoredRun,
+    candidate: StoredRun,
+    margin: float = MARGIN,
+    *,
+    across_engines: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compute a report and the list of changed answers from two stored runs.
 
     Raises:
         ValueError: the runs are unfinished or not comparable, or the margin is negative.
     """
-    refuse_incomparable(base, candidate)
+    notes = check_comparable(base, candidate, across_engines=across_engines)
     benchmarks: dict[str, Any] = {}
     flips: list[dict[str, Any]] = []
     for name, task in base.tasks.items():
@@ -95,6 +108,7 @@ def build_report(
         "candidate": candidate.name,
         "verdict": verdict,
         "margin": margin,
+        "notes": notes,
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
         "fidelity": fidelity_section(base, candidate),
@@ -105,33 +119,6 @@ def build_report(
         "fingerprint": _fingerprint(base, candidate),
     }
     return report, flips
-
-
-def refuse_incomparable(base: StoredRun, candidate: StoredRun) -> None:
-    """Demand the same setup, benchmarks, questions and rules.
-
-    Raises:
-        ValueError: they differ; the message says in what.
-    """
-    if set(base.tasks) != set(candidate.tasks):
-        raise ValueError(
-            f"{base.path} holds {', '.join(sorted(base.tasks)) or 'nothing'} and "
-            f"{candidate.path} {', '.join(sorted(candidate.tasks)) or 'nothing'}; "
-            "evaluate both on the same benchmarks"
-        )
-    changed = setup_differences(base.fingerprint, candidate.fingerprint)
-    for name, task in base.tasks.items():
-        other = candidate.tasks[name]
-        parts = differences(task.info["fingerprint"], other.info["fingerprint"])
-        changed += [f"{name}.{part}" for part in parts]
-        if not parts and task.items != other.items:
-            changed.append(f"{name}: the stored questions")
-    if changed:
-        shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
-        raise ValueError(
-            f"{base.path} and {candidate.path} were evaluated with different setups ({shown}); "
-            "evaluate one of them again with the other's settings"
-        )
 
 
 def _benchmark(
@@ -270,12 +257,17 @@ def _gold(item: Fields) -> str:
 
 
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds."""
+    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds.
+
+    None is what is not known of a served model.
+    """
     base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
+    weights = base.info["model"]["weights"]
+    is_known = cand_bytes is not None and weights is not None
     return {
         "base_bytes": base_bytes,
         "candidate_bytes": cand_bytes,
-        "bits_per_weight": 8 * cand_bytes / base.info["model"]["weights"],
+        "bits_per_weight": 8 * cand_bytes / weights if is_known else None,
     }
 
 
@@ -287,8 +279,12 @@ def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     def model(run: StoredRun) -> dict[str, Any]:
         return {key: run.fingerprint.get(key) for key in MODEL_KEYS}
 
+    def setup(run: StoredRun) -> dict[str, Any]:
+        return {k: v for k, v in run.fingerprint.items() if k not in MODEL_KEYS}
+
     return {
-        "setup": {k: v for k, v in base.fingerprint.items() if k not in MODEL_KEYS},
+        "setup": setup(base),
+        **({} if setup(base) == setup(candidate) else {"candidate_setup": setup(candidate)}),
         "tasks": {name: task.info["fingerprint"] for name, task in base.tasks.items()},
         "base": model(base),
         "candidate": model(candidate),

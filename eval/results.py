@@ -180,7 +180,7 @@ def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
     }
 
 
-def health(task: StoredTask, score: TaskScore) -> dict[str, float]:
+def health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
     """Signs that a model no longer answers properly, whatever it scores."""
     answers = [task.predictions[item["id"]] for item in task.asked]
     return {
@@ -189,24 +189,28 @@ def health(task: StoredTask, score: TaskScore) -> dict[str, float]:
         "refusals": score.refusals,
         "truncated": sum(not a.stopped for a in answers),
         "empty": sum(not a.prediction.strip() for a in answers),
-        "mean_tokens": _mean([a.n_tokens for a in answers]),
-        "mean_characters": _mean([len(a.prediction) for a in answers]),
+        "mean_tokens": _mean_known([a.n_tokens for a in answers]),
+        "mean_characters": _mean_known([len(a.prediction) for a in answers]),
     }
 
 
-def _mean(values: Sequence[int]) -> float:
-    return fmean(values) if values else 0.0
+def _mean_known(values: Sequence[int | None]) -> float | None:
+    """The mean; None if one of them is unknown, or there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
-def speed(run: StoredRun) -> dict[str, float]:
-    """Throughput over all stored answers."""
+def speed(run: StoredRun) -> dict[str, float | None]:
+    """Throughput over all stored answers; that of tokens is None where a server counts none."""
     answers = [p for task in run.tasks.values() for p in task.predictions.values()]
     seconds = sum(a.seconds for a in answers)
-    tokens = sum(a.n_tokens for a in answers)
+    counts = [a.n_tokens for a in answers if a.n_tokens is not None]
+    tokens = sum(counts) if len(counts) == len(answers) else None
+    rate = None if tokens is None else tokens / seconds if seconds else 0.0
     return {
         "items": len(answers),
         "tokens": tokens,
         "seconds": seconds,
         "items_per_second": len(answers) / seconds if seconds else 0.0,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "tokens_per_second": rate,
     }

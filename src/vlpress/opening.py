@@ -131,6 +131,16 @@ def open_tasks(questions: Questions, source: Source) -> list[Task]:
         ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
     """
     style = questions.prompt_style or default_prompt_style(source.config.family)
+    return open_tasks_in(style, questions, source.settings)
+
+
+def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[Task]:
+    """Open the benchmarks in a named prompt layout.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+    """
     return [
         open_task(
             spec,
@@ -138,7 +148,7 @@ def open_tasks(questions: Questions, source: Source) -> list[Task]:
             prompt_style=style,
             profile=questions.rules or DEFAULT_PROFILE,
             blank=questions.blank_images,
-            seed=source.settings.seed or 0,
+            seed=settings.seed or 0,
             data_root=questions.data_root,
         )
         for spec in questions.benches or BUILTIN_BENCHES

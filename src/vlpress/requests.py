@@ -53,6 +53,25 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A model behind an OpenAI-compatible chat API, and how to ask it."""
+
+    url: str
+    model: str | None = None
+    """Its name there; None: the only one that the server offers."""
+    concurrency: int = 8
+    """Requests under way at once."""
+    timeout: float = 600.0
+    """Seconds for one request."""
+    retries: int = 6
+    """Of a request that fails in a way that may pass."""
+    api_key_env: str | None = None
+    """Environment variable that holds the API key; None: OPENAI_API_KEY, if it is set."""
+    extra: str | None = None
+    """Further request fields as a JSON object."""
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """One ``vlpress run``."""
 
