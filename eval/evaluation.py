@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from ..model.config import read_json
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..quant.formats.checkpoint import REPORT_FILE
 from ..quant.loading import open_model, resolve_folder
 from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
 from .fingerprint import (
@@ -27,8 +29,10 @@ from .fingerprint import (
     weight_bytes,
     weight_count,
 )
+from .pictures import store_pictures
 from .predictions import differences, refuse_difference
 from .results import (
+    QUANTIZATION,
     SCHEMA,
     StoredRun,
     read_fidelity,
@@ -125,6 +129,7 @@ def evaluate(
     if base is not None and reference_model is None:
         _find_reference(base)  # before hours of answering, not after
     _write_items(out, info, tasks)
+    _keep_record(out, folder)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
@@ -174,10 +179,19 @@ def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> N
         # First of all, so that a kill never leaves a folder that is not known as an evaluation.
         write_json(out / "run.json", {**info, "tasks": {}})
     for task in tasks:
-        (out / task.name).mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(i.fields), ensure_ascii=False) + "\n" for i in task.items]
-        write_text(out / task.name / "items.jsonl", "".join(lines))
+        folder = out / task.name
+        folder.mkdir(parents=True, exist_ok=True)
+        names = store_pictures(task, folder)
+        items = [{**item.fields, "pictures": names[item.id]} for item in task.items]
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+        write_text(folder / "items.jsonl", "".join(lines))
     write_json(out / "run.json", info)
+
+
+def _keep_record(out: Path, folder: Path | None) -> None:
+    """Copy what the checkpoint says about its layers: the report needs no checkpoint."""
+    if folder is not None and (folder / REPORT_FILE).is_file():
+        write_json(out / QUANTIZATION, read_json(folder / REPORT_FILE))
 
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:

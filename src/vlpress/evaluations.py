@@ -9,7 +9,7 @@ from typing import Any
 from .eval import compare, compare_many, evaluate
 from .eval.fingerprint import run_fingerprint
 from .eval.predictions import differences
-from .eval.results import read_info
+from .eval.results import QUANTIZATION, read_info
 from .eval.tasks.task import Task
 from .folders import discard, refuse_foreign
 from .model.processing import Processor
@@ -49,7 +49,7 @@ def evaluate_to(
         stale = overwrite and _is_stale(out, loaded, processor, tasks, source, questions)
         if fresh or stale:
             # What marks the folder as ours goes last: a kill halfway must leave it known.
-            discard(out, [*read_info(out)["tasks"], SCORES_FILE, RUN_FILE])
+            discard(out, [*read_info(out)["tasks"], QUANTIZATION, SCORES_FILE, RUN_FILE])
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate(
             loaded,
