@@ -55,9 +55,7 @@ def compare_many(
     out = Path(out_dir)
     names = _labels([Path(p) for p in cand_dirs])
     reports = {
-        name: compare(
-            base_dir, path, out / name, margin=margin, overview="../comparison.html"
-        )
+        name: compare(base_dir, path, out / name, margin=margin, overview="../comparison.html")
         for name, path in zip(names, cand_dirs, strict=True)
     }
     runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}

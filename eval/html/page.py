@@ -154,7 +154,7 @@ def _facts(report: Report) -> list[Fact]:
     lost = sum(entry["flips"]["right_to_wrong"] for entry in entries.values())
     won = sum(entry["flips"]["wrong_to_right"] for entry in entries.values())
     asked = sum(entry["n"] for entry in entries.values())
-    smaller = f"from {size(before)}, {ratio(after, before)}" if before else ""
+    smaller = f"{ratio(after, before)} the base's {size(before)}" if before else ""
     facts = [
         Fact("Weights", size(after), smaller),
         Fact(
@@ -162,9 +162,7 @@ def _facts(report: Report) -> list[Fact]:
             f"{signed(worst['delta'])} points",
             f"{name}, 95 % interval {interval(worst['ci95'])}",
         ),
-        Fact(
-            "Answers lost", f"{lost:,}", f"and {won:,} won, of {count_of(asked, 'question')}"
-        ),
+        Fact("Answers lost", f"{lost:,}", f"and {won:,} won, of {count_of(asked, 'question')}"),
     ]
     if found := report["fidelity"]:
         agreement = f"{number(100 * found['top1_agreement'])} %"
@@ -179,9 +177,7 @@ def _limits(report: Report) -> list[str]:
     limited = [f"{name} {task['limit']}" for name, task in tasks if task["limit"]]
     found = []
     if limited:
-        found.append(
-            f"Only a sample of the questions was asked, at most: {', '.join(limited)}."
-        )
+        found.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         found.append("Every picture was replaced by grey: this shows what can be guessed unseen.")
     if warning := (report.get("calibration") or {}).get("warning"):
@@ -200,7 +196,8 @@ def _breakdown(place: int, name: str, entry: Report, margin: float) -> Breakdown
             margin,
         ),
         "Δ with its 95 % interval, the number of questions in brackets, the worst first. "
-        f"Dashed: the {count_points(margin)} that may be lost. Coloured: intervals without zero.",
+        f"Dashed: the {count_points(margin)} that may be lost. Red or green: the interval leaves "
+        "zero out.",
     )
     base, candidate = entry["extra"]["base"], entry["extra"]["candidate"]
     further = [f"{key} {number(v)} → {number(candidate[key])}" for key, v in base.items()]

@@ -29,6 +29,7 @@ class IntervalRow:
     """A paired difference in points, with its interval."""
 
     label: str
+    n: int
     delta: float
     low: float
     high: float
@@ -68,7 +69,7 @@ def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], margin: fl
             axes.plot([row.delta], [place], "D" if row.is_total else "o", color=color, ms=mark)
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.axvline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_yticks(range(len(rows)), [plain(row.label, 34) for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{plain(row.label, 30)} ({row.n})" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)

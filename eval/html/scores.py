@@ -54,10 +54,9 @@ HEADLINE = (
     Column("Δ", lambda r: _delta(r[1]), "Candidate minus base, in points."),
     Column("95 % interval", lambda r: interval(r[1]["ci95"], 2), "Range of true differences that "
            "agrees with the answers (Tango's score interval for paired proportions), in points."),
-    Column("lower bound", lambda r: signed(r[1]["lower95"], 2), "One-sided 95 % bound of Δ: the "
-           "verdict is PASS where it lies above minus the margin."),
-    Column("upper bound", lambda r: signed(r[1]["upper95"], 2), "One-sided 95 % bound of Δ: the "
-           "verdict is FAIL where it lies below minus the margin."),
+    Column("bounds", lambda r: interval([r[1]["lower95"], r[1]["upper95"]], 2), "One-sided 95 % "
+           "bounds of Δ: PASS where the lower one is above minus the margin, FAIL where the upper "
+           "one is below it."),
     Column("McNemar p", lambda r: p_value(r[1]["mcnemar_p"]), "How often equally good models would "
            "give at least as uneven flips (exact test)."),
     Column("Holm p", lambda r: _optional_p(r[1], "mcnemar_p_holm"), "McNemar's p, adjusted for the "
@@ -105,7 +104,7 @@ def interval_rows(entry: Mapping[str, Any]) -> list[IntervalRow]:
 
     def row(label: str, part: Mapping[str, Any], is_total: bool = False) -> IntervalRow:
         low, high = part["ci95"]
-        return IntervalRow(f"{label} ({part['n']})", part["delta"], low, high, is_total)
+        return IntervalRow(label, part["n"], part["delta"], low, high, is_total)
 
     def worst_first(parts: Mapping[str, Any], prefix: str = "") -> list[IntervalRow]:
         ordered = sorted(parts.items(), key=lambda part: (part[1]["delta"], part[0]))
@@ -142,6 +141,10 @@ def candidates(comparison: Mapping[str, Any]) -> Table:
     return make_table("All candidates", columns, comparison["candidates"].items())
 
 
+def _marked(comparison: Mapping[str, Any], candidate: str, name: str) -> Cell:
+    return bench_cell((name, comparison["candidates"][candidate]["benchmarks"][name]))
+
+
 def _link(row: Named) -> Cell:
     return Cell(row[0], href=f"{quote(row[0])}/report.html")
 
@@ -163,7 +166,7 @@ def _bench_column(name: str, shared: Mapping[str, Any]) -> Column:
 def pairs(comparison: Mapping[str, Any]) -> Table | None:
     """Differences between candidates, benchmark by benchmark; None for a single candidate."""
     rows = [
-        (pair["first"], pair["second"], name, entry)
+        (pair["first"], pair["second"], _marked(comparison, pair["first"], name), entry)
         for pair in comparison["pairs"]
         for name, entry in pair["benchmarks"].items()
     ]

@@ -53,7 +53,9 @@ def make_table(caption: str, columns: Sequence[Column], rows: Iterable[Any]) -> 
         rows: what the columns' `cell` takes.
     """
     found = [[column.cell(row) for column in columns] for row in rows]
-    kept = [i for i in range(len(columns)) if i == 0 or any(cells[i] is not None for cells in found)]
+    kept = [
+        i for i in range(len(columns)) if i == 0 or any(cells[i] is not None for cells in found)
+    ]
     return Table(
         caption,
         tuple(columns[i] for i in kept),

@@ -39,7 +39,7 @@ def interval(bounds: Sequence[float], digits: int = 1) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value: three decimals, two below 0.1 % are all alike."""
+    """A p-value to three decimals; those below 0.001 are all alike."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -105,7 +105,7 @@ def verdict_words(report: Report) -> VerdictWords:
     passed = f" On {listed(by['PASS'])} it is shown to stay within them." if by["PASS"] else ""
     return VerdictWords(
         word,
-        "Not shown either way yet.",
+        "Not proven either way yet.",
         f"The questions do not suffice to tell whether the candidate loses more than the {points} "
         f"allowed on {listed(by['INCONCLUSIVE'])}.{passed}",
         "Ask more questions" + _unlimited(report) + ", or allow a wider margin.",
