@@ -95,7 +95,7 @@ def _question_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
         other = candidate.tasks[name]
         parts = differences(task.info["fingerprint"], other.info["fingerprint"])
         changed += [f"{name}.{part}" for part in parts]
-        if not parts and task.items != other.items:
+        if not parts and task.questions != other.questions:
             changed.append(f"{name}: the stored questions")
     return changed
 
@@ -128,7 +128,7 @@ def _length_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
 def _length_agreement(base: StoredRun, candidate: StoredRun) -> str:
     pairs = [(task, candidate.tasks[name]) for name, task in base.tasks.items()]
     known = sum(len(_known_lengths(*pair)) for pair in pairs)
-    total = sum(len(task.items) for task in base.tasks.values())
+    total = sum(len(task.asked) for task in base.tasks.values())
     if not known:
         return "how long the prompts were is not known on both sides"
     return f"the prompts of {known} of {total} rows have the same number of tokens on both sides"

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .divergences import divergence_interval, kind_of, unit_divergences
+from .html import comparison_page
 from .markdown import render_comparison
+from .pareto import pareto_front
 from .report import MARGIN, compare, paired_difference
 from .results import (
     SCHEMA,
@@ -39,7 +42,7 @@ def compare_many(
     Args:
         base_dir: evaluation folder of the original model.
         cand_dirs: evaluation folders of the candidates.
-        out_dir: gets a folder per candidate, `comparison.json` and `comparison.md`.
+        out_dir: gets a folder per candidate, and `comparison.json`, `.md` and `.html`.
         margin: points that a candidate may lose.
         across_engines: as `compare`.
 
@@ -54,7 +57,14 @@ def compare_many(
     out = Path(out_dir)
     names = _labels([Path(p) for p in cand_dirs])
     reports = {
-        name: compare(base_dir, path, out / name, margin=margin, across_engines=across_engines)
+        name: compare(
+            base_dir,
+            path,
+            out / name,
+            margin=margin,
+            across_engines=across_engines,
+            overview="../comparison.html",
+        )
         for name, path in zip(names, cand_dirs, strict=True)
     }
     runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}
@@ -65,12 +75,14 @@ def compare_many(
         "verdict": overall([Verdict(report["verdict"]) for report in reports.values()]),
         "synthetic": any(report["synthetic"] for report in reports.values()),
         "candidates": {name: _brief(report) for name, report in reports.items()},
+        "pareto": _fronts(reports),
         "pairs": [
             {"first": a, "second": b, "benchmarks": _pair(runs[a], runs[b])}
             for a, b in combinations(names, 2)
         ],
     }
     write_text(out / "comparison.md", render_comparison(comparison))
+    write_text(out / "comparison.html", comparison_page(comparison))
     write_json(out / "comparison.json", comparison)
     return comparison
 
@@ -89,17 +101,37 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict")
+    keys = ("synthetic", "n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict")
     return {
         "candidate": report["candidate"],
         "verdict": report["verdict"],
         "benchmarks": {
             name: {key: entry[key] for key in keys} for name, entry in report["benchmarks"].items()
         },
+        "mean_score": {
+            side: fmean(entry[side] for entry in report["benchmarks"].values())
+            for side in ("base", "candidate")
+        },
         "fidelity": report["fidelity"]
         and {k: v for k, v in report["fidelity"].items() if k != "per_benchmark"},
         "size": report["size"],
         "notes": report["notes"],
+    }
+
+
+def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | None]:
+    """Candidates that no other one beats in size and in quality, by each measure of quality."""
+    names = list(reports)
+    sizes = [report["size"]["candidate_bytes"] for report in reports.values()]
+    costs = {
+        "mean_score": [-_brief(report)["mean_score"]["candidate"] for report in reports.values()],
+        "kl_mean": [(report["fidelity"] or {}).get("kl_mean") for report in reports.values()],
+    }
+    return {
+        measure: None
+        if None in values
+        else [names[place] for place in pareto_front(list(zip(sizes, values, strict=True)))]
+        for measure, values in costs.items()
     }
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from ..model.config import read_json
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..quant.formats.checkpoint import REPORT_FILE
 from ..quant.loading import open_model, resolve_folder
 from .divergences import summarize_fidelity
 from .fidelity import FOLDER as LOGPROBS
@@ -31,8 +33,10 @@ from .fingerprint import (
 )
 from .forced import ANSWER_TOKENS
 from .logprobs import LogProbReader
+from .pictures import store_pictures
 from .predictions import differences, refuse_difference
 from .results import (
+    QUANTIZATION,
     SCHEMA,
     StoredRun,
     read_fidelity,
@@ -130,6 +134,7 @@ def evaluate(
     if base is not None and not _is_kept(base, tasks):
         _find_reference(base)  # before hours of answering, not after
     write_items(out, info, tasks)
+    _keep_record(out, folder)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
@@ -197,10 +202,19 @@ def write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> No
         # First of all, so that a kill never leaves a folder that is not known as an evaluation.
         write_json(out / "run.json", {**info, "tasks": {}})
     for task in tasks:
-        (out / task.name).mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(dict(f), ensure_ascii=False) + "\n" for f in task.fields]
-        write_text(out / task.name / "items.jsonl", "".join(lines))
+        folder = out / task.name
+        folder.mkdir(parents=True, exist_ok=True)
+        names = store_pictures(task, folder)
+        items = [{**fields, "pictures": names.get(fields["id"], [])} for fields in task.fields]
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
+        write_text(folder / "items.jsonl", "".join(lines))
     write_json(out / "run.json", info)
+
+
+def _keep_record(out: Path, folder: Path | None) -> None:
+    """Copy what the checkpoint says about its layers: the report needs no checkpoint."""
+    if folder is not None and (folder / REPORT_FILE).is_file():
+        write_json(out / QUANTIZATION, read_json(folder / REPORT_FILE))
 
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:

@@ -79,6 +79,7 @@ def _head(report: Report) -> str:
     drawn = " (synthetic benchmarks)" if report["synthetic"] else ""
     lines = [
         f"# {verdict}: {escape(report['candidate'])} against {escape(report['base'])}{drawn}",
+        *_calibration(report),
         f"At a margin of {margin} points, {_MEANING[verdict]}. A benchmark is PASS if the lower "
         f"one-sided 95 % bound of its Δ is above -{margin}, FAIL if the upper one is below.",
         *_synthetic(report),
@@ -90,6 +91,20 @@ def _head(report: Report) -> str:
     for name, entry in report["benchmarks"].items():
         lines += [f"Note on {escape(name)}: {escape(note, 400)}." for note in entry["notes"]]
     return "\n\n".join(lines)
+
+
+def _calibration(report: Report) -> list[str]:
+    """What the candidate was made with, where the report's maker knows it."""
+    if not (found := report.get("calibration")):
+        return []
+    recipe, samples = f"Recipe {escape(report['recipe']['name'])}", f"{found['samples']} samples"
+    if not found["samples"]:
+        return [f"{recipe}, without calibration."]
+    if found["warning"]:
+        return [f"{recipe}. **Warning**: {found['warning']} ({samples})."]
+    drawn = found["source"] == "synthetic"
+    source = "built-in drawings" if drawn else escape(found["source"])
+    return [f"{recipe}, calibrated on {samples} of {source}."]
 
 
 def _synthetic(report: Report) -> list[str]:

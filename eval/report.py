@@ -1,4 +1,4 @@
-"""Compare evaluations: `report.json`, `report.md` and the list of changed answers.
+"""Compare evaluations: the report as JSON, Markdown and HTML, and the list of changed answers.
 
 Works on stored predictions alone, offline and without a model: scores, intervals and verdicts are
 computed afresh from them. Two runs are only compared if everything but the model is equal, and
@@ -8,15 +8,17 @@ over exactly the same questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .comparability import check_comparable
 from .fidelity_section import fidelity_section
 from .fingerprint import MODEL_KEYS
+from .html import report_page
 from .markdown import render_report
 from .perplexity import compare_text
+from .reproduce import reproduce_command
 from .results import (
     SCHEMA,
     StoredRun,
@@ -51,16 +53,21 @@ def compare(
     *,
     margin: float = MARGIN,
     across_engines: bool = False,
+    about: Mapping[str, Any] | None = None,
+    overview: str | None = None,
 ) -> dict[str, Any]:
     """Judge a candidate against the base and write the report.
 
     Args:
         base_dir: evaluation folder of the original model.
         cand_dir: evaluation folder of the candidate.
-        out_dir: gets `report.json`, `report.md` and `flips.jsonl`.
+        out_dir: gets `report.json`, `report.md`, `report.html` and `flips.jsonl`.
         margin: points that the candidate may lose, not negative.
         across_engines: whether the two may have been answered by different engines, such as this
             process and a server; the report then notes what else differs.
+        about: further keys of the report that its maker knows: `recipe`, `calibration`,
+            `command`.
+        overview: relative address of a page that this report belongs to.
 
     Returns:
         The content of `report.json`.
@@ -69,14 +76,16 @@ def compare(
         FileNotFoundError: a folder is no evaluation.
         ValueError: the runs are unfinished or not comparable, or the margin is negative.
     """
-    report, flips = build_report(
-        read_run(base_dir), read_run(cand_dir), margin, across_engines=across_engines
-    )
+    base, candidate = read_run(base_dir), read_run(cand_dir)
+    report, flips = build_report(base, candidate, margin, across_engines=across_engines)
+    report |= about or {}
+    page = report_page(report, flips, base, candidate, overview=overview)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips]
     write_text(out / "flips.jsonl", "".join(lines))
     write_text(out / "report.md", render_report(report, flips))
+    write_text(out / "report.html", page)
     write_json(out / "report.json", report)
     return report
 
@@ -117,6 +126,7 @@ def build_report(
         "speed": {"base": speed(base), "candidate": speed(candidate)},
         "memory": {"base": _memory(base), "candidate": _memory(candidate)},
         "fingerprint": _fingerprint(base, candidate),
+        "command": reproduce_command(base, candidate, margin),
     }
     return report, flips
 
@@ -238,6 +248,7 @@ def _flips(
                 "row": row,
                 "rows_that_differ": differing,
                 "question": items[row]["question"],
+                "choices": items[row].get("choices") or None,
                 "gold": _gold(items[row]),
                 "base": base.predictions[row].prediction,
                 "candidate": candidate.predictions[row].prediction,

@@ -1,8 +1,9 @@
 """A finished evaluation as it lies on disk, read and scored without any model.
 
-A run folder holds `run.json` (setup and model), and per task `items.jsonl` (what scoring needs
-of each item), `predictions.jsonl` and, where measured, `fidelity.jsonl`. Every number of a report
-is computed from these.
+A run folder holds `run.json` (setup and model), for a quantized model `quantization.json` (what
+its checkpoint says about its layers), and per task `items.jsonl` (what scoring needs of each
+item), `pictures/` (small copies), `predictions.jsonl` and, where measured, `fidelity.jsonl`.
+Every number of a report is computed from these.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
+QUANTIZATION = "quantization.json"
 PART = ".part"  # ending of a file that is being written
 
 
@@ -33,6 +35,11 @@ class StoredTask:
     items: tuple[Fields, ...]
     predictions: Mapping[str, Prediction]
     folder: Path
+
+    @property
+    def questions(self) -> list[dict[str, Any]]:
+        """What was asked, without the names of pictures: not every folder keeps these."""
+        return [{k: v for k, v in item.items() if k != "pictures"} for item in self.items]
 
     @property
     def is_complete(self) -> bool:
@@ -133,6 +140,24 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
             "run the evaluation again with its --reference to finish it"
         )
     return records
+
+
+def read_quantization(run: StoredRun) -> dict[str, Any] | None:
+    """What the checkpoint's maker wrote down, with one entry per layer; None where unknown.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = run.path / QUANTIZATION
+    if not path.is_file():
+        return None
+    try:
+        record = dict(json.loads(path.read_bytes()))
+        if not all(isinstance(layer["name"], str) for layer in record["layers"]):
+            raise TypeError("a name is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged; delete it, or evaluate {run.name} again") from error
+    return record
 
 
 def write_json(path: Path, value: object) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from browsers import chromium_path
 from tiny_models import (
     FAMILIES,
     TOKEN_ID,
@@ -26,12 +28,18 @@ hypothesis.settings.load_profile("vlpress")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skip tests that need what this machine lacks: a GPU, a browser."""
+    if not torch.cuda.is_available():
+        _skip(items, "gpu", "needs a CUDA device")
+    # CI installs a browser and sets this, so that these tests cannot be skipped unseen.
+    if chromium_path() is None and os.environ.get("VLPRESS_NEED_CHROMIUM") != "1":
+        _skip(items, "browser", "needs Chromium, such as Debian's package chromium")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
     for item in items:
-        if item.get_closest_marker("gpu") is not None:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker(marker) is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,6 +358,14 @@ def test_compare_exits_with_the_verdict_of_stored_predictions(done: Path, tmp_pa
     assert result.exit_code == VERDICT_CODES[report["verdict"]]
     assert report["benchmarks"] == whole["benchmarks"]
     assert call("compare", base, base, "-o", tmp_path / "b", "--margin", "99").exit_code == 0
+
+
+def test_reported_command_asks_for_the_same_run(done: Path) -> None:
+    report = json.loads((done / "report" / "report.json").read_text())
+    program, *words = shlex.split(report["command"])
+    result = call(*words, "--json")
+    assert program == "vlpress" and "checkpoint is finished already" in result.stderr
+    assert parsed(result) == report
 
 
 def test_compare_several_candidates(done: Path, tmp_path: Path) -> None:

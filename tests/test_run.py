@@ -55,7 +55,16 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> None:
     report = json.loads((finished / "report" / "report.json").read_text())
     keys = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
-    keys |= {"fidelity", "size", "speed", "memory", "fingerprint", "recipe", "calibration"}
+    keys |= {
+        "fidelity",
+        "size",
+        "speed",
+        "memory",
+        "fingerprint",
+        "recipe",
+        "calibration",
+        "command",
+    }
     assert set(report) == keys
     assert report["benchmarks"]["builtin-ocrbench"]["n"] == 6
     assert report["size"]["candidate_bytes"] < report["size"]["base_bytes"]

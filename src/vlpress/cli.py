@@ -85,7 +85,7 @@ def _show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
 
     several = "candidates" in report
     _emit(report, as_json, comparison_table if several else headline)
-    written = "comparison.md" if several else "report.md"
+    written = "comparison.html" if several else "report.html"
     typer.echo(f"report: {folder / written}", err=True)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from .eval import compare, compare_many, evaluate
 from .eval.fingerprint import run_fingerprint
+from .eval.perplexity import FILE as TEXT_FILE
 from .eval.predictions import differences
-from .eval.results import read_info
+from .eval.results import QUANTIZATION, read_info
 from .eval.tasks.task import Task
 from .folders import discard, refuse_foreign
 from .opening import Source, check_questions, open_tasks
@@ -95,7 +96,7 @@ def make_room(
     )
     if fresh or is_stale:
         # What marks the folder as ours goes last: a kill halfway must leave it known.
-        discard(out, [*known, SCORES_FILE, RUN_FILE])
+        discard(out, [*known, QUANTIZATION, TEXT_FILE, SCORES_FILE, RUN_FILE])
 
 
 def _has_answers(out: Path, names: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,3 +88,29 @@ class RunRequest:
     """Points that a candidate may lose."""
     overwrite: bool = False
     fresh: bool = False
+
+    def command(self) -> str:
+        """The command line that asks for this, in one line; defaults are left out."""
+        words = ["vlpress", "run", self.model, "-o", str(self.out), "--recipe", self.recipe]
+        for bench in self.questions.benches or ():
+            words += ["--bench", bench]
+        questions, settings, usual = self.questions, self.settings, Questions()
+        batch = questions.batch_size
+        options = {
+            "--tp": self.tp,
+            "--calib": self.calibration.source,
+            "--calib-samples": self.calibration.samples,
+            "--limit": questions.limit,
+            "--batch-size": None if batch == usual.batch_size else batch,
+            "--prompt-style": questions.prompt_style,
+            "--rules": questions.rules,
+            "--margin": None if self.margin == RunRequest.margin else f"{self.margin:g}",
+            "--device": None if settings.device == Settings.device else settings.device,
+            "--dtype": None if settings.dtype == Settings.dtype else settings.dtype,
+            "--min-pixels": settings.min_pixels,
+            "--max-pixels": settings.max_pixels,
+            "--seed": settings.seed,
+        }
+        for option, value in options.items():
+            words += [] if value is None else [option, str(value)]
+        return shlex.join(words)

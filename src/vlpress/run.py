@@ -13,7 +13,7 @@ from typing import Any
 
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
-from .eval.results import read_fidelity, read_run, write_json, write_text
+from .eval.results import read_fidelity, read_run, write_json
 from .eval.tasks.catalogue import where_to_get
 from .eval.tasks.task import Task
 from .folders import claim, is_same, refuse_foreign
@@ -125,33 +125,19 @@ def _evaluate_both(
 
 
 def _report(job: Job, request: RunRequest) -> dict[str, Any]:
-    """Write the report, with what it was calibrated on added to both of its forms."""
-    folder = request.out / "report"
-    report = compare(
+    """Write the report, with what the candidate was made of."""
+    return compare(
         request.out / "eval" / "base",
         request.out / "eval" / "candidate",
-        folder,
+        request.out / "report",
         margin=request.margin,
-    )
-    report["recipe"] = job.recipe.to_dict()
-    report["calibration"] = {
-        "source": request.calibration.source or "synthetic",
-        "samples": len(job.samples),
-        "warning": DRAWINGS if job.is_foreign_to_drawings else None,
-    }
-    write_json(folder / "report.json", report)
-    title, _, rest = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n")
-    write_text(folder / "report.md", f"{title}\n\n{_calibration_line(job, request)}\n\n{rest}")
-    return report
-
-
-def _calibration_line(job: Job, request: RunRequest) -> str:
-    recipe = f"Recipe {job.recipe.name}"
-    if not job.samples:
-        return f"{recipe}, without calibration."
-    samples = f"{len(job.samples)} samples"
-    if job.is_foreign_to_drawings:
-        return f"{recipe}. **Warning**: {DRAWINGS} ({samples})."
-    return (
-        f"{recipe}, calibrated on {samples} of {request.calibration.source or 'built-in drawings'}."
+        about={
+            "recipe": job.recipe.to_dict(),
+            "calibration": {
+                "source": request.calibration.source or "synthetic",
+                "samples": len(job.samples),
+                "warning": DRAWINGS if job.is_foreign_to_drawings else None,
+            },
+            "command": request.command(),
+        },
     )

@@ -1,22 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eval_files import package_files
-from eval_models import TableResponder, right, small_model
+from eval_models import right, small_model
 from tiny_models import write_checkpoint_folder
+from workbench import NAMES, Workbench, lossy
 
-from vlpress.eval import compare, compare_many, evaluate, open_task
+from vlpress.eval import compare, compare_many
 from vlpress.eval.markdown import escape
-from vlpress.eval.tasks.task import Item
 from vlpress.model.processing import Processor
-
-NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
-Say = Callable[[Item], str]
 
 # The schema that other programs rely on.
 TOP = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
@@ -38,37 +34,9 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package_files(tmp_path, monkeypatch)
 
 
-class Workbench:
-    """Evaluates models that say what a test wants."""
-
-    def __init__(self, processor: Processor, folder: Path) -> None:
-        self.processor = processor
-        self.folder = folder
-        self.source = write_checkpoint_folder(folder / "checkpoint")
-
-    def run(self, name: str, say: Say = right, *, names: Any = NAMES, **options: Any) -> Path:
-        opened = options.pop("open", {})
-        evaluate(
-            small_model(options.pop("seed", 0)),
-            self.processor,
-            [open_task(task, max_new_tokens=3, **opened) for task in names],
-            self.folder / name,
-            responder=None if say is None else TableResponder(say),
-            name=name,
-            source=self.source,
-            **options,
-        )
-        return self.folder / name
-
-
 @pytest.fixture
 def bench(processor: Processor, tmp_path: Path) -> Workbench:
     return Workbench(processor, tmp_path)
-
-
-def lossy(*wrong: str) -> Say:
-    """Right but for the named items, where it babbles."""
-    return lambda item: "no idea | <b>" if item.id in wrong else right(item)
 
 
 def test_report_has_the_schema(bench: Workbench) -> None:

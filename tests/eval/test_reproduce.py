@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_files import package_files
+from typer.testing import CliRunner
+from workbench import NAMES, Workbench
+
+from vlpress import cli
+from vlpress.eval import compare
+from vlpress.eval.reproduce import reproduce_command
+from vlpress.eval.results import read_run
+from vlpress.model.processing import Processor
+
+
+@pytest.fixture(autouse=True)
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package_files(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def bench(checkpoint: Path, tmp_path: Path) -> Workbench:
+    return Workbench(Processor.from_folder(checkpoint), tmp_path)
+
+
+def test_command_names_models_setup_and_margin(bench: Workbench) -> None:
+    options: dict[str, Any] = {
+        "names": NAMES[:2],
+        "open": {"limit": 5, "blank": True},
+        "batch_size": 4,
+    }
+    base, cand = bench.run("a model", **options), bench.run("cand", **options)
+    line = reproduce_command(read_run(base), read_run(cand), 1.5)
+    first, second, last = (shlex.split(part) for part in line.split(" && "))
+    assert first[:5] == ["vlpress", "eval", "a model", "-o", "base"]
+    assert second[2] == "cand" and first[5:] == second[5:]
+    wanted = "--bench builtin-mmbench --bench builtin-ocrbench --limit 5 --batch-size 4"
+    assert wanted in " ".join(first) and first[-1] == "--blank-images"
+    assert last[-1] == "1.5" and "--reference" not in line and "\n" not in line
+
+
+def test_published_files_are_called_by_their_name(bench: Workbench) -> None:
+    base = bench.run("base", names=NAMES[1:2])
+    text = (base / "run.json").read_text("utf-8").replace("builtin-ocrbench", "OCRBench")
+    (base / "run.json").write_text(text, "utf-8")
+    (base / "builtin-ocrbench").rename(base / "OCRBench")
+    run = read_run(base)
+    assert "--bench OCRBench=OCRBench.tsv" in reproduce_command(run, run, 2)
+
+
+def test_command_makes_the_same_evaluation_again(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packaged questions' cap on answers is no option, so the cap is left as it is."""
+    model = bench.source
+    out = bench.folder / "first"
+    runner = CliRunner()
+    shared = ["--bench", "builtin-mmmu", "--device", "cpu", "--batch-size", "2", "--limit", "2"]
+    evaluated = ["eval", str(model), *shared, "--max-pixels", "50176", "--dtype", "fp32"]
+    assert runner.invoke(cli.app, [*evaluated, "-o", str(out)]).exit_code == 0
+    report = compare(out, out, bench.folder / "report")
+    again = bench.folder / "again"
+    again.mkdir()
+    monkeypatch.chdir(again)
+    for part in report["command"].split(" && ")[:2]:
+        assert runner.invoke(cli.app, shlex.split(part)[1:]).exit_code == 0
+    assert read_run(again / "base").fingerprint == read_run(out).fingerprint
+    tasks = [read_run(folder).tasks["builtin-mmmu"] for folder in (out, again / "base")]
+    assert tasks[0].info == tasks[1].info
