@@ -61,8 +61,8 @@ HEADLINE = (
            "give at least as uneven flips (exact test)."),
     Column("Holm p", lambda r: _optional_p(r[1], "mcnemar_p_holm"), "McNemar's p, adjusted for the "
            "number of benchmarks."),
-    Column("detectable", lambda r: _optional_points(r[1], "mdd"), "Smallest true difference, in "
-           "points, that so many questions would find four times in five."),
+    Column("detectable", lambda r: _optional_points(r[1], "detectable"), "Smallest true "
+           "difference, in points, that so many questions would find four times in five."),
     Column("lost / won", lambda r: _flips(r[1]["flips"]), "Questions that went from right to wrong "
            "and from wrong to right."),
 )  # fmt: skip

@@ -33,8 +33,9 @@ FIDELITY = (
 
 
 def _multiple(entry: Report) -> str | None:
-    floor = entry.get("noise_floor")
-    return ratio(entry["kl_mean"], floor) if floor else None
+    times = {kind: floor["multiples"]["kl_mean"] for kind, floor in entry.get("noise", {}).items()}
+    known = [f"{ratio(value, 1)} ({kind})" for kind, value in times.items() if value]
+    return ", ".join(known) or None
 
 
 def _unit_mean(entry: Report) -> str:
