@@ -132,7 +132,7 @@ def interrupted(command: list[str], stored: Path, answers: int) -> subprocess.Co
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -164,15 +164,15 @@ def test_ctrl_c_leaves_a_served_run_that_resumes(answer: Any, tmp_path: Path) ->
 def test_ctrl_c_leaves_a_local_run_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predictions = out / "builtin-ocrbench" / "predictions.jsonl"
-    bench = ["--bench", "builtin-ocrbench", "--limit", "40", "--batch-size", "1"]
+    bench = ["--bench", "builtin-ocrbench", "--limit", "10", "--batch-size", "1"]
     command = ["eval", str(checkpoint), *bench, "--device", "cpu", "-o", str(out)]
     stopped = interrupted(command, predictions, 2)
     assert stopped.returncode == INTERRUPTED
     assert "interrupted; the same command goes on where it stopped" in stopped.stderr
     before = predictions.read_bytes()
     kept = read_predictions(predictions)
-    assert 2 <= len(kept) < 40
-    assert parsed(call(*command, "--json"))["benchmarks"]["builtin-ocrbench"]["n"] == 40
+    assert 2 <= len(kept) < 10
+    assert parsed(call(*command, "--json"))["benchmarks"]["builtin-ocrbench"]["n"] == 10
     assert predictions.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
 
 
