@@ -89,7 +89,11 @@ def test_served_models_are_evaluated_and_compared(
         found = call(*command, "--reference", base, "-o", cand)
         assert parsed(found)["benchmarks"] == scores["benchmarks"]
         assert "the divergence is not measured" in found.stderr
-    assert len(server.bodies) == 12
+        assert "WARNING" not in found.stderr
+        server.models = [{"id": "m", "owned_by": "sglang"}]
+        found = call(*command, "--reference", base, "-o", tmp_path / "other")
+        assert "WARNING: " in found.stderr and "will need --across-engines" in found.stderr
+    assert len(server.bodies) == 18
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written and not [p for p in written if KEY.encode() in p.read_bytes()]

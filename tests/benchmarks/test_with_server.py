@@ -11,10 +11,12 @@ from tiny_models import make_random_model, write_checkpoint_folder
 
 from vlpress.eval.predictions import Prediction
 from vlpress.eval.results import StoredRun, StoredTask
+from vlpress.eval.tasks.ocrbench import GROUPS
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing import Processor
 
-FIELDS = {"unit": "", "category": "c", "group": "g", "question": "q", "answers": ["w"]}
+CATEGORY = "Doc-oriented VQA"
+FIELDS = {"category": CATEGORY, "group": GROUPS[CATEGORY], "question": "q", "answers": ["w"]}
 
 
 def stored(*said: tuple[str, int]) -> StoredRun:
