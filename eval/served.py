@@ -218,7 +218,8 @@ def _check_reference(base: StoredRun, setup: Mapping[str, Any], tasks: Sequence[
     changed = setup_differences(base.fingerprint, setup)
     if base.fingerprint.get("engine") == setup["engine"] and changed:
         raise ValueError(
-            f"{base.path} was asked in another way ({'; '.join(changed[:6])}); give the same options"
+            f"{base.path} was asked in another way ({'; '.join(changed[:6])}); give the same "
+            "options"
         )
     for task in tasks:
         if task.name not in base.tasks:
