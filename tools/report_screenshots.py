@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, FloatRect, sync_playwright
 
 from vlpress.progress import Reporter
 from vlpress.requests import Questions, RunRequest
@@ -28,18 +28,18 @@ MAX_BYTES = 300_000
 
 
 class Shot(NamedTuple):
-    """One picture: file, scheme, window in CSS pixels, device pixels per CSS pixel."""
+    """One picture of the top of the page, down to the end of an element."""
 
     file: str
     scheme: str
-    width: int
-    height: int
-    scale: int
+    width: int  # of the window, in CSS pixels
+    last: str  # selector of that element
+    scale: int  # device pixels per CSS pixel
 
 
 SHOTS = (
-    Shot("report-light.png", "light", 1280, 2300, 1),
-    Shot("report-dark-phone.png", "dark", 390, 1500, 2),
+    Shot("report-light.png", "light", 1280, "[data-bench]:nth-of-type(3)", 1),
+    Shot("report-dark-phone.png", "dark", 390, "#scores", 2),
 )
 
 
@@ -72,13 +72,15 @@ def take(browser: Browser, page: str, shot: Shot) -> bytes:
         ValueError: it is too large for the repository.
     """
     context = browser.new_context(
-        viewport={"width": shot.width, "height": shot.height},
+        viewport={"width": shot.width, "height": 900},
         color_scheme="dark" if shot.scheme == "dark" else "light",
         device_scale_factor=shot.scale,
     )
     tab = context.new_page()
     tab.goto(page)
-    full = Image.open(io.BytesIO(tab.screenshot()))
+    bottom = tab.locator(shot.last).evaluate("e => e.getBoundingClientRect().bottom")
+    area: FloatRect = {"x": 0, "y": 0, "width": shot.width, "height": round(bottom) + 24}
+    full = Image.open(io.BytesIO(tab.screenshot(full_page=True, clip=area)))
     context.close()
     buffer = io.BytesIO()
     full.convert("RGB").quantize(128).save(buffer, format="PNG", optimize=True)

@@ -91,7 +91,7 @@ def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Mark
     ]
     with Canvas(name, 300) as canvas:
         axes = canvas.axes
-        axes.hist(clipped, bins=edges, color=ACCENT, edgecolor=PAPER, linewidth=0.6)
+        axes.hist(clipped, bins=edges.tolist(), color=ACCENT, edgecolor=PAPER, linewidth=0.6)
         for label, value, dashes in marks:
             axes.axvline(
                 math.log10(max(value, FLOOR)),
