@@ -164,11 +164,17 @@ def read_quantization(run: StoredRun) -> dict[str, Any] | None:
         return None
     try:
         record = dict(json.loads(path.read_bytes()))
-        if not all(isinstance(layer["name"], str) for layer in record["layers"]):
-            raise TypeError("a name is no text")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(_is_layer(layer) for layer in record["layers"]):
+            raise TypeError("an entry is no layer")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; delete it, or evaluate {run.name} again") from error
     return record
+
+
+def _is_layer(layer: Mapping[str, Any]) -> bool:
+    errors = [layer.get(key) for key in ("final_error", "rtn_error")]
+    known = [error for error in errors if error is not None]
+    return isinstance(layer["name"], str) and all(isinstance(e, (int, float)) for e in known)
 
 
 def write_json(path: Path, value: object) -> None:

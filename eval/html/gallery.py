@@ -166,8 +166,9 @@ def _card(flip: Flip, benchmark: int, category: int, shelf: _Shelf) -> Card:
     )
 
 
-def visible(text: str, limit: int = TEXT) -> str:
+def visible(value: object, limit: int = TEXT) -> str:
     """A text as a page can show it: bounded, control characters as their pictures."""
+    text = str(value)
     shown = "".join(_shown(c) for c in text[:limit])
     return shown if len(text) <= limit else f"{shown}… ({len(text):,} characters)"
 

@@ -1,32 +1,20 @@
-"""Gathers what a page shows and writes it as one file.
-
-Everything that models or benchmark files say is escaped by the templates. The page carries a
-content security policy besides: it loads nothing, and runs no script but its own.
-"""
+"""The page of one candidate: gathers what it shows."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from ... import __version__
 from ..results import StoredRun, read_fidelity, read_quantization
 from . import plots, scores, tables
 from .gallery import build_gallery
+from .render import Figure, render
 from .table import Table
 from .words import count_of, count_points, interval, nats, number, ratio, signed, size
 from .words import verdict_words as words_of
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 Report = Mapping[str, Any]
 
@@ -38,14 +26,6 @@ class Fact:
     label: str
     value: str
     detail: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with the sentence under it."""
-
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,7 @@ def report_page(
     Raises:
         ValueError: a file of a run is damaged.
     """
-    return _render(
+    return render(
         "report.html.j2",
         report=report,
         words=words_of(report),
@@ -102,41 +82,6 @@ def report_page(
         setup=tables.setup(report),
         fingerprint=json.dumps(report["fingerprint"], ensure_ascii=False, indent=2),
         overview=overview,
-    )
-
-
-def comparison_page(comparison: Report) -> str:
-    """The page that sets several candidates side by side.
-
-    Args:
-        comparison: content of `comparison.json`.
-    """
-    return _render(
-        "comparison.html.j2",
-        comparison=comparison,
-        margin=count_points(comparison["margin"]),
-        candidates=scores.candidates(comparison),
-        figures=_choices(comparison),
-        pairs=scores.pairs(comparison),
-    )
-
-
-def _render(template: str, **view: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (TEMPLATES / "page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        style=Markup((TEMPLATES / "page.css").read_text("utf-8")),
-        script=Markup(script),
-        script_digest=digest,
-        version=__version__,
-        **view,
     )
 
 
@@ -268,48 +213,3 @@ def _layers(candidate: StoredRun) -> Layers:
         figures.append(Figure(svg, caption))
     table = tables.worst_layers(layers)
     return Layers(record is not None, len(layers), figures, table if table.rows else None)
-
-
-def _choices(comparison: Report) -> list[Figure]:
-    """Size against the mean score, and against the divergence where every candidate has it."""
-    entries, fronts = comparison["candidates"], comparison["pareto"]
-    first = next(iter(entries.values()))
-    base = plots.Choice(
-        comparison["base"], first["size"]["base_bytes"], first["mean_score"]["base"], False, True
-    )
-    by_score = [
-        plots.Choice(
-            name,
-            entry["size"]["candidate_bytes"],
-            entry["mean_score"]["candidate"],
-            name in fronts["mean_score"],
-        )
-        for name, entry in entries.items()
-    ]
-    figures = [
-        Figure(
-            plots.choice_plot(
-                "score", "Size of the weights against the mean score", [*by_score, base],
-                "mean score, %",
-            ),
-            "Up and left is better. Filled and joined: no other candidate is at least as small and "
-            "at least as good (Pareto front). The square is the base.",
-        )
-    ]  # fmt: skip
-    if fronts["kl_mean"] is None:
-        return figures
-    by_kl = [
-        plots.Choice(
-            name,
-            entry["size"]["candidate_bytes"],
-            entry["fidelity"]["kl_mean"],
-            name in fronts["kl_mean"],
-        )
-        for name, entry in entries.items()
-    ]
-    svg = plots.choice_plot(
-        "divergence", "Size of the weights against the divergence from the base", by_kl,
-        "mean KL, nats", log=True,
-    )  # fmt: skip
-    caption = "Down and left is better. The divergence tells candidates apart that score alike."
-    return [*figures, Figure(svg, caption)]

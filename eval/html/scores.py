@@ -160,7 +160,8 @@ def _bench_column(name: str, shared: Mapping[str, Any]) -> Column:
         return Cell(text, f"judged {entry['verdict'].lower()}")
 
     head = f"{name} ({SYNTHETIC})" if shared.get("synthetic") else name
-    return Column(head, cell, "Score in percent, and its difference from the base in points.")
+    note = "Score in percent, and its difference from the base in points."
+    return Column(head, cell, note, "number wrap")
 
 
 def pairs(comparison: Mapping[str, Any]) -> Table | None:

@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -31,7 +32,7 @@ _VARIABLES = {
     ACCENT: "--accent",
     **{color: f"--s{place}" for place, color in enumerate(SERIES, start=1)},
 }
-_STYLE = {
+_STYLE: Any = {  # matplotlib's own type lists every key there is
     "svg.fonttype": "none",
     "svg.hashsalt": "vlpress",  # the same figure is the same bytes
     "text.parse_math": False,  # names of categories may hold dollar signs

@@ -111,16 +111,20 @@ WORST_LAYERS = 10
 
 LAYERS = (
     Column("layer", lambda r: r["name"], style="name"),
-    Column("bits", lambda r: r["bits"]),
-    Column("group", lambda r: "row" if r["group_size"] == -1 else r["group_size"], "Weights that "
-           "share a scale."),
-    Column("method", lambda r: r["method"], style=""),
-    Column("error", lambda r: f"{r['final_error']:.1e}", "Squared error of the layer's output over "
+    Column("bits", lambda r: r.get("bits")),
+    Column("group", lambda r: "row" if r.get("group_size") == -1 else r.get("group_size"),
+           "Weights that share a scale."),
+    Column("method", lambda r: r.get("method"), style=""),
+    Column("error", lambda r: _error(r, "final_error"), "Squared error of the layer's output over "
            "the calibration samples, relative to the output's own square."),
-    Column("rounding's error", lambda r: f"{r['rtn_error']:.1e}", "The same with plain rounding."),
+    Column("rounding's error", lambda r: _error(r, "rtn_error"), "The same with plain rounding."),
     Column("fallback", lambda r: r.get("fallback") or r.get("fallback_rows") or None, "Rows that "
            "were rounded because the solver did no better, or why the whole layer was."),
 )  # fmt: skip
+
+
+def _error(layer: Report, key: str) -> str | None:
+    return f"{layer[key]:.1e}" if layer.get(key) is not None else None
 
 
 def worst_layers(layers: Sequence[Report]) -> Table:

@@ -76,9 +76,8 @@ def test_damaged_as_a_whole(runs: Path, name: str, damage: str, tmp_path: Path) 
         case "empty":
             path.write_bytes(b"")
         case "another":
-            path.write_bytes(
-                (runs / "base" / "builtin-ocrbench" / "predictions.jsonl").read_bytes()
-            )
+            other = runs / "base" / "builtin-ocrbench" / "predictions.jsonl"
+            path.write_bytes(other.read_bytes())
         case "line lost":
             path.write_bytes(b"".join(lines[:-1]))
         case "line twice":

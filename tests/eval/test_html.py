@@ -306,7 +306,17 @@ def test_fidelity_and_layers_are_drawn_where_known(bench: Workbench) -> None:
     assert "4 layers were quantized without looking at activations" in text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"layers": 3}', '{"layers": [{"name": 3}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"layers": 3}',
+        '{"layers": [{"name": 3}]}',
+        '{"layers": [4]}',
+        '{"layers": [{"name": "a", "final_error": "b"}]}',
+    ],
+)
 def test_a_damaged_record_of_layers_is_named(bench: Workbench, content: str) -> None:
     base = bench.run("base", names=NAMES[2:])
     (base / "quantization.json").write_text(content)

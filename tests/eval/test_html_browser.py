@@ -230,13 +230,19 @@ def test_figures_have_names_and_headings_their_order(visit: Any) -> None:
 
 
 def test_paper_gets_everything_but_the_controls(visit: Any) -> None:
-    page = visit(color_scheme="light")
-    assert page.pdf()[:5] == b"%PDF-"  # prints, which opens what is folded
-    page.emulate_media(media="print")
+    page = visit(color_scheme="dark")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print", color_scheme="dark")
+    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
     assert not page.locator("[data-filters]").is_visible() and not page.locator("nav").is_visible()
-    assert page.locator("details:not([open])").count() == 0
+    folded = page.locator("details:has(table)")
+    assert folded.count() == 4 and all(box.is_visible() for box in folded.all())
     styles = "all => all.map(e => getComputedStyle(e).breakInside)"
     assert page.eval_on_selector_all(".card", styles) == ["avoid"] * len(CHANGES)
+    assert page.pdf()[:5] == b"%PDF-"
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
 
 
 def test_candidates_lead_to_their_pages_and_back(visit: Any, pages: Path) -> None:

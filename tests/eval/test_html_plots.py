@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -120,8 +121,8 @@ def test_layers_are_told_apart_by_stage_block_and_kind() -> None:
         "visual.blocks.11.mlp.up_proj": ("visual.blocks", 11, "up_proj"),
         "visual.blocks.0.attn.qkv": ("visual.blocks", 0, "qkv"),
     }
-    layers: list[dict[str, object]] = [{"name": name, "final_error": 0.25} for name in named]
-    unplaced: list[dict[str, object]] = [
+    layers: list[dict[str, Any]] = [{"name": name, "final_error": 0.25} for name in named]
+    unplaced: list[dict[str, Any]] = [
         {"name": "lm_head", "final_error": 0.1},
         {"name": "visual.merger.mlp.0", "final_error": 0.1},
         {"name": "model.layers.0.mlp.up_proj"},  # rounded without calibration

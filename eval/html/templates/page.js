@@ -1,11 +1,19 @@
 "use strict";
-// Filters of the gallery. Without this script every card is shown.
+// Without this script every card of the gallery is shown, and tables stay folded on paper.
 (() => {
-  const bar = document.querySelector("[data-filters]");
-  // What lies folded on the screen belongs on paper too.
+  // Tables that lie folded on the screen belong on paper.
+  const unfolded = [];
   addEventListener("beforeprint", () => {
-    for (const box of document.querySelectorAll("details")) box.open = true;
+    for (const box of document.querySelectorAll("details[data-paper]:not([open])")) {
+      box.open = true;
+      unfolded.push(box);
+    }
   });
+  addEventListener("afterprint", () => {
+    for (const box of unfolded.splice(0)) box.open = false;
+  });
+
+  const bar = document.querySelector("[data-filters]");
   if (!bar) return;
   const cards = [...document.querySelectorAll("[data-flip]")];
   const select = bar.querySelector("select");
