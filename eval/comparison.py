@@ -121,7 +121,10 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | None]:
-    """Candidates that no other one beats in size and in quality, by each measure of quality."""
+    """Candidates that no other one beats in size and in quality, by each measure of quality.
+
+    None where a size or a measure is not known of all of them.
+    """
     names = list(reports)
     sizes = [report["size"]["candidate_bytes"] for report in reports.values()]
     costs = {
@@ -130,7 +133,7 @@ def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | N
     }
     return {
         measure: None
-        if None in values
+        if None in values or None in sizes
         else [names[place] for place in pareto_front(list(zip(sizes, values, strict=True)))]
         for measure, values in costs.items()
     }

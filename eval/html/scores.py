@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from .plots import IntervalRow
 from .table import Cell, Column, Table, make_table
-from .words import interval, nats, number, p_value, ratio, signed, size
+from .words import interval, nats, number, optional, p_value, ratio, signed, size
 
 Named = tuple[str, Mapping[str, Any]]
 
@@ -135,7 +135,7 @@ def candidates(comparison: Mapping[str, Any]) -> Table:
         Column("weights", lambda r: size(r[1]["size"]["candidate_bytes"]), "Of the checkpoint."),
         Column("of the base", lambda r: ratio(r[1]["size"]["candidate_bytes"],
                r[1]["size"]["base_bytes"]), "Size as a multiple of the base's."),
-        Column("bits", lambda r: number(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
+        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
                "whole model."),
     ]  # fmt: skip
     return make_table("All candidates", columns, comparison["candidates"].items())
