@@ -6,13 +6,14 @@ The same drawings, arithmetic and summary as in vlpress's own table (`benchmarks
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
 from common.machine import provenance
 from common.tables import describe, divergence, listed
+from peers.against import sections
 from peers.settings import RECORD, Job
 from tabulate import tabulate
 
@@ -90,8 +91,13 @@ def _order(job: Job) -> tuple[str, str, str, str, int]:
     return job.model, job.setting, job.peer, job.method, job.seed
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The tables, with where and when they were made."""
+def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
+    """The tables, with where and when they were made.
+
+    Args:
+        results: of `gather`.
+        ours: content of accuracy.json.
+    """
     rows = results["rows"]
     versions = sorted({f"{row['peer']} {row['version']}" for row in rows})
     lines = [
@@ -101,14 +107,20 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"KL as in accuracy.md, on the same {results['held_out']['samples']} held-out drawings: "
         "checkpoints that the libraries wrote, read and run by vlpress. docs/peers.md says what "
-        "the methods are.",
+        "the methods are. A ratio below 1 means that vlpress is closer to the original; its rows "
+        f"are those of accuracy.md (commit {ours['commit']}).",
     ]
     head = ["setting", "peer", "method", "KL", "seeds", "p99", "top-1"]
-    for model, group in groupby(rows, key=lambda row: row["model"]):
+    for model in dict.fromkeys(row["model"] for row in rows):
         body = [
             [row["setting"], row["peer"], row["method"], *divergence(row["held_out"])]
-            for row in group
+            for row in rows
+            if row["model"] == model
         ]
         table = tabulate(body, head, tablefmt="github", disable_numparse=True)
-        lines += ["", f"## {model}", "", table]
+        lines += ["", f"## {model}: the peers", "", table]
+        of_model = [row for row in rows if row["model"] == model]
+        if model in ours["models"]:
+            for part in sections(model, ours["models"][model]["rows"], of_model):
+                lines += ["", part]
     return "\n".join(lines) + "\n"

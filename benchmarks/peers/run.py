@@ -60,8 +60,9 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         (options.out / "peers.json").write_text(text, encoding="utf-8")
-        (options.out / "peers.md").write_text(markdown(results), encoding="utf-8")
-        print(markdown(results))
+        ours = json.loads((HERE.parent / "results" / "accuracy.json").read_text(encoding="utf-8"))
+        (options.out / "peers.md").write_text(markdown(results, ours), encoding="utf-8")
+        print(markdown(results, ours))
     if missing:
         names = ", ".join(f"{job.model}/{job.out.name}" for job in missing)
         sys.exit(f"{len(missing)} of {len(jobs)} checkpoints were not made: {names}")

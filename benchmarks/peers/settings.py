@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
         "w4a16-asym": ("rtn", "gptq", "gptq-mse", "awq+rtn"),
         "w3a16": WEIGHT_ONLY,
     },
-    AUTO_ROUND: {"w4a16": TUNED, "w4a16-g32": TUNED, "w3a16": TUNED},
+    AUTO_ROUND: {"w4a16": TUNED, "w3a16": TUNED},
 }
 """Of each library, for each setting: passes in order, joined by a plus sign. docs/peers.md says
 what the names stand for."""

@@ -1,0 +1,101 @@
+"""vlpress's rows beside those of the peers: like for like, and the best of each.
+
+Reads results/accuracy.json, which `benchmarks/accuracy.py` wrote for the same models, samples,
+seeds and drawings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+Row = Mapping[str, Any]
+
+ALIKE = {
+    "rtn": "rtn",
+    "gptq-mse": "gptq",
+    "awq+rtn": "awq+rtn",
+    "awq+gptq-mse": "awq+gptq",
+    "smoothquant+gptq-mse": "smoothquant+gptq",
+}
+"""The peer's method, and ours that does the same: scales searched, alpha of 0.8."""
+
+
+def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every pair of rows whose methods do the same.
+
+    Args:
+        ours: rows of one model in accuracy.json.
+        theirs: rows of the same model in peers.json.
+    """
+    known = {(r["setting"], r["method"]): r for r in ours if r["scope"] == "decoder"}
+    found = []
+    for row in theirs:
+        key = row["setting"], ALIKE.get(row["method"], "")
+        if key in known:
+            found.append(_pair(row["setting"], known[key], row))
+    return found
+
+
+def best(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each setting and peer our best method and theirs, both chosen on the validation set."""
+    found = []
+    for setting in dict.fromkeys(row["setting"] for row in theirs):
+        mine = _best(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
+        for peer in dict.fromkeys(r["peer"] for r in theirs if r["setting"] == setting):
+            other = _best(r for r in theirs if (r["setting"], r["peer"]) == (setting, peer))
+            if mine is not None and other is not None:
+                found.append(_pair(setting, mine, other))
+    return found
+
+
+def _best(rows: Iterable[Row]) -> Row | None:
+    return min(rows, key=lambda row: float(row["validation"]["kl_mean"]), default=None)
+
+
+def _pair(setting: str, ours: Row, theirs: Row) -> dict[str, Any]:
+    left, right = ours["held_out"], theirs["held_out"]
+    return {
+        "setting": setting,
+        "ours": ours["method"],
+        "peer": theirs["peer"],
+        "theirs": theirs["method"],
+        "our_kl": left["kl_mean"],
+        "our_ci95": left["ci95"],
+        "their_kl": right["kl_mean"],
+        "their_ci95": right["ci95"],
+        "ratio": left["kl_mean"] / right["kl_mean"],
+    }
+
+
+def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
+    """Both tables of one model, as Markdown."""
+    return [
+        f"## {model}: like for like",
+        _table(like_for_like(ours, theirs)),
+        f"## {model}: best against best",
+        _table(best(ours, theirs)),
+    ]
+
+
+def _table(pairs: Sequence[Mapping[str, Any]]) -> str:
+    head = ["setting", "vlpress", "KL", "peer", "method", "KL", "ratio"]
+    body = [
+        [
+            pair["setting"],
+            pair["ours"],
+            _kl(pair["our_kl"], pair["our_ci95"]),
+            pair["peer"],
+            pair["theirs"],
+            _kl(pair["their_kl"], pair["their_ci95"]),
+            f"{pair['ratio']:.2f}",
+        ]
+        for pair in pairs
+    ]
+    return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def _kl(mean: float, ends: Sequence[float]) -> str:
+    return f"{mean:.5f} [{ends[0]:.5f}, {ends[1]:.5f}]"

@@ -1,0 +1,54 @@
+"""Our rows beside the peers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from peers.against import ALIKE, best, like_for_like, sections
+from peers.settings import LLM_COMPRESSOR, METHODS
+
+
+def row(setting: str, method: str, kl: float, validation: float, **more: Any) -> dict[str, Any]:
+    held_out = {"kl_mean": kl, "ci95": [kl / 2, 2 * kl]}
+    chosen = {"validation": {"kl_mean": validation}, "held_out": held_out}
+    return {"setting": setting, "method": method, "scope": "decoder", **chosen, **more}
+
+
+OURS = [
+    row("w4a16", "gptq", 2.0, 0.3),
+    row("w4a16", "gptaq", 1.0, 0.1),
+    row("w4a16", "gptq", 9.0, 0.01, scope="decoder+vision"),
+    row("w3a16", "gptq", 5.0, 0.5),
+]
+THEIRS = [
+    row("w4a16", "gptq", 3.0, 0.2, peer="a"),
+    row("w4a16", "gptq-mse", 4.0, 0.1, peer="a"),
+    row("w4a16", "autoround", 2.5, 0.4, peer="b"),
+    row("w8a8", "rtn", 1.0, 0.1, peer="a"),
+]
+
+
+def test_like_is_compared_with_like() -> None:
+    [pair] = like_for_like(OURS, THEIRS)
+    assert (pair["setting"], pair["ours"], pair["theirs"]) == ("w4a16", "gptq", "gptq-mse")
+    assert pair["ratio"] == pytest.approx(0.5)
+
+
+def test_the_best_is_chosen_on_the_validation_set_and_reported_on_the_other() -> None:
+    found = {pair["peer"]: pair for pair in best(OURS, THEIRS)}
+    assert (found["a"]["ours"], found["a"]["theirs"]) == ("gptaq", "gptq-mse")
+    assert found["a"]["ratio"] == pytest.approx(0.25)
+    assert found["b"]["ratio"] == pytest.approx(0.4)
+    assert {pair["setting"] for pair in found.values()} == {"w4a16"}
+
+
+def test_sections_show_both() -> None:
+    text = "\n".join(sections("tiny", OURS, THEIRS))
+    assert "## tiny: like for like" in text
+    assert "| w4a16     | gptaq     | 1.00000 [0.50000, 2.00000] | a      | gptq-mse" in text
+
+
+def test_every_alike_method_is_one_of_the_peers() -> None:
+    known = {method for methods in METHODS[LLM_COMPRESSOR].values() for method in methods}
+    assert set(ALIKE) <= known
