@@ -47,7 +47,7 @@ def _model(run: StoredRun) -> list[str]:
     ours = request_fields(
         seed=run.fingerprint["seed"], min_pixels=pixels["min"], max_pixels=pixels["max"]
     )
-    extra = {name: None for name in ours if name not in asked}
+    extra: dict[str, Any] = {name: None for name in ours if name not in asked}
     extra |= {name: value for name, value in asked.items() if ours.get(name) != value}
     if PIXELS in extra:  # bounds are options of their own
         bounds = ("min_pixels", "max_pixels")
