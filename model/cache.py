@@ -6,6 +6,8 @@ batch end at the same column because they are padded on the left.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,21 @@ class KVCache:
         """Count `tokens` columns as stored, after every layer has been updated."""
         self.length += tokens
 
+    def spread(self, rows: Tensor, capacity: int) -> KVCache:
+        """A larger cache whose rows begin with the given rows of this one.
+
+        Args:
+            rows: int64 `[batch]`; a row may be taken several times.
+            capacity: columns of the new cache, at least as many as are stored here.
+        """
+        new = copy.copy(self)
+        new.shape = (int(rows.shape[0]), self.shape[1], capacity, self.shape[3])
+        new._keys, new._values = (
+            [None if t is None else _spread(t, rows, self.length, new.shape) for t in stored]
+            for stored in (self._keys, self._values)
+        )
+        return new
+
     def keep(self, rows: Tensor) -> None:
         """Keep only the given rows of the batch, int64 `[kept]`."""
         self.shape = (int(rows.shape[0]), *self.shape[1:])
@@ -65,6 +82,12 @@ class KVCache:
             for layer, tensor in enumerate(stored):
                 if tensor is not None:
                     stored[layer] = tensor.index_select(0, rows.to(tensor.device))
+
+
+def _spread(stored: Tensor, rows: Tensor, length: int, shape: tuple[int, ...]) -> Tensor:
+    new = stored.new_zeros(shape)
+    new[:, :, :length] = stored[:, :, :length].index_select(0, rows)
+    return new
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:

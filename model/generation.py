@@ -1,7 +1,8 @@
-"""Text generation: one prefill of a left-padded batch, then one token per step from the cache.
+"""Text generation: one prefill of a batch, then one token per step from the cache.
 
-A prompt's result does not depend on what it is batched with: padding is masked, finished prompts
-leave the batch, and every prompt draws from its own random generator.
+A prompt's result does not depend on what it is batched with but for rounding: padding is masked,
+finished prompts leave the batch, and every prompt draws from its own random generator. What
+prompts with the same visuals begin with is read once (`prefixes`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .inputs import Prompt
+from .prefixes import prefill
 from .qwen_vl import QwenVL
 
 
@@ -94,12 +96,11 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: must be at least 1")
-    batch = model.embed(prompts, features)
-    tokens = batch.embeds.shape[1]
-    cache = KVCache(model.config.text, len(prompts), tokens + max_new_tokens)
+    if not prompts:
+        raise ValueError("no prompts given; give at least one")
     rows = [_start(model, index, prompt, sampling) for index, prompt in enumerate(prompts)]
-    hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
-    active, padding = rows, batch.padding
+    hidden, cache, real = prefill(model, prompts, features, max_new_tokens)
+    active = rows
     while True:
         logits = model.logits(hidden[:, -1])
         going = _take_tokens(
@@ -108,11 +109,12 @@ def generate(
         if not going:
             return [row.result() for row in rows]
         if len(going) < len(active):
-            kept = torch.tensor(going, device=padding.device)
+            kept = torch.tensor(going, device=real.device)
             cache.keep(kept)
-            padding = padding[kept]
+            real = real[kept]
             active = [active[place] for place in going]
-        hidden = _decode(model, active, padding, cache)
+        real = torch.cat([real, real.new_ones(len(active), 1)], dim=1)
+        hidden = _decode(model, active, real, cache)
 
 
 def _take_tokens(
@@ -159,15 +161,15 @@ def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Ro
     return _Row(index, prompt.next_position, generator, seen)
 
 
-def _decode(model: QwenVL, rows: Sequence[_Row], padding: Tensor, cache: KVCache) -> Tensor:
-    """Hidden states `[rows, 1, hidden]` of the token each row has just got."""
+def _decode(model: QwenVL, rows: Sequence[_Row], real: Tensor, cache: KVCache) -> Tensor:
+    """Hidden states `[rows, 1, hidden]` of the token each row has just got.
+
+    `real` tells which columns hold a token, the newest included.
+    """
     device = model.device
     newest = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
     positions = torch.tensor([[row.position + len(row.tokens) - 1] for row in rows], device=device)
-    mask = None
-    if bool(padding.any()):
-        columns = torch.arange(cache.length + 1, device=device)
-        mask = (columns >= padding[:, None])[:, None, None]
+    mask = None if bool(real.all()) else real[:, None, None]
     embeds = model.model.embed_tokens(newest)
     hidden: Tensor = model.model(embeds, positions.expand(3, -1, -1), mask, cache)
     return hidden

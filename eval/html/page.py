@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -67,13 +67,16 @@ def report_page(
         recipe=_recipe(report, candidate),
         facts=_facts(report),
         limits=_limits(report),
-        headline=scores.headline(report["benchmarks"]),
+        headline=scores.headline(report["benchmarks"], report["pooled"]),
         gallery=build_gallery(report, flips, base, candidate),
         breakdowns=[
-            _breakdown(place, name, entry, report["margin"])
+            _breakdown(place, name, entry, report["margin"], _divergent(report, name))
             for place, (name, entry) in enumerate(report["benchmarks"].items())
         ],
         fidelity=_fidelity(report),
+        gold=_of_fidelity(report, tables.gold),
+        noise=_of_fidelity(report, tables.noise),
+        perplexity=_perplexity(report["perplexity"]),
         divergences=_divergences(candidate),
         layers=_layers(candidate),
         cost=tables.cost(report),
@@ -132,7 +135,14 @@ def _limits(report: Report) -> list[str]:
     return found + [f"{name}: {note}." for name, entry in notes for note in entry["notes"]]
 
 
-def _breakdown(place: int, name: str, entry: Report, margin: float) -> Breakdown:
+def _divergent(report: Report, name: str) -> Report:
+    """Divergence of each category of a benchmark, where it was measured."""
+    measured = (report["fidelity"] or {}).get("per_benchmark", {})
+    found: Report = measured.get(name, {}).get("categories", {})
+    return found
+
+
+def _breakdown(place: int, name: str, entry: Report, margin: float, divergent: Report) -> Breakdown:
     rows = scores.interval_rows(entry)
     figure = Figure(
         plots.interval_plot(
@@ -147,13 +157,30 @@ def _breakdown(place: int, name: str, entry: Report, margin: float) -> Breakdown
     )
     base, candidate = entry["extra"]["base"], entry["extra"]["candidate"]
     further = [f"{key} {number(v)} → {number(candidate[key])}" for key, v in base.items()]
-    table = scores.categories(name, entry)
+    table = scores.categories(name, {**entry, "divergent": divergent})
     return Breakdown(name, entry["synthetic"], figure, table, "; ".join(further))
 
 
 def _fidelity(report: Report) -> Table | None:
     found = report["fidelity"]
     return tables.fidelity(found, report["benchmarks"]) if found else None
+
+
+def _of_fidelity(report: Report, make: Callable[[Report, Report], Table | None]) -> Table | None:
+    found = report["fidelity"]
+    return make(found, report["benchmarks"]) if found else None
+
+
+def _perplexity(found: Report | None) -> str | None:
+    """One sentence; None where no text was read."""
+    if found is None:
+        return None
+    bounds = found["ratio_ci95"]
+    around = f" (95 % interval {bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
+    return (
+        f"Perplexity on {found['tokens']:,} tokens of text: {found['base']:.3f} for the base, "
+        f"{found['candidate']:.3f} for the candidate, a ratio of {found['ratio']:.4f}{around}."
+    )
 
 
 def _divergences(candidate: StoredRun) -> list[Figure]:

@@ -63,18 +63,21 @@ HEADLINE = (
            "number of benchmarks."),
     Column("detectable", lambda r: _optional_points(r[1], "detectable"), "Smallest true "
            "difference, in points, that so many questions would find four times in five."),
-    Column("lost / won", lambda r: _flips(r[1]["flips"]), "Questions that went from right to wrong "
-           "and from wrong to right."),
+    Column("lost / won", lambda r: _flips(r[1].get("flips")), "Questions that went from right to "
+           "wrong and from wrong to right."),
 )  # fmt: skip
 
 
-def _flips(flips: Mapping[str, int]) -> str:
+def _flips(flips: Mapping[str, int] | None) -> str | None:
+    if flips is None:
+        return None
     return f"{flips['right_to_wrong']} / {flips['wrong_to_right']}"
 
 
-def headline(benchmarks: Mapping[str, Any]) -> Table:
-    """One row per benchmark."""
-    return make_table("Scores of both models on every benchmark", HEADLINE, benchmarks.items())
+def headline(benchmarks: Mapping[str, Any], pooled: Mapping[str, Any]) -> Table:
+    """One row per benchmark, and one for each that is asked in several languages as a whole."""
+    rows = [*benchmarks.items(), *pooled.items()]
+    return make_table("Scores of both models on every benchmark", HEADLINE, rows)
 
 
 CATEGORIES = (
@@ -87,6 +90,8 @@ CATEGORIES = (
            "number of categories: of twenty, one is expected to look like a loss or a gain."),
     Column("lost / won", lambda r: f"{r[1]['right_to_wrong']} / {r[1]['wrong_to_right']}",
            "Right to wrong, wrong to right."),
+    Column("adjusted p", lambda r: _optional_p(r[1], "p_adjusted"), "McNemar's p after Benjamini "
+           "and Hochberg over the categories, coarse and fine ones apart."),
     Column("mean KL", lambda r: None if r[1].get("kl_mean") is None else nats(r[1]["kl_mean"]),
            "Nats per answer token."),
 )  # fmt: skip
@@ -94,8 +99,9 @@ CATEGORIES = (
 
 def categories(name: str, entry: Mapping[str, Any]) -> Table:
     """Coarse categories, then fine ones, of one benchmark."""
+    divergent = entry.get("divergent", {})
     rows = [(f"all {k}", v) for k, v in _coarse(entry).items()]
-    rows += entry["categories"].items()
+    rows += [(k, {**v, **divergent.get(k, {})}) for k, v in entry["categories"].items()]
     return make_table(f"Categories of {name}", CATEGORIES, rows)
 
 
@@ -135,8 +141,8 @@ def candidates(comparison: Mapping[str, Any]) -> Table:
         Column("weights", lambda r: size(r[1]["size"]["candidate_bytes"]), "Of the checkpoint."),
         Column("of the base", lambda r: ratio(r[1]["size"]["candidate_bytes"],
                r[1]["size"]["base_bytes"]), "Size as a multiple of the base's."),
-        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
-               "whole model."),
+        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over "
+               "the whole model."),
     ]  # fmt: skip
     return make_table("All candidates", columns, comparison["candidates"].items())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .scores import bench_cell
 from .table import Column, Table, make_table
-from .words import nats, number, optional, ratio, size
+from .words import interval, nats, number, optional, p_value, ratio, signed, size
 
 Report = Mapping[str, Any]
 
@@ -24,8 +24,12 @@ FIDELITY = (
     Column("largest", lambda r: nats(r[1]["kl_max"]), "The worst single token."),
     Column("same top token", lambda r: f"{number(100 * r[1]['top1_agreement'], 2)} %",
            "How often both models think the same token likeliest."),
+    Column("RMS Δp", lambda r: f"{number(100 * r[1]['rms_dp'], 2)} %", "Root mean square of the "
+           "change of the answer tokens' probability."),
     Column("mean over questions", lambda r: _unit_mean(r[1]), "Mean of each question's mean, with "
            "its 95 % bootstrap interval: rotations and tokens of a question are not independent."),
+    Column("first token", lambda r: r[1]["first_token"] and nats(r[1]["first_token"]["kl_mean"]),
+           "Mean divergence of the first token of each answer."),
     Column("end of turn", lambda r: r[1]["end_of_turn"] and nats(r[1]["end_of_turn"]["kl_mean"]),
            "Mean divergence of the token that ends an answer; it is nearly certain, so it is "
            "counted apart."),
@@ -51,6 +55,65 @@ def fidelity(found: Report, benchmarks: Report) -> Table:
         for name, entry in found["per_benchmark"].items()
     ]
     return make_table("Divergence from the base", FIDELITY, [*rows, ("all", found)])
+
+
+GOLD = (
+    Column("benchmark", bench_cell, style="name"),
+    Column("n", lambda r: r[1]["gold"]["n"], "Questions with options."),
+    Column("Δ log p", lambda r: signed(r[1]["gold"]["delta"], 4), "Log-probability of the right "
+           "option letter as the first token, candidate minus base, in nats."),
+    Column("95 % interval", lambda r: interval(r[1]["gold"]["delta_ci95"], 4)),
+    Column("among the letters", lambda r: signed(r[1]["gold"]["choice_delta"], 4), "The same with "
+           "the option letters alone."),
+    Column("95 % interval", lambda r: interval(r[1]["gold"]["choice_delta_ci95"], 4)),
+    Column("p", lambda r: p_value(r[1]["gold"]["p"]), "Paired t-test of the change among the "
+           "letters: it moves long before an answer flips."),
+)  # fmt: skip
+
+
+def gold(found: Report, benchmarks: Report) -> Table | None:
+    """What became of the right option letters; None where no question has options."""
+    rows = [
+        (name, {**entry, "synthetic": benchmarks[name]["synthetic"]})
+        for name, entry in found["per_benchmark"].items()
+        if entry["gold"]
+    ]
+    return make_table("Right option letters", GOLD, rows) if rows else None
+
+
+_CHANGED = {"batch": "batches of", "dtype": "dtype"}
+_SETUP = {"batch": "batch_size", "dtype": "dtype"}
+NOISE = (
+    Column("benchmark", bench_cell, style="name"),
+    Column("the base with", lambda r: f"{_CHANGED[r[2]]} {r[3][_SETUP[r[2]]]}", style="name"),
+    Column("questions", lambda r: r[3]["units"], "A sample, spread over the categories."),
+    Column("mean KL", lambda r: nats(r[3]["fidelity"]["kl_mean"]), "Of the base from itself."),
+    Column("same top token", lambda r: f"{number(100 * r[3]['fidelity']['top1_agreement'], 2)} %"),
+    Column("other answers", lambda r: f"{r[3]['changed_answers']} of {r[3]['answers']}",
+           "Answers whose text changed."),
+    Column("flips", lambda r: r[3]["flips"], "Questions that became right or wrong."),
+    Column("candidate's KL", lambda r: _times(r[3]["multiples"]["kl_mean"]), "As a multiple."),
+    Column("candidate's other top tokens", lambda r: _times(r[3]["multiples"]["top1_disagreement"]),
+           "As a multiple."),
+)  # fmt: skip
+
+
+def _times(value: float | None) -> str:
+    return "no noise" if value is None else f"{number(value)}×"
+
+
+def noise(found: Report, benchmarks: Report) -> Table | None:
+    """How far the base is from itself; None where that was not measured."""
+    named = [
+        (name, {"synthetic": benchmarks[name]["synthetic"]}, entry["noise"])
+        for name, entry in found["per_benchmark"].items()
+    ]
+    rows = [
+        (name, entry, kind, floor)
+        for name, entry, floors in [*named, ("all", {}, found["noise"])]
+        for kind, floor in floors.items()
+    ]
+    return make_table("Noise floor: the base against itself", NOISE, rows) if rows else None
 
 
 COST = (

@@ -102,7 +102,8 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
     path.write_text(lines[0] + lines[1].replace("stopped", "stepped") + lines[2], "utf-8")
     with pytest.raises(ValueError, match="line 2 is damaged or was edited"):
         read_predictions(path)
-    path.write_text(lines[0].replace('"a"', '"b"') + lines[1], "utf-8")
+    edited = lines[0].replace('"fingerprint": {', '"fingerprint": {"x": 1, ')
+    path.write_text(edited + lines[1], "utf-8")
     with pytest.raises(ValueError, match="line 1 is damaged or was edited"):
         read_predictions(path)
     path.write_text(lines[0] + lines[1] + lines[1], "utf-8")

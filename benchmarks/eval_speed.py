@@ -1,0 +1,172 @@
+"""How fast questions are answered, against a plain loop over transformers' generate.
+
+    python benchmarks/eval_speed.py [--items 240] [--repeats 3]
+
+Both answer the same items of builtin-mmbench with the same model in the same dtype and as many
+threads, greedily, up to the same number of tokens; reading the pictures counts in both. The loop
+asks one item at a time, as evaluation harnesses do. The answers are compared in the same run.
+Writes results/eval_speed.json and results/eval_speed.md beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from common.machine import describe, provenance
+from tabulate import tabulate
+
+from vlpress.eval import open_task
+from vlpress.eval.features import pictures
+from vlpress.eval.noise import noise_sample
+from vlpress.eval.runner import ModelResponder, answer_task
+from vlpress.eval.tasks.task import Item, Task
+from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing import Processor
+
+HERE = Path(__file__).resolve().parent
+BENCHMARK = "builtin-mmbench"
+Answers = dict[str, str]
+
+
+def main() -> None:
+    """Measure, then write the two result files."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    folder = resolve_model(options.model)
+    task = noise_sample(open_task(BENCHMARK), options.items // 4)
+    loop = transformers_loop(folder, options.dtype)
+    ours = runner(folder, options.dtype, options.batch_size)
+    rows = []
+    for _ in range(options.repeats):
+        # In turn, so that both see the same moods of the machine.
+        rows.append([timed(loop, task), timed(ours, task)])
+    (_, said), (_, told) = rows[0]
+    seconds = [median(row[side][0] for row in rows) for side in (0, 1)]
+    results = provenance() | {
+        "model": options.model,
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
+        "items": len(task.items),
+        "repeats": options.repeats,
+        "loop_seconds": [row[0][0] for row in rows],
+        "runner_seconds": [row[1][0] for row in rows],
+        "times_as_fast": seconds[0] / seconds[1],
+        "same_answers": sum(said[key] == told[key] for key in said) / len(said),
+        "scores": {"loop": task.score(said).percent, "runner": task.score(told).percent},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "eval_speed.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / "eval_speed.md").write_text(markdown(results, seconds))
+    print(markdown(results, seconds))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--items", type=int, default=240)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser.parse_args()
+
+
+def timed(answer: Callable[[Task], Answers], task: Task) -> tuple[float, Answers]:
+    """Seconds and answers of one pass."""
+    started = time.perf_counter()
+    found = answer(task)
+    return time.perf_counter() - started, found
+
+
+def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answers]:
+    """What `vlpress eval` does; every pass starts without any picture seen."""
+    model = load_model(folder, device="cpu", dtype=dtype)
+    processor = Processor.from_folder(folder)
+
+    def answer(task: Task) -> Answers:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "predictions.jsonl"
+            responder = ModelResponder(model, processor)
+            found = answer_task(task, responder, path, {}, batch_size=batch_size)
+        return {key: prediction.prediction for key, prediction in found.items()}
+
+    return answer
+
+
+def transformers_loop(folder: Path, dtype: str) -> Callable[[Task], Answers]:
+    """One item after the other: processor, generate, decode."""
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=kind).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def one(item: Item) -> str:
+        shown = [picture.open() for picture in pictures(item)]
+        text = processor.apply_chat_template(
+            plain(item.messages), tokenize=False, add_generation_prompt=True
+        )
+        inputs = processor(text=[text], images=shown, return_tensors="pt").to(model.device, kind)
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=item.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+        )
+        told = tokens[0, inputs["input_ids"].shape[1] :]
+        return str(processor.tokenizer.decode(told, skip_special_tokens=True))
+
+    return lambda task: {item.id: one(item) for item in task.items}
+
+
+def plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as a chat template takes them, without the pictures themselves."""
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image"} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def markdown(results: dict[str, Any], seconds: Sequence[float]) -> str:
+    """The report."""
+    rows = [
+        [name, f"{value:.1f}", f"{results['items'] / value:.1f}", f"{results['scores'][key]:.1f}"]
+        for name, key, value in (
+            ("loop over transformers' generate", "loop", seconds[0]),
+            (f"vlpress, batches of {results['batch_size']}", "runner", seconds[1]),
+        )
+    ]
+    lines = [
+        "# Speed of an evaluation",
+        "",
+        describe(results),
+        "",
+        f"{results['items']} items of {BENCHMARK}, `{results['model']}` in {results['dtype']}, "
+        f"median of {results['repeats']}. vlpress is {results['times_as_fast']:.1f} times as fast; "
+        f"{results['same_answers']:.1%} of the answers are the same text.",
+        "",
+        tabulate(rows, ["", "seconds", "items per second", "score"], tablefmt="github",
+                 disable_numparse=True),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
