@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
+from .comparability import engine_name
+from .endpoint import PIXELS, request_fields
 from .results import StoredRun
 from .tasks import BUILTIN
 
@@ -19,18 +22,38 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
 
     Args:
         base: the original's run.
-        candidate: one with the same setup.
+        candidate: one with the same setup, or of another engine.
         margin: points that may be lost.
     """
-    setup = _setup_options(base)
     measured = all((t.folder / "fidelity.jsonl").is_file() for t in candidate.tasks.values())
-    reference = ["--reference", "base"] if measured else []
-    lines = [
-        ["vlpress", "eval", base.name, "-o", "base", *setup],
-        ["vlpress", "eval", candidate.name, "-o", "candidate", *setup, *reference],
-        ["vlpress", "compare", "base", "candidate", "-o", "report", "--margin", f"{margin:g}"],
+    evaluated = [
+        ["vlpress", "eval", *_model(run), "-o", name, *_setup_options(run)]
+        for name, run in (("base", base), ("candidate", candidate))
     ]
-    return " && ".join(shlex.join(line) for line in lines)
+    evaluated[1] += ["--reference", "base"] if measured else []
+    compared = ["vlpress", "compare", "base", "candidate", "-o", "report", "--margin"]
+    compared.append(f"{margin:g}")
+    if engine_name(base) != engine_name(candidate):
+        compared.append("--across-engines")
+    return " && ".join(shlex.join(line) for line in [*evaluated, compared])
+
+
+def _model(run: StoredRun) -> list[str]:
+    """What is evaluated: a model in this process, or a served one and how it was asked."""
+    if "engine" not in run.fingerprint:
+        return [run.name]
+    model, asked = run.fingerprint["model"], run.fingerprint["request"]
+    pixels = run.fingerprint["pixels"]
+    ours = request_fields(
+        seed=run.fingerprint["seed"], min_pixels=pixels["min"], max_pixels=pixels["max"]
+    )
+    extra: dict[str, Any] = {name: None for name in ours if name not in asked}
+    extra |= {name: value for name, value in asked.items() if ours.get(name) != value}
+    if PIXELS in extra:  # bounds are options of their own
+        bounds = ("min_pixels", "max_pixels")
+        extra[PIXELS] = {k: v for k, v in asked[PIXELS].items() if k not in bounds}
+    options = ["--endpoint", model["url"], "--model", model["name"]]
+    return options + (["--endpoint-extra", json.dumps(extra)] if extra else [])
 
 
 def _setup_options(run: StoredRun) -> list[str]:
@@ -45,7 +68,7 @@ def _setup_options(run: StoredRun) -> list[str]:
         "--batch-size": setup.get("batch_size"),
         "--prompt-style": task.get("prompt_style"),
         "--rules": task.get("profile"),
-        "--device": str(setup.get("device", "auto")).partition(":")[0],
+        "--device": str(setup["device"]).partition(":")[0] if "device" in setup else None,
         "--dtype": _DTYPES.get(str(setup.get("dtype"))),
         "--min-pixels": setup.get("pixels", {}).get("min"),
         "--max-pixels": setup.get("pixels", {}).get("max"),

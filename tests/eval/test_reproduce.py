@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, table
 from eval_files import package_files
+from eval_models import right
 from typer.testing import CliRunner
 from workbench import NAMES, Workbench, reseal
 
 from vlpress import cli
-from vlpress.eval import compare
+from vlpress.eval import compare, evaluate_endpoint, open_task
+from vlpress.eval.endpoint import Endpoint, request_fields
 from vlpress.eval.reproduce import reproduce_command
 from vlpress.eval.results import read_run
 from vlpress.model.processing import Processor
@@ -70,3 +73,36 @@ def test_command_makes_the_same_evaluation_again(
     assert read_run(again / "base").fingerprint == read_run(out).fingerprint
     tasks = [read_run(folder).tasks["builtin-mmmu"] for folder in (out, again / "base")]
     assert tasks[0].info == tasks[1].info
+
+
+def test_served_model_is_asked_again_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = open_task("builtin-ocrbench", limit=3, prompt_style="default", seed=5)
+    extra = {"repetition_penalty": None, "top_k": 1, "mm_processor_kwargs": {"fps": 1}}
+    fields = request_fields(seed=5, max_pixels=50176, extra=extra)
+    with ChatServer(table([task], right), models=[{"id": "m"}]) as server:
+        evaluate_endpoint(Endpoint(server.url, "m", fields), [task], tmp_path / "first", seed=5)
+        first = read_run(tmp_path / "first")
+        line = reproduce_command(first, first, 2)
+        found = CliRunner().invoke(cli.app, shlex.split(line.split(" && ")[0])[1:])
+        assert found.exit_code == 0, found.stderr
+    again = read_run(tmp_path / "base")
+    assert again.fingerprint == first.fingerprint
+    infos = [run.tasks["builtin-ocrbench"].info["fingerprint"] for run in (first, again)]
+    assert infos[0] == infos[1]
+    assert "--across-engines" not in line and "--dtype" not in line
+
+
+def test_runs_of_two_engines_are_compared_across_them(bench: Workbench) -> None:
+    task = open_task("builtin-ocrbench", max_new_tokens=3)
+    with ChatServer(table([task], right)) as server:
+        fields = request_fields()
+        evaluate_endpoint(Endpoint(server.url, "m", fields), [task], bench.folder / "served")
+    base, served = bench.run("local", names=NAMES[1:2]), bench.folder / "served"
+    line = reproduce_command(read_run(base), read_run(served), 2)
+    local, remote, last = (shlex.split(part) for part in line.split(" && "))
+    assert "--dtype" in local and "--endpoint" not in local
+    assert remote[2:6] == ["--endpoint", server.url, "--model", "m"]
+    assert last[-1] == "--across-engines"

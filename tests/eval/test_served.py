@@ -24,6 +24,7 @@ from vlpress.eval.predictions import Prediction, read_predictions
 from vlpress.eval.results import read_run
 from vlpress.eval.runner import ModelResponder
 from vlpress.eval.served import EndpointResponder, choose_model, served_fingerprint
+from vlpress.eval.tasks.pictures import Picture
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing import Processor
 
@@ -287,7 +288,7 @@ def test_served_model_says_what_the_local_one_says(checkpoint: Path, tmp_path: P
             return sent
         head, _, body = sent["image_url"]["url"].partition(",")
         assert head == "data:image/png;base64"
-        return {"type": "image", "image": base64.b64decode(body)}
+        return {"type": "image", "image": Picture.of(base64.b64decode(body))}
 
     def answer(body: dict[str, Any]) -> Reply:
         [message] = body["messages"]
