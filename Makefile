@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
 
-.PHONY: demo test test-slow lint type format bench interop peers clean
+.PHONY: demo test test-slow lint type format bench interop endpoint peers clean
 
 # --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
@@ -35,6 +35,10 @@ bench: $(VENV)/.installed-test
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.
 interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed
 	$(BIN)/python benchmarks/interop/run.py
+
+# A served model gives the answers of the same model in this process; docs/endpoint.md.
+endpoint: .interop/transformers-serving/.installed
+	.interop/transformers-serving/bin/python benchmarks/interop/with_server.py
 
 # Other libraries quantize the same model on the same samples; docs/peers.md.
 peers: $(VENV)/.installed-test $(PEERS:%=.interop/%/.installed)

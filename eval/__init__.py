@@ -5,6 +5,7 @@ from .evaluation import EvalResult, evaluate
 from .extract import extract_choice
 from .plain_rows import circular_hits, mmmu_exact_hit
 from .report import compare
+from .served import evaluate_endpoint
 from .tasks import open_task
 from .tasks.ocrbench import ocrbench_hit
 
@@ -14,6 +15,7 @@ __all__ = [
     "compare",
     "compare_many",
     "evaluate",
+    "evaluate_endpoint",
     "extract_choice",
     "mmmu_exact_hit",
     "ocrbench_hit",

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .fidelity import divergence_interval, unit_divergences
+from .divergences import divergence_interval, kind_of, unit_divergences
 from .html import comparison_page
 from .markdown import render_comparison
 from .pareto import pareto_front
@@ -35,6 +35,7 @@ def compare_many(
     out_dir: str | Path,
     *,
     margin: float = MARGIN,
+    across_engines: bool = False,
 ) -> dict[str, Any]:
     """Judge several candidates: a report folder for each, and their differences.
 
@@ -43,6 +44,7 @@ def compare_many(
         cand_dirs: evaluation folders of the candidates.
         out_dir: gets a folder per candidate, and `comparison.json`, `.md` and `.html`.
         margin: points that a candidate may lose.
+        across_engines: as `compare`.
 
     Returns:
         The content of `comparison.json`: headline per candidate, and for each pair of candidates
@@ -55,7 +57,14 @@ def compare_many(
     out = Path(out_dir)
     names = _labels([Path(p) for p in cand_dirs])
     reports = {
-        name: compare(base_dir, path, out / name, margin=margin, overview="../comparison.html")
+        name: compare(
+            base_dir,
+            path,
+            out / name,
+            margin=margin,
+            across_engines=across_engines,
+            overview="../comparison.html",
+        )
         for name, path in zip(names, cand_dirs, strict=True)
     }
     runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}
@@ -106,6 +115,7 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
         "fidelity": report["fidelity"]
         and {k: v for k, v in report["fidelity"].items() if k != "per_benchmark"},
         "size": report["size"],
+        "notes": report["notes"],
     }
 
 
@@ -142,7 +152,9 @@ def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:
     left, right = read_fidelity(first), read_fidelity(second)
     if left is None or right is None:
         return {"kl_delta": None, "kl_delta_ci95": None}
-    a, b = unit_divergences(first.items, left), unit_divergences(second.items, right)
+    kind = kind_of([*left.values(), *right.values()])
+    a = unit_divergences(first.items, left, kind)
+    b = unit_divergences(second.items, right, kind)
     values = [b[unit] - a[unit] for unit in a if unit in b]
     interval = divergence_interval(values)
     return {

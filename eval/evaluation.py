@@ -21,7 +21,9 @@ from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.formats.checkpoint import REPORT_FILE
 from ..quant.loading import open_model, resolve_folder
-from .fidelity import ANSWER_TOKENS, measure_task, summarize_fidelity
+from .divergences import summarize_fidelity
+from .fidelity import FOLDER as LOGPROBS
+from .fidelity import keep_logprobs, measure_task
 from .fingerprint import (
     folder_identity,
     run_fingerprint,
@@ -29,6 +31,8 @@ from .fingerprint import (
     weight_bytes,
     weight_count,
 )
+from .forced import ANSWER_TOKENS
+from .logprobs import LogProbReader
 from .pictures import store_pictures
 from .predictions import differences, refuse_difference
 from .results import (
@@ -58,7 +62,7 @@ class EvalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value, as `scores.json` holds it."""
-        return {
+        scores = {
             "schema": SCHEMA,
             "model": self.run["model"]["name"],
             "benchmarks": dict(self.benchmarks),
@@ -66,6 +70,7 @@ class EvalResult:
             "speed": self.run["speed"],
             "memory": self.run["memory"],
         }
+        return scores | ({"endpoint": self.run["endpoint"]} if "endpoint" in self.run else {})
 
 
 def evaluate(
@@ -76,7 +81,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     reference: str | Path | None = None,
-    reference_model: QwenVL | None = None,
+    is_reference: bool = False,
     name: str | None = None,
     source: str | Path | None = None,
     seed: int = 0,
@@ -93,8 +98,9 @@ def evaluate(
         out_dir: made if absent, resumed if it holds the same setup.
         batch_size: prompts per batch.
         reference: folder of the original model's finished evaluation of the same tasks; adds the
-            divergence from it.
-        reference_model: the original model; None opens the one that `reference` names.
+            divergence from it. What the original expected is kept there; if it is not yet, the
+            model that the folder names is opened for that.
+        is_reference: others will be measured against this model: keep what it expects at once.
         name: what reports call the model, and how it can be opened again.
         source: the checkpoint folder, for its identity and size; None takes both from memory.
         seed: recorded in the fingerprint.
@@ -107,8 +113,7 @@ def evaluate(
         ValueError: the folder or the reference was made with another setup, or the reference's
             model is gone or has changed.
     """
-    if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
-        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
+    refuse_repeated(tasks)
     out, folder = Path(out_dir), None if source is None else Path(source)
     setup = run_fingerprint(
         model,
@@ -118,7 +123,7 @@ def evaluate(
         source=folder,
         extra=fingerprint_extra,
     )
-    info = _open_run(out, setup, tasks)
+    info = open_run(out, setup, tasks)
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
@@ -126,9 +131,9 @@ def evaluate(
         "weights": weight_count(model),
     }
     base = None if reference is None else _read_reference(Path(reference), setup, tasks)
-    if base is not None and reference_model is None:
+    if base is not None and not _is_kept(base, tasks):
         _find_reference(base)  # before hours of answering, not after
-    _write_items(out, info, tasks)
+    write_items(out, info, tasks)
     _keep_record(out, folder)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -143,16 +148,33 @@ def evaluate(
             on_progress=on_progress,
         )
     info["memory"] = _memory(model, info.get("memory"))
+    if is_reference:
+        _keep(read_run(out), tasks, model, processor, batch_size, on_progress)
     if base is not None:
-        original = reference_model or open_model(
-            _find_reference(base), device=model.device, dtype=model.dtype
-        )
-        _measure(out, tasks, base, original, model, processor, setup, batch_size, on_progress)
-    return _finish(out, info)
+        if not _is_kept(base, tasks):
+            original = open_model(_find_reference(base), device=model.device, dtype=model.dtype)
+            _keep(base, tasks, original, processor, batch_size, on_progress)
+            del original
+        _measure(out, tasks, base, model, processor, setup, batch_size, on_progress)
+    return finish(out, info)
 
 
-def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The folder's run.json with this call's tasks added, or a fresh one."""
+def refuse_repeated(tasks: Sequence[Task]) -> None:
+    """Refuse a benchmark that is given twice.
+
+    Raises:
+        ValueError: one is.
+    """
+    if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
+
+
+def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """The folder's run.json with this call's tasks added, or a fresh one.
+
+    Raises:
+        ValueError: the folder or a task in it was made with another setup.
+    """
     info: dict[str, Any] = {"schema": SCHEMA, "fingerprint": setup, "tasks": {}}
     if (out / "run.json").is_file():
         info = read_info(out)
@@ -173,7 +195,8 @@ def _open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[s
     return info
 
 
-def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+def write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+    """Write what scoring needs of the questions, and `run.json`, before the first answer."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         # First of all, so that a kill never leaves a folder that is not known as an evaluation.
@@ -182,7 +205,7 @@ def _write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> N
         folder = out / task.name
         folder.mkdir(parents=True, exist_ok=True)
         names = store_pictures(task, folder)
-        items = [{**item.fields, "pictures": names[item.id]} for item in task.items]
+        items = [{**fields, "pictures": names.get(fields["id"], [])} for fields in task.fields]
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
         write_text(folder / "items.jsonl", "".join(lines))
     write_json(out / "run.json", info)
@@ -196,6 +219,11 @@ def _keep_record(out: Path, folder: Path | None) -> None:
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
     base = read_run(path)
+    if "engine" in base.fingerprint:
+        raise ValueError(
+            f"{path} was answered by a server; the divergence needs the original model itself: "
+            "evaluate it in this process and give that folder"
+        )
     changed = setup_differences(base.fingerprint, setup)
     for task in tasks:
         if task.name not in base.tasks:
@@ -229,11 +257,45 @@ def _find_reference(base: StoredRun) -> Path:
     return folder
 
 
+def _is_kept(base: StoredRun, tasks: Sequence[Task]) -> bool:
+    """Whether all that the base expected is on disk."""
+    for task in tasks:
+        try:
+            kept = LogProbReader(base.tasks[task.name].folder / LOGPROBS)
+        except (FileNotFoundError, ValueError):
+            return False
+        if not all(item.id in kept for item in task.items):
+            return False
+    return True
+
+
+def _keep(
+    base: StoredRun,
+    tasks: Sequence[Task],
+    model: QwenVL,
+    processor: Processor,
+    batch_size: int,
+    on_progress: OnProgress | None,
+) -> None:
+    """Have the base read its own answers."""
+    for task in tasks:
+        stored = base.tasks[task.name]
+        keep_logprobs(
+            task,
+            model,
+            processor,
+            stored.predictions,
+            stored.folder / LOGPROBS,
+            {**base.fingerprint, "task": dict(task.fingerprint), "answer_tokens": ANSWER_TOKENS},
+            batch_size=batch_size,
+            on_progress=on_progress,
+        )
+
+
 def _measure(
     out: Path,
     tasks: Sequence[Task],
     base: StoredRun,
-    original: QwenVL,
     model: QwenVL,
     processor: Processor,
     setup: Mapping[str, Any],
@@ -241,25 +303,28 @@ def _measure(
     on_progress: OnProgress | None,
 ) -> None:
     for task in tasks:
+        stored = base.tasks[task.name]
+        kept = LogProbReader(stored.folder / LOGPROBS)
         measure_task(
             task,
-            original,
             model,
             processor,
-            base.tasks[task.name].predictions,
+            stored.predictions,
+            kept,
             out / task.name / "fidelity.jsonl",
             {
                 **setup,
                 "task": dict(task.fingerprint),
                 "reference": base.fingerprint["model"],
                 "answer_tokens": ANSWER_TOKENS,
+                "kl_kind": kept.kind,
             },
             batch_size=batch_size,
             on_progress=on_progress,
         )
 
 
-def _finish(out: Path, info: dict[str, Any]) -> EvalResult:
+def finish(out: Path, info: dict[str, Any]) -> EvalResult:
     """Score all finished tasks in the folder, those of earlier calls too, and sum up."""
     write_json(out / "run.json", info)
     run = read_run(out)

@@ -7,7 +7,6 @@ this run or before it was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,8 @@ from torch import Tensor
 from ..model.inputs import Prompt, Visual
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from .tasks.pictures import Picture
 from .tasks.task import Item
-from .tasks.tsv import open_image
 
 CACHE_BYTES = 2 << 30
 
@@ -68,7 +67,7 @@ class FeatureCache:
         prompts: list[Prompt] = []
         features: list[list[list[Tensor]]] = [[] for _ in self._models]
         for row, item in enumerate(items):
-            entries = [self._entry(data) for data in pictures(item)]
+            entries = [self._entry(picture) for picture in pictures(item)]
             prompts.append(
                 self._processor.encode(
                     item.messages,
@@ -82,14 +81,14 @@ class FeatureCache:
         return prompts, features
 
     @torch.inference_mode()
-    def _entry(self, data: bytes) -> _Entry:
-        key = picture_key(data)
+    def _entry(self, picture: Picture) -> _Entry:
+        key = picture.digest
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
         # Decoded here and not by the processor, which would paint a background under
         # transparent pixels: the published scores were taken without.
-        visual = self._processor.image(open_image(data))
+        visual = self._processor.image(picture.open())
         features = tuple(model.encode([visual])[0] for model in self._models)
         self.encoded += 1
         count = visual.patches.shape[0]
@@ -104,16 +103,11 @@ class FeatureCache:
             self._bytes -= entry.nbytes
 
 
-def pictures(item: Item) -> Iterator[bytes]:
-    """The encoded pictures of an item, in order of appearance."""
+def pictures(item: Item) -> Iterator[Picture]:
+    """The pictures of an item, in order of appearance."""
     for message in item.messages:
         if isinstance(message["content"], str):
             continue
         for part in message["content"]:
             if part["type"] == "image":
                 yield part["image"]
-
-
-def picture_key(data: bytes) -> str:
-    """What identifies a picture: its encoded bytes."""
-    return hashlib.sha256(data).hexdigest()

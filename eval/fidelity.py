@@ -1,44 +1,41 @@
 """How far a candidate's distributions are from the base's, token by token.
 
 Both models read the base's own stored answers (teacher forcing), and at each answer token the
-full-vocabulary divergence KL(base || candidate) is taken, in nats, over raw float32 logits. This
-sees damage long before argmax answers change (Dutta et al., "Accuracy is Not All You Need",
-arXiv 2407.09141). The end-of-turn token is kept apart: it is nearly certain in both models and
-would flatter short answers. Both models are held in memory at once, so that nothing is rounded
-on the way.
+divergence KL(base || candidate) is taken in nats over raw logits. This sees damage long before
+argmax answers change (Dutta et al., "Accuracy is Not All You Need", arXiv 2407.09141). The base
+reads first and leaves its log-probabilities on disk (`logprobs`), so that the two models need not
+be in memory together and many candidates share one reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.inputs import Prompt
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from .features import FeatureCache
+from .forced import ANSWER_TOKENS, Forced, read_answers
+from .logprobs import Expected, LogProbReader, LogProbWriter, choose_kind, lump
 from .predictions import Prediction, Record, RecordStore
 from .runner import OnProgress, plan_batches, plan_windows
-from .statistics import Interval, mean_interval
 from .tasks.task import Fields, Item, Task
 
-ANSWER_TOKENS = 512  # of an answer compared at most; bounds the logits held at once
+FOLDER = "logprobs"
 _ROWS = 256  # positions whose divergence is taken at a time
 
 
 def divergence(base: Tensor, candidate: Tensor) -> Tensor:
-    """KL(base || candidate) of each position in nats.
+    """KL(base || candidate) of each position in nats, over the full vocabulary.
 
     Args:
-        base: logits `[positions, vocab]`.
+        base: logits or log-probabilities `[positions, vocab]`.
         candidate: the same of the other model.
 
     Returns:
@@ -59,12 +56,84 @@ def divergence(base: Tensor, candidate: Tensor) -> Tensor:
     return result
 
 
+def lumped_divergence(logprobs: Tensor, ids: Tensor, rest: Tensor, candidate: Tensor) -> Tensor:
+    """KL of each position with all but the base's top tokens taken as one.
+
+    Args:
+        logprobs: the base's, of its top tokens, `[positions, top]`.
+        ids: which tokens those are.
+        rest: the base's probability of all others, `[positions]`.
+        candidate: logits `[positions, vocab]`.
+
+    Returns:
+        float32 `[positions]`, not negative and not above the full divergence.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    q = F.log_softmax(candidate.float(), dim=-1).gather(-1, ids)
+    p = logprobs.double()
+    p_rest = rest.double()
+    q_rest = (1 - q.double().exp().sum(-1)).clamp_min(1e-12)
+    kl = (p.exp() * (p - q)).sum(-1)
+    kl += torch.where(p_rest > 0, p_rest * (p_rest.clamp_min(1e-12) / q_rest).log(), 0.0)
+    if not bool(torch.isfinite(kl).all()):
+        raise ValueError("a model gives logits that are not finite; its weights are unusable")
+    return kl.clamp_min(0.0).float()
+
+
+def keep_logprobs(
+    task: Task,
+    model: QwenVL,
+    processor: Processor,
+    answers: Mapping[str, Prediction],
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    *,
+    batch_size: int,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Have the base read its answers and keep what it expected; resumes.
+
+    Args:
+        task: the items.
+        model: the base.
+        processor: of the base.
+        answers: the base's stored answers by item id.
+        folder: where to keep it.
+        fingerprint: everything that the numbers depend on.
+        batch_size: prompts per batch.
+        on_progress: told after every batch.
+
+    Raises:
+        ValueError: the folder was made with another fingerprint.
+    """
+    tokens = sum(_length(answers[item.id]) for item in task.items) + 2 * len(task.items)
+    kind = choose_kind(tokens, model.config.text.vocab_size)
+    cache, letters = FeatureCache(processor, [model]), _Letters(processor)
+    with LogProbWriter(folder, kind, fingerprint) as store:
+        for batch in _batches(task, cache, batch_size, lambda item: item.id in store):
+            said = [answers[item.id] for item in batch]
+            read = read_answers(model, cache, batch, said)
+            spelled = [
+                letters.logprobs(item.fields, answer.first)
+                for item, answer in zip(batch, read, strict=True)
+            ]
+            store.append([item.id for item in batch], read, spelled)
+            if on_progress:
+                on_progress(task.name, len(store), len(task.items), "")
+
+
+def _length(answer: Prediction) -> int:
+    return min(answer.n_tokens or ANSWER_TOKENS, ANSWER_TOKENS)
+
+
 def measure_task(
     task: Task,
-    base: QwenVL,
     candidate: QwenVL,
     processor: Processor,
     answers: Mapping[str, Prediction],
+    reference: LogProbReader,
     path: Path,
     fingerprint: Mapping[str, Any],
     *,
@@ -75,118 +144,135 @@ def measure_task(
 
     Args:
         task: the items.
-        base: the original model.
-        candidate: the model to judge; may be the same one.
+        candidate: the model to judge; may be the base itself.
         processor: of both.
         answers: the base's stored answers by item id.
+        reference: what the base expected.
         path: the records file, resumed if present.
         fingerprint: of the measurement.
         batch_size: prompts per batch.
         on_progress: told after every batch.
 
     Returns:
-        All records by item id: `kl` and `top1` per answer token, `end` for the end of turn.
+        All records by item id, see `compare_answer`.
 
     Raises:
         ValueError: another fingerprint, or logits that are not finite.
     """
-    cache = FeatureCache(processor, [base, candidate])
+    cache = FeatureCache(processor, [candidate])
+    letters = _Letters(processor)
     with RecordStore(path, "fidelity", fingerprint) as store:
-        for window in plan_windows(task.items, batch_size):
-            if all(item.id in store.records for item in window):
-                continue
-            lengths = [len(cache.prompts([item])[0][0]) for item in window]
-            for batch in plan_batches(window, lengths, batch_size):
-                pending = [item for item in batch if item.id not in store.records]
-                if not pending:
-                    continue
-                chosen = [answers[item.id] for item in pending]
-                store.append(_measure_batch(base, candidate, cache, pending, chosen))
-                if on_progress:
-                    on_progress(task.name, len(store.records), len(task.items), "")
+        for batch in _batches(task, cache, batch_size, lambda item: item.id in store.records):
+            read = read_answers(candidate, cache, batch, [answers[item.id] for item in batch])
+            records = []
+            for item, ours in zip(batch, read, strict=True):
+                base = reference.read(item.id, ours.logits.device)
+                spelled = letters.logprobs(item.fields, ours.first)
+                record = {"id": item.id, **compare_answer(base, ours)}
+                records.append(record | _gold(item.fields, base.letters, spelled))
+            store.append(records)
+            if on_progress:
+                on_progress(task.name, len(store.records), len(task.items), "")
         return dict(store.records)
 
 
-@torch.inference_mode()
-def _measure_batch(
-    base: QwenVL,
-    candidate: QwenVL,
-    cache: FeatureCache,
-    items: Sequence[Item],
-    answers: Sequence[Prediction],
-) -> list[Record]:
-    asked, _ = cache.prompts(items)
-    full, (base_features, candidate_features) = cache.prompts(
-        items, [answer.prediction for answer in answers]
-    )
-    counts, ends = [], []
-    for row, (prompt, question, answer) in enumerate(zip(full, asked, answers, strict=True)):
-        # The last token is the end of turn; the base did not choose it if it was cut off.
-        count = len(prompt) - len(question) - int(not answer.stopped)
-        ends.append(answer.stopped and count <= ANSWER_TOKENS)
-        counts.append(min(count, ANSWER_TOKENS))
-        full[row] = _cut(prompt, len(question) + counts[row])
-    last = [count + 1 for count in counts]  # the row before the answer predicts its first token
-    theirs = base(full, base_features, last)
-    ours = candidate(full, candidate_features, last)
-    records = []
-    for item, p, q, end in zip(items, theirs, ours, ends, strict=True):
-        kl = divergence(p[:-1], q[:-1]).tolist()
-        top1 = (p[:-1].argmax(-1) == q[:-1].argmax(-1)).int().tolist()
-        tail = {"kl": kl.pop(), "top1": top1.pop()} if end else None
-        records.append({"id": item.id, "kl": kl, "top1": top1, "end": tail})
-    return records
+Skip = Callable[[Item], bool]
 
 
-def _cut(prompt: Prompt, tokens: int) -> Prompt:
-    return replace(
-        prompt,
-        input_ids=prompt.input_ids[:tokens],
-        position_ids=prompt.position_ids[:, :tokens],
-    )
+def _batches(task: Task, cache: FeatureCache, batch_size: int, done: Skip) -> Iterator[list[Item]]:
+    """Batches of what is not done; planned from the whole task, as answers are."""
+    for window in plan_windows(task.items, batch_size):
+        if all(done(item) for item in window):
+            continue
+        lengths = [len(cache.prompts([item])[0][0]) for item in window]
+        for batch in plan_batches(window, lengths, batch_size):
+            if pending := [item for item in batch if not done(item)]:
+                yield pending
 
 
-def summarize_fidelity(records: Iterable[Record]) -> dict[str, Any] | None:
-    """Pool records over their answer tokens; None if there is not one token.
+def compare_answer(base: Expected, candidate: Forced) -> Record:
+    """What is kept of one answer.
+
+    Args:
+        base: what the base expected.
+        candidate: what the candidate gives for the same tokens.
 
     Returns:
-        `tokens`, `kl_kind`, `kl_mean`, `kl_median`, `kl_p99`, `kl_max` (nats), `top1_agreement`
-        (fraction), and under `end_of_turn` the same for that token alone.
+        Per token of the answer, the end of turn apart: `kl` (nats, full or lumped as the base's
+        store), `kl_lumped` where `kl` is full, `top1` (whether both find the same token likeliest)
+        and `dp`, the candidate's probability of the token minus the base's. `end` has the same
+        for the end of turn.
+
+    Raises:
+        ValueError: the models do not read the same tokens, or logits are not finite.
     """
-    stored = list(records)
-    tokens = _pool([k for r in stored for k in r["kl"]], [t for r in stored for t in r["top1"]])
-    if tokens is None:
-        return None
-    ends = [r["end"] for r in stored if r["end"]]
-    return {**tokens, "end_of_turn": _pool([e["kl"] for e in ends], [e["top1"] for e in ends])}
+    if not torch.equal(base.tokens, candidate.tokens):
+        raise ValueError(
+            "the candidate's tokenizer makes other tokens of the base's answers; their divergence "
+            "cannot be measured"
+        )
+    kl, lumped = _divergences(base, candidate.logits)
+    top1 = (base.top1 == candidate.logits.argmax(-1)).int().tolist()
+    ours = candidate.logits.float().log_softmax(-1).gather(-1, base.tokens[:, None])[:, 0]
+    dp = (ours.exp() - base.said.exp()).tolist()
+    tokens: dict[str, list[Any]] = {"kl": kl, "top1": top1, "dp": dp}
+    if lumped is not None:
+        tokens["kl_lumped"] = lumped
+    end = {name: values.pop() for name, values in tokens.items()} if base.ended else None
+    return {**tokens, "end": end}
 
 
-def _pool(kl: Sequence[float], top1: Sequence[int]) -> dict[str, Any] | None:
-    if not kl:
-        return None
-    return {
-        "tokens": len(kl),
-        "kl_kind": "full",
-        "kl_mean": fmean(kl),
-        "kl_median": float(np.median(kl)),
-        "kl_p99": float(np.percentile(kl, 99)),
-        "kl_max": max(kl),
-        "top1_agreement": fmean(top1),
-    }
+def _divergences(base: Expected, logits: Tensor) -> tuple[list[float], list[float] | None]:
+    """By the kind of the store, and lumped as well where it is full."""
+    if base.ids is not None and base.rest is not None:
+        return lumped_divergence(base.logprobs, base.ids, base.rest, logits).tolist(), None
+    full = divergence(base.logprobs, logits).tolist()
+    return full, lumped_divergence(*lump(base.logprobs), logits).tolist()
 
 
-def unit_divergences(items: Sequence[Fields], records: Mapping[str, Record]) -> dict[str, float]:
-    """Mean divergence per unit: the rotations of a question are no independent samples.
+def _gold(
+    fields: Fields, base: Mapping[str, float], candidate: Mapping[str, float]
+) -> dict[str, list[float]]:
+    """The gold letter's log-probability in the first place, base and candidate.
 
-    Items without answer tokens are left out, and units made of such only.
+    `gold` among all tokens, `choice` among the option letters; empty where there are none.
     """
-    values: dict[str, list[float]] = {}
-    for item in items:
-        if kl := records[item["id"]]["kl"]:
-            values.setdefault(item["unit"], []).append(fmean(kl))
-    return {unit: fmean(means) for unit, means in values.items()}
+    gold = _gold_letter(fields)
+    if gold not in base or gold not in candidate:
+        return {}
+    pair = (base, candidate)
+    among = [v[gold] - math.log(sum(math.exp(x) for x in v.values())) for v in pair]
+    return {"gold": [v[gold] for v in pair], "choice": among}
 
 
-def divergence_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """Interval of the mean over units; None for fewer than two."""
-    return mean_interval(values, seed=seed) if len(values) > 1 else None
+class _Letters:
+    """Option letters in the first place of an answer, where a tokenizer has a token for each."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._tokenizer = processor.tokenizer
+        self._known: dict[str, int | None] = {}
+
+    def logprobs(self, fields: Fields, logits: Tensor) -> dict[str, float]:
+        """Log-probability of each option letter; empty for questions without.
+
+        Args:
+            fields: of the item.
+            logits: before the first token of the answer, `[vocab]`.
+        """
+        letters = list(fields.get("choices") or {})
+        tokens = [self._token(letter) for letter in letters]
+        if len(letters) < 2 or None in tokens:
+            return {}
+        found = logits.float().log_softmax(-1)[tokens].tolist()
+        return dict(zip(letters, found, strict=True))
+
+    def _token(self, letter: str) -> int | None:
+        if letter not in self._known:
+            ids = self._tokenizer.encode(letter, add_special_tokens=False)
+            self._known[letter] = ids[0] if len(ids) == 1 else None
+        return self._known[letter]
+
+
+def _gold_letter(fields: Fields) -> str:
+    answers: Sequence[Any] = fields.get("answers") or [fields.get("answer")]
+    return str(answers[0]) if len(answers) == 1 else ""

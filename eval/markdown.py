@@ -47,7 +47,7 @@ def render_comparison(comparison: Report) -> str:
             for b in entry["benchmarks"].values()
         ]
         kl = f"{fidelity['kl_mean']:.5f}" if fidelity else "not measured"
-        bits = f"{entry['size']['bits_per_weight']:.2f}"
+        bits = _known(entry["size"]["bits_per_weight"], ".2f")
         rows.append([escape(name), entry["verdict"], *scores, kl, bits])
     benchmarks = next(iter(comparison["candidates"].values()))["benchmarks"]
     head = ["candidate", "verdict", *map(escape, benchmarks), "KL, nats", "bits per weight"]
@@ -55,6 +55,11 @@ def render_comparison(comparison: Report) -> str:
         f"# Candidates against {escape(comparison['base'])}",
         *_synthetic(comparison),
         _table(rows, head),
+        *(
+            f"**Note on {escape(name)}**: {escape(note, 1000)}."
+            for name, entry in comparison["candidates"].items()
+            for note in entry["notes"]
+        ),
     ]
     if comparison["pairs"]:
         lines += ["## Differences between candidates, second minus first", _pairs(comparison)]
@@ -79,6 +84,7 @@ def _head(report: Report) -> str:
         f"one-sided 95 % bound of its Δ is above -{margin}, FAIL if the upper one is below.",
         *_synthetic(report),
         *_limited(report),
+        *(f"**Note**: {escape(note, 1000)}." for note in report["notes"]),
     ]
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         lines.append("**Blank pictures**: every picture was replaced by grey.")
@@ -188,25 +194,29 @@ def _fidelity(fidelity: Report | None) -> str:
 def _costs(report: Report) -> str:
     size, speed, memory = report["size"], report["speed"], report["memory"]
     rows = [
-        ["weights, bytes", size["base_bytes"], size["candidate_bytes"]],
+        ["weights, bytes", _known(size["base_bytes"]), _known(size["candidate_bytes"])],
         ["peak memory, bytes", *(_peak(memory[side]) for side in ("base", "candidate"))],
         ["items per second", *(f"{speed[s]['items_per_second']:.2f}" for s in speed)],
-        ["tokens per second", *(f"{speed[s]['tokens_per_second']:.1f}" for s in speed)],
+        ["tokens per second", *(_known(speed[s]["tokens_per_second"], ".1f") for s in speed)],
     ]
     kind = memory["candidate"].get("kind", "unknown")
     return "\n\n".join(
         [
             "## Size, speed, memory",
             _table(rows, ["", "base", "candidate"]),
-            f"{size['bits_per_weight']:.2f} bits per weight over the whole model, what was not "
-            "quantized included. "
-            f"Peak memory: {kind}.",
+            f"{_known(size['bits_per_weight'], '.2f')} bits per weight over the whole model, what "
+            f"was not quantized included. Peak memory: {kind}.",
         ]
     )
 
 
+def _known(value: float | None, form: str = "") -> str:
+    """A number, or that a served model does not tell it."""
+    return "unknown" if value is None else f"{value:{form}}"
+
+
 def _peak(memory: Report) -> str:
-    return str(memory.get("peak_bytes", ""))
+    return _known(memory["peak_bytes"]) if "peak_bytes" in memory else ""
 
 
 def _health(benchmarks: Mapping[str, Report]) -> str:
@@ -222,7 +232,7 @@ def _health(benchmarks: Mapping[str, Report]) -> str:
                     h["refusals"],
                     h["truncated"],
                     h["empty"],
-                    f"{h['mean_tokens']:.1f}",
+                    _known(h["mean_tokens"], ".1f"),
                 ]
             )
     head = ["benchmark", "model", "not parsed", "refused", "cut off", "empty", "mean tokens"]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .features import picture_key, pictures
+from .features import pictures
 from .results import PART
+from .tasks.pictures import Picture
 from .tasks.task import Task
-from .tasks.tsv import open_image
 
 FOLDER = "pictures"
 LONGEST = 384  # pixels of the longer side; smaller pictures keep their size
@@ -44,25 +44,25 @@ def store_pictures(task: Task, folder: Path) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     for item in task.items:
         names[item.id] = []
-        for data in pictures(item):
-            name = f"{picture_key(data)[:32]}.webp"
+        for picture in pictures(item):
+            name = f"{picture.digest[:32]}.webp"
             if name not in known:
-                _write(store / name, shrink(data))
+                _write(store / name, shrink(picture))
                 known.add(name)
             names[item.id].append(name)
     return names
 
 
-def shrink(data: bytes) -> bytes:
+def shrink(picture: Picture) -> bytes:
     """A picture as WebP, no side longer than `LONGEST` pixels.
 
     Raises:
         ValueError: it does not decode.
     """
-    picture = open_image(data)
-    picture.thumbnail((LONGEST, LONGEST))
+    image = picture.open()
+    image.thumbnail((LONGEST, LONGEST))
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=QUALITY)
+    image.save(buffer, format="WEBP", quality=QUALITY)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .extract import DEFAULT_PROFILE
 from .tasks import mmbench, mmmu
-from .tasks.tsv import Row
+from .tasks.table import Row
 
 
 def circular_hits(

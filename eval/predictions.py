@@ -17,6 +17,8 @@ from typing import Any, Self
 
 SCHEMA = 1
 
+OPTIONAL = ("prompt_tokens", "first_logprobs")  # fields of a prediction
+
 Record = dict[str, Any]
 
 
@@ -26,9 +28,11 @@ class Prediction:
 
     id: str
     prediction: str
-    n_tokens: int  # generated, the stop token excluded
+    n_tokens: int | None  # generated; servers count the stop token too, or do not say (None)
     stopped: bool  # ended by itself; False: cut off at the item's cap
     seconds: float  # its share of the wall-clock time, the encoding of pictures included
+    prompt_tokens: int | None = None  # pictures included; None: a server that does not say
+    first_logprobs: Mapping[str, float] | None = None  # of the likeliest first tokens, by text
 
 
 class RecordStore:
@@ -90,8 +94,9 @@ class RecordStore:
 
 
 def prediction_record(prediction: Prediction) -> Record:
-    """The JSON form of a prediction."""
-    return asdict(prediction)
+    """The JSON form of a prediction; what is optional and unknown is left out."""
+    record = asdict(prediction)
+    return {k: v for k, v in record.items() if v is not None or k not in OPTIONAL}
 
 
 def read_records(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Record]]:

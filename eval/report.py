@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .fidelity import divergence_interval, summarize_fidelity, unit_divergences
-from .fingerprint import MODEL_KEYS, setup_differences
+from .comparability import check_comparable
+from .fidelity_section import fidelity_section
+from .fingerprint import MODEL_KEYS
 from .html import report_page
 from .markdown import render_report
-from .predictions import Record, differences, read_records
+from .perplexity import compare_text
 from .reproduce import reproduce_command
 from .results import (
     SCHEMA,
     StoredRun,
     StoredTask,
     health,
-    read_fidelity,
     read_run,
     speed,
     write_json,
@@ -41,7 +41,7 @@ from .statistics import (
     overall,
     paired_interval,
 )
-from .tasks.task import Fields, TaskScore, Unit, percent
+from .tasks.task import Fields, TaskScore, Unit, is_broken, percent
 
 MARGIN = 2.0  # points
 
@@ -52,6 +52,7 @@ def compare(
     out_dir: str | Path,
     *,
     margin: float = MARGIN,
+    across_engines: bool = False,
     about: Mapping[str, Any] | None = None,
     overview: str | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def compare(
         cand_dir: evaluation folder of the candidate.
         out_dir: gets `report.json`, `report.md`, `report.html` and `flips.jsonl`.
         margin: points that the candidate may lose, not negative.
+        across_engines: whether the two may have been answered by different engines, such as this
+            process and a server; the report then notes what else differs.
         about: further keys of the report that its maker knows: `recipe`, `calibration`,
             `command`.
         overview: relative address of a page that this report belongs to.
@@ -74,7 +77,7 @@ def compare(
         ValueError: the runs are unfinished or not comparable, or the margin is negative.
     """
     base, candidate = read_run(base_dir), read_run(cand_dir)
-    report, flips = build_report(base, candidate, margin)
+    report, flips = build_report(base, candidate, margin, across_engines=across_engines)
     report |= about or {}
     page = report_page(report, flips, base, candidate, overview=overview)
     out = Path(out_dir)
@@ -88,14 +91,18 @@ def compare(
 
 
 def build_report(
-    base: StoredRun, candidate: StoredRun, margin: float = MARGIN
+    base: StoredRun,
+    candidate: StoredRun,
+    margin: float = MARGIN,
+    *,
+    across_engines: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compute a report and the list of changed answers from two stored runs.
 
     Raises:
         ValueError: the runs are unfinished or not comparable, or the margin is negative.
     """
-    refuse_incomparable(base, candidate)
+    notes = check_comparable(base, candidate, across_engines=across_engines)
     benchmarks: dict[str, Any] = {}
     flips: list[dict[str, Any]] = []
     for name, task in base.tasks.items():
@@ -110,9 +117,11 @@ def build_report(
         "candidate": candidate.name,
         "verdict": verdict,
         "margin": margin,
+        "notes": notes,
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
-        "fidelity": _fidelity(base, candidate),
+        "fidelity": fidelity_section(base, candidate),
+        "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
         "speed": {"base": speed(base), "candidate": speed(candidate)},
         "memory": {"base": _memory(base), "candidate": _memory(candidate)},
@@ -120,33 +129,6 @@ def build_report(
         "command": reproduce_command(base, candidate, margin),
     }
     return report, flips
-
-
-def refuse_incomparable(base: StoredRun, candidate: StoredRun) -> None:
-    """Demand the same setup, benchmarks, questions and rules.
-
-    Raises:
-        ValueError: they differ; the message says in what.
-    """
-    if set(base.tasks) != set(candidate.tasks):
-        raise ValueError(
-            f"{base.path} holds {', '.join(sorted(base.tasks)) or 'nothing'} and "
-            f"{candidate.path} {', '.join(sorted(candidate.tasks)) or 'nothing'}; "
-            "evaluate both on the same benchmarks"
-        )
-    changed = setup_differences(base.fingerprint, candidate.fingerprint)
-    for name, task in base.tasks.items():
-        other = candidate.tasks[name]
-        parts = differences(task.info["fingerprint"], other.info["fingerprint"])
-        changed += [f"{name}.{part}" for part in parts]
-        if not parts and task.questions != other.questions:
-            changed.append(f"{name}: the stored questions")
-    if changed:
-        shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
-        raise ValueError(
-            f"{base.path} and {candidate.path} were evaluated with different setups ({shown}); "
-            "evaluate one of them again with the other's settings"
-        )
 
 
 def _benchmark(
@@ -160,7 +142,7 @@ def _benchmark(
         [unit.correct for unit in base_score.units], [unit.correct for unit in cand_score.units]
     )
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
-    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.items]
+    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
     return {
         "metric": base_score.metric,
         "synthetic": base.info["synthetic"],
@@ -250,7 +232,8 @@ def _flips(
         differing = [
             row
             for row in b.rows
-            if base.predictions[row].prediction != candidate.predictions[row].prediction
+            if not is_broken(items[row])
+            and base.predictions[row].prediction != candidate.predictions[row].prediction
         ]
         # "B" and "B." are different texts that say the same: the row that decided is another one.
         # Only the case of a formula counts in its score and not in what it is taken to say.
@@ -279,51 +262,23 @@ def _word(unit: Unit) -> str:
 
 
 def _gold(item: Fields) -> str:
-    if "answers" in item:
-        return " / ".join(item["answers"])
-    choice = item["choices"].get(item["answer"])
-    return str(item["answer"]) if choice is None else f"{item['answer']}. {choice}"
-
-
-def _fidelity(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:
-    pooled: list[Record] = []
-    values: list[float] = []
-    per_benchmark = {}
-    for name, task in candidate.tasks.items():
-        records = read_fidelity(task)
-        if records is None:
-            continue
-        header, _ = read_records(task.folder / "fidelity.jsonl", "fidelity")
-        if header["reference"] != base.fingerprint["model"]:
-            raise ValueError(
-                f"{task.folder} measured its fidelity against another model than {base.path}; "
-                "evaluate the candidate again with this reference"
-            )
-        if summary := summarize_fidelity(records.values()):
-            units = list(unit_divergences(task.items, records).values())
-            per_benchmark[name] = {**summary, **_unit_mean(units)}
-            pooled += records.values()
-            values += units
-    total = summarize_fidelity(pooled)
-    return total and {**total, **_unit_mean(values), "per_benchmark": per_benchmark}
-
-
-def _unit_mean(values: Sequence[float]) -> dict[str, Any]:
-    interval = divergence_interval(values)
-    return {
-        "units": len(values),
-        "kl_unit_mean": sum(values) / len(values),
-        "kl_unit_mean_ci95": interval and [interval.low, interval.high],
-    }
+    choices = item.get("choices", {})
+    golds = [str(answer) for answer in item.get("answers") or [item.get("answer")]]
+    return " / ".join(f"{g}. {choices[g]}" if g in choices else g for g in golds)
 
 
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds."""
+    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds.
+
+    None is what is not known of a served model.
+    """
     base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
+    weights = base.info["model"]["weights"]
+    is_known = cand_bytes is not None and weights is not None
     return {
         "base_bytes": base_bytes,
         "candidate_bytes": cand_bytes,
-        "bits_per_weight": 8 * cand_bytes / base.info["model"]["weights"],
+        "bits_per_weight": 8 * cand_bytes / weights if is_known else None,
     }
 
 
@@ -335,8 +290,12 @@ def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     def model(run: StoredRun) -> dict[str, Any]:
         return {key: run.fingerprint.get(key) for key in MODEL_KEYS}
 
+    def setup(run: StoredRun) -> dict[str, Any]:
+        return {k: v for k, v in run.fingerprint.items() if k not in MODEL_KEYS}
+
     return {
-        "setup": {k: v for k, v in base.fingerprint.items() if k not in MODEL_KEYS},
+        "setup": setup(base),
+        **({} if setup(base) == setup(candidate) else {"candidate_setup": setup(candidate)}),
         "tasks": {name: task.info["fingerprint"] for name, task in base.tasks.items()},
         "base": model(base),
         "candidate": model(candidate),

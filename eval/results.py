@@ -19,7 +19,7 @@ from typing import Any
 
 from .predictions import Prediction, read_predictions, read_records
 from .tasks import KINDS
-from .tasks.task import Fields, TaskScore, Unit, percent, require_all
+from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
 QUANTIZATION = "quantization.json"
@@ -44,7 +44,12 @@ class StoredTask:
     @property
     def is_complete(self) -> bool:
         """Whether every item has been answered."""
-        return all(item["id"] in self.predictions for item in self.items)
+        return all(item["id"] in self.predictions for item in self.asked)
+
+    @property
+    def asked(self) -> tuple[Fields, ...]:
+        """The items that are not broken."""
+        return tuple(item for item in self.items if not is_broken(item))
 
     def score(self) -> TaskScore:
         """Score the stored predictions.
@@ -129,9 +134,9 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     _, records = read_records(path, "fidelity")
-    if len(records) != len(task.items):
+    if len(records) != len(task.asked):
         raise ValueError(
-            f"{path} covers {len(records)} of {len(task.items)} items; "
+            f"{path} covers {len(records)} of {len(task.asked)} items; "
             "run the evaluation again with its --reference to finish it"
         )
     return records
@@ -206,28 +211,37 @@ def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
     }
 
 
-def health(task: StoredTask, score: TaskScore) -> dict[str, float]:
+def health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
     """Signs that a model no longer answers properly, whatever it scores."""
-    answers = [task.predictions[item["id"]] for item in task.items]
+    answers = [task.predictions[item["id"]] for item in task.asked]
     return {
+        "broken": score.broken,
         "parse_failures": score.parse_failures,
         "refusals": score.refusals,
         "truncated": sum(not a.stopped for a in answers),
         "empty": sum(not a.prediction.strip() for a in answers),
-        "mean_tokens": fmean(a.n_tokens for a in answers),
-        "mean_characters": fmean(len(a.prediction) for a in answers),
+        "mean_tokens": _mean_known([a.n_tokens for a in answers]),
+        "mean_characters": _mean_known([len(a.prediction) for a in answers]),
     }
 
 
-def speed(run: StoredRun) -> dict[str, float]:
-    """Throughput over all stored answers."""
+def _mean_known(values: Sequence[int | None]) -> float | None:
+    """The mean; None if one of them is unknown, or there are none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def speed(run: StoredRun) -> dict[str, float | None]:
+    """Throughput over all stored answers; that of tokens is None where a server counts none."""
     answers = [p for task in run.tasks.values() for p in task.predictions.values()]
     seconds = sum(a.seconds for a in answers)
-    tokens = sum(a.n_tokens for a in answers)
+    counts = [a.n_tokens for a in answers if a.n_tokens is not None]
+    tokens = sum(counts) if len(counts) == len(answers) else None
+    rate = None if tokens is None else tokens / seconds if seconds else 0.0
     return {
         "items": len(answers),
         "tokens": tokens,
         "seconds": seconds,
         "items_per_second": len(answers) / seconds if seconds else 0.0,
-        "tokens_per_second": tokens / seconds if seconds else 0.0,
+        "tokens_per_second": rate,
     }

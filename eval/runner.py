@@ -8,7 +8,7 @@ is stopped and started again asks the rest in the same company.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import torch
 from ..model.generation import Sampling, generate
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
-from .features import FeatureCache, picture_key, pictures
+from .features import FeatureCache, pictures
 from .predictions import Prediction, RecordStore, prediction_record
 from .tasks.task import Item, Task
 
@@ -33,8 +33,10 @@ class Answer:
     """What a model said to one item."""
 
     text: str
-    n_tokens: int
+    n_tokens: int | None  # None: a server that does not say
     stopped: bool  # ended by itself, not at the item's cap
+    prompt_tokens: int | None = None  # pictures included
+    first_logprobs: Mapping[str, float] | None = None  # the likeliest first tokens, where offered
 
 
 class Responder(Protocol):
@@ -77,8 +79,8 @@ class ModelResponder:
             sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
         )
         return [
-            Answer(self._processor.decode(a.token_ids), len(a.token_ids), a.stopped)
-            for a in answers
+            Answer(self._processor.decode(a.token_ids), len(a.token_ids), a.stopped, len(prompt))
+            for a, prompt in zip(answers, prompts, strict=True)
         ]
 
 
@@ -136,7 +138,15 @@ def answer_task(
                 store.append(
                     [
                         prediction_record(
-                            Prediction(item.id, a.text, a.n_tokens, a.stopped, round(seconds, 6))
+                            Prediction(
+                                item.id,
+                                a.text,
+                                a.n_tokens,
+                                a.stopped,
+                                round(seconds, 6),
+                                a.prompt_tokens,
+                                a.first_logprobs,
+                            )
                         )
                         for item, a in zip(pending, answers, strict=True)
                     ]
@@ -150,7 +160,7 @@ def plan_windows(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
     first: dict[str, int] = {}
     order = []
     for place, item in enumerate(items):
-        key = next((picture_key(data) for data in pictures(item)), f"none {place}")
+        key = next((picture.digest for picture in pictures(item)), f"none {place}")
         order.append((first.setdefault(key, place), place))
     ordered = [items[place] for _, place in sorted(order)]
     size = WINDOW * batch_size

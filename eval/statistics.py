@@ -4,7 +4,8 @@ Differences are candidate minus base. For right/wrong answers the interval is Ta
 interval for the difference of paired proportions (Tango, "Equivalence test and confidence
 interval for the difference in proportions for the paired-sample design", Statistics in Medicine
 17, 1998): unlike the normal approximation it keeps its coverage when few answers differ, and it
-does not collapse to a point when none do. The verdict is one of non-inferiority.
+does not collapse to a point when none do. Units that hang together (`clusters`) make it wider.
+The verdict is one of non-inferiority.
 """
 
 from __future__ import annotations
@@ -81,23 +82,28 @@ def count_outcomes(base: Sequence[bool], candidate: Sequence[bool]) -> PairedOut
     )
 
 
-def paired_interval(outcome: PairedOutcome, level: float = 0.95) -> Interval:
+def paired_interval(
+    outcome: PairedOutcome, level: float = 0.95, *, design_effect: float = 1.0
+) -> Interval:
     """Tango's two-sided score interval for the difference of paired proportions.
 
     Args:
         outcome: the counts.
         level: coverage, as a fraction.
+        design_effect: how many units say as much as one independent unit, see `clusters`.
 
     Returns:
         Bounds in [-1, 1] that contain `outcome.delta`.
     """
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(norm.ppf(0.5 + level / 2)) * math.sqrt(design_effect)
     return Interval(_score_bound(outcome, z, -1), _score_bound(outcome, z, +1))
 
 
-def one_sided_bounds(outcome: PairedOutcome, level: float = 0.95) -> Interval:
+def one_sided_bounds(
+    outcome: PairedOutcome, level: float = 0.95, *, design_effect: float = 1.0
+) -> Interval:
     """One-sided score bounds at `level` each: a lower and an upper one, not a joint interval."""
-    return paired_interval(outcome, 2 * level - 1)
+    return paired_interval(outcome, 2 * level - 1, design_effect=design_effect)
 
 
 def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:

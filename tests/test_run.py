@@ -189,7 +189,7 @@ def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_pa
     (task,) = open_tasks(QUESTIONS, Source.find(str(checkpoint), Settings(device="cpu")))
     (picture,) = pictures(task.items[2])
     lines = tmp_path / "leak.jsonl"
-    (tmp_path / "leaked.png").write_bytes(picture)
+    (tmp_path / "leaked.png").write_bytes(picture.read())
     sample = {"image": "leaked.png", "question": "What is it?", "answer": "It is known."}
     lines.write_text(json.dumps(sample) + "\n")
     leaking = request_for(

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..extract import REFUSAL, extract_choice
 from .prompts import QWEN2, SELECT, SELECT_CN, Content, has_chinese, images_first, question_block
-from .task import Fields, TaskScore, Unit, accuracy_table, by_unit, percent
-from .tsv import Row, Table, check_answers, fail_rows
+from .table import Findings, Row, Table, answer_faults, fail_rows
+from .task import Fields, TaskScore, Unit, accuracy_table, by_unit, is_broken, percent
 
 METRIC = "circular accuracy"
 REQUIRED = ("question", "A", "B", "answer", "category")
@@ -36,17 +36,17 @@ def fields(row: Row) -> Fields:
         "id": str(row.index),
         "unit": group,
         "base": str(row.index) == group,
-        "question": row["question"],
+        "question": row.get("question"),
         "hint": row.get("hint"),
         "choices": row.options,
-        "answer": row["answer"],
+        "answer": row.get("answer"),
         "category": row.get("category", "none"),
         "group": row.l2_category or "none",
         "split": row.get("split"),
     }
 
 
-def check(table: Table, *, published: bool) -> list[str]:
+def check(table: Table, *, published: bool) -> Findings:
     """Check rows and circular groups.
 
     Args:
@@ -54,13 +54,10 @@ def check(table: Table, *, published: bool) -> list[str]:
         published: it is byte for byte a known release; quirks inside its groups are then
             notes, because everybody's scores include them.
 
-    Returns:
-        Notes for the report.
-
     Raises:
-        ValueError: rows that cannot be scored, or groups that are not rotations of one question.
+        ValueError: rows that belong to no question.
     """
-    check_answers(table.path, table.rows)
+    found = Findings(faults=answer_faults(table.rows))
     if not all(isinstance(row.index, int) or row.get("g_index") for row in table.rows):
         raise ValueError(
             f"{table.path.name}: rows are neither numbered nor grouped by a g_index column; "
@@ -71,29 +68,30 @@ def check(table: Table, *, published: bool) -> list[str]:
         groups.setdefault(_group(row), []).append(row)
     orphans = [g for g, rows in groups.items() if all(str(r.index) != g for r in rows)]
     fail_rows(table.path, "are questions without their base row", orphans)
-    notes = []
-    for what, bad in _group_faults(groups):
-        if bad and not published:
-            fail_rows(table.path, what, bad)
-        if bad:
-            notes.append(f"{len(bad)} questions {what}, in the published file itself")
+    bad_rows = found.faults.keys()
+    whole = {g: rows for g, rows in groups.items() if not bad_rows & {r.index for r in rows}}
+    for what, bad in _group_faults(whole):
+        if bad and published:
+            found.notes.append(f"{len(bad)} questions: each {what}, in the published file itself")
+        elif bad:
+            found.faults |= {row.index: f"its question {what}" for g in bad for row in groups[g]}
     single = [g for g, rows in groups.items() if len(rows) == 1 and len(rows[0].options) > 1]
     if single:
-        notes.append(
+        found.notes.append(
             f"{len(single)} of {len(groups)} questions stand in the file once, without rotations: "
             "for them circular accuracy is vanilla accuracy"
         )
-    return notes
+    return found
 
 
 def _group_faults(groups: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, list[str]]]:
     rolled = {g: rows for g, rows in groups.items() if len(rows) > 1}
     yield (
-        "have not one row per option",
+        "has not one row per option",
         [g for g, rows in rolled.items() if {len(r.options) for r in rows} != {len(rows)}],
     )
     yield (
-        "have options that differ between rotations",
+        "has options that differ between rotations",
         [
             g
             for g, rows in rolled.items()
@@ -101,7 +99,7 @@ def _group_faults(groups: Mapping[str, Sequence[Row]]) -> Iterable[tuple[str, li
         ],
     )
     yield (
-        "have a right answer that differs between rotations",
+        "has a right answer that differs between rotations",
         [g for g, rows in rolled.items() if len({r.options[r["answer"]] for r in rows}) > 1],
     )
 
@@ -118,11 +116,12 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
     Questions whose base row is absent are not counted, as in the reference; `check` refuses
     files with such questions.
     """
+    asked = [item for item in items if not is_broken(item)]
     letters = {
         item["id"]: extract_choice(predictions[item["id"]], item["choices"], profile)
-        for item in items
+        for item in asked
     }
-    hits = {item["id"]: letters[item["id"]] == item["answer"] for item in items}
+    hits = {i["id"]: i["id"] in letters and letters[i["id"]] == i["answer"] for i in items}
     units, table_rows, base_hits = [], [], []
     for unit_id, rows in by_unit(items).items():
         base = next((row for row in rows if row["base"]), None)
@@ -134,7 +133,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
             category=base["category"],
             group=base["group"],
             rows=tuple(row["id"] for row in rows),
-            answers=tuple(_said(row, letters[row["id"]], predictions) for row in rows),
+            answers=tuple(_said(row, letters, predictions) for row in rows),
         )
         units.append(unit)
         base_hits.append(hits[base["id"]])
@@ -150,6 +149,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
         metric=METRIC,
         units=tuple(units),
         n_rows=len(items),
+        broken=len(items) - len(asked),
         parse_failures=sum(letter is None for letter in letters.values()),
         refusals=sum(letter == REFUSAL for letter in letters.values()),
         extra={"vanilla_0": percent(base_hits), "vanilla_all": percent(hits.values())},
@@ -157,8 +157,11 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
     )
 
 
-def _said(item: Fields, letter: str | None, predictions: Mapping[str, str]) -> str:
+def _said(item: Fields, letters: Mapping[str, str | None], predictions: Mapping[str, str]) -> str:
     """The option's text, so that rotations and models compare; else the answer itself."""
+    if item["id"] not in letters:
+        return ""
+    letter = letters[item["id"]]
     if letter is not None and letter in item["choices"]:
         return str(item["choices"][letter])
     return predictions[item["id"]].strip()

@@ -18,8 +18,8 @@ from ..extract import REFUSAL, extract_choice
 from .answers import accepted_answers
 from .mmmu_official import official_choice, official_open_hit
 from .prompts import QWEN2, SELECT, Content, images_first, interleave, question_block
-from .task import Fields, TaskScore, Unit, accuracy_table, percent
-from .tsv import Row, Table, check_answers
+from .table import Findings, Row, Table, answer_faults
+from .task import Fields, TaskScore, Unit, accuracy_table, is_broken, percent
 
 METRIC = "accuracy"
 REQUIRED = ("question", "A", "B", "answer", "category")
@@ -40,28 +40,25 @@ def fields(row: Row) -> Fields:
     return {
         "id": str(row.index),
         "unit": str(row.index),
-        "question": row["question"],
+        "question": row.get("question"),
         "choices": row.options,
-        "answer": row["answer"],
+        "answer": row.get("answer"),
         "category": row.get("category", "none"),
         "group": row.l2_category or "none",
         "split": row.get("split"),
     }
 
 
-def check(table: Table, *, published: bool) -> list[str]:
-    """Check answers and that placeholders name pictures the row holds.
-
-    Raises:
-        ValueError: rows that cannot be asked or scored.
-    """
-    check_answers(table.path, table.rows, open_allowed=True)
+def check(table: Table, *, published: bool) -> Findings:
+    """Check answers, and that placeholders name pictures the row holds."""
+    found = Findings(faults=answer_faults(table.rows, open_allowed=True))
     for row in table.rows:
-        try:
-            interleave(row, question_block(row))
-        except ValueError as error:
-            raise ValueError(f"{table.path.name}: {error}") from error
-    return []
+        if row.index not in found.faults and row.index not in table.faults:
+            try:
+                interleave(row, question_block(row))
+            except ValueError as error:
+                found.faults[row.index] = str(error)
+    return found
 
 
 def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:
@@ -74,12 +71,13 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
     free: list[bool] = []
     official: list[bool] = []
     for item in items:
-        said = predictions[item["id"]]
+        broken = is_broken(item)
+        said = "" if broken else predictions[item["id"]]
         choices, gold = as_choice(item)
         letter = extract_choice(said, choices, profile)
-        letters.append(letter)
-        hit = letter == gold
-        official.append(official_hit(item, said))
+        letters += [] if broken else [letter]
+        hit = letter == gold and not broken
+        official.append(official_hit(item, said) and not broken)
         (closed if item["choices"] else free).append(hit)
         units.append(
             Unit(
@@ -106,6 +104,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
         metric=METRIC,
         units=tuple(units),
         n_rows=len(items),
+        broken=len(items) - len(letters),
         parse_failures=sum(letter is None for letter in letters),
         refusals=sum(letter == REFUSAL for letter in letters),
         extra=extra,

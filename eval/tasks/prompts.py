@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .tsv import Row
+from .pictures import Picture
+from .table import Row
 
 QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"
@@ -110,13 +111,14 @@ def prompt_hash(builder: Builder, style: str) -> str:
         {"question": "问", "A": "甲", "B": "<image 2>"},
         {"question": "<image 1> q"},
     ]
-    rows = [Row(i, values, (b"1", b"2")) for i, values in enumerate(probes)]
+    pictures = (Picture.of(b"1"), Picture.of(b"2"))
+    rows = [Row(i, values, pictures) for i, values in enumerate(probes)]
     rendered = [[repr(part) for part in builder(row, style)] for row in rows]
     return hashlib.sha256(json.dumps(rendered).encode()).hexdigest()
 
 
-def _image(data: bytes) -> dict[str, Any]:
-    return {"type": "image", "image": data}
+def _image(picture: Picture) -> dict[str, Any]:
+    return {"type": "image", "image": picture}
 
 
 def _text(text: str) -> dict[str, Any]:

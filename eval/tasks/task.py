@@ -1,8 +1,9 @@
 """What a benchmark is to the rest of the room: items to answer and a way to score answers.
 
-Scoring reads only an item's `fields` (plain JSON), so a run folder that stores them can be
-scored again without the benchmark file. The unit of analysis is what counts once in the
-headline number: a circular group in MMBench, a row elsewhere.
+Scoring reads only `fields` (plain JSON), so a run folder that stores them can be scored again
+without the benchmark file. A row that is broken (`table`) has fields but is not asked. The unit
+of analysis is what counts once in the headline number: a circular group in MMBench, a row
+elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Item:
     """One question to put to the model."""
 
     id: str
-    messages: list[Message]  # chat form; pictures as encoded bytes
+    messages: list[Message]  # chat form; pictures as `pictures.Picture`
     max_new_tokens: int
     fields: Fields  # JSON values: unit, question, choices, answer, category, group, ...
 
@@ -45,7 +46,8 @@ class TaskScore:
 
     metric: str
     units: tuple[Unit, ...]
-    n_rows: int
+    n_rows: int  # broken ones included
+    broken: int  # rows that cannot be asked or scored; they count as wrong
     parse_failures: int  # rows whose answer names no option by the rules
     refusals: int  # rows that decline to answer
     extra: Mapping[str, float]  # further metrics in percent
@@ -67,7 +69,8 @@ class Task:
     name: str  # key in reports
     kind: str  # which scorer applies: mmbench, ocrbench or mmmu
     metric: str
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  # to ask
+    fields: tuple[Fields, ...]  # to score: those of all items and of the broken rows
     profile: str  # extraction rules
     synthetic: bool  # drawn pictures, not the published benchmark
     fingerprint: Mapping[str, Any]  # everything that changes prompts, pictures or scores
@@ -80,9 +83,13 @@ class Task:
         Raises:
             ValueError: an item has no answer.
         """
-        fields = [item.fields for item in self.items]
-        require_all(self.name, fields, predictions)
-        return self.scorer(fields, predictions, self.profile)
+        require_all(self.name, self.fields, predictions)
+        return self.scorer(self.fields, predictions, self.profile)
+
+
+def is_broken(fields: Fields) -> bool:
+    """Whether a row cannot be asked or scored."""
+    return bool(fields.get("fault"))
 
 
 def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str]) -> None:
@@ -96,7 +103,7 @@ def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str
     Raises:
         ValueError: an item has no prediction.
     """
-    ids = [f["id"] for f in fields]
+    ids = [f["id"] for f in fields if not is_broken(f)]
     missing = [i for i in ids if i not in predictions]
     if missing:
         raise ValueError(

@@ -21,7 +21,7 @@ import typer
 
 from . import __version__, options
 from .failures import DEFECT, VERDICT_CODES, Verbs
-from .requests import Calibration, Questions, RunRequest, Settings
+from .requests import Calibration, Questions, RunRequest, Served, Settings
 
 if TYPE_CHECKING:
     from .progress import Reporter
@@ -109,6 +109,7 @@ def run(
     recipe: options.Recipe = RunRequest.recipe,
     tp: options.Tp = None,
     bench: options.Bench = None,
+    data_root: options.DataRoot = Questions.data_root,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
     limit: options.Limit = Questions.limit,
@@ -140,7 +141,14 @@ def run(
         recipe=recipe,
         tp=tp,
         calibration=Calibration(calib, calib_samples),
-        questions=Questions(_tuple(bench), limit, batch_size, prompt_style, rules),
+        questions=Questions(
+            _tuple(bench),
+            data_root=data_root,
+            limit=limit,
+            batch_size=batch_size,
+            prompt_style=prompt_style,
+            rules=rules,
+        ),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         margin=margin,
         overwrite=overwrite,
@@ -237,7 +245,14 @@ def export(
 
 @app.command(name="eval")
 def evaluate(
-    model: options.Model,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A checkpoint folder, a hub id, 'tiny' or 'tiny-outliers'; or give --endpoint.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -248,6 +263,7 @@ def evaluate(
         ),
     ] = None,
     bench: options.Bench = None,
+    data_root: options.DataRoot = Questions.data_root,
     limit: options.Limit = Questions.limit,
     batch_size: options.BatchSize = Questions.batch_size,
     prompt_style: options.PromptStyle = Questions.prompt_style,
@@ -264,6 +280,13 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    endpoint: options.EndpointUrl = None,
+    served_model: options.ServedModel = Served.model,
+    concurrency: options.Concurrency = Served.concurrency,
+    timeout: options.Timeout = Served.timeout,
+    retries: options.Retries = Served.retries,
+    api_key_env: options.ApiKeyEnv = Served.api_key_env,
+    endpoint_extra: options.EndpointExtra = Served.extra,
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     max_pixels: options.MaxPixels = Settings.max_pixels,
@@ -274,26 +297,55 @@ def evaluate(
     fresh: options.Fresh = False,
 ) -> None:
     """Ask a model the benchmarks' questions; predictions are stored as they come."""
-    from .evaluations import evaluate_to
     from .tables import scores_table
 
+    _check_one_model(model, endpoint, served_model)
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
     with folder as kept, _unkept(out is None):
-        result = evaluate_to(
-            Path(kept),
-            model=model,
-            questions=Questions(
-                _tuple(bench), limit, batch_size, prompt_style, rules, blank_images
+        asked: dict[str, Any] = {
+            "questions": Questions(
+                _tuple(bench),
+                data_root=data_root,
+                limit=limit,
+                batch_size=batch_size,
+                prompt_style=prompt_style,
+                rules=rules,
+                blank_images=blank_images,
             ),
-            settings=Settings(device, dtype, min_pixels, max_pixels, seed),
-            reference=reference,
-            overwrite=overwrite,
-            fresh=fresh,
-            reporter=_reporter(),
-        )
+            "settings": Settings(device, dtype, min_pixels, max_pixels, seed),
+            "reference": reference,
+            "overwrite": overwrite,
+            "fresh": fresh,
+            "reporter": _reporter(),
+        }
+        if endpoint is not None:
+            from .serving import evaluate_served_to
+
+            served = Served(
+                endpoint,
+                served_model,
+                concurrency,
+                timeout,
+                retries,
+                api_key_env,
+                endpoint_extra,
+            )
+            result = evaluate_served_to(Path(kept), served=served, **asked)
+        else:
+            from .evaluations import evaluate_to
+
+            result = evaluate_to(Path(kept), model=str(model), **asked)
     _emit(result, json_output, scores_table)
+
+
+def _check_one_model(model: str | None, endpoint: str | None, served_model: str | None) -> None:
+    if (model is None) == (endpoint is None):
+        found = "both" if model else "neither"
+        raise typer.BadParameter(f"{found} given; give MODEL, or --endpoint URL --model NAME")
+    if endpoint is None and served_model is not None:
+        raise typer.BadParameter("--model names a served model; it needs --endpoint URL")
 
 
 @app.command()
@@ -304,12 +356,13 @@ def compare(
     ],
     out: options.Out,
     margin: options.Margin = RunRequest.margin,
+    across_engines: options.AcrossEngines = False,
     json_output: options.Json = False,
 ) -> None:
     """Judge stored predictions; needs no model. The exit code is the verdict."""
     from .evaluations import compare_all
 
-    result = compare_all(base, candidate, out, margin=margin)
+    result = compare_all(base, candidate, out, margin=margin, across_engines=across_engines)
     _show_report(result, out, json_output)
     raise typer.Exit(VERDICT_CODES[result["verdict"]])
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .eval import compare, compare_many, evaluate
 from .eval.fingerprint import run_fingerprint
+from .eval.perplexity import FILE as TEXT_FILE
 from .eval.predictions import differences
 from .eval.results import QUANTIZATION, read_info
 from .eval.tasks.task import Task
 from .folders import discard, refuse_foreign
-from .model.processing import Processor
-from .model.qwen_vl import QwenVL
 from .opening import Source, check_questions, open_tasks
 from .progress import Reporter
 from .requests import Questions, Settings
@@ -45,11 +44,17 @@ def evaluate_to(
     tasks = open_tasks(questions, source)
     processor = source.processor()
     loaded = source.load()
-    if (out / RUN_FILE).is_file():
-        stale = overwrite and _is_stale(out, loaded, processor, tasks, source, questions)
-        if fresh or stale:
-            # What marks the folder as ours goes last: a kill halfway must leave it known.
-            discard(out, [*read_info(out)["tasks"], QUANTIZATION, SCORES_FILE, RUN_FILE])
+
+    def setup() -> dict[str, Any]:
+        return run_fingerprint(
+            loaded,
+            processor,
+            batch_size=questions.batch_size,
+            seed=settings.seed or 0,
+            source=source.folder,
+        )
+
+    make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh)
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate(
             loaded,
@@ -66,31 +71,46 @@ def evaluate_to(
     return result.to_dict()
 
 
-def _is_stale(
+def make_room(
     out: Path,
-    model: QwenVL,
-    processor: Processor,
+    setup: Callable[[], Mapping[str, Any]],
     tasks: Sequence[Task],
-    source: Source,
-    questions: Questions,
-) -> bool:
-    """Whether a stored evaluation was made with another setup than the one asked for."""
+    *,
+    overwrite: bool,
+    fresh: bool,
+) -> None:
+    """Discard a stored evaluation: any if ``fresh``, one of another setup if ``overwrite``.
+
+    One of another setup that holds no answer yet is no work and goes too. ``setup`` is called only
+    if it matters: it may hash a whole checkpoint.
+    """
+    if not (out / RUN_FILE).is_file():
+        return
     stored = read_info(out)
-    setup = run_fingerprint(
-        model,
-        processor,
-        batch_size=questions.batch_size,
-        seed=source.settings.seed or 0,
-        source=source.folder,
-    )
-    if differences(stored["fingerprint"], setup):
-        return True
     known = {name: entry["fingerprint"] for name, entry in stored["tasks"].items()}
-    return any(differences(known.get(t.name, t.fingerprint), t.fingerprint) for t in tasks)
+    if not (fresh or overwrite) and _has_answers(out, known):
+        return
+    is_stale = not fresh and (
+        any(differences(known.get(t.name, t.fingerprint), t.fingerprint) for t in tasks)
+        or bool(differences(stored["fingerprint"], setup()))
+    )
+    if fresh or is_stale:
+        # What marks the folder as ours goes last: a kill halfway must leave it known.
+        discard(out, [*known, QUANTIZATION, TEXT_FILE, SCORES_FILE, RUN_FILE])
+
+
+def _has_answers(out: Path, names: Iterable[str]) -> bool:
+    files = [out / name / "predictions.jsonl" for name in names]
+    return any(path.is_file() and path.read_bytes().count(b"\n") > 1 for path in files)
 
 
 def compare_all(
-    base: Path, candidates: Sequence[Path], out: Path, *, margin: float
+    base: Path,
+    candidates: Sequence[Path],
+    out: Path,
+    *,
+    margin: float,
+    across_engines: bool = False,
 ) -> dict[str, Any]:
     """Judge one candidate (a report) or several (a comparison, with a report for each).
 
@@ -99,5 +119,5 @@ def compare_all(
         ValueError: the evaluations are unfinished or cannot be compared.
     """
     if len(candidates) == 1:
-        return compare(base, candidates[0], out, margin=margin)
-    return compare_many(base, candidates, out, margin=margin)
+        return compare(base, candidates[0], out, margin=margin, across_engines=across_engines)
+    return compare_many(base, candidates, out, margin=margin, across_engines=across_engines)

@@ -12,7 +12,7 @@ import torch
 from .calib.samples import Sample, image_digest, image_digests, load_samples
 from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
-from .eval.tasks import check_spec, open_task
+from .eval.tasks import find, open_task
 from .eval.tasks.prompts import default_prompt_style, prompt_style
 from .eval.tasks.task import Task
 from .model.config import ModelConfig
@@ -114,7 +114,8 @@ def check_questions(questions: Questions) -> None:
         FileNotFoundError: a benchmark file does not exist.
         ValueError: a name, rule profile or prompt style is unknown, or a benchmark is repeated.
     """
-    names = [check_spec(spec)[0] for spec in questions.benches or BUILTIN_BENCHES]
+    benches = questions.benches or BUILTIN_BENCHES
+    names = [find(spec, questions.data_root).name for spec in benches]
     if len(set(names)) < len(names):
         raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
     if questions.prompt_style is not None:
@@ -130,6 +131,16 @@ def open_tasks(questions: Questions, source: Source) -> list[Task]:
         ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
     """
     style = questions.prompt_style or default_prompt_style(source.config.family)
+    return open_tasks_in(style, questions, source.settings)
+
+
+def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[Task]:
+    """Open the benchmarks in a named prompt layout.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+    """
     return [
         open_task(
             spec,
@@ -137,7 +148,8 @@ def open_tasks(questions: Questions, source: Source) -> list[Task]:
             prompt_style=style,
             profile=questions.rules or DEFAULT_PROFILE,
             blank=questions.blank_images,
-            seed=source.settings.seed or 0,
+            seed=settings.seed or 0,
+            data_root=questions.data_root,
         )
         for spec in questions.benches or BUILTIN_BENCHES
     ]
@@ -152,13 +164,13 @@ def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
     seen = image_digests(samples)
     if not seen:
         return
-    checked: set[bytes] = set()
+    checked: set[str] = set()
     for task in tasks:
         for item in task.items:
-            for data in pictures(item):
-                if data not in checked and image_digest(data) in seen:
+            for picture in pictures(item):
+                if picture.digest not in checked and image_digest(picture.read()) in seen:
                     raise ValueError(
                         f"a calibration picture is also a picture of {task.name} item {item.id}; "
                         "take calibration samples that the evaluation does not use"
                     )
-                checked.add(data)
+                checked.add(picture.digest)

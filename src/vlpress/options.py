@@ -10,6 +10,7 @@ import typer
 
 from .quant.presets import PRESETS
 
+ENDPOINT = "A served model"
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -61,8 +62,18 @@ Bench = Annotated[
     list[str] | None,
     typer.Option(
         "--bench",
-        help="NAME or NAME=PATH; repeat it. "
-        "Built in: builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        help="NAME or NAME=PATH, PATH being a TSV, a folder of parquet files, a hub id, or "
+        "a .jsonl of your own; repeat it. Built in: "
+        "builtin-mmbench, builtin-ocrbench, builtin-mmmu.",
+        show_default=False,
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        envvar="LMUData",
+        help="Folder of published benchmark files, for --bench NAME without a path.",
         show_default=False,
     ),
 ]
@@ -142,4 +153,73 @@ PromptStyle = Annotated[
 Rules = Annotated[
     str | None,
     typer.Option("--rules", help="Answer-extraction profile.", show_default="2025-08"),
+]
+
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="Ask a served model over the OpenAI-compatible chat API, in the place of MODEL.",
+        show_default=False,
+        rich_help_panel=ENDPOINT,
+    ),
+]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="The served model's name.",
+        show_default="the server's only one",
+        rich_help_panel=ENDPOINT,
+    ),
+]
+Concurrency = Annotated[
+    int,
+    typer.Option(
+        "--concurrency", min=1, help="Requests under way at once.", rich_help_panel=ENDPOINT
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1.0, help="Seconds that one request may take.", rich_help_panel=ENDPOINT
+    ),
+]
+Retries = Annotated[
+    int,
+    typer.Option(
+        "--retries",
+        min=0,
+        help="Of a request that fails with 429, 5xx, a timeout or a lost connection.",
+        rich_help_panel=ENDPOINT,
+    ),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key-env",
+        metavar="NAME",
+        help="Environment variable that holds the API key.",
+        show_default="OPENAI_API_KEY, if set",
+        rich_help_panel=ENDPOINT,
+    ),
+]
+EndpointExtra = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint-extra",
+        metavar="JSON",
+        help="Further request fields; null leaves one of ours out. They are stored.",
+        show_default=False,
+        rich_help_panel=ENDPOINT,
+    ),
+]
+AcrossEngines = Annotated[
+    bool,
+    typer.Option(
+        "--across-engines",
+        help="Compare what different engines answered; the report notes what else differs.",
+    ),
 ]

@@ -40,6 +40,8 @@ class Questions:
 
     benches: tuple[str, ...] | None = None
     """NAME or NAME=PATH; None: the built-in ones."""
+    data_root: Path | None = None
+    """Folder that holds published benchmark files under their names."""
     limit: int | None = None
     """Questions per benchmark, spread over its categories; None = all."""
     batch_size: int = 32
@@ -49,6 +51,25 @@ class Questions:
     """Answer-extraction profile; None: the default one."""
     blank_images: bool = False
     """Replace every picture by grey: what is then still right was not seen but guessed."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model behind an OpenAI-compatible chat API, and how to ask it."""
+
+    url: str
+    model: str | None = None
+    """Its name there; None: the only one that the server offers."""
+    concurrency: int = 8
+    """Requests under way at once."""
+    timeout: float = 600.0
+    """Seconds for one request."""
+    retries: int = 6
+    """Of a request that fails in a way that may pass."""
+    api_key_env: str | None = None
+    """Environment variable that holds the API key; None: OPENAI_API_KEY, if it is set."""
+    extra: str | None = None
+    """Further request fields as a JSON object."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
 from .eval.results import read_fidelity, read_run, write_json
-from .eval.tasks import where_to_get
+from .eval.tasks.catalogue import where_to_get
 from .eval.tasks.task import Task
 from .folders import claim, is_same, refuse_foreign
 from .opening import Source, check_questions, open_tasks, refuse_leak
@@ -94,7 +94,7 @@ def _evaluate_both(
     """Evaluate the original and the written checkpoint in the same setup, and their distance."""
     folders = request.out / "eval"
     base = job.source.load()
-    with reporter.stages("original") as update:
+    with reporter.stages("original", again="expectations") as update:
         evaluate(
             base,
             job.processor,
@@ -104,8 +104,10 @@ def _evaluate_both(
             name=request.model,
             source=job.source.folder,
             seed=request.settings.seed or 0,
+            is_reference=True,
             on_progress=update,
         )
+    del base
     candidate = Source.find(str(checkpoint), request.settings)
     with reporter.stages("quantized", again="fidelity") as update:
         evaluate(
@@ -115,7 +117,6 @@ def _evaluate_both(
             folders / "candidate",
             batch_size=request.questions.batch_size,
             reference=folders / "base",
-            reference_model=base,
             name=str(checkpoint),
             source=checkpoint,
             seed=request.settings.seed or 0,

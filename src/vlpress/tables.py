@@ -45,6 +45,7 @@ def headline(report: Mapping[str, Any]) -> str:
     lines = [_table(rows, head), ""]
     if report.get("synthetic"):
         lines.append(SYNTHETIC)
+    lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [*_fidelity(report), *_size(report)]
     if warning := report.get("calibration", {}).get("warning"):
         lines.append(f"warning: {warning}")
@@ -91,6 +92,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     head = ["candidate", "benchmark", "base", "candidate", "delta", "95 % interval", "verdict"]
     lines = [_table(rows, head), ""]
     lines += [SYNTHETIC] * bool(comparison["synthetic"])
+    lines += [
+        f"note on {name}: {note}"
+        for name, entry in comparison["candidates"].items()
+        for note in entry.get("notes", ())
+    ]
     lines.append(f"verdict: {comparison['verdict']} (margin {comparison['margin']:g} points)")
     return "\n".join(lines)
 

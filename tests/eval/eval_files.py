@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import vlpress.eval.tasks as tasks
+from vlpress.eval.tasks import catalogue
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval_vectors.json"
 ANSWERS = ("cat", "dog", "bird", "fish")
@@ -133,5 +133,5 @@ def package_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = write_tsv(data / name, rows)
         md5s[name] = hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest()
     (data / "md5s.json").write_text(json.dumps(md5s), "utf-8")
-    monkeypatch.setattr(tasks, "DATA", data)
+    monkeypatch.setattr(catalogue, "DATA", data)
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tiny_models import make_random_model, write_checkpoint_folder
 
@@ -19,6 +20,20 @@ def right(item: Item) -> str:
     """The answer that scores."""
     answers = item.fields.get("answers")
     return str(answers[0] if answers else item.fields["answer"])
+
+
+def read_messages(item: Item) -> list[dict[str, Any]]:
+    """An item's messages with its pictures' bytes in them, as a processor takes them."""
+    return [
+        {
+            **message,
+            "content": [
+                {**part, "image": part["image"].read()} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in item.messages
+    ]
 
 
 class TableResponder:

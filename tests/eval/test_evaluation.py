@@ -93,20 +93,18 @@ def test_killed_at_any_write_leaves_an_evaluation_that_resumes(
 
 def test_random_model_end_to_end_with_fidelity(processor: Processor, tmp_path: Path) -> None:
     base, cand = small_model(), small_model(1)
-    run(processor, tmp_path / "base", model=base)
+    run(processor, tmp_path / "base", model=base, is_reference=True)
     same = run(
         processor,
         tmp_path / "same",
         model=base,
         reference=tmp_path / "base",
-        reference_model=base,
     )
     other = run(
         processor,
         tmp_path / "other",
         model=cand,
         reference=tmp_path / "base",
-        reference_model=base,
     )
     assert same.fidelity is not None and other.fidelity is not None
     for name in same.fidelity:

@@ -44,15 +44,18 @@ def test_ten_categories_in_five_groups() -> None:
     assert len(set(ocrbench.GROUPS.values())) == 5
 
 
-def test_unknown_category_and_missing_answer_are_named(tmp_path: Path) -> None:
+def test_unknown_category_and_missing_answer_break_their_rows(tmp_path: Path) -> None:
     rows = ocrbench_rows(4)
     table = read_table(write_tsv(tmp_path / "a.tsv", rows))
-    assert ocrbench.check(table, published=False) == []
-    rows[2]["category"] = "Runes"
+    assert ocrbench.check(table, published=False).faults == {}
+    rows[2]["category"], rows[1]["answer"] = "Runes", ""
     table = read_table(write_tsv(tmp_path / "a.tsv", rows))
-    with pytest.raises(ValueError, match="rows 2 have a category that OCRBench does not know"):
-        ocrbench.check(table, published=True)
-    rows[1]["answer"] = ""
-    table = read_table(write_tsv(tmp_path / "a.tsv", rows))
-    with pytest.raises(ValueError, match="rows 1 have no answer"):
-        ocrbench.check(table, published=True)
+    found = ocrbench.check(table, published=True)
+    assert found.faults == {1: "it has no answer", 2: "OCRBench has no category 'Runes'"}
+
+
+def test_broken_rows_are_wrong_though_an_empty_answer_always_matches() -> None:
+    item = {"id": "1", "unit": "1", "answers": [""], "category": "Doc-oriented VQA", "group": "g"}
+    assert ocrbench.score([item], {"1": "x"}, "2025-08").percent == 100.0
+    score = ocrbench.score([{**item, "fault": "it has no answer"}], {}, "2025-08")
+    assert (score.percent, score.broken, score.n_rows) == (0.0, 1, 1)

@@ -11,9 +11,10 @@ from PIL import Image
 from workbench import Workbench
 
 from vlpress.eval import compare, open_task
-from vlpress.eval.features import picture_key, pictures
+from vlpress.eval.features import pictures
 from vlpress.eval.pictures import LONGEST, read_picture, shrink, store_pictures
 from vlpress.eval.results import read_run
+from vlpress.eval.tasks.pictures import Picture
 from vlpress.model.processing import Processor
 
 
@@ -39,15 +40,15 @@ def test_each_distinct_picture_is_stored_once_under_its_digest(tmp_path: Path) -
     stored = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert len(task.items) == 32 and len(stored) == 8  # four rotations share a picture
     for item in task.items:
-        (data,) = pictures(item)
-        assert names[item.id] == [picture_key(data)[:32] + ".webp"]
+        (picture,) = pictures(item)
+        assert names[item.id] == [picture.digest[:32] + ".webp"]
     assert {name for group in names.values() for name in group} == stored
 
 
 def test_several_pictures_keep_their_order(tmp_path: Path) -> None:
     task = open_task("builtin-mmmu")
     names = store_pictures(task, tmp_path)
-    first, second = (picture_key(data)[:32] + ".webp" for data in pictures(task.items[0]))
+    first, second = (picture.digest[:32] + ".webp" for picture in pictures(task.items[0]))
     assert first != second and set(names[task.items[0].id]) == {first, second}
 
 
@@ -70,14 +71,14 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
 def test_pictures_are_shrunk_and_never_enlarged(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    with Image.open(io.BytesIO(shrink(png(size)))) as small:
+    with Image.open(io.BytesIO(shrink(Picture.of(png(size))))) as small:
         assert (small.format, small.size) == ("WEBP", expected)
         assert max(small.size) <= LONGEST
 
 
 def test_an_undecodable_picture_is_an_error() -> None:
     with pytest.raises(ValueError, match="picture does not decode"):
-        shrink(b"no picture")
+        shrink(Picture.of(b"no picture"))
 
 
 def test_stored_pictures_are_read_back_with_their_size(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_stored_pictures_are_read_back_with_their_size(tmp_path: Path) -> None:
 def test_foreign_names_and_damaged_files_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "task"
     (folder / "pictures").mkdir(parents=True)
-    good = shrink(png((9, 9)))
+    good = shrink(Picture.of(png((9, 9))))
     (tmp_path / "secret.webp").write_bytes(good)
     for name in ("../../secret.webp", "/etc/passwd", "x.webp", "", None, 3, ["a"]):
         assert read_picture(folder, name) is None

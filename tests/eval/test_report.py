@@ -210,13 +210,8 @@ def test_changed_questions_are_refused(bench: Workbench) -> None:
 
 
 def test_fidelity_and_several_candidates(bench: Workbench) -> None:
-    model = small_model()
-    base = bench.run("base", names=NAMES[1:])
-    options: dict[str, Any] = {
-        "names": NAMES[1:],
-        "reference": base,
-        "reference_model": model,
-    }
+    base = bench.run("base", names=NAMES[1:], is_reference=True)
+    options: dict[str, Any] = {"names": NAMES[1:], "reference": base}
     same = bench.run("same", **options)
     other = bench.run("other", lossy("1"), seed=1, **options)
     result = compare_many(base, [same, other], bench.folder / "r")
@@ -240,8 +235,8 @@ def test_fidelity_and_several_candidates(bench: Workbench) -> None:
 
 
 def test_fidelity_against_another_base_is_refused(bench: Workbench) -> None:
-    base = bench.run("base", names=NAMES[2:])
-    cand = bench.run("cand", names=NAMES[2:], reference=base, reference_model=small_model())
+    base = bench.run("base", names=NAMES[2:], is_reference=True)
+    cand = bench.run("cand", names=NAMES[2:], reference=base)
     bench.source = write_checkpoint_folder(bench.folder / "other", small_model(1))
     stranger = bench.run("stranger", names=NAMES[2:])
     with pytest.raises(ValueError, match="measured its fidelity against another model"):

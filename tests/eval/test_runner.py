@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from eval_files import package_files
-from eval_models import TableResponder, right, small_model
+from eval_models import TableResponder, read_messages, right, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,7 +128,8 @@ def test_model_answers_do_not_depend_on_batching(
     assert answers[0] == answers[1]
     assert len(set(answers[0].values())) > 1
     stored = read_predictions(tmp_path / "7.jsonl")
-    assert all(p.n_tokens <= 3 and p.seconds > 0 for p in stored.values())
+    assert all(p.n_tokens in (0, 1, 2, 3) and p.seconds > 0 for p in stored.values())
+    assert all(p.prompt_tokens and p.prompt_tokens > 20 for p in stored.values())
 
 
 def test_pictures_are_encoded_once(
@@ -166,7 +167,7 @@ def test_cached_pictures_give_the_prompts_of_the_processor(
     model = small_model()
     for item in open_task("builtin-mmmu").items:
         [prompt], [[features]] = FeatureCache(processor, [model]).prompts([item])
-        direct = processor.encode(item.messages)
+        direct = processor.encode(read_messages(item))
         assert torch.equal(prompt.input_ids, direct.input_ids)
         assert torch.equal(prompt.position_ids, direct.position_ids)
         ours = model([prompt], [features])[0]

@@ -1,0 +1,205 @@
+"""A served model against the same model in this process, item by item.
+
+    .interop/transformers-serving/bin/python benchmarks/interop/with_server.py
+
+Starts `transformers serve` with the built-in model in float32 on loopback, evaluates both on a
+sample of the built-in benchmarks, and writes results/endpoint.json beside this folder. Answers
+may differ only where two tokens are nearer than two ways to add may move them. Ends with 1 if
+scores or prompts differ, or answers by more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import torch
+
+from vlpress.eval.predictions import Prediction
+from vlpress.eval.results import StoredRun, read_run
+from vlpress.eval.tasks.task import Item
+from vlpress.evaluations import evaluate_to
+from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing import Processor
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.opening import open_tasks_in
+from vlpress.progress import Reporter
+from vlpress.requests import BUILTIN_BENCHES, Questions, Served, Settings
+from vlpress.serving import evaluate_served_to
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common.machine import provenance
+
+HERE = Path(__file__).resolve().parent
+STYLE = "vlmevalkit-default"
+QUESTIONS = 10  # of each benchmark; those of MMBench are asked in up to four rotations
+NEAR_TIE = 2e-4  # of the largest logit: 1e-4 on either side
+START_SECONDS = 600
+
+
+def main() -> None:
+    """Evaluate both, compare, write the result."""
+    options = parse()
+    torch.set_num_threads(1)
+    questions = Questions(BUILTIN_BENCHES, options.questions, 8, STYLE)
+    asked: dict[str, Any] = {
+        "questions": questions,
+        "reference": None,
+        "overwrite": False,
+        "fresh": True,
+        "reporter": Reporter(),
+    }
+    local, served = options.work / "local", options.work / "served"
+    in_fp32 = Settings(device="cpu", dtype="fp32")
+    evaluate_to(local, model="tiny", settings=in_fp32, **asked)
+    model = str(resolve_model("tiny"))
+    with serving(model, options.work / "server.log") as url:
+        endpoint = Served(url, model, extra='{"repetition_penalty": null}')
+        evaluate_served_to(served, served=endpoint, settings=Settings(), **asked)
+    margins = Margins(questions)
+    benchmarks = compare_runs(read_run(local), read_run(served), margins)
+    passed = all(entry["passed"] for entry in benchmarks.values())
+    server = {"name": "transformers serve", "version": version("transformers")}
+    result = provenance() | {"server": server, "model": "tiny", "dtype": "float32"}
+    result |= {"near_tie": NEAR_TIE, "benchmarks": benchmarks, "passed": passed}
+    options.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(json.dumps(benchmarks, indent=2, ensure_ascii=False))
+    sys.exit(0 if passed else 1)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--work", type=Path, default=HERE.parents[1] / ".interop" / "work-endpoint")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "endpoint.json")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+@contextmanager
+def serving(model: str, log: Path) -> Iterator[str]:
+    """Run the server; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, HERE / "serve_transformers.py", model, "--port", port]
+    command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
+    cache = log.with_name("hub")  # it lists this folder's models, and fails without the folder
+    cache.mkdir(exist_ok=True)
+    alone = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") as output:
+        server = subprocess.Popen(
+            list(map(str, command)), env={**os.environ, **alone}, stdout=output, stderr=output
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urlopen(url):
+                return
+        except URLError:
+            time.sleep(0.5)
+    sys.exit(f"the server did not start; {log} says why")
+
+
+class Margins:
+    """How near the local model was to saying what the server said; loaded when first asked."""
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._model: QwenVL | None = None
+
+    def __call__(self, item_id: str, ours: str, theirs: str) -> float:
+        """Difference of the two logits at the first token that differs, over the largest logit."""
+        if self._model is None:
+            folder = resolve_model("tiny")
+            self._model = load_model(folder, device="cpu", dtype="fp32")
+            self._processor = Processor.from_folder(folder)
+            tasks = open_tasks_in(STYLE, self._questions, Settings())
+            self._items = {f"{t.name} {item.id}": item for t in tasks for item in t.items}
+        return self._margin(self._model, self._items[item_id], ours, theirs)
+
+    @torch.inference_mode()
+    def _margin(self, model: QwenVL, item: Item, ours: str, theirs: str) -> float:
+        prompt = self._processor.encode(item.messages)
+        said = self._processor.encode(item.messages, answer=ours)
+        other = self._processor.encode(item.messages, answer=theirs)
+        length = min(len(said), len(other))
+        differs = said.input_ids[:length] != other.input_ids[:length]
+        place = int(differs.nonzero()[0])
+        if place < len(prompt):
+            raise AssertionError("prompts of one item differ")
+        logits = model([said])[0][place - 1]
+        gap = logits[said.input_ids[place]] - logits[other.input_ids[place]]
+        return float(gap.abs() / logits.abs().max())
+
+
+def compare_runs(local: StoredRun, served: StoredRun, margins: Any) -> dict[str, dict[str, Any]]:
+    """Compare scores, and answers and prompt lengths item by item."""
+    found = {}
+    for name, task in local.tasks.items():
+        other = served.tasks[name]
+        rows = compare_items(name, task.predictions, other.predictions, margins)
+        scores = task.score().percent, other.score().percent
+        same_lengths = sum(
+            ours.prompt_tokens == other.predictions[key].prompt_tokens
+            for key, ours in task.predictions.items()
+        )
+        found[name] = {
+            "items": len(task.items),
+            "local": scores[0],
+            "served": scores[1],
+            "same_answers": len(task.items) - len(rows),
+            "same_prompt_lengths": same_lengths,
+            "differing": rows,
+            "passed": scores[0] == scores[1]
+            and same_lengths == len(task.items)
+            and all(row["margin"] <= NEAR_TIE for row in rows),
+        }
+    return found
+
+
+def compare_items(
+    name: str,
+    local: Mapping[str, Prediction],
+    served: Mapping[str, Prediction],
+    margins: Any,
+) -> list[dict[str, Any]]:
+    """The items whose answers differ, each with how near the other answer was."""
+    return [
+        {
+            "item": key,
+            "local": ours.prediction,
+            "served": served[key].prediction,
+            "margin": margins(f"{name} {key}", ours.prediction, served[key].prediction),
+        }
+        for key, ours in local.items()
+        if ours.prediction != served[key].prediction
+    ]
+
+
+if __name__ == "__main__":
+    main()

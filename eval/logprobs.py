@@ -1,0 +1,199 @@
+"""What a base model expected, on disk: candidates are measured against it without the model.
+
+Of each answer token either all log-probabilities are kept, as fp16 ("full"), or those of the 1024
+likeliest tokens and one number for all others together ("lumped"). A task is of one kind as a
+whole: full if that stays below `FULL_BYTES`. Divergences of the two kinds do not compare, the
+lumped one is smaller; next to a full one the lumped one can be computed as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .forced import Forced
+from .predictions import Record, RecordStore, read_records
+
+FULL_BYTES = 2 << 30
+TOP = 1024
+INDEX = "index.jsonl"
+KIND = "log-probabilities"
+
+Kind = Literal["full", "lumped"]
+
+
+def choose_kind(tokens: int, vocabulary: int) -> Kind:
+    """Full if all log-probabilities of so many tokens fit in `FULL_BYTES`."""
+    return "full" if tokens * vocabulary * 2 <= FULL_BYTES else "lumped"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the base expected along one answer; `log_softmax` rows in float32."""
+
+    logprobs: Tensor
+    """``[tokens, vocab]`` if full, ``[tokens, TOP]`` of `ids` if lumped."""
+    ids: Tensor | None
+    """int64 ``[tokens, TOP]``; None if full."""
+    rest: Tensor | None
+    """Probability of all other tokens together, ``[tokens]``; None if full."""
+    tokens: Tensor
+    """The answer's tokens, int64 ``[tokens]``."""
+    said: Tensor
+    """Log-probability of each of them, not rounded, ``[tokens]``."""
+    letters: Mapping[str, float]
+    """Log-probability of each option letter in the first place, not rounded."""
+    ended: bool
+
+    @property
+    def top1(self) -> Tensor:
+        """The likeliest token of each row, ``[tokens]``."""
+        best = self.logprobs.argmax(-1)
+        return best if self.ids is None else self.ids.gather(-1, best[:, None])[:, 0]
+
+
+class LogProbWriter:
+    """Keeps what a base expected; a stopped run goes on where it was.
+
+    Args:
+        folder: made if absent; an index and one file per batch.
+        kind: of the whole task.
+        fingerprint: everything that the numbers depend on.
+
+    Raises:
+        ValueError: the folder was made with another fingerprint or kind.
+    """
+
+    def __init__(self, folder: Path, kind: Kind, fingerprint: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._kind = folder, kind
+        self._store = RecordStore(folder / INDEX, KIND, {**fingerprint, "kl_kind": kind})
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._store.records
+
+    def __len__(self) -> int:
+        return len(self._store.records)
+
+    def append(
+        self,
+        keys: Sequence[str],
+        answers: Sequence[Forced],
+        letters: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Add one batch and wait until it is on the disk.
+
+        Args:
+            keys: ids of the items.
+            answers: as the base read them.
+            letters: log-probability of each item's option letters in the first place.
+        """
+        name = f"{len(self._store.records):07d}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for key, answer in zip(keys, answers, strict=True):
+            for part, tensor in _packed(answer, self._kind).items():
+                tensors[f"{key}/{part}"] = tensor.contiguous().cpu()
+        temporary = self._folder / f"{name}.part"
+        save_file(tensors, temporary)
+        os.replace(temporary, self._folder / name)
+        self._store.append(
+            [
+                {"id": key, "file": name, "letters": dict(of_item), "ended": answer.ended}
+                for key, answer, of_item in zip(keys, answers, letters, strict=True)
+            ]
+        )
+
+    def close(self) -> None:
+        """Close the index."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _packed(answer: Forced, kind: Kind) -> dict[str, Tensor]:
+    rows = answer.logits.float().log_softmax(-1)
+    said = rows.gather(-1, answer.tokens[:, None])[:, 0]
+    parts = {"tokens": answer.tokens, "said": said}
+    if kind == "full":
+        return {"logprobs": rows.half(), **parts}
+    values, ids, rest = lump(rows)
+    return {"logprobs": values.half(), "ids": ids.to(torch.int32), "rest": rest, **parts}
+
+
+_PARTS: Mapping[Kind, tuple[str, ...]] = {
+    "full": ("logprobs", "tokens", "said"),
+    "lumped": ("logprobs", "tokens", "said", "ids", "rest"),
+}
+
+
+class LogProbReader:
+    """Reads what `LogProbWriter` wrote.
+
+    Raises:
+        FileNotFoundError: nothing was written.
+        ValueError: the index is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.fingerprint, self._records = read_records(folder / INDEX, KIND)
+        self.kind: Kind = self.fingerprint["kl_kind"]
+        self._folder = folder
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._records
+
+    def read(self, key: str, device: torch.device) -> Expected:
+        """What the base expected along one answer.
+
+        Full rows are normalized again: rounding to fp16 moves their sum by some 1e-4.
+
+        Raises:
+            ValueError: it was not stored, or its file is missing or damaged.
+        """
+        if key not in self._records:
+            raise ValueError(f"{self._folder} holds nothing for {key}; measure the base again")
+        record: Record = self._records[key]
+        path = self._folder / Path(str(record["file"])).name
+        try:
+            with safe_open(path, framework="pt") as file:
+                parts = {
+                    part: file.get_tensor(f"{key}/{part}").to(device) for part in _PARTS[self.kind]
+                }
+        except Exception as error:  # safetensors raises its own type for damage
+            raise ValueError(f"{path} is missing or damaged; measure the base again") from error
+        rows = parts["logprobs"].float()
+        full = self.kind == "full"
+        return Expected(
+            logprobs=rows.log_softmax(-1) if full else rows,
+            ids=None if full else parts["ids"].long(),
+            rest=None if full else parts["rest"],
+            tokens=parts["tokens"],
+            said=parts["said"],
+            letters=record["letters"],
+            ended=bool(record["ended"]),
+        )
+
+
+def lump(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The top log-probabilities of full rows, their ids, and the rest's probability."""
+    top = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
+    rest = (1 - top.values.double().exp().sum(-1)).clamp_min(0).float()
+    return top.values, top.indices, rest
