@@ -15,8 +15,9 @@ from typing import Any
 from .divergences import divergence_interval, kind_of, unit_divergences
 from .html import comparison_page
 from .markdown import render_comparison
+from .paired import paired_difference, picture_clusters
 from .pareto import pareto_front
-from .report import MARGIN, compare, paired_difference
+from .report import MARGIN, compare
 from .results import (
     SCHEMA,
     StoredRun,
@@ -26,7 +27,7 @@ from .results import (
     write_json,
     write_text,
 )
-from .statistics import Verdict, count_outcomes, overall
+from .statistics import Verdict, overall
 
 
 def compare_many(
@@ -120,7 +121,10 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | None]:
-    """Candidates that no other one beats in size and in quality, by each measure of quality."""
+    """Candidates that no other one beats in size and in quality, by each measure of quality.
+
+    None where a size or a measure is not known of all of them.
+    """
     names = list(reports)
     sizes = [report["size"]["candidate_bytes"] for report in reports.values()]
     costs = {
@@ -129,7 +133,7 @@ def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | N
     }
     return {
         measure: None
-        if None in values
+        if None in values or None in sizes
         else [names[place] for place in pareto_front(list(zip(sizes, values, strict=True)))]
         for measure, values in costs.items()
     }
@@ -140,11 +144,11 @@ def _pair(first: StoredRun, second: StoredRun) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, task in first.tasks.items():
         other = second.tasks[name]
-        outcome = count_outcomes(
-            [unit.correct for unit in task.score().units],
-            [unit.correct for unit in other.score().units],
-        )
-        found[name] = {"n": outcome.n, **paired_difference(outcome), **_kl_difference(task, other)}
+        pairs = list(zip(task.score().units, other.score().units, strict=True))
+        of_unit = picture_clusters(task.items)
+        clusters = [of_unit[unit.id] for unit, _ in pairs]
+        difference = paired_difference(pairs, clusters)
+        found[name] = {"n": len(pairs), **difference, **_kl_difference(task, other)}
     return found
 
 

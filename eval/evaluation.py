@@ -33,10 +33,13 @@ from .fingerprint import (
 )
 from .forced import ANSWER_TOKENS
 from .logprobs import LogProbReader
+from .perplexity import FILE as TEXT
+from .perplexity import measure_text
 from .pictures import store_pictures
 from .predictions import differences, refuse_difference
 from .results import (
     QUANTIZATION,
+    RUN_SCHEMA,
     SCHEMA,
     StoredRun,
     read_fidelity,
@@ -44,10 +47,12 @@ from .results import (
     read_run,
     speed,
     summarize,
+    write_info,
     write_json,
     write_text,
 )
 from .runner import ModelResponder, OnProgress, Responder, answer_task
+from .seal import digest_bytes
 from .tasks.task import Task
 
 
@@ -82,6 +87,7 @@ def evaluate(
     batch_size: int = 8,
     reference: str | Path | None = None,
     is_reference: bool = False,
+    text: str | None = None,
     name: str | None = None,
     source: str | Path | None = None,
     seed: int = 0,
@@ -101,6 +107,7 @@ def evaluate(
             divergence from it. What the original expected is kept there; if it is not yet, the
             model that the folder names is opened for that.
         is_reference: others will be measured against this model: keep what it expects at once.
+        text: read for its perplexity, see `perplexity`.
         name: what reports call the model, and how it can be opened again.
         source: the checkpoint folder, for its identity and size; None takes both from memory.
         seed: recorded in the fingerprint.
@@ -147,6 +154,8 @@ def evaluate(
             batch_size=batch_size,
             on_progress=on_progress,
         )
+    if text is not None:
+        measure_text(text, model, processor, out / TEXT, setup, on_progress=on_progress)
     info["memory"] = _memory(model, info.get("memory"))
     if is_reference:
         _keep(read_run(out), tasks, model, processor, batch_size, on_progress)
@@ -175,7 +184,7 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
     Raises:
         ValueError: the folder or a task in it was made with another setup.
     """
-    info: dict[str, Any] = {"schema": SCHEMA, "fingerprint": setup, "tasks": {}}
+    info: dict[str, Any] = {"schema": RUN_SCHEMA, "fingerprint": setup, "tasks": {}}
     if (out / "run.json").is_file():
         info = read_info(out)
         refuse_difference(out, info["fingerprint"], setup)
@@ -195,20 +204,24 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
     return info
 
 
-def write_items(out: Path, info: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
     """Write what scoring needs of the questions, and `run.json`, before the first answer."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         # First of all, so that a kill never leaves a folder that is not known as an evaluation.
-        write_json(out / "run.json", {**info, "tasks": {}})
+        write_info(out, {**info, "tasks": {}})
     for task in tasks:
         folder = out / task.name
         folder.mkdir(parents=True, exist_ok=True)
         names = store_pictures(task, folder)
         items = [{**fields, "pictures": names.get(fields["id"], [])} for fields in task.fields]
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
-        write_text(folder / "items.jsonl", "".join(lines))
-    write_json(out / "run.json", info)
+        text = "".join(lines)
+        write_text(folder / "items.jsonl", text)
+        info["tasks"][task.name]["items_sha256"] = digest_bytes(
+            text.encode("utf-8", "backslashreplace")
+        )
+    write_info(out, info)
 
 
 def _keep_record(out: Path, folder: Path | None) -> None:
@@ -326,10 +339,10 @@ def _measure(
 
 def finish(out: Path, info: dict[str, Any]) -> EvalResult:
     """Score all finished tasks in the folder, those of earlier calls too, and sum up."""
-    write_json(out / "run.json", info)
+    write_info(out, info)
     run = read_run(out)
     info["speed"] = speed(run)
-    write_json(out / "run.json", info)
+    write_info(out, info)
     complete = {key: task for key, task in run.tasks.items() if task.is_complete}
     benchmarks = {key: summarize(task) for key, task in complete.items()}
     found = {}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
+from .markdown_cells import bounds, escape, table
+from .markdown_fidelity import fidelity
+from .testing import FEW
 
 FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
-CELL = 80  # longest text in a table cell
-_SPECIAL = re.compile(r"([\\|<>*_`\[\]])")
 
 Report = Mapping[str, Any]
 
@@ -26,8 +25,8 @@ def render_report(report: Report, flips: Sequence[Mapping[str, Any]]) -> str:
     """Render one report."""
     sections = [
         _head(report),
-        _headline(report["benchmarks"]),
-        _fidelity(report["fidelity"]),
+        _headline(report["benchmarks"], report["pooled"]),
+        fidelity(report),
         _costs(report),
         _health(report["benchmarks"]),
         _breakdowns(report["benchmarks"]),
@@ -54,7 +53,7 @@ def render_comparison(comparison: Report) -> str:
     lines = [
         f"# Candidates against {escape(comparison['base'])}",
         *_synthetic(comparison),
-        _table(rows, head),
+        table(rows, head),
         *(
             f"**Note on {escape(name)}**: {escape(note, 1000)}."
             for name, entry in comparison["candidates"].items()
@@ -64,14 +63,6 @@ def render_comparison(comparison: Report) -> str:
     if comparison["pairs"]:
         lines += ["## Differences between candidates, second minus first", _pairs(comparison)]
     return "\n\n".join(lines) + "\n"
-
-
-def escape(text: object, limit: int = CELL) -> str:
-    """Make a text safe for a table cell: one line, bounded, without markup."""
-    flat = " ".join(str(text).split())
-    if len(flat) > limit:
-        flat = flat[: limit - 1] + "…"
-    return _SPECIAL.sub(r"\\\1", flat)
 
 
 def _head(report: Report) -> str:
@@ -121,30 +112,34 @@ def _limited(report: Report) -> list[str]:
     return [f"**Limited**: only a sample of the questions was asked, at most: {', '.join(parts)}."]
 
 
-def _headline(benchmarks: Mapping[str, Report]) -> str:
+def _headline(benchmarks: Mapping[str, Report], pooled: Mapping[str, Report]) -> str:
     rows = [
         [
-            escape(name) + (" (synthetic)" if entry["synthetic"] else ""),
-            entry["metric"],
+            escape(name) + (" (synthetic)" if entry.get("synthetic") else ""),
+            entry.get("metric", "pooled"),
             entry["n"],
+            f"{entry['detectable']:.2f}",
             f"{entry['base']:.2f}",
             f"{entry['candidate']:.2f}",
             f"{entry['delta']:+.2f}",
-            _range(entry["ci95"], "+.2f"),
+            bounds(entry["ci95"], "+.2f"),
             f"{entry['lower95']:+.2f}, {entry['upper95']:+.2f}",
             f"{entry['mcnemar_p']:.3g}",
+            f"{entry['mcnemar_p_holm']:.3g}" if "mcnemar_p_holm" in entry else "",
             entry["verdict"],
         ]
-        for name, entry in benchmarks.items()
+        for name, entry in [*benchmarks.items(), *pooled.items()]
     ]
-    head = ["benchmark", "metric", "n", "base", "candidate", "Δ", "95 % interval"]
-    head += ["one-sided 95 % bounds", "McNemar p", "verdict"]
+    head = ["benchmark", "metric", "n", "detectable", "base", "candidate", "Δ", "95 % interval"]
+    head += ["one-sided 95 % bounds", "McNemar p", "Holm p", "verdict"]
     return "\n\n".join(
         [
             "## Scores",
-            _table(rows, head),
+            table(rows, head),
             "Scores in percent of n questions; Δ, interval (Tango's score interval for paired "
-            "proportions) and bounds in points; p from the exact McNemar test.",
+            "proportions) and bounds in points; p from the exact McNemar test, then adjusted for "
+            "the number of benchmarks. Detectable: the smallest true difference, in points, that "
+            "so many questions would find four times in five.",
             _rules(benchmarks),
         ]
     )
@@ -159,38 +154,6 @@ def _rules(benchmarks: Mapping[str, Report]) -> str:
     return "; ".join(parts) + "."
 
 
-def _fidelity(fidelity: Report | None) -> str:
-    if fidelity is None:
-        return "## Fidelity\n\nNot measured (no reference given)."
-    rows = []
-    for name, entry in [*fidelity["per_benchmark"].items(), ("all", fidelity)]:
-        end = entry["end_of_turn"]
-        interval = entry["kl_unit_mean_ci95"]
-        rows.append(
-            [
-                escape(name),
-                entry["tokens"],
-                f"{entry['kl_mean']:.5f}",
-                f"{entry['kl_median']:.5f}",
-                f"{entry['kl_p99']:.4f}",
-                f"{entry['kl_max']:.3f}",
-                f"{100 * entry['top1_agreement']:.2f} %",
-                f"{entry['kl_unit_mean']:.5f} {_range(interval, '.5f')}",
-                f"{end['kl_mean']:.5f}" if end else "",
-            ]
-        )
-    head = ["benchmark", "tokens", "mean KL", "median", "p99", "max", "same top token"]
-    head += ["mean over questions", "end of turn"]
-    return "\n\n".join(
-        [
-            "## Fidelity",
-            _table(rows, head),
-            "KL(base ‖ candidate) in nats over the full vocabulary, both models reading the "
-            "base's answers.",
-        ]
-    )
-
-
 def _costs(report: Report) -> str:
     size, speed, memory = report["size"], report["speed"], report["memory"]
     rows = [
@@ -203,7 +166,7 @@ def _costs(report: Report) -> str:
     return "\n\n".join(
         [
             "## Size, speed, memory",
-            _table(rows, ["", "base", "candidate"]),
+            table(rows, ["", "base", "candidate"]),
             f"{_known(size['bits_per_weight'], '.2f')} bits per weight over the whole model, what "
             f"was not quantized included. Peak memory: {kind}.",
         ]
@@ -228,6 +191,7 @@ def _health(benchmarks: Mapping[str, Report]) -> str:
                 [
                     escape(name),
                     side,
+                    h["broken"],
                     h["parse_failures"],
                     h["refusals"],
                     h["truncated"],
@@ -235,8 +199,9 @@ def _health(benchmarks: Mapping[str, Report]) -> str:
                     _known(h["mean_tokens"], ".1f"),
                 ]
             )
-    head = ["benchmark", "model", "not parsed", "refused", "cut off", "empty", "mean tokens"]
-    return f"## Health\n\n{_table(rows, head)}\n\nCounts of rows."
+    head = ["benchmark", "model", "broken", "not parsed", "refused", "cut off", "empty"]
+    counted = "Counts of rows; broken ones could not be asked and count as wrong."
+    return f"## Health\n\n{table(rows, [*head, 'mean tokens'])}\n\n{counted}"
 
 
 def _breakdowns(benchmarks: Mapping[str, Report]) -> str:
@@ -252,20 +217,28 @@ def _breakdowns(benchmarks: Mapping[str, Report]) -> str:
                 f"{v['base']:.1f}",
                 f"{v['candidate']:.1f}",
                 f"{v['delta']:+.1f}",
-                _range(v["ci95"], "+.1f"),
+                bounds(v["ci95"], "+.1f"),
                 f"{v['right_to_wrong']} / {v['wrong_to_right']}",
+                f"{v['p_adjusted']:.3g}" + (" (few)" if v["few"] else ""),
             ]
             for part, v in parts.items()
         ]
         head = ["category", "n", "base", "candidate", "Δ", "95 % interval", "lost / won"]
+        head += ["adjusted p"]
         extra = entry["extra"]
         further = "; ".join(
             f"{escape(key)} {value:.1f} → {extra['candidate'][key]:.1f}"
             for key, value in extra["base"].items()
         )
-        sections += [f"### {escape(benchmark)}", _table(rows, head)]
+        sections += [f"### {escape(benchmark)}", table(rows, head), _ADJUSTED]
         sections += [f"Further metrics: {further}."] if further else []
     return "\n\n".join(sections)
+
+
+_ADJUSTED = (
+    "Adjusted p: McNemar's, after Benjamini and Hochberg over the categories of a table, coarse "
+    f"and fine ones apart. Few: fewer than {FEW} questions, which say next to nothing."
+)
 
 
 def _flips(benchmarks: Mapping[str, Report], flips: Sequence[Mapping[str, Any]]) -> str:
@@ -294,7 +267,7 @@ def _flips(benchmarks: Mapping[str, Report], flips: Sequence[Mapping[str, Any]])
         )
         if rows:
             head = ["row", "change", "category", "question", "gold", "base", "candidate"]
-            sections.append(_table(rows, head))
+            sections.append(table(rows, head))
         if len(mine) > len(shown):
             rest = len(mine) - len(shown)
             sections.append(f"{rest} more in flips.jsonl.")
@@ -312,22 +285,14 @@ def _pairs(comparison: Report) -> str:
             escape(pair["first"]),
             escape(pair["second"]),
             escape(name),
-            f"{entry['delta']:+.2f} {_range(entry['ci95'], '+.2f')}",
+            f"{entry['delta']:+.2f} {bounds(entry['ci95'], '+.2f')}",
             f"{entry['mcnemar_p']:.3g}",
             "not measured"
             if entry["kl_delta"] is None
-            else f"{entry['kl_delta']:+.5f} {_range(entry['kl_delta_ci95'], '+.5f')}",
+            else f"{entry['kl_delta']:+.5f} {bounds(entry['kl_delta_ci95'], '+.5f')}",
         ]
         for pair in comparison["pairs"]
         for name, entry in pair["benchmarks"].items()
     ]
     head = ["first", "second", "benchmark", "Δ points, 95 %", "McNemar p", "Δ KL nats, 95 %"]
-    return _table(rows, head)
-
-
-def _range(bounds: Sequence[float] | None, form: str) -> str:
-    return "" if bounds is None else f"[{bounds[0]:{form}}, {bounds[1]:{form}}]"
-
-
-def _table(rows: Iterable[Sequence[object]], head: Sequence[str]) -> str:
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return table(rows, head)

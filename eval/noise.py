@@ -21,10 +21,10 @@ from .logprobs import LogProbReader
 from .predictions import Record, read_predictions, read_records
 from .results import StoredTask, read_run
 from .runner import ModelResponder, OnProgress, answer_task
-from .tasks import KINDS
+from .tasks import KINDS as BENCHMARKS
 from .tasks.task import Fields, Task, by_unit, is_broken, sample_units
 
-BATCH, DTYPE = "batch", "dtype"
+BATCH, DTYPE = KINDS = ("batch", "dtype")
 NOISE = "noise"
 UNITS = 32  # questions of each benchmark
 
@@ -124,7 +124,7 @@ def read_noise(
         ValueError: a file is damaged.
     """
     stored, found = list(tasks), {}
-    for kind in (BATCH, DTYPE):
+    for kind in KINDS:
         parts = [part for task in stored if (part := _read(task, kind)) is not None]
         if parts:
             counts = ("units", "flips", "answers", "changed_answers")
@@ -172,7 +172,7 @@ def _flips(
     before: Mapping[str, str],
     again: Mapping[str, str],
 ) -> int:
-    score: Callable[..., Any] = KINDS[task.info["kind"]].score
+    score: Callable[..., Any] = BENCHMARKS[task.info["kind"]].score
     left, right = (score(items, said, task.info["profile"]).units for said in (before, again))
     return sum(a.correct != b.correct for a, b in zip(left, right, strict=True))
 

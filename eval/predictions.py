@@ -2,7 +2,8 @@
 
 The first line of a file says what made it (its fingerprint). Opening the file again with the same
 fingerprint resumes; another one is refused, because mixing setups would compare nothing. JSON
-rather than a spreadsheet: answers like "None", "007" or "1.50" come back as they were.
+rather than a spreadsheet: answers like "None", "007" or "1.50" come back as they were. Every line
+is sealed (`seal`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-SCHEMA = 1
+from .seal import sealed, unsealed
+
+SCHEMA = 2
 
 OPTIONAL = ("prompt_tokens", "first_logprobs")  # fields of a prediction
 
@@ -72,7 +75,8 @@ class RecordStore:
         self.records.update((r["id"], dict(r)) for r in records)
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+        lines = (json.dumps(sealed(r), ensure_ascii=False) + "\n" for r in records)
+        text = "".join(lines)
         self._file.write(text.encode("utf-8", "surrogatepass"))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -187,8 +191,9 @@ def _parse_header(path: Path, line: bytes, kind: str) -> dict[str, Any]:
     try:
         header = json.loads(line)
         found, schema, fingerprint = header["kind"], header["schema"], header["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not start with a header; it is no file of ours") from error
+    unsealed(header, f"{path} line 1")
     if found != kind or schema != SCHEMA:
         raise ValueError(
             f"{path} holds {found!r} of schema {schema}, not {kind!r} of schema {SCHEMA}; "
@@ -201,11 +206,11 @@ def _parse_records(path: Path, lines: Sequence[bytes]) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=2):
         try:
-            record = json.loads(line)
+            record = unsealed(json.loads(line), f"{path} line {number}")
             key = record["id"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise ValueError(
-                f"{path} line {number} is damaged; delete the file to start afresh"
+                f"{path} line {number} is damaged or was edited; delete the file to start afresh"
             ) from error
         if key in records:
             raise ValueError(f"{path} line {number} repeats {key}; delete the file to start afresh")

@@ -8,15 +8,17 @@ over exactly the same questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .comparability import check_comparable
 from .fidelity_section import fidelity_section
 from .fingerprint import MODEL_KEYS
+from .flips import list_flips
 from .html import report_page
 from .markdown import render_report
+from .paired import breakdown, flip_counts, judgement, paired_difference, picture_clusters, pooled
 from .perplexity import compare_text
 from .reproduce import reproduce_command
 from .results import (
@@ -29,21 +31,17 @@ from .results import (
     write_json,
     write_text,
 )
-from .statistics import (
-    CI_KIND,
-    Interval,
-    PairedOutcome,
-    Verdict,
-    count_outcomes,
-    judge,
-    mcnemar,
-    one_sided_bounds,
-    overall,
-    paired_interval,
-)
-from .tasks.task import Fields, TaskScore, Unit, is_broken, percent
+from .statistics import Verdict, overall
+from .tasks.task import TaskScore, percent
+from .testing import holm
 
 MARGIN = 2.0  # points
+LANGUAGES: Mapping[str, tuple[str, ...]] = {
+    "MMBench_DEV EN+CN": ("MMBench_DEV_EN", "MMBench_DEV_CN"),
+    "MMBench_DEV_V11 EN+CN": ("MMBench_DEV_EN_V11", "MMBench_DEV_CN_V11"),
+    "builtin-mmbench EN+CN": ("builtin-mmbench", "builtin-mmbench-cn"),
+}
+"""Benchmarks with the same questions, under the name of the whole."""
 
 
 def compare(
@@ -105,11 +103,15 @@ def build_report(
     notes = check_comparable(base, candidate, across_engines=across_engines)
     benchmarks: dict[str, Any] = {}
     flips: list[dict[str, Any]] = []
+    scored: dict[str, tuple[TaskScore, TaskScore]] = {}
     for name, task in base.tasks.items():
         other = candidate.tasks[name]
-        scores = task.score(), other.score()
-        benchmarks[name] = _benchmark(task, other, *scores, margin)
-        flips += _flips(task, other, *scores)
+        scored[name] = task.score(), other.score()
+        benchmarks[name] = _benchmark(task, other, scored[name], margin)
+        flips += list_flips(task, other, *scored[name])
+    adjusted = holm({name: entry["mcnemar_p"] for name, entry in benchmarks.items()})
+    for name, entry in benchmarks.items():
+        entry["mcnemar_p_holm"] = adjusted[name]
     verdict = overall([Verdict(b["verdict"]) for b in benchmarks.values()])
     report = {
         "schema": SCHEMA,
@@ -120,6 +122,7 @@ def build_report(
         "notes": notes,
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
+        "pooled": _pooled(base, scored, margin),
         "fidelity": fidelity_section(base, candidate),
         "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
@@ -132,16 +135,12 @@ def build_report(
 
 
 def _benchmark(
-    base: StoredTask,
-    candidate: StoredTask,
-    base_score: TaskScore,
-    cand_score: TaskScore,
-    margin: float,
+    base: StoredTask, candidate: StoredTask, scores: tuple[TaskScore, TaskScore], margin: float
 ) -> dict[str, Any]:
-    outcome = count_outcomes(
-        [unit.correct for unit in base_score.units], [unit.correct for unit in cand_score.units]
-    )
+    base_score, cand_score = scores
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
+    of_unit = picture_clusters(base.items)
+    clusters = [of_unit[unit.id] for unit, _ in pairs]
     rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
     return {
         "metric": base_score.metric,
@@ -153,118 +152,38 @@ def _benchmark(
         "n_rows": base_score.n_rows,
         "base": base_score.percent,
         "candidate": cand_score.percent,
-        **paired_difference(outcome),
-        **_judgement(outcome, margin),
-        "flips": {
-            "right_to_wrong": outcome.lost,
-            "wrong_to_right": outcome.won,
-            "wrong_to_wrong": sum(_changed_wrong(b, c) for b, c in pairs),
-        },
+        **paired_difference(pairs, clusters),
+        **judgement(pairs, clusters, margin),
+        "flips": flip_counts(pairs),
         "identical_answers": percent(b.prediction == c.prediction for b, c in rows),
         "parse_failures": {
             "base": base_score.parse_failures,
             "candidate": cand_score.parse_failures,
         },
-        "categories": _parts(pairs, "category"),
-        "groups": _parts(pairs, "group"),
+        "categories": breakdown(pairs, clusters, lambda unit: unit.category),
+        "groups": breakdown(pairs, clusters, lambda unit: unit.group),
         "extra": {"base": dict(base_score.extra), "candidate": dict(cand_score.extra)},
         "health": {"base": health(base, base_score), "candidate": health(candidate, cand_score)},
         "notes": list(base.info["notes"]),
     }
 
 
-def paired_difference(outcome: PairedOutcome) -> dict[str, Any]:
-    """Difference in points, its 95 % interval, and McNemar's p."""
-    interval = paired_interval(outcome)
-    return {
-        "delta": 100 * outcome.delta,
-        "ci95": _points(interval),
-        "ci_kind": CI_KIND,
-        "mcnemar_p": mcnemar(outcome),
-    }
-
-
-def _judgement(outcome: PairedOutcome, margin: float) -> dict[str, Any]:
-    bounds = one_sided_bounds(outcome)
-    low, high = _points(bounds)
-    return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
-
-
-def _points(interval: Interval) -> list[float]:
-    return [100 * interval.low, 100 * interval.high]
-
-
-def _changed_wrong(base: Unit, candidate: Unit) -> bool:
-    return not base.correct and not candidate.correct and base.answers != candidate.answers
-
-
-def _parts(pairs: Sequence[tuple[Unit, Unit]], by: str) -> dict[str, dict[str, Any]]:
-    """Scores per category or group, with the counts behind their difference."""
-    chosen: dict[str, list[tuple[Unit, Unit]]] = {}
-    for pair in pairs:
-        chosen.setdefault(getattr(pair[0], by), []).append(pair)
-    parts = {}
-    for name in sorted(chosen):
-        outcome = count_outcomes(
-            [b.correct for b, _ in chosen[name]], [c.correct for _, c in chosen[name]]
-        )
-        parts[name] = {
-            "n": outcome.n,
-            "base": percent(b.correct for b, _ in chosen[name]),
-            "candidate": percent(c.correct for _, c in chosen[name]),
-            "delta": 100 * outcome.delta,
-            "ci95": _points(paired_interval(outcome)),
-            "right_to_wrong": outcome.lost,
-            "wrong_to_right": outcome.won,
-        }
-    return parts
-
-
-def _flips(
-    base: StoredTask, candidate: StoredTask, base_score: TaskScore, cand_score: TaskScore
-) -> list[dict[str, Any]]:
-    """Every unit that changed, with the first row that was taken to say something else."""
-    items = {item["id"]: item for item in base.items}
-    flips = []
-    for b, c in zip(base_score.units, cand_score.units, strict=True):
-        if b.correct == c.correct and not _changed_wrong(b, c):
-            continue
-        differing = [
-            row
-            for row in b.rows
-            if not is_broken(items[row])
-            and base.predictions[row].prediction != candidate.predictions[row].prediction
-        ]
-        # "B" and "B." are different texts that say the same: the row that decided is another one.
-        # Only the case of a formula counts in its score and not in what it is taken to say.
-        said = zip(b.rows, b.answers, c.answers, strict=True)
-        row = next((row for row, ours, theirs in said if ours != theirs), differing[0])
-        flips.append(
-            {
-                "benchmark": base.name,
-                "unit": b.id,
-                "change": f"{_word(b)}_to_{_word(c)}",
-                "category": b.category,
-                "row": row,
-                "rows_that_differ": differing,
-                "question": items[row]["question"],
-                "choices": items[row].get("choices") or None,
-                "gold": _gold(items[row]),
-                "base": base.predictions[row].prediction,
-                "candidate": candidate.predictions[row].prediction,
+def _pooled(
+    base: StoredRun, scored: Mapping[str, tuple[TaskScore, TaskScore]], margin: float
+) -> dict[str, dict[str, Any]]:
+    """Benchmarks that ask the same in several languages, taken together."""
+    found = {}
+    for name, parts in LANGUAGES.items():
+        if all(part in scored for part in parts):
+            pairs = {
+                part: (
+                    list(zip(scored[part][0].units, scored[part][1].units, strict=True)),
+                    base.tasks[part].items,
+                )
+                for part in parts
             }
-        )
-    return flips
-
-
-def _word(unit: Unit) -> str:
-    return "right" if unit.correct else "wrong"
-
-
-def _gold(item: Fields) -> str:
-    choices = item.get("choices", {})
-    golds = [str(answer) for answer in item.get("answers") or [item.get("answer")]]
-    return " / ".join(f"{g}. {choices[g]}" if g in choices else g for g in golds)
+            found[name] = pooled(pairs, margin)
+    return found
 
 
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:

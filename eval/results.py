@@ -18,10 +18,12 @@ from statistics import fmean
 from typing import Any
 
 from .predictions import Prediction, read_predictions, read_records
+from .seal import digest_bytes, sealed, unsealed
 from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
+RUN_SCHEMA = 2  # of run.json and what lies beside it
 QUANTIZATION = "quantization.json"
 PART = ".part"  # ending of a file that is being written
 
@@ -96,8 +98,10 @@ def read_run(path: str | Path) -> StoredRun:
         folder = path / name
         if not (folder / "items.jsonl").is_file():
             raise FileNotFoundError(f"{folder / 'items.jsonl'} does not exist; evaluate again")
-        lines = (folder / "items.jsonl").read_bytes().splitlines()
-        items = tuple(json.loads(line) for line in lines)
+        data = (folder / "items.jsonl").read_bytes()
+        if digest_bytes(data) != task_info["items_sha256"]:
+            raise ValueError(f"{folder / 'items.jsonl'} is damaged or was edited; evaluate again")
+        items = tuple(json.loads(line) for line in data.split(b"\n") if line)
         stored = folder / "predictions.jsonl"
         predictions = read_predictions(stored) if stored.is_file() else {}
         tasks[name] = StoredTask(name, task_info, items, predictions, folder)
@@ -117,11 +121,18 @@ def read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(file.read_text("utf-8"))
         schema = info["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged; evaluate again into another folder") from error
-    if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}")
-    return dict(info)
+    if schema != RUN_SCHEMA:
+        raise ValueError(
+            f"{file} has schema {str(schema)[:20]}, this version reads {RUN_SCHEMA}; evaluate again"
+        )
+    return unsealed(info, str(file))
+
+
+def write_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Write a run's `run.json`, sealed, whole or not at all."""
+    write_json(path / "run.json", sealed(info))
 
 
 def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:

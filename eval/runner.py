@@ -25,7 +25,7 @@ from .tasks.task import Item, Task
 WINDOW = 8  # batches whose items are sorted by length together
 
 OnProgress = Callable[[str, int, int, str], None]
-"""`on_progress(task, done, total, detail)`, called after every batch."""
+"""`on_progress(task, done, total, detail)`, called after every batch; the detail is the rate."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def answer_task(
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; give at least 1")
     with RecordStore(path, "predictions", fingerprint) as store:
-        total = len(task.items)
-        _report(on_progress, task, len(store.records), total)
+        report = _Progress(on_progress, task, len(store.records))
+        report(len(store.records))
         for window in plan_windows(task.items, batch_size):
             if all(item.id in store.records for item in window):
                 continue
@@ -151,7 +151,7 @@ def answer_task(
                         for item, a in zip(pending, answers, strict=True)
                     ]
                 )
-                _report(on_progress, task, len(store.records), total)
+                report(len(store.records))
         return {key: Prediction(**record) for key, record in store.records.items()}
 
 
@@ -176,6 +176,18 @@ def plan_batches(
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
-def _report(on_progress: OnProgress | None, task: Task, done: int, total: int) -> None:
-    if on_progress:
-        on_progress(task.name, done, total, "")
+class _Progress:
+    """Tells how many items are answered, and how fast in this call."""
+
+    def __init__(self, on_progress: OnProgress | None, task: Task, done: int) -> None:
+        self._on_progress = on_progress
+        self._task = task
+        self._before = done  # answered by earlier calls: they say nothing about the speed
+        self._started = time.perf_counter()
+
+    def __call__(self, done: int) -> None:
+        if self._on_progress is None:
+            return
+        here, seconds = done - self._before, time.perf_counter() - self._started
+        rate = f"{here / seconds:.3g} items/s" if here and seconds else ""
+        self._on_progress(self._task.name, done, len(self._task.items), rate)

@@ -17,6 +17,7 @@ from .. import __version__
 from .chat import PICTURES, chat_messages, parse_reply
 from .endpoint import PIXELS, ChatClient, Endpoint, EndpointError
 from .evaluation import EvalResult, finish, open_run, refuse_repeated, write_items
+from .fingerprint import setup_differences
 from .predictions import differences, read_predictions
 from .results import StoredRun, read_run
 from .runner import Answer, OnProgress, answer_task
@@ -61,7 +62,7 @@ class EndpointResponder:
 
     def close(self) -> None:
         """Drop all connections and end the thread."""
-        self._run(self._client.close())
+        self._run(self._drop_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -84,6 +85,13 @@ class EndpointResponder:
         except BaseException:
             future.cancel()  # Ctrl-C: the requests under way are dropped
             raise
+
+    async def _drop_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.close()
 
     async def _answer_all(self, items: Sequence[Item]) -> list[Answer]:
         free = asyncio.Semaphore(self._endpoint.concurrency)
@@ -134,10 +142,11 @@ def evaluate_endpoint(
     """
     refuse_repeated(tasks)
     out = Path(out_dir)
-    if reference is not None:
-        _check_reference(read_run(reference), tasks)
+    base = None if reference is None else read_run(reference)
     with EndpointResponder(endpoint) as responder:
         setup = served_fingerprint(endpoint, responder.models(), seed=seed)
+        if base is not None:
+            _check_reference(base, setup, tasks)
         info = open_run(out, setup, tasks)
         info["model"] = {"name": endpoint.model, "family": None, "bytes": None, "weights": None}
         write_items(out, info, tasks)
@@ -204,8 +213,14 @@ def choose_model(models: Sequence[Mapping[str, Any]] | None) -> str:
     raise ValueError(f"no model is named: give --model NAME ({offered})")
 
 
-def _check_reference(base: StoredRun, tasks: Sequence[Task]) -> None:
+def _check_reference(base: StoredRun, setup: Mapping[str, Any], tasks: Sequence[Task]) -> None:
     """Find before the first request what `compare` would refuse after the last."""
+    changed = setup_differences(base.fingerprint, setup)
+    if base.fingerprint.get("engine") == setup["engine"] and changed:
+        raise ValueError(
+            f"{base.path} was asked in another way ({'; '.join(changed[:6])}); give the same "
+            "options"
+        )
     for task in tasks:
         if task.name not in base.tasks:
             raise ValueError(f"{base.path} has no {task.name}; evaluate the original on it first")

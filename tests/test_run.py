@@ -56,6 +56,9 @@ def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> Non
     report = json.loads((finished / "report" / "report.json").read_text())
     keys = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
     keys |= {
+        "notes",
+        "pooled",
+        "perplexity",
         "fidelity",
         "size",
         "speed",

@@ -31,6 +31,8 @@ def comparison_page(comparison: Report) -> str:
 def _choices(comparison: Report) -> list[Figure]:
     """Size against the mean score, and against the divergence where every candidate has it."""
     entries, fronts = comparison["candidates"], comparison["pareto"]
+    if fronts["mean_score"] is None:
+        return []
     first = next(iter(entries.values()))
     base = plots.Choice(
         comparison["base"], first["size"]["base_bytes"], first["mean_score"]["base"], False, True

@@ -99,7 +99,8 @@ def _facts(report: Report) -> list[Fact]:
     lost = sum(entry["flips"]["right_to_wrong"] for entry in entries.values())
     won = sum(entry["flips"]["wrong_to_right"] for entry in entries.values())
     asked = sum(entry["n"] for entry in entries.values())
-    smaller = f"{ratio(after, before)} the base's {size(before)}" if before else ""
+    times = ratio(after, before)
+    smaller = f"{times} the base's {size(before)}" if times else ""
     facts = [
         Fact("Weights", size(after), smaller),
         Fact(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from .plots import IntervalRow
 from .table import Cell, Column, Table, make_table
-from .words import interval, nats, number, p_value, ratio, signed, size
+from .words import interval, nats, number, optional, p_value, ratio, signed, size
 
 Named = tuple[str, Mapping[str, Any]]
 
@@ -61,8 +61,8 @@ HEADLINE = (
            "give at least as uneven flips (exact test)."),
     Column("Holm p", lambda r: _optional_p(r[1], "mcnemar_p_holm"), "McNemar's p, adjusted for the "
            "number of benchmarks."),
-    Column("detectable", lambda r: _optional_points(r[1], "mdd"), "Smallest true difference, in "
-           "points, that so many questions would find four times in five."),
+    Column("detectable", lambda r: _optional_points(r[1], "detectable"), "Smallest true "
+           "difference, in points, that so many questions would find four times in five."),
     Column("lost / won", lambda r: _flips(r[1]["flips"]), "Questions that went from right to wrong "
            "and from wrong to right."),
 )  # fmt: skip
@@ -135,7 +135,7 @@ def candidates(comparison: Mapping[str, Any]) -> Table:
         Column("weights", lambda r: size(r[1]["size"]["candidate_bytes"]), "Of the checkpoint."),
         Column("of the base", lambda r: ratio(r[1]["size"]["candidate_bytes"],
                r[1]["size"]["base_bytes"]), "Size as a multiple of the base's."),
-        Column("bits", lambda r: number(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
+        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
                "whole model."),
     ]  # fmt: skip
     return make_table("All candidates", columns, comparison["candidates"].items())

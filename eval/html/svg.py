@@ -71,7 +71,7 @@ class Canvas:
 
     def __init__(self, name: str, height: float) -> None:
         self._name = name
-        self._context = matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]  # keys are Literals
+        self._context = matplotlib.rc_context(_STYLE)
         self._size = (WIDTH / 72, height / 72)
         self.figure: Figure
         self.axes: Axes

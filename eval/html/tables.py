@@ -7,7 +7,7 @@ from typing import Any
 
 from .scores import bench_cell
 from .table import Column, Table, make_table
-from .words import nats, number, ratio, size
+from .words import nats, number, optional, ratio, size
 
 Report = Mapping[str, Any]
 
@@ -33,8 +33,9 @@ FIDELITY = (
 
 
 def _multiple(entry: Report) -> str | None:
-    floor = entry.get("noise_floor")
-    return ratio(entry["kl_mean"], floor) if floor else None
+    times = {kind: floor["multiples"]["kl_mean"] for kind, floor in entry.get("noise", {}).items()}
+    known = [f"{ratio(value, 1)} ({kind})" for kind, value in times.items() if value]
+    return ", ".join(known) or None
 
 
 def _unit_mean(entry: Report) -> str:
@@ -73,7 +74,7 @@ def cost(report: Report) -> Table:
         )
     ]
     rows = [("weights on disk", *map(size, weights), ratio(weights[1], weights[0]))]
-    rows.append(("bits per weight", None, number(sizes["bits_per_weight"], 2), None))
+    rows.append(("bits per weight", None, optional(sizes["bits_per_weight"], 2), None))
     if all(peaks):
         rows.append(("peak memory", *map(size, peaks), ratio(peaks[1], peaks[0])))
     for label, (base, candidate) in rates:
@@ -92,7 +93,7 @@ HEALTH = (
     Column("cut off", lambda r: r[3]["truncated"], "Answers that reached the token limit: a model "
            "that rambles."),
     Column("empty", lambda r: r[3]["empty"], "Answers without any text."),
-    Column("mean tokens", lambda r: number(r[3]["mean_tokens"]), "Mean length of an answer."),
+    Column("mean tokens", lambda r: optional(r[3]["mean_tokens"]), "Mean length of an answer."),
 )  # fmt: skip
 
 

@@ -57,8 +57,13 @@ def power(value: float) -> str:
     return f"{mantissa} × 10{raised}"
 
 
-def size(count: float) -> str:
+UNKNOWN = "unknown"  # what a served model does not tell
+
+
+def size(count: float | None) -> str:
     """Bytes with a decimal unit: `8.4 MB`."""
+    if count is None:
+        return UNKNOWN
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -66,9 +71,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def ratio(part: float, whole: float) -> str | None:
-    """`0.62×`; None without a whole."""
-    return f"{part / whole:.2f}×" if whole else None
+def ratio(part: float | None, whole: float | None) -> str | None:
+    """`0.62×`; None without a whole, or where one of them is not known."""
+    return f"{part / whole:.2f}×" if whole and part is not None else None
+
+
+def optional(value: float | None, digits: int = 1) -> str:
+    """As `number`, or that it is not known."""
+    return UNKNOWN if value is None else number(value, digits)
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:

@@ -116,6 +116,8 @@ def run(
     batch_size: options.BatchSize = Questions.batch_size,
     prompt_style: options.PromptStyle = Questions.prompt_style,
     rules: options.Rules = Questions.rules,
+    text: options.Text = Questions.text,
+    noise: options.Noise = Questions.noise,
     margin: options.Margin = RunRequest.margin,
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit with the verdict: 0 PASS, 1 FAIL, 4 INCONCLUSIVE.")
@@ -148,6 +150,8 @@ def run(
             batch_size=batch_size,
             prompt_style=prompt_style,
             rules=rules,
+            text=text,
+            noise=noise,
         ),
         settings=Settings(device, dtype, min_pixels, max_pixels, seed),
         margin=margin,
@@ -268,6 +272,8 @@ def evaluate(
     batch_size: options.BatchSize = Questions.batch_size,
     prompt_style: options.PromptStyle = Questions.prompt_style,
     rules: options.Rules = Questions.rules,
+    text: options.Text = Questions.text,
+    noise: options.Noise = Questions.noise,
     blank_images: Annotated[
         bool,
         typer.Option("--blank-images", help="Show grey pictures: what can be guessed unseen."),
@@ -313,6 +319,8 @@ def evaluate(
                 prompt_style=prompt_style,
                 rules=rules,
                 blank_images=blank_images,
+                text=text,
+                noise=noise,
             ),
             "settings": Settings(device, dtype, min_pixels, max_pixels, seed),
             "reference": reference,

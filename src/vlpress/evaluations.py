@@ -12,8 +12,9 @@ from .eval.perplexity import FILE as TEXT_FILE
 from .eval.predictions import differences
 from .eval.results import QUANTIZATION, read_info
 from .eval.tasks.task import Task
+from .floor import measure_batch_floor, measure_dtype_floor
 from .folders import discard, refuse_foreign
-from .opening import Source, check_questions, open_tasks
+from .opening import Source, check_questions, open_tasks, open_text
 from .progress import Reporter
 from .requests import Questions, Settings
 
@@ -41,7 +42,7 @@ def evaluate_to(
     check_questions(questions)
     refuse_foreign(out, RUN_FILE)
     source = Source.find(model, settings)
-    tasks = open_tasks(questions, source)
+    tasks, text = open_tasks(questions, source), open_text(questions)
     processor = source.processor()
     loaded = source.load()
 
@@ -63,11 +64,19 @@ def evaluate_to(
             out,
             batch_size=questions.batch_size,
             reference=reference,
+            is_reference=bool(questions.noise),
+            text=text,
             name=source.name,
             source=source.folder,
             seed=settings.seed or 0,
             on_progress=update,
         )
+    if questions.noise:
+        sizes = {"batch_size": questions.batch_size, "units": questions.noise}
+        measure_batch_floor(out, tasks, loaded, processor, **sizes, reporter=reporter)
+        dtype = loaded.dtype
+        del loaded  # before it is loaded in another dtype
+        measure_dtype_floor(out, tasks, source, dtype=dtype, **sizes, reporter=reporter)
     return result.to_dict()
 
 

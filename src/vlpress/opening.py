@@ -12,6 +12,7 @@ import torch
 from .calib.samples import Sample, image_digest, image_digests, load_samples
 from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
+from .eval.perplexity import read_text
 from .eval.tasks import find, open_task
 from .eval.tasks.prompts import default_prompt_style, prompt_style
 from .eval.tasks.task import Task
@@ -153,6 +154,16 @@ def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[
         )
         for spec in questions.benches or BUILTIN_BENCHES
     ]
+
+
+def open_text(questions: Questions) -> str | None:
+    """The text whose perplexity is wanted; None if none is.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no text.
+    """
+    return None if questions.text is None else read_text(questions.text)
 
 
 def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:

@@ -68,6 +68,24 @@ Bench = Annotated[
         show_default=False,
     ),
 ]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="A .txt or .jsonl file to read for its perplexity.",
+        show_default=False,
+    ),
+]
+Noise = Annotated[
+    int | None,
+    typer.Option(
+        "--noise",
+        min=0,
+        help="Questions of each benchmark that the original answers again with another batch size "
+        "and another dtype: the noise that its own numbers have.",
+        show_default="32 in a run, 0 in an evaluation",
+    ),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -51,6 +51,11 @@ class Questions:
     """Answer-extraction profile; None: the default one."""
     blank_images: bool = False
     """Replace every picture by grey: what is then still right was not seen but guessed."""
+    text: Path | None = None
+    """A text file to read for its perplexity."""
+    noise: int | None = None
+    """Questions of each benchmark that the original answers once more with another batch size and
+    once with another dtype, to see how far it is from itself; None: 32 in a run, else none."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,9 @@ class RunRequest:
             "--batch-size": None if batch == usual.batch_size else batch,
             "--prompt-style": questions.prompt_style,
             "--rules": questions.rules,
+            "--data-root": questions.data_root,
+            "--text": questions.text,
+            "--noise": questions.noise,
             "--margin": None if self.margin == RunRequest.margin else f"{self.margin:g}",
             "--device": None if settings.device == Settings.device else settings.device,
             "--dtype": None if settings.dtype == Settings.dtype else settings.dtype,

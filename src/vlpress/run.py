@@ -13,11 +13,14 @@ from typing import Any
 
 from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
+from .eval.noise import KINDS, UNITS, read_noise
+from .eval.perplexity import text_identity
 from .eval.results import read_fidelity, read_run, write_json
 from .eval.tasks.catalogue import where_to_get
 from .eval.tasks.task import Task
+from .floor import measure_batch_floor, measure_dtype_floor
 from .folders import claim, is_same, refuse_foreign
-from .opening import Source, check_questions, open_tasks, refuse_leak
+from .opening import Source, check_questions, open_tasks, open_text, refuse_leak
 from .progress import Reporter
 from .requests import BUILTIN_MODELS, RunRequest
 
@@ -43,12 +46,15 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     source = Source.find(request.model, request.settings)
     job = Job.prepare(source, request.recipe, request.calibration, tp=request.tp)
     tasks = open_tasks(request.questions, source)
+    text = open_text(request.questions)
     refuse_leak(job.samples, tasks)
     made_from = job.fingerprint()
     # All that the evaluations' own fingerprints hold must be in here or in that of the checkpoint:
     # a difference that is found only there could not be answered with --overwrite.
     asked = {
         "tasks": {task.name: dict(task.fingerprint) for task in tasks},
+        "text": text and text_identity(text),
+        "noise": _noise(request),
         "batch_size": request.questions.batch_size,
         "seed": request.settings.seed or 0,
     }
@@ -64,12 +70,16 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
             reporter.warn(DRAWINGS)
     else:
         job.make(checkpoint, made_from, reporter)
-    if not _is_evaluated(out, tasks):
-        _evaluate_both(job, checkpoint, tasks, request, reporter)
+    if not _is_evaluated(out, tasks, _noise(request)):
+        _evaluate_both(job, checkpoint, tasks, text, request, reporter)
     return _report(job, request)
 
 
-def _is_evaluated(out: Path, tasks: Sequence[Task]) -> bool:
+def _noise(request: RunRequest) -> int:
+    return UNITS if request.questions.noise is None else request.questions.noise
+
+
+def _is_evaluated(out: Path, tasks: Sequence[Task], noise: int) -> bool:
     """Whether both evaluations are stored whole, so that no model need be loaded."""
     base, candidate = out / "eval" / "base", out / "eval" / "candidate"
     if not ((base / "run.json").is_file() and (candidate / "run.json").is_file()):
@@ -79,15 +89,18 @@ def _is_evaluated(out: Path, tasks: Sequence[Task]) -> bool:
     if any(set(r.tasks) != names or not all(t.is_complete for t in r.tasks.values()) for r in runs):
         return False
     try:
-        return all(read_fidelity(task) is not None for task in runs[1].tasks.values())
+        measured = all(read_fidelity(task) is not None for task in runs[1].tasks.values())
     except ValueError:  # measured in part
         return False
+    floors = [read_noise([task]) for task in runs[0].tasks.values()]
+    return measured and (not noise or all(len(floor) == len(KINDS) for floor in floors))
 
 
 def _evaluate_both(
     job: Job,
     checkpoint: Path,
     tasks: Sequence[Task],
+    text: str | None,
     request: RunRequest,
     reporter: Reporter,
 ) -> None:
@@ -105,9 +118,21 @@ def _evaluate_both(
             source=job.source.folder,
             seed=request.settings.seed or 0,
             is_reference=True,
+            text=text,
             on_progress=update,
         )
-    del base
+    if units := _noise(request):
+        sizes = {"batch_size": request.questions.batch_size, "units": units}
+        measure_batch_floor(
+            folders / "base", tasks, base, job.processor, **sizes, reporter=reporter
+        )
+        dtype = base.dtype
+        del base  # before it is loaded in another dtype
+        measure_dtype_floor(
+            folders / "base", tasks, job.source, dtype=dtype, **sizes, reporter=reporter
+        )
+    else:
+        del base
     candidate = Source.find(str(checkpoint), request.settings)
     with reporter.stages("quantized", again="fidelity") as update:
         evaluate(
@@ -117,6 +142,7 @@ def _evaluate_both(
             folders / "candidate",
             batch_size=request.questions.batch_size,
             reference=folders / "base",
+            text=text,
             name=str(checkpoint),
             source=checkpoint,
             seed=request.settings.seed or 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,10 @@ def evaluate_served_to(
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
     seed = settings.seed or 0
-    make_room(
-        out,
-        lambda: served_fingerprint(endpoint, models, seed=seed),
-        tasks,
-        overwrite=overwrite,
-        fresh=fresh,
-    )
+    setup = served_fingerprint(endpoint, models, seed=seed)
+    make_room(out, lambda: setup, tasks, overwrite=overwrite, fresh=fresh)
+    if reference is not None:
+        _say_what_a_reference_gives(reference, setup, reporter)
     with reporter.stages("evaluate") as update:
         result = evaluate_endpoint(
             endpoint,
@@ -62,9 +60,15 @@ def evaluate_served_to(
             reference=reference,
             on_progress=update,
         )
-    if reference is not None:
-        reporter.note("the divergence is not measured: a server gives no full log-probabilities")
     return result.to_dict()
+
+
+def _say_what_a_reference_gives(
+    reference: Path, setup: Mapping[str, Any], reporter: Reporter
+) -> None:
+    reporter.note("the divergence is not measured: a server gives no full log-probabilities")
+    if read_run(reference).fingerprint.get("engine") != setup["engine"]:
+        reporter.warn(f"{reference} is of another engine: compare will need --across-engines")
 
 
 def _endpoint(served: Served, settings: Settings) -> Endpoint:

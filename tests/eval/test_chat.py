@@ -160,8 +160,8 @@ def test_log_probabilities_of_the_first_token() -> None:
         ]
     }
     assert parse_reply(reply).first_logprobs == {"B": -0.1, "A": -2.0, " B": -4.0}
-    empty: list[Any] = [None, {}, {"content": None}, {"content": []}, {"content": [{"token": "B"}]}]
-    for nothing in empty:
+    none: list[Any] = [None, {}, {"content": None}, {"content": []}, {"content": [{"token": "B"}]}]
+    for nothing in none:
         reply["choices"][0]["logprobs"] = nothing
         assert parse_reply(reply).first_logprobs is None
 

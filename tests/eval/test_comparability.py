@@ -8,6 +8,7 @@ import pytest
 from chat_server import ChatServer, table
 from eval_files import package_files
 from eval_models import TableResponder, right, small_model
+from workbench import reseal
 
 from vlpress.eval import compare, compare_many, evaluate, evaluate_endpoint, open_task
 from vlpress.eval.comparability import check_comparable
@@ -197,7 +198,7 @@ def test_unknown_prompt_lengths_are_called_so(bench: Workbench) -> None:
     base, cand = bench.local("base"), bench.served("cand")
     path = base / "builtin-ocrbench" / "predictions.jsonl"
     path.write_text(path.read_text("utf-8").replace(f', "prompt_tokens": {PROMPT}', ""), "utf-8")
-    *_, lengths = notes(base, cand, across_engines=True)
+    *_, lengths = notes(reseal(base), cand, across_engines=True)
     assert lengths == "how long the prompts were is not known on both sides"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from browsers import chromium_path, launch
 from eval_files import package_files
-from eval_models import right, small_model
+from eval_models import right
 from workbench import Workbench, lossy
 
 from vlpress.eval import compare_many
@@ -61,8 +61,8 @@ def pages(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         package_files(folder, patch)
         bench = Workbench(Processor.from_folder(checkpoint), folder)
-        base = bench.run("base", lossy("5"))
-        options: dict[str, Any] = {"reference": base, "reference_model": small_model()}
+        base = bench.run("base", lossy("5"), is_reference=True)
+        options: dict[str, Any] = {"reference": base}
         (bench.source / "vlpress.json").write_text(json.dumps({"layers": layers()}))
         said = {"1000241": ATTACK, "242": LONG, "3": ATTACK, "4": LONG}
         bad = bench.run("bad", lambda item: said.get(item.id) or right(item), seed=1, **options)

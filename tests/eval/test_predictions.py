@@ -97,8 +97,14 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
     fill(path, "1", "2")
     lines = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text(lines[0] + "{broken\n" + lines[2], "utf-8")
-    with pytest.raises(ValueError, match="line 2 is damaged; delete the file"):
+    with pytest.raises(ValueError, match="line 2 is damaged or was edited; delete the file"):
         RecordStore(path, "predictions", SETUP)
+    path.write_text(lines[0] + lines[1].replace("stopped", "stepped") + lines[2], "utf-8")
+    with pytest.raises(ValueError, match="line 2 is damaged or was edited"):
+        read_predictions(path)
+    path.write_text(lines[0].replace('"a"', '"b"') + lines[1], "utf-8")
+    with pytest.raises(ValueError, match="line 1 is damaged or was edited"):
+        read_predictions(path)
     path.write_text(lines[0] + lines[1] + lines[1], "utf-8")
     with pytest.raises(ValueError, match="line 3 repeats 1"):
         read_predictions(path)
@@ -110,7 +116,7 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     RecordStore(path, "fidelity", SETUP).close()
-    with pytest.raises(ValueError, match="holds 'fidelity' of schema 1, not 'predictions'"):
+    with pytest.raises(ValueError, match="holds 'fidelity' of schema 2, not 'predictions'"):
         read_predictions(path)
 
 

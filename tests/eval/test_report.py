@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import package_files
+from eval_files import mmbench_rows, package_files, write_tsv
 from eval_models import right, small_model
 from tiny_models import write_checkpoint_folder
-from workbench import NAMES, Workbench, lossy
+from workbench import NAMES, Workbench, lossy, reseal
 
 from vlpress.eval import compare, compare_many
-from vlpress.eval.markdown import escape
+from vlpress.eval.markdown_cells import escape
 from vlpress.model.processing import Processor
 
 # The schema that other programs rely on.
@@ -205,6 +205,9 @@ def test_changed_questions_are_refused(bench: Workbench) -> None:
     base, cand = bench.run("base"), bench.run("cand")
     path = cand / "builtin-ocrbench" / "items.jsonl"
     path.write_text(path.read_text("utf-8").replace("word3", "word9"), "utf-8")
+    with pytest.raises(ValueError, match=r"items.jsonl is damaged or was edited"):
+        compare(base, cand, bench.folder / "r")
+    reseal(cand)
     with pytest.raises(ValueError, match="builtin-ocrbench: the stored questions"):
         compare(base, cand, bench.folder / "r")
 
@@ -251,6 +254,46 @@ def test_candidates_are_named_by_what_tells_them_apart(bench: Workbench) -> None
     assert (bench.folder / "r" / "w4-eval-candidate" / "report.json").is_file()
     with pytest.raises(ValueError, match="are not all different; give each folder once"):
         compare_many(base, [base, base], bench.folder / "r")
+
+
+def test_p_values_are_adjusted_and_what_can_be_detected_is_said(bench: Workbench) -> None:
+    base, cand = bench.run("base"), bench.run("cand", lossy("1000241", "3", "4", "5"))
+    report = compare(base, cand, bench.folder / "r")
+    plain = {name: entry["mcnemar_p"] for name, entry in report["benchmarks"].items()}
+    adjusted = {name: entry["mcnemar_p_holm"] for name, entry in report["benchmarks"].items()}
+    smallest = min(plain, key=lambda name: plain[name])
+    assert adjusted[smallest] == pytest.approx(min(1.0, 3 * plain[smallest]))
+    ocr = report["benchmarks"]["builtin-ocrbench"]
+    # Three of nine differ: 2.80 standard errors of sqrt(1/3 / 9).
+    assert ocr["detectable"] == pytest.approx(100 * 2.8016 * (1 / 27) ** 0.5, abs=0.01)
+    part = ocr["categories"]["Doc-oriented VQA"]
+    assert part["few"]
+    assert part["p_adjusted"] >= 0.5
+    text = (bench.folder / "r" / "report.md").read_text("utf-8")
+    assert "Holm p" in text
+    assert f"{ocr['detectable']:.2f}" in text
+
+
+def test_two_languages_are_pooled_by_question(bench: Workbench, tmp_path: Path) -> None:
+    english, chinese = mmbench_rows(8), mmbench_rows(8)
+    for row in chinese:
+        row["question"] = f"问：{row['question']}"
+    files = {
+        name: write_tsv(tmp_path / f"{name}.tsv", rows)
+        for name, rows in (("MMBench_DEV_EN", english), ("MMBench_DEV_CN", chinese))
+    }
+    names = tuple(f"{name}={path}" for name, path in files.items())
+    base = bench.run("base", names=names)
+    report = compare(base, bench.run("cand", lossy("241"), names=names), bench.folder / "r")
+    [(name, whole)] = report["pooled"].items()
+    assert name == "MMBench_DEV EN+CN"
+    assert (whole["n"], whole["clusters"]) == (16, 8)
+    assert whole["delta"] == pytest.approx(-100 * 2 / 16)  # the same row is lost in both
+    assert whole["design_effect"] == pytest.approx(2, rel=0.2)
+    alone = report["benchmarks"]["MMBench_DEV_EN"]
+    assert (alone["design_effect"], alone["ci_kind"]) == (1.0, "tango")
+    assert whole["ci_kind"] == "tango, scaled by the design effect"
+    assert "MMBench\\_DEV EN+CN" in (bench.folder / "r" / "report.md").read_text("utf-8")
 
 
 def test_cells_are_one_safe_line() -> None:

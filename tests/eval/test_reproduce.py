@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from eval_files import package_files
 from typer.testing import CliRunner
-from workbench import NAMES, Workbench
+from workbench import NAMES, Workbench, reseal
 
 from vlpress import cli
 from vlpress.eval import compare
@@ -47,7 +47,7 @@ def test_published_files_are_called_by_their_name(bench: Workbench) -> None:
     text = (base / "run.json").read_text("utf-8").replace("builtin-ocrbench", "OCRBench")
     (base / "run.json").write_text(text, "utf-8")
     (base / "builtin-ocrbench").rename(base / "OCRBench")
-    run = read_run(base)
+    run = read_run(reseal(base))
     assert "--bench OCRBench=OCRBench.tsv" in reproduce_command(run, run, 2)
 
 

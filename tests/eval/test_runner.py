@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,33 @@ def test_interrupted_run_resumes_with_the_same_batches(task: Task, tmp_path: Pat
     assert third.asked == []
 
 
-def test_progress_counts_answers(task: Task, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
-    answer_task(
-        task,
-        TableResponder(),
-        tmp_path / "p.jsonl",
-        {},
-        batch_size=16,
-        on_progress=lambda name, done, total, detail: seen.append((name, done, total)),
-    )
-    assert seen == [("builtin-mmbench", done, 32) for done in (0, 16, 32)]
+def test_progress_counts_answers_and_says_how_fast(task: Task, tmp_path: Path) -> None:
+    class Slow(TableResponder):
+        def generate(self, items: Any) -> list[Answer]:
+            time.sleep(0.1)
+            return super().generate(items)
+
+    seen: list[tuple[str, int, int, str]] = []
+
+    def progress(*told: Any) -> None:
+        seen.append(told)
+
+    for limit in (1, None):
+        with suppress(KeyboardInterrupt):
+            answer_task(
+                task,
+                Slow(interrupt_after=limit),
+                tmp_path / "p.jsonl",
+                {},
+                batch_size=16,
+                on_progress=progress,
+            )
+    name = "builtin-mmbench"
+    assert [told[:3] for told in seen] == [(name, n, 32) for n in (0, 16, 16, 32)]
+    assert seen[0][3] == seen[2][3] == ""  # nothing is answered yet, or not by this call
+    for *_, rate in (seen[1], seen[3]):
+        number, unit = rate.split()
+        assert unit == "items/s" and 0 < float(number) <= 160
 
 
 def test_wrong_number_of_answers_is_refused(task: Task, tmp_path: Path) -> None:

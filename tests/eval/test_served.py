@@ -43,9 +43,8 @@ def tasks(*names: str) -> list[Task]:
 
 def run(server: ChatServer, asked: Sequence[Task], out: Path, **options: Any) -> EvalResult:
     known = ("fields", "api_key", "concurrency", "timeout", "retries", "model")
-    chosen = {key: options.pop(key) for key in known if key in options}
-    defaults: dict[str, Any] = {"fields": request_fields(), "model": "m"}
-    chosen = defaults | {"retries": 2, "timeout": 5.0} | chosen
+    chosen: dict[str, Any] = {"fields": request_fields(), "model": "m", "retries": 2}
+    chosen |= {"timeout": 5.0} | {key: options.pop(key) for key in known if key in options}
     endpoint = Endpoint(server.url, first_pause=0.01, **chosen)
     return evaluate_endpoint(endpoint, asked, out, **options)
 
@@ -239,8 +238,8 @@ def test_only_model_is_taken_and_several_are_named() -> None:
     assert choose_model([VLLM]) == "m"
     with pytest.raises(ValueError, match=r"give --model NAME \(the server offers m, n\)"):
         choose_model([VLLM, {"id": "n"}])
-    offers: list[list[dict[str, Any]] | None] = [None, []]
-    for unknown in offers:
+    nothing: list[dict[str, Any]] = []
+    for unknown in (None, nothing):
         with pytest.raises(ValueError, match=r"give --model NAME \(the server does not say\)"):
             choose_model(unknown)
 
@@ -255,6 +254,9 @@ def test_reference_must_have_answered_the_same_questions(tmp_path: Path) -> None
         other = [open_task("builtin-ocrbench", max_new_tokens=8)]
         with pytest.raises(ValueError, match=r"other questions \(max_new_tokens: 9 -> 8\)"):
             run(server, other, tmp_path / "b", reference=base)
+        blurred = {"fields": request_fields(max_pixels=9), "reference": base}
+        with pytest.raises(ValueError, match=r"asked in another way \(pixels\.max: None -> 9"):
+            run(server, asked, tmp_path / "b", **blurred)
         assert server.bodies == [] and not (tmp_path / "b").exists()
         run(server, asked, tmp_path / "c", reference=base)
 
