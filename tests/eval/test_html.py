@@ -133,7 +133,7 @@ def test_headline_has_a_row_per_benchmark_with_the_reports_numbers(bench: Workbe
     report = json.loads((bench.folder / "r" / "report.json").read_text("utf-8"))
     entry = report["benchmarks"]["builtin-ocrbench"]
     cells = [text.strip() for open, text in shown.texts if open[-1:] in (("td",), ("th",))]
-    row = cells[cells.index("builtin-ocrbench") :][:10]
+    row = cells[cells.index("builtin-ocrbench") :][:12]
     low, high = entry["ci95"]
     assert "9" in row and words.number(entry["base"], 2) in row
     assert "−22.22" in row and f"{words.interval([low, high], 2)}" in row
