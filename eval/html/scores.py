@@ -135,8 +135,8 @@ def candidates(comparison: Mapping[str, Any]) -> Table:
         Column("weights", lambda r: size(r[1]["size"]["candidate_bytes"]), "Of the checkpoint."),
         Column("of the base", lambda r: ratio(r[1]["size"]["candidate_bytes"],
                r[1]["size"]["base_bytes"]), "Size as a multiple of the base's."),
-        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over the "
-               "whole model."),
+        Column("bits", lambda r: optional(r[1]["size"]["bits_per_weight"], 2), "Per weight, over "
+               "the whole model."),
     ]  # fmt: skip
     return make_table("All candidates", columns, comparison["candidates"].items())
 
