@@ -21,7 +21,7 @@ def test_benjamini_hochberg_by_hand() -> None:
     assert found == pytest.approx({"a": 0.04, "b": 0.16 / 3, "c": 0.16 / 3, "d": 0.5})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(P_VALUES)
 def test_adjusted_values_are_not_smaller_and_keep_their_order(p_values: dict[str, float]) -> None:
     strict, share = holm(p_values), benjamini_hochberg(p_values)
