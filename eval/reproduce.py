@@ -8,6 +8,8 @@ from typing import Any
 
 from .comparability import engine_name
 from .endpoint import PIXELS, request_fields
+from .noise import read_noise
+from .perplexity import FILE as TEXT
 from .results import StoredRun
 from .tasks import BUILTIN
 
@@ -17,8 +19,8 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> str:
     """One line for a shell: evaluate both models as they were, then compare.
 
-    Benchmark files are called by the name they are published under: where they lay is not stored,
-    their md5 is.
+    Benchmark files are called by the name they are published under, a text `text.txt`: where they
+    lay is not stored, their digests are.
 
     Args:
         base: the original's run.
@@ -30,12 +32,25 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
         ["vlpress", "eval", *_model(run), "-o", name, *_setup_options(run)]
         for name, run in (("base", base), ("candidate", candidate))
     ]
+    for words, run in zip(evaluated, (base, candidate), strict=True):
+        words += ["--text", "text.txt"] if (run.path / TEXT).is_file() else []
+    evaluated[0] += _noise(base)
     evaluated[1] += ["--reference", "base"] if measured else []
     compared = ["vlpress", "compare", "base", "candidate", "-o", "report", "--margin"]
     compared.append(f"{margin:g}")
     if engine_name(base) != engine_name(candidate):
         compared.append("--across-engines")
     return " && ".join(shlex.join(line) for line in [*evaluated, compared])
+
+
+def _noise(run: StoredRun) -> list[str]:
+    """How many questions of each benchmark were asked again."""
+    units = [
+        found["units"]
+        for task in run.tasks.values()
+        if (found := next(iter(read_noise([task]).values()), None))
+    ]
+    return ["--noise", str(max(units))] if units else []
 
 
 def _model(run: StoredRun) -> list[str]:
@@ -60,7 +75,8 @@ def _setup_options(run: StoredRun) -> list[str]:
     setup = run.fingerprint
     options: list[str] = []
     for name in run.tasks:
-        options += ["--bench", name if name in BUILTIN else f"{name}={name}.tsv"]
+        ending = ".jsonl" if run.tasks[name].info["kind"] == "own" else ".tsv"
+        options += ["--bench", name if name in BUILTIN else f"{name}={name}{ending}"]
     # All tasks of a run were opened with the same options.
     task: dict[str, Any] = next((t.info["fingerprint"] for t in run.tasks.values()), {})
     chosen = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ..divergences import divergences, kind_of
 from ..results import StoredRun, read_fidelity, read_quantization
 from . import plots, scores, tables
 from .gallery import build_gallery
@@ -185,9 +186,13 @@ def _perplexity(found: Report | None) -> str | None:
 
 def _divergences(candidate: StoredRun) -> list[Figure]:
     """The divergences of all answer tokens: how they spread, and where in the answer they are."""
-    answers: list[list[float]] = []
-    for task in candidate.tasks.values():
-        answers += [record["kl"] for record in (read_fidelity(task) or {}).values()]
+    records = [
+        record
+        for task in candidate.tasks.values()
+        for record in (read_fidelity(task) or {}).values()
+    ]
+    kind = kind_of(records)
+    answers = [divergences(record, kind) for record in records]
     values = [value for answer in answers for value in answer]
     if not values:
         return []
