@@ -41,7 +41,8 @@ def measure_batch_floor(
         reporter: shows progress.
     """
     other = ALONE if batch_size > ALONE else PAIRS
-    with reporter.stages("noise, batches of " + str(other)) as update:
+    title = f"noise, batches of {other}:"
+    with reporter.stages(title, again=f"{title} reading") as update:
         measure_noise(
             folder,
             tasks,
@@ -77,7 +78,8 @@ def measure_dtype_floor(
     """
     other = "bf16" if dtype == torch.float32 else "fp32"
     again = replace(source, settings=replace(source.settings, dtype=other))
-    with reporter.stages(f"noise, {other}") as update:
+    title = f"noise, {other}:"
+    with reporter.stages(title, again=f"{title} reading") as update:
         measure_noise(
             folder,
             tasks,
