@@ -104,28 +104,39 @@ def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answer
 
 
 def transformers_loop(folder: Path, dtype: str) -> Callable[[Task], Answers]:
-    """One item after the other: processor, generate, decode."""
-    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+    """One item after the other: tokenizer and image processor, generate, decode."""
+    import transformers
 
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=kind).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    family = transformers.Qwen2_5_VLForConditionalGeneration
+    model = family.from_pretrained(folder, torch_dtype=kind).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    # Pillow's scaling is what vlpress has; the other one needs torchvision.
+    shrink = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
+    marker, unit = tokenizer.decode([model.config.image_token_id]), shrink.merge_size**2
 
     @torch.inference_mode()
     def one(item: Item) -> str:
-        shown = [picture.open() for picture in pictures(item)]
-        text = processor.apply_chat_template(
+        shown = shrink([picture.open() for picture in pictures(item)], return_tensors="pt")
+        text = tokenizer.apply_chat_template(
             plain(item.messages), tokenize=False, add_generation_prompt=True
         )
-        inputs = processor(text=[text], images=shown, return_tensors="pt").to(model.device, kind)
+        first, *rest = text.split(marker)
+        counts = [int(grid.prod()) // unit for grid in shown["image_grid_thw"]]
+        for count, part in zip(counts, rest, strict=True):
+            first += marker * count + part
+        inputs = tokenizer(first, return_tensors="pt")
         tokens = model.generate(
             **inputs,
+            pixel_values=shown["pixel_values"].to(kind),
+            image_grid_thw=shown["image_grid_thw"],
+            mm_token_type_ids=(inputs["input_ids"] == model.config.image_token_id).long(),
             max_new_tokens=item.max_new_tokens,
             do_sample=False,
             repetition_penalty=1.0,
         )
         told = tokens[0, inputs["input_ids"].shape[1] :]
-        return str(processor.tokenizer.decode(told, skip_special_tokens=True))
+        return str(tokenizer.decode(told, skip_special_tokens=True))
 
     return lambda task: {item.id: one(item) for item in task.items}
 
