@@ -4,7 +4,7 @@ Such units are no independent samples, and an interval that takes them for indep
 narrow. The score interval is widened by the design effect: the variance of the difference with
 whole clusters as samples, over that with single units (Rao and Scott, "A simple method for the
 analysis of clustered binary data", Biometrics 48, 1992). In simulations it kept its coverage with
-few differences, where a bootstrap over clusters did not; the bootstrap is for continuous values.
+few differences, where a bootstrap over clusters did not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,6 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from .statistics import RESAMPLES, Interval
-
-_BATCH = 256  # resamples drawn at a time: bounds the memory of thousands of clusters
 
 
 def components(keys: Sequence[Iterable[Hashable]]) -> list[int]:
@@ -70,32 +66,6 @@ def design_effect(differences: Sequence[float], clusters: Sequence[Hashable]) ->
         return units / count
     whole = float(((sums - sizes * mean) ** 2).sum()) * count / (count - 1)
     return max(1.0, whole / single)
-
-
-def cluster_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, level: float = 0.95, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval of a mean, whole clusters drawn with replacement.
-
-    Args:
-        values: one per unit, continuous.
-        clusters: which cluster each unit belongs to.
-        level: coverage, as a fraction.
-        seed: of the draws.
-
-    Raises:
-        ValueError: fewer than two clusters, or a value that is not finite.
-    """
-    sums, sizes = _per_cluster(values, clusters)
-    if len(sizes) < 2 or not np.isfinite(sums).all():
-        raise ValueError(f"{len(sizes)} clusters; an interval needs at least two, all finite")
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, RESAMPLES, _BATCH):
-        chosen = rng.integers(len(sizes), size=(min(_BATCH, RESAMPLES - start), len(sizes)))
-        means.append(sums[chosen].sum(1) / sizes[chosen].sum(1))
-    low, high = np.quantile(np.concatenate(means), [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(float(low), float(high))
 
 
 def _per_cluster(

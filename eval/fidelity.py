@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def keep_logprobs(
     tokens = sum(_length(answers[item.id]) for item in task.items) + 2 * len(task.items)
     kind = choose_kind(tokens, model.config.text.vocab_size)
     cache, letters = FeatureCache(processor, [model]), _Letters(processor)
-    with LogProbWriter(folder, kind, fingerprint) as store:
+    with closing(LogProbWriter(folder, kind, fingerprint)) as store:
         for batch in _batches(task, cache, batch_size, lambda item: item.id in store):
             said = [answers[item.id] for item in batch]
             read = read_answers(model, cache, batch, said)
@@ -125,7 +126,7 @@ def keep_logprobs(
 
 
 def _length(answer: Prediction) -> int:
-    return min(answer.n_tokens or ANSWER_TOKENS, ANSWER_TOKENS)
+    return ANSWER_TOKENS if answer.n_tokens is None else min(answer.n_tokens, ANSWER_TOKENS)
 
 
 def measure_task(

@@ -12,8 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -115,17 +114,6 @@ class LogProbWriter:
     def close(self) -> None:
         """Close the index."""
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _packed(answer: Forced, kind: Kind) -> dict[str, Tensor]:

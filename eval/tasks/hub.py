@@ -190,8 +190,6 @@ def _records(folder: Path, form: Form, config: str | None) -> Iterator[Record]:
             # Streaming reads the files as they are; otherwise a copy of all would be cached.
             data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
         yield from _undecoded(data, datasets.Image)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder.name} cannot be read: {_first_line(error)}") from error
     except Exception as error:  # datasets and pyarrow raise a dozen unrelated types
         raise ValueError(f"{folder.name} cannot be read: {_first_line(error)}") from error
 

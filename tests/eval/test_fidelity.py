@@ -268,3 +268,13 @@ def test_units_average_their_rows() -> None:
         "c": {"kl": []},
     }
     assert unit_divergences(items, records) == {"1": 3.0}
+
+
+def test_empty_answers_take_no_room(
+    task: Task, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    # Two rows for each of the nine items: the end of turn, and one to spare.
+    monkeypatch.setattr(logprobs, "FULL_BYTES", 2 * model.config.text.vocab_size * 18)
+    measure(task, model, model, processor, tmp_path / "f.jsonl", text="")
+    assert LogProbReader(tmp_path / "f").kind == "full"
