@@ -122,7 +122,7 @@ def gptq(
         damp_percent: fraction of the mean diagonal added to it (0.01), the first rung of a ladder.
         act_order: solve columns in order of falling diagonal; the result is not reordered.
         block_size: columns whose corrections are applied to the rest at once.
-        scale_search: shrink scales where that lowers the weighted rounding error.
+        scale_search: shrink scales where that lowers the rounding error, see `search_scales`.
 
     Raises:
         ValueError: shapes do not fit, a parameter is out of range, or the Hessian is not finite.
@@ -132,8 +132,7 @@ def gptq(
     matrix = hessian if hessian.dtype == torch.float64 else hessian.float()
     scales, zero_points = choose_qparams(original, scheme)
     if scale_search:
-        energy = matrix.diagonal().clamp_min(0)
-        scales = search_scales(original, scales, zero_points, energy, scheme)
+        scales = search_scales(original, scales, zero_points, scheme)
     rounded = quantize(original, scales, zero_points, scheme)
 
     dead = matrix.diagonal() <= 0

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, quantize
-from .scale_search import group_blocks, search_scales
+from .scale_search import clip_scales
 from .scheme import QuantScheme
 
 
@@ -21,7 +21,6 @@ def rtn(weight: Tensor, scheme: QuantScheme, hessian: Tensor | None = None) -> Q
     """
     scales, zero_points = choose_qparams(weight, scheme)
     if hessian is not None:
-        blocks = group_blocks(hessian, scales.shape[1])
-        scales = search_scales(weight.float(), scales, zero_points, blocks, scheme)
+        scales = clip_scales(weight.float(), scales, zero_points, hessian, scheme)
     integers = quantize(weight, scales, zero_points, scheme)
     return QuantizedWeight(integers, scales, zero_points, scheme)
