@@ -190,14 +190,27 @@ class ChatClient:
         except (ValueError, KeyError, TypeError):
             return None
 
-    async def complete(self, messages: list[dict[str, Any]], max_tokens: int) -> object:
+    async def complete(
+        self,
+        messages: list[dict[str, Any]],
+        max_tokens: int,
+        pixels: Mapping[str, int] | None = None,
+    ) -> object:
         """The body of the reply to one conversation.
+
+        Args:
+            messages: in the chat form.
+            max_tokens: cap on the answer.
+            pixels: bounds of the pictures' area, beside what the endpoint's fields say.
 
         Raises:
             EndpointError: the server refuses, or still does not answer after all retries.
         """
         asked = {"model": self._endpoint.model, "messages": messages, "max_tokens": max_tokens}
-        body = json.dumps({**asked, **self._endpoint.fields}).encode()
+        fields = {**asked, **self._endpoint.fields}
+        if pixels:
+            fields[PIXELS] = {**fields.get(PIXELS, {}), **pixels}
+        body = json.dumps(fields).encode()
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(_Passing),

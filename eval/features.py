@@ -18,9 +18,12 @@ from ..model.inputs import Prompt, Visual
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from .tasks.pictures import Picture
+from .tasks.pixels import Bounds
 from .tasks.task import Item
 
 CACHE_BYTES = 2 << 30
+
+_Key = tuple[str, Bounds | None]  # a picture's digest, and how large it is shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class FeatureCache:
         self._processor = processor
         self._models = tuple(models)
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._bytes = 0
 
     def prompts(
@@ -67,7 +70,7 @@ class FeatureCache:
         prompts: list[Prompt] = []
         features: list[list[list[Tensor]]] = [[] for _ in self._models]
         for row, item in enumerate(items):
-            entries = [self._entry(picture) for picture in pictures(item)]
+            entries = [self._entry(picture, item.pixels) for picture in pictures(item)]
             prompts.append(
                 self._processor.encode(
                     item.messages,
@@ -81,14 +84,15 @@ class FeatureCache:
         return prompts, features
 
     @torch.inference_mode()
-    def _entry(self, picture: Picture) -> _Entry:
-        key = picture.digest
+    def _entry(self, picture: Picture, bounds: Bounds | None) -> _Entry:
+        key = picture.digest, bounds
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
         # Decoded here and not by the processor, which would paint a background under
         # transparent pixels: the published scores were taken without.
-        visual = self._processor.image(picture.open())
+        area = (bounds.min_pixels, bounds.max_pixels) if bounds else None
+        visual = self._processor.image(picture.open(), area)
         features = tuple(model.encode([visual])[0] for model in self._models)
         self.encoded += 1
         count = visual.patches.shape[0]

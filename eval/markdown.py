@@ -148,7 +148,7 @@ def _headline(benchmarks: Mapping[str, Report], pooled: Mapping[str, Report]) ->
 def _rules(benchmarks: Mapping[str, Report]) -> str:
     parts = [
         f"{escape(name)}: {entry['n_rows']} rows, rules {entry['profile']}, "
-        f"prompts {entry['prompt_style']}, no judge model"
+        f"prompts {entry['prompt_style']}, pixels {entry['pixels']}, no judge model"
         for name, entry in benchmarks.items()
     ]
     return "; ".join(parts) + "."

@@ -147,6 +147,7 @@ def _benchmark(
         "synthetic": base.info["synthetic"],
         "profile": base.info["profile"],
         "prompt_style": base.info["fingerprint"]["prompt_style"],
+        "pixels": base.info["fingerprint"]["pixels"]["budget"],
         "blank_images": base.info["fingerprint"]["blank_images"],
         "n": len(base_score.units),
         "n_rows": base_score.n_rows,

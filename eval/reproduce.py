@@ -12,6 +12,7 @@ from .noise import read_noise
 from .perplexity import FILE as TEXT
 from .results import StoredRun
 from .tasks import BUILTIN
+from .tasks.pixels import DEFAULT as MODEL_PIXELS
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -79,6 +80,8 @@ def _setup_options(run: StoredRun) -> list[str]:
         options += ["--bench", name if name in BUILTIN else f"{name}={name}{ending}"]
     # All tasks of a run were opened with the same options.
     task: dict[str, Any] = next((t.info["fingerprint"] for t in run.tasks.values()), {})
+    budget = task.get("pixels", {}).get("budget", MODEL_PIXELS)
+    named = budget != MODEL_PIXELS
     chosen = {
         "--limit": task.get("limit"),
         "--batch-size": setup.get("batch_size"),
@@ -86,8 +89,9 @@ def _setup_options(run: StoredRun) -> list[str]:
         "--rules": task.get("profile"),
         "--device": str(setup["device"]).partition(":")[0] if "device" in setup else None,
         "--dtype": _DTYPES.get(str(setup.get("dtype"))),
-        "--min-pixels": setup.get("pixels", {}).get("min"),
-        "--max-pixels": setup.get("pixels", {}).get("max"),
+        "--pixels": budget if named else None,
+        "--min-pixels": None if named else setup.get("pixels", {}).get("min"),
+        "--max-pixels": None if named else setup.get("pixels", {}).get("max"),
         "--seed": setup.get("seed"),
     }
     for option, value in chosen.items():

@@ -201,6 +201,7 @@ def summarize(task: StoredTask) -> dict[str, Any]:
         "n_rows": score.n_rows,
         "profile": task.info["profile"],
         "prompt_style": task.info["fingerprint"]["prompt_style"],
+        "pixels": task.info["fingerprint"]["pixels"]["budget"],
         "blank_images": task.info["fingerprint"]["blank_images"],
         "extra": dict(score.extra),
         "categories": breakdown(score.units, "category"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -107,7 +108,8 @@ class EndpointResponder:
         async with free:
             try:
                 messages = chat_messages(item)
-                reply = await self._client.complete(messages, item.max_new_tokens)
+                bounds = asdict(item.pixels) if item.pixels else None
+                reply = await self._client.complete(messages, item.max_new_tokens, bounds)
                 return parse_reply(reply)
             except ValueError as error:
                 raise EndpointError(f"item {item.id}: {error}") from error

@@ -105,18 +105,19 @@ class Processor:
         """Tokens that end an answer."""
         return self._stop_ids
 
-    def image(self, image: ImageSource) -> Visual:
+    def image(self, image: ImageSource, area: tuple[int, int] | None = None) -> Visual:
         """Scale a picture and cut it into patches.
 
         Args:
             image: A Pillow image, encoded bytes, a path, or a `file://` or `data:` URL.
+            area: Least and most pixels after scaling; None takes the settings'.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: The picture cannot be decoded, is too large or too elongated.
         """
         picture = open_image(image)
-        return self._visual("image", Clip(iter([picture]), 1, 0.0))
+        return self._visual("image", Clip(iter([picture]), 1, 0.0), area)
 
     def video(
         self,
@@ -149,11 +150,11 @@ class Processor:
         frames = (open_image(frame) for frame in source)
         return self._visual("video", Clip(frames, len(source), fps))
 
-    def _visual(self, kind: Any, clip: Clip) -> Visual:
+    def _visual(self, kind: Any, clip: Clip, area: tuple[int, int] | None = None) -> Visual:
         vision = self.config.vision
         depth = vision.temporal_patch_size
         padded = -(-clip.count // depth) * depth
-        low, high = self.min_pixels, self.max_pixels
+        low, high = area or (self.min_pixels, self.max_pixels)
         if kind == "video":
             low, high = frame_budget(padded, low, high)
         first = next(clip.frames)

@@ -246,6 +246,7 @@ def _task(task: Report) -> str:
         f"md5 {task.get('md5')}",
         f"{asked}, {task.get('rows')} rows",
         f"prompts {task.get('prompt_style')}",
+        f"pixels {task.get('pixels', {}).get('budget')}",
         f"rules {task.get('profile')}",
         f"answers of at most {task.get('max_new_tokens')} tokens",
     ]

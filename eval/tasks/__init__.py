@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .catalogue import BUILTIN, KINDS, Found, Published, find
 from .hub import fetch, read_dataset
 from .jsonl import read_jsonl
 from .pictures import Picture
+from .pixels import DEFAULT as MODEL_PIXELS
+from .pixels import bounds_of
 from .prompts import DEFAULT, prompt_hash, prompt_style
 from .table import Row, Table, accept_faults, picture_faults
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units
@@ -45,6 +48,7 @@ def open_task(
     blank: bool = False,
     seed: int = 0,
     max_new_tokens: int | None = None,
+    pixels: str = MODEL_PIXELS,
     data_root: str | Path | None = None,
 ) -> Task:
     """Open a benchmark.
@@ -58,6 +62,7 @@ def open_task(
         blank: replace every picture by a gray one of its size, to see what guessing scores.
         seed: of the choice that `limit` makes.
         max_new_tokens: cap on an answer; None is 2048, or 64 for the packaged files.
+        pixels: how large pictures are shown, a name of `pixels.BUDGETS`.
         data_root: folder that holds published files under their names.
 
     Raises:
@@ -68,6 +73,7 @@ def open_task(
     rule_profile(profile)
     found = find(spec, data_root)
     kind = KINDS[found.kind]
+    bounds = bounds_of(pixels, found.kind)
     table, notes = _read(found)
     rows, split = _split(found, table, notes)
     fields, checked = _checked(found, table, rows, split)
@@ -89,6 +95,7 @@ def open_task(
             ],
             max_new_tokens=cap,
             fields=f,
+            pixels=bounds,
         )
         for r, f in asked
     )
@@ -104,6 +111,7 @@ def open_task(
         "limit": limit,
         "limit_seed": None if limit is None else seed,
         "blank_images": blank,
+        "pixels": {"budget": pixels, **(asdict(bounds) if bounds else {})},
         "max_new_tokens": cap,
     }
     return Task(

@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .pixels import Bounds
+
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
 
@@ -26,6 +28,7 @@ class Item:
     messages: list[Message]  # chat form; pictures as `pictures.Picture`
     max_new_tokens: int
     fields: Fields  # JSON values: unit, question, choices, answer, category, group, ...
+    pixels: Bounds | None = None  # of its pictures; None: what the processor says
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def evaluate_to(
         FileNotFoundError: the model, a benchmark file or the reference does not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    check_questions(questions)
+    check_questions(questions, settings)
     refuse_foreign(out, RUN_FILE)
     source = Source.find(model, settings)
     tasks, text = open_tasks(questions, source), open_text(questions)

@@ -14,6 +14,8 @@ from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
 from .eval.perplexity import read_text
 from .eval.tasks import find, open_task
+from .eval.tasks.pixels import DEFAULT as MODEL_PIXELS
+from .eval.tasks.pixels import pixel_budget
 from .eval.tasks.prompts import default_prompt_style, prompt_style
 from .eval.tasks.task import Task
 from .model.config import ModelConfig
@@ -108,12 +110,13 @@ def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prom
     return prompts
 
 
-def check_questions(questions: Questions) -> None:
+def check_questions(questions: Questions, settings: Settings) -> None:
     """Find what is wrong with the questions before a model is fetched for them.
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
-        ValueError: a name, rule profile or prompt style is unknown, or a benchmark is repeated.
+        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
+            repeated, or the area of pictures is given twice.
     """
     benches = questions.benches or BUILTIN_BENCHES
     names = [find(spec, questions.data_root).name for spec in benches]
@@ -122,6 +125,13 @@ def check_questions(questions: Questions) -> None:
     if questions.prompt_style is not None:
         prompt_style(questions.prompt_style)
     rule_profile(questions.rules or DEFAULT_PROFILE)
+    if pixel_budget(questions.pixels) != MODEL_PIXELS and (
+        settings.min_pixels is not None or settings.max_pixels is not None
+    ):
+        raise ValueError(
+            f"--pixels {questions.pixels} sets both bounds of a picture's area; give it, or "
+            "--min-pixels and --max-pixels"
+        )
 
 
 def open_tasks(questions: Questions, source: Source) -> list[Task]:
@@ -148,6 +158,7 @@ def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[
             limit=questions.limit,
             prompt_style=style,
             profile=questions.rules or DEFAULT_PROFILE,
+            pixels=questions.pixels,
             blank=questions.blank_images,
             seed=settings.seed or 0,
             data_root=questions.data_root,

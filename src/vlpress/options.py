@@ -168,6 +168,14 @@ PromptStyle = Annotated[
         show_default="that of the model's family",
     ),
 ]
+Pixels = Annotated[
+    str,
+    typer.Option(
+        "--pixels",
+        help="How large the benchmarks' pictures are shown: model (as the checkpoint says) or "
+        "vlmevalkit (as for published scores: small ones are enlarged).",
+    ),
+]
 Rules = Annotated[
     str | None,
     typer.Option("--rules", help="Answer-extraction profile.", show_default="2025-08"),

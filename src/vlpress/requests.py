@@ -49,6 +49,8 @@ class Questions:
     """None: the layout that the model's family was published with."""
     rules: str | None = None
     """Answer-extraction profile; None: the default one."""
+    pixels: str = "model"
+    """How large pictures are shown, a named budget."""
     blank_images: bool = False
     """Replace every picture by grey: what is then still right was not seen but guessed."""
     text: Path | None = None
@@ -109,6 +111,7 @@ class RunRequest:
             "--batch-size": None if batch == usual.batch_size else batch,
             "--prompt-style": questions.prompt_style,
             "--rules": questions.rules,
+            "--pixels": None if questions.pixels == usual.pixels else questions.pixels,
             "--data-root": questions.data_root,
             "--text": questions.text,
             "--noise": questions.noise,

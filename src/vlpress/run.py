@@ -41,7 +41,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
             f"{request.model}: the built-in benchmark files are drawings and say nothing about "
             f"it; give real ones, such as --bench {PROPOSED}=PATH; {where_to_get(PROPOSED)}"
         )
-    check_questions(request.questions)
+    check_questions(request.questions, request.settings)
     refuse_foreign(request.out)
     source = Source.find(request.model, request.settings)
     job = Job.prepare(source, request.recipe, request.calibration, tp=request.tp)

@@ -38,7 +38,7 @@ def evaluate_served_to(
             does not answer.
     """
     endpoint = _endpoint(served, settings)
-    check_questions(questions)
+    check_questions(questions, settings)
     refuse_foreign(out, RUN_FILE)
     style = questions.prompt_style or _reference_style(reference)
     tasks = open_tasks_in(style, questions, settings)

@@ -171,6 +171,7 @@ def test_wrong_answers_that_change_are_counted(bench: Workbench) -> None:
         ({"batch_size": 2}, r"different setups \(batch_size: 8 -> 2\)"),
         ({"open": {"blank": True}}, r"builtin-mmbench.blank_images: False -> True"),
         ({"open": {"profile": "2024"}}, "builtin-mmbench.profile: "),
+        ({"open": {"pixels": "vlmevalkit"}}, "builtin-mmbench.pixels"),
         ({"open": {"prompt_style": "qwen2-vl"}}, "builtin-mmbench.prompt_style: "),
         ({"names": NAMES[:2]}, "evaluate both on the same benchmarks"),
         ({"fingerprint_extra": {"kernel": "x"}}, "kernel: absent -> x"),
