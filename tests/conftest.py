@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 from browsers import chromium_path
+from eval_files import package_files
 from tiny_models import (
     FAMILIES,
     TOKEN_ID,
@@ -20,6 +21,9 @@ from tiny_models import (
     make_tiny_config,
     write_checkpoint_folder,
 )
+from workbench import Workbench
+
+from vlpress.model.processing import Processor
 
 # No deadline: the first call of a torch operation can take a second. No example database: tests
 # write nowhere but below tmp_path.
@@ -74,3 +78,19 @@ def token_id() -> Callable[[str], int]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete folder of a small random Qwen2.5-VL; not to be changed."""
     return write_checkpoint_folder(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint: Path) -> Processor:
+    return Processor.from_folder(checkpoint)
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of small stand-ins for the packaged benchmark files."""
+    return package_files(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def bench(processor: Processor, packaged: Path, tmp_path: Path) -> Workbench:
+    return Workbench(processor, tmp_path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from eval_files import ocrbench_rows, package_files, write_tsv
+from eval_files import ocrbench_rows, write_tsv
 from eval_models import TableResponder, small_model
 from tiny_models import write_checkpoint_folder
 from torch import nn
@@ -23,17 +23,9 @@ from vlpress.eval.fingerprint import (
 from vlpress.eval.results import read_info, read_run, summarize
 from vlpress.model.processing import Processor
 
+pytestmark = pytest.mark.usefixtures("packaged")
+
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
 
 
 def run(processor: Processor, out: Path, *names: str, **options: Any) -> EvalResult:

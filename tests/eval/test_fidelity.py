@@ -27,11 +27,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     return open_task("builtin-ocrbench")
 
 
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
 def stored(task: Task, text: str = "abc", stopped: bool = True) -> dict[str, Prediction]:
     return {i.id: Prediction(i.id, text, len(text), stopped, 0.1) for i in task.items}
 

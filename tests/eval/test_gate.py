@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import package_files
 from typer.testing import CliRunner, Result
 from workbench import NAMES, Workbench
 
 from vlpress import cli
-from vlpress.model.processing import Processor
+
+pytestmark = pytest.mark.usefixtures("packaged")
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "examples" / "ci" / "github-actions.yml"
 yaml = pytest.importorskip("yaml")
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def bench(checkpoint: Path, tmp_path: Path) -> Workbench:
-    return Workbench(Processor.from_folder(checkpoint), tmp_path)
 
 
 def call(*arguments: object) -> Result:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import package_files
 from eval_models import Say, right
 from workbench import NAMES, Workbench, lossy, reseal
 
@@ -17,7 +16,8 @@ from vlpress.eval import compare, compare_many
 from vlpress.eval.html import gallery, words
 from vlpress.eval.html.scores import headline
 from vlpress.eval.html.table import Cell, Column, make_table
-from vlpress.model.processing import Processor
+
+pytestmark = pytest.mark.usefixtures("packaged")
 
 ATTACK = "</p><script>alert(1)</script><img src=x onerror=alert(2)>"
 SECTIONS = ("scores", "changed", "categories", "fidelity", "layers", "cost", "health", "setup")
@@ -66,21 +66,6 @@ class Page(HTMLParser):
         found = re.search(rf'<section id="{name}">.*?</section>', self.source, re.DOTALL)
         assert found, f"no section {name}"
         return Page(found.group())
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def bench(processor: Processor, tmp_path: Path) -> Workbench:
-    return Workbench(processor, tmp_path)
 
 
 def page(bench: Workbench, base: Path, cand: Path, **options: Any) -> Page:

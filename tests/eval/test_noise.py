@@ -18,11 +18,6 @@ from vlpress.model.processing import Processor
 NAMES = ("builtin-mmbench", "builtin-ocrbench")
 
 
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     package_files(tmp_path, monkeypatch)

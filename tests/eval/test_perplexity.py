@@ -16,11 +16,6 @@ from vlpress.model.processing import Processor
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 12
 
 
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     original = windows

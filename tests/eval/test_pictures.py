@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from eval_files import package_files, picture
+from eval_files import picture
 from PIL import Image
 from workbench import Workbench, reseal
 
@@ -15,17 +15,8 @@ from vlpress.eval.features import pictures
 from vlpress.eval.pictures import LONGEST, read_picture, shrink, store_pictures
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks.pictures import Picture
-from vlpress.model.processing import Processor
 
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def bench(checkpoint: Path, tmp_path: Path) -> Workbench:
-    return Workbench(Processor.from_folder(checkpoint), tmp_path)
+pytestmark = pytest.mark.usefixtures("packaged")
 
 
 def png(size: tuple[int, int], color: str = "red") -> bytes:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, table
-from eval_files import package_files
 from eval_models import right, small_model
 from typer.testing import CliRunner
 
@@ -22,12 +21,9 @@ from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.pixels import Bounds, bounds_of, pixel_budget
 from vlpress.model.processing import Processor
 
+pytestmark = pytest.mark.usefixtures("packaged")
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "smart_resize.json"
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

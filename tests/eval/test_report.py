@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import mmbench_rows, package_files, write_tsv
+from eval_files import mmbench_rows, write_tsv
 from eval_models import right, small_model
 from tiny_models import write_checkpoint_folder
 from workbench import NAMES, Workbench, lossy, reseal
 
 from vlpress.eval import compare, compare_many
 from vlpress.eval.markdown_cells import escape
-from vlpress.model.processing import Processor
+
+pytestmark = pytest.mark.usefixtures("packaged")
 
 # The schema that other programs rely on.
 TOP = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
@@ -22,21 +23,6 @@ BENCHMARK |= {"upper95", "mcnemar_p", "verdict", "flips", "parse_failures", "cat
 FLIPS = {"right_to_wrong", "wrong_to_right", "wrong_to_wrong"}
 FIDELITY = {"tokens", "kl_kind", "kl_mean", "kl_p99", "top1_agreement", "per_benchmark"}
 SIZE = {"base_bytes", "candidate_bytes", "bits_per_weight"}
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def bench(processor: Processor, tmp_path: Path) -> Workbench:
-    return Workbench(processor, tmp_path)
 
 
 def test_report_has_the_schema(bench: Workbench) -> None:

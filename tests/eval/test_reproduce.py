@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, table
-from eval_files import package_files
 from eval_models import right
 from typer.testing import CliRunner
 from workbench import NAMES, Workbench, reseal
@@ -16,17 +15,8 @@ from vlpress.eval import compare, evaluate_endpoint, open_task
 from vlpress.eval.endpoint import Endpoint, request_fields
 from vlpress.eval.reproduce import reproduce_command
 from vlpress.eval.results import read_run
-from vlpress.model.processing import Processor
 
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def bench(checkpoint: Path, tmp_path: Path) -> Workbench:
-    return Workbench(Processor.from_folder(checkpoint), tmp_path)
+pytestmark = pytest.mark.usefixtures("packaged")
 
 
 def test_command_names_models_setup_and_margin(bench: Workbench) -> None:

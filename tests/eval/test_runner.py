@@ -33,11 +33,6 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     return open_task("builtin-mmbench", max_new_tokens=3)
 
 
-@pytest.fixture(scope="module")
-def processor(checkpoint: Path) -> Processor:
-    return Processor.from_folder(checkpoint)
-
-
 def run(task: Task, responder: Any, path: Path, batch_size: int = 5) -> dict[str, str]:
     found = answer_task(task, responder, path, {"setup": 1}, batch_size=batch_size)
     return {key: p.prediction for key, p in found.items()}

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, Reply, completion, table, usage
-from eval_files import package_files
 from eval_models import right, small_model
 
 from vlpress.eval import evaluate, evaluate_endpoint, open_task
@@ -28,14 +27,11 @@ from vlpress.eval.tasks.pictures import Picture
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing import Processor
 
+pytestmark = pytest.mark.usefixtures("packaged")
+
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 KEY = "sk-a-secret-key"
 VLLM = {"id": "m", "object": "model", "created": 1, "owned_by": "vllm", "max_model_len": 4096}
-
-
-@pytest.fixture(autouse=True)
-def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package_files(tmp_path, monkeypatch)
 
 
 def tasks(*names: str) -> list[Task]:
