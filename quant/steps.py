@@ -27,7 +27,7 @@ class Step:
     block_size: int = 128
     """Columns per lazy update; gptq and gptaq only."""
     scale_search: bool = True
-    """Shrink scales where calibration says so; gptq and gptaq only."""
+    """Shrink scales by up to a fifth where rounding gains; gptq and gptaq only."""
     strength: float = 0.5
     """How far gptaq moves its target towards what the float model gives, 0 to 1; gptaq only, and
     an error elsewhere. See `asymmetric.py`."""
