@@ -162,7 +162,7 @@ def measure_task(
     """
     cache = FeatureCache(processor, [candidate])
     letters = _Letters(processor)
-    with RecordStore(path, "fidelity", fingerprint) as store:
+    with closing(RecordStore(path, "fidelity", fingerprint)) as store:
         for batch in _batches(task, cache, batch_size, lambda item: item.id in store.records):
             read = read_answers(candidate, cache, batch, [answers[item.id] for item in batch])
             records = []

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def measure_text(
         ValueError: another fingerprint, too little text, or logits that are not finite.
     """
     parts = windows(text, processor)
-    with RecordStore(path, "text", {**fingerprint, "text": text_identity(text)}) as store:
+    with closing(RecordStore(path, "text", {**fingerprint, "text": text_identity(text)})) as store:
         for number, ids in enumerate(parts):
             if str(number) not in store.records:
                 nll = _nll(model, ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +115,7 @@ def answer_task(
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; give at least 1")
-    with RecordStore(path, "predictions", fingerprint) as store:
+    with closing(RecordStore(path, "predictions", fingerprint)) as store:
         report = _Progress(on_progress, task, len(store.records))
         report(len(store.records))
         for window in plan_windows(task.items, batch_size):

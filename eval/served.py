@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .. import __version__
 from .chat import PICTURES, chat_messages, parse_reply
@@ -67,17 +67,6 @@ class EndpointResponder:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, work: Any) -> Any:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -145,7 +134,7 @@ def evaluate_endpoint(
     refuse_repeated(tasks)
     out = Path(out_dir)
     base = None if reference is None else read_run(reference)
-    with EndpointResponder(endpoint) as responder:
+    with closing(EndpointResponder(endpoint)) as responder:
         setup = served_fingerprint(endpoint, responder.models(), seed=seed)
         if base is not None:
             _check_reference(base, setup, tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def evaluate_served_to(
     refuse_foreign(out, RUN_FILE)
     style = questions.prompt_style or _reference_style(reference)
     tasks = open_tasks_in(style, questions, settings)
-    with EndpointResponder(endpoint) as responder:
+    with closing(EndpointResponder(endpoint)) as responder:
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
     seed = settings.seed or 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def record(key: str, text: str = "A") -> dict[str, Any]:
 
 
 def fill(path: Path, *keys: str) -> None:
-    with RecordStore(path, "predictions", SETUP) as store:
+    with closing(RecordStore(path, "predictions", SETUP)) as store:
         store.append([record(key) for key in keys])
 
 
@@ -37,7 +38,7 @@ def test_texts_come_back_as_they_were(tmp_path: Path, texts: list[str]) -> None:
     path = tmp_path / "p.jsonl"
     path.unlink(missing_ok=True)
     texts = [*texts, "None", "NA", "007", "1.50", "", "a\nb\t\u2028c\rd", "\ud800"]
-    with RecordStore(path, "predictions", SETUP) as store:
+    with closing(RecordStore(path, "predictions", SETUP)) as store:
         store.append([record(str(i), text) for i, text in enumerate(texts)])
     found = read_predictions(path)
     assert [p.prediction for p in found.values()] == texts
@@ -46,7 +47,7 @@ def test_texts_come_back_as_they_were(tmp_path: Path, texts: list[str]) -> None:
 def test_reopening_resumes(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     fill(path, "1", "2")
-    with RecordStore(path, "predictions", SETUP) as store:
+    with closing(RecordStore(path, "predictions", SETUP)) as store:
         assert set(store.records) == {"1", "2"}
         store.append([record("3")])
     assert list(read_predictions(path)) == ["1", "2", "3"]
@@ -59,7 +60,7 @@ def test_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
     fill(path, "1", "2")
     path.write_bytes(path.read_bytes()[:-cut])
     assert list(read_predictions(path)) == ["1"]
-    with RecordStore(path, "predictions", SETUP) as store:
+    with closing(RecordStore(path, "predictions", SETUP)) as store:
         assert set(store.records) == {"1"}
         store.append([record("2")])
     assert list(read_predictions(path)) == ["1", "2"]
@@ -130,7 +131,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 
 
 def test_an_id_is_stored_once(tmp_path: Path) -> None:
-    with RecordStore(tmp_path / "p", "predictions", SETUP) as store:
+    with closing(RecordStore(tmp_path / "p", "predictions", SETUP)) as store:
         store.append([record("1")])
         with pytest.raises(ValueError, match="holds 1 already"):
             store.append([record("1")])

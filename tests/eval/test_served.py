@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,9 @@ def test_responder_answers_where_a_loop_runs_already() -> None:
     with ChatServer(table([task], right)) as server:
 
         async def notebook() -> list[str]:
-            with EndpointResponder(Endpoint(server.url, "m", request_fields())) as responder:
+            with closing(
+                EndpointResponder(Endpoint(server.url, "m", request_fields()))
+            ) as responder:
                 return [answer.text for answer in responder.generate(task.items)]
 
         assert asyncio.run(notebook()) == [right(item) for item in task.items]
