@@ -1,0 +1,26 @@
+import pytest
+import torch
+from batches import lead_of, parting
+
+from vlpress.eval.forced import Forced
+
+
+def read(logits: list[list[float]], tokens: list[int]) -> Forced:
+    values = torch.tensor(logits)
+    return Forced(values, torch.tensor(tokens), values[0], ended=True)
+
+
+def test_answers_part_at_the_first_unlike_token() -> None:
+    alone = read([[3.0, 1.0, 0.0], [2.0, 2.5, 9.0], [0.0, 0.0, 0.0]], [0, 1, 2])
+    together = read([[0.0, 0.0, 0.0]] * 2, [0, 0])
+    assert parting(alone, together) == pytest.approx(0.5)
+
+
+def test_no_parting_is_an_error() -> None:
+    one = read([[3.0, 1.0]], [0])
+    with pytest.raises(ValueError, match="the tokens of one begin the other"):
+        parting(one, one)
+
+
+def test_lead_of_the_likeliest_token() -> None:
+    assert lead_of(read([[3.0, 1.0, 0.0], [2.0, 2.5, 9.0]], [1, 2])).tolist() == [2.0, 6.5]
