@@ -2,7 +2,7 @@
 
     python benchmarks/batches.py [--limit 60]
 
-The built-in model answers every built-in question at batch 1, 4 and 16. In fp32 all texts must be
+The built-in model answers the built-in questions at batch 1, 4 and 16. In fp32 all texts must be
 the same. bf16 carries 8 bits, so a batch's other shapes move its logits: at least 99.5 % of the
 texts must be the same, and where two part, the two tokens must have been a near tie: no further
 apart, at batch 1, than the batch size moves the lead of the likeliest token elsewhere. Ends with 1
@@ -96,8 +96,12 @@ def measure(
         return read_answers(model, cache, items, [answers[item.id] for item in items])
 
     some = task.items[:: max(1, len(task.items) // read)]
-    leads = {size: [lead for part in cut(some, size) for lead in map(lead_of, force(part, alone))]
-             for size in SIZES}  # fmt: skip
+
+    def leads_at(size: int) -> list[torch.Tensor]:
+        reads = (force(some[start : start + size], alone) for start in range(0, len(some), size))
+        return [lead_of(read) for batch in reads for read in batch]
+
+    leads = {size: leads_at(size) for size in SIZES}
     for size in SIZES[1:]:
         pairs = zip(leads[1], leads[size], strict=True)
         floor = max(float((a - b).abs().max()) for a, b in pairs if len(a))
@@ -113,12 +117,6 @@ def measure(
             "floor": floor,
             "holds": same >= LEAST_SAME[dtype] and all(gap <= floor for gap in gaps),
         }
-
-
-def cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Batches in the order of the items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def lead_of(read: Forced) -> torch.Tensor:
