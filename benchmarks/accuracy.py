@@ -9,7 +9,9 @@ seed answers the benchmarks. In every run GPTQ's error on every layer is compare
 rounding's; one that is larger ends it.
 
 The run resumes: rows of the same commit are kept in --work, so several processes may share the
-rows of one table (--models), and a last one gathers them.
+rows of one table (--models), and a last one gathers them. --accept takes rows of another commit
+too, for a change that leaves them as they were: remove the others from --work first. To show that
+it does, --check measures the given rows again and ends the run if a number moved.
 Writes results/accuracy.json and results/accuracy.md beside this script.
 """
 
@@ -28,11 +30,13 @@ from common import tables
 from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
 from common.machine import provenance
 from common.rows import SETTINGS, Row, all_rows
+from common.tables import listed
 
 from vlpress.calib.samples import load_samples
 from vlpress.eval import compare
 from vlpress.evaluations import evaluate_to
 from vlpress.model.processing import Processor
+from vlpress.model.qwen_vl import QwenVL
 from vlpress.opening import encode_samples
 from vlpress.progress import Reporter
 from vlpress.quant.loading import open_model, resolve_folder
@@ -74,6 +78,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=256, help="validation samples")
     parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
     parser.add_argument("--limit", type=int, help="questions per benchmark (default all, 0 none)")
+    parser.add_argument("--accept", metavar="COMMIT", help="keep this commit's rows as well")
+    parser.add_argument("--check", nargs="+", default=[], metavar="ROW", help="as w4a16/gptq")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="kept for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -92,6 +98,9 @@ class Measurement:
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Every row, the best of each setting, and what the original scores."""
+        for row in rows:
+            if row.key in self.options.check:
+                self.check(row)
         base = self.ask(self.name, self.work / "base") if self.options.limit != 0 else {}
         # Seed by seed, so that a run that is stopped early has seen every method.
         for seed in self.options.seeds:
@@ -116,6 +125,7 @@ class Measurement:
             "setting": row.setting,
             "method": row.method,
             "scope": row.scope,
+            "commit": listed(dict.fromkeys(cell["commit"] for cell in cells)),
             "seeds": seeds,
             "bits_per_weight": cells[0]["bits_per_weight"],
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
@@ -129,32 +139,18 @@ class Measurement:
         """One row and seed, measured or read back."""
         folder = self.work / row.key / f"seed{seed}"
         scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
-        recipe = row.recipe(seed, self.options.samples)
         made_from = {
-            "commit": self.commit,
-            "recipe": recipe.to_dict(),
+            "recipe": row.recipe(seed, self.options.samples).to_dict(),
             "sizes": [self.options.validation, self.options.held_out],
             "limit": self.options.limit if scored else 0,
         }
         stored = folder / "cell.json"
         if stored.is_file():
             cell = json.loads(stored.read_text())
-            if cell.pop("made_from") == made_from:
-                return dict(cell)
-        model = open_model(self.name, device="cpu")
-        prompts = []
-        if recipe.needs_calibration:
-            samples = load_samples(None, n=self.options.samples, seed=seed)
-            prompts = encode_samples(samples, self.processor)
-        report = quantize_(model, recipe, prompts)
-        check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
-        cell = {
-            "bits_per_weight": report.bits_per_weight,
-            "fallback_rows": report.fallback_rows,
-            "solved_rows": sum(
-                layer.row.spec.out_features for layer in report.layers if layer.result
-            ),
-        }
+            commit = cell["made_from"].pop("commit")
+            if cell.pop("made_from") == made_from and commit in (self.commit, self.options.accept):
+                return {**cell, "commit": commit}
+        model, report, cell = self.quantize(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
         if scored:
             checkpoint = folder / "checkpoint"
@@ -166,12 +162,42 @@ class Measurement:
                 name: {key: found[key] for key in ("candidate", "delta", "ci95", "verdict")}
                 for name, found in judged["benchmarks"].items()
             }
-        same = row.scope == "decoder"
-        cell["validation"] = self.validation.measure(model, same_tower=same).to_dict()
-        cell["held_out"] = self.held_out.measure(model, same_tower=same).to_dict()
+        made_from["commit"] = self.commit
         stored.write_text(json.dumps({**cell, "made_from": made_from}))
         print(self.name, row.key, seed, file=sys.stderr, flush=True)
-        return cell
+        return {**cell, "commit": self.commit}
+
+    def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport, dict[str, Any]]:
+        """Quantize the model and measure it; everything of a cell but the scores."""
+        model = open_model(self.name, device="cpu")
+        recipe, prompts = row.recipe(seed, self.options.samples), []
+        if recipe.needs_calibration:
+            samples = load_samples(None, n=self.options.samples, seed=seed)
+            prompts = encode_samples(samples, self.processor)
+        report = quantize_(model, recipe, prompts)
+        check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
+        same = row.scope == "decoder"
+        solved = (layer.row.spec.out_features for layer in report.layers if layer.result)
+        return (
+            model,
+            report,
+            {
+                "bits_per_weight": report.bits_per_weight,
+                "fallback_rows": report.fallback_rows,
+                "solved_rows": sum(solved),
+                "validation": self.validation.measure(model, same_tower=same).to_dict(),
+                "held_out": self.held_out.measure(model, same_tower=same).to_dict(),
+            },
+        )
+
+    def check(self, row: Row) -> None:
+        """Measure a stored row again; the run ends if a number is another."""
+        seed = self.seeds(row)[-1]
+        stored = json.loads((self.work / row.key / f"seed{seed}" / "cell.json").read_text())
+        found = json.loads(json.dumps(self.quantize(row, seed)[2]))
+        if moved := [key for key, value in found.items() if stored[key] != value]:
+            sys.exit(f"{self.name} {row.key} seed {seed}: {listed(moved)} moved")
+        print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
 
     def ask(self, model: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
         """Answer the benchmarks into a folder; what is there is resumed unless `fresh`."""

@@ -3,8 +3,9 @@
 Letters: N = out_features, K = in_features, G = groups per row, ``K == G * width``.
 Integers are unsigned with a zero point (z = 8 for symmetric int4), and a symmetric scale is
 ``max|W| / ((2**bits - 1) / 2)``, so that the grid spans the group with half a step to spare on the
-negative side. Scales are bf16 values that fp16 holds exactly: a checkpoint may be written with
-either type, and a model run in either, without a scale changing.
+negative side. A signed scale has no such bias: its sign puts the end with one more level where the
+group's largest weight is. Scales are bf16 values that fp16 holds exactly: a checkpoint may be
+written with either type, and a model run in either, without a scale changing.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class QuantizedWeight:
     integers: Tensor
     """uint8 ``[N, K]``, values 0 to ``2**bits - 1``."""
     scales: Tensor
-    """float32 ``[N, G]``."""
+    """float32 ``[N, G]``, not zero; negative ones stand for a mirrored grid."""
     zero_points: Tensor
     """uint8 ``[N, G]``."""
     scheme: QuantScheme
@@ -76,27 +77,28 @@ class QuantizedWeight:
 
 
 def round_scales(scales: Tensor) -> Tensor:
-    """Round positive scales to the nearest numbers that bf16 and fp16 both hold exactly.
+    """Round scales to the nearest numbers that bf16 and fp16 both hold exactly.
 
     bf16 keeps 8 significant bits and fp16 counts in steps of 2**-24, so one rounding through each
     suffices: above 2**-17 the first decides, below it the second.
 
     Args:
-        scales: any float dtype and shape, not negative.
+        scales: any float dtype and shape.
 
     Returns:
-        float32, same shape; at least 2**-24.
+        float32, same shape and signs; magnitudes are at least 2**-24.
 
     Raises:
         ValueError: a scale is not finite or too large for fp16.
     """
-    rounded = scales.to(torch.bfloat16)
-    if not bool(torch.isfinite(rounded).all()) or bool((rounded > MAX_SCALE).any()):
+    magnitudes = scales.abs().to(torch.bfloat16)
+    if not bool(torch.isfinite(magnitudes).all()) or bool((magnitudes > MAX_SCALE).any()):
         raise ValueError(
-            f"a scale of {float(scales.max()):g} is outside the range of fp16 (at most "
+            f"a scale of {float(scales.abs().max()):g} is outside the range of fp16 (at most "
             f"{MAX_SCALE:g}); the weight is broken or needs a wider format"
         )
-    return rounded.to(torch.float16).to(torch.float32).clamp_min(MIN_SCALE)
+    rounded = magnitudes.to(torch.float16).to(torch.float32).clamp_min(MIN_SCALE)
+    return rounded.copysign(scales.float())
 
 
 def choose_input_scale(largest: float) -> Tensor:
@@ -116,15 +118,19 @@ def choose_input_scale(largest: float) -> Tensor:
     return round_scales(torch.tensor(largest / 127 if largest else 1.0))
 
 
-def choose_qparams(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]:
+def choose_qparams(
+    weight: Tensor, scheme: QuantScheme, *, signed: bool = False
+) -> tuple[Tensor, Tensor]:
     """Scales and zero points from each group's range.
 
-    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint. Asymmetric: the range,
-    widened to contain zero, over ``2**bits - 1``. A group of zeros gets scale 1.
+    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint, or, signed, the scale at
+    which the weight of largest magnitude is the level 0 exactly. Asymmetric: the range, widened to
+    contain zero, over ``2**bits - 1``. A group of zeros gets scale 1.
 
     Args:
         weight: ``[N, K]``, finite.
         scheme: the grid.
+        signed: whether symmetric scales may be negative; asymmetric ones never are.
 
     Returns:
         scales float32 ``[N, G]`` (see `round_scales`) and zero_points uint8 ``[N, G]``.
@@ -136,7 +142,11 @@ def choose_qparams(weight: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor]
         raise ValueError("the weight has values that are not finite; the checkpoint is broken")
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows, scheme.groups(columns), scheme.width(columns))
-    if scheme.symmetric:
+    if scheme.symmetric and signed:
+        largest = grouped.gather(-1, grouped.abs().argmax(dim=-1, keepdim=True))[..., 0]
+        scales = -largest / scheme.midpoint
+        empty = largest == 0
+    elif scheme.symmetric:
         largest = grouped.abs().amax(dim=-1)
         scales = largest / (scheme.max_level / 2)
         empty = largest == 0

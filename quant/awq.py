@@ -52,6 +52,7 @@ def awq_scales(
     index: Tensor | None = None,
     points: int = 20,
     clip: bool = False,
+    signed: bool | None = None,
 ) -> AWQResult:
     """Search the scales of one input for the layers that read it.
 
@@ -63,6 +64,7 @@ def awq_scales(
         index: int64 ``[K]``, the channel that each column carries; None = its own.
         points: steps of the grid between ratio 0 and 1.
         clip: judge candidates by rounding that searches its scales, as `rtn` does with a Hessian.
+        signed: as `rtn` takes it; False for layers that a solver gets afterwards.
 
     Raises:
         ValueError: shapes do not fit, the statistics are not finite, or there is no grid.
@@ -83,7 +85,12 @@ def awq_scales(
         for point in range(points + (not balanced)):  # at ratio 1 both grids agree
             ratio = point / points
             scales = scales_at(magnitudes, ratio, sizes if balanced else None)
-            candidates = _rounded(weights, hessian, scales[index], scheme, clip)
+            spread = scales[index]
+            scaled = hessian / spread / spread[:, None] if clip else None
+            candidates = [
+                rtn(weight.float() * spread, scheme, scaled, signed=signed).dequantize() / spread
+                for weight in weights
+            ]
             error = relative_error(weights, candidates, hessian)
             if best is None or error < best.error:
                 rtn_error = best.rtn_error if best else error
@@ -131,13 +138,3 @@ def scales_at(magnitudes: Tensor, ratio: float, sizes: Tensor | None = None) -> 
     middle = (logs[excited].max() + logs[excited].min()) / 2
     scales = (logs - middle).exp().clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
     return scales.float().masked_fill(~excited, 1.0)
-
-
-def _rounded(
-    weights: Sequence[Tensor], hessian: Tensor, scales: Tensor, scheme: QuantScheme, clip: bool
-) -> list[Tensor]:
-    """What the layers become if they are rounded with these scales per column."""
-    scaled = hessian / scales / scales[:, None] if clip else None
-    return [
-        rtn(weight.float() * scales, scheme, scaled).dequantize() / scales for weight in weights
-    ]

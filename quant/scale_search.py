@@ -59,7 +59,7 @@ def clip_scales(
 
     Args:
         weight: float32 ``[N, K]``.
-        scales: float32 ``[N, G]``, from the groups' ranges.
+        scales: float32 ``[N, G]``, from the groups' ranges, of either sign.
         zero_points: uint8 ``[N, G]``, kept.
         hessian: ``[K, K]``, ``X' X`` of the layer's inputs up to a positive factor.
         scheme: the grid.

@@ -146,6 +146,7 @@ class BlockTransforms:
         names = self._quantized(row)
         spec, planned = self.rows[names[0]].spec, self.rows[names[0]].step
         assert planned is not None
+        rounds = planned.method == "rtn"
         hessian = Hessian(spec.in_features, self.model.device)
         magnitudes = MeanAbs(spec.in_features, self.model.device)
         view.observe({spec.name: [hessian, magnitudes]})
@@ -157,7 +158,8 @@ class BlockTransforms:
                 planned.scheme,
                 index=index,
                 points=step.points,
-                clip=step.clip and planned.method == "rtn",
+                clip=step.clip and rounds,
+                signed=None if rounds else False,
             )
         except ValueError as error:
             raise ValueError(f"{row.source}: {error}") from None

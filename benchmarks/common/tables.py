@@ -18,6 +18,7 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "# Accuracy of the methods (built-in models, synthetic benchmarks)",
         "",
         describe(dict(results)),
+        *other_commits(results),
         "",
         f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. "
         "KL is the divergence from the original in nats per answer token, both in float32, on "
@@ -37,6 +38,19 @@ def accuracy(results: Mapping[str, Any]) -> str:
             lines += ["", f"## {name}, {scope}", "", accuracy_table(rows, model["base"])]
         lines += ["", f"## {name}, best methods", "", *best(model)]
     return "\n".join(lines) + "\n"
+
+
+def other_commits(results: Mapping[str, Any]) -> list[str]:
+    """A sentence on rows that an earlier commit measured, if there are any."""
+    rows = [row for model in results["models"].values() for row in model["rows"]]
+    others = [row for row in rows if row["commit"] != results["commit"]]
+    commits = sorted({row["commit"] for row in others})
+    if not others:
+        return []
+    return [
+        f"{len(others)} of the {len(rows)} rows are of commit {listed(commits)}; nothing that they "
+        "depend on has changed since. The JSON file says which."
+    ]
 
 
 def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from vlpress.quant.affine import (
     quantize,
     round_scales,
 )
-from vlpress.quant.rtn import rtn
+from vlpress.quant.rtn import may_be_signed, rtn
 from vlpress.quant.scheme import QuantScheme
 
 
@@ -29,6 +29,29 @@ def test_symmetric_int4_by_hand() -> None:
     # 7.5 would round to 16 and is clamped; -7.5 lands on 0.
     assert integers.tolist() == [[15, 0, 8, 9], [8, 8, 8, 8]]
     assert dequantize(integers, scales, zero_points).tolist() == [[7, -8, 0, 1], [0, 0, 0, 0]]
+
+
+def test_signed_int4_by_hand() -> None:
+    """The largest weight gets the end with one level more, whichever side it is on."""
+    weight = torch.tensor([[8.0, -8.0, 0.0, 1.4], [-4.0, 3.0, 3.9, 0.2], [0.0, 0.0, 0.0, 0.0]])
+    scheme = QuantScheme(4, -1)
+    scales, zero_points = choose_qparams(weight, scheme, signed=True)
+    assert scales.tolist() == [[-1.0], [0.5], [1.0]]
+    assert zero_points.tolist() == [[8]] * 3
+    integers = quantize(weight, scales, zero_points, scheme)
+    # -8 would be 16 and 3.9 too; they are clamped.
+    assert integers.tolist() == [[0, 15, 8, 7], [0, 14, 15, 8], [8, 8, 8, 8]]
+    assert dequantize(integers, scales, zero_points).tolist() == [
+        [8, -7, 0, 1],
+        [-4, 3, 3.5, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_asymmetric_scales_are_never_negative() -> None:
+    scheme = QuantScheme(4, 16, symmetric=False)
+    plain, signed = (choose_qparams(random_weight(), scheme, signed=s) for s in (False, True))
+    assert torch.equal(plain[0], signed[0]) and torch.equal(plain[1], signed[1])
 
 
 def test_asymmetric_range_contains_zero() -> None:
@@ -49,6 +72,7 @@ def test_int8_midpoint() -> None:
 def test_scales_are_exact_in_bf16_and_fp16(values: list[float]) -> None:
     scales = torch.tensor(values)
     rounded = round_scales(scales)
+    assert torch.equal(round_scales(-scales), -rounded)
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert torch.equal(rounded, rounded.half().float())
     assert bool((rounded >= MIN_SCALE).all())
@@ -58,8 +82,9 @@ def test_scales_are_exact_in_bf16_and_fp16(values: list[float]) -> None:
 
 
 def test_scales_out_of_range() -> None:
-    with pytest.raises(ValueError, match="outside the range of fp16"):
-        round_scales(torch.tensor([70000.0]))
+    for scale in (70000.0, -70000.0):
+        with pytest.raises(ValueError, match="a scale of 70000 is outside the range of fp16"):
+            round_scales(torch.tensor([scale]))
     with pytest.raises(ValueError, match="not finite"):
         choose_qparams(torch.tensor([[1.0, float("nan")]]), QuantScheme(4, -1))
 
@@ -67,7 +92,7 @@ def test_scales_out_of_range() -> None:
 def test_tiny_weights_get_a_scale_above_zero() -> None:
     weight = torch.full((1, 32), 1e-12)
     result = rtn(weight, QuantScheme(4, 32))
-    assert float(result.scales[0, 0]) == MIN_SCALE
+    assert float(result.scales[0, 0].abs()) == MIN_SCALE
     assert torch.equal(result.dequantize(), torch.zeros(1, 32))
 
 
@@ -84,7 +109,7 @@ def test_error_is_at_most_half_a_step(
 ) -> None:
     weight = random_weight(seed=seed) * spread
     scheme = QuantScheme(bits, width, symmetric)
-    result = rtn(weight, scheme)
+    result = rtn(weight, scheme, signed=False)
     error = (weight - result.dequantize()).abs()
     step = result.scales[:, result.column_groups().long()]
     # Rounding the scale, to bf16 and to fp16's subnormals, can push the outermost weight past the
@@ -92,6 +117,50 @@ def test_error_is_at_most_half_a_step(
     rounding = 2.0**-8 + 2.0**-25 / step
     limit = 0.5 + scheme.max_level * rounding + (0.0 if symmetric else 0.5)
     assert bool((error / step <= limit + 1e-5).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(2, 7), width=st.sampled_from([-1, 8, 32]), seed=st.integers(0, 10_000))
+def test_signed_error_is_half_a_step_but_for_one_clamped_end(
+    bits: int, width: int, seed: int
+) -> None:
+    weight, scheme = random_weight(seed=seed), QuantScheme(bits, width)
+    result = rtn(weight, scheme, signed=True)
+    levels = weight / result.scales[:, result.column_groups().long()] + scheme.midpoint
+    off = (levels - result.integers).abs()
+    clamped = levels > scheme.max_level
+    slack = scheme.max_level * 2.0**-8  # the scale's own rounding
+    assert bool((off[~clamped] <= 0.5 + slack).all())
+    assert bool((result.integers[clamped] == scheme.max_level).all())
+    # Nothing is further out than as many levels as the longer end has.
+    assert bool((off[clamped] <= 1 + slack).all())
+    largest = weight.reshape(len(weight), *result.scales.shape[1:], -1).abs().amax(dim=-1)
+    assert torch.equal(result.scales.abs(), round_scales(largest / scheme.midpoint))
+
+
+def test_rounding_takes_either_sign_for_weights_alone_below_8_bits() -> None:
+    weight = random_weight()
+    cases = {
+        QuantScheme(4, 32): True,
+        QuantScheme(3, 32): True,
+        QuantScheme(8, 32): False,
+        QuantScheme(4, 32, activations="dynamic"): False,
+        QuantScheme(4, 32, symmetric=False): False,
+    }
+    for scheme, expected in cases.items():
+        assert may_be_signed(scheme) == expected
+        assert bool((rtn(weight, scheme).scales < 0).any()) == expected
+        assert not bool((rtn(weight, scheme, signed=False).scales < 0).any())
+
+
+def test_signed_scales_cost_less_where_one_weight_stands_out() -> None:
+    weight = random_weight(64, 128)
+    weight[:, 5] = 8.0
+    errors = [
+        float((weight - rtn(weight, QuantScheme(3, 128), signed=s).dequantize()).square().mean())
+        for s in (True, False)
+    ]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_more_bits_err_less() -> None:

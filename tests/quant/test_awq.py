@@ -98,6 +98,15 @@ def test_clipping_is_part_of_the_judgement() -> None:
     assert found.error < awq_scales([weight], hessian, magnitudes, INT4).error
 
 
+def test_layers_for_a_solver_are_judged_on_positive_scales() -> None:
+    x, weight = salient(), randn(48, 128, seed=1)
+    hessian, magnitudes = x.t() @ x, x.abs().mean(dim=0)
+    for signed in (False, True):
+        found = awq_scales([weight], hessian, magnitudes, INT4, signed=signed)
+        plain = rtn(weight, INT4, signed=signed).dequantize()
+        assert found.rtn_error == pytest.approx(relative_error([weight], [plain], hessian))
+
+
 def test_more_points_never_do_worse() -> None:
     x, weight = salient(), randn(48, 128, seed=1)
     errors = [

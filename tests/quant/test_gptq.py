@@ -128,7 +128,7 @@ def test_uncorrelated_inputs_give_plain_rounding() -> None:
     assert result.weight.equals(rounded_alike(weight, result))
     assert result.error == result.rtn_error
     unsearched = gptq(weight, torch.eye(128), QuantScheme(4, 32), scale_search=False)
-    assert unsearched.weight.equals(rtn(weight, QuantScheme(4, 32)))
+    assert unsearched.weight.equals(rtn(weight, QuantScheme(4, 32), signed=False))
 
 
 def test_scale_of_the_hessian_does_not_matter() -> None:
