@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import tables
-from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import DECODER, SETTINGS
+from common.rows import DECODER, SETTINGS, drawings
 
 from vlpress.calib.samples import load_samples
-from vlpress.model.inputs import Prompt
 from vlpress.model.processing import Processor
 from vlpress.opening import encode_samples
 from vlpress.quant.loading import open_model, resolve_folder
@@ -78,9 +76,9 @@ def main() -> None:
         "setting": SETTING,
         "samples": options.samples,
         "seeds": options.seeds,
-        "validation": {"seed": VALIDATION_SEED, "samples": options.validation},
-        "held_out": {"seed": HELD_OUT_SEED, "samples": options.held_out},
     }
+    for kind, size in drawings(SETTING, options.validation, options.held_out).items():
+        results[kind] = {"seed": SEEDS[kind], "samples": size}
     results["models"] = {name: measure(name, options, results["commit"]) for name in options.models}
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
@@ -105,10 +103,7 @@ def parse() -> argparse.Namespace:
 
 def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[str, Any]]:
     """All variants of one model; seed by seed, so that a stopped run has seen every variant."""
-    judges = {
-        "validation": Judge(name, VALIDATION_SEED, options.validation),
-        "held_out": Judge(name, HELD_OUT_SEED, options.held_out),
-    }
+    judges, sizes = Judges(name), drawings(SETTING, options.validation, options.held_out)
     cells: list[list[dict[str, Any]]] = [[] for _ in VARIANTS]
     processor = Processor.from_folder(resolve_folder(name))
     for seed in options.seeds:
@@ -116,30 +111,22 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
         prompts = encode_samples(samples, processor)
         for number, variant in enumerate(VARIANTS):
             recipe = variant.recipe(seed, options.samples)
-            sizes = [options.validation, options.held_out]
             made_from = {"commit": commit, "recipe": recipe.to_dict(), "sizes": sizes}
             stored = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
             found = read(stored, made_from)
             if found is None:
-                found = judged(name, recipe, prompts, judges)
+                model = open_model(name, device="cpu")
+                quantize_(model, recipe, prompts)
+                found = judges.measure(model, sizes, same_tower=True)
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 stored.write_text(json.dumps({**found, "made_from": made_from}))
                 print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)
             cells[number].append(found)
     return [
         {"method": variant.method, "changed": variant.changed}
-        | {kind: summarize([Divergence(**cell[kind]) for cell in found]) for kind in judges}
+        | {kind: summarize([Divergence(**cell[kind]) for cell in found]) for kind in SEEDS}
         for variant, found in zip(VARIANTS, cells, strict=True)
     ]
-
-
-def judged(
-    name: str, recipe: Recipe, prompts: Sequence[Prompt], judges: Mapping[str, Judge]
-) -> dict[str, Any]:
-    """What every judge measures of one quantized model."""
-    model = open_model(name, device="cpu")
-    quantize_(model, recipe, prompts)
-    return {kind: judge.measure(model, same_tower=True).to_dict() for kind, judge in judges.items()}
 
 
 def read(stored: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from common import tables
-from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
 from common.rows import SETTINGS, Row, all_rows
 from common.tables import listed
@@ -54,8 +54,8 @@ def main() -> None:
     results = provenance() | {
         "samples": options.samples,
         "seeds": options.seeds,
-        "validation": {"seed": VALIDATION_SEED, "samples": options.validation},
-        "held_out": {"seed": HELD_OUT_SEED, "samples": options.held_out},
+        "validation": {"seed": SEEDS["validation"], "samples": options.validation},
+        "held_out": {"seed": SEEDS["held_out"], "samples": options.held_out},
     }
     rows = [row for row in all_rows() if row.setting in options.settings]
     results["models"] = {
@@ -93,8 +93,7 @@ class Measurement:
         self.name, self.options, self.commit = name, options, commit
         self.work = options.work / Path(name).name
         self.processor = Processor.from_folder(resolve_folder(name))
-        self.validation = Judge(name, VALIDATION_SEED, options.validation)
-        self.held_out = Judge(name, HELD_OUT_SEED, options.held_out)
+        self.judges = Judges(name)
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Every row, the best of each setting, and what the original scores."""
@@ -141,7 +140,7 @@ class Measurement:
         scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
         made_from = {
             "recipe": row.recipe(seed, self.options.samples).to_dict(),
-            "sizes": [self.options.validation, self.options.held_out],
+            "sizes": list(self.sizes(row).values()),
             "limit": self.options.limit if scored else 0,
         }
         stored = folder / "cell.json"

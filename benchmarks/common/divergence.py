@@ -8,7 +8,7 @@ certain in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -25,8 +25,8 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.opening import encode_samples
 from vlpress.quant.loading import open_model, resolve_folder
 
-VALIDATION_SEED, HELD_OUT_SEED = 1001, 2002
-"""Seeds of the drawings on which methods are chosen, and of those on which they are reported.
+SEEDS = {"validation": 1001, "held_out": 2002}
+"""Of the drawings on which methods are chosen, and of those on which they are reported.
 Calibration takes small seeds."""
 BATCH = 64
 
@@ -103,6 +103,35 @@ class Judge:
             wanted = [count + 2 for count in self.answers[part]]
             read = model(self.prompts[part], features[part], wanted)
             yield from (logits[:-2] for logits in read)
+
+
+class Judges:
+    """The judges of one model by set and number of drawings, each made when it is needed."""
+
+    def __init__(self, base: str) -> None:
+        """`base` is a name or a folder."""
+        self.base = base
+        self._made: dict[tuple[str, int], Judge] = {}
+
+    def measure(
+        self, candidate: QwenVL, sizes: Mapping[str, int], *, same_tower: bool = False
+    ) -> dict[str, Any]:
+        """`Divergence`s as plain data, by set.
+
+        Args:
+            candidate: as `Judge.measure` takes it.
+            sizes: number of drawings of each set.
+            same_tower: as `Judge.measure` takes it.
+        """
+        return {
+            name: self._judge(name, size).measure(candidate, same_tower=same_tower).to_dict()
+            for name, size in sizes.items()
+        }
+
+    def _judge(self, name: str, size: int) -> Judge:
+        if (name, size) not in self._made:
+            self._made[name, size] = Judge(self.base, SEEDS[name], size)
+        return self._made[name, size]
 
 
 def summarize(runs: Sequence[Divergence]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Decoder layers; symmetric unless said otherwise."""
 
+DRAWINGS = {"w4a16": 4, "w3a16": 4}
+"""How many times as many drawings judge a setting, if not once: here methods lie close together,
+and a few drawings carry the mean."""
+
 ALPHA = 0.8
 """Of SmoothQuant where it is fixed: the value that the peers' examples use."""
 
@@ -99,6 +103,12 @@ class Row:
                 "step": steps,
             }
         )
+
+
+def drawings(setting: str, validation: int, held_out: int) -> dict[str, int]:
+    """How many drawings judge a setting: name of the set to number."""
+    times = DRAWINGS.get(setting, 1)
+    return {"validation": times * validation, "held_out": times * held_out}
 
 
 def all_rows() -> list[Row]:

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .machine import describe
+from .rows import DRAWINGS
 
 NAMES = {"builtin-mmbench": "MMBench", "builtin-ocrbench": "OCRBench", "builtin-mmmu": "MMMU"}
 
@@ -22,7 +23,8 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "",
         f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. "
         "KL is the divergence from the original in nats per answer token, both in float32, on "
-        f"{results['held_out']['samples']} drawings that no calibration saw: mean over drawings "
+        f"{results['held_out']['samples']} drawings ({more_drawings()}) that no calibration saw: "
+        "mean over drawings "
         "and seeds with its 95 % interval over drawings, the smallest and largest mean of a seed, "
         "and the 99th percentile over tokens. Scores in percent are those of the checkpoint of the "
         "first seed, in brackets the paired 95 % interval of the difference from the original. "
@@ -38,6 +40,11 @@ def accuracy(results: Mapping[str, Any]) -> str:
             lines += ["", f"## {name}, {scope}", "", accuracy_table(rows, model["base"])]
         lines += ["", f"## {name}, best methods", "", *best(model)]
     return "\n".join(lines) + "\n"
+
+
+def more_drawings() -> str:
+    """Where more of them judge."""
+    return listed(f"{times} times as many at {setting}" for setting, times in DRAWINGS.items())
 
 
 def other_commits(results: Mapping[str, Any]) -> list[str]:

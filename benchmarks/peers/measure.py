@@ -6,12 +6,14 @@ The same drawings, arithmetic and summary as in vlpress's own table (`benchmarks
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from common.divergence import HELD_OUT_SEED, VALIDATION_SEED, Divergence, Judge, summarize
+from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
+from common.rows import drawings
 from common.tables import describe, divergence, listed
 from peers.against import sections
 from peers.settings import RECORD, Job
@@ -20,7 +22,6 @@ from tabulate import tabulate
 from vlpress.quant.loading import load_quantized
 
 STORED = "divergence.json"
-SETS = {"validation": VALIDATION_SEED, "held_out": HELD_OUT_SEED}
 
 
 def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any]:
@@ -31,10 +32,9 @@ def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any
         validation: drawings on which methods are chosen.
         held_out: drawings on which they are reported.
     """
-    sizes = {"validation": validation, "held_out": held_out}
     rows = []
     for model, of_model in groupby(sorted(jobs, key=_order), key=lambda job: job.model):
-        ruler = Ruler(model, sizes)
+        ruler = Ruler(model, validation, held_out)
         for (setting, peer, method), group in groupby(
             of_model, key=lambda job: (job.setting, job.peer, job.method)
         ):
@@ -50,41 +50,39 @@ def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any
                     "seeds": [job.seed for job in made],
                     **{
                         name: summarize([Divergence(**cell[name]) for cell in cells])
-                        for name in sizes
+                        for name in SEEDS
                     },
                 }
             )
     return provenance() | {
-        **{name: {"seed": SETS[name], "samples": size} for name, size in sizes.items()},
+        "validation": {"seed": SEEDS["validation"], "samples": validation},
+        "held_out": {"seed": SEEDS["held_out"], "samples": held_out},
         "rows": rows,
     }
 
 
 class Ruler:
-    """The original's distributions, made when the first checkpoint needs them."""
+    """Measures the checkpoints of one model."""
 
-    def __init__(self, model: str, sizes: dict[str, int]) -> None:
-        self.model, self.sizes = model, sizes
-        self._judges: dict[str, Judge] = {}
+    def __init__(self, model: str, validation: int, held_out: int) -> None:
+        self.judges = Judges(model)
+        self.validation, self.held_out = validation, held_out
 
     def cell(self, job: Job) -> dict[str, Any]:
         """One checkpoint, measured or read back."""
         version = json.loads((job.out / RECORD).read_text())["version"]
-        key = {"sizes": self.sizes, "made_from": job.made_from}
+        sizes = drawings(job.setting, self.validation, self.held_out)
+        key = {"sizes": sizes, "made_from": job.made_from}
         stored = job.out / STORED
         if stored.is_file():
             found = json.loads(stored.read_text())
             if found.pop("key") == key:
                 return {**found, "version": version}
         model = load_quantized(job.out, device="cpu", dtype="fp32")
-        found = {name: self._judge(name).measure(model).to_dict() for name in self.sizes}
+        found = self.judges.measure(model, sizes)
         stored.write_text(json.dumps({**found, "key": key}))
+        print(job.model, job.out.name, file=sys.stderr, flush=True)
         return {**found, "version": version}
-
-    def _judge(self, name: str) -> Judge:
-        if name not in self._judges:
-            self._judges[name] = Judge(self.model, SETS[name], self.sizes[name])
-        return self._judges[name]
 
 
 def _order(job: Job) -> tuple[str, str, str, str, int]:
@@ -105,7 +103,7 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         "",
         f"{describe(results)} {listed(versions)}.",
         "",
-        f"KL as in accuracy.md, on the same {results['held_out']['samples']} held-out drawings: "
+        "KL as in accuracy.md, on the same held-out drawings: "
         "checkpoints that the libraries wrote, read and run by vlpress. docs/peers.md says what "
         "the methods are. A ratio below 1 means that vlpress is closer to the original; its rows "
         f"are those of accuracy.md (commit {ours['commit']}).",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from common.divergence import HELD_OUT_SEED, Divergence, Judge, paired, sample_means, summarize
+from common.divergence import SEEDS, Divergence, Judge, Judges, paired, sample_means, summarize
 
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.loading import open_model
@@ -12,7 +12,7 @@ from vlpress.quant.recipe import Recipe
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge("tiny", HELD_OUT_SEED, 6)
+    return Judge("tiny", SEEDS["held_out"], 6)
 
 
 def rounded(bits: int) -> QwenVL:
@@ -69,3 +69,12 @@ def test_paired_intervals_are_of_differences() -> None:
     theirs = [Divergence([[0.3 + 0.01 * i] for i in range(20)], [[True]] * 20)]
     interval = paired(ours, theirs)
     assert (interval.low, interval.high) == pytest.approx((-0.2, -0.2))
+
+
+def test_judges_are_those_of_the_sets(judge: Judge) -> None:
+    candidate = rounded(4)
+    found = Judges("tiny").measure(candidate, {"validation": 2, "held_out": 6})
+    assert list(found) == ["validation", "held_out"]
+    assert found["held_out"] == judge.measure(candidate).to_dict()
+    assert len(found["validation"]["kl"]) == 2
+    assert found["validation"]["kl"] != found["held_out"]["kl"][:2]
