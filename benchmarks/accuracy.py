@@ -29,7 +29,7 @@ import torch
 from common import tables
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import SETTINGS, Row, all_rows
+from common.rows import SETTINGS, Row, all_rows, drawings
 from common.tables import listed
 
 from vlpress.calib.samples import load_samples
@@ -175,19 +175,18 @@ class Measurement:
             prompts = encode_samples(samples, self.processor)
         report = quantize_(model, recipe, prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
-        same = row.scope == "decoder"
         solved = (layer.row.spec.out_features for layer in report.layers if layer.result)
-        return (
-            model,
-            report,
-            {
-                "bits_per_weight": report.bits_per_weight,
-                "fallback_rows": report.fallback_rows,
-                "solved_rows": sum(solved),
-                "validation": self.validation.measure(model, same_tower=same).to_dict(),
-                "held_out": self.held_out.measure(model, same_tower=same).to_dict(),
-            },
-        )
+        cell = {
+            "bits_per_weight": report.bits_per_weight,
+            "fallback_rows": report.fallback_rows,
+            "solved_rows": sum(solved),
+            **self.judges.measure(model, self.sizes(row), same_tower=row.scope == "decoder"),
+        }
+        return model, report, cell
+
+    def sizes(self, row: Row) -> dict[str, int]:
+        """How many drawings judge a row."""
+        return drawings(row.setting, self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
         """Measure a stored row again; the run ends if a number is another."""
