@@ -21,7 +21,7 @@ import torch
 from common import tables
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import DECODER, SETTINGS, drawings
+from common.rows import DECODER, SETTINGS
 
 from vlpress.calib.samples import load_samples
 from vlpress.model.processing import Processor
@@ -60,7 +60,8 @@ WEIGHTS: dict[str, Any] = {
     "gradient": "gradient",
     "token-gradient": "token-gradient",
 }
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.25, 0.75, 1.0)
+"""The default is 0.5, which the variants of token weights have."""
 VARIANTS = [
     Variant(method, f"token_weights: {name}", calibration={"token_weights": weights})
     for method in ("gptq", "gptaq")
@@ -77,7 +78,7 @@ def main() -> None:
         "samples": options.samples,
         "seeds": options.seeds,
     }
-    for kind, size in drawings(SETTING, options.validation, options.held_out).items():
+    for kind, size in sizes_of(options).items():
         results[kind] = {"seed": SEEDS[kind], "samples": size}
     results["models"] = {name: measure(name, options, results["commit"]) for name in options.models}
     options.out.mkdir(parents=True, exist_ok=True)
@@ -93,17 +94,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
-    parser.add_argument("--validation", type=int, default=256, help="validation samples")
-    parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
+    parser.add_argument("--validation", type=int, default=512, help="validation samples")
+    parser.add_argument("--held-out", type=int, default=1024, help="held-out samples")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 
 
+def sizes_of(options: argparse.Namespace) -> dict[str, int]:
+    """How many drawings of each set judge."""
+    return {"validation": options.validation, "held_out": options.held_out}
+
+
 def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[str, Any]]:
     """All variants of one model; seed by seed, so that a stopped run has seen every variant."""
-    judges, sizes = Judges(name), drawings(SETTING, options.validation, options.held_out)
+    judges, sizes = Judges(name), sizes_of(options)
     cells: list[list[dict[str, Any]]] = [[] for _ in VARIANTS]
     processor = Processor.from_folder(resolve_folder(name))
     for seed in options.seeds:
