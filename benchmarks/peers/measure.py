@@ -12,9 +12,9 @@ from itertools import groupby
 from typing import Any
 
 from common.divergence import SEEDS, Divergence, Judges, summarize
-from common.machine import provenance
+from common.machine import describe, provenance
 from common.rows import drawings
-from common.tables import describe, divergence, listed
+from common.tables import divergence, listed
 from peers.against import sections
 from peers.settings import RECORD, Job
 from tabulate import tabulate
