@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from common import tables
-from common.divergence import SEEDS, Divergence, Judges, summarize
+from common.divergence import SEEDS, Divergence, Judges, paired, summarize
 from common.machine import provenance
 from common.rows import DECODER, SETTINGS
 
@@ -52,6 +52,7 @@ class Variant:
         return Recipe.from_dict({"name": SETTING, "calibration": calibration, "step": [step]})
 
 
+# The first variant of a method is its default; the others are compared with it.
 WEIGHTS: dict[str, Any] = {
     "uniform": "uniform",
     "balanced": "balanced",
@@ -128,11 +129,19 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
                 stored.write_text(json.dumps({**found, "made_from": made_from}))
                 print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)
             cells[number].append(found)
-    return [
-        {"method": variant.method, "changed": variant.changed}
-        | {kind: summarize([Divergence(**cell[kind]) for cell in found]) for kind in SEEDS}
-        for variant, found in zip(VARIANTS, cells, strict=True)
-    ]
+    defaults: dict[str, list[Divergence]] = {}
+    rows = []
+    for variant, of_seeds in zip(VARIANTS, cells, strict=True):
+        runs = {kind: [Divergence(**cell[kind]) for cell in of_seeds] for kind in SEEDS}
+        reference = defaults.setdefault(variant.method, runs["held_out"])
+        difference = paired(runs["held_out"], reference)
+        row = {"method": variant.method, "changed": variant.changed}
+        rows.append(
+            row
+            | {kind: summarize(runs[kind]) for kind in SEEDS}
+            | {"from_default": [difference.low, difference.high]}
+        )
+    return rows
 
 
 def read(stored: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:

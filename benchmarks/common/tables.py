@@ -115,9 +115,10 @@ def ablations(results: Mapping[str, Any]) -> str:
         f"original in nats per answer token, both in float32, on "
         f"{results['validation']['samples']} validation drawings, by which one chooses, and on "
         f"{results['held_out']['samples']} held-out ones: mean over drawings and seeds with its "
-        "95 % interval over drawings, and the smallest and largest mean of a seed.",
+        "95 % interval over drawings, and the smallest and largest mean of a seed. The last column "
+        "is the paired interval of the difference from the method's first row, held out.",
     ]
-    head = ["method", "varied", "KL, validation", "seeds", "KL, held out", "seeds"]
+    head = ["method", "varied", "KL, validation", "seeds", "KL, held out", "seeds", "difference"]
     for name, rows in results["models"].items():
         body = [
             [
@@ -125,6 +126,7 @@ def ablations(results: Mapping[str, Any]) -> str:
                 row["changed"],
                 *divergence(row["validation"])[:2],
                 *divergence(row["held_out"])[:2],
+                "[{:+.5f}, {:+.5f}]".format(*row["from_default"]),
             ]
             for row in rows
         ]
