@@ -186,7 +186,8 @@ class Measurement:
 
     def sizes(self, row: Row) -> dict[str, int]:
         """How many drawings judge a row."""
-        return drawings(row.setting, self.options.validation, self.options.held_out)
+        setting = row.setting if row.scope == "decoder" else ""
+        return drawings(setting, self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
         """Measure a stored row again; the run ends if a number is another."""

@@ -20,8 +20,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Decoder layers; symmetric unless said otherwise."""
 
 DRAWINGS = {"w4a16": 4, "w3a16": 4}
-"""How many times as many drawings judge a setting, if not once: here methods lie close together,
-and a few drawings carry the mean."""
+"""How many times as many drawings judge the decoder alone: here methods lie close together, a few
+drawings carry the mean, and the peers are compared."""
 
 ALPHA = 0.8
 """Of SmoothQuant where it is fixed: the value that the peers' examples use."""
