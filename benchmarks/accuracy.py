@@ -9,7 +9,7 @@ seed answers the benchmarks. In every run GPTQ's error on every layer is compare
 rounding's; one that is larger ends it.
 
 The run resumes: rows of the same commit are kept in --work, so several processes may share the
-rows of one table (--models), and a last one gathers them. --accept takes rows of another commit
+rows of one table (--models), and a last one gathers them. --accept takes rows of other commits
 too, for a change that leaves them as they were: remove the others from --work first. To show that
 it does, --check measures the given rows again and ends the run if a number moved.
 Writes results/accuracy.json and results/accuracy.md beside this script.
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=256, help="validation samples")
     parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
     parser.add_argument("--limit", type=int, help="questions per benchmark (default all, 0 none)")
-    parser.add_argument("--accept", metavar="COMMIT", help="keep this commit's rows as well")
+    parser.add_argument("--accept", nargs="+", default=[], metavar="COMMIT", help="see above")
     parser.add_argument("--check", nargs="+", default=[], metavar="ROW", help="as w4a16/gptq")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="kept for resuming")
@@ -147,7 +147,7 @@ class Measurement:
         if stored.is_file():
             cell = json.loads(stored.read_text())
             commit = cell["made_from"].pop("commit")
-            if cell.pop("made_from") == made_from and commit in (self.commit, self.options.accept):
+            if cell.pop("made_from") == made_from and commit in (self.commit, *self.options.accept):
                 return {**cell, "commit": commit}
         model, report, cell = self.quantize(row, seed)
         folder.mkdir(parents=True, exist_ok=True)
