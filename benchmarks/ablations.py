@@ -124,7 +124,7 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
             if found is None:
                 model = open_model(name, device="cpu")
                 quantize_(model, recipe, prompts)
-                found = judges.measure(model, sizes, same_tower=True)
+                found = judges.measure(model, sizes)
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 stored.write_text(json.dumps({**found, "made_from": made_from}))
                 print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)

@@ -180,7 +180,7 @@ class Measurement:
             "bits_per_weight": report.bits_per_weight,
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
-            **self.judges.measure(model, self.sizes(row), same_tower=row.scope == "decoder"),
+            **self.judges.measure(model, self.sizes(row)),
         }
         return model, report, cell
 

@@ -68,21 +68,23 @@ class Judge:
         # An empty answer is the end of turn alone; of a full one the same tokens come last.
         self.answers = [len(f) - len(a) for f, a in zip(self.prompts, asked, strict=True)]
         model = open_model(base, device="cpu", dtype="fp32")
+        self.tower = model.visual.state_dict()
         self.features = self._see(model)
         self.logits = list(self._read(model, self.features))
 
-    def measure(self, candidate: QwenVL, *, same_tower: bool = False) -> Divergence:
-        """Let a candidate read the same.
+    def measure(self, candidate: QwenVL) -> Divergence:
+        """Let a candidate read the same; a vision tower that is the base's need not look again.
 
         Args:
             candidate: is turned to float32 (quantized layers keep their integers).
-            same_tower: its vision tower is the base's, which need not look again.
 
         Raises:
             ValueError: a logit is not finite.
         """
         model = candidate.float()
-        features = self.features if same_tower else self._see(model)
+        features = (
+            self.features if equal(self.tower, model.visual.state_dict()) else self._see(model)
+        )
         kl, top1 = [], []
         for base, logits in zip(self.logits, self._read(model, features), strict=True):
             kl.append(divergence(base, logits).tolist())
@@ -105,6 +107,11 @@ class Judge:
             yield from (logits[:-2] for logits in read)
 
 
+def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of tensors have the same names and values."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
 class Judges:
     """The judges of one model by set and number of drawings, each made when it is needed."""
 
@@ -113,18 +120,15 @@ class Judges:
         self.base = base
         self._made: dict[tuple[str, int], Judge] = {}
 
-    def measure(
-        self, candidate: QwenVL, sizes: Mapping[str, int], *, same_tower: bool = False
-    ) -> dict[str, Any]:
+    def measure(self, candidate: QwenVL, sizes: Mapping[str, int]) -> dict[str, Any]:
         """`Divergence`s as plain data, by set.
 
         Args:
             candidate: as `Judge.measure` takes it.
             sizes: number of drawings of each set.
-            same_tower: as `Judge.measure` takes it.
         """
         return {
-            name: self._judge(name, size).measure(candidate, same_tower=same_tower).to_dict()
+            name: self._judge(name, size).measure(candidate).to_dict()
             for name, size in sizes.items()
         }
 

@@ -43,11 +43,22 @@ def test_fewer_bits_diverge_more(judge: Judge) -> None:
     assert sum(coarse.means) > 5 * sum(fine.means) > 0
 
 
-def test_features_of_an_equal_tower_change_nothing(judge: Judge) -> None:
+def test_an_equal_tower_need_not_look_again(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     model = rounded(4)
-    looked, given = judge.measure(model), judge.measure(model, same_tower=True)
+    given = judge.measure(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "tower", {})
+        looked = judge.measure(model)
     for mine, other in zip(looked.kl, given.kl, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_another_tower_looks_for_itself(judge: Judge) -> None:
+    model = open_model("tiny", device="cpu")
+    weight = model.visual.patch_embed.proj.weight
+    with torch.no_grad():
+        weight.mul_(0.5)
+    assert max(judge.measure(model).means) > 1e-3
 
 
 def test_summary_by_hand() -> None:
