@@ -124,7 +124,7 @@ class Measurement:
             "setting": row.setting,
             "method": row.method,
             "scope": row.scope,
-            "commit": listed(dict.fromkeys(cell["commit"] for cell in cells)),
+            "commits": sorted({cell["commit"] for cell in cells}),
             "seeds": seeds,
             "bits_per_weight": cells[0]["bits_per_weight"],
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),

@@ -51,13 +51,14 @@ def more_drawings() -> str:
 def other_commits(results: Mapping[str, Any]) -> list[str]:
     """A sentence on rows that an earlier commit measured, if there are any."""
     rows = [row for model in results["models"].values() for row in model["rows"]]
-    others = [row for row in rows if row["commit"] != results["commit"]]
-    commits = sorted({row["commit"] for row in others})
+    others = [row for row in rows if row["commits"] != [results["commit"]]]
+    commits = {commit for row in others for commit in row["commits"]} - {results["commit"]}
     if not others:
         return []
     return [
-        f"{len(others)} of the {len(rows)} rows are of commit {listed(commits)}; nothing that they "
-        "depend on has changed since. The JSON file says which."
+        f"{len(others)} of the {len(rows)} rows are, at least in part, of "
+        f"{listed(sorted(commits))}; nothing that they depend on has changed since. "
+        "The JSON file says which."
     ]
 
 

@@ -7,13 +7,16 @@ from common.tables import more_drawings, other_commits
 
 
 def results(*commits: str) -> dict[str, Any]:
-    return {"commit": "new", "models": {"tiny": {"rows": [{"commit": c} for c in commits]}}}
+    return {
+        "commit": "new",
+        "models": {"tiny": {"rows": [{"commits": c.split()} for c in commits]}},
+    }
 
 
 def test_rows_of_an_earlier_commit_are_counted() -> None:
     assert other_commits(results("new", "new")) == []
-    (line,) = other_commits(results("old", "new", "old"))
-    assert line.startswith("2 of the 3 rows are of commit old;")
+    (line,) = other_commits(results("old", "new", "older new"))
+    assert line.startswith("2 of the 3 rows are, at least in part, of old, older;")
 
 
 def test_close_settings_are_judged_on_more_drawings() -> None:
