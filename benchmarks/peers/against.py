@@ -57,6 +57,11 @@ def _best(rows: Iterable[Row]) -> Row | None:
 
 def _pair(setting: str, ours: Row, theirs: Row) -> dict[str, Any]:
     left, right = ours["held_out"], theirs["held_out"]
+    if left["samples"] != right["samples"]:
+        raise ValueError(
+            f"{setting} is judged on {left['samples']} drawings in accuracy.json, on "
+            f"{right['samples']} here; run both benchmarks with the same --held-out"
+        )
     return {
         "setting": setting,
         "ours": ours["method"],

@@ -10,7 +10,7 @@ from peers.settings import LLM_COMPRESSOR, METHODS
 
 
 def row(setting: str, method: str, kl: float, validation: float, **more: Any) -> dict[str, Any]:
-    held_out = {"kl_mean": kl, "ci95": [kl / 2, 2 * kl]}
+    held_out = {"kl_mean": kl, "ci95": [kl / 2, 2 * kl], "samples": 512}
     chosen = {"validation": {"kl_mean": validation}, "held_out": held_out}
     return {"setting": setting, "method": method, "scope": "decoder", **chosen, **more}
 
@@ -41,6 +41,13 @@ def test_the_best_is_chosen_on_the_validation_set_and_reported_on_the_other() ->
     assert found["a"]["ratio"] == pytest.approx(0.25)
     assert found["b"]["ratio"] == pytest.approx(0.4)
     assert {pair["setting"] for pair in found.values()} == {"w4a16"}
+
+
+def test_other_drawings_are_no_comparison() -> None:
+    theirs = row("w4a16", "rtn", 3.0, 0.2, peer="a")
+    theirs["held_out"]["samples"] = 2048
+    with pytest.raises(ValueError, match="is judged on 512 drawings in"):
+        like_for_like([row("w4a16", "rtn", 2.0, 0.3)], [theirs])
 
 
 def test_sections_show_both() -> None:
