@@ -203,7 +203,7 @@ class Measurement:
         found = evaluate_to(
             out,
             model=model,
-            questions=Questions(BUILTIN_BENCHES, self.options.limit),
+            questions=Questions(BUILTIN_BENCHES, limit=self.options.limit),
             settings=Settings(device="cpu"),
             reference=None,
             overwrite=True,

@@ -53,7 +53,9 @@ def main() -> None:
     """Evaluate both, compare, write the result."""
     options = parse()
     torch.set_num_threads(1)
-    questions = Questions(BUILTIN_BENCHES, options.questions, 8, STYLE)
+    questions = Questions(
+        BUILTIN_BENCHES, limit=options.questions, batch_size=8, prompt_style=STYLE
+    )
     asked: dict[str, Any] = {
         "questions": questions,
         "reference": None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
@@ -40,6 +40,7 @@ class Questions:
 
     benches: tuple[str, ...] | None = None
     """NAME or NAME=PATH; None: the built-in ones."""
+    _: KW_ONLY
     data_root: Path | None = None
     """Folder that holds published benchmark files under their names."""
     limit: int | None = None
