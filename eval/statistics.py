@@ -189,11 +189,12 @@ def mean_interval(
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise ValueError(f"{sample.size} values; an interval needs at least two, all finite")
-    if np.ptp(sample) == 0:
-        return Interval(float(sample[0]), float(sample[0]))
+    low, spread = float(sample.min()), float(np.ptp(sample))
+    if spread == 0:
+        return Interval(low, low)
     mean: Callable[..., NDArray[np.float64]] = np.mean
     found = bootstrap(
-        (sample,),
+        ((sample - low) / spread,),  # the acceleration cubes them; tiny values would underflow
         mean,
         confidence_level=level,
         n_resamples=RESAMPLES,
@@ -201,4 +202,4 @@ def mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    return Interval(low + spread * float(found.low), low + spread * float(found.high))

@@ -37,5 +37,5 @@ def test_variants_of_a_recipe_differ_in_what_they_name() -> None:
     assert weights[0] == "uniform"
     assert all(weights.count(kind) == 1 for kind in weights)
     steps = [r["step"][0] for r in recipes]
-    assert [s["method"] for s in steps] == ["gptq"] * 6 + ["gptaq"] * 10
-    assert [s["strength"] for s in steps[-4:]] == [0.25, 0.5, 0.75, 1.0]
+    assert [s["method"] for s in steps] == ["gptq"] * 6 + ["gptaq"] * 9
+    assert [s["strength"] for s in steps[-3:]] == [0.25, 0.75, 1.0]

@@ -186,6 +186,11 @@ def test_mean_interval_lies_within_the_values(values: list[float]) -> None:
     assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
 
 
+def test_mean_interval_of_hardly_different_values() -> None:
+    interval = mean_interval([0.0, 1.3398825728639538e-206])
+    assert 0 <= interval.low <= interval.high <= 1.34e-206
+
+
 def test_mean_interval_of_equal_values_and_too_few() -> None:
     assert mean_interval([0.5, 0.5, 0.5]) == Interval(0.5, 0.5)
     with pytest.raises(ValueError, match="1 values; an interval needs at least two"):
