@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,10 @@ from vlpress.model.processing import Processor
 # write nowhere but below tmp_path.
 hypothesis.settings.register_profile("vlpress", deadline=None, database=None)
 hypothesis.settings.load_profile("vlpress")
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
