@@ -3,10 +3,10 @@
     python benchmarks/accuracy.py [--models tiny ...] [--settings w4a16 ...] [--seeds 0 1 2]
 
 Each row is quantized once per calibration seed. Its divergence from the original is measured on a
-validation set, by which the best method of a setting is chosen, and on a held-out set, which is
-what the table shows. For the rows that most users will choose from, the checkpoint of the first
-seed answers the benchmarks. In every run GPTQ's error on every layer is compared with plain
-rounding's; one that is larger ends it.
+validation set, by which the best method of a setting is chosen (after a run-off where several lie
+close, `common/choice.py`), and on a held-out set, which is what the table shows. For the rows that
+most users will choose from, the checkpoint of the first seed answers the benchmarks. In every run
+GPTQ's error on every layer is compared with plain rounding's; one that is larger ends it.
 
 The run resumes: rows of the same commit are kept in --work, so several processes may share the
 rows of one table (--models), and a last one gathers them. --accept takes rows of other commits
@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 from common import tables
+from common.choice import RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import SETTINGS, Row, all_rows, drawings
+from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
 from common.tables import listed
 
 from vlpress.calib.samples import load_samples
@@ -56,6 +57,7 @@ def main() -> None:
         "seeds": options.seeds,
         "validation": {"seed": SEEDS["validation"], "samples": options.validation},
         "held_out": {"seed": SEEDS["held_out"], "samples": options.held_out},
+        "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
     }
     rows = [row for row in all_rows() if row.setting in options.settings]
     results["models"] = {
@@ -106,7 +108,8 @@ class Measurement:
             for row in rows:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
-        found = [self.row(row) for row in rows]
+        raced = {row: self.runoff(row) for row in self.close(rows)}
+        found = [self.row(row) | raced.get(row, {}) for row in rows]
         return {"base": base, "rows": found, "best": choose(found)}
 
     def seeds(self, row: Row) -> list[int]:
@@ -118,8 +121,6 @@ class Measurement:
         """One row over all calibration seeds."""
         seeds = self.seeds(row)
         cells = [self.cell(row, seed) for seed in seeds]
-        validation = [Divergence(**cell["validation"]) for cell in cells]
-        held_out = [Divergence(**cell["held_out"]) for cell in cells]
         return {
             "setting": row.setting,
             "method": row.method,
@@ -129,28 +130,50 @@ class Measurement:
             "bits_per_weight": cells[0]["bits_per_weight"],
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
-            "validation": summarize(validation),
-            "held_out": summarize(held_out),
+            "validation": summarize(self.runs(row, "validation")),
+            "held_out": summarize(self.runs(row, "held_out")),
             "benchmarks": cells[0].get("benchmarks", {}),
         }
 
+    def runs(self, row: Row, name: str) -> list[Divergence]:
+        """What one set of drawings says of a row, by calibration seed."""
+        return [Divergence(**self.cell(row, seed)[name]) for seed in self.seeds(row)]
+
+    def close(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that the validation set does not tell from the best of their setting."""
+        found = []
+        for setting in DRAWINGS:
+            group = [row for row in rows if (row.setting, row.scope) == (setting, "decoder")]
+            if group:
+                names = contenders({row.method: self.runs(row, "validation") for row in group})
+                found += [row for row in group if row.method in names and len(names) > 1]
+        return found
+
+    def runoff(self, row: Row) -> dict[str, Any]:
+        """Measure a row on the drawings of the run-off."""
+        sizes = {"runoff": RUNOFF * self.sizes(row)["validation"]}
+        cells = []
+        for seed in self.seeds(row):
+            path, made_from = (
+                self.folder(row, seed) / "runoff.json",
+                self.made_from(row, seed, sizes),
+            )
+            if (cell := self.stored(path, made_from)) is None:
+                cell = self.judges.measure(self.quantize(row, seed)[0], sizes)
+                cell = self.store(cell, path, made_from)
+            cells.append(cell)
+        return {"runoff": summarize([Divergence(**cell["runoff"]) for cell in cells])}
+
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
         """One row and seed, measured or read back."""
-        folder = self.work / row.key / f"seed{seed}"
+        folder = self.folder(row, seed)
         scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
-        made_from = {
-            "recipe": row.recipe(seed, self.options.samples).to_dict(),
-            "sizes": list(self.sizes(row).values()),
-            "limit": self.options.limit if scored else 0,
-        }
-        stored = folder / "cell.json"
-        if stored.is_file():
-            cell = json.loads(stored.read_text())
-            commit = cell["made_from"].pop("commit")
-            if cell.pop("made_from") == made_from and commit in (self.commit, *self.options.accept):
-                return {**cell, "commit": commit}
-        model, report, cell = self.quantize(row, seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        made_from = self.made_from(row, seed, self.sizes(row))
+        made_from["limit"] = self.options.limit if scored else 0
+        if (found := self.stored(folder / "cell.json", made_from)) is not None:
+            return found
+        model, report = self.quantize(row, seed)
+        cell = self.measure(row, model, report)
         if scored:
             checkpoint = folder / "checkpoint"
             source = resolve_folder(self.name)
@@ -161,13 +184,39 @@ class Measurement:
                 name: {key: found[key] for key in ("candidate", "delta", "ci95", "verdict")}
                 for name, found in judged["benchmarks"].items()
             }
-        made_from["commit"] = self.commit
-        stored.write_text(json.dumps({**cell, "made_from": made_from}))
-        print(self.name, row.key, seed, file=sys.stderr, flush=True)
+        return self.store(cell, folder / "cell.json", made_from)
+
+    def folder(self, row: Row, seed: int) -> Path:
+        """Where a cell is kept."""
+        folder: Path = self.work / row.key / f"seed{seed}"
+        return folder
+
+    def made_from(self, row: Row, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
+        """What decides the numbers of a cell."""
+        recipe = row.recipe(seed, self.options.samples).to_dict()
+        return {"recipe": recipe, "sizes": list(sizes.values())}
+
+    def stored(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+        """Read a cell back, if it is of the same inputs and of a commit that counts."""
+        if not path.is_file():
+            return None
+        cell: dict[str, Any] = json.loads(path.read_text())
+        found = cell.pop("made_from")
+        commit = found.pop("commit")
+        if found != made_from or commit not in (self.commit, *self.options.accept):
+            return None
+        return {**cell, "commit": commit}
+
+    def store(self, cell: dict[str, Any], path: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+        """Keep a cell for `stored`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made_from = {**made_from, "commit": self.commit}
+        path.write_text(json.dumps({**cell, "made_from": made_from}))
+        print(self.name, path.relative_to(self.work), file=sys.stderr, flush=True)
         return {**cell, "commit": self.commit}
 
-    def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport, dict[str, Any]]:
-        """Quantize the model and measure it; everything of a cell but the scores."""
+    def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport]:
+        """The model of a row, whose GPTQ was nowhere worse than rounding."""
         model = open_model(self.name, device="cpu")
         recipe, prompts = row.recipe(seed, self.options.samples), []
         if recipe.needs_calibration:
@@ -175,14 +224,17 @@ class Measurement:
             prompts = encode_samples(samples, self.processor)
         report = quantize_(model, recipe, prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
+        return model, report
+
+    def measure(self, row: Row, model: QwenVL, report: QuantReport) -> dict[str, Any]:
+        """Everything of a cell but the scores."""
         solved = (layer.row.spec.out_features for layer in report.layers if layer.result)
-        cell = {
+        return {
             "bits_per_weight": report.bits_per_weight,
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
             **self.judges.measure(model, self.sizes(row)),
         }
-        return model, report, cell
 
     def sizes(self, row: Row) -> dict[str, int]:
         """How many drawings judge a row."""
@@ -192,8 +244,8 @@ class Measurement:
     def check(self, row: Row) -> None:
         """Measure a stored row again; the run ends if a number is another."""
         seed = self.seeds(row)[-1]
-        stored = json.loads((self.work / row.key / f"seed{seed}" / "cell.json").read_text())
-        found = json.loads(json.dumps(self.quantize(row, seed)[2]))
+        stored = json.loads((self.folder(row, seed) / "cell.json").read_text())
+        found = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
         if moved := [key for key, value in found.items() if stored[key] != value]:
             sys.exit(f"{self.name} {row.key} seed {seed}: {listed(moved)} moved")
         print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
@@ -227,11 +279,14 @@ def check_against_rounding(report: QuantReport, where: str) -> None:
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each scope and setting the method of least validation KL, and what it holds."""
+    """For each scope and setting the method that was chosen, and what it holds."""
     best = []
     for _, group in groupby(rows, key=lambda row: (row["scope"], row["setting"])):
-        row = min(group, key=lambda row: float(row["validation"]["kl_mean"]))
-        best.append({key: row[key] for key in ("scope", "setting", "method", "held_out")})
+        members = list(group)
+        raced = [row["method"] for row in members if "runoff" in row]
+        if row := winner(members):
+            kept = {key: row[key] for key in ("scope", "setting", "method", "held_out")}
+            best.append(kept | {"runoff": raced})
     return best
 
 

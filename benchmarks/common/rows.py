@@ -21,7 +21,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 DRAWINGS = {"w4a16": 4, "w3a16": 4}
 """How many times as many drawings judge the decoder alone: here methods lie close together, a few
-drawings carry the mean, and the peers are compared."""
+drawings carry the mean, and the peers are compared. Methods that they cannot tell apart meet in a
+run-off (`choice.py`)."""
 
 ALPHA = 0.8
 """Of SmoothQuant where it is fixed: the value that the peers' examples use."""

@@ -85,12 +85,18 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
 
 
 def best(model: Mapping[str, Any]) -> list[str]:
-    """What the validation set chose."""
+    """What was chosen, and which methods the validation set could not tell from it."""
     body = [
-        [row["scope"], row["setting"], row["method"], divergence(row["held_out"])[0]]
+        [
+            row["scope"],
+            row["setting"],
+            row["method"],
+            listed(name for name in row["runoff"] if name != row["method"]),
+            divergence(row["held_out"])[0],
+        ]
         for row in model["best"]
     ]
-    head = ["scope", "setting", "chosen on the validation set", "KL on the held-out set"]
+    head = ["scope", "setting", "chosen", "after a run-off with", "KL on the held-out set"]
     return [tabulate(body, head, tablefmt="github", disable_numparse=True)]
 
 

@@ -6,9 +6,10 @@ seeds and drawings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.choice import winner
 from tabulate import tabulate
 
 Row = Mapping[str, Any]
@@ -40,19 +41,15 @@ def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, 
 
 
 def best(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each setting and peer our best method and theirs, both chosen on the validation set."""
+    """For each setting and peer our best method and theirs, both chosen by `winner`."""
     found = []
     for setting in dict.fromkeys(row["setting"] for row in theirs):
-        mine = _best(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
+        mine = winner(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
         for peer in dict.fromkeys(r["peer"] for r in theirs if r["setting"] == setting):
-            other = _best(r for r in theirs if (r["setting"], r["peer"]) == (setting, peer))
+            other = winner(r for r in theirs if (r["setting"], r["peer"]) == (setting, peer))
             if mine is not None and other is not None:
                 found.append(_pair(setting, mine, other))
     return found
-
-
-def _best(rows: Iterable[Row]) -> Row | None:
-    return min(rows, key=lambda row: float(row["validation"]["kl_mean"]), default=None)
 
 
 def _pair(setting: str, ours: Row, theirs: Row) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from common.choice import RUNOFF, contenders
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import describe, provenance
-from common.rows import drawings
+from common.rows import DRAWINGS, drawings
 from common.tables import divergence, listed
 from peers.against import sections
 from peers.settings import RECORD, Job
@@ -35,28 +36,12 @@ def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any
     rows = []
     for model, of_model in groupby(sorted(jobs, key=_order), key=lambda job: job.model):
         ruler = Ruler(model, validation, held_out)
-        for (setting, peer, method), group in groupby(
-            of_model, key=lambda job: (job.setting, job.peer, job.method)
-        ):
-            made = list(group)
-            cells = [ruler.cell(job) for job in made]
-            rows.append(
-                {
-                    "model": model,
-                    "setting": setting,
-                    "peer": peer,
-                    "version": cells[0]["version"],
-                    "method": method,
-                    "seeds": [job.seed for job in made],
-                    **{
-                        name: summarize([Divergence(**cell[name]) for cell in cells])
-                        for name in SEEDS
-                    },
-                }
-            )
+        for _, group in groupby(of_model, key=lambda job: (job.setting, job.peer)):
+            rows += ruler.rows(list(group))
     return provenance() | {
         "validation": {"seed": SEEDS["validation"], "samples": validation},
         "held_out": {"seed": SEEDS["held_out"], "samples": held_out},
+        "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
         "rows": rows,
     }
 
@@ -68,21 +53,48 @@ class Ruler:
         self.judges = Judges(model)
         self.validation, self.held_out = validation, held_out
 
-    def cell(self, job: Job) -> dict[str, Any]:
-        """One checkpoint, measured or read back."""
-        version = json.loads((job.out / RECORD).read_text())["version"]
-        sizes = drawings(job.setting, self.validation, self.held_out)
+    def rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """One row for each method of one library at one setting."""
+        methods = {
+            method: list(group) for method, group in groupby(jobs, key=lambda job: job.method)
+        }
+        measured = {method: self.runs(made, "validation") for method, made in methods.items()}
+        names = contenders(measured) if jobs[0].setting in DRAWINGS else []
+        return [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
+
+    def row(self, jobs: Sequence[Job], raced: bool) -> dict[str, Any]:
+        """All seeds of a method, with a run-off or without."""
+        first = jobs[0]
+        sets = ["validation", "held_out", *(["runoff"] if raced else [])]
+        return {
+            "model": first.model,
+            "setting": first.setting,
+            "peer": first.peer,
+            "version": json.loads((first.out / RECORD).read_text())["version"],
+            "method": first.method,
+            "seeds": [job.seed for job in jobs],
+            **{name: summarize(self.runs(jobs, name)) for name in sets},
+        }
+
+    def runs(self, jobs: Sequence[Job], name: str) -> list[Divergence]:
+        """What one set of drawings says of checkpoints."""
+        return [Divergence(**self.cell(job, name)[name]) for job in jobs]
+
+    def cell(self, job: Job, name: str) -> dict[str, Any]:
+        """One checkpoint, measured or read back on the sets to which `name` belongs."""
+        sizes, path = drawings(job.setting, self.validation, self.held_out), job.out / STORED
+        if name == "runoff":
+            sizes, path = {name: RUNOFF * sizes["validation"]}, job.out / f"runoff-{STORED}"
         key = {"sizes": sizes, "made_from": job.made_from}
-        stored = job.out / STORED
-        if stored.is_file():
-            found = json.loads(stored.read_text())
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text())
             if found.pop("key") == key:
-                return {**found, "version": version}
+                return found
         model = load_quantized(job.out, device="cpu", dtype="fp32")
         found = self.judges.measure(model, sizes)
-        stored.write_text(json.dumps({**found, "key": key}))
-        print(job.model, job.out.name, file=sys.stderr, flush=True)
-        return {**found, "version": version}
+        path.write_text(json.dumps({**found, "key": key}))
+        print(job.model, job.out.name, *sizes, file=sys.stderr, flush=True)
+        return found
 
 
 def _order(job: Job) -> tuple[str, str, str, str, int]:

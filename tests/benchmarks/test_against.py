@@ -43,6 +43,14 @@ def test_the_best_is_chosen_on_the_validation_set_and_reported_on_the_other() ->
     assert {pair["setting"] for pair in found.values()} == {"w4a16"}
 
 
+def test_a_runoff_overrules_the_validation_set() -> None:
+    raced = [
+        row("w4a16", "gptq", 2.0, 0.3, runoff={"kl_mean": 0.2}),
+        row("w4a16", "gptaq", 1.0, 0.1, runoff={"kl_mean": 0.4}),
+    ]
+    assert {pair["ours"] for pair in best(raced, THEIRS)} == {"gptq"}
+
+
 def test_other_drawings_are_no_comparison() -> None:
     theirs = row("w4a16", "rtn", 3.0, 0.2, peer="a")
     theirs["held_out"]["samples"] = 2048
