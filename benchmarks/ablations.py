@@ -4,7 +4,7 @@
 
 One choice of a recipe is varied at a time. The divergence from the original is measured as in
 accuracy.py: on a validation set, by which one would choose, and on a held-out set.
-The run resumes: variants of the same commit are kept in --work.
+The run resumes: variants of the same commit, or one named by --accept, are kept in --work.
 Writes results/ablations.json and results/ablations.md beside this script.
 """
 
@@ -97,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
     parser.add_argument("--validation", type=int, default=512, help="validation samples")
     parser.add_argument("--held-out", type=int, default=1024, help="held-out samples")
+    parser.add_argument("--accept", nargs="+", default=[], metavar="COMMIT", help="see above")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/ablations"), help="for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -118,38 +119,40 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
         prompts = encode_samples(samples, processor)
         for number, variant in enumerate(VARIANTS):
             recipe = variant.recipe(seed, options.samples)
-            made_from = {"commit": commit, "recipe": recipe.to_dict(), "sizes": sizes}
+            made_from = {"recipe": recipe.to_dict(), "sizes": sizes}
             stored = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
-            found = read(stored, made_from)
+            found = read(stored, made_from, [commit, *options.accept])
             if found is None:
                 model = open_model(name, device="cpu")
                 quantize_(model, recipe, prompts)
                 found = judges.measure(model, sizes)
                 stored.parent.mkdir(parents=True, exist_ok=True)
+                made_from["commit"] = commit
                 stored.write_text(json.dumps({**found, "made_from": made_from}))
                 print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)
             cells[number].append(found)
     defaults: dict[str, list[Divergence]] = {}
     rows = []
     for variant, of_seeds in zip(VARIANTS, cells, strict=True):
-        runs = {kind: [Divergence(**cell[kind]) for cell in of_seeds] for kind in SEEDS}
+        runs = {kind: [Divergence(**cell[kind]) for cell in of_seeds] for kind in sizes}
         reference = defaults.setdefault(variant.method, runs["held_out"])
         difference = paired(runs["held_out"], reference)
         row = {"method": variant.method, "changed": variant.changed}
         rows.append(
             row
-            | {kind: summarize(runs[kind]) for kind in SEEDS}
+            | {kind: summarize(runs[kind]) for kind in sizes}
             | {"from_default": [difference.low, difference.high]}
         )
     return rows
 
 
-def read(stored: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run measured of the same, if it did."""
+def read(stored: Path, made_from: dict[str, Any], commits: list[str]) -> dict[str, Any] | None:
+    """What an earlier run of one of these commits measured of the same, if it did."""
     if not stored.is_file():
         return None
     cell: dict[str, Any] = json.loads(stored.read_text())
-    return cell if cell.pop("made_from") == made_from else None
+    found = cell.pop("made_from")
+    return cell if found.pop("commit") in commits and found == made_from else None
 
 
 if __name__ == "__main__":
