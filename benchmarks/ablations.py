@@ -119,7 +119,7 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
         prompts = encode_samples(samples, processor)
         for number, variant in enumerate(VARIANTS):
             recipe = variant.recipe(seed, options.samples)
-            made_from = {"recipe": recipe.to_dict(), "sizes": sizes}
+            made_from: dict[str, Any] = {"recipe": recipe.to_dict(), "sizes": sizes}
             stored = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
             found = read(stored, made_from, [commit, *options.accept])
             if found is None:
