@@ -50,7 +50,7 @@ clean:
 # torch first and alone: it is by far the largest download, and a failure there should be the first thing seen.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch scikit-build-core
+	$(PIP) torch scikit-build-core cmake ninja
 	touch $@
 
 # No build isolation, so that the build uses the pinned scikit-build-core too.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, causal_mask
 from .config import TextConfig
+from .joint import project
 from .rope import rotate, text_rotary
 
 
@@ -50,16 +51,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
         q, k, v = (
-            projection(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+            for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
         # Under autocast q is narrower than the angles; without it this is a no-op.
         cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.index, k, v)
-        projected: Tensor = self.o_proj(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))
-        return projected
+        out: Tensor = self.o_proj(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted values `[B, heads, T, D]`."""
@@ -84,7 +85,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
 
 

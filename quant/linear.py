@@ -1,31 +1,33 @@
 """The module that takes a linear layer's place once its weight is quantized."""
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
-from .kernels import reference
+from .kernels import cpu, reference
 from .scheme import QuantScheme
 
 
 class QuantLinear(nn.Module):
     """A linear layer over a quantized weight.
 
-    Buffers hold the kernel's prepacked form; `quantized` gives the unpacked one back, so a layer
-    that sits in a model can be written to any format.
+    Buffers hold the form of the reference kernel. `prepare` replaces them by the form of a faster
+    one; `quantized` gives the unpacked weight back from either, so a layer that sits in a model can
+    be written to any format, and a state dict is the same in both.
     """
 
-    packed: Tensor
-    scales: Tensor
-    zero_points: Tensor
+    packed: Tensor | None
+    scales: Tensor | None
+    zero_points: Tensor | None
     group_index: Tensor | None
     input_scale: Tensor | None
     bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
-        """Prepack `weight`.
+        """Prepack `weight` for the reference kernel.
 
         Args:
             weight: unpacked.
@@ -44,10 +46,11 @@ class QuantLinear(nn.Module):
         self.scheme: QuantScheme = weight.scheme
         self.in_features = weight.in_features
         self.out_features = weight.out_features
-        self.register_buffer("packed", reference.prepack(weight.integers, weight.scheme.bits))
-        self.register_buffer("scales", weight.scales)
-        self.register_buffer("zero_points", weight.zero_points)
-        self.register_buffer("group_index", weight.group_index)
+        self.tiles: cpu.TiledWeight | None = None
+        self.product: cpu.Product | None = None
+        self.fused: Fused | None = None
+        for name, value in _reference_form(weight).items():
+            self.register_buffer(name, value)
         self.register_buffer("input_scale", weight.input_scale)
         self.register_buffer("bias", bias)
 
@@ -57,20 +60,69 @@ class QuantLinear(nn.Module):
         bias = linear.bias
         return cls(weight, None if bias is None else storable_bias(bias.detach()))
 
+    @property
+    def activations(self) -> float | None:
+        """What `cpu.Product` calls `input_scale`: None in floats, 0 per token, or the scale."""
+        if self.scheme.activations == "none":
+            return None
+        return 0.0 if self.input_scale is None else float(self.input_scale)
+
     def quantized(self) -> QuantizedWeight:
         """The unpacked weight."""
-        integers = reference.unprepack(self.packed, self.scheme.bits)
+        group_index = self.group_index
+        if self.tiles is not None:
+            integers, scales, zero_points = cpu.restore(self.tiles)
+        else:
+            assert self.packed is not None
+            assert self.scales is not None and self.zero_points is not None
+            integers = reference.unprepack(self.packed, self.scheme.bits)
+            scales, zero_points = self.scales, self.zero_points
         return QuantizedWeight(
-            integers,
-            self.scales,
-            self.zero_points,
-            self.scheme,
-            self.group_index,
-            self.input_scale,
+            integers, scales, zero_points, self.scheme, group_index, self.input_scale
         )
+
+    def why_not(self) -> str | None:
+        """Why the CPU kernels do not take this layer; None if they do."""
+        if self.packed is None:
+            return None
+        if self.packed.device.type != "cpu":
+            return f"it lies on {self.packed.device.type}"
+        assert self.scales is not None
+        groups = self.scales.shape[1]
+        return cpu.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
+
+    def prepare(self, kernels: int) -> None:
+        """Lay the weight out for CPU kernels; only that form is kept.
+
+        Args:
+            kernels: handle, from `cpu.find_kernels`.
+        """
+        weight = self.quantized()
+        self.tiles = cpu.prepack(
+            weight.integers,
+            weight.scales,
+            weight.zero_points,
+            weight.scheme.bits,
+            weight.group_index,
+        )
+        self.packed = self.scales = self.zero_points = None
+        self.product = cpu.Product([self.tiles], [self.bias], kernels)
+
+    def restore(self) -> None:
+        """Undo `prepare`."""
+        if self.tiles is None:
+            return
+        form = _reference_form(self.quantized())
+        self.tiles = self.product = self.fused = None
+        for name, value in form.items():
+            setattr(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
+        if self.product is not None:
+            return self.product(x, self.activations)[0]
+        assert self.packed is not None
+        assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
         if self.scheme.activations == "none":
             return reference.weight_only_linear(x, *layer, self.group_index)
@@ -79,6 +131,66 @@ class QuantLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and scheme for `print(model)`."""
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Tiles are of the CPU; another type of the floats around them leaves them as they are.
+        if self.tiles is not None and fn(torch.empty(0)).device.type != "cpu":
+            self.restore()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.tiles is not None:
+            for name, value in _reference_form(self.quantized()).items():
+                if value is not None:
+                    destination[prefix + name] = value
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class Fused:
+    """Layers that multiply the same input in one call."""
+
+    def __init__(self, layers: tuple[QuantLinear, ...], kernels: int) -> None:
+        """Join prepared layers, see `can_fuse`.
+
+        Args:
+            layers: prepared.
+            kernels: handle, from `cpu.find_kernels`.
+        """
+        self.layers = layers
+        tiles = [layer.tiles for layer in layers if layer.tiles is not None]
+        self.product = cpu.Product(tiles, [layer.bias for layer in layers], kernels)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """What the layers give for `x`, one by one."""
+        return self.product(x, self.layers[0].activations)
+
+
+def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:
+    """Whether layers are prepared and share their grid, their input's scale and its order."""
+    tiles = [layer.tiles for layer in layers if layer.tiles is not None]
+    if len(tiles) < len(layers) or len({layer.activations for layer in layers}) > 1:
+        return False
+    if len({(t.in_features, t.group_size, t.bits, t.order is None) for t in tiles}) > 1:
+        return False
+    first = tiles[0].order
+    return first is None or all(t.order is not None and torch.equal(t.order, first) for t in tiles)
+
+
+def _reference_form(weight: QuantizedWeight) -> dict[str, Tensor | None]:
+    """Buffers by name."""
+    return {
+        "packed": reference.prepack(weight.integers, weight.scheme.bits),
+        "scales": weight.scales,
+        "zero_points": weight.zero_points,
+        "group_index": weight.group_index,
+    }
 
 
 def storable_bias(bias: Tensor) -> Tensor:

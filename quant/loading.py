@@ -21,6 +21,7 @@ from ..model.qwen_vl import QwenVL
 from .formats.checkpoint import QuantizedCheckpoint
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
+from .runtime import prepare_
 from .targets import put_module
 
 
@@ -61,7 +62,7 @@ def load_quantized(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
 ) -> QwenVL:
-    """Load a quantized checkpoint; its layers stay quantized.
+    """Load a quantized checkpoint; its layers stay quantized, see `runtime.py` for their kernels.
 
     Args:
         path: checkpoint folder or hub id.
@@ -84,4 +85,5 @@ def load_quantized(
             bias = bias.to(chosen, model.dtype, copy=True)
         put_module(model, name, QuantLinear(checkpoint.weight(name, chosen), bias))
     load_block(reader, model, "", device=chosen)
+    prepare_(model)
     return model.eval()

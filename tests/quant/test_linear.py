@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.kernels import reference
-from vlpress.quant.linear import QuantLinear, storable_bias
+from vlpress.quant.kernels import cpu, reference
+from vlpress.quant.linear import Fused, QuantLinear, can_fuse, storable_bias
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 
@@ -69,10 +69,75 @@ def test_group_index_is_gathered() -> None:
 def test_state_dict_round_trip() -> None:
     _, layer = make(4)
     other = make(4)[1]
+    assert other.packed is not None
     other.packed.zero_()
     other.load_state_dict(layer.state_dict())
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(6))
     assert torch.equal(layer(x), other(x))
+
+
+def prepared(layer: QuantLinear) -> QuantLinear:
+    found = cpu.find_kernels("portable")
+    if isinstance(found, str):
+        pytest.skip(found)
+    layer.prepare(found[0])
+    return layer
+
+
+def test_a_prepared_layer_keeps_one_form_and_gives_the_weight_back() -> None:
+    _, layer = make(4)
+    before, state = layer.quantized(), layer.state_dict()
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(7))
+    expected = layer(x)
+    prepared(layer)
+    assert layer.packed is None and layer.scales is None and layer.zero_points is None
+    assert layer.quantized().equals(before)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    after = layer.state_dict()
+    assert state.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+
+
+def test_a_prepared_layer_can_be_loaded_into_and_restored() -> None:
+    _, layer = make(4)
+    _, other = make(8)
+    state = layer.state_dict()
+    prepared(layer).load_state_dict(state)
+    assert layer.tiles is None and layer.quantized().equals(make(4)[1].quantized())
+    prepared(other).restore()
+    assert other.quantized().equals(make(8)[1].quantized())
+    other.restore()
+    assert other.product is None
+
+
+def test_a_prepared_layer_follows_the_type_around_it_and_leaves_its_device() -> None:
+    _, layer = make(4)
+    prepared(layer).to(torch.bfloat16)
+    assert layer.tiles is not None and layer.bias is not None
+    assert layer.bias.dtype == torch.bfloat16
+    assert layer(torch.randn(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    layer.to("meta")
+    assert layer.tiles is None and layer.packed is not None and layer.packed.is_meta
+
+
+def test_only_layers_alike_are_fused() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(8))
+    four = [prepared(QuantLinear(rtn(weight[:n], QuantScheme(4, 32)))) for n in (64, 8)]
+    assert can_fuse((four[0], four[1]))
+    found = cpu.find_kernels("portable")
+    assert not isinstance(found, str)
+    fused = Fused((four[0], four[1]), found[0])
+    x = torch.randn(2, 64)
+    for layer, out in zip(four, fused(x), strict=True):
+        assert torch.equal(layer(x), out)
+    others = [QuantScheme(8, 32), QuantScheme(4, 64), QuantScheme(4, 32, activations="dynamic")]
+    for scheme in others:
+        assert not can_fuse((four[0], prepared(QuantLinear(rtn(weight, scheme)))))
+    assert not can_fuse((four[0], QuantLinear(rtn(weight, QuantScheme(4, 32)))))
+    order = QuantLinear(rtn(weight, QuantScheme(4, 32)))
+    order.group_index = (torch.randperm(64) % 2).int()
+    assert not can_fuse((four[0], prepared(order)))
+    assert can_fuse((order, order))
 
 
 def test_bias_is_rounded_to_what_the_file_holds() -> None:

@@ -1,0 +1,169 @@
+"""Write a checkpoint of random weights with the widths of a published model.
+
+    python benchmarks/make_model.py OUT --size 3b [--family qwen2_5] [--layers N]
+
+For measurements of speed and memory where the real weights are not at hand. Folder, names and
+config are those of the hub; the tokenizer is the built-in model's, and its ids stand in the config.
+Weights are normal with the config's deviation; norms are one. One tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.families import SIDE_FILES
+from vlpress.model.loading import build_model, resolve_model
+
+# hidden, inner, layers, heads, key-value heads, vocabulary, tied head: of the config files on the
+# hub, for Qwen2.5-VL (3b, 7b, 32b, 72b) and Qwen2-VL (2b, 7b, 72b).
+TEXT = {
+    "2b": (1536, 8960, 28, 12, 2, 151936, True),
+    "3b": (2048, 11008, 36, 16, 2, 151936, True),
+    "7b": (3584, 18944, 28, 28, 4, 152064, False),
+    "32b": (5120, 27648, 64, 40, 8, 152064, False),
+    "72b": (8192, 29568, 80, 64, 8, 152064, False),
+}
+SIZES = {"qwen2": ("2b", "7b", "72b"), "qwen2_5": ("3b", "7b", "32b", "72b")}
+VISION_DEPTH = 32
+DEVIATION = 0.02
+SHARD_BYTES = 2 * 2**30
+
+
+def main() -> None:
+    """Write the folder."""
+    options = parse()
+    if options.out.exists():
+        sys.exit(f"{options.out} exists; give another folder")
+    raw = config_of(options.family, options.size, options.layers, options.vision_layers)
+    options.out.mkdir(parents=True)
+    size = write(raw, options.out, options.seed)
+    print(f"{options.out}: {size / 1e9:.1f} GB")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--family", choices=list(SIZES), default="qwen2_5")
+    parser.add_argument("--size", choices=list(TEXT), required=True)
+    parser.add_argument("--layers", type=int, help="of the decoder (default all)")
+    parser.add_argument("--vision-layers", type=int, help="of the vision tower (default all)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.size not in SIZES[options.family]:
+        parser.error(f"{options.family} comes in {', '.join(SIZES[options.family])}")
+    return options
+
+
+def config_of(
+    family: str, size: str, layers: int | None = None, vision_layers: int | None = None
+) -> dict[str, Any]:
+    """What config.json says.
+
+    Args:
+        family: qwen2 or qwen2_5.
+        size: of `SIZES`.
+        layers: of the decoder; None for all.
+        vision_layers: of the vision tower; None for all.
+    """
+    hidden, inner, depth, heads, kv_heads, vocabulary, tied = TEXT[size]
+    tiny = json.loads((resolve_model("tiny") / "config.json").read_text())
+    vision: dict[str, Any] = {
+        "depth": VISION_DEPTH if vision_layers is None else vision_layers,
+        "num_heads": 16,
+        "in_chans": 3,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if family == "qwen2":
+        vision |= {"embed_dim": 1280, "hidden_size": hidden, "mlp_ratio": 4}
+    else:
+        vision |= {
+            "hidden_size": 1280,
+            "intermediate_size": 3456 if size in ("32b", "72b") else 3420,
+            "out_hidden_size": hidden,
+            "hidden_act": "silu",
+            "window_size": 112,
+            "fullatt_block_indexes": [i for i in (7, 15, 23, 31) if i < vision["depth"]],
+            "tokens_per_second": 2,
+        }
+    vl = "Qwen2VL" if family == "qwen2" else "Qwen2_5_VL"
+    return {
+        "architectures": [f"{vl}ForConditionalGeneration"],
+        "model_type": f"{family}_vl",
+        **{key: value for key, value in tiny.items() if key.endswith("_token_id")},
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": DEVIATION,
+        "intermediate_size": inner,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": heads,
+        "num_hidden_layers": depth if layers is None else layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "vocab_size": vocabulary,
+        "vision_config": vision,
+    }
+
+
+def write(raw: dict[str, Any], out: Path, seed: int) -> int:
+    """Write weights, index, config and side files; the bytes of the weights."""
+    index: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards(tensors(raw, seed)), 1):
+        # Their number is known at the end only.
+        name = f"model-{number:05d}.safetensors"
+        save_file(shard, out / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, name)
+        total += sum(tensor.nbytes for tensor in shard.values())
+    listed = {"metadata": {"total_size": total}, "weight_map": index}
+    (out / "model.safetensors.index.json").write_text(json.dumps(listed, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
+    for name in SIDE_FILES:
+        source = resolve_model("tiny") / name
+        if source.is_file():
+            shutil.copy(source, out / name)
+    return total
+
+
+def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the checkpoint, bf16."""
+    random = torch.Generator().manual_seed(seed)
+    for name, value in build_model(ModelConfig.from_dict(raw)).state_dict().items():
+        if value.dim() == 1:
+            norm = "norm" in name or "ln_q" in name
+            yield name, torch.full(value.shape, float(norm and name.endswith("weight"))).bfloat16()
+        else:
+            noise = torch.empty(value.shape, dtype=torch.bfloat16)
+            yield name, noise.normal_(0, DEVIATION, generator=random)
+
+
+def shards(named: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Tensors in files of about SHARD_BYTES."""
+    shard: dict[str, Tensor] = {}
+    for name, tensor in named:
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""How fast quantized layers are, beside torch's own and beside what memory allows.
+
+For each shape and number of rows every kind of layer computes the same product. What comes out is
+compared with the float product in the same run: a fast wrong answer is an error, not a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..quant.kernels import cpu
+from .speed import copies_of, read_bandwidth, time_in_turns
+
+SHAPES = ((2048, 11008), (11008, 2048), (3584, 18944), (18944, 3584))
+"""in_features and out_features of the MLPs of the 3B and 7B models."""
+ROWS = (1, 4, 16, 256, 1024)
+GROUP = 128
+LARGEST_ERROR = 0.05
+"""Of an output's size: int8 activations and int4 weights of random numbers give about 0.01."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to compute a layer."""
+
+    name: str
+    bytes_per_weight: float
+    make: Callable[[Tensor], Callable[[Tensor], Tensor]]
+    """From a float weight ``[N, K]`` the layer."""
+
+
+def measure(
+    shapes: Iterable[tuple[int, int]] = SHAPES, rows: Iterable[int] = ROWS
+) -> dict[str, Any]:
+    """Time every kind of layer.
+
+    Args:
+        shapes: of in_features and out_features.
+        rows: tokens at a time.
+
+    Returns:
+        `bandwidth` in bytes per second; `rows`, each with the median seconds of a call, the bytes
+        of the weight, the share of the bandwidth that reading it takes, and the error.
+
+    Raises:
+        ValueError: a layer's output is not that of the float layer.
+        OSError: the kernels are not built.
+    """
+    found = []
+    bandwidth = read_bandwidth()
+    for k, n in shapes:
+        layers = {kind.name: _copies(kind, k, n) for kind in _kinds()}
+        for m in rows:
+            found += _time(layers, k, n, m, bandwidth)
+    return {"threads": torch.get_num_threads(), "bandwidth": bandwidth, "rows": found}
+
+
+Layers = dict[str, tuple[Kind, Tensor, list[Callable[[Tensor], Tensor]]]]
+
+
+def _copies(kind: Kind, k: int, n: int) -> tuple[Kind, Tensor, list[Callable[[Tensor], Tensor]]]:
+    """One layer, and others like it elsewhere in memory."""
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0)) / k**0.5
+    count = copies_of(int(kind.bytes_per_weight * n * k))
+    return kind, weight, [kind.make(weight) for _ in range(count)]
+
+
+def _time(layers: Layers, k: int, n: int, m: int, bandwidth: float) -> list[dict[str, Any]]:
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
+    calls: dict[str, list[Callable[[], object]]] = {}
+    errors = {}
+    for name, (_, weight, copies) in layers.items():
+        wanted = x.float() @ weight.t()
+        errors[name] = float((copies[0](x).float() - wanted).norm() / wanted.norm())
+        calls[name] = [_bound(layer, x) for layer in copies]
+    seconds = time_in_turns(calls)
+    result = []
+    for name, (kind, _, _) in layers.items():
+        if not errors[name] < LARGEST_ERROR * (5 if "int4" in name or "w4" in name else 1):
+            raise ValueError(
+                f"{name} of {k} x {n} at {m} rows is off by {errors[name]:.3f} of its size"
+            )
+        size = kind.bytes_per_weight * n * k
+        result.append(
+            {
+                "in_features": k,
+                "out_features": n,
+                "rows": m,
+                "kind": name,
+                "seconds": seconds[name],
+                "bytes": size,
+                "bandwidth_share": size / seconds[name] / bandwidth,
+                "error": errors[name],
+            }
+        )
+    return result
+
+
+def _bound(layer: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    return lambda: layer(x)
+
+
+def _kinds() -> list[Kind]:
+    grouped, scales = 0.5 + 2 / GROUP, 2 / GROUP
+    return [
+        Kind("torch bf16", 2.0, _torch_bf16),
+        Kind("torch int4pack", 0.5 + 4 / GROUP, _torch_int4),
+        Kind("torch int8", 1.0, _torch_int8),
+        Kind("w4a16", grouped, lambda w: _ours(w, 4, GROUP, None)),
+        Kind("w4a16-asym", grouped + 1 / GROUP, lambda w: _ours(w, 4, GROUP, None, False)),
+        Kind("w8a16", 1 + scales, lambda w: _ours(w, 8, GROUP, None)),
+        Kind("w8a8", 1.0, lambda w: _ours(w, 8, -1, 0.0)),
+        Kind("w4a8", grouped, lambda w: _ours(w, 4, GROUP, 0.0)),
+    ]
+
+
+def _torch_bf16(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    half = weight.bfloat16()
+    return lambda x: F.linear(x, half)
+
+
+def _torch_int4(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    integers, scales, _ = _grid(weight, 4, GROUP, True)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
+    both = torch.stack((scales, torch.zeros_like(scales)), -1).transpose(0, 1)
+    pairs = both.contiguous().bfloat16()
+    return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, pairs)
+
+
+def _torch_int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product of integers alone; what surrounds it is only there for the comparison."""
+    integers, scales, zeros = _grid(weight, 8, -1, True)
+    levels = (integers.int() - zeros.int()).to(torch.int8).t()
+
+    def layer(x: Tensor) -> Tensor:
+        return _INT8(x, levels, scales)
+
+    return layer
+
+
+class _Int8:
+    """Rounds an input once; then only the product is timed."""
+
+    def __init__(self) -> None:
+        self.known: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+        if self.known is None or self.known[0] is not x:
+            scale = x.float().abs().amax(-1, keepdim=True) / 127
+            self.known = x, (x.float() / scale).round().to(torch.int8), scale
+            sums = torch._int_mm(self.known[1], levels)
+            return sums * self.known[2] * scales[:, 0]
+        return torch._int_mm(self.known[1], levels)
+
+
+_INT8 = _Int8()
+
+
+def _ours(
+    weight: Tensor, bits: int, group: int, input_scale: float | None, symmetric: bool = True
+) -> Callable[[Tensor], Tensor]:
+    kernels = cpu.chosen_kernels()
+    if isinstance(kernels, str):
+        raise OSError(kernels)
+    integers, scales, zeros = _grid(weight, bits, group, symmetric)
+    product = cpu.Product([cpu.prepack(integers, scales, zeros, bits, None)], [None], kernels[0])
+    return lambda x: product(x, input_scale)[0]
+
+
+def _grid(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain rounding: integers uint8 ``[N, K]``, scales and zero points ``[N, G]``."""
+    n, k = weight.shape
+    parts = weight.view(n, 1 if group == -1 else k // group, -1)
+    largest = (1 << bits) - 1
+    if symmetric:
+        scales = parts.abs().amax(-1) / (largest / 2)
+        zeros = torch.full_like(scales, 1 << (bits - 1))
+    else:
+        scales = (parts.amax(-1) - parts.amin(-1)) / largest
+        zeros = (-parts.amin(-1) / scales).round()
+    scales = scales.bfloat16().float()
+    integers = (parts / scales[..., None] + zeros[..., None]).round().clamp(0, largest)
+    return integers.view(n, k).to(torch.uint8), scales, zeros.to(torch.uint8)

@@ -1,0 +1,115 @@
+// Layout of prepacked weights, and what a kernel has to offer.
+//
+// Letters: M = rows of x (tokens), N = out_features, K = in_features, G = groups per row.
+//
+// Weights lie in tiles of 64 output columns; the last tile is filled up with zeros. A tile is a
+// sequence of steps along K: 8 inputs per step with 4 bits, 4 with 8 bits. A step is four vectors
+// of 64 bytes, each for 16 columns, a 32-bit lane per column:
+//
+//     4 bits, lane from its lowest nibble:   k0 k2 k4 k6 | k1 k3 k5 k7
+//     8 bits, lane from its lowest byte:     k0 k2 k1 k3
+//
+// Nibble j of both halves of a lane is thus a pair of neighbours, which is what a product of bf16
+// pairs takes (VDPBF16PS); and `lane & 0x0f0f0f0f` is four inputs (k0 k4 k1 k5), which is what a
+// product of bytes takes (VPDPBUSD), once the activations stand in the same order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vlpress {
+
+constexpr int kTile = 64;       // columns
+constexpr int kLanes = 16;      // columns of a vector
+constexpr int kVectors = 4;     // vectors of a step
+constexpr int kStepBytes = 256;
+constexpr int kDecodeRows = 8;  // up to so many rows of x, weights are unpacked in registers
+constexpr int kPanelInputs = 512;  // at most so many of K are unpacked at a time
+
+inline int step_inputs(int64_t bits) { return bits == 4 ? 8 : 4; }
+
+enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// One weight; mirrored by ctypes in cpu.py.
+struct Weight {
+  const uint8_t* packed;       // [tiles][K / step][256]
+  const void* scales;          // [tiles][G][64], fp16 or fp32
+  const uint8_t* zero_points;  // [tiles][G][64]; null if all are `zero`
+  const float* bias;           // [N] or null
+  int64_t n;
+  int32_t half_scales;  // whether scales are fp16
+  int32_t zero;         // the zero point of all, or the middle of the grid
+};
+
+// What weights that are multiplied in one call share; mirrored by ctypes in cpu.py.
+struct Shape {
+  int64_t k, group;  // group: inputs per scale
+  int64_t bits;      // 4 or 8, as stored
+};
+
+// One call.
+struct Problem {
+  Shape shape;
+  const Weight* weights;
+  int count;
+  Type type;     // of x and of every y
+  const void* x;
+  int64_t m, x_stride;  // stride: elements between rows
+  void* const* y;       // for each weight [M][N]
+  uint8_t* scratch;
+  int threads;
+};
+
+// One tile of a weight.
+struct Tile {
+  const uint8_t* packed;
+  const void* scales;
+  const uint8_t* zero_points;
+  int64_t k, group;
+  int64_t bits;
+  int32_t half_scales, zero;
+};
+
+// Products with floats. `x` has the type that the set is for.
+struct FloatKernels {
+  int panel_bytes;  // per weight, unpacked
+  // total[m][64] = x . tile, m <= kDecodeRows
+  void (*rows)(const Tile&, const void* x, int64_t stride, int m, float* total);
+  // Weights of inputs begin .. begin + count, times their scale.
+  void (*unpack)(const Tile&, int64_t begin, int64_t count, void* panel);
+  // total[m][64] (+)= x[:, :count] . panel
+  void (*multiply)(const void* panel, int64_t count, const void* x, int64_t stride, int64_t m,
+                   bool add, float* total);
+};
+
+// Products with int8 activations.
+struct IntKernels {
+  // Nibbles of inputs begin .. begin + count to bytes, each step's two halves after another.
+  void (*unpack)(const Tile&, int64_t begin, int64_t count, uint8_t* panel);
+  // sums[m][64] (+)= levels . panel
+  void (*multiply)(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
+                   int64_t m, bool add, int32_t* sums);
+  // total[m][64] (+)= scale * (sums - zero_point * sum of levels), for one group
+  void (*fold)(const Tile&, int64_t group, const int32_t* sums, const int32_t* level_sums,
+               int64_t groups, int64_t m, bool add, float* total);
+  // One row to levels; `given` is its scale, or 0: absmax / 127. Returns the scale.
+  float (*quantize)(const void* x, Type type, int64_t k, int64_t group, int64_t bits, float given,
+                    int8_t* levels, int32_t* sums);
+};
+
+struct Kernels {
+  const char* name;
+  FloatKernels f32;
+  FloatKernels bf16;  // null functions: x becomes float32 first
+  IntKernels ints;
+  // y[m][:width] = total[m] * row_scales[m] + bias, row_scales and bias perhaps null
+  void (*store)(const float* total, const float* row_scales, const float* bias, int width,
+                int64_t m, Type type, void* y, int64_t stride);
+  void (*widen)(const uint16_t* bf16, int64_t count, float* out);
+};
+
+extern const Kernels kPortable;
+const Kernels* avx2_kernels();    // null if not compiled in
+const Kernels* avx512_kernels();  // null if not compiled in
+
+}  // namespace vlpress

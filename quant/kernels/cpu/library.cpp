@@ -1,0 +1,88 @@
+// What Python calls: plain C, no exceptions. Chooses the instruction set once.
+#include <cstdlib>
+#include <cstring>
+
+#include "drive.h"
+#include "threads.h"
+
+#if defined(_WIN32)
+#define VLPRESS_EXPORT extern "C" __declspec(dllexport)
+#else
+#define VLPRESS_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+using namespace vlpress;
+
+// The compiler's check includes the operating system's: registers that it does not save are not
+// reported.
+bool processor_has(const char* name) {
+#if defined(__x86_64__) || defined(__i386__)
+  if (!std::strcmp(name, "avx2"))
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (!std::strcmp(name, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("fma");
+#endif
+  return !std::strcmp(name, "portable");
+}
+
+// Best first.
+const Kernels* const kKnown[] = {avx512_kernels(), avx2_kernels(),
+                                 &kPortable};
+
+}  // namespace
+
+// Handle of an instruction set by name, of the best one if `name` is empty; null if this build or
+// this processor does not have it.
+VLPRESS_EXPORT const void* vlpress_kernels(const char* name) {
+  for (const Kernels* kernels : kKnown)
+    if (kernels && (!*name || !std::strcmp(name, kernels->name)) && processor_has(kernels->name))
+      return kernels;
+  return nullptr;
+}
+
+VLPRESS_EXPORT const char* vlpress_name(const void* kernels) {
+  return static_cast<const Kernels*>(kernels)->name;
+}
+
+VLPRESS_EXPORT int vlpress_has_threads() { return has_threads(); }
+
+VLPRESS_EXPORT int64_t vlpress_scratch(const void* kernels, const Shape* shape, int type,
+                                       int64_t m, int threads, int integers) {
+  Problem p = {};
+  p.shape = *shape;
+  p.type = static_cast<Type>(type);
+  p.m = m;
+  p.threads = threads;
+  return integers ? integer_scratch(p) : float_scratch(*static_cast<const Kernels*>(kernels), p);
+}
+
+// `scale` below 0: x is multiplied as it is; else it is rounded to int8, see drive.h.
+VLPRESS_EXPORT void vlpress_products(const void* kernels, const Shape* shape, const Weight* weights,
+                                     int count, int type, const void* x, int64_t m,
+                                     int64_t x_stride, void* const* y, void* scratch, int threads,
+                                     float scale) {
+  const Kernels& known = *static_cast<const Kernels*>(kernels);
+  const Problem p = {*shape, weights, count, static_cast<Type>(type), x, m,
+                     x_stride, y, static_cast<uint8_t*>(scratch), threads};
+  scale < 0 ? float_products(known, p) : integer_products(known, p, scale);
+}
+
+// Reads memory once and does nothing with it: what weights can be read at. Returns a sum over it, so
+// that no compiler leaves the reading out. `bytes` is a multiple of 64.
+VLPRESS_EXPORT uint64_t vlpress_read(const uint64_t* memory, int64_t bytes, int threads) {
+  uint64_t sums[256] = {};
+  parallel(bytes / 64, threads < 256 ? threads : 256, [&](int thread, int64_t begin, int64_t end) {
+    uint64_t sum[8] = {};
+    for (const uint64_t* line = memory + 8 * begin; line < memory + 8 * end; line += 8)
+      for (int i = 0; i < 8; ++i) sum[i] += line[i];
+    for (int i = 0; i < 8; ++i) sums[thread] += sum[i];
+  });
+  uint64_t all = 0;
+  for (const uint64_t sum : sums) all += sum;
+  return all;
+}

@@ -1,0 +1,6 @@
+// The kernels for any processor.
+#include "generic.h"
+
+namespace vlpress {
+const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16};
+}

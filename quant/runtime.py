@@ -1,0 +1,56 @@
+"""Which kernel computes which quantized layer, decided once after a model is loaded.
+
+On the CPU a layer is laid out for the compiled kernels if they take it, and layers that read the
+same input (q, k and v; gate and up) then run in one call. Everything else stays with the reference
+kernel, and the reason is kept: never a silent choice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from ..model.families import family_of
+from ..model.qwen_vl import QwenVL
+from .kernels import cpu
+from .linear import Fused, QuantLinear, can_fuse
+from .targets import quantized_layers
+
+logger = logging.getLogger(__name__)
+REFERENCE = "reference"
+
+
+def prepare_(model: QwenVL) -> dict[str, str]:
+    """Lay out the quantized layers of a model for the fastest kernels that take them.
+
+    Returns:
+        For each layer by name the kernels' name, or ``reference: `` and why.
+
+    Raises:
+        ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
+    """
+    layers = quantized_layers(model)
+    kernels = cpu.chosen_kernels() if layers else ""
+    chosen = {}
+    for name, layer in layers.items():
+        reason = kernels if isinstance(kernels, str) else layer.why_not()
+        if reason is not None:
+            chosen[name] = f"{REFERENCE}: {reason}"
+        elif not isinstance(kernels, str):
+            layer.prepare(kernels[0])
+            chosen[name] = kernels[1]
+    if not isinstance(kernels, str):
+        _fuse(model, kernels[0])
+    for reason, count in Counter(k for k in chosen.values() if k.startswith(REFERENCE)).items():
+        logger.warning("%d of %d quantized layers: %s", count, len(layers), reason)
+    return chosen
+
+
+def _fuse(model: QwenVL, kernels: int) -> None:
+    for stage in family_of(model.config).stages:
+        for path in stage.blocks(model.config):
+            for members in stage.fused:
+                layers = [model.get_submodule(f"{path}.{member}") for member in members]
+                prepared = tuple(layer for layer in layers if isinstance(layer, QuantLinear))
+                if len(prepared) == len(layers) and can_fuse(prepared):
+                    prepared[0].fused = Fused(prepared, kernels)

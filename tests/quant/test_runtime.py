@@ -1,0 +1,102 @@
+"""Which kernels a loaded model's layers get."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from vlpress.model.loading import load_model
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.kernels import cpu
+from vlpress.quant.pipeline import quantize_
+from vlpress.quant.recipe import Recipe
+from vlpress.quant.runtime import prepare_
+from vlpress.quant.targets import quantized_layers
+
+NEEDS = pytest.mark.skipif(
+    isinstance(cpu.find_kernels("portable"), str), reason="the kernels are not built"
+)
+
+
+@pytest.fixture
+def model() -> QwenVL:
+    model = load_model("tiny", device="cpu", dtype="fp32")
+    step = {"method": "rtn", "targets": ["model.layers.*"], "bits": 4, "group_size": 128}
+    quantize_(model, Recipe.from_dict({"name": "test", "step": [step]}), [])
+    return model
+
+
+def logits(model: QwenVL) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    embeds = torch.randn(1, 7, model.config.text.hidden_size, generator=random)
+    positions = torch.arange(7).expand(3, 1, 7)
+    with torch.inference_mode():
+        found: torch.Tensor = model.model(embeds, positions)
+    return found
+
+
+@NEEDS
+@pytest.mark.parametrize("name", cpu.NAMES)
+def test_every_layer_gets_the_chosen_kernels(
+    model: QwenVL, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(cpu.find_kernels(name), str):
+        pytest.skip(f"no {name} here")
+    monkeypatch.setenv(cpu.VARIABLE, name)
+    expected = logits(model)
+    chosen = prepare_(model)
+    assert chosen.keys() == quantized_layers(model).keys()
+    assert set(chosen.values()) == {name}
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
+
+
+@NEEDS
+def test_q_k_v_and_gate_up_run_in_one_call(model: QwenVL) -> None:
+    expected = logits(model)
+    prepare_(model)
+    layer: Any = model.model.layers[0]
+    joint = layer.self_attn.q_proj.fused, layer.mlp.gate_proj.fused
+    assert [len(group.layers) for group in joint if group is not None] == [3, 2]
+    calls = []
+    layer.self_attn.k_proj.register_forward_hook(lambda *_: calls.append("k"))
+    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
+    assert calls == []
+    # Another layer in a member's place: the group no longer stands for what is asked.
+    layer.self_attn.q_proj.fused.layers = (layer.self_attn.q_proj,)
+    logits(model)
+    assert calls == ["k"]
+
+
+def test_the_reference_is_never_taken_silently(
+    model: QwenVL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(cpu.VARIABLE, "reference")
+    with caplog.at_level(logging.WARNING):
+        chosen = prepare_(model)
+    assert set(chosen.values()) == {"reference: VLPRESS_KERNEL is reference"}
+    count = len(chosen)
+    assert f"{count} of {count} quantized layers: reference: VLPRESS_KERNEL is ref" in caplog.text
+    assert all(layer.tiles is None for layer in quantized_layers(model).values())
+
+
+@NEEDS
+def test_a_layer_that_does_not_fit_is_named(
+    model: QwenVL, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, layer = next(iter(quantized_layers(model).items()))
+    index = torch.zeros(layer.in_features, dtype=torch.int32)
+    index[0] = 1
+    layer.group_index = index
+    with caplog.at_level(logging.WARNING):
+        chosen = prepare_(model)
+    reason = "reference: the groups of its group index are of unequal size"
+    assert chosen[name] == reason
+    assert f"1 of {len(chosen)} quantized layers: {reason}" in caplog.text
+
+
+def test_a_float_model_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpu.VARIABLE, "nonsense")
+    assert prepare_(load_model("tiny", device="cpu", dtype="fp32")) == {}
