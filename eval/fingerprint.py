@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch import nn
 from .. import __version__
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..quant.targets import quantized_layers
 from .predictions import differences
 
-MODEL_KEYS = ("model", "quantization")
+MODEL_KEYS = ("model", "quantization", "kernels")
 
 
 def run_fingerprint(
@@ -44,7 +46,7 @@ def run_fingerprint(
         seed: of the choice that a limit makes.
         source: the checkpoint folder, hashed for the model's identity; None hashes the weights
             in memory instead.
-        extra: further parts, such as a kernel choice that changes results.
+        extra: further parts.
     """
     quantization = model.config.raw.get("quantization_config")
     return {
@@ -65,8 +67,14 @@ def run_fingerprint(
         "versions": versions(),
         "model": folder_identity(source) if source else memory_identity(model),
         "quantization": quantization and digest(quantization),
+        "kernels": kernels_of(model),
         **(extra or {}),
     }
+
+
+def kernels_of(model: QwenVL) -> dict[str, int]:
+    """How many quantized layers each kind of kernel computes: they round in their own ways."""
+    return dict(sorted(Counter(m.kernel for m in quantized_layers(model).values()).items()))
 
 
 def versions() -> dict[str, str]:

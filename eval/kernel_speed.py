@@ -169,7 +169,7 @@ def _ours(
     if isinstance(kernels, str):
         raise OSError(kernels)
     integers, scales, zeros = _grid(weight, bits, group, symmetric)
-    product = cpu.Product([cpu.prepack(integers, scales, zeros, bits, None)], [None], kernels[0])
+    product = cpu.Product([cpu.prepack(integers, scales, zeros, bits, None)], [None], kernels)
     return lambda x: product(x, input_scale)[0]
 
 

@@ -91,12 +91,13 @@ class QuantLinear(nn.Module):
         groups = self.scales.shape[1]
         return cpu.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
 
-    def prepare(self, kernels: int) -> None:
-        """Lay the weight out for CPU kernels; only that form is kept.
+    @property
+    def kernel(self) -> str:
+        """Name of what computes this layer."""
+        return "reference" if self.product is None else self.product.kernels.name
 
-        Args:
-            kernels: handle, from `cpu.find_kernels`.
-        """
+    def prepare(self, kernels: cpu.Kernels) -> None:
+        """Lay the weight out for CPU kernels; only that form is kept."""
         weight = self.quantized()
         self.tiles = cpu.prepack(
             weight.integers,
@@ -156,13 +157,8 @@ class QuantLinear(nn.Module):
 class Fused:
     """Layers that multiply the same input in one call."""
 
-    def __init__(self, layers: tuple[QuantLinear, ...], kernels: int) -> None:
-        """Join prepared layers, see `can_fuse`.
-
-        Args:
-            layers: prepared.
-            kernels: handle, from `cpu.find_kernels`.
-        """
+    def __init__(self, layers: tuple[QuantLinear, ...], kernels: cpu.Kernels) -> None:
+        """Join prepared layers, see `can_fuse`."""
         self.layers = layers
         tiles = [layer.tiles for layer in layers if layer.tiles is not None]
         self.product = cpu.Product(tiles, [layer.bias for layer in layers], kernels)

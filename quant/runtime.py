@@ -37,16 +37,16 @@ def prepare_(model: QwenVL) -> dict[str, str]:
         if reason is not None:
             chosen[name] = f"{REFERENCE}: {reason}"
         elif not isinstance(kernels, str):
-            layer.prepare(kernels[0])
-            chosen[name] = kernels[1]
+            layer.prepare(kernels)
+            chosen[name] = layer.kernel
     if not isinstance(kernels, str):
-        _fuse(model, kernels[0])
+        _fuse(model, kernels)
     for reason, count in Counter(k for k in chosen.values() if k.startswith(REFERENCE)).items():
         logger.warning("%d of %d quantized layers: %s", count, len(layers), reason)
     return chosen
 
 
-def _fuse(model: QwenVL, kernels: int) -> None:
+def _fuse(model: QwenVL, kernels: cpu.Kernels) -> None:
     for stage in family_of(model.config).stages:
         for path in stage.blocks(model.config):
             for members in stage.fused:

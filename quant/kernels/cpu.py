@@ -73,6 +73,16 @@ class _Shape(ctypes.Structure):
     _fields_ = (("k", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64))
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Those of one instruction set."""
+
+    handle: int
+    """What the library knows them by."""
+    name: str
+    """Of `NAMES`."""
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """The compiled library, or why there is none."""
@@ -102,8 +112,8 @@ def _library() -> ctypes.CDLL | str:
 
 
 @functools.cache
-def find_kernels(name: str = "") -> tuple[int, str] | str:
-    """Handle and name of an instruction set's kernels, or why there are none.
+def find_kernels(name: str = "") -> Kernels | str:
+    """An instruction set's kernels, or why there are none.
 
     Args:
         name: of `NAMES`, or empty for the best one.
@@ -114,10 +124,10 @@ def find_kernels(name: str = "") -> tuple[int, str] | str:
     handle = library.vlpress_kernels(name.encode())
     if handle is None:
         return f"this processor, or this build, has no {name} kernels"
-    return handle, library.vlpress_name(handle).decode()
+    return Kernels(handle, library.vlpress_name(handle).decode())
 
 
-def chosen_kernels() -> tuple[int, str] | str:
+def chosen_kernels() -> Kernels | str:
     """What `find_kernels` gives for the environment's choice.
 
     Raises:
@@ -268,14 +278,14 @@ class Product:
     """One or more weights that multiply the same input in one call."""
 
     def __init__(
-        self, weights: Sequence[TiledWeight], biases: Sequence[Tensor | None], kernels: int
+        self, weights: Sequence[TiledWeight], biases: Sequence[Tensor | None], kernels: Kernels
     ) -> None:
         """Note where everything lies.
 
         Args:
             weights: of the same in_features, bits, group size and order.
             biases: ``[N]`` or None, one for each.
-            kernels: handle, from `find_kernels`.
+            kernels: which ones.
         """
         first = weights[0]
         self.order = first.order
@@ -287,7 +297,7 @@ class Product:
         self._array = (_Weight * len(weights))(
             *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
-        self._kernels = kernels
+        self.kernels = kernels
         self._outputs = ctypes.c_void_p * len(weights)
         self._scratch: dict[tuple[int, int, int, bool], int] = {}
         library = _library()
@@ -335,11 +345,11 @@ class Product:
         key = (count, kind, threads, input_scale is not None)
         if key not in self._scratch:
             self._scratch[key] = self._bytes(
-                self._kernels, ctypes.addressof(self._shape), kind, count, threads, key[3]
+                self.kernels.handle, ctypes.addressof(self._shape), kind, count, threads, key[3]
             )
         scratch = torch.empty(self._scratch[key] + ALIGNMENT, dtype=torch.uint8)
         self._call(
-            self._kernels,
+            self.kernels.handle,
             ctypes.addressof(self._shape),
             ctypes.addressof(self._array),
             len(outputs),

@@ -436,3 +436,50 @@ def inspect(
     from .tables import inspect_table
 
     _emit(inspect_checkpoint(checkpoint), json_output, inspect_table)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="kernels or model.")] = "kernels",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="For model: a checkpoint folder or a hub id.")
+    ] = "tiny",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--size",
+            help="For kernels: in_features x out_features; repeat it for several.",
+            show_default="the MLPs of 3B and 7B",
+        ),
+    ] = None,
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--rows",
+            min=1,
+            help="For kernels: tokens at a time; repeat it for several.",
+            show_default="1, 4, 16, 256, 1024",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, help="For model: length of the prompts.")
+    ] = 1024,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", min=2, help="For model: length of the answers.")
+    ] = 32,
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    json_output: options.Json = False,
+) -> None:
+    """Measure speed here: quantized layers beside torch's own, or a model as generate runs it."""
+    from .benching import bench_kernels, bench_model
+    from .tables import kernels_table, speed_table
+
+    if what == "kernels":
+        _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
+    elif what == "model":
+        settings = Settings(device, dtype)
+        found = bench_model(model, settings, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+        _emit(found, json_output, speed_table)
+    else:
+        raise typer.BadParameter(f"{what!r}; allowed: kernels, model")

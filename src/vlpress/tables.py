@@ -230,3 +230,51 @@ def _table(rows: Sequence[Sequence[Any]], head: Sequence[str], align: str = "") 
     sides = {"l": "left", "r": "right"}
     columns = [sides[letter] for letter in align or "l" + "r" * (len(head) - 1)]
     return tabulate(rows, head, disable_numparse=True, colalign=columns if rows else None)
+
+
+def kernels_table(result: Mapping[str, Any]) -> str:
+    """Draw what `bench kernels` measured: milliseconds, times torch's bf16, share of the limit."""
+    rows = result["rows"]
+    base = {
+        (r["in_features"], r["out_features"], r["rows"]): r["seconds"]
+        for r in rows
+        if r["kind"] == "torch bf16"
+    }
+    body = []
+    for row in rows:
+        key = row["in_features"], row["out_features"], row["rows"]
+        body.append(
+            [
+                f"{key[0]} x {key[1]}",
+                row["rows"],
+                row["kind"],
+                f"{1000 * row['seconds']:.3f}",
+                f"{base[key] / row['seconds']:.2f}",
+                f"{100 * row['bandwidth_share']:.0f} %" if row["rows"] == 1 else "",
+            ]
+        )
+    head = ["K x N", "rows", "layer", "ms", "times torch bf16", "of read bandwidth"]
+    return "\n".join(
+        [
+            _table(body, head),
+            "",
+            f"{result['threads']} threads; memory is read at {result['bandwidth'] / 1e9:.1f} GB/s",
+        ]
+    )
+
+
+def speed_table(result: Mapping[str, Any]) -> str:
+    """Draw what `bench model` measured."""
+    kernels = ", ".join(f"{name} ({n})" for name, n in result["kernels"].items()) or "none"
+    body = [
+        ["prompt", f"{result['prompt_tokens']} tokens", f"{result['prefill_rate']:.1f} tokens/s"],
+        ["answer", f"{1000 * result['token_seconds']:.1f} ms", f"{result['token_rate']:.1f}/s"],
+    ]
+    return "\n".join(
+        [
+            _table(body, ["", "", "rate"]),
+            "",
+            f"{result['model']}, {result['dtype']}, {result['threads']} threads, "
+            f"kernels of quantized layers: {kernels}",
+        ]
+    )

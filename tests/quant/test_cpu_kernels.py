@@ -26,10 +26,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
 
 
-def handle(name: str) -> int:
+def kernels(name: str) -> cpu.Kernels:
     found = cpu.find_kernels(name)
     assert not isinstance(found, str)
-    return found[0]
+    return found
 
 
 class Weight:
@@ -69,7 +69,7 @@ class Weight:
         return cpu.prepack(self.integers, self.scales, self.zeros, self.bits, self.index)
 
     def product(self, name: str) -> cpu.Product:
-        return cpu.Product([self.tiles()], [self.bias], handle(name))
+        return cpu.Product([self.tiles()], [self.bias], kernels(name))
 
     def floats(self, x: Tensor) -> Tensor:
         """The exact product, near enough: the reference in float32."""
@@ -203,7 +203,7 @@ def test_more_rows_than_a_block(name: str) -> None:
 def test_several_weights_in_one_call(name: str, integers: bool) -> None:
     scale = 0.0 if integers else None
     weights = [Weight(n, 128, 32, 4, symmetric=n == 64, seed=n) for n in (64, 17, 200)]
-    joint = cpu.Product([w.tiles() for w in weights], [w.bias for w in weights], handle(name))
+    joint = cpu.Product([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
     for rows in (1, 40):
         x = inputs(rows, 128, torch.bfloat16)
         for weight, found in zip(weights, joint(x, scale), strict=True):
@@ -304,7 +304,7 @@ def test_widths_that_do_not_fit_are_named() -> None:
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cpu.VARIABLE, "portable")
     found = cpu.chosen_kernels()
-    assert not isinstance(found, str) and found[1] == "portable"
+    assert not isinstance(found, str) and found.name == "portable"
     monkeypatch.setenv(cpu.VARIABLE, "reference")
     assert cpu.chosen_kernels() == "VLPRESS_KERNEL is reference"
     monkeypatch.setenv(cpu.VARIABLE, "avx1024")
@@ -312,7 +312,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         cpu.chosen_kernels()
     monkeypatch.delenv(cpu.VARIABLE)
     best = cpu.chosen_kernels()
-    assert not isinstance(best, str) and best[1] == AVAILABLE[0]
+    assert not isinstance(best, str) and best.name == AVAILABLE[0]
 
 
 ONE_POOL = """
@@ -325,7 +325,7 @@ before = len(os.listdir("/proc/self/task"))
 weight = cpu.prepack(
     torch.zeros(512, 512, dtype=torch.uint8), torch.ones(512, 1),
     torch.full((512, 1), 8, dtype=torch.uint8), 4, None)
-product = cpu.Product([weight], [None], cpu.find_kernels()[0])
+product = cpu.Product([weight], [None], cpu.find_kernels())
 for _ in range(10):
     product(torch.randn(64, 512))
 maps = open("/proc/self/maps").read()

@@ -9,8 +9,13 @@
 
 #include "generic.h"
 
+// Sums must stay in registers: arrays only do if every loop over them is gone early.
+#define VLPRESS_UNROLL _Pragma("GCC unroll 8")
+
 namespace vlpress {
 namespace {
+
+constexpr int kAhead = 8 * kStepBytes;  // measured: docs/log.md
 
 inline __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
@@ -58,6 +63,13 @@ struct Tables {
   }
 };
 
+// Weights are read once and in order, but hardware stops looking ahead at the end of a page.
+inline void prefetch_step(const uint8_t* packed) {
+  VLPRESS_UNROLL
+  for (int v = 0; v < kVectors; ++v)
+    _mm_prefetch(reinterpret_cast<const char*>(packed + kAhead + 64 * v), _MM_HINT_T0);
+}
+
 // One group of a tile times `kRows` rows, `kVecs` vectors of columns from `vector` on.
 template <int kBits, int kRows, int kVecs>
 inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, int64_t stride,
@@ -65,25 +77,30 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
   // With few rows a chain of four dependent products per vector would be waited for.
   constexpr int kChains = kRows * kVecs <= 8 ? 2 : 1;
   __m512 acc[kChains][kRows][kVecs];
+  VLPRESS_UNROLL
   for (int h = 0; h < kChains; ++h)
+    VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m)
+      VLPRESS_UNROLL
       for (int v = 0; v < kVecs; ++v) acc[h][m][v] = _mm512_setzero_ps();
   constexpr int kInputs = kBits == 4 ? 8 : 4;
   for (int64_t s = 0; s < steps; ++s, packed += kStepBytes, x += kInputs) {
-    _mm_prefetch(reinterpret_cast<const char*>(packed + 8 * kStepBytes), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(packed + 8 * kStepBytes + 64), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(packed + 8 * kStepBytes + 128), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(packed + 8 * kStepBytes + 192), _MM_HINT_T0);
+    prefetch_step(packed);
     __m512i words[kVecs];
+    VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) words[v] = load(packed + 64 * v);
+    VLPRESS_UNROLL
     for (int j = 0; j < 4; ++j) {
       const __m512i& table = kBits == 4 || j % 2 == 0 ? tables.low : tables.high;
       const int pair = kBits == 4 ? j : j / 2;
       __m512i weights[kVecs];
+      VLPRESS_UNROLL
       for (int v = 0; v < kVecs; ++v)
         weights[v] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[v], 4 * j), table);
+      VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
         const __m512bh two = pairs(broadcast4(x + m * stride + 2 * pair));
+        VLPRESS_UNROLL
         for (int v = 0; v < kVecs; ++v) {
           __m512& sum = acc[j % kChains][m][v];
           sum = _mm512_dpbf16_ps(sum, pairs(weights[v]), two);
@@ -91,7 +108,9 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
       }
     }
   }
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v)
       sums[m][v] = kChains == 2 ? _mm512_add_ps(acc[0][m][v], acc[kChains - 1][m][v])
                                 : acc[0][m][v];
@@ -99,9 +118,14 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
 
 // Sum of `count` bf16 values of a row; count is a multiple of 4.
 inline float sum_bf16(const uint16_t* x, int64_t count) {
-  float sum = 0;
-  for (int64_t k = 0; k < count; ++k) sum += from_bf16(x[k]);
-  return sum;
+  const __m512bh ones = pairs(_mm512_set1_epi16(0x3f80));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < count; k += 32) {
+    const int64_t left = count - k;
+    const __mmask32 wanted = left >= 32 ? ~0u : (1u << left) - 1;
+    sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(wanted, x + k)), ones);
+  }
+  return _mm512_reduce_add_ps(sum);
 }
 
 template <int kBits, int kRows, int kVecs>
@@ -112,12 +136,20 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
   __m512 sums[kRows][kVecs];
   const int64_t groups = tile.k / tile.group;
   __m512 totals[kRows][kVecs];
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) totals[m][v] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* packed = tile.packed + g * (tile.group / kInputs) * kStepBytes + 64 * first;
     const uint16_t* part = x + g * tile.group;
     group_rows<kBits, kRows, kVecs>(packed, tile.group / kInputs, part, stride, tables, sums);
+    __m512 all[kRows];
+    if (tile.zero_points)
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m)
+        all[m] = _mm512_set1_ps(sum_bf16(part + m * stride, tile.group));
+    VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       const int64_t at = g * kTile + kLanes * (first + v);
       const __m512 scale = scales16(tile, at);
@@ -125,16 +157,16 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
       if (tile.zero_points)
         behind = _mm512_cvtepi32_ps(_mm512_sub_epi32(zeros16(tile.zero_points + at),
                                                      _mm512_set1_epi32(tile.zero)));
+      VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        if (tile.zero_points) {
-          const __m512 all = _mm512_set1_ps(sum_bf16(part + m * stride, tile.group));
-          sums[m][v] = _mm512_fnmadd_ps(behind, all, sums[m][v]);
-        }
+        if (tile.zero_points) sums[m][v] = _mm512_fnmadd_ps(behind, all[m], sums[m][v]);
         totals[m][v] = _mm512_fmadd_ps(scale, sums[m][v], totals[m][v]);
       }
     }
   }
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v)
       _mm512_storeu_ps(total + m * kTile + kLanes * (first + v), totals[m][v]);
 }
@@ -184,6 +216,7 @@ inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* ou
     if (left == 0) {
       const int64_t at = k / tile.group * kTile;
       left = tile.group - k % tile.group;
+      VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         scales[v] = scales16(tile, at + kLanes * v);
         const __m512i zero = tile.zero_points ? zeros16(tile.zero_points + at + kLanes * v)
@@ -192,6 +225,7 @@ inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* ou
       }
     }
     const uint8_t* packed = tile.packed + k / inputs * kStepBytes;
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m512i lanes = load(packed + 64 * v);
       for (int i = 0; i < inputs; i += 2) {
@@ -214,19 +248,26 @@ template <int kRows>
 inline void multiply_block(const uint16_t* panel, int64_t count, const uint16_t* x, int64_t stride,
                            bool add, float* total) {
   __m512 acc[kRows][kVectors];
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v)
       acc[m][v] = add ? _mm512_loadu_ps(total + m * kTile + kLanes * v) : _mm512_setzero_ps();
   for (int64_t k = 0; k < count; k += 2, panel += 2 * kTile) {
     __m512bh weights[kVectors];
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) weights[v] = pairs(load(panel + 32 * v));
+    VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
       const __m512bh two = pairs(broadcast4(x + m * stride + k));
+      VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v)
         acc[m][v] = _mm512_dpbf16_ps(acc[m][v], weights[v], two);
     }
   }
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v)
       _mm512_storeu_ps(total + m * kTile + kLanes * v, acc[m][v]);
 }
@@ -251,6 +292,7 @@ inline void unpack_nibbles(const Tile& tile, int64_t begin, int64_t count, uint8
   const uint8_t* packed = tile.packed + begin / 8 * kStepBytes;
   const __m512i mask = _mm512_set1_epi8(15);
   for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, panel += 2 * kStepBytes)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m512i both = load(packed + 64 * v);
       _mm512_storeu_si512(panel + 64 * v, _mm512_and_si512(both, mask));
@@ -263,19 +305,26 @@ template <int kRows>
 inline void byte_block(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
                        bool add, int32_t* sums) {
   __m512i acc[kRows][kVectors];
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v)
       acc[m][v] = add ? load(sums + m * kTile + kLanes * v) : _mm512_setzero_si512();
   for (int64_t k = 0; k < count; k += 4, panel += kStepBytes) {
     __m512i weights[kVectors];
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + 64 * v);
+    VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
       const __m512i four = broadcast4(levels + m * stride + k);
+      VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v)
         acc[m][v] = _mm512_dpbusd_epi32(acc[m][v], weights[v], four);
     }
   }
+  VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v)
       _mm512_storeu_si512(sums + m * kTile + kLanes * v, acc[m][v]);
 }
@@ -294,9 +343,96 @@ inline void multiply_bytes_vnni(const uint8_t* panel, int64_t count, const int8_
   }
 }
 
+// One tile times few rows of levels: nibbles are unpacked in registers, sums stay there.
+template <int kBits, int kRows, int kVecs>
+inline void tile_levels(const Tile& tile, int first, const int8_t* levels, int64_t stride,
+                        const int32_t* level_sums, float* total) {
+  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  const __m512i mask = _mm512_set1_epi8(15);
+  const int64_t groups = tile.k / tile.group, steps = tile.group / kInputs;
+  const uint8_t* packed = tile.packed + 64 * first;
+  __m512 totals[kRows][kVecs];
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) totals[m][v] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < groups; ++g) {
+    __m512i sums[kRows][kVecs];
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs; ++v) sums[m][v] = _mm512_setzero_si512();
+    for (int64_t s = 0; s < steps; ++s, packed += kStepBytes, levels += kInputs) {
+      prefetch_step(packed);
+      __m512i words[kVecs];
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs; ++v) words[v] = load(packed + 64 * v);
+      VLPRESS_UNROLL
+      for (int h = 0; h < kInputs / 4; ++h) {
+        __m512i weights[kVecs];
+        VLPRESS_UNROLL
+        for (int v = 0; v < kVecs; ++v)
+          weights[v] = kBits == 8 ? words[v]
+                                  : _mm512_and_si512(_mm512_srli_epi16(words[v], 4 * h), mask);
+        VLPRESS_UNROLL
+        for (int m = 0; m < kRows; ++m) {
+          const __m512i four = broadcast4(levels + m * stride + 4 * h);
+          VLPRESS_UNROLL
+          for (int v = 0; v < kVecs; ++v)
+            sums[m][v] = _mm512_dpbusd_epi32(sums[m][v], weights[v], four);
+        }
+      }
+    }
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const int64_t at = g * kTile + kLanes * (first + v);
+      const __m512 scale = scales16(tile, at);
+      const __m512i zero =
+          tile.zero_points ? zeros16(tile.zero_points + at) : _mm512_set1_epi32(tile.zero);
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        const __m512i all = _mm512_set1_epi32(level_sums[m * groups + g]);
+        const __m512i exact = _mm512_sub_epi32(sums[m][v], _mm512_mullo_epi32(zero, all));
+        totals[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, totals[m][v]);
+      }
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v)
+      _mm512_storeu_ps(total + m * kTile + kLanes * (first + v), totals[m][v]);
+}
+
+template <int kBits>
+inline void levels_of(const Tile& tile, const int8_t* levels, int64_t stride, const int32_t* sums,
+                      int m, float* total) {
+  const auto halves = [&](auto rows) {
+    for (int first = 0; first < kVectors; first += 2)
+      tile_levels<kBits, decltype(rows)::value, 2>(tile, first, levels, stride, sums, total);
+  };
+  switch (m) {
+    case 1: return tile_levels<kBits, 1, 4>(tile, 0, levels, stride, sums, total);
+    case 2: return tile_levels<kBits, 2, 4>(tile, 0, levels, stride, sums, total);
+    case 3: return halves(std::integral_constant<int, 3>());
+    case 4: return halves(std::integral_constant<int, 4>());
+    case 5: return halves(std::integral_constant<int, 5>());
+    case 6: return halves(std::integral_constant<int, 6>());
+    case 7: return halves(std::integral_constant<int, 7>());
+    default: return halves(std::integral_constant<int, 8>());
+  }
+}
+
+inline void level_rows(const Tile& tile, const int8_t* levels, int64_t stride, const int32_t* sums,
+                       int m, float* total) {
+  tile.bits == 4 ? levels_of<4>(tile, levels, stride, sums, m, total)
+                 : levels_of<8>(tile, levels, stride, sums, m, total);
+}
+
 inline void fold_vectors(const Tile& tile, int64_t group, const int32_t* sums,
                          const int32_t* level_sums, int64_t groups, int64_t m, bool add,
                          float* total) {
+  VLPRESS_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = group * kTile + kLanes * v;
     const __m512 scale = scales16(tile, at);
@@ -379,7 +515,7 @@ inline void store_vectors(const float* total, const float* row_scales, const flo
 }
 
 constexpr FloatKernels kPairs = {2, bf16_rows, unpack_bf16, multiply_bf16};
-constexpr IntKernels kInts = {unpack_nibbles, multiply_bytes_vnni, fold_vectors, quantize_vectors};
+constexpr IntKernels kInts = {level_rows, unpack_nibbles, multiply_bytes_vnni, fold_vectors, quantize_vectors};
 constexpr Kernels kAvx512 = {"avx512", kGenericFloats, kPairs, kInts, store_vectors,
                              widen_bf16};
 

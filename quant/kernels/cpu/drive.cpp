@@ -202,11 +202,15 @@ void integer_products(const Kernels& kernels, const Problem& p, float scale) {
   });
   each_tile(p, [&](int weight, int64_t index, int thread) {
     const Tile tile = tile_of(p, p.weights[weight], index);
+    float* total = plan.totals + thread * plan.rows * kTile;
+    if (p.m <= kDecodeRows && kernels.ints.rows) {
+      kernels.ints.rows(tile, plan.levels, shape.k, plan.level_sums, static_cast<int>(p.m), total);
+      return store(kernels, p, weight, index, 0, p.m, total, plan.row_scales);
+    }
     for (int64_t first = 0; first < p.m; first += kBlock) {
       const int64_t m = std::min(kBlock, p.m - first);
       integer_tile(kernels, p, plan, tile, thread, first, m);
-      store(kernels, p, weight, index, first, m, plan.totals + thread * plan.rows * kTile,
-            plan.row_scales);
+      store(kernels, p, weight, index, first, m, total, plan.row_scales);
     }
   });
 }

@@ -227,7 +227,7 @@ inline void widen_bf16(const uint16_t* bf16, int64_t count, float* out) {
 }
 
 constexpr FloatKernels kGenericFloats = {4, float_rows, unpack_floats, multiply_floats};
-constexpr IntKernels kGenericInts = {unpack_bytes, multiply_bytes, fold_sums, quantize_row};
+constexpr IntKernels kGenericInts = {nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
 
 }  // namespace
 }  // namespace vlpress

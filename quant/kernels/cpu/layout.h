@@ -84,6 +84,10 @@ struct FloatKernels {
 
 // Products with int8 activations.
 struct IntKernels {
+  // total[m][64] = sums of levels and weights times their scales, m <= kDecodeRows; null: the three
+  // below do it.
+  void (*rows)(const Tile&, const int8_t* levels, int64_t stride, const int32_t* level_sums, int m,
+               float* total);
   // Nibbles of inputs begin .. begin + count to bytes, each step's two halves after another.
   void (*unpack)(const Tile&, int64_t begin, int64_t count, uint8_t* panel);
   // sums[m][64] (+)= levels . panel
