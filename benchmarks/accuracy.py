@@ -20,14 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import tables
-from common.choice import RUNOFF, contenders, winner
+from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
 from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
@@ -58,6 +58,7 @@ def main() -> None:
         "validation": {"seed": SEEDS["validation"], "samples": options.validation},
         "held_out": {"seed": SEEDS["held_out"], "samples": options.held_out},
         "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
+        "final": {"seed": SEEDS["final"], "times_held_out": FINAL},
     }
     rows = [row for row in all_rows() if row.setting in options.settings]
     results["models"] = {
@@ -108,9 +109,12 @@ class Measurement:
             for row in rows:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
-        raced = {row: self.runoff(row) for row in self.close(rows)}
-        found = [self.row(row) | raced.get(row, {}) for row in rows]
-        return {"base": base, "rows": found, "best": choose(found)}
+        raced = {row: self.more(row, "runoff") for row in self.close(rows)}
+        found = {row: self.row(row) | raced.get(row, {}) for row in rows}
+        for row in rows:
+            if row.judged_closely and found[row] is winner(alike(row, found)):
+                found[row] |= self.more(row, "final")
+        return {"base": base, "rows": list(found.values()), "best": choose(list(found.values()))}
 
     def seeds(self, row: Row) -> list[int]:
         """The calibration seeds of a row; one stands for all where nothing is calibrated."""
@@ -143,26 +147,28 @@ class Measurement:
         """Rows that the validation set does not tell from the best of their setting."""
         found = []
         for setting in DRAWINGS:
-            group = [row for row in rows if (row.setting, row.scope) == (setting, "decoder")]
+            group = [row for row in rows if row.setting == setting and row.judged_closely]
             if group:
                 names = contenders({row.method: self.runs(row, "validation") for row in group})
                 found += [row for row in group if row.method in names and len(names) > 1]
         return found
 
-    def runoff(self, row: Row) -> dict[str, Any]:
-        """Measure a row on the drawings of the run-off."""
-        sizes = {"runoff": RUNOFF * self.sizes(row)["validation"]}
+    def more(self, row: Row, name: str) -> dict[str, Any]:
+        """Measure a row on the drawings of the run-off, or on the final ones."""
+        sizes = self.sizes(row)
+        more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         cells = []
         for seed in self.seeds(row):
+            wanted = {name: more[name]}
             path, made_from = (
-                self.folder(row, seed) / "runoff.json",
-                self.made_from(row, seed, sizes),
+                self.folder(row, seed) / f"{name}.json",
+                self.made_from(row, seed, wanted),
             )
             if (cell := self.stored(path, made_from)) is None:
-                cell = self.judges.measure(self.quantize(row, seed)[0], sizes)
+                cell = self.judges.measure(self.quantize(row, seed)[0], wanted)
                 cell = self.store(cell, path, made_from)
             cells.append(cell)
-        return {"runoff": summarize([Divergence(**cell["runoff"]) for cell in cells])}
+        return {name: summarize([Divergence(**cell[name]) for cell in cells])}
 
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
         """One row and seed, measured or read back."""
@@ -238,7 +244,7 @@ class Measurement:
 
     def sizes(self, row: Row) -> dict[str, int]:
         """How many drawings judge a row."""
-        setting = row.setting if row.scope == "decoder" else ""
+        setting = row.setting if row.judged_closely else ""
         return drawings(setting, self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
@@ -276,6 +282,12 @@ def check_against_rounding(report: QuantReport, where: str) -> None:
                 f"{where}: {layer.row.name} has error {layer.result.error:.4e} with GPTQ, "
                 f"{layer.result.rtn_error:.4e} with RTN on the same grid"
             )
+
+
+def alike(row: Row, found: Mapping[Row, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was found of all rows of a row's setting and scope."""
+    wanted = row.setting, row.scope
+    return [value for other, value in found.items() if (other.setting, other.scope) == wanted]
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

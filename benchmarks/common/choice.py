@@ -2,7 +2,8 @@
 
 A few drawings carry the mean KL of a set. Methods that the validation set does not tell from the
 best one therefore meet again, on a larger set of their own: a race of two rounds (Maron and Moore,
-"Hoeffding Races", 1994). The held-out set, on which they are reported, has no part in it.
+"Hoeffding Races", 1994). The held-out set, on which all are reported, has no part in it; and the
+winners of two libraries are compared on a final set that neither these choices nor we have seen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ ERRORS = 2.0
 """A method is out of the race if it is worse than the best by more standard errors."""
 RUNOFF = 4
 """Drawings of the second round for each of the validation set."""
+FINAL = 2
+"""Drawings of the final set for each of the held-out set."""
 
 
 def contenders(measured: Mapping[str, Sequence[Divergence]]) -> list[str]:
@@ -36,7 +39,7 @@ def _is_near(values: Sequence[float], best: Sequence[float]) -> bool:
     return fmean(behind) <= ERRORS * stdev(behind) / math.sqrt(len(behind))
 
 
-def winner(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def winner(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """The row of least mean KL on the run-off if there was one, else on the validation set.
 
     Args:

@@ -74,6 +74,11 @@ class Row:
         return f"{self.setting}/{self.method}" + ("" if self.scope == "decoder" else "+vision")
 
     @property
+    def judged_closely(self) -> bool:
+        """Whether it is one of those of `DRAWINGS`."""
+        return self.setting in DRAWINGS and self.scope == "decoder"
+
+    @property
     def scored(self) -> bool:
         """Whether its checkpoint answers the benchmarks."""
         return self.method in SCORED and self.setting not in UNSCORED

@@ -12,7 +12,7 @@ from typing import Any
 from common.choice import winner
 from tabulate import tabulate
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 ALIKE = {
     "rtn": "rtn",
@@ -48,12 +48,13 @@ def best(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
         for peer in dict.fromkeys(r["peer"] for r in theirs if r["setting"] == setting):
             other = winner(r for r in theirs if (r["setting"], r["peer"]) == (setting, peer))
             if mine is not None and other is not None:
-                found.append(_pair(setting, mine, other))
+                both = "final" in mine and "final" in other
+                found.append(_pair(setting, mine, other, "final" if both else "held_out"))
     return found
 
 
-def _pair(setting: str, ours: Row, theirs: Row) -> dict[str, Any]:
-    left, right = ours["held_out"], theirs["held_out"]
+def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[str, Any]:
+    left, right = ours[name], theirs[name]
     if left["samples"] != right["samples"]:
         raise ValueError(
             f"{setting} is judged on {left['samples']} drawings in accuracy.json, on "
@@ -68,6 +69,7 @@ def _pair(setting: str, ours: Row, theirs: Row) -> dict[str, Any]:
         "our_ci95": left["ci95"],
         "their_kl": right["kl_mean"],
         "their_ci95": right["ci95"],
+        "drawings": left["samples"],
         "ratio": left["kl_mean"] / right["kl_mean"],
     }
 
@@ -83,10 +85,11 @@ def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str
 
 
 def _table(pairs: Sequence[Mapping[str, Any]]) -> str:
-    head = ["setting", "vlpress", "KL", "peer", "method", "KL", "ratio"]
+    head = ["setting", "drawings", "vlpress", "KL", "peer", "method", "KL", "ratio"]
     body = [
         [
             pair["setting"],
+            pair["drawings"],
             pair["ours"],
             _kl(pair["our_kl"], pair["our_ci95"]),
             pair["peer"],

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from common.choice import RUNOFF, contenders
+from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import describe, provenance
 from common.rows import DRAWINGS, drawings
@@ -42,6 +42,7 @@ def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any
         "validation": {"seed": SEEDS["validation"], "samples": validation},
         "held_out": {"seed": SEEDS["held_out"], "samples": held_out},
         "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
+        "final": {"seed": SEEDS["final"], "times_held_out": FINAL},
         "rows": rows,
     }
 
@@ -59,8 +60,12 @@ class Ruler:
             method: list(group) for method, group in groupby(jobs, key=lambda job: job.method)
         }
         measured = {method: self.runs(made, "validation") for method, made in methods.items()}
-        names = contenders(measured) if jobs[0].setting in DRAWINGS else []
-        return [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
+        close = jobs[0].setting in DRAWINGS
+        names = contenders(measured) if close else []
+        found = [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
+        if close and (best := winner(found)) is not None:
+            best["final"] = summarize(self.runs(methods[best["method"]], "final"))
+        return found
 
     def row(self, jobs: Sequence[Job], raced: bool) -> dict[str, Any]:
         """All seeds of a method, with a run-off or without."""
@@ -83,8 +88,9 @@ class Ruler:
     def cell(self, job: Job, name: str) -> dict[str, Any]:
         """One checkpoint, measured or read back on the sets to which `name` belongs."""
         sizes, path = drawings(job.setting, self.validation, self.held_out), job.out / STORED
-        if name == "runoff":
-            sizes, path = {name: RUNOFF * sizes["validation"]}, job.out / f"runoff-{STORED}"
+        more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
+        if name in more:
+            sizes, path = {name: more[name]}, job.out / f"{name}-{STORED}"
         key = {"sizes": sizes, "made_from": job.made_from}
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text())

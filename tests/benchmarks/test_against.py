@@ -51,6 +51,17 @@ def test_a_runoff_overrules_the_validation_set() -> None:
     assert {pair["ours"] for pair in best(raced, THEIRS)} == {"gptq"}
 
 
+def test_winners_meet_on_the_final_set() -> None:
+    def final(method: str, kl: float, peer: str) -> dict[str, Any]:
+        last = {"kl_mean": kl, "ci95": [kl / 2, 2 * kl], "samples": 4096}
+        return row("w4a16", method, 9.0, 0.1, peer=peer, final=last)
+
+    [pair] = best([final("gptaq", 3.0, "")], [final("gptq", 4.0, "a")])
+    assert (pair["ratio"], pair["drawings"]) == (pytest.approx(0.75), 4096)
+    [pair] = best([final("gptaq", 3.0, "")], [row("w4a16", "gptq", 9.0, 0.1, peer="a")])
+    assert (pair["ratio"], pair["drawings"]) == (pytest.approx(1.0), 512)
+
+
 def test_other_drawings_are_no_comparison() -> None:
     theirs = row("w4a16", "rtn", 3.0, 0.2, peer="a")
     theirs["held_out"]["samples"] = 2048
@@ -61,7 +72,10 @@ def test_other_drawings_are_no_comparison() -> None:
 def test_sections_show_both() -> None:
     text = "\n".join(sections("tiny", OURS, THEIRS))
     assert "## tiny: like for like" in text
-    assert "| w4a16     | gptaq     | 1.00000 [0.50000, 2.00000] | a      | gptq-mse" in text
+    assert (
+        "| w4a16     | 512        | gptaq     | 1.00000 [0.50000, 2.00000] | a      | gptq-mse"
+        in text
+    )
 
 
 def test_every_alike_method_is_one_of_the_peers() -> None:
