@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
-from .kernels import cpu, reference
+from .kernels import cpu, gpu, reference
 from .scheme import QuantScheme
 
 
@@ -47,7 +47,7 @@ class QuantLinear(nn.Module):
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.tiles: cpu.TiledWeight | None = None
-        self.product: cpu.Product | None = None
+        self.product: cpu.Product | gpu.Product | None = None
         self.fused: Fused | None = None
         for name, value in _reference_form(weight).items():
             self.register_buffer(name, value)
@@ -81,20 +81,26 @@ class QuantLinear(nn.Module):
             integers, scales, zero_points, self.scheme, group_index, self.input_scale
         )
 
-    def why_not(self) -> str | None:
-        """Why the CPU kernels do not take this layer; None if they do."""
-        if self.packed is None:
-            return None
-        if self.packed.device.type != "cpu":
-            return f"it lies on {self.packed.device.type}"
-        assert self.scales is not None
-        groups = self.scales.shape[1]
-        return cpu.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
-
     @property
     def kernel(self) -> str:
         """Name of what computes this layer."""
-        return "reference" if self.product is None else self.product.kernels.name
+        return "reference" if self.product is None else self.product.name
+
+    @property
+    def on_cpu(self) -> bool:
+        """Where the weight lies."""
+        return self.packed is None or self.packed.device.type == "cpu"
+
+    def why_not(self) -> str | None:
+        """Why neither the CPU's nor the GPU's kernels take this layer; None if they do."""
+        if self.packed is None or self.scales is None:
+            return None
+        groups = self.scales.shape[1]
+        if self.packed.device.type == "cuda":
+            return gpu.why_not(self.in_features, groups, self.group_index)
+        if self.packed.device.type == "cpu":
+            return cpu.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
+        return f"it lies on {self.packed.device.type}"
 
     def prepare(self, kernels: cpu.Kernels) -> None:
         """Lay the weight out for CPU kernels; only that form is kept."""
@@ -109,12 +115,20 @@ class QuantLinear(nn.Module):
         self.packed = self.scales = self.zero_points = None
         self.product = cpu.Product([self.tiles], [self.bias], kernels)
 
+    def use_triton(self) -> None:
+        """Compute with the Triton kernels, which read the reference's form."""
+        assert self.packed is not None
+        assert self.scales is not None and self.zero_points is not None
+        grid = self.scales, self.zero_points, self.scheme.bits, self.bias
+        self.product = gpu.Product(self.packed, *grid)
+
     def restore(self) -> None:
-        """Undo `prepare`."""
+        """Undo `prepare` and `use_triton`."""
+        self.product = self.fused = None
         if self.tiles is None:
             return
         form = _reference_form(self.quantized())
-        self.tiles = self.product = self.fused = None
+        self.tiles = None
         for name, value in form.items():
             setattr(self, name, value)
 
@@ -135,7 +149,8 @@ class QuantLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Tiles are of the CPU; another type of the floats around them leaves them as they are.
-        if self.tiles is not None and fn(torch.empty(0)).device.type != "cpu":
+        on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
+        if self.product is not None and not on_cpu:
             self.restore()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -1,8 +1,8 @@
 """Which kernel computes which quantized layer, decided once after a model is loaded.
 
 On the CPU a layer is laid out for the compiled kernels if they take it, and layers that read the
-same input (q, k and v; gate and up) then run in one call. Everything else stays with the reference
-kernel, and the reason is kept: never a silent choice.
+same input (q, k and v; gate and up) then run in one call. On a GPU the Triton kernels compute it.
+Everything else stays with the reference kernel, and the reason is kept: never a silent choice.
 """
 
 from __future__ import annotations
@@ -33,17 +33,26 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     kernels = cpu.chosen_kernels() if layers else ""
     chosen = {}
     for name, layer in layers.items():
-        reason = kernels if isinstance(kernels, str) else layer.why_not()
-        if reason is not None:
-            chosen[name] = f"{REFERENCE}: {reason}"
-        elif not isinstance(kernels, str):
-            layer.prepare(kernels)
-            chosen[name] = layer.kernel
+        reason = _prepare(layer, kernels)
+        chosen[name] = layer.kernel if reason is None else f"{REFERENCE}: {reason}"
     if not isinstance(kernels, str):
         _fuse(model, kernels)
     for reason, count in Counter(k for k in chosen.values() if k.startswith(REFERENCE)).items():
         logger.warning("%d of %d quantized layers: %s", count, len(layers), reason)
     return chosen
+
+
+def _prepare(layer: QuantLinear, kernels: cpu.Kernels | str) -> str | None:
+    """Give a layer its kernel; returns why it keeps the reference."""
+    if isinstance(kernels, str) and (layer.on_cpu or kernels == cpu.UNWANTED):
+        return kernels
+    if (reason := layer.why_not()) is not None:
+        return reason
+    if layer.on_cpu and not isinstance(kernels, str):
+        layer.prepare(kernels)
+    else:
+        layer.use_triton()
+    return None
 
 
 def _fuse(model: QwenVL, kernels: cpu.Kernels) -> None:

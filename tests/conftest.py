@@ -31,6 +31,10 @@ from vlpress.model.processing import Processor
 hypothesis.settings.register_profile("vlpress", deadline=None, database=None)
 hypothesis.settings.load_profile("vlpress")
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which is chosen at its import.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "VLPRESS_KERNEL"
 NAMES = ("avx512", "avx2", "portable")
+UNWANTED = f"{VARIABLE} is reference"
 LIBRARY = "libvlpress_cpu.so"
 TILE, LANES = 64, 16
 # Where the inputs of a step stand in a lane, from its lowest bits; see layout.h.
@@ -135,7 +136,7 @@ def chosen_kernels() -> Kernels | str:
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "reference":
-        return f"{VARIABLE} is reference"
+        return UNWANTED
     if wanted not in ("", *NAMES):
         raise ValueError(f"{VARIABLE} is {wanted!r}; it can be {', '.join(NAMES)} or reference")
     found = find_kernels(wanted)
@@ -297,7 +298,7 @@ class Product:
         self._array = (_Weight * len(weights))(
             *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
-        self.kernels = kernels
+        self.kernels, self.name = kernels, kernels.name
         self._outputs = ctypes.c_void_p * len(weights)
         self._scratch: dict[tuple[int, int, int, bool], int] = {}
         library = _library()
