@@ -5,7 +5,7 @@
 The built-in model is quantized once per recipe and answers the built-in questions in bf16 with
 every kernel that this machine has. At least 99.5 % of the texts must be those of the reference. For
 recipes without int8 activations the divergence of the two, read on the reference's answers, must
-lie below the noise of bf16: the divergence of the reference in bf16 from the same in fp32. (A kernel
+lie below the noise of bf16: the divergence of the reference in bf16 from the same in fp32. (One
 that rounds less than the reference may be further from it, if it is as near to fp32.) Ends with 1
 if not. Writes results/kernel_answers.json and .md beside this script.
 """
