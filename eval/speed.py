@@ -17,7 +17,8 @@ from ..quant.kernels import cpu
 
 COPIES_BYTES = 512 * 2**20
 """Distinct copies of a weight take at least so much memory together."""
-ROUNDS = 7
+ROUNDS, BUDGET = 7, 0.25
+"""Turns of each kind that count, and seconds of one turn."""
 
 
 def copies_of(size: int) -> int:
@@ -25,22 +26,16 @@ def copies_of(size: int) -> int:
     return max(2, -(-COPIES_BYTES // size))
 
 
-def time_in_turns(
-    calls: Mapping[str, Sequence[Callable[[], object]]],
-    rounds: int = ROUNDS,
-    budget: float = 0.25,
-) -> dict[str, float]:
-    """Median seconds of a call of each kind.
+def time_in_turns(calls: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:
+    """Median seconds of a call of each kind; a first turn warms up and does not count.
 
     Args:
-        calls: by name one call for each copy of the weight; a turn goes through as many as the
-            budget allows, beginning where the last one ended.
-        rounds: turns of each kind; a first one warms up and does not count.
-        budget: seconds of one turn.
+        calls: by name one call for each copy of the weight; a turn goes through as many as its
+            time allows, beginning where the last one ended.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     at = dict.fromkeys(calls, 0)
-    for turn in range(rounds + 1):
+    for turn in range(ROUNDS + 1):
         for name, copies in calls.items():
             done, begin = 0, time.perf_counter()
             while True:
@@ -48,7 +43,7 @@ def time_in_turns(
                 at[name] += 1
                 done += 1
                 spent = time.perf_counter() - begin
-                if spent > budget:
+                if spent > BUDGET:
                     break
             if turn:
                 times[name].append(spent / done)
