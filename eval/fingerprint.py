@@ -25,7 +25,7 @@ from ..model.qwen_vl import QwenVL
 from ..quant.targets import quantized_layers
 from .predictions import differences
 
-MODEL_KEYS = ("model", "quantization", "kernels")
+MODEL_KEYS = ("model", "quantization", "kernels", "activations")
 
 
 def run_fingerprint(
@@ -68,6 +68,7 @@ def run_fingerprint(
         "model": folder_identity(source) if source else memory_identity(model),
         "quantization": quantization and digest(quantization),
         "kernels": kernels_of(model),
+        "activations": activations_of(model),
         **(extra or {}),
     }
 
@@ -75,6 +76,12 @@ def run_fingerprint(
 def kernels_of(model: QwenVL) -> dict[str, int]:
     """How many quantized layers each kind of kernel computes: they round in their own ways."""
     return dict(sorted(Counter(m.kernel for m in quantized_layers(model).values()).items()))
+
+
+def activations_of(model: QwenVL) -> str | None:
+    """``int8`` if inputs are rounded though the recipe did not say so; else None."""
+    asked = any(layer.rounds_inputs for layer in quantized_layers(model).values())
+    return "int8" if asked else None
 
 
 def versions() -> dict[str, str]:

@@ -49,6 +49,7 @@ class QuantLinear(nn.Module):
         self.tiles: cpu.TiledWeight | None = None
         self.product: cpu.Product | gpu.Product | None = None
         self.fused: Fused | None = None
+        self.rounds_inputs = False  # to int8 although the scheme does not: only if asked for
         for name, value in _reference_form(weight).items():
             self.register_buffer(name, value)
         self.register_buffer("input_scale", weight.input_scale)
@@ -64,7 +65,7 @@ class QuantLinear(nn.Module):
     def activations(self) -> float | None:
         """What `cpu.Product` calls `input_scale`: None in floats, 0 per token, or the scale."""
         if self.scheme.activations == "none":
-            return None
+            return 0.0 if self.rounds_inputs else None
         return 0.0 if self.input_scale is None else float(self.input_scale)
 
     def quantized(self) -> QuantizedWeight:
@@ -139,7 +140,7 @@ class QuantLinear(nn.Module):
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
-        if self.scheme.activations == "none":
+        if self.activations is None:
             return reference.weight_only_linear(x, *layer, self.group_index)
         return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
 

@@ -5,6 +5,7 @@ one.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -21,8 +22,10 @@ from ..model.qwen_vl import QwenVL
 from .formats.checkpoint import QuantizedCheckpoint
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
-from .runtime import prepare_
+from .runtime import prepare_, round_inputs_
 from .targets import put_module
+
+Activations = Literal["recipe", "int8"]
 
 
 def resolve_folder(name: str | Path) -> Path:
@@ -44,16 +47,27 @@ def open_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    activations: Activations = "recipe",
 ) -> QwenVL:
     """Load a model by name or folder, whether it is quantized or not.
 
+    Args:
+        name: as `resolve_folder` takes it.
+        device: auto, cpu, cuda, cuda:n.
+        dtype: auto, bf16, fp16, fp32.
+        activations: ``int8`` rounds the inputs of weight-only layers too, see `round_inputs_`.
+
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: the checkpoint is damaged or of an unknown kind.
+        ValueError: the checkpoint is damaged or of an unknown kind, or int8 activations are asked
+            of one that is not quantized.
     """
     folder = resolve_folder(name)
     load = load_quantized if is_quantized(folder) else load_model
-    return load(folder, device=device, dtype=dtype)
+    model = load(folder, device=device, dtype=dtype)
+    if activations == "int8":
+        round_inputs_(model)
+    return model
 
 
 def load_quantized(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .eval import kernel_speed, model_speed
-from .quant.loading import open_model
+from .opening import Source
 from .requests import Settings
 
 
@@ -51,6 +51,6 @@ def bench_model(
         FileNotFoundError: there is no such model.
         ValueError: the checkpoint is damaged or of an unknown kind.
     """
-    model = open_model(name, device=settings.device, dtype=settings.dtype)
+    model = Source.find(name, settings).load()
     found = model_speed.measure(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     return {"model": name, **found}

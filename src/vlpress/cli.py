@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -69,6 +69,10 @@ def _unkept(applies: bool) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(NOT_KEPT if applies else "") from None
+
+
+def _activations(value: str) -> Literal["recipe", "int8"]:
+    return "int8" if value == "int8" else "recipe"
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -298,6 +302,7 @@ def evaluate(
     endpoint_extra: options.EndpointExtra = Served.extra,
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
+    activations: options.Activations = Settings.activations,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -326,7 +331,9 @@ def evaluate(
                 text=text,
                 noise=noise,
             ),
-            "settings": Settings(device, dtype, min_pixels, max_pixels, seed),
+            "settings": Settings(
+                device, dtype, min_pixels, max_pixels, seed, _activations(activations)
+            ),
             "reference": reference,
             "overwrite": overwrite,
             "fresh": fresh,
@@ -400,6 +407,7 @@ def generate(
     ] = 1.0,
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
+    activations: options.Activations = Settings.activations,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -420,7 +428,7 @@ def generate(
         video=video,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, top_k, repetition_penalty, seed or 0),
-        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        settings=Settings(device, dtype, min_pixels, max_pixels, seed, _activations(activations)),
         on_text=None if json_output else stream,
     )
     _emit(result, json_output, lambda _: "")
@@ -469,6 +477,7 @@ def bench(
     ] = 32,
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
+    activations: options.Activations = Settings.activations,
     json_output: options.Json = False,
 ) -> None:
     """Measure speed here: quantized layers beside torch's own, or a model as generate runs it."""
@@ -478,7 +487,7 @@ def bench(
     if what == "kernels":
         _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
     elif what == "model":
-        settings = Settings(device, dtype)
+        settings = Settings(device, dtype, activations=_activations(activations))
         found = bench_model(model, settings, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
         _emit(found, json_output, speed_table)
     else:

@@ -53,7 +53,13 @@ class Source:
 
     def load(self) -> QwenVL:
         """Load the model, quantized or not, on the device and in the dtype of the settings."""
-        return open_model(self.folder, device=self.settings.device, dtype=self.settings.dtype)
+        settings = self.settings
+        return open_model(
+            self.folder,
+            device=settings.device,
+            dtype=settings.dtype,
+            activations=settings.activations,
+        )
 
     def processor(self) -> Processor:
         """Open the processor with the pixel bounds of the settings."""

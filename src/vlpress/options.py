@@ -27,6 +27,12 @@ def _check_dtype(value: str) -> str:
     return value
 
 
+def _check_activations(value: str) -> str:
+    if value not in ("recipe", "int8"):
+        raise typer.BadParameter(f"{value!r}; allowed: recipe, int8")
+    return value
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -120,6 +126,15 @@ Device = Annotated[
 Dtype = Annotated[
     str,
     typer.Option("--dtype", callback=_check_dtype, help="auto, bf16, fp16 or fp32."),
+]
+Activations = Annotated[
+    str,
+    typer.Option(
+        "--activations",
+        callback=_check_activations,
+        help="int8 rounds the inputs of weight-only layers too, for speed; recipe does as the "
+        "checkpoint says.",
+    ),
 ]
 MaxPixels = Annotated[
     int | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 BUILTIN_MODELS = ("tiny", "tiny-outliers")
@@ -22,6 +23,8 @@ class Settings:
     seed: int | None = None
     """Of the calibration draw, the choice that a limit makes, and sampling; None: 0, or what the
     recipe says."""
+    activations: Literal["recipe", "int8"] = "recipe"
+    """int8 rounds the inputs of layers too whose weights alone are quantized."""
 
 
 @dataclass(frozen=True)

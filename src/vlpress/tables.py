@@ -275,6 +275,7 @@ def speed_table(result: Mapping[str, Any]) -> str:
             _table(body, ["", "", "rate"]),
             "",
             f"{result['model']}, {result['dtype']}, {result['threads']} threads, "
-            f"kernels of quantized layers: {kernels}",
+            f"kernels of quantized layers: {kernels}"
+            + (", inputs rounded to int8" if result["activations"] else ""),
         ]
     )

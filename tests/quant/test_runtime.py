@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from vlpress.eval.fingerprint import activations_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.kernels import cpu
+from vlpress.quant.loading import open_model
 from vlpress.quant.pipeline import quantize_
 from vlpress.quant.recipe import Recipe
-from vlpress.quant.runtime import prepare_
+from vlpress.quant.runtime import prepare_, round_inputs_
 from vlpress.quant.targets import quantized_layers
 
 NEEDS = pytest.mark.skipif(
@@ -100,3 +102,20 @@ def test_a_layer_that_does_not_fit_is_named(
 def test_a_float_model_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cpu.VARIABLE, "nonsense")
     assert prepare_(load_model("tiny", device="cpu", dtype="fp32")) == {}
+
+
+def test_inputs_are_rounded_only_if_asked_for(model: QwenVL) -> None:
+    plain = logits(model)
+    assert activations_of(model) is None
+    round_inputs_(model)
+    rounded = logits(model)
+    assert activations_of(model) == "int8"
+    assert not torch.allclose(rounded, plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rounded, plain, rtol=0.2, atol=0.5)
+    prepare_(model)
+    torch.testing.assert_close(logits(model), rounded, rtol=2e-2, atol=2e-2)
+
+
+def test_a_float_model_has_no_inputs_to_round() -> None:
+    with pytest.raises(ValueError, match="activations int8: the model has no quantized layers"):
+        open_model("tiny", device="cpu", activations="int8")
