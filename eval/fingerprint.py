@@ -22,10 +22,11 @@ from torch import nn
 from .. import __version__
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..quant.linear import QuantLinear
 from ..quant.targets import quantized_layers
 from .predictions import differences
 
-MODEL_KEYS = ("model", "quantization", "kernels", "activations")
+MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head")
 
 
 def run_fingerprint(
@@ -69,6 +70,7 @@ def run_fingerprint(
         "quantization": quantization and digest(quantization),
         "kernels": kernels_of(model),
         "activations": activations_of(model),
+        "head": head_of(model),
         **(extra or {}),
     }
 
@@ -82,6 +84,11 @@ def activations_of(model: QwenVL) -> str | None:
     """``int8`` if inputs are rounded though the recipe did not say so; else None."""
     asked = any(layer.rounds_inputs for layer in quantized_layers(model).values())
     return "int8" if asked else None
+
+
+def head_of(model: QwenVL) -> str | None:
+    """The scheme of a quantized output head; else None."""
+    return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from ..model.generation import generate
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from .fingerprint import activations_of, kernels_of
+from .fingerprint import activations_of, head_of, kernels_of
 from .speed import read_bandwidth
 
 
@@ -56,6 +56,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "kernels": kernels_of(model),
         "activations": activations_of(model),
+        "head": head_of(model),
         "bandwidth": read_bandwidth() if on_cpu else None,
     }
 

@@ -30,7 +30,7 @@ class QwenVL(nn.Module):
         self.config = config
         self.visual = VisionTower(config.vision)
         self.model = TextModel(config.text)
-        self.lm_head = (
+        self.lm_head: nn.Module | None = (
             None
             if config.text.tie_word_embeddings
             else nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)

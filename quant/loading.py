@@ -22,10 +22,12 @@ from ..model.qwen_vl import QwenVL
 from .formats.checkpoint import QuantizedCheckpoint
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
-from .runtime import prepare_, round_inputs_
+from .runtime import prepare_, round_head_, round_inputs_
 from .targets import put_module
 
 Activations = Literal["recipe", "int8"]
+Head = Literal["recipe", "w8a16", "w4a16"]
+HEAD_BITS = {"w8a16": 8, "w4a16": 4}
 
 
 def resolve_folder(name: str | Path) -> Path:
@@ -48,6 +50,7 @@ def open_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     activations: Activations = "recipe",
+    head: Head = "recipe",
 ) -> QwenVL:
     """Load a model by name or folder, whether it is quantized or not.
 
@@ -56,17 +59,20 @@ def open_model(
         device: auto, cpu, cuda, cuda:n.
         dtype: auto, bf16, fp16, fp32.
         activations: ``int8`` rounds the inputs of weight-only layers too, see `round_inputs_`.
+        head: ``w8a16`` or ``w4a16`` rounds the output head, see `round_head_`.
 
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: the checkpoint is damaged or of an unknown kind, or int8 activations are asked
-            of one that is not quantized.
+            of one that is not quantized, or the head is quantized already.
     """
     folder = resolve_folder(name)
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
     if activations == "int8":
         round_inputs_(model)
+    if head != "recipe":
+        round_head_(model, HEAD_BITS[head])
     return model
 
 

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import nn
 
 from ..model.families import family_of
 from ..model.qwen_vl import QwenVL
+from .affine import QuantizedWeight
 from .kernels import cpu
 from .linear import Fused, QuantLinear, can_fuse
+from .rtn import rtn
+from .scheme import QuantScheme
 from .targets import quantized_layers
 
 logger = logging.getLogger(__name__)
-REFERENCE = "reference"
+HEAD_GROUP = 128
+HEAD_ROWS = 8192  # of the head at a time: in float32 the whole takes gigabytes
 
 
 def prepare_(model: QwenVL) -> dict[str, str]:
@@ -31,15 +39,21 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     """
     layers = quantized_layers(model)
     kernels = cpu.chosen_kernels() if layers else ""
-    chosen = {}
-    for name, layer in layers.items():
-        reason = _prepare(layer, kernels)
-        chosen[name] = layer.kernel if reason is None else f"{REFERENCE}: {reason}"
+    reasons = {name: _prepare(layer, kernels) for name, layer in layers.items()}
+    chosen = {
+        name: layers[name].kernel if reason is None else f"reference: {reason}"
+        for name, reason in reasons.items()
+    }
     if not isinstance(kernels, str):
         _fuse(model, kernels)
-    for reason, count in Counter(k for k in chosen.values() if k.startswith(REFERENCE)).items():
-        logger.warning("%d of %d quantized layers: %s", count, len(layers), reason)
+    _report([reasons.get(name) for name in layers])
     return chosen
+
+
+def _report(reasons: Sequence[str | None]) -> None:
+    """Warn of layers that keep the reference."""
+    for reason, count in Counter(reason for reason in reasons if reason is not None).items():
+        logger.warning("%d of %d quantized layers: reference: %s", count, len(reasons), reason)
 
 
 def round_inputs_(model: QwenVL) -> None:
@@ -57,6 +71,35 @@ def round_inputs_(model: QwenVL) -> None:
         )
     for layer in layers.values():
         layer.rounds_inputs = layer.scheme.activations == "none"
+
+
+def round_head_(model: QwenVL, bits: int) -> None:
+    """Round the output head to groups of 128; a shared token embedding stays as it is beside it.
+
+    No checkpoint format holds a head of its own beside a tied embedding, so this is done to the
+    model in memory, and an evaluation of it says so.
+
+    Args:
+        model: in float, at least its head.
+        bits: 4 or 8.
+
+    Raises:
+        ValueError: the head is quantized already.
+    """
+    head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+    if not isinstance(head, nn.Linear | nn.Embedding):
+        raise ValueError("head: it is quantized already; leave the option out")
+    scheme = QuantScheme(bits, HEAD_GROUP)
+    parts = [rtn(rows, scheme) for rows in torch.split(head.weight.detach(), HEAD_ROWS)]
+    weight = QuantizedWeight(
+        torch.cat([part.integers for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat([part.zero_points for part in parts]),
+        scheme,
+    )
+    layer = QuantLinear(weight)
+    _report([_prepare(layer, cpu.chosen_kernels())])
+    model.lm_head = layer
 
 
 def _prepare(layer: QuantLinear, kernels: cpu.Kernels | str) -> str | None:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -71,8 +71,9 @@ def _unkept(applies: bool) -> Iterator[None]:
         raise KeyboardInterrupt(NOT_KEPT if applies else "") from None
 
 
-def _activations(value: str) -> Literal["recipe", "int8"]:
-    return "int8" if value == "int8" else "recipe"
+def _runtime(activations: str, head: str) -> dict[str, Any]:
+    """What `Settings` calls the choices that `options` has checked."""
+    return {"activations": activations, "head": head}
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -303,6 +304,7 @@ def evaluate(
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
+    head: options.Head = Settings.head,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -332,7 +334,7 @@ def evaluate(
                 noise=noise,
             ),
             "settings": Settings(
-                device, dtype, min_pixels, max_pixels, seed, _activations(activations)
+                device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head)
             ),
             "reference": reference,
             "overwrite": overwrite,
@@ -408,6 +410,7 @@ def generate(
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
+    head: options.Head = Settings.head,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -428,7 +431,9 @@ def generate(
         video=video,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, top_k, repetition_penalty, seed or 0),
-        settings=Settings(device, dtype, min_pixels, max_pixels, seed, _activations(activations)),
+        settings=Settings(
+            device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head)
+        ),
         on_text=None if json_output else stream,
     )
     _emit(result, json_output, lambda _: "")
@@ -478,6 +483,7 @@ def bench(
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
+    head: options.Head = Settings.head,
     json_output: options.Json = False,
 ) -> None:
     """Measure speed here: quantized layers beside torch's own, or a model as generate runs it."""
@@ -487,7 +493,7 @@ def bench(
     if what == "kernels":
         _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
     elif what == "model":
-        settings = Settings(device, dtype, activations=_activations(activations))
+        settings = Settings(device, dtype, **_runtime(activations, head))
         found = bench_model(model, settings, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
         _emit(found, json_output, speed_table)
     else:

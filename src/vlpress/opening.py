@@ -59,6 +59,7 @@ class Source:
             device=settings.device,
             dtype=settings.dtype,
             activations=settings.activations,
+            head=settings.head,
         )
 
     def processor(self) -> Processor:

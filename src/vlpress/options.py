@@ -11,6 +11,7 @@ import typer
 from .quant.presets import PRESETS
 
 ENDPOINT = "A served model"
+HEADS = ("recipe", "w8a16", "w4a16")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -30,6 +31,12 @@ def _check_dtype(value: str) -> str:
 def _check_activations(value: str) -> str:
     if value not in ("recipe", "int8"):
         raise typer.BadParameter(f"{value!r}; allowed: recipe, int8")
+    return value
+
+
+def _check_head(value: str) -> str:
+    if value not in HEADS:
+        raise typer.BadParameter(f"{value!r}; allowed: {', '.join(HEADS)}")
     return value
 
 
@@ -134,6 +141,14 @@ Activations = Annotated[
         callback=_check_activations,
         help="int8 rounds the inputs of weight-only layers too, for speed; recipe does as the "
         "checkpoint says.",
+    ),
+]
+Head = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        callback=_check_head,
+        help="w8a16 or w4a16 rounds the output head when the model is loaded, a tied one too.",
     ),
 ]
 MaxPixels = Annotated[

@@ -25,6 +25,8 @@ class Settings:
     recipe says."""
     activations: Literal["recipe", "int8"] = "recipe"
     """int8 rounds the inputs of layers too whose weights alone are quantized."""
+    head: Literal["recipe", "w8a16", "w4a16"] = "recipe"
+    """Rounds the output head in memory, which a checkpoint cannot hold beside a tied embedding."""
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,7 @@ def speed_table(result: Mapping[str, Any]) -> str:
             "",
             f"{result['model']}, {result['dtype']}, {result['threads']} threads, "
             f"kernels of quantized layers: {kernels}"
-            + (", inputs rounded to int8" if result["activations"] else ""),
+            + (", inputs rounded to int8" if result["activations"] else "")
+            + (f", head {result['head']}" if result["head"] else ""),
         ]
     )

@@ -50,7 +50,7 @@ def build_theirs(ours: QwenVL) -> Any:
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
 def pair(request: pytest.FixtureRequest, checkpoint: Path) -> Pair:
     ours = make_random_model(request.param)
-    assert ours.lm_head is not None
+    assert isinstance(ours.lm_head, torch.nn.Linear)
     # Placeholders and the stop token must not be generated: with weight 0 they never win.
     ours.lm_head.weight[[ours.config.image_token_id, ours.config.video_token_id, STOP]] = 0
     processor = Processor.from_folder(checkpoint)

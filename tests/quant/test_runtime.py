@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from vlpress.eval.fingerprint import activations_of
+from vlpress.eval.fingerprint import activations_of, head_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.kernels import cpu
+from vlpress.quant.linear import QuantLinear
 from vlpress.quant.loading import open_model
 from vlpress.quant.pipeline import quantize_
 from vlpress.quant.recipe import Recipe
-from vlpress.quant.runtime import prepare_, round_inputs_
+from vlpress.quant.rtn import rtn
+from vlpress.quant.runtime import prepare_, round_head_, round_inputs_
 from vlpress.quant.targets import quantized_layers
 
 NEEDS = pytest.mark.skipif(
@@ -114,6 +116,24 @@ def test_inputs_are_rounded_only_if_asked_for(model: QwenVL) -> None:
     torch.testing.assert_close(rounded, plain, rtol=0.2, atol=0.5)
     prepare_(model)
     torch.testing.assert_close(logits(model), rounded, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("head", "bits", "close"), [("w8a16", 8, 0.1), ("w4a16", 4, 1.0)])
+def test_a_tied_head_is_rounded_in_memory(head: Any, bits: int, close: float) -> None:
+    plain = open_model("tiny", device="cpu", dtype="fp32")
+    rounded = open_model("tiny", device="cpu", dtype="fp32", head=head)
+    assert isinstance(rounded.lm_head, QuantLinear) and rounded.lm_head.scheme.bits == bits
+    assert head_of(plain) is None and head_of(rounded) == f"int{bits} g128 sym"
+    embeddings = plain.model.embed_tokens.weight
+    assert torch.equal(embeddings, rounded.model.embed_tokens.weight)
+    hidden = torch.randn(3, embeddings.shape[1], generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        wanted, found = plain.logits(hidden), rounded.logits(hidden)
+    assert 0 < float((found - wanted).abs().max()) < close * float(wanted.abs().max())
+    whole = rtn(embeddings.detach(), rounded.lm_head.scheme)
+    assert rounded.lm_head.quantized().equals(whole)
+    with pytest.raises(ValueError, match="head: it is quantized already"):
+        round_head_(rounded, 8)
 
 
 def test_a_float_model_has_no_inputs_to_round() -> None:
