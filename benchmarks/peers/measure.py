@@ -124,7 +124,8 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         "KL as in accuracy.md, on the same held-out drawings: "
         "checkpoints that the libraries wrote, read and run by vlpress. docs/peers.md says what "
         "the methods are. Best against best at w4a16 and w3a16 is on "
-        "more drawings that nothing was chosen by. A ratio below 1 means that vlpress is closer to the original; its rows "
+        "more drawings that nothing was chosen by. A ratio below 1 means that vlpress is closer "
+        "to the original; its rows "
         f"are those of accuracy.md (commit {ours['commit']}).",
     ]
     head = ["setting", "peer", "method", "KL", "seeds", "p99", "top-1"]
