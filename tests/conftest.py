@@ -55,6 +55,12 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture
+def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is read back computes as the one in memory did, bit for bit."""
+    monkeypatch.setenv("VLPRESS_KERNEL", "reference")
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     """Runs a test for every family."""

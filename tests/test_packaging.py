@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vlpress
+from vlpress.quant.kernels import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "calib", "quant", "eval")
@@ -68,7 +69,9 @@ def packaged_files() -> set[str]:
         for path in folder.rglob("*"):
             inside = path.relative_to(folder)
             linked = prefix == "vlpress" and inside.parts[0] in ROOMS
-            if path.is_file() and not linked and "__pycache__" not in inside.parts:
+            # C++ is compiled into the library that the wheel holds.
+            compiled = path.suffix in (".cpp", ".h") or "__pycache__" in inside.parts
+            if path.is_file() and not linked and not compiled:
                 found.add(f"{prefix}/{inside.as_posix()}")
     return found
 
@@ -77,6 +80,9 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert packaged_files() - names == set()
     assert "vlpress/py.typed" in names
+    built = not isinstance(cpu.find_kernels("portable"), str)
+    assert (f"vlpress/quant/kernels/{cpu.LIBRARY}" in names) == built
+    assert not [name for name in names if name.endswith((".cpp", ".h"))]
 
 
 def test_wheel_is_one_for_all_pythons(wheel: Path) -> None:

@@ -98,6 +98,13 @@ def _library() -> ctypes.CDLL | str:
     library.vlpress_name.restype = ctypes.c_char_p
     library.vlpress_name.argtypes = [pointer]
     library.vlpress_has_threads.restype = ctypes.c_int
+    library.vlpress_gram_scratch.restype = wide
+    library.vlpress_gram_scratch.argtypes = [pointer, wide, wide, ctypes.c_int]
+    library.vlpress_gram.restype = None
+    library.vlpress_gram.argtypes = [
+        *(pointer, pointer, wide, wide, wide, pointer, ctypes.c_float, ctypes.c_float),
+        *(pointer, ctypes.c_int),
+    ]
     library.vlpress_read.restype = ctypes.c_uint64
     library.vlpress_read.argtypes = [pointer, wide, ctypes.c_int]
     library.vlpress_scratch.restype = wide
@@ -149,6 +156,48 @@ def has_threads() -> bool:
     """Whether the kernels found torch's OpenMP runtime; without it they run on one thread."""
     library = _library()
     return not isinstance(library, str) and bool(library.vlpress_has_threads())
+
+
+def add_gram_(
+    lower: Tensor, x: Tensor, kernels: Kernels, alpha: float = 1.0, beta: float = 1.0
+) -> None:
+    """``lower = beta * lower + alpha * x' x`` in its lower half; what lies above is undefined.
+
+    Products of bf16 numbers are exact in float32, in which they are added.
+
+    Args:
+        lower: float32 ``[K, K]``, contiguous.
+        x: bf16 ``[tokens, K]``.
+        kernels: which ones.
+        alpha: factor of the product.
+        beta: factor of what is there.
+
+    Raises:
+        ValueError: a type or shape is another.
+    """
+    library = _library()
+    assert not isinstance(library, str)
+    if x.dtype != torch.bfloat16 or lower.dtype != torch.float32 or not lower.is_contiguous():
+        raise ValueError(f"x is {x.dtype}, lower {lower.dtype}; they must be bf16 and float32")
+    if x.dim() != 2 or lower.shape != (x.shape[1], x.shape[1]):
+        raise ValueError(f"x is {tuple(x.shape)}, lower {tuple(lower.shape)}")
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    (tokens, k), threads = x.shape, torch.get_num_threads()
+    size = library.vlpress_gram_scratch(kernels.handle, tokens, k, threads)
+    scratch = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+    library.vlpress_gram(
+        kernels.handle,
+        x.data_ptr(),
+        tokens,
+        k,
+        x.stride(0),
+        lower.data_ptr(),
+        alpha,
+        beta,
+        -(-scratch.data_ptr() // ALIGNMENT) * ALIGNMENT,
+        threads,
+    )
 
 
 def read_memory(memory: Tensor) -> int:

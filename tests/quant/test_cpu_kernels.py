@@ -365,3 +365,22 @@ def test_one_layer_serves_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 5), (7, 64), (40, 70), (600, 200), (33, 1100)])
+def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) -> None:
+    x = inputs(tokens, width + 3, torch.bfloat16)[:, 3:]
+    lower = torch.full((width, width), 2.0)
+    cpu.add_gram_(lower, x, kernels(name), alpha=0.5, beta=0.25)
+    wanted = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
+    error = (lower.double() - wanted).tril().abs().max() / wanted.abs().max()
+    assert float(error) < 5e-6
+
+
+def test_other_types_are_not_summed() -> None:
+    best = kernels(AVAILABLE[0])
+    with pytest.raises(ValueError, match=r"x is torch.float32, lower torch.float32; they must"):
+        cpu.add_gram_(torch.zeros(4, 4), torch.zeros(2, 4), best)
+    with pytest.raises(ValueError, match=r"x is \(2, 4\), lower \(3, 3\)"):
+        cpu.add_gram_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)

@@ -14,6 +14,8 @@ from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.steps import AWQStep, SmoothQuantStep
 from vlpress.quant.targets import quantized_layers
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recipes"
 SHARED = sorted(path.stem for path in EXAMPLES.glob("*.toml") if path.stem in PRESETS)
 

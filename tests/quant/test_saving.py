@@ -16,6 +16,8 @@ from vlpress.quant.recipe import Recipe
 from vlpress.quant.report import QuantReport
 from vlpress.quant.targets import quantized_layers
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 INT8 = {"method": "gptq", "bits": 8, "group_size": -1, "activations": "dynamic"}
 SMOOTH = {"method": "smoothquant", "alpha": 0.5}
 TOWER = ["visual.blocks.*", "visual.merger.*"]

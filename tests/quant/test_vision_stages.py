@@ -32,6 +32,8 @@ from vlpress.quant.recipe import Recipe
 from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.targets import put_quantized, quantized_layers, weight_of
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 TOWER = ["visual.blocks.*", "visual.merger.*"]
 
 

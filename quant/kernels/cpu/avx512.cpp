@@ -514,10 +514,30 @@ inline void store_vectors(const float* total, const float* row_scales, const flo
   }
 }
 
+inline void transpose_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
+                            void* out, int64_t out_stride) {
+  uint16_t* narrow = static_cast<uint16_t*>(out);
+  // Blocks that fit the first cache in both directions.
+  for (int64_t c0 = 0; c0 < columns; c0 += 32)
+    for (int64_t t = 0; t < out_stride; ++t)
+      for (int64_t c = c0; c < columns && c < c0 + 32; ++c)
+        narrow[c * out_stride + t] = t < tokens ? x[t * stride + c] : 0;
+}
+
+inline void gather_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
+                         void* out) {
+  uint16_t* panel = static_cast<uint16_t*>(out);
+  for (int64_t t = 0; t < tokens; t += 2, panel += 2 * kTile)
+    for (int c = 0; c < kTile; ++c) {
+      panel[2 * c] = c < columns ? x[t * stride + c] : 0;
+      panel[2 * c + 1] = c < columns && t + 1 < tokens ? x[(t + 1) * stride + c] : 0;
+    }
+}
+
 constexpr FloatKernels kPairs = {2, bf16_rows, unpack_bf16, multiply_bf16};
 constexpr IntKernels kInts = {level_rows, unpack_nibbles, multiply_bytes_vnni, fold_vectors, quantize_vectors};
 constexpr Kernels kAvx512 = {"avx512", kGenericFloats, kPairs, kInts, store_vectors,
-                             widen_bf16};
+                             widen_bf16, transpose_pairs, gather_pairs};
 
 }  // namespace
 

@@ -226,6 +226,22 @@ inline void widen_bf16(const uint16_t* bf16, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(bf16[i]);
 }
 
+inline void transpose_floats(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
+                             void* out, int64_t out_stride) {
+  float* wide = static_cast<float*>(out);
+  for (int64_t t = 0; t < out_stride; ++t)
+    for (int64_t c = 0; c < columns; ++c)
+      wide[c * out_stride + t] = t < tokens ? from_bf16(x[t * stride + c]) : 0.0f;
+}
+
+inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
+                          void* out) {
+  float* panel = static_cast<float*>(out);
+  for (int64_t t = 0; t < (tokens + 1) / 2 * 2; ++t, panel += kTile)
+    for (int c = 0; c < kTile; ++c)
+      panel[c] = t < tokens && c < columns ? from_bf16(x[t * stride + c]) : 0.0f;
+}
+
 constexpr FloatKernels kGenericFloats = {4, float_rows, unpack_floats, multiply_floats};
 constexpr IntKernels kGenericInts = {nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
 

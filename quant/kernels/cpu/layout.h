@@ -110,6 +110,13 @@ struct Kernels {
   void (*store)(const float* total, const float* row_scales, const float* bias, int width,
                 int64_t m, Type type, void* y, int64_t stride);
   void (*widen)(const uint16_t* bf16, int64_t count, float* out);
+  // For calibration, into the type of the bf16 kernels' x, or float32 without them: tokens and
+  // columns that are missing become zeros.
+  // out[column][token], `tokens` rounded up to even
+  void (*transpose)(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns, void* out,
+                    int64_t out_stride);
+  // A panel of 64 columns as `multiply` takes it, with tokens for inputs
+  void (*gather)(const uint16_t* x, int64_t stride, int64_t tokens, int columns, void* panel);
 };
 
 extern const Kernels kPortable;

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "drive.h"
+#include "gram.h"
 #include "threads.h"
 
 #if defined(_WIN32)
@@ -70,6 +71,20 @@ VLPRESS_EXPORT void vlpress_products(const void* kernels, const Shape* shape, co
   const Problem p = {*shape, weights, count, static_cast<Type>(type), x, m,
                      x_stride, y, static_cast<uint8_t*>(scratch), threads};
   scale < 0 ? float_products(known, p) : integer_products(known, p, scale);
+}
+
+VLPRESS_EXPORT int64_t vlpress_gram_scratch(const void* kernels, int64_t tokens, int64_t k,
+                                            int threads) {
+  const Gram g = {nullptr, tokens, k, k, nullptr, 0, 0, nullptr, threads};
+  return gram_scratch(*static_cast<const Kernels*>(kernels), g);
+}
+
+VLPRESS_EXPORT void vlpress_gram(const void* kernels, const void* x, int64_t tokens, int64_t k,
+                                 int64_t x_stride, float* h, float alpha, float beta,
+                                 void* scratch, int threads) {
+  gram(*static_cast<const Kernels*>(kernels),
+       {static_cast<const uint16_t*>(x), tokens, k, x_stride, h, alpha, beta,
+        static_cast<uint8_t*>(scratch), threads});
 }
 
 // Reads memory once and does nothing with it: what weights can be read at. Returns a sum over it, so

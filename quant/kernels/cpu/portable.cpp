@@ -2,5 +2,6 @@
 #include "generic.h"
 
 namespace vlpress {
-const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16};
+const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16,
+                           transpose_floats, gather_floats};
 }
