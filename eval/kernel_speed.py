@@ -7,7 +7,9 @@ compared with the float product in the same run: a fast wrong answer is an error
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,14 +27,19 @@ LARGEST_ERROR = 0.05
 """Of an output's size: int8 activations and int4 weights of random numbers give about 0.01."""
 
 
+Layer = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A way to compute a layer."""
 
     name: str
     bytes_per_weight: float
-    make: Callable[[Tensor], Callable[[Tensor], Tensor]]
-    """From a float weight ``[N, K]`` the layer."""
+    pack: Callable[[Tensor], Any]
+    """From a float weight ``[N, K]`` what lies in memory."""
+    layer: Callable[[Any], Layer]
+    """From that the layer."""
 
 
 def measure(
@@ -55,33 +62,35 @@ def measure(
     found = []
     bandwidth = read_bandwidth()
     for k, n in shapes:
-        layers = {kind.name: _copies(kind, k, n) for kind in _kinds()}
+        weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0)) / k**0.5
+        layers = {kind.name: _copies(kind, weight) for kind in _kinds()}
         for m in rows:
-            found += _time(layers, k, n, m, bandwidth)
+            found += _time(layers, weight, m, bandwidth)
     return {"threads": torch.get_num_threads(), "bandwidth": bandwidth, "rows": found}
 
 
-Layers = dict[str, tuple[Kind, Tensor, list[Callable[[Tensor], Tensor]]]]
+Copies = dict[str, tuple[Kind, list[Layer]]]
 
 
-def _copies(kind: Kind, k: int, n: int) -> tuple[Kind, Tensor, list[Callable[[Tensor], Tensor]]]:
+def _copies(kind: Kind, weight: Tensor) -> tuple[Kind, list[Layer]]:
     """One layer, and others like it elsewhere in memory."""
-    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0)) / k**0.5
-    count = copies_of(int(kind.bytes_per_weight * n * k))
-    return kind, weight, [kind.make(weight) for _ in range(count)]
+    packed = kind.pack(weight)
+    count = copies_of(int(kind.bytes_per_weight * weight.numel()))
+    return kind, [kind.layer(packed), *(kind.layer(deepcopy(packed)) for _ in range(count - 1))]
 
 
-def _time(layers: Layers, k: int, n: int, m: int, bandwidth: float) -> list[dict[str, Any]]:
+def _time(layers: Copies, weight: Tensor, m: int, bandwidth: float) -> list[dict[str, Any]]:
+    n, k = weight.shape
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
+    wanted = x.float() @ weight.t()
     calls: dict[str, list[Callable[[], object]]] = {}
     errors = {}
-    for name, (_, weight, copies) in layers.items():
-        wanted = x.float() @ weight.t()
+    for name, (_, copies) in layers.items():
         errors[name] = float((copies[0](x).float() - wanted).norm() / wanted.norm())
         calls[name] = [_bound(layer, x) for layer in copies]
     seconds = time_in_turns(calls)
     result = []
-    for name, (kind, _, _) in layers.items():
+    for name, (kind, _) in layers.items():
         if not errors[name] < LARGEST_ERROR * (5 if "int4" in name or "w4" in name else 1):
             raise ValueError(
                 f"{name} of {k} x {n} at {m} rows is off by {errors[name]:.3f} of its size"
@@ -109,39 +118,43 @@ def _bound(layer: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]
 def _kinds() -> list[Kind]:
     grouped, scales = 0.5 + 2 / GROUP, 2 / GROUP
     return [
-        Kind("torch bf16", 2.0, _torch_bf16),
-        Kind("torch int4pack", 0.5 + 4 / GROUP, _torch_int4),
-        Kind("torch int8", 1.0, _torch_int8),
-        Kind("w4a16", grouped, lambda w: _ours(w, 4, GROUP, None)),
-        Kind("w4a16-asym", grouped + 1 / GROUP, lambda w: _ours(w, 4, GROUP, None, False)),
-        Kind("w8a16", 1 + scales, lambda w: _ours(w, 8, GROUP, None)),
-        Kind("w8a8", 1.0, lambda w: _ours(w, 8, -1, 0.0)),
-        Kind("w4a8", grouped, lambda w: _ours(w, 4, GROUP, 0.0)),
+        Kind("torch bf16", 2.0, Tensor.bfloat16, lambda w: lambda x: F.linear(x, w)),
+        Kind("torch int4pack", 0.5 + 4 / GROUP, _pack_int4, _torch_int4),
+        Kind("torch int8", 1.0, _pack_int8, _torch_int8),
+        Kind("w4a16", grouped, partial(_tiles, bits=4, group=GROUP), _ours(None)),
+        Kind(
+            "w4a16-asym",
+            grouped + 1 / GROUP,
+            partial(_tiles, bits=4, group=GROUP, symmetric=False),
+            _ours(None),
+        ),
+        Kind("w8a16", 1 + scales, partial(_tiles, bits=8, group=GROUP), _ours(None)),
+        Kind("w8a8", 1.0, partial(_tiles, bits=8, group=-1), _ours(0.0)),
+        Kind("w4a8", grouped, partial(_tiles, bits=4, group=GROUP), _ours(0.0)),
     ]
 
 
-def _torch_bf16(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    half = weight.bfloat16()
-    return lambda x: F.linear(x, half)
-
-
-def _torch_int4(weight: Tensor) -> Callable[[Tensor], Tensor]:
+def _pack_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     integers, scales, _ = _grid(weight, 4, GROUP, True)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.int(), 1)
     both = torch.stack((scales, torch.zeros_like(scales)), -1).transpose(0, 1)
-    pairs = both.contiguous().bfloat16()
-    return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, pairs)
+    return packed, both.contiguous().bfloat16()
 
 
-def _torch_int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """The product of integers alone; what surrounds it is only there for the comparison."""
+def _torch_int4(packed: tuple[Tensor, Tensor]) -> Layer:
+    integers, pairs = packed
+    return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, integers, GROUP, pairs)
+
+
+def _pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     integers, scales, zeros = _grid(weight, 8, -1, True)
-    levels = (integers.int() - zeros.int()).to(torch.int8).t()
+    return (integers.int() - zeros.int()).to(torch.int8), scales
 
-    def layer(x: Tensor) -> Tensor:
-        return _INT8(x, levels, scales)
 
-    return layer
+def _torch_int8(packed: tuple[Tensor, Tensor]) -> Layer:
+    """The product of integers alone; what surrounds it is only there for the comparison."""
+    levels, scales = packed
+    return lambda x: _INT8(x, levels.t(), scales)
 
 
 class _Int8:
@@ -162,15 +175,20 @@ class _Int8:
 _INT8 = _Int8()
 
 
-def _ours(
-    weight: Tensor, bits: int, group: int, input_scale: float | None, symmetric: bool = True
-) -> Callable[[Tensor], Tensor]:
+def _tiles(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> cpu.TiledWeight:
+    return cpu.prepack(*_grid(weight, bits, group, symmetric), bits, None)
+
+
+def _ours(input_scale: float | None) -> Callable[[cpu.TiledWeight], Layer]:
     kernels = cpu.chosen_kernels()
     if isinstance(kernels, str):
         raise OSError(kernels)
-    integers, scales, zeros = _grid(weight, bits, group, symmetric)
-    product = cpu.Product([cpu.prepack(integers, scales, zeros, bits, None)], [None], kernels)
-    return lambda x: product(x, input_scale)[0]
+
+    def layer(tiles: cpu.TiledWeight) -> Layer:
+        product = cpu.Product([tiles], [None], kernels)
+        return lambda x: product(x, input_scale)[0]
+
+    return layer
 
 
 def _grid(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:

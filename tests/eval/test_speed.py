@@ -68,7 +68,9 @@ def test_every_kind_of_layer_computes_the_same_product() -> None:
 
 @NEEDS
 def test_a_wrong_layer_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = kernel_speed.Kind("w8a8", 1.0, lambda weight: lambda x: x @ weight.t().bfloat16() * 2)
+    wrong = kernel_speed.Kind(
+        "w8a8", 1.0, torch.Tensor.bfloat16, lambda weight: lambda x: x @ weight.t() * 2
+    )
     monkeypatch.setattr(kernel_speed, "_kinds", lambda: [wrong])
     with pytest.raises(ValueError, match=r"w8a8 of 256 x 192 at 1 rows is off by 1\.0"):
         kernel_speed.measure([(256, 192)], [1])
