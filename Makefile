@@ -54,7 +54,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 # No build isolation, so that the build uses the pinned scikit-build-core too.
-$(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed-%: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard quant/kernels/cpu/*)
 	$(PIP) --no-build-isolation -e '.[$*]'
 	touch $@
 

@@ -89,7 +89,7 @@ class QuantLinear(nn.Module):
 
     @property
     def on_cpu(self) -> bool:
-        """Where the weight lies."""
+        """Whether the weight lies in the CPU's memory."""
         return self.packed is None or self.packed.device.type == "cpu"
 
     def why_not(self) -> str | None:
@@ -151,9 +151,12 @@ class QuantLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Tiles are of the CPU; another type of the floats around them leaves them as they are.
         on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
+        on_gpu = self.product is not None and self.tiles is None
         if self.product is not None and not on_cpu:
             self.restore()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if on_gpu and self.packed is not None and self.packed.is_cuda:
+            self.use_triton()  # of the buffers as they are now
         return self
 
     def _save_to_state_dict(

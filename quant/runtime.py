@@ -46,6 +46,8 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     }
     if not isinstance(kernels, str):
         _fuse(model, kernels)
+        if not cpu.has_threads():
+            logger.warning("torch has no OpenMP here: the CPU kernels run on one thread")
     _report([reasons.get(name) for name in layers])
     return chosen
 

@@ -51,6 +51,8 @@ def test_a_model_as_table_and_json() -> None:
 def test_what_cannot_be_measured_is_named() -> None:
     refused = call("everything")
     assert refused.exit_code == 2 and "allowed: kernels, model" in refused.stderr
+    elsewhere = call("kernels", "--device", "cuda")
+    assert elsewhere.exit_code == 2 and "timed on the CPU only so far" in elsewhere.stderr
     for size, message in {
         "2048": "give in_features x out_features, such as 2048x11008",
         "100x64": "100 is no multiple of 128",

@@ -193,3 +193,9 @@ def test_empty_answers_are_counted(tmp_path: Path) -> None:
         scores = parsed(call("eval", "--endpoint", server.url, *STYLE, *BENCH, "--json"))
     health = scores["benchmarks"]["builtin-ocrbench"]["health"]
     assert (health["empty"], health["mean_tokens"]) == (6, None)
+
+
+def test_what_is_done_to_a_model_here_is_not_asked_of_a_server() -> None:
+    for option in (["--activations", "int8"], ["--head", "w8a16"]):
+        refused = call("eval", "--endpoint", "http://127.0.0.1:1", *option)
+        assert refused.exit_code == 2 and "not an endpoint" in refused.stderr

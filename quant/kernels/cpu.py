@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from importlib.resources import as_file, files
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 VARIABLE = "VLPRESS_KERNEL"
 NAMES = ("avx512", "avx2", "portable")

@@ -316,6 +316,8 @@ def evaluate(
     from .tables import scores_table
 
     _check_one_model(model, endpoint, served_model)
+    if endpoint is not None and (activations, head) != ("recipe", "recipe"):
+        raise typer.BadParameter("--activations and --head are for a MODEL here, not an endpoint")
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
@@ -491,6 +493,8 @@ def bench(
     from .tables import kernels_table, speed_table
 
     if what == "kernels":
+        if device not in ("auto", "cpu"):
+            raise typer.BadParameter(f"--device {device}; layers are timed on the CPU only so far")
         _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
     elif what == "model":
         settings = Settings(device, dtype, **_runtime(activations, head))

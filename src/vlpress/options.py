@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from .quant.presets import PRESETS
 
 ENDPOINT = "A served model"
+ACTIVATIONS = ("recipe", "int8")
 HEADS = ("recipe", "w8a16", "w4a16")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -22,22 +24,15 @@ def _check_device(value: str) -> str:
     return value
 
 
-def _check_dtype(value: str) -> str:
-    if value not in DTYPES:
-        raise typer.BadParameter(f"{value!r}; allowed: {', '.join(DTYPES)}")
-    return value
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    """A check for options that name one of a few things."""
 
+    def check(value: str) -> str:
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r}; allowed: {', '.join(allowed)}")
+        return value
 
-def _check_activations(value: str) -> str:
-    if value not in ("recipe", "int8"):
-        raise typer.BadParameter(f"{value!r}; allowed: recipe, int8")
-    return value
-
-
-def _check_head(value: str) -> str:
-    if value not in HEADS:
-        raise typer.BadParameter(f"{value!r}; allowed: {', '.join(HEADS)}")
-    return value
+    return check
 
 
 Model = Annotated[
@@ -132,13 +127,13 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", callback=_check_dtype, help="auto, bf16, fp16 or fp32."),
+    typer.Option("--dtype", callback=_one_of(*DTYPES), help="auto, bf16, fp16 or fp32."),
 ]
 Activations = Annotated[
     str,
     typer.Option(
         "--activations",
-        callback=_check_activations,
+        callback=_one_of(*ACTIVATIONS),
         help="int8 rounds the inputs of weight-only layers too, for speed; recipe does as the "
         "checkpoint says.",
     ),
@@ -147,7 +142,7 @@ Head = Annotated[
     str,
     typer.Option(
         "--head",
-        callback=_check_head,
+        callback=_one_of(*HEADS),
         help="w8a16 or w4a16 rounds the output head when the model is loaded, a tied one too.",
     ),
 ]

@@ -139,3 +139,13 @@ def test_a_tied_head_is_rounded_in_memory(head: Any, bits: int, close: float) ->
 def test_a_float_model_has_no_inputs_to_round() -> None:
     with pytest.raises(ValueError, match="activations int8: the model has no quantized layers"):
         open_model("tiny", device="cpu", activations="int8")
+
+
+@NEEDS
+def test_one_thread_is_said(
+    model: QwenVL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu, "has_threads", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        prepare_(model)
+    assert "the CPU kernels run on one thread" in caplog.text

@@ -137,7 +137,8 @@ void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& p
       for (int64_t part = 0; part < m; part += kPart) {
         const int64_t row = first + part, some = std::min(kPart, m - part);
         int32_t* here = p.shape.group > kPanelInputs ? sums + part * kTile : sums;
-        ints.multiply(panel, count, plan.levels + row * p.shape.k + k, p.shape.k, some, k > start, here);
+        ints.multiply(panel, count, plan.levels + row * p.shape.k + k, p.shape.k, some, k > start,
+                      here);
         if (k + count == stop)
           ints.fold(tile, g, here, plan.level_sums + row * groups, groups, some, g > 0,
                     total + part * kTile);
