@@ -37,7 +37,7 @@ from vlpress.eval.tasks.task import Task
 from vlpress.model.processing import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.opening import encode_samples
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import library
 from vlpress.quant.loading import open_model, resolve_folder
 from vlpress.quant.pipeline import quantize_, save_quantized
 from vlpress.quant.recipe import Recipe
@@ -95,8 +95,8 @@ def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[
         base = force(reference)
         exact = force(load(checkpoint, "reference", "fp32"))
         noise = mean_divergence(exact, base)
-        for kernel in cpu.NAMES:
-            if isinstance(cpu.find_kernels(kernel), str):
+        for kernel in library.NAMES:
+            if isinstance(library.find_kernels(kernel), str):
                 continue
             model = load(checkpoint, kernel, "bf16")
             said = answer(model, processor, task, Path(scratch))
@@ -128,7 +128,7 @@ def write(name: str, processor: Processor, out: Path) -> Recipe:
 
 def load(checkpoint: Path, kernel: str, dtype: str) -> QwenVL:
     """Open a checkpoint with a kernel."""
-    os.environ[cpu.VARIABLE] = kernel
+    os.environ[library.VARIABLE] = kernel
     return open_model(checkpoint, device="cpu", dtype=dtype)
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from .. import __version__
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
-from ..quant.linear import QuantLinear
+from ..quant.kernels import dense
+from ..quant.linear import FloatHead, QuantLinear
 from ..quant.targets import quantized_layers
 from .predictions import differences
 
@@ -76,8 +77,15 @@ def run_fingerprint(
 
 
 def kernels_of(model: QwenVL) -> dict[str, int]:
-    """How many quantized layers each kind of kernel computes: they round in their own ways."""
-    return dict(sorted(Counter(m.kernel for m in quantized_layers(model).values()).items()))
+    """How many layers each kind of kernel computes: they round in their own ways.
+
+    Quantized layers, and the output head if it is not torch that multiplies it.
+    """
+    found = Counter(layer.kernel for layer in quantized_layers(model).values())
+    product = model.lm_head.product if isinstance(model.lm_head, FloatHead) else model.head_product
+    if not isinstance(model.lm_head, QuantLinear) and isinstance(product, dense.Product):
+        found[product.kernels.name] += 1
+    return dict(sorted(found.items()))
 
 
 def activations_of(model: QwenVL) -> str | None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quant.kernels import cpu
+from ..quant.kernels import cpu, library, tiles
 from ..quant.rtn import rtn
 from ..quant.scheme import QuantScheme
 from .speed import copies_of, read_bandwidth, time_in_turns
@@ -177,18 +177,18 @@ class _Int8:
 _INT8 = _Int8()
 
 
-def _tiles(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> cpu.TiledWeight:
+def _tiles(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> tiles.TiledWeight:
     found = rtn(weight, QuantScheme(bits, group, symmetric))
-    return cpu.prepack(found.integers, found.scales, found.zero_points, bits, None)
+    return tiles.prepack(found.integers, found.scales, found.zero_points, bits, None)
 
 
-def _ours(input_scale: float | None) -> Callable[[cpu.TiledWeight], Layer]:
-    kernels = cpu.chosen_kernels()
+def _ours(input_scale: float | None) -> Callable[[tiles.TiledWeight], Layer]:
+    kernels = library.chosen_kernels()
     if isinstance(kernels, str):
         raise OSError(kernels)
 
-    def layer(tiles: cpu.TiledWeight) -> Layer:
-        product = cpu.Product([tiles], [None], kernels)
+    def layer(weight: tiles.TiledWeight) -> Layer:
+        product = cpu.Product([weight], [None], kernels)
         return lambda x: product(x, input_scale)[0]
 
     return layer

@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 
-from ..quant.kernels import cpu
+from ..quant.kernels import library
 
 COPIES_BYTES = 512 * 2**20
 """Distinct copies of a weight take at least so much memory together."""
@@ -53,5 +53,5 @@ def time_in_turns(calls: Mapping[str, Sequence[Callable[[], object]]]) -> dict[s
 def read_bandwidth() -> float:
     """Bytes per second at which torch's threads together read memory that no cache holds."""
     memory = torch.ones(COPIES_BYTES, dtype=torch.uint8)
-    seconds = time_in_turns({"read": [lambda: cpu.read_memory(memory)]})["read"]
+    seconds = time_in_turns({"read": [lambda: library.read_memory(memory)]})["read"]
     return COPIES_BYTES / seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -35,6 +35,8 @@ class QwenVL(nn.Module):
             if config.text.tie_word_embeddings
             else nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         )
+        self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
+        """Multiplies hidden states with a shared head; whoever prepares a model may replace it."""
 
     @property
     def device(self) -> torch.device:
@@ -92,9 +94,10 @@ class QwenVL(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 scores `[..., vocab]` of final hidden states `[..., hidden]`."""
-        if self.lm_head is None:
-            return F.linear(hidden, self.model.embed_tokens.weight).float()
-        out: Tensor = self.lm_head(hidden)
+        head = self.model.embed_tokens if self.lm_head is None else self.lm_head
+        if isinstance(head, nn.Embedding):
+            return self.head_product(hidden, head.weight).float()
+        out: Tensor = head(hidden)
         return out.float()
 
     def forward(

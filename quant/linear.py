@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
-from .kernels import cpu, gpu, reference
+from .kernels import cpu, dense, gpu, library, reference, tiles
 from .scheme import QuantScheme
 
 
@@ -46,7 +46,7 @@ class QuantLinear(nn.Module):
         self.scheme: QuantScheme = weight.scheme
         self.in_features = weight.in_features
         self.out_features = weight.out_features
-        self.tiles: cpu.TiledWeight | None = None
+        self.tiles: tiles.TiledWeight | None = None
         self.product: cpu.Product | gpu.Product | None = None
         self.fused: Fused | None = None
         self.rounds_inputs = False  # to int8 although the scheme does not: only if asked for
@@ -72,7 +72,7 @@ class QuantLinear(nn.Module):
         """The unpacked weight."""
         group_index = self.group_index
         if self.tiles is not None:
-            integers, scales, zero_points = cpu.restore(self.tiles)
+            integers, scales, zero_points = tiles.restore(self.tiles)
         else:
             assert self.packed is not None
             assert self.scales is not None and self.zero_points is not None
@@ -100,13 +100,13 @@ class QuantLinear(nn.Module):
         if self.packed.device.type == "cuda":
             return gpu.why_not(self.in_features, groups, self.group_index)
         if self.packed.device.type == "cpu":
-            return cpu.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
+            return tiles.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
         return f"it lies on {self.packed.device.type}"
 
-    def prepare(self, kernels: cpu.Kernels) -> None:
+    def prepare(self, kernels: library.Kernels) -> None:
         """Lay the weight out for CPU kernels; only that form is kept."""
         weight = self.quantized()
-        self.tiles = cpu.prepack(
+        self.tiles = tiles.prepack(
             weight.integers,
             weight.scales,
             weight.zero_points,
@@ -173,14 +173,30 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
+class FloatHead(nn.Linear):
+    """An output head in float with a product of its own; shares the weight of the one before."""
+
+    def __init__(self, head: nn.Linear, product: dense.Product) -> None:
+        """Take the place of `head`, which has no bias."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = head.in_features, head.out_features
+        self.weight = head.weight
+        self.register_parameter("bias", None)
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
+        return self.product(x, self.weight)
+
+
 class Fused:
     """Layers that multiply the same input in one call."""
 
-    def __init__(self, layers: tuple[QuantLinear, ...], kernels: cpu.Kernels) -> None:
+    def __init__(self, layers: tuple[QuantLinear, ...], kernels: library.Kernels) -> None:
         """Join prepared layers, see `can_fuse`."""
         self.layers = layers
-        tiles = [layer.tiles for layer in layers if layer.tiles is not None]
-        self.product = cpu.Product(tiles, [layer.bias for layer in layers], kernels)
+        weights = [layer.tiles for layer in layers if layer.tiles is not None]
+        self.product = cpu.Product(weights, [layer.bias for layer in layers], kernels)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """What the layers give for `x`, one by one."""
@@ -189,13 +205,15 @@ class Fused:
 
 def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:
     """Whether layers are prepared and share their grid, their input's scale and its order."""
-    tiles = [layer.tiles for layer in layers if layer.tiles is not None]
-    if len(tiles) < len(layers) or len({layer.activations for layer in layers}) > 1:
+    weights = [layer.tiles for layer in layers if layer.tiles is not None]
+    if len(weights) < len(layers) or len({layer.activations for layer in layers}) > 1:
         return False
-    if len({(t.in_features, t.group_size, t.bits, t.order is None) for t in tiles}) > 1:
+    if len({(t.in_features, t.group_size, t.bits, t.order is None) for t in weights}) > 1:
         return False
-    first = tiles[0].order
-    return first is None or all(t.order is not None and torch.equal(t.order, first) for t in tiles)
+    first = weights[0].order
+    return first is None or all(
+        t.order is not None and torch.equal(t.order, first) for t in weights
+    )
 
 
 def _reference_form(weight: QuantizedWeight) -> dict[str, Tensor | None]:

@@ -22,7 +22,7 @@ from ..model.qwen_vl import QwenVL
 from .formats.checkpoint import QuantizedCheckpoint
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
-from .runtime import prepare_, round_head_, round_inputs_
+from .runtime import prepare_, round_head_, round_inputs_, speed_head_
 from .targets import put_module
 
 Activations = Literal["recipe", "int8"]
@@ -69,6 +69,7 @@ def open_model(
     folder = resolve_folder(name)
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
+    speed_head_(model)
     if activations == "int8":
         round_inputs_(model)
     if head != "recipe":

@@ -17,8 +17,8 @@ from torch import nn
 from ..model.families import family_of
 from ..model.qwen_vl import QwenVL
 from .affine import QuantizedWeight
-from .kernels import cpu
-from .linear import Fused, QuantLinear, can_fuse
+from .kernels import dense, library
+from .linear import FloatHead, Fused, QuantLinear, can_fuse
 from .rtn import rtn
 from .scheme import QuantScheme
 from .targets import quantized_layers
@@ -38,7 +38,7 @@ def prepare_(model: QwenVL) -> dict[str, str]:
         ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
     """
     layers = quantized_layers(model)
-    kernels = cpu.chosen_kernels() if layers else ""
+    kernels = library.chosen_kernels() if layers else ""
     reasons = {name: _prepare(layer, kernels) for name, layer in layers.items()}
     chosen = {
         name: layers[name].kernel if reason is None else f"reference: {reason}"
@@ -46,7 +46,7 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     }
     if not isinstance(kernels, str):
         _fuse(model, kernels)
-        if not cpu.has_threads():
+        if not library.has_threads():
             logger.warning("torch has no OpenMP here: the CPU kernels run on one thread")
     _report([reasons.get(name) for name in layers])
     return chosen
@@ -56,6 +56,24 @@ def _report(reasons: Sequence[str | None]) -> None:
     """Warn of layers that keep the reference."""
     for reason, count in Counter(reason for reason in reasons if reason is not None).items():
         logger.warning("%d of %d quantized layers: reference: %s", count, len(reasons), reason)
+
+
+def speed_head_(model: QwenVL) -> None:
+    """Let a head in bf16 be read at the speed of memory when there are few tokens, on the CPU.
+
+    Sums are rounded as torch rounds them but added in another order.
+
+    Raises:
+        ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
+    """
+    kernels = library.chosen_kernels()
+    if isinstance(kernels, str) or model.dtype != torch.bfloat16 or model.device.type != "cpu":
+        return
+    product = dense.Product(kernels)
+    if model.lm_head is None:
+        model.head_product = product
+    elif isinstance(model.lm_head, nn.Linear):
+        model.lm_head = FloatHead(model.lm_head, product)
 
 
 def round_inputs_(model: QwenVL) -> None:
@@ -100,13 +118,13 @@ def round_head_(model: QwenVL, bits: int) -> None:
         scheme,
     )
     layer = QuantLinear(weight)
-    _report([_prepare(layer, cpu.chosen_kernels())])
+    _report([_prepare(layer, library.chosen_kernels())])
     model.lm_head = layer
 
 
-def _prepare(layer: QuantLinear, kernels: cpu.Kernels | str) -> str | None:
+def _prepare(layer: QuantLinear, kernels: library.Kernels | str) -> str | None:
     """Give a layer its kernel; returns why it keeps the reference."""
-    if isinstance(kernels, str) and (layer.on_cpu or kernels == cpu.UNWANTED):
+    if isinstance(kernels, str) and (layer.on_cpu or kernels == library.UNWANTED):
         return kernels
     if (reason := layer.why_not()) is not None:
         return reason
@@ -117,7 +135,7 @@ def _prepare(layer: QuantLinear, kernels: cpu.Kernels | str) -> str | None:
     return None
 
 
-def _fuse(model: QwenVL, kernels: cpu.Kernels) -> None:
+def _fuse(model: QwenVL, kernels: library.Kernels) -> None:
     for stage in family_of(model.config).stages:
         for path in stage.blocks(model.config):
             for members in stage.fused:

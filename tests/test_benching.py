@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from vlpress import benching, cli
 from vlpress.eval import kernel_speed, speed
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import library
 
 NEEDS = pytest.mark.skipif(
-    isinstance(cpu.find_kernels("portable"), str), reason="the kernels are not built"
+    isinstance(library.find_kernels("portable"), str), reason="the kernels are not built"
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vlpress
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import library
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "calib", "quant", "eval")
@@ -80,8 +80,8 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert packaged_files() - names == set()
     assert "vlpress/py.typed" in names
-    built = not isinstance(cpu.find_kernels("portable"), str)
-    assert (f"vlpress/quant/kernels/{cpu.LIBRARY}" in names) == built
+    built = not isinstance(library.find_kernels("portable"), str)
+    assert (f"vlpress/quant/kernels/{library.LIBRARY}" in names) == built
     assert not [name for name in names if name.endswith((".cpp", ".h"))]
 
 

@@ -10,10 +10,10 @@ import torch
 
 from vlpress.eval import kernel_speed, model_speed, speed
 from vlpress.model.loading import load_model
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import library
 
 NEEDS = pytest.mark.skipif(
-    isinstance(cpu.find_kernels("portable"), str), reason="the kernels are not built"
+    isinstance(library.find_kernels("portable"), str), reason="the kernels are not built"
 )
 
 
@@ -48,7 +48,7 @@ def test_calls_are_timed_and_copies_taken_in_turn() -> None:
 def test_bandwidth_is_that_of_reading() -> None:
     assert speed.read_bandwidth() > 1e8
     memory = torch.arange(1, 17, dtype=torch.int64)
-    assert cpu.read_memory(memory) == 136
+    assert library.read_memory(memory) == 136
 
 
 @NEEDS

@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlpress.quant.kernels import cpu, reference
+from vlpress.quant.kernels import cpu, dense, library, reference, tiles
 
-AVAILABLE = [name for name in cpu.NAMES if not isinstance(cpu.find_kernels(name), str)]
+AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
 # CI builds them and says so, so that these tests cannot be skipped unseen.
 if not AVAILABLE and os.environ.get("VLPRESS_NEED_KERNELS") != "1":
-    pytest.skip(f"{cpu.find_kernels()}", allow_module_level=True)
+    pytest.skip(f"{library.find_kernels()}", allow_module_level=True)
 # bf16 keeps 8 bits: half a unit in the last place of the largest output, and what sums add to it.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
 
 
-def kernels(name: str) -> cpu.Kernels:
-    found = cpu.find_kernels(name)
+def kernels(name: str) -> library.Kernels:
+    found = library.find_kernels(name)
     assert not isinstance(found, str)
     return found
 
@@ -65,8 +65,8 @@ class Weight:
             self.index = (places % groups).int()
         self.bias = None if symmetric else torch.randn(rows, generator=random)
 
-    def tiles(self) -> cpu.TiledWeight:
-        return cpu.prepack(self.integers, self.scales, self.zeros, self.bits, self.index)
+    def tiles(self) -> tiles.TiledWeight:
+        return tiles.prepack(self.integers, self.scales, self.zeros, self.bits, self.index)
 
     def product(self, name: str) -> cpu.Product:
         return cpu.Product([self.tiles()], [self.bias], kernels(name))
@@ -94,7 +94,7 @@ def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 
 
 def test_the_kernels_are_built_here() -> None:
-    assert cpu.NAMES[-1] in AVAILABLE
+    assert library.NAMES[-1] in AVAILABLE
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
@@ -102,7 +102,7 @@ def test_the_kernels_are_built_here() -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 def test_prepacked_weights_come_back(bits: int, symmetric: bool, ordered: bool) -> None:
     weight = Weight(70, 128, 32, bits, symmetric=symmetric, ordered=ordered)
-    integers, scales, zeros = cpu.restore(weight.tiles())
+    integers, scales, zeros = tiles.restore(weight.tiles())
     assert torch.equal(integers, weight.integers)
     assert torch.equal(scales, weight.scales)
     assert torch.equal(zeros, weight.zeros)
@@ -112,12 +112,12 @@ def test_layout_by_hand() -> None:
     integers = torch.zeros(64, 8, dtype=torch.uint8)
     integers[1] = torch.arange(1, 9)
     scales, zeros = torch.ones(64, 1), torch.full((64, 1), 8, dtype=torch.uint8)
-    four = cpu.prepack(integers, scales, zeros, 4, None).packed
+    four = tiles.prepack(integers, scales, zeros, 4, None).packed
     assert four.shape == (1, 1, 256)
     # Column 1 is the second lane; its nibbles are k0 k2 k4 k6, k1 k3 k5 k7.
     assert four[0, 0, 4:8].tolist() == [0x31, 0x75, 0x42, 0x86]
     assert int(four.count_nonzero()) == 4
-    eight = cpu.prepack(integers, scales, zeros, 8, None).packed
+    eight = tiles.prepack(integers, scales, zeros, 8, None).packed
     assert eight[0, :, 4:8].tolist() == [[1, 3, 2, 4], [5, 7, 6, 8]]
 
 
@@ -292,45 +292,45 @@ def test_a_gradient_is_refused() -> None:
 
 
 def test_widths_that_do_not_fit_are_named() -> None:
-    assert cpu.why_not(64, 4, 2) is None
-    assert cpu.why_not(60, 8, 1) is None
-    assert cpu.why_not(60, 4, 1) == (
+    assert tiles.why_not(64, 4, 2) is None
+    assert tiles.why_not(60, 8, 1) is None
+    assert tiles.why_not(60, 4, 1) == (
         "groups of 60 of 60 inputs; the CPU kernels take multiples of 8"
     )
     uneven = torch.tensor([0] * 40 + [1] * 24, dtype=torch.int32)
-    assert cpu.why_not(64, 4, 2, uneven) == "the groups of its group index are of unequal size"
+    assert tiles.why_not(64, 4, 2, uneven) == "the groups of its group index are of unequal size"
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu.VARIABLE, "portable")
-    found = cpu.chosen_kernels()
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    found = library.chosen_kernels()
     assert not isinstance(found, str) and found.name == "portable"
-    monkeypatch.setenv(cpu.VARIABLE, "reference")
-    assert cpu.chosen_kernels() == "VLPRESS_KERNEL is reference"
-    monkeypatch.setenv(cpu.VARIABLE, "avx1024")
+    monkeypatch.setenv(library.VARIABLE, "reference")
+    assert library.chosen_kernels() == "VLPRESS_KERNEL is reference"
+    monkeypatch.setenv(library.VARIABLE, "avx1024")
     with pytest.raises(ValueError, match="is 'avx1024'; it can be avx512, avx2, portable or ref"):
-        cpu.chosen_kernels()
-    monkeypatch.delenv(cpu.VARIABLE)
-    best = cpu.chosen_kernels()
+        library.chosen_kernels()
+    monkeypatch.delenv(library.VARIABLE)
+    best = library.chosen_kernels()
     assert not isinstance(best, str) and best.name == AVAILABLE[0]
 
 
 ONE_POOL = """
 import os, torch
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import cpu, dense, library, reference, tiles
 torch.set_num_threads(2)
 torch.randn(500, 500) @ torch.randn(500, 500)
 torch.randn(1 << 20).exp_()  # torch's pool is there now
 before = len(os.listdir("/proc/self/task"))
-weight = cpu.prepack(
+weight = tiles.prepack(
     torch.zeros(512, 512, dtype=torch.uint8), torch.ones(512, 1),
     torch.full((512, 1), 8, dtype=torch.uint8), 4, None)
-product = cpu.Product([weight], [None], cpu.find_kernels())
+product = cpu.Product([weight], [None], library.find_kernels())
 for _ in range(10):
     product(torch.randn(64, 512))
 maps = open("/proc/self/maps").read()
 runtimes = {l.split()[-1] for l in maps.splitlines() if "omp" in l.rsplit("/", 1)[-1]}
-print(len(os.listdir("/proc/self/task")) - before, len(runtimes), cpu.has_threads())
+print(len(os.listdir("/proc/self/task")) - before, len(runtimes), library.has_threads())
 """
 
 
@@ -372,7 +372,7 @@ def test_one_layer_serves_several_threads() -> None:
 def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) -> None:
     x = inputs(tokens, width + 3, torch.bfloat16)[:, 3:]
     lower = torch.full((width, width), 2.0)
-    cpu.add_gram_(lower, x, kernels(name), alpha=0.5, beta=0.25)
+    dense.add_gram_(lower, x, kernels(name), alpha=0.5, beta=0.25)
     wanted = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
     error = (lower.double() - wanted).tril().abs().max() / wanted.abs().max()
     assert float(error) < 5e-6
@@ -381,6 +381,32 @@ def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) ->
 def test_other_types_are_not_summed() -> None:
     best = kernels(AVAILABLE[0])
     with pytest.raises(ValueError, match=r"x is torch.float32, lower torch.float32; they must"):
-        cpu.add_gram_(torch.zeros(4, 4), torch.zeros(2, 4), best)
+        dense.add_gram_(torch.zeros(4, 4), torch.zeros(2, 4), best)
     with pytest.raises(ValueError, match=r"x is \(2, 4\), lower \(3, 3\)"):
-        cpu.add_gram_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
+        dense.add_gram_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(1, 64, 128), (3, 130, 72), (8, 65, 300), (19, 5, 31), (2, 1, 1)]
+)
+def test_products_with_weights_as_they_are_stored(
+    name: str, rows: int, columns: int, width: int
+) -> None:
+    random = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 2 * width, generator=random).bfloat16()[:, width:]
+    weight = torch.randn(columns, width, generator=random).bfloat16()
+    found = dense.multiply(x, weight, kernels(name))
+    exact = x.double() @ weight.double().T
+    assert found.shape == exact.shape
+    # Rounded once: half a unit in the last place, and what float32 sums add to it.
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
+def test_other_types_are_not_multiplied() -> None:
+    best = kernels(AVAILABLE[0])
+    with pytest.raises(ValueError, match="both must be bf16"):
+        dense.multiply(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
+    with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
+        zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
+        dense.multiply(zeros[:2], zeros[:, :4].contiguous(), best)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.kernels import cpu, reference
+from vlpress.quant.kernels import library, reference
 from vlpress.quant.linear import Fused, QuantLinear, can_fuse, storable_bias
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
@@ -77,7 +77,7 @@ def test_state_dict_round_trip() -> None:
 
 
 def prepared(layer: QuantLinear) -> QuantLinear:
-    found = cpu.find_kernels("portable")
+    found = library.find_kernels("portable")
     if isinstance(found, str):
         pytest.skip(found)
     layer.prepare(found)
@@ -124,7 +124,7 @@ def test_only_layers_alike_are_fused() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(8))
     four = [prepared(QuantLinear(rtn(weight[:n], QuantScheme(4, 32)))) for n in (64, 8)]
     assert can_fuse((four[0], four[1]))
-    found = cpu.find_kernels("portable")
+    found = library.find_kernels("portable")
     assert not isinstance(found, str)
     fused = Fused((four[0], four[1]), found)
     x = torch.randn(2, 64)

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from vlpress.eval.fingerprint import activations_of, head_of
+from vlpress.eval.fingerprint import activations_of, head_of, kernels_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.kernels import cpu
+from vlpress.quant.kernels import dense, library
 from vlpress.quant.linear import QuantLinear
 from vlpress.quant.loading import open_model
 from vlpress.quant.pipeline import quantize_
 from vlpress.quant.recipe import Recipe
 from vlpress.quant.rtn import rtn
-from vlpress.quant.runtime import prepare_, round_head_, round_inputs_
+from vlpress.quant.runtime import prepare_, round_head_, round_inputs_, speed_head_
 from vlpress.quant.targets import quantized_layers
 
 NEEDS = pytest.mark.skipif(
-    isinstance(cpu.find_kernels("portable"), str), reason="the kernels are not built"
+    isinstance(library.find_kernels("portable"), str), reason="the kernels are not built"
 )
 
 
@@ -43,13 +43,13 @@ def logits(model: QwenVL) -> torch.Tensor:
 
 
 @NEEDS
-@pytest.mark.parametrize("name", cpu.NAMES)
+@pytest.mark.parametrize("name", library.NAMES)
 def test_every_layer_gets_the_chosen_kernels(
     model: QwenVL, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isinstance(cpu.find_kernels(name), str):
+    if isinstance(library.find_kernels(name), str):
         pytest.skip(f"no {name} here")
-    monkeypatch.setenv(cpu.VARIABLE, name)
+    monkeypatch.setenv(library.VARIABLE, name)
     expected = logits(model)
     chosen = prepare_(model)
     assert chosen.keys() == quantized_layers(model).keys()
@@ -77,7 +77,7 @@ def test_q_k_v_and_gate_up_run_in_one_call(model: QwenVL) -> None:
 def test_the_reference_is_never_taken_silently(
     model: QwenVL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(cpu.VARIABLE, "reference")
+    monkeypatch.setenv(library.VARIABLE, "reference")
     with caplog.at_level(logging.WARNING):
         chosen = prepare_(model)
     assert set(chosen.values()) == {"reference: VLPRESS_KERNEL is reference"}
@@ -102,7 +102,7 @@ def test_a_layer_that_does_not_fit_is_named(
 
 
 def test_a_float_model_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpu.VARIABLE, "nonsense")
+    monkeypatch.setenv(library.VARIABLE, "nonsense")
     assert prepare_(load_model("tiny", device="cpu", dtype="fp32")) == {}
 
 
@@ -145,7 +145,41 @@ def test_a_float_model_has_no_inputs_to_round() -> None:
 def test_one_thread_is_said(
     model: QwenVL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu, "has_threads", lambda: False)
+    monkeypatch.setattr(library, "has_threads", lambda: False)
     with caplog.at_level(logging.WARNING):
         prepare_(model)
     assert "the CPU kernels run on one thread" in caplog.text
+
+
+@NEEDS
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "reference")
+    plain = open_model("tiny", device="cpu", dtype="bf16")
+    assert kernels_of(plain) == {}
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    fast = load_model("tiny", device="cpu", dtype="bf16")
+    if not tied:
+        weight = fast.model.embed_tokens.weight
+        fast.lm_head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        fast.lm_head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+    names = set(fast.state_dict())
+    speed_head_(fast)
+    assert kernels_of(fast) == {"portable": 1}
+    assert set(fast.state_dict()) == names
+    random = torch.Generator().manual_seed(2)
+    for rows in (1, dense.FEW_ROWS, dense.FEW_ROWS + 1):
+        hidden = torch.randn(rows, plain.config.text.hidden_size, generator=random).bfloat16()
+        with torch.inference_mode():
+            wanted, found = plain.logits(hidden), fast.logits(hidden)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-3)
+    many = torch.randn(64, plain.config.text.hidden_size, generator=random).bfloat16()
+    assert torch.equal(plain.logits(many), fast.logits(many))
+    few = many[:2].requires_grad_()
+    assert torch.autograd.grad(fast.logits(few).sum(), few)[0].shape == few.shape
+
+
+@NEEDS
+def test_a_head_in_float32_stays_with_torch() -> None:
+    assert kernels_of(open_model("tiny", device="cpu", dtype="fp32")) == {}

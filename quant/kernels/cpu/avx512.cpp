@@ -514,6 +514,58 @@ inline void store_vectors(const float* total, const float* row_scales, const flo
   }
 }
 
+// A row of weights as it is stored times `kRows` rows of x, in four chains: one alone would wait for
+// the product before it.
+template <int kRows>
+inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
+                   float* out) {
+  constexpr int kChains = kRows <= 4 ? 4 : 2;
+  __m512 sums[kChains][kRows];
+  VLPRESS_UNROLL
+  for (int h = 0; h < kChains; ++h)
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m) sums[h][m] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 32 * kChains <= k; i += 32 * kChains)
+    VLPRESS_UNROLL
+    for (int h = 0; h < kChains; ++h) {
+      const uint16_t* at = weight + i + 32 * h;
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+      const __m512bh weights = pairs(load(at));
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m)
+        sums[h][m] = _mm512_dpbf16_ps(sums[h][m], weights, pairs(load(x + m * stride + i + 32 * h)));
+    }
+  for (; i < k; i += 32) {
+    const __mmask32 wanted = k - i >= 32 ? ~0u : (1u << (k - i)) - 1;
+    const __m512bh weights = pairs(_mm512_maskz_loadu_epi16(wanted, weight + i));
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      sums[0][m] = _mm512_dpbf16_ps(
+          sums[0][m], weights, pairs(_mm512_maskz_loadu_epi16(wanted, x + m * stride + i)));
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    VLPRESS_UNROLL
+    for (int h = 1; h < kChains; ++h) sums[0][m] = _mm512_add_ps(sums[0][m], sums[h][m]);
+    out[m * kTile] = _mm512_reduce_add_ps(sums[0][m]);
+  }
+}
+
+inline void dot_pairs(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
+                      float* out) {
+  switch (m) {
+    case 1: return dot_of<1>(weight, k, x, stride, out);
+    case 2: return dot_of<2>(weight, k, x, stride, out);
+    case 3: return dot_of<3>(weight, k, x, stride, out);
+    case 4: return dot_of<4>(weight, k, x, stride, out);
+    case 5: return dot_of<5>(weight, k, x, stride, out);
+    case 6: return dot_of<6>(weight, k, x, stride, out);
+    case 7: return dot_of<7>(weight, k, x, stride, out);
+    default: return dot_of<8>(weight, k, x, stride, out);
+  }
+}
+
 inline void transpose_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
                             void* out, int64_t out_stride) {
   uint16_t* narrow = static_cast<uint16_t*>(out);
@@ -538,7 +590,7 @@ constexpr FloatKernels kPairs = {2, bf16_rows, unpack_bf16, multiply_bf16};
 constexpr IntKernels kInts = {level_rows, unpack_nibbles, multiply_bytes_vnni, fold_vectors,
                               quantize_vectors};
 constexpr Kernels kAvx512 = {"avx512", kGenericFloats, kPairs, kInts, store_vectors,
-                             widen_bf16, transpose_pairs, gather_pairs};
+                             widen_bf16, dot_pairs, transpose_pairs, gather_pairs};
 
 }  // namespace
 

@@ -226,6 +226,19 @@ inline void widen_bf16(const uint16_t* bf16, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(bf16[i]);
 }
 
+inline void dot_rows(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
+                     float* out) {
+  for (; m > 0; --m, x += stride, out += kTile) {
+    float sums[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= k; i += kLanes)
+      for (int c = 0; c < kLanes; ++c) sums[c] += from_bf16(weight[i + c]) * from_bf16(x[i + c]);
+    for (; i < k; ++i) sums[0] += from_bf16(weight[i]) * from_bf16(x[i]);
+    for (int c = 1; c < kLanes; ++c) sums[0] += sums[c];
+    *out = sums[0];
+  }
+}
+
 inline void transpose_floats(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
                              void* out, int64_t out_stride) {
   float* wide = static_cast<float*>(out);

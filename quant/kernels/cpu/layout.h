@@ -30,7 +30,7 @@ inline int step_inputs(int64_t bits) { return bits == 4 ? 8 : 4; }
 
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
-// One weight; mirrored by ctypes in cpu.py.
+// One weight; mirrored by ctypes in ../cpu.py.
 struct Weight {
   const uint8_t* packed;       // [tiles][K / step][256]
   const void* scales;          // [tiles][G][64], fp16 or fp32
@@ -41,7 +41,7 @@ struct Weight {
   int32_t zero;         // the zero point of all, or the middle of the grid
 };
 
-// What weights that are multiplied in one call share; mirrored by ctypes in cpu.py.
+// What weights that are multiplied in one call share; mirrored by ctypes in ../cpu.py.
 struct Shape {
   int64_t k, group;  // group: inputs per scale
   int64_t bits;      // 4 or 8, as stored
@@ -110,6 +110,9 @@ struct Kernels {
   void (*store)(const float* total, const float* row_scales, const float* bias, int width,
                 int64_t m, Type type, void* y, int64_t stride);
   void (*widen)(const uint16_t* bf16, int64_t count, float* out);
+  // out[m * kTile] = weight . x[m] of bf16, m <= kDecodeRows
+  void (*dot)(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
+              float* out);
   // For calibration, into the type of the bf16 kernels' x, or float32 without them: tokens and
   // columns that are missing become zeros.
   // out[column][token], `tokens` rounded up to even

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "dense.h"
 #include "drive.h"
 #include "gram.h"
 #include "threads.h"
@@ -85,6 +86,14 @@ VLPRESS_EXPORT void vlpress_gram(const void* kernels, const void* x, int64_t tok
   gram(*static_cast<const Kernels*>(kernels),
        {static_cast<const uint16_t*>(x), tokens, k, x_stride, h, alpha, beta,
         static_cast<uint8_t*>(scratch), threads});
+}
+
+VLPRESS_EXPORT void vlpress_dense(const void* kernels, const void* weight, int64_t n, int64_t k,
+                                  const void* x, int64_t m, int64_t x_stride, void* y,
+                                  int threads) {
+  dense(*static_cast<const Kernels*>(kernels),
+        {static_cast<const uint16_t*>(weight), n, k, static_cast<const uint16_t*>(x), m, x_stride, y,
+         threads});
 }
 
 // Reads memory once and does nothing with it: what weights can be read at. Returns a sum over it, so

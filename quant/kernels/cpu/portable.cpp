@@ -2,6 +2,6 @@
 #include "generic.h"
 
 namespace vlpress {
-const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16,
+const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16, dot_rows,
                            transpose_floats, gather_floats};
 }
