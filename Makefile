@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
+# llama.cpp is compiled from source: ten minutes on two cores.
+ENGINES := llama-cpp-python
 
 .PHONY: demo test test-slow lint type format bench interop endpoint peers clean
 
@@ -29,7 +31,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed)
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.
@@ -64,6 +66,11 @@ $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard qu
 	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet torch
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet -e '.[$*]'
+	touch $@
+
+$(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
+	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $* gguf
 	touch $@
 
 # These read and write files only, so the package itself stays out.

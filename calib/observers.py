@@ -5,10 +5,16 @@ carry a weight. Results do not depend on how tokens are split into calls, up to 
 Letters: T tokens, K input features.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Gram = Callable[[Tensor, Tensor, float, float], None]
+"""Called with float32 ``[K, K]``, bf16 ``[T, K]``, alpha and beta: adds ``alpha * x' x`` to beta
+times the matrix, of which the lower half has to be right."""
+MIRRORED_ROWS = 1024  # at a time: a copy of a whole half would be half as large as the Hessian
 
 
 class Observer(Protocol):
@@ -88,9 +94,20 @@ class Hessian:
     come. (Half of the textbook Hessian ``2 X X'``; GPTQ is blind to the factor.)
     """
 
-    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        self.values = torch.zeros(in_features, in_features, device=device)
-        """float32 ``[K, K]``."""
+    def __init__(
+        self, in_features: int, device: torch.device | str = "cpu", gram: Gram | None = None
+    ) -> None:
+        """Begin with no tokens.
+
+        Args:
+            in_features: K.
+            device: where the sum is kept.
+            gram: a faster product for inputs in bf16, exact but for token weights, whose roots
+                are multiplied in and rounded to bf16; default torch's in float32.
+        """
+        self._sum = torch.zeros(in_features, in_features, device=device)
+        self._gram = gram
+        self._is_lower = False
         self.weight = 0.0
         """Sum of the token weights so far."""
         self.tokens = 0
@@ -98,16 +115,34 @@ class Hessian:
         self.extent = MinMax()
         """Range of the same inputs."""
 
+    @property
+    def values(self) -> Tensor:
+        """float32 ``[K, K]``."""
+        if self._is_lower:
+            for begin in range(0, len(self._sum), MIRRORED_ROWS):
+                end = begin + MIRRORED_ROWS
+                self._sum[begin:end, end:] = self._sum[end:, begin:end].t()
+                corner = self._sum[begin:end, begin:end].tril()
+                self._sum[begin:end, begin:end] = corner + corner.tril(-1).t()
+            self._is_lower = False
+        return self._sum
+
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
         self.extent.update(inputs, weights)
-        tokens, weights = _tokens(inputs, weights, len(self.values))
+        tokens, weights = _tokens(inputs, weights, len(self._sum))
         if not len(tokens):
             return
         total = self.weight + _sum(tokens, weights)
-        rows = tokens.to(self.values.device, torch.float32)
-        rows = rows * _share(weights, total, rows.device)
-        self.values.addmm_(rows.t(), rows, beta=self.weight / total)
+        if self._gram is not None and tokens.dtype == torch.bfloat16:
+            if weights is not None:
+                tokens = (tokens.float() * weights.to(tokens.device)[:, None].sqrt()).bfloat16()
+            self._gram(self._sum, tokens, 1 / total, self.weight / total)
+            self._is_lower = True
+        else:
+            rows = tokens.to(self._sum.device, torch.float32)
+            rows = rows * _share(weights, total, rows.device)
+            self.values.addmm_(rows.t(), rows, beta=self.weight / total)
         self.weight = total
         self.tokens += len(tokens)
 

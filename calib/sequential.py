@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.families import LinearSpec
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from .observers import CrossMoment, Hessian, Observer
+from .observers import CrossMoment, Gram, Hessian, Observer
 from .store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, loaded
 from .walk import Walk, Weigh
 
@@ -106,6 +106,7 @@ def run_sequential(
     token_weights: Weigh | None = None,
     asymmetric: Collection[str] = (),
     prepare: Prepare | None = None,
+    gram: Gram | None = None,
     blocks: BlockSource | None = None,
     store: ActivationStore | None = None,
 ) -> None:
@@ -123,6 +124,7 @@ def run_sequential(
             every sample passes each block from the first targeted one on a second time, through
             a copy of the block from before it was solved.
         prepare: called for each block that has targets, before its groups are captured.
+        gram: a faster product for the Hessians of a model in bf16, see `Hessian`.
         blocks: where modules come from; default the model itself.
         store: where activations wait; default in memory.
 
@@ -151,7 +153,7 @@ def run_sequential(
                 walk.split(step)  # behind `prepare`: inner channels must be scaled alike
             rounds = [[group] for group in groups] if true_sequential else [groups]
             for together in rounds:
-                for found in _observe(walk, step, together, asymmetric):
+                for found in _observe(walk, step, together, asymmetric, gram):
                     solve(*found)
             walk.advance(step, following, with_float=index < last_paired)
 
@@ -161,13 +163,17 @@ def _meets(group: TapGroup, names: Collection[str]) -> bool:
 
 
 def _observe(
-    walk: Walk, step: str, groups: Sequence[TapGroup], asymmetric: Collection[str]
+    walk: Walk,
+    step: str,
+    groups: Sequence[TapGroup],
+    asymmetric: Collection[str],
+    gram: Gram | None,
 ) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
     """Run all samples through a block and give what each group has seen."""
     if not groups:
         return
     device = walk.model.device
-    hessians = [Hessian(group.in_features, device) for group in groups]
+    hessians = [Hessian(group.in_features, device, gram) for group in groups]
     crosses = [
         CrossMoment(group.in_features, device) if _meets(group, asymmetric) else None
         for group in groups

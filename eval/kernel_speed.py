@@ -19,12 +19,14 @@ from torch import Tensor
 from ..quant.kernels import cpu, library, tiles
 from ..quant.rtn import rtn
 from ..quant.scheme import QuantScheme
-from .speed import copies_of, read_bandwidth, time_in_turns
+from .speed import copies_of, time_in_turns
 
 SHAPES = ((2048, 11008), (11008, 2048), (3584, 18944), (18944, 3584))
 """in_features and out_features of the MLPs of the 3B and 7B models."""
 ROWS = (1, 4, 16, 256, 1024)
 GROUP = 128
+READING, BLOCK = "read", 11 * 2**20
+"""What the time of reading so many bytes is called."""
 LARGEST_ERROR = {4: 0.25, 8: 0.05}
 """Of an output's size, by bits of the weight: random numbers give about 0.1 and 0.01."""
 
@@ -54,21 +56,21 @@ def measure(
         rows: tokens at a time.
 
     Returns:
-        `bandwidth` in bytes per second; `rows`, each with the median seconds of a call, the bytes
-        of the weight, the share of the bandwidth that reading it takes, and the error.
+        `rows`, each with the median seconds of a call, the bytes of the weight, the `bandwidth` in
+        bytes per second at which the same memory is read in turns with the layers, the share of
+        it that the weight takes, and the error.
 
     Raises:
         ValueError: a layer's output is not that of the float layer.
         OSError: the kernels are not built.
     """
     found = []
-    bandwidth = read_bandwidth()
     for k, n in shapes:
         weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0)) / k**0.5
         layers = {kind.name: _copies(kind, weight) for kind in _kinds()}
         for m in rows:
-            found += _time(layers, weight, m, bandwidth)
-    return {"threads": torch.get_num_threads(), "bandwidth": bandwidth, "rows": found}
+            found += _time(layers, weight, m)
+    return {"threads": torch.get_num_threads(), "rows": found}
 
 
 Copies = dict[str, tuple[Kind, list[Layer]]]
@@ -81,7 +83,7 @@ def _copies(kind: Kind, weight: Tensor) -> tuple[Kind, list[Layer]]:
     return kind, [kind.layer(packed), *(kind.layer(deepcopy(packed)) for _ in range(count - 1))]
 
 
-def _time(layers: Copies, weight: Tensor, m: int, bandwidth: float) -> list[dict[str, Any]]:
+def _time(layers: Copies, weight: Tensor, m: int) -> list[dict[str, Any]]:
     n, k = weight.shape
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).bfloat16()
     wanted = x.float() @ weight.t()
@@ -90,7 +92,11 @@ def _time(layers: Copies, weight: Tensor, m: int, bandwidth: float) -> list[dict
     for name, (_, copies) in layers.items():
         errors[name] = float((copies[0](x).float() - wanted).norm() / wanted.norm())
         calls[name] = [_bound(layer, x) for layer in copies]
+    # Of a layer's size, and in turns with them: a shared machine's memory is not always as fast.
+    blocks = torch.ones(copies_of(BLOCK), BLOCK, dtype=torch.uint8)
+    calls[READING] = [partial(library.read_memory, block) for block in blocks]
     seconds = time_in_turns(calls)
+    bandwidth = BLOCK / seconds[READING]
     result = []
     for name, (kind, _) in layers.items():
         if not errors[name] < LARGEST_ERROR[4 if kind.bytes_per_weight < 1 else 8]:
@@ -106,6 +112,7 @@ def _time(layers: Copies, weight: Tensor, m: int, bandwidth: float) -> list[dict
                 "kind": name,
                 "seconds": seconds[name],
                 "bytes": size,
+                "bandwidth": bandwidth,
                 "bandwidth_share": size / seconds[name] / bandwidth,
                 "error": errors[name],
             }

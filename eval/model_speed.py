@@ -28,8 +28,8 @@ def measure(
         rounds: how often; the first one warms up and does not count.
 
     Returns:
-        Medians of `prefill_seconds` (up to the first token) and `token_seconds` (each one after),
-        their rates, and what ran: dtype, threads, kernels.
+        Medians of `prefill_seconds` (up to the first token), `token_seconds` (each one after) and
+        `head_seconds` (its scores alone), the rates, and what ran: dtype, threads, kernels.
 
     Raises:
         ValueError: an answer of one token, in which nothing is decoded.
@@ -52,6 +52,7 @@ def measure(
         "prefill_rate": prompt_tokens / prefill,
         "token_seconds": step,
         "token_rate": 1 / step,
+        "head_seconds": _head(model, new_tokens),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "kernels": kernels_of(model),
@@ -77,3 +78,16 @@ def _answer(
     )
     between = [after - before for before, after in pairwise(times)]
     return between[0], between[1:]
+
+
+@torch.inference_mode()
+def _head(model: QwenVL, times: int) -> float:
+    """Seconds that the scores of one token take, median."""
+    size = model.config.text.hidden_size
+    hidden = torch.ones(1, size, dtype=model.dtype, device=model.device)
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        model.logits(hidden).argmax(-1).tolist()  # waits for a GPU too
+        found.append(time.perf_counter() - begin)
+    return median(found)

@@ -17,7 +17,7 @@ from ..quant.kernels import library
 
 COPIES_BYTES = 512 * 2**20
 """Distinct copies of a weight take at least so much memory together."""
-ROUNDS, BUDGET = 7, 0.25
+ROUNDS, BUDGET = 9, 0.12
 """Turns of each kind that count, and seconds of one turn."""
 
 

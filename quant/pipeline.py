@@ -16,6 +16,7 @@ from .asymmetric import asymmetric_target
 from .coverage import check_pictures, tower_rows
 from .error import relative_error
 from .gptq import gptq
+from .kernels.dense import gram_on
 from .loading import is_quantized, load_quantized, open_model, resolve_folder
 from .padding import pad_model_
 from .plan import Plan, PlanRow, make_plan
@@ -94,6 +95,7 @@ def quantize_(
             token_weights=weights,
             asymmetric=[row.name for row in plan.quantized if row.step and row.step.asymmetric],
             prepare=run.prepare if plan.transforms else None,
+            gram=gram_on(model.device),
         )
     else:
         for row in plan.quantized:

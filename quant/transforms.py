@@ -19,6 +19,7 @@ from ..model.qwen_vl import QwenVL
 from .affine import choose_input_scale
 from .awq import awq_scales
 from .bindings import PlannedTransform
+from .kernels.dense import gram_on
 from .plan import Plan
 from .report import TransformReport
 from .rescale import (
@@ -147,8 +148,9 @@ class BlockTransforms:
         spec, planned = self.rows[names[0]].spec, self.rows[names[0]].step
         assert planned is not None
         rounds = planned.method == "rtn"
-        hessian = Hessian(spec.in_features, self.model.device)
-        magnitudes = MeanAbs(spec.in_features, self.model.device)
+        device = self.model.device
+        hessian = Hessian(spec.in_features, device, gram_on(device))
+        magnitudes = MeanAbs(spec.in_features, device)
         view.observe({spec.name: [hessian, magnitudes]})
         try:
             found = awq_scales(

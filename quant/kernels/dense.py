@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import library
 from .library import Kernels, Scratch, loaded
 
 FEW_ROWS = 16
@@ -50,6 +53,18 @@ def add_gram_(
         scratch.address,
         threads,
     )
+
+
+def gram_on(device: torch.device) -> Callable[[Tensor, Tensor, float, float], None] | None:
+    """`add_gram_` with the chosen kernels; None where torch's own product has to do.
+
+    Raises:
+        ValueError: VLPRESS_KERNEL asks for what cannot run here.
+    """
+    kernels = library.chosen_kernels() if device.type == "cpu" else ""
+    if isinstance(kernels, str):
+        return None
+    return lambda lower, x, alpha, beta: add_gram_(lower, x, kernels, alpha, beta)
 
 
 def multiply(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:

@@ -232,6 +232,12 @@ def _table(rows: Sequence[Sequence[Any]], head: Sequence[str], align: str = "") 
     return tabulate(rows, head, disable_numparse=True, colalign=columns if rows else None)
 
 
+def _gigabytes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The slowest and fastest reading of memory in a run."""
+    found = [row["bandwidth"] / 1e9 for row in rows]
+    return f"{min(found):.1f} to {max(found):.1f}"
+
+
 def kernels_table(result: Mapping[str, Any]) -> str:
     """Draw what `bench kernels` measured: milliseconds, times torch's bf16, share of the limit."""
     rows = result["rows"]
@@ -258,7 +264,7 @@ def kernels_table(result: Mapping[str, Any]) -> str:
         [
             _table(body, head),
             "",
-            f"{result['threads']} threads; memory is read at {result['bandwidth'] / 1e9:.1f} GB/s",
+            f"{result['threads']} threads; memory is read at {_gigabytes(rows)} GB/s",
         ]
     )
 
@@ -275,7 +281,7 @@ def speed_table(result: Mapping[str, Any]) -> str:
             _table(body, ["", "", "rate"]),
             "",
             f"{result['model']}, {result['dtype']}, {result['threads']} threads, "
-            f"kernels of quantized layers: {kernels}"
+            f"kernels: {kernels}"
             + (", inputs rounded to int8" if result["activations"] else "")
             + (f", head {result['head']}" if result["head"] else ""),
         ]

@@ -144,3 +144,34 @@ def test_rejects() -> None:
         Hessian(6).update(tokens(), torch.ones(3))
     with pytest.raises(ValueError, match="finite and not negative"):
         Hessian(6).update(tokens(), torch.full((40,), -1.0))
+
+
+def lower_only(lower: torch.Tensor, x: torch.Tensor, alpha: float, beta: float) -> None:
+    """What a `Gram` may do: nothing above the diagonal is right."""
+    lower.copy_((beta * lower + alpha * x.float().t() @ x.float()).tril())
+    lower += torch.full_like(lower, 1e9).triu(1)
+
+
+@pytest.mark.parametrize("features", [6, 1030])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_half_of_a_hessian_is_enough(features: int, weighted: bool) -> None:
+    x = tokens(features=features).bfloat16()
+    weights = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else None
+    expected, found = Hessian(features), Hessian(features, gram=lower_only)
+    for part in (slice(0, 13), slice(13, 30), slice(30, 40)):
+        some = None if weights is None else weights[part]
+        expected.update(x[part], some)
+        found.update(x[part], some)
+        if part.start == 13:
+            assert torch.equal(found.values, found.values.t())  # looked at on the way
+    # Without weights products are exact; roots of weights are rounded to bf16.
+    rtol, atol = (1e-2, 5e-3) if weighted else (1e-5, 1e-6)
+    torch.testing.assert_close(found.values, expected.values, rtol=rtol, atol=atol)
+    assert found.tokens == expected.tokens and found.weight == expected.weight
+
+
+def test_float32_inputs_are_not_narrowed_for_a_faster_product() -> None:
+    expected, found = Hessian(6), Hessian(6, gram=lower_only)
+    expected.update(tokens())
+    found.update(tokens())
+    assert torch.equal(found.values, expected.values)

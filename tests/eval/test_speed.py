@@ -62,7 +62,7 @@ def test_every_kind_of_layer_computes_the_same_product() -> None:
     assert len(found["rows"]) == 2 * len(kinds)
     for row in found["rows"]:
         assert row["seconds"] > 0 and row["error"] < 0.2
-        share = row["bytes"] / row["seconds"] / found["bandwidth"]
+        share = row["bytes"] / row["seconds"] / row["bandwidth"]
         assert row["bandwidth_share"] == pytest.approx(share)
 
 

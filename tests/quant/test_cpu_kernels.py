@@ -24,6 +24,7 @@ if not AVAILABLE and os.environ.get("VLPRESS_NEED_KERNELS") != "1":
 # bf16 keeps 8 bits: half a unit in the last place of the largest output, and what sums add to it.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
+SHAPES += [(70, 2048, 1024), (66, 2560, 640)]  # several groups wider than a panel
 
 
 def kernels(name: str) -> library.Kernels:
@@ -140,13 +141,16 @@ def test_products_are_those_of_the_reference(name: str, dtype: torch.dtype, bits
 
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_sums_of_integers_are_exact(name: str, bits: int) -> None:
+@pytest.mark.parametrize("group", [-1, 128, 2048])
+@pytest.mark.parametrize("rows", [11, 45])
+def test_sums_of_integers_are_exact(name: str, bits: int, group: int, rows: int) -> None:
     """With whole inputs whose largest is 127, and scales of 1, everything is an integer."""
-    weight = Weight(80, 4096, -1, bits, symmetric=False, seed=3)
+    weight = Weight(80, 4096, group, bits, symmetric=False, seed=3)
     weight.scales, weight.bias = torch.ones_like(weight.scales), None
-    levels = torch.randint(-127, 128, (11, 4096), generator=torch.Generator().manual_seed(4))
+    levels = torch.randint(-127, 128, (rows, 4096), generator=torch.Generator().manual_seed(4))
     levels[:, 0] = 127
-    wanted = levels @ (weight.integers.long() - weight.zeros.long()).t()
+    zeros = weight.zeros.long().repeat_interleave(4096 // weight.zeros.shape[1], 1)
+    wanted = levels @ (weight.integers.long() - zeros).t()
     assert int(wanted.abs().max()) < 2**24  # float32 holds them
     assert torch.equal(weight.product(name)(levels.float(), 0.0)[0].long(), wanted)
 

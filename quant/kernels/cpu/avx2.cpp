@@ -50,7 +50,7 @@ inline void multiply_bytes_avx2(const uint8_t* panel, int64_t count, const int8_
     byte_rows<1>(panel, count, levels, stride, add, sums);
 }
 
-constexpr IntKernels kInts = {nullptr, unpack_bytes, multiply_bytes_avx2, fold_sums, quantize_row};
+constexpr IntKernels kInts = {0, nullptr, unpack_bytes, multiply_bytes_avx2, fold_sums, quantize_row};
 constexpr Kernels kAvx2 = {"avx2", kGenericFloats, {}, kInts, store_rows, widen_bf16, dot_rows,
                            transpose_floats, gather_floats};
 

@@ -58,6 +58,13 @@ void each_tile(const Problem& p, const Work& work) {
   });
 }
 
+// Calls work(first, m) for parts of few rows; a tile stays in the second cache for all of them.
+template <typename Work>
+void each_few(int64_t rows, const Work& work) {
+  for (int64_t first = 0; first < rows; first += kDecodeRows)
+    work(first, static_cast<int>(std::min<int64_t>(kDecodeRows, rows - first)));
+}
+
 int64_t bytes_of(Type type) { return type == kFloat32 ? 4 : 2; }
 
 void store(const Kernels& kernels, const Problem& p, int weight, int64_t tile, int64_t first,
@@ -72,6 +79,7 @@ void store(const Kernels& kernels, const Problem& p, int weight, int64_t tile, i
 
 struct FloatPlan {
   const FloatKernels* kernels;
+  bool few;        // whether x has so few rows that panels do not pay
   float* widened;  // x in float32, where the kernels want that and x is not
   uint8_t* panels;
   float* totals;
@@ -85,7 +93,8 @@ struct FloatPlan {
     const bool widen = p.type == kBFloat16 && !pairs;
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
     rows = std::min(p.m, kBlock);
-    panel_bytes = p.m > kDecodeRows ? kTile * kPanelInputs * kernels->panel_bytes : 0;
+    few = p.m <= kernels->few_rows[p.shape.bits == 8];
+    panel_bytes = few ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);
     totals = scratch.take<float>(p.threads * rows * kTile);
     bytes = scratch.used;
@@ -93,8 +102,12 @@ struct FloatPlan {
 };
 
 struct IntegerPlan {
+  bool few;        // whether x has so few rows that panels do not pay
+  bool spread;     // whether levels lie panel by panel, see level_at
   int8_t* levels;
-  int32_t* level_sums;
+  int32_t* level_sums;  // [M][G] if few, else [G][M]
+  int8_t* rows_of_levels;  // for each thread, before they are spread
+  int32_t* rows_of_sums;
   float* row_scales;
   uint8_t* panels;
   int32_t* sums;
@@ -102,9 +115,13 @@ struct IntegerPlan {
   int64_t panel_bytes, rows, sum_rows;
   int64_t bytes;
 
-  explicit IntegerPlan(const Problem& p) {
+  IntegerPlan(const Kernels& kernels, const Problem& p) {
     Scratch scratch{p.scratch};
+    few = p.m <= kernels.ints.few_rows;
+    spread = !few && p.shape.group <= kPanelInputs;
     levels = scratch.take<int8_t>(p.m * p.shape.k);
+    rows_of_levels = scratch.take<int8_t>(spread ? p.threads * p.shape.k : 0);
+    rows_of_sums = scratch.take<int32_t>(!few ? p.threads * groups_of(p) : 0);
     level_sums = scratch.take<int32_t>(p.m * groups_of(p));
     row_scales = scratch.take<float>(p.m);
     rows = std::min(p.m, kBlock);
@@ -117,34 +134,59 @@ struct IntegerPlan {
   }
 };
 
+// Calls work(begin, count, group) for every panel: at most kPanelInputs of one group.
+template <typename Work>
+void each_panel(const Shape& shape, const Work& work) {
+  for (int64_t k = 0; k < shape.k;) {
+    const int64_t group = k / shape.group, stop = (group + 1) * shape.group;
+    const int64_t count = std::min<int64_t>(kPanelInputs, stop - k);
+    work(k, count, group);
+    k += count;
+  }
+}
+
+// Levels of a row in a panel. If they are spread, those of the next row follow: parts of small
+// groups in rows as long as K would each lie on a page of their own.
+int8_t* level_at(const Problem& p, const IntegerPlan& plan, int64_t row, int64_t k,
+                 int64_t count) {
+  return plan.levels + (plan.spread ? k * p.m + row * count : row * p.shape.k + k);
+}
+
+// Brings a row's levels and their sums where integer_tile looks for them.
+void place_row(const Problem& p, const IntegerPlan& plan, int64_t row, const int8_t* levels,
+               const int32_t* sums) {
+  if (plan.spread)
+    each_panel(p.shape, [&](int64_t k, int64_t count, int64_t) {
+      std::memcpy(level_at(p, plan, row, k, count), levels + k, count);
+    });
+  for (int64_t g = 0; g < groups_of(p); ++g) plan.level_sums[g * p.m + row] = sums[g];
+}
+
 // All sums of rows first .. first + m with one tile.
 void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& plan,
                   const Tile& tile, int thread, int64_t first, int64_t m) {
   const IntKernels& ints = kernels.ints;
-  const int64_t groups = groups_of(p);
+  const int64_t width = p.shape.group;
   float* total = plan.totals + thread * plan.rows * kTile;
   int32_t* sums = plan.sums + thread * plan.sum_rows * kTile;
   uint8_t* unpacked = plan.panels + thread * plan.panel_bytes;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t start = g * p.shape.group, stop = start + p.shape.group;
-    for (int64_t k = start; k < stop; k += kPanelInputs) {
-      const int64_t count = std::min<int64_t>(kPanelInputs, stop - k);
-      const uint8_t* panel = tile.packed + k / 4 * kStepBytes;
-      if (p.shape.bits == 4) {
-        ints.unpack(tile, k, count, unpacked);
-        panel = unpacked;
-      }
-      for (int64_t part = 0; part < m; part += kPart) {
-        const int64_t row = first + part, some = std::min(kPart, m - part);
-        int32_t* here = p.shape.group > kPanelInputs ? sums + part * kTile : sums;
-        ints.multiply(panel, count, plan.levels + row * p.shape.k + k, p.shape.k, some, k > start,
-                      here);
-        if (k + count == stop)
-          ints.fold(tile, g, here, plan.level_sums + row * groups, groups, some, g > 0,
-                    total + part * kTile);
-      }
+  each_panel(p.shape, [&](int64_t k, int64_t count, int64_t group) {
+    const uint8_t* panel = tile.packed + k / 4 * kStepBytes;
+    if (p.shape.bits == 4) {
+      ints.unpack(tile, k, count, unpacked);
+      panel = unpacked;
     }
-  }
+    const bool begins = k == group * width, ends = k + count == (group + 1) * width;
+    for (int64_t part = 0; part < m; part += kPart) {
+      const int64_t some = std::min(kPart, m - part);
+      int32_t* here = width > kPanelInputs ? sums + part * kTile : sums;
+      ints.multiply(panel, count, level_at(p, plan, first + part, k, count),
+                    plan.spread ? count : p.shape.k, some, !begins, here);
+      if (ends)
+        ints.fold(tile, group, here, plan.level_sums + group * p.m + first + part, some, group > 0,
+                  total + part * kTile);
+    }
+  });
 }
 
 }  // namespace
@@ -153,7 +195,9 @@ int64_t float_scratch(const Kernels& kernels, const Problem& p) {
   return FloatPlan(kernels, p).bytes;
 }
 
-int64_t integer_scratch(const Problem& p) { return IntegerPlan(p).bytes; }
+int64_t integer_scratch(const Kernels& kernels, const Problem& p) {
+  return IntegerPlan(kernels, p).bytes;
+}
 
 void float_products(const Kernels& kernels, const Problem& p) {
   const FloatPlan plan(kernels, p);
@@ -174,9 +218,12 @@ void float_products(const Kernels& kernels, const Problem& p) {
   each_tile(p, [&](int weight, int64_t index, int thread) {
     const Tile tile = tile_of(p, p.weights[weight], index);
     float* total = plan.totals + thread * plan.rows * kTile;
-    if (p.m <= kDecodeRows) {
-      floats.rows(tile, x, stride, static_cast<int>(p.m), total);
-      return store(kernels, p, weight, index, 0, p.m, total, nullptr);
+    if (plan.few) {
+      each_few(p.m, [&](int64_t first, int m) {
+        floats.rows(tile, x + first * stride * width, stride, m, total);
+        store(kernels, p, weight, index, first, m, total, nullptr);
+      });
+      return;
     }
     uint8_t* panel = plan.panels + thread * plan.panel_bytes;
     for (int64_t first = 0; first < p.m; first += kBlock) {
@@ -192,21 +239,31 @@ void float_products(const Kernels& kernels, const Problem& p) {
 }
 
 void integer_products(const Kernels& kernels, const Problem& p, float scale) {
-  const IntegerPlan plan(p);
+  const IntegerPlan plan(kernels, p);
   const Shape& shape = p.shape;
-  parallel(p.m, p.threads, [&](int, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
+  const int64_t groups = groups_of(p);
+  parallel(p.m, p.threads, [&](int thread, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      int8_t* levels = plan.spread ? plan.rows_of_levels + thread * shape.k
+                                   : plan.levels + row * shape.k;
+      int32_t* sums = plan.few ? plan.level_sums + row * groups
+                               : plan.rows_of_sums + thread * groups;
       plan.row_scales[row] = kernels.ints.quantize(
           static_cast<const uint8_t*>(p.x) + row * p.x_stride * bytes_of(p.type), p.type, shape.k,
-          shape.group, shape.bits, scale, plan.levels + row * shape.k,
-          plan.level_sums + row * groups_of(p));
+          shape.group, shape.bits, scale, levels, sums);
+      if (!plan.few) place_row(p, plan, row, levels, sums);
+    }
   });
   each_tile(p, [&](int weight, int64_t index, int thread) {
     const Tile tile = tile_of(p, p.weights[weight], index);
     float* total = plan.totals + thread * plan.rows * kTile;
-    if (p.m <= kDecodeRows && kernels.ints.rows) {
-      kernels.ints.rows(tile, plan.levels, shape.k, plan.level_sums, static_cast<int>(p.m), total);
-      return store(kernels, p, weight, index, 0, p.m, total, plan.row_scales);
+    if (plan.few) {
+      each_few(p.m, [&](int64_t first, int m) {
+        kernels.ints.rows(tile, plan.levels + first * shape.k, shape.k,
+                          plan.level_sums + first * groups, m, total);
+        store(kernels, p, weight, index, first, m, total, plan.row_scales);
+      });
+      return;
     }
     for (int64_t first = 0; first < p.m; first += kBlock) {
       const int64_t m = std::min(kBlock, p.m - first);

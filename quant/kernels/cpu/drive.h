@@ -13,6 +13,6 @@ void integer_products(const Kernels&, const Problem&, float scale);
 
 // Bytes of working memory that they need; of the problem only shape, type, m and threads count.
 int64_t float_scratch(const Kernels&, const Problem&);
-int64_t integer_scratch(const Problem&);
+int64_t integer_scratch(const Kernels&, const Problem&);
 
 }  // namespace vlpress

@@ -142,14 +142,13 @@ inline void multiply_bytes(const uint8_t* panel, int64_t count, const int8_t* le
 }
 
 inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
-                      const int32_t* level_sums, int64_t groups, int64_t m, bool add,
-                      float* total) {
+                      const int32_t* level_sums, int64_t m, bool add, float* total) {
   Grid grid;
   read_grid(tile, group, grid);
   int32_t zeros[kTile];
   for (int c = 0; c < kTile; ++c) zeros[c] = static_cast<int32_t>(grid.zeros[c]);
   for (int64_t row = 0; row < m; ++row, sums += kTile, total += kTile) {
-    const int32_t all = level_sums[row * groups + group];
+    const int32_t all = level_sums[row];
     for (int c = 0; c < kTile; ++c) {
       const float sum = static_cast<float>(sums[c] - zeros[c] * all) * grid.scales[c];
       total[c] = add ? total[c] + sum : sum;
@@ -255,8 +254,8 @@ inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int
       panel[c] = t < tokens && c < columns ? from_bf16(x[t * stride + c]) : 0.0f;
 }
 
-constexpr FloatKernels kGenericFloats = {4, float_rows, unpack_floats, multiply_floats};
-constexpr IntKernels kGenericInts = {nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
+constexpr FloatKernels kGenericFloats = {4, {kDecodeRows, kDecodeRows}, float_rows, unpack_floats, multiply_floats};
+constexpr IntKernels kGenericInts = {0, nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
 
 }  // namespace
 }  // namespace vlpress

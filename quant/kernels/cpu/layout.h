@@ -23,7 +23,7 @@ constexpr int kTile = 64;       // columns
 constexpr int kLanes = 16;      // columns of a vector
 constexpr int kVectors = 4;     // vectors of a step
 constexpr int kStepBytes = 256;
-constexpr int kDecodeRows = 8;  // up to so many rows of x, weights are unpacked in registers
+constexpr int kDecodeRows = 8;  // rows of x for which weights are unpacked in registers
 constexpr int kPanelInputs = 512;  // at most so many of K are unpacked at a time
 
 inline int step_inputs(int64_t bits) { return bits == 4 ? 8 : 4; }
@@ -72,7 +72,8 @@ struct Tile {
 
 // Products with floats. `x` has the type that the set is for.
 struct FloatKernels {
-  int panel_bytes;  // per weight, unpacked
+  int panel_bytes;   // per weight, unpacked
+  int few_rows[2];   // so many rows of x at most go through `rows`, with 4 and 8 bits: measured
   // total[m][64] = x . tile, m <= kDecodeRows
   void (*rows)(const Tile&, const void* x, int64_t stride, int m, float* total);
   // Weights of inputs begin .. begin + count, times their scale.
@@ -84,8 +85,8 @@ struct FloatKernels {
 
 // Products with int8 activations.
 struct IntKernels {
-  // total[m][64] = sums of levels and weights times their scales, m <= kDecodeRows; null: the three
-  // below do it.
+  int few_rows;  // as above; 0 if `rows` is null
+  // total[m][64] = sums of levels and weights times their scales, m <= kDecodeRows
   void (*rows)(const Tile&, const int8_t* levels, int64_t stride, const int32_t* level_sums, int m,
                float* total);
   // Nibbles of inputs begin .. begin + count to bytes, each step's two halves after another.
@@ -93,9 +94,9 @@ struct IntKernels {
   // sums[m][64] (+)= levels . panel
   void (*multiply)(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
                    int64_t m, bool add, int32_t* sums);
-  // total[m][64] (+)= scale * (sums - zero_point * sum of levels), for one group
+  // total[m][64] (+)= scale * (sums - zero_point * level_sums[m]), for one group
   void (*fold)(const Tile&, int64_t group, const int32_t* sums, const int32_t* level_sums,
-               int64_t groups, int64_t m, bool add, float* total);
+               int64_t m, bool add, float* total);
   // One row to levels; `given` is its scale, or 0: absmax / 127. Returns the scale.
   float (*quantize)(const void* x, Type type, int64_t k, int64_t group, int64_t bits, float given,
                     int8_t* levels, int32_t* sums);

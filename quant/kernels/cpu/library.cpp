@@ -60,7 +60,8 @@ VLPRESS_EXPORT int64_t vlpress_scratch(const void* kernels, const Shape* shape, 
   p.type = static_cast<Type>(type);
   p.m = m;
   p.threads = threads;
-  return integers ? integer_scratch(p) : float_scratch(*static_cast<const Kernels*>(kernels), p);
+  const Kernels& known = *static_cast<const Kernels*>(kernels);
+  return integers ? integer_scratch(known, p) : float_scratch(known, p);
 }
 
 // `scale` below 0: x is multiplied as it is; else it is rounded to int8, see drive.h.

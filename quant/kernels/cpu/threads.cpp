@@ -1,6 +1,7 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 
 #if !defined(_WIN32)
@@ -13,7 +14,6 @@ namespace {
 struct Runtime {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
   int (*thread)() = nullptr;
-  int (*threads)() = nullptr;
   int (*inside)() = nullptr;
 
   Runtime() {
@@ -24,12 +24,11 @@ struct Runtime {
     };
     find(parallel, "GOMP_parallel");
     find(thread, "omp_get_thread_num");
-    find(threads, "omp_get_num_threads");
     find(inside, "omp_in_parallel");
 #endif
   }
 
-  bool found() const { return parallel && thread && threads && inside; }
+  bool found() const { return parallel && thread && inside; }
 };
 
 const Runtime& runtime() {
@@ -37,19 +36,24 @@ const Runtime& runtime() {
   return known;
 }
 
+// Parts are small and taken as threads come: one that is held up does not keep the others waiting.
+constexpr int64_t kParts = 16;  // for each thread
+
 struct Share {
-  int64_t count;
+  int64_t count, chunk;
+  std::atomic<int64_t> next;
   void (*work)(void*, int, int64_t, int64_t);
   void* data;
 };
 
 void run_share(void* data) {
-  const Share& share = *static_cast<const Share*>(data);
-  // As many as there are, not as were asked for: the runtime may grant fewer.
-  const int thread = runtime().thread(), threads = runtime().threads();
-  const int64_t begin = share.count * thread / threads;
-  const int64_t end = share.count * (thread + 1) / threads;
-  if (begin < end) share.work(share.data, thread, begin, end);
+  Share& share = *static_cast<Share*>(data);
+  const int thread = runtime().thread();
+  for (;;) {
+    const int64_t begin = share.next.fetch_add(share.chunk, std::memory_order_relaxed);
+    if (begin >= share.count) return;
+    share.work(share.data, thread, begin, std::min(begin + share.chunk, share.count));
+  }
 }
 
 }  // namespace
@@ -63,7 +67,7 @@ void run_parts(int64_t count, int threads, void (*work)(void*, int, int64_t, int
     if (count > 0) work(data, 0, 0, count);
     return;
   }
-  Share share = {count, work, data};
+  Share share = {count, std::max<int64_t>(1, count / (wanted * kParts)), {0}, work, data};
   runtime().parallel(run_share, &share, static_cast<unsigned>(wanted), 0);
 }
 

@@ -12,7 +12,8 @@ namespace vlpress {
 // Whether a runtime was found.
 bool has_threads();
 
-// Calls work(thread, begin, end) for consecutive parts of 0 .. count on up to `threads` threads.
+// Calls work(thread, begin, end) for parts of 0 .. count on up to `threads` threads, several times on
+// each; a part goes to whoever is free.
 void run_parts(int64_t count, int threads, void (*work)(void*, int, int64_t, int64_t), void* data);
 
 template <typename Work>

@@ -1,0 +1,192 @@
+"""A quantized model beside llama.cpp: prompts and answers with the widths of the 3B model.
+
+    python benchmarks/whole_model.py [--layers 12] [--rounds 3] [--work out/whole-model]
+
+Writes a checkpoint of random weights (make_model.py), rounds it to w4a16, writes the same weights
+for llama.cpp (peers/llamacpp.py, in the environment that `make bench` builds), and times both in
+turns with the same number of threads: a prompt of 1024 tokens and 32 tokens after it. Ratios
+are between medians of one run. Writes results/whole_model.json and .md beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import make_model
+import torch
+from common.machine import ROOT, describe, provenance
+from tabulate import tabulate
+
+HERE = Path(__file__).resolve().parent
+LLAMA = HERE / "peers" / "llamacpp.py"
+PYTHON = ROOT / ".interop" / "llama-cpp-python" / "bin" / "python"
+RECIPE = "w4a16-rtn"
+# Ours: checkpoint and options of `vlpress bench model`. llama.cpp's: type and head.
+OURS = {
+    "bf16": ("bf16", ()),
+    "w4a16": ("w4a16", ()),
+    "w4a16, head w8a16": ("w4a16", ("--head", "w8a16")),
+    "w4a8": ("w4a16", ("--activations", "int8")),
+    "w4a8, head w8a16": ("w4a16", ("--activations", "int8", "--head", "w8a16")),
+}
+THEIRS = {
+    "llama.cpp bf16": ("bf16", "bf16"),
+    "llama.cpp q4_0": ("q4_0", "bf16"),
+    "llama.cpp q4_0, head q8_0": ("q4_0", "q8_0"),
+    "llama.cpp q4_k, head q8_0": ("q4_k", "q8_0"),
+}
+# Ours, beside what, in which seconds, at least how many times as fast.
+TARGETS = (
+    ("w4a16", "llama.cpp q4_0", "token_seconds", 1.3),
+    ("w4a16, head w8a16", "llama.cpp q4_0, head q8_0", "token_seconds", 1.3),
+    ("w4a8", "llama.cpp q4_0", "prefill_seconds", 2.0),
+    ("w4a16", "llama.cpp q4_0", "prefill_seconds", 1.5),
+    ("w4a16", "bf16", "prefill_seconds", 0.95),
+    ("w4a16", "bf16", "layer_seconds", 4.0),
+)
+NAMES = {
+    "token_seconds": "tokens of the answer",
+    "prefill_seconds": "prompt",
+    "layer_seconds": "tokens of the answer, without the head",
+}
+
+
+def main() -> None:
+    """Make what is missing, measure in turns, write the two result files."""
+    options = parse()
+    if not PYTHON.is_file():
+        sys.exit(f"{PYTHON.relative_to(ROOT)} is missing; `make bench` builds the environment")
+    options.work.mkdir(parents=True, exist_ok=True)
+    folders = write_ours(options.work, options.layers)
+    files = write_theirs(options.work, folders["bf16"], options.threads)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *THEIRS)}
+    for _ in range(options.rounds):
+        for name, (folder, extra) in OURS.items():
+            found[name].append(time_ours(folders[folder], extra, options.threads))
+        for name in THEIRS:
+            found[name].append(time_theirs(files[name], options.threads))
+    rows = {name: middle(runs) for name, runs in found.items()}
+    results = provenance() | {"layers": options.layers, "rounds": options.rounds, "rows": rows}
+    results["targets"] = targets(rows)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "whole_model.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / "whole_model.md").write_text(markdown(results))
+    print(markdown(results))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=12, help="of the decoder")
+    parser.add_argument("--rounds", type=int, default=3, help="times that everything is run")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "whole-model")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    return parser.parse_args()
+
+
+def write_ours(work: Path, layers: int) -> dict[str, Path]:
+    """The checkpoint in bf16 and rounded, kept from run to run."""
+    folders = {"bf16": work / f"3b-{layers}", "w4a16": work / f"3b-{layers}-w4a16"}
+    if not folders["bf16"].is_dir():
+        partial = folders["bf16"].with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        make_model.write(make_model.config_of("qwen2_5", "3b", layers, 1), partial, 0)
+        partial.rename(folders["bf16"])
+    if not folders["w4a16"].is_dir():
+        source = str(folders["bf16"])
+        vlpress("quantize", source, "-o", str(folders["w4a16"]), "--recipe", RECIPE)
+    return {"bf16": folders["bf16"], "w4a16": folders["w4a16"] / "checkpoint"}
+
+
+def write_theirs(work: Path, source: Path, threads: int) -> dict[str, Path]:
+    """The same weights as GGUF, kept from run to run."""
+    files = {}
+    for name, (kind, head) in THEIRS.items():
+        files[name] = work / f"{source.name}-{kind}-{head}.gguf"
+        if not files[name].is_file():
+            partial = files[name].with_suffix(".partial")
+            wanted = ["--type", kind, "--head", head, "--threads", str(threads)]
+            run([str(PYTHON), str(LLAMA), "write", str(source), str(partial), *wanted])
+            partial.rename(files[name])
+    return files
+
+
+def time_ours(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """One run of `vlpress bench model`."""
+    text = vlpress("bench", "model", "--model", str(folder), "--json", *extra, threads=threads)
+    found: dict[str, Any] = json.loads(text)
+    return found | {"layer_seconds": found["token_seconds"] - found["head_seconds"]}
+
+
+def time_theirs(file: Path, threads: int) -> dict[str, Any]:
+    """One run of llama.cpp."""
+    text = run([str(PYTHON), str(LLAMA), "time", str(file), "--threads", str(threads)])
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def vlpress(*arguments: str, threads: int | None = None) -> str:
+    """The command line of the package, in a process of its own."""
+    extra = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return run([sys.executable, "-m", "vlpress", *arguments], extra)
+
+
+def run(command: list[str], extra: Mapping[str, str] | None = None) -> str:
+    """What a program prints; its own messages go to stderr."""
+    environment = dict(os.environ) | dict(extra or {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return done.stdout
+
+
+def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last run with the medians of all in place of its seconds."""
+    keys = [key for key in runs[-1] if key.endswith("_seconds")]
+    return runs[-1] | {key: median(found[key] for found in runs) for key in keys}
+
+
+def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was wanted and what was found."""
+    found = []
+    for ours, beside, seconds, least in TARGETS:
+        ratio = rows[beside][seconds] / rows[ours][seconds]
+        what = f"{ours} beside {beside}: {NAMES[seconds]}"
+        found.append({"what": what, "least": least, "found": ratio, "met": ratio >= least})
+    return found
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as a page."""
+    wanted = [
+        [row["what"], f"{row['least']:.2f}", f"{row['found']:.2f}", "yes" if row["met"] else "no"]
+        for row in results["targets"]
+    ]
+    parts = ("layer_seconds", "head_seconds")
+    body = [
+        [name, f"{1024 / row['prefill_seconds']:.0f}", f"{1 / row['token_seconds']:.1f}"]
+        + [f"{1000 * row[key]:.1f}" if key in row else "" for key in parts]
+        for name, row in results["rows"].items()
+    ]
+    peer = next(row for row in results["rows"].values() if "system" in row)
+    head = ["", "prompt, tokens/s", "answer, tokens/s", "layers, ms/token", "head, ms/token"]
+    return (
+        f"# A whole model\n\n{describe(dict(results))} llama-cpp-python {peer['version']}.\n\n"
+        f"{results['layers']} decoder layers with the widths of Qwen2.5-VL-3B, random weights; "
+        f"prompt of 1024 tokens, answer of 32; medians of {results['rounds']} rounds in turns. The "
+        "head is in bf16 unless said otherwise. w4a8: the w4a16 checkpoint with `--activations "
+        "int8`, which is what llama.cpp does too.\n\n"
+        f"{tabulate(wanted, ['times as fast', 'at least', 'found', 'met'], tablefmt='github')}\n\n"
+        f"{tabulate(body, head, tablefmt='github')}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
