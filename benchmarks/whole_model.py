@@ -104,7 +104,7 @@ def write_ours(work: Path, layers: int) -> dict[str, Path]:
     if not folders["w4a16"].is_dir():
         source = str(folders["bf16"])
         vlpress("quantize", source, "-o", str(folders["w4a16"]), "--recipe", RECIPE)
-    return {"bf16": folders["bf16"], "w4a16": folders["w4a16"] / "checkpoint"}
+    return folders
 
 
 def write_theirs(work: Path, source: Path, threads: int) -> dict[str, Path]:

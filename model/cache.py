@@ -43,18 +43,32 @@ class KVCache:
             ValueError: The tokens do not fit.
         """
         end = self.length + keys.shape[2]
-        if end > self.capacity:
-            raise ValueError(
-                f"key/value cache holds {self.capacity} tokens but {end} are needed; "
-                "make it larger or generate fewer tokens"
-            )
-        stored_keys, stored_values = self._keys[layer], self._values[layer]
-        if stored_keys is None or stored_values is None:
-            stored_keys, stored_values = keys.new_zeros(self.shape), values.new_zeros(self.shape)
-            self._keys[layer], self._values[layer] = stored_keys, stored_values
+        stored_keys, stored_values = self.room(layer, keys.shape[2], keys)
         stored_keys[:, :, self.length : end] = keys
         stored_values[:, :, self.length : end] = values
         return stored_keys[:, :, :end], stored_values[:, :, :end]
+
+    def room(self, layer: int, new: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values with all their columns, for whoever stores `new` ones after `length`.
+
+        Args:
+            layer: whose.
+            new: columns that will be stored.
+            like: of the type and on the device that buffers get if there are none yet.
+
+        Raises:
+            ValueError: The tokens do not fit.
+        """
+        if self.length + new > self.capacity:
+            raise ValueError(
+                f"key/value cache holds {self.capacity} tokens but {self.length + new} are needed; "
+                "make it larger or generate fewer tokens"
+            )
+        keys, values = self._keys[layer], self._values[layer]
+        if keys is None or values is None:
+            keys, values = like.new_zeros(self.shape), like.new_zeros(self.shape)
+            self._keys[layer], self._values[layer] = keys, values
+        return keys, values
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` columns as stored, after every layer has been updated."""

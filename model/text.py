@@ -8,6 +8,8 @@ Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden siz
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,11 +61,11 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.index, k, v)
-        out: Tensor = self.o_proj(self._attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        out: Tensor = self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
         return out
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted values `[B, heads, T, D]`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Weighted values `[B, heads, T, D]` of queries of that shape."""
         if q.shape[2] == 1:
             # One new token: the heads of a group act as rows of one query, and the cache is not
             # copied for each of them.
@@ -90,6 +92,20 @@ class MLP(nn.Module):
         return out
 
 
+class Faster(Protocol):
+    """What may compute a decoder layer instead of its modules."""
+
+    def takes(self, hidden: Tensor) -> bool:
+        """Whether it can for this input."""
+        ...
+
+    def __call__(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """As `DecoderLayer.forward`."""
+        ...
+
+
 class DecoderLayer(nn.Module):
     """One decoder layer: normalize, attend, add; normalize, feed forward, add."""
 
@@ -99,6 +115,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
+        self.faster: Faster | None = None  # whoever prepares a model may set it
 
     def forward(
         self,
@@ -118,6 +135,8 @@ class DecoderLayer(nn.Module):
                 (or, for one token, everything in the cache).
             cache: Takes the new keys and values and gives all S; None without generation.
         """
+        if self.faster is not None and self.faster.takes(hidden):
+            return self.faster(hidden, cos, sin, mask, cache)
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out

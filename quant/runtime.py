@@ -16,8 +16,10 @@ from torch import nn
 
 from ..model.families import family_of
 from ..model.qwen_vl import QwenVL
+from ..model.text import DecoderLayer
 from .affine import QuantizedWeight
 from .kernels import dense, library
+from .layer import FastLayer
 from .linear import FloatHead, Fused, QuantLinear, can_fuse
 from .rtn import rtn
 from .scheme import QuantScheme
@@ -46,6 +48,7 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     }
     if not isinstance(kernels, str):
         _fuse(model, kernels)
+        _join_layers(model)
         if not library.has_threads():
             logger.warning("torch has no OpenMP here: the CPU kernels run on one thread")
     _report([reasons.get(name) for name in layers])
@@ -143,3 +146,10 @@ def _fuse(model: QwenVL, kernels: library.Kernels) -> None:
                 prepared = tuple(layer for layer in layers if isinstance(layer, QuantLinear))
                 if len(prepared) == len(layers) and can_fuse(prepared):
                     prepared[0].fused = Fused(prepared, kernels)
+
+
+def _join_layers(model: QwenVL) -> None:
+    """Let decoder layers that are quantized throughout run as one."""
+    for layer in model.model.layers:
+        assert isinstance(layer, DecoderLayer)
+        layer.faster = FastLayer.of(layer)

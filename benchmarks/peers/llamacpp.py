@@ -35,9 +35,9 @@ FILE_TYPES = {
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
 }
 TENSOR_TYPES = {
-    "bf16": llama_cpp.GGML_TYPE_BF16,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 # Of a layer: the checkpoint's name and GGUF's.
 NAMES = {

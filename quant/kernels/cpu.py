@@ -53,6 +53,8 @@ class Product:
         self._array = (_Weight * len(weights))(
             *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
+        self.described = self._shape, ctypes.addressof(self._array), len(weights)
+        """What `block.py` hands on."""
         self.kernels, self.name = kernels, kernels.name
         self._outputs = ctypes.c_void_p * len(weights)
         self._scratch: dict[tuple[int, int, int, bool], int] = {}

@@ -59,6 +59,14 @@ def load() -> ctypes.CDLL | str:
     library.vlpress_dense.argtypes = [
         *(pointer, pointer, wide, wide, pointer, wide, wide, pointer, ctypes.c_int)
     ]
+    library.vlpress_block_scratch.restype = wide
+    library.vlpress_block_scratch.argtypes = [pointer, pointer, wide, ctypes.c_int]
+    library.vlpress_enter.restype = None
+    library.vlpress_enter.argtypes = [*(pointer, pointer, wide), *(pointer,) * 5, ctypes.c_int]
+    library.vlpress_attend.restype = None
+    library.vlpress_attend.argtypes = [pointer, pointer, ctypes.c_int]
+    library.vlpress_leave.restype = None
+    library.vlpress_leave.argtypes = [*(pointer, pointer, wide), *(pointer,) * 3, ctypes.c_int]
     library.vlpress_read.restype = ctypes.c_uint64
     library.vlpress_read.argtypes = [pointer, wide, ctypes.c_int]
     library.vlpress_scratch.restype = wide

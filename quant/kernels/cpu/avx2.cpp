@@ -4,7 +4,7 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
-#include "generic.h"
+#include "pointwise.h"
 
 namespace vlpress {
 namespace {
@@ -52,7 +52,7 @@ inline void multiply_bytes_avx2(const uint8_t* panel, int64_t count, const int8_
 
 constexpr IntKernels kInts = {0, nullptr, unpack_bytes, multiply_bytes_avx2, fold_sums, quantize_row};
 constexpr Kernels kAvx2 = {"avx2", kGenericFloats, {}, kInts, store_rows, widen_bf16, dot_rows,
-                           transpose_floats, gather_floats};
+                           transpose_floats, gather_floats, kPointwise};
 
 }  // namespace
 

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "generic.h"
+#include "pointwise.h"
 
 // Sums must stay in registers: arrays only do if every loop over them is gone early.
 #define VLPRESS_UNROLL _Pragma("GCC unroll 8")
@@ -609,7 +609,7 @@ constexpr FloatKernels kPairs = {2, {32, 16}, bf16_rows, unpack_bf16, multiply_b
 constexpr IntKernels kInts = {32, level_rows, unpack_nibbles, multiply_bytes_vnni, fold_vectors,
                               quantize_vectors};
 constexpr Kernels kAvx512 = {"avx512", kGenericFloats, kPairs, kInts, store_vectors,
-                             widen_bf16, dot_pairs, transpose_pairs, gather_pairs};
+                             widen_bf16, dot_pairs, transpose_pairs, gather_pairs, kPointwise};
 
 }  // namespace
 

@@ -102,6 +102,21 @@ struct IntKernels {
                     int8_t* levels, int32_t* sums);
 };
 
+// What stands between products; see pointwise.h.
+struct Pointwise {
+  void (*rms_norm)(const uint16_t* x, const uint16_t* weight, int64_t n, float eps, uint16_t* y);
+  void (*rotate)(uint16_t* x, int64_t heads, int64_t half, const uint16_t* cos,
+                 const uint16_t* sin);
+  void (*swiglu)(uint16_t* gate, const uint16_t* up, int64_t n);
+  void (*add)(uint16_t* x, const uint16_t* y, int64_t n);
+  void (*softmax)(float* scores, int64_t n);
+  // Of four rows of weights, and of one; at most 64 channels of `width`
+  void (*mix4)(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
+               int64_t count, int channels, uint16_t* out);
+  void (*mix1)(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
+               int64_t count, int channels, uint16_t* out);
+};
+
 struct Kernels {
   const char* name;
   FloatKernels f32;
@@ -121,6 +136,7 @@ struct Kernels {
                     int64_t out_stride);
   // A panel of 64 columns as `multiply` takes it, with tokens for inputs
   void (*gather)(const uint16_t* x, int64_t stride, int64_t tokens, int columns, void* panel);
+  Pointwise pointwise;
 };
 
 extern const Kernels kPortable;

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "block.h"
 #include "dense.h"
 #include "drive.h"
 #include "gram.h"
@@ -95,6 +96,28 @@ VLPRESS_EXPORT void vlpress_dense(const void* kernels, const void* weight, int64
   dense(*static_cast<const Kernels*>(kernels),
         {static_cast<const uint16_t*>(weight), n, k, static_cast<const uint16_t*>(x), m, x_stride, y,
          threads});
+}
+
+VLPRESS_EXPORT int64_t vlpress_block_scratch(const void* kernels, const Block* block, int64_t rows,
+                                             int threads) {
+  return block_scratch(*static_cast<const Kernels*>(kernels), *block, rows, threads);
+}
+
+VLPRESS_EXPORT void vlpress_enter(const void* kernels, const Block* block, int64_t rows,
+                                  const uint16_t* x, const uint16_t* cos, const uint16_t* sin,
+                                  uint16_t* const* qkv, uint8_t* scratch, int threads) {
+  enter_block(*static_cast<const Kernels*>(kernels), *block, {rows, scratch, threads}, x, cos, sin,
+              qkv);
+}
+
+VLPRESS_EXPORT void vlpress_attend(const void* kernels, const Attention* attention, int threads) {
+  attend(*static_cast<const Kernels*>(kernels), *attention, threads);
+}
+
+VLPRESS_EXPORT void vlpress_leave(const void* kernels, const Block* block, int64_t rows,
+                                  const uint16_t* attended, uint16_t* x, uint8_t* scratch,
+                                  int threads) {
+  leave_block(*static_cast<const Kernels*>(kernels), *block, {rows, scratch, threads}, attended, x);
 }
 
 // Reads memory once and does nothing with it: what weights can be read at. Returns a sum over it, so

@@ -1,7 +1,7 @@
 // The kernels for any processor.
-#include "generic.h"
+#include "pointwise.h"
 
 namespace vlpress {
 const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16, dot_rows,
-                           transpose_floats, gather_floats};
+                           transpose_floats, gather_floats, kPointwise};
 }

@@ -1,0 +1,112 @@
+// What stands between products, in plain loops over bf16 that compilers turn into vectors; included
+// by each instruction set as generic.h is. Everything is computed in float32 and rounded once.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "generic.h"
+
+namespace vlpress {
+namespace {
+
+// e^x for |x| < 87: 2^n times a Taylor polynomial on |r| <= ln 2 / 2, relative error below 1e-7.
+inline float exp_near(float x) {
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float sum = 1.0f / 5040;
+  sum = sum * r + 1.0f / 720;
+  sum = sum * r + 1.0f / 120;
+  sum = sum * r + 1.0f / 24;
+  sum = sum * r + 1.0f / 6;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1.0f;
+  sum = sum * r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;  // the low bits of `shifted` are n
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return sum * power;
+}
+
+inline float within(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }
+
+// y = x / sqrt(mean(x^2) + eps) * weight
+inline void rms_norm(const uint16_t* x, const uint16_t* weight, int64_t n, float eps,
+                     uint16_t* y) {
+  float squares[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int c = 0; c < kLanes; ++c) {
+      const float value = from_bf16(x[i + c]);
+      squares[c] += value * value;
+    }
+  for (; i < n; ++i) squares[0] += from_bf16(x[i]) * from_bf16(x[i]);
+  for (int c = 1; c < kLanes; ++c) squares[0] += squares[c];
+  const float factor = 1.0f / std::sqrt(squares[0] / static_cast<float>(n) + eps);
+  for (i = 0; i < n; ++i) y[i] = to_bf16(from_bf16(x[i]) * factor * from_bf16(weight[i]));
+}
+
+// Turns the pairs (i, i + half) of each of `heads` heads by the same angles, in place.
+inline void rotate(uint16_t* x, int64_t heads, int64_t half, const uint16_t* cos,
+                   const uint16_t* sin) {
+  for (int64_t h = 0; h < heads; ++h, x += 2 * half)
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = from_bf16(x[i]), b = from_bf16(x[half + i]);
+      const float c = from_bf16(cos[i]), s = from_bf16(sin[i]);
+      x[i] = to_bf16(a * c - b * s);
+      x[half + i] = to_bf16(b * c + a * s);
+    }
+}
+
+// gate = gate / (1 + e^-gate) * up
+inline void swiglu(uint16_t* gate, const uint16_t* up, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = from_bf16(gate[i]);
+    gate[i] = to_bf16(g / (1.0f + exp_near(within(-g, 80.0f))) * from_bf16(up[i]));
+  }
+}
+
+inline void add_rows(uint16_t* x, const uint16_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = to_bf16(from_bf16(x[i]) + from_bf16(y[i]));
+}
+
+// Scores to weights that add up to 1, in place; -inf becomes 0, and one at least is not -inf.
+inline void softmax(float* scores, int64_t n) {
+  float most = scores[0];
+  for (int64_t i = 1; i < n; ++i) most = scores[i] > most ? scores[i] : most;
+  for (int64_t i = 0; i < n; ++i) {
+    const float below = scores[i] - most;
+    scores[i] = below < -80.0f ? 0.0f : exp_near(below < -80.0f ? -80.0f : below);
+  }
+  float sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int c = 0; c < kLanes; ++c) sums[c] += scores[i + c];
+  for (; i < n; ++i) sums[0] += scores[i];
+  for (int c = 1; c < kLanes; ++c) sums[0] += sums[c];
+  for (i = 0; i < n; ++i) scores[i] /= sums[0];
+}
+
+// out[m][width] = sum over s of weights[m][s] * values[s], 64 channels and four rows at a time.
+template <int kRows>
+inline void mix_rows(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
+                     int64_t count, int channels, uint16_t* out) {
+  float sums[kRows][kTile] = {};
+  for (int64_t s = 0; s < count; ++s, values += width) {
+    float wide[kTile];
+    for (int c = 0; c < channels; ++c) wide[c] = from_bf16(values[c]);
+    for (int m = 0; m < kRows; ++m)
+      for (int c = 0; c < kTile; ++c) sums[m][c] += weights[m * stride + s] * wide[c];
+  }
+  for (int m = 0; m < kRows; ++m)
+    for (int c = 0; c < channels; ++c) out[m * width + c] = to_bf16(sums[m][c]);
+}
+
+constexpr Pointwise kPointwise = {rms_norm, rotate, swiglu, add_rows, softmax, mix_rows<4>,
+                                  mix_rows<1>};
+
+}  // namespace
+}  // namespace vlpress
