@@ -53,7 +53,8 @@ class FastLayer:
     def takes(self, hidden: Tensor) -> bool:
         """Whether an input is of the right type, and the layer still what it was."""
         return (
-            hidden.dtype == BF16
+            not torch.compiler.is_compiling()  # which sees products only, see kernels/op.py
+            and hidden.dtype == BF16
             and hidden.device.type == "cpu"
             and not (hidden.requires_grad and torch.is_grad_enabled())
             and _products(self._linears) == self._products

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
-from .kernels import cpu, dense, gpu, library, reference, tiles
+from .kernels import cpu, dense, gpu, library, op, reference, tiles
 from .scheme import QuantScheme
 
 
@@ -48,6 +48,7 @@ class QuantLinear(nn.Module):
         self.out_features = weight.out_features
         self.tiles: tiles.TiledWeight | None = None
         self.product: cpu.Product | gpu.Product | None = None
+        self.number = -1  # of the product, for compilers
         self.fused: Fused | None = None
         self.rounds_inputs = False  # to int8 although the scheme does not: only if asked for
         for name, value in _reference_form(weight).items():
@@ -115,6 +116,7 @@ class QuantLinear(nn.Module):
         )
         self.packed = self.scales = self.zero_points = None
         self.product = cpu.Product([self.tiles], [self.bias], kernels)
+        self.number = op.register(self.product)
 
     def use_triton(self) -> None:
         """Compute with the Triton kernels, which read the reference's form."""
@@ -136,7 +138,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
         if self.product is not None:
-            return self.product(x, self.activations)[0]
+            return _run(self.product, self.number, x, self.activations)[0]
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
@@ -197,10 +199,21 @@ class Fused:
         self.layers = layers
         weights = [layer.tiles for layer in layers if layer.tiles is not None]
         self.product = cpu.Product(weights, [layer.bias for layer in layers], kernels)
+        self.number = op.register(self.product)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """What the layers give for `x`, one by one."""
-        return self.product(x, self.layers[0].activations)
+        return _run(self.product, self.number, x, self.layers[0].activations)
+
+
+def _run(
+    product: cpu.Product | gpu.Product, number: int, x: Tensor, input_scale: float | None
+) -> list[Tensor]:
+    """Call a product, or leave it to a compiler that is looking on."""
+    if torch.compiler.is_compiling() and isinstance(product, cpu.Product):
+        found: list[Tensor] = op.products(x, number, product.widths, input_scale)
+        return found
+    return product(x, input_scale)
 
 
 def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.kernels import library, reference
+from vlpress.quant.kernels import library, op, reference
 from vlpress.quant.linear import Fused, QuantLinear, can_fuse, storable_bias
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
@@ -202,3 +202,30 @@ def test_same_integers_on_the_accelerator() -> None:
     moved = layer.to("cuda")
     assert torch.equal(moved.quantized().integers.to("cpu"), make(4)[1].quantized().integers)
     torch.testing.assert_close(moved(x.to("cuda")).to("cpu"), expected)
+
+
+@pytest.mark.skipif(
+    isinstance(library.find_kernels("portable"), str), reason="the kernels are not built"
+)
+def test_a_compiler_sees_products_as_operators() -> None:
+    found = library.find_kernels("portable")
+    assert not isinstance(found, str)
+    weights = [torch.randn(64, 128, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    layers = tuple(QuantLinear(rtn(weight, QuantScheme(4, 64))) for weight in weights)
+    for layer in layers:
+        layer.prepare(found)
+    joint = Fused(layers, found)
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        left, right = joint(x)
+        out: torch.Tensor = layers[0](x) + left * right
+        return out
+
+    with torch.no_grad():
+        compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+        assert torch.equal(compiled(x), run(x))
+        exported = torch.export.export(layers[1], (x,))
+    assert "vlpress.products" in exported.graph_module.code
+    assert torch.equal(exported.module()(x), layers[1](x))
+    torch.library.opcheck(op.products, (x, layers[0].number, [64], 0.0))
