@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
+# make_model.py writes a checkpoint for others to measure.
+BENCHMARKS := $(filter-out benchmarks/make_model.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-slow lint type format bench interop endpoint peers clean
 
@@ -32,7 +34,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed)
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.
 interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed

@@ -27,7 +27,7 @@ from ..quant.linear import FloatHead, QuantLinear
 from ..quant.targets import quantized_layers
 from .predictions import differences
 
-MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head")
+MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
 
 
 def run_fingerprint(
@@ -72,6 +72,7 @@ def run_fingerprint(
         "kernels": kernels_of(model),
         "activations": activations_of(model),
         "head": head_of(model),
+        "kv_cache": model.cache_type,
         **(extra or {}),
     }
 

@@ -58,6 +58,7 @@ def measure(
         "kernels": kernels_of(model),
         "activations": activations_of(model),
         "head": head_of(model),
+        "kv_cache": model.cache_type,
         "bandwidth": read_bandwidth() if on_cpu else None,
     }
 

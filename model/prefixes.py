@@ -121,13 +121,13 @@ def prefill(
     parts = split_prompts(prompts, model.config)
     if parts is None:
         batch = model.embed(prompts, features)
-        cache = KVCache(model.config.text, len(prompts), batch.embeds.shape[1] + room)
+        cache = model.new_cache(len(prompts), batch.embeds.shape[1] + room)
         hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
         return hidden[:, -1:], cache, _real(batch.embeds, batch.padding)
     shown = None if features is None else [features[place] for place in parts.first]
     heads = model.embed(parts.heads, shown)
     columns = heads.embeds.shape[1]
-    read = KVCache(model.config.text, len(parts.heads), columns)
+    read = model.new_cache(len(parts.heads), columns)
     model.model(heads.embeds, heads.position_ids, heads.attention_mask(), read)
     tails = model.embed(parts.tails, [[] for _ in parts.tails])
     new = tails.embeds.shape[1]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import CacheType, KVCache
 from .config import ModelConfig
 from .inputs import Batch, Prompt, Visual
 from .text import TextModel
@@ -35,6 +36,8 @@ class QwenVL(nn.Module):
             if config.text.tie_word_embeddings
             else nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         )
+        self.cache_type: CacheType = "model"
+        """How keys and values are kept while an answer is generated."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
         """Multiplies hidden states with a shared head; whoever prepares a model may replace it."""
 
@@ -47,6 +50,10 @@ class QwenVL(nn.Module):
     def dtype(self) -> torch.dtype:
         """Data type of the decoder's embedding and of the hidden states."""
         return self.model.embed_tokens.weight.dtype
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` prompts of at most `capacity` tokens with their answers."""
+        return KVCache(self.config.text, batch, capacity, self.cache_type)
 
     def encode(self, visuals: Sequence[Visual]) -> list[Tensor]:
         """Features of each visual, `[n_tokens, hidden]` in decoder order."""

@@ -69,8 +69,8 @@ class FastLayer:
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self._block.enter(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
-            keys, values = cache.room(index, 1, qkv[1])
-            attended = self._block.attend(qkv, keys, values, cache.length, mask)
+            stored = cache.room(index, 1, qkv[1])
+            attended = self._block.attend(qkv, stored, cache.length, mask)
         else:
             q, k, v = (part.transpose(1, 2) for part in qkv)
             if cache is not None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from ..model.cache import CacheType
 from ..model.config import ModelConfig
 from ..model.loading import (
     build_model,
@@ -51,6 +52,7 @@ def open_model(
     dtype: str | torch.dtype = "auto",
     activations: Activations = "recipe",
     head: Head = "recipe",
+    kv_cache: CacheType = "model",
 ) -> QwenVL:
     """Load a model by name or folder, whether it is quantized or not.
 
@@ -60,6 +62,7 @@ def open_model(
         dtype: auto, bf16, fp16, fp32.
         activations: ``int8`` rounds the inputs of weight-only layers too, see `round_inputs_`.
         head: ``w8a16`` or ``w4a16`` rounds the output head, see `round_head_`.
+        kv_cache: ``int8`` rounds keys and values, see `KVCache`.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -74,6 +77,7 @@ def open_model(
         round_inputs_(model)
     if head != "recipe":
         round_head_(model, HEAD_BITS[head])
+    model.cache_type = kv_cache
     return model
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...model.cache import Columns
 from .cpu import Product, _Shape
 from .library import Kernels, Scratch, loaded
 
@@ -55,9 +56,12 @@ class _Attention(ctypes.Structure):
         ("v", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        ("key_scales", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("scores", ctypes.c_void_p),
+        ("widened", ctypes.c_void_p),
     )
 
 
@@ -147,8 +151,7 @@ class Block:
     def attend(
         self,
         qkv: tuple[Tensor, Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
+        stored: Columns,
         past: int,
         mask: Tensor | None,
     ) -> Tensor:
@@ -156,35 +159,37 @@ class Block:
 
         Args:
             qkv: what `enter` gave, T = 1.
-            keys: bf16 ``[B, kv_heads, capacity, D]``, contiguous; column `past` is written.
-            values: the same.
+            stored: of the layer in a cache, contiguous; column `past` is written.
             past: columns that are filled, fewer than the capacity.
             mask: bool, ``[B, past + 1]`` elements: whether a column is seen; None sees all.
 
         Returns:
             bf16 ``[B, 1, heads * D]``.
         """
-        sizes, batch, threads = self.sizes, len(keys), torch.get_num_threads()
+        sizes, batch, threads = self.sizes, len(stored.keys), torch.get_num_threads()
         q, k, v = qkv
         out = q.new_empty(batch, 1, sizes.heads * sizes.head_dim)
         group = sizes.heads // sizes.kv_heads
         scores = torch.empty(threads * group * (past + 1))
         seen = None if mask is None else mask.contiguous()
+        widened = None
+        if stored.key_scales is not None:
+            widened = torch.empty(threads * (past + 1) * sizes.head_dim, dtype=torch.bfloat16)
         attention = _Attention(
             batch,
             sizes.heads,
             sizes.kv_heads,
             sizes.head_dim,
             past,
-            keys.shape[2],
+            stored.keys.shape[2],
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            None if seen is None else seen.data_ptr(),
+            *map(_address, stored),
+            _address(seen),
             out.data_ptr(),
             scores.data_ptr(),
+            _address(widened),
         )
         loaded().vlpress_attend(self.kernels.handle, ctypes.addressof(attention), threads)
         return out
@@ -226,3 +231,7 @@ class Block:
                 self.kernels.handle, ctypes.addressof(block), rows, threads
             )
         return block, Scratch(self._scratch[key]), threads
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -71,9 +71,9 @@ def _unkept(applies: bool) -> Iterator[None]:
         raise KeyboardInterrupt(NOT_KEPT if applies else "") from None
 
 
-def _runtime(activations: str, head: str) -> dict[str, Any]:
+def _runtime(activations: str, head: str, kv_cache: str) -> dict[str, Any]:
     """What `Settings` calls the choices that `options` has checked."""
-    return {"activations": activations, "head": head}
+    return {"activations": activations, "head": head, "kv_cache": kv_cache}
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -305,6 +305,7 @@ def evaluate(
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
     head: options.Head = Settings.head,
+    kv_cache: options.KVCache = Settings.kv_cache,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -316,8 +317,10 @@ def evaluate(
     from .tables import scores_table
 
     _check_one_model(model, endpoint, served_model)
-    if endpoint is not None and (activations, head) != ("recipe", "recipe"):
-        raise typer.BadParameter("--activations and --head are for a MODEL here, not an endpoint")
+    if endpoint is not None and (activations, head, kv_cache) != ("recipe", "recipe", "model"):
+        raise typer.BadParameter(
+            "--activations, --head and --kv-cache are for a MODEL here, not an endpoint"
+        )
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
@@ -336,7 +339,7 @@ def evaluate(
                 noise=noise,
             ),
             "settings": Settings(
-                device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head)
+                device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head, kv_cache)
             ),
             "reference": reference,
             "overwrite": overwrite,
@@ -413,6 +416,7 @@ def generate(
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
     head: options.Head = Settings.head,
+    kv_cache: options.KVCache = Settings.kv_cache,
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
@@ -434,7 +438,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, top_k, repetition_penalty, seed or 0),
         settings=Settings(
-            device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head)
+            device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head, kv_cache)
         ),
         on_text=None if json_output else stream,
     )
@@ -486,6 +490,7 @@ def bench(
     dtype: options.Dtype = Settings.dtype,
     activations: options.Activations = Settings.activations,
     head: options.Head = Settings.head,
+    kv_cache: options.KVCache = Settings.kv_cache,
     json_output: options.Json = False,
 ) -> None:
     """Measure speed here: quantized layers beside torch's own, or a model as generate runs it."""
@@ -497,7 +502,7 @@ def bench(
             raise typer.BadParameter(f"--device {device}; layers are timed on the CPU only so far")
         _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
     elif what == "model":
-        settings = Settings(device, dtype, **_runtime(activations, head))
+        settings = Settings(device, dtype, **_runtime(activations, head, kv_cache))
         found = bench_model(model, settings, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
         _emit(found, json_output, speed_table)
     else:

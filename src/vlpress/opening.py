@@ -60,6 +60,7 @@ class Source:
             dtype=settings.dtype,
             activations=settings.activations,
             head=settings.head,
+            kv_cache=settings.kv_cache,
         )
 
     def processor(self) -> Processor:

@@ -14,6 +14,7 @@ from .quant.presets import PRESETS
 ENDPOINT = "A served model"
 ACTIVATIONS = ("recipe", "int8")
 HEADS = ("recipe", "w8a16", "w4a16")
+CACHES = ("model", "int8")
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -144,6 +145,15 @@ Head = Annotated[
         "--head",
         callback=_one_of(*HEADS),
         help="w8a16 or w4a16 rounds the output head when the model is loaded, a tied one too.",
+    ),
+]
+KVCache = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache",
+        callback=_one_of(*CACHES),
+        help="int8 keeps keys and values of an answer rounded, with a scale for each token and "
+        "head; model keeps the model's type.",
     ),
 ]
 MaxPixels = Annotated[

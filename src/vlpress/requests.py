@@ -27,6 +27,8 @@ class Settings:
     """int8 rounds the inputs of layers too whose weights alone are quantized."""
     head: Literal["recipe", "w8a16", "w4a16"] = "recipe"
     """Rounds the output head in memory, which a checkpoint cannot hold beside a tied embedding."""
+    kv_cache: Literal["model", "int8"] = "model"
+    """int8 keeps keys and values rounded while an answer is generated."""
 
 
 @dataclass(frozen=True)

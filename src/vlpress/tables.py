@@ -283,6 +283,7 @@ def speed_table(result: Mapping[str, Any]) -> str:
             f"{result['model']}, {result['dtype']}, {result['threads']} threads, "
             f"kernels: {kernels}"
             + (", inputs rounded to int8" if result["activations"] else "")
-            + (f", head {result['head']}" if result["head"] else ""),
+            + (f", head {result['head']}" if result["head"] else "")
+            + (", int8 cache" if result["kv_cache"] == "int8" else ""),
         ]
     )

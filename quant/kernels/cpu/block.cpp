@@ -62,40 +62,64 @@ void each_row(const Rows& rows, const Work& work) {
   });
 }
 
+// The columns of one prompt and head: those of a cache in bf16 as they are, of one in int8 in `wide`
+// without their scales.
+const uint16_t* columns(const Kernels& kernels, const Attention& a, int64_t head, void* stored,
+                        float* scales, const uint16_t* fresh, uint16_t* wide) {
+  const int64_t d = a.head_dim, first = head * a.capacity;
+  if (!scales) {
+    uint16_t* all = static_cast<uint16_t*>(stored) + first * d;
+    std::copy_n(fresh + head * d, d, all + a.past * d);
+    return all;
+  }
+  int8_t* all = static_cast<int8_t*>(stored) + first * d;
+  scales[first + a.past] = kernels.pointwise.round(fresh + head * d, d, all + a.past * d);
+  kernels.pointwise.widen(all, (a.past + 1) * d, wide);
+  return wide;
+}
+
+void multiply_columns(float* scores, int64_t rows, int64_t count, const float* scales) {
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t s = 0; s < count; ++s) scores[m * count + s] *= scales[s];
+}
+
 // Heads of one prompt that share keys and values.
 void attend_group(const Kernels& kernels, const Attention& a, int64_t prompt, int64_t kv,
-                  float* scores) {
+                  int thread) {
+  const Pointwise& point = kernels.pointwise;
   const int64_t d = a.head_dim, count = a.past + 1, group = a.heads / a.kv_heads;
-  const int64_t buffer = (prompt * a.kv_heads + kv) * a.capacity * d;
-  const int64_t fresh = (prompt * a.kv_heads + kv) * d;
-  uint16_t *keys = a.keys + buffer, *values = a.values + buffer;
-  std::copy_n(a.k + fresh, d, keys + a.past * d);
-  std::copy_n(a.v + fresh, d, values + a.past * d);
+  const int64_t head = prompt * a.kv_heads + kv;
+  float* scores = a.scores + thread * group * count;
+  uint16_t* wide = a.widened + (a.key_scales ? thread * count * d : 0);
   const uint16_t* q = a.q + (prompt * a.heads + kv * group) * d;
-  uint16_t* out = a.out + (prompt * a.heads + kv * group) * d;
-  const uint8_t* mask = a.mask ? a.mask + prompt * count : nullptr;
+  const uint16_t* keys = columns(kernels, a, head, a.keys, a.key_scales, a.k, wide);
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   alignas(64) float dots[kDecodeRows * kTile];
   for (int64_t first = 0; first < group; first += kDecodeRows) {
     const int some = static_cast<int>(std::min<int64_t>(kDecodeRows, group - first));
     for (int64_t s = 0; s < count; ++s) {
       kernels.dot(keys + s * d, d, q + first * d, d, some, dots);
-      const bool seen = !mask || mask[s];
-      for (int m = 0; m < some; ++m)
-        scores[(first + m) * count + s] =
-            seen ? dots[m * kTile] * scale : -std::numeric_limits<float>::infinity();
+      for (int m = 0; m < some; ++m) scores[(first + m) * count + s] = dots[m * kTile] * scale;
     }
   }
-  for (int64_t m = 0; m < group; ++m) kernels.pointwise.softmax(scores + m * count, count);
+  if (a.key_scales) multiply_columns(scores, group, count, a.key_scales + head * a.capacity);
+  for (int64_t m = 0; m < group; ++m) {
+    float* row = scores + m * count;
+    if (a.mask)
+      for (int64_t s = 0; s < count; ++s)
+        if (!a.mask[prompt * count + s]) row[s] = -std::numeric_limits<float>::infinity();
+    point.softmax(row, count);
+  }
+  const uint16_t* values = columns(kernels, a, head, a.values, a.value_scales, a.v, wide);
+  if (a.value_scales) multiply_columns(scores, group, count, a.value_scales + head * a.capacity);
+  uint16_t* out = a.out + (prompt * a.heads + kv * group) * d;
   for (int64_t c = 0; c < d; c += kTile) {
     const int channels = static_cast<int>(std::min<int64_t>(kTile, d - c));
     int64_t m = 0;
     for (; m + 4 <= group; m += 4)
-      kernels.pointwise.mix4(scores + m * count, count, values + c, d, count, channels,
-                             out + m * d + c);
+      point.mix4(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
     for (; m < group; ++m)
-      kernels.pointwise.mix1(scores + m * count, count, values + c, d, count, channels,
-                             out + m * d + c);
+      point.mix1(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
   }
 }
 
@@ -123,10 +147,9 @@ void enter_block(const Kernels& kernels, const Block& b, const Rows& rows, const
 }
 
 void attend(const Kernels& kernels, const Attention& a, int threads) {
-  const int64_t size = a.heads / a.kv_heads * (a.past + 1);
   parallel(a.prompts * a.kv_heads, threads, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      attend_group(kernels, a, i / a.kv_heads, i % a.kv_heads, a.scores + thread * size);
+      attend_group(kernels, a, i / a.kv_heads, i % a.kv_heads, thread);
   });
 }
 

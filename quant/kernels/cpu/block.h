@@ -35,11 +35,13 @@ struct Attention {
   int64_t prompts, heads, kv_heads, head_dim;
   int64_t past, capacity;           // columns that are filled, and that there are
   const uint16_t *q, *k, *v;        // bf16 [prompts][heads or kv_heads][head_dim]
-  uint16_t *keys, *values;          // bf16 [prompts][kv_heads][capacity][head_dim]; column `past` is
-                                    // written
+  void *keys, *values;              // bf16 or int8 [prompts][kv_heads][capacity][head_dim]; column
+                                    // `past` is written
+  float *key_scales, *value_scales; // [prompts][kv_heads][capacity]; null: keys and values are bf16
   const uint8_t* mask;              // [prompts][past + 1]: whether a column is seen; null: all are
   uint16_t* out;                    // bf16 [prompts][heads][head_dim]
   float* scores;                    // for each thread [heads / kv_heads][past + 1]
+  uint16_t* widened;                // for each thread [past + 1][head_dim]; null: bf16
 };
 
 int64_t block_scratch(const Kernels&, const Block&, int64_t rows, int threads);

@@ -109,6 +109,8 @@ struct Pointwise {
                  const uint16_t* sin);
   void (*swiglu)(uint16_t* gate, const uint16_t* up, int64_t n);
   void (*add)(uint16_t* x, const uint16_t* y, int64_t n);
+  float (*round)(const uint16_t* x, int64_t n, int8_t* levels);
+  void (*widen)(const int8_t* levels, int64_t n, uint16_t* out);
   void (*softmax)(float* scores, int64_t n);
   // Of four rows of weights, and of one; at most 64 channels of `width`
   void (*mix4)(const float* weights, int64_t stride, const uint16_t* values, int64_t width,

@@ -73,6 +73,22 @@ inline void add_rows(uint16_t* x, const uint16_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = to_bf16(from_bf16(x[i]) + from_bf16(y[i]));
 }
 
+// To int8 with the scale that is returned, the largest magnitude / 127.
+inline float round_row(const uint16_t* x, int64_t n, int8_t* levels) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(from_bf16(x[i])));
+  const float scale = largest == 0.0f ? 1.0f : largest / 127.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    const float level = within(from_bf16(x[i]) / scale, 127.0f);
+    levels[i] = static_cast<int8_t>((level + 12582912.0f) - 12582912.0f);  // ties to even
+  }
+  return scale;
+}
+
+inline void widen_bytes(const int8_t* levels, int64_t n, uint16_t* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = to_bf16(static_cast<float>(levels[i]));  // exact
+}
+
 // Scores to weights that add up to 1, in place; -inf becomes 0, and one at least is not -inf.
 inline void softmax(float* scores, int64_t n) {
   float most = scores[0];
@@ -105,7 +121,7 @@ inline void mix_rows(const float* weights, int64_t stride, const uint16_t* value
     for (int c = 0; c < channels; ++c) out[m * width + c] = to_bf16(sums[m][c]);
 }
 
-constexpr Pointwise kPointwise = {rms_norm, rotate, swiglu, add_rows, softmax, mix_rows<4>,
+constexpr Pointwise kPointwise = {rms_norm, rotate, swiglu, add_rows, round_row, widen_bytes, softmax, mix_rows<4>,
                                   mix_rows<1>};
 
 }  // namespace

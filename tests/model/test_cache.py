@@ -1,0 +1,87 @@
+"""The key/value cache, in the model's type and rounded to int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vlpress.model.cache import KVCache, round_columns, widen_columns
+from vlpress.model.generation import generate
+from vlpress.model.inputs import Prompt
+from vlpress.model.loading import load_model
+from vlpress.model.qwen_vl import QwenVL
+
+
+@pytest.fixture(scope="module")
+def model() -> QwenVL:
+    return load_model("tiny", device="cpu", dtype="fp32")
+
+
+def columns(model: QwenVL, rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    config, random = model.config.text, torch.Generator().manual_seed(seed)
+    shape = rows, config.num_key_value_heads, tokens, config.head_dim
+    return torch.randn(shape, generator=random)
+
+
+def test_int8_is_within_half_a_step() -> None:
+    values = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(1))
+    values[0, 0, 0] = 0
+    levels, scales = round_columns(values)
+    assert levels.dtype == torch.int8 and scales.shape == (2, 3, 5)
+    assert float(scales[0, 0, 0]) == 1.0
+    error = (widen_columns(levels, scales, torch.float32) - values).abs()
+    assert bool((error <= 0.5001 * scales[..., None]).all())
+    assert torch.equal(levels.abs().amax(-1)[1], torch.full((3, 5), 127, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("kind", ["model", "int8"])
+def test_columns_come_back_wherever_they_went(model: QwenVL, kind: Any) -> None:
+    cache = KVCache(model.config.text, 2, 8, kind)
+    first, second = columns(model, 2, 5), columns(model, 2, 2, seed=1)
+    cache.update(0, first, -first)
+    cache.advance(5)
+    keys, values = cache.update(0, second, -second)
+    near = torch.cat([first, second], 2)
+    tolerance = {"model": 0.0, "int8": 0.02}[kind]
+    torch.testing.assert_close(keys, near, rtol=0, atol=tolerance)
+    assert torch.equal(values, -keys)
+    cache.advance(2)
+    rows = torch.tensor([1, 0, 1])
+    wider = cache.spread(rows, 12)
+    third = columns(model, 3, 1, seed=2)
+    spread, _ = wider.update(0, third, third)
+    assert torch.equal(spread[:, :, :7], keys[rows])
+    wider.keep(torch.tensor([2]))
+    kept, _ = wider.update(0, third[:1], third[:1])
+    assert torch.equal(kept[:, :, :7], keys[[1]])
+    assert wider.capacity == 12 and cache.capacity == 8
+
+
+def test_int8_takes_half_the_memory_and_a_scale(model: QwenVL) -> None:
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    size = {}
+    for kind in ("model", "int8"):
+        stored = KVCache(model.config.text, 2, 64, kind).room(0, 1, like)
+        size[kind] = sum(part.nbytes for part in stored if part is not None)
+    width = model.config.text.head_dim
+    assert size["int8"] / size["model"] == pytest.approx((width + 4) / (2 * width))
+
+
+def test_answers_with_an_int8_cache_are_nearly_the_same(model: QwenVL) -> None:
+    random = torch.Generator().manual_seed(3)
+    prompts = [
+        Prompt(
+            torch.randint(0, 256, (length,), generator=random), torch.arange(length).expand(3, -1)
+        )
+        for length in (20, 33)
+    ]
+    logits = {}
+    for kind in ("model", "int8"):
+        model.cache_type = kind
+        found = generate(model, prompts, max_new_tokens=6, stop_ids=(), return_logits=True)
+        logits[kind] = torch.stack([one.logits[:2] for one in found if one.logits is not None])
+    model.cache_type = "model"
+    difference = (logits["int8"] - logits["model"]).abs().max()
+    assert 0 < float(difference) < 0.05 * float(logits["model"].abs().max())
