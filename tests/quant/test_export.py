@@ -25,6 +25,8 @@ from vlpress.quant.export import export
 from vlpress.quant.formats import FORMATS
 from vlpress.quant.pipeline import load_quantized
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 LAYER = "model.layers.0.mlp.down_proj"
 W4 = recipe({"ignore": ["model.layers.1.mlp.down_proj"]})
 

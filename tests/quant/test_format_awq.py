@@ -28,6 +28,8 @@ from vlpress.quant.formats.format import Contents
 from vlpress.quant.pipeline import check_format, load_quantized, make_plan
 from vlpress.quant.scheme import QuantScheme
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 AWQ = FORMATS["awq"]
 LAYER = "model.layers.0.mlp.down_proj"
 

@@ -26,6 +26,8 @@ from vlpress.quant.formats import FORMATS
 from vlpress.quant.pipeline import check_format, load_quantized, make_plan
 from vlpress.quant.scheme import QuantScheme
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 library = pytest.importorskip("compressed_tensors")
 from compressed_tensors.compressors import BaseCompressor  # noqa: E402
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme  # noqa: E402
