@@ -21,6 +21,8 @@ from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers
 
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
 V1 = FORMATS["gptq"]
 
 
