@@ -161,7 +161,7 @@ class Block:
             qkv: what `enter` gave, T = 1.
             stored: of the layer in a cache, contiguous; column `past` is written.
             past: columns that are filled, fewer than the capacity.
-            mask: bool, ``[B, past + 1]`` elements: whether a column is seen; None sees all.
+            mask: bool ``[B or 1, 1, 1, past + 1]``: whether a column is seen; None sees all.
 
         Returns:
             bf16 ``[B, 1, heads * D]``.
@@ -171,7 +171,7 @@ class Block:
         out = q.new_empty(batch, 1, sizes.heads * sizes.head_dim)
         group = sizes.heads // sizes.kv_heads
         scores = torch.empty(threads * group * (past + 1))
-        seen = None if mask is None else mask.contiguous()
+        seen = None if mask is None else mask.expand(batch, 1, 1, past + 1).contiguous()
         widened = None
         if stored.key_scales is not None:
             widened = torch.empty(threads * (past + 1) * sizes.head_dim, dtype=torch.bfloat16)

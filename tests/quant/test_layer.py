@@ -170,7 +170,7 @@ def test_attention_of_one_token_is_a_softmax(model: QwenVL) -> None:
     )
     mask = torch.rand(rows, past + 1, generator=random) < 0.7
     mask[:, -1] = True
-    found = faster._block.attend((q, k, v), Columns(keys, values), past, mask)
+    found = faster._block.attend((q, k, v), Columns(keys, values), past, mask[:, None, None])
     assert torch.equal(keys[:, :, past], k[:, 0]) and torch.equal(values[:, :, past], v[:, 0])
     wide = [
         part[:, :, : past + 1].double().repeat_interleave(heads // kv, 1) for part in (keys, values)
@@ -210,6 +210,30 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
         assert int((levels[0].int() - levels[1].int()).abs().max()) <= 2
         torch.testing.assert_close(scales[0], scales[1], rtol=2**-7, atol=0)
         assert torch.equal(levels[0][:, :, :PAST], levels[1][:, :, :PAST])
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_what_is_not_a_number_stays_in_its_row(
+    model: QwenVL, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, name)
+    prepare_(model)
+    layer, state = fast_layer(model), inputs(model, 3, 1)
+    clean = run(layer, state, cache_of(model, 3), fast=True)
+    state["hidden"][1, 0, 5] = torch.nan
+    found = run(layer, state, cache_of(model, 3), fast=True)
+    assert bool(found[1].isnan().all())
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+
+
+def test_a_mask_of_one_row_holds_for_all(model: QwenVL) -> None:
+    prepare_(model)
+    layer, state = fast_layer(model), inputs(model, 3, 1)
+    mask = torch.ones(1, 1, 1, PAST + 1, dtype=torch.bool)
+    mask[..., :5] = False
+    one = run(layer, state, cache_of(model, 3), mask, fast=True)
+    all_rows = run(layer, state, cache_of(model, 3), mask.repeat(3, 1, 1, 1), fast=True)
+    assert torch.equal(one, all_rows)
 
 
 def test_other_types_go_through_the_modules(model: QwenVL) -> None:
