@@ -124,7 +124,8 @@ def time_ours(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str, A
     """One run of `vlpress bench model`."""
     text = vlpress("bench", "model", "--model", str(folder), "--json", *extra, threads=threads)
     found: dict[str, Any] = json.loads(text)
-    return found | {"layer_seconds": found["token_seconds"] - found["head_seconds"]}
+    layers = found["token_seconds"] - found["head_seconds"]
+    return found | {"model": folder.name, "layer_seconds": layers}
 
 
 def time_theirs(file: Path, threads: int) -> dict[str, Any]:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ...model.cache import Columns
-from .cpu import Product, _Shape
+from .cpu import Product, Shape
 from .library import Kernels, Scratch, loaded
 
 
 class _Linear(ctypes.Structure):
     _fields_ = (
-        ("shape", _Shape),
+        ("shape", Shape),
         ("weights", ctypes.c_void_p),
         ("count", ctypes.c_int32),
         ("scale", ctypes.c_float),

@@ -26,7 +26,9 @@ class _Weight(ctypes.Structure):
     )
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
+    """What weights of one call share; mirrors layout.h."""
+
     _fields_ = (("k", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64))
 
 
@@ -49,7 +51,7 @@ class Product:
         # The library reads these while it runs: they must live as long as this.
         self._weights = tuple(weights)
         self._biases = [None if bias is None else bias.detach().float() for bias in biases]
-        self._shape = _Shape(first.in_features, first.group_size, first.bits)
+        self._shape = Shape(first.in_features, first.group_size, first.bits)
         self._array = (_Weight * len(weights))(
             *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
         )

@@ -213,15 +213,19 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("kind", ["model", "int8"])
 def test_what_is_not_a_number_stays_in_its_row(
-    model: QwenVL, name: str, monkeypatch: pytest.MonkeyPatch
+    model: QwenVL, name: str, kind: CacheType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(library.VARIABLE, name)
     prepare_(model)
     layer, state = fast_layer(model), inputs(model, 3, 1)
-    clean = run(layer, state, cache_of(model, 3), fast=True)
+    clean = run(layer, state, cache_of(model, 3, kind=kind), fast=True)
     state["hidden"][1, 0, 5] = torch.nan
-    found = run(layer, state, cache_of(model, 3), fast=True)
+    cache = cache_of(model, 3, kind=kind)
+    found = run(layer, state, cache, fast=True)
+    scales = cache.room(1, 1, state["hidden"]).key_scales
+    assert scales is None or bool(scales[1, :, PAST].isnan().all())
     assert bool(found[1].isnan().all())
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 

@@ -10,8 +10,6 @@
 namespace vlpress {
 namespace {
 
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 Problem problem(const Linear& linear, const Rows& rows, const uint16_t* x, void* const* y,
                 uint8_t* scratch) {
   return {linear.shape, linear.weights, linear.count, kBFloat16, x, rows.count,

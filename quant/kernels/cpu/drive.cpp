@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t kBlock = 1024;  // rows of x at a time: their sums stay in the second cache
 constexpr int64_t kPart = 48;     // rows whose integer sums stay in the first cache
 
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 // Hands out parts of the caller's working memory; with no memory it only counts.
 struct Scratch {
   uint8_t* at;

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // rows of the result at a time
 
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 // Where things lie in the caller's memory.
 struct Plan {
   const FloatKernels* floats;

@@ -26,6 +26,9 @@ constexpr int kStepBytes = 256;
 constexpr int kDecodeRows = 8;  // rows of x for which weights are unpacked in registers
 constexpr int kPanelInputs = 512;  // at most so many of K are unpacked at a time
 
+// Up to whole cache lines.
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 inline int step_inputs(int64_t bits) { return bits == 4 ? 8 : 4; }
 
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };

@@ -75,11 +75,15 @@ inline void add_rows(uint16_t* x, const uint16_t* y, int64_t n) {
 
 // To int8 with the scale that is returned, the largest magnitude / 127.
 inline float round_row(const uint16_t* x, int64_t n, int8_t* levels) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(from_bf16(x[i])));
-  const float scale = largest == 0.0f ? 1.0f : largest / 127.0f;
+  uint16_t magnitude = 0;  // as bits, so that NaN is larger than any number
   for (int64_t i = 0; i < n; ++i) {
-    const float level = within(from_bf16(x[i]) / scale, 127.0f);
+    const uint16_t bits = x[i] & 0x7fff;
+    magnitude = bits > magnitude ? bits : magnitude;
+  }
+  const float scale = magnitude ? from_bf16(magnitude) / 127.0f : 1.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    float level = within(from_bf16(x[i]) / scale, 127.0f);
+    if (!(level == level)) level = 0.0f;  // the scale says it
     levels[i] = static_cast<int8_t>((level + 12582912.0f) - 12582912.0f);  // ties to even
   }
   return scale;

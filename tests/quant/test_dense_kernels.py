@@ -1,0 +1,64 @@
+"""Products of bf16 matrices as they are: Hessians and the output head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlpress.quant.kernels import dense, library
+
+AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
+if not AVAILABLE:
+    pytest.skip(f"{library.find_kernels()}", allow_module_level=True)
+
+
+def kernels(name: str) -> library.Kernels:
+    found = library.find_kernels(name)
+    assert not isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 5), (7, 64), (40, 70), (600, 200), (33, 1100)])
+def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) -> None:
+    random = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, width + 3, generator=random).bfloat16()[:, 3:]
+    lower = torch.full((width, width), 2.0)
+    dense.add_gram_(lower, x, kernels(name), alpha=0.5, beta=0.25)
+    wanted = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
+    error = (lower.double() - wanted).tril().abs().max() / wanted.abs().max()
+    assert float(error) < 5e-6
+
+
+def test_other_types_are_not_summed() -> None:
+    best = kernels(AVAILABLE[0])
+    with pytest.raises(ValueError, match=r"x is torch.float32, lower torch.float32; they must"):
+        dense.add_gram_(torch.zeros(4, 4), torch.zeros(2, 4), best)
+    with pytest.raises(ValueError, match=r"x is \(2, 4\), lower \(3, 3\)"):
+        dense.add_gram_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(1, 64, 128), (3, 130, 72), (8, 65, 300), (19, 5, 31), (2, 1, 1)]
+)
+def test_products_with_weights_as_they_are_stored(
+    name: str, rows: int, columns: int, width: int
+) -> None:
+    random = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 2 * width, generator=random).bfloat16()[:, width:]
+    weight = torch.randn(columns, width, generator=random).bfloat16()
+    found = dense.multiply(x, weight, kernels(name))
+    exact = x.double() @ weight.double().T
+    assert found.shape == exact.shape
+    # Rounded once: half a unit in the last place, and what float32 sums add to it.
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
+def test_other_types_are_not_multiplied() -> None:
+    best = kernels(AVAILABLE[0])
+    with pytest.raises(ValueError, match="both must be bf16"):
+        dense.multiply(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
+    with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
+        zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
+        dense.multiply(zeros[:2], zeros[:, :4].contiguous(), best)
