@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..model.cache import KVCache
 from ..model.text import DecoderLayer
+from .kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
 from .kernels.block import Block, Sizes
 from .kernels.cpu import Product
 from .linear import QuantLinear
@@ -31,13 +32,16 @@ class FastLayer:
         sizes = Sizes(
             hidden=len(weights[0]),
             inner=mlp.gate_proj.out_features,
-            heads=attention.q_proj.out_features // attention.head_dim,
-            kv_heads=attention.k_proj.out_features // attention.head_dim,
-            head_dim=attention.head_dim,
+            attention=Heads(
+                heads=attention.q_proj.out_features // attention.head_dim,
+                kv_heads=attention.k_proj.out_features // attention.head_dim,
+                head_dim=attention.head_dim,
+            ),
         )
         self._addresses = self._norm_addresses()
         eps = self._norms[0].eps
-        self._block = Block(sizes, (weights[0], weights[1]), eps, products, products[0].kernels)
+        self._heads, self._kernels = sizes.attention, products[0].kernels
+        self._block = Block(sizes, (weights[0], weights[1]), eps, products, self._kernels)
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> FastLayer | None:
@@ -70,13 +74,21 @@ class FastLayer:
         qkv = self._block.enter(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
             stored = cache.room(index, 1, qkv[1])
-            attended = self._block.attend(qkv, stored, cache.length, mask)
+            attended = attend_newest(self._heads, qkv, stored, cache.length, mask, self._kernels)
         else:
-            q, k, v = (part.transpose(1, 2) for part in qkv)
-            if cache is not None:
-                k, v = cache.update(index, k, v)
-            attended = self._attention.attend(q, k, v, mask).transpose(1, 2).flatten(2)
-        return self._block.leave(hidden, attended.contiguous(), scales)
+            attended = self._attend(qkv, mask, cache)
+        return self._block.leave(hidden, attended, scales)
+
+    def _attend(
+        self, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """Of several tokens, or without a cache."""
+        q, k, v = (part.transpose(1, 2) for part in qkv)
+        if cache is not None:
+            k, v = cache.update(self._attention.index, k, v)
+        if attends_prompts(self._heads, self._kernels):
+            return attend_prompts(self._heads, qkv[0], k, v, mask, self._kernels)
+        return self._attention.attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def _norm_addresses(self) -> tuple[int, ...]:
         return tuple(norm.weight.data_ptr() for norm in self._norms)

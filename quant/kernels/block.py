@@ -1,4 +1,4 @@
-"""A decoder layer around its attention on the CPU, in a few calls of the library.
+"""A decoder layer around its attention on the CPU, in two calls of the library.
 
 With one token at a time norms, rotation, additions and activations each cost more as calls of torch
 than as arithmetic; here they are computed in float32 between the products and rounded once.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
-from ...model.cache import Columns
+from .attention import Heads
 from .cpu import Product, Shape
 from .library import Kernels, Scratch, loaded
 
@@ -43,41 +43,17 @@ class _Block(ctypes.Structure):
     )
 
 
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        ("prompts", ctypes.c_int64),
-        ("heads", ctypes.c_int64),
-        ("kv_heads", ctypes.c_int64),
-        ("head_dim", ctypes.c_int64),
-        ("past", ctypes.c_int64),
-        ("capacity", ctypes.c_int64),
-        ("q", ctypes.c_void_p),
-        ("k", ctypes.c_void_p),
-        ("v", ctypes.c_void_p),
-        ("keys", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("key_scales", ctypes.c_void_p),
-        ("value_scales", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("scores", ctypes.c_void_p),
-        ("widened", ctypes.c_void_p),
-    )
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Of a decoder layer."""
 
     hidden: int
     inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: Heads
 
 
 class Block:
-    """Everything of a decoder layer but attention over several tokens."""
+    """Everything of a decoder layer but attention."""
 
     def __init__(
         self,
@@ -103,9 +79,7 @@ class Block:
         self._fixed = _Block(
             sizes.hidden,
             sizes.inner,
-            sizes.heads,
-            sizes.kv_heads,
-            sizes.head_dim,
+            *astuple(sizes.attention),
             norms[0].data_ptr(),
             norms[1].data_ptr(),
             eps,
@@ -129,7 +103,7 @@ class Block:
         Returns:
             q ``[B, T, heads, D]``, k and v ``[B, T, kv_heads, D]``.
         """
-        sizes, (batch, tokens, _) = self.sizes, hidden.shape
+        sizes, (batch, tokens, _) = self.sizes.attention, hidden.shape
         heads = sizes.heads, sizes.kv_heads, sizes.kv_heads
         q, k, v = (hidden.new_empty(batch, tokens, count, sizes.head_dim) for count in heads)
         outputs = (ctypes.c_void_p * 3)(q.data_ptr(), k.data_ptr(), v.data_ptr())
@@ -147,52 +121,6 @@ class Block:
             threads,
         )
         return q, k, v
-
-    def attend(
-        self,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        stored: Columns,
-        past: int,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Attention of one new token of each prompt; its key and value go into column `past`.
-
-        Args:
-            qkv: what `enter` gave, T = 1.
-            stored: of the layer in a cache, contiguous; column `past` is written.
-            past: columns that are filled, fewer than the capacity.
-            mask: bool ``[B or 1, 1, 1, past + 1]``: whether a column is seen; None sees all.
-
-        Returns:
-            bf16 ``[B, 1, heads * D]``.
-        """
-        sizes, batch, threads = self.sizes, len(stored.keys), torch.get_num_threads()
-        q, k, v = qkv
-        out = q.new_empty(batch, 1, sizes.heads * sizes.head_dim)
-        group = sizes.heads // sizes.kv_heads
-        scores = torch.empty(threads * group * (past + 1))
-        seen = None if mask is None else mask.expand(batch, 1, 1, past + 1).contiguous()
-        widened = None
-        if stored.key_scales is not None:
-            widened = torch.empty(threads * (past + 1) * sizes.head_dim, dtype=torch.bfloat16)
-        attention = _Attention(
-            batch,
-            sizes.heads,
-            sizes.kv_heads,
-            sizes.head_dim,
-            past,
-            stored.keys.shape[2],
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            *map(_address, stored),
-            _address(seen),
-            out.data_ptr(),
-            scores.data_ptr(),
-            _address(widened),
-        )
-        loaded().vlpress_attend(self.kernels.handle, ctypes.addressof(attention), threads)
-        return out
 
     def leave(self, hidden: Tensor, attended: Tensor, scales: Sequence[float | None]) -> Tensor:
         """Multiply and add, normalize, feed forward and add.
@@ -231,7 +159,3 @@ class Block:
                 self.kernels.handle, ctypes.addressof(block), rows, threads
             )
         return block, Scratch(self._scratch[key]), threads
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

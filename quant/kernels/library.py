@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 
@@ -21,6 +22,7 @@ VARIABLE = "VLPRESS_KERNEL"
 NAMES = ("avx512", "avx2", "portable")
 UNWANTED = f"{VARIABLE} is reference"
 LIBRARY = "libvlpress_cpu.so"
+KEPT = 2**26  # bytes of working memory at most that a thread keeps
 ALIGNMENT = 64
 
 
@@ -63,8 +65,13 @@ def load() -> ctypes.CDLL | str:
     library.vlpress_block_scratch.argtypes = [pointer, pointer, wide, ctypes.c_int]
     library.vlpress_enter.restype = None
     library.vlpress_enter.argtypes = [*(pointer, pointer, wide), *(pointer,) * 5, ctypes.c_int]
-    library.vlpress_attend.restype = None
-    library.vlpress_attend.argtypes = [pointer, pointer, ctypes.c_int]
+    library.vlpress_attends_prompts.restype = ctypes.c_int
+    library.vlpress_attends_prompts.argtypes = [pointer]
+    library.vlpress_prompts_scratch.restype = wide
+    library.vlpress_prompts_scratch.argtypes = [pointer, ctypes.c_int]
+    for attend in (library.vlpress_attend_newest, library.vlpress_attend_prompts):
+        attend.restype = None
+        attend.argtypes = [pointer, pointer, ctypes.c_int]
     library.vlpress_leave.restype = None
     library.vlpress_leave.argtypes = [*(pointer, pointer, wide), *(pointer,) * 3, ctypes.c_int]
     library.vlpress_read.restype = ctypes.c_uint64
@@ -146,10 +153,22 @@ def loaded() -> ctypes.CDLL:
     return library
 
 
+_kept = threading.local()
+
+
 class Scratch:
-    """Working memory of a call, aligned to cache lines."""
+    """Working memory of a call, aligned to cache lines.
+
+    A thread's last one is kept for its next call: memory that is asked for anew is handed out in
+    pages that have to be cleared first. Only one may be in use in a thread at a time.
+    """
 
     def __init__(self, size: int) -> None:
         """Take `size` bytes."""
-        self._memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+        memory: Tensor | None = getattr(_kept, "memory", None)
+        if memory is None or len(memory) < size + ALIGNMENT:
+            memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
+            if size <= KEPT:
+                _kept.memory = memory
+        self._memory = memory
         self.address = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT

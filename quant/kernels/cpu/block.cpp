@@ -1,8 +1,6 @@
 #include "block.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "drive.h"
 #include "threads.h"
@@ -60,75 +58,25 @@ void each_row(const Rows& rows, const Work& work) {
   });
 }
 
-// The columns of one prompt and head: those of a cache in bf16 as they are, of one in int8 in `wide`
-// without their scales.
-const uint16_t* columns(const Kernels& kernels, const Attention& a, int64_t head, void* stored,
-                        float* scales, const uint16_t* fresh, uint16_t* wide) {
-  const int64_t d = a.head_dim, first = head * a.capacity;
-  if (!scales) {
-    uint16_t* all = static_cast<uint16_t*>(stored) + first * d;
-    std::copy_n(fresh + head * d, d, all + a.past * d);
-    return all;
-  }
-  int8_t* all = static_cast<int8_t*>(stored) + first * d;
-  scales[first + a.past] = kernels.pointwise.round(fresh + head * d, d, all + a.past * d);
-  kernels.pointwise.widen(all, (a.past + 1) * d, wide);
-  return wide;
+// Long prompts go through in even parts: what stands between the feed-forward's products is then
+// small enough to be kept from call to call.
+constexpr int64_t kPart = 512;
+
+int64_t part_of(int64_t rows) {
+  const int64_t parts = std::max<int64_t>(1, (rows + kPart - 1) / kPart);
+  return (rows + parts - 1) / parts;
 }
 
-void multiply_columns(float* scores, int64_t rows, int64_t count, const float* scales) {
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t s = 0; s < count; ++s) scores[m * count + s] *= scales[s];
+// Calls work(first, part) for the parts of all rows.
+template <typename Work>
+void each_part(const Rows& rows, const Work& work) {
+  const int64_t size = part_of(rows.count);
+  for (int64_t first = 0; first < rows.count; first += size)
+    work(first, Rows{std::min(size, rows.count - first), rows.scratch, rows.threads});
 }
 
-// Heads of one prompt that share keys and values.
-void attend_group(const Kernels& kernels, const Attention& a, int64_t prompt, int64_t kv,
-                  int thread) {
-  const Pointwise& point = kernels.pointwise;
-  const int64_t d = a.head_dim, count = a.past + 1, group = a.heads / a.kv_heads;
-  const int64_t head = prompt * a.kv_heads + kv;
-  float* scores = a.scores + thread * group * count;
-  uint16_t* wide = a.widened + (a.key_scales ? thread * count * d : 0);
-  const uint16_t* q = a.q + (prompt * a.heads + kv * group) * d;
-  const uint16_t* keys = columns(kernels, a, head, a.keys, a.key_scales, a.k, wide);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
-  alignas(64) float dots[kDecodeRows * kTile];
-  for (int64_t first = 0; first < group; first += kDecodeRows) {
-    const int some = static_cast<int>(std::min<int64_t>(kDecodeRows, group - first));
-    for (int64_t s = 0; s < count; ++s) {
-      kernels.dot(keys + s * d, d, q + first * d, d, some, dots);
-      for (int m = 0; m < some; ++m) scores[(first + m) * count + s] = dots[m * kTile] * scale;
-    }
-  }
-  if (a.key_scales) multiply_columns(scores, group, count, a.key_scales + head * a.capacity);
-  for (int64_t m = 0; m < group; ++m) {
-    float* row = scores + m * count;
-    if (a.mask)
-      for (int64_t s = 0; s < count; ++s)
-        if (!a.mask[prompt * count + s]) row[s] = -std::numeric_limits<float>::infinity();
-    point.softmax(row, count);
-  }
-  const uint16_t* values = columns(kernels, a, head, a.values, a.value_scales, a.v, wide);
-  if (a.value_scales) multiply_columns(scores, group, count, a.value_scales + head * a.capacity);
-  uint16_t* out = a.out + (prompt * a.heads + kv * group) * d;
-  for (int64_t c = 0; c < d; c += kTile) {
-    const int channels = static_cast<int>(std::min<int64_t>(kTile, d - c));
-    int64_t m = 0;
-    for (; m + 4 <= group; m += 4)
-      point.mix4(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
-    for (; m < group; ++m)
-      point.mix1(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
-  }
-}
-
-}  // namespace
-
-int64_t block_scratch(const Kernels& kernels, const Block& block, int64_t rows, int threads) {
-  return Plan(kernels, block, {rows, nullptr, threads}).bytes;
-}
-
-void enter_block(const Kernels& kernels, const Block& b, const Rows& rows, const uint16_t* x,
-                 const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv) {
+void enter_part(const Kernels& kernels, const Block& b, const Rows& rows, const uint16_t* x,
+                const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv) {
   const Plan plan(kernels, b, rows);
   const Pointwise& point = kernels.pointwise;
   each_row(rows, [&](int64_t row) {
@@ -144,15 +92,8 @@ void enter_block(const Kernels& kernels, const Block& b, const Rows& rows, const
   });
 }
 
-void attend(const Kernels& kernels, const Attention& a, int threads) {
-  parallel(a.prompts * a.kv_heads, threads, [&](int thread, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      attend_group(kernels, a, i / a.kv_heads, i % a.kv_heads, thread);
-  });
-}
-
-void leave_block(const Kernels& kernels, const Block& b, const Rows& rows,
-                 const uint16_t* attended, uint16_t* x) {
+void leave_part(const Kernels& kernels, const Block& b, const Rows& rows, const uint16_t* attended,
+                uint16_t* x) {
   const Plan plan(kernels, b, rows);
   const Pointwise& point = kernels.pointwise;
   void* const normed = plan.normed;
@@ -175,6 +116,31 @@ void leave_block(const Kernels& kernels, const Block& b, const Rows& rows,
   multiply(kernels, b.down, rows, plan.gate, &normed, plan.products);
   each_row(rows, [&](int64_t row) {
     point.add(x + row * b.hidden, plan.normed + row * b.hidden, b.hidden);
+  });
+}
+
+}  // namespace
+
+int64_t block_scratch(const Kernels& kernels, const Block& block, int64_t rows, int threads) {
+  return Plan(kernels, block, {part_of(rows), nullptr, threads}).bytes;
+}
+
+void enter_block(const Kernels& kernels, const Block& b, const Rows& rows, const uint16_t* x,
+                 const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv) {
+  const int64_t width = b.heads * b.head_dim, kv_width = b.kv_heads * b.head_dim;
+  each_part(rows, [&](int64_t first, const Rows& part) {
+    const int64_t angle = first * (b.head_dim / 2);
+    uint16_t* const here[] = {qkv[0] + first * width, qkv[1] + first * kv_width,
+                              qkv[2] + first * kv_width};
+    enter_part(kernels, b, part, x + first * b.hidden, cos + angle, sin + angle, here);
+  });
+}
+
+void leave_block(const Kernels& kernels, const Block& b, const Rows& rows,
+                 const uint16_t* attended, uint16_t* x) {
+  const int64_t width = b.heads * b.head_dim;
+  each_part(rows, [&](int64_t first, const Rows& part) {
+    leave_part(kernels, b, part, attended + first * width, x + first * b.hidden);
   });
 }
 

@@ -30,27 +30,11 @@ struct Rows {
   int threads;
 };
 
-// One new token of each prompt against what the cache holds; mirrored by ctypes in ../block.py.
-struct Attention {
-  int64_t prompts, heads, kv_heads, head_dim;
-  int64_t past, capacity;           // columns that are filled, and that there are
-  const uint16_t *q, *k, *v;        // bf16 [prompts][heads or kv_heads][head_dim]
-  void *keys, *values;              // bf16 or int8 [prompts][kv_heads][capacity][head_dim]; column
-                                    // `past` is written
-  float *key_scales, *value_scales; // [prompts][kv_heads][capacity]; null: keys and values are bf16
-  const uint8_t* mask;              // [prompts][past + 1]: whether a column is seen; null: all are
-  uint16_t* out;                    // bf16 [prompts][heads][head_dim]
-  float* scores;                    // for each thread [heads / kv_heads][past + 1]
-  uint16_t* widened;                // for each thread [past + 1][head_dim]; null: bf16
-};
-
 int64_t block_scratch(const Kernels&, const Block&, int64_t rows, int threads);
 
 // q, k, v = rotated products of the normalized x. cos and sin: bf16 [rows][head_dim / 2].
 void enter_block(const Kernels&, const Block&, const Rows&, const uint16_t* x, const uint16_t* cos,
                  const uint16_t* sin, uint16_t* const* qkv);
-
-void attend(const Kernels&, const Attention&, int threads);
 
 // x += output product of `attended`; x += feed-forward of the normalized x.
 void leave_block(const Kernels&, const Block&, const Rows&, const uint16_t* attended, uint16_t* x);

@@ -115,6 +115,9 @@ struct Pointwise {
   float (*round)(const uint16_t* x, int64_t n, int8_t* levels);
   void (*widen)(const int8_t* levels, int64_t n, uint16_t* out);
   void (*softmax)(float* scores, int64_t n);
+  // Scores of one row to weights in bf16, before they are divided by their sum; returns 1 / sum
+  float (*weigh)(float* scores, int64_t tile_stride, int64_t tiles, int64_t count,
+                 const uint8_t* mask, float scale, uint16_t* weights);
   // Of four rows of weights, and of one; at most 64 channels of `width`
   void (*mix4)(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
                int64_t count, int channels, uint16_t* out);

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "attention.h"
 #include "block.h"
 #include "dense.h"
 #include "drive.h"
@@ -110,8 +111,22 @@ VLPRESS_EXPORT void vlpress_enter(const void* kernels, const Block* block, int64
               qkv);
 }
 
-VLPRESS_EXPORT void vlpress_attend(const void* kernels, const Attention* attention, int threads) {
-  attend(*static_cast<const Kernels*>(kernels), *attention, threads);
+VLPRESS_EXPORT void vlpress_attend_newest(const void* kernels, const Newest* attention,
+                                          int threads) {
+  attend_newest(*static_cast<const Kernels*>(kernels), *attention, threads);
+}
+
+VLPRESS_EXPORT int vlpress_attends_prompts(const void* kernels) {
+  return attends_prompts(*static_cast<const Kernels*>(kernels));
+}
+
+VLPRESS_EXPORT int64_t vlpress_prompts_scratch(const Prompts* attention, int threads) {
+  return prompts_scratch(*attention, threads);
+}
+
+VLPRESS_EXPORT void vlpress_attend_prompts(const void* kernels, const Prompts* attention,
+                                           int threads) {
+  attend_prompts(*static_cast<const Kernels*>(kernels), *attention, threads);
 }
 
 VLPRESS_EXPORT void vlpress_leave(const void* kernels, const Block* block, int64_t rows,

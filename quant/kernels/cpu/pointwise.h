@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "generic.h"
 
@@ -110,6 +111,38 @@ inline void softmax(float* scores, int64_t n) {
   for (i = 0; i < n; ++i) scores[i] /= sums[0];
 }
 
+// As softmax, for scores in tiles of 64: those past `count` and those that `mask`, if there is one,
+// has a 0 for become 0; one at least is left. The largest weight is 1.
+inline float weigh_row(float* scores, int64_t tile_stride, int64_t tiles, int64_t count,
+                       const uint8_t* mask, float scale, uint16_t* weights) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  float most[kTile], sums[kTile] = {};
+  for (int c = 0; c < kTile; ++c) most[c] = kNever;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    float* here = scores + tile * tile_stride;
+    const int64_t first = tile * kTile, left = count - first;
+    for (int64_t c = left < 0 ? 0 : left; c < kTile; ++c) here[c] = kNever;
+    if (mask)
+      for (int64_t c = 0; c < kTile && c < left; ++c)
+        here[c] = mask[first + c] ? here[c] : kNever;
+    for (int c = 0; c < kTile; ++c) most[c] = here[c] > most[c] ? here[c] : most[c];
+  }
+  for (int c = 1; c < kTile; ++c) most[0] = most[c] > most[0] ? most[c] : most[0];
+  const float top = most[0];
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const float* here = scores + tile * tile_stride;
+    uint16_t* out = weights + tile * kTile;
+    for (int c = 0; c < kTile; ++c) {
+      const float below = (here[c] - top) * scale;
+      const float weight = below < -80.0f ? 0.0f : exp_near(below < -80.0f ? -80.0f : below);
+      sums[c] += weight;
+      out[c] = to_bf16(weight);
+    }
+  }
+  for (int c = 1; c < kTile; ++c) sums[0] += sums[c];
+  return 1.0f / sums[0];
+}
+
 // out[m][width] = sum over s of weights[m][s] * values[s], 64 channels and four rows at a time.
 template <int kRows>
 inline void mix_rows(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
@@ -125,8 +158,8 @@ inline void mix_rows(const float* weights, int64_t stride, const uint16_t* value
     for (int c = 0; c < channels; ++c) out[m * width + c] = to_bf16(sums[m][c]);
 }
 
-constexpr Pointwise kPointwise = {rms_norm, rotate, swiglu, add_rows, round_row, widen_bytes, softmax, mix_rows<4>,
-                                  mix_rows<1>};
+constexpr Pointwise kPointwise = {rms_norm,    rotate,  swiglu,    add_rows,    round_row,
+                                  widen_bytes, softmax, weigh_row, mix_rows<4>, mix_rows<1>};
 
 }  // namespace
 }  // namespace vlpress

@@ -1,0 +1,83 @@
+// Attention of one new token of each prompt: every key and value is read once for the heads that
+// share it.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention.h"
+#include "threads.h"
+
+namespace vlpress {
+namespace {
+
+// The columns of one prompt and head: those of a cache in bf16 as they are, of one in int8 in `wide`
+// without their scales.
+const uint16_t* columns(const Kernels& kernels, const Newest& a, int64_t head, void* stored,
+                        float* scales, const uint16_t* fresh, uint16_t* wide) {
+  const int64_t d = a.head_dim, first = head * a.capacity;
+  if (!scales) {
+    uint16_t* all = static_cast<uint16_t*>(stored) + first * d;
+    std::copy_n(fresh + head * d, d, all + a.past * d);
+    return all;
+  }
+  int8_t* all = static_cast<int8_t*>(stored) + first * d;
+  scales[first + a.past] = kernels.pointwise.round(fresh + head * d, d, all + a.past * d);
+  kernels.pointwise.widen(all, (a.past + 1) * d, wide);
+  return wide;
+}
+
+void multiply_columns(float* scores, int64_t rows, int64_t count, const float* scales) {
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t s = 0; s < count; ++s) scores[m * count + s] *= scales[s];
+}
+
+// Heads of one prompt that share keys and values.
+void attend_group(const Kernels& kernels, const Newest& a, int64_t prompt, int64_t kv,
+                  int thread) {
+  const Pointwise& point = kernels.pointwise;
+  const int64_t d = a.head_dim, count = a.past + 1, group = a.heads / a.kv_heads;
+  const int64_t head = prompt * a.kv_heads + kv;
+  float* scores = a.scores + thread * group * count;
+  uint16_t* wide = a.widened + (a.key_scales ? thread * count * d : 0);
+  const uint16_t* q = a.q + (prompt * a.heads + kv * group) * d;
+  const uint16_t* keys = columns(kernels, a, head, a.keys, a.key_scales, a.k, wide);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+  alignas(64) float dots[kDecodeRows * kTile];
+  for (int64_t first = 0; first < group; first += kDecodeRows) {
+    const int some = static_cast<int>(std::min<int64_t>(kDecodeRows, group - first));
+    for (int64_t s = 0; s < count; ++s) {
+      kernels.dot(keys + s * d, d, q + first * d, d, some, dots);
+      for (int m = 0; m < some; ++m) scores[(first + m) * count + s] = dots[m * kTile] * scale;
+    }
+  }
+  if (a.key_scales) multiply_columns(scores, group, count, a.key_scales + head * a.capacity);
+  for (int64_t m = 0; m < group; ++m) {
+    float* row = scores + m * count;
+    if (a.mask)
+      for (int64_t s = 0; s < count; ++s)
+        if (!a.mask[prompt * count + s]) row[s] = -std::numeric_limits<float>::infinity();
+    point.softmax(row, count);
+  }
+  const uint16_t* values = columns(kernels, a, head, a.values, a.value_scales, a.v, wide);
+  if (a.value_scales) multiply_columns(scores, group, count, a.value_scales + head * a.capacity);
+  uint16_t* out = a.out + (prompt * a.heads + kv * group) * d;
+  for (int64_t c = 0; c < d; c += kTile) {
+    const int channels = static_cast<int>(std::min<int64_t>(kTile, d - c));
+    int64_t m = 0;
+    for (; m + 4 <= group; m += 4)
+      point.mix4(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
+    for (; m < group; ++m)
+      point.mix1(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
+  }
+}
+
+}  // namespace
+
+void attend_newest(const Kernels& kernels, const Newest& a, int threads) {
+  parallel(a.prompts * a.kv_heads, threads, [&](int thread, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      attend_group(kernels, a, i / a.kv_heads, i % a.kv_heads, thread);
+  });
+}
+
+}  // namespace vlpress
