@@ -82,6 +82,30 @@ class BlockView:
         return self._walk.token_weights(self.path, self._walk.prompts[sample])
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Where a walk that was stopped goes on; its store still holds the states."""
+
+    block: str
+    """The first that is not finished."""
+    parted: frozenset[int] = frozenset()
+    """See `Walk.parted`."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A block that is finished: solved, and all samples behind it."""
+
+    block: str
+    following: Resume | None
+    """Where to go on from here; None = nothing follows."""
+    waiting: tuple[str, ...]
+    """What the store must keep for that, as it calls it."""
+
+
+Leave = Callable[[Passed], None]
+"""Called with a block before its memory may go."""
+
 Prepare = Callable[[BlockView], None]
 """Called with a block before its groups are solved; may change its float weights."""
 
@@ -109,6 +133,8 @@ def run_sequential(
     gram: Gram | None = None,
     blocks: BlockSource | None = None,
     store: ActivationStore | None = None,
+    leave: Leave | None = None,
+    resume: Resume | None = None,
 ) -> None:
     """Capture the Hessian of every tap of the targets and have each group solved.
 
@@ -127,6 +153,8 @@ def run_sequential(
         gram: a faster product for the Hessians of a model in bf16, see `Hessian`.
         blocks: where modules come from; default the model itself.
         store: where activations wait; default in memory.
+        leave: called for each block once the states behind it are sealed.
+        resume: go on there; default from the beginning.
 
     Raises:
         ValueError: there are no prompts, or a targeted layer saw no input (no prompt has an image
@@ -142,7 +170,11 @@ def run_sequential(
     last = max((i for i, step in enumerate(steps) if wanted[step]), default=-1)
     paired = (i for i, step in enumerate(steps) if any(_meets(g, asymmetric) for g in wanted[step]))
     last_paired = max(paired, default=-1)
+    first = 0 if resume is None else steps.index(resume.block)
+    walk.parted = set() if resume is None else set(resume.parted)
     for index, step in enumerate(steps[: last + 1]):
+        if index < first or not (wanted[step] or walk.samples(step)):
+            continue  # done before, or only for pictures that there are none of
         following = steps[index + 1] if index < last else None
         walk.enter(step)
         with loaded(walk.blocks, step):
@@ -156,6 +188,15 @@ def run_sequential(
                 for found in _observe(walk, step, together, asymmetric, gram):
                     solve(*found)
             walk.advance(step, following, with_float=index < last_paired)
+            if leave is not None:
+                leave(_passed(walk, step, following))
+
+
+def _passed(walk: Walk, step: str, following: str | None) -> Passed:
+    if following is None:
+        return Passed(step, None, ())
+    resume = Resume(following, frozenset(walk.parted))
+    return Passed(step, resume, tuple(walk.waiting(following)))
 
 
 def _meets(group: TapGroup, names: Collection[str]) -> bool:
@@ -172,7 +213,7 @@ def _observe(
     """Run all samples through a block and give what each group has seen."""
     if not groups:
         return
-    device = walk.model.device
+    device = walk.blocks.device
     hessians = [Hessian(group.in_features, device, gram) for group in groups]
     crosses = [
         CrossMoment(group.in_features, device) if _meets(group, asymmetric) else None

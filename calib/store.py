@@ -1,13 +1,17 @@
 """The seams of block-wise work: where blocks come from, and where activations wait.
 
-Both are in memory here. Versions that keep blocks and activations on disk need only these methods.
+Both are in memory here. `disk_store.py` keeps activations in files; blocks that come from a
+checkpoint are the business of whoever knows how they are written.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from ..model.qwen_vl import QwenVL
 
 State = dict[str, Tensor]
 """What flows between two blocks for one sample: hidden states and all that travels with them."""
@@ -15,6 +19,11 @@ State = dict[str, Tensor]
 
 class BlockSource(Protocol):
     """Gives modules with their weights, one block at a time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the modules are when they run."""
+        ...
 
     def load(self, path: str) -> nn.Module:
         """The module at `path` (such as ``model.layers.3``), ready to run."""
@@ -37,15 +46,24 @@ class ActivationStore(Protocol):
         ...
 
     def drop(self, block: str, sample: int) -> None:
-        """Forget one state."""
+        """Forget one state; one that is stored for good may be there again after a restart."""
+        ...
+
+    def seal(self, block: str) -> None:
+        """All states in front of a block have been put: store them for good, if this store does."""
         ...
 
 
 class ModelBlocks:
     """A block source over a model that lies in memory as a whole."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: QwenVL) -> None:
         self._model = model
+
+    @property
+    def device(self) -> torch.device:
+        """See `BlockSource.device`."""
+        return self._model.device
 
     def load(self, path: str) -> nn.Module:
         """See `BlockSource.load`."""
@@ -72,6 +90,9 @@ class MemoryStore:
     def drop(self, block: str, sample: int) -> None:
         """See `ActivationStore.drop`."""
         del self._states[block, sample]
+
+    def seal(self, block: str) -> None:
+        """See `ActivationStore.seal`; nothing outlasts the process."""
 
     def __len__(self) -> int:
         return len(self._states)

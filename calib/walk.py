@@ -22,6 +22,9 @@ from .capture import watch_inputs
 from .observers import Observer
 from .store import ActivationStore, BlockSource, State, loaded
 
+FEATURES = "features"
+"""Where what the merger made of each sample's pictures waits for the decoder."""
+
 Weigh = Callable[[str, Prompt], Tensor | None]
 """Called with a block's path and a sample: how much each token counts in sums, float ``[T]``, not
 negative; None = all alike."""
@@ -54,7 +57,6 @@ class Walk:
         self.seeing = [i for i, prompt in enumerate(prompts) if prompt.visuals]
         self.parted: set[int] = set()
         """Samples whose float state differs from the quantized one and is kept beside it."""
-        self._features: dict[tuple[int, bool], Tensor] = {}
         self._copy: nn.Module | None = None
 
     def steps(self) -> list[str]:
@@ -80,6 +82,15 @@ class Walk:
                     if sample in self.parted:
                         hidden = self._embed(sample, in_float=True)["hidden"]
                         self.store.put(_key(step, True), sample, {**state, "hidden": hidden})
+        elif step in self.head:
+            self.blocks.load("model.norm")
+
+    def waiting(self, step: str) -> list[str]:
+        """Names under which the store holds what is needed before `enter`."""
+        if step == self.vision[0]:
+            return []
+        name = FEATURES if step == self.decoder[0] else step
+        return [_key(name, in_float) for in_float in (False, True)]
 
     def split(self, step: str) -> None:
         """Copy a block whose layers are about to be quantized; the float states will use the copy.
@@ -101,14 +112,14 @@ class Walk:
         for sample in samples:
             for in_float in (False, True) if with_float and sample in parting else (False,):
                 if following is not None:
+                    name = FEATURES if following == self.decoder[0] else following
                     state = self._through(step, sample, in_float)
-                    if step in self.merger:
-                        self._features[sample, in_float] = state["hidden"]
-                    else:
-                        self.store.put(_key(following, in_float), sample, state)
+                    self.store.put(_key(name, in_float), sample, state)
             self.store.drop(step, sample)
             if sample in self.parted:
                 self.store.drop(_key(step, True), sample)
+        for name in self.waiting(following) if following is not None else ():
+            self.store.seal(name)
         self.parted = set(parting) if with_float else set()
         self._copy = None
 
@@ -198,7 +209,9 @@ class Walk:
         if prompt.visuals:
             unit = self.model.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in prompt.visuals]
-            parts = torch.split(self._features.pop((sample, in_float)), sizes)
+            name = _key(FEATURES, in_float)
+            parts = torch.split(self.store.get(name, sample)["hidden"], sizes)
+            self.store.drop(name, sample)
         batch = self.model.embed([prompt], [parts])
         return self.model.model.prepare(batch.embeds, batch.position_ids)
 

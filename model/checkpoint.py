@@ -17,22 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import read_json
+from .stored import STORED_DTYPES, LaterTensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-STORED_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def canonical_name(name: str) -> str:
@@ -113,12 +102,17 @@ class CheckpointReader:
         Raises:
             ValueError: There is no such tensor, or its bytes cannot be read.
         """
-        source = self.source_name(name)
+        source, path = self.source_name(name), self.folder / self._files[name]
         try:
-            value: Tensor = self._open(self._files[name]).get_tensor(source)
+            # Opened anew: what was read of a file counts as held for as long as that is open.
+            value: Tensor = _safe_open(path).get_tensor(source)
         except SafetensorError as error:
-            raise _damaged(self.folder / self._files[name], error) from None
+            raise _damaged(path, error) from None
         return value
+
+    def later(self, name: str) -> LaterTensor:
+        """One tensor as stored, to be read when it is needed."""
+        return LaterTensor(self.dtype(name), self.shape(name), lambda: self.tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -146,10 +140,7 @@ class CheckpointReader:
                     f"{self.folder}: shard {file!r} named by {INDEX_FILE} is missing; "
                     "fetch the checkpoint again"
                 )
-            try:
-                self._handles[file] = safe_open(str(path), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise _damaged(path, error) from None
+            self._handles[file] = _safe_open(path)
         return self._handles[file]
 
     def _locate(self) -> Iterable[tuple[str, str]]:
@@ -195,6 +186,22 @@ class CheckpointReader:
         return list(weight_map.items())
 
 
+def stored_tensors(path: Path) -> dict[str, LaterTensor]:
+    """What one safetensors file holds, to be read when it is needed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    file = _safe_open(path)
+
+    def later(name: str) -> LaterTensor:
+        part = file.get_slice(name)
+        dtype, shape = STORED_DTYPES[part.get_dtype()], tuple(part.get_shape())
+        return LaterTensor(dtype, shape, lambda: _safe_open(path).get_tensor(name))
+
+    return {name: later(name) for name in file.keys()}
+
+
 def _check_inside(folder: Path, file: object) -> None:
     # Lexical on purpose: hub caches are folders of links that point elsewhere.
     plain = isinstance(file, str) and file and "\0" not in file
@@ -206,6 +213,13 @@ def _check_inside(folder: Path, file: object) -> None:
             f"{folder}: {INDEX_FILE} names the file {file!r}; allowed: plain file names "
             "inside the folder; do not use this checkpoint"
         )
+
+
+def _safe_open(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

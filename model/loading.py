@@ -7,6 +7,7 @@ peak memory then follows the largest block instead of the model.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 BUILT_IN = "tiny"
+HEAD = "lm_head.weight"
 SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
@@ -183,7 +185,7 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
     if missing:
         raise ValueError(_listed(reader, missing, "missing"))
     # A tied head may be stored all the same; rotary frequencies are computed, not loaded.
-    spare = {"lm_head.weight"} if model.lm_head is None else set()
+    spare = {HEAD} if model.lm_head is None else set()
     left = [
         name
         for name in reader.names()
@@ -192,7 +194,7 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
     if left:
         raise ValueError(_listed(reader, left, "unknown to this model"))
     for name, parameter in expected.items():
-        _check_shape(reader, name, tuple(parameter.shape))
+        _check_shape(reader, name, reader.shape(name), tuple(parameter.shape))
 
 
 def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
@@ -201,12 +203,12 @@ def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
     Raises:
         ValueError: They differ, so the head is not tied.
     """
-    if model.lm_head is not None or "lm_head.weight" not in reader:
+    if model.lm_head is not None or HEAD not in reader:
         return
-    embedding = model.model.embed_tokens.weight
-    head = reader.tensor("lm_head.weight")
-    same = head.shape == embedding.shape
-    if not same or not torch.equal(head.to(embedding.device, embedding.dtype), embedding):
+    embedding, head = (
+        reader.tensor(name).to(model.dtype) for name in ("model.embed_tokens.weight", HEAD)
+    )
+    if head.shape != embedding.shape or not torch.equal(head, embedding):
         raise ValueError(
             f"{reader.folder}: config.json says tie_word_embeddings, but lm_head.weight differs "
             "from the embedding; set it to false (in text_config too, if there is one)"
@@ -221,8 +223,9 @@ def _listed(reader: CheckpointReader, names: list[str], problem: str) -> str:
     )
 
 
-def _check_shape(reader: CheckpointReader, name: str, wanted: tuple[int, ...]) -> None:
-    found = reader.shape(name)
+def _check_shape(
+    reader: CheckpointReader, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
     if found != wanted:
         raise ValueError(
             f"{reader.folder}: {name} has shape {list(found)}, config.json asks for "
@@ -236,6 +239,7 @@ def load_block(
     prefix: str,
     *,
     device: str | torch.device | None = None,
+    change: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Read the weights of one module into a model, in place.
 
@@ -245,13 +249,14 @@ def load_block(
         prefix: Module path, such as `model.layers.3`.
         device: Where the weights go; None: where the embedding lies, or the CPU while that is on
             `meta`.
+        change: Called with the name of each tensor and what is stored; gives what is loaded.
 
     Raises:
         ValueError: A tensor is missing or has another shape.
     """
     if device is None:
         device = "cpu" if model.device.type == "meta" else model.device
-    _fill(reader, model.get_submodule(prefix), prefix, torch.device(device))
+    _fill(reader, model.get_submodule(prefix), prefix, torch.device(device), change)
 
 
 def release_block(module: nn.Module) -> None:
@@ -259,11 +264,19 @@ def release_block(module: nn.Module) -> None:
     module.to("meta")
 
 
-def _fill(reader: CheckpointReader, module: nn.Module, prefix: str, device: torch.device) -> None:
+def _fill(
+    reader: CheckpointReader,
+    module: nn.Module,
+    prefix: str,
+    device: torch.device,
+    change: Callable[[str, Tensor], Tensor] | None = None,
+) -> None:
     for path, parameter in list(module.named_parameters()):
         name = f"{prefix}.{path}" if prefix else path
-        _check_shape(reader, name, tuple(parameter.shape))
         value = reader.tensor(name)
+        if change is not None:
+            value = change(name, value)
+        _check_shape(reader, name, tuple(value.shape), tuple(parameter.shape))
         if not value.is_floating_point():
             raise ValueError(
                 f"{reader.folder}: {name} is stored as {value.dtype}; a model that is not "

@@ -1,12 +1,14 @@
 """From one checkpoint format to another: the same integers, scales and zero points elsewhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from ..model.stored import LaterTensor
 from .formats import choose_format
 from .formats.checkpoint import QuantizedCheckpoint
-from .formats.writer import Origin, write_checkpoint
+from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .loading import resolve_folder
 
 
@@ -37,12 +39,17 @@ def export(
     except ValueError as error:
         raise ValueError(f"{source.folder} cannot be exported: {error}") from None
 
-    def tensor(name: str) -> Tensor | None:
+    dtype = computing_dtype(contents.config, source.reader)
+
+    def encoded(name: str) -> Mapping[str, Tensor]:
+        return encode_layer(source.weight(name), chosen, dtype, name)
+
+    def tensor(name: str) -> LaterTensor | None:
         is_copy = name == "lm_head.weight" and contents.config.text.tie_word_embeddings
-        return None if is_copy or source.is_spurious(name) else source.reader.tensor(name)
+        return None if is_copy or source.is_spurious(name) else source.reader.later(name)
 
     write_checkpoint(
-        Origin(source.reader, source.format.parts, source.weight, tensor),
+        Origin(source.reader, source.format.parts, encoded, tensor),
         contents,
         chosen,
         Path(out),

@@ -13,7 +13,7 @@ Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the
 - Rows on which plain rounding does better under the same Hessian keep the rounded integers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -32,15 +32,14 @@ _TIE = 1e-5
 
 
 @dataclass(frozen=True)
-class GPTQResult:
-    """A quantized matrix and what it took to get there.
+class SolveStats:
+    """What it took to quantize a matrix.
 
     Errors are ``sum_n e_n H e_n'`` with ``e_n`` the difference of row n from the original and H
-    the undamped Hessian, relative to the same form of the original rows. Both are taken before
-    any row falls back.
+    the undamped Hessian, relative to the same form of the original rows. `error` and `rtn_error`
+    are taken before any row falls back.
     """
 
-    weight: QuantizedWeight
     error: float
     rtn_error: float
     final_error: float
@@ -55,6 +54,18 @@ class GPTQResult:
     """Input features that calibration never excited."""
     fallback: str | None
     """Why the whole layer was rounded instead, or None."""
+
+
+@dataclass(frozen=True)
+class GPTQResult(SolveStats):
+    """A quantized matrix and what it took to get there."""
+
+    weight: QuantizedWeight
+
+    @property
+    def stats(self) -> SolveStats:
+        """All but the weight, which may go."""
+        return SolveStats(**{f.name: getattr(self, f.name) for f in fields(SolveStats)})
 
 
 def inverse_factor(hessian: Tensor) -> Tensor | None:
@@ -152,7 +163,15 @@ def gptq(
     if factor is None:
         reason = f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}, rounded instead"
         return GPTQResult(
-            packed, rtn_error, rtn_error, rtn_error, None, precision, 0, int(dead.sum()), reason
+            weight=packed,
+            error=rtn_error,
+            rtn_error=rtn_error,
+            final_error=rtn_error,
+            damp_percent=None,
+            precision=precision,
+            fallback_rows=0,
+            dead_columns=int(dead.sum()),
+            fallback=reason,
         )
 
     solved = _solve(original, factor, order, scales, zero_points, scheme, block_size)

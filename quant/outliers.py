@@ -23,7 +23,8 @@ from torch import Tensor
 from ..model.checkpoint import SINGLE_FILE, CheckpointReader
 from ..model.config import ModelConfig
 from ..model.families import family_of
-from .formats.folder import copy_side_files, share, write_tensors
+from ..model.writing import write_tensors
+from .formats.folder import copy_side_files, share
 from .rescale import count_channels, rescale_, source_of
 
 OUTLIERS = "tiny-outliers"

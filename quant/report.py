@@ -6,8 +6,8 @@ seed, versions and machine type give the same file.
 
 import hashlib
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .. import __version__
 from ..calib.token_weights import EveryTokensWeight, TokenWeights
 from ..model.inputs import Prompt
 from .bindings import PlannedTransform
-from .gptq import GPTQResult
+from .gptq import SolveStats
 from .plan import Plan, PlanRow
 from .recipe import Recipe
 
@@ -30,12 +30,12 @@ class LayerReport:
     """One quantized layer."""
 
     row: PlanRow
-    result: GPTQResult | None
+    result: SolveStats | None
     """None for round to nearest."""
     tokens: int
     """Calibration tokens that reached it."""
     error: float | None = None
-    """Of round to nearest, where calibration ran: as `GPTQResult.error`."""
+    """Of round to nearest, where calibration ran: as `SolveStats.error`."""
     target_shift: float | None = None
     """How far gptaq moved the weight that was to be met, relative to the original's norm. The
     errors are those against the moved weight."""
@@ -56,20 +56,23 @@ class LayerReport:
             errors = dict.fromkeys(("error", "rtn_error", "final_error"), self.error)
             data |= {"tokens": self.tokens, **errors}
         if self.result is not None:
-            data |= {
-                "tokens": self.tokens,
-                "error": self.result.error,
-                "rtn_error": self.result.rtn_error,
-                "final_error": self.result.final_error,
-                "damp_percent": self.result.damp_percent,
-                "precision": self.result.precision,
-                "fallback_rows": self.result.fallback_rows,
-                "dead_columns": self.result.dead_columns,
-                "fallback": self.result.fallback,
-            }
+            data |= {"tokens": self.tokens, **asdict(self.result)}
         if self.target_shift is not None:
             data["target_shift"] = self.target_shift
         return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], row: PlanRow) -> "LayerReport":
+        """Undo `to_dict`."""
+        names = [f.name for f in fields(SolveStats)]
+        solved = "damp_percent" in data
+        return cls(
+            row,
+            SolveStats(**{name: data[name] for name in names}) if solved else None,
+            data.get("tokens", 0),
+            None if solved else data.get("error"),
+            data.get("target_shift"),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,19 @@ class TransformReport:
             "error": self.error,
             "plain_error": self.plain_error,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], planned: PlannedTransform) -> "TransformReport":
+        """Undo `to_dict`, but for `scales`, of which the smallest and the largest are left."""
+        scales, is_awq = data["scales"], planned.transform.method == "awq"
+        return cls(
+            planned,
+            data["ratio" if is_awq else "alpha"],
+            None if scales is None else torch.tensor(scales),
+            data["error"],
+            data["plain_error"],
+            data.get("balanced", False),
+        )
 
 
 @dataclass(frozen=True)

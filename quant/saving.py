@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ..model.checkpoint import CheckpointReader
+from ..model.config import ModelConfig
+from ..model.loading import HEAD
 from ..model.qwen_vl import QwenVL
-from .affine import QuantizedWeight
+from ..model.stored import LaterTensor
 from .formats import AUTO, choose_format
-from .formats.format import Format, Solver, float_tensor
-from .formats.writer import Origin, write_checkpoint
+from .formats.format import Contents, Format, Solver, float_tensor
+from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .linear import QuantLinear
 from .loading import resolve_folder
-from .padding import Padding, pad_tensors
+from .padding import Padding, pad_tensors, padded_shapes
 from .plan import Plan
 from .report import QuantReport
 from .targets import quantized_layers
@@ -62,21 +64,55 @@ def save_quantized(
     if odd := set(layers) ^ set(contents.schemes):
         raise ValueError(f"model and report disagree about {min(odd)}; save the report's own model")
     reader = CheckpointReader(resolve_folder(source))
+    originals = Originals(model, layers, reader, report.changed, report.plan.padding, chosen)
+    origin = Origin(reader, ("weight",), originals.encoded, originals.tensor)
+    _write(origin, report, contents, chosen, Path(out), overwrite=overwrite)
+
+
+def save_finished(
+    done: Mapping[str, LaterTensor], report: QuantReport, source: Path, out: Path
+) -> None:
+    """Write a checkpoint of which everything that is not the source's lies in files already.
+
+    Args:
+        done: what `Originals.all` gave of every block, by name.
+        report: what was done.
+        source: folder of the float checkpoint.
+        out: folder to make, which appears whole or not at all.
+
+    Raises:
+        ValueError: `out` exists.
+    """
+    reader = CheckpointReader(source)
+    contents = report.plan.contents
+    finished = _Finished(done, reader, contents.config, report.plan.padding)
+    origin = Origin(reader, ("weight",), finished.encoded, finished.tensor)
+    _write(origin, report, contents, choose_format(contents, report.plan.format), out)
+
+
+def _write(
+    origin: Origin,
+    report: QuantReport,
+    contents: Contents,
+    format: Format,
+    out: Path,
+    *,
+    overwrite: bool = False,
+) -> None:
     record = report.to_dict()
-    originals = _Originals(model, layers, reader, report.changed, report.plan.padding, chosen)
     write_checkpoint(
-        Origin(reader, ("weight",), originals.weight, originals.tensor),
+        origin,
         replace(contents, solver=Solver.from_record(record)),
-        chosen,
-        Path(out),
-        config=model.config.raw,
+        format,
+        out,
+        config=contents.config.raw,
         record=record,
         overwrite=overwrite,
     )
 
 
 @dataclass(frozen=True)
-class _Originals:
+class Originals:
     """Tensors of the float checkpoint as the quantized model has them."""
 
     model: QwenVL
@@ -86,9 +122,24 @@ class _Originals:
     padding: tuple[Padding, ...]
     format: Format
 
-    def weight(self, name: str) -> QuantizedWeight:
-        """See `Origin.weight`."""
-        return self.layers[name].quantized()
+    def encoded(self, name: str) -> Mapping[str, Tensor]:
+        """See `Origin.encoded`."""
+        dtype = computing_dtype(self.model.config, self.reader)
+        return encode_layer(self.layers[name].quantized(), self.format, dtype, name)
+
+    def all(self) -> dict[str, Tensor]:
+        """All that is written of the layers and of what was changed, by canonical name."""
+        tensors = {
+            f"{name}.{part}": tensor
+            for name in self.layers
+            for part, tensor in self.encoded(name).items()
+        }
+        biases = [f"{name}.bias" for name in self.layers]
+        for name in (*self.changed, *(bias for bias in biases if bias in self.reader)):
+            tensor = self.tensor(name)
+            assert tensor is not None
+            tensors[name] = tensor
+        return tensors
 
     def tensor(self, name: str) -> Tensor | None:
         """See `Origin.tensor`."""
@@ -130,3 +181,40 @@ class _Originals:
                 f"{name} differs between the model and its source; give the checkpoint that the "
                 "model was loaded from"
             )
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The tensors of the new checkpoint, from files alone."""
+
+    done: Mapping[str, LaterTensor]
+    reader: CheckpointReader
+    config: ModelConfig
+    """Padded."""
+    padding: tuple[Padding, ...]
+
+    def encoded(self, layer: str) -> dict[str, LaterTensor]:
+        """See `Origin.encoded`."""
+        parts = {name.rpartition("."): tensor for name, tensor in self.done.items()}
+        return {
+            leaf: tensor
+            for (owner, _, leaf), tensor in parts.items()
+            if owner == layer and leaf != "bias"
+        }
+
+    def tensor(self, name: str) -> LaterTensor | None:
+        """See `Origin.tensor`."""
+        if name == HEAD and self.config.text.tie_word_embeddings:
+            return None  # a copy of the embedding, which readers tie again
+        if name in self.done:
+            return self.done[name]
+        later = self.reader.later(name)
+        grown = padded_shapes(self.config, self.padding).get(name)
+        if grown is None:
+            return later
+        dim, _, after = grown
+        return replace(
+            later,
+            shape=(*later.shape[:dim], after, *later.shape[dim + 1 :]),
+            read=lambda: pad_tensors({name: later.read()}, self.config, self.padding)[name],
+        )

@@ -43,8 +43,8 @@ SEARCH_SHARE = 0.25
 class BlockTransforms:
     """The transforms of a plan, block by block, and the record of them."""
 
-    def __init__(self, model: QwenVL, plan: Plan) -> None:
-        self.model = model
+    def __init__(self, model: QwenVL, plan: Plan, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.rows = {row.name: row for row in plan.quantized}
         self.planned = plan.transforms
         self.reports: list[TransformReport] = []
@@ -148,7 +148,7 @@ class BlockTransforms:
         spec, planned = self.rows[names[0]].spec, self.rows[names[0]].step
         assert planned is not None
         rounds = planned.method == "rtn"
-        device = self.model.device
+        device = self.device
         hessian = Hessian(spec.in_features, device, gram_on(device))
         magnitudes = MeanAbs(spec.in_features, device)
         view.observe({spec.name: [hessian, magnitudes]})
@@ -207,7 +207,7 @@ class BlockTransforms:
         channels = count_channels(self._tensors(row.block), row.block, row.binding)
         tap = self.rows[self._quantized(row)[0]].spec.tap
         index = channel_index(row.binding, channels, self.model.config)
-        return tap, index.to(self.model.device), channels
+        return tap, index.to(self.device), channels
 
     def _groups(self, block: str) -> list[TapGroup]:
         return tap_groups([row.spec for row in self.rows.values()], block)
@@ -215,7 +215,7 @@ class BlockTransforms:
     def _absmax(self, view: BlockView, samples: Sequence[int]) -> dict[str, Tensor]:
         """Largest magnitude per column of every input that a quantized layer of the block reads."""
         groups = self._groups(view.path)
-        observers = {group.tap: AbsMax(group.in_features, self.model.device) for group in groups}
+        observers = {group.tap: AbsMax(group.in_features, self.device) for group in groups}
         watching = {group.linears[0].name: [observers[group.tap]] for group in groups}
         view.observe(watching, samples)
         return {tap: observer.values for tap, observer in observers.items()}
@@ -255,7 +255,7 @@ class BlockTransforms:
                 weight = rtn(weight_of(self.model, spec), step.scheme)
                 if step.scheme.activations == "static":
                     scale = choose_input_scale(float(absmax[group.tap].max()))
-                    weight = replace(weight, input_scale=scale.to(self.model.device))
+                    weight = replace(weight, input_scale=scale.to(self.device))
                 put_quantized(self.model, spec, weight)
 
 

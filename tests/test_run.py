@@ -132,7 +132,7 @@ def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
             run(request_for(checkpoint, tmp_path / "out"), quiet())
     weights = tmp_path / "out" / "checkpoint" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    monkeypatch.setattr("vlpress.checkpoints.quantize_", interrupt)
+    monkeypatch.setattr("vlpress.checkpoints.Streaming.quantize", interrupt)
     run(request_for(checkpoint, tmp_path / "out"), quiet())
     assert weights.stat().st_mtime_ns == written
 

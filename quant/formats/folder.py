@@ -13,32 +13,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from ...model.checkpoint import INDEX_FILE, SINGLE_FILE
+from ...model.stored import AnyTensor
+from ...model.writing import sync_folder, write_tensors
 
 
 class ShardSink(Protocol):
     """Where finished tensors go; the third seam of block-wise work."""
 
-    def write(self, name: str, tensor: Tensor, file: str) -> None:
+    def write(self, name: str, tensor: AnyTensor, file: str) -> None:
         """Take one tensor for a shard; tensors of one shard come together."""
         ...
 
 
 class FolderSink:
-    """Writes shards into a folder; holds the tensors of one shard at a time."""
+    """Writes shards into a folder; holds those tensors of one that need not be read later."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: str | None = None
-        self._tensors: dict[str, Tensor] = {}
+        self._tensors: dict[str, AnyTensor] = {}
         self._weight_map: dict[str, str] = {}
         self.total_bytes = 0
         """Tensor bytes taken so far."""
 
-    def write(self, name: str, tensor: Tensor, file: str) -> None:
+    def write(self, name: str, tensor: AnyTensor, file: str) -> None:
         """See `ShardSink.write`.
 
         Raises:
@@ -49,9 +48,9 @@ class FolderSink:
         if file != self._file:
             self._flush()
             self._file = file
-        self._tensors[name] = tensor.to("cpu").contiguous()
+        self._tensors[name] = tensor
         self._weight_map[name] = file
-        self.total_bytes += tensor.numel() * tensor.element_size()
+        self.total_bytes += tensor.nbytes
 
     def close(self) -> None:
         """Write the last shard and, with more than the one plain file, the index."""
@@ -85,6 +84,7 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         share(partial)
         yield partial
+        sync_folder(partial)
         if out.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
             out.rename(old / out.name)
@@ -102,13 +102,6 @@ def copy_side_files(source: Path, target: Path, names: tuple[str, ...]) -> list[
     for name in found:
         shutil.copyfile(source / name, target / name)
     return found
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write one safetensors file, with the rights of any other new file."""
-    # One metadata key only: the writer does not keep several in a fixed order.
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    share(path)
 
 
 def share(path: Path) -> None:

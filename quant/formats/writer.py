@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ...model.checkpoint import CheckpointReader
+from ...model.config import ModelConfig
 from ...model.families import family_of
+from ...model.stored import AnyTensor
 from ..affine import QuantizedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
 from .folder import FolderSink, ShardSink, copy_side_files, whole_folder, write_json
@@ -28,9 +30,9 @@ class Origin:
     parts: tuple[str, ...]
     """Last names of the tensors that hold a quantized layer's weight in the source; the first that
     is there marks the place."""
-    weight: Callable[[str], QuantizedWeight]
-    """A quantized layer by name."""
-    tensor: Callable[[str], Tensor | None]
+    encoded: Callable[[str], Mapping[str, AnyTensor]]
+    """The tensors of a quantized layer by their last names, see `encode_layer`."""
+    tensor: Callable[[str], AnyTensor | None]
     """Any other tensor by name, biases of quantized layers too; None leaves it out."""
 
 
@@ -76,7 +78,7 @@ def write_checkpoint(
         raise ValueError(f"output {out} is or holds the source, which is never written to")
     with whole_folder(out, overwrite=overwrite) as folder:
         sink = FolderSink(folder)
-        sizes = _write_tensors(origin, contents, format, sink)
+        sizes = _write_tensors(origin, contents, sink)
         sink.close()
         sizes.total = sink.total_bytes
         described = format.quantization_config(contents, _file_names(origin))
@@ -88,16 +90,15 @@ def write_checkpoint(
         copy_side_files(reader.folder, folder, family_of(contents.config).side_files)
 
 
-def _write_tensors(origin: Origin, contents: Contents, format: Format, sink: ShardSink) -> Sizes:
+def _write_tensors(origin: Origin, contents: Contents, sink: ShardSink) -> Sizes:
     reader, sizes = origin.reader, Sizes()
-    dtype = contents.config.dtype or reader.dtype(EMBEDDING)
     for name in sorted(reader.names(), key=lambda name: (reader.file(name), name)):
         source, file = reader.source_name(name), reader.file(name)
         owner, _, leaf = name.rpartition(".")
         if owner in contents.schemes and leaf in origin.parts:
             if leaf != _place(origin, owner):
                 continue
-            tensors = _checked_tensors(origin.weight(owner), format, dtype, owner)
+            tensors = origin.encoded(owner)
             for part, tensor in tensors.items():
                 sink.write(source.removesuffix(leaf) + part, tensor, file)
             size = sum(tensor.nbytes for tensor in tensors.values())
@@ -118,10 +119,20 @@ def _place(origin: Origin, layer: str) -> str:
     return next(part for part in origin.parts if f"{layer}.{part}" in origin.reader)
 
 
-def _checked_tensors(
+def encode_layer(
     weight: QuantizedWeight, format: Format, dtype: torch.dtype, name: str
 ) -> dict[str, Tensor]:
-    """Encode a layer and prove that reading it back gives the same."""
+    """A layer's tensors in a format, by their last names, and proof that they read back the same.
+
+    Args:
+        weight: unpacked.
+        format: one that can hold it.
+        dtype: what the model computes in, see `computing_dtype`.
+        name: of the layer.
+
+    Raises:
+        ValueError: the layer holds a number that the format cannot say.
+    """
     try:
         tensors = format.encode(weight, dtype)
     except ValueError as error:
@@ -129,6 +140,11 @@ def _checked_tensors(
     if not format.decode(tensors, weight.scheme, name).equals(weight):
         raise RuntimeError(f"{name}: packed and unpacked weights differ; nothing was written")
     return tensors
+
+
+def computing_dtype(config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
+    """What engines will compute a checkpoint in."""
+    return config.dtype or reader.dtype(EMBEDDING)
 
 
 def _file_names(origin: Origin) -> Callable[[str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ from . import __version__
 from .calib.samples import Sample, has_pictures
 from .calib.samples import fingerprint as samples_fingerprint
 from .eval.fingerprint import device_name, versions
-from .folders import claim_result, digest_folder, place
+from .folders import claim, claim_result, digest_folder, place
 from .model.checkpoint import CheckpointReader
 from .model.config import ModelConfig
 from .model.loading import choose_device, choose_dtype
@@ -26,9 +27,13 @@ from .quant.export import export
 from .quant.formats import AUTO, choose_format
 from .quant.formats.checkpoint import QuantizedCheckpoint
 from .quant.loading import is_quantized, resolve_folder
-from .quant.pipeline import check_format, quantize_, save_quantized
+from .quant.pipeline import check_format
 from .quant.plan import Plan, make_plan
 from .quant.recipe import Recipe
+from .quant.saving import save_finished
+from .quant.streaming import Streaming
+from .quant.work import NAMES as WORK_NAMES
+from .quant.work import Work
 from .requests import BUILTIN_MODELS, Calibration, Settings
 
 DRAWINGS = (
@@ -94,18 +99,46 @@ class Job:
             "versions": versions(),
         }
 
-    def make(self, out: Path, fingerprint: dict[str, Any], reporter: Reporter) -> None:
-        """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all."""
+    def make(
+        self,
+        out: Path,
+        fingerprint: dict[str, Any],
+        reporter: Reporter,
+        *,
+        overwrite: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all.
+
+        What is done of it waits in a hidden folder beside ``out``, for the same job to go on.
+
+        Raises:
+            ValueError: that folder holds other work and neither flag is given, or the model or the
+                samples are unusable.
+        """
         if self.is_foreign_to_drawings:
             reporter.warn(DRAWINGS)
         if self.plan.passed_over:
             reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
-        prompts = encode_samples(self.samples, self.processor)
-        model = self.source.load()
+        folder = out.with_name(f".{out.name}.vlpress-work")
+        if claim(folder, fingerprint, ours=WORK_NAMES, overwrite=overwrite, fresh=fresh):
+            reporter.note(f"going on with what {folder} holds of {out}")
+        settings = self.source.settings
+        streaming = Streaming(
+            self.source.folder,
+            self.recipe,
+            self.plan,
+            encode_samples(self.samples, self.processor),
+            settings.device,
+            settings.dtype,
+            round(self.calibration.memory * 2**30),
+        )
+        work = Work(folder)
         with reporter.stage("quantize") as update:
-            report = quantize_(model, self.recipe, prompts, on_progress=update)
+            report = streaming.quantize(work, update)
         with place(out, fingerprint) as staged:
-            save_quantized(model, report, self.source.folder, staged, format=self.plan.format)
+            save_finished(work.tensors(), report, self.source.folder, staged)
+        shutil.rmtree(folder)
 
 
 def quantize_to(
@@ -132,7 +165,7 @@ def quantize_to(
     if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
         reporter.note(f"{out} is finished already")
     else:
-        job.make(out, fingerprint, reporter)
+        job.make(out, fingerprint, reporter, overwrite=overwrite, fresh=fresh)
     return inspect_checkpoint(out)
 
 

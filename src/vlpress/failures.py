@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 UNUSABLE = 2
 INTERRUPTED = 3
 DEFECT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would read as FAIL
-RESUMABLE = ("run", "eval")
+RESUMABLE = ("run", "quantize", "eval")
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
 
 # typer has its own copy of click in some versions and click itself in others; the public name

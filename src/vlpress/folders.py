@@ -17,6 +17,7 @@ from typing import Any
 
 from .eval.predictions import differences
 from .eval.results import PART, write_json
+from .model.writing import sync_folder
 
 MARKER = "work.json"
 TRASH = ".discarded"
@@ -146,6 +147,7 @@ def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
     if out.exists():
         out.rename(old)
     staged.rename(out)
+    sync_folder(out.parent)
     if old.exists():
         shutil.rmtree(old)
 

@@ -113,6 +113,14 @@ Calib = Annotated[
         show_default=False,
     ),
 ]
+Memory = Annotated[
+    float,
+    typer.Option(
+        "--memory",
+        min=0.0,
+        help="GiB of activations that calibration keeps in memory; all of them are in files too.",
+    ),
+]
 CalibSamples = Annotated[
     int | None,
     typer.Option(

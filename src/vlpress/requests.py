@@ -33,12 +33,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Where calibration samples come from."""
+    """Where calibration samples come from, and where their activations wait."""
 
     source: str | None = None
     """None: the built-in drawings."""
     samples: int | None = None
     """None: as many as the recipe says."""
+    memory: float = 2.0
+    """GiB of activations that are kept in memory as well as in files."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
         if job.is_foreign_to_drawings:
             reporter.warn(DRAWINGS)
     else:
-        job.make(checkpoint, made_from, reporter)
+        job.make(checkpoint, made_from, reporter, **flags)
     if not _is_evaluated(out, tasks, _noise(request)):
         _evaluate_both(job, checkpoint, tasks, text, request, reporter)
     return _report(job, request)

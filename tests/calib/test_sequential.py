@@ -227,7 +227,7 @@ def test_a_view_that_no_sample_reaches() -> None:
 
 
 class CountingBlocks(ModelBlocks):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: QwenVL) -> None:
         super().__init__(model)
         self.open: list[str] = []
         self.order: list[str] = []

@@ -115,6 +115,9 @@ def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
         store=store,
     )
     floats = {key: state for key, state in store.seen.items() if key[0].endswith(" (float)")}
+    pictures = {n for block, n in floats if block == "features (float)"}
+    assert pictures == {n for n, sample in enumerate(samples) if sample.visuals}
+    floats = {key: state for key, state in floats.items() if key[0] != "features (float)"}
     assert {block for block, _ in floats} == {
         "visual.blocks.1 (float)",
         "visual.merger (float)",

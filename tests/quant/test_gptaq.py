@@ -14,11 +14,12 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.asymmetric import asymmetric_target
 from vlpress.quant.gptq import gptq
 from vlpress.quant.linear import QuantLinear
-from vlpress.quant.pipeline import quantize_, relative_change
+from vlpress.quant.pipeline import quantize_
 from vlpress.quant.plan import make_plan
 from vlpress.quant.recipe import Recipe
 from vlpress.quant.report import QuantReport
 from vlpress.quant.scheme import QuantScheme
+from vlpress.quant.solving import relative_change
 from vlpress.quant.targets import quantized_layers
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]

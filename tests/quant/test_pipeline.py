@@ -230,7 +230,7 @@ def test_gradient_weights_without_pictures_fail_before_anything_changes() -> Non
 
 def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the solver find no factor for the Hessian of one layer."""
-    from vlpress.quant import pipeline
+    from vlpress.quant import solving
 
     def solve(weight: torch.Tensor, *args: Any, **options: Any) -> GPTQResult:
         failing = torch.equal(weight, random_model().get_parameter(name))
@@ -239,7 +239,7 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 patch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
             return gptq(weight, *args, **options)
 
-    monkeypatch.setattr(pipeline, "gptq", solve)
+    monkeypatch.setattr(solving, "gptq", solve)
 
 
 def test_a_layer_without_a_factor_is_in_the_report(

@@ -36,7 +36,7 @@ def recipe(*steps: dict[str, Any]) -> Recipe:
 def transform(model: QwenVL, wanted: Recipe, samples: Sequence[Prompt]) -> BlockTransforms:
     """Run only the transforms of a recipe; all layers stay in float."""
     plan = make_plan(model.config, wanted)
-    transforms = BlockTransforms(model, plan)
+    transforms = BlockTransforms(model, plan, model.device)
 
     def prepare(view: BlockView) -> None:
         transforms.prepare(view)

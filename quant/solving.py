@@ -1,0 +1,201 @@
+"""How the layers of a plan are quantized, one tap group after another."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calib.observers import CrossMoment, Hessian
+from ..calib.sequential import BlockView, TapGroup, run_sequential
+from ..calib.walk import Weigh
+from ..model.inputs import Prompt
+from ..model.qwen_vl import QwenVL
+from .affine import QuantizedWeight, choose_input_scale
+from .asymmetric import asymmetric_target
+from .coverage import tower_rows
+from .error import relative_error
+from .gptq import gptq
+from .kernels.dense import gram_on
+from .plan import Plan, PlanRow
+from .recipe import Recipe
+from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
+from .rtn import rtn
+from .targets import put_quantized, weight_of
+from .transforms import BlockTransforms
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""Called with layers done, layers in all, and a line about the last one."""
+
+
+class Run:
+    """Layers of a model on their way from float to quantized."""
+
+    def __init__(
+        self,
+        model: QwenVL,
+        recipe: Recipe,
+        plan: Plan,
+        device: torch.device,
+        on_progress: Progress | None = None,
+    ) -> None:
+        """Begin with no layer done.
+
+        Args:
+            model: padded as the plan says.
+            recipe: what to do.
+            plan: of the recipe and the model.
+            device: where its blocks are when they are solved.
+            on_progress: see `Progress`.
+        """
+        self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
+        self.rows = {row.name: row for row in plan.quantized}
+        self.layers: dict[str, LayerReport] = {}
+        self.on_progress: Progress = on_progress or (lambda done, total, detail: None)
+        self.transforms = BlockTransforms(model, plan, device)
+        solved = [row for row in plan.quantized if row.step and row.step.solves]
+        self.rows_to_solve = sum(row.spec.out_features for row in solved)
+
+    def calibrate(self, prompts: Sequence[Prompt], token_weights: Weigh, **where: Any) -> None:
+        """Run samples through the model and quantize what they reach.
+
+        Layers of the vision tower stay as they are if no sample has a picture.
+
+        Args:
+            prompts: with their answers.
+            token_weights: see `run_sequential`.
+            where: `blocks`, `store`, `leave` and `resume` of `run_sequential`.
+        """
+        seen = self.seen(prompts)
+        run_sequential(
+            self.model,
+            prompts,
+            [row.spec for row in seen],
+            self.solve,
+            true_sequential=self.recipe.calibration.true_sequential,
+            token_weights=token_weights,
+            asymmetric=[row.name for row in seen if row.step and row.step.asymmetric],
+            prepare=self.prepare if self.transforms.planned else None,
+            gram=gram_on(self.device),
+            **where,
+        )
+
+    def seen(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
+        """The layers that calibration samples reach."""
+        if not self.recipe.needs_calibration:
+            return []
+        pictures = any(prompt.visuals for prompt in prompts)
+        unseen = () if pictures else tower_rows(self.plan)
+        return [row for row in self.rows.values() if row not in unseen]
+
+    def report(self, calibration: CalibrationRecord | None) -> QuantReport:
+        """What was done, once it is."""
+        return QuantReport(
+            self.recipe,
+            self.plan,
+            tuple(self.layers[name] for name in self.rows),
+            calibration,
+            tuple(self.transforms.reports),
+            frozenset(self.transforms.changed),
+        )
+
+    def prepare(self, view: BlockView) -> None:
+        """Run the transforms of a block."""
+        for done in self.transforms.prepare(view):
+            detail = f"{done.planned.source} {done.planned.transform.method}"
+            self.on_progress(len(self.layers), len(self.rows), detail)
+
+    def solve(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        """Quantize the layers of a group as their steps say."""
+        for spec in group.linears:
+            row = self.rows[spec.name]
+            assert row.step is not None
+            if row.step.solves:
+                self._gptq(row, hessian, cross)
+            else:
+                self.round(row, hessian)
+
+    def round(self, row: PlanRow, hessian: Hessian | None = None) -> None:
+        """Quantize one layer to the nearest level."""
+        assert row.step is not None
+        original = weight_of(self.model, row.spec)
+        error, tokens, clipping = None, 0, None
+        if hessian is not None and row.name in self.transforms.clipped:
+            clipping = hessian.values
+        try:
+            weight = rtn(original, row.step.scheme, clipping)
+            if hessian is not None:
+                tokens = hessian.tokens
+                error = relative_error([original], [weight.dequantize()], hessian.values)
+                weight = with_input_scale(weight, hessian)
+        except ValueError as error_:
+            raise ValueError(f"{row.name}: {error_}") from None
+        put_quantized(self.model, row.spec, weight)
+        detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
+        self._done(LayerReport(row, None, tokens, error), detail)
+
+    def _gptq(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> None:
+        """Quantize one layer with GPTQ, or GPTAQ if its step says so."""
+        step, original = row.step, weight_of(self.model, row.spec)
+        assert step is not None
+        target, shift = original, None
+        try:
+            if step.asymmetric:
+                assert cross is not None
+                target = asymmetric_target(
+                    original,
+                    hessian.values,
+                    cross.values,
+                    strength=step.strength,
+                    damp_percent=step.damp_percent,
+                )
+                shift = relative_change(original, target)
+            result = gptq(
+                target,
+                hessian.values,
+                step.scheme,
+                damp_percent=step.damp_percent,
+                act_order=step.act_order,
+                block_size=step.block_size,
+                scale_search=step.scale_search,
+            )
+            weight = with_input_scale(result.weight, hessian)
+        except ValueError as error:
+            raise ValueError(f"{row.name} ({hessian.tokens} calibration tokens): {error}") from None
+        put_quantized(self.model, row.spec, weight)
+        detail = f"{row.name} error {result.final_error:.2e}"
+        if shift is not None:
+            detail += f", target moved by {shift:.1%}"
+        if result.fallback:
+            logger.warning("%s: %s", row.name, result.fallback)
+            detail += f" ({result.fallback})"
+        self._done(LayerReport(row, result.stats, hessian.tokens, target_shift=shift), detail)
+        # Here and not at the end: the rest of the run would be for nothing.
+        check_fallback(list(self.layers.values()), self.rows_to_solve)
+
+    def _done(self, layer: LayerReport, detail: str) -> None:
+        self.layers[layer.row.name] = layer
+        self.on_progress(len(self.layers), len(self.rows), detail)
+
+
+def relative_change(original: Tensor, changed: Tensor) -> float:
+    """Norm of the difference over the norm of the original; 0 if nothing changed."""
+    before = original.float()
+    change = float((changed.float() - before).norm())
+    return change / float(before.norm()) if change else 0.0
+
+
+def with_input_scale(weight: QuantizedWeight, hessian: Hessian) -> QuantizedWeight:
+    """Add the scale of a static input, which covers all that the Hessian has seen.
+
+    Raises:
+        ValueError: the inputs are too large for any scale.
+    """
+    if weight.scheme.activations != "static":
+        return weight
+    scale = choose_input_scale(hessian.extent.largest)
+    return replace(weight, input_scale=scale.to(weight.scales.device))

@@ -1,0 +1,90 @@
+"""What is kept of a run that is not finished, so that it can go on where it stopped.
+
+A folder holds ``journal.jsonl``, with a line for each block that is done, ``blocks/``, with what
+will be written of it, and ``states/``, with the activations in front of the next one. A line is
+added when all that it speaks of has reached the disk: what no line names is as good as not there.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..model.checkpoint import stored_tensors
+from ..model.stored import AnyTensor, LaterTensor
+from ..model.writing import sync_folder, write_tensors
+
+JOURNAL = "journal.jsonl"
+BLOCKS = "blocks"
+STATES = "states"
+NAMES = (JOURNAL, BLOCKS, STATES)
+"""All that a run leaves in its folder."""
+
+
+class Work:
+    """The finished part of a run.
+
+    Args:
+        folder: made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.states = folder / STATES
+        self._blocks, self._journal = folder / BLOCKS, folder / JOURNAL
+        self._blocks.mkdir(parents=True, exist_ok=True)
+        self.records = self._read()
+        """What was said of each block, in the order in which they were done."""
+
+    def add(self, record: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> None:
+        """Take a block for done.
+
+        Args:
+            record: JSON values.
+            tensors: what will be written of it, by canonical name.
+        """
+        write_tensors(tensors, self._file(len(self.records)))
+        sync_folder(self._blocks)
+        with self._journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if not self.records:
+            sync_folder(self._journal.parent)
+        self.records.append(dict(record))
+
+    def tensors(self) -> dict[str, LaterTensor]:
+        """All that was given to `add`, by name."""
+        found: dict[str, LaterTensor] = {}
+        for number in range(len(self.records)):
+            found |= stored_tensors(self._file(number))
+        return found
+
+    def _file(self, number: int) -> Path:
+        return self._blocks / f"{number:05d}.safetensors"
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The journal, cut off behind its last whole line."""
+        if not self._journal.is_file():
+            return []
+        data, records, end = self._journal.read_bytes(), [], 0
+        for line in data.splitlines(keepends=True):
+            record = _parsed(line)
+            if record is None:
+                break
+            records.append(record)
+            end += len(line)
+        if end < len(data):
+            os.truncate(self._journal, end)
+        return records
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of the journal; None if it was not written to its end."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
