@@ -1,0 +1,85 @@
+"""Activations in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vlpress.calib.disk_store import DiskStore
+from vlpress.calib.store import State
+
+CPU = torch.device("cpu")
+
+
+def state(number: int) -> State:
+    shared = torch.arange(6).reshape(2, 3)
+    return {
+        "hidden": torch.full((2, 4), float(number)).bfloat16(),
+        "cos": shared.t(),
+        "mask": shared > 2,
+        "again": shared,
+    }
+
+
+def same(left: State, right: State) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name])
+        for name in left
+    )
+
+
+def test_states_outlast_the_store(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CPU)
+    for number in range(3):
+        store.put("model.layers.0", number, state(number))
+        store.put("model.layers.0 (float)", number, state(-number))
+    store.seal("model.layers.0")
+    again = DiskStore(tmp_path, CPU)
+    for number in range(3):
+        assert same(again.get("model.layers.0", number), state(number))
+        assert same(again.get("model.layers.0 (float)", number), state(-number))
+
+
+def test_what_was_dropped_lies_there_until_something_else_is_kept(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CPU, budget=10**6)
+    store.put("a", 0, state(1))
+    store.put("b", 0, state(2))
+    store.drop("a", 0)
+    assert same(DiskStore(tmp_path, CPU).get("a", 0), state(1))
+    store.keep(["b", "c"])
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert same(store.get("b", 0), state(2))
+
+
+def test_as_much_is_in_memory_as_was_allowed(tmp_path: Path) -> None:
+    size = sum(tensor.nbytes for tensor in state(0).values())
+    store = DiskStore(tmp_path, CPU, budget=2 * size)
+    given = [state(number) for number in range(3)]
+    for number in range(3):
+        store.put("a", number, given[number])
+    kept = [store.get("a", number) is given[number] for number in range(3)]
+    assert kept == [True, True, False]
+    store.drop("a", 0)  # makes room for what is read next
+    assert store.get("a", 2) is store.get("a", 2)
+    for number in (1, 2):
+        store.drop("a", number)
+    store.put("b", 0, given[0])
+    assert store.get("b", 0) is given[0]
+
+
+def test_a_state_that_was_torn_is_not_taken_for_one(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CPU)
+    store.put("a", 0, state(1))
+    (tmp_path / "a" / "1.partial").write_bytes(b"half")
+    store.put("a", 1, state(2))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "0.safetensors",
+        "1.safetensors",
+    ]
+    assert same(DiskStore(tmp_path, CPU).get("a", 1), state(2))
+
+
+def test_a_block_without_samples_is_sealed(tmp_path: Path) -> None:
+    DiskStore(tmp_path, CPU).seal("features")
+    assert list(tmp_path.iterdir()) == []
