@@ -15,7 +15,7 @@ so one linear solve moves the target to W' and GPTQ stays what it is.
 import torch
 from torch import Tensor
 
-from .gptq import LADDER
+from .factor import LADDER
 
 
 def asymmetric_target(

@@ -3,8 +3,8 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the paper:
 
-- The upper Cholesky factor of the inverse Hessian comes from one Cholesky of the flipped Hessian
-  and one triangular inverse, not from an inverse and a second Cholesky: less work, and nothing is
+- The upper Cholesky factor of the inverse Hessian comes from one Cholesky factor and one triangular
+  inverse (`factor.py`), not from an inverse and a second Cholesky: less work, and nothing is
   squared in between.
 - Columns are solved in order of falling Hessian diagonal, on scales fixed beforehand from the
   original groups, so the order leaves no trace in the result (static groups).
@@ -14,18 +14,15 @@ Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, quantize
 from .error import row_energy
+from .factor import LADDER, Factor, Precision, factors, is_finite
 from .scale_search import search_scales
 from .scheme import QuantScheme
-
-# Multiples of the requested damping, tried in order until the Cholesky factor exists.
-LADDER = (1, 2, 5, 10, 20, 50, 100)
 
 # A row counts as worse than rounding only beyond the noise of float32 sums.
 _TIE = 1e-5
@@ -46,7 +43,7 @@ class SolveStats:
     """As `error`, of the weight that is returned (after fallback)."""
     damp_percent: float | None
     """Fraction of the mean diagonal that was added; None if no factor was found."""
-    precision: Literal["float32", "float64"]
+    precision: Precision
     """Precision in which the factor was found (or last tried)."""
     fallback_rows: int
     """Rows that kept plain rounding because it was better."""
@@ -66,52 +63,6 @@ class GPTQResult(SolveStats):
     def stats(self) -> SolveStats:
         """All but the weight, which may go."""
         return SolveStats(**{f.name: getattr(self, f.name) for f in fields(SolveStats)})
-
-
-def inverse_factor(hessian: Tensor) -> Tensor | None:
-    """Upper triangular U with ``U' U = inverse(hessian)``, or None if it is not positive definite.
-
-    With J the flip of rows and columns and ``J H J = L L'``, the matrix ``R = J L J`` is upper
-    triangular and ``H = R R'``; hence ``U = inverse(R)``.
-
-    Args:
-        hessian: symmetric ``[K, K]``, float32 or float64.
-    """
-    lower, info = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if bool(info != 0):
-        return None
-    upper = lower.flip(0, 1)
-    del lower
-    factor = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    torch.linalg.solve_triangular(upper, factor, upper=True, out=factor)
-    usable = torch.isfinite(factor).all() & (factor.diagonal() > 0).all()
-    return factor if bool(usable) else None
-
-
-def damped_factor(
-    hessian: Tensor, damp_percent: float
-) -> tuple[Tensor | None, float | None, Literal["float32", "float64"]]:
-    """Climb the damping ladder in float32, then again in float64.
-
-    Args:
-        hessian: ``[K, K]`` float32 or float64, diagonal positive.
-        damp_percent: first rung, as a fraction of the mean diagonal (0.01).
-
-    Returns:
-        The float32 factor (None if every rung fails), the fraction used, and the precision.
-    """
-    mean = hessian.diagonal().double().mean()
-    precision: Literal["float32", "float64"] = "float32"
-    for precision in ("float32", "float64"):
-        matrix = hessian.to(getattr(torch, precision))
-        for rung in LADDER:
-            fraction = damp_percent * rung
-            damped = matrix.clone()
-            damped.diagonal().add_((fraction * mean).to(matrix.dtype))
-            factor = inverse_factor(damped)
-            if factor is not None:
-                return factor.float(), fraction, precision
-    return None, None, precision
 
 
 def gptq(
@@ -139,56 +90,64 @@ def gptq(
         ValueError: shapes do not fit, a parameter is out of range, or the Hessian is not finite.
     """
     _check(weight, hessian, damp_percent, block_size)
-    original = weight.float()
     matrix = hessian if hessian.dtype == torch.float64 else hessian.float()
+    original = weight.float()
     scales, zero_points = choose_qparams(original, scheme)
     if scale_search:
         scales = search_scales(original, scales, zero_points, scheme)
-    rounded = quantize(original, scales, zero_points, scheme)
-
+    rounded = QuantizedWeight(
+        quantize(original, scales, zero_points, scheme), scales, zero_points, scheme
+    )
     dead = matrix.diagonal() <= 0
-    order = _solving_order(matrix, act_order)
-    ordered = matrix[order][:, order]
+    # Backwards: see `factor.py`.
+    order = _solving_order(matrix, act_order).flip(0)
     # A dead column's row of the Hessian is zero: any positive diagonal leaves it uncoupled, and
     # the mean of the others leaves the damping alone.
     alive = matrix.diagonal()[~dead]
-    ordered.diagonal()[dead[order]] = alive.mean() if len(alive) else 1.0
-    factor, used, precision = damped_factor(ordered, damp_percent)
-    del ordered
-
-    packed = QuantizedWeight(rounded, scales, zero_points, scheme)
-    rtn_rows = _row_errors(original, packed, matrix)
-    energy = row_energy(original, matrix).sum().clamp_min(torch.finfo(torch.float32).tiny)
-    rtn_error = float(rtn_rows.sum() / energy)
+    missing = dead.float() * (alive.mean().float() if len(alive) else 1.0)
+    tiny = torch.finfo(torch.float32).tiny
+    factor = None
+    for found in factors(matrix, order, missing, damp_percent):
+        rtn_rows = found.energies(_difference(original, rounded, order))
+        energy = found.energies(original[:, order]).sum().clamp_min(tiny)
+        if found.invert():
+            factor = found
+            break
     if factor is None:
-        reason = f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}, rounded instead"
-        return GPTQResult(
-            weight=packed,
-            error=rtn_error,
-            rtn_error=rtn_error,
-            final_error=rtn_error,
-            damp_percent=None,
-            precision=precision,
-            fallback_rows=0,
-            dead_columns=int(dead.sum()),
-            fallback=reason,
-        )
-
-    solved = _solve(original, factor, order, scales, zero_points, scheme, block_size)
-    gptq_rows = _row_errors(original, QuantizedWeight(solved, scales, zero_points, scheme), matrix)
+        rtn_rows = row_energy(original - rounded.dequantize(), matrix)
+        energy = row_energy(original, matrix).sum().clamp_min(tiny)
+        return _given_up(rounded, float(rtn_rows.sum() / energy), damp_percent, int(dead.sum()))
+    solved, gptq_rows = _solve(original, factor, order, scales, zero_points, scheme, block_size)
     worse = gptq_rows > rtn_rows * (1 + _TIE)
-    integers = torch.where(worse[:, None], rounded, solved)
+    integers = torch.where(worse[:, None], rounded.integers, solved)
     kept = torch.where(worse, rtn_rows, gptq_rows)
     return GPTQResult(
         weight=QuantizedWeight(integers, scales, zero_points, scheme),
         error=float(gptq_rows.sum() / energy),
-        rtn_error=rtn_error,
+        rtn_error=float(rtn_rows.sum() / energy),
         final_error=float(kept.sum() / energy),
-        damp_percent=used,
-        precision=precision,
+        damp_percent=factor.fraction,
+        precision=factor.precision,
         fallback_rows=int(worse.sum()),
         dead_columns=int(dead.sum()),
         fallback=None,
+    )
+
+
+def _given_up(
+    rounded: QuantizedWeight, error: float, damp_percent: float, dead_columns: int
+) -> GPTQResult:
+    """Plain rounding of a whole layer, because its Hessian has no factor."""
+    return GPTQResult(
+        weight=rounded,
+        error=error,
+        rtn_error=error,
+        final_error=error,
+        damp_percent=None,
+        precision="float64",
+        fallback_rows=0,
+        dead_columns=dead_columns,
+        fallback=f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}, rounded instead",
     )
 
 
@@ -203,7 +162,7 @@ def _check(weight: Tensor, hessian: Tensor, damp_percent: float, block_size: int
         raise ValueError(f"damp_percent is {damp_percent}; it is a fraction above 0, at most 1")
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be at least 1")
-    if not bool(torch.isfinite(hessian).all()):
+    if not is_finite(hessian):
         raise ValueError(
             "the Hessian is not finite: the layer's inputs overflowed during calibration; "
             "calibrate in bf16 or fp32"
@@ -218,36 +177,47 @@ def _solving_order(hessian: Tensor, act_order: bool) -> Tensor:
 
 def _solve(
     weight: Tensor,
-    factor: Tensor,
+    factor: Factor,
     order: Tensor,
     scales: Tensor,
     zero_points: Tensor,
     scheme: QuantScheme,
     block_size: int,
-) -> Tensor:
-    """The paper's algorithm 1 on columns in solving order; returns uint8 in the original order."""
+) -> tuple[Tensor, Tensor]:
+    """The paper's algorithm 1, from the last column of `order` to the first.
+
+    Returns:
+        uint8 ``[N, K]`` in the original order, and each row's error under the undamped Hessian,
+        ``[N]``: with damping it is the sum of the squares of what the columns handed on.
+    """
     # Columns of the weight lie as rows here: each step then touches contiguous memory.
     W = weight.t()[order].contiguous()
-    U = factor
-    columns = W.shape[0]
-    group = order // scheme.width(columns)
-    S = scales.t()[group].contiguous()
-    Z = zero_points.t()[group].float()
-    Q = torch.empty_like(W)
-    for start in range(0, columns, block_size):
-        stop = min(start + block_size, columns)
+    M = factor.lower
+    columns, rows = W.shape
+    groups = (order // scheme.width(columns)).tolist()
+    S, Z = scales.t().contiguous(), zero_points.t().float()
+    Q = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+    total = torch.zeros(rows, device=W.device)
+    for stop in range(columns, 0, -block_size):
+        start = max(stop - block_size, 0)
         errors = torch.empty_like(W[start:stop])
-        for i in range(start, stop):
-            q = ((W[i] / S[i]).round() + Z[i]).clamp(0, scheme.max_level)
+        for i in range(stop - 1, start - 1, -1):
+            s, z = S[groups[i]], Z[groups[i]]
+            q = ((W[i] / s).round() + z).clamp(0, scheme.max_level)
             Q[i] = q
-            e = (W[i] - (q - Z[i]) * S[i]) / U[i, i]
+            e = (W[i] - (q - z) * s) / M[i, i]
             errors[i - start] = e
-            W[i:stop].addr_(U[i, i:stop], e, alpha=-1)
-        W[stop:].addmm_(U[start:stop, stop:].t(), errors, alpha=-1)
-    integers = torch.empty_like(Q, dtype=torch.uint8)
-    integers[order] = Q.to(torch.uint8)
-    return integers.t().contiguous()
+            W[start : i + 1].addr_(M[i, start : i + 1], e, alpha=-1)
+        W[:start].addmm_(M[start:stop, :start].t(), errors, alpha=-1)
+        total += errors.square().sum(dim=0)
+    del W
+    integers = torch.empty_like(Q)
+    integers[order] = Q
+    solved = QuantizedWeight(integers.t().contiguous(), scales, zero_points, scheme)
+    added = _difference(weight, solved, order).square() @ factor.damping[:, None]
+    return solved.integers, (total - added[:, 0]).clamp_min(0)
 
 
-def _row_errors(weight: Tensor, candidate: QuantizedWeight, hessian: Tensor) -> Tensor:
-    return row_energy(weight - candidate.dequantize(), hessian)
+def _difference(weight: Tensor, candidate: QuantizedWeight, order: Tensor) -> Tensor:
+    """What rounding left of a weight, its columns in another order."""
+    return (weight - candidate.dequantize())[:, order]

@@ -31,6 +31,9 @@ Loss = Callable[[Tensor], Tensor]
 """Error ``[N, G, W]``, which it may overwrite, to losses ``[N, G]``."""
 
 
+VALUES_AT_ONCE = 2**18  # weights whose candidates stay in the second cache
+
+
 def search_scales(
     weight: Tensor, scales: Tensor, zero_points: Tensor, scheme: QuantScheme
 ) -> Tensor:
@@ -49,7 +52,14 @@ def search_scales(
     def loss(error: Tensor) -> Tensor:
         return error.abs_().pow_(EXPONENT).sum(dim=-1)
 
-    return _best(weight, scales, zero_points, scheme, SOLVER_RATIOS, loss)
+    rows = max(1, VALUES_AT_ONCE // weight.shape[1])
+    parts = [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
+    return torch.cat(
+        [
+            _best(weight[part], scales[part], zero_points[part], scheme, SOLVER_RATIOS, loss)
+            for part in parts
+        ]
+    )
 
 
 def clip_scales(

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from vlpress.quant import factor
 from vlpress.quant.affine import QuantizedWeight, choose_qparams, quantize
-from vlpress.quant.gptq import LADDER, GPTQResult, damped_factor, gptq, inverse_factor
+from vlpress.quant.error import row_energy
+from vlpress.quant.gptq import GPTQResult, gptq
 from vlpress.quant.rtn import rtn
 from vlpress.quant.scheme import QuantScheme
 
@@ -45,15 +47,6 @@ def rounded_alike(weight: torch.Tensor, result: GPTQResult) -> QuantizedWeight:
     grid = result.weight
     integers = quantize(weight, grid.scales, grid.zero_points, grid.scheme)
     return QuantizedWeight(integers, grid.scales, grid.zero_points, grid.scheme)
-
-
-def test_factor_is_the_upper_cholesky_of_the_inverse() -> None:
-    _, hessian = problem()
-    factor = inverse_factor(hessian.double())
-    assert factor is not None
-    assert torch.equal(factor, factor.triu())
-    expected = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
-    torch.testing.assert_close(factor, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("scheme", [QuantScheme(4, 32), QuantScheme(3, -1), QuantScheme(8, 64)])
@@ -167,28 +160,38 @@ def test_rows_where_rounding_is_better_fall_back() -> None:
     assert result.final_error <= min(result.error, result.rtn_error) * (1 + 1e-6)
 
 
-def test_ladder_climbs_until_a_factor_exists() -> None:
-    hessian = torch.eye(8)
-    hessian[0, 1] = hessian[1, 0] = 1.15  # smallest eigenvalue is -0.15
-    factor, used, precision = damped_factor(hessian, 0.01)
-    assert factor is not None
-    assert used == pytest.approx(0.2)
-    assert precision == "float32"
-
-
 def test_float64_is_tried_after_the_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fail_in_float32(hessian: torch.Tensor) -> torch.Tensor | None:
-        seen.append(hessian.dtype)
-        return None if hessian.dtype == torch.float32 else inverse_factor(hessian)
+    def fail_in_float32(matrix: torch.Tensor) -> torch.Tensor | None:
+        seen.append(matrix.dtype)
+        return None if matrix.dtype == torch.float32 else cholesky(matrix)
 
-    monkeypatch.setattr("vlpress.quant.gptq.inverse_factor", fail_in_float32)
+    cholesky = factor._cholesky_
+    monkeypatch.setattr(factor, "_cholesky_", fail_in_float32)
     weight, hessian = problem()
     result = gptq(weight, hessian, QuantScheme(4, 32))
-    assert seen == [torch.float32] * len(LADDER) + [torch.float64]
+    assert seen == [torch.float32] * len(factor.LADDER) + [torch.float64]
     assert (result.precision, result.damp_percent, result.fallback) == ("float64", 0.01, None)
     assert result.error < result.rtn_error
+
+
+@pytest.mark.parametrize("scheme", [QuantScheme(4, 32), QuantScheme(3, -1, symmetric=False)])
+@pytest.mark.parametrize("damp_percent", [1e-4, 0.01, 0.5])
+@pytest.mark.parametrize("dead", [0, 5])
+def test_errors_are_those_of_the_undamped_hessian(
+    scheme: QuantScheme, damp_percent: float, dead: int
+) -> None:
+    weight, hessian = problem()
+    hessian[:, :dead] = hessian[:dead] = 0
+    result = gptq(weight, hessian, scheme, damp_percent=damp_percent)
+    energy = row_energy(weight, hessian).sum()
+
+    def error_of(candidate: QuantizedWeight) -> float:
+        return float(row_energy(weight - candidate.dequantize(), hessian).sum() / energy)
+
+    assert result.final_error == pytest.approx(error_of(result.weight), rel=1e-3)
+    assert result.rtn_error == pytest.approx(error_of(rounded_alike(weight, result)), rel=1e-3)
 
 
 def test_hopeless_hessian_is_a_visible_fallback() -> None:

@@ -236,7 +236,7 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         failing = torch.equal(weight, random_model().get_parameter(name))
         with monkeypatch.context() as patch:
             if failing:
-                patch.setattr("vlpress.quant.gptq.inverse_factor", lambda hessian: None)
+                patch.setattr("vlpress.quant.factor._cholesky_", lambda matrix: None)
             return gptq(weight, *args, **options)
 
     monkeypatch.setattr(solving, "gptq", solve)

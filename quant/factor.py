@@ -1,0 +1,118 @@
+"""Triangular factors of a layer's damped Hessian, made in place.
+
+GPTQ needs ``U`` with ``U' U = inverse(H)``, upper triangular in the order in which columns are
+solved. In the opposite order that is the inverse of the lower Cholesky factor: with the columns
+turned round ``H = L L'``, and ``U`` turned round is ``inverse(L)``. One Cholesky factor and one
+triangular inverse, and on the CPU LAPACK's own routines do both in the matrix they are given; a
+Hessian is the largest thing that solving a layer holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from scipy.linalg import blas, lapack
+from torch import Tensor
+
+# Multiples of the requested damping, tried in order until the Cholesky factor exists.
+LADDER = (1, 2, 5, 10, 20, 50, 100)
+ROWS_AT_ONCE = 512  # of a Hessian whose columns are brought into another order
+Precision = Literal["float32", "float64"]
+
+
+class Factor:
+    """The lower Cholesky factor of a damped Hessian, and then its inverse.
+
+    Letters: N rows, K columns in the order in which they were given.
+    """
+
+    def __init__(
+        self, lower: Tensor, damping: Tensor, fraction: float, precision: Precision
+    ) -> None:
+        self.lower = lower
+        """float32 ``[K, K]``; what lies above the diagonal means nothing."""
+        self.damping = damping
+        """float32 ``[K]``: what was added to the Hessian's diagonal."""
+        self.fraction = fraction
+        """The same, as a fraction of the mean diagonal."""
+        self.precision = precision
+        """In which the factor was found."""
+
+    def energies(self, rows: Tensor) -> Tensor:
+        """``e H e'`` of each row under the Hessian as it was, damping apart; before `invert`.
+
+        Args:
+            rows: float32 ``[N, K]``, overwritten.
+
+        Returns:
+            float32 ``[N]``, not negative.
+        """
+        added = (rows.square() @ self.damping[:, None])[:, 0]
+        if rows.device.type == "cpu":
+            # LAPACK reads columns first: to it both are transposed.
+            blas.strmm(1.0, self.lower.numpy().T, rows.numpy().T, overwrite_b=1)
+        else:
+            rows = rows @ self.lower.tril()
+        return (rows.square().sum(dim=1) - added).clamp_min(0)
+
+    def invert(self) -> bool:
+        """Replace the factor by its inverse; False if that is not finite."""
+        if self.lower.device.type == "cpu":
+            _, info = lapack.strtri(self.lower.numpy().T, overwrite_c=1)
+            return info == 0 and is_finite(self.lower)
+        eye = torch.eye(len(self.lower), device=self.lower.device)
+        self.lower = torch.linalg.solve_triangular(self.lower, eye, upper=False)
+        return is_finite(self.lower)
+
+
+def factors(
+    hessian: Tensor, order: Tensor, missing: Tensor, damp_percent: float
+) -> Iterator[Factor]:
+    """Climb the damping ladder in float32, then again in float64; give every factor that exists.
+
+    Args:
+        hessian: ``[K, K]`` float32 or float64, symmetric.
+        order: int64 ``[K]``: the columns in the order that is wanted.
+        missing: float32 ``[K]``, by column: added to the diagonal beside the damping.
+        damp_percent: first rung, as a fraction of the mean of the diagonal with what is missing.
+    """
+    extra = missing[order]
+    mean = (hessian.diagonal().double() + missing.double()).mean()
+    kinds: tuple[Precision, Precision] = ("float32", "float64")
+    for precision in kinds:
+        for rung in LADDER:
+            fraction = damp_percent * rung
+            damping = extra + (fraction * mean).to(extra)
+            damped = _ordered(hessian, order, getattr(torch, precision))
+            damped.diagonal().add_(damping)
+            lower = _cholesky_(damped)
+            if lower is not None:
+                yield Factor(lower.float(), damping, fraction, precision)
+
+
+def is_finite(matrix: Tensor) -> bool:
+    """Whether all values are; without another matrix of that size."""
+    low, high = torch.aminmax(matrix)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _ordered(matrix: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows and columns in another order."""
+    found = torch.empty(matrix.shape, dtype=dtype, device=matrix.device)
+    for begin in range(0, len(order), ROWS_AT_ONCE):
+        rows = matrix[order[begin : begin + ROWS_AT_ONCE]]
+        found[begin : begin + ROWS_AT_ONCE] = rows[:, order]
+    return found
+
+
+def _cholesky_(matrix: Tensor) -> Tensor | None:
+    """The lower factor, in the matrix's place where that can be; None if there is none."""
+    if matrix.device.type != "cpu":
+        lower, info = torch.linalg.cholesky_ex(matrix)
+        return None if bool(info != 0) else lower
+    routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf
+    # Its upper triangle, read by columns, is our lower one.
+    _, info = routine(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
+    return None if info != 0 else matrix
