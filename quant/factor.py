@@ -49,13 +49,13 @@ class Factor:
         Returns:
             float32 ``[N]``, not negative.
         """
-        added = (rows.square() @ self.damping[:, None])[:, 0]
+        added = rows.square() @ self.damping
         if rows.device.type == "cpu":
             # LAPACK reads columns first: to it both are transposed.
             blas.strmm(1.0, self.lower.numpy().T, rows.numpy().T, overwrite_b=1)
         else:
             rows = rows @ self.lower.tril()
-        return (rows.square().sum(dim=1) - added).clamp_min(0)
+        return (rows.square_().sum(dim=1) - added).clamp_min(0)
 
     def invert(self) -> bool:
         """Replace the factor by its inverse; False if that is not finite."""

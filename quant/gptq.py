@@ -13,16 +13,20 @@ Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the
 - Rows on which plain rounding does better under the same Hessian keep the rounded integers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from .affine import QuantizedWeight, choose_qparams, quantize
+from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .error import row_energy
 from .factor import LADDER, Factor, Precision, factors, is_finite
 from .scale_search import search_scales
 from .scheme import QuantScheme
+
+# Of a weight, so that what is measured of it needs little memory beside it.
+_VALUES_AT_ONCE = 2**23
 
 # A row counts as worse than rounding only beyond the noise of float32 sums.
 _TIE = 1e-5
@@ -108,8 +112,8 @@ def gptq(
     tiny = torch.finfo(torch.float32).tiny
     factor = None
     for found in factors(matrix, order, missing, damp_percent):
-        rtn_rows = found.energies(_difference(original, rounded, order))
-        energy = found.energies(original[:, order]).sum().clamp_min(tiny)
+        rtn_rows = _by_parts(original, rounded, order, found.energies)
+        energy = _by_parts(original, None, order, found.energies).sum().clamp_min(tiny)
         if found.invert():
             factor = found
             break
@@ -214,10 +218,24 @@ def _solve(
     integers = torch.empty_like(Q)
     integers[order] = Q
     solved = QuantizedWeight(integers.t().contiguous(), scales, zero_points, scheme)
-    added = _difference(weight, solved, order).square() @ factor.damping[:, None]
-    return solved.integers, (total - added[:, 0]).clamp_min(0)
+    added = _by_parts(weight, solved, order, lambda rows: rows.square_() @ factor.damping)
+    return solved.integers, (total - added).clamp_min(0)
 
 
-def _difference(weight: Tensor, candidate: QuantizedWeight, order: Tensor) -> Tensor:
-    """What rounding left of a weight, its columns in another order."""
-    return (weight - candidate.dequantize())[:, order]
+def _by_parts(
+    weight: Tensor,
+    candidate: QuantizedWeight | None,
+    order: Tensor,
+    measure: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Something of each row of a weight, or of what a candidate leaves of it, in another order."""
+    step = max(1, _VALUES_AT_ONCE // weight.shape[1])
+    found = []
+    for begin in range(0, len(weight), step):
+        part = slice(begin, begin + step)
+        rows = weight[part]
+        if candidate is not None:
+            grid = candidate.scales[part], candidate.zero_points[part]
+            rows = rows - dequantize(candidate.integers[part], *grid)
+        found.append(measure(rows[:, order]))
+    return torch.cat(found)

@@ -11,23 +11,40 @@ from .steps import Step
 
 @dataclass(frozen=True)
 class Memory:
-    """What quantizing will hold at its peak, in bytes."""
+    """What quantizing will hold at its peak, in bytes, beside Python and its libraries."""
 
-    weights: int
-    """The model itself."""
+    block: int
+    """Weights of the largest thing that is read at once: a block, or the embedding."""
     solve: int
     """The largest layer's Hessians, factor and working copies; with gptaq, the float copy of the
     largest block too."""
-    per_token: int
-    """Patches and activations that wait between blocks, for each calibration token of a picture."""
+    patches_per_token: int
+    """Patches, for each calibration token of a picture."""
+    states_per_token: int
+    """Activations in front of a block, for each calibration token of a picture. They lie in files,
+    and as far as they may, in memory too."""
+    whole: int = 0
+    """All weights in float, while gradient token weights are found; 0 if none are asked for."""
     gradient_per_token: int = 0
-    """Activations of the whole decoder, for each token of the longest sample, while gradient token
-    weights are found, which is before anything is solved; 0 if no such weights are asked for."""
+    """Activations of the whole decoder, for each token of the longest sample, at that time."""
 
-    def total(self, tokens: int, longest: int = 0) -> int:
-        """Peak for so many calibration tokens in all, so many of them in the longest sample."""
-        step = max(self.solve, self.gradient_per_token * longest)
-        return self.weights + step + self.per_token * tokens
+    def peak(self, tokens: int, longest: int, budget: int) -> int:
+        """Most that is held at once.
+
+        Args:
+            tokens: of all calibration samples.
+            longest: of the longest one.
+            budget: bytes of activations that may be in memory.
+        """
+        kept = min(self.states_per_token * (tokens + longest), budget)
+        streamed = self.block + self.solve + kept
+        return self.patches_per_token * tokens + max(
+            streamed, self.whole + self.gradient_per_token * longest
+        )
+
+    def scratch(self, tokens: int) -> int:
+        """Bytes of files that activations need: those in front of a block and behind it."""
+        return 2 * self.states_per_token * tokens
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
@@ -51,36 +68,51 @@ def count_memory(
         recipe: what is to be done.
     """
     solve, asymmetric = 0, False
-    copies = dict[tuple[str, int], int]()
+    blocks = dict[tuple[str, int], int]()
     for spec, step in layers:
-        block = spec.stage, spec.block
-        copies[block] = copies.get(block, 0) + itemsize * spec.weights
-        if step is not None and step.asymmetric:
-            asymmetric = True
-            # As below, and the moment beside the Hessian and the target beside the weight. (Finding
-            # the target takes three float64 matrices beside these two, which is no more.)
-            solve = max(solve, 4 * (8 * spec.in_features**2 + 8 * spec.weights))
-        elif step is not None and step.solves:
-            # float32, as measured: the Hessian, its ordered and damped copies, both factors and
-            # what LAPACK copies; the weight, its solving copy, scales and zero points per column,
-            # integers and the candidate. (Twice the first part if float32 finds no factor.)
-            solve = max(solve, 4 * (7 * spec.in_features**2 + 7 * spec.weights))
-        elif step is not None and recipe.needs_calibration:
-            # The Hessian; the weight, its scaled copy, the candidate and their products with it.
-            solve = max(solve, 4 * (spec.in_features**2 + 5 * spec.weights))
+        if spec.stage != "head" or step is not None:  # a head that is kept is never read
+            block = spec.stage, spec.block
+            blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
+        if step is not None:
+            asymmetric = asymmetric or step.asymmetric
+            solve = max(solve, _solving_bytes(spec, step, recipe))
     if asymmetric:
-        solve += max(copies.values())
+        solve += max(blocks.values())
     text, vision = config.text, config.vision
-    # Two hidden states (before and after a block), one cosine and one sine per rotary pair.
-    seen = vision.merge_unit * (itemsize * 2 * vision.hidden_size + 4 * vision.head_dim)
-    read = itemsize * (2 * text.hidden_size + text.head_dim)
-    # The float stream has hidden states of its own, and shares the rest.
+    embedding = itemsize * text.vocab_size * text.hidden_size if recipe.needs_calibration else 0
+    # A hidden state, one cosine and one sine per rotary pair.
+    seen = vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
+    read = itemsize * (text.hidden_size + text.head_dim)
+    # The float stream has hidden states of its own.
     if asymmetric:
-        seen += vision.merge_unit * itemsize * 2 * vision.hidden_size
-        read += itemsize * 2 * text.hidden_size
+        seen += vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
+        read += itemsize * (text.hidden_size + text.head_dim)
     patches = 4 * vision.merge_unit * vision.patch_dim  # float32, kept by the prompts throughout
-    gradient = _gradient_bytes(config, itemsize) if recipe.needs_gradient else 0
-    return Memory(weights, solve, patches + max(seen, read), gradient)
+    calibrated = recipe.needs_calibration
+    return Memory(
+        max(embedding, *blocks.values()),
+        solve,
+        patches if calibrated else 0,
+        max(seen, read) if calibrated else 0,
+        weights if recipe.needs_gradient else 0,
+        _gradient_bytes(config, itemsize) if recipe.needs_gradient else 0,
+    )
+
+
+def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
+    """What one layer takes beside its float weight, as measured."""
+    if step.asymmetric:
+        # In float32, and the target takes more than the solver: the Hessian and the moment,
+        # three float64 matrices, and the weight and its target in float32 and float64.
+        return 4 * (8 * spec.in_features**2 + 8 * spec.weights)
+    if step.solves:
+        # The Hessian and its factor in float32; the weight, its solving copy and a transposed one
+        # in float32, and three copies of the integers.
+        return 8 * spec.in_features**2 + 15 * spec.weights
+    if recipe.needs_calibration:
+        # The Hessian; the weight, its scaled copy, the candidate and their products with it.
+        return 4 * (spec.in_features**2 + 5 * spec.weights)
+    return 15 * spec.weights
 
 
 def _gradient_bytes(config: ModelConfig, itemsize: int) -> int:

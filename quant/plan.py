@@ -128,11 +128,15 @@ class Plan:
         return self.other_bytes + sum(row.bytes_after for row in self.rows)
 
     @property
+    def packed_bytes(self) -> int:
+        """Tensor bytes of the quantized layers, as they will be written."""
+        return sum(row.packed_bytes for row in self.quantized)
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight of the quantized layers: integers, scales, zero points, order."""
         rows = self.quantized
-        bits = 8 * sum(row.packed_bytes for row in rows)
-        return bits / sum(row.spec.weights for row in rows) if rows else 0.0
+        return 8 * self.packed_bytes / sum(row.spec.weights for row in rows) if rows else 0.0
 
     @property
     def contents(self) -> Contents:

@@ -16,11 +16,10 @@ from .calib.samples import fingerprint as samples_fingerprint
 from .eval.fingerprint import device_name, versions
 from .folders import claim, claim_result, digest_folder, place
 from .model.checkpoint import CheckpointReader
-from .model.config import ModelConfig
-from .model.loading import choose_device, choose_dtype
+from .model.loading import choose_dtype
 from .model.processing import Processor
 from .opening import Source, encode_samples, open_samples, resolve_recipe
-from .progress import Reporter
+from .progress import Reporter, peak_memory
 from .quant.coverage import check_pictures
 from .quant.estimate import estimate_time, probe
 from .quant.export import export
@@ -131,7 +130,7 @@ class Job:
             encode_samples(self.samples, self.processor),
             settings.device,
             settings.dtype,
-            round(self.calibration.memory * 2**30),
+            self.calibration.budget,
         )
         work = Work(folder)
         with reporter.stage("quantize") as update:
@@ -172,39 +171,52 @@ def quantize_to(
 def plan_model(
     model: str,
     recipe: str,
-    device: str,
-    dtype: str,
+    calibration: Calibration,
+    settings: Settings,
     tp: int | None = None,
     format_: str = AUTO,
 ) -> dict[str, Any]:
     """Say what a recipe would do to every linear layer of a model, reading no weights.
 
-    The time is estimated from a probe of the device that lasts under a second.
+    What it will take is counted for the samples that would be drawn; the time is estimated from a
+    probe of the device that lasts under a second.
 
     Raises:
-        FileNotFoundError: no such model or recipe.
-        ValueError: the recipe does not fit the model.
+        FileNotFoundError: no such model, recipe or calibration source.
+        ValueError: the recipe or a sample does not fit the model.
     """
-    folder = resolve_folder(model)
-    if is_quantized(folder):
+    source = Source.find(model, settings)
+    if is_quantized(source.folder):
         raise ValueError(f"{model}: is quantized already; vlpress inspect shows its layers")
-    resolved = resolve_recipe(recipe, Calibration(), Settings(), tp)
-    config = ModelConfig.from_folder(folder)
-    where = choose_device(device)
-    kind = choose_dtype(dtype, config, CheckpointReader(folder))
-    plan = make_plan(config, resolved, dtype=kind, format=format_)
+    resolved = resolve_recipe(recipe, calibration, settings, tp)
+    kind = choose_dtype(settings.dtype, source.config, CheckpointReader(source.folder))
+    plan = make_plan(source.config, resolved, dtype=kind, format=format_)
     check_format(plan, format_)
+    process = peak_memory()  # before samples are there, which are counted
+    rates = probe(source.device, kind)
     solve, per_token = estimate_time(
         plan,
-        probe(where, kind),
+        rates,
         true_sequential=resolved.calibration.true_sequential,
         gradient=resolved.needs_gradient,
     )
+    samples = open_samples(resolved, calibration)
+    lengths = [len(p) for p in encode_samples(samples, source.processor())] if samples else []
+    tokens, longest = sum(lengths), max(lengths, default=0)
     return {
         "model": model,
         "recipe": resolved.to_dict(),
         **plan.to_dict(),
         "time": {"solve_seconds": solve, "seconds_per_token": per_token},
+        "estimate": {
+            "samples": len(samples),
+            "tokens": tokens,
+            "seconds": solve + per_token * tokens,
+            "process_bytes": process,
+            "peak_bytes": process + plan.memory.peak(tokens, longest, calibration.budget),
+            "scratch_bytes": plan.memory.scratch(tokens) + plan.packed_bytes,
+            "output_bytes": plan.candidate_bytes,
+        },
     }
 
 

@@ -21,6 +21,7 @@ import typer
 
 from . import __version__, options
 from .failures import DEFECT, VERDICT_CODES, Verbs
+from .locking import sole_use
 from .requests import Calibration, Questions, RunRequest, Served, Settings
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def run(
         overwrite=overwrite,
         fresh=fresh,
     )
-    report = run_all(request, _reporter())
+    with sole_use(out):
+        report = run_all(request, _reporter())
     _show_report(report, out / "report", json_output)
     if gate:
         raise typer.Exit(VERDICT_CODES[report["verdict"]])
@@ -177,16 +179,24 @@ def plan(
     model: options.Model,
     recipe: options.Recipe = RunRequest.recipe,
     tp: options.Tp = None,
+    calib: options.Calib = Calibration.source,
+    calib_samples: options.CalibSamples = Calibration.samples,
+    memory: options.Memory = Calibration.memory,
     format_: options.Format = "auto",
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
+    max_pixels: options.MaxPixels = Settings.max_pixels,
+    min_pixels: options.MinPixels = Settings.min_pixels,
+    seed: options.Seed = Settings.seed,
     json_output: options.Json = False,
 ) -> None:
-    """Show what would happen to every linear layer, and why; memory and time estimates."""
+    """Show what would happen to every linear layer, and why; memory, scratch and time estimates."""
     from .checkpoints import plan_model
     from .tables import plan_table
 
-    result = plan_model(model, recipe, device, dtype, tp, format_)
+    calibration = Calibration(calib, calib_samples, memory)
+    settings = Settings(device, dtype, min_pixels, max_pixels, seed)
+    result = plan_model(model, recipe, calibration, settings, tp, format_)
     _emit(result, json_output, plan_table)
 
 
@@ -213,18 +223,19 @@ def quantize(
     from .checkpoints import quantize_to
     from .tables import inspect_table
 
-    result = quantize_to(
-        out,
-        model=model,
-        recipe=recipe,
-        calibration=Calibration(calib, calib_samples, memory),
-        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
-        format_=format_,
-        overwrite=overwrite,
-        fresh=fresh,
-        reporter=_reporter(),
-        tp=tp,
-    )
+    with sole_use(out):
+        result = quantize_to(
+            out,
+            model=model,
+            recipe=recipe,
+            calibration=Calibration(calib, calib_samples, memory),
+            settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+            format_=format_,
+            overwrite=overwrite,
+            fresh=fresh,
+            reporter=_reporter(),
+            tp=tp,
+        )
     _emit(result, json_output, inspect_table)
 
 
@@ -250,9 +261,10 @@ def export(
     from .checkpoints import export_to
     from .tables import inspect_table
 
-    result = export_to(
-        checkpoint, out, format_, overwrite=overwrite, fresh=fresh, reporter=_reporter()
-    )
+    with sole_use(out):
+        result = export_to(
+            checkpoint, out, format_, overwrite=overwrite, fresh=fresh, reporter=_reporter()
+        )
     _emit(result, json_output, inspect_table)
 
 
@@ -360,11 +372,13 @@ def evaluate(
                 api_key_env,
                 endpoint_extra,
             )
-            result = evaluate_served_to(Path(kept), served=served, **asked)
+            with sole_use(Path(kept)):
+                result = evaluate_served_to(Path(kept), served=served, **asked)
         else:
             from .evaluations import evaluate_to
 
-            result = evaluate_to(Path(kept), model=str(model), **asked)
+            with sole_use(Path(kept)):
+                result = evaluate_to(Path(kept), model=str(model), **asked)
     _emit(result, json_output, scores_table)
 
 

@@ -42,6 +42,11 @@ class Calibration:
     memory: float = 2.0
     """GiB of activations that are kept in memory as well as in files."""
 
+    @property
+    def budget(self) -> int:
+        """The same in bytes."""
+        return round(self.memory * 2**30)
+
 
 @dataclass(frozen=True)
 class Questions:

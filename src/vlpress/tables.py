@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .progress import format_bytes
+from .progress import format_bytes, format_seconds
 
 SYNTHETIC = "synthetic: the built-in benchmark files are drawings, not the published benchmarks"
 
@@ -114,7 +114,6 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         for row in plan["rows"]
     ]
     quantized = sum(row["method"] is not None for row in plan["rows"])
-    memory = plan["memory"]
     return "\n".join(
         [
             _table(rows, ["layer", "out x in", "now", "then", "fate"], "llrrl"),
@@ -124,21 +123,36 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             _written_as(plan),
             f"tensors: {format_bytes(plan['base_bytes'])} -> "
             f"{format_bytes(plan['candidate_bytes'])}",
-            f"memory while quantizing: {format_bytes(memory['weights'])} weights, "
-            f"{format_bytes(memory['solve'])} to solve the largest layer, "
-            f"{format_bytes(memory['per_token'])} per calibration token",
-            *_gradient_memory(memory["gradient_per_token"]),
-            f"time on this machine: at least {plan['time']['solve_seconds']:.1f} s to solve, "
-            f"{1000 * plan['time']['seconds_per_token']:.2f} ms per calibration token",
+            *_estimate(plan),
         ]
     )
 
 
-def _gradient_memory(per_token: int) -> list[str]:
-    if not per_token:
+def _estimate(plan: Mapping[str, Any]) -> list[str]:
+    """What the run will take."""
+    memory, found = plan["memory"], plan["estimate"]
+    calibrated = f"{found['samples']} samples of {found['tokens']} tokens in all"
+    return [
+        f"peak memory: {format_bytes(found['peak_bytes'])}, of which "
+        f"{format_bytes(found['process_bytes'])} Python and its libraries, "
+        f"{format_bytes(memory['block'])} weights read at once, "
+        f"{format_bytes(memory['solve'])} to solve the largest layer",
+        *_gradient_memory(memory),
+        f"disk: {format_bytes(found['scratch_bytes'])} while it runs, "
+        f"{format_bytes(found['output_bytes'])} for the result",
+        f"time on this machine: at least {format_seconds(found['seconds'])} for "
+        f"{calibrated if found['samples'] else 'rounding, which needs no samples'}",
+    ]
+
+
+def _gradient_memory(memory: Mapping[str, Any]) -> list[str]:
+    if not memory["whole"]:
         return []
-    each = format_bytes(per_token)
-    return [f"token weights by gradient come before: {each} per token of the longest sample"]
+    each = format_bytes(memory["gradient_per_token"])
+    return [
+        f"token weights by gradient come before: {format_bytes(memory['whole'])} for the whole "
+        f"model, and {each} per token of the longest sample"
+    ]
 
 
 def inspect_table(found: Mapping[str, Any]) -> str:

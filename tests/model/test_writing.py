@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlpress.model.checkpoint import stored_tensors
-from vlpress.model.stored import STORED_DTYPES, LaterTensor
+from vlpress.model.stored import STORED_DTYPES, AnyTensor, LaterTensor
 from vlpress.model.writing import write_tensors
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -68,7 +68,7 @@ def test_views_and_tensors_that_are_read_later(tmp_path: Path) -> None:
         order.append("read")
         return whole[1:3]
 
-    tensors = {
+    tensors: dict[str, AnyTensor] = {
         "view": whole.t()[1:3],
         "same": whole,
         "later": LaterTensor(whole.dtype, (2, 6), read),

@@ -188,8 +188,9 @@ def test_relative_change() -> None:
 def test_memory_counts_the_second_stream() -> None:
     config = random_model().config
     plain, both = (make_plan(config, recipe({"method": m})).memory for m in ("gptq", "gptaq"))
-    assert both.per_token - plain.per_token == 4 * 4 * 2 * 32  # hidden states in the tower
+    more = 4 * 4 * (32 + 16)  # hidden states in the tower, and their angles
+    assert both.states_per_token - plain.states_per_token == more
     layer = 4 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 128 * 64)  # the float copy
-    assert both.solve - plain.solve == 4 * (128**2 + 128 * 64) + layer
-    rest = replace(both, solve=plain.solve, per_token=plain.per_token)
+    assert both.solve == 4 * (8 * 128**2 + 8 * 128 * 64) + layer
+    rest = replace(both, solve=plain.solve, states_per_token=plain.states_per_token)
     assert rest == plain

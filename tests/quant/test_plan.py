@@ -104,11 +104,26 @@ def test_memory_grows_with_the_widest_layer() -> None:
     small = make_plan(config(), recipe()).memory
     wide = make_plan(config(intermediate_size=512), recipe()).memory
     assert wide.solve > 4 * small.solve
-    assert small.total(1000) == small.weights + small.solve + 1000 * small.per_token
-    assert make_plan(config(), recipe({"method": "rtn"})).memory.solve == 0
-    # a token of a picture: 4 float32 patches; before and after a block 4 x 32 features of the
-    # vision tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
-    assert small.per_token == 4 * 4 * 1176 + max(4 * (2 * 4 * 32 + 4 * 16), 4 * (2 * 64 + 16))
+    assert small.peak(1000, 10, 10**9) == (
+        small.block + small.solve + 1000 * small.patches_per_token + 1010 * small.states_per_token
+    )
+    assert small.peak(1000, 10, 5) == (
+        small.block + small.solve + 1000 * small.patches_per_token + 5
+    )
+    assert small.scratch(1000) == 2 * 1000 * small.states_per_token
+    # a token of a picture: 4 float32 patches; in front of a block 4 x 32 features of the vision
+    # tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
+    assert small.patches_per_token == 4 * 4 * 1176
+    assert small.states_per_token == max(4 * 4 * (32 + 16), 4 * (64 + 16))
+
+
+def test_a_block_or_the_embedding_is_held() -> None:
+    layer = 4 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 128 * 64)
+    assert make_plan(config(), recipe()).memory.block == layer
+    assert make_plan(config(vocab_size=4096), recipe()).memory.block == 4 * 4096 * 64
+    rounded = make_plan(config(vocab_size=4096), recipe({"method": "rtn"})).memory
+    assert rounded.block == layer
+    assert rounded.states_per_token == rounded.patches_per_token == 0
 
 
 def test_memory_of_gradients_is_what_autograd_keeps() -> None:
@@ -136,10 +151,11 @@ def test_memory_of_gradients_is_what_autograd_keeps() -> None:
     )
     memory = make_plan(model.config, wanted).memory
     assert 0.9 * found < memory.gradient_per_token < 1.1 * found
-    assert memory.total(10, 10**6) == (
-        memory.weights + 10 * memory.per_token + 10**6 * memory.gradient_per_token
+    assert memory.peak(10, 10**6, 0) == (
+        memory.whole + 10 * memory.patches_per_token + 10**6 * memory.gradient_per_token
     )
-    assert memory.total(10, 0) == make_plan(model.config, recipe()).memory.total(10, 10**6)
+    plain = make_plan(model.config, recipe()).memory
+    assert plain.whole == plain.gradient_per_token == 0
     rounded = replace(wanted, steps=(replace(wanted.steps[0], method="rtn"),))
     assert make_plan(model.config, rounded).memory.gradient_per_token == 0
 
