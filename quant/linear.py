@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
@@ -50,6 +51,7 @@ class QuantLinear(nn.Module):
         self.product: cpu.Product | gpu.Product | None = None
         self.number = -1  # of the product, for compilers
         self.fused: Fused | None = None
+        self.held: Tensor | None = None  # the dequantized weight, see `hold`
         self.rounds_inputs = False  # to int8 although the scheme does not: only if asked for
         for name, value in _reference_form(weight).items():
             self.register_buffer(name, value)
@@ -104,6 +106,21 @@ class QuantLinear(nn.Module):
             return tiles.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
         return f"it lies on {self.packed.device.type}"
 
+    def hold(self, dtype: torch.dtype) -> None:
+        """Keep the dequantized weight of a weight-only layer for inputs of a type.
+
+        While a block is calibrated, every sample passes it several times; results are those of the
+        reference kernel, which would dequantize each time.
+        """
+        if self.activations is None and self.packed is not None:
+            assert self.scales is not None and self.zero_points is not None
+            form = (self.packed, self.scales, self.zero_points, self.scheme.bits)
+            self.held = reference.dequantize(*form, dtype, self.group_index)
+
+    def let_go(self) -> None:
+        """Undo `hold`."""
+        self.held = None
+
     def prepare(self, kernels: library.Kernels) -> None:
         """Lay the weight out for CPU kernels; only that form is kept."""
         weight = self.quantized()
@@ -139,6 +156,9 @@ class QuantLinear(nn.Module):
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
         if self.product is not None:
             return _run(self.product, self.number, x, self.activations)[0]
+        if self.held is not None and self.held.dtype == x.dtype:
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.linear(x, self.held, bias)
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
@@ -154,6 +174,7 @@ class QuantLinear(nn.Module):
         # Tiles are of the CPU; another type of the floats around them leaves them as they are.
         on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
         on_gpu = self.product is not None and self.tiles is None
+        self.let_go()
         if self.product is not None and not on_cpu:
             self.restore()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

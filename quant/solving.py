@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calib.observers import CrossMoment, Hessian
-from ..calib.sequential import BlockView, TapGroup, run_sequential
+from ..calib.sequential import BlockView, Leave, Passed, TapGroup, run_sequential
 from ..calib.walk import Weigh
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
@@ -19,6 +19,7 @@ from .coverage import tower_rows
 from .error import relative_error
 from .gptq import gptq
 from .kernels.dense import gram_on
+from .linear import QuantLinear
 from .plan import Plan, PlanRow
 from .recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
@@ -55,12 +56,20 @@ class Run:
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
+        self._held: list[QuantLinear] = []
         self.on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
         solved = [row for row in plan.quantized if row.step and row.step.solves]
         self.rows_to_solve = sum(row.spec.out_features for row in solved)
 
-    def calibrate(self, prompts: Sequence[Prompt], token_weights: Weigh, **where: Any) -> None:
+    def calibrate(
+        self,
+        prompts: Sequence[Prompt],
+        token_weights: Weigh,
+        *,
+        leave: Leave | None = None,
+        **where: Any,
+    ) -> None:
         """Run samples through the model and quantize what they reach.
 
         Layers of the vision tower stay as they are if no sample has a picture.
@@ -68,9 +77,17 @@ class Run:
         Args:
             prompts: with their answers.
             token_weights: see `run_sequential`.
-            where: `blocks`, `store`, `leave` and `resume` of `run_sequential`.
+            leave: see `run_sequential`.
+            where: `blocks`, `store` and `resume` of it.
         """
         seen = self.seen(prompts)
+
+        def let_go(passed: Passed) -> None:
+            while self._held:
+                self._held.pop().let_go()
+            if leave is not None:
+                leave(passed)
+
         run_sequential(
             self.model,
             prompts,
@@ -81,6 +98,7 @@ class Run:
             asymmetric=[row.name for row in seen if row.step and row.step.asymmetric],
             prepare=self.prepare if self.transforms.planned else None,
             gram=gram_on(self.device),
+            leave=let_go,
             **where,
         )
 
@@ -118,6 +136,10 @@ class Run:
                 self._gptq(row, hessian, cross)
             else:
                 self.round(row, hessian)
+            layer = self.model.get_submodule(spec.name)
+            if isinstance(layer, QuantLinear):
+                layer.hold(self.model.dtype)
+                self._held.append(layer)
 
     def round(self, row: PlanRow, hessian: Hessian | None = None) -> None:
         """Quantize one layer to the nearest level."""

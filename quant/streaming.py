@@ -140,8 +140,8 @@ class _Pass:
             self._write_down(passed, calibrated=True)
             store.keep(passed.waiting)
 
-        where = {"blocks": self.blocks, "store": store, "leave": leave, "resume": resume}
-        self.run.calibrate(self.streaming.prompts, weights, **where)
+        where = {"blocks": self.blocks, "store": store, "resume": resume}
+        self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
 
     def _write_down(self, passed: Passed, *, calibrated: bool) -> None:
         """Take a block for done, while its weights are still there."""
