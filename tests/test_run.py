@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import stop_when
 from rich.console import Console
 
 from vlpress.calib.samples import Sample
@@ -161,18 +161,6 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
         ids = [json.loads(line)["id"] for line in answers(out, name)]
         assert len(ids) == len(set(ids)) == 9
     assert json.loads(done.stdout)["benchmarks"][BENCH[0]]["n"] == 9
-
-
-def stop_when(command: list[str], by: signal.Signals, ready: Any) -> Any:
-    """Start a command, send it a signal once ``ready()``, and return how it ended."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.005)
-    process.send_signal(by)
-    out, err = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def test_real_model_needs_benchmarks(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The quantize verb: what happens when it is stopped, and whose unfinished work it goes on with."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from processes import stop_when
+
+from vlpress.locking import sole_use
+
+MORE = ["--calib-samples", "2", "--device", "cpu", "--json"]
+
+
+def command(checkpoint: Path, out: Path, *more: str, recipe: str = "w4a16-g32") -> list[str]:
+    base = [sys.executable, "-m", "vlpress", "quantize", str(checkpoint), "-o", str(out)]
+    return [*base, "--recipe", recipe, *MORE, *more]
+
+
+def ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+
+
+def journal(out: Path) -> Path:
+    return out.with_name(f".{out.name}.vlpress-work") / "journal.jsonl"
+
+
+def lines(out: Path) -> int:
+    return journal(out).read_bytes().count(b"\n") if journal(out).is_file() else 0
+
+
+def reached(out: Path, count: int) -> bool:
+    return lines(out) >= count
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert ended(command(checkpoint, out)).returncode == 0
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    return out
+
+
+def test_killed_it_ends_in_the_same_bytes(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for count in (1, 3):
+        ready = partial(reached, out, count)
+        killed = stop_when(command(checkpoint, out), signal.SIGKILL, ready)
+        assert killed.returncode == -signal.SIGKILL
+        assert not out.exists() and lines(out) >= count
+    done = ended(command(checkpoint, out))
+    assert done.returncode == 0, done.stderr
+    assert "going on with what " in done.stderr
+    assert contents(out) == contents(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_says_that_it_can_go_on(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stopped = stop_when(command(checkpoint, out), signal.SIGINT, lambda: lines(out) >= 1)
+    assert stopped.returncode == 3
+    assert stopped.stderr.splitlines()[-1] == (
+        "interrupted; the same command goes on where it stopped"
+    )
+    assert ended(command(checkpoint, out)).returncode == 0
+    assert contents(out) == contents(whole)
+
+
+def test_other_work_is_not_gone_on_with(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    other = command(checkpoint, out, recipe="w8a16-rtn")
+    stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 1)
+    before = journal(out).read_bytes()
+    refused = ended(other)
+    assert refused.returncode == 2
+    assert "holds other work (" in refused.stderr and "recipe" in refused.stderr
+    assert "--overwrite" in refused.stderr and refused.stderr.count("\n") == 1
+    assert journal(out).read_bytes() == before
+    samples = ended(command(checkpoint, out, "--calib-samples", "3"))
+    assert samples.returncode == 2 and "calibration" in samples.stderr
+    assert ended([*other, "--overwrite"]).returncode == 0
+    assert contents(out).keys() == contents(whole).keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_was_stopped_can_be_begun_afresh(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 2)
+    done = ended(command(checkpoint, out, "--fresh"))
+    assert done.returncode == 0 and "going on" not in done.stderr
+    assert contents(out) == contents(whole)
+
+
+def test_one_folder_is_for_one_command(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with sole_use(out):
+        second = ended(command(checkpoint, out))
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"vlpress: error: output folder {out} is in use by another")
+    assert list(tmp_path.iterdir()) == []
