@@ -21,6 +21,7 @@ from .stored import STORED_DTYPES, LaterTensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+COPIED_AT_ONCE = 2**26  # bytes
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -109,6 +110,29 @@ class CheckpointReader:
         except SafetensorError as error:
             raise _damaged(path, error) from None
         return value
+
+    def copy(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own, as stored, on the CPU.
+
+        What was read stays what it is when someone shortens the file, and no more of a large one
+        is held beside it than a part.
+
+        Raises:
+            ValueError: as `tensor`.
+        """
+        shape = self.shape(name)
+        found = torch.empty(shape, dtype=self.dtype(name))
+        rows = max(1, COPIED_AT_ONCE * len(found) // max(1, found.nbytes)) if shape else 1
+        if not shape or len(found) <= rows:
+            return found.copy_(self.tensor(name))
+        source, path = self.source_name(name), self.folder / self._files[name]
+        for begin in range(0, len(found), rows):
+            part = slice(begin, begin + rows)
+            try:
+                found[part] = _safe_open(path).get_slice(source)[part]
+            except SafetensorError as error:
+                raise _damaged(path, error) from None
+        return found
 
     def later(self, name: str) -> LaterTensor:
         """One tensor as stored, to be read when it is needed."""

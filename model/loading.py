@@ -273,7 +273,7 @@ def _fill(
 ) -> None:
     for path, parameter in list(module.named_parameters()):
         name = f"{prefix}.{path}" if prefix else path
-        value = reader.tensor(name)
+        value = reader.copy(name)
         if change is not None:
             value = change(name, value)
         _check_shape(reader, name, tuple(value.shape), tuple(parameter.shape))
@@ -282,9 +282,7 @@ def _fill(
                 f"{reader.folder}: {name} is stored as {value.dtype}; a model that is not "
                 "quantized has float weights only"
             )
-        # A copy even if nothing changes: what was read is a view of the file, and the process
-        # would die if another one shortened it.
-        _assign(module, path, value.to(device=device, dtype=parameter.dtype, copy=True))
+        _assign(module, path, value.to(device=device, dtype=parameter.dtype))
 
 
 def _assign(module: nn.Module, path: str, value: Tensor) -> None:

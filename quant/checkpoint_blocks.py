@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..model.checkpoint import CheckpointReader
 from ..model.loading import load_block, release_block
 from ..model.qwen_vl import QwenVL
+from .factor import is_finite
 from .padding import Padding, pad_tensors
 
 
@@ -38,7 +39,7 @@ class CheckpointBlocks:
         release_block(self._model.get_submodule(path))
 
     def _checked(self, name: str, value: Tensor) -> Tensor:
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not is_finite(value):
             kind = "NaN" if bool(value.isnan().any()) else "infinity"
             raise ValueError(
                 f"{self._reader.folder}: {name} holds {kind}; the checkpoint is broken, fetch or "
