@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 
+from .fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
+
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -152,11 +154,12 @@ class ModelConfig:
             )
         nested = raw.get("text_config")
         text_raw: Mapping[str, Any] = nested if isinstance(nested, Mapping) else raw
+        where = "text_config" if isinstance(nested, Mapping) else ""
         try:
             read_vision = _vision_qwen2 if family == "qwen2_vl" else _vision_qwen2_5
             vision = read_vision(vision_raw)
-            text = _text(text_raw, tied=_is_tied(raw, text_raw))
-        except (TypeError, KeyError) as error:
+            text = _text(text_raw, where, tied=_is_tied(raw, text_raw))
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"config.json: a field is missing or has the wrong type ({error}); "
                 "take the file from the original checkpoint"
@@ -166,14 +169,15 @@ class ModelConfig:
                 f"config.json: the vision tower ends in {vision.out_hidden_size} features and the "
                 f"decoder is {text.hidden_size} wide; both must be equal"
             )
+        fields, last = Fields(raw), text.vocab_size - 1
         return cls(
             family=family,
             vision=vision,
             text=text,
-            image_token_id=int(raw.get("image_token_id", 151655)),
-            video_token_id=int(raw.get("video_token_id", 151656)),
-            vision_start_token_id=int(raw.get("vision_start_token_id", 151652)),
-            vision_end_token_id=int(raw.get("vision_end_token_id", 151653)),
+            image_token_id=fields.whole("image_token_id", 151655, least=0, most=last),
+            video_token_id=fields.whole("video_token_id", 151656, least=0, most=last),
+            vision_start_token_id=fields.whole("vision_start_token_id", 151652, least=0, most=last),
+            vision_end_token_id=fields.whole("vision_end_token_id", 151653, least=0, most=last),
             dtype=_dtype(raw, text_raw),
             raw=raw,
         )
@@ -202,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(value, dict):
         raise ValueError(
@@ -212,52 +216,54 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _vision_qwen2(raw: Mapping[str, Any]) -> VisionConfig:
-    hidden_size = int(raw.get("embed_dim", 1280))
+    fields = Fields(raw, "vision_config")
+    hidden_size = fields.whole("embed_dim", 1280, most=WIDTH)
     _require_act("vision_config", raw.get("hidden_act", "quick_gelu"), "quick_gelu")
     return VisionConfig(
-        depth=int(raw.get("depth", 32)),
+        depth=fields.whole("depth", 32, most=DEPTH),
         hidden_size=hidden_size,
-        intermediate_size=int(hidden_size * raw.get("mlp_ratio", 4)),
-        num_heads=int(raw.get("num_heads", 16)),
-        out_hidden_size=int(raw.get("hidden_size", 3584)),
+        intermediate_size=int(hidden_size * fields.positive("mlp_ratio", 4, most=64)),
+        num_heads=fields.whole("num_heads", 16, most=DEPTH),
+        out_hidden_size=fields.whole("hidden_size", 3584, most=WIDTH),
         norm="layer",
         hidden_act="quick_gelu",
-        **_patch_fields(raw),
+        **_patch_fields(fields, raw),
     )
 
 
 def _vision_qwen2_5(raw: Mapping[str, Any]) -> VisionConfig:
+    fields = Fields(raw, "vision_config")
     _require_act("vision_config", raw.get("hidden_act", "silu"), "silu")
     return VisionConfig(
-        depth=int(raw.get("depth", 32)),
-        hidden_size=int(raw.get("hidden_size", 3584)),
-        intermediate_size=int(raw.get("intermediate_size", 3420)),
-        num_heads=int(raw.get("num_heads", 16)),
-        out_hidden_size=int(raw.get("out_hidden_size", 3584)),
+        depth=fields.whole("depth", 32, most=DEPTH),
+        hidden_size=fields.whole("hidden_size", 3584, most=WIDTH),
+        intermediate_size=fields.whole("intermediate_size", 3420, most=WIDTH),
+        num_heads=fields.whole("num_heads", 16, most=DEPTH),
+        out_hidden_size=fields.whole("out_hidden_size", 3584, most=WIDTH),
         norm="rms",
         hidden_act="silu",
-        window_size=int(raw.get("window_size", 112)),
-        fullatt_block_indexes=tuple(
-            int(index) for index in raw.get("fullatt_block_indexes", (7, 15, 23, 31))
-        ),
-        tokens_per_second=int(raw.get("tokens_per_second", 4)),
-        **_patch_fields(raw),
+        window_size=fields.whole("window_size", 112, least=0, most=WIDTH),
+        fullatt_block_indexes=fields.wholes("fullatt_block_indexes", (7, 15, 23, 31), most=DEPTH),
+        tokens_per_second=fields.whole("tokens_per_second", 4, least=0, most=1000),
+        **_patch_fields(fields, raw),
     )
 
 
-def _patch_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _patch_fields(fields: Fields, raw: Mapping[str, Any]) -> dict[str, Any]:
+    channels = "in_channels" if "in_channels" in raw else "in_chans"
     return {
-        "in_channels": int(raw.get("in_channels", raw.get("in_chans", 3))),
-        "patch_size": int(raw.get("patch_size", 14)),
-        "temporal_patch_size": int(raw.get("temporal_patch_size", 2)),
-        "spatial_merge_size": int(raw.get("spatial_merge_size", 2)),
+        "in_channels": fields.whole(channels, 3, most=16),
+        "patch_size": fields.whole("patch_size", 14, most=256),
+        "temporal_patch_size": fields.whole("temporal_patch_size", 2, most=64),
+        "spatial_merge_size": fields.whole("spatial_merge_size", 2, most=64),
     }
 
 
-def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
+def _text(raw: Mapping[str, Any], where: str, *, tied: bool) -> TextConfig:
+    fields = Fields(raw, where)
     _require_act("text config", raw.get("hidden_act", "silu"), "silu")
-    layers = int(raw.get("num_hidden_layers", 80))
-    if raw.get("use_sliding_window") and layers > int(raw.get("max_window_layers", 80)):
+    layers = fields.whole("num_hidden_layers", 80, most=DEPTH)
+    if raw.get("use_sliding_window") and layers > fields.whole("max_window_layers", 80, most=DEPTH):
         raise ValueError(
             "config.json: use_sliding_window is true; allowed: false "
             "(sliding-window attention is not implemented)"
@@ -269,23 +275,33 @@ def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
             f"config.json: rope type {kind!r} is not supported; allowed: default, mrope; "
             "remove the long-context scaling from the file"
         )
-    heads = int(raw.get("num_attention_heads", 64))
-    kv_heads = raw.get("num_key_value_heads", 8)
-    hidden_size = int(raw.get("hidden_size", 8192))
-    time, height, width = (int(n) for n in rope.get("mrope_section", (16, 24, 24)))
+    heads = fields.whole("num_attention_heads", 64, most=DEPTH)
+    kv_heads = None
+    if raw.get("num_key_value_heads", 8) is not None:
+        kv_heads = fields.whole("num_key_value_heads", 8, most=DEPTH)
+    hidden_size = fields.whole("hidden_size", 8192, most=WIDTH)
+    section = Fields(rope, "rope").wholes("mrope_section", (16, 24, 24), most=WIDTH)
+    if len(section) != 3:
+        raise ValueError(
+            f"config.json: mrope_section has {len(section)} entries; allowed: 3, the rotary pairs "
+            "for time, height and width"
+        )
+    theta = Fields(rope if "rope_theta" in rope else raw, where)
     return TextConfig(
-        vocab_size=int(raw.get("vocab_size", 152064)),
+        vocab_size=fields.whole("vocab_size", 152064, most=VOCABULARY),
         hidden_size=hidden_size,
-        intermediate_size=int(raw.get("intermediate_size", 29568)),
+        intermediate_size=fields.whole("intermediate_size", 29568, most=WIDTH),
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads if kv_heads is None else int(kv_heads),
-        head_dim=int(raw.get("head_dim") or hidden_size // heads),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1_000_000.0))),
-        mrope_section=(time, height, width),
+        num_key_value_heads=heads if kv_heads is None else kv_heads,
+        head_dim=fields.whole("head_dim", 128, most=WIDTH)
+        if raw.get("head_dim")
+        else hidden_size // heads,
+        rms_norm_eps=fields.positive("rms_norm_eps", 1e-5, most=1.0),
+        rope_theta=theta.positive("rope_theta", 1_000_000.0, most=1e12),
+        mrope_section=(section[0], section[1], section[2]),
         tie_word_embeddings=tied,
-        max_position_embeddings=int(raw.get("max_position_embeddings", 32768)),
+        max_position_embeddings=fields.whole("max_position_embeddings", 32768, most=POSITIONS),
     )
 
 

@@ -50,7 +50,7 @@ class Factor:
             float32 ``[N]``, not negative.
         """
         added = rows.square() @ self.damping
-        if rows.device.type == "cpu":
+        if has_lapack(rows):
             # LAPACK reads columns first: to it both are transposed.
             blas.strmm(1.0, self.lower.numpy().T, rows.numpy().T, overwrite_b=1)
         else:
@@ -59,7 +59,7 @@ class Factor:
 
     def invert(self) -> bool:
         """Replace the factor by its inverse; False if that is not finite."""
-        if self.lower.device.type == "cpu":
+        if has_lapack(self.lower):
             _, info = lapack.strtri(self.lower.numpy().T, overwrite_c=1)
             return info == 0 and is_finite(self.lower)
         eye = torch.eye(len(self.lower), device=self.lower.device)
@@ -92,6 +92,11 @@ def factors(
                 yield Factor(lower.float(), damping, fraction, precision)
 
 
+def has_lapack(matrix: Tensor) -> bool:
+    """Whether LAPACK's routines reach a matrix; elsewhere torch's, which make new ones."""
+    return matrix.device.type == "cpu"
+
+
 def is_finite(matrix: Tensor) -> bool:
     """Whether all values are; without another matrix of that size."""
     low, high = torch.aminmax(matrix)
@@ -109,7 +114,7 @@ def _ordered(matrix: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _cholesky_(matrix: Tensor) -> Tensor | None:
     """The lower factor, in the matrix's place where that can be; None if there is none."""
-    if matrix.device.type != "cpu":
+    if not has_lapack(matrix):
         lower, info = torch.linalg.cholesky_ex(matrix)
         return None if bool(info != 0) else lower
     routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf

@@ -78,7 +78,10 @@ def test_tie_flag_inside_text_config_counts(tiny_config: TinyConfig) -> None:
     [
         ({"model_type": "llama"}, "model_type 'llama' is not supported; allowed: qwen2_vl"),
         ({"vision_config": None}, "vision_config is missing"),
-        ({"hidden_size": "wide"}, "a field is missing or has the wrong type|invalid literal"),
+        (
+            {"hidden_size": "wide"},
+            "hidden_size is .wide.; allowed: a whole number from 1",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; allowed: silu"),
         ({"torch_dtype": "int8"}, "dtype 'int8' is not supported; allowed: float32"),
         ({"num_key_value_heads": 3}, "4 attention heads are not a multiple of 3"),

@@ -90,3 +90,22 @@ def test_what_is_finite(bad: float) -> None:
     assert is_finite(matrix)
     matrix[1, 2] = bad
     assert not is_finite(matrix)
+
+
+def test_torchs_routines_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hessian, order = hessian_of(90), torch.randperm(90)
+    rows = torch.randn(6, 90)
+
+    def both() -> tuple[Tensor, Tensor]:
+        found = first(hessian, order)
+        energies = found.energies(rows[:, order])
+        assert found.invert()
+        return energies, found.lower.tril()
+
+    ours = both()
+    monkeypatch.setattr("vlpress.quant.factor.has_lapack", lambda matrix: False)
+    for left, right in zip(ours, both(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+    bad = torch.eye(4)
+    bad[0, 1] = bad[1, 0] = 50.0
+    assert list(factors(bad, torch.arange(4), torch.zeros(4), 0.01)) == []
