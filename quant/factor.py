@@ -18,6 +18,10 @@ from torch import Tensor
 
 # Multiples of the requested damping, tried in order until the Cholesky factor exists.
 LADDER = (1, 2, 5, 10, 20, 50, 100)
+WIDEST = 16384
+"""Columns that LAPACK is trusted with: OpenBLAS 0.3's factor crashes where a matrix takes more than
+2**31 bytes."""
+BLOCK = 4096
 ROWS_AT_ONCE = 512  # of a Hessian whose columns are brought into another order
 Precision = Literal["float32", "float64"]
 
@@ -117,7 +121,26 @@ def _cholesky_(matrix: Tensor) -> Tensor | None:
     if not has_lapack(matrix):
         lower, info = torch.linalg.cholesky_ex(matrix)
         return None if bool(info != 0) else lower
+    if len(matrix) <= WIDEST:
+        return matrix if _factored_(matrix) else None
+    # Block columns from the left: each takes what those before it leave, and is then solved.
+    for begin in range(0, len(matrix), BLOCK):
+        end = min(begin + BLOCK, len(matrix))
+        rows, before = matrix[begin:end, begin:end], matrix[begin:end, :begin]
+        corner = rows.addmm(before, before.t(), alpha=-1)
+        if not _factored_(corner):
+            return None
+        rows.copy_(corner)
+        below = matrix[end:, begin:end]
+        below.addmm_(matrix[end:, :begin], before.t(), alpha=-1)
+        upper = corner.tril().t()
+        below.copy_(torch.linalg.solve_triangular(upper, below, upper=True, left=False))
+    return matrix
+
+
+def _factored_(matrix: Tensor) -> bool:
+    """LAPACK's own factor, in the place of a contiguous matrix."""
     routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf
     # Its upper triangle, read by columns, is our lower one.
     _, info = routine(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
-    return None if info != 0 else matrix
+    return bool(info == 0)

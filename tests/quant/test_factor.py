@@ -109,3 +109,16 @@ def test_torchs_routines_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = torch.eye(4)
     bad[0, 1] = bad[1, 0] = 50.0
     assert list(factors(bad, torch.arange(4), torch.zeros(4), 0.01)) == []
+
+
+@pytest.mark.parametrize("columns", [5, 32, 77])
+def test_wide_ones_are_factored_by_blocks(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    hessian, order = hessian_of(columns), torch.randperm(columns)
+    whole = first(hessian, order).lower.tril()
+    hopeless = hessian.clone()
+    hopeless[-1, -2] = hopeless[-2, -1] = 1e6
+    monkeypatch.setattr("vlpress.quant.factor.WIDEST", 4)
+    monkeypatch.setattr("vlpress.quant.factor.BLOCK", 16)
+    found = first(hessian, order).lower.tril()
+    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+    assert list(factors(hopeless, order, torch.zeros(columns), 0.01)) == []
