@@ -23,6 +23,7 @@ def config_for(tiny_config: TinyConfig, case: dict[str, Any]) -> Any:
         vision = {"tokens_per_second": case["tokens_per_second"]}
     raw = dict(tiny_config(case["family"], vision=vision).raw)
     raw |= {f"{name}_token_id": token for name, token in GOLDEN["tokens"].items()}
+    raw["vocab_size"] = 1 + max(GOLDEN["tokens"].values())
     return type(tiny_config()).from_dict(raw)
 
 
