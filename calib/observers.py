@@ -1,20 +1,22 @@
 """Statistics of what flows into a linear layer.
 
 Every observer takes activations token by token, as often as there are samples, and each token may
-carry a weight. Results do not depend on how tokens are split into calls, up to rounding.
+carry a weight. Results do not depend on how tokens are split into calls, up to rounding. What
+several observers saw can be added (`reduction.py`).
 Letters: T tokens, K input features.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from .square import Square
+
 Gram = Callable[[Tensor, Tensor, float, float], None]
 """Called with float32 ``[K, K]``, bf16 ``[T, K]``, alpha and beta: adds ``alpha * x' x`` to beta
 times the matrix, of which the lower half has to be right."""
-MIRRORED_ROWS = 1024  # at a time: a copy of a whole half would be half as large as the Hessian
 
 
 class Observer(Protocol):
@@ -27,6 +29,26 @@ class Observer(Protocol):
             inputs: ``[..., K]``, any float dtype; leading dimensions are tokens.
             weights: float ``[T]``, not negative; None counts every token once.
         """
+        ...
+
+
+class Sum(Protocol):
+    """What an observer knows, as something that can be added, sent and put aside."""
+
+    def add(self, other: Self) -> None:
+        """Know what another one saw as well, which is of no use afterwards."""
+        ...
+
+    def rest(self) -> None:
+        """Take less memory until it is asked for something."""
+        ...
+
+    def state(self) -> list[Tensor]:
+        """All that it knows while it rests, in contiguous tensors whose shapes are always these."""
+        ...
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Know what another one's `state` says instead."""
         ...
 
 
@@ -43,6 +65,21 @@ class AbsMax:
         if len(tokens):
             seen = tokens.abs().amax(dim=0).float()
             self.values = torch.maximum(self.values, seen.to(self.values.device))
+
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        self.values = torch.maximum(self.values, other.values)
+
+    def rest(self) -> None:
+        """See `Sum.rest`."""
+
+    def state(self) -> list[Tensor]:
+        """See `Sum.state`."""
+        return [self.values]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """See `Sum.restore`."""
+        (self.values,) = state
 
 
 class MeanAbs:
@@ -66,6 +103,24 @@ class MeanAbs:
         self.values.mul_(self.weight / total).add_(sizes.sum(dim=0) / total)
         self.weight = total
 
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        mine, others = _shares(self.weight, other.weight)
+        self.values.mul_(mine).add_(other.values.mul_(others))
+        self.weight += other.weight
+
+    def rest(self) -> None:
+        """See `Sum.rest`."""
+
+    def state(self) -> list[Tensor]:
+        """See `Sum.state`."""
+        return [_numbers(self.weight), self.values]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """See `Sum.restore`."""
+        numbers, self.values = state
+        (self.weight,) = numbers.tolist()
+
 
 class MinMax:
     """Smallest and largest value of the whole tensor, for static activation scales."""
@@ -86,6 +141,10 @@ class MinMax:
             low, high = torch.aminmax(tokens)
             self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
 
 class Hessian:
     """``sum_t w_t x_t' x_t / sum_t w_t`` in float32: the Hessian of a layer's squared output error.
@@ -105,9 +164,8 @@ class Hessian:
             gram: a faster product for inputs in bf16, exact but for token weights, whose roots
                 are multiplied in and rounded to bf16; default torch's in float32.
         """
-        self._sum = torch.zeros(in_features, in_features, device=device)
+        self._sum = Square(in_features, device)
         self._gram = gram
-        self._is_lower = False
         self.weight = 0.0
         """Sum of the token weights so far."""
         self.tokens = 0
@@ -118,33 +176,48 @@ class Hessian:
     @property
     def values(self) -> Tensor:
         """float32 ``[K, K]``."""
-        if self._is_lower:
-            for begin in range(0, len(self._sum), MIRRORED_ROWS):
-                end = begin + MIRRORED_ROWS
-                self._sum[begin:end, end:] = self._sum[end:, begin:end].t()
-                corner = self._sum[begin:end, begin:end].tril()
-                self._sum[begin:end, begin:end] = corner + corner.tril(-1).t()
-            self._is_lower = False
-        return self._sum
+        return self._sum.mirrored()
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
         self.extent.update(inputs, weights)
-        tokens, weights = _tokens(inputs, weights, len(self._sum))
+        tokens, weights = _tokens(inputs, weights, self._sum.size)
         if not len(tokens):
             return
         total = self.weight + _sum(tokens, weights)
         if self._gram is not None and tokens.dtype == torch.bfloat16:
             if weights is not None:
                 tokens = (tokens.float() * weights.to(tokens.device)[:, None].sqrt()).bfloat16()
-            self._gram(self._sum, tokens, 1 / total, self.weight / total)
-            self._is_lower = True
+            self._gram(self._sum.lower(), tokens, 1 / total, self.weight / total)
         else:
-            rows = tokens.to(self._sum.device, torch.float32)
+            values = self._sum.mirrored()
+            rows = tokens.to(values.device, torch.float32)
             rows = rows * _share(weights, total, rows.device)
-            self.values.addmm_(rows.t(), rows, beta=self.weight / total)
+            values.addmm_(rows.t(), rows, beta=self.weight / total)
         self.weight = total
         self.tokens += len(tokens)
+
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        self._sum = self._sum.plus(other._sum, *_shares(self.weight, other.weight))
+        self.weight += other.weight
+        self.tokens += other.tokens
+        self.extent.add(other.extent)
+
+    def rest(self) -> None:
+        """See `Sum.rest`."""
+        self._sum.fold()
+
+    def state(self) -> list[Tensor]:
+        """See `Sum.state`."""
+        extent = self.extent
+        numbers = _numbers(self.weight, self.tokens, extent.low, extent.high)
+        return [numbers, *self._sum.pieces()]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """See `Sum.restore`; the pieces are its own."""
+        self.weight, tokens, self.extent.low, self.extent.high = state[0].tolist()
+        self.tokens = int(tokens)
 
 
 class CrossMoment:
@@ -183,9 +256,37 @@ class CrossMoment:
         self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
         self.weight = total
 
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        mine, others = _shares(self.weight, other.weight)
+        self.values.mul_(mine).add_(other.values.mul_(others))
+        self.weight += other.weight
+
+    def rest(self) -> None:
+        """See `Sum.rest`; nothing can be spared."""
+
+    def state(self) -> list[Tensor]:
+        """See `Sum.state`."""
+        return [_numbers(self.weight), self.values]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """See `Sum.restore`."""
+        numbers, self.values = state
+        (self.weight,) = numbers.tolist()
+
 
 def _sum(tokens: Tensor, weights: Tensor | None) -> float:
     return float(len(tokens)) if weights is None else float(weights.sum())
+
+
+def _shares(mine: float, others: float) -> tuple[float, float]:
+    """Of two sums of weights in both."""
+    total = mine + others
+    return (mine / total, others / total) if total else (1.0, 0.0)
+
+
+def _numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:

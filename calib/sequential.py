@@ -7,6 +7,7 @@ is released. Vision blocks, merger and decoder layers are stages of the same wal
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from ..model.families import LinearSpec
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from .observers import CrossMoment, Gram, Hessian, Observer
+from .observers import CrossMoment, Gram, Hessian, Observer, Sum
+from .ranks import ALONE, Ranks, gathered
+from .reduction import Reduction
 from .store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, loaded
 from .walk import Walk, Weigh
 
@@ -39,6 +42,14 @@ Solve = Callable[[TapGroup, Hessian, CrossMoment | None], None]
 model, how far its inputs are from that; replaces the group's layers in the model."""
 
 
+class SummingObserver(Observer, Sum, Protocol):
+    """An observer whose findings can be added."""
+
+
+Make = Callable[[], Mapping[str, Sequence[SummingObserver]]]
+"""Gives new observers by what they are to watch."""
+
+
 class BlockView:
     """A block that the walk has reached, and the samples in front of it.
 
@@ -53,15 +64,16 @@ class BlockView:
         self.samples: Sequence[int] = walk.samples(path)
         """Numbers of the samples that pass through it."""
 
-    def observe(
-        self, observers: Mapping[str, Sequence[Observer]], samples: Sequence[int] | None = None
-    ) -> None:
+    def observe(self, make: Make, samples: Sequence[int] | None = None) -> dict[str, list[Sum]]:
         """Run samples and show observers what linear layers read.
 
         Args:
-            observers: for each layer name (in full) what watches its input; tokens are weighted
-                as they are in the Hessians.
+            make: gives new observers for each layer name (in full); tokens are weighted as they
+                are in the Hessians.
             samples: numbers of some of `samples`; None = all.
+
+        Returns:
+            Observers of the same names, which know what all samples showed.
 
         Raises:
             ValueError: no sample reaches the block.
@@ -70,11 +82,34 @@ class BlockView:
             raise ValueError(
                 f"{self.path}: no calibration sample reaches this block; add samples with images"
             )
-        for sample in self.samples if samples is None else samples:
-            self._walk.watch(self.path, sample, observers)
+        wanted = self.samples if samples is None else samples
+        parts = [[i for i in part if i in wanted] for part in self._walk.parts(self.path)]
+
+        counts: dict[str, int] = {}
+
+        def watch(part: Sequence[int]) -> list[Sum]:
+            observers = make()
+            counts.update((name, len(several)) for name, several in observers.items())
+            for sample in part:
+                self._walk.watch(self.path, sample, observers)
+            return [observer for several in observers.values() for observer in several]
+
+        found = iter(Reduction(self._walk.ranks, parts, watch).run())
+        return {name: [next(found) for _ in range(count)] for name, count in counts.items()}
+
+    def each(self, samples: Sequence[int], judge: Callable[[int], Any]) -> list[Any]:
+        """What `judge` makes of each sample, a JSON value; called in one process for each."""
+        mine = {i: judge(i) for i in self.mine(samples)}
+        found = gathered(self._walk.ranks, list(mine.items()))
+        judged = {i: value for several in found for i, value in several}
+        return [judged[i] for i in samples]
+
+    def mine(self, samples: Sequence[int]) -> list[int]:
+        """Those of some samples that this process runs."""
+        return [i for i in self._walk.mine(self.path) if i in samples]
 
     def output(self, sample: int) -> Tensor:
-        """What the block makes of a sample as it is now, ``[..., channels]``."""
+        """What the block makes of one of `mine` as it is now, ``[..., channels]``."""
         return self._walk.output(self.path, sample)
 
     def token_weights(self, sample: int) -> Tensor | None:
@@ -135,6 +170,7 @@ def run_sequential(
     store: ActivationStore | None = None,
     leave: Leave | None = None,
     resume: Resume | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Capture the Hessian of every tap of the targets and have each group solved.
 
@@ -155,6 +191,8 @@ def run_sequential(
         store: where activations wait; default in memory.
         leave: called for each block once the states behind it are sealed.
         resume: go on there; default from the beginning.
+        ranks: who shares the samples; `solve`, `prepare` and `leave` are called in every process,
+            with the same statistics.
 
     Raises:
         ValueError: there are no prompts, or a targeted layer saw no input (no prompt has an image
@@ -164,7 +202,7 @@ def run_sequential(
         raise ValueError("no calibration prompts; this recipe needs at least one")
     blocks = ModelBlocks(model) if blocks is None else blocks
     store = MemoryStore() if store is None else store  # an empty store may be false
-    walk = Walk(model, prompts, blocks, store, token_weights)
+    walk = Walk(model, prompts, blocks, store, token_weights, ranks)
     steps = walk.steps()
     wanted = {step: tap_groups(targets, step) for step in steps}
     last = max((i for i, step in enumerate(steps) if wanted[step]), default=-1)
@@ -214,31 +252,48 @@ def _observe(
     if not groups:
         return
     device = walk.blocks.device
-    hessians = [Hessian(group.in_features, device, gram) for group in groups]
-    crosses = [
-        CrossMoment(group.in_features, device) if _meets(group, asymmetric) else None
-        for group in groups
-    ]
-    for sample in walk.samples(step):
-        watchers: dict[str, list[Observer]] = {}
-        inputs: dict[str, _Kept] = {}
-        for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
-            name = group.linears[0].name
-            watchers[name] = [hessian]
-            if cross is not None:
-                inputs[name] = _Kept()
-                watchers[name].append(_Against(cross, inputs[name]))
-        if inputs:
-            kept = {name: [keeper] for name, keeper in inputs.items()}
-            walk.watch(step, sample, kept, in_float=True)
-        walk.watch(step, sample, watchers)
-    for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
+
+    def watch(samples: Sequence[int]) -> list[Sum]:
+        hessians = [Hessian(group.in_features, device, gram) for group in groups]
+        crosses = [CrossMoment(group.in_features, device) if pair else None for group, pair in met]
+        for sample in samples:
+            _watch_sample(walk, step, sample, groups, hessians, crosses)
+        return [*hessians, *(cross for cross in crosses if cross is not None)]
+
+    met = [(group, _meets(group, asymmetric)) for group in groups]
+    found = Reduction(walk.ranks, walk.parts(step), watch).run()
+    hessians, crosses = iter(found[: len(groups)]), iter(found[len(groups) :])
+    for group, pair in met:
+        hessian, cross = next(hessians), next(crosses) if pair else None
+        assert isinstance(hessian, Hessian) and isinstance(cross, CrossMoment | None)
         if not hessian.tokens:
             raise ValueError(
                 f"{group.linears[0].name}: no calibration sample reaches this layer; "
                 "add samples with images"
             )
         yield group, hessian, cross
+
+
+def _watch_sample(
+    walk: Walk,
+    step: str,
+    sample: int,
+    groups: Sequence[TapGroup],
+    hessians: Sequence[Hessian],
+    crosses: Sequence[CrossMoment | None],
+) -> None:
+    watchers: dict[str, list[Observer]] = {}
+    inputs: dict[str, _Kept] = {}
+    for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
+        name = group.linears[0].name
+        watchers[name] = [hessian]
+        if cross is not None:
+            inputs[name] = _Kept()
+            watchers[name].append(_Against(cross, inputs[name]))
+    if inputs:
+        kept = {name: [keeper] for name, keeper in inputs.items()}
+        walk.watch(step, sample, kept, in_float=True)
+    walk.watch(step, sample, watchers)
 
 
 class _Kept:

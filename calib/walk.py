@@ -20,6 +20,8 @@ from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .capture import watch_inputs
 from .observers import Observer
+from .ranks import ALONE, Ranks
+from .reduction import chunks, owner
 from .store import ActivationStore, BlockSource, State, loaded
 
 FEATURES = "features"
@@ -44,8 +46,9 @@ class Walk:
         blocks: BlockSource,
         store: ActivationStore,
         token_weights: Weigh | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.prompts = model, prompts
+        self.model, self.prompts, self.ranks = model, prompts, ranks
         self.blocks, self.store = blocks, store
         family = family_of(model.config)
         config = model.config
@@ -68,15 +71,29 @@ class Walk:
         in_vision = step in self.vision or step in self.merger
         return self.seeing if in_vision else range(len(self.prompts))
 
+    def parts(self, step: str) -> list[list[int]]:
+        """The same by chunks, see `reduction.py`."""
+        samples = self.samples(step)
+        return [[i for i in chunk if i in samples] for chunk in chunks(len(self.prompts))]
+
+    def mine(self, step: str) -> list[int]:
+        """Those of them that this process runs."""
+        mine = (
+            part
+            for number, part in enumerate(self.parts(step))
+            if owner(number, self.ranks) == self.ranks.index
+        )
+        return [sample for part in mine for sample in part]
+
     def enter(self, step: str) -> None:
         """Before the first block of the vision tower or the decoder: make the first states."""
         if step == self.vision[0]:
             with loaded(self.blocks, "visual.patch_embed"):
-                for sample in self.seeing:
+                for sample in self.mine(step):
                     self.store.put(step, sample, self._see(self.prompts[sample]))
         elif step == self.decoder[0]:
             with loaded(self.blocks, "model.embed_tokens"):
-                for sample in range(len(self.prompts)):
+                for sample in self.mine(step):
                     state = self._embed(sample)
                     self.store.put(step, sample, state)
                     if sample in self.parted:
@@ -107,9 +124,8 @@ class Walk:
             following: the next one; None = no block follows, nothing runs.
             with_float: whether the float states are still needed behind the block.
         """
-        samples = self.samples(step)
-        parting = self.parted if self._copy is None else set(samples)
-        for sample in samples:
+        parting = self.parted if self._copy is None else set(self.samples(step))
+        for sample in self.mine(step):
             for in_float in (False, True) if with_float and sample in parting else (False,):
                 if following is not None:
                     name = FEATURES if following == self.decoder[0] else following

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..calib.ranks import ALONE, Ranks, first, led
 from ..model.config import read_json
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
@@ -94,6 +95,7 @@ def evaluate(
     fingerprint_extra: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
     responder: Responder | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvalResult:
     """Evaluate a model on tasks and store everything.
 
@@ -114,6 +116,7 @@ def evaluate(
         fingerprint_extra: further parts of the setup.
         on_progress: told after every batch.
         responder: answers in the model's place, such as a served copy of it.
+        ranks: who shares the batches; the first process writes.
 
     Raises:
         FileNotFoundError: the reference is no evaluation folder.
@@ -130,42 +133,50 @@ def evaluate(
         source=folder,
         extra=fingerprint_extra,
     )
-    info = open_run(out, setup, tasks)
+    info = first(ranks, lambda: open_run(out, setup, tasks))
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
         "bytes": weight_bytes(model, folder),
         "weights": weight_count(model),
     }
-    base = None if reference is None else _read_reference(Path(reference), setup, tasks)
+    base = None
+    if reference is not None:
+        base = led(ranks, lambda: _read_reference(Path(reference), setup, tasks))
     if base is not None and not _is_kept(base, tasks):
         _find_reference(base)  # before hours of answering, not after
-    write_items(out, info, tasks)
-    _keep_record(out, folder)
+
+    def begin() -> None:
+        write_items(out, info, tasks)
+        _keep_record(out, folder)
+
+    first(ranks, begin)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
+    shared: dict[str, Any] = {"on_progress": on_progress, "ranks": ranks}
+    batched = {"batch_size": batch_size, **shared}
     for task in tasks:
         answer_task(
             task,
             responder,
             out / task.name / "predictions.jsonl",
             {**setup, "task": dict(task.fingerprint)},
-            batch_size=batch_size,
-            on_progress=on_progress,
+            **batched,
         )
     if text is not None:
-        measure_text(text, model, processor, out / TEXT, setup, on_progress=on_progress)
+        measure_text(text, model, processor, out / TEXT, setup, **shared)
     info["memory"] = _memory(model, info.get("memory"))
     if is_reference:
-        _keep(read_run(out), tasks, model, processor, batch_size, on_progress)
+        _keep(read_run(out), tasks, model, processor, batched)
     if base is not None:
-        if not _is_kept(base, tasks):
+        if not led(ranks, lambda: _is_kept(base, tasks)):
             original = open_model(_find_reference(base), device=model.device, dtype=model.dtype)
-            _keep(base, tasks, original, processor, batch_size, on_progress)
+            _keep(base, tasks, original, processor, batched)
             del original
-        _measure(out, tasks, base, model, processor, setup, batch_size, on_progress)
-    return finish(out, info)
+        _measure(out, tasks, base, model, processor, setup, batched)
+    found = first(ranks, lambda: vars(finish(out, info)) | {"out_dir": None})
+    return EvalResult(**{**found, "out_dir": out})
 
 
 def refuse_repeated(tasks: Sequence[Task]) -> None:
@@ -287,8 +298,7 @@ def _keep(
     tasks: Sequence[Task],
     model: QwenVL,
     processor: Processor,
-    batch_size: int,
-    on_progress: OnProgress | None,
+    batched: Mapping[str, Any],
 ) -> None:
     """Have the base read its own answers."""
     for task in tasks:
@@ -300,8 +310,7 @@ def _keep(
             stored.predictions,
             stored.folder / LOGPROBS,
             {**base.fingerprint, "task": dict(task.fingerprint), "answer_tokens": ANSWER_TOKENS},
-            batch_size=batch_size,
-            on_progress=on_progress,
+            **batched,
         )
 
 
@@ -312,8 +321,7 @@ def _measure(
     model: QwenVL,
     processor: Processor,
     setup: Mapping[str, Any],
-    batch_size: int,
-    on_progress: OnProgress | None,
+    batched: Mapping[str, Any],
 ) -> None:
     for task in tasks:
         stored = base.tasks[task.name]
@@ -332,8 +340,7 @@ def _measure(
                 "answer_tokens": ANSWER_TOKENS,
                 "kl_kind": kept.kind,
             },
-            batch_size=batch_size,
-            on_progress=on_progress,
+            **batched,
         )
 
 

@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calib.ranks import ALONE, Message, Ranks, dealt
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from .features import FeatureCache
 from .forced import ANSWER_TOKENS, Forced, read_answers
 from .logprobs import Expected, LogProbReader, LogProbWriter, choose_kind, lump
-from .predictions import Prediction, Record, RecordStore
-from .runner import OnProgress, plan_batches, plan_windows
+from .predictions import Prediction, Record, open_shared
+from .runner import OnProgress, plan_batches, plan_windows, shared_lengths
 from .tasks.task import Fields, Item, Task
 
 FOLDER = "logprobs"
@@ -93,6 +94,7 @@ def keep_logprobs(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Have the base read its answers and keep what it expected; resumes.
 
@@ -105,6 +107,7 @@ def keep_logprobs(
         fingerprint: everything that the numbers depend on.
         batch_size: prompts per batch.
         on_progress: told after every batch.
+        ranks: who shares the batches.
 
     Raises:
         ValueError: the folder was made with another fingerprint.
@@ -112,15 +115,19 @@ def keep_logprobs(
     tokens = sum(_length(answers[item.id]) for item in task.items) + 2 * len(task.items)
     kind = choose_kind(tokens, model.config.text.vocab_size)
     cache, letters = FeatureCache(processor, [model]), _Letters(processor)
-    with closing(LogProbWriter(folder, kind, fingerprint)) as store:
-        for batch in _batches(task, cache, batch_size, lambda item: item.id in store):
-            said = [answers[item.id] for item in batch]
-            read = read_answers(model, cache, batch, said)
-            spelled = [
-                letters.logprobs(item.fields, answer.first)
-                for item, answer in zip(batch, read, strict=True)
-            ]
-            store.append([item.id for item in batch], read, spelled)
+
+    def work(batch: Sequence[Item]) -> Message:
+        read = read_answers(model, cache, batch, [answers[item.id] for item in batch])
+        spelled = [
+            letters.logprobs(item.fields, answer.first)
+            for item, answer in zip(batch, read, strict=True)
+        ]
+        return store.write([item.id for item in batch], read, spelled)
+
+    with closing(LogProbWriter(folder, kind, fingerprint, ranks)) as store:
+        batches = _batches(task, cache, batch_size, lambda item: item.id in store, ranks)
+        for _, written in dealt(ranks, batches, work):
+            store.add(written)
             if on_progress:
                 on_progress(task.name, len(store), len(task.items), "")
 
@@ -140,6 +147,7 @@ def measure_task(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Record]:
     """Measure every item of a task that is not in the file yet.
 
@@ -153,6 +161,7 @@ def measure_task(
         fingerprint: of the measurement.
         batch_size: prompts per batch.
         on_progress: told after every batch.
+        ranks: who shares the batches.
 
     Returns:
         All records by item id, see `compare_answer`.
@@ -162,16 +171,21 @@ def measure_task(
     """
     cache = FeatureCache(processor, [candidate])
     letters = _Letters(processor)
-    with closing(RecordStore(path, "fidelity", fingerprint)) as store:
-        for batch in _batches(task, cache, batch_size, lambda item: item.id in store.records):
-            read = read_answers(candidate, cache, batch, [answers[item.id] for item in batch])
-            records = []
-            for item, ours in zip(batch, read, strict=True):
-                base = reference.read(item.id, ours.logits.device)
-                spelled = letters.logprobs(item.fields, ours.first)
-                record = {"id": item.id, **compare_answer(base, ours)}
-                records.append(record | _gold(item.fields, base.letters, spelled))
-            store.append(records)
+
+    def work(batch: Sequence[Item]) -> Message:
+        read = read_answers(candidate, cache, batch, [answers[item.id] for item in batch])
+        records = []
+        for item, ours in zip(batch, read, strict=True):
+            base = reference.read(item.id, ours.logits.device)
+            spelled = letters.logprobs(item.fields, ours.first)
+            record = {"id": item.id, **compare_answer(base, ours)}
+            records.append(record | _gold(item.fields, base.letters, spelled))
+        return Message(records)
+
+    with closing(open_shared(ranks, path, "fidelity", fingerprint)) as store:
+        batches = _batches(task, cache, batch_size, lambda item: item.id in store.records, ranks)
+        for _, found in dealt(ranks, batches, work):
+            store.append(found.value)
             if on_progress:
                 on_progress(task.name, len(store.records), len(task.items), "")
         return dict(store.records)
@@ -180,12 +194,16 @@ def measure_task(
 Skip = Callable[[Item], bool]
 
 
-def _batches(task: Task, cache: FeatureCache, batch_size: int, done: Skip) -> Iterator[list[Item]]:
+def _batches(
+    task: Task, cache: FeatureCache, batch_size: int, done: Skip, ranks: Ranks
+) -> Iterator[list[Item]]:
     """Batches of what is not done; planned from the whole task, as answers are."""
     for window in plan_windows(task.items, batch_size):
         if all(done(item) for item in window):
             continue
-        lengths = [len(cache.prompts([item])[0][0]) for item in window]
+        lengths = shared_lengths(
+            ranks, window, lambda items: [len(cache.prompts([item])[0][0]) for item in items]
+        )
         for batch in plan_batches(window, lengths, batch_size):
             if pending := [item for item in batch if not done(item)]:
                 yield pending

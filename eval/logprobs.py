@@ -8,6 +8,7 @@ lumped one is smaller; next to a full one the lumped one can be computed as well
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..calib.ranks import ALONE, Message, Ranks
 from .forced import Forced
-from .predictions import Record, RecordStore, read_records
+from .predictions import Record, open_shared, read_records
 
 FULL_BYTES = 2 << 30
 TOP = 1024
@@ -67,15 +69,23 @@ class LogProbWriter:
         folder: made if absent; an index and one file per batch.
         kind: of the whole task.
         fingerprint: everything that the numbers depend on.
+        ranks: who shares the work: each process writes what it has read, the first one the index.
 
     Raises:
         ValueError: the folder was made with another fingerprint or kind.
     """
 
-    def __init__(self, folder: Path, kind: Kind, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kind: Kind,
+        fingerprint: Mapping[str, Any],
+        ranks: Ranks = ALONE,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._kind = folder, kind
-        self._store = RecordStore(folder / INDEX, KIND, {**fingerprint, "kl_kind": kind})
+        made_from = {**fingerprint, "kl_kind": kind}
+        self._store = open_shared(ranks, folder / INDEX, KIND, made_from)
 
     def __contains__(self, key: str) -> bool:
         return key in self._store.records
@@ -83,20 +93,20 @@ class LogProbWriter:
     def __len__(self) -> int:
         return len(self._store.records)
 
-    def append(
+    def write(
         self,
         keys: Sequence[str],
         answers: Sequence[Forced],
         letters: Sequence[Mapping[str, float]],
-    ) -> None:
-        """Add one batch and wait until it is on the disk.
+    ) -> Message:
+        """Put one batch into a file; `add` is to be given what this returns.
 
         Args:
             keys: ids of the items.
             answers: as the base read them.
             letters: log-probability of each item's option letters in the first place.
         """
-        name = f"{len(self._store.records):07d}.safetensors"
+        name = f"{hashlib.sha256(keys[0].encode()).hexdigest()[:16]}.safetensors"
         tensors: dict[str, Tensor] = {}
         for key, answer in zip(keys, answers, strict=True):
             for part, tensor in _packed(answer, self._kind).items():
@@ -104,12 +114,16 @@ class LogProbWriter:
         temporary = self._folder / f"{name}.part"
         save_file(tensors, temporary)
         os.replace(temporary, self._folder / name)
-        self._store.append(
+        return Message(
             [
                 {"id": key, "file": name, "letters": dict(of_item), "ended": answer.ended}
                 for key, answer, of_item in zip(keys, answers, letters, strict=True)
             ]
         )
+
+    def add(self, written: Message) -> None:
+        """Take a batch that was written into the index and wait until that is on the disk."""
+        self._store.append(written.value)
 
     def close(self) -> None:
         """Close the index."""

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calib.ranks import ALONE, Message, Ranks, dealt
 from ..model.inputs import Prompt
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
-from .predictions import Record, RecordStore, read_records
+from .predictions import Record, open_shared, read_records
 from .runner import OnProgress
 from .statistics import mean_interval
 
@@ -100,6 +101,7 @@ def measure_text(
     fingerprint: Mapping[str, Any],
     *,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Read every window that is not in the file yet.
 
@@ -111,16 +113,22 @@ def measure_text(
             `nll` of their negative log-probabilities in nats.
         fingerprint: of the run; `text_identity` is added.
         on_progress: told after every window.
+        ranks: who shares the windows.
 
     Raises:
         ValueError: another fingerprint, too little text, or logits that are not finite.
     """
     parts = windows(text, processor)
-    with closing(RecordStore(path, "text", {**fingerprint, "text": text_identity(text)})) as store:
-        for number, ids in enumerate(parts):
-            if str(number) not in store.records:
-                nll = _nll(model, ids)
-                store.append([{"id": str(number), "tokens": len(ids) - 1, "nll": nll}])
+
+    def work(numbered: tuple[int, Tensor]) -> Message:
+        number, ids = numbered
+        return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": _nll(model, ids)}])
+
+    made_from = {**fingerprint, "text": text_identity(text)}
+    with closing(open_shared(ranks, path, "text", made_from)) as store:
+        missing = [(i, ids) for i, ids in enumerate(parts) if str(i) not in store.records]
+        for _, found in dealt(ranks, missing, work):
+            store.append(found.value)
             if on_progress:
                 on_progress("text", len(store.records), len(parts), "")
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..calib.ranks import Ranks, led
 from .seal import sealed, unsealed
 
 SCHEMA = 2
@@ -44,13 +45,17 @@ class RecordStore:
         path: the file; made if absent. A torn last line, as a kill leaves it, is cut off.
         kind: what the records are, written into the header.
         fingerprint: JSON values; everything the records depend on.
+        writes: whether this process does; others that share the work only know the records. They
+            must open the file after the one that does.
 
     Raises:
         ValueError: the file belongs to another kind or fingerprint, or is damaged elsewhere than
             in its last line.
     """
 
-    def __init__(self, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, kind: str, fingerprint: Mapping[str, Any], *, writes: bool = True
+    ) -> None:
         self.path = path
         self.records: dict[str, Record] = {}
         wanted = _plain(fingerprint)
@@ -58,8 +63,8 @@ class RecordStore:
             found = _parse_header(path, lines[0], kind)
             refuse_difference(path, found, wanted)
             self.records = _parse_records(path, lines[1:])
-        self._file = path.open("ab")
-        if not self.records and path.stat().st_size == 0:
+        self._file = path.open("ab") if writes else None
+        if self._file is not None and not self.records and path.stat().st_size == 0:
             self._write([{"kind": kind, "schema": SCHEMA, "fingerprint": wanted}])
 
     def append(self, records: Sequence[Record]) -> None:
@@ -74,6 +79,8 @@ class RecordStore:
         self.records.update((r["id"], dict(r)) for r in records)
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        if self._file is None:
+            return
         lines = (json.dumps(sealed(r), ensure_ascii=False) + "\n" for r in records)
         text = "".join(lines)
         self._file.write(text.encode("utf-8", "surrogatepass"))
@@ -82,7 +89,13 @@ class RecordStore:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def open_shared(ranks: Ranks, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> RecordStore:
+    """A store that several processes add the same records to, of which the first one writes."""
+    return led(ranks, lambda: RecordStore(path, kind, fingerprint, writes=ranks.index == 0))
 
 
 def prediction_record(prediction: Prediction) -> Record:

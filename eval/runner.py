@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import torch
 
+from ..calib.ranks import ALONE, Message, Ranks, dealt, gathered
 from ..model.generation import Sampling, generate
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from .features import FeatureCache, pictures
-from .predictions import Prediction, RecordStore, prediction_record
+from .predictions import Prediction, Record, open_shared, prediction_record
 from .tasks.task import Item, Task
 
 WINDOW = 8  # batches whose items are sorted by length together
@@ -93,6 +94,7 @@ def answer_task(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Prediction]:
     """Answer every item that has no stored answer yet.
 
@@ -105,6 +107,7 @@ def answer_task(
         fingerprint: of the run and the task.
         batch_size: items per batch.
         on_progress: told after every batch.
+        ranks: who shares the batches; each process is given all answers.
 
     Returns:
         All predictions by item id.
@@ -115,45 +118,61 @@ def answer_task(
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; give at least 1")
-    with closing(RecordStore(path, "predictions", fingerprint)) as store:
+    with closing(open_shared(ranks, path, "predictions", fingerprint)) as store:
         report = _Progress(on_progress, task, len(store.records))
         report(len(store.records))
         for window in plan_windows(task.items, batch_size):
             if all(item.id in store.records for item in window):
                 continue
             started = time.perf_counter()
-            lengths = responder.lengths(window)  # sees every picture: a part of what answers cost
+            lengths = shared_lengths(ranks, window, responder.lengths)
+            # Every picture was looked at: a part of what answers cost.
             looked = (time.perf_counter() - started) / len(window)
-            for batch in plan_batches(window, lengths, batch_size):
-                pending = [item for item in batch if item.id not in store.records]
-                if not pending:
-                    continue
-                started = time.perf_counter()
-                answers = responder.generate(pending)
-                seconds = looked + (time.perf_counter() - started) / len(pending)
-                if len(answers) != len(pending):
-                    raise ValueError(
-                        f"{len(answers)} answers came back for {len(pending)} items; "
-                        "a responder answers each item once"
-                    )
-                store.append(
-                    [
-                        prediction_record(
-                            Prediction(
-                                item.id,
-                                a.text,
-                                a.n_tokens,
-                                a.stopped,
-                                round(seconds, 6),
-                                a.prompt_tokens,
-                                a.first_logprobs,
-                            )
-                        )
-                        for item, a in zip(pending, answers, strict=True)
-                    ]
-                )
+            batches = plan_batches(window, lengths, batch_size)
+            pending = [[i for i in batch if i.id not in store.records] for batch in batches]
+
+            def answer(batch: Sequence[Item], looked: float = looked) -> Message:
+                return Message(_answer(batch, responder, looked))
+
+            for _, answers in dealt(ranks, filter(None, pending), answer):
+                store.append(answers.value)
                 report(len(store.records))
         return {key: Prediction(**record) for key, record in store.records.items()}
+
+
+def _answer(batch: Sequence[Item], responder: Responder, looked: float) -> list[Record]:
+    """Records of a batch; `looked` seconds were spent on each item before."""
+    started = time.perf_counter()
+    answers = responder.generate(batch)
+    seconds = looked + (time.perf_counter() - started) / len(batch)
+    if len(answers) != len(batch):
+        raise ValueError(
+            f"{len(answers)} answers came back for {len(batch)} items; "
+            "a responder answers each item once"
+        )
+    return [
+        prediction_record(
+            Prediction(
+                item.id,
+                a.text,
+                a.n_tokens,
+                a.stopped,
+                round(seconds, 6),
+                a.prompt_tokens,
+                a.first_logprobs,
+            )
+        )
+        for item, a in zip(batch, answers, strict=True)
+    ]
+
+
+def shared_lengths(
+    ranks: Ranks, items: Sequence[Item], measure: Callable[[Sequence[Item]], list[int]]
+) -> list[int]:
+    """Lengths of items, of which each process measures a stretch."""
+    bounds = [rank * len(items) // ranks.count for rank in range(ranks.count + 1)]
+    mine = items[bounds[ranks.index] : bounds[ranks.index + 1]]
+    return [length for part in gathered(ranks, measure(mine)) for length in part]
 
 
 def plan_windows(items: Sequence[Item], batch_size: int) -> list[list[Item]]:

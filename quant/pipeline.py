@@ -62,9 +62,7 @@ def quantize_(
     run = Run(model, recipe, plan, model.device, on_progress)
     record = None
     seen = run.seen(prompts)
-    for row in plan.quantized:
-        if row not in seen:
-            run.round(row)
+    run.round([row for row in plan.quantized if row not in seen])
     if recipe.needs_calibration:
         if recipe.needs_gradient:
             run.on_progress(len(run.layers), len(run.rows), "token weights by gradient")

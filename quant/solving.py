@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..calib.observers import CrossMoment, Hessian
+from ..calib.ranks import ALONE, Message, Ranks, dealt
 from ..calib.sequential import BlockView, Leave, Passed, TapGroup, run_sequential
 from ..calib.walk import Weigh
 from ..model.inputs import Prompt
@@ -43,6 +44,7 @@ class Run:
         plan: Plan,
         device: torch.device,
         on_progress: Progress | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Begin with no layer done.
 
@@ -52,7 +54,9 @@ class Run:
             plan: of the recipe and the model.
             device: where its blocks are when they are solved.
             on_progress: see `Progress`.
+            ranks: who shares the work; every process gets every layer.
         """
+        self.ranks = ranks
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
@@ -99,6 +103,7 @@ class Run:
             prepare=self.prepare if self.transforms.planned else None,
             gram=gram_on(self.device),
             leave=let_go,
+            ranks=self.ranks,
             **where,
         )
 
@@ -129,20 +134,26 @@ class Run:
 
     def solve(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
         """Quantize the layers of a group as their steps say."""
-        for spec in group.linears:
-            row = self.rows[spec.name]
+
+        def work(row: PlanRow) -> Message:
             assert row.step is not None
             if row.step.solves:
-                self._gptq(row, hessian, cross)
-            else:
-                self.round(row, hessian)
-            layer = self.model.get_submodule(spec.name)
-            if isinstance(layer, QuantLinear):
-                layer.hold(self.model.dtype)
-                self._held.append(layer)
+                return self._gptq(row, hessian, cross)
+            return self._rounded(row, hessian)
 
-    def round(self, row: PlanRow, hessian: Hessian | None = None) -> None:
-        """Quantize one layer to the nearest level."""
+        for row, layer in dealt(self.ranks, [self.rows[spec.name] for spec in group.linears], work):
+            self._put(row, layer)
+            module = self.model.get_submodule(row.name)
+            assert isinstance(module, QuantLinear)
+            module.hold(self.model.dtype)
+            self._held.append(module)
+
+    def round(self, rows: Sequence[PlanRow]) -> None:
+        """Quantize layers to the nearest level."""
+        for row, layer in dealt(self.ranks, rows, self._rounded):
+            self._put(row, layer)
+
+    def _rounded(self, row: PlanRow, hessian: Hessian | None = None) -> Message:
         assert row.step is not None
         original = weight_of(self.model, row.spec)
         error, tokens, clipping = None, 0, None
@@ -156,12 +167,11 @@ class Run:
                 weight = with_input_scale(weight, hessian)
         except ValueError as error_:
             raise ValueError(f"{row.name}: {error_}") from None
-        put_quantized(self.model, row.spec, weight)
         detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
-        self._done(LayerReport(row, None, tokens, error), detail)
+        return _message(weight, LayerReport(row, None, tokens, error), detail)
 
-    def _gptq(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> None:
-        """Quantize one layer with GPTQ, or GPTAQ if its step says so."""
+    def _gptq(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> Message:
+        """Solve one layer with GPTQ, or GPTAQ if its step says so."""
         step, original = row.step, weight_of(self.model, row.spec)
         assert step is not None
         target, shift = original, None
@@ -188,20 +198,38 @@ class Run:
             weight = with_input_scale(result.weight, hessian)
         except ValueError as error:
             raise ValueError(f"{row.name} ({hessian.tokens} calibration tokens): {error}") from None
-        put_quantized(self.model, row.spec, weight)
         detail = f"{row.name} error {result.final_error:.2e}"
         if shift is not None:
             detail += f", target moved by {shift:.1%}"
         if result.fallback:
-            logger.warning("%s: %s", row.name, result.fallback)
             detail += f" ({result.fallback})"
-        self._done(LayerReport(row, result.stats, hessian.tokens, target_shift=shift), detail)
+        report = LayerReport(row, result.stats, hessian.tokens, target_shift=shift)
+        return _message(weight, report, detail, result.fallback)
+
+    def _put(self, row: PlanRow, message: Message) -> None:
+        """Put a layer that some process has solved into the model."""
+        assert row.step is not None
+        on_device = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
+        put_quantized(self.model, row.spec, QuantizedWeight(scheme=row.step.scheme, **on_device))
+        value = message.value
+        if value["warning"]:
+            logger.warning("%s: %s", row.name, value["warning"])
+        self.layers[row.name] = LayerReport.from_dict(value["report"], row)
+        self.on_progress(len(self.layers), len(self.rows), value["detail"])
         # Here and not at the end: the rest of the run would be for nothing.
         check_fallback(list(self.layers.values()), self.rows_to_solve)
 
-    def _done(self, layer: LayerReport, detail: str) -> None:
-        self.layers[layer.row.name] = layer
-        self.on_progress(len(self.layers), len(self.rows), detail)
+
+def _message(
+    weight: QuantizedWeight, report: LayerReport, detail: str, warning: str | None = None
+) -> Message:
+    value = {"report": report.to_dict(), "detail": detail, "warning": warning}
+    tensors = {
+        name: tensor
+        for name in ("integers", "scales", "zero_points", "group_index", "input_scale")
+        if (tensor := getattr(weight, name)) is not None
+    }
+    return Message(value, tensors)
 
 
 def relative_change(original: Tensor, changed: Tensor) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..calib.disk_store import DiskStore
+from ..calib.ranks import ALONE, Ranks, first, led, wait
 from ..calib.sequential import Passed, Resume
 from ..calib.store import loaded
 from ..calib.token_weights import EveryTokensWeight, TokenWeights, find_token_weights
@@ -58,6 +59,8 @@ class Streaming:
     """Of the computation; auto takes what the checkpoint says."""
     memory: int = 0
     """Bytes of activations that are kept in memory; all of them are in files too."""
+    ranks: Ranks = ALONE
+    """Who shares the work, each with the same source and the same folder of unfinished work."""
 
     def quantize(self, work: Work, on_progress: Progress | None = None) -> QuantReport:
         """Do what is not done yet; all layers lie in `work` then.
@@ -70,7 +73,7 @@ class Streaming:
             check_pictures(self.plan, present=not self.prompts or pictures)
         reader, device = CheckpointReader(self.source), choose_device(self.device)
         model = self._without_weights(reader)
-        run = Run(model, self.recipe, self.plan, device, on_progress)
+        run = Run(model, self.recipe, self.plan, device, on_progress, self.ranks)
         blocks = CheckpointBlocks(reader, model, self.plan.padding, device)
         restore(run, work.records)
         going = _Pass(self, reader, run, blocks, work)
@@ -119,8 +122,7 @@ class _Pass:
             for block in stage.blocks(run.model.config):
                 if here := [row for row in rows if is_inside(row.name, block)]:
                     with loaded(self.blocks, block):
-                        for row in here:
-                            run.round(row)
+                        run.round(here)
                         self._write_down(Passed(block, None, ()), calibrated=False)
 
     def calibrate(self, weights: Weigh) -> None:
@@ -128,8 +130,9 @@ class _Pass:
         last: Mapping[str, Any] = {"calibrated": False, "waiting": ()}
         if self.work.records:
             last = self.work.records[-1]
+        ranks = self.streaming.ranks
         store = DiskStore(self.work.states, self.run.device, self.streaming.memory)
-        store.keep(last["waiting"])
+        first(ranks, lambda: store.keep(last["waiting"]))
         resume = None
         if last["calibrated"]:
             if last["next"] is None:
@@ -137,8 +140,9 @@ class _Pass:
             resume = Resume(last["next"], frozenset(last["parted"]))
 
         def leave(passed: Passed) -> None:
+            wait(ranks)  # the states of all processes must be there before the journal says so
             self._write_down(passed, calibrated=True)
-            store.keep(passed.waiting)
+            first(ranks, lambda: store.keep(passed.waiting))
 
         where = {"blocks": self.blocks, "store": store, "resume": resume}
         self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
@@ -164,7 +168,10 @@ class _Pass:
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
         }
-        self.work.add(record, originals.all())
+        led(
+            self.streaming.ranks,
+            lambda: self.work.add(record, originals.all() if self.work.writes else {}),
+        )
 
 
 def restore(run: Run, records: Sequence[Mapping[str, Any]]) -> None:

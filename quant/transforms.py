@@ -105,7 +105,7 @@ class BlockTransforms:
         The error is that of the block's output. First one alpha for all bindings is chosen, then
         another for each in turn if that is better.
         """
-        wanted = [view.output(sample) for sample in samples]
+        wanted = {sample: view.output(sample) for sample in view.mine(samples)}
 
         def judge(alphas: Sequence[float | None]) -> float:
             with self._trial(view.path, rows):
@@ -149,11 +149,18 @@ class BlockTransforms:
         assert planned is not None
         rounds = planned.method == "rtn"
         device = self.device
-        hessian = Hessian(spec.in_features, device, gram_on(device))
-        magnitudes = MeanAbs(spec.in_features, device)
-        view.observe({spec.name: [hessian, magnitudes]})
+        found = view.observe(
+            lambda: {
+                spec.name: [
+                    Hessian(spec.in_features, device, gram_on(device)),
+                    MeanAbs(spec.in_features, device),
+                ]
+            }
+        )
+        hessian, magnitudes = found[spec.name]
+        assert isinstance(hessian, Hessian) and isinstance(magnitudes, MeanAbs)
         try:
-            found = awq_scales(
+            best = awq_scales(
                 [weight_of(self.model, self.rows[name].spec) for name in names],
                 hessian.values,
                 reduce_columns(magnitudes.values, index, channels, "mean"),
@@ -166,14 +173,14 @@ class BlockTransforms:
         except ValueError as error:
             raise ValueError(f"{row.source}: {error}") from None
         scales = None
-        if found.error < found.rtn_error:
-            scales = self._fold(row, found.scales)
+        if best.error < best.rtn_error:
+            scales = self._fold(row, best.scales)
             self._note_changed(row)
         if step.clip:
             self.clipped.update(names)
-        ratio = None if scales is None else found.ratio
+        ratio = None if scales is None else best.ratio
         self.reports.append(
-            TransformReport(row, ratio, scales, found.error, found.rtn_error, found.balanced)
+            TransformReport(row, ratio, scales, best.error, best.rtn_error, best.balanced)
         )
 
     def _fold(self, row: PlannedTransform, scales: Tensor) -> Tensor:
@@ -215,10 +222,17 @@ class BlockTransforms:
     def _absmax(self, view: BlockView, samples: Sequence[int]) -> dict[str, Tensor]:
         """Largest magnitude per column of every input that a quantized layer of the block reads."""
         groups = self._groups(view.path)
-        observers = {group.tap: AbsMax(group.in_features, self.device) for group in groups}
-        watching = {group.linears[0].name: [observers[group.tap]] for group in groups}
-        view.observe(watching, samples)
-        return {tap: observer.values for tap, observer in observers.items()}
+
+        def make() -> dict[str, list[AbsMax]]:
+            return {g.linears[0].name: [AbsMax(g.in_features, self.device)] for g in groups}
+
+        found = view.observe(make, samples)
+        values = {}
+        for group in groups:
+            (observer,) = found[group.linears[0].name]
+            assert isinstance(observer, AbsMax)
+            values[group.tap] = observer.values
+        return values
 
     @contextmanager
     def _trial(self, block: str, rows: Sequence[PlannedTransform]) -> Iterator[None]:
@@ -270,15 +284,18 @@ def _split(samples: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     return judged, [sample for sample in samples if sample not in judged]
 
 
-def _output_error(view: BlockView, samples: Sequence[int], wanted: Sequence[Tensor]) -> float:
+def _output_error(view: BlockView, samples: Sequence[int], wanted: Mapping[int, Tensor]) -> float:
     """Squared error of the block's outputs relative to their energy, over weighted tokens."""
-    error = energy = 0.0
-    for sample, target in zip(samples, wanted, strict=True):
-        rows = target.float().flatten(0, -2)
+
+    def judge(sample: int) -> tuple[float, float]:
+        rows = wanted[sample].float().flatten(0, -2)
         off = (view.output(sample).float().flatten(0, -2) - rows).square().sum(dim=-1)
         size = rows.square().sum(dim=-1)
         if (weights := view.token_weights(sample)) is not None:
             off, size = off * weights.to(off), size * weights.to(size)
-        error += float(off.sum(dtype=torch.float64))
-        energy += float(size.sum(dtype=torch.float64))
+        return float(off.sum(dtype=torch.float64)), float(size.sum(dtype=torch.float64))
+
+    error = energy = 0.0
+    for off, size in view.each(samples, judge):
+        error, energy = error + off, energy + size
     return error / energy if energy else 0.0

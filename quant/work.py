@@ -27,12 +27,14 @@ class Work:
 
     Args:
         folder: made if it is missing.
+        writes: whether this process does; others that share the work only know what is done.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.states = folder / STATES
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self.states, self.writes = folder / STATES, writes
         self._blocks, self._journal = folder / BLOCKS, folder / JOURNAL
-        self._blocks.mkdir(parents=True, exist_ok=True)
+        if writes:
+            self._blocks.mkdir(parents=True, exist_ok=True)
         self.records = self._read()
         """What was said of each block, in the order in which they were done."""
 
@@ -43,6 +45,11 @@ class Work:
             record: JSON values.
             tensors: what will be written of it, by canonical name.
         """
+        if self.writes:
+            self._write(record, tensors)
+        self.records.append(dict(record))
+
+    def _write(self, record: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> None:
         write_tensors(tensors, self._file(len(self.records)))
         sync_folder(self._blocks)
         with self._journal.open("a", encoding="utf-8") as file:
@@ -51,7 +58,6 @@ class Work:
             os.fsync(file.fileno())
         if not self.records:
             sync_folder(self._journal.parent)
-        self.records.append(dict(record))
 
     def tensors(self) -> dict[str, LaterTensor]:
         """All that was given to `add`, by name."""
@@ -74,7 +80,7 @@ class Work:
                 break
             records.append(record)
             end += len(line)
-        if end < len(data):
+        if end < len(data) and self.writes:
             os.truncate(self._journal, end)
         return records
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import __version__
+from .calib.ranks import ALONE, Ranks, first, led
 from .calib.samples import Sample, has_pictures
 from .calib.samples import fingerprint as samples_fingerprint
 from .eval.fingerprint import device_name, versions
@@ -106,10 +107,12 @@ class Job:
         *,
         overwrite: bool = False,
         fresh: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all.
 
         What is done of it waits in a hidden folder beside ``out``, for the same job to go on.
+        Several processes share the work; of these, the first one shows and writes.
 
         Raises:
             ValueError: that folder holds other work and neither flag is given, or the model or the
@@ -120,7 +123,8 @@ class Job:
         if self.plan.passed_over:
             reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         folder = out.with_name(f".{out.name}.vlpress-work")
-        if claim(folder, fingerprint, ours=WORK_NAMES, overwrite=overwrite, fresh=fresh):
+        flags = {"overwrite": overwrite, "fresh": fresh}
+        if first(ranks, lambda: claim(folder, fingerprint, ours=WORK_NAMES, **flags)):
             reporter.note(f"going on with what {folder} holds of {out}")
         settings = self.source.settings
         streaming = Streaming(
@@ -131,13 +135,18 @@ class Job:
             settings.device,
             settings.dtype,
             self.calibration.budget,
+            ranks,
         )
-        work = Work(folder)
+        work = led(ranks, lambda: Work(folder, writes=ranks.index == 0))
         with reporter.stage("quantize") as update:
             report = streaming.quantize(work, update)
-        with place(out, fingerprint) as staged:
-            save_finished(work.tensors(), report, self.source.folder, staged)
-        shutil.rmtree(folder)
+
+        def finish() -> None:
+            with place(out, fingerprint) as staged:
+                save_finished(work.tensors(), report, self.source.folder, staged)
+            shutil.rmtree(folder)
+
+        first(ranks, finish)
 
 
 def quantize_to(
@@ -152,6 +161,7 @@ def quantize_to(
     fresh: bool,
     reporter: Reporter,
     tp: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Make a checkpoint folder, or find it finished; return what `inspect_checkpoint` says.
 
@@ -159,12 +169,13 @@ def quantize_to(
         FileNotFoundError: model, recipe or samples do not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    job = Job.prepare(Source.find(model, settings), recipe, calibration, format_, tp)
-    fingerprint = job.fingerprint()
-    if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
+    source = led(ranks, lambda: Source.find(model, settings))
+    job = led(ranks, lambda: Job.prepare(source, recipe, calibration, format_, tp))
+    fingerprint, flags = first(ranks, job.fingerprint), {"overwrite": overwrite, "fresh": fresh}
+    if first(ranks, lambda: claim_result(out, fingerprint, **flags)):
         reporter.note(f"{out} is finished already")
     else:
-        job.make(out, fingerprint, reporter, overwrite=overwrite, fresh=fresh)
+        job.make(out, fingerprint, reporter, **flags, ranks=ranks)
     return inspect_checkpoint(out)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -25,8 +26,10 @@ from .locking import sole_use
 from .requests import Calibration, Questions, RunRequest, Served, Settings
 
 if TYPE_CHECKING:
+    from .calib.ranks import Ranks
     from .progress import Reporter
 
+SHARED = ("quantize", "eval")
 NOT_KEPT = "no answers were kept; with --out DIR an evaluation can be resumed"
 
 app = typer.Typer(
@@ -54,13 +57,21 @@ def main() -> NoReturn:
     sys.exit(DEFECT)
 
 
-def _reporter() -> Reporter:
-    """Show progress, and what the rooms log as warnings, on standard error."""
-    from .progress import Reporter, WarningHandler
+def _reporter(ranks: Ranks | None = None) -> Reporter:
+    """Show progress, and what the rooms log as warnings, on standard error.
 
-    reporter = Reporter()
+    Of processes that share the work, the first one shows it.
+    """
+    from .progress import Reporter, WarningHandler, nowhere
+
+    reporter = Reporter() if ranks is None or ranks.index == 0 else nowhere()
     logging.getLogger("vlpress").handlers = [WarningHandler(reporter)]
     return reporter
+
+
+def _is_shared() -> bool:
+    """Whether torchrun started this process with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextmanager
@@ -81,6 +92,15 @@ def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
     return tuple(values) if values else None
 
 
+@contextmanager
+def _shared(out: Path) -> Iterator[Ranks]:
+    """The processes that share the work, the first of which keeps others out of its folder."""
+    from .calib.ranks import joined
+
+    with joined() as ranks, sole_use(out) if ranks.index == 0 else nullcontext():
+        yield ranks
+
+
 def _emit(result: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], str]) -> None:
     """Print a result on standard output: JSON or what ``draw`` makes of it."""
     typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else draw(result))
@@ -97,6 +117,7 @@ def _show_report(report: dict[str, Any], folder: Path, as_json: bool) -> None:
 
 @app.callback()
 def common(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -106,6 +127,10 @@ def common(
     ] = False,
 ) -> None:
     """Make Qwen2-VL and Qwen2.5-VL models small, and prove what it cost."""
+    if _is_shared() and ctx.invoked_subcommand not in SHARED:
+        raise typer.BadParameter(
+            f"processes share the work of {' and '.join(SHARED)}; start this one without torchrun"
+        )
 
 
 @app.command()
@@ -223,7 +248,7 @@ def quantize(
     from .checkpoints import quantize_to
     from .tables import inspect_table
 
-    with sole_use(out):
+    with _shared(out) as ranks:
         result = quantize_to(
             out,
             model=model,
@@ -233,10 +258,12 @@ def quantize(
             format_=format_,
             overwrite=overwrite,
             fresh=fresh,
-            reporter=_reporter(),
+            reporter=_reporter(ranks),
             tp=tp,
+            ranks=ranks,
         )
-    _emit(result, json_output, inspect_table)
+    if ranks.index == 0:
+        _emit(result, json_output, inspect_table)
 
 
 @app.command()
@@ -335,6 +362,8 @@ def evaluate(
         raise typer.BadParameter(
             "--activations, --head and --kv-cache are for a MODEL here, not an endpoint"
         )
+    if _is_shared() and (out is None or endpoint is not None):
+        raise typer.BadParameter("processes that share an evaluation need --out, and a MODEL here")
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))
     )
@@ -358,7 +387,6 @@ def evaluate(
             "reference": reference,
             "overwrite": overwrite,
             "fresh": fresh,
-            "reporter": _reporter(),
         }
         if endpoint is not None:
             from .serving import evaluate_served_to
@@ -373,12 +401,18 @@ def evaluate(
                 endpoint_extra,
             )
             with sole_use(Path(kept)):
-                result = evaluate_served_to(Path(kept), served=served, **asked)
+                result = evaluate_served_to(
+                    Path(kept), served=served, reporter=_reporter(), **asked
+                )
         else:
             from .evaluations import evaluate_to
 
-            with sole_use(Path(kept)):
-                result = evaluate_to(Path(kept), model=str(model), **asked)
+            with _shared(Path(kept)) as ranks:
+                result = evaluate_to(
+                    Path(kept), model=str(model), reporter=_reporter(ranks), ranks=ranks, **asked
+                )
+            if ranks.index:
+                return
     _emit(result, json_output, scores_table)
 
 

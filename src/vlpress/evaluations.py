@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .calib.ranks import ALONE, Ranks, first, led
 from .eval import compare, compare_many, evaluate
 from .eval.fingerprint import run_fingerprint
 from .eval.perplexity import FILE as TEXT_FILE
@@ -32,17 +33,26 @@ def evaluate_to(
     overwrite: bool,
     fresh: bool,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate a model into a folder, resuming what is there; return its scores.
+
+    Several processes share the batches; of these, the first one shows and writes.
 
     Raises:
         FileNotFoundError: the model, a benchmark file or the reference does not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    check_questions(questions, settings)
-    refuse_foreign(out, RUN_FILE)
-    source = Source.find(model, settings)
-    tasks, text = open_tasks(questions, source), open_text(questions)
+    if questions.noise and ranks.count > 1:
+        raise ValueError("--noise is measured by one process; leave it out under torchrun")
+
+    def open_all() -> tuple[Source, list[Task], str | None]:
+        check_questions(questions, settings)
+        refuse_foreign(out, RUN_FILE)
+        source = Source.find(model, settings)
+        return source, open_tasks(questions, source), open_text(questions)
+
+    source, tasks, text = led(ranks, open_all)
     processor = source.processor()
     loaded = source.load()
 
@@ -55,7 +65,7 @@ def evaluate_to(
             source=source.folder,
         )
 
-    make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh)
+    first(ranks, lambda: make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh))
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate(
             loaded,
@@ -70,6 +80,7 @@ def evaluate_to(
             source=source.folder,
             seed=settings.seed or 0,
             on_progress=update,
+            ranks=ranks,
         )
     if questions.noise:
         sizes = {"batch_size": questions.batch_size, "units": questions.noise}

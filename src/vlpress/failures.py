@@ -51,6 +51,9 @@ def _mapped(ctx: Any) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise
+    except ConnectionAbortedError as lost:  # of a process that shared the work
+        _say(f"vlpress: {lost}")
+        raise typer.Exit(INTERRUPTED) from None
     except (_UsageError, ValueError, OSError) as error:
         if ctx.params.get("show_traceback"):
             traceback.print_exc()

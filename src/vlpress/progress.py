@@ -125,6 +125,11 @@ class Reporter:
         )
 
 
+def nowhere() -> Reporter:
+    """A reporter that shows nothing at all."""
+    return Reporter(Console(quiet=True), quiet=True)
+
+
 class WarningHandler(logging.Handler):
     """Shows logged warnings through a reporter, so that they do not tear its bars apart."""
 

@@ -59,7 +59,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
         "seed": request.settings.seed or 0,
     }
     out = request.out
-    flags = {"overwrite": request.overwrite, "fresh": request.fresh}
+    flags: dict[str, Any] = {"overwrite": request.overwrite, "fresh": request.fresh}
     if claim(out, {**made_from, **asked}, ours=OURS, **flags):
         reporter.note(f"resuming {out}")
     write_json(out / "plan.json", job.plan.to_dict())

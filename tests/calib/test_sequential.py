@@ -138,8 +138,11 @@ def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
 
     def prepare(view: BlockView) -> None:
         spec = next(s for s in linears(model, *STAGES) if s.name.startswith(view.path + "."))
-        observer, again = AbsMax(spec.in_features), AbsMax(spec.in_features)
-        view.observe({spec.name: [observer, again]})
+        found = view.observe(
+            lambda: {spec.name: [AbsMax(spec.in_features), AbsMax(spec.in_features)]}
+        )
+        observer, again = found[spec.name]
+        assert isinstance(observer, AbsMax) and isinstance(again, AbsMax)
         assert torch.equal(observer.values, again.values)
         seen[view.path] = observer.values, [view.output(sample) for sample in view.samples]
         name = f"{view.path}.{'ln_q' if 'merger' in view.path else NORMS[spec.stage]}"
@@ -220,7 +223,7 @@ def test_a_view_that_no_sample_reaches() -> None:
     target = linears(model, "vision")
 
     def prepare(view: BlockView) -> None:
-        view.observe({target[0].name: [AbsMax(target[0].in_features)]})
+        view.observe(lambda: {target[0].name: [AbsMax(target[0].in_features)]})
 
     with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):
         run_sequential(model, text, target, lambda g, h, _: None, prepare=prepare)

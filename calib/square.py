@@ -1,0 +1,77 @@
+"""A symmetric matrix that takes half of its memory while nobody needs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROWS = 1024  # at a time: a copy of a whole half would be half as large as the matrix
+
+
+class Square:
+    """A symmetric matrix in float32, at first of zeros.
+
+    It lies in memory as a whole, or folded: as blocks of rows up to the diagonal.
+
+    Args:
+        size: K, rows and columns.
+        device: where it is.
+    """
+
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+        self.size = size
+        self._whole: Tensor | None = torch.zeros(size, size, device=device)
+        self._folded: list[Tensor] = []
+        self._is_lower = False
+
+    def lower(self) -> Tensor:
+        """float32 ``[K, K]`` to be changed, of which only the lower half is and stays right."""
+        whole = self._unfolded()
+        self._is_lower = True
+        return whole
+
+    def mirrored(self) -> Tensor:
+        """float32 ``[K, K]``."""
+        whole = self._unfolded()
+        if self._is_lower:
+            for begin, end in self._blocks():
+                whole[begin:end, end:] = whole[end:, begin:end].t()
+                corner = whole[begin:end, begin:end].tril()
+                whole[begin:end, begin:end] = corner + corner.tril(-1).t()
+            self._is_lower = False
+        return whole
+
+    def plus(self, other: Square, share: float, other_share: float) -> Square:
+        """``share * self + other_share * other``, in the memory of one of them."""
+        target, source = (self, other) if other._whole is None else (other, self)
+        factor, added = (share, other_share) if target is self else (other_share, share)
+        for row, more in zip(target.pieces(), source.pieces(), strict=True):
+            # Each product is rounded: which of the two is the target must not be seen.
+            row.mul_(factor).add_(more * added)
+        target._is_lower = True
+        return target
+
+    def fold(self) -> None:
+        """Keep only the lower half."""
+        if self._whole is not None:
+            self._folded = [piece.clone() for piece in self.pieces()]
+            self._whole = None
+
+    def pieces(self) -> list[Tensor]:
+        """The lower half in blocks of rows, to be changed; contiguous if it is folded."""
+        if self._whole is None:
+            return self._folded
+        return [self._whole[begin:end, :end] for begin, end in self._blocks()]
+
+    def _unfolded(self) -> Tensor:
+        if self._whole is None:
+            whole = torch.zeros(self.size, self.size, device=self._folded[0].device)
+            for begin, end in self._blocks():
+                whole[begin:end, :end] = self._folded[begin // ROWS]
+                self._folded[begin // ROWS] = whole[:0]  # its memory may go
+            self._whole, self._folded, self._is_lower = whole, [], True
+        return self._whole
+
+    def _blocks(self) -> list[tuple[int, int]]:
+        starts = range(0, self.size, ROWS)
+        return [(begin, min(begin + ROWS, self.size)) for begin in starts]

@@ -1,0 +1,46 @@
+"""Several processes at one checkpoint or one evaluation: the bytes that one alone writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from calib_models import prompts
+from ranks_of_threads import together
+
+from vlpress.calib.ranks import Ranks, led
+from vlpress.model.config import ModelConfig
+from vlpress.quant.saving import save_finished
+from vlpress.quant.streaming import Streaming
+from vlpress.quant.work import Work
+
+from test_streaming import STEPS, contents, finish, job, source_of  # isort: skip
+
+
+def share(streaming: Streaming, work: Path, out: Path, count: int) -> dict[str, bytes]:
+    def take_part(ranks: Ranks) -> None:
+        torch.set_num_threads(1)
+        part = Streaming(**{**vars(streaming), "ranks": ranks})
+        done = led(ranks, lambda: Work(work, writes=ranks.index == 0))
+        report = part.quantize(done)
+        if ranks.index == 0:
+            save_finished(done.tensors(), report, streaming.source, out)
+
+    together(count, take_part)
+    return contents(out)
+
+
+@pytest.mark.parametrize("name", ["rounded", "solved", "smoothed", "awq", "against the float model"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_write_the_bytes_of_one(tmp_path: Path, name: str, count: int) -> None:
+    source = source_of(tmp_path, steps=STEPS[name])
+    streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
+    wanted = finish(streaming, tmp_path / "alone", tmp_path / "one")
+    assert share(streaming, tmp_path / "work", tmp_path / "out", count) == wanted
