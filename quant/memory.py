@@ -69,6 +69,7 @@ def count_memory(
     """
     solve, asymmetric = 0, False
     blocks = dict[tuple[str, int], int]()
+    inputs = dict[tuple[str, int], dict[str, int]]()
     for spec, step in layers:
         if spec.stage != "head" or step is not None:  # a head that is kept is never read
             block = spec.stage, spec.block
@@ -76,6 +77,14 @@ def count_memory(
         if step is not None:
             asymmetric = asymmetric or step.asymmetric
             solve = max(solve, _solving_bytes(spec, step, recipe))
+            taps = inputs.setdefault((spec.stage, spec.block), {})
+            taps[spec.tap] = max(taps.get(spec.tap, 0), _observing_bytes(spec, step))
+    if recipe.needs_calibration and inputs:
+        if recipe.calibration.true_sequential:
+            solve = max(solve, *(max(taps.values()) for taps in inputs.values()))
+        else:  # a block's inputs are all observed at once, and wait for each other
+            together = max(sum(taps.values()) for taps in inputs.values())
+            solve = max(together, solve + together * 2 // 5)
     if asymmetric:
         solve += max(blocks.values())
     text, vision = config.text, config.vision
@@ -97,6 +106,16 @@ def count_memory(
         weights if recipe.needs_gradient else 0,
         _gradient_bytes(config, itemsize) if recipe.needs_gradient else 0,
     )
+
+
+def _observing_bytes(spec: LinearSpec, step: Step) -> int:
+    """What the statistics of one input take while samples run.
+
+    One chunk's Hessian is at work and those of three are waiting, folded (`reduction.py`). Moments
+    are not folded.
+    """
+    hessians = 4 * spec.in_features**2 * 5 // 2
+    return hessians + (16 * spec.in_features**2 if step.asymmetric else 0)
 
 
 def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:

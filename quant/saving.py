@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -193,14 +194,18 @@ class _Finished:
     """Padded."""
     padding: tuple[Padding, ...]
 
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, LaterTensor]]:
+        """What `done` holds of each module, by the last part of its name."""
+        parts: dict[str, dict[str, LaterTensor]] = {}
+        for name, tensor in self.done.items():
+            owner, _, leaf = name.rpartition(".")
+            parts.setdefault(owner, {})[leaf] = tensor
+        return parts
+
     def encoded(self, layer: str) -> dict[str, LaterTensor]:
         """See `Origin.encoded`."""
-        parts = {name.rpartition("."): tensor for name, tensor in self.done.items()}
-        return {
-            leaf: tensor
-            for (owner, _, leaf), tensor in parts.items()
-            if owner == layer and leaf != "bias"
-        }
+        return {leaf: tensor for leaf, tensor in self._parts[layer].items() if leaf != "bias"}
 
     def tensor(self, name: str) -> LaterTensor | None:
         """See `Origin.tensor`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from . import __version__, options
-from .failures import DEFECT, VERDICT_CODES, Verbs
+from .failures import DEFECT, VERDICT_CODES, Verbs, is_shared
 from .locking import sole_use
 from .requests import Calibration, Questions, RunRequest, Served, Settings
 
@@ -67,11 +66,6 @@ def _reporter(ranks: Ranks | None = None) -> Reporter:
     reporter = Reporter() if ranks is None or ranks.index == 0 else nowhere()
     logging.getLogger("vlpress").handlers = [WarningHandler(reporter)]
     return reporter
-
-
-def _is_shared() -> bool:
-    """Whether torchrun started this process with others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextmanager
@@ -127,7 +121,7 @@ def common(
     ] = False,
 ) -> None:
     """Make Qwen2-VL and Qwen2.5-VL models small, and prove what it cost."""
-    if _is_shared() and ctx.invoked_subcommand not in SHARED:
+    if is_shared() and ctx.invoked_subcommand not in SHARED:
         raise typer.BadParameter(
             f"processes share the work of {' and '.join(SHARED)}; start this one without torchrun"
         )
@@ -362,7 +356,7 @@ def evaluate(
         raise typer.BadParameter(
             "--activations, --head and --kv-cache are for a MODEL here, not an endpoint"
         )
-    if _is_shared() and (out is None or endpoint is not None):
+    if is_shared() and (out is None or endpoint is not None):
         raise typer.BadParameter("processes that share an evaluation need --out, and a MODEL here")
     folder = (
         tempfile.TemporaryDirectory(prefix="vlpress-") if out is None else nullcontext(str(out))

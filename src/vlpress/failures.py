@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
+def is_shared() -> bool:
+    """Whether torchrun started this process with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 
@@ -47,7 +53,9 @@ def _mapped(ctx: Any) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         resumable = ctx.invoked_subcommand in RESUMABLE
         after = "the same command goes on where it stopped" if resumable else ""
-        _say("; ".join(filter(None, ["interrupted", str(stop) or after])))
+        # Of processes that share the work, torchrun ends the others when one has ended.
+        what = "interrupted, or another process of this run ended" if is_shared() else "interrupted"
+        _say("; ".join(filter(None, [what, str(stop) or after])))
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise

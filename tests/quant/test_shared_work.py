@@ -1,13 +1,7 @@
-"""Several processes at one checkpoint or one evaluation: the bytes that one alone writes."""
+"""Several processes at one checkpoint: the bytes that one alone writes."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,9 +31,11 @@ def share(streaming: Streaming, work: Path, out: Path, count: int) -> dict[str, 
     return contents(out)
 
 
-@pytest.mark.parametrize("name", ["rounded", "solved", "smoothed", "awq", "against the float model"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_write_the_bytes_of_one(tmp_path: Path, name: str, count: int) -> None:
+@pytest.mark.parametrize(
+    "count, name",
+    [(3, "rounded"), (3, "solved"), (2, "smoothed"), (2, "awq"), (3, "against the float model")],
+)
+def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, name: str) -> None:
     source = source_of(tmp_path, steps=STEPS[name])
     streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
     wanted = finish(streaming, tmp_path / "alone", tmp_path / "one")
