@@ -11,12 +11,12 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import PIL
 import torch
-import transformers
 from torch import nn
 
 from .. import __version__
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
     return {
         "vlpress": __version__,
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "pillow": PIL.__version__,
     }
 

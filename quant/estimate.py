@@ -156,8 +156,8 @@ def _solving(row: PlanRow, rates: Probe) -> float:
 
 
 def _work(columns: int, rows: int) -> float:
-    """Multiply-adds: factor and triangular inverse; corrections and two triangular products."""
-    return columns**3 / 3 + 1.5 * columns**2 * rows
+    """Multiply-adds: factor; corrections and two triangular products."""
+    return columns**3 / 6 + 1.5 * columns**2 * rows
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> float:

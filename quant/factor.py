@@ -1,15 +1,11 @@
-"""Triangular factors of a layer's damped Hessian, made in place.
+"""Cholesky factors of a layer's damped Hessian, made in place.
 
-GPTQ needs ``U`` with ``U' U = inverse(H)``, upper triangular in the order in which columns are
-solved. In the opposite order that is the inverse of the lower Cholesky factor: with the columns
-turned round ``H = L L'``, and ``U`` turned round is ``inverse(L)``. One Cholesky factor and one
-triangular inverse, and on the CPU LAPACK's own routines do both in the matrix they are given; a
-Hessian is the largest thing that solving a layer holds.
+On the CPU LAPACK's own routines work in the matrix that they are given; a Hessian is the largest
+thing that solving a layer holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -27,7 +23,7 @@ Precision = Literal["float32", "float64"]
 
 
 class Factor:
-    """The lower Cholesky factor of a damped Hessian, and then its inverse.
+    """The lower Cholesky factor of a damped Hessian.
 
     Letters: N rows, K columns in the order in which they were given.
     """
@@ -45,7 +41,7 @@ class Factor:
         """In which the factor was found."""
 
     def energies(self, rows: Tensor) -> Tensor:
-        """``e H e'`` of each row under the Hessian as it was, damping apart; before `invert`.
+        """``e H e'`` of each row under the Hessian as it was, damping apart.
 
         Args:
             rows: float32 ``[N, K]``, overwritten.
@@ -61,20 +57,11 @@ class Factor:
             rows = rows @ self.lower.tril()
         return (rows.square_().sum(dim=1) - added).clamp_min(0)
 
-    def invert(self) -> bool:
-        """Replace the factor by its inverse; False if that is not finite."""
-        if has_lapack(self.lower):
-            _, info = lapack.strtri(self.lower.numpy().T, overwrite_c=1)
-            return info == 0 and is_finite(self.lower)
-        eye = torch.eye(len(self.lower), device=self.lower.device)
-        self.lower = torch.linalg.solve_triangular(self.lower, eye, upper=False)
-        return is_finite(self.lower)
 
-
-def factors(
+def find_factor(
     hessian: Tensor, order: Tensor, missing: Tensor, damp_percent: float
-) -> Iterator[Factor]:
-    """Climb the damping ladder in float32, then again in float64; give every factor that exists.
+) -> Factor | None:
+    """Climb the damping ladder in float32, then again in float64, until there is a factor.
 
     Args:
         hessian: ``[K, K]`` float32 or float64, symmetric.
@@ -92,8 +79,9 @@ def factors(
             damped = _ordered(hessian, order, getattr(torch, precision))
             damped.diagonal().add_(damping)
             lower = _cholesky_(damped)
-            if lower is not None:
-                yield Factor(lower.float(), damping, fraction, precision)
+            if lower is not None and is_finite(lower.diagonal()):
+                return Factor(lower.float(), damping, fraction, precision)
+    return None
 
 
 def has_lapack(matrix: Tensor) -> bool:

@@ -3,9 +3,9 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the paper:
 
-- The upper Cholesky factor of the inverse Hessian comes from one Cholesky factor and one triangular
-  inverse (`factor.py`), not from an inverse and a second Cholesky: less work, and nothing is
-  squared in between.
+- Columns are corrected from the Cholesky factor of the Hessian itself, not from that of its
+  inverse: the two ways give the same integers (Chen et al., "The Geometry of LLM Quantization: GPTQ
+  as Babai's Nearest Plane Algorithm", arXiv 2507.18553), and nothing is inverted.
 - Columns are solved in order of falling Hessian diagonal, on scales fixed beforehand from the
   original groups, so the order leaves no trace in the result (static groups).
 - Scales are searched beforehand (`scale_search.py`).
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .error import row_energy
-from .factor import LADDER, Factor, Precision, factors, is_finite
+from .factor import LADDER, Factor, Precision, find_factor, is_finite
 from .scale_search import search_scales
 from .scheme import QuantScheme
 
@@ -103,26 +103,22 @@ def gptq(
         quantize(original, scales, zero_points, scheme), scales, zero_points, scheme
     )
     dead = matrix.diagonal() <= 0
-    # Backwards: see `factor.py`.
+    # Backwards: a lower factor couples a column to those behind it, which are to be solved first.
     order = _solving_order(matrix, act_order).flip(0)
     # A dead column's row of the Hessian is zero: any positive diagonal leaves it uncoupled, and
     # the mean of the others leaves the damping alone.
     alive = matrix.diagonal()[~dead]
     missing = dead.float() * (alive.mean().float() if len(alive) else 1.0)
     tiny = torch.finfo(torch.float32).tiny
-    factor = None
-    for found in factors(matrix, order, missing, damp_percent):
-        rtn_rows = _by_parts(original, rounded, order, found.energies)
-        energy = _by_parts(original, None, order, found.energies).sum().clamp_min(tiny)
-        if found.invert():
-            factor = found
-            break
+    factor = find_factor(matrix, order, missing, damp_percent)
     if factor is None:
         rtn_rows = row_energy(original - rounded.dequantize(), matrix)
         energy = row_energy(original, matrix).sum().clamp_min(tiny)
         return _given_up(rounded, float(rtn_rows.sum() / energy), damp_percent, int(dead.sum()))
+    rtn_rows = _by_parts(original, rounded, order, factor.energies)
+    energy = _by_parts(original, None, order, factor.energies).sum().clamp_min(tiny)
     solved, gptq_rows = _solve(original, factor, order, scales, zero_points, scheme, block_size)
-    worse = gptq_rows > rtn_rows * (1 + _TIE)
+    worse = ~(gptq_rows <= rtn_rows * (1 + _TIE))  # what is not a number is worse too
     integers = torch.where(worse[:, None], rounded.integers, solved)
     kept = torch.where(worse, rtn_rows, gptq_rows)
     return GPTQResult(
@@ -188,15 +184,18 @@ def _solve(
     scheme: QuantScheme,
     block_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's algorithm 1, from the last column of `order` to the first.
+    """Solve the columns from the last one of `order` to the first.
+
+    The squared output error of a row e is that of ``e L``, whose column j only later columns of e
+    and e's own reach: each is rounded so that its part is least, given those before it.
 
     Returns:
         uint8 ``[N, K]`` in the original order, and each row's error under the undamped Hessian,
-        ``[N]``: with damping it is the sum of the squares of what the columns handed on.
+        ``[N]``: with damping it is the sum of those parts.
     """
     # Columns of the weight lie as rows here: each step then touches contiguous memory.
-    W = weight.t()[order].contiguous()
-    M = factor.lower
+    W = weight.t()[order].contiguous()  # a row becomes its error when it is solved
+    L = factor.lower
     columns, rows = W.shape
     groups = (order // scheme.width(columns)).tolist()
     S, Z = scales.t().contiguous(), zero_points.t().float()
@@ -204,16 +203,17 @@ def _solve(
     total = torch.zeros(rows, device=W.device)
     for stop in range(columns, 0, -block_size):
         start = max(stop - block_size, 0)
-        errors = torch.empty_like(W[start:stop])
+        # What the errors of solved columns ask of these, times each one's diagonal.
+        asked = L[stop:, start:stop].t() @ W[stop:]
         for i in range(stop - 1, start - 1, -1):
-            s, z = S[groups[i]], Z[groups[i]]
-            q = ((W[i] / s).round() + z).clamp(0, scheme.max_level)
+            s, z, diagonal = S[groups[i]], Z[groups[i]], L[i, i]
+            wanted = W[i] + asked[i - start] / diagonal
+            q = ((wanted / s).round() + z).clamp(0, scheme.max_level)
             Q[i] = q
-            e = (W[i] - (q - z) * s) / M[i, i]
-            errors[i - start] = e
-            W[start : i + 1].addr_(M[i, start : i + 1], e, alpha=-1)
-        W[:start].addmm_(M[start:stop, :start].t(), errors, alpha=-1)
-        total += errors.square().sum(dim=0)
+            value = (q - z) * s
+            total += ((wanted - value) * diagonal).square()
+            W[i] -= value
+            asked[: i - start].addr_(L[i, start:i], W[i])
     del W
     integers = torch.empty_like(Q)
     integers[order] = Q

@@ -28,8 +28,9 @@ def main(description: str | None, quantize: Quantize) -> None:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--jobs", type=Path, required=True, help="file of settings.write_jobs")
     parser.add_argument("--failed", type=Path, required=True, help="JSON file for what failed")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     failed = {}
     for job in read_jobs(options.jobs):
         started = time.perf_counter()

@@ -1,0 +1,184 @@
+"""How long a whole pass takes: vlpress and llm-compressor quantize one model, one after the other.
+
+    python benchmarks/whole_pass.py [--layers 4] [--samples 32] [--work out/whole-pass]
+
+Writes a checkpoint of random weights with the widths of Qwen2.5-VL-3B (two vision layers: neither
+library quantizes the tower here), draws samples of about 400 tokens, and lets each library make
+int4 weights of groups of 128 with GPTQ, in a process of its own with all threads. Time and peak
+memory are those of the processes, loading and writing included. vlpress then reads both checkpoints
+and takes the error of their logits on samples that neither has seen. Writes results/whole_pass.json
+and .md beside this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import make_model
+import torch
+from common.machine import ROOT, describe, provenance
+from peers import samples
+from peers.run import inputs_of, python_of
+from peers.settings import LLM_COMPRESSOR, RECORD, Job, write_jobs
+from tabulate import tabulate
+
+from vlpress.calib.samples import load_samples
+from vlpress.model.inputs import Prompt
+from vlpress.model.loading import load_model
+from vlpress.model.processing import Processor
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.opening import encode_samples
+from vlpress.quant.loading import load_quantized
+
+HERE = Path(__file__).resolve().parent
+AREA = (274400, 282240)
+"""Pixels of a picture: about 360 tokens."""
+HELD_OUT = 8
+GIB = 2**30
+
+
+def main() -> None:
+    """Measure both and write the result files."""
+    options = parse()
+    if not python_of(LLM_COMPRESSOR).is_file():
+        sys.exit(f"{python_of(LLM_COMPRESSOR)} is missing; `make peers` builds it")
+    source = options.work / f"3b-{options.layers}"
+    if not source.is_dir():
+        source.mkdir(parents=True)
+        make_model.write(make_model.config_of("qwen2_5", "3b", options.layers, 2), source, 0)
+    processor = Processor.from_folder(source, min_pixels=AREA[0], max_pixels=AREA[1])
+    drawn = encode_samples(load_samples(None, n=options.samples, seed=0), processor)
+    rows = {
+        "vlpress": ours(source, options),
+        LLM_COMPRESSOR: theirs(source, drawn, processor, options),
+    }
+    unseen = encode_samples(load_samples(None, n=HELD_OUT, seed=1), processor)
+    for row, error in zip(rows.values(), errors(source, rows.values(), unseen), strict=True):
+        row["logit_error"] = error
+    results = provenance() | {
+        "layers": options.layers,
+        "samples": options.samples,
+        "tokens": sum(len(prompt) for prompt in drawn),
+        "rows": rows,
+    }
+    stored = HERE / "results" / "whole_pass.json"
+    stored.write_text(json.dumps(results, indent=1) + "\n")
+    stored.with_suffix(".md").write_text(markdown(results))
+    print(markdown(results))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=4, help="of the decoder")
+    parser.add_argument("--samples", type=int, default=32, help="calibration samples")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "whole-pass")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    return options
+
+
+def ours(source: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A run of the command line."""
+    out = options.work / "vlpress"
+    shutil.rmtree(out, ignore_errors=True)
+    given = {
+        "out": out,
+        "recipe": "w4a16",
+        "calib-samples": options.samples,
+        "min-pixels": AREA[0],
+        "max-pixels": AREA[1],
+    }
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    found = timed([sys.executable, "-m", "vlpress", "quantize", str(source), "--json", *flags])
+    return found | {"checkpoint": str(out)}
+
+
+def theirs(
+    source: Path, drawn: Sequence[Prompt], processor: Processor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """A run of its script, with the same samples."""
+    image = int(processor.config.raw["image_token_id"])
+    path, out = options.work / "samples.safetensors", options.work / LLM_COMPRESSOR
+    samples.write([inputs_of(prompt, image) for prompt in drawn], path)
+    shutil.rmtree(out, ignore_errors=True)
+    orders, failed = options.work / "jobs.json", options.work / "failed.json"
+    job = Job("3b", LLM_COMPRESSOR, "w4a16", "gptq", 0, source, path, "whole pass", out)
+    write_jobs([job], orders)
+    script = ["-m", "peers.with_llmcompressor", "--jobs", str(orders), "--failed", str(failed)]
+    threads = ["--threads", str(torch.get_num_threads())]
+    clean = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    clean |= {"PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
+    found = timed([str(python_of(LLM_COMPRESSOR)), *script, *threads], clean, options.work)
+    if reasons := json.loads(failed.read_text()):
+        sys.exit(f"{LLM_COMPRESSOR}: {reasons}")
+    version = json.loads((out / RECORD).read_text())["version"]
+    return found | {"checkpoint": str(out), "version": version}
+
+
+def timed(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> dict[str, Any]:
+    """Run a process; how long it took and the most that it held."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    return {"seconds": time.monotonic() - started, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def errors(
+    source: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]
+) -> list[float]:
+    """Squared error of each checkpoint's logits, relative to the squared logits of the source."""
+    base = load_model(source, device="cpu", dtype="fp32")
+    found = []
+    for row in rows:
+        model = load_quantized(Path(row["checkpoint"]), device="cpu", dtype="fp32")
+        sums = [_apart(base, model, prompt) for prompt in prompts]
+        found.append(sum(off for off, _ in sums) / sum(size for _, size in sums))
+    return found
+
+
+@torch.inference_mode()
+def _apart(base: QwenVL, model: QwenVL, prompt: Prompt) -> tuple[float, float]:
+    wanted, given = base([prompt])[0].double(), model([prompt])[0].double()
+    return float((given - wanted).square().sum()), float(wanted.square().sum())
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table of the results."""
+    theirs = results["rows"][LLM_COMPRESSOR]
+    body = [
+        [
+            name if "version" not in row else f"{name} {row['version']}",
+            f"{row['seconds']:.0f}",
+            f"{theirs['seconds'] / row['seconds']:.2f}",
+            f"{row['peak_bytes'] / GIB:.1f}",
+            f"{row['logit_error']:.3e}",
+        ]
+        for name, row in results["rows"].items()
+    ]
+    head = ["", "seconds", "times as fast", "peak GiB", "logit error"]
+    table = tabulate(body, head, tablefmt="github", disable_numparse=True)
+    return (
+        f"# A whole pass of GPTQ\n\n{describe(dict(results))}\n\n{results['layers']} decoder "
+        f"layers with the widths of Qwen2.5-VL-3B, random weights, {results['samples']} samples of "
+        f"{results['tokens']} tokens in all, int4 in groups of 128. Each library in a process "
+        "of its own, loading and writing included; squared error of the logits relative to their "
+        f"squares, on {HELD_OUT} samples that were not calibrated on.\n\n{table}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
