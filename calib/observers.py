@@ -19,6 +19,10 @@ Gram = Callable[[Tensor, Tensor, float, float], None]
 times the matrix, of which the lower half has to be right."""
 
 
+TOGETHER = 2048
+"""Tokens of several samples that are multiplied at once: fewer passes over a large matrix."""
+
+
 class Observer(Protocol):
     """Anything that can watch an input."""
 
@@ -166,6 +170,8 @@ class Hessian:
         """
         self._sum = Square(in_features, device)
         self._gram = gram
+        self._waiting: list[Tensor] = []
+        self._summed = 0.0  # of the weights, without what waits
         self.weight = 0.0
         """Sum of the token weights so far."""
         self.tokens = 0
@@ -176,6 +182,7 @@ class Hessian:
     @property
     def values(self) -> Tensor:
         """float32 ``[K, K]``."""
+        self._multiply()
         return self._sum.mirrored()
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
@@ -184,28 +191,43 @@ class Hessian:
         tokens, weights = _tokens(inputs, weights, self._sum.size)
         if not len(tokens):
             return
-        total = self.weight + _sum(tokens, weights)
         if self._gram is not None and tokens.dtype == torch.bfloat16:
             if weights is not None:
                 tokens = (tokens.float() * weights.to(tokens.device)[:, None].sqrt()).bfloat16()
-            self._gram(self._sum.lower(), tokens, 1 / total, self.weight / total)
+            self._waiting.append(tokens)
         else:
-            values = self._sum.mirrored()
+            self._multiply()
+            total, values = self.weight + _sum(tokens, weights), self._sum.mirrored()
             rows = tokens.to(values.device, torch.float32)
             rows = rows * _share(weights, total, rows.device)
             values.addmm_(rows.t(), rows, beta=self.weight / total)
-        self.weight = total
+            self._summed = total
+        self.weight += _sum(tokens, weights)
         self.tokens += len(tokens)
+        if sum(map(len, self._waiting)) >= TOGETHER:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add what waits to the sum."""
+        if self._waiting:
+            assert self._gram is not None
+            rows = torch.cat(self._waiting)
+            self._gram(self._sum.lower(), rows, 1 / self.weight, self._summed / self.weight)
+            self._waiting, self._summed = [], self.weight
 
     def add(self, other: Self) -> None:
         """See `Sum.add`."""
+        self._multiply()
+        other._multiply()
         self._sum = self._sum.plus(other._sum, *_shares(self.weight, other.weight))
         self.weight += other.weight
+        self._summed = self.weight
         self.tokens += other.tokens
         self.extent.add(other.extent)
 
     def rest(self) -> None:
         """See `Sum.rest`."""
+        self._multiply()
         self._sum.fold()
 
     def state(self) -> list[Tensor]:
@@ -215,9 +237,9 @@ class Hessian:
         return [numbers, *self._sum.pieces()]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`; the pieces are its own."""
+        """See `Sum.restore`; the pieces must be its own."""
         self.weight, tokens, self.extent.low, self.extent.high = state[0].tolist()
-        self.tokens = int(tokens)
+        self.tokens, self._summed = int(tokens), self.weight
 
 
 class CrossMoment:

@@ -136,6 +136,8 @@ class Passed:
     """Where to go on from here; None = nothing follows."""
     waiting: tuple[str, ...]
     """What the store must keep for that, as it calls it."""
+    largest: tuple[float, ...] = ()
+    """Largest magnitudes behind the block, of every sample."""
 
 
 Leave = Callable[[Passed], None]
@@ -225,16 +227,17 @@ def run_sequential(
             for together in rounds:
                 for found in _observe(walk, step, together, asymmetric, gram):
                     solve(*found)
-            walk.advance(step, following, with_float=index < last_paired)
+            mine = walk.advance(step, following, with_float=index < last_paired)
             if leave is not None:
-                leave(_passed(walk, step, following))
+                leave(_passed(walk, step, following, mine))
 
 
-def _passed(walk: Walk, step: str, following: str | None) -> Passed:
+def _passed(walk: Walk, step: str, following: str | None, mine: Sequence[float]) -> Passed:
     if following is None:
         return Passed(step, None, ())
     resume = Resume(following, frozenset(walk.parted))
-    return Passed(step, resume, tuple(walk.waiting(following)))
+    largest = [value for part in gathered(walk.ranks, list(mine)) for value in part]
+    return Passed(step, resume, tuple(walk.waiting(following)), tuple(largest))
 
 
 def _meets(group: TapGroup, names: Collection[str]) -> bool:

@@ -116,14 +116,18 @@ class Walk:
         """
         self._copy = copy.deepcopy(self.model.get_submodule(step))
 
-    def advance(self, step: str, following: str | None, *, with_float: bool = False) -> None:
+    def advance(self, step: str, following: str | None, *, with_float: bool = False) -> list[float]:
         """Run all samples through a finished block; their states wait before the next one.
 
         Args:
             step: the block.
             following: the next one; None = no block follows, nothing runs.
             with_float: whether the float states are still needed behind the block.
+
+        Returns:
+            The largest magnitude behind the block, of each sample of this process.
         """
+        largest: list[float] = []
         parting = self.parted if self._copy is None else set(self.samples(step))
         for sample in self.mine(step):
             for in_float in (False, True) if with_float and sample in parting else (False,):
@@ -131,6 +135,7 @@ class Walk:
                     name = FEATURES if following == self.decoder[0] else following
                     state = self._through(step, sample, in_float)
                     self.store.put(_key(name, in_float), sample, state)
+                    largest.append(float(state["hidden"].abs().amax()))
             self.store.drop(step, sample)
             if sample in self.parted:
                 self.store.drop(_key(step, True), sample)
@@ -138,6 +143,7 @@ class Walk:
             self.store.seal(name)
         self.parted = set(parting) if with_float else set()
         self._copy = None
+        return largest
 
     def watch(
         self,

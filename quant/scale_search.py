@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .affine import dequantize, quantize, round_scales
+from .affine import round_scales
 from .scheme import QuantScheme
 
 # The first is the scale as it is, which also wins every tie: groups of zeros keep it, and before
@@ -50,7 +50,8 @@ def search_scales(
     """
 
     def loss(error: Tensor) -> Tensor:
-        return error.abs_().pow_(EXPONENT).sum(dim=-1)
+        # A power by way of logarithms takes two thirds of the time of `pow`.
+        return error.abs_().log2_().mul_(EXPONENT).exp2_().sum(dim=-1)
 
     rows = max(1, VALUES_AT_ONCE // weight.shape[1])
     parts = [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
@@ -104,10 +105,14 @@ def _best(
     """Each group's scale times the ratio of least loss, the first of equals."""
     least = torch.full_like(scales, torch.inf)
     chosen = scales
+    grouped, zeros = weight.reshape(*scales.shape, -1), zero_points.float()[..., None]
+    low, high = -zeros, scheme.max_level - zeros
     for ratio in ratios:
         candidate = scales if ratio == 1.0 else round_scales(scales * ratio)
-        error = dequantize(quantize(weight, candidate, zero_points, scheme), candidate, zero_points)
-        found = loss(error.sub_(weight).reshape(*scales.shape, -1))
+        step = candidate[..., None]
+        levels = (grouped / step).round_()
+        torch.clamp(levels, low, high, out=levels)
+        found = loss(levels.mul_(step).sub_(grouped))
         chosen = torch.where(found < least, candidate, chosen)
         least = torch.minimum(found, least)
     return chosen

@@ -1,6 +1,7 @@
 """How the layers of a plan are quantized, one tap group after another."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,7 @@ class Run:
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
         self._held: list[QuantLinear] = []
+        self._warned = False
         self.on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
         solved = [row for row in plan.quantized if row.step and row.step.solves]
@@ -89,6 +91,8 @@ class Run:
         def let_go(passed: Passed) -> None:
             while self._held:
                 self._held.pop().let_go()
+            for size in passed.largest:
+                self._check_size(f"what comes out of {passed.block}", size)
             if leave is not None:
                 leave(passed)
 
@@ -134,6 +138,7 @@ class Run:
 
     def solve(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
         """Quantize the layers of a group as their steps say."""
+        self._check_size(f"the input of {group.linears[0].name}", hessian.extent.largest)
 
         def work(row: PlanRow) -> Message:
             assert row.step is not None
@@ -147,6 +152,22 @@ class Run:
             assert isinstance(module, QuantLinear)
             module.hold(self.model.dtype)
             self._held.append(module)
+
+    def _check_size(self, what: str, largest: float) -> None:
+        """Refuse activations that are not finite; say once that float16 would not hold them."""
+        if not math.isfinite(largest):
+            raise ValueError(
+                f"{what} is not finite for a calibration sample: activations overflow in "
+                f"{self.model.dtype}; calibrate in bf16 or fp32, or look at the samples"
+            )
+        if largest > torch.finfo(torch.float16).max and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s reaches %.0f, and float16 ends at 65504: run this model in bfloat16, with "
+                "float16 it would overflow",
+                what,
+                largest,
+            )
 
     def round(self, rows: Sequence[PlanRow]) -> None:
         """Quantize layers to the nearest level."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +30,7 @@ from .quant.formats.checkpoint import QuantizedCheckpoint
 from .quant.loading import is_quantized, resolve_folder
 from .quant.pipeline import check_format
 from .quant.plan import Plan, make_plan
+from .quant.readback import first_tokens
 from .quant.recipe import Recipe
 from .quant.saving import save_finished
 from .quant.streaming import Streaming
@@ -36,6 +38,8 @@ from .quant.work import NAMES as WORK_NAMES
 from .quant.work import Work
 from .requests import BUILTIN_MODELS, Calibration, Settings
 
+SAID = 3
+"""Tokens that a finished checkpoint has to generate; each one reads it once."""
 DRAWINGS = (
     "calibrated on built-in drawings, not on samples like those the model will see; "
     "give your own with --calib"
@@ -144,9 +148,33 @@ class Job:
         def finish() -> None:
             with place(out, fingerprint) as staged:
                 save_finished(work.tensors(), report, self.source.folder, staged)
+                with reporter.stage("read back") as update:
+                    update(0, SAID, "")
+                    said = self.read_back(staged)
+                    update(SAID, SAID, "")
+            reporter.note(f"read back from its files, the checkpoint begins to answer: {said!r}")
             shutil.rmtree(folder)
 
         first(ranks, finish)
+
+    def read_back(self, checkpoint: Path) -> str:
+        """Have a finished checkpoint begin an answer to the first sample, or to a plain question.
+
+        Raises:
+            ValueError: its files are damaged, or its scores are not finite.
+        """
+        messages: Sequence[Any] = [{"role": "user", "content": "Which animal barks?"}]
+        if self.samples:
+            messages = self.samples[0].messages
+        tokens = first_tokens(
+            checkpoint,
+            self.processor.encode(messages),
+            SAID,
+            stop_ids=self.processor.stop_ids,
+            device=self.source.settings.device,
+            dtype=self.source.settings.dtype,
+        )
+        return self.processor.decode(tokens)
 
 
 def quantize_to(

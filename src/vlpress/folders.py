@@ -142,7 +142,11 @@ def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
     for leftover in (staged, old):
         if leftover.exists():
             shutil.rmtree(leftover)
-    yield staged
+    try:
+        yield staged
+    except Exception:  # what was written is of no use; a kill leaves it for the next time
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     write_json(staged / MARKER, {"fingerprint": _plain(fingerprint)})
     if out.exists():
         out.rename(old)

@@ -275,7 +275,9 @@ def test_too_many_fallback_rows_fail_the_run_at_once(monkeypatch: pytest.MonkeyP
 def test_overflow_names_the_layer() -> None:
     model = random_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
-    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.q_proj \(\d+ calib"):
+    with pytest.raises(
+        ValueError, match=r"input of model\.layers\.1\.self_attn\.q_proj is not fin"
+    ):
         quantize_(model, recipe(), prompts(model.config))
 
 
@@ -390,3 +392,20 @@ def test_runs_on_the_accelerator() -> None:
     packed = [layer.packed for layer in quantized_layers(model).values()]
     assert all(part is not None and part.is_cuda for part in packed)
     assert all(layer.result and layer.result.error < 1 for layer in report.layers)
+
+
+def grown(factor: float) -> QwenVL:
+    model = random_model()
+    model.model.embed_tokens.weight.data.mul_(factor)
+    return model
+
+
+def test_activations_beyond_float16_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = grown(1e6)
+    quantize_(model, recipe(), prompts(model.config))
+    said = [record.message for record in caplog.records if "float16" in record.message]
+    assert len(said) == 1
+    assert said[0].startswith("what comes out of model.layers.0 reaches ")
+    caplog.clear()
+    quantize_(model := grown(1.0), recipe(), prompts(model.config))
+    assert not caplog.records

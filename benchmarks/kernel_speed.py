@@ -1,6 +1,6 @@
 """Quantized layers beside torch's own, at the widths of the 3B and 7B models.
 
-    python benchmarks/kernels.py [--rows 1 16 ...] [--sizes 2048x11008 ...]
+    python benchmarks/kernel_speed.py [--rows 1 16 ...] [--sizes 2048x11008 ...]
 
 What `vlpress bench kernels` measures, with the ratios that matter and what they should be. Times
 mean little on a busy machine; ratios are taken within one run. Writes results/kernels.json and

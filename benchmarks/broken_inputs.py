@@ -1,0 +1,443 @@
+"""Broken and hostile input: what each gives, and that nothing is lost or half-written.
+
+    python benchmarks/broken_inputs.py [--only NAME ...]
+
+Every case is a copy of the built-in model, or of the files around it, with one thing wrong. The
+command has to end with code 2 and one line, leave no output, and leave the input as it was.
+Pictures of unusual kinds have to be taken. Writes results/broken_inputs.json and .md beside this
+script; ends with 1 if a case went another way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.machine import describe, provenance
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tabulate import tabulate
+
+from vlpress.folders import digest_folder
+from vlpress.locking import sole_use
+from vlpress.model.loading import resolve_model
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = "model.safetensors"
+SMALL_FILES = 200_000
+"""Bytes that a file may grow to where the disk is taken for full."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case is set up."""
+
+    model: Path
+    """A copy of the built-in model."""
+    side: Path
+    """A folder for all else."""
+    out: Path
+
+
+Setup = Callable[[Place], list[str] | None]
+"""Breaks something; gives more arguments for `vlpress quantize`."""
+CASES: dict[str, Setup] = {}
+TAKEN: set[str] = set()
+"""Cases that are no fault."""
+FULL: set[str] = set()
+"""Cases in which files may not grow."""
+
+
+def case(name: str) -> Callable[[Setup], Setup]:
+    """Note a case under a name."""
+
+    def note(setup: Setup) -> Setup:
+        CASES[name] = setup
+        return setup
+
+    return note
+
+
+def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file and the bytes behind it."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def put_header(place: Place, change: Callable[[dict[str, Any], list[str]], None]) -> None:
+    """Rewrite the header of the weights."""
+    file = place.model / WEIGHTS
+    header, rest = header_of(file)
+    change(header, [name for name in header if name != "__metadata__"])
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + rest)
+
+
+@case("safetensors: header longer than the file")
+def _(place: Place) -> None:
+    file = place.model / WEIGHTS
+    file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
+
+
+@case("safetensors: header is no JSON")
+def _(place: Place) -> None:
+    file = place.model / WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"\xff\xfe{["
+    file.write_bytes(bytes(data))
+
+
+@case("safetensors: offsets overlap")
+def _(place: Place) -> None:
+    def change(header: dict[str, Any], names: list[str]) -> None:
+        header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
+
+    put_header(place, change)
+
+
+@case("safetensors: offsets beyond the end")
+def _(place: Place) -> None:
+    def change(header: dict[str, Any], names: list[str]) -> None:
+        begin, end = header[names[-1]]["data_offsets"]
+        header[names[-1]]["data_offsets"] = [begin + 2**40, end + 2**40]
+
+    put_header(place, change)
+
+
+@case("safetensors: a shape that its bytes do not hold")
+def _(place: Place) -> None:
+    def change(header: dict[str, Any], names: list[str]) -> None:
+        header[names[0]]["shape"] = [2**31, 2**31]
+
+    put_header(place, change)
+
+
+@case("safetensors: cut off")
+def _(place: Place) -> None:
+    file = place.model / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def put_index(place: Place, file: str) -> None:
+    """Let an index say where the weights are."""
+    names = [name for name in header_of(place.model / WEIGHTS)[0] if name != "__metadata__"]
+    (place.model / WEIGHTS).rename(place.side / WEIGHTS)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
+    (place.model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@case("index: names ../x")
+def _(place: Place) -> None:
+    put_index(place, f"../{place.side.name}/{WEIGHTS}")
+
+
+@case("index: names an absolute path")
+def _(place: Place) -> None:
+    put_index(place, str(place.side / WEIGHTS))
+
+
+@case("index: names a file that is missing")
+def _(place: Place) -> None:
+    put_index(place, "model-00001-of-00001.safetensors")
+
+
+def put_config(place: Place, **values: Any) -> None:
+    """Change values of the config."""
+    file = place.model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@case("config: hidden_size 2**40")
+def _(place: Place) -> None:
+    put_config(place, hidden_size=2**40)
+
+
+@case("config: -1 layers")
+def _(place: Place) -> None:
+    put_config(place, num_hidden_layers=-1)
+
+
+@case("config: vocab_size of another model")
+def _(place: Place) -> None:
+    put_config(place, vocab_size=10**9)
+
+
+@case("config: 100 000 brackets")
+def _(place: Place) -> None:
+    (place.model / "config.json").write_text("[" * 100_000)
+
+
+@case("config: of another kind of model")
+def _(place: Place) -> None:
+    put_config(place, model_type="llama")
+
+
+def put_value(place: Place, value: float) -> None:
+    """Put a value into a weight of the decoder."""
+    tensors = load_file(place.model / WEIGHTS)
+    name = next(name for name in sorted(tensors) if name.endswith("mlp.up_proj.weight"))
+    tensors[name][1, 2] = value
+    save_file(tensors, place.model / WEIGHTS, {"format": "pt"})
+
+
+@case("weights: NaN")
+def _(place: Place) -> None:
+    put_value(place, torch.nan)
+
+
+@case("weights: infinity")
+def _(place: Place) -> None:
+    put_value(place, torch.inf)
+
+
+@case("tokenizer: no image tokens")
+def _(place: Place) -> None:
+    for file in place.model.glob("*token*.json"):
+        file.write_text(file.read_text().replace("<|image_pad|>", "<|other_pad|>"))
+
+
+@case("tokenizer: cut off")
+def _(place: Place) -> None:
+    file = place.model / "tokenizer.json"
+    file.write_text(file.read_text()[:5000])
+
+
+@case("tokenizer: missing")
+def _(place: Place) -> None:
+    (place.model / "tokenizer.json").unlink()
+
+
+def samples_of(place: Place, *images: bytes | str) -> list[str]:
+    """A file of samples that show pictures."""
+    lines = []
+    for number, image in enumerate(images):
+        shown = image
+        if isinstance(image, bytes):
+            shown = f"{number}.img"
+            (place.side / shown).write_bytes(image)
+        sample = {"image": shown, "question": "What is this?", "answer": "A picture."}
+        lines.append(json.dumps(sample) + "\n")
+    file = place.side / "samples.jsonl"
+    file.write_text("".join(lines))
+    return ["--calib", str(file), "--calib-samples", str(len(images))]
+
+
+def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """A small picture."""
+    file = io.BytesIO()
+    Image.new(mode, (60, 40), 5).save(file, kind, **options)
+    return file.getvalue()
+
+
+@case("picture: a bomb of 60000 x 60000")
+def _(place: Place) -> list[str]:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(bytes(10**6)))
+    return samples_of(place, b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b""))
+
+
+@case("picture: cut off")
+def _(place: Place) -> list[str]:
+    return samples_of(place, picture("JPEG")[:300])
+
+
+@case("picture: no picture at all")
+def _(place: Place) -> list[str]:
+    return samples_of(place, b"<svg/>")
+
+
+@case("picture: missing")
+def _(place: Place) -> list[str]:
+    return samples_of(place, "nowhere.png")
+
+
+@case("picture: base64 that is none")
+def _(place: Place) -> list[str]:
+    text = base64.b64encode(picture("PNG")).decode()
+    return samples_of(place, "data:image/png;base64," + text[:-9] + "!!!")
+
+
+@case("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
+def _(place: Place) -> list[str]:
+    frames = [Image.new("P", (60, 40), colour) for colour in (1, 2)]
+    animated = io.BytesIO()
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
+    kinds = [
+        picture("JPEG", "CMYK"),
+        picture("PNG", "I;16"),
+        animated.getvalue(),
+        picture("PNG", "P"),
+        picture("PNG", "LA"),
+    ]
+    return samples_of(place, *kinds)
+
+
+TAKEN.add("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
+
+
+@case("samples: a line that is no JSON")
+def _(place: Place) -> list[str]:
+    given = samples_of(place, picture("PNG"))
+    file = place.side / "samples.jsonl"
+    file.write_text(file.read_text() + "{oops\n")
+    return given
+
+
+@case("samples: none in the file")
+def _(place: Place) -> list[str]:
+    return samples_of(place)[:2]
+
+
+@case("recipe: unknown key")
+def _(place: Place) -> list[str]:
+    file = place.side / "recipe.toml"
+    file.write_text('[[step]]\nmethod = "gptq"\nbits = 4\ngroup_sise = 128\n')
+    return ["--recipe", str(file)]
+
+
+@case("recipe: no TOML")
+def _(place: Place) -> list[str]:
+    file = place.side / "recipe.toml"
+    file.write_text("{" * 1000)
+    return ["--recipe", str(file)]
+
+
+@case("output: a file")
+def _(place: Place) -> None:
+    place.out.write_text("mine")
+
+
+@case("output: a folder of something else")
+def _(place: Place) -> None:
+    place.out.mkdir()
+    (place.out / "thesis.txt").write_text("mine")
+
+
+@case("output: where nothing can be written")
+def _(place: Place) -> list[str]:
+    return ["--out", "/proc/vlpress/out"]
+
+
+@case("output: the disk is full")
+def _(place: Place) -> None:
+    FULL.add("output: the disk is full")
+
+
+@case("output: in use by another run")
+def _(place: Place) -> None:
+    place.out.with_name("locked").touch()
+
+
+def main() -> None:
+    """Try all cases and write the result files."""
+    options = parse()
+    rows = []
+    for name, setup in CASES.items():
+        if options.only is None or any(part in name for part in options.only):
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(attempt(name, setup, Path(folder)))
+            print(rows[-1]["ok"], name, "|", rows[-1]["said"], flush=True)
+    results = provenance() | {"rows": rows}
+    if options.only is None:
+        stored = HERE / "results" / "broken_inputs.json"
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+        stored.with_suffix(".md").write_text(markdown(results))
+    if not all(row["ok"] for row in rows):
+        sys.exit("a case did not end as it should")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", help="cases whose names hold one of these")
+    return parser.parse_args()
+
+
+def attempt(name: str, setup: Setup, folder: Path) -> dict[str, Any]:
+    """Set a case up, run the command, and look at what it left."""
+    place = Place(folder / "model", folder / "side", folder / "out")
+    shutil.copytree(resolve_model("tiny"), place.model)
+    place.side.mkdir()
+    more = setup(place) or []
+    before = state(folder), digest_folder(place.model)
+    held = place.out.with_name("locked").exists()
+    if held:
+        with sole_use(place.out):
+            done = run(place, more, full=name in FULL)
+    else:
+        done = run(place, more, full=name in FULL)
+    lines = done.stderr.strip().splitlines()
+    untouched = digest_folder(place.model) == before[1]
+    if name in TAKEN:
+        ok = done.returncode == 0 and untouched
+    else:
+        kept = all(state(folder).get(path) == data for path, data in before[0].items())
+        new = sorted(set(state(folder)) - set(before[0]) - {".out.vlpress-lock"})
+        half = [path for path in new if not path.startswith(".out.vlpress-work")]
+        ok = done.returncode == 2 and untouched and kept and not half
+        ok = ok and lines[-1].startswith("vlpress: error: ") and "Traceback" not in done.stderr
+    said = lines[-1].removeprefix("vlpress: error: ").replace(str(folder), "…") if lines else ""
+    return {"case": name, "code": done.returncode, "said": said, "ok": ok}
+
+
+def run(place: Place, more: list[str], *, full: bool) -> subprocess.CompletedProcess[str]:
+    """`vlpress quantize` of the model."""
+    given = [str(place.model), "--out", str(place.out), "--calib-samples", "2", "--device", "cpu"]
+    return subprocess.run(
+        [sys.executable, "-m", "vlpress", "quantize", *given, "--json", *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        preexec_fn=_small_files if full else None,
+    )
+
+
+def _small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES, SMALL_FILES))
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """All files outside the model, by their place."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "model" not in path.relative_to(folder).parts[:1]
+    }
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table of the results."""
+    body = [[row["case"], row["code"], row["said"]] for row in results["rows"]]
+    table = tabulate(body, ["input", "code", "what is said"], tablefmt="github")
+    return (
+        f"# Broken input\n\n{describe(dict(results))}\n\n`vlpress quantize` of a copy of the "
+        "built-in model with one thing wrong. Each case left its input as it was and no "
+        "output behind (of a run that had begun, the blocks that were done wait beside it).\n\n"
+        + table
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
