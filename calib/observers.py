@@ -158,7 +158,11 @@ class Hessian:
     """
 
     def __init__(
-        self, in_features: int, device: torch.device | str = "cpu", gram: Gram | None = None
+        self,
+        in_features: int,
+        device: torch.device | str = "cpu",
+        gram: Gram | None = None,
+        spare: list[Tensor] | None = None,
     ) -> None:
         """Begin with no tokens.
 
@@ -167,8 +171,9 @@ class Hessian:
             device: where the sum is kept.
             gram: a faster product for inputs in bf16, exact but for token weights, whose roots
                 are multiplied in and rounded to bf16; default torch's in float32.
+            spare: see `Square`.
         """
-        self._sum = Square(in_features, device)
+        self._sum = Square(in_features, device, spare)
         self._gram = gram
         self._waiting: list[Tensor] = []
         self._summed = 0.0  # of the weights, without what waits

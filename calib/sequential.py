@@ -225,7 +225,10 @@ def run_sequential(
                 walk.split(step)  # behind `prepare`: inner channels must be scaled alike
             rounds = [[group] for group in groups] if true_sequential else [groups]
             for together in rounds:
-                for found in _observe(walk, step, together, asymmetric, gram):
+                pausing = true_sequential and walk.can_pause(
+                    step, together[0].linears[0].name, following
+                )
+                for found in _observe(walk, step, together, asymmetric, gram, pausing):
                     solve(*found)
             mine = walk.advance(step, following, with_float=index < last_paired)
             if leave is not None:
@@ -250,6 +253,7 @@ def _observe(
     groups: Sequence[TapGroup],
     asymmetric: Collection[str],
     gram: Gram | None,
+    pausing: bool,
 ) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
     """Run all samples through a block and give what each group has seen."""
     if not groups:
@@ -257,13 +261,17 @@ def _observe(
     device = walk.blocks.device
 
     def watch(samples: Sequence[int]) -> list[Sum]:
-        hessians = [Hessian(group.in_features, device, gram) for group in groups]
+        hessians = [Hessian(group.in_features, device, gram, spare) for group in groups]
         crosses = [CrossMoment(group.in_features, device) if pair else None for group, pair in met]
         for sample in samples:
-            _watch_sample(walk, step, sample, groups, hessians, crosses)
+            if pausing:
+                walk.pause(step, sample, hessians[0])
+            else:
+                _watch_sample(walk, step, sample, groups, hessians, crosses)
         return [*hessians, *(cross for cross in crosses if cross is not None)]
 
     met = [(group, _meets(group, asymmetric)) for group in groups]
+    spare: list[Tensor] = []  # memory of the sums that were put aside, for the next chunk's
     found = Reduction(walk.ranks, walk.parts(step), watch).run()
     hessians, crosses = iter(found[: len(groups)]), iter(found[len(groups) :])
     for group, pair in met:

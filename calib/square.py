@@ -16,11 +16,18 @@ class Square:
     Args:
         size: K, rows and columns.
         device: where it is.
+        spare: memory that others of this size and place do not need while they are folded, to be
+            taken from and added to: fresh memory is slow.
     """
 
-    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self.size = size
-        self._whole: Tensor | None = torch.zeros(size, size, device=device)
+    def __init__(
+        self,
+        size: int,
+        device: torch.device | str = "cpu",
+        spare: list[Tensor] | None = None,
+    ) -> None:
+        self.size, self._device, self._spare = size, device, spare
+        self._whole: Tensor | None = self._memory().zero_()
         self._folded: list[Tensor] = []
         self._is_lower = False
 
@@ -55,6 +62,8 @@ class Square:
         """Keep only the lower half."""
         if self._whole is not None:
             self._folded = [piece.clone() for piece in self.pieces()]
+            if self._spare is not None:
+                self._spare.append(self._whole)
             self._whole = None
 
     def pieces(self) -> list[Tensor]:
@@ -65,12 +74,19 @@ class Square:
 
     def _unfolded(self) -> Tensor:
         if self._whole is None:
-            whole = torch.zeros(self.size, self.size, device=self._folded[0].device)
+            whole = self._memory()
             for begin, end in self._blocks():
                 whole[begin:end, :end] = self._folded[begin // ROWS]
                 self._folded[begin // ROWS] = whole[:0]  # its memory may go
             self._whole, self._folded, self._is_lower = whole, [], True
         return self._whole
+
+    def _memory(self) -> Tensor:
+        for place, tensor in enumerate(self._spare or ()):
+            if len(tensor) == self.size:
+                assert self._spare is not None
+                return self._spare.pop(place)
+        return torch.empty(self.size, self.size, device=self._device)
 
     def _blocks(self) -> list[tuple[int, int]]:
         starts = range(0, self.size, ROWS)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..model.families import family_of
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
+from ..model.text import DecoderLayer
 from .capture import watch_inputs
 from .observers import Observer
 from .ranks import ALONE, Ranks
@@ -61,6 +62,8 @@ class Walk:
         self.parted: set[int] = set()
         """Samples whose float state differs from the quantized one and is kept beside it."""
         self._copy: nn.Module | None = None
+        self._at_down: str | None = None
+        """A decoder layer in whose midst all samples wait, see `pause`."""
 
     def steps(self) -> list[str]:
         """Module paths of all blocks in the order of computation."""
@@ -142,7 +145,7 @@ class Walk:
         for name in self.waiting(following) if following is not None else ():
             self.store.seal(name)
         self.parted = set(parting) if with_float else set()
-        self._copy = None
+        self._copy, self._at_down = None, None
         return largest
 
     def watch(
@@ -179,6 +182,24 @@ class Walk:
                 except _Seen:
                     pass
 
+    def can_pause(self, step: str, watched: str, following: str | None) -> bool:
+        """Whether `pause` may take the place of `watch`: nothing is to be run twice."""
+        is_last = step in self.decoder and watched == f"{step}.mlp.down_proj"
+        return is_last and following is not None and self._copy is None and not self.parted
+
+    def pause(self, step: str, sample: int, observer: Observer) -> None:
+        """Show what the last layer of a decoder block reads, and let the sample wait there.
+
+        `advance` then has only that layer to run: all others are as they will stay.
+        """
+        state = self._state(step, sample, False)
+        hidden, inner = self._layer(step).until_down(
+            state["hidden"], state["cos"], state["sin"], state.get("mask")
+        )
+        observer.update(inner, self.token_weights(step, self.prompts[sample]))
+        self.store.put(_at_down(step), sample, {"hidden": hidden, "inner": inner})
+        self._at_down = step
+
     def output(self, step: str, sample: int) -> Tensor:
         """What a block makes of a sample as it is now, ``[..., channels]``."""
         return self._through(step, sample, False)["hidden"]
@@ -200,8 +221,18 @@ class Walk:
         return None if self._weigh is None else self._weigh(step, prompt)
 
     def _through(self, step: str, sample: int, in_float: bool) -> State:
+        if self._at_down == step:
+            paused = self.store.get(_at_down(step), sample)
+            self.store.drop(_at_down(step), sample)
+            hidden = self._layer(step).from_down(paused["hidden"], paused["inner"])
+            return {**self._state(step, sample, in_float), "hidden": hidden}
         with self._standing_in(step, in_float):
             return self.run(step, self._state(step, sample, in_float))
+
+    def _layer(self, step: str) -> DecoderLayer:
+        layer = self.model.get_submodule(step)
+        assert isinstance(layer, DecoderLayer)
+        return layer
 
     def _state(self, step: str, sample: int, in_float: bool) -> State:
         return self.store.get(_key(step, in_float and sample in self.parted), sample)
@@ -236,6 +267,11 @@ class Walk:
             self.store.drop(name, sample)
         batch = self.model.embed([prompt], [parts])
         return self.model.model.prepare(batch.embeds, batch.position_ids)
+
+
+def _at_down(step: str) -> str:
+    """Where the states in front of a decoder block's last layer wait."""
+    return f"{step} (at down)"
 
 
 def _key(step: str, in_float: bool) -> str:

@@ -87,9 +87,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`."""
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(self.inner(x))
         return out
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What `down_proj` reads, `[B, T, I]`."""
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return F.silu(gate) * up
 
 
 class Faster(Protocol):
@@ -139,6 +143,18 @@ class DecoderLayer(nn.Module):
             return self.faster(hidden, cos, sin, mask, cache)
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+    def until_down(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All of `forward` but the last layer: what it is added to, and what `down_proj` reads."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, None)
+        return hidden, self.mlp.inner(self.post_attention_layernorm(hidden))
+
+    def from_down(self, hidden: Tensor, inner: Tensor) -> Tensor:
+        """The rest of `forward`, given what `until_down` gave."""
+        out: Tensor = hidden + self.mlp.down_proj(inner)
         return out
 
 

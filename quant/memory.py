@@ -23,6 +23,8 @@ class Memory:
     states_per_token: int
     """Activations in front of a block, for each calibration token of a picture. They lie in files,
     and as far as they may, in memory too."""
+    inner_per_token: int = 0
+    """Activations in front of a decoder block's last layer, which wait while it is solved."""
     whole: int = 0
     """All weights in float, while gradient token weights are found; 0 if none are asked for."""
     gradient_per_token: int = 0
@@ -36,15 +38,16 @@ class Memory:
             longest: of the longest one.
             budget: bytes of activations that may be in memory.
         """
-        kept = min(self.states_per_token * (tokens + longest), budget)
+        states = self.states_per_token * (tokens + longest) + self.inner_per_token * tokens
+        kept = min(states, budget)
         streamed = self.block + self.solve + kept
         return self.patches_per_token * tokens + max(
             streamed, self.whole + self.gradient_per_token * longest
         )
 
     def scratch(self, tokens: int) -> int:
-        """Bytes of files that activations need: those in front of a block and behind it."""
-        return 2 * self.states_per_token * tokens
+        """Bytes of files that activations need: in front of a block, within it and behind it."""
+        return (2 * self.states_per_token + self.inner_per_token) * tokens
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
@@ -103,6 +106,7 @@ def count_memory(
         solve,
         patches if calibrated else 0,
         max(seen, read) if calibrated else 0,
+        itemsize * (text.hidden_size + text.intermediate_size) if calibrated else 0,
         weights if recipe.needs_gradient else 0,
         _gradient_bytes(config, itemsize) if recipe.needs_gradient else 0,
     )

@@ -50,3 +50,15 @@ def test_folded_it_takes_about_half() -> None:
     made.fold()
     assert sum(piece.nbytes for piece in made.pieces()) <= 4 * 30 * 30 * 0.56
     assert made._whole is None
+
+
+def test_memory_of_a_folded_one_is_taken_again() -> None:
+    spare: list[torch.Tensor] = []
+    first = Square(8, spare=spare)
+    place = first.lower().data_ptr()
+    first.lower().fill_(3.0)
+    first.fold()
+    second, other = Square(8, spare=spare), Square(5, spare=spare)
+    assert second.lower().data_ptr() == place and not spare
+    assert not second.mirrored().any() and not other.mirrored().any()
+    assert bool((first.mirrored() == 3).all())
