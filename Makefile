@@ -9,7 +9,7 @@ ENGINES := llama-cpp-python
 # make_model.py writes a checkpoint for others to measure.
 BENCHMARKS := $(filter-out benchmarks/make_model.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow lint type format bench interop endpoint peers clean
+.PHONY: demo test test-slow fuzz lint type format bench interop endpoint peers clean
 
 # --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
@@ -21,6 +21,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Every reader against 10 000 damaged files each.
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python tools/fuzz.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from ..calib.ranks import ALONE, Ranks, first, led
 from ..model.config import read_json
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..model.seal import digest_bytes
 from ..quant.formats.checkpoint import REPORT_FILE
 from ..quant.loading import open_model, resolve_folder
 from .divergences import summarize_fidelity
@@ -53,7 +54,6 @@ from .results import (
     write_text,
 )
 from .runner import ModelResponder, OnProgress, Responder, answer_task
-from .seal import digest_bytes
 from .tasks.task import Task
 
 

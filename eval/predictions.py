@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calib.ranks import Ranks, led
-from .seal import sealed, unsealed
+from ..model.seal import sealed, unsealed
 
 SCHEMA = 2
 

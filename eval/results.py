@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..model.seal import digest_bytes, sealed, unsealed
 from .predictions import Prediction, read_predictions, read_records
-from .seal import digest_bytes, sealed, unsealed
 from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 

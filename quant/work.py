@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.checkpoint import stored_tensors
+from ..model.seal import sealed, unsealed
 from ..model.stored import AnyTensor, LaterTensor
 from ..model.writing import sync_folder, write_tensors
 
@@ -28,6 +29,9 @@ class Work:
     Args:
         folder: made if it is missing.
         writes: whether this process does; others that share the work only know what is done.
+
+    Raises:
+        ValueError: the journal is damaged elsewhere than in its last line.
     """
 
     def __init__(self, folder: Path, *, writes: bool = True) -> None:
@@ -53,7 +57,7 @@ class Work:
         write_tensors(tensors, self._file(len(self.records)))
         sync_folder(self._blocks)
         with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(sealed(record), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if not self.records:
@@ -70,27 +74,31 @@ class Work:
         return self._blocks / f"{number:05d}.safetensors"
 
     def _read(self) -> list[dict[str, Any]]:
-        """The journal, cut off behind its last whole line."""
+        """The journal, but for a last line that was not written to its end."""
         if not self._journal.is_file():
             return []
         data, records, end = self._journal.read_bytes(), [], 0
-        for line in data.splitlines(keepends=True):
-            record = _parsed(line)
+        while end < len(data):
+            line, newline, rest = data[end:].partition(b"\n")
+            record = _parsed(line) if newline else None
+            if record is None and rest:
+                # What it stood on is gone: the states in front of a block go when it is done.
+                raise ValueError(
+                    f"{self._journal} line {len(records) + 1} is damaged or was edited; "
+                    "begin again with --fresh"
+                )
             if record is None:
                 break
             records.append(record)
-            end += len(line)
+            end += len(line) + 1
         if end < len(data) and self.writes:
             os.truncate(self._journal, end)
         return records
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of the journal; None if it was not written to its end."""
-    if not line.endswith(b"\n"):
-        return None
+    """A line of the journal; None if it is not as it was written."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        return unsealed(json.loads(line), "journal")
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 from processes import stop_when
+from typer.testing import CliRunner, Result
 
+from vlpress import cli
 from vlpress.locking import sole_use
 
 MORE = ["--calib-samples", "2", "--device", "cpu", "--json"]
@@ -21,8 +22,9 @@ def command(checkpoint: Path, out: Path, *more: str, recipe: str = "w4a16-g32") 
     return [*base, "--recipe", recipe, *MORE, *more]
 
 
-def ended(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+def ended(arguments: list[str]) -> Result:
+    """The same command in this process: nothing is to stop it."""
+    return CliRunner().invoke(cli.app, arguments[3:])
 
 
 def journal(out: Path) -> Path:
@@ -44,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert ended(command(checkpoint, out)).returncode == 0
+    assert ended(command(checkpoint, out)).exit_code == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     return out
 
@@ -57,7 +59,7 @@ def test_killed_it_ends_in_the_same_bytes(checkpoint: Path, whole: Path, tmp_pat
         assert killed.returncode == -signal.SIGKILL
         assert not out.exists() and lines(out) >= count
     done = ended(command(checkpoint, out))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "going on with what " in done.stderr
     assert contents(out) == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -70,7 +72,7 @@ def test_an_interrupt_says_that_it_can_go_on(checkpoint: Path, whole: Path, tmp_
     assert stopped.stderr.splitlines()[-1] == (
         "interrupted; the same command goes on where it stopped"
     )
-    assert ended(command(checkpoint, out)).returncode == 0
+    assert ended(command(checkpoint, out)).exit_code == 0
     assert contents(out) == contents(whole)
 
 
@@ -80,13 +82,13 @@ def test_other_work_is_not_gone_on_with(checkpoint: Path, whole: Path, tmp_path:
     stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 1)
     before = journal(out).read_bytes()
     refused = ended(other)
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "holds other work (" in refused.stderr and "recipe" in refused.stderr
     assert "--overwrite" in refused.stderr and refused.stderr.count("\n") == 1
     assert journal(out).read_bytes() == before
     samples = ended(command(checkpoint, out, "--calib-samples", "3"))
-    assert samples.returncode == 2 and "calibration" in samples.stderr
-    assert ended([*other, "--overwrite"]).returncode == 0
+    assert samples.exit_code == 2 and "calibration" in samples.stderr
+    assert ended([*other, "--overwrite"]).exit_code == 0
     assert contents(out).keys() == contents(whole).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -97,7 +99,7 @@ def test_what_was_stopped_can_be_begun_afresh(
     out = tmp_path / "out"
     stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 2)
     done = ended(command(checkpoint, out, "--fresh"))
-    assert done.returncode == 0 and "going on" not in done.stderr
+    assert done.exit_code == 0 and "going on" not in done.stderr
     assert contents(out) == contents(whole)
 
 
@@ -105,6 +107,6 @@ def test_one_folder_is_for_one_command(checkpoint: Path, tmp_path: Path) -> None
     out = tmp_path / "out"
     with sole_use(out):
         second = ended(command(checkpoint, out))
-    assert second.returncode == 2
+    assert second.exit_code == 2
     assert second.stderr.startswith(f"vlpress: error: output folder {out} is in use by another")
     assert list(tmp_path.iterdir()) == []

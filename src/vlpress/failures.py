@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Iterator
@@ -25,6 +26,18 @@ INTERRUPTED = 3
 DEFECT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would read as FAIL
 RESUMABLE = ("run", "quantize", "eval")
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
+
+_ROOM = "make room and give the same command again, or give another folder"
+_PLACE = "give a folder that can be written to"
+DISK = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: _PLACE,
+    errno.EACCES: _PLACE,
+    errno.EPERM: _PLACE,
+}
+"""What to do about errors of the disk, which name no remedy themselves."""
 
 # typer has its own copy of click in some versions and click itself in others; the public name
 # BadParameter leads to the right UsageError in both.
@@ -41,6 +54,9 @@ def _say(text: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; {DISK[error.errno]}"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     return " ".join(str(message).split()) or type(error).__name__
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from calib_models import prompts
 from ranks_of_threads import together
 
@@ -20,7 +19,6 @@ from test_streaming import STEPS, contents, finish, job, source_of  # isort: ski
 
 def share(streaming: Streaming, work: Path, out: Path, count: int) -> dict[str, bytes]:
     def take_part(ranks: Ranks) -> None:
-        torch.set_num_threads(1)
         part = Streaming(**{**vars(streaming), "ranks": ranks})
         done = led(ranks, lambda: Work(work, writes=ranks.index == 0))
         report = part.quantize(done)

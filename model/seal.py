@@ -1,4 +1,4 @@
-"""Seals on what an evaluation stores: damage and edits are noticed before a number rests on them.
+"""Seals on what is stored between runs: damage and edits are noticed before a result rests on them.
 
 A sealed object carries the sha256 of the rest of itself. This is no protection against forgery.
 """

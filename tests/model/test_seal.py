@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.seal import KEY, sealed, unsealed
+from vlpress.model.seal import KEY, sealed, unsealed
 
 VALUES = st.dictionaries(
     st.text(max_size=4).filter(lambda key: key != KEY),

@@ -1,0 +1,237 @@
+"""Throw damaged bytes at every reader that vlpress owns, guided by coverage.
+
+    python tools/fuzz.py [--cases 10000] [--only NAME ...]
+
+Each reader gets bytes that libFuzzer (by way of atheris) makes of a sound file. It has to read
+them, or refuse them with one line of a ValueError or OSError; anything else ends the run with 1,
+and libFuzzer leaves the bytes in out/fuzz/NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader, and how its file is called."""
+
+    file: str
+    seed: Callable[[], bytes]
+    """A sound file."""
+    read: Callable[[Path], object]
+    """Called with the file's path."""
+
+
+def config_seed() -> bytes:
+    """The built-in model's config."""
+    from vlpress.model.loading import resolve_model
+
+    return (resolve_model("tiny") / "config.json").read_bytes()
+
+
+def index_seed() -> bytes:
+    """An index of the built-in model's weights."""
+    names = ["model.norm.weight", "model.embed_tokens.weight", "visual.merger.ln_q.weight"]
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}
+    return json.dumps(index).encode()
+
+
+def recipe_seed() -> bytes:
+    """A recipe with a step of each kind."""
+    return b"""name = "mine"
+[calibration]
+samples = 8
+token_weights = "balanced"
+[[step]]
+method = "smoothquant"
+alpha = 0.5
+[[step]]
+method = "gptq"
+bits = 4
+group_size = 32
+targets = ["model.layers.*"]
+"""
+
+
+def samples_seed() -> bytes:
+    """Two samples, one with a picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+    rows = [
+        {"image": image, "question": "What is it?", "answer": "Nothing."},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def tsv_seed() -> bytes:
+    """Two questions in the layout of MMBench."""
+    file = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(file, "JPEG")
+    image = base64.b64encode(file.getvalue()).decode()
+    head = "index\timage\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\tl2-category\tsplit\n"
+    rows = [f"{i}\t{image}\tWhich?\t\tone\ttwo\t\t\tA\tx\ty\tdev\n" for i in (1, 1000001)]
+    return (head + "".join(rows)).encode()
+
+
+def predictions_seed() -> bytes:
+    """Two stored answers."""
+    from vlpress.eval.predictions import Prediction, RecordStore, prediction_record
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.jsonl"
+        store = RecordStore(path, "predictions", {"a": 1})
+        store.append([prediction_record(Prediction(i, "x", 1, True, 0.5)) for i in "ab"])
+        store.close()
+        return path.read_bytes()
+
+
+def journal_seed() -> bytes:
+    """Two finished blocks."""
+    from vlpress.quant.work import JOURNAL, Work
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(Path(folder))
+        for block in range(2):
+            work.add({"block": str(block), "next": None, "parted": [], "waiting": []}, {})
+        return (Path(folder) / JOURNAL).read_bytes()
+
+
+def read_config(path: Path) -> object:
+    """A model's config."""
+    from vlpress.model.config import ModelConfig
+
+    return ModelConfig.from_folder(path.parent)
+
+
+def read_index(path: Path) -> object:
+    """A checkpoint's index."""
+    from vlpress.model.checkpoint import CheckpointReader
+
+    return list(CheckpointReader(path.parent).names())
+
+
+def read_recipe(path: Path) -> object:
+    """A recipe."""
+    from vlpress.quant.recipe import Recipe
+
+    return Recipe.resolve(str(path))
+
+
+def read_samples(path: Path) -> object:
+    """Calibration samples."""
+    from vlpress.calib.samples import load_samples
+
+    return load_samples(path, n=2, seed=0)
+
+
+def read_tsv(path: Path) -> object:
+    """A benchmark."""
+    from vlpress.eval.tasks import open_task
+
+    return open_task(f"MMBench_DEV_EN={path}")
+
+
+def read_stored(path: Path) -> object:
+    """Predictions."""
+    from vlpress.eval.predictions import read_predictions
+
+    return read_predictions(path)
+
+
+def read_journal(path: Path) -> object:
+    """What is done of a run."""
+    from vlpress.quant.work import Work
+
+    return Work(path.parent).records
+
+
+READERS = {
+    "config": Reader("config.json", config_seed, read_config),
+    "index": Reader("model.safetensors.index.json", index_seed, read_index),
+    "recipe": Reader("recipe.toml", recipe_seed, read_recipe),
+    "samples": Reader("samples.jsonl", samples_seed, read_samples),
+    "tsv": Reader("bench.tsv", tsv_seed, read_tsv),
+    "predictions": Reader("predictions.jsonl", predictions_seed, read_stored),
+    "journal": Reader("journal.jsonl", journal_seed, read_journal),
+}
+
+
+def attempt(reader: Reader, data: bytes, folder: Path) -> str:
+    """Read bytes; "read" or "refused".
+
+    Raises:
+        AssertionError: the refusal is longer than a line.
+        Exception: of another kind than a refusal.
+    """
+    path = folder / reader.file
+    path.write_bytes(data)
+    try:
+        reader.read(path)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        assert message and "\n" not in message.strip(), repr(message)
+        return "refused"
+    return "read"
+
+
+def main() -> None:
+    """Fuzz all readers, each in a process of its own, as libFuzzer ends the one that it is in."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cases", type=int, default=10000)
+    parser.add_argument("--only", nargs="+", choices=list(READERS), default=list(READERS))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        fuzz(options.only[0], options.cases)
+    broken = []
+    for name in options.only:
+        given = ["--inside", "--only", name, "--cases", str(options.cases)]
+        if subprocess.run([sys.executable, __file__, *given], check=False).returncode:
+            broken.append(name)
+        print(f"{name}: {'BROKEN' if name in broken else 'sound'}", flush=True)
+    sys.exit(bool(broken))
+
+
+def fuzz(name: str, cases: int) -> None:
+    """Fuzz one reader; does not return."""
+    import atheris
+
+    reader, found = READERS[name], ROOT / "out" / "fuzz" / name
+    found.mkdir(parents=True, exist_ok=True)
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus"
+        corpus.mkdir()
+        (corpus / "seed").write_bytes(reader.seed())
+        place = Path(folder) / "place"
+        place.mkdir()
+        with atheris.instrument_imports(include=["vlpress"]):
+            attempt(reader, reader.seed(), place)  # imports what it needs
+        flags = [f"-runs={cases}", f"-artifact_prefix={found}/", "-max_len=4096", "-verbosity=0"]
+
+        def once(data: bytes) -> None:
+            attempt(reader, data, place)
+
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], once)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
