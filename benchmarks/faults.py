@@ -32,8 +32,9 @@ JOBS = {
     "quantize": ["--calib-samples", "8", "--recipe", "w4a16"],
     "eval": ["--bench", "builtin-mmbench", "--limit", "48", "--batch-size", "4"],
 }
-# Beside answers, an evaluation keeps how long they took.
+# Beside answers, an evaluation keeps how long they took: in files of its own, and with each answer.
 TIMED = ("run.json", "scores.json")
+ANSWERS, TIMES = "predictions.jsonl", ("seconds", "seal")
 
 
 def main() -> None:
@@ -109,12 +110,22 @@ def kill(arguments: list[str], after: float) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but those that hold times."""
+    """Every file below a folder, without times."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): timeless(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in TIMED
     }
+
+
+def timeless(path: Path) -> bytes:
+    """A file's bytes; of answers, those of all but how long they took."""
+    if path.name != ANSWERS:
+        return path.read_bytes()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return json.dumps(
+        [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    ).encode()
 
 
 def markdown(results: Mapping[str, Any]) -> str:
