@@ -66,5 +66,7 @@ def load(source: Path) -> Any:
 def add_side_files(source: Path, out: Path) -> None:
     """Add the tokenizer and processor files that a library did not write."""
     for file in source.iterdir():
+        if file.name.endswith(".index.json"):
+            continue  # says where the source's own weights are
         if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)

@@ -38,7 +38,7 @@ from .quant.work import NAMES as WORK_NAMES
 from .quant.work import Work
 from .requests import BUILTIN_MODELS, Calibration, Settings
 
-SAID = 3
+SAID = 2
 """Tokens that a finished checkpoint has to generate; each one reads it once."""
 DRAWINGS = (
     "calibrated on built-in drawings, not on samples like those the model will see; "
