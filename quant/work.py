@@ -77,7 +77,8 @@ class Work:
         """The journal, but for a last line that was not written to its end."""
         if not self._journal.is_file():
             return []
-        data, records, end = self._journal.read_bytes(), [], 0
+        records: list[dict[str, Any]] = []
+        data, end = self._journal.read_bytes(), 0
         while end < len(data):
             line, newline, rest = data[end:].partition(b"\n")
             record = _parsed(line) if newline else None
