@@ -225,9 +225,7 @@ def run_sequential(
                 walk.split(step)  # behind `prepare`: inner channels must be scaled alike
             rounds = [[group] for group in groups] if true_sequential else [groups]
             for together in rounds:
-                pausing = true_sequential and walk.can_pause(
-                    step, together[0].linears[0].name, following
-                )
+                pausing = true_sequential and walk.can_pause(step, together[0].tap, following)
                 for found in _observe(walk, step, together, asymmetric, gram, pausing):
                     solve(*found)
             mine = walk.advance(step, following, with_float=index < last_paired)
@@ -265,7 +263,7 @@ def _observe(
         crosses = [CrossMoment(group.in_features, device) if pair else None for group, pair in met]
         for sample in samples:
             if pausing:
-                walk.pause(step, sample, hessians[0])
+                walk.pause(step, groups[0].tap, sample, hessians[0])
             else:
                 _watch_sample(walk, step, sample, groups, hessians, crosses)
         return [*hessians, *(cross for cross in crosses if cross is not None)]

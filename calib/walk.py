@@ -28,6 +28,9 @@ from .store import ActivationStore, BlockSource, State, loaded
 FEATURES = "features"
 """Where what the merger made of each sample's pictures waits for the decoder."""
 
+PAUSES = ("o", "gate_up", "down")
+"""Inputs of decoder layers in front of which samples can wait."""
+
 Weigh = Callable[[str, Prompt], Tensor | None]
 """Called with a block's path and a sample: how much each token counts in sums, float ``[T]``, not
 negative; None = all alike."""
@@ -62,8 +65,8 @@ class Walk:
         self.parted: set[int] = set()
         """Samples whose float state differs from the quantized one and is kept beside it."""
         self._copy: nn.Module | None = None
-        self._at_down: str | None = None
-        """A decoder layer in whose midst all samples wait, see `pause`."""
+        self._paused: dict[int, str] = {}
+        """Where samples wait that are in the midst of the block, see `pause`."""
 
     def steps(self) -> list[str]:
         """Module paths of all blocks in the order of computation."""
@@ -145,7 +148,7 @@ class Walk:
         for name in self.waiting(following) if following is not None else ():
             self.store.seal(name)
         self.parted = set(parting) if with_float else set()
-        self._copy, self._at_down = None, None
+        self._copy = None
         return largest
 
     def watch(
@@ -182,23 +185,31 @@ class Walk:
                 except _Seen:
                     pass
 
-    def can_pause(self, step: str, watched: str, following: str | None) -> bool:
-        """Whether `pause` may take the place of `watch`: nothing is to be run twice."""
-        is_last = step in self.decoder and watched == f"{step}.mlp.down_proj"
-        return is_last and following is not None and self._copy is None and not self.parted
+    def can_pause(self, step: str, tap: str, following: str | None) -> bool:
+        """Whether `pause` may take the place of `watch` for the layers of one input.
 
-    def pause(self, step: str, sample: int, observer: Observer) -> None:
-        """Show what the last layer of a decoder block reads, and let the sample wait there.
-
-        `advance` then has only that layer to run: all others are as they will stay.
+        All layers in front of them must be as they will stay.
         """
-        state = self._state(step, sample, False)
-        hidden, inner = self._layer(step).until_down(
-            state["hidden"], state["cos"], state["sin"], state.get("mask")
-        )
-        observer.update(inner, self.token_weights(step, self.prompts[sample]))
-        self.store.put(_at_down(step), sample, {"hidden": hidden, "inner": inner})
-        self._at_down = step
+        is_inner = step in self.decoder and tap in PAUSES
+        return is_inner and following is not None and self._copy is None and not self.parted
+
+    def pause(self, step: str, tap: str, sample: int, observer: Observer) -> None:
+        """Show what layers of a decoder block read, and let the sample wait in front of them.
+
+        It goes on from there with the next `pause`, or with `advance`.
+        """
+        state, inputs = self._layer(step).run_until(tap, self._paused_state(step, sample))
+        observer.update(inputs, self.token_weights(step, self.prompts[sample]))
+        self._paused[sample] = f"{step} (in front of {tap})"
+        self.store.put(self._paused[sample], sample, state)
+
+    def _paused_state(self, step: str, sample: int) -> State:
+        if sample not in self._paused:
+            return self._state(step, sample, False)
+        name = self._paused.pop(sample)
+        state = self.store.get(name, sample)
+        self.store.drop(name, sample)
+        return state
 
     def output(self, step: str, sample: int) -> Tensor:
         """What a block makes of a sample as it is now, ``[..., channels]``."""
@@ -221,10 +232,8 @@ class Walk:
         return None if self._weigh is None else self._weigh(step, prompt)
 
     def _through(self, step: str, sample: int, in_float: bool) -> State:
-        if self._at_down == step:
-            paused = self.store.get(_at_down(step), sample)
-            self.store.drop(_at_down(step), sample)
-            hidden = self._layer(step).from_down(paused["hidden"], paused["inner"])
+        if sample in self._paused:
+            hidden = self._layer(step).run_rest(self._paused_state(step, sample))
             return {**self._state(step, sample, in_float), "hidden": hidden}
         with self._standing_in(step, in_float):
             return self.run(step, self._state(step, sample, in_float))
@@ -267,11 +276,6 @@ class Walk:
             self.store.drop(name, sample)
         batch = self.model.embed([prompt], [parts])
         return self.model.model.prepare(batch.embeds, batch.position_ids)
-
-
-def _at_down(step: str) -> str:
-    """Where the states in front of a decoder block's last layer wait."""
-    return f"{step} (at down)"
 
 
 def _key(step: str, in_float: bool) -> str:

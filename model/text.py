@@ -8,6 +8,7 @@ Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden siz
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -52,6 +53,13 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
+        out: Tensor = self.o_proj(self.context(x, cos, sin, mask, cache))
+        return out
+
+    def context(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """What `o_proj` reads, `[B, T, heads * D]`."""
         q, k, v = (
             projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
@@ -61,8 +69,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.update(self.index, k, v)
-        out: Tensor = self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
-        return out
+        return self.attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted values `[B, heads, T, D]` of queries of that shape."""
@@ -145,17 +152,46 @@ class DecoderLayer(nn.Module):
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
-    def until_down(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All of `forward` but the last layer: what it is added to, and what `down_proj` reads."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, None)
-        return hidden, self.mlp.inner(self.post_attention_layernorm(hidden))
+    def run_until(self, tap: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute `forward` as far as one of its inner inputs.
 
-    def from_down(self, hidden: Tensor, inner: Tensor) -> Tensor:
-        """The rest of `forward`, given what `until_down` gave."""
-        out: Tensor = hidden + self.mlp.down_proj(inner)
+        Args:
+            tap: o, gate_up or down, as the family table calls them.
+            state: of `TextModel.prepare` with this layer's hidden states, or what this method
+                gave for an earlier tap.
+
+        Returns:
+            What is needed to go on from there, and the input itself.
+        """
+        if tap == "o":
+            context = self._context(state)
+            return {"hidden": state["hidden"], "context": context}, context
+        attended = self._attended(state)
+        normed = self.post_attention_layernorm(attended)
+        if tap == "gate_up":
+            return {"attended": attended}, normed
+        inner = self.mlp.inner(normed)
+        return {"attended": attended, "inner": inner}, inner
+
+    def run_rest(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The rest of `forward`, given what `run_until` gave."""
+        attended, inner = self._attended(state), state.get("inner")
+        if inner is None:
+            inner = self.mlp.inner(self.post_attention_layernorm(attended))
+        out: Tensor = attended + self.mlp.down_proj(inner)
         return out
+
+    def _attended(self, state: Mapping[str, Tensor]) -> Tensor:
+        if "attended" in state:
+            return state["attended"]
+        out: Tensor = state["hidden"] + self.self_attn.o_proj(self._context(state))
+        return out
+
+    def _context(self, state: Mapping[str, Tensor]) -> Tensor:
+        if "context" in state:
+            return state["context"]
+        x, mask = self.input_layernorm(state["hidden"]), state.get("mask")
+        return self.self_attn.context(x, state["cos"], state["sin"], mask, None)
 
 
 class TextModel(nn.Module):

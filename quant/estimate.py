@@ -89,7 +89,11 @@ def estimate_time(
             more += sum(width**2 for width, _ in floats.values())
             parted = parted or bool(taps)
             passes += done if parted and index < last_paired else 0
-        seconds = (watching + done + passes) * rates.mac + (squares + more) * rates.mac32
+        behind = done
+        is_last = index == len(blocks) - 1
+        if true_sequential and stage == "decoder" and not parted and not is_last and taps:
+            watching, behind = max(runs), done - max(runs)  # samples wait, see `Walk.pause`
+        seconds = (watching + behind + passes) * rates.mac + (squares + more) * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
     solving = sum(_solving(row, rates) for row in captured if _is_solved(row))
     return solving + _searching(plan, rates), per_token

@@ -219,11 +219,12 @@ def fuzz(name: str, cases: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
-        (corpus / "seed").write_bytes(reader.seed())
         place = Path(folder) / "place"
         place.mkdir()
         with atheris.instrument_imports(include=["vlpress"]):
-            attempt(reader, reader.seed(), place)  # imports what it needs
+            sound = reader.seed()
+            attempt(reader, sound, place)  # imports what it needs
+        (corpus / "seed").write_bytes(sound)
         flags = [f"-runs={cases}", f"-artifact_prefix={found}/", "-max_len=4096", "-verbosity=0"]
 
         def once(data: bytes) -> None:

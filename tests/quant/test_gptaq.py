@@ -175,7 +175,9 @@ def test_same_input_same_integers() -> None:
 def test_a_bad_float_path_names_the_layer() -> None:
     model = random_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
-    with pytest.raises(ValueError, match=r"1\.self_attn\.q_proj \(\d+ calib.*not finite"):
+    with pytest.raises(
+        ValueError, match=r"input of model\.layers\.1\.self_attn\.q_proj is not fin"
+    ):
         quantize_(model, recipe({}), prompts(model.config))
 
 

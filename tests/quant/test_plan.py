@@ -104,17 +104,20 @@ def test_memory_grows_with_the_widest_layer() -> None:
     small = make_plan(config(), recipe()).memory
     wide = make_plan(config(intermediate_size=512), recipe()).memory
     assert wide.solve > 4 * small.solve
+    waiting = 1010 * small.states_per_token + 1000 * small.inner_per_token
     assert small.peak(1000, 10, 10**9) == (
-        small.block + small.solve + 1000 * small.patches_per_token + 1010 * small.states_per_token
+        small.block + small.solve + 1000 * small.patches_per_token + waiting
     )
     assert small.peak(1000, 10, 5) == (
         small.block + small.solve + 1000 * small.patches_per_token + 5
     )
-    assert small.scratch(1000) == 2 * 1000 * small.states_per_token
+    assert small.scratch(1000) == 1000 * (2 * small.states_per_token + small.inner_per_token)
     # a token of a picture: 4 float32 patches; in front of a block 4 x 32 features of the vision
     # tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
     assert small.patches_per_token == 4 * 4 * 1176
     assert small.states_per_token == max(4 * 4 * (32 + 16), 4 * (64 + 16))
+    # in front of a decoder block's last layer: what it reads and what it is added to
+    assert small.inner_per_token == 4 * (64 + 128)
 
 
 def test_a_block_or_the_embedding_is_held() -> None:
