@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vlpress
-from vlpress import cli
+from vlpress import cli, failures
 from vlpress.failures import VERDICT_CODES
 
 BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
@@ -397,3 +397,20 @@ def test_python_names_are_those_of_the_verbs() -> None:
     assert {"load_model", "save_quantized", "load_quantized", "compare"} < set(dir(vlpress))
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
         vlpress.quantise  # noqa: B018
+
+
+def test_what_an_interrupt_became_is_an_interrupt(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code that a signal reaches may raise an error of its own instead."""
+
+    def swallow(*_: Any, **__: Any) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            failures.stop(2, None)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(failures, "_signals", [])
+    monkeypatch.setattr("vlpress.checkpoints.quantize_to", swallow)
+    stopped = call("quantize", checkpoint, "-o", tmp_path / "out")
+    assert stopped.exit_code == 3
+    assert stopped.stderr == "interrupted; the same command goes on where it stopped\n"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from . import __version__, options
-from .failures import DEFECT, VERDICT_CODES, Verbs, is_shared
+from .failures import DEFECT, VERDICT_CODES, Verbs, is_shared, stop
 from .locking import sole_use
 from .requests import Calibration, Questions, RunRequest, Served, Settings
 
@@ -48,7 +48,8 @@ def _show_version(value: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit; a defect gets a traceback and its own exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         app()
     except Exception:

@@ -61,17 +61,41 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(message).split()) or type(error).__name__
 
 
+_signals: list[int] = []
+"""What this process was asked to stop by."""
+
+
+def stop(signum: int, frame: object) -> None:
+    """Handle a signal as an interrupt that is remembered."""
+    _signals.append(signum)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Take what an interrupt became for an interrupt: compiled code may raise errors of its own."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if _signals:
+            raise KeyboardInterrupt from error
+        raise
+
+
 @contextmanager
 def _mapped(ctx: Any) -> Iterator[None]:
     """Turn the errors of a verb into a line on standard error and an exit code."""
     try:
-        yield
-    except KeyboardInterrupt as stop:
+        with _interrupts():
+            yield
+    except KeyboardInterrupt as interrupt:
         resumable = ctx.invoked_subcommand in RESUMABLE
         after = "the same command goes on where it stopped" if resumable else ""
         # Of processes that share the work, torchrun ends the others when one has ended.
         what = "interrupted, or another process of this run ended" if is_shared() else "interrupted"
-        _say("; ".join(filter(None, [what, str(stop) or after])))
+        _say("; ".join(filter(None, [what, str(interrupt) or after])))
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise
