@@ -64,7 +64,8 @@ def main() -> None:
         rows[LLM_COMPRESSOR] = theirs(source, drawn, processor, options)
         kept.write_text(json.dumps(rows))
     unseen = encode_samples(load_samples(None, n=HELD_OUT, seed=1), processor)
-    for row, error in zip(rows.values(), errors(source, rows.values(), unseen), strict=True):
+    folders = [options.work / name for name in rows]
+    for row, error in zip(rows.values(), errors(source, folders, unseen), strict=True):
         row["logit_error"] = error
     results = provenance() | {
         "layers": options.layers,
@@ -102,8 +103,7 @@ def ours(source: Path, options: argparse.Namespace) -> dict[str, Any]:
         "max-pixels": AREA[1],
     }
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    found = timed([sys.executable, "-m", "vlpress", "quantize", str(source), "--json", *flags])
-    return found | {"checkpoint": str(out)}
+    return timed([sys.executable, "-m", "vlpress", "quantize", str(source), "--json", *flags])
 
 
 def theirs(
@@ -125,7 +125,7 @@ def theirs(
     if reasons := json.loads(failed.read_text()):
         sys.exit(f"{LLM_COMPRESSOR}: {reasons}")
     version = json.loads((out / RECORD).read_text())["version"]
-    return found | {"checkpoint": str(out), "version": version}
+    return found | {"version": version}
 
 
 def timed(
@@ -140,14 +140,12 @@ def timed(
     return {"seconds": time.monotonic() - started, "peak_bytes": usage.ru_maxrss * 1024}
 
 
-def errors(
-    source: Path, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]
-) -> list[float]:
+def errors(source: Path, folders: Sequence[Path], prompts: Sequence[Prompt]) -> list[float]:
     """Squared error of each checkpoint's logits, relative to the squared logits of the source."""
     base = load_model(source, device="cpu", dtype="fp32")
     found = []
-    for row in rows:
-        model = load_quantized(Path(row["checkpoint"]), device="cpu", dtype="fp32")
+    for folder in folders:
+        model = load_quantized(folder, device="cpu", dtype="fp32")
         sums = [_apart(base, model, prompt) for prompt in prompts]
         found.append(sum(off for off, _ in sums) / sum(size for _, size in sums))
     return found

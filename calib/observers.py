@@ -86,14 +86,39 @@ class AbsMax:
         (self.values,) = state
 
 
-class MeanAbs:
+class _Mean:
+    """A mean over weighted tokens, which can be joined with that over others."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.weight = 0.0
+        """Sum of the token weights so far."""
+
+    def add(self, other: Self) -> None:
+        """See `Sum.add`."""
+        mine, others = _shares(self.weight, other.weight)
+        self.values.mul_(mine).add_(other.values.mul_(others))
+        self.weight += other.weight
+
+    def rest(self) -> None:
+        """See `Sum.rest`; nothing can be spared."""
+
+    def state(self) -> list[Tensor]:
+        """See `Sum.state`."""
+        return [_numbers(self.weight), self.values]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """See `Sum.restore`."""
+        numbers, self.values = state
+        (self.weight,) = numbers.tolist()
+
+
+class MeanAbs(_Mean):
     """Mean magnitude per channel, ``sum_t w_t |x_t| / sum_t w_t`` in float32."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        self.values = torch.zeros(in_features, device=device)
-        """float32 ``[K]``."""
-        self.weight = 0.0
-        """Sum of the token weights so far."""
+        """Begin with no tokens; `values` is float32 ``[K]``."""
+        super().__init__(torch.zeros(in_features, device=device))
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
@@ -106,24 +131,6 @@ class MeanAbs:
         total = self.weight + (float(len(tokens)) if weights is None else float(weights.sum()))
         self.values.mul_(self.weight / total).add_(sizes.sum(dim=0) / total)
         self.weight = total
-
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
-        mine, others = _shares(self.weight, other.weight)
-        self.values.mul_(mine).add_(other.values.mul_(others))
-        self.weight += other.weight
-
-    def rest(self) -> None:
-        """See `Sum.rest`."""
-
-    def state(self) -> list[Tensor]:
-        """See `Sum.state`."""
-        return [_numbers(self.weight), self.values]
-
-    def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`."""
-        numbers, self.values = state
-        (self.weight,) = numbers.tolist()
 
 
 class MinMax:
@@ -247,17 +254,15 @@ class Hessian:
         self.tokens, self._summed = int(tokens), self.weight
 
 
-class CrossMoment:
+class CrossMoment(_Mean):
     """``sum_t w_t (y_t - x_t)' x_t / sum_t w_t`` in float32, of inputs x and what they should be.
 
     Normalized as `Hessian` is: of the same tokens, the two fit together.
     """
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        self.values = torch.zeros(in_features, in_features, device=device)
-        """float32 ``[K, K]``: row i is the deviation of channel i."""
-        self.weight = 0.0
-        """Sum of the token weights so far."""
+        """Begin with no tokens; `values` is float32 ``[K, K]``, row i of channel i."""
+        super().__init__(torch.zeros(in_features, in_features, device=device))
 
     def update(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> None:
         """Take in activations.
@@ -282,24 +287,6 @@ class CrossMoment:
         deviations = (targets.to(rows) - rows) * share
         self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
         self.weight = total
-
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
-        mine, others = _shares(self.weight, other.weight)
-        self.values.mul_(mine).add_(other.values.mul_(others))
-        self.weight += other.weight
-
-    def rest(self) -> None:
-        """See `Sum.rest`; nothing can be spared."""
-
-    def state(self) -> list[Tensor]:
-        """See `Sum.state`."""
-        return [_numbers(self.weight), self.values]
-
-    def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`."""
-        numbers, self.values = state
-        (self.weight,) = numbers.tolist()
 
 
 def _sum(tokens: Tensor, weights: Tensor | None) -> float:

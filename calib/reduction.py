@@ -100,32 +100,29 @@ class Reduction:
         if left and right:
             _add(left, right)
         elif right:
-            for tensor in _state(right):
-                self._ranks.send(tensor, to)
+            _transfer(right, lambda tensor: self._ranks.send(tensor, to))
         return left
 
     def _received(self, source: int) -> list[Sum]:
         found = self._watch(())
-        for observer in found:
-            observer.rest()
-            tensors = observer.state()
-            for tensor in tensors:
-                self._ranks.receive(tensor, source)
-            observer.restore(tensors)
+        _transfer(found, lambda tensor: self._ranks.receive(tensor, source))
         return found
 
     def _shared(self, found: list[Sum] | None, holder: int) -> list[Sum]:
-        if self._ranks.count == 1:
-            assert found is not None
-            return found
         shared = self._watch(()) if found is None else found
-        for observer in shared:
-            observer.rest()
-            tensors = observer.state()
-            for tensor in tensors:
-                self._ranks.broadcast(tensor, holder)
-            observer.restore(tensors)
+        if self._ranks.count > 1:
+            _transfer(shared, lambda tensor: self._ranks.broadcast(tensor, holder))
         return shared
+
+
+def _transfer(observers: Sequence[Sum], move: Callable[[Tensor], None]) -> None:
+    """Have a transfer read or fill all that observers know, tensor by tensor."""
+    for observer in observers:
+        observer.rest()
+        tensors = observer.state()
+        for tensor in tensors:
+            move(tensor)
+        observer.restore(tensors)
 
 
 def _rest(observers: Sequence[Sum]) -> None:
@@ -136,8 +133,3 @@ def _rest(observers: Sequence[Sum]) -> None:
 def _add(left: Sequence[Sum], right: Sequence[Sum]) -> None:
     for observer, other in zip(left, right, strict=True):
         observer.add(other)
-
-
-def _state(observers: Sequence[Sum]) -> list[Tensor]:
-    _rest(observers)
-    return [tensor for observer in observers for tensor in observer.state()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -52,10 +51,9 @@ class OfThread:
 
 def together(count: int, work: Callable[[Ranks], T]) -> list[T]:
     """What each of so many threads returns; nothing may be left unsaid."""
-    queues: dict[tuple[int, int], SimpleQueue[Any]] = defaultdict(SimpleQueue)
-    pairs = [(i, j) for i in range(count) for j in range(count)]
-    for pair in pairs:
-        queues[pair] = SimpleQueue()
+    queues: dict[tuple[int, int], SimpleQueue[Any]] = {
+        (source, to): SimpleQueue() for source in range(count) for to in range(count)
+    }
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(work, OfThread(i, count, queues)) for i in range(count)]
         results = [future.result() for future in futures]
