@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from scipy.linalg import blas, lapack
 from torch import Tensor
+
+from . import blas
 
 # Multiples of the requested damping, tried in order until the Cholesky factor exists.
 LADDER = (1, 2, 5, 10, 20, 50, 100)
@@ -50,9 +51,8 @@ class Factor:
             float32 ``[N]``, not negative.
         """
         added = rows.square() @ self.damping
-        if has_lapack(rows):
-            # LAPACK reads columns first: to it both are transposed.
-            blas.strmm(1.0, self.lower.numpy().T, rows.numpy().T, overwrite_b=1)
+        if blas.reaches(rows):
+            blas.multiply_lower_(rows, self.lower)
         else:
             rows = rows @ self.lower.tril()
         return (rows.square_().sum(dim=1) - added).clamp_min(0)
@@ -84,11 +84,6 @@ def find_factor(
     return None
 
 
-def has_lapack(matrix: Tensor) -> bool:
-    """Whether LAPACK's routines reach a matrix; elsewhere torch's, which make new ones."""
-    return matrix.device.type == "cpu"
-
-
 def is_finite(matrix: Tensor) -> bool:
     """Whether all values are; without another matrix of that size."""
     low, high = torch.aminmax(matrix)
@@ -106,17 +101,17 @@ def _ordered(matrix: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _cholesky_(matrix: Tensor) -> Tensor | None:
     """The lower factor, in the matrix's place where that can be; None if there is none."""
-    if not has_lapack(matrix):
+    if not blas.reaches(matrix):
         lower, info = torch.linalg.cholesky_ex(matrix)
         return None if bool(info != 0) else lower
     if len(matrix) <= WIDEST:
-        return matrix if _factored_(matrix) else None
+        return matrix if blas.factor_(matrix) else None
     # Block columns from the left: each takes what those before it leave, and is then solved.
     for begin in range(0, len(matrix), BLOCK):
         end = min(begin + BLOCK, len(matrix))
         rows, before = matrix[begin:end, begin:end], matrix[begin:end, :begin]
         corner = rows.addmm(before, before.t(), alpha=-1)
-        if not _factored_(corner):
+        if not blas.factor_(corner):
             return None
         rows.copy_(corner)
         below = matrix[end:, begin:end]
@@ -124,11 +119,3 @@ def _cholesky_(matrix: Tensor) -> Tensor | None:
         upper = corner.tril().t()
         below.copy_(torch.linalg.solve_triangular(upper, below, upper=True, left=False))
     return matrix
-
-
-def _factored_(matrix: Tensor) -> bool:
-    """LAPACK's own factor, in the place of a contiguous matrix."""
-    routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf
-    # Its upper triangle, read by columns, is our lower one.
-    _, info = routine(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
-    return bool(info == 0)

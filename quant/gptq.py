@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
+from .blas import transposed_product
 from .error import row_energy
 from .factor import LADDER, Factor, Precision, find_factor, is_finite
 from .scale_search import search_scales
@@ -27,6 +28,9 @@ from .scheme import QuantScheme
 
 # Of a weight, so that what is measured of it needs little memory beside it.
 _VALUES_AT_ONCE = 2**23
+
+# Columns that are corrected by one product from all behind them: wide products are faster.
+_PANEL = 1024
 
 # A row counts as worse than rounding only beyond the noise of float32 sums.
 _TIE = 1e-5
@@ -201,19 +205,24 @@ def _solve(
     S, Z = scales.t().contiguous(), zero_points.t().float()
     Q = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     total = torch.zeros(rows, device=W.device)
-    for stop in range(columns, 0, -block_size):
-        start = max(stop - block_size, 0)
+    panel = max(_PANEL, block_size)
+    for stop in range(columns, 0, -panel):
+        start = max(stop - panel, 0)
         # What the errors of solved columns ask of these, times each one's diagonal.
-        asked = L[stop:, start:stop].t() @ W[stop:]
-        for i in range(stop - 1, start - 1, -1):
-            s, z, diagonal = S[groups[i]], Z[groups[i]], L[i, i]
-            wanted = W[i] + asked[i - start] / diagonal
-            q = ((wanted / s).round() + z).clamp(0, scheme.max_level)
-            Q[i] = q
-            value = (q - z) * s
-            total += ((wanted - value) * diagonal).square()
-            W[i] -= value
-            asked[: i - start].addr_(L[i, start:i], W[i])
+        asked_of_panel = transposed_product(L[stop:, start:stop], W[stop:])
+        for end in range(stop, start, -block_size):
+            begin = max(end - block_size, start)
+            asked = asked_of_panel[begin - start : end - start]
+            asked += transposed_product(L[end:stop, begin:end], W[end:stop])
+            for i in range(end - 1, begin - 1, -1):
+                s, z, diagonal = S[groups[i]], Z[groups[i]], L[i, i]
+                wanted = W[i] + asked[i - begin] / diagonal
+                q = ((wanted / s).round() + z).clamp(0, scheme.max_level)
+                Q[i] = q
+                value = (q - z) * s
+                total += ((wanted - value) * diagonal).square()
+                W[i] -= value
+                asked[: i - begin].addr_(L[i, begin:i], W[i])
     del W
     integers = torch.empty_like(Q)
     integers[order] = Q

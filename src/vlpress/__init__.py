@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .openblas import tune
+
 if TYPE_CHECKING:
     from .eval import compare, evaluate
     from .model.loading import load_model
@@ -34,6 +36,8 @@ _HOME = {
     "evaluate": ".eval",
     "compare": ".eval",
 }
+
+tune()
 
 
 def __getattr__(name: str) -> object:
