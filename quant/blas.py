@@ -1,7 +1,7 @@
 """scipy's BLAS and LAPACK on tensors of the CPU, in their own memory.
 
-torch's products and factors in float32 take two to three times as long on the processors of some
-makers. LAPACK reads columns first: to it every matrix here is transposed.
+torch's own products and factors in float32 are MKL's, which on AMD's processors take about twice as
+long. LAPACK reads columns first: to it every matrix here is transposed.
 """
 
 from __future__ import annotations
