@@ -5,7 +5,9 @@
 Writes a checkpoint of random weights (make_model.py), rounds it to w4a16, writes the same weights
 for llama.cpp (peers/llamacpp.py, in the environment that `make bench` builds), and times both in
 turns with the same number of threads: a prompt of 1024 tokens and 32 tokens after it. Ratios
-are between medians of one run. Writes results/whole_model.json and .md beside this script.
+are between medians of one run. Every token of an answer reads all weights once, so beside its ratio
+stands what it would be if both read memory equally fast. Writes results/whole_model.json and .md
+beside this script.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ import torch
 from common.machine import ROOT, describe, provenance
 from tabulate import tabulate
 
+from vlpress.model.config import ModelConfig
+from vlpress.model.families import family_of
+
 HERE = Path(__file__).resolve().parent
 LLAMA = HERE / "peers" / "llamacpp.py"
 PYTHON = ROOT / ".interop" / "llama-cpp-python" / "bin" / "python"
@@ -42,6 +47,18 @@ THEIRS = {
     "llama.cpp q4_0": ("q4_0", "bf16"),
     "llama.cpp q4_0, head q8_0": ("q4_0", "q8_0"),
     "llama.cpp q4_k, head q8_0": ("q4_k", "q8_0"),
+}
+# Bits that a weight takes with its scales: of the decoder's layers, of the head.
+BITS = {
+    "bf16": (16, 16),
+    "w4a16": (4.125, 16),
+    "w4a16, head w8a16": (4.125, 8.125),
+    "w4a8": (4.125, 16),
+    "w4a8, head w8a16": (4.125, 8.125),
+    "llama.cpp bf16": (16, 16),
+    "llama.cpp q4_0": (4.5, 16),
+    "llama.cpp q4_0, head q8_0": (4.5, 8.5),
+    "llama.cpp q4_k, head q8_0": (4.5, 8.5),
 }
 # Ours, beside what, in which seconds, at least how many times as fast.
 TARGETS = (
@@ -73,7 +90,8 @@ def main() -> None:
             found[name].append(time_ours(folders[folder], extra, options.threads))
         for name in THEIRS:
             found[name].append(time_theirs(files[name], options.threads))
-    rows = {name: middle(runs) for name, runs in found.items()}
+    sizes = weights_of(folders["bf16"])
+    rows = {name: middle(runs) | read_of(name, sizes) for name, runs in found.items()}
     results = provenance() | {"layers": options.layers, "rounds": options.rounds, "rows": rows}
     results["targets"] = targets(rows)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -154,37 +172,73 @@ def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return runs[-1] | {key: median(found[key] for found in runs) for key in keys}
 
 
+def weights_of(folder: Path) -> tuple[int, int]:
+    """How many there are in the decoder's layers, and in the head."""
+    config = ModelConfig.from_folder(folder)
+    linears = family_of(config).linears(config)
+    layers = sum(spec.weights for spec in linears if spec.stage == "decoder")
+    return layers, config.text.vocab_size * config.text.hidden_size
+
+
+def read_of(name: str, sizes: tuple[int, int]) -> dict[str, float]:
+    """Bytes of weights that a token reads."""
+    bits = BITS[name]
+    return {"read_bytes": sum(size * wide / 8 for size, wide in zip(sizes, bits, strict=True))}
+
+
 def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was wanted and what was found."""
     found = []
     for ours, beside, seconds, least in TARGETS:
         ratio = rows[beside][seconds] / rows[ours][seconds]
         what = f"{ours} beside {beside}: {NAMES[seconds]}"
-        found.append({"what": what, "least": least, "found": ratio, "met": ratio >= least})
+        row = {"what": what, "least": least, "found": ratio, "met": ratio >= least}
+        if seconds == "token_seconds":
+            row["by_bytes"] = rows[beside]["read_bytes"] / rows[ours]["read_bytes"]
+        found.append(row)
     return found
+
+
+def rates(row: Mapping[str, Any]) -> list[tuple[float, int]]:
+    """Bytes that a token reads and bytes per second, with the digits that each is worth."""
+    return [(row["read_bytes"], 2), (row["read_bytes"] / row["token_seconds"], 0)]
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     wanted = [
-        [row["what"], f"{row['least']:.2f}", f"{row['found']:.2f}", "yes" if row["met"] else "no"]
+        [
+            row["what"],
+            f"{row['least']:.2f}",
+            f"{row['found']:.2f}",
+            "yes" if row["met"] else "no",
+            f"{row['by_bytes']:.2f}" if "by_bytes" in row else "",
+        ]
         for row in results["targets"]
     ]
     parts = ("layer_seconds", "head_seconds")
     body = [
         [name, f"{1024 / row['prefill_seconds']:.0f}", f"{1 / row['token_seconds']:.1f}"]
         + [f"{1000 * row[key]:.1f}" if key in row else "" for key in parts]
+        + [
+            f"{row['read_bytes'] / 1e9:.2f}",
+            f"{row['read_bytes'] / row['token_seconds'] / 1e9:.0f}",
+        ]
         for name, row in results["rows"].items()
     ]
     peer = next(row for row in results["rows"].values() if "system" in row)
     head = ["", "prompt, tokens/s", "answer, tokens/s", "layers, ms/token", "head, ms/token"]
+    head += ["GB/token", "GB/s"]
+    wished = ["times as fast", "at least", "found", "met", "if both read equally fast"]
+    speeds = [row["bandwidth"] / 1e9 for row in results["rows"].values() if "bandwidth" in row]
     return (
         f"# A whole model\n\n{describe(dict(results))} llama-cpp-python {peer['version']}.\n\n"
         f"{results['layers']} decoder layers with the widths of Qwen2.5-VL-3B, random weights; "
         f"prompt of 1024 tokens, answer of 32; medians of {results['rounds']} rounds in turns. The "
         "head is in bf16 unless said otherwise. w4a8: the w4a16 checkpoint with `--activations "
-        "int8`, which is what llama.cpp does too.\n\n"
-        f"{tabulate(wanted, ['times as fast', 'at least', 'found', 'met'], tablefmt='github')}\n\n"
+        "int8`, which is what llama.cpp does too. Memory was read at "
+        f"{min(speeds):.0f} to {max(speeds):.0f} GB/s between the runs.\n\n"
+        f"{tabulate(wanted, wished, tablefmt='github')}\n\n"
         f"{tabulate(body, head, tablefmt='github')}\n"
     )
 
