@@ -9,6 +9,8 @@ namespace vlpress {
 namespace {
 
 constexpr int64_t kBlock = 1024;  // rows of x at a time: their sums stay in the second cache
+constexpr int64_t kCached = 16 << 20;  // bytes of x at a time: they stay in the third cache
+constexpr int64_t kTogether = 6;       // rows that products take at once
 constexpr int64_t kPart = 48;     // rows whose integer sums stay in the first cache
 
 // Hands out parts of the caller's working memory; with no memory it only counts.
@@ -63,6 +65,20 @@ void each_few(int64_t rows, const Work& work) {
     work(first, static_cast<int>(std::min<int64_t>(kDecodeRows, rows - first)));
 }
 
+// Rows of x that meet all tiles before the next ones do, in even parts.
+int64_t rows_at_once(const Problem& p, int64_t width) {
+  const int64_t most = std::clamp(kCached / (p.shape.k * width), kPart, kBlock);
+  const int64_t parts = std::max<int64_t>(1, (p.m + most - 1) / most);
+  const int64_t even = (p.m + parts - 1) / parts;
+  return std::min(p.m, (even + kTogether - 1) / kTogether * kTogether);
+}
+
+// Calls work(first, m) for these parts of x.
+template <typename Work>
+void each_block(const Problem& p, int64_t rows, const Work& work) {
+  for (int64_t first = 0; first < p.m; first += rows) work(first, std::min(rows, p.m - first));
+}
+
 int64_t bytes_of(Type type) { return type == kFloat32 ? 4 : 2; }
 
 void store(const Kernels& kernels, const Problem& p, int weight, int64_t tile, int64_t first,
@@ -90,8 +106,8 @@ struct FloatPlan {
     Scratch scratch{p.scratch};
     const bool widen = p.type == kBFloat16 && !pairs;
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
-    rows = std::min(p.m, kBlock);
     few = p.m <= kernels->few_rows[p.shape.bits == 8];
+    rows = rows_at_once(p, pairs ? 2 : 4);
     panel_bytes = few ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);
     totals = scratch.take<float>(p.threads * rows * kTile);
@@ -122,7 +138,7 @@ struct IntegerPlan {
     rows_of_sums = scratch.take<int32_t>(!few ? p.threads * groups_of(p) : 0);
     level_sums = scratch.take<int32_t>(p.m * groups_of(p));
     row_scales = scratch.take<float>(p.m);
-    rows = std::min(p.m, kBlock);
+    rows = rows_at_once(p, 1);
     panel_bytes = p.shape.bits == 4 ? kTile * kPanelInputs : 0;
     sum_rows = p.shape.group > kPanelInputs ? rows : std::min(rows, kPart);
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);
@@ -213,26 +229,29 @@ void float_products(const Kernels& kernels, const Problem& p) {
     stride = inputs;
   }
   const int64_t width = plan.widened ? 4 : bytes_of(p.type);
-  each_tile(p, [&](int weight, int64_t index, int thread) {
-    const Tile tile = tile_of(p, p.weights[weight], index);
-    float* total = plan.totals + thread * plan.rows * kTile;
-    if (plan.few) {
+  if (plan.few) {
+    each_tile(p, [&](int weight, int64_t index, int thread) {
+      const Tile tile = tile_of(p, p.weights[weight], index);
+      float* total = plan.totals + thread * plan.rows * kTile;
       each_few(p.m, [&](int64_t first, int m) {
         floats.rows(tile, x + first * stride * width, stride, m, total);
         store(kernels, p, weight, index, first, m, total, nullptr);
       });
-      return;
-    }
-    uint8_t* panel = plan.panels + thread * plan.panel_bytes;
-    for (int64_t first = 0; first < p.m; first += kBlock) {
-      const int64_t m = std::min(kBlock, p.m - first);
+    });
+    return;
+  }
+  each_block(p, plan.rows, [&](int64_t first, int64_t m) {
+    each_tile(p, [&](int weight, int64_t index, int thread) {
+      const Tile tile = tile_of(p, p.weights[weight], index);
+      float* total = plan.totals + thread * plan.rows * kTile;
+      uint8_t* panel = plan.panels + thread * plan.panel_bytes;
       for (int64_t k = 0; k < inputs; k += kPanelInputs) {
         const int64_t some = std::min<int64_t>(kPanelInputs, inputs - k);
         floats.unpack(tile, k, some, panel);
         floats.multiply(panel, some, x + (first * stride + k) * width, stride, m, k > 0, total);
       }
       store(kernels, p, weight, index, first, m, total, nullptr);
-    }
+    });
   });
 }
 
@@ -252,22 +271,25 @@ void integer_products(const Kernels& kernels, const Problem& p, float scale) {
       if (!plan.few) place_row(p, plan, row, levels, sums);
     }
   });
-  each_tile(p, [&](int weight, int64_t index, int thread) {
-    const Tile tile = tile_of(p, p.weights[weight], index);
-    float* total = plan.totals + thread * plan.rows * kTile;
-    if (plan.few) {
+  if (plan.few) {
+    each_tile(p, [&](int weight, int64_t index, int thread) {
+      const Tile tile = tile_of(p, p.weights[weight], index);
+      float* total = plan.totals + thread * plan.rows * kTile;
       each_few(p.m, [&](int64_t first, int m) {
         kernels.ints.rows(tile, plan.levels + first * shape.k, shape.k,
                           plan.level_sums + first * groups, m, total);
         store(kernels, p, weight, index, first, m, total, plan.row_scales);
       });
-      return;
-    }
-    for (int64_t first = 0; first < p.m; first += kBlock) {
-      const int64_t m = std::min(kBlock, p.m - first);
+    });
+    return;
+  }
+  each_block(p, plan.rows, [&](int64_t first, int64_t m) {
+    each_tile(p, [&](int weight, int64_t index, int thread) {
+      const Tile tile = tile_of(p, p.weights[weight], index);
       integer_tile(kernels, p, plan, tile, thread, first, m);
-      store(kernels, p, weight, index, first, m, total, plan.row_scales);
-    }
+      store(kernels, p, weight, index, first, m, plan.totals + thread * plan.rows * kTile,
+            plan.row_scales);
+    });
   });
 }
 

@@ -1,0 +1,330 @@
+// Products of bf16 numbers with AVX-512: weights of a grid, or as they are stored.
+#pragma once
+
+#include <type_traits>
+
+#include "avx512.h"
+
+namespace vlpress {
+namespace {
+
+// bf16 of integers of at most 8 bits: exact.
+inline uint16_t exact_bf16(int value) {
+  const float wide = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &wide, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+// What a nibble stands for, as bf16. VPERMW looks at five bits of a word; the fifth belongs to the
+// next nibble, so the sixteen values stand there twice.
+struct Tables {
+  __m512i low, high;
+
+  Tables(int64_t bits, int zero) {
+    alignas(64) uint16_t lows[32], highs[32];
+    for (int i = 0; i < 32; ++i) {
+      const int nibble = i % 16;
+      lows[i] = exact_bf16(bits == 4 ? nibble - zero : nibble);
+      // zero is 128 - 16 * 8 + rest: the upper half takes the multiple of 16.
+      highs[i] = exact_bf16(16 * nibble - zero);
+    }
+    low = load(lows);
+    high = load(highs);
+  }
+};
+
+// One group of a tile times `kRows` rows, `kVecs` vectors of columns from `vector` on.
+template <int kBits, int kRows, int kVecs>
+inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, int64_t stride,
+                       const Tables& tables, __m512 (&sums)[kRows][kVecs]) {
+  // With few rows a chain of four dependent products per vector would be waited for.
+  constexpr int kChains = kRows * kVecs <= 8 ? 2 : 1;
+  __m512 acc[kChains][kRows][kVecs];
+  VLPRESS_UNROLL
+  for (int h = 0; h < kChains; ++h)
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs; ++v) acc[h][m][v] = _mm512_setzero_ps();
+  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  for (int64_t s = 0; s < steps; ++s, packed += kStepBytes, x += kInputs) {
+    prefetch_step(packed);
+    __m512i words[kVecs];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) words[v] = load(packed + 64 * v);
+    VLPRESS_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const __m512i& table = kBits == 4 || j % 2 == 0 ? tables.low : tables.high;
+      const int pair = kBits == 4 ? j : j / 2;
+      __m512i weights[kVecs];
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs; ++v)
+        weights[v] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[v], 4 * j), table);
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        const __m512bh two = pairs(broadcast4(x + m * stride + 2 * pair));
+        VLPRESS_UNROLL
+        for (int v = 0; v < kVecs; ++v) {
+          __m512& sum = acc[j % kChains][m][v];
+          sum = _mm512_dpbf16_ps(sum, pairs(weights[v]), two);
+        }
+      }
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v)
+      sums[m][v] = kChains == 2 ? _mm512_add_ps(acc[0][m][v], acc[kChains - 1][m][v])
+                                : acc[0][m][v];
+}
+
+// Sum of `count` bf16 values of a row; count is a multiple of 4.
+inline float sum_bf16(const uint16_t* x, int64_t count) {
+  const __m512bh ones = pairs(_mm512_set1_epi16(0x3f80));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < count; k += 32) {
+    const int64_t left = count - k;
+    const __mmask32 wanted = left >= 32 ? ~0u : (1u << left) - 1;
+    sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(wanted, x + k)), ones);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+template <int kBits, int kRows, int kVecs>
+inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t stride,
+                      float* total) {
+  const Tables tables(kBits, tile.zero);
+  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  __m512 sums[kRows][kVecs];
+  const int64_t groups = tile.k / tile.group;
+  __m512 totals[kRows][kVecs];
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) totals[m][v] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < groups; ++g) {
+    const uint8_t* packed = tile.packed + g * (tile.group / kInputs) * kStepBytes + 64 * first;
+    const uint16_t* part = x + g * tile.group;
+    group_rows<kBits, kRows, kVecs>(packed, tile.group / kInputs, part, stride, tables, sums);
+    __m512 all[kRows];
+    if (tile.zero_points)
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m)
+        all[m] = _mm512_set1_ps(sum_bf16(part + m * stride, tile.group));
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const int64_t at = g * kTile + kLanes * (first + v);
+      const __m512 scale = scales16(tile, at);
+      __m512 behind = _mm512_setzero_ps();  // what the tables left of the zero points
+      if (tile.zero_points)
+        behind = _mm512_cvtepi32_ps(_mm512_sub_epi32(zeros16(tile.zero_points + at),
+                                                     _mm512_set1_epi32(tile.zero)));
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        if (tile.zero_points) sums[m][v] = _mm512_fnmadd_ps(behind, all[m], sums[m][v]);
+        totals[m][v] = _mm512_fmadd_ps(scale, sums[m][v], totals[m][v]);
+      }
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v)
+      _mm512_storeu_ps(total + m * kTile + kLanes * (first + v), totals[m][v]);
+}
+
+template <int kBits>
+inline void rows_of(const Tile& tile, const uint16_t* x, int64_t stride, int m, float* total) {
+  const auto halves = [&](auto rows) {
+    for (int first = 0; first < kVectors; first += 2)
+      tile_rows<kBits, decltype(rows)::value, 2>(tile, first, x, stride, total);
+  };
+  switch (m) {
+    case 1: return tile_rows<kBits, 1, 4>(tile, 0, x, stride, total);
+    case 2: return tile_rows<kBits, 2, 4>(tile, 0, x, stride, total);
+    case 3: return halves(std::integral_constant<int, 3>());
+    case 4: return halves(std::integral_constant<int, 4>());
+    case 5: return halves(std::integral_constant<int, 5>());
+    case 6: return halves(std::integral_constant<int, 6>());
+    case 7: return halves(std::integral_constant<int, 7>());
+    default: return halves(std::integral_constant<int, 8>());
+  }
+}
+
+inline void bf16_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
+  const uint16_t* rows = static_cast<const uint16_t*>(x);
+  tile.bits == 4 ? rows_of<4>(tile, rows, stride, m, total)
+                 : rows_of<8>(tile, rows, stride, m, total);
+}
+
+// Two vectors of floats to lanes with a pair of bf16 each, `even` in the lower halves.
+inline __m512i interleave(__m512 even, __m512 odd) {
+  // Words of `odd` follow those of `even` in the result of the conversion.
+  const __m512i order = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+      3, 18, 2, 17, 1, 16, 0);
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even));
+  return _mm512_permutexvar_epi16(order, both);
+}
+
+// Panel: for each pair of inputs four vectors of 16 columns, a lane holding the pair.
+inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* out) {
+  uint16_t* panel = static_cast<uint16_t*>(out);
+  const int inputs = step_inputs(tile.bits), width = static_cast<int>(tile.bits);
+  const __m512i mask = _mm512_set1_epi32((1 << width) - 1);
+  __m512 scales[kVectors], zeros[kVectors];
+  int64_t left = 0;  // inputs of the group that are still to come
+  for (int64_t k = begin; k < begin + count; k += inputs, left -= inputs) {
+    if (left == 0) {
+      const int64_t at = k / tile.group * kTile;
+      left = tile.group - k % tile.group;
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        scales[v] = scales16(tile, at + kLanes * v);
+        const __m512i zero = tile.zero_points ? zeros16(tile.zero_points + at + kLanes * v)
+                                              : _mm512_set1_epi32(tile.zero);
+        zeros[v] = _mm512_cvtepi32_ps(zero);
+      }
+    }
+    const uint8_t* packed = tile.packed + k / inputs * kStepBytes;
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i lanes = load(packed + 64 * v);
+      for (int i = 0; i < inputs; i += 2) {
+        const auto value = [&](int shift) {
+          const __m512i q = _mm512_and_epi32(_mm512_srli_epi32(lanes, shift), mask);
+          return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(q), zeros[v]), scales[v]);
+        };
+        const __m512i two = interleave(value(i / 2 * width), value(16 + i / 2 * width));
+        _mm512_storeu_si512(panel + i * kTile + 32 * v, two);
+      }
+    }
+    panel += inputs * kTile;
+  }
+}
+
+// Six rows times four vectors are 24 sums: with four weights and x they fill the registers.
+constexpr int kBlockRows = 6;
+
+template <int kRows>
+inline void multiply_block(const uint16_t* panel, int64_t count, const uint16_t* x, int64_t stride,
+                           bool add, float* total) {
+  __m512 acc[kRows][kVectors];
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVectors; ++v)
+      acc[m][v] = add ? _mm512_loadu_ps(total + m * kTile + kLanes * v) : _mm512_setzero_ps();
+  for (int64_t k = 0; k < count; k += 2, panel += 2 * kTile) {
+    __m512bh weights[kVectors];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVectors; ++v) weights[v] = pairs(load(panel + 32 * v));
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const __m512bh two = pairs(broadcast4(x + m * stride + k));
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVectors; ++v)
+        acc[m][v] = _mm512_dpbf16_ps(acc[m][v], weights[v], two);
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVectors; ++v)
+      _mm512_storeu_ps(total + m * kTile + kLanes * v, acc[m][v]);
+}
+
+inline void multiply_bf16(const void* panel, int64_t count, const void* x, int64_t stride,
+                          int64_t m, bool add, float* total) {
+  const uint16_t* weights = static_cast<const uint16_t*>(panel);
+  const uint16_t* rows = static_cast<const uint16_t*>(x);
+  for (; m >= kBlockRows; m -= kBlockRows, rows += kBlockRows * stride, total += kBlockRows * kTile)
+    multiply_block<kBlockRows>(weights, count, rows, stride, add, total);
+  switch (m) {
+    case 5: return multiply_block<5>(weights, count, rows, stride, add, total);
+    case 4: return multiply_block<4>(weights, count, rows, stride, add, total);
+    case 3: return multiply_block<3>(weights, count, rows, stride, add, total);
+    case 2: return multiply_block<2>(weights, count, rows, stride, add, total);
+    case 1: return multiply_block<1>(weights, count, rows, stride, add, total);
+    default: return;
+  }
+}
+
+// A row of weights as it is stored times `kRows` rows of x, in four chains: one alone would wait for
+// the product before it.
+template <int kRows>
+inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
+                   float* out) {
+  constexpr int kChains = kRows <= 4 ? 4 : 2;
+  __m512 sums[kChains][kRows];
+  VLPRESS_UNROLL
+  for (int h = 0; h < kChains; ++h)
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m) sums[h][m] = _mm512_setzero_ps();
+  int64_t i = 0;
+  for (; i + 32 * kChains <= k; i += 32 * kChains)
+    VLPRESS_UNROLL
+    for (int h = 0; h < kChains; ++h) {
+      const uint16_t* at = weight + i + 32 * h;
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T1);
+      const __m512bh weights = pairs(load(at));
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m)
+        sums[h][m] = _mm512_dpbf16_ps(sums[h][m], weights, pairs(load(x + m * stride + i + 32 * h)));
+    }
+  for (; i < k; i += 32) {
+    const __mmask32 wanted = k - i >= 32 ? ~0u : (1u << (k - i)) - 1;
+    const __m512bh weights = pairs(_mm512_maskz_loadu_epi16(wanted, weight + i));
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m)
+      sums[0][m] = _mm512_dpbf16_ps(
+          sums[0][m], weights, pairs(_mm512_maskz_loadu_epi16(wanted, x + m * stride + i)));
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    VLPRESS_UNROLL
+    for (int h = 1; h < kChains; ++h) sums[0][m] = _mm512_add_ps(sums[0][m], sums[h][m]);
+    out[m * kTile] = _mm512_reduce_add_ps(sums[0][m]);
+  }
+}
+
+inline void dot_pairs(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
+                      float* out) {
+  switch (m) {
+    case 1: return dot_of<1>(weight, k, x, stride, out);
+    case 2: return dot_of<2>(weight, k, x, stride, out);
+    case 3: return dot_of<3>(weight, k, x, stride, out);
+    case 4: return dot_of<4>(weight, k, x, stride, out);
+    case 5: return dot_of<5>(weight, k, x, stride, out);
+    case 6: return dot_of<6>(weight, k, x, stride, out);
+    case 7: return dot_of<7>(weight, k, x, stride, out);
+    default: return dot_of<8>(weight, k, x, stride, out);
+  }
+}
+
+inline void transpose_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
+                            void* out, int64_t out_stride) {
+  uint16_t* narrow = static_cast<uint16_t*>(out);
+  // Blocks that fit the first cache in both directions.
+  for (int64_t c0 = 0; c0 < columns; c0 += 32)
+    for (int64_t t = 0; t < out_stride; ++t)
+      for (int64_t c = c0; c < columns && c < c0 + 32; ++c)
+        narrow[c * out_stride + t] = t < tokens ? x[t * stride + c] : 0;
+}
+
+inline void gather_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
+                         void* out) {
+  uint16_t* panel = static_cast<uint16_t*>(out);
+  for (int64_t t = 0; t < tokens; t += 2, panel += 2 * kTile)
+    for (int c = 0; c < kTile; ++c) {
+      panel[2 * c] = c < columns ? x[t * stride + c] : 0;
+      panel[2 * c + 1] = c < columns && t + 1 < tokens ? x[(t + 1) * stride + c] : 0;
+    }
+}
+
+constexpr FloatKernels kPairs = {2, {32, 16}, bf16_rows, unpack_bf16, multiply_bf16};
+
+}  // namespace
+}  // namespace vlpress
