@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .config import VisionConfig, read_json
@@ -138,8 +138,10 @@ def open_image(source: ImageSource) -> Image.Image:
             f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
         ) from None
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
+        unknown = isinstance(error, UnidentifiedImageError)  # it names an object, not the file
+        reason = "no known kind of picture" if unknown else error
         raise ValueError(
-            f"{name}: cannot be decoded as an image ({error}); "
+            f"{name}: cannot be decoded as an image ({reason}); "
             "give a complete PNG, JPEG, WebP, GIF, BMP or TIFF file"
         ) from None
 

@@ -53,3 +53,10 @@ def test_errors_pass_and_free_the_folder(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with sole_use(tmp_path / "out"):
         pass
+
+
+def test_where_no_folder_can_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    message = r"output folder .*file/new/out cannot be made \(.*\); give another folder"
+    with pytest.raises(ValueError, match=message), sole_use(tmp_path / "file" / "new" / "out"):
+        raise AssertionError("never reached")

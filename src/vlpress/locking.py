@@ -16,10 +16,16 @@ def sole_use(out: Path) -> Iterator[None]:
     The lock is a file beside the folder, and goes with the process that holds it.
 
     Raises:
-        ValueError: another command works there.
+        ValueError: another command works there, or no folder can be there.
     """
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"output folder {out} cannot be made ({error.strerror}: {error.filename}); "
+            "give another folder"
+        ) from None
     path = out.with_name(f".{out.name}.vlpress-lock")
     try:
         with FileLock(path, blocking=False):

@@ -121,6 +121,8 @@ def test_pictures_that_do_not_decode() -> None:
             ValueError, match=r"cannot be decoded as an image .*give a complete PNG"
         ):
             open_image(bad)
+    with pytest.raises(ValueError, match=r"image \(no known kind of picture\); give"):
+        open_image(b"no image at all")
     with pytest.raises(ValueError, match="data URL: not valid base64"):
         open_image("data:image/png;base64,@@@")
 
