@@ -15,10 +15,10 @@ from . import blas
 
 # Multiples of the requested damping, tried in order until the Cholesky factor exists.
 LADDER = (1, 2, 5, 10, 20, 50, 100)
-WIDEST = 16384
-"""Columns that LAPACK is trusted with: OpenBLAS 0.3's factor crashes where a matrix takes more than
-2**31 bytes."""
+LARGEST = 2**31 - 1
+"""Bytes of a matrix that LAPACK is trusted with: OpenBLAS 0.3's factor crashes beyond."""
 BLOCK = 4096
+SOLVED_AT_ONCE = 1024  # rows below a block: torch's triangular solver copies them several times
 ROWS_AT_ONCE = 512  # of a Hessian whose columns are brought into another order
 Precision = Literal["float32", "float64"]
 
@@ -104,7 +104,7 @@ def _cholesky_(matrix: Tensor) -> Tensor | None:
     if not blas.reaches(matrix):
         lower, info = torch.linalg.cholesky_ex(matrix)
         return None if bool(info != 0) else lower
-    if len(matrix) <= WIDEST:
+    if matrix.nbytes <= LARGEST:
         return matrix if blas.factor_(matrix) else None
     # Block columns from the left: each takes what those before it leave, and is then solved.
     for begin in range(0, len(matrix), BLOCK):
@@ -117,5 +117,7 @@ def _cholesky_(matrix: Tensor) -> Tensor | None:
         below = matrix[end:, begin:end]
         below.addmm_(matrix[end:, :begin], before.t(), alpha=-1)
         upper = corner.tril().t()
-        below.copy_(torch.linalg.solve_triangular(upper, below, upper=True, left=False))
+        for first in range(0, len(below), SOLVED_AT_ONCE):
+            part = below[first : first + SOLVED_AT_ONCE]
+            part.copy_(torch.linalg.solve_triangular(upper, part, upper=True, left=False))
     return matrix

@@ -1,5 +1,7 @@
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -69,6 +71,18 @@ def test_units() -> None:
     ]
     assert [format_seconds(s) for s in (7.4, 760, 3723)] == ["0:07", "12:40", "1:02:03"]
     assert 10 << 20 < peak_memory() < 1 << 45
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others count each process by itself")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    inner = "from vlpress.progress import peak_memory; print(peak_memory())"
+    outer = (
+        "import subprocess, sys; held = b'x' * (1 << 29); "
+        f"subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
+    )
+    command = [sys.executable, "-c", outer]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 10 << 20 < int(found.stdout) < 1 << 29
 
 
 def test_stages_follow_tasks_and_their_second_pass() -> None:

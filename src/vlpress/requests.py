@@ -39,7 +39,7 @@ class Calibration:
     """None: the built-in drawings."""
     samples: int | None = None
     """None: as many as the recipe says."""
-    memory: float = 2.0
+    memory: float = 0.25
     """GiB of activations that are kept in memory as well as in files."""
 
     @property

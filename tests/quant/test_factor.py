@@ -109,8 +109,9 @@ def test_wide_ones_are_factored_by_blocks(monkeypatch: pytest.MonkeyPatch, colum
     whole = first(hessian, order).lower.tril()
     hopeless = hessian.clone()
     hopeless[-1, -2] = hopeless[-2, -1] = 1e6
-    monkeypatch.setattr("vlpress.quant.factor.WIDEST", 4)
+    monkeypatch.setattr("vlpress.quant.factor.LARGEST", 64)
     monkeypatch.setattr("vlpress.quant.factor.BLOCK", 16)
+    monkeypatch.setattr("vlpress.quant.factor.SOLVED_AT_ONCE", 7)
     found = first(hessian, order).lower.tril()
     torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert find_factor(hopeless, order, torch.zeros(columns), 0.01) is None
