@@ -1,7 +1,8 @@
 """Activations in files, so that they need no memory and outlast the process.
 
 A folder holds one folder for each block with states in front of it, and in that a safetensors file
-for each sample. What is sealed has reached the disk.
+for each sample. What is sealed has reached the disk. Until then a thread writes a few states behind
+the work that makes the next ones.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from safetensors import safe_open
 
 from ..model.writing import sync_folder, write_tensors
 from .store import State
+
+BEHIND = 2  # states that wait to be written, at most
 
 
 class DiskStore:
@@ -31,22 +35,28 @@ class DiskStore:
         self._folder, self._device = folder, device
         self._room = budget
         self._memory: dict[tuple[str, int], State] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="activations")
+        self._writing: dict[tuple[str, int], Future[None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, block: str, sample: int, state: State) -> None:
-        """See `ActivationStore.put`."""
+        """See `ActivationStore.put`.
+
+        Raises:
+            OSError: this state, or one that was put before it, could not be written.
+        """
         path = self._path(block, sample)
         path.parent.mkdir(exist_ok=True)
-        # Whether a file is whole is seen from its name.
-        partial = path.with_suffix(".partial")
-        write_tensors(state, partial)
-        partial.rename(path)
+        self._wait(BEHIND - 1)
+        self._writing[block, sample] = self._writer.submit(_write, state, path)
         self._remember(block, sample, state)
 
     def get(self, block: str, sample: int) -> State:
         """See `ActivationStore.get`."""
         if (block, sample) in self._memory:
             return self._memory[block, sample]
+        if (block, sample) in self._writing:
+            self._writing.pop((block, sample)).result()
         with safe_open(str(self._path(block, sample)), "pt") as file:
             # Copies: what is read is a view of the file, which counts as held while it is used.
             state = {
@@ -62,17 +72,28 @@ class DiskStore:
             self._room += _size(state)
 
     def seal(self, block: str) -> None:
-        """See `ActivationStore.seal`."""
+        """See `ActivationStore.seal`.
+
+        Raises:
+            OSError: a state could not be written.
+        """
+        self._wait()
         if self._path(block, 0).parent.is_dir():
             sync_folder(self._path(block, 0).parent)
             sync_folder(self._folder)
 
     def keep(self, blocks: Collection[str]) -> None:
         """Remove everything but the states in front of the given blocks."""
+        self._wait()
         wanted = {self._path(block, 0).parent.name for block in blocks}
         for entry in os.scandir(self._folder):
             if entry.name not in wanted:
                 shutil.rmtree(entry.path)
+
+    def _wait(self, left: int = 0) -> None:
+        """Until so many states at most are still to be written."""
+        while len(self._writing) > left:
+            self._writing.pop(next(iter(self._writing))).result()
 
     def _path(self, block: str, sample: int) -> Path:
         return self._folder / block.replace(" ", "-") / f"{sample}.safetensors"
@@ -82,6 +103,13 @@ class DiskStore:
         if (block, sample) not in self._memory and size <= self._room:
             self._memory[block, sample] = state
             self._room -= size
+
+
+def _write(state: State, path: Path) -> None:
+    # Whether a file is whole is seen from its name.
+    partial = path.with_suffix(".partial")
+    write_tensors(state, partial)
+    partial.rename(path)
 
 
 def _size(state: State) -> int:

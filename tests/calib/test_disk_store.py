@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
+import pytest
 import torch
 
+from vlpress.calib import disk_store
 from vlpress.calib.disk_store import DiskStore
 from vlpress.calib.store import State
+from vlpress.model.writing import write_tensors
 
 CPU = torch.device("cpu")
 
@@ -46,6 +52,7 @@ def test_what_was_dropped_lies_there_until_something_else_is_kept(tmp_path: Path
     store.put("a", 0, state(1))
     store.put("b", 0, state(2))
     store.drop("a", 0)
+    store.seal("a")
     assert same(DiskStore(tmp_path, CPU).get("a", 0), state(1))
     store.keep(["b", "c"])
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
@@ -73,6 +80,7 @@ def test_a_state_that_was_torn_is_not_taken_for_one(tmp_path: Path) -> None:
     store.put("a", 0, state(1))
     (tmp_path / "a" / "1.partial").write_bytes(b"half")
     store.put("a", 1, state(2))
+    store.seal("a")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "0.safetensors",
         "1.safetensors",
@@ -83,3 +91,53 @@ def test_a_state_that_was_torn_is_not_taken_for_one(tmp_path: Path) -> None:
 def test_a_block_without_samples_is_sealed(tmp_path: Path) -> None:
     DiskStore(tmp_path, CPU).seal("features")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ask", ["put", "get", "seal", "keep"])
+def test_what_could_not_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    def full(tensors: State, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    store = DiskStore(tmp_path, CPU)
+    monkeypatch.setattr(disk_store, "write_tensors", full)
+    store.put("a", 0, state(1))
+    with pytest.raises(OSError, match="No space left"):
+        if ask == "put":
+            for number in range(1, disk_store.BEHIND + 1):
+                store.put("a", number, state(number))
+        elif ask == "get":
+            store.get("a", 0)
+        elif ask == "seal":
+            store.seal("a")
+        else:
+            store.keep(["a"])
+
+
+def test_states_are_written_behind_the_work_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, begun = Event(), Event()
+
+    def slow(tensors: State, path: Path) -> None:
+        begun.set()
+        assert may_go_on.wait(60)
+        write_tensors(tensors, path)
+
+    store = DiskStore(tmp_path, CPU, budget=10**6)
+    monkeypatch.setattr(disk_store, "write_tensors", slow)
+    for number in range(disk_store.BEHIND):
+        store.put("a", number, state(number))
+    assert begun.wait(60)
+    assert same(store.get("a", 1), state(1))  # from memory
+    assert list((tmp_path / "a").glob("*.safetensors")) == []
+    with ThreadPoolExecutor(1) as pool:
+        more = pool.submit(store.put, "a", disk_store.BEHIND, state(9))
+        with pytest.raises(TimeoutError):
+            more.result(0.2)
+        may_go_on.set()
+        more.result(60)
+    store.seal("a")
+    again = DiskStore(tmp_path, CPU)
+    assert same(again.get("a", disk_store.BEHIND), state(9)) and same(again.get("a", 0), state(0))
