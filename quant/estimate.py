@@ -13,7 +13,9 @@ from itertools import groupby
 
 import torch
 
+from .blas import transposed_product
 from .gptq import gptq
+from .kernels.dense import gram_on
 from .plan import Plan, PlanRow
 from .scheme import QuantScheme
 from .smoothquant import ALPHAS
@@ -28,7 +30,9 @@ class Probe:
     mac: float
     """One multiply-add of a linear layer in the model's data type."""
     mac32: float
-    """One multiply-add of a Hessian (float32)."""
+    """One multiply-add in float32."""
+    hessian: float
+    """One multiply-add of a Hessian."""
     column: float
     """The solver's overhead for one column."""
     solve_mac: float
@@ -40,15 +44,16 @@ class Probe:
 def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     """Time two matrix products and three small layers."""
     mac, mac32 = (_product(device, kind) for kind in (dtype, torch.float32))
+    hessian = _hessian(device, dtype) or mac32
     narrow, wide, searched = (
         _solver(device, *case) for case in ((128, False), (512, False), (512, True))
     )
     few, many = _work(128, 128), _work(512, 512)
     # Two layers, two unknowns: seconds = column * width + solve_mac * work.
     ratio = 512 / 128
-    solve_mac = max(mac32, (wide - ratio * narrow) / (many - ratio * few))
+    solve_mac = max(_correction(device), (wide - ratio * narrow) / (many - ratio * few))
     column = max(0.0, (narrow - solve_mac * few) / 128)
-    return Probe(mac, mac32, column, solve_mac, max(0.0, searched - wide) / 512**2)
+    return Probe(mac, mac32, hessian, column, solve_mac, max(0.0, searched - wide) / 512**2)
 
 
 def estimate_time(
@@ -93,7 +98,8 @@ def estimate_time(
         is_last = index == len(blocks) - 1
         if true_sequential and stage == "decoder" and not parted and not is_last and taps:
             watching, behind = max(runs), done - max(runs)  # samples wait, see `Walk.pause`
-        seconds = (watching + behind + passes) * rates.mac + (squares + more) * rates.mac32
+        seconds = (watching + behind + passes) * rates.mac
+        seconds += squares * rates.hessian + more * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
     solving = sum(_solving(row, rates) for row in captured if _is_solved(row))
     return solving + _searching(plan, rates), per_token
@@ -167,6 +173,21 @@ def _work(columns: int, rows: int) -> float:
 def _product(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.ones(512, 512, device=device, dtype=dtype)
     return _seconds(lambda: x @ x, device) / 512**3
+
+
+def _hessian(device: torch.device, dtype: torch.dtype) -> float | None:
+    """None where it is a product like any other in float32."""
+    gram = gram_on(device) if dtype == torch.bfloat16 else None
+    if gram is None:
+        return None
+    x, lower = torch.ones(512, 1024, dtype=dtype), torch.zeros(1024, 1024)
+    return _seconds(lambda: gram(lower, x, 1.0, 1.0), device) / (512 * 1024**2)
+
+
+def _correction(device: torch.device) -> float:
+    """A product as the solver makes most of."""
+    x = torch.ones(1024, 1024, device=device)
+    return _seconds(lambda: transposed_product(x, x), device) / 1024**3
 
 
 def _solver(device: torch.device, width: int, scale_search: bool) -> float:

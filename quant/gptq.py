@@ -27,10 +27,10 @@ from .scale_search import search_scales
 from .scheme import QuantScheme
 
 # Of a weight, so that what is measured of it needs little memory beside it.
-_VALUES_AT_ONCE = 2**23
+VALUES_AT_ONCE = 2**23
 
 # Columns that are corrected by one product from all behind them: wide products are faster.
-_PANEL = 1024
+PANEL = 1024
 
 # A row counts as worse than rounding only beyond the noise of float32 sums.
 _TIE = 1e-5
@@ -205,7 +205,7 @@ def _solve(
     S, Z = scales.t().contiguous(), zero_points.t().float()
     Q = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
     total = torch.zeros(rows, device=W.device)
-    panel = max(_PANEL, block_size)
+    panel = max(PANEL, block_size)
     for stop in range(columns, 0, -panel):
         start = max(stop - panel, 0)
         # What the errors of solved columns ask of these, times each one's diagonal.
@@ -238,7 +238,7 @@ def _by_parts(
     measure: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Something of each row of a weight, or of what a candidate leaves of it, in another order."""
-    step = max(1, _VALUES_AT_ONCE // weight.shape[1])
+    step = max(1, VALUES_AT_ONCE // weight.shape[1])
     found = []
     for begin in range(0, len(weight), step):
         part = slice(begin, begin + step)

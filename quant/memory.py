@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from ..calib.observers import TOGETHER
 from ..model.config import ModelConfig
 from ..model.families import LinearSpec
+from .gptq import PANEL, VALUES_AT_ONCE
 from .recipe import Recipe
 from .steps import Step
 
@@ -116,10 +118,12 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
     """What the statistics of one input take while samples run.
 
     One chunk's Hessian is at work and those of three are waiting, folded (`reduction.py`). Moments
-    are not folded.
+    are not folded. Tokens that are multiplied together lie there three times: as they came, in a
+    row, and transposed.
     """
     hessians = 4 * spec.in_features**2 * 5 // 2
-    return hessians + (16 * spec.in_features**2 if step.asymmetric else 0)
+    tokens = 3 * 2 * TOGETHER * spec.in_features
+    return hessians + tokens + (16 * spec.in_features**2 if step.asymmetric else 0)
 
 
 def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
@@ -130,8 +134,10 @@ def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
         return 4 * (8 * spec.in_features**2 + 8 * spec.weights)
     if step.solves:
         # The Hessian and its factor in float32; the weight, its solving copy and a transposed one
-        # in float32, and three copies of the integers.
-        return 8 * spec.in_features**2 + 15 * spec.weights
+        # in float32, and three copies of the integers; what is measured or corrected in parts.
+        panel = min(PANEL, spec.in_features) * (spec.in_features + spec.out_features)
+        parts = 5 * 4 * min(VALUES_AT_ONCE, spec.weights) + 4 * panel
+        return 8 * spec.in_features**2 + 15 * spec.weights + parts
     if recipe.needs_calibration:
         # The Hessian; the weight, its scaled copy, the candidate and their products with it.
         return 4 * (spec.in_features**2 + 5 * spec.weights)

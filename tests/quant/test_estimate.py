@@ -11,11 +11,12 @@ from vlpress.quant.plan import Plan, make_plan
 from vlpress.quant.recipe import Recipe
 from vlpress.quant.smoothquant import ALPHAS
 
-MACS = Probe(mac=1, mac32=0, column=0, solve_mac=0, search=0)
-SQUARES = Probe(mac=0, mac32=1, column=0, solve_mac=0, search=0)
-COLUMNS = Probe(mac=0, mac32=0, column=1, solve_mac=0, search=0)
-SEARCHING = Probe(mac=0, mac32=0, column=0, solve_mac=0, search=1)
-SOLVING = Probe(mac=0, mac32=0, column=0, solve_mac=1, search=0)
+MACS = Probe(mac=1, mac32=0, hessian=0, column=0, solve_mac=0, search=0)
+HESSIANS = Probe(mac=0, mac32=0, hessian=1, column=0, solve_mac=0, search=0)
+SQUARES = Probe(mac=0, mac32=1, hessian=1, column=0, solve_mac=0, search=0)
+COLUMNS = Probe(mac=0, mac32=0, hessian=0, column=1, solve_mac=0, search=0)
+SEARCHING = Probe(mac=0, mac32=0, hessian=0, column=0, solve_mac=0, search=1)
+SOLVING = Probe(mac=0, mac32=0, hessian=0, column=0, solve_mac=1, search=0)
 
 
 def plan(method: str = "gptq", *targets: str, before: dict[str, Any] | None = None) -> Plan:
@@ -40,13 +41,14 @@ def test_passes_by_hand() -> None:
     once = 2 * VISION + MERGER + 2 * (layer + QKV + OUT + GATE_UP)
     assert estimate_time(plan(), MACS, true_sequential=False) == (0, once)
     assert estimate_time(plan(), SQUARES) == (0, 2 * (64**2 + 64**2 + 64**2 + 128**2))
+    assert estimate_time(plan(), HESSIANS) == estimate_time(plan(), SQUARES)
 
 
 def test_nothing_behind_the_last_solved_layer_counts() -> None:
     first = plan("gptq", "visual.blocks.0.attn.qkv")
     assert estimate_time(first, MACS) == (0, 4 * 32 * 96)
     assert estimate_time(first, SQUARES) == (0, 4 * 32**2)
-    assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1, 1)) == (0, 0)
+    assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1, 1, 1)) == (0, 0)
 
 
 def test_solving_by_hand() -> None:
@@ -121,6 +123,8 @@ def test_probe_is_quick_and_gives_rates() -> None:
     rates = probe(torch.device("cpu"), torch.bfloat16)
     assert time.perf_counter() - start < 20  # on a busy core; a second on a free one
     assert 0 < rates.mac < 1e-6
-    assert 0 < rates.mac32 <= rates.solve_mac < 1e-6
+    assert 0 < rates.mac32 < 1e-6
+    assert 0 < rates.hessian < 1e-6
+    assert 0 < rates.solve_mac < 1e-6
     assert 0 <= rates.column < 0.1
     assert 0 <= rates.search < 1e-4
