@@ -15,6 +15,7 @@ from torch import Tensor
 from ..model.families import LinearSpec
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
+from .allocator import give_back
 from .observers import CrossMoment, Gram, Hessian, Observer, Sum
 from .ranks import ALONE, Ranks, gathered
 from .reduction import Reduction
@@ -268,9 +269,11 @@ def _observe(
                 _watch_sample(walk, step, sample, groups, hessians, crosses)
         return [*hessians, *(cross for cross in crosses if cross is not None)]
 
+    give_back()  # statistics and solving need the most memory of all
     met = [(group, _meets(group, asymmetric)) for group in groups]
     spare: list[Tensor] = []  # memory of the sums that were put aside, for the next chunk's
     found = Reduction(walk.ranks, walk.parts(step), watch).run()
+    give_back()
     hessians, crosses = iter(found[: len(groups)]), iter(found[len(groups) :])
     for group, pair in met:
         hessian, cross = next(hessians), next(crosses) if pair else None
