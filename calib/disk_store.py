@@ -90,6 +90,10 @@ class DiskStore:
             if entry.name not in wanted:
                 shutil.rmtree(entry.path)
 
+    def close(self) -> None:
+        """Nothing is written once this returns; states that were not sealed may be lost."""
+        self._writer.shutdown(cancel_futures=True)
+
     def _wait(self, left: int = 0) -> None:
         """Until so many states at most are still to be written."""
         while len(self._writing) > left:

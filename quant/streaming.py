@@ -6,6 +6,7 @@ was stopped goes on at the block where it was, and ends in the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,21 +132,22 @@ class _Pass:
         if self.work.records:
             last = self.work.records[-1]
         ranks = self.streaming.ranks
-        store = DiskStore(self.work.states, self.run.device, self.streaming.memory)
-        first(ranks, lambda: store.keep(last["waiting"]))
-        resume = None
-        if last["calibrated"]:
-            if last["next"] is None:
-                return
-            resume = Resume(last["next"], frozenset(last["parted"]))
+        states = DiskStore(self.work.states, self.run.device, self.streaming.memory)
+        with closing(states) as store:
+            first(ranks, lambda: store.keep(last["waiting"]))
+            resume = None
+            if last["calibrated"]:
+                if last["next"] is None:
+                    return
+                resume = Resume(last["next"], frozenset(last["parted"]))
 
-        def leave(passed: Passed) -> None:
-            wait(ranks)  # the states of all processes must be there before the journal says so
-            self._write_down(passed, calibrated=True)
-            first(ranks, lambda: store.keep(passed.waiting))
+            def leave(passed: Passed) -> None:
+                wait(ranks)  # the states of all processes must be there before the journal says so
+                self._write_down(passed, calibrated=True)
+                first(ranks, lambda: store.keep(passed.waiting))
 
-        where = {"blocks": self.blocks, "store": store, "resume": resume}
-        self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
+            where = {"blocks": self.blocks, "store": store, "resume": resume}
+            self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
 
     def _write_down(self, passed: Passed, *, calibrated: bool) -> None:
         """Take a block for done, while its weights are still there."""

@@ -6,6 +6,7 @@ import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from time import sleep
 
 import pytest
 import torch
@@ -141,3 +142,24 @@ def test_states_are_written_behind_the_work_a_few_at_a_time(
     store.seal("a")
     again = DiskStore(tmp_path, CPU)
     assert same(again.get("a", disk_store.BEHIND), state(9)) and same(again.get("a", 0), state(0))
+
+
+def test_nothing_is_written_once_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, written = Event(), []
+
+    def slow(tensors: State, path: Path) -> None:
+        begun.set()
+        sleep(0.2)
+        write_tensors(tensors, path)
+        written.append(path.name)
+
+    store = DiskStore(tmp_path, CPU)
+    monkeypatch.setattr(disk_store, "write_tensors", slow)
+    for number in range(disk_store.BEHIND):
+        store.put("a", number, state(number))
+    assert begun.wait(60)
+    store.close()
+    assert written == ["0.partial"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["0.safetensors"]
