@@ -199,11 +199,6 @@ def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def rates(row: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """Bytes that a token reads and bytes per second, with the digits that each is worth."""
-    return [(row["read_bytes"], 2), (row["read_bytes"] / row["token_seconds"], 0)]
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     wanted = [
