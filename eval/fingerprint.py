@@ -23,7 +23,7 @@ from .. import __version__
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.kernels import dense
-from ..quant.linear import FloatHead, QuantLinear
+from ..quant.linear import FloatLinear, QuantLinear
 from ..quant.targets import quantized_layers
 from .predictions import differences
 
@@ -80,12 +80,14 @@ def run_fingerprint(
 def kernels_of(model: QwenVL) -> dict[str, int]:
     """How many layers each kind of kernel computes: they round in their own ways.
 
-    Quantized layers, and the output head if it is not torch that multiplies it.
+    Quantized layers, and layers in float and the output head if it is not torch that multiplies
+    them.
     """
     found = Counter(layer.kernel for layer in quantized_layers(model).values())
-    product = model.lm_head.product if isinstance(model.lm_head, FloatHead) else model.head_product
-    if not isinstance(model.lm_head, QuantLinear) and isinstance(product, dense.Product):
-        found[product.kernels.name] += 1
+    floats = (module for module in model.modules() if isinstance(module, FloatLinear))
+    found.update(module.product.kernels.name for module in floats)
+    if model.lm_head is None and isinstance(model.head_product, dense.Product):
+        found[model.head_product.kernels.name] += 1
     return dict(sorted(found.items()))
 
 

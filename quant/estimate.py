@@ -15,7 +15,7 @@ import torch
 
 from .blas import transposed_product
 from .gptq import gptq
-from .kernels.dense import gram_on
+from .kernels.dense import gram_on, product_on
 from .plan import Plan, PlanRow
 from .scheme import QuantScheme
 from .smoothquant import ALPHAS
@@ -171,8 +171,8 @@ def _work(columns: int, rows: int) -> float:
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> float:
-    x = torch.ones(512, 512, device=device, dtype=dtype)
-    return _seconds(lambda: x @ x, device) / 512**3
+    x, multiply = torch.ones(512, 512, device=device, dtype=dtype), product_on(device)
+    return _seconds(lambda: multiply(x, x, None), device) / 512**3
 
 
 def _hessian(device: torch.device, dtype: torch.dtype) -> float | None:

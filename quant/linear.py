@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .affine import QuantizedWeight
@@ -158,7 +157,7 @@ class QuantLinear(nn.Module):
             return _run(self.product, self.number, x, self.activations)[0]
         if self.held is not None and self.held.dtype == x.dtype:
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.linear(x, self.held, bias)
+            return dense.product_on(x.device)(x, self.held, bias)
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
@@ -196,20 +195,19 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-class FloatHead(nn.Linear):
-    """An output head in float with a product of its own; shares the weight of the one before."""
+class FloatLinear(nn.Linear):
+    """A layer in float with a product of its own; shares the parameters of the one before."""
 
-    def __init__(self, head: nn.Linear, product: dense.Product) -> None:
-        """Take the place of `head`, which has no bias."""
+    def __init__(self, linear: nn.Linear, product: dense.Product) -> None:
+        """Take the place of `linear`."""
         nn.Module.__init__(self)
-        self.in_features, self.out_features = head.in_features, head.out_features
-        self.weight = head.weight
-        self.register_parameter("bias", None)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
         self.product = product
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
-        return self.product(x, self.weight)
+        return self.product(x, self.weight, self.bias)
 
 
 class Fused:

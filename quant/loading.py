@@ -23,7 +23,7 @@ from ..model.qwen_vl import QwenVL
 from .formats.checkpoint import QuantizedCheckpoint
 from .linear import QuantLinear
 from .outliers import OUTLIERS, outlier_folder
-from .runtime import prepare_, round_head_, round_inputs_, speed_head_
+from .runtime import prepare_, round_head_, round_inputs_, speed_head_, speed_layers_
 from .targets import put_module
 
 Activations = Literal["recipe", "int8"]
@@ -73,6 +73,7 @@ def open_model(
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
     speed_head_(model)
+    speed_layers_(model, model.device)
     if activations == "int8":
         round_inputs_(model)
     if head != "recipe":

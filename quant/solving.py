@@ -26,6 +26,7 @@ from .plan import Plan, PlanRow
 from .recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .rtn import rtn
+from .runtime import speed_layers_
 from .targets import put_quantized, weight_of
 from .transforms import BlockTransforms
 
@@ -59,6 +60,7 @@ class Run:
         """
         self.ranks = ranks
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
+        speed_layers_(model, device)
         self.rows = {row.name: row for row in plan.quantized}
         self.layers: dict[str, LayerReport] = {}
         self._held: list[QuantLinear] = []

@@ -14,7 +14,9 @@ from .tiles import TiledWeight
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
-class _Weight(ctypes.Structure):
+class Weight(ctypes.Structure):
+    """One weight; mirrors layout.h."""
+
     _fields_ = (
         ("packed", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
@@ -52,7 +54,7 @@ class Product:
         self._weights = tuple(weights)
         self._biases = [None if bias is None else bias.detach().float() for bias in biases]
         self._shape = Shape(first.in_features, first.group_size, first.bits)
-        self._array = (_Weight * len(weights))(
+        self._array = (Weight * len(weights))(
             *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
         self.described = self._shape, ctypes.addressof(self._array), len(weights)
@@ -123,9 +125,9 @@ class Product:
         )
 
 
-def _describe(weight: TiledWeight, bias: Tensor | None) -> _Weight:
+def _describe(weight: TiledWeight, bias: Tensor | None) -> Weight:
     zeros = weight.zero_points
-    return _Weight(
+    return Weight(
         weight.packed.data_ptr(),
         weight.scales.data_ptr(),
         None if zeros is None else zeros.data_ptr(),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import library
+from . import cpu, library
 from .library import Kernels, Scratch, loaded
 
 FEW_ROWS = 16
 """With more, a weight is no longer read faster than it is multiplied."""
+WITHOUT_BF16 = ("avx512_vnni", "avx2")
+"""Kernels of processors on which torch multiplies bf16 several times slower than float32."""
+STORED = 16
+"""Bits of a weight that is not quantized, see layout.h."""
 
 
 def add_gram_(
@@ -67,8 +72,8 @@ def gram_on(device: torch.device) -> Callable[[Tensor, Tensor, float, float], No
     return lambda lower, x, alpha, beta: add_gram_(lower, x, kernels, alpha, beta)
 
 
-def multiply(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
-    """``x @ weight'`` for few rows, reading the weight once and as fast as memory gives it.
+def multiply_few(x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight' + bias`` for few rows, reading the weight once and as fast as memory gives it.
 
     Sums in float32, rounded once, as torch's own product does.
 
@@ -76,6 +81,7 @@ def multiply(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
         x: bf16 ``[..., K]``.
         weight: bf16 ``[N, K]``, contiguous.
         kernels: which ones.
+        bias: bf16 ``[N]``.
 
     Returns:
         bf16 ``[..., N]``.
@@ -83,17 +89,11 @@ def multiply(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
     Raises:
         ValueError: a type or shape is another.
     """
-    if not x.dtype == weight.dtype == torch.bfloat16 or not weight.is_contiguous():
-        raise ValueError(f"x is {x.dtype}, the weight {weight.dtype}; both must be bf16")
-    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x is {tuple(x.shape)}, the weight {tuple(weight.shape)}")
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    y = x.new_empty((*x.shape[:-1], len(weight)))
+    rows, y, shift = _prepared(x, weight, bias)
     loaded().vlpress_dense(
         kernels.handle,
         weight.data_ptr(),
+        None if shift is None else shift.data_ptr(),
         *weight.shape,
         rows.data_ptr(),
         len(rows),
@@ -104,20 +104,85 @@ def multiply(x: Tensor, weight: Tensor, kernels: Kernels) -> Tensor:
     return y
 
 
+def multiply_many(
+    x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None
+) -> Tensor:
+    """As `multiply_few`, for any number of rows: in float32, a part of the weight at a time."""
+    rows, y, shift = _prepared(x, weight, bias)
+    if not len(rows):
+        return y
+    (columns, k), threads, kind = weight.shape, torch.get_num_threads(), cpu.TYPES[x.dtype]
+    shape = cpu.Shape(k, k, STORED)
+    described = cpu.Weight(
+        weight.data_ptr(), None, None, None if shift is None else shift.data_ptr(), columns, 0, 0
+    )
+    library = loaded()
+    size = library.vlpress_scratch(
+        kernels.handle, ctypes.addressof(shape), kind, len(rows), threads, False
+    )
+    scratch = Scratch(size)
+    library.vlpress_products(
+        kernels.handle,
+        ctypes.addressof(shape),
+        ctypes.addressof(described),
+        1,
+        kind,
+        rows.data_ptr(),
+        len(rows),
+        rows.stride(0),
+        (ctypes.c_void_p * 1)(y.data_ptr()),
+        scratch.address,
+        threads,
+        -1.0,
+    )
+    return y
+
+
+def _prepared(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows of x, memory for the result, and the bias in float32."""
+    if not x.dtype == weight.dtype == torch.bfloat16 or not weight.is_contiguous():
+        raise ValueError(f"x is {x.dtype}, the weight {weight.dtype}; both must be bf16")
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x is {tuple(x.shape)}, the weight {tuple(weight.shape)}")
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    shift = None if bias is None else bias.detach().float()
+    return rows, x.new_empty((*x.shape[:-1], len(weight))), shift
+
+
 class Product:
-    """What `torch.nn.functional.linear` gives without a bias, faster for few rows of bf16."""
+    """What `torch.nn.functional.linear` gives, faster where torch's own is slow for bf16."""
 
     def __init__(self, kernels: Kernels) -> None:
         """Use these kernels where they pay."""
         self.kernels = kernels
+        self.takes_many = kernels.name in WITHOUT_BF16
+        """Whether more than `FEW_ROWS` rows pay too."""
 
-    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``x @ weight'``, as `multiply` takes them or any others."""
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ weight' + bias``, as `multiply_few` takes them or any others."""
+        few = x.numel() <= FEW_ROWS * x.shape[-1]
         suits = (
             x.dtype == weight.dtype == torch.bfloat16
             and weight.device.type == "cpu"
             and weight.is_contiguous()
-            and x.numel() <= FEW_ROWS * x.shape[-1]
+            and (few or self.takes_many)
             and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         )
-        return multiply(x, weight, self.kernels) if suits else F.linear(x, weight)
+        if not suits:
+            return F.linear(x, weight, bias)
+        multiply = multiply_few if few else multiply_many
+        return multiply(x, weight, self.kernels, bias)
+
+
+def product_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """A `Product` of the chosen kernels; torch's own elsewhere, and where there are none.
+
+    Raises:
+        ValueError: VLPRESS_KERNEL asks for what cannot run here.
+    """
+    kernels = library.chosen_kernels() if device.type == "cpu" else ""
+    return F.linear if isinstance(kernels, str) else Product(kernels)

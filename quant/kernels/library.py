@@ -1,7 +1,8 @@
 """The compiled CPU kernels: C++ in `cpu/`, called through ctypes.
 
 The library holds the kernels of several instruction sets and picks the best one the processor has;
-the environment variable VLPRESS_KERNEL names another (``avx512``, ``avx2``, ``portable``), or
+the environment variable VLPRESS_KERNEL names another (``avx512``, ``avx512_vnni``, ``avx2``,
+``portable``), or
 ``reference`` for none. Threads are those of torch's own OpenMP runtime, as many as
 `torch.get_num_threads` says.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 VARIABLE = "VLPRESS_KERNEL"
-NAMES = ("avx512", "avx2", "portable")
+NAMES = ("avx512", "avx512_vnni", "avx2", "portable")
 UNWANTED = f"{VARIABLE} is reference"
 LIBRARY = "libvlpress_cpu.so"
 KEPT = 2**26  # bytes of working memory at most that a thread keeps
@@ -59,7 +60,7 @@ def load() -> ctypes.CDLL | str:
     ]
     library.vlpress_dense.restype = None
     library.vlpress_dense.argtypes = [
-        *(pointer, pointer, wide, wide, pointer, wide, wide, pointer, ctypes.c_int)
+        *(pointer, pointer, pointer, wide, wide, pointer, wide, wide, pointer, ctypes.c_int)
     ]
     library.vlpress_block_scratch.restype = wide
     library.vlpress_block_scratch.argtypes = [pointer, pointer, wide, ctypes.c_int]

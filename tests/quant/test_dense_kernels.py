@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from vlpress.quant.kernels import dense, library
 
@@ -48,17 +49,54 @@ def test_products_with_weights_as_they_are_stored(
     random = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 2 * width, generator=random).bfloat16()[:, width:]
     weight = torch.randn(columns, width, generator=random).bfloat16()
-    found = dense.multiply(x, weight, kernels(name))
+    bias = torch.randn(columns, generator=random).bfloat16()
+    for multiply in (dense.multiply_few, dense.multiply_many):
+        for shift in (None, bias):
+            found = multiply(x, weight, kernels(name), shift)
+            exact = x.double() @ weight.double().T + (0 if shift is None else shift.double())
+            assert found.shape == exact.shape
+            # Rounded once: half a unit in the last place, and what float32 sums add to it.
+            assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("rows", [0, 1, 47, 700])
+def test_products_of_many_rows(name: str, rows: int) -> None:
+    random = torch.Generator().manual_seed(rows)
+    x = torch.randn(2, rows, 1100, generator=random).bfloat16()
+    weight = torch.randn(130, 1100, generator=random).bfloat16()
+    found = dense.multiply_many(x, weight, kernels(name))
     exact = x.double() @ weight.double().T
     assert found.shape == exact.shape
-    # Rounded once: half a unit in the last place, and what float32 sums add to it.
     assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_many_rows_go_through_where_torch_is_slow(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(dense.WITHOUT_BF16) < set(library.NAMES)
+    called: list[int] = []
+
+    def many(x: Tensor, *_: object) -> Tensor:
+        called.append(len(x))
+        return x
+
+    monkeypatch.setattr(dense, "multiply_many", many)
+    product = dense.Product(kernels(name))
+    weight = torch.ones(3, 8, dtype=torch.bfloat16)
+    for rows in (dense.FEW_ROWS, dense.FEW_ROWS + 1):
+        product(torch.ones(rows, 8, dtype=torch.bfloat16), weight)
+        product(torch.ones(rows, 8), weight.float())
+    with torch.enable_grad():
+        product(torch.ones(40, 8, dtype=torch.bfloat16, requires_grad=True), weight)
+    assert called == ([dense.FEW_ROWS + 1] if name in dense.WITHOUT_BF16 else [])
 
 
 def test_other_types_are_not_multiplied() -> None:
     best = kernels(AVAILABLE[0])
     with pytest.raises(ValueError, match="both must be bf16"):
-        dense.multiply(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
+        dense.multiply_few(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
     with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
         zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
-        dense.multiply(zeros[:2], zeros[:, :4].contiguous(), best)
+        dense.multiply_few(zeros[:2], zeros[:, :4].contiguous(), best)

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from vlpress.eval.fingerprint import activations_of, head_of, kernels_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.model.text import DecoderLayer
 from vlpress.quant.kernels import dense, library
 from vlpress.quant.linear import QuantLinear
 from vlpress.quant.loading import open_model
 from vlpress.quant.pipeline import quantize_
 from vlpress.quant.recipe import Recipe
 from vlpress.quant.rtn import rtn
-from vlpress.quant.runtime import prepare_, round_head_, round_inputs_, speed_head_
+from vlpress.quant.runtime import prepare_, round_head_, round_inputs_, speed_head_, speed_layers_
 from vlpress.quant.targets import quantized_layers
 
 NEEDS = pytest.mark.skipif(
@@ -178,6 +180,38 @@ def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.M
     assert torch.equal(plain.logits(many), fast.logits(many))
     few = many[:2].requires_grad_()
     assert torch.autograd.grad(fast.logits(few).sum(), few)[0].shape == few.shape
+
+
+@NEEDS
+@pytest.mark.parametrize("name", library.NAMES)
+def test_layers_in_bf16_run_on_kernels_without_bf16_units(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(library.find_kernels(name), str):
+        pytest.skip(f"{library.find_kernels(name)}")
+    plain = load_model("tiny", device="cpu", dtype="bf16")
+    fast = load_model("tiny", device="cpu", dtype="bf16")
+    layers = [path for path, module in plain.named_modules() if isinstance(module, nn.Linear)]
+    names = set(fast.state_dict())
+    monkeypatch.setenv(library.VARIABLE, name)
+    speed_layers_(fast, torch.device("cuda"))
+    assert kernels_of(fast) == {}
+    speed_layers_(fast, fast.device)
+    pays = name in dense.WITHOUT_BF16
+    assert kernels_of(fast) == ({name: len(layers)} if pays else {})
+    assert set(fast.state_dict()) == names
+    tokens = torch.arange(40, 80)[None]
+    with torch.inference_mode():
+        wanted, found = (feed_forward(model, tokens) for model in (plain, fast))
+    torch.testing.assert_close(found, wanted, rtol=2**-6, atol=1e-3)
+
+
+def feed_forward(model: QwenVL, tokens: Tensor) -> Tensor:
+    layer = model.model.layers[0]
+    assert isinstance(layer, DecoderLayer)
+    found = layer.mlp(model.model.embed_tokens(tokens))
+    assert isinstance(found, Tensor)
+    return found
 
 
 @NEEDS

@@ -5,6 +5,7 @@
     defined(__AVX512BF16__)
 #include "avx512_floats.h"
 #include "avx512_integers.h"
+#include "floats.h"
 #include "pointwise.h"
 
 namespace vlpress {
@@ -32,7 +33,7 @@ inline void store_vectors(const float* total, const float* row_scales, const flo
   }
 }
 
-constexpr Kernels kAvx512 = {"avx512", kGenericFloats, kPairs, kInts, store_vectors,
+constexpr Kernels kAvx512 = {"avx512", kFloats, kPairs, kInts, store_vectors,
                              widen_bf16, dot_pairs, transpose_pairs, gather_pairs, kPointwise};
 
 }  // namespace

@@ -3,19 +3,14 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
-#include "layout.h"
-
-// Sums must stay in registers: arrays only do if every loop over them is gone early.
-#define VLPRESS_UNROLL _Pragma("GCC unroll 8")
+#include "lanes.h"
 
 namespace vlpress {
 namespace {
 
+// Six rows times four vectors are 24 sums: with four weights and x they fill the registers.
+constexpr int kBlockRows = 6;
 constexpr int kAhead = 32 * kStepBytes;  // two pages, into the second cache: measured
-
-inline __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
 inline __m512i broadcast4(const void* four) {
   int32_t bits;

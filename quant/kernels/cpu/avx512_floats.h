@@ -8,6 +8,8 @@
 namespace vlpress {
 namespace {
 
+inline __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
+
 // bf16 of integers of at most 8 bits: exact.
 inline uint16_t exact_bf16(int value) {
   const float wide = static_cast<float>(value);
@@ -205,9 +207,6 @@ inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* ou
   }
 }
 
-// Six rows times four vectors are 24 sums: with four weights and x they fill the registers.
-constexpr int kBlockRows = 6;
-
 template <int kRows>
 inline void multiply_block(const uint16_t* panel, int64_t count, const uint16_t* x, int64_t stride,
                            bool add, float* total) {
@@ -255,7 +254,7 @@ inline void multiply_bf16(const void* panel, int64_t count, const void* x, int64
 // A row of weights as it is stored times `kRows` rows of x, in four chains: one alone would wait for
 // the product before it.
 template <int kRows>
-inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
+inline void dot_pairs_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
                    float* out) {
   constexpr int kChains = kRows <= 4 ? 4 : 2;
   __m512 sums[kChains][kRows];
@@ -293,14 +292,14 @@ inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t
 inline void dot_pairs(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
                       float* out) {
   switch (m) {
-    case 1: return dot_of<1>(weight, k, x, stride, out);
-    case 2: return dot_of<2>(weight, k, x, stride, out);
-    case 3: return dot_of<3>(weight, k, x, stride, out);
-    case 4: return dot_of<4>(weight, k, x, stride, out);
-    case 5: return dot_of<5>(weight, k, x, stride, out);
-    case 6: return dot_of<6>(weight, k, x, stride, out);
-    case 7: return dot_of<7>(weight, k, x, stride, out);
-    default: return dot_of<8>(weight, k, x, stride, out);
+    case 1: return dot_pairs_of<1>(weight, k, x, stride, out);
+    case 2: return dot_pairs_of<2>(weight, k, x, stride, out);
+    case 3: return dot_pairs_of<3>(weight, k, x, stride, out);
+    case 4: return dot_pairs_of<4>(weight, k, x, stride, out);
+    case 5: return dot_pairs_of<5>(weight, k, x, stride, out);
+    case 6: return dot_pairs_of<6>(weight, k, x, stride, out);
+    case 7: return dot_pairs_of<7>(weight, k, x, stride, out);
+    default: return dot_pairs_of<8>(weight, k, x, stride, out);
   }
 }
 

@@ -5,9 +5,10 @@
 
 namespace vlpress {
 
-// y = x weight'
+// y = x weight' + bias
 struct Dense {
   const uint16_t* weight;  // bf16 [n][k]
+  const float* bias;       // [n] or null
   int64_t n, k;
   const uint16_t* x;  // bf16 [m][x_stride]
   int64_t m, x_stride;

@@ -33,14 +33,15 @@ int64_t groups_of(const Problem& p) { return p.shape.k / p.shape.group; }
 Tile tile_of(const Problem& p, const Weight& w, int64_t index) {
   const int64_t grid = index * groups_of(p) * kTile;
   const Shape& shape = p.shape;
-  return {w.packed + index * (shape.k / step_inputs(shape.bits)) * kStepBytes,
+  return {w.packed + index * tile_bytes(shape.bits, shape.k),
           static_cast<const uint8_t*>(w.scales) + grid * (w.half_scales ? 2 : 4),
           w.zero_points ? w.zero_points + grid : nullptr,
           shape.k,
           shape.group,
           shape.bits,
           w.half_scales,
-          w.zero};
+          w.zero,
+          std::min<int64_t>(kTile, w.n - index * kTile)};
 }
 
 // Calls work(weight, tile, thread) for every tile of all weights, by their numbers.
@@ -101,12 +102,13 @@ struct FloatPlan {
   int64_t bytes;
 
   FloatPlan(const Kernels& all, const Problem& p) {
-    const bool pairs = p.type == kBFloat16 && all.bf16.rows;
+    const bool stored = p.shape.bits == kStored;
+    const bool pairs = p.type == kBFloat16 && all.bf16.rows && !stored;
     kernels = pairs ? &all.bf16 : &all.f32;
     Scratch scratch{p.scratch};
     const bool widen = p.type == kBFloat16 && !pairs;
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
-    few = p.m <= kernels->few_rows[p.shape.bits == 8];
+    few = !stored && p.m <= kernels->few_rows[p.shape.bits == 8];
     rows = rows_at_once(p, pairs ? 2 : 4);
     panel_bytes = few ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);

@@ -4,10 +4,11 @@
 // lies in an anonymous namespace: one copy must never stand in for another at link time.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "layout.h"
+#include "lanes.h"
 
 namespace vlpress {
 namespace {
@@ -17,105 +18,6 @@ inline float from_bf16(uint16_t bits) {
   float value;
   std::memcpy(&value, &wide, sizeof value);
   return value;
-}
-
-inline float from_fp16(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  const uint32_t rest = half & 0x7fff;
-  uint32_t bits;
-  if (rest >= 0x7c00) {
-    bits = 0x7f800000 | (rest & 0x3ff) << 13;
-  } else if (rest >= 0x400) {
-    bits = (rest << 13) + ((127 - 15) << 23);
-  } else {
-    const float small = std::ldexp(static_cast<float>(rest), -24);  // subnormal
-    std::memcpy(&bits, &small, sizeof bits);
-  }
-  bits |= sign;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// Scales and zero points of a tile's columns in one group.
-struct Grid {
-  float scales[kTile];
-  float zeros[kTile];
-};
-
-inline void read_grid(const Tile& tile, int64_t group, Grid& grid) {
-  const int64_t at = group * kTile;
-  for (int c = 0; c < kTile; ++c) {
-    grid.scales[c] = tile.half_scales ? from_fp16(static_cast<const uint16_t*>(tile.scales)[at + c])
-                                      : static_cast<const float*>(tile.scales)[at + c];
-    grid.zeros[c] = static_cast<float>(tile.zero_points ? tile.zero_points[at + c] : tile.zero);
-  }
-}
-
-// Bits by which the value of input `i` of a step is shifted in its lane.
-inline int shift_of(int64_t bits, int i) {
-  return bits == 4 ? (i % 2) * 16 + (i / 2) * 4 : (i % 2) * 16 + (i / 2) * 8;
-}
-
-inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* out) {
-  float* panel = static_cast<float*>(out);
-  const int inputs = step_inputs(tile.bits);
-  const uint32_t mask = (1u << tile.bits) - 1;
-  Grid grid;
-  int64_t known = -1;
-  for (int64_t k = begin; k < begin + count; k += inputs) {
-    if (k / tile.group != known) read_grid(tile, known = k / tile.group, grid);
-    uint32_t lanes[kTile];
-    std::memcpy(lanes, tile.packed + k / inputs * kStepBytes, kStepBytes);
-    for (int i = 0; i < inputs; ++i, panel += kTile) {
-      const int shift = shift_of(tile.bits, i);
-      for (int c = 0; c < kTile; ++c) {
-        const int value = static_cast<int>(lanes[c] >> shift & mask);
-        panel[c] = (static_cast<float>(value) - grid.zeros[c]) * grid.scales[c];
-      }
-    }
-  }
-}
-
-template <int kRows>
-inline void multiply_rows(const float* panel, int64_t count, const float* x, int64_t stride,
-                          bool add, float* total) {
-  // Sixteen columns at a time: more sums than that do not stay in registers.
-  for (int first = 0; first < kTile; first += kLanes) {
-    float sums[kRows][kLanes];
-    for (int m = 0; m < kRows; ++m)
-      for (int c = 0; c < kLanes; ++c) sums[m][c] = add ? total[m * kTile + first + c] : 0.0f;
-    const float* weights = panel + first;
-    for (int64_t k = 0; k < count; ++k, weights += kTile)
-      for (int m = 0; m < kRows; ++m) {
-        const float value = x[m * stride + k];
-        for (int c = 0; c < kLanes; ++c) sums[m][c] += value * weights[c];
-      }
-    for (int m = 0; m < kRows; ++m)
-      for (int c = 0; c < kLanes; ++c) total[m * kTile + first + c] = sums[m][c];
-  }
-}
-
-inline void multiply_floats(const void* panel, int64_t count, const void* x, int64_t stride,
-                            int64_t m, bool add, float* total) {
-  const float* weights = static_cast<const float*>(panel);
-  const float* rows = static_cast<const float*>(x);
-  for (; m >= 4; m -= 4, rows += 4 * stride, total += 4 * kTile)
-    multiply_rows<4>(weights, count, rows, stride, add, total);
-  for (; m > 0; --m, rows += stride, total += kTile)
-    multiply_rows<1>(weights, count, rows, stride, add, total);
-}
-
-// Few rows: unpack little enough to stay in the first cache, and use it at once.
-inline void float_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
-  constexpr int64_t kInputs = 32;
-  alignas(64) float panel[kInputs * kTile];
-  const float* rows = static_cast<const float*>(x);
-  for (int64_t k = 0; k < tile.k; k += kInputs) {
-    const int64_t count = tile.k - k < kInputs ? tile.k - k : kInputs;
-    unpack_floats(tile, k, count, panel);
-    multiply_floats(panel, count, rows + k, stride, m, k > 0, total);
-  }
 }
 
 inline void unpack_bytes(const Tile& tile, int64_t begin, int64_t count, uint8_t* panel) {
@@ -141,17 +43,17 @@ inline void multiply_bytes(const uint8_t* panel, int64_t count, const int8_t* le
   }
 }
 
+// One group's sums to floats.
 inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
                       const int32_t* level_sums, int64_t m, bool add, float* total) {
-  Grid grid;
-  read_grid(tile, group, grid);
-  int32_t zeros[kTile];
-  for (int c = 0; c < kTile; ++c) zeros[c] = static_cast<int32_t>(grid.zeros[c]);
-  for (int64_t row = 0; row < m; ++row, sums += kTile, total += kTile) {
-    const int32_t all = level_sums[row];
-    for (int c = 0; c < kTile; ++c) {
-      const float sum = static_cast<float>(sums[c] - zeros[c] * all) * grid.scales[c];
-      total[c] = add ? total[c] + sum : sum;
+  for (int column = 0; column < kTile; column += kWide) {
+    const Floats scale = scales_at(tile, group * kTile + column);
+    const Ints zero = zeros_at(tile, group * kTile + column);
+    for (int64_t row = 0; row < m; ++row) {
+      float* here = total + row * kTile + column;
+      const Ints exact = load_lanes<Ints>(sums + row * kTile + column) - zero * level_sums[row];
+      const Floats sum = to_floats(exact) * scale;
+      store_lanes(here, add ? load_lanes<Floats>(here) + sum : sum);
     }
   }
 }
@@ -160,38 +62,69 @@ inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
 constexpr int kOrder4[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 constexpr int kOrder8[4] = {0, 2, 1, 3};
 
+inline Floats read_lanes(const void* x, Type type, int64_t i) {
+  return type == kFloat32 ? load_lanes<Floats>(static_cast<const float*>(x) + i)
+                          : from_bf16(load_lanes<Halves>(static_cast<const uint16_t*>(x) + i));
+}
+
+inline float read_one(const void* x, Type type, int64_t i) {
+  return type == kFloat32 ? static_cast<const float*>(x)[i]
+                          : from_bf16(static_cast<const uint16_t*>(x)[i]);
+}
+
+// The largest magnitude / 127, or 1 if all are 0; compared as bits, so that NaN is larger than any
+// number.
+inline float scale_of(const void* x, Type type, int64_t k) {
+  constexpr int32_t kMagnitude = 0x7fffffff;
+  Ints most = {};
+  int64_t i = 0;
+  for (; i + kWide <= k; i += kWide) {
+    const Ints bits = reinterpret_cast<Ints>(read_lanes(x, type, i)) & kMagnitude;
+    most = bits > most ? bits : most;
+  }
+  int32_t largest = 0;
+  for (int c = 0; c < kWide; ++c) largest = most[c] > largest ? most[c] : largest;
+  for (; i < k; ++i) {
+    const float value = read_one(x, type, i);
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits &= kMagnitude;
+    largest = bits > largest ? bits : largest;
+  }
+  float scale;
+  std::memcpy(&scale, &largest, sizeof scale);
+  scale /= 127.0f;
+  return scale == 0.0f ? 1.0f : scale;
+}
+
 inline float quantize_row(const void* x, Type type, int64_t k, int64_t group, int64_t bits,
                           float given, int8_t* levels, int32_t* sums) {
-  const auto value = [&](int64_t i) {
-    return type == kFloat32 ? static_cast<const float*>(x)[i]
-                            : from_bf16(static_cast<const uint16_t*>(x)[i]);
-  };
-  float scale = given;
-  if (scale == 0.0f) {
-    uint32_t largest = 0;  // as bits, so that NaN is larger than any number
-    for (int64_t i = 0; i < k; ++i) {
-      const float v = value(i);
-      uint32_t magnitude;
-      std::memcpy(&magnitude, &v, sizeof magnitude);
-      magnitude &= 0x7fffffff;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    std::memcpy(&scale, &largest, sizeof scale);
-    scale /= 127.0f;
-    if (scale == 0.0f) scale = 1.0f;
-  }
+  const float scale = given == 0.0f ? scale_of(x, type, k) : given;
   const int step = step_inputs(bits);
   const int* order = bits == 4 ? kOrder4 : kOrder8;
-  for (int64_t g = 0; g * group < k; ++g) sums[g] = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    float level = value(i) / scale;
-    if (!(level == level)) level = 0.0f;
-    level = level < -128.0f ? -128.0f : level > 127.0f ? 127.0f : level;
-    // Adding 1.5 * 2^23 leaves no room for a fraction: rounds to nearest, ties to even.
-    const float rounded = (level + 12582912.0f) - 12582912.0f;
-    const int whole = static_cast<int>(rounded);
-    levels[i / step * step + order[i % step]] = static_cast<int8_t>(whole);
-    sums[i / group] += whole;
+  const Floats most = all_lanes(127.0f), least = all_lanes(-128.0f);
+  for (int64_t g = 0; g * group < k; ++g) {
+    int32_t sum = 0;
+    for (int64_t first = g * group; first < (g + 1) * group; first += kWide) {
+      const int64_t some = std::min<int64_t>(kWide, (g + 1) * group - first);
+      Floats value = {};
+      if (some == kWide) {
+        value = read_lanes(x, type, first);
+      } else {
+        for (int c = 0; c < some; ++c) value[c] = read_one(x, type, first + c);
+      }
+      Floats level = value / scale;
+      level = level == level ? level : Floats{};
+      level = level < least ? least : level > most ? most : level;
+      // Adding 1.5 * 2^23 leaves no room for a fraction: rounds to nearest, ties to even.
+      const Ints whole = __builtin_convertvector((level + 12582912.0f) - 12582912.0f, Ints);
+      for (int c = 0; c < some; ++c) {
+        const int64_t i = first + c;
+        levels[i / step * step + order[i % step]] = static_cast<int8_t>(whole[c]);
+        sum += whole[c];
+      }
+    }
+    sums[g] = sum;
   }
   return scale;
 }
@@ -225,25 +158,46 @@ inline void widen_bf16(const uint16_t* bf16, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(bf16[i]);
 }
 
+// A row of weights as it is stored times `kRows` rows of x. A word holds two bf16: the lower one is
+// shifted up, the upper one is a float32 once the lower is gone.
+template <int kRows>
+inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
+                   float* out) {
+  Floats even[kRows] = {}, odd[kRows] = {};
+  int64_t i = 0;
+  for (; i + 2 * kWide <= k; i += 2 * kWide) {
+    const Words w = load_lanes<Words>(weight + i);
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const Words v = load_lanes<Words>(x + m * stride + i);
+      even[m] += as_floats(w << 16) * as_floats(v << 16);
+      odd[m] += as_floats(w & 0xffff0000) * as_floats(v & 0xffff0000);
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    const Floats both = even[m] + odd[m];
+    float sum = 0.0f;
+    for (int c = 0; c < kWide; ++c) sum += both[c];
+    for (int64_t j = i; j < k; ++j) sum += from_bf16(weight[j]) * from_bf16(x[m * stride + j]);
+    out[m * kTile] = sum;
+  }
+}
+
 inline void dot_rows(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride, int m,
                      float* out) {
-  for (; m > 0; --m, x += stride, out += kTile) {
-    float sums[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= k; i += kLanes)
-      for (int c = 0; c < kLanes; ++c) sums[c] += from_bf16(weight[i + c]) * from_bf16(x[i + c]);
-    for (; i < k; ++i) sums[0] += from_bf16(weight[i]) * from_bf16(x[i]);
-    for (int c = 1; c < kLanes; ++c) sums[0] += sums[c];
-    *out = sums[0];
-  }
+  for (; m >= 4; m -= 4, x += 4 * stride, out += 4 * kTile) dot_of<4>(weight, k, x, stride, out);
+  for (; m > 0; --m, x += stride, out += kTile) dot_of<1>(weight, k, x, stride, out);
 }
 
 inline void transpose_floats(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
                              void* out, int64_t out_stride) {
   float* wide = static_cast<float*>(out);
-  for (int64_t t = 0; t < out_stride; ++t)
-    for (int64_t c = 0; c < columns; ++c)
-      wide[c * out_stride + t] = t < tokens ? from_bf16(x[t * stride + c]) : 0.0f;
+  constexpr int64_t kLine = 32;  // columns in a cache line, which stays near for all of them
+  for (int64_t c0 = 0; c0 < columns; c0 += kLine)
+    for (int64_t t0 = 0; t0 < out_stride; t0 += kTile)
+      for (int64_t c = c0; c < std::min(c0 + kLine, columns); ++c)
+        for (int64_t t = t0; t < std::min(t0 + kTile, out_stride); ++t)
+          wide[c * out_stride + t] = t < tokens ? from_bf16(x[t * stride + c]) : 0.0f;
 }
 
 inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
@@ -254,7 +208,6 @@ inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int
       panel[c] = t < tokens && c < columns ? from_bf16(x[t * stride + c]) : 0.0f;
 }
 
-constexpr FloatKernels kGenericFloats = {4, {kDecodeRows, kDecodeRows}, float_rows, unpack_floats, multiply_floats};
 constexpr IntKernels kGenericInts = {0, nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
 
 }  // namespace

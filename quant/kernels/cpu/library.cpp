@@ -25,18 +25,18 @@ bool processor_has(const char* name) {
 #if defined(__x86_64__) || defined(__i386__)
   if (!std::strcmp(name, "avx2"))
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (!std::strcmp(name, "avx512"))
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (!std::strcmp(name, "avx512_vnni")) return vnni;
+  if (!std::strcmp(name, "avx512")) return vnni && __builtin_cpu_supports("avx512bf16");
 #endif
   return !std::strcmp(name, "portable");
 }
 
 // Best first.
-const Kernels* const kKnown[] = {avx512_kernels(), avx2_kernels(),
-                                 &kPortable};
+const Kernels* const kKnown[] = {avx512_kernels(), avx512_vnni_kernels(), avx2_kernels(), &kPortable};
 
 }  // namespace
 
@@ -91,11 +91,11 @@ VLPRESS_EXPORT void vlpress_gram(const void* kernels, const void* x, int64_t tok
         static_cast<uint8_t*>(scratch), threads});
 }
 
-VLPRESS_EXPORT void vlpress_dense(const void* kernels, const void* weight, int64_t n, int64_t k,
-                                  const void* x, int64_t m, int64_t x_stride, void* y,
+VLPRESS_EXPORT void vlpress_dense(const void* kernels, const void* weight, const float* bias,
+                                  int64_t n, int64_t k, const void* x, int64_t m, int64_t x_stride, void* y,
                                   int threads) {
   dense(*static_cast<const Kernels*>(kernels),
-        {static_cast<const uint16_t*>(weight), n, k, static_cast<const uint16_t*>(x), m, x_stride, y,
+        {static_cast<const uint16_t*>(weight), bias, n, k, static_cast<const uint16_t*>(x), m, x_stride, y,
          threads});
 }
 

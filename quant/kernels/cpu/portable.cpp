@@ -1,7 +1,8 @@
 // The kernels for any processor.
+#include "floats.h"
 #include "pointwise.h"
 
 namespace vlpress {
-const Kernels kPortable = {"portable", kGenericFloats, {}, kGenericInts, store_rows, widen_bf16, dot_rows,
+const Kernels kPortable = {"portable", kFloats, {}, kGenericInts, store_rows, widen_bf16, dot_rows,
                            transpose_floats, gather_floats, kPointwise};
 }
