@@ -1,11 +1,12 @@
 """Quantized layers beside torch's own, at the widths of the 3B and 7B models.
 
-    python benchmarks/kernel_speed.py [--rows 1 16 ...] [--sizes 2048x11008 ...]
+    python benchmarks/kernel_speed.py [--rows 1 16 ...] [--sizes 2048x11008 ...] [--name kernels]
 
 What `vlpress bench kernels` measures, with the ratios that matter and what they should be. Times
 mean little on a busy machine; ratios are taken within one run. One row reads all weights for one
 product: beside its ratio stands what a kernel would reach that reads them as fast as memory gives
-them. Writes results/kernels.json and results/kernels.md beside this script.
+them. Writes results/kernels.json and results/kernels.md beside this script, or files of another name
+for another kind of processor.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def main() -> None:
     results = provenance() | bench_kernels(options.sizes, options.rows)
     results["targets"] = list(targets(results))
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "kernels.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "kernels.md").write_text(markdown(results))
+    (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"{options.name}.md").write_text(markdown(results))
     print(markdown(results))
 
 
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
     usual = [f"{k}x{n}" for k, n in SHAPES]
     parser.add_argument("--sizes", nargs="+", default=usual, help="in_features x out_features")
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS), help="tokens at a time")
+    parser.add_argument("--name", default="kernels", help="of the result files")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 

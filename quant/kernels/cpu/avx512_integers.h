@@ -232,8 +232,8 @@ inline float quantize_vectors(const void* x, Type type, int64_t k, int64_t group
   return scale;
 }
 
-constexpr IntKernels kInts = {32, level_rows, unpack_nibbles, multiply_bytes_vnni, fold_vectors,
-                              quantize_vectors};
+constexpr IntKernels kInts = {32, level_rows, unpack_nibbles, multiply_bytes_vnni, multiply_bytes_vnni,
+                              fold_vectors, quantize_vectors};
 
 }  // namespace
 }  // namespace vlpress

@@ -9,8 +9,9 @@
 namespace vlpress {
 namespace {
 
-constexpr Kernels kAvx512Vnni = {"avx512_vnni", kFloats, {}, kInts, store_rows, widen_bf16, dot_rows,
-                                 transpose_floats, gather_floats, kPointwise};
+constexpr Kernels kAvx512Vnni = {"avx512_vnni", kFloats,    {},       kInts,
+                                 store_rows,    widen_bf16, dot_rows, transpose_floats,
+                                 gather_floats, kPointwise};
 
 }  // namespace
 

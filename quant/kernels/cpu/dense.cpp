@@ -19,7 +19,8 @@ void dense(const Kernels& kernels, const Dense& d) {
         for (int c = 0; c < columns; ++c)
           kernels.dot(d.weight + (first + c) * d.k, d.k, x, d.x_stride, some, total + c);
         uint16_t* y = static_cast<uint16_t*>(d.y) + row * d.n + first;
-        kernels.store(total, nullptr, d.bias ? d.bias + first : nullptr, columns, some, kBFloat16, y, d.n);
+        kernels.store(total, nullptr, d.bias ? d.bias + first : nullptr, columns, some, kBFloat16,
+                      y, d.n);
       }
     }
   });

@@ -186,6 +186,7 @@ void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& p
   float* total = plan.totals + thread * plan.rows * kTile;
   int32_t* sums = plan.sums + thread * plan.sum_rows * kTile;
   uint8_t* unpacked = plan.panels + thread * plan.panel_bytes;
+  const auto multiply = p.shape.bits == 4 ? ints.multiply_nibbles : ints.multiply;
   each_panel(p.shape, [&](int64_t k, int64_t count, int64_t group) {
     const uint8_t* panel = tile.packed + k / 4 * kStepBytes;
     if (p.shape.bits == 4) {
@@ -196,8 +197,8 @@ void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& p
     for (int64_t part = 0; part < m; part += kPart) {
       const int64_t some = std::min(kPart, m - part);
       int32_t* here = width > kPanelInputs ? sums + part * kTile : sums;
-      ints.multiply(panel, count, level_at(p, plan, first + part, k, count),
-                    plan.spread ? count : p.shape.k, some, !begins, here);
+      multiply(panel, count, level_at(p, plan, first + part, k, count),
+               plan.spread ? count : p.shape.k, some, !begins, here);
       if (ends)
         ints.fold(tile, group, here, plan.level_sums + group * p.m + first + part, some, group > 0,
                   total + part * kTile);

@@ -87,10 +87,8 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
     }
   }
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m)
-    VLPRESS_UNROLL
-    for (int v = 0; v < kVecs; ++v)
-      store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
+  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
+  for (int v = 0; v < kVecs; ++v) store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
 }
 
 template <int kBits, bool kEach>
@@ -105,21 +103,30 @@ inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int
   constexpr std::integral_constant<int, 2> two;
   constexpr std::integral_constant<int, kSums == 24 ? 2 : 1> few;
   switch (m) {
-    case 1: return all(one, four);
-    case 2: return all(two, std::integral_constant<int, kSums == 24 ? 4 : 2>());
-    case 3: return all(std::integral_constant<int, 3>(), two);
-    case 4: return all(four, two);
-    case 5: return all(std::integral_constant<int, 5>(), few);
-    case 6: return all(std::integral_constant<int, 6>(), few);
-    case 7: return all(std::integral_constant<int, 7>(), few);
-    default: return all(std::integral_constant<int, 8>(), few);
+    case 1:
+      return all(one, four);
+    case 2:
+      return all(two, std::integral_constant < int, kSums == 24 ? 4 : 2 > ());
+    case 3:
+      return all(std::integral_constant<int, 3>(), two);
+    case 4:
+      return all(four, two);
+    case 5:
+      return all(std::integral_constant<int, 5>(), few);
+    case 6:
+      return all(std::integral_constant<int, 6>(), few);
+    case 7:
+      return all(std::integral_constant<int, 7>(), few);
+    default:
+      return all(std::integral_constant<int, 8>(), few);
   }
 }
 
 inline void float_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
   const float* rows = static_cast<const float*>(x);
-  const auto call = tile.zero_points ? (tile.bits == 4 ? tile_of_floats<4, true> : tile_of_floats<8, true>)
-                                     : (tile.bits == 4 ? tile_of_floats<4, false> : tile_of_floats<8, false>);
+  const auto call = tile.zero_points
+                        ? (tile.bits == 4 ? tile_of_floats<4, true> : tile_of_floats<8, true>)
+                        : (tile.bits == 4 ? tile_of_floats<4, false> : tile_of_floats<8, false>);
   call(tile, rows, stride, m, total);
 }
 
@@ -167,10 +174,9 @@ inline void strip_rows(const float* panel, int64_t count, const float* x, int64_
                        float* total) {
   Floats sums[kRows][kStrip];
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m)
-    VLPRESS_UNROLL
-    for (int v = 0; v < kStrip; ++v)
-      sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
+  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
+  for (int v = 0; v < kStrip; ++v)
+    sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
   for (int64_t k = 0; k < count; ++k, panel += kTile) {
     Floats weights[kStrip];
     VLPRESS_UNROLL
@@ -183,9 +189,8 @@ inline void strip_rows(const float* panel, int64_t count, const float* x, int64_
     }
   }
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m)
-    VLPRESS_UNROLL
-    for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
+  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
+  for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
 }
 
 inline void multiply_floats(const void* panel, int64_t count, const void* x, int64_t stride,

@@ -1,4 +1,4 @@
-// Every kernel in plain loops that compilers turn into vectors.
+// Every kernel but those of floats.h, in plain loops or vectors of lanes.h.
 //
 // Each instruction set's source includes this and is compiled with flags of its own, so all of it
 // lies in an anonymous namespace: one copy must never stand in for another at link time.
@@ -208,7 +208,8 @@ inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int
       panel[c] = t < tokens && c < columns ? from_bf16(x[t * stride + c]) : 0.0f;
 }
 
-constexpr IntKernels kGenericInts = {0, nullptr, unpack_bytes, multiply_bytes, fold_sums, quantize_row};
+constexpr IntKernels kGenericInts = {
+    0, nullptr, unpack_bytes, multiply_bytes, multiply_bytes, fold_sums, quantize_row};
 
 }  // namespace
 }  // namespace vlpress

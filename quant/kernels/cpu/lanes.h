@@ -54,7 +54,8 @@ inline Floats from_fp16(Halves half) {
   const Words usual = (rest << 13) + ((127 - 15) << 23);
   const Words subnormal = reinterpret_cast<Words>(to_floats(as_ints(rest)) * 0x1p-24f);
   const Words infinite = 0x7f800000 | (rest << 13);
-  const Words small = reinterpret_cast<Words>(rest < 0x400), large = reinterpret_cast<Words>(rest >= 0x7c00);
+  const Words small = reinterpret_cast<Words>(rest < 0x400),
+              large = reinterpret_cast<Words>(rest >= 0x7c00);
   const Words magnitude = (small & subnormal) | (large & infinite) | (~(small | large) & usual);
   return as_floats(magnitude | (bits & 0x8000) << 16);
 }

@@ -100,9 +100,11 @@ struct IntKernels {
                float* total);
   // Nibbles of inputs begin .. begin + count to bytes, each step's two halves after another.
   void (*unpack)(const Tile&, int64_t begin, int64_t count, uint8_t* panel);
-  // sums[m][64] (+)= levels . panel
+  // sums[m][64] (+)= levels . panel; the second one for a panel of unpacked nibbles
   void (*multiply)(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
                    int64_t m, bool add, int32_t* sums);
+  void (*multiply_nibbles)(const uint8_t* panel, int64_t count, const int8_t* levels,
+                           int64_t stride, int64_t m, bool add, int32_t* sums);
   // total[m][64] (+)= scale * (sums - zero_point * level_sums[m]), for one group
   void (*fold)(const Tile&, int64_t group, const int32_t* sums, const int32_t* level_sums,
                int64_t m, bool add, float* total);
