@@ -5,8 +5,8 @@
 What `vlpress bench kernels` measures, with the ratios that matter and what they should be. Times
 mean little on a busy machine; ratios are taken within one run. One row reads all weights for one
 product: beside its ratio stands what a kernel would reach that reads them as fast as memory gives
-them. Writes results/kernels.json and results/kernels.md beside this script, or files of another name
-for another kind of processor.
+them. Writes results/kernels.json and results/kernels.md beside this script, or files of another
+name for another kind of processor.
 """
 
 from __future__ import annotations

@@ -170,6 +170,7 @@ class Product:
             and weight.device.type == "cpu"
             and weight.is_contiguous()
             and (few or self.takes_many)
+            and not torch.compiler.is_compiling()  # which sees no memory to hand on
             and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         )
         if not suits:

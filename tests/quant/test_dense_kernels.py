@@ -100,3 +100,12 @@ def test_other_types_are_not_multiplied() -> None:
     with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
         zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
         dense.multiply_few(zeros[:2], zeros[:, :4].contiguous(), best)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_a_compiler_sees_the_product_of_torch(name: str) -> None:
+    product = dense.Product(kernels(name))
+    x, weight = torch.randn(40, 24).bfloat16(), torch.randn(8, 24).bfloat16()
+    compiled = torch.compile(product, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x, weight), torch.nn.functional.linear(x, weight))
+    assert torch.equal(compiled(x[:2], weight), torch.nn.functional.linear(x[:2], weight))
