@@ -73,7 +73,8 @@ def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             if (s, m, kind) in rows
         ]
         if pairs:
-            where = "1 row" if counts == (1,) else f"{', '.join(map(str, counts))} rows"
+            measured = [m for m in counts if any(row["rows"] == m for row in results["rows"])]
+            where = "1 row" if counts == (1,) else f"{', '.join(map(str, measured))} rows"
             ratio = min(other["seconds"] / ours["seconds"] for other, ours in pairs)
             row = target(f"{kind} beside {beside}, {where}", least, ratio)
             if counts == (1,):

@@ -10,7 +10,6 @@ namespace {
 
 // Six rows times four vectors are 24 sums: with four weights and x they fill the registers.
 constexpr int kBlockRows = 6;
-constexpr int kAhead = 32 * kStepBytes;  // two pages, into the second cache: measured
 
 inline __m512i broadcast4(const void* four) {
   int32_t bits;

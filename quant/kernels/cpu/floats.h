@@ -63,6 +63,10 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
     for (int v = 0; v < kVecs; ++v) zeros[v] = Zeros(tile, at + kWide * v);
     Floats sums[kRows][kVecs] = {};
     for (; k < stop; k += kInputs, packed += kStepBytes) {
+      // Hardware stops looking ahead at the end of a page.
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs * kWide / kLanes; ++v)
+        __builtin_prefetch(packed + kAhead + 64 * v, 0, 2);
       Words lanes[kVecs];
       VLPRESS_UNROLL
       for (int v = 0; v < kVecs; ++v) lanes[v] = load_lanes<Words>(packed + 4 * kWide * v);

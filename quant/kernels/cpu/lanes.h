@@ -20,6 +20,9 @@ constexpr int kWide = 8;
 constexpr int kWide = 4;
 #endif
 
+// Bytes that weights are fetched ahead, into the second cache: two pages, measured.
+constexpr int kAhead = 32 * kStepBytes;
+
 template <typename T>
 struct Vector {
   typedef T type __attribute__((vector_size(kWide * sizeof(T))));
