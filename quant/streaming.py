@@ -39,6 +39,7 @@ from .padding import pad_model_
 from .plan import Plan
 from .recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
+from .runtime import speed_layers_
 from .saving import Originals
 from .solving import Progress, Run
 from .targets import quantized_layers
@@ -101,6 +102,7 @@ class Streaming:
             # The one thing that needs the whole model, for as long as it takes.
             run.on_progress(len(run.layers), len(run.rows), "token weights by gradient")
             model = load_model(self.source, device=run.device, dtype=model.dtype)
+            speed_layers_(model, run.device)
         return find_token_weights(self.recipe.calibration.token_weights, model, self.prompts)
 
 
