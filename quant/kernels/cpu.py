@@ -60,10 +60,8 @@ class Product:
         self.described = self._shape, ctypes.addressof(self._array), len(weights)
         """What `block.py` hands on."""
         self.kernels, self.name = kernels, kernels.name
-        self._outputs = ctypes.c_void_p * len(weights)
         self._scratch: dict[tuple[int, int, int, bool], int] = {}
-        library = loaded()
-        self._call, self._bytes = library.vlpress_products, library.vlpress_scratch
+        self._bytes = loaded().vlpress_scratch
 
     def __call__(self, x: Tensor, input_scale: float | None = None) -> list[Tensor]:
         """``x @ W' + bias`` for each weight.
@@ -108,21 +106,43 @@ class Product:
             self._scratch[key] = self._bytes(
                 self.kernels.handle, ctypes.addressof(self._shape), kind, count, threads, key[3]
             )
-        scratch = Scratch(self._scratch[key])
-        self._call(
-            self.kernels.handle,
-            ctypes.addressof(self._shape),
-            ctypes.addressof(self._array),
-            len(outputs),
-            kind,
-            rows.data_ptr(),
-            count,
-            rows.stride(0),
-            self._outputs(*(out.data_ptr() for out in outputs)),
-            scratch.address,
-            threads,
-            -1.0 if input_scale is None else input_scale,
-        )
+        call(self.kernels, self.described, rows, outputs, self._scratch[key], input_scale)
+
+
+def call(
+    kernels: Kernels,
+    described: tuple[Shape, int, int],
+    rows: Tensor,
+    outputs: Sequence[Tensor],
+    scratch_bytes: int,
+    input_scale: float | None = None,
+) -> None:
+    """Let the library multiply.
+
+    Args:
+        kernels: which ones.
+        described: what the weights share, the address of the first `Weight`, and how many follow.
+        rows: ``[M, K]``, bf16 or float32, dense along K.
+        outputs: as in `Product.into`.
+        scratch_bytes: what `vlpress_scratch` gives.
+        input_scale: as in `Product`.
+    """
+    shape, weights, count = described
+    scratch = Scratch(scratch_bytes)
+    loaded().vlpress_products(
+        kernels.handle,
+        ctypes.addressof(shape),
+        weights,
+        count,
+        TYPES[rows.dtype],
+        rows.data_ptr(),
+        len(rows),
+        rows.stride(0),
+        (ctypes.c_void_p * count)(*(out.data_ptr() for out in outputs)),
+        scratch.address,
+        torch.get_num_threads(),
+        -1.0 if input_scale is None else input_scale,
+    )
 
 
 def _describe(weight: TiledWeight, bias: Tensor | None) -> Weight:

@@ -116,25 +116,10 @@ def multiply_many(
     described = cpu.Weight(
         weight.data_ptr(), None, None, None if shift is None else shift.data_ptr(), columns, 0, 0
     )
-    library = loaded()
-    size = library.vlpress_scratch(
+    size = loaded().vlpress_scratch(
         kernels.handle, ctypes.addressof(shape), kind, len(rows), threads, False
     )
-    scratch = Scratch(size)
-    library.vlpress_products(
-        kernels.handle,
-        ctypes.addressof(shape),
-        ctypes.addressof(described),
-        1,
-        kind,
-        rows.data_ptr(),
-        len(rows),
-        rows.stride(0),
-        (ctypes.c_void_p * 1)(y.data_ptr()),
-        scratch.address,
-        threads,
-        -1.0,
-    )
+    cpu.call(kernels, (shape, ctypes.addressof(described), 1), rows, [y], size)
     return y
 
 

@@ -110,22 +110,22 @@ inline void nibble_rows(const uint8_t* panel, int64_t count, const int8_t* level
 template <typename Rows>
 inline void in_blocks(Rows many, Rows one, const uint8_t* panel, int64_t count,
                       const int8_t* levels, int64_t stride, int64_t m, bool add, int32_t* sums) {
-  for (; m >= kBlockOfRows; m -= kBlockOfRows) {
+  for (; m >= kBlockRows; m -= kBlockRows) {
     many(panel, count, levels, stride, add, sums);
-    levels += kBlockOfRows * stride;
-    sums += kBlockOfRows * kTile;
+    levels += kBlockRows * stride;
+    sums += kBlockRows * kTile;
   }
   for (; m > 0; --m, levels += stride, sums += kTile) one(panel, count, levels, stride, add, sums);
 }
 
 inline void multiply_bytes_avx2(const uint8_t* panel, int64_t count, const int8_t* levels,
                                 int64_t stride, int64_t m, bool add, int32_t* sums) {
-  in_blocks(byte_rows<kBlockOfRows>, byte_rows<1>, panel, count, levels, stride, m, add, sums);
+  in_blocks(byte_rows<kBlockRows>, byte_rows<1>, panel, count, levels, stride, m, add, sums);
 }
 
 inline void multiply_nibbles_avx2(const uint8_t* panel, int64_t count, const int8_t* levels,
                                   int64_t stride, int64_t m, bool add, int32_t* sums) {
-  in_blocks(nibble_rows<kBlockOfRows>, nibble_rows<1>, panel, count, levels, stride, m, add, sums);
+  in_blocks(nibble_rows<kBlockRows>, nibble_rows<1>, panel, count, levels, stride, m, add, sums);
 }
 
 constexpr IntKernels kInts = {

@@ -8,8 +8,6 @@
 namespace vlpress {
 namespace {
 
-// Six rows times four vectors are 24 sums: with four weights and x they fill the registers.
-constexpr int kBlockRows = 6;
 
 inline __m512i broadcast4(const void* four) {
   int32_t bits;

@@ -91,8 +91,10 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
     }
   }
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
-  for (int v = 0; v < kVecs; ++v) store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v)
+      store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
 }
 
 template <int kBits, bool kEach>
@@ -110,7 +112,7 @@ inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int
     case 1:
       return all(one, four);
     case 2:
-      return all(two, std::integral_constant < int, kSums == 24 ? 4 : 2 > ());
+      return all(two, std::integral_constant<int, (kSums == 24 ? 4 : 2)>());
     case 3:
       return all(std::integral_constant<int, 3>(), two);
     case 4:
@@ -170,17 +172,17 @@ inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* 
                  : unpack_steps<8>(tile, begin, count, out);
 }
 
-constexpr int kBlockOfRows = 6;
-constexpr int kStrip = kSums / kBlockOfRows;  // vectors of columns at a time
+constexpr int kStrip = kSums / kBlockRows;  // vectors of columns at a time
 
 template <int kRows>
 inline void strip_rows(const float* panel, int64_t count, const float* x, int64_t stride, bool add,
                        float* total) {
   Floats sums[kRows][kStrip];
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
-  for (int v = 0; v < kStrip; ++v)
-    sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kStrip; ++v)
+      sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
   for (int64_t k = 0; k < count; ++k, panel += kTile) {
     Floats weights[kStrip];
     VLPRESS_UNROLL
@@ -193,8 +195,9 @@ inline void strip_rows(const float* panel, int64_t count, const float* x, int64_
     }
   }
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) VLPRESS_UNROLL
-  for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
 }
 
 inline void multiply_floats(const void* panel, int64_t count, const void* x, int64_t stride,
@@ -204,10 +207,10 @@ inline void multiply_floats(const void* panel, int64_t count, const void* x, int
     const float* rows = static_cast<const float*>(x);
     float* sums = total + column;
     int64_t left = m;
-    for (; left >= kBlockOfRows; left -= kBlockOfRows) {
-      strip_rows<kBlockOfRows>(weights, count, rows, stride, add, sums);
-      rows += kBlockOfRows * stride;
-      sums += kBlockOfRows * kTile;
+    for (; left >= kBlockRows; left -= kBlockRows) {
+      strip_rows<kBlockRows>(weights, count, rows, stride, add, sums);
+      rows += kBlockRows * stride;
+      sums += kBlockRows * kTile;
     }
     for (; left > 0; --left, rows += stride, sums += kTile)
       strip_rows<1>(weights, count, rows, stride, add, sums);

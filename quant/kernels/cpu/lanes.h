@@ -20,6 +20,10 @@ constexpr int kWide = 8;
 constexpr int kWide = 4;
 #endif
 
+// Rows of x that products take at once: times four vectors they are 24 sums, which with four weights
+// and x fill the registers of AVX-512.
+constexpr int kBlockRows = 6;
+
 // Bytes that weights are fetched ahead, into the second cache: two pages, measured.
 constexpr int kAhead = 32 * kStepBytes;
 
