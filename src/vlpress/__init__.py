@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .openblas import tune
+from .threads import limit_spinning
 
 if TYPE_CHECKING:
     from .eval import compare, evaluate
@@ -37,7 +37,7 @@ _HOME = {
     "compare": ".eval",
 }
 
-tune()
+limit_spinning()
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,6 +24,7 @@ from . import __version__, options
 from .failures import DEFECT, VERDICT_CODES, Verbs, is_shared, stop
 from .locking import sole_use
 from .requests import Calibration, Questions, RunRequest, Served, Settings
+from .threads import use_threads
 
 if TYPE_CHECKING:
     from .calib.ranks import Ranks
@@ -81,6 +83,12 @@ def _unkept(applies: bool) -> Iterator[None]:
 def _runtime(activations: str, head: str, kv_cache: str) -> dict[str, Any]:
     """What `Settings` calls the choices that `options` has checked."""
     return {"activations": activations, "head": head, "kv_cache": kv_cache}
+
+
+def _settings(*values: Any, threads: int | None, **named: Any) -> Settings:
+    """The settings of a verb, whose number of threads holds from here on."""
+    use_threads(threads)
+    return replace(Settings(*values, **named), threads=threads)
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
@@ -155,6 +163,7 @@ def run(
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
     overwrite: options.Overwrite = False,
     fresh: options.Fresh = False,
@@ -182,7 +191,7 @@ def run(
             text=text,
             noise=noise,
         ),
-        settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+        settings=_settings(device, dtype, min_pixels, max_pixels, seed, threads=threads),
         margin=margin,
         overwrite=overwrite,
         fresh=fresh,
@@ -208,6 +217,7 @@ def plan(
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
 ) -> None:
     """Show what would happen to every linear layer, and why; memory, scratch and time estimates."""
@@ -215,7 +225,7 @@ def plan(
     from .tables import plan_table
 
     calibration = Calibration(calib, calib_samples, memory)
-    settings = Settings(device, dtype, min_pixels, max_pixels, seed)
+    settings = _settings(device, dtype, min_pixels, max_pixels, seed, threads=threads)
     result = plan_model(model, recipe, calibration, settings, tp, format_)
     _emit(result, json_output, plan_table)
 
@@ -235,6 +245,7 @@ def quantize(
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
     overwrite: options.Overwrite = False,
     fresh: options.Fresh = False,
@@ -249,7 +260,7 @@ def quantize(
             model=model,
             recipe=recipe,
             calibration=Calibration(calib, calib_samples, memory),
-            settings=Settings(device, dtype, min_pixels, max_pixels, seed),
+            settings=_settings(device, dtype, min_pixels, max_pixels, seed, threads=threads),
             format_=format_,
             overwrite=overwrite,
             fresh=fresh,
@@ -275,6 +286,7 @@ def export(
             show_default=False,
         ),
     ],
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
     overwrite: options.Overwrite = False,
     fresh: options.Fresh = False,
@@ -283,6 +295,7 @@ def export(
     from .checkpoints import export_to
     from .tables import inspect_table
 
+    use_threads(threads)
     with sole_use(out):
         result = export_to(
             checkpoint, out, format_, overwrite=overwrite, fresh=fresh, reporter=_reporter()
@@ -345,6 +358,7 @@ def evaluate(
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
     overwrite: options.Overwrite = False,
     fresh: options.Fresh = False,
@@ -376,8 +390,14 @@ def evaluate(
                 text=text,
                 noise=noise,
             ),
-            "settings": Settings(
-                device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head, kv_cache)
+            "settings": _settings(
+                device,
+                dtype,
+                min_pixels,
+                max_pixels,
+                seed,
+                threads=threads,
+                **_runtime(activations, head, kv_cache),
             ),
             "reference": reference,
             "overwrite": overwrite,
@@ -465,6 +485,7 @@ def generate(
     max_pixels: options.MaxPixels = Settings.max_pixels,
     min_pixels: options.MinPixels = Settings.min_pixels,
     seed: options.Seed = Settings.seed,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
 ) -> None:
     """Answer one question about pictures or a video, written out as it is found."""
@@ -482,8 +503,14 @@ def generate(
         video=video,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, top_k, repetition_penalty, seed or 0),
-        settings=Settings(
-            device, dtype, min_pixels, max_pixels, seed, **_runtime(activations, head, kv_cache)
+        settings=_settings(
+            device,
+            dtype,
+            min_pixels,
+            max_pixels,
+            seed,
+            threads=threads,
+            **_runtime(activations, head, kv_cache),
         ),
         on_text=None if json_output else stream,
     )
@@ -536,6 +563,7 @@ def bench(
     activations: options.Activations = Settings.activations,
     head: options.Head = Settings.head,
     kv_cache: options.KVCache = Settings.kv_cache,
+    threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
 ) -> None:
     """Measure speed here: quantized layers beside torch's own, or a model as generate runs it."""
@@ -545,9 +573,11 @@ def bench(
     if what == "kernels":
         if device not in ("auto", "cpu"):
             raise typer.BadParameter(f"--device {device}; layers are timed on the CPU only so far")
+        use_threads(threads)
         _emit(bench_kernels(size or (), rows or ()), json_output, kernels_table)
     elif what == "model":
-        settings = Settings(device, dtype, **_runtime(activations, head, kv_cache))
+        runtime = _runtime(activations, head, kv_cache)
+        settings = _settings(device, dtype, threads=threads, **runtime)
         found = bench_model(model, settings, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
         _emit(found, json_output, speed_table)
     else:

@@ -178,6 +178,15 @@ Seed = Annotated[
         "--seed", min=0, help="Seed of everything random.", show_default="the recipe's, or 0"
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads to compute with.",
+        show_default="OMP_NUM_THREADS, or one per core",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
 Overwrite = Annotated[
     bool,

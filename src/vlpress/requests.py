@@ -29,6 +29,8 @@ class Settings:
     """Rounds the output head in memory, which a checkpoint cannot hold beside a tied embedding."""
     kv_cache: Literal["model", "int8"] = "model"
     """int8 keeps keys and values rounded while an answer is generated."""
+    threads: int | None = None
+    """CPU threads; None: as many as torch has chosen. Applied by `vlpress.threads.use_threads`."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class RunRequest:
             "--min-pixels": settings.min_pixels,
             "--max-pixels": settings.max_pixels,
             "--seed": settings.seed,
+            "--threads": settings.threads,
         }
         for option, value in options.items():
             words += [] if value is None else [option, str(value)]
