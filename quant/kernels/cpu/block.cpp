@@ -51,9 +51,11 @@ struct Plan {
   }
 };
 
+// Calls work(row) for all rows, of `width` values each.
 template <typename Work>
-void each_row(const Rows& rows, const Work& work) {
-  parallel(rows.count, rows.threads, [&](int, int64_t begin, int64_t end) {
+void each_row(const Rows& rows, int64_t width, const Work& work) {
+  const int threads = useful_threads(rows.count * width * kNormOperations, rows.threads);
+  parallel(rows.count, threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) work(row);
   });
 }
@@ -79,13 +81,13 @@ void enter_part(const Kernels& kernels, const Block& b, const Rows& rows, const 
                 const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv) {
   const Plan plan(kernels, b, rows);
   const Pointwise& point = kernels.pointwise;
-  each_row(rows, [&](int64_t row) {
+  each_row(rows, b.hidden, [&](int64_t row) {
     point.rms_norm(x + row * b.hidden, b.first_norm, b.hidden, b.eps,
                    plan.normed + row * b.hidden);
   });
   multiply(kernels, b.qkv, rows, plan.normed, reinterpret_cast<void* const*>(qkv), plan.products);
   const int64_t half = b.head_dim / 2;
-  each_row(rows, [&](int64_t row) {
+  each_row(rows, (b.heads + b.kv_heads) * b.head_dim, [&](int64_t row) {
     const uint16_t *c = cos + row * half, *s = sin + row * half;
     point.rotate(qkv[0] + row * b.heads * b.head_dim, b.heads, half, c, s);
     point.rotate(qkv[1] + row * b.kv_heads * b.head_dim, b.kv_heads, half, c, s);
@@ -98,7 +100,7 @@ void leave_part(const Kernels& kernels, const Block& b, const Rows& rows, const 
   const Pointwise& point = kernels.pointwise;
   void* const normed = plan.normed;
   multiply(kernels, b.out, rows, attended, &normed, plan.products);
-  each_row(rows, [&](int64_t row) {
+  each_row(rows, b.hidden, [&](int64_t row) {
     uint16_t* here = x + row * b.hidden;
     uint16_t* other = plan.normed + row * b.hidden;
     point.add(here, other, b.hidden);
@@ -109,12 +111,13 @@ void leave_part(const Kernels& kernels, const Block& b, const Rows& rows, const 
   // One token alone is cut too: its inner channels are many.
   constexpr int64_t kPiece = 1024;
   const int64_t values = rows.count * b.inner;
-  parallel((values + kPiece - 1) / kPiece, rows.threads, [&](int, int64_t begin, int64_t end) {
+  const int threads = useful_threads(values * kSwigluOperations, rows.threads);
+  parallel((values + kPiece - 1) / kPiece, threads, [&](int, int64_t begin, int64_t end) {
     const int64_t first = begin * kPiece, stop = std::min(end * kPiece, values);
     point.swiglu(plan.gate + first, plan.up + first, stop - first);
   });
   multiply(kernels, b.down, rows, plan.gate, &normed, plan.products);
-  each_row(rows, [&](int64_t row) {
+  each_row(rows, b.hidden, [&](int64_t row) {
     point.add(x + row * b.hidden, plan.normed + row * b.hidden, b.hidden);
   });
 }

@@ -8,7 +8,7 @@ namespace vlpress {
 
 void dense(const Kernels& kernels, const Dense& d) {
   const int64_t tiles = (d.n + kTile - 1) / kTile;
-  parallel(tiles, d.threads, [&](int, int64_t begin, int64_t end) {
+  parallel(tiles, useful_threads(d.m * d.n * d.k, d.threads), [&](int, int64_t begin, int64_t end) {
     alignas(64) float total[kDecodeRows * kTile];
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * kTile;

@@ -49,7 +49,8 @@ template <typename Work>
 void each_tile(const Problem& p, const Work& work) {
   int64_t all = 0;
   for (int i = 0; i < p.count; ++i) all += tiles_of(p.weights[i]);
-  parallel(all, p.threads, [&](int thread, int64_t begin, int64_t end) {
+  const int threads = useful_threads(all * kTile * p.shape.k * p.m, p.threads);
+  parallel(all, threads, [&](int thread, int64_t begin, int64_t end) {
     int weight = 0;
     int64_t tile = begin;
     for (int64_t i = begin; i < end; ++i, ++tile) {
@@ -223,7 +224,8 @@ void float_products(const Kernels& kernels, const Problem& p) {
   const uint8_t* x = static_cast<const uint8_t*>(p.x);
   int64_t stride = p.x_stride;
   if (plan.widened) {
-    parallel(p.m, p.threads, [&](int, int64_t begin, int64_t end) {
+    const int threads = useful_threads(p.m * inputs * kRoundOperations, p.threads);
+    parallel(p.m, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         kernels.widen(static_cast<const uint16_t*>(p.x) + row * p.x_stride, inputs,
                       plan.widened + row * inputs);
@@ -262,7 +264,8 @@ void integer_products(const Kernels& kernels, const Problem& p, float scale) {
   const IntegerPlan plan(kernels, p);
   const Shape& shape = p.shape;
   const int64_t groups = groups_of(p);
-  parallel(p.m, p.threads, [&](int thread, int64_t begin, int64_t end) {
+  const int threads = useful_threads(p.m * shape.k * kRoundOperations, p.threads);
+  parallel(p.m, threads, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       int8_t* levels = plan.spread ? plan.rows_of_levels + thread * shape.k
                                    : plan.levels + row * shape.k;

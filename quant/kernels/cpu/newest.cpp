@@ -74,7 +74,9 @@ void attend_group(const Kernels& kernels, const Newest& a, int64_t prompt, int64
 }  // namespace
 
 void attend_newest(const Kernels& kernels, const Newest& a, int threads) {
-  parallel(a.prompts * a.kv_heads, threads, [&](int thread, int64_t begin, int64_t end) {
+  const int64_t products = 2 * a.prompts * a.heads * (a.past + 1) * a.head_dim;
+  const int useful = useful_threads(products, threads);
+  parallel(a.prompts * a.kv_heads, useful, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       attend_group(kernels, a, i / a.kv_heads, i % a.kv_heads, thread);
   });

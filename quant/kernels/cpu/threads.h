@@ -26,4 +26,18 @@ void parallel(int64_t count, int threads, const Work& work) {
       const_cast<Work*>(&work));
 }
 
+// Starting a parallel region costs microseconds, more when its threads have to be woken: a thread
+// must have about ten microseconds' work for that. Counted in multiply-adds on weights in a cache.
+constexpr int64_t kLeastOperations = 1 << 18;
+// What a value costs in such operations where it is not multiplied with a weight.
+constexpr int64_t kRoundOperations = 8;    // rounding to int8
+constexpr int64_t kNormOperations = 16;    // normalizing, adding
+constexpr int64_t kSwigluOperations = 64;  // an exponential and a division
+
+// How many of `threads` so many operations are worth.
+inline int useful_threads(int64_t operations, int threads) {
+  const int64_t most = operations / kLeastOperations;
+  return most < threads ? static_cast<int>(most > 1 ? most : 1) : threads;
+}
+
 }  // namespace vlpress
