@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .calib.ranks import ALONE, Ranks, first, led
 from .eval import compare, compare_many, evaluate
+from .eval.evaluation import find_reference
 from .eval.fingerprint import run_fingerprint
 from .eval.perplexity import FILE as TEXT_FILE
 from .eval.predictions import differences
-from .eval.results import QUANTIZATION, read_info
+from .eval.results import QUANTIZATION, read_info, read_run
+from .eval.speed_section import FILE as THROUGHPUT_FILE
+from .eval.speed_section import write_throughput
 from .eval.tasks.task import Task
 from .floor import measure_batch_floor, measure_dtype_floor
 from .folders import discard, refuse_foreign
+from .model.processing import Processor
 from .opening import Source, check_questions, open_tasks, open_text
 from .progress import Reporter
 from .requests import Questions, Settings
+from .timing import time_in_alternation
 
 RUN_FILE = "run.json"
 SCORES_FILE = "scores.json"
@@ -46,14 +52,15 @@ def evaluate_to(
     if questions.noise and ranks.count > 1:
         raise ValueError("--noise is measured by one process; leave it out under torchrun")
 
-    def open_all() -> tuple[Source, list[Task], str | None]:
+    def open_all() -> tuple[Source, Processor, list[Task], str | None]:
         check_questions(questions, settings)
         refuse_foreign(out, RUN_FILE)
         source = Source.find(model, settings)
-        return source, open_tasks(questions, source), open_text(questions)
+        processor = source.processor()
+        tasks = open_tasks(questions, source, processor)
+        return source, processor, tasks, open_text(questions)
 
-    source, tasks, text = led(ranks, open_all)
-    processor = source.processor()
+    source, processor, tasks, text = led(ranks, open_all)
     loaded = source.load()
 
     def setup() -> dict[str, Any]:
@@ -88,7 +95,32 @@ def evaluate_to(
         dtype = loaded.dtype
         del loaded  # before it is loaded in another dtype
         measure_dtype_floor(out, tasks, source, dtype=dtype, **sizes, reporter=reporter)
+    elif reference is not None and ranks.count == 1:
+        del loaded  # before both models are opened
+        _time_against(reference, out, tasks, source, questions.batch_size, reporter)
     return result.to_dict()
+
+
+def _time_against(
+    reference: Path,
+    out: Path,
+    tasks: Sequence[Task],
+    source: Source,
+    batch_size: int,
+    reporter: Reporter,
+) -> None:
+    """Time the model beside the original that a reference was evaluated with."""
+    try:
+        folder = find_reference(read_run(reference))
+    except ValueError as error:
+        reporter.note(f"speed is not measured in alternation: {error}")
+        write_throughput(reference, out, reason=f"not measured in alternation: {error}")
+        return
+    settings = replace(source.settings, activations="recipe", head="recipe")
+    original = Source.find(str(folder), settings)
+    time_in_alternation(
+        reference, out, tasks, original, source, batch_size=batch_size, reporter=reporter
+    )
 
 
 def make_room(
@@ -116,7 +148,7 @@ def make_room(
     )
     if fresh or is_stale:
         # What marks the folder as ours goes last: a kill halfway must leave it known.
-        discard(out, [*known, QUANTIZATION, TEXT_FILE, SCORES_FILE, RUN_FILE])
+        discard(out, [*known, QUANTIZATION, TEXT_FILE, THROUGHPUT_FILE, SCORES_FILE, RUN_FILE])
 
 
 def _has_answers(out: Path, names: Iterable[str]) -> bool:

@@ -23,6 +23,7 @@ from .folders import claim, is_same, refuse_foreign
 from .opening import Source, check_questions, open_tasks, open_text, refuse_leak
 from .progress import Reporter
 from .requests import BUILTIN_MODELS, RunRequest
+from .timing import time_in_alternation
 
 PROPOSED = "MMBench_DEV_EN"
 OURS = ("plan.json", "checkpoint", "eval", "report")
@@ -45,7 +46,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     refuse_foreign(request.out)
     source = Source.find(request.model, request.settings)
     job = Job.prepare(source, request.recipe, request.calibration, tp=request.tp)
-    tasks = open_tasks(request.questions, source)
+    tasks = open_tasks(request.questions, source, job.processor)
     text = open_text(request.questions)
     refuse_leak(job.samples, tasks)
     made_from = job.fingerprint()
@@ -72,6 +73,15 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
         job.make(checkpoint, made_from, reporter, **flags)
     if not _is_evaluated(out, tasks, _noise(request)):
         _evaluate_both(job, checkpoint, tasks, text, request, reporter)
+    time_in_alternation(
+        out / "eval" / "base",
+        out / "eval" / "candidate",
+        tasks,
+        source,
+        Source.find(str(checkpoint), request.settings),
+        batch_size=request.questions.batch_size,
+        reporter=reporter,
+    )
     return _report(job, request)
 
 
