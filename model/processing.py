@@ -22,13 +22,13 @@ from .chat import VisualSource, split_messages
 from .config import ModelConfig, read_json
 from .images import (
     ImageSource,
-    PixelSettings,
     open_image,
     resize,
     smart_resize,
     to_patches,
 )
 from .inputs import Prompt, Visual
+from .pixel_settings import PixelSettings
 from .rope import mrope_ids
 from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video
 

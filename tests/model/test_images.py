@@ -20,12 +20,12 @@ from tiny_models import TinyConfig
 
 from vlpress.model.images import (
     MAX_PICTURE_PIXELS,
-    PixelSettings,
     open_image,
     smart_resize,
     to_patches,
     to_rgb,
 )
+from vlpress.model.pixel_settings import PixelSettings
 
 VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "smart_resize.json").read_text())
 
@@ -156,34 +156,3 @@ def test_patches_hold_the_right_pixels(tiny_config: TinyConfig) -> None:
             wanted = (pixels / 255 - settings.mean[channel]) / settings.std[channel]
             found = patches[time, row, column, below, right, channel, frame]
             torch.testing.assert_close(found, torch.from_numpy(wanted).float())
-
-
-def settings_from(folder: Path, tiny_config: TinyConfig, raw: dict[str, Any]) -> PixelSettings:
-    (folder / "preprocessor_config.json").write_text(json.dumps(raw))
-    return PixelSettings.from_folder(folder, tiny_config().vision)
-
-
-def test_settings_of_both_generations(tmp_path: Path, tiny_config: TinyConfig) -> None:
-    old = settings_from(tmp_path, tiny_config, {"min_pixels": 3136, "max_pixels": 12845056})
-    new = settings_from(
-        tmp_path, tiny_config, {"size": {"shortest_edge": 3136, "longest_edge": 12845056}}
-    )
-    assert old == new == PixelSettings(3136, 12845056)
-    changed = PixelSettings.from_folder(tmp_path, tiny_config().vision, max_pixels=50176)
-    assert (changed.min_pixels, changed.max_pixels) == (3136, 50176)
-    (tmp_path / "preprocessor_config.json").unlink()
-    nested = {"image_processor": {"size": {"shortest_edge": 784, "longest_edge": 1568}}}
-    (tmp_path / "processor_config.json").write_text(json.dumps(nested))
-    settings = PixelSettings.from_folder(tmp_path, tiny_config().vision)
-    assert (settings.min_pixels, settings.max_pixels) == (784, 1568)
-
-
-def test_settings_that_cannot_be_followed(tmp_path: Path, tiny_config: TinyConfig) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no preprocessor_config\.json"):
-        PixelSettings.from_folder(tmp_path, tiny_config().vision)
-    with pytest.raises(ValueError, match="patch_size 16 is not supported; this model needs 14"):
-        settings_from(tmp_path, tiny_config, {"patch_size": 16})
-    with pytest.raises(ValueError, match="do_normalize False is not supported"):
-        settings_from(tmp_path, tiny_config, {"do_normalize": False})
-    with pytest.raises(ValueError, match="min_pixels 9000 and max_pixels 4000"):
-        settings_from(tmp_path, tiny_config, {"min_pixels": 9000, "max_pixels": 4000})
