@@ -177,7 +177,8 @@ def test_quantized_model_is_refused(finished: Path, tmp_path: Path) -> None:
 
 
 def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
-    (task,) = open_tasks(QUESTIONS, Source.find(str(checkpoint), Settings(device="cpu")))
+    source = Source.find(str(checkpoint), Settings(device="cpu"))
+    (task,) = open_tasks(QUESTIONS, source, source.processor())
     (picture,) = pictures(task.items[2])
     lines = tmp_path / "leak.jsonl"
     (tmp_path / "leaked.png").write_bytes(picture.read())
@@ -187,7 +188,7 @@ def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_pa
         checkpoint, tmp_path / "out", calibration=Calibration(str(lines), samples=1)
     )
     item = task.items[2].id
-    with pytest.raises(ValueError, match=f"also a picture of builtin-ocrbench item {item}"):
+    with pytest.raises(ValueError, match=f"also an image of builtin-ocrbench item {item}"):
         run(leaking, quiet())
     assert not (tmp_path / "out").exists()
 
@@ -196,7 +197,8 @@ def test_built_in_drawings_never_leak(checkpoint: Path) -> None:
     from vlpress.calib.samples import load_samples
 
     samples = load_samples(None, n=16, seed=0)
-    tasks = open_tasks(QUESTIONS, Source.find(str(checkpoint), Settings(device="cpu")))
+    source = Source.find(str(checkpoint), Settings(device="cpu"))
+    tasks = open_tasks(QUESTIONS, source, source.processor())
     refuse_leak(samples, tasks)
     text_only = [Sample([{"role": "user", "content": "no picture"}], "", "text")]
     refuse_leak(text_only, tasks)

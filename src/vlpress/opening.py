@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from .calib.samples import Sample, image_digest, image_digests, load_samples
+from .eval.askable import mark_unaskable
 from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
 from .eval.perplexity import read_text
 from .eval.tasks import find, open_task
+from .eval.tasks.pictures import Picture
 from .eval.tasks.pixels import DEFAULT as MODEL_PIXELS
 from .eval.tasks.pixels import pixel_budget
 from .eval.tasks.prompts import default_prompt_style, prompt_style
@@ -142,15 +144,18 @@ def check_questions(questions: Questions, settings: Settings) -> None:
         )
 
 
-def open_tasks(questions: Questions, source: Source) -> list[Task]:
+def open_tasks(questions: Questions, source: Source, processor: Processor) -> list[Task]:
     """Open the benchmarks in the prompt layout of the model's family.
+
+    Rows that this model cannot be asked are broken, see `eval.askable`; no weights are needed.
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
         ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
     """
     style = questions.prompt_style or default_prompt_style(source.config.family)
-    return open_tasks_in(style, questions, source.settings)
+    tasks = open_tasks_in(style, questions, source.settings)
+    return [mark_unaskable(task, processor) for task in tasks]
 
 
 def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[Task]:
@@ -186,21 +191,25 @@ def open_text(questions: Questions) -> str | None:
 
 
 def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
-    """Refuse to calibrate on a picture that the evaluation shows.
+    """Refuse to calibrate on an image that the evaluation shows.
+
+    Images are compared as calibration decodes them, and as the evaluation does.
 
     Raises:
-        ValueError: a picture is in both; the message names the item.
+        ValueError: an image is in both; the message names the item.
     """
     seen = image_digests(samples)
     if not seen:
         return
-    checked: set[str] = set()
+    checked: set[Picture] = set()
     for task in tasks:
         for item in task.items:
             for picture in pictures(item):
-                if picture.digest not in checked and image_digest(picture.read()) in seen:
+                if picture in checked:
+                    continue
+                if seen & {image_digest(picture.read()), image_digest(picture.open())}:
                     raise ValueError(
-                        f"a calibration picture is also a picture of {task.name} item {item.id}; "
+                        f"a calibration image is also an image of {task.name} item {item.id}; "
                         "take calibration samples that the evaluation does not use"
                     )
-                checked.add(picture.digest)
+                checked.add(picture)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .eval.askable import mark_as_reference
 from .eval.endpoint import Endpoint, base_url, read_api_key, request_fields
 from .eval.results import read_run
 from .eval.served import EndpointResponder, choose_model, evaluate_endpoint, served_fingerprint
@@ -43,6 +44,8 @@ def evaluate_served_to(
     refuse_foreign(out, RUN_FILE)
     style = questions.prompt_style or _reference_style(reference)
     tasks = open_tasks_in(style, questions, settings)
+    if reference is not None:
+        tasks = mark_as_reference(tasks, read_run(reference))
     with closing(EndpointResponder(endpoint)) as responder:
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
