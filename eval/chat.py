@@ -15,12 +15,11 @@ from PIL import Image
 
 from .features import pictures
 from .runner import Answer
-from .tasks.pictures import open_image
+from .tasks.pictures import ORIENTATION, Picture
 from .tasks.task import Item
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 PLAIN_MODES = ("RGB", "L", "P", "1")  # every decoder makes the same RGB of these
-ORIENTATION = 0x0112  # EXIF tag
 PICTURES = "original bytes; RGB PNG where decoders disagree"
 
 
@@ -32,7 +31,7 @@ def chat_messages(item: Item) -> list[dict[str, Any]]:
         content = message["content"]
         if not isinstance(content, str):
             content = [
-                {"type": "image_url", "image_url": {"url": data_url(next(shown).read())}}
+                {"type": "image_url", "image_url": {"url": data_url(next(shown))}}
                 if part["type"] == "image"
                 else {"type": "text", "text": part["text"]}
                 for part in content
@@ -41,20 +40,21 @@ def chat_messages(item: Item) -> list[dict[str, Any]]:
     return found
 
 
-def data_url(data: bytes) -> str:
-    """A picture as a data URL: its own bytes wherever every server reads the same pixels in them.
+def data_url(picture: Picture) -> str:
+    """An image as a data URL: its own bytes wherever every server reads the same pixels in them.
 
-    Other formats, and pictures with transparency, an EXIF orientation or several frames, which
-    servers treat in different ways, are sent as lossless PNG of what a model in this process is
-    shown.
+    Other formats, and images with transparency, an EXIF orientation, 16 bits per channel or several
+    frames, which servers treat in different ways, are sent as lossless PNG of the pixels that a
+    model in this process is shown.
 
     Raises:
-        ValueError: the picture does not decode.
+        ValueError: the image does not decode.
     """
+    data = picture.read()
     media = _media_type(data)
     if media is None:
         buffer = io.BytesIO()
-        open_image(data).save(buffer, format="PNG")
+        picture.open().save(buffer, format="PNG")
         media, data = MEDIA_TYPES["PNG"], buffer.getvalue()
     return f"data:{media};base64,{base64.b64encode(data).decode('ascii')}"
 
@@ -65,13 +65,19 @@ def _media_type(data: bytes) -> str | None:
         with Image.open(io.BytesIO(data)) as image:
             is_plain = (
                 image.mode in PLAIN_MODES
+                and not _is_deep(image)
                 and "transparency" not in image.info
                 and getattr(image, "n_frames", 1) == 1
                 and image.getexif().get(ORIENTATION, 1) == 1
             )
             return MEDIA_TYPES.get(image.format or "") if is_plain else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # let `open_image` say what is wrong with it
+        return None  # let `Picture.open` say what is wrong with it
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow reads 8 of 16 bits: colours in PNG, which it has no mode of 16 bits for."""
+    return any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def parse_reply(reply: object) -> Answer:

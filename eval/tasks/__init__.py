@@ -7,11 +7,10 @@ that is given by its hub id.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,16 @@ from PIL import Image
 
 from ..extract import DEFAULT_PROFILE, rule_profile
 from . import catalogue
-from .catalogue import BUILTIN, KINDS, Found, Published, find
+from .broken import mark_broken, text_faults
+from .catalogue import BUILTIN, KINDS, Found, Kind, Published, find
 from .hub import fetch, read_dataset
 from .jsonl import read_jsonl
 from .pictures import Picture
 from .pixels import DEFAULT as MODEL_PIXELS
 from .pixels import bounds_of
 from .prompts import DEFAULT, prompt_hash, prompt_style
-from .table import Row, Table, accept_faults, picture_faults
-from .task import Fields, Item, Task, by_unit, is_broken, sample_units
+from .table import Row, Table, picture_faults
+from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
 from .tsv import read_table
 
 MAX_NEW_TOKENS = 2048  # the cap the published scores were taken with
@@ -51,7 +51,7 @@ def open_task(
     pixels: str = MODEL_PIXELS,
     data_root: str | Path | None = None,
 ) -> Task:
-    """Open a benchmark.
+    """Open a benchmark; rows that no model can be asked are broken, see `broken`.
 
     Args:
         spec: a name or `NAME=PLACE`, see `catalogue`.
@@ -80,52 +80,43 @@ def open_task(
     notes += checked
     if limit is not None:
         rows, fields = _limited(rows, fields, limit, seed)
-    fields = _seen(rows, fields)
-    faults = {f["id"]: f["fault"] for f in fields if is_broken(f)}
-    notes += accept_faults(table.path, faults, len(rows))
-    asked = [(r, f) for r, f in zip(rows, fields, strict=True) if not is_broken(f)]
+    fields = _seen(rows, fields, kind, style)
     synthetic = table.md5 in _packaged_md5s().values()
     cap = max_new_tokens or (BUILTIN_MAX_NEW_TOKENS if synthetic else MAX_NEW_TOKENS)
-    pictures = _Blanks() if blank else None
-    items = tuple(
-        Item(
-            id=f["id"],
-            messages=[
-                {"role": "user", "content": kind.content(pictures.of(r) if pictures else r, style)}
-            ],
-            max_new_tokens=cap,
-            fields=f,
-            pixels=bounds,
-        )
-        for r, f in asked
-    )
+    blanks = _Blanks() if blank else None
+
+    def item(row: Row, about: Fields) -> Item:
+        content = kind.content(blanks.of(row) if blanks else row, style)
+        return Item(about["id"], [{"role": "user", "content": content}], cap, about, bounds)
+
     fingerprint: dict[str, Any] = {
         "md5": table.md5,
         "rows": len(rows),
-        "broken": list(faults),
         "split": split,
-        "items": hashlib.sha256("\n".join(i.id for i in items).encode()).hexdigest(),
         "prompt_style": style,
         "prompt_hash": prompt_hash(kind.content, style),
         "profile": profile,
         "limit": limit,
         "limit_seed": None if limit is None else seed,
         "blank_images": blank,
+        "image_decoding": kind.decoding,
         "pixels": {"budget": pixels, **(asdict(bounds) if bounds else {})},
         "max_new_tokens": cap,
     }
-    return Task(
+    task = Task(
         name=found.name,
         kind=found.kind,
         metric=kind.metric,
-        items=items,
+        items=tuple(item(r, f) for r, f in zip(rows, fields, strict=True) if not is_broken(f)),
         fields=tuple(fields),
         profile=profile,
         synthetic=synthetic,
         fingerprint=fingerprint,
         scorer=kind.score,
-        notes=tuple(notes),
+        source=table.path.name,
+        deviations=tuple(notes),
     )
+    return mark_broken(task, {})
 
 
 def _style(name: str | None) -> str:
@@ -142,18 +133,14 @@ def _checked(
         lost = (row for row in rows if row.get("split") != split)
         faults |= {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in lost}
     make = KINDS[found.kind].fields
-    return [_fields(make(row), faults.get(row.index)) for row in rows], findings.notes
+    return [with_fault(make(row), faults.get(row.index)) for row in rows], findings.notes
 
 
-def _seen(rows: Sequence[Row], fields: Sequence[Fields]) -> list[Fields]:
-    """The fields again, those of rows whose picture does not decode marked."""
+def _seen(rows: Sequence[Row], fields: Sequence[Fields], kind: Kind, style: str) -> list[Fields]:
+    """The fields again, those of rows marked whose images or text no model can be shown."""
     sound = [row for row, f in zip(rows, fields, strict=True) if not is_broken(f)]
-    faults = picture_faults(sound)
-    return [_fields(f, faults.get(row.index)) for row, f in zip(rows, fields, strict=True)]
-
-
-def _fields(fields: Fields, fault: str | None) -> Fields:
-    return {**fields, "fault": fault} if fault else fields
+    faults = {**text_faults(sound, kind.content, style), **picture_faults(sound)}
+    return [with_fault(f, faults.get(row.index)) for row, f in zip(rows, fields, strict=True)]
 
 
 def _read(found: Found) -> tuple[Table, list[str]]:
@@ -239,14 +226,14 @@ def _check_packaged(table: Table) -> None:
 
 
 class _Blanks:
-    """Gray pictures of the sizes of others, each made once."""
+    """Gray images of the sizes that others are shown in, each made once."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[int, int], Picture] = {}
 
     def of(self, row: Row) -> Row:
         """The row with gray pictures."""
-        return Row(row.index, row.values, tuple(self._gray(p.open().size) for p in row.images))
+        return replace(row, images=tuple(self._gray(p.size()) for p in row.images))
 
     def _gray(self, size: tuple[int, int]) -> Picture:
         if size not in self._made:

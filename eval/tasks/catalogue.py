@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import mmbench, mmmu, ocrbench, own
+from .pictures import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .prompts import Builder
 from .table import Findings, Row, Table
 from .task import Fields, Scorer
@@ -33,6 +34,7 @@ class Kind:
     content: Builder
     fields: Callable[[Row], Fields]
     score: Scorer
+    decoding: Decoding  # of its images
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ KINDS: Mapping[str, Kind] = {
         room.content,
         room.fields,
         room.score,
+        AS_DISPLAYED if room is own else VLMEVALKIT,
     )
     for name, room in (
         ("mmbench", mmbench),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .pictures import Picture, PictureStore
+from .pictures import VLMEVALKIT, Picture, PictureStore
 from .table import Faults, Index, Row, Table, fail_rows
 
 MISSING = "nan"  # how one form writes an empty cell
@@ -132,7 +132,7 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> Table:
         ValueError: no files of the wanted split, or other columns than the form's.
     """
     form = FORMS[kind]
-    store, digest = PictureStore(), hashlib.md5()
+    store, digest = PictureStore(VLMEVALKIT), hashlib.md5()
     rows: list[Row] = []
     faults: Faults = {}
     for number, record in enumerate(_records(folder, form, config)):
@@ -166,14 +166,14 @@ def _row(record: Record, number: int, form: Form, store: PictureStore) -> tuple[
         pictures: tuple[Picture, ...] = tuple(store.add(_encoded(cell)) for cell in cells)
     except ValueError as error:
         return Row(index, texts, ()), str(error)
-    return Row(index, texts, pictures), "" if pictures else "it has no picture"
+    return Row(index, texts, pictures), "" if pictures else "it has no image"
 
 
 def _encoded(cell: Any) -> bytes:
     """Bytes of an undecoded `datasets` image."""
     data = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if not isinstance(data, bytes):
-        raise ValueError("it has no picture")
+        raise ValueError("it has no image")
     return data
 
 

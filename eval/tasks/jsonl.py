@@ -4,29 +4,33 @@
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "choices": ["left", "right"],
      "answer": "B", "category": "size"}
 
-`image` is a path relative to the file, a `data:` URL or base64, a list of those, or absent; where
-`<image 1>` stands in the question is where the first one is shown. `answer` is a text or a number,
-or a list of accepted ones; with `choices` it is a letter. `metric` is one of `METRICS`, by default
-choice where there are choices and exact elsewhere.
+`image` is what `model.media` reads: a path relative to the file, a `file://` or `data:` URL,
+base64, or an object with one of them; a list of those, or absent. `own` says where marks in the
+question place the images, `choices` how options and their answer may be written. `answer` is a text
+or a number, or a list of accepted ones. `metric` is one of `METRICS`, by default choice where there
+are choices and exact elsewhere.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import codecs
 import hashlib
 import json
-import string
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .pictures import Picture, PictureStore
+from ...model.media import read_image_bytes
+from .choices import Options, Value, letter_of, read_options
+from .pictures import AS_DISPLAYED, PictureStore
 from .table import Faults, Index, Row, Table
 
 METRICS = ("exact", "contains", "choice", "relaxed")
 _KEYS = ("id", "image", "images", "question", "answer", "choices", "metric", "category", "group")
-_PATH_LENGTH = 1024  # the system refuses to look longer names up
+_VIDEOS = ("video", "videos")
+_MARKED = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_START = 200  # bytes that tell UTF-16 without a mark: every other one is zero
 
 
 def read_jsonl(path: str | Path) -> Table:
@@ -40,15 +44,11 @@ def read_jsonl(path: str | Path) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"benchmark file {path} does not exist")
     raw = path.read_bytes()
-    try:
-        lines = raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    store, digest = PictureStore(), hashlib.md5(raw)
+    store, digest = PictureStore(AS_DISPLAYED), hashlib.md5(raw)
     rows: list[Row] = []
     known: set[Index] = set()
     faults: Faults = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_text(path.name, raw).split("\n"), start=1):
         if not line.strip():
             continue
         row, fault = _read_line(line, number, path.parent, store)
@@ -58,87 +58,147 @@ def read_jsonl(path: str | Path) -> Table:
         rows.append(row)
         if fault:
             faults[row.index] = fault
-        for picture in row.images:  # a picture beside the file may change without it
+        for picture in row.images:  # an image file may change without the JSONL file
             digest.update(picture.digest.encode())
     if not rows:
         raise ValueError(f"{path.name} holds no questions; write one JSON object per line")
     return Table(path, digest.hexdigest(), _KEYS, tuple(rows), faults)
 
 
-def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tuple[Row, str]:
-    index: Index = number
+def _text(name: str, raw: bytes) -> str:
+    start = raw[:_START]
+    if raw.startswith(_MARKED) or start.count(0) * 3 > len(start):
+        raise ValueError(f"{name} is in UTF-16 or UTF-32; save it as UTF-8")
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, not an object")
-        index = str(record.get("id", number))
-        if unknown := [key for key in record if key not in _KEYS]:
-            raise ValueError(f"unknown key {unknown[0]!r}; allowed are {', '.join(_KEYS)}")
-        values = _values(record)
-        return Row(index, values, _pictures(record, folder, store)), ""
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{name}:{line} is not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+
+
+def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tuple[Row, str]:
+    """The row of a line, empty if the line cannot be used, and why it cannot."""
+    index = str(number)
+    try:
+        record = _record(line)
+        index = _id(record.get("id")) or index
+        cells = _cells(record)
+        images = tuple(store.add(read_image_bytes(cell, folder)) for cell in _images(record))
+        return Row(index, cells, images, number), ""
     except json.JSONDecodeError as error:
-        return Row(str(index), {}, ()), f"line {number} is not JSON ({error.msg})"
-    except (ValueError, RecursionError) as error:
-        return Row(str(index), {}, ()), f"line {number}: {error}"
+        return Row(index, {}, (), number), f"not JSON ({error.msg})"
+    except (ValueError, OSError, RecursionError) as error:
+        return Row(index, {}, (), number), " ".join(str(error).split())
 
 
-def _values(record: Mapping[str, Any]) -> dict[str, str]:
+def _record(line: str) -> Mapping[str, Any]:
+    record = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    if not isinstance(record, dict):
+        raise ValueError(f"it holds a {type(record).__name__}, not an object")
+    for key in record:
+        if key in _VIDEOS:
+            raise ValueError(f"key {key!r}: videos are not evaluated; take the row out")
+        if key not in _KEYS:
+            raise ValueError(f"unknown key {key!r}; allowed are {', '.join(_KEYS)}")
+    return record
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} is there twice; keep one")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; write null or leave the key out")
+
+
+def _id(value: object) -> str:
+    return _plain("id", value)
+
+
+def _plain(key: str, value: object) -> str:
+    """A text or number as text; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{key} must be a text or a number")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{key} holds half a surrogate pair") from None
+    return text
+
+
+def _cells(record: Mapping[str, Any]) -> dict[str, str]:
     """The cells of a row; lists as JSON."""
-    question, answer = record.get("question"), record.get("answer")
+    question = record.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("question must be a text")
-    answers = answer if isinstance(answer, list) else [answer]
-    if not answers or not all(_is_answer(a) for a in answers):
-        raise ValueError("answer must be a text, a number or a list of those")
-    choices = _choices(record.get("choices"))
-    metric = record.get("metric", "choice" if choices else "exact")
+    options = read_options(record.get("choices"))
+    default = "choice" if options else "exact"
+    metric = default if record.get("metric") is None else record["metric"]
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")
-    if metric == "choice" and [str(a) for a in answers if str(a) not in choices]:
-        raise ValueError(f"answer is {answer!r}; with metric choice it is a letter of choices")
-    cells = {"category": record.get("category"), "l2-category": record.get("group")}
+    answers = _answers(record.get("answer"), options, metric)
+    optional = {
+        "category": _plain("category", record.get("category")),
+        "l2-category": _plain("group", record.get("group")),
+    }
     return {
         "question": question,
-        "answers": json.dumps([str(a) for a in answers], ensure_ascii=False),
+        "answers": json.dumps(answers, ensure_ascii=False),
         "metric": str(metric),
-        **choices,
-        **{key: str(value) for key, value in cells.items() if value not in (None, "")},
+        **{letter: str(text) for letter, text in options.items()},
+        **{key: value for key, value in optional.items() if value},
     }
+
+
+def _answers(value: object, options: Options, metric: str) -> list[str]:
+    answers: list[Any] = value if isinstance(value, list) else [value]
+    if not answers or not all(map(_is_answer, answers)):
+        raise ValueError(
+            f"answer is {_shown(value)}; it must be a text, a finite number or a list of those"
+        )
+    if metric != "choice":
+        return [text for answer in answers for text in _texts(answer)]
+    if not options:
+        raise ValueError("metric choice needs choices; give them or another metric")
+    return list(dict.fromkeys(letter_of(answer, options) for answer in answers))
 
 
 def _is_answer(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
-    return bool(str(value).strip())
+    return bool(value.strip()) if isinstance(value, str) else math.isfinite(value)
 
 
-def _choices(value: object) -> dict[str, str]:
-    """Options by letter, from a list or a mapping."""
-    if value is None:
-        return {}
-    if isinstance(value, list):
-        value = dict(zip(string.ascii_uppercase, value, strict=False))
-    letters = set(string.ascii_uppercase)
-    if not isinstance(value, dict) or not value or not set(value) <= letters:
-        raise ValueError("choices must be a list of texts or an object of letter and text")
-    return {letter: str(value[letter]) for letter in sorted(value)}
+def _texts(answer: Value) -> list[str]:
+    """How an answer may be written: a whole number that JSON holds as 12.0 also as 12."""
+    if isinstance(answer, float) and answer.is_integer():
+        return [str(answer), str(int(answer))]
+    return [str(answer)]
 
 
-def _pictures(record: Mapping[str, Any], folder: Path, store: PictureStore) -> tuple[Picture, ...]:
-    cells = record.get("images", record.get("image"))
-    listed = cells if isinstance(cells, list) else [] if cells is None else [cells]
-    return tuple(store.add(_read_picture(cell, folder)) for cell in listed)
+def _images(record: Mapping[str, Any]) -> list[Any]:
+    """What stands for the images of a row, under either key."""
+    given = [_listed(record[key]) for key in ("image", "images") if record.get(key) is not None]
+    given = [cells for cells in given if cells]
+    if len(given) == 2 and given[0] != given[1]:
+        raise ValueError("image and images hold different images; keep one of the keys")
+    return given[0] if given else []
 
 
-def _read_picture(cell: object, folder: Path) -> bytes:
-    if not isinstance(cell, str) or not cell:
-        raise ValueError("image must be a path, a data: URL or base64")
-    if cell.startswith("data:"):
-        cell = cell.partition(",")[2]
-    elif len(cell) <= _PATH_LENGTH and "\0" not in cell and (folder / cell).is_file():
-        return (folder / cell).read_bytes()
-    try:
-        return base64.b64decode(cell, validate=True)
-    except (binascii.Error, ValueError):
-        shown = cell if len(cell) <= 60 else cell[:57] + "..."
-        raise ValueError(f"image {shown!r} is neither a file nor base64") from None
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."

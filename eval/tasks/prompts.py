@@ -77,7 +77,7 @@ def has_chinese(text: str) -> bool:
 
 def images_first(row: Row, text: str) -> Content:
     """All pictures, then the text with any placeholder left as it is."""
-    return [*map(_image, row.images), _text(text)]
+    return [*map(image_part, row.images), text_part(text)]
 
 
 def interleave(row: Row, text: str) -> Content:
@@ -92,7 +92,7 @@ def interleave(row: Row, text: str) -> Content:
     content: Content = []
     for place, piece in enumerate(pieces):
         if place % 2 == 0:
-            content += [_text(piece)] if piece else []
+            content += [text_part(piece)] if piece else []
             continue
         number = int(piece)
         if not 1 <= number <= len(row.images):
@@ -100,7 +100,7 @@ def interleave(row: Row, text: str) -> Content:
                 f"row {row.index} names <image {number}> but holds {len(row.images)} pictures; "
                 "fetch or repair the file"
             )
-        content.append(_image(row.images[number - 1]))
+        content.append(image_part(row.images[number - 1]))
     return content
 
 
@@ -117,9 +117,11 @@ def prompt_hash(builder: Builder, style: str) -> str:
     return hashlib.sha256(json.dumps(rendered).encode()).hexdigest()
 
 
-def _image(picture: Picture) -> dict[str, Any]:
+def image_part(picture: Picture) -> dict[str, Any]:
+    """A content part that shows an image."""
     return {"type": "image", "image": picture}
 
 
-def _text(text: str) -> dict[str, Any]:
+def text_part(text: str) -> dict[str, Any]:
+    """A content part of text."""
     return {"type": "text", "text": text}

@@ -1,8 +1,9 @@
 """Rows of a benchmark, whatever file they came from, and what must hold for each.
 
-A row that cannot be asked or scored (a picture that does not decode, an answer that is no option)
-is broken. It is named in the report and counts as wrong for every model: leaving it out would
-change the denominator in silence. A file with many of them is refused.
+A row that cannot be asked or scored (an image that does not decode or is too large, a placeholder
+token in its text, an answer that is no option) is broken. It is named in the report and counts as
+wrong for every model: leaving it out would change the denominator in silence. A file with many of
+them is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Row:
     index: Index
     values: Mapping[str, str]  # column -> cell as written; empty cells are absent
     images: tuple[Picture, ...]  # in order of appearance
+    line: int | None = None  # of the file, where a row is one
 
     def __getitem__(self, column: str) -> str:
         return self.values[column]
@@ -70,14 +72,14 @@ class Findings:
 
 
 def picture_faults(rows: Iterable[Row]) -> Faults:
-    """Decode every picture once; rows with one that does not are broken."""
-    reasons: dict[str, str] = {}
+    """Decode every image once; rows with one that cannot be shown to a model are broken."""
+    reasons: dict[Picture, str] = {}
     faults: Faults = {}
     for row in rows:
         for picture in row.images:
-            if picture.digest not in reasons:
-                reasons[picture.digest] = _reason(picture)
-            if reason := reasons[picture.digest]:
+            if picture not in reasons:
+                reasons[picture] = _reason(picture)
+            if reason := reasons[picture]:
                 faults[row.index] = reason
     return faults
 
@@ -85,8 +87,8 @@ def picture_faults(rows: Iterable[Row]) -> Faults:
 def _reason(picture: Picture) -> str:
     try:
         picture.open()
-    except ValueError:
-        return "its picture does not decode"
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -108,8 +110,13 @@ def answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Faults:
     return faults
 
 
-def accept_faults(path: Path, faults: Mapping[Index, str], rows: int) -> list[str]:
+def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
     """Notes on broken rows.
+
+    Args:
+        name: of the file.
+        faults: id of a broken row -> what is wrong with it.
+        rows: how many there are, broken ones included.
 
     Raises:
         ValueError: there are more than a few.
@@ -120,7 +127,7 @@ def accept_faults(path: Path, faults: Mapping[Index, str], rows: int) -> list[st
     more = f" and {len(faults) - _NAMED_ROWS} more" if len(faults) > _NAMED_ROWS else ""
     if len(faults) > max(1, MAX_BROKEN * rows):
         raise ValueError(
-            f"{path.name}: {len(faults)} of {rows} rows are broken ({shown}{more}), at most "
+            f"{name}: {len(faults)} of {rows} rows are broken ({shown}{more}), at most "
             f"{MAX_BROKEN:.0%} may be; fetch or repair the file"
         )
     return [f"{len(faults)} of {rows} rows are broken and count as wrong ({shown}{more})"]

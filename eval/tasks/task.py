@@ -67,10 +67,10 @@ Scorer = Callable[[Sequence[Fields], Mapping[str, str], str], TaskScore]
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark opened for evaluation."""
+    """A benchmark opened for evaluation; see `broken.mark_broken` for its broken rows."""
 
     name: str  # key in reports
-    kind: str  # which scorer applies: mmbench, ocrbench or mmmu
+    kind: str  # which scorer applies: mmbench, ocrbench, mmmu or own
     metric: str
     items: tuple[Item, ...]  # to ask
     fields: tuple[Fields, ...]  # to score: those of all items and of the broken rows
@@ -78,7 +78,9 @@ class Task:
     synthetic: bool  # drawn pictures, not the published benchmark
     fingerprint: Mapping[str, Any]  # everything that changes prompts, pictures or scores
     scorer: Scorer = field(repr=False)
-    notes: tuple[str, ...] = ()  # deviations from the published file, for the report
+    source: str = ""  # name of the file, for messages
+    deviations: tuple[str, ...] = ()  # from the published file
+    notes: tuple[str, ...] = ()  # for the report: the deviations, and which rows are broken
 
     def score(self, predictions: Mapping[str, str]) -> TaskScore:
         """Score one answer per item (item id -> text).
@@ -93,6 +95,14 @@ class Task:
 def is_broken(fields: Fields) -> bool:
     """Whether a row cannot be asked or scored."""
     return bool(fields.get("fault"))
+
+
+def with_fault(fields: Fields, fault: str | None) -> Fields:
+    """The fields of a row with what is wrong with it, and on which line if the row is one."""
+    if not fault:
+        return fields
+    place = f"line {fields['line']}: " if fields.get("line") else ""
+    return {**fields, "fault": place + fault.removeprefix(place)}
 
 
 def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str]) -> None:

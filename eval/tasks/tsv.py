@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .pictures import Picture, PictureStore
+from .pictures import VLMEVALKIT, Picture, PictureStore
 from .table import Row, Table, fail_rows
 
 REFERENCE_LENGTH = 64  # longer cells are pictures, shorter ones name the row that holds one
@@ -129,7 +129,7 @@ class _Pictures:
     """Pictures of all rows; those that are references are followed when all rows are known."""
 
     def __init__(self) -> None:
-        self._store = PictureStore()
+        self._store = PictureStore(VLMEVALKIT)
         self._images: dict[str, tuple[Picture, ...]] = {}
         self._bad: set[str] = set()
         self._references: dict[str, str] = {}
@@ -149,12 +149,12 @@ class _Pictures:
         if target in self._images:
             return self._images[target], ""
         if index in self._bad:
-            return (), "its picture is not base64"
+            return (), "its image is not base64"
         if target in self._bad:
-            return (), f"it refers to row {target}, whose picture is not base64"
+            return (), f"it refers to row {target}, whose image is not base64"
         if not target:
-            return (), "it has no picture"
-        return (), f"it refers to {target[:20]!r}, which is no row with a picture"
+            return (), "it has no image"
+        return (), f"it refers to {target[:20]!r}, which is no row with an image"
 
 
 def _read_records(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 from pathlib import Path
 from typing import Any
+from zlib import compress, crc32
 
 import pytest
 from chat_server import completion, usage
@@ -12,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from vlpress.eval.chat import ORIENTATION, chat_messages, data_url, parse_reply
+from vlpress.eval.chat import chat_messages, data_url, parse_reply
 from vlpress.eval.features import pictures
 from vlpress.eval.runner import Answer
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.pictures import open_image
+from vlpress.eval.tasks.pictures import AS_DISPLAYED, ORIENTATION, VLMEVALKIT, Decoding, Picture
 from vlpress.eval.tasks.task import Item
 
 JSON = st.recursive(
@@ -39,9 +41,9 @@ def encoded(mode: str, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def sent(data: bytes) -> tuple[str, bytes]:
+def sent(data: bytes, decoding: Decoding = VLMEVALKIT) -> tuple[str, bytes]:
     """Media type and bytes of a data URL."""
-    head, _, body = data_url(data).partition(",")
+    head, _, body = data_url(Picture.of(data, decoding)).partition(",")
     assert head.startswith("data:") and head.endswith(";base64")
     return head[5:-7], base64.b64decode(body, validate=True)
 
@@ -68,6 +70,18 @@ def rotated() -> bytes:
     return encoded("RGB", "JPEG", exif=exif)
 
 
+def deep_colours() -> bytes:
+    """A PNG of one pixel with 16 bits per channel, which Pillow reads and does not write."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", crc32(name + body))
+
+    head = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">HHH", 0xFFFF, 0x8000, 0x00FF)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", compress(row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
 def moving() -> bytes:
     frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
     buffer = io.BytesIO()
@@ -84,23 +98,28 @@ def moving() -> bytes:
         pytest.param(encoded("P", "PNG", transparency=0), id="transparent colour"),
         pytest.param(encoded("CMYK", "JPEG"), id="cmyk"),
         pytest.param(encoded("I;16", "PNG"), id="16 bits"),
+        pytest.param(deep_colours(), id="16 bits of colour"),
         pytest.param(rotated(), id="rotated"),
         pytest.param(moving(), id="moving"),
     ],
 )
-def test_pictures_that_decoders_read_unlike_go_as_what_the_local_model_sees(data: bytes) -> None:
-    media, png = sent(data)
+@pytest.mark.parametrize("decoding", [AS_DISPLAYED, VLMEVALKIT])
+def test_images_that_decoders_read_differently_are_sent_as_the_local_model_sees_them(
+    data: bytes, decoding: Decoding
+) -> None:
+    media, png = sent(data, decoding)
     assert media == "image/png" and png != data
     with Image.open(io.BytesIO(png)) as image:
         assert image.mode == "RGB" and not image.getexif()
-        assert ImageChops.difference(image, open_image(data)).getbbox() is None
-    assert sent(png) == (media, png)
+        shown = Picture.of(data, decoding).open()
+        assert ImageChops.difference(image, shown).getbbox() is None
+    assert sent(png, decoding) == (media, png)
 
 
 def test_what_does_not_decode_is_an_error() -> None:
     for data in (b"", b"GIF89a", encoded("RGB", "PNG")[:40]):
-        with pytest.raises(ValueError, match="picture does not decode"):
-            data_url(data)
+        with pytest.raises(ValueError, match="image does not decode"):
+            data_url(Picture.of(data))
 
 
 def test_pictures_and_text_keep_their_order(
@@ -111,7 +130,7 @@ def test_pictures_and_text_keep_their_order(
     [message] = chat_messages(item)
     [original] = item.messages
     assert message["role"] == original["role"] == "user"
-    shown = [data_url(picture.read()) for picture in pictures(item)]
+    shown = [data_url(picture) for picture in pictures(item)]
     assert len(set(shown)) == 2
     expected = [
         {"type": "image_url", "image_url": {"url": shown.pop(0)}}

@@ -158,7 +158,7 @@ def test_a_row_without_picture_is_broken(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test-00000-of-00001.parquet", records)
     task = open_task(f"OCRBench={tmp_path}")
     assert [item.id for item in task.items] == ["0"]
-    assert "1 of 2 rows are broken and count as wrong (1: it has no picture)" in task.notes[-1]
+    assert "1 of 2 rows are broken and count as wrong (1: it has no image)" in task.notes[-1]
 
 
 def test_the_digest_covers_cells_and_pictures(tmp_path: Path) -> None:

@@ -103,20 +103,20 @@ def test_relaxed_numbers_may_be_five_percent_off(gold: float, off: float) -> Non
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("{", r"line 1 is not JSON \(Expecting property name"),
+        ("{", r"line 1: not JSON \(Expecting property name"),
         ("[1]", "line 1: it holds a list, not an object"),
         ({"answer": "x"}, "line 1: question must be a text"),
-        ({"question": "q"}, "line 1: answer must be a text, a number or a list"),
-        ({"question": "q", "answer": []}, "line 1: answer must be"),
-        ({"question": "q", "answer": True}, "line 1: answer must be"),
+        ({"question": "q"}, "line 1: answer is null; it must be a text, a finite number or a list"),
+        ({"question": "q", "answer": []}, r"line 1: answer is \[\]"),
+        ({"question": "q", "answer": True}, "line 1: answer is true"),
         ({"question": "q", "answer": "x", "metric": "f1"}, "metric is 'f1'; choose one of exact"),
-        ({"question": "q", "answer": "C", "choices": ["x", "y"]}, "it is a letter of choices"),
+        ({"question": "q", "answer": "C", "choices": ["x", "y"]}, "line 1: answer 'C' is none"),
         ({"question": "q", "answer": "A", "choices": "xy"}, "choices must be a list of texts"),
         ({"question": "q", "answer": "x", "img": "a.png"}, "unknown key 'img'; allowed are id"),
-        ({**CAT, "image": "none.png"}, "image 'none.png' is neither a file nor base64"),
-        ({**CAT, "image": 3}, "image must be a path, a data: URL or base64"),
-        ({**CAT, "question": "<image 3>?"}, "names <image 3> but holds 1 pictures"),
-        ({**CAT, "image": base64.b64encode(b"no picture").decode()}, "does not decode"),
+        ({**CAT, "image": "none.png"}, "line 1: image 'none.png'"),
+        ({**CAT, "image": 3}, "line 1: image 3; allowed"),
+        ({**CAT, "question": "<image 3>?"}, "line 1: the mark <image 3>"),
+        ({**CAT, "image": base64.b64encode(b"no image here").decode()}, "line 1: .*not decode"),
     ],
 )
 def test_unusable_lines_are_broken_rows(tmp_path: Path, line: Any, fault: str) -> None:
@@ -135,9 +135,6 @@ def test_unusable_files(tmp_path: Path) -> None:
         read_jsonl(write(tmp_path / "a.jsonl", ""))
     with pytest.raises(ValueError, match=r"3 of 3 rows are broken .* at most 5% may be"):
         open_task(str(write(tmp_path / "a.jsonl", "{", "[", "3")))
-    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_jsonl(tmp_path / "a.jsonl")
     with pytest.raises(FileNotFoundError, match=r"none.jsonl does not exist"):
         open_task(f"mine={tmp_path / 'none.jsonl'}")
     path = write(tmp_path / "a.jsonl", CAT)

@@ -68,7 +68,7 @@ def test_pictures_are_shrunk_and_never_enlarged(
 
 
 def test_an_undecodable_picture_is_an_error() -> None:
-    with pytest.raises(ValueError, match="picture does not decode"):
+    with pytest.raises(ValueError, match="image does not decode"):
         shrink(Picture.of(b"no picture"))
 
 

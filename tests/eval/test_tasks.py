@@ -11,8 +11,9 @@ from eval_files import mmbench_rows, mmmu_rows, ocrbench_rows, package_files, wr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlpress.eval.features import pictures
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.pictures import open_image
+from vlpress.eval.tasks.pictures import AS_DISPLAYED, VLMEVALKIT, decode
 from vlpress.eval.tasks.prompts import default_prompt_style, prompt_style
 from vlpress.eval.tasks.task import sample_units
 
@@ -125,8 +126,8 @@ def test_limit_must_be_positive() -> None:
 def test_blank_pictures_keep_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package_files(tmp_path, monkeypatch)
     seen, blank = open_task("builtin-mmmu"), open_task("builtin-mmmu", blank=True)
-    image = open_image(first_image(blank))
-    assert image.size == open_image(first_image(seen)).size
+    image = decode(first_image(blank), VLMEVALKIT)
+    assert image.size == decode(first_image(seen), VLMEVALKIT).size
     assert image.getcolors() == [(image.width * image.height, (127, 127, 127))]
     assert seen.fingerprint != blank.fingerprint
     texts = [[p.get("text") for p in i.messages[0]["content"]] for i in seen.items]
@@ -141,6 +142,21 @@ def test_prompt_style_shows_in_the_fingerprint(
     custom = open_task("builtin-mmbench", prompt_style="qwen2-vl").fingerprint
     assert custom["prompt_style"] == "vlmevalkit-qwen2"
     assert custom["prompt_hash"] != default["prompt_hash"]
+
+
+def test_image_decoding_is_a_named_part_of_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package_files(tmp_path, monkeypatch)
+    (tmp_path / "own.jsonl").write_text('{"question": "2+2?", "answer": 4}\n')
+    for name in ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu"):
+        task = open_task(name)
+        assert task.fingerprint["image_decoding"] == VLMEVALKIT == "vlmevalkit"
+        assert {picture.decoding for item in task.items for picture in pictures(item)} == {
+            VLMEVALKIT
+        }
+    own = open_task(str(tmp_path / "own.jsonl"))
+    assert own.fingerprint["image_decoding"] == AS_DISPLAYED == "as-displayed"
 
 
 def test_style_of_a_family() -> None:
