@@ -13,15 +13,15 @@ are choices and exact elsewhere.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...model.media import read_image_bytes
+from ...model.text_files import decode_utf8, read_object
 from .choices import Options, Value, letter_of, read_options
 from .pictures import AS_DISPLAYED, PictureStore
 from .table import Faults, Index, Row, Table
@@ -29,8 +29,6 @@ from .table import Faults, Index, Row, Table
 METRICS = ("exact", "contains", "choice", "relaxed")
 _KEYS = ("id", "image", "images", "question", "answer", "choices", "metric", "category", "group")
 _VIDEOS = ("video", "videos")
-_MARKED = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_START = 200  # bytes that tell UTF-16 without a mark: every other one is zero
 
 
 def read_jsonl(path: str | Path) -> Table:
@@ -48,7 +46,7 @@ def read_jsonl(path: str | Path) -> Table:
     rows: list[Row] = []
     known: set[Index] = set()
     faults: Faults = {}
-    for number, line in enumerate(_text(path.name, raw).split("\n"), start=1):
+    for number, line in enumerate(decode_utf8(raw, path.name).split("\n"), start=1):
         if not line.strip():
             continue
         row, fault = _read_line(line, number, path.parent, store)
@@ -65,19 +63,6 @@ def read_jsonl(path: str | Path) -> Table:
     return Table(path, digest.hexdigest(), _KEYS, tuple(rows), faults)
 
 
-def _text(name: str, raw: bytes) -> str:
-    start = raw[:_START]
-    if raw.startswith(_MARKED) or start.count(0) * 3 > len(start):
-        raise ValueError(f"{name} is in UTF-16 or UTF-32; save it as UTF-8")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{name}:{line} is not UTF-8 ({error.reason}); save the file as UTF-8"
-        ) from error
-
-
 def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tuple[Row, str]:
     """The row of a line, empty if the line cannot be used, and why it cannot."""
     index = str(number)
@@ -87,35 +72,18 @@ def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tup
         cells = _cells(record)
         images = tuple(store.add(read_image_bytes(cell, folder)) for cell in _images(record))
         return Row(index, cells, images, number), ""
-    except json.JSONDecodeError as error:
-        return Row(index, {}, (), number), f"not JSON ({error.msg})"
     except (ValueError, OSError, RecursionError) as error:
         return Row(index, {}, (), number), " ".join(str(error).split())
 
 
 def _record(line: str) -> Mapping[str, Any]:
-    record = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse_constant)
-    if not isinstance(record, dict):
-        raise ValueError(f"it holds a {type(record).__name__}, not an object")
+    record = read_object(line)
     for key in record:
         if key in _VIDEOS:
             raise ValueError(f"key {key!r}: videos are not evaluated; take the row out")
         if key not in _KEYS:
             raise ValueError(f"unknown key {key!r}; allowed are {', '.join(_KEYS)}")
     return record
-
-
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} is there twice; keep one")
-        found[key] = value
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write null or leave the key out")
 
 
 def _id(value: object) -> str:
