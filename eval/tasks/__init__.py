@@ -128,10 +128,11 @@ def _checked(
 ) -> tuple[list[Fields], list[str]]:
     """Fields of the rows, with what is wrong with the broken ones; and notes."""
     findings = catalogue.check(found, table)
-    faults = {**table.faults, **findings.faults}
+    faults = {**findings.faults, **table.faults}  # what was found while reading is the cause
     if split is not None:
         lost = (row for row in rows if row.get("split") != split)
-        faults |= {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in lost}
+        unknown = {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in lost}
+        faults = {**unknown, **faults}
     make = KINDS[found.kind].fields
     return [with_fault(make(row), faults.get(row.index)) for row in rows], findings.notes
 

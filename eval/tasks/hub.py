@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...model.media import read_image_bytes
 from .pictures import VLMEVALKIT, Picture, PictureStore
 from .table import Faults, Index, Row, Table, fail_rows
 
@@ -80,6 +81,8 @@ def _mmmu(record: Record, number: int) -> Cells:
         "split": split,
     }
     if record.get("question_type") != "open":
+        if len(options) > len(string.ascii_uppercase):
+            raise ValueError(f"{len(options)} options; at most {len(string.ascii_uppercase)}")
         values |= dict(zip(string.ascii_uppercase, options, strict=False))
     pictures = [record.get(f"image_{place + 1}") for place in range(_PICTURES)]
     return name, values, [cell for cell in pictures if cell is not None]
@@ -140,7 +143,7 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> Table:
             raise ValueError(
                 f"{folder.name}: column {', '.join(missing)} missing; found {', '.join(record)}"
             )
-        row, fault = _row(record, number, form, store)
+        row, fault = _row(record, number, form, store, folder)
         rows.append(row)
         if fault:
             faults[row.index] = fault
@@ -156,25 +159,22 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> Table:
     return Table(folder, digest.hexdigest(), columns, tuple(rows), faults)
 
 
-def _row(record: Record, number: int, form: Form, store: PictureStore) -> tuple[Row, str]:
+def _row(
+    record: Record, number: int, form: Form, store: PictureStore, folder: Path
+) -> tuple[Row, str]:
     try:
         index, values, cells = form.convert(record, number)
     except (ValueError, TypeError, SyntaxError, KeyError) as error:
         return Row(f"row {number}", {}, ()), f"it cannot be read ({error})"
     texts = {column: str(v) for column, v in values.items() if v is not None and v != ""}
     try:
-        pictures: tuple[Picture, ...] = tuple(store.add(_encoded(cell)) for cell in cells)
-    except ValueError as error:
-        return Row(index, texts, ()), str(error)
+        given = [cell for cell in cells if cell is not None]
+        pictures: tuple[Picture, ...] = tuple(
+            store.add(read_image_bytes(cell, folder)) for cell in given
+        )
+    except (ValueError, OSError) as error:
+        return Row(index, texts, ()), f"its image cannot be read ({error})"
     return Row(index, texts, pictures), "" if pictures else "it has no image"
-
-
-def _encoded(cell: Any) -> bytes:
-    """Bytes of an undecoded `datasets` image."""
-    data = cell.get("bytes") if isinstance(cell, Mapping) else cell
-    if not isinstance(data, bytes):
-        raise ValueError("it has no image")
-    return data
 
 
 def _records(folder: Path, form: Form, config: str | None) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .pictures import Picture
 
-MAX_BROKEN = 0.05  # of all rows; one is always allowed
+MAX_BROKEN = 0.05  # of all rows; one of several is always allowed
 _OPTION = re.compile(r"[A-Z]")
 _NAMED_ROWS = 5  # rows named in a message
 
@@ -119,13 +119,13 @@ def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
         rows: how many there are, broken ones included.
 
     Raises:
-        ValueError: there are more than a few.
+        ValueError: there are more than a few, or none is left to ask.
     """
     if not faults:
         return []
     shown = "; ".join(f"{index}: {reason}" for index, reason in [*faults.items()][:_NAMED_ROWS])
     more = f" and {len(faults) - _NAMED_ROWS} more" if len(faults) > _NAMED_ROWS else ""
-    if len(faults) > max(1, MAX_BROKEN * rows):
+    if len(faults) > max(1, MAX_BROKEN * rows) or len(faults) == rows:
         raise ValueError(
             f"{name}: {len(faults)} of {rows} rows are broken ({shown}{more}), at most "
             f"{MAX_BROKEN:.0%} may be; fetch or repair the file"

@@ -14,6 +14,7 @@ from eval_files import mmbench_rows, picture
 
 from vlpress.eval.tasks import hub, open_task
 from vlpress.eval.tasks.hub import DISCIPLINE_OF, read_dataset
+from vlpress.eval.tasks.pictures import VLMEVALKIT, PictureStore
 
 PICTURE = datasets.Image()
 
@@ -159,6 +160,47 @@ def test_a_row_without_picture_is_broken(tmp_path: Path) -> None:
     task = open_task(f"OCRBench={tmp_path}")
     assert [item.id for item in task.items] == ["0"]
     assert "1 of 2 rows are broken and count as wrong (1: it has no image)" in task.notes[-1]
+
+
+def test_an_image_that_is_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(base64.b64decode(picture(1)))
+    form = hub.FORMS["ocrbench"]
+    record = {**ocrbench_records()[0], "image": {"bytes": None, "path": "a.png"}}
+    row, fault = hub._row(record, 0, form, PictureStore(VLMEVALKIT), tmp_path)
+    assert (fault, row.images[0].read()) == ("", (tmp_path / "a.png").read_bytes())
+    record["image"]["path"] = "none.png"
+    row, fault = hub._row(record, 0, form, PictureStore(VLMEVALKIT), tmp_path)
+    assert row.images == () and "none.png" in fault
+
+
+def test_more_options_than_letters_break_their_row(tmp_path: Path) -> None:
+    records = mmmu_records()
+    records[0]["options"] = str([f"option {n}" for n in range(27)])
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", records)
+    task = open_task(f"MMMU_DEV_VAL={tmp_path}")
+    assert len(task.fingerprint["broken"]) == 1 and "27 options" in task.notes[-1]
+
+
+WIDE = {"bytes": base64.b64decode(picture(1, (1093, 5))), "path": None}
+UNUSABLE = {
+    "MMBench_DEV_EN": ("dev", mmbench_records(8), "image", 13, "1000244"),
+    "OCRBench": ("test", ocrbench_records(), "image", 1, "1"),
+    "MMMU_DEV_VAL": ("validation", mmmu_records(), "image_1", 0, "validation_Art_1"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNUSABLE))
+@pytest.mark.parametrize("what", ["image", "question"])
+def test_rows_that_no_model_can_be_asked_are_broken(tmp_path: Path, name: str, what: str) -> None:
+    split, rows, column, number, key = UNUSABLE[name]
+    records = [dict(row) for row in rows]
+    place, value = {"image": (column, WIDE), "question": ("question", "<|image_pad|>?")}[what]
+    records[number][place] = value
+    write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", records)
+    task = open_task(f"{name}={tmp_path}")
+    assert task.fingerprint["broken"] == [key]
+    assert {"image": "aspect ratio 219", "question": "<|image_pad|>"}[what] in task.notes[-1]
+    assert task.score({item.id: "A" for item in task.items}).n_rows == len(records)
 
 
 def test_the_digest_covers_cells_and_pictures(tmp_path: Path) -> None:
