@@ -19,6 +19,7 @@ import torch
 from .fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+LFS_POINTER = b"version https://git-lfs"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -204,8 +205,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path.parent}: no {path.name}; give a folder with a complete checkpoint"
         )
+    text = path.read_bytes()
+    if text.startswith(LFS_POINTER):
+        raise ValueError(
+            f"{path}: a Git LFS pointer in place of the file; run `git lfs pull` in its folder"
+        )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(value, dict):

@@ -1,8 +1,7 @@
 """From chat messages to prompts: token ids, positions and patches; and back from ids to text.
 
-Tokenizer and chat template come from the checkpoint through transformers' AutoTokenizer; nothing
-else of that library is used. Placeholder tokens are multiplied after tokenizing, one for each
-merged patch, so a prompt never has to be searched for its visuals again.
+Placeholder tokens are multiplied after tokenizing, one for each merged patch, so a prompt never
+has to be searched for its visuals again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .chat import VisualSource, split_messages
-from .config import ModelConfig, read_json
+from .config import ModelConfig
 from .images import (
     ImageSource,
     open_image,
@@ -30,11 +29,11 @@ from .images import (
 from .inputs import Prompt, Visual
 from .pixel_settings import PixelSettings
 from .rope import mrope_ids
+from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
 from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video
 
 __all__ = ["Processor", "Prompt", "Visual", "smart_resize"]
 
-END_OF_TURN = "<|im_end|>"
 STOP_TOKENS = (END_OF_TURN, "<|endoftext|>")
 
 
@@ -88,7 +87,9 @@ class Processor:
         settings = PixelSettings.from_folder(
             folder, config.vision, min_pixels=min_pixels, max_pixels=max_pixels
         )
-        return cls(config, _load_tokenizer(folder), settings, extra_stop_ids=_eos_ids(folder))
+        tokenizer = load_tokenizer(folder, config)
+        stop_ids = read_stop_ids(folder, config.text.vocab_size)
+        return cls(config, tokenizer, settings, extra_stop_ids=stop_ids)
 
     @property
     def min_pixels(self) -> int:
@@ -272,47 +273,3 @@ def _same_size(frames: Iterable[Image.Image], size: tuple[int, int]) -> Iterator
                 f"{size[0]} x {size[1]}; all must be of one size"
             )
         yield frame
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise FileNotFoundError(
-            f"{folder}: no tokenizer.json and no vocab.json; "
-            "give a folder with a complete checkpoint"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{folder}: the tokenizer cannot be loaded ({reason}); fetch its files again"
-        ) from None
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = _template(folder)
-    return tokenizer
-
-
-def _template(folder: Path) -> str:
-    """Chat template from the files that older and newer libraries keep beside the tokenizer's."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if (folder / "chat_template.json").is_file():
-        template = read_json(folder / "chat_template.json").get("chat_template")
-        if isinstance(template, str):
-            return template
-    raise ValueError(
-        f"{folder}: no chat template in tokenizer_config.json, chat_template.jinja or "
-        "chat_template.json; take the files of an instruction-tuned checkpoint"
-    )
-
-
-def _eos_ids(folder: Path) -> list[int]:
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return []
-    found = read_json(path).get("eos_token_id")
-    if found is None:
-        return []
-    return [int(token) for token in found] if isinstance(found, list) else [int(found)]

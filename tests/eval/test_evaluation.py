@@ -8,7 +8,7 @@ import pytest
 import torch
 from eval_files import ocrbench_rows, write_tsv
 from eval_models import TableResponder, small_model
-from tiny_models import write_checkpoint_folder
+from tiny_models import CHAT_TEMPLATE, write_checkpoint_folder
 from torch import nn
 
 from vlpress.eval import EvalResult, evaluate, open_task, results
@@ -149,7 +149,7 @@ def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "key", "value", "part"),
     [
-        ("tokenizer_config.json", "chat_template", "{{ messages }}", "text.chat_template"),
+        ("tokenizer_config.json", "chat_template", CHAT_TEMPLATE + " ", "text.chat_template"),
         ("tokenizer.json", "normalizer", {"type": "NFC"}, "text.tokenizer"),
         ("generation_config.json", "eos_token_id", [258, 256, 70], "text.stop_ids"),
         ("preprocessor_config.json", "image_std", [1.0, 1.0, 1.0], "pixels.std"),

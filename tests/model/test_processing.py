@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import CHAT_TEMPLATE, TOKEN_ID, WriteCheckpoint
+from tiny_models import TOKEN_ID, WriteCheckpoint
 
 from vlpress.model.chat import split_messages
 from vlpress.model.processing import Processor, Visual
@@ -164,35 +163,6 @@ def test_stop_ids_of_the_generation_settings(
     assert 7 in Processor.from_folder(tmp_path).stop_ids
     (tmp_path / "generation_config.json").unlink()
     assert Processor.from_folder(tmp_path).stop_ids == {256, 258}
-
-
-@pytest.mark.parametrize("form", ["jinja", "json"])
-def test_chat_template_in_its_own_file(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint, form: str
-) -> None:
-    write_checkpoint(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    del settings["chat_template"]
-    path.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="no chat template"):
-        Processor.from_folder(tmp_path)
-    template = CHAT_TEMPLATE if form == "jinja" else json.dumps({"chat_template": CHAT_TEMPLATE})
-    (tmp_path / f"chat_template.{form}").write_text(template)
-    prompt = Processor.from_folder(tmp_path).encode([{"role": "user", "content": "x"}])
-    assert prompt.input_ids[0].item() == TOKEN_ID["<|im_start|>"]
-
-
-def test_folders_without_a_usable_tokenizer(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint
-) -> None:
-    write_checkpoint(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="the tokenizer cannot be loaded"):
-        Processor.from_folder(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json and no vocab\.json"):
-        Processor.from_folder(tmp_path)
 
 
 def test_placeholder_tokens_in_text_are_refused(processor: Processor) -> None:
