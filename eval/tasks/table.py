@@ -18,6 +18,7 @@ from .pictures import Picture
 MAX_BROKEN = 0.05  # of all rows; one of several is always allowed
 _OPTION = re.compile(r"[A-Z]")
 _NAMED_ROWS = 5  # rows named in a message
+_REASON_LENGTH = 240  # characters of an id and what is wrong with its row, in a message
 
 Index = int | str
 Faults = dict[Index, str]
@@ -123,7 +124,8 @@ def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
     """
     if not faults:
         return []
-    shown = "; ".join(f"{index}: {reason}" for index, reason in [*faults.items()][:_NAMED_ROWS])
+    first = [*faults.items()][:_NAMED_ROWS]
+    shown = "; ".join(_one_line(f"{index}: {reason}") for index, reason in first)
     more = f" and {len(faults) - _NAMED_ROWS} more" if len(faults) > _NAMED_ROWS else ""
     if len(faults) > max(1, MAX_BROKEN * rows) or len(faults) == rows:
         raise ValueError(
@@ -131,6 +133,11 @@ def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
             f"{MAX_BROKEN:.0%} may be; fetch or repair the file"
         )
     return [f"{len(faults)} of {rows} rows are broken and count as wrong ({shown}{more})"]
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 3] + "..."
 
 
 def fail_rows(path: Path, what: str, rows: Sequence[object]) -> None:

@@ -143,6 +143,14 @@ def test_a_file_with_many_unusable_rows_is_refused_with_their_lines(tmp_path: Pa
         open_task(f"x={write_jsonl(tmp_path / 'a.jsonl', rows)}")
 
 
+def test_notes_are_one_short_line_whatever_a_row_holds(tmp_path: Path) -> None:
+    rows = own_rows(40)
+    rows[3] |= {"id": "a\nb", "answer": "\n" + "x" * 9999, "choices": ["left", "right"]}
+    task = open_task(f"x={write_jsonl(tmp_path / 'a.jsonl', rows)}")
+    [note] = task.notes
+    assert "(a b: line 4: answer" in note and len(note.splitlines()) == 1 and len(note) < 400
+
+
 def test_rows_broken_later_join_those_broken_before(tmp_path: Path) -> None:
     rows = own_rows(60)
     rows[13]["image"] = WIDE
