@@ -7,14 +7,11 @@ so that the four that the merger joins lie side by side.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .config import VisionConfig
+from .media import find_image
 from .pixel_settings import PixelSettings
 
 MAX_PICTURE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
+RESIZED_TOKENS = (4, 16384)  # bounds of a size that a message asks for
 MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
 
 ImageSource = Image.Image | bytes | str | Path
@@ -69,23 +68,11 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def _read(source: bytes | str | Path) -> tuple[bytes, str]:
-    """Encoded bytes of a picture, and what to call it in messages."""
-    if isinstance(source, bytes):
-        return source, f"image of {len(source)} bytes"
-    text = str(source)
-    if text.startswith("data:"):
-        try:
-            return base64.b64decode(text.partition(",")[2], validate=True), "image in a data URL"
-        except binascii.Error as error:
-            raise ValueError(
-                f"image in a data URL: not valid base64 ({error}); encode it again"
-            ) from None
-    if text.startswith(("http://", "https://")):
-        raise ValueError(f"{text}: pictures are not fetched from the network; download it first")
-    path = Path(unquote(urlsplit(text).path) if text.startswith("file://") else text)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image file; check the path")
-    return path.read_bytes(), str(path)
+    """Encoded bytes of an image, and what to call it in messages."""
+    found = find_image(source)
+    if isinstance(found, Path):
+        return found.read_bytes(), str(found)
+    return found, f"image of {len(found)} bytes"
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -144,6 +131,29 @@ def smart_resize(
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
     return new_height, new_width
+
+
+def fit_size(
+    image: Image.Image,
+    factor: int,
+    bounds: tuple[int, int],
+    resized: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Height and width to scale an image to.
+
+    Args:
+        image: Gives the sides.
+        factor: Both sides become multiples of it.
+        bounds: Least and most pixels.
+        resized: Height and width to round to such multiples instead, within `RESIZED_TOKENS`.
+
+    Raises:
+        ValueError: A side is empty or the aspect ratio is over `MAX_ASPECT_RATIO`.
+    """
+    if resized is None:
+        return smart_resize(image.height, image.width, factor, *bounds)
+    low, high = (tokens * factor**2 for tokens in RESIZED_TOKENS)
+    return smart_resize(*resized, factor, low, high)
 
 
 def resize(image: Image.Image, height: int, width: int) -> Pixels:

@@ -5,22 +5,41 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://", "oss://")
+_REMOTE = re.compile(r"(https?|ftp|s3|gs|hf|oss):/", re.IGNORECASE)
 FORMS = "a path, a file:// or data: URL, base64, or an object with bytes, path, url or base64"
-_KEYS = ("bytes", "path", "url", "base64", "image", "image_url", "video")
+VIDEO_FORMS = "a path or a file:// URL of a video file, or a list of frames"
+_KEYS = ("bytes", "path", "url", "base64", "image", "image_url")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _TO_STANDARD = str.maketrans("-_", "+/")
 _SHORTEST = 16
 """Characters of base64 text at least: shorter texts are taken for paths."""
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 def read_image_bytes(value: object, folder: Path | None = None) -> bytes:
     """Encoded bytes of an image.
+
+    Args:
+        value: what `find_image` takes.
+        folder: what relative paths start from; None: the current directory.
+
+    Raises:
+        FileNotFoundError: a file that is named does not exist.
+        ValueError: something else is given, or the image is on the network.
+    """
+    found = find_image(value, folder)
+    return found if isinstance(found, bytes) else found.read_bytes()
+
+
+def find_image(value: object, folder: Path | None = None) -> bytes | Path:
+    """The file that holds an image, not read yet, or the encoded bytes where it is in no file.
 
     Args:
         value: bytes; a path, relative to `folder`; a `file://` or `data:` URL; base64 text (also
@@ -37,23 +56,45 @@ def read_image_bytes(value: object, folder: Path | None = None) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Path):
-        return _read_file(value, folder)
+        return _file("image", str(value), folder)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"image {_short(value)}; allowed: {FORMS}")
-    if value.startswith("data:"):
+        raise ValueError(f"image {shorten(value)}; allowed: {FORMS}")
+    if value[:5].lower() == "data:":
         return _decode(value.partition(",")[2], "image in a data: URL")
-    if value.lower().startswith(REMOTE):
-        raise ValueError(
-            f"image {_short(value)}: images are not fetched from the network; download it first"
-        )
-    if value.startswith("file:"):
-        return _read_file(local_path(value), folder)
+    _refuse_remote("image", value)
+    if _is_file_url(value):
+        return _file("image", value, folder)
     if (found := _existing(value, folder)) is not None:
-        return found.read_bytes()
+        return found
     if _looks_encoded(value):
-        return _decode(value, f"image {_short(value)}")
+        return _decode(value, f"image {shorten(value)}")
     place = f" in {folder}" if folder is not None else ""
-    raise FileNotFoundError(f"image {_short(value)}: no such file{place}, and not base64")
+    raise FileNotFoundError(f"image {shorten(value)}: no such file{place}, and not base64")
+
+
+def find_video(value: object, folder: Path | None = None) -> Path:
+    """The file that holds a video.
+
+    Args:
+        value: a path, relative to `folder`; a `file://` URL; or a mapping that holds one of these
+            under `path` or `url`, other keys None.
+        folder: what relative paths start from; None: the current directory.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: something else is given, or the video is on the network.
+    """
+    if isinstance(value, Mapping):
+        given = {key: item for key, item in value.items() if item is not None}
+        if len(given) != 1 or not given.keys() <= {"path", "url"}:
+            raise ValueError(f"video object with keys {_names(given)}; allowed: {VIDEO_FORMS}")
+        (value,) = given.values()
+    is_text = isinstance(value, str) and value.strip() and value[:5].lower() != "data:"
+    if not is_text and not isinstance(value, Path):
+        raise ValueError(f"video {shorten(value)}; allowed: {VIDEO_FORMS}")
+    text = str(value)
+    _refuse_remote("video", text)
+    return _file("video", text, folder)
 
 
 def local_path(url: str) -> Path:
@@ -62,23 +103,62 @@ def local_path(url: str) -> Path:
     >>> local_path("file:///a%20b.png").as_posix()
     '/a b.png'
     """
-    return Path(unquote(urlsplit(url).path) if url.startswith("file:") else url)
+    return Path(unquote(_behind_scheme(url)) if _is_file_url(url) else url)
+
+
+def _is_file_url(text: str) -> bool:
+    return text[:5].lower() == "file:"
+
+
+def _behind_scheme(url: str) -> str:
+    # Not urlsplit: it takes "#" and "?" out of names, and the first folder of "file://a/b" for a
+    # host, which all tools that write such URLs mean as a relative path.
+    path = url[5:].removeprefix("//")
+    return path.removeprefix("localhost") if path.startswith("localhost/") else path
+
+
+def shorten(value: object) -> str:
+    """`value` in at most 80 printable characters of one line, for messages."""
+    try:
+        text = _REPR.repr(value)
+    except Exception:  # an object whose own repr fails
+        text = f"of type {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _only_value(record: Mapping[str, Any]) -> Any:
     given = {key: value for key, value in record.items() if value is not None}
     named = [key for key in _KEYS if key in given]
-    if not named:
-        raise ValueError(f"image object with keys {', '.join(record) or 'none'}; allowed: {FORMS}")
     # `datasets` writes the path beside the bytes.
-    return given[named[0]]
+    if not named or (len(given) > 1 and given.keys() != {"bytes", "path"}):
+        raise ValueError(f"image object with keys {_names(given)}; allowed: {FORMS}")
+    value = given[named[0]]
+    if isinstance(value, Mapping):
+        raise ValueError(f"image object with an object in {named[0]!r}; allowed: {FORMS}")
+    return value
 
 
-def _read_file(path: Path, folder: Path | None) -> bytes:
-    found = _existing(str(path), folder)
+def _names(record: Mapping[str, Any]) -> str:
+    return ", ".join(shorten(key) for key in record) or "none"
+
+
+def _refuse_remote(kind: str, text: str) -> None:
+    # Path turns "https://" into "https:/".
+    if _REMOTE.match(text):
+        raise ValueError(
+            f"{kind} {shorten(text)}: nothing is fetched from the network; download it first"
+        )
+
+
+def _file(kind: str, name: str, folder: Path | None) -> Path:
+    found = _existing(str(local_path(name)), folder)
+    if found is None and _is_file_url(name):  # written without escapes, a % in the name itself
+        found = _existing(_behind_scheme(name), folder)
     if found is None:
-        raise FileNotFoundError(f"image {_short(str(path))}: no such file")
-    return found.read_bytes()
+        place = f" in {folder}" if folder is not None and not Path(name).is_absolute() else ""
+        raise FileNotFoundError(f"{kind} {shorten(name)}: no such file{place}; check the path")
+    return found
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
@@ -101,8 +181,3 @@ def _decode(text: str, what: str) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{what}: not valid base64 ({error}); encode it again") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,26 +11,30 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .chat import VisualSource, split_messages
+from .chat import VisualSource, parse_messages, split_messages, without_data
 from .config import ModelConfig
 from .images import (
     ImageSource,
+    fit_size,
     open_image,
     resize,
     smart_resize,
     to_patches,
 )
 from .inputs import Prompt, Visual
+from .media import find_video
+from .parts import read_text
 from .pixel_settings import PixelSettings
 from .rope import mrope_ids
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
 from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video
+from .visual_options import ImageOptions, VideoOptions
 
 __all__ = ["Processor", "Prompt", "Visual", "smart_resize"]
 
@@ -106,61 +110,76 @@ class Processor:
         """Tokens that end an answer."""
         return self._stop_ids
 
-    def image(self, image: ImageSource, area: tuple[int, int] | None = None) -> Visual:
-        """Scale a picture and cut it into patches.
+    def image(
+        self,
+        image: ImageSource,
+        area: tuple[int, int] | None = None,
+        options: ImageOptions | None = None,
+    ) -> Visual:
+        """Scale an image and cut it into patches.
 
         Args:
-            image: A Pillow image, encoded bytes, a path, or a `file://` or `data:` URL.
+            image: A Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
             area: Least and most pixels after scaling; None takes the settings'.
+            options: Bounds or a size that a message asks for; they go before `area`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The picture cannot be decoded, is too large or too elongated.
+            ValueError: The image cannot be decoded, is too large or too elongated.
         """
-        picture = open_image(image)
-        return self._visual("image", Clip(iter([picture]), 1, 0.0), area)
+        options = options or ImageOptions()
+        bounds = options.bounds(*(area or (self.min_pixels, self.max_pixels)))
+        opened = open_image(image)
+        return self._visual("image", Clip(iter([opened]), 1, 0.0), bounds, options.resized)
 
     def video(
-        self,
-        source: str | Path | Sequence[ImageSource],
-        *,
-        fps: float = FPS,
-        max_frames: int = MAX_FRAMES,
+        self, source: str | Path | Sequence[ImageSource], options: VideoOptions | None = None
     ) -> Visual:
         """Choose, scale and cut the frames of a video.
 
         Args:
-            source: A video file, or frames in order (pictures as `image` takes them), all used.
-            fps: Frames per second: to look at in a file; at which a list was taken.
-            max_frames: Most frames that are looked at.
+            source: A video file, or frames in order (images as `image` takes them), all used.
+            options: Which frames of a file are shown, and the size; None: the defaults.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The video cannot be decoded, or a list is empty, too long or of unequal
-                sizes.
+            ValueError: The video cannot be decoded, a list is empty, too long or of unequal sizes,
+                or the options do not fit it.
         """
-        if fps <= 0:
-            raise ValueError(f"fps {fps}: must be positive, such as {FPS}")
+        options = options or VideoOptions()
         if isinstance(source, str | Path):
-            name = str(source).removeprefix("file://")
-            return self._visual("video", open_video(name, fps=fps, max_frames=max_frames))
-        if not 1 <= len(source) <= max_frames:
-            raise ValueError(
-                f"video of {len(source)} frames; allowed: 1 to {max_frames}; take fewer per second"
-            )
-        frames = (open_image(frame) for frame in source)
-        return self._visual("video", Clip(frames, len(source), fps))
+            options.check_of_file()
+            clip = open_video(find_video(source), options)
+        else:
+            options.check_of_frames()
+            if not 1 <= len(source) <= MAX_FRAMES:
+                raise ValueError(
+                    f"video of {len(source)} frames; allowed: 1 to {MAX_FRAMES}; "
+                    "take fewer per second"
+                )
+            frames = (open_image(frame) for frame in source)
+            clip = Clip(frames, len(source), options.sample_fps or options.fps or FPS)
+        padded = self._padded(clip.count)
+        bounds = frame_budget(padded, self.min_pixels, self.max_pixels, options)
+        return self._visual("video", clip, bounds, options.resized)
 
-    def _visual(self, kind: Any, clip: Clip, area: tuple[int, int] | None = None) -> Visual:
+    def _padded(self, frames: int) -> int:
+        depth = self.config.vision.temporal_patch_size
+        return -(-frames // depth) * depth
+
+    def _visual(
+        self,
+        kind: Literal["image", "video"],
+        clip: Clip,
+        bounds: tuple[int, int],
+        resized: tuple[int, int] | None,
+    ) -> Visual:
         vision = self.config.vision
-        depth = vision.temporal_patch_size
-        padded = -(-clip.count // depth) * depth
-        low, high = area or (self.min_pixels, self.max_pixels)
-        if kind == "video":
-            low, high = frame_budget(padded, low, high)
+        padded = self._padded(clip.count)
         first = next(clip.frames)
-        height, width = smart_resize(first.height, first.width, vision.pixel_factor, low, high)
-        digest = hashlib.sha256(self._digest_head(kind, first.size, (low, high)))
+        height, width = fit_size(first, vision.pixel_factor, bounds, resized)
+        budget = bounds if resized is None else ("resized", *resized)
+        digest = hashlib.sha256(self._digest_head(kind, first.size, budget))
         frames = []
         for frame in _same_size(chain([first], clip.frames), first.size):
             digest.update(frame.tobytes())
@@ -169,15 +188,26 @@ class Processor:
         return Visual(
             kind=kind,
             patches=to_patches(frames, vision, self.settings),
-            grid=(padded // depth, height // vision.patch_size, width // vision.patch_size),
-            seconds_per_grid=depth / clip.fps if kind == "video" else 0.0,
+            grid=(
+                padded // vision.temporal_patch_size,
+                height // vision.patch_size,
+                width // vision.patch_size,
+            ),
+            seconds_per_grid=vision.temporal_patch_size / clip.fps if kind == "video" else 0.0,
             digest=digest.hexdigest(),
         )
 
-    def _digest_head(self, kind: str, size: tuple[int, int], budget: tuple[int, int]) -> bytes:
+    def _digest_head(self, kind: str, size: tuple[int, int], budget: Sequence[object]) -> bytes:
         # Everything but the pixels that decides about the patches.
         settings, vision = self.settings, self.config.vision
-        fields = [kind, *size, *budget, *settings.mean, *settings.std, settings.rescale_factor]
+        fields: list[Any] = [
+            kind,
+            *size,
+            *budget,
+            *settings.mean,
+            *settings.std,
+            settings.rescale_factor,
+        ]
         fields += [vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
         return json.dumps(fields).encode()
 
@@ -192,17 +222,19 @@ class Processor:
         """Tokenize a conversation with its pictures and videos; nothing is ever cut off.
 
         Args:
-            messages: Chat messages, see `chat.py`.
+            messages: Chat messages in one of the forms of `chat`.
             answer: Appended as the assistant's turn with its end token. The tokens before it are
                 those of the same call without an answer.
             add_generation_prompt: Whether the assistant's turn is opened; an answer always does.
             visuals: Used instead of the visuals in the messages, in order of appearance.
 
         Raises:
+            FileNotFoundError: An image or video file does not exist.
             ValueError: The messages are malformed, a visual cannot be read, or the text itself
                 contains placeholder tokens.
         """
-        plain, sources = split_messages(messages)
+        given = messages if visuals is None else without_data(messages)
+        plain, sources = split_messages(parse_messages(given))
         if visuals is None:
             visuals = [self._load(source) for source in sources]
         elif len(visuals) != len(sources):
@@ -218,6 +250,7 @@ class Processor:
         input_ids = self._expand(self._tokenize(text), visuals)
         answered = 0
         if answer is not None:
+            read_text(answer)
             said = self._tokenize(answer + END_OF_TURN)
             input_ids = torch.cat([input_ids, said])
             answered = len(said) if answer else 0
@@ -240,9 +273,9 @@ class Processor:
                 f"content part of type {source.kind!r} has no {source.kind!r} field; "
                 "give the data in it or pass visuals"
             )
-        if source.kind == "image":
-            return self.image(source.data)
-        return self.video(source.data, fps=FPS if source.fps is None else source.fps)
+        if isinstance(source.options, ImageOptions):
+            return self.image(source.data, options=source.options)
+        return self.video(source.data, source.options)
 
     def _tokenize(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False)).long()

@@ -1,23 +1,28 @@
 """Videos: which frames are looked at, at what size, and how a file is decoded.
 
-The rules are those that Qwen2-VL and Qwen2.5-VL are used with: two frames a second, between 4 and
-768 of them, and a pixel budget for the whole clip that is shared out among the frames. Files are
+The rules are those of qwen-vl-utils, which Qwen2-VL and Qwen2.5-VL are used with: two frames a
+second, between 4 and 768 of them, and a pixel budget for the whole clip that is shared out among
+the frames; each of these can be asked for otherwise (`VideoOptions`). Files are
 decoded with PyAV (the extra `video`), one frame at a time, so that only the scaled frames are kept.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from .images import MAX_PICTURE_PIXELS
+from .visual_options import VideoOptions
 
 FPS = 2.0
+FRAME_FACTOR = 2  # frames of one temporal patch
 MIN_FRAMES = 4
 MAX_FRAMES = 768
 FRAME_MIN_PIXELS = 128 * 28 * 28
@@ -37,44 +42,101 @@ class Clip:
     fps: float  # frames per second of this selection
 
 
-def frame_indices(total: int, rate: float, fps: float, max_frames: int = MAX_FRAMES) -> list[int]:
-    """Which of `total` frames, recorded at `rate` per second, to look at for `fps` per second.
+def frame_indices(total: int, rate: float, options: VideoOptions | None = None) -> list[int]:
+    """Which of `total` frames, recorded at `rate` per second, are looked at.
 
-    An even number from `MIN_FRAMES` to `max_frames`, spread evenly from the first to the last
-    frame; a video of fewer than `MIN_FRAMES` frames gives all it has.
+    Spread evenly from the first to the last frame, or those at `video_start` and `video_end`.
 
-    >>> frame_indices(30, 10.0, 2.0)
+    Raises:
+        ValueError: The options ask for frames that the video does not have.
+
+    >>> frame_indices(30, 10.0)
     [0, 6, 12, 17, 23, 29]
     """
-    count = int(min(max(total / rate * fps, MIN_FRAMES), max_frames, total))
-    if count >= MIN_FRAMES:
-        count -= count % 2
-    if count < 2:
-        return [0]
-    return [round(step * (total - 1) / (count - 1)) for step in range(count)]
+    options = options or VideoOptions()
+    first, last = _range(total, rate, options)
+    count = frame_count(last - first + 1, rate, options)
+    # torch's rounding is the one that the models are used with elsewhere.
+    return [int(index) for index in torch.linspace(first, last, count).round()]
 
 
-def frame_budget(count: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def frame_count(total: int, rate: float, options: VideoOptions) -> int:
+    """How many of `total` frames, recorded at `rate` per second, are looked at.
+
+    `nframes` rounded to an even number; or else as many as `fps` says, an even number from
+    `min_frames` to `max_frames` and no more than there are. By default a video of fewer than
+    `MIN_FRAMES` frames gives all it has.
+
+    Raises:
+        ValueError: `nframes` is over the number of frames or under 2.
+    """
+    if options.nframes is not None:
+        count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
+        if not FRAME_FACTOR <= count <= total:
+            raise ValueError(
+                f"nframes {options.nframes}: rounded to {count}, but there are {total} frames; "
+                f"ask for {FRAME_FACTOR} to {total}"
+            )
+        return count
+    is_bounded = options.min_frames is not None or options.max_frames is not None
+    if total < FRAME_FACTOR or (total < MIN_FRAMES and not is_bounded):
+        return total
+    low = -(-(options.min_frames or MIN_FRAMES) // FRAME_FACTOR) * FRAME_FACTOR
+    high = (options.max_frames or min(MAX_FRAMES, total)) // FRAME_FACTOR * FRAME_FACTOR
+    count = int(min(max(total / rate * (options.fps or FPS), low), high, total))
+    return count // FRAME_FACTOR * FRAME_FACTOR
+
+
+def _range(total: int, rate: float, options: VideoOptions) -> tuple[int, int]:
+    """First and last frame from `video_start` to `video_end`."""
+    start, end = options.video_start, options.video_end
+    if start is None and end is None:
+        return 0, total - 1
+    seconds = total / rate
+    first = 0 if start is None else math.ceil(min(start, seconds) * rate)
+    last = total - 1 if end is None else min(math.floor(min(end, seconds) * rate), total - 1)
+    if first >= last:
+        raise ValueError(
+            f"video_start {start} and video_end {end} leave fewer than 2 frames of a video of "
+            f"{seconds:.2f} seconds; give a longer span"
+        )
+    return first, last
+
+
+def frame_budget(
+    count: int, min_pixels: int, max_pixels: int, options: VideoOptions | None = None
+) -> tuple[int, int]:
     """Least and most pixels of one frame when `count` frames share the clip's budget.
 
     Args:
         count: Frames of the clip.
-        min_pixels: Least pixels of a picture; a frame's own bounds are usually narrower.
-        max_pixels: Most pixels of a picture; a frame never gets more.
+        min_pixels: Least pixels of an image; a frame's own bounds are usually narrower.
+        max_pixels: Most pixels of an image; a frame never gets more unless the options ask for it.
+        options: Their `min_pixels` and `max_pixels` take the place of the bounds above.
     """
+    options = options or VideoOptions()
+    least = options.min_pixels or FRAME_MIN_PIXELS
     # x 2: two frames make one temporal patch and share its tokens.
-    most = min(FRAME_MAX_PIXELS, TOTAL_PIXELS * 2 // count)
-    most = min(max(most, int(1.05 * FRAME_MIN_PIXELS)), max_pixels)
-    return min(max(FRAME_MIN_PIXELS, min_pixels), most), most
+    shared = (options.total_pixels or TOTAL_PIXELS) * FRAME_FACTOR // count
+    limit = max(min(FRAME_MAX_PIXELS, shared), int(1.05 * least))
+    if options.max_pixels is not None and options.max_pixels > limit:
+        logger.warning(
+            "max_pixels %d of a video is over the limit of %d for each of %d frames",
+            options.max_pixels,
+            limit,
+            count,
+        )
+    low, high = options.bounds(max(FRAME_MIN_PIXELS, min_pixels), max_pixels)
+    most = min(limit, high)
+    return min(low, most), most
 
 
-def open_video(path: str | Path, *, fps: float = FPS, max_frames: int = MAX_FRAMES) -> Clip:
+def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
     """Choose the frames of a video file; they are decoded while `Clip.frames` is read.
 
     Args:
         path: Any container and codec that FFmpeg reads.
-        fps: Frames per second to look at.
-        max_frames: Bound on their number.
+        options: Which frames to look at; None: the defaults.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -97,8 +159,13 @@ def open_video(path: str | Path, *, fps: float = FPS, max_frames: int = MAX_FRAM
         raise _unreadable(path, error) from None
     if total < 1 or rate <= 0:
         raise ValueError(f"{path}: has no video frames; give another file")
-    wanted = frame_indices(total, rate, fps, max_frames)
-    return Clip(_decode(path, wanted), len(wanted), len(wanted) / total * rate)
+    options = options or VideoOptions()
+    try:
+        first, last = _range(total, rate, options)
+        wanted = frame_indices(total, rate, options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Clip(_decode(path, wanted), len(wanted), len(wanted) / (last - first + 1) * rate)
 
 
 def _decode(path: Path, wanted: Sequence[int]) -> Iterator[Image.Image]:

@@ -123,15 +123,16 @@ def test_pictures_that_do_not_decode() -> None:
             open_image(bad)
     with pytest.raises(ValueError, match=r"image \(no known kind of picture\); give"):
         open_image(b"no image at all")
-    with pytest.raises(ValueError, match="data URL: not valid base64"):
+    with pytest.raises(ValueError, match="not valid base64"):
         open_image("data:image/png;base64,@@@")
 
 
 def test_pictures_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.png: no such image file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(ValueError, match="not fetched from the network"):
-        open_image("https://example.org/a.png")
+    for url in ("https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png"):
+        with pytest.raises(ValueError, match="download it first"):
+            open_image(url)
 
 
 @pytest.mark.parametrize("side", [9460, 30000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 from tiny_models import TOKEN_ID, WriteCheckpoint
 
-from vlpress.model.chat import split_messages
 from vlpress.model.processing import Processor, Visual
+from vlpress.model.visual_options import VideoOptions
 
 IMAGE, VIDEO = TOKEN_ID["<|image_pad|>"], TOKEN_ID["<|video_pad|>"]
 
@@ -126,7 +127,7 @@ def test_video_file(processor: Processor, tmp_path: Path) -> None:
     visual = processor.video(path)
     assert visual.kind == "video" and visual.grid == (3, 8, 8)
     assert visual.seconds_per_grid == pytest.approx(1.0)
-    assert processor.video(path, fps=4.0).grid == (6, 8, 8)
+    assert processor.video(path, VideoOptions(fps=4.0)).grid == (6, 8, 8)
     assert processor.encode(user({"type": "video", "video": str(path)})).visuals[0].grid[0] == 3
 
 
@@ -166,8 +167,11 @@ def test_stop_ids_of_the_generation_settings(
 
 
 def test_placeholder_tokens_in_text_are_refused(processor: Processor) -> None:
-    with pytest.raises(ValueError, match="2 image and video tokens for 1 visuals"):
-        processor.encode(user(image_part(), "say <|image_pad|>"))
+    for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>"):
+        with pytest.raises(ValueError, match=re.escape(token)):
+            processor.encode(user(image_part(), f"say {token}"))
+        with pytest.raises(ValueError, match=re.escape(token)):
+            processor.encode(user("say"), answer=token)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +180,14 @@ def test_placeholder_tokens_in_text_are_refused(processor: Processor) -> None:
         ([], 2.0, "video of 0 frames; allowed: 1 to 768"),
         ([picture()] * 769, 2.0, "video of 769 frames"),
         ([picture(), picture(84)], 2.0, "frame 1 of the video is 84 x 56, the first is 56 x 56"),
-        ([picture()], 0.0, "fps 0.0: must be positive"),
+        ([picture()], 0.0, "fps 0.0: must be"),
     ],
 )
 def test_unusable_videos(
     processor: Processor, frames: list[Image.Image], fps: float, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        processor.video(frames, fps=fps)
+        processor.video(frames, VideoOptions(fps=fps))
 
 
 def test_elongated_and_undecodable_pictures(processor: Processor) -> None:
@@ -191,34 +195,3 @@ def test_elongated_and_undecodable_pictures(processor: Processor) -> None:
         processor.image(picture(600, 2))
     with pytest.raises(ValueError, match="cannot be decoded as an image"):
         processor.encode(user({"type": "image", "image": b"no"}))
-
-
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([{"role": "user"}], "needs a role and content"),
-        (["hello"], "message 'hello': needs a role"),
-        ([{"role": "user", "content": 5}], "content 5: allowed: a string, or a list of parts"),
-        ([{"role": "user", "content": ["x"]}], "allowed: a string, or a list of parts"),
-        ([{"role": "user", "content": [{"type": "audio"}]}], "part of type 'audio'; allowed: text"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "its text is not a string"),
-    ],
-)
-def test_malformed_messages(messages: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_messages(messages)
-
-
-def test_messages_lose_their_data_but_nothing_else() -> None:
-    messages = [
-        {"role": "system", "content": "be brief", "name": "s"},
-        *user({"type": "image_url", "image_url": {"url": "a.png"}}, "b"),
-        *user({"type": "video", "video": "c.mp4", "fps": 1}),
-    ]
-    plain, sources = split_messages(messages)
-    assert plain[0] == messages[0]
-    assert plain[1]["content"] == [{"type": "image"}, {"type": "text", "text": "b"}]
-    assert [(source.kind, source.data, source.fps) for source in sources] == [
-        ("image", "a.png", None),
-        ("video", "c.mp4", 1.0),
-    ]

@@ -19,18 +19,24 @@ from vlpress.model.video import (
     frame_indices,
     open_video,
 )
+from vlpress.model.visual_options import VideoOptions
 
 
 @given(
     total=st.integers(1, 100_000),
     rate=st.floats(1, 120),
     fps=st.floats(0.1, 30),
-    most=st.integers(4, MAX_FRAMES),
+    most=st.none() | st.integers(4, MAX_FRAMES),
 )
-def test_frames_are_spread_over_the_video(total: int, rate: float, fps: float, most: int) -> None:
-    indices = frame_indices(total, rate, fps, most)
-    assert len(indices) <= min(most, total)
-    assert len(indices) == total if total < 4 else len(indices) >= 4 and len(indices) % 2 == 0
+def test_frames_are_spread_over_the_video(
+    total: int, rate: float, fps: float, most: int | None
+) -> None:
+    indices = frame_indices(total, rate, VideoOptions(fps=fps, max_frames=most))
+    assert len(indices) <= min(most or MAX_FRAMES, total)
+    if total < 4 and most is None:
+        assert len(indices) == total
+    else:
+        assert len(indices) >= min(4, total) // 2 * 2 and (total == 1 or len(indices) % 2 == 0)
     assert indices[0] == 0 and indices[-1] == total - 1
     assert sorted(set(indices)) == indices
 
@@ -47,7 +53,7 @@ def test_frames_are_spread_over_the_video(total: int, rate: float, fps: float, m
     ],
 )
 def test_two_frames_a_second_within_bounds(total: int, rate: float, count: int) -> None:
-    assert len(frame_indices(total, rate, 2.0)) == count
+    assert len(frame_indices(total, rate)) == count
 
 
 @given(count=st.integers(1, MAX_FRAMES))
@@ -85,7 +91,7 @@ def test_chosen_frames_of_a_file_are_decoded(tmp_path: Path) -> None:
     levels = write_clip(tmp_path / "clip.mp4", frames=30, rate=10)
     clip = open_video(tmp_path / "clip.mp4")
     assert clip.count == 6 and clip.fps == pytest.approx(2.0)
-    wanted = [levels[index] for index in frame_indices(30, 10.0, 2.0)]
+    wanted = [levels[index] for index in frame_indices(30, 10.0)]
     assert [level(frame) for frame in clip.frames] == pytest.approx(wanted, abs=4)
 
 

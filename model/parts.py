@@ -1,0 +1,134 @@
+"""Parts of a message's content: texts, images and videos in the forms that libraries write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .media import find_image, find_video, shorten
+from .visual_options import ImageOptions, SizeOptions, VideoOptions, option_names, read_options
+
+Part = dict[str, Any]
+NOT_LISTS = (str, bytes, bytearray, memoryview)
+"""Sequences that are one value."""
+KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video"}
+KINDS["video_url"] = "video"
+PLACEHOLDERS = (
+    *("<|image_pad|>", "<|video_pad|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+)
+"""Tokens that the chat template and the processor write, and texts must not."""
+
+_PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
+_DATA_KEYS = {
+    "image": ("image", "image_url", "path", "url", "base64", "bytes"),
+    "video": ("video", "video_url", "path", "url"),
+}
+_OPTIONS: dict[str, type[SizeOptions]] = {"image": ImageOptions, "video": VideoOptions}
+
+
+def read_part(part: object, folder: Path | None) -> Part:
+    """One part in the form that `chat` describes, without data if it has none.
+
+    Args:
+        part: An object. Keys that are null are as good as absent.
+        folder: What relative paths start from; None: the current directory.
+
+    Raises:
+        FileNotFoundError: A file that is named does not exist.
+        ValueError: The part has another form.
+    """
+    if not isinstance(part, Mapping):
+        raise ValueError(f"content part {shorten(part)}: must be an object with a type")
+    given = {key: value for key, value in part.items() if value is not None}
+    kind = _kind(given)
+    given.pop("type", None)
+    if kind == "text":
+        _refuse_unknown(given, kind, ("text",))
+        return read_text(given.get("text"))
+    options = option_names(_OPTIONS[kind])
+    _refuse_unknown(given, kind, (*_DATA_KEYS[kind], *options))
+    values = [given[key] for key in _DATA_KEYS[kind] if key in given]
+    if len(values) > 1:
+        names = ", ".join(key for key in _DATA_KEYS[kind] if key in given)
+        raise ValueError(f"{kind} part with {names}; keep one of them")
+    asked = read_options(_OPTIONS[kind], given)
+    found = {name: getattr(asked, name) for name in options if getattr(asked, name) is not None}
+    read = {"type": kind, **found}
+    return with_data(read, values[0], folder) if values else read
+
+
+def with_data(part: Part, value: object, folder: Path | None) -> Part:
+    """A part of an image or video with its data.
+
+    Args:
+        part: As `read_part` returns it, without data.
+        value: What stands for the data: see `find_image` and `find_video`, or a list of frames.
+        folder: What relative paths start from; None: the current directory.
+
+    Raises:
+        FileNotFoundError: A file that is named does not exist.
+        ValueError: It is given in another form, or an option has no meaning for it.
+    """
+    kind = part["type"]
+    if kind == "image":
+        return {**part, "image": _image(value, folder)}
+    options = read_options(VideoOptions, part)
+    if isinstance(value, Sequence) and not isinstance(value, NOT_LISTS):
+        if not value:
+            raise ValueError("video of 0 frames; give at least one")
+        options.check_of_frames()
+        return {**part, "video": [_image(frame, folder) for frame in value]}
+    options.check_of_file()
+    return {**part, "video": find_video(value, folder)}
+
+
+def read_text(text: object) -> Part:
+    """The part of a text.
+
+    Raises:
+        ValueError: It is no text, holds a placeholder token, or is not valid Unicode.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text {shorten(text)}: must be a string")
+    if found := _PLACEHOLDER.search(text):
+        raise ValueError(
+            f"text with the token {found.group()}: it stands for an image or video; take it out "
+            "and give the image or video as a part"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = shorten(text[error.start])
+        raise ValueError(f"text with {half}: half of a surrogate pair; encode it again") from None
+    return {"type": "text", "text": text}
+
+
+def _image(value: object, folder: Path | None) -> Image.Image | bytes | Path:
+    return value if isinstance(value, Image.Image) else find_image(value, folder)
+
+
+def _kind(given: Mapping[str, Any]) -> str:
+    if "type" in given:
+        kind = given["type"]
+        if not isinstance(kind, str) or kind not in KINDS:
+            allowed = ", ".join(KINDS)
+            raise ValueError(f"content part of type {shorten(kind)}; allowed: {allowed}")
+        return KINDS[kind]
+    named = {KINDS[key] for key in given if key in KINDS}
+    if len(named) != 1:
+        raise ValueError(f"content part {shorten(dict(given))}: needs a type; {', '.join(KINDS)}")
+    return named.pop()
+
+
+def _refuse_unknown(given: Mapping[str, Any], kind: str, known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"{kind} part with the key {shorten(key)}: not understood; "
+                f"allowed: {', '.join(known)}"
+            )
