@@ -23,7 +23,7 @@ from .tasks.task import Item
 
 CACHE_BYTES = 2 << 30
 
-_Key = tuple[str, Bounds | None]  # a picture's digest, and how large it is shown
+_Key = tuple[Picture, Bounds | None]  # how large it is shown
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,11 @@ class FeatureCache:
 
     @torch.inference_mode()
     def _entry(self, picture: Picture, bounds: Bounds | None) -> _Entry:
-        key = picture.digest, bounds
+        key = picture, bounds
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        # Decoded here and not by the processor, which would paint a background under
-        # transparent pixels: the published scores were taken without.
+        # Decoded here and not by the processor: published scores were taken with another decoding.
         area = (bounds.min_pixels, bounds.max_pixels) if bounds else None
         visual = self._processor.image(picture.open(), area)
         features = tuple(model.encode([visual])[0] for model in self._models)
