@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..model.finite import NotFiniteError
 from ..model.inputs import Prompt, Visual
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
@@ -66,11 +67,17 @@ class FeatureCache:
 
         Returns:
             The prompts, and for each model the features of each prompt's pictures.
+
+        Raises:
+            NotFiniteError: features of a picture are NaN or infinite; the message names the item.
         """
         prompts: list[Prompt] = []
         features: list[list[list[Tensor]]] = [[] for _ in self._models]
         for row, item in enumerate(items):
-            entries = [self._entry(picture, item.pixels) for picture in pictures(item)]
+            try:
+                entries = [self._entry(picture, item.pixels) for picture in pictures(item)]
+            except NotFiniteError as error:
+                raise error.within(f"item {item.id}") from error
             prompts.append(
                 self._processor.encode(
                     item.messages,

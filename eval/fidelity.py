@@ -10,7 +10,7 @@ be in memory together and many candidates share one reading.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .features import FeatureCache
 from .forced import ANSWER_TOKENS, Forced, read_answers
 from .logprobs import Expected, LogProbReader, LogProbWriter, choose_kind, lump
 from .predictions import Prediction, Record, open_shared
-from .runner import OnProgress, plan_batches, plan_windows, shared_lengths
+from .runner import OnProgress, located, plan_batches, plan_windows, shared_lengths
 from .tasks.task import Fields, Item, Task
 
 FOLDER = "logprobs"
@@ -53,9 +53,16 @@ def divergence(base: Tensor, candidate: Tensor) -> Tensor:
         # Rounding can leave about -1e-8 where both agree.
         parts.append((p.exp() * (p - q)).sum(-1).clamp_min(0.0))
     result = torch.cat(parts) if parts else base.new_zeros(0)
-    if not bool(torch.isfinite(result).all()):
-        raise ValueError("a model gives logits that are not finite; its weights are unusable")
+    _check_divergence(result)
     return result
+
+
+def _check_divergence(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            "a model gives logits that are not finite, so the divergence is not either; evaluate "
+            "both models in bf16 or fp32, or fetch the checkpoint again"
+        )
 
 
 def lumped_divergence(logprobs: Tensor, ids: Tensor, rest: Tensor, candidate: Tensor) -> Tensor:
@@ -79,8 +86,7 @@ def lumped_divergence(logprobs: Tensor, ids: Tensor, rest: Tensor, candidate: Te
     q_rest = (1 - q.double().exp().sum(-1)).clamp_min(1e-12)
     kl = (p.exp() * (p - q)).sum(-1)
     kl += torch.where(p_rest > 0, p_rest * (p_rest.clamp_min(1e-12) / q_rest).log(), 0.0)
-    if not bool(torch.isfinite(kl).all()):
-        raise ValueError("a model gives logits that are not finite; its weights are unusable")
+    _check_divergence(kl)
     return kl.clamp_min(0.0).float()
 
 
@@ -111,6 +117,7 @@ def keep_logprobs(
 
     Raises:
         ValueError: the folder was made with another fingerprint.
+        NotFiniteError: a logit is NaN or infinite; the message names benchmark and item.
     """
     tokens = sum(_length(answers[item.id]) for item in task.items) + 2 * len(task.items)
     kind = choose_kind(tokens, model.config.text.vocab_size)
@@ -124,7 +131,7 @@ def keep_logprobs(
         ]
         return store.write([item.id for item in batch], read, spelled)
 
-    with closing(LogProbWriter(folder, kind, fingerprint, ranks)) as store:
+    with located(task), closing(LogProbWriter(folder, kind, fingerprint, ranks)) as store:
         batches = _batches(task, cache, batch_size, lambda item: item.id in store, ranks)
         for _, written in dealt(ranks, batches, work):
             store.add(written)
@@ -167,7 +174,8 @@ def measure_task(
         All records by item id, see `compare_answer`.
 
     Raises:
-        ValueError: another fingerprint, or logits that are not finite.
+        ValueError: another fingerprint, or logits that are not finite (then `NotFiniteError`, which
+            names benchmark and item).
     """
     cache = FeatureCache(processor, [candidate])
     letters = _Letters(processor)
@@ -182,7 +190,7 @@ def measure_task(
             records.append(record | _gold(item.fields, base.letters, spelled))
         return Message(records)
 
-    with closing(open_shared(ranks, path, "fidelity", fingerprint)) as store:
+    with located(task), closing(open_shared(ranks, path, "fidelity", fingerprint)) as store:
         batches = _batches(task, cache, batch_size, lambda item: item.id in store.records, ranks)
         for _, found in dealt(ranks, batches, work):
             store.append(found.value)
@@ -260,8 +268,15 @@ def _gold(
     if gold not in base or gold not in candidate:
         return {}
     pair = (base, candidate)
-    among = [v[gold] - math.log(sum(math.exp(x) for x in v.values())) for v in pair]
+    among = [v[gold] - _log_sum_exp(v.values()) for v in pair]
     return {"gold": [v[gold] for v in pair], "choice": among}
+
+
+def _log_sum_exp(values: Iterable[float]) -> float:
+    """Of log-probabilities, however small."""
+    found = list(values)
+    largest = max(found)
+    return largest + math.log(sum(math.exp(value - largest) for value in found))
 
 
 class _Letters:

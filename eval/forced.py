@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..model.finite import check_finite
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .features import FeatureCache
@@ -46,6 +47,9 @@ def read_answers(
         cache: turns items into prompts.
         items: the questions.
         answers: what is said to each.
+
+    Raises:
+        NotFiniteError: a logit is NaN or infinite; the message names the item.
     """
     asked, _ = cache.prompts(items)
     full, (features,) = cache.prompts(items, [answer.prediction for answer in answers])
@@ -58,6 +62,8 @@ def read_answers(
         full[row] = _cut(prompt, len(question) + counts[row])
     read = model(full, features, [count + 1 for count in counts])
     found = []
+    for item, logits in zip(items, read, strict=True):
+        check_finite(logits, f"item {item.id}: the scores along the given answer are", model)
     for prompt, question, logits, count, ended in zip(full, asked, read, counts, ends, strict=True):
         # The row before a token predicts it, so the last row says what would come next.
         tokens = prompt.input_ids[len(question) :].to(logits.device)

@@ -25,6 +25,8 @@ from .forced import Forced
 from .predictions import Record, open_shared, read_records
 
 FULL_BYTES = 2 << 30
+LOWEST = torch.finfo(torch.float16).min
+"""Log-probabilities are kept as fp16: smaller ones, of probability 0 by then, are kept as this."""
 TOP = 1024
 INDEX = "index.jsonl"
 KIND = "log-probabilities"
@@ -135,9 +137,9 @@ def _packed(answer: Forced, kind: Kind) -> dict[str, Tensor]:
     said = rows.gather(-1, answer.tokens[:, None])[:, 0]
     parts = {"tokens": answer.tokens, "said": said}
     if kind == "full":
-        return {"logprobs": rows.half(), **parts}
+        return {"logprobs": rows.clamp_min(LOWEST).half(), **parts}
     values, ids, rest = lump(rows)
-    return {"logprobs": values.half(), "ids": ids.to(torch.int32), "rest": rest, **parts}
+    return {"logprobs": values.clamp_min(LOWEST).half(), "ids": ids.to(torch.int32), "rest": rest, **parts}
 
 
 _PARTS: Mapping[Kind, tuple[str, ...]] = {
@@ -168,7 +170,8 @@ class LogProbReader:
         Full rows are normalized again: rounding to fp16 moves their sum by some 1e-4.
 
         Raises:
-            ValueError: it was not stored, or its file is missing or damaged.
+            ValueError: it was not stored, its file is missing or damaged, or a value in it is not
+                finite.
         """
         if key not in self._records:
             raise ValueError(f"{self._folder} holds nothing for {key}; measure the base again")
@@ -181,6 +184,12 @@ class LogProbReader:
                 }
         except Exception as error:  # safetensors raises its own type for damage
             raise ValueError(f"{path} is missing or damaged; measure the base again") from error
+        floats = [part for part in parts.values() if part.is_floating_point()]
+        if not all(bool(torch.isfinite(part).all()) for part in floats):
+            raise ValueError(
+                f"{path} holds log-probabilities of {key} that are not finite: delete "
+                f"{self._folder} and measure the base again, in bf16 or fp32 if it overflows fp16"
+            )
         rows = parts["logprobs"].float()
         full = self.kind == "full"
         return Expected(

@@ -116,6 +116,12 @@ def _times(value: float | None) -> str:
 def _perplexity(found: Report | None) -> str:
     if found is None:
         return ""
+    if found["overflow"]:
+        nll = found["nll"]
+        return (
+            f"Perplexity on {found['tokens']} tokens of text is above the largest float; mean "
+            f"negative log-probability of a token {nll['base']:.3f} → {nll['candidate']:.3f} nats."
+        )
     ratio = f"{found['ratio']:.4f} {bounds(found['ratio_ci95'], '.4f')}".strip()
     return (
         f"Perplexity on {found['tokens']} tokens of text: {found['base']:.3f} → "

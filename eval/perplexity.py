@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..calib.ranks import ALONE, Message, Ranks, dealt
+from ..model.finite import NotFiniteError, check_finite
 from ..model.inputs import Prompt
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
@@ -122,7 +123,11 @@ def measure_text(
 
     def work(numbered: tuple[int, Tensor]) -> Message:
         number, ids = numbered
-        return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": _nll(model, ids)}])
+        try:
+            nll = _nll(model, ids)
+        except NotFiniteError as error:
+            raise error.within(f"text window {number + 1} of {len(parts)}") from error
+        return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": nll}])
 
     made_from = {**fingerprint, "text": text_identity(text)}
     with closing(open_shared(ranks, path, "text", made_from)) as store:
@@ -137,10 +142,10 @@ def measure_text(
 def _nll(model: QwenVL, ids: Tensor) -> float:
     prompt = Prompt(ids, torch.arange(len(ids)).expand(3, -1))
     logits = model([prompt], [[]])[0][:-1]
-    loss = float(F.cross_entropy(logits.float(), ids[1:].to(logits.device), reduction="sum"))
-    if not math.isfinite(loss):
-        raise ValueError("a model gives logits that are not finite; its weights are unusable")
-    return loss
+    check_finite(logits, "the scores along the text are", model)
+    losses = F.cross_entropy(logits.float(), ids[1:].to(logits.device), reduction="none")
+    check_finite(losses, "log-probabilities of the text are", model)
+    return float(losses.double().sum())
 
 
 def read_windows(run_dir: Path) -> tuple[dict[str, Any], dict[str, Record]] | None:
@@ -160,7 +165,9 @@ def compare_text(base: Path, candidate: Path) -> dict[str, Any] | None:
 
     Returns:
         `tokens`, `base` and `candidate` perplexity, their `ratio` and its 95 % interval by
-        bootstrap over windows (None for one window).
+        bootstrap over windows (None for one window); `nll`, the mean negative log-probability of
+        a token in nats on both sides. A number above the largest float is None, and `overflow`
+        says so; it is None otherwise.
 
     Raises:
         ValueError: they read other texts, or one is not finished.
@@ -176,13 +183,24 @@ def compare_text(base: Path, candidate: Path) -> dict[str, Any] | None:
     pairs = [(left[1][key], right[1][key]) for key in left[1]]
     tokens = sum(int(a["tokens"]) for a, _ in pairs)
     rates = [sum(float(pair[side]["nll"]) for pair in pairs) / tokens for side in (0, 1)]
-    return {
+    found = {
         "tokens": tokens,
-        "base": math.exp(rates[0]),
-        "candidate": math.exp(rates[1]),
-        "ratio": math.exp(rates[1] - rates[0]),
-        "ratio_ci95": _ratio_interval(pairs),
+        "nll": {"base": rates[0], "candidate": rates[1]},
+        "base": _exp(rates[0]),
+        "candidate": _exp(rates[1]),
+        "ratio": _exp(rates[1] - rates[0]),
     }
+    overflow = [key for key in ("base", "candidate", "ratio") if found[key] is None]
+    reason = f"above the largest float: {', '.join(overflow)}; see nll" if overflow else None
+    return {**found, "ratio_ci95": _ratio_interval(pairs), "overflow": reason}
+
+
+def _exp(value: float) -> float | None:
+    """None where the result exceeds the largest float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
 
 
 def _ratio_interval(pairs: Sequence[tuple[Record, Record]]) -> list[float] | None:
@@ -191,4 +209,5 @@ def _ratio_interval(pairs: Sequence[tuple[Record, Record]]) -> list[float] | Non
     if len(gaps) < 2:
         return None
     interval = mean_interval(gaps)
-    return [math.exp(interval.low), math.exp(interval.high)]
+    ends = [_exp(interval.low), _exp(interval.high)]
+    return None if None in ends else [end for end in ends if end is not None]

@@ -8,8 +8,8 @@ is stopped and started again asks the rest in the same company.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from ..calib.ranks import ALONE, Message, Ranks, dealt, gathered
+from ..model.finite import NotFiniteError
 from ..model.generation import Sampling, generate
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
@@ -25,6 +26,7 @@ from .predictions import Prediction, Record, open_shared, prediction_record
 from .tasks.task import Item, Task
 
 WINDOW = 8  # batches whose items are sorted by length together
+NAMED = 8  # items that an error names
 
 OnProgress = Callable[[str, int, int, str], None]
 """`on_progress(task, done, total, detail)`, called after every batch; the detail is the rate."""
@@ -115,10 +117,12 @@ def answer_task(
     Raises:
         ValueError: the file was made with another fingerprint, or the responder returns another
             number of answers than it was given items.
+        NotFiniteError: the model computed NaN or infinity; the message names benchmark and items.
+            Answers stored before stay, and the same call resumes behind them.
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; give at least 1")
-    with closing(open_shared(ranks, path, "predictions", fingerprint)) as store:
+    with located(task), closing(open_shared(ranks, path, "predictions", fingerprint)) as store:
         report = _Progress(on_progress, task, len(store.records))
         report(len(store.records))
         for window in plan_windows(task.items, batch_size):
@@ -143,7 +147,8 @@ def answer_task(
 def _answer(batch: Sequence[Item], responder: Responder, looked: float) -> list[Record]:
     """Records of a batch; `looked` seconds were spent on each item before."""
     started = time.perf_counter()
-    answers = responder.generate(batch)
+    with naming(batch):
+        answers = responder.generate(batch)
     seconds = looked + (time.perf_counter() - started) / len(batch)
     if len(answers) != len(batch):
         raise ValueError(
@@ -164,6 +169,28 @@ def _answer(batch: Sequence[Item], responder: Responder, looked: float) -> list[
         )
         for item, a in zip(batch, answers, strict=True)
     ]
+
+
+@contextmanager
+def located(task: Task) -> Iterator[None]:
+    """Put the benchmark's name in front of an error about values that are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise error.within(task.name) from error
+
+
+@contextmanager
+def naming(batch: Sequence[Item]) -> Iterator[None]:
+    """Put the ids of the items in front of an error about values that are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if not error.rows:
+            raise
+        ids = [batch[row].id for row in error.rows]
+        shown = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" * (len(ids) > NAMED))
+        raise error.within(f"item{'s' * (len(ids) > 1)} {shown}") from error
 
 
 def shared_lengths(

@@ -184,7 +184,8 @@ def mean_interval(
     give that value twice.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        ValueError: fewer than two values, one that is not finite, or values so far apart that
+            their difference is not.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
@@ -202,4 +203,9 @@ def mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(low + spread * float(found.low), low + spread * float(found.high))
+    ends = [low + spread * float(end) for end in (found.low, found.high)]
+    if not all(map(math.isfinite, ends)):
+        raise ValueError(
+            f"values from {low:g} to {float(sample.max()):g} are too far apart for an interval"
+        )
+    return Interval(*ends)

@@ -7,16 +7,23 @@ prompts with the same visuals begin with is read once (`prefixes`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .finite import not_finite
 from .inputs import Prompt
 from .prefixes import prefill
 from .qwen_vl import QwenVL
+
+
+LEAST_TEMPERATURE = 1e-6
+"""Smallest temperature above 0: scores divided by less may overflow."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,16 @@ class Sampling:
     seed: int = 0  # of every prompt's own generator
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature}: must be 0 (greedy) or more")
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf):
+            raise ValueError(
+                f"temperature {self.temperature}: must be 0 (greedy), or a number from "
+                f"{LEAST_TEMPERATURE:g}"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p}: must be above 0 and at most 1")
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k}: must be 0 (all tokens) or more")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty {self.repetition_penalty}: must be positive")
 
 
@@ -93,6 +103,7 @@ def generate(
 
     Raises:
         ValueError: No prompts, or `max_new_tokens` is under 1.
+        NotFiniteError: The scores of a decision, or features of an image, are NaN or infinite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: must be at least 1")
@@ -103,8 +114,9 @@ def generate(
     active = rows
     while True:
         logits = model.logits(hidden[:, -1])
+        tokens = _choose_all(model, logits, active, sampling)
         going = _take_tokens(
-            logits, active, sampling, stop_ids, max_new_tokens, return_logits, on_token
+            logits, active, tokens, stop_ids, max_new_tokens, return_logits, on_token
         )
         if not going:
             return [row.result() for row in rows]
@@ -120,7 +132,7 @@ def generate(
 def _take_tokens(
     logits: Tensor,
     rows: Sequence[_Row],
-    sampling: Sampling,
+    tokens: Sequence[int],
     stop_ids: Collection[int],
     max_new_tokens: int,
     return_logits: bool,
@@ -128,7 +140,7 @@ def _take_tokens(
 ) -> list[int]:
     """Give every row its next token; returns the places of the rows that go on."""
     going = []
-    for place, token in enumerate(_choose_all(logits, rows, sampling)):
+    for place, token in enumerate(tokens):
         row = rows[place]
         if return_logits:
             row.logits.append(logits[place])
@@ -144,14 +156,35 @@ def _take_tokens(
     return going
 
 
-def _choose_all(logits: Tensor, rows: Sequence[_Row], sampling: Sampling) -> list[int]:
+def _choose_all(
+    model: QwenVL, logits: Tensor, rows: Sequence[_Row], sampling: Sampling
+) -> list[int]:
+    """The next token of every row; the highest score of each row is checked.
+
+    NaN compares as the largest, and a row without one finite score has -inf as its largest, so
+    the highest score is finite exactly where a choice means something.
+    """
+    best = logits.argmax(-1, keepdim=True)
+    # One transfer from the device for all; float64 holds every token id and every float32.
+    found = torch.cat([best.double(), logits.gather(-1, best).double()], dim=-1).tolist()
+    if unusable := [place for place, (_, score) in enumerate(found) if not math.isfinite(score)]:
+        _refuse(model, logits, rows, unusable)
     if sampling.temperature == 0 and sampling.repetition_penalty == 1.0:
-        tokens: list[int] = logits.argmax(-1).tolist()  # one transfer from the device for all
-        return tokens
+        return [int(token) for token, _ in found]
     return [
         choose(scores, row.seen, sampling, row.generator)
         for scores, row in zip(logits, rows, strict=True)
     ]
+
+
+def _refuse(
+    model: QwenVL, logits: Tensor, rows: Sequence[_Row], unusable: Sequence[int]
+) -> NoReturn:
+    """Raise the error about rows whose scores are not finite."""
+    places = [rows[place].index for place in unusable]
+    step = len(rows[unusable[0]].tokens) + 1
+    what = f"the scores for token {step} of the answer to prompt {places[0] + 1} are"
+    raise not_finite(logits[unusable[0]], what, model, places)
 
 
 def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
@@ -185,14 +218,19 @@ def choose(
         seen: bool `[vocab]`, tokens that the repetition penalty applies to.
         sampling: The rule.
         generator: On the device of `logits`; needed when sampling.
+
+    Raises:
+        ValueError: The repetition penalty makes the scores overflow.
     """
     if sampling.repetition_penalty != 1.0:
         penalty = sampling.repetition_penalty
         weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, weakened, logits)
+        if not math.isfinite(float(logits.max())):
+            raise ValueError(f"repetition_penalty {penalty}: the scores overflow; give one near 1")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    logits = logits / sampling.temperature
+    logits = (logits - logits.max()) / sampling.temperature  # finite, however small it is
     if 0 < sampling.top_k < logits.numel():
         least = torch.topk(logits, sampling.top_k).values[-1]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .cache import CacheType, KVCache
 from .config import ModelConfig
+from .finite import check_finite
 from .inputs import Batch, Prompt, Visual
 from .text import TextModel
 from .vision import VisionTower
@@ -56,14 +57,20 @@ class QwenVL(nn.Module):
         return KVCache(self.config.text, batch, capacity, self.cache_type)
 
     def encode(self, visuals: Sequence[Visual]) -> list[Tensor]:
-        """Features of each visual, `[n_tokens, hidden]` in decoder order."""
+        """Features of each visual, `[n_tokens, hidden]` in decoder order.
+
+        Raises:
+            NotFiniteError: A feature is NaN or infinite.
+        """
         features: list[Tensor] = []
         for group in _within(visuals, MAX_PATCHES):
             patches = torch.cat([visual.patches for visual in group])
             grid = torch.tensor([visual.grid for visual in group])
             unit = self.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in group]
-            features += torch.split(self.visual(patches, grid), sizes)
+            found = self.visual(patches, grid)
+            check_finite(found, "the vision tower's features are", self)
+            features += torch.split(found, sizes)
         return features
 
     def embed(

@@ -32,18 +32,27 @@ def unsealed(values: object, where: str) -> dict[str, Any]:
         where: what to call it in the error.
 
     Raises:
-        ValueError: no object, without a seal, or not what was sealed.
+        ValueError: no object, without a seal, not what was sealed, or a number is not finite.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} is damaged: it holds no object; evaluate again")
     rest = {key: value for key, value in values.items() if key != KEY}
-    if values.get(KEY) != _digest(rest):
+    try:
+        digest = _digest(rest)
+    except ValueError as error:
+        raise ValueError(f"{where} holds a number that is not finite; evaluate again") from error
+    if values.get(KEY) != digest:
         raise ValueError(f"{where} is damaged or was edited; evaluate again")
     return rest
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True)
+    """Of the values as JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    text = json.dumps(values, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..calib.store import MemoryStore, loaded
 from ..calib.walk import FEATURES, Walk
+from ..model.finite import dtype_name, kind_of
 from ..model.inputs import Prompt
 from ..model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ..model.qwen_vl import QwenVL
@@ -92,9 +93,11 @@ def first_tokens(
         longer = _followed(prompt, found)
         scores = _scores(Walk(model, [longer], blocks, store))
         if not bool(torch.isfinite(scores).all()):
+            wider = "in bf16 or fp32" if chosen == torch.float16 else "with another recipe"
             raise ValueError(
-                f"{folder}: read back, the checkpoint gives scores that are not finite; its "
-                "weights or the model's activations overflow"
+                f"{folder}: read back, the checkpoint gives scores that are not finite "
+                f"({kind_of(scores)} for token {len(found) + 1} in {dtype_name(chosen)}); its "
+                f"weights or activations overflow: quantize again {wider}"
             )
         # Behind one of these the next pass would look for a picture.
         scores[[model.config.image_token_id, model.config.video_token_id]] = -torch.inf
