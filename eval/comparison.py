@@ -74,6 +74,11 @@ def compare_many(
         "base": read_run(base_dir).name,
         "margin": margin,
         "verdict": overall([Verdict(report["verdict"]) for report in reports.values()]),
+        "verdict_reasons": [
+            f"{name}: {reason}"
+            for name, report in reports.items()
+            for reason in report["verdict_reasons"]
+        ],
         "synthetic": any(report["synthetic"] for report in reports.values()),
         "candidates": {name: _brief(report) for name, report in reports.items()},
         "pareto": _fronts(reports),
@@ -102,10 +107,12 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("synthetic", "n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict")
+    keys = ["synthetic", "n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict"]
+    keys += ["chance", "health_reasons"]
     return {
         "candidate": report["candidate"],
         "verdict": report["verdict"],
+        "verdict_reasons": report["verdict_reasons"],
         "benchmarks": {
             name: {key: entry[key] for key in keys} for name, entry in report["benchmarks"].items()
         },

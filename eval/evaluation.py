@@ -7,6 +7,7 @@ another setup is refused.
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from .fingerprint import (
 )
 from .forced import ANSWER_TOKENS
 from .logprobs import LogProbReader
+from .machine_load import LoadMeter, joined_load
 from .perplexity import FILE as TEXT
 from .perplexity import measure_text
 from .pictures import store_pictures
@@ -55,6 +57,9 @@ from .results import (
 )
 from .runner import ModelResponder, OnProgress, Responder, answer_task
 from .tasks.task import Task
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def evaluate(
     if reference is not None:
         base = led(ranks, lambda: _read_reference(Path(reference), setup, tasks))
     if base is not None and not _is_kept(base, tasks):
-        _find_reference(base)  # before hours of answering, not after
+        find_reference(base)  # before hours of answering, not after
 
     def begin() -> None:
         write_items(out, info, tasks)
@@ -154,6 +159,7 @@ def evaluate(
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
+    is_new, meter = not is_answered(out, tasks), LoadMeter()
     shared: dict[str, Any] = {"on_progress": on_progress, "ranks": ranks}
     batched = {"batch_size": batch_size, **shared}
     for task in tasks:
@@ -164,6 +170,8 @@ def evaluate(
             {**setup, "task": dict(task.fingerprint)},
             **batched,
         )
+    if is_new:
+        info["load"] = joined_load(info.get("load"), meter.read())
     if text is not None:
         measure_text(text, model, processor, out / TEXT, setup, **shared)
     info["memory"] = _memory(model, info.get("memory"))
@@ -171,7 +179,7 @@ def evaluate(
         _keep(read_run(out), tasks, model, processor, batched)
     if base is not None:
         if not led(ranks, lambda: _is_kept(base, tasks)):
-            original = open_model(_find_reference(base), device=model.device, dtype=model.dtype)
+            original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
             _keep(base, tasks, original, processor, batched)
             del original
         _measure(out, tasks, base, model, processor, setup, batched)
@@ -213,6 +221,12 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
             refuse_difference(out / task.name, known, entry["fingerprint"])
         info["tasks"][task.name] = entry
     return info
+
+
+def is_answered(out: Path, tasks: Sequence[Task]) -> bool:
+    """Whether a run folder, begun by `write_items`, holds an answer to every question already."""
+    stored = read_run(out).tasks
+    return all(stored[task.name].is_complete for task in tasks)
 
 
 def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
@@ -263,7 +277,7 @@ def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task])
     return base
 
 
-def _find_reference(base: StoredRun) -> Path:
+def find_reference(base: StoredRun) -> Path:
     """Folder of the model that a reference was evaluated with, unchanged since."""
     try:
         folder = resolve_folder(base.name)
@@ -358,7 +372,16 @@ def finish(out: Path, info: dict[str, Any]) -> EvalResult:
             found[key] = pooled
     result = EvalResult(out, info, benchmarks, found or None)
     write_json(out / "scores.json", result.to_dict())
+    _warn(benchmarks)
     return result
+
+
+def _warn(benchmarks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log every violated health rule; answers to blank images are expected to be guesses."""
+    for name, entry in benchmarks.items():
+        if not entry["blank_images"]:
+            for reason in entry["health_reasons"]:
+                logger.warning("%s: %s", name, reason["text"])
 
 
 def _memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .markdown_cells import bounds, escape, table
 from .markdown_fidelity import fidelity
+from .speed_section import SpeedRow, speed_notes, speed_rows
 from .testing import FEW
 
 FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
@@ -19,6 +20,7 @@ _MEANING = {
     "FAIL": "the candidate is shown to lose more than the margin on a benchmark",
     "INCONCLUSIVE": "the questions do not suffice to tell whether the loss exceeds the margin",
 }
+_UNHEALTHY = "the answers cannot support a verdict, for the reasons below"
 
 
 def render_report(report: Report, flips: Sequence[Mapping[str, Any]]) -> str:
@@ -28,7 +30,7 @@ def render_report(report: Report, flips: Sequence[Mapping[str, Any]]) -> str:
         _headline(report["benchmarks"], report["pooled"]),
         fidelity(report),
         _costs(report),
-        _health(report["benchmarks"]),
+        _health(report["benchmarks"], report["health_thresholds"]),
         _breakdowns(report["benchmarks"]),
         _flips(report["benchmarks"], flips),
         _setup(report["fingerprint"]),
@@ -54,6 +56,7 @@ def render_comparison(comparison: Report) -> str:
         f"# Candidates against {escape(comparison['base'])}",
         *_synthetic(comparison),
         table(rows, head),
+        *_reasons(comparison["verdict_reasons"]),
         *(
             f"**Note on {escape(name)}**: {escape(note, 1000)}."
             for name, entry in comparison["candidates"].items()
@@ -71,8 +74,9 @@ def _head(report: Report) -> str:
     lines = [
         f"# {verdict}: {escape(report['candidate'])} against {escape(report['base'])}{drawn}",
         *_calibration(report),
-        f"At a margin of {margin} points, {_MEANING[verdict]}. A benchmark is PASS if the lower "
+        f"At a margin of {margin} points, {_meaning(report)}. A benchmark is PASS if the lower "
         f"one-sided 95 % bound of its Δ is above -{margin}, FAIL if the upper one is below.",
+        *_reasons(report["verdict_reasons"]),
         *_synthetic(report),
         *_limited(report),
         *(f"**Note**: {escape(note, 1000)}." for note in report["notes"]),
@@ -82,6 +86,17 @@ def _head(report: Report) -> str:
     for name, entry in report["benchmarks"].items():
         lines += [f"Note on {escape(name)}: {escape(note, 400)}." for note in entry["notes"]]
     return "\n\n".join(lines)
+
+
+def _meaning(report: Report) -> str:
+    """What the verdict says; INCONCLUSIVE may come from the answers rather than their number."""
+    verdict = report["verdict"]
+    unhealthy = any(entry["health_reasons"] for entry in report["benchmarks"].values())
+    return _UNHEALTHY if verdict == "INCONCLUSIVE" and unhealthy else _MEANING[verdict]
+
+
+def _reasons(reasons: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {escape(reason, 400)}" for reason in reasons)] if reasons else []
 
 
 def _calibration(report: Report) -> list[str]:
@@ -159,18 +174,27 @@ def _costs(report: Report) -> str:
     rows = [
         ["weights, bytes", _known(size["base_bytes"]), _known(size["candidate_bytes"])],
         ["peak memory, bytes", *(_peak(memory[side]) for side in ("base", "candidate"))],
-        ["items per second", *(f"{speed[s]['items_per_second']:.2f}" for s in speed)],
-        ["tokens per second", *(_known(speed[s]["tokens_per_second"], ".1f") for s in speed)],
+        *(
+            [row.label, _known(row.base, ".2f"), _known(row.candidate, ".2f"), _ratio(row)]
+            for row in speed_rows(speed)
+        ),
     ]
     kind = memory["candidate"].get("kind", "unknown")
     return "\n\n".join(
         [
             "## Size, speed, memory",
-            table(rows, ["", "base", "candidate"]),
+            table(rows, ["", "base", "candidate", "candidate / base"]),
             f"{_known(size['bits_per_weight'], '.2f')} bits per weight over the whole model, what "
             f"was not quantized included. Peak memory: {kind}.",
+            " ".join(speed_notes(speed)),
         ]
     )
+
+
+def _ratio(row: SpeedRow) -> str:
+    if row.ratio is None or row.spread is None:
+        return ""
+    return f"{row.ratio:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
 
 
 def _known(value: float | None, form: str = "") -> str:
@@ -182,11 +206,11 @@ def _peak(memory: Report) -> str:
     return _known(memory["peak_bytes"]) if "peak_bytes" in memory else ""
 
 
-def _health(benchmarks: Mapping[str, Report]) -> str:
+def _health(benchmarks: Mapping[str, Report], thresholds: Mapping[str, float]) -> str:
     rows = []
     for name, entry in benchmarks.items():
         for side in ("base", "candidate"):
-            h = entry["health"][side]
+            h, signs = entry["health"][side], entry["signs"][side]
             rows.append(
                 [
                     escape(name),
@@ -196,12 +220,24 @@ def _health(benchmarks: Mapping[str, Report]) -> str:
                     h["refusals"],
                     h["truncated"],
                     h["empty"],
+                    _share(signs["identical"]),
+                    _share(entry["chance"]),
+                    _share(signs["score_lower95"]),
                     _known(h["mean_tokens"], ".1f"),
                 ]
             )
     head = ["benchmark", "model", "broken", "not parsed", "refused", "cut off", "empty"]
-    counted = "Counts of rows; broken ones could not be asked and count as wrong."
-    return f"## Health\n\n{table(rows, [*head, 'mean tokens'])}\n\n{counted}"
+    head += ["same answer, %", "chance, %", "lower bound of the score, %", "mean tokens"]
+    limits = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+    counted = (
+        "Counts of rows; broken ones could not be asked and count as wrong. A verdict is not PASS "
+        f"if a model violates one of these limits (docs/report.md, Health): {limits}."
+    )
+    return f"## Health\n\n{table(rows, head)}\n\n{counted.replace('_', chr(92) + '_')}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _breakdowns(benchmarks: Mapping[str, Report]) -> str:

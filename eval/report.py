@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .comparability import check_comparable
 from .fidelity_section import fidelity_section
 from .fingerprint import MODEL_KEYS
 from .flips import list_flips
+from .health import THRESHOLDS, Reason, benchmark_reasons, capped, verdict_reasons
 from .html import report_page
 from .markdown import render_report
 from .paired import breakdown, flip_counts, judgement, paired_difference, picture_clusters, pooled
@@ -27,15 +29,17 @@ from .results import (
     StoredTask,
     health,
     read_run,
-    speed,
+    signs,
     write_json,
     write_text,
 )
+from .speed_section import speed_section
 from .statistics import Verdict, overall
 from .tasks.task import TaskScore, percent
 from .testing import holm
 
 MARGIN = 2.0  # points
+LARGEST_MARGIN = 100.0  # points: nothing could be lost that is not tolerated
 LANGUAGES: Mapping[str, tuple[str, ...]] = {
     "MMBench_DEV EN+CN": ("MMBench_DEV_EN", "MMBench_DEV_CN"),
     "MMBench_DEV_V11 EN+CN": ("MMBench_DEV_EN_V11", "MMBench_DEV_CN_V11"),
@@ -60,7 +64,7 @@ def compare(
         base_dir: evaluation folder of the original model.
         cand_dir: evaluation folder of the candidate.
         out_dir: gets `report.json`, `report.md`, `report.html` and `flips.jsonl`.
-        margin: points that the candidate may lose, not negative.
+        margin: points that the candidate may lose, from 0 to below 100.
         across_engines: whether the two may have been answered by different engines, such as this
             process and a server; the report then notes what else differs.
         about: further keys of the report that its maker knows: `recipe`, `calibration`,
@@ -72,7 +76,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a folder is no evaluation.
-        ValueError: the runs are unfinished or not comparable, or the margin is negative.
+        ValueError: the runs are unfinished or not comparable, or the margin is out of range.
     """
     base, candidate = read_run(base_dir), read_run(cand_dir)
     report, flips = build_report(base, candidate, margin, across_engines=across_engines)
@@ -98,8 +102,11 @@ def build_report(
     """Compute a report and the list of changed answers from two stored runs.
 
     Raises:
-        ValueError: the runs are unfinished or not comparable, or the margin is negative.
+        ValueError: the runs are unfinished or not comparable, or the margin is out of range.
     """
+    check_margin(margin)
+    if not base.tasks:
+        raise ValueError(f"{base.path} holds no benchmark; evaluate the original on one first")
     notes = check_comparable(base, candidate, across_engines=across_engines)
     benchmarks: dict[str, Any] = {}
     flips: list[dict[str, Any]] = []
@@ -118,20 +125,35 @@ def build_report(
         "base": base.name,
         "candidate": candidate.name,
         "verdict": verdict,
+        "verdict_reasons": verdict_reasons(benchmarks, margin),
         "margin": margin,
         "notes": notes,
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
-        "pooled": _pooled(base, scored, margin),
+        "pooled": _pooled(base, scored, benchmarks, margin),
+        "health_thresholds": dict(THRESHOLDS),
         "fidelity": fidelity_section(base, candidate),
         "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
-        "speed": {"base": speed(base), "candidate": speed(candidate)},
+        "speed": speed_section(base, candidate),
         "memory": {"base": _memory(base), "candidate": _memory(candidate)},
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }
     return report, flips
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin at which everything or nothing would pass.
+
+    Raises:
+        ValueError: it is negative, 100 points or more, or not a number.
+    """
+    if not 0 <= margin < LARGEST_MARGIN:
+        raise ValueError(
+            f"margin is {margin:g}; give the points that may be lost, from 0 to below "
+            f"{LARGEST_MARGIN:g}"
+        )
 
 
 def _benchmark(
@@ -142,19 +164,27 @@ def _benchmark(
     of_unit = picture_clusters(base.items)
     clusters = [of_unit[unit.id] for unit, _ in pairs]
     rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
+    is_blank = base.info["fingerprint"]["blank_images"]
+    base_signs, cand_signs = signs(base, base_score), signs(candidate, cand_score)
+    reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
+    judged = judgement(pairs, clusters, margin)
     return {
         "metric": base_score.metric,
         "synthetic": base.info["synthetic"],
         "profile": base.info["profile"],
         "prompt_style": base.info["fingerprint"]["prompt_style"],
         "pixels": base.info["fingerprint"]["pixels"]["budget"],
-        "blank_images": base.info["fingerprint"]["blank_images"],
+        "blank_images": is_blank,
         "n": len(base_score.units),
         "n_rows": base_score.n_rows,
         "base": base_score.percent,
         "candidate": cand_score.percent,
         **paired_difference(pairs, clusters),
-        **judgement(pairs, clusters, margin),
+        **judged,
+        "verdict": capped(judged["verdict"], reasons),
+        "health_reasons": [reason.to_dict() for reason in reasons],
+        "chance": base_signs.chance,
+        "signs": {"base": asdict(base_signs), "candidate": asdict(cand_signs)},
         "flips": flip_counts(pairs),
         "identical_answers": percent(b.prediction == c.prediction for b, c in rows),
         "parse_failures": {
@@ -170,9 +200,15 @@ def _benchmark(
 
 
 def _pooled(
-    base: StoredRun, scored: Mapping[str, tuple[TaskScore, TaskScore]], margin: float
+    base: StoredRun,
+    scored: Mapping[str, tuple[TaskScore, TaskScore]],
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    margin: float,
 ) -> dict[str, dict[str, Any]]:
-    """Benchmarks that ask the same in several languages, taken together."""
+    """Benchmarks that ask the same in several languages, taken together.
+
+    What caps the verdict of one of them caps that of the whole.
+    """
     found = {}
     for name, parts in LANGUAGES.items():
         if all(part in scored for part in parts):
@@ -183,7 +219,15 @@ def _pooled(
                 )
                 for part in parts
             }
-            found[name] = pooled(pairs, margin)
+            entry = pooled(pairs, margin)
+            reasons = [
+                Reason(**{**reason, "text": f"{part}: {reason['text']}"})
+                for part in parts
+                for reason in benchmarks[part]["health_reasons"]
+            ]
+            entry["verdict"] = capped(entry["verdict"], reasons)
+            entry["health_reasons"] = [reason.to_dict() for reason in reasons]
+            found[name] = entry
     return found
 
 

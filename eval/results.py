@@ -9,6 +9,7 @@ Every number of a report is computed from these.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from ..model.seal import digest_bytes, sealed, unsealed
+from .health import MODEL, Signs, read_signs, violations
 from .predictions import Prediction, read_predictions, read_records
 from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
@@ -101,11 +103,19 @@ def read_run(path: str | Path) -> StoredRun:
         data = (folder / "items.jsonl").read_bytes()
         if digest_bytes(data) != task_info["items_sha256"]:
             raise ValueError(f"{folder / 'items.jsonl'} is damaged or was edited; evaluate again")
-        items = tuple(json.loads(line) for line in data.split(b"\n") if line)
+        items = tuple(_parse_item(line, folder) for line in data.split(b"\n") if line)
         stored = folder / "predictions.jsonl"
         predictions = read_predictions(stored) if stored.is_file() else {}
         tasks[name] = StoredTask(name, task_info, items, predictions, folder)
     return StoredRun(path, info, tasks)
+
+
+def _parse_item(line: bytes, folder: Path) -> Fields:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{folder / 'items.jsonl'} holds {constant}; evaluate again")
+
+    found: Fields = json.loads(line, parse_constant=refuse)
+    return found
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -174,12 +184,20 @@ def read_quantization(run: StoredRun) -> dict[str, Any] | None:
 def _is_layer(layer: Mapping[str, Any]) -> bool:
     errors = [layer.get(key) for key in ("final_error", "rtn_error")]
     known = [error for error in errors if error is not None]
-    return isinstance(layer["name"], str) and all(isinstance(e, (int, float)) for e in known)
+    numbers = all(isinstance(e, (int, float)) and math.isfinite(e) for e in known)
+    return isinstance(layer["name"], str) and numbers
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    """Write JSON whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: a number in it is not finite") from error
     write_text(path, text)
 
 
@@ -193,6 +211,7 @@ def write_text(path: Path, text: str) -> None:
 def summarize(task: StoredTask) -> dict[str, Any]:
     """Everything `scores.json` says about a task."""
     score = task.score()
+    found = signs(task, score)
     return {
         "metric": score.metric,
         "synthetic": task.info["synthetic"],
@@ -208,8 +227,16 @@ def summarize(task: StoredTask) -> dict[str, Any]:
         "groups": breakdown(score.units, "group"),
         "table": dict(score.table),
         "health": health(task, score),
+        "chance": found.chance,
+        "health_reasons": [reason.to_dict() for reason in violations(MODEL, found)],
         "notes": list(task.info["notes"]),
     }
+
+
+def signs(task: StoredTask, score: TaskScore) -> Signs:
+    """What the health rules look at."""
+    scorer = KINDS[task.info["kind"]].score
+    return read_signs(task.items, task.predictions, score, scorer, task.info["profile"])
 
 
 def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:

@@ -23,6 +23,12 @@ def comparison_page(comparison: Report) -> str:
         comparison=comparison,
         margin=count_points(comparison["margin"]),
         candidates=scores.candidates(comparison),
+        unhealthy=[
+            f"{name}, {bench}: {reason['text']}"
+            for name, entry in comparison["candidates"].items()
+            for bench, found in entry["benchmarks"].items()
+            for reason in found["health_reasons"]
+        ],
         figures=_choices(comparison),
         pairs=scores.pairs(comparison),
     )

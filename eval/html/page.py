@@ -10,6 +10,7 @@ from typing import Any
 
 from ..divergences import divergences, kind_of
 from ..results import StoredRun, read_fidelity, read_quantization
+from ..speed_section import speed_notes
 from . import plots, scores, tables
 from .gallery import build_gallery
 from .render import Figure, render
@@ -82,7 +83,14 @@ def report_page(
         layers=_layers(candidate),
         cost=tables.cost(report),
         memory_kind=report["memory"]["candidate"].get("kind"),
+        speed_notes=speed_notes(report["speed"]),
         health=tables.health(report["benchmarks"]),
+        violated=[
+            f"{name}: {reason['text']}"
+            for name, entry in report["benchmarks"].items()
+            for reason in entry["health_reasons"]
+        ],
+        thresholds=", ".join(f"{k} {v:g}" for k, v in report["health_thresholds"].items()),
         setup=tables.setup(report),
         fingerprint=json.dumps(report["fingerprint"], ensure_ascii=False, indent=2),
         overview=overview,
@@ -178,6 +186,13 @@ def _perplexity(found: Report | None) -> str | None:
         return None
     bounds = found["ratio_ci95"]
     around = f" (95 % interval {bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
+    if found["overflow"]:
+        nll = found["nll"]
+        return (
+            f"Perplexity on {found['tokens']:,} tokens of text is above the largest float; mean "
+            f"negative log-probability of a token: {nll['base']:.3f} nats for the base, "
+            f"{nll['candidate']:.3f} for the candidate."
+        )
     return (
         f"Perplexity on {found['tokens']:,} tokens of text: {found['base']:.3f} for the base, "
         f"{found['candidate']:.3f} for the candidate, a ratio of {found['ratio']:.4f}{around}."

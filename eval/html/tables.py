@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..speed_section import SpeedRow, speed_rows
 from .scores import bench_cell
 from .table import Column, Table, make_table
 from .words import interval, nats, number, optional, p_value, ratio, signed, size
@@ -124,25 +125,25 @@ COST = (
 )
 
 
+def _ratio(row: SpeedRow) -> str | None:
+    if row.ratio is None or row.spread is None:
+        return None
+    low, high = row.spread
+    return f"{ratio(row.ratio, 1.0)} ({number(low, 2)} to {number(high, 2)})"
+
+
 def cost(report: Report) -> Table:
     """Size, memory and speed; what was not measured has no row."""
     sizes, speed, memory = report["size"], report["speed"], report["memory"]
     weights = sizes["base_bytes"], sizes["candidate_bytes"]
     peaks = tuple(memory[side].get("peak_bytes") for side in ("base", "candidate"))
-    rates = [
-        (label, tuple(speed[side].get(key, 0.0) for side in ("base", "candidate")))
-        for label, key in (
-            ("questions asked per second", "items_per_second"),
-            ("answer tokens per second", "tokens_per_second"),
-        )
-    ]
     rows = [("weights on disk", *map(size, weights), ratio(weights[1], weights[0]))]
     rows.append(("bits per weight", None, optional(sizes["bits_per_weight"], 2), None))
     if all(peaks):
         rows.append(("peak memory", *map(size, peaks), ratio(peaks[1], peaks[0])))
-    for label, (base, candidate) in rates:
-        if base and candidate:
-            rows.append((label, number(base), number(candidate), ratio(candidate, base)))
+    for row in speed_rows(speed):
+        if row.base and row.candidate:
+            rows.append((row.label, number(row.base), number(row.candidate), _ratio(row)))
     return make_table("Size, memory and speed", COST, rows)
 
 
@@ -156,6 +157,12 @@ HEALTH = (
     Column("cut off", lambda r: r[3]["truncated"], "Answers that reached the token limit: a model "
            "that rambles."),
     Column("empty", lambda r: r[3]["empty"], "Answers without any text."),
+    Column("same answer", lambda r: _percent(r[4]["identical"]), "Share of the most common answer; "
+           "option letters count as answers."),
+    Column("score, lower bound", lambda r: _percent(r[4]["score_lower95"]), "Exact one-sided 95 % "
+           "bound; it must be above chance."),
+    Column("chance", lambda r: _percent(r[4]["chance"]), "Expected score of guessing: one of the "
+           "options, anew for each rotation; 0 for open questions."),
     Column("mean tokens", lambda r: optional(r[3]["mean_tokens"]), "Mean length of an answer."),
 )  # fmt: skip
 
@@ -163,11 +170,15 @@ HEALTH = (
 def health(benchmarks: Report) -> Table:
     """Two rows per benchmark: the base and the candidate."""
     rows = [
-        (name, entry, side, entry["health"][side])
+        (name, entry, side, entry["health"][side], entry["signs"][side])
         for name, entry in benchmarks.items()
         for side in ("base", "candidate")
     ]
     return make_table("Signs of damage in the answers", HEALTH, rows)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{number(value)} %"
 
 
 WORST_LAYERS = 10

@@ -58,6 +58,10 @@ def power(value: float) -> str:
 
 
 UNKNOWN = "unknown"  # what a served model does not tell
+LOOK = (
+    "Look at the answers before asking more questions: a dtype that overflows, a damaged "
+    "checkpoint, or a prompt layout or token limit that does not fit."
+)
 
 
 def size(count: float | None) -> str:
@@ -112,14 +116,28 @@ def verdict_words(report: Report) -> VerdictWords:
             f"It is shown to lose more than the {points} allowed on {listed(by['FAIL'])}.",
             "Quantize with more bits, smaller groups or better calibration samples.",
         )
-    passed = f" On {listed(by['PASS'])} it is shown to stay within them." if by["PASS"] else ""
-    return VerdictWords(
-        word,
-        "Not proven either way yet.",
-        f"The questions do not suffice to tell whether the candidate loses more than the {points} "
-        f"allowed on {listed(by['INCONCLUSIVE'])}.{passed}",
-        "Ask more questions" + _unlimited(report) + ", or allow a wider margin.",
-    )
+    unhealthy = {
+        name: first for name in by["INCONCLUSIVE"] if (first := _first_reason(entries[name]))
+    }
+    undecided = [name for name in by["INCONCLUSIVE"] if name not in unhealthy]
+    reasons = [f"On {name}, {text}." for name, text in unhealthy.items()]
+    advice = [LOOK] if unhealthy else []
+    if undecided or not unhealthy:
+        reasons.append(
+            "The questions do not suffice to tell whether the candidate loses more than the "
+            f"{points} allowed on {listed(undecided)}."
+        )
+        advice.append("Ask more questions" + _unlimited(report) + ", or allow a wider margin.")
+    if by["PASS"]:
+        reasons.append(f"On {listed(by['PASS'])} it is shown to stay within {points}.")
+    title = "Not proven either way yet." if undecided else "The answers cannot support a verdict."
+    return VerdictWords(word, title, " ".join(reasons), " ".join(advice))
+
+
+def _first_reason(entry: Report) -> str | None:
+    """The first violated health rule of a benchmark; None where only questions are missing."""
+    reasons = [r for r in entry["health_reasons"] if r["rule"] != "few_questions"]
+    return str(reasons[0]["text"]) if reasons else None
 
 
 def count_points(margin: float) -> str:

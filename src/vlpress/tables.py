@@ -46,9 +46,10 @@ def headline(report: Mapping[str, Any]) -> str:
     if report.get("synthetic"):
         lines.append(SYNTHETIC)
     lines += [f"note: {note}" for note in report.get("notes", ())]
-    lines += [*_fidelity(report), *_size(report)]
+    lines += [*_fidelity(report), *_size(report), *_speed(report)]
     if warning := report.get("calibration", {}).get("warning"):
         lines.append(f"warning: {warning}")
+    lines += [f"reason: {reason}" for reason in report.get("verdict_reasons", ())]
     lines.append(f"verdict: {report['verdict']} (margin {report['margin']:g} points)")
     return "\n".join(lines)
 
@@ -62,6 +63,20 @@ def _fidelity(report: Mapping[str, Any]) -> list[str]:
         f"{fidelity['kl_p99']:.3f} at the 99th percentile; "
         f"same top token {100 * fidelity['top1_agreement']:.1f} % of {fidelity['tokens']} tokens"
     ]
+
+
+def _speed(report: Mapping[str, Any]) -> list[str]:
+    """Ratios of throughput, where both models were timed in alternation."""
+    found = report.get("speed", {}).get("alternating")
+    if not found:
+        return []
+    names = {"items": "questions", "prefill_tokens": "prefill", "decode_tokens": "decode"}
+    parts = []
+    for name, label in names.items():
+        rate = found[f"{name}_per_second"]
+        low, high = rate["spread"]
+        parts.append(f"{label} {rate['ratio']:.2f} ({low:.2f} to {high:.2f})")
+    return [f"speed, candidate / base in alternation: {', '.join(parts)}"]
 
 
 def _size(report: Mapping[str, Any]) -> list[str]:
@@ -97,6 +112,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         for name, entry in comparison["candidates"].items()
         for note in entry.get("notes", ())
     ]
+    lines += [f"reason: {reason}" for reason in comparison.get("verdict_reasons", ())]
     lines.append(f"verdict: {comparison['verdict']} (margin {comparison['margin']:g} points)")
     return "\n".join(lines)
 
