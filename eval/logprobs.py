@@ -139,7 +139,12 @@ def _packed(answer: Forced, kind: Kind) -> dict[str, Tensor]:
     if kind == "full":
         return {"logprobs": rows.clamp_min(LOWEST).half(), **parts}
     values, ids, rest = lump(rows)
-    return {"logprobs": values.clamp_min(LOWEST).half(), "ids": ids.to(torch.int32), "rest": rest, **parts}
+    return {
+        "logprobs": values.clamp_min(LOWEST).half(),
+        "ids": ids.to(torch.int32),
+        "rest": rest,
+        **parts,
+    }
 
 
 _PARTS: Mapping[Kind, tuple[str, ...]] = {

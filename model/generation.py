@@ -21,7 +21,6 @@ from .inputs import Prompt
 from .prefixes import prefill
 from .qwen_vl import QwenVL
 
-
 LEAST_TEMPERATURE = 1e-6
 """Smallest temperature above 0: scores divided by less may overflow."""
 

@@ -15,6 +15,7 @@ from .checkpoints import DRAWINGS, Job
 from .eval import compare, evaluate
 from .eval.noise import KINDS, UNITS, read_noise
 from .eval.perplexity import text_identity
+from .eval.report import check_margin
 from .eval.results import read_fidelity, read_run, write_json
 from .eval.tasks.catalogue import where_to_get
 from .eval.tasks.task import Task
@@ -42,6 +43,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
             f"{request.model}: the built-in benchmark files are drawings and say nothing about "
             f"it; give real ones, such as --bench {PROPOSED}=PATH; {where_to_get(PROPOSED)}"
         )
+    check_margin(request.margin)
     check_questions(request.questions, request.settings)
     refuse_foreign(request.out)
     source = Source.find(request.model, request.settings)
