@@ -137,7 +137,7 @@ def _message(message: object, columns: Columns, folder: Path | None) -> Message:
         if "tool_calls" not in named:
             raise ValueError(f"message {shorten(message)}: needs a role and content")
         named["content"] = ""
-    return {**named, "role": role, "content": _content(named["content"], columns, folder)}
+    return {"role": role, **named, "content": _content(named["content"], columns, folder)}
 
 
 def _role(role: object, message: object) -> str:

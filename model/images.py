@@ -1,7 +1,7 @@
-"""Pictures: opening them safely, choosing their size, cutting them into patches.
+"""Images: opening them safely, choosing their size, cutting them into patches.
 
 Follows the preprocessing of Qwen2-VL (arXiv 2409.12191, section 2.1, "naive dynamic resolution"):
-any picture is scaled to multiples of 28 pixels within a pixel budget, and its patches are ordered
+any image is scaled to multiples of 28 pixels within a pixel budget, and its patches are ordered
 so that the four that the merger joins lie side by side.
 """
 
@@ -32,39 +32,50 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Open a picture and convert it to RGB.
+    """Open an image and convert it to RGB: of an animation the first frame.
 
-    Encoded pictures are turned upright as their EXIF tag says; transparent parts become white.
+    Encoded images are turned upright as their EXIF tag says; a Pillow image is taken as it stands.
+    Transparent parts become white, see `to_rgb`.
 
     Args:
-        source: A Pillow image, encoded bytes, a path, a `file://` URL or a `data:` URL.
+        source: A Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: The picture cannot be decoded, is too large, or lies on the network.
+        ValueError: The image cannot be decoded, is incomplete, too large or too elongated, or lies
+            on the network.
     """
     if isinstance(source, Image.Image):
-        _check_size(source, "image")
+        check_sides(*source.size)
         return to_rgb(source)
     data, name = _read(source)
-    try:
-        with warnings.catch_warnings():
-            # The check below is the same bound, as an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        _check_size(image, name)
-        return to_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
-        ) from None
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise
-        unknown = isinstance(error, UnidentifiedImageError)  # it names an object, not the file
-        reason = "no known kind of picture" if unknown else error
-        raise ValueError(
-            f"{name}: cannot be decoded as an image ({reason}); "
-            "give a complete PNG, JPEG, WebP, GIF, BMP or TIFF file"
-        ) from None
+    with warnings.catch_warnings():
+        # Sizes are checked below; of damaged metadata nothing but the orientation is read.
+        warnings.simplefilter("ignore")
+        try:
+            header = Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+            ) from None
+        except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+            raise _undecodable(name, error) from None
+        check_sides(*header.size, name)
+        try:
+            header.load()
+            depth = 16 if header.format == "PPM" else None
+            return to_rgb(ImageOps.exif_transpose(header), depth)
+        except Exception as error:
+            raise _undecodable(name, error) from None
+
+
+def _undecodable(name: str, error: Exception) -> ValueError:
+    unknown = isinstance(error, UnidentifiedImageError)  # it names an object, not the file
+    reason = "no known image format" if unknown else " ".join(str(error).split())[:120]
+    return ValueError(
+        f"{name}: cannot be decoded as an image ({reason or type(error).__name__}); "
+        "give a complete PNG, JPEG, WebP, GIF, BMP or TIFF file"
+    )
 
 
 def _read(source: bytes | str | Path) -> tuple[bytes, str]:
@@ -75,28 +86,79 @@ def _read(source: bytes | str | Path) -> tuple[bytes, str]:
     return found, f"image of {len(found)} bytes"
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
+def check_sides(width: int, height: int, name: str = "image") -> None:
+    """Whether an image of this size can be shown to a model.
+
+    Raises:
+        ValueError: A side is empty, the aspect ratio is over `MAX_ASPECT_RATIO`, or there are more
+            pixels than `MAX_PICTURE_PIXELS`.
+    """
+    size = f"{name} of {width} x {height} pixels"
+    if min(height, width) < 1:
+        raise ValueError(f"{size} is empty; give a larger one")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise ValueError(f"{size}: aspect ratio {ratio:.4g} is over {MAX_ASPECT_RATIO}; crop it")
     if width * height > MAX_PICTURE_PIXELS:
         raise ValueError(
-            f"{name}: {width} x {height} has too many pixels; allowed: {MAX_PICTURE_PIXELS}; "
-            "scale it down first"
+            f"{size} has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
         )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: transparency over white, 16-bit grey scaled to 8 bits."""
-    if image.mode == "RGB" and "transparency" not in image.info:
+def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """Convert any mode to RGB: transparency over white, deep grey scaled to 8 bits.
+
+    Args:
+        image: Of any mode that Pillow knows.
+        depth: Bits of grey in an image of mode I or F; None: 1 (mode F only), 8 or 16, the fewest
+            that hold its values.
+
+    Raises:
+        ValueError: Grey levels are not finite, negative, or of more than 16 bits.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and key is None:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
-        # Pillow would clip 16-bit values at 255 instead of scaling them.
-        grey = np.clip(np.asarray(image, dtype=np.int64) // 257, 0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image, depth, key)
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if "A" in image.getbands() or image.mode == "RGBa" or key is not None:
         layers = image.convert("RGBA")
         white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layers).convert("RGB")
     return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image, depth: int | None, key: object) -> Image.Image:
+    # Pillow would clip at 255 instead of scaling.
+    levels = np.asarray(image).astype(np.float64)
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(
+            f"grey levels from {low:g} to {high:g}; allowed: 0 to 65535; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        depth = 16
+    elif depth is None:
+        depth = 1 if image.mode == "F" and high <= 1 else 8 if high <= 255 else 16
+    grey = np.floor(levels * {1: 255, 8: 1, 16: 1 / 257}[depth] + 1e-9).astype(np.uint8)
+    if isinstance(key, int):
+        grey[levels == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # not part of every build of Pillow
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:
+        raise ValueError("the Lab colours cannot be converted; save it as RGB")
+    return converted
 
 
 def smart_resize(
@@ -106,21 +168,15 @@ def smart_resize(
     min_pixels: int = PixelSettings.min_pixels,
     max_pixels: int = PixelSettings.max_pixels,
 ) -> tuple[int, int]:
-    """Height and width to scale a picture to: multiples of `factor` within the pixel budget.
+    """Height and width to scale an image to: multiples of `factor` within the pixel budget.
 
     Raises:
-        ValueError: A side is empty or the aspect ratio is over 200.
+        ValueError: The image itself is out of bounds, see `check_sides`.
 
     >>> smart_resize(480, 640)
     (476, 644)
     """
-    if min(height, width) < 1:
-        raise ValueError(f"image of {width} x {height} pixels is empty; give a larger one")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"image of {width} x {height} pixels: aspect ratio "
-            f"{max(height, width) / min(height, width):.0f} is over {MAX_ASPECT_RATIO}; crop it"
-        )
+    check_sides(width, height)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -148,7 +204,7 @@ def fit_size(
         resized: Height and width to round to such multiples instead, within `RESIZED_TOKENS`.
 
     Raises:
-        ValueError: A side is empty or the aspect ratio is over `MAX_ASPECT_RATIO`.
+        ValueError: The image itself is out of bounds, see `check_sides`.
     """
     if resized is None:
         return smart_resize(image.height, image.width, factor, *bounds)

@@ -156,7 +156,8 @@ def _file(kind: str, name: str, folder: Path | None) -> Path:
     if found is None and _is_file_url(name):  # written without escapes, a % in the name itself
         found = _existing(_behind_scheme(name), folder)
     if found is None:
-        place = f" in {folder}" if folder is not None and not Path(name).is_absolute() else ""
+        is_relative = folder is not None and not local_path(name).is_absolute()
+        place = f" in {folder}" if is_relative else ""
         raise FileNotFoundError(f"{kind} {shorten(name)}: no such file{place}; check the path")
     return found
 
