@@ -22,6 +22,7 @@ from torch import nn
 from .. import __version__
 from ..model.processing import Processor
 from ..model.qwen_vl import QwenVL
+from ..model.weight_files import find_weights
 from ..quant.kernels import dense
 from ..quant.linear import FloatLinear, QuantLinear
 from ..quant.targets import quantized_layers
@@ -122,10 +123,10 @@ def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> 
 
 
 def folder_identity(folder: Path) -> dict[str, Any]:
-    """Hash a checkpoint folder: its config and every weight file."""
+    """Hash a checkpoint folder: its config and every weight file that is read."""
     return {
         "config": _file_digest(folder / "config.json"),
-        "files": {p.name: _file_digest(p) for p in sorted(folder.glob("*.safetensors"))},
+        "files": {name: _file_digest(folder / name) for name in sorted(find_weights(folder).files)},
     }
 
 
@@ -154,9 +155,9 @@ def memory_identity(model: QwenVL) -> dict[str, Any]:
 
 
 def weight_bytes(model: QwenVL, source: Path | None) -> int:
-    """Size of the weights: of the checkpoint's files, or of the tensors in memory."""
+    """Size of the weights: of the checkpoint's files that are read, or of the tensors in memory."""
     if source:
-        return sum(p.stat().st_size for p in source.glob("*.safetensors"))
+        return find_weights(source).bytes
     tensors = {t.data_ptr(): t for t in model.state_dict().values()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 

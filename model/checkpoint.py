@@ -8,21 +8,23 @@ exist: `visual.*`, `model.layers.*` (as published on the hub) and `model.visual.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import logging
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .config import read_json
 from .stored import STORED_DTYPES, LaterTensor
+from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 COPIED_AT_ONCE = 2**26  # bytes
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+ADAPTER_PART = ".lora_A."
+
+logger = logging.getLogger(__name__)
 
 
 def canonical_name(name: str) -> str:
@@ -45,13 +47,15 @@ class CheckpointReader:
 
     Names are canonical throughout.
 
+    Weights that lie in the folder and are not read are named in a warning.
+
     Args:
         folder: A single-file (`model.safetensors`) or sharded (index) checkpoint.
 
     Raises:
         FileNotFoundError: There are no weights, or a shard that the index names is missing.
-        ValueError: The weights are pickled, a file is damaged, the index leaves the folder or
-            names a tensor that its shard lacks.
+        ValueError: as `find_weights`; or a file is damaged or holds an adapter, a tensor is there
+            twice, or the index names one that its shard lacks.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -59,14 +63,11 @@ class CheckpointReader:
         self._handles: dict[str, Any] = {}
         self._files: dict[str, str] = {}
         self._sources: dict[str, str] = {}
-        for source, file in self._locate():
-            name = canonical_name(source)
-            if name in self._sources:
-                raise ValueError(
-                    f"{self.folder}: {self._sources[name]!r} and {source!r} are the same tensor "
-                    "under two namings; keep one"
-                )
-            self._sources[name], self._files[name] = source, file
+        weights = find_weights(self.folder)
+        for message in weights.warnings():
+            _warn(message)
+        for source, file in self._listed(weights):
+            self._add(source, file)
 
     def names(self) -> list[str]:
         """All tensor names, in the order of the index or file."""
@@ -106,9 +107,9 @@ class CheckpointReader:
         source, path = self.source_name(name), self.folder / self._files[name]
         try:
             # Opened anew: what was read of a file counts as held for as long as that is open.
-            value: Tensor = _safe_open(path).get_tensor(source)
+            value: Tensor = open_file(path).get_tensor(source)
         except SafetensorError as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
         return value
 
     def copy(self, name: str) -> Tensor:
@@ -129,9 +130,9 @@ class CheckpointReader:
         for begin in range(0, len(found), rows):
             part = slice(begin, begin + rows)
             try:
-                found[part] = _safe_open(path).get_slice(source)[part]
+                found[part] = open_file(path).get_slice(source)[part]
             except SafetensorError as error:
-                raise _damaged(path, error) from None
+                raise damaged(path, error) from None
         return found
 
     def later(self, name: str) -> LaterTensor:
@@ -158,56 +159,48 @@ class CheckpointReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._handles:
-            path = self.folder / file
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{self.folder}: shard {file!r} named by {INDEX_FILE} is missing; "
-                    "fetch the checkpoint again"
-                )
-            self._handles[file] = _safe_open(path)
+            self._handles[file] = open_file(self.folder / file)
         return self._handles[file]
 
-    def _locate(self) -> Iterable[tuple[str, str]]:
-        if (self.folder / INDEX_FILE).is_file():
-            return self._indexed()
-        singles = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if SINGLE_FILE in singles:
-            singles = [SINGLE_FILE]
-        if len(singles) == 1:
-            return [(name, singles[0]) for name in self._open(singles[0]).keys()]
-        if singles:
-            raise ValueError(
-                f"{self.folder}: {len(singles)} safetensors files but no {INDEX_FILE}; "
-                "fetch the checkpoint again"
-            )
-        pickled = sorted(path.name for glob in PICKLED for path in self.folder.glob(glob))
-        if pickled:
-            raise ValueError(
-                f"{self.folder}: holds only pickled weights ({pickled[0]}), which can run code "
-                "when read; allowed: safetensors; convert the checkpoint first"
-            )
-        raise FileNotFoundError(
-            f"{self.folder}: no {SINGLE_FILE} and no {INDEX_FILE}; "
-            "give a folder with a complete checkpoint"
-        )
-
-    def _indexed(self) -> Iterable[tuple[str, str]]:
-        weight_map = read_json(self.folder / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(
-                f"{self.folder / INDEX_FILE}: no weight_map; fetch the checkpoint again"
-            )
-        stored: dict[str, set[str]] = {}
-        for source, file in weight_map.items():
-            if file not in stored:
-                _check_inside(self.folder, file)
-                stored[file] = set(self._open(file).keys())
+    def _listed(self, weights: WeightFiles) -> Iterator[tuple[str, str]]:
+        """Source name and file of every tensor, in the order of the index or file."""
+        stored = {file: dict.fromkeys(self._open(file).keys()) for file in weights.files}
+        named = weights.weight_map or {}
+        for source, file in named.items():
             if source not in stored[file]:
                 raise ValueError(
                     f"{self.folder}: {INDEX_FILE} says that {file!r} holds {source!r}, "
                     "and it does not; fetch the checkpoint again"
                 )
-        return list(weight_map.items())
+            yield source, file
+        for file, sources in stored.items():  # an index may leave tensors out
+            yield from ((source, file) for source in sources if named.get(source) != file)
+
+    def _add(self, source: str, file: str) -> None:
+        if ADAPTER_PART in source:
+            raise ValueError(
+                f"{self.folder}: {file} holds {source!r}, which is part of an adapter; merge it "
+                "into its base model first"
+            )
+        name = canonical_name(source)
+        if name not in self._sources:
+            self._sources[name], self._files[name] = source, file
+        elif self._sources[name] == source:
+            raise ValueError(
+                f"{self.folder}: {source!r} is in {self._files[name]} and in {file}; the shards "
+                "are of different saves; fetch the checkpoint again"
+            )
+        else:
+            raise ValueError(
+                f"{self.folder}: {self._sources[name]!r} and {source!r} are the same tensor "
+                "under two namings; keep one"
+            )
+
+
+@cache
+def _warn(message: str) -> None:
+    """Log a warning once, however often a folder is opened."""
+    logger.warning("%s", message)
 
 
 def stored_tensors(path: Path) -> dict[str, LaterTensor]:
@@ -216,38 +209,11 @@ def stored_tensors(path: Path) -> dict[str, LaterTensor]:
     Raises:
         ValueError: it is damaged.
     """
-    file = _safe_open(path)
+    file = open_file(path)
 
     def later(name: str) -> LaterTensor:
         part = file.get_slice(name)
         dtype, shape = STORED_DTYPES[part.get_dtype()], tuple(part.get_shape())
-        return LaterTensor(dtype, shape, lambda: _safe_open(path).get_tensor(name))
+        return LaterTensor(dtype, shape, lambda: open_file(path).get_tensor(name))
 
     return {name: later(name) for name in file.keys()}
-
-
-def _check_inside(folder: Path, file: object) -> None:
-    # Lexical on purpose: hub caches are folders of links that point elsewhere.
-    plain = isinstance(file, str) and file and "\0" not in file
-    if plain:
-        parts = (PurePosixPath(str(file)), PureWindowsPath(str(file)))
-        plain = not any(path.is_absolute() or path.drive or ".." in path.parts for path in parts)
-    if not plain:
-        raise ValueError(
-            f"{folder}: {INDEX_FILE} names the file {file!r}; allowed: plain file names "
-            "inside the folder; do not use this checkpoint"
-        )
-
-
-def _safe_open(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    size = path.stat().st_size
-    return ValueError(
-        f"{path}: truncated or not a safetensors file ({size} bytes; {error}); fetch it again"
-    )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
 from .qwen_vl import QwenVL
+from .weight_files import refuse_adapter
 
 __all__ = [
     "CheckpointReader",
@@ -44,7 +45,7 @@ def resolve_model(name: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: There is no such folder and the name is no hub id.
-        ValueError: The hub does not give the checkpoint.
+        ValueError: The folder holds an adapter only, or the hub does not give the checkpoint.
     """
     if name == BUILT_IN:
         folder = Path(__file__).resolve().parent / BUILT_IN
@@ -56,6 +57,7 @@ def resolve_model(name: str | Path) -> Path:
         return folder
     folder = Path(name)
     if folder.is_dir():
+        refuse_adapter(folder)  # here, because most adapters come without a config.json
         return folder
     if folder.exists():
         raise ValueError(
@@ -65,7 +67,9 @@ def resolve_model(name: str | Path) -> Path:
         raise FileNotFoundError(
             f"{name}: no such folder; give a checkpoint folder, a hub id owner/name, or {BUILT_IN}"
         )
-    return _fetch(str(name))
+    folder = _fetch(str(name))
+    refuse_adapter(folder)
+    return folder
 
 
 def _fetch(repo: str) -> Path:

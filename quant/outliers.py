@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..model.checkpoint import SINGLE_FILE, CheckpointReader
+from ..model.checkpoint import CheckpointReader
 from ..model.config import ModelConfig
 from ..model.families import family_of
+from ..model.weight_files import SINGLE_FILE
 from ..model.writing import write_tensors
 from .formats.folder import copy_side_files, share
 from .rescale import count_channels, rescale_, source_of

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...model.checkpoint import INDEX_FILE, SINGLE_FILE
 from ...model.stored import AnyTensor
+from ...model.weight_files import INDEX_FILE, SINGLE_FILE
 from ...model.writing import sync_folder, write_tensors
 
 

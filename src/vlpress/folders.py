@@ -17,6 +17,7 @@ from typing import Any
 
 from .eval.predictions import differences
 from .eval.results import PART, write_json
+from .model.weight_files import unread_weights
 from .model.writing import sync_folder
 
 MARKER = "work.json"
@@ -39,11 +40,12 @@ def digest_folder(folder: Path) -> str:
     """Return the sha256 over the names and contents of a checkpoint folder's files.
 
     Everything is read once: two checkpoints that differ in a single weight are different models,
-    and reading them costs no more than loading them. Hidden files and folders do not count.
+    and reading them costs no more than loading them. Hidden files and folders do not count, nor do
+    weights that are not read, such as an older set beside the one that is.
     """
-    total = hashlib.sha256()
+    total, unread = hashlib.sha256(), unread_weights(folder)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.name not in unread:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.name}\0{content}\n".encode())

@@ -1,0 +1,271 @@
+"""Which files of a checkpoint folder hold the model's weights.
+
+A folder can hold more than one set of weights: the shards of the base model beside a fine-tune
+that was saved as one file, an adapter, a copy in another format. The order is that of
+transformers: `model.safetensors` before the index, and no file that the index does not name.
+What is left aside is reported, not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .config import LFS_POINTER, read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+SUFFIX = ".safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# What a trainer stores beside the weights, in the same format.
+TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*|.*_states?\.pt")
+PART = re.compile(r".*-(\d+)-of-(\d+)\.safetensors", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The set of weights that is read.
+
+    Attributes:
+        folder: Of the checkpoint.
+        files: Names of the files that are read.
+        weight_map: Of the index, tensor name to file; None for a single file.
+        unread: Weights, or an index of weights, that lie in the folder and are not read.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    weight_map: Mapping[str, str] | None
+    unread: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files that are read."""
+        return sum((self.folder / name).stat().st_size for name in self.files)
+
+    def warnings(self) -> list[str]:
+        """One line each about files that look like a second set of weights or an adapter."""
+        found = []
+        adapters = [name for name in self.unread if name in ADAPTER_FILES]
+        if adapters:
+            found.append(
+                f"{self.folder}: the adapter {adapters[0]} ({_base_model(self.folder)}) is not "
+                "applied; merge it into the model, or delete it if it is merged already"
+            )
+        others = [name for name in self.unread if name not in adapters]
+        if others:
+            sharded = self.weight_map is not None
+            read = f"the {_count(self.files)} of {INDEX_FILE}" if sharded else self.files[0]
+            found.append(
+                f"{self.folder}: holds more than one set of weights; reading {read}, not "
+                f"{_listed(others)}; delete the set that is left over"
+            )
+        return found
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Choose the weights of a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: There are no weights, or a shard that the index names is missing.
+        ValueError: There is an adapter only, the weights are pickled, several files could be meant,
+            or the index is unusable.
+    """
+    refuse_adapter(folder)
+    _check_named(folder)
+    names = _weights(folder)
+    single, index = _is_there(folder / SINGLE_FILE), _is_there(folder / INDEX_FILE)
+    if index and (not single or _is_empty(folder / SINGLE_FILE)):
+        weight_map = _read_index(folder)
+        _check_shards(folder, weight_map, names)
+        return _chosen(folder, tuple(dict.fromkeys(weight_map.values())), weight_map, names)
+    file = SINGLE_FILE if single else _only_file(folder, names)
+    return _chosen(folder, (file,), None, [*names, INDEX_FILE] if index else names)
+
+
+def unread_weights(folder: Path) -> frozenset[str]:
+    """Names of weights that lie in a folder and are not read; none if it has no usable set."""
+    try:
+        return frozenset(find_weights(folder).unread)
+    except (ValueError, OSError):  # opening the folder says so
+        return frozenset()
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that holds an adapter and no model.
+
+    Raises:
+        ValueError: It does; the message names the base model if the adapter does.
+    """
+    marks = [name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if (folder / name).is_file()]
+    if marks and set(_weights(folder)) <= {*ADAPTER_FILES} and not (folder / INDEX_FILE).is_file():
+        raise ValueError(
+            f"{folder}: this is an adapter ({marks[0]}, {_base_model(folder)}), not a model: merge "
+            "it first, and give the folder of the merged model"
+        )
+
+
+def open_file(path: Path) -> Any:
+    """Open a safetensors file.
+
+    Raises:
+        ValueError: It is damaged, or a Git LFS pointer.
+    """
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to say of a file that cannot be read."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                return ValueError(
+                    f"{path}: a Git LFS pointer in place of the weights; run `git lfs pull` in "
+                    "its folder"
+                )
+    size = path.stat().st_size
+    return ValueError(
+        f"{path}: truncated or not a safetensors file ({size} bytes; {error}); fetch it again"
+    )
+
+
+def _chosen(
+    folder: Path,
+    files: tuple[str, ...],
+    weight_map: Mapping[str, str] | None,
+    names: Iterable[str],
+) -> WeightFiles:
+    return WeightFiles(folder, files, weight_map, tuple(n for n in names if n not in files))
+
+
+def _weights(folder: Path) -> list[str]:
+    """Names of all files with weights, whether they are read or not."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in (SUFFIX, *PICKLED)
+        and not TRAINER_STATE.fullmatch(path.name)
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _check_named(folder: Path) -> None:
+    """Refuse a config.json that names a file of another name, as transformers 5 allows."""
+    path = folder / "config.json"
+    named = read_json(path).get("transformers_weights") if path.is_file() else None
+    if named not in (None, SINGLE_FILE, INDEX_FILE):
+        raise ValueError(
+            f"{path}: transformers_weights is {named!r}; allowed: {SINGLE_FILE}; rename the file "
+            "that holds the weights and remove the entry"
+        )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        FileNotFoundError: It is a link that leads nowhere, as an emptied hub cache holds.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path}: a link to {path.readlink()}, which is missing; fetch the checkpoint again"
+        )
+    return path.is_file()
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file holds no tensors, as some trainers leave one beside their shards."""
+    return path.stat().st_size == 0 or not list(open_file(path).keys())
+
+
+def _only_file(folder: Path, names: Sequence[str]) -> str:
+    """The one safetensors file of a folder that has neither the usual one nor an index."""
+    files = [n for n in names if n.lower().endswith(SUFFIX) and n not in ADAPTER_FILES]
+    if len(files) == 1:
+        part = PART.fullmatch(files[0])
+        if part and int(part[2]) > 1:
+            raise FileNotFoundError(
+                f"{folder}: {files[0]} is one of {int(part[2])} shards, the others and "
+                f"{INDEX_FILE} are missing; fetch the checkpoint again"
+            )
+        return files[0]
+    if files:
+        raise ValueError(
+            f"{folder}: {len(files)} safetensors files but no {INDEX_FILE} ({_listed(files)}); "
+            "fetch the checkpoint again"
+        )
+    if pickled := [name for name in names if name not in ADAPTER_FILES]:
+        raise ValueError(
+            f"{folder}: holds only pickled weights ({pickled[0]}), which can run code "
+            "when read; allowed: safetensors; convert the checkpoint first"
+        )
+    raise FileNotFoundError(
+        f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; give a folder with a complete checkpoint"
+    )
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX_FILE}: no weight_map; fetch the checkpoint again")
+    for file in weight_map.values():
+        _check_inside(folder, file)
+    return weight_map
+
+
+def _check_inside(folder: Path, file: object) -> None:
+    # Lexical on purpose: hub caches are folders of links that point elsewhere.
+    plain = isinstance(file, str) and file and "\0" not in file
+    if plain:
+        parts = (PurePosixPath(str(file)), PureWindowsPath(str(file)))
+        plain = not any(path.is_absolute() or path.drive or ".." in path.parts for path in parts)
+    if not plain:
+        raise ValueError(
+            f"{folder}: {INDEX_FILE} names the file {file!r}; allowed: plain file names "
+            "inside the folder; do not use this checkpoint"
+        )
+    if not str(file).lower().endswith(SUFFIX):
+        raise ValueError(
+            f"{folder}: {INDEX_FILE} names the file {file!r}; allowed: safetensors files; "
+            "convert the checkpoint first"
+        )
+
+
+def _check_shards(folder: Path, weight_map: Mapping[str, str], names: Iterable[str]) -> None:
+    files = list(dict.fromkeys(weight_map.values()))
+    missing = [file for file in files if not (folder / file).is_file()]
+    if not missing:
+        return
+    more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+    message = f"{folder}: shard {missing[0]!r} named by {INDEX_FILE}{more} missing"
+    if others := [name for name in names if name not in files and name not in ADAPTER_FILES]:
+        message += f"; it does not name {_listed(others)}, so it is of another save"
+    raise FileNotFoundError(f"{message}; fetch the checkpoint again")
+
+
+def _base_model(folder: Path) -> str:
+    try:
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    except (ValueError, OSError):  # it only adds to a message
+        base = None
+    return f"for {base}" if base else "base model not named"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:2])
+    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown
+
+
+def _count(files: Sequence[str]) -> str:
+    return "one shard" if len(files) == 1 else f"set of {len(files)} shards"
