@@ -58,7 +58,6 @@ from .results import (
 from .runner import ModelResponder, OnProgress, Responder, answer_task
 from .tasks.task import Task
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model.finite import check_finite
+from ..model.finite import NotFiniteError, check_finite
 from ..model.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .features import FeatureCache
@@ -63,7 +63,10 @@ def read_answers(
     read = model(full, features, [count + 1 for count in counts])
     found = []
     for item, logits in zip(items, read, strict=True):
-        check_finite(logits, f"item {item.id}: the scores along the given answer are", model)
+        try:
+            check_finite(logits, "the scores along the given answer are", model)
+        except NotFiniteError as error:
+            raise error.within(f"item {item.id}") from error
     for prompt, question, logits, count, ended in zip(full, asked, read, counts, ends, strict=True):
         # The row before a token predicts it, so the last row says what would come next.
         tokens = prompt.input_ids[len(question) :].to(logits.device)

@@ -190,7 +190,10 @@ def mean_interval(
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
         raise ValueError(f"{sample.size} values; an interval needs at least two, all finite")
-    low, spread = float(sample.min()), float(np.ptp(sample))
+    low = float(sample.min())
+    spread = float(sample.max()) - low
+    if not math.isfinite(spread):
+        raise ValueError(f"values from {low:g} to {sample.max():g} are too far apart")
     if spread == 0:
         return Interval(low, low)
     mean: Callable[..., NDArray[np.float64]] = np.mean
@@ -205,7 +208,5 @@ def mean_interval(
     ).confidence_interval
     ends = [low + spread * float(end) for end in (found.low, found.high)]
     if not all(map(math.isfinite, ends)):
-        raise ValueError(
-            f"values from {low:g} to {float(sample.max()):g} are too far apart for an interval"
-        )
+        raise ValueError(f"no interval for {sample.size} values: their distribution is degenerate")
     return Interval(*ends)
