@@ -7,7 +7,7 @@ first, from whichever file they are in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def check_chat_template(tokenizer: Any, file: Path, image_token_id: int) -> None
     """
     advice = "take the chat template of the original vision-language checkpoint"
     try:
-        text = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True)
+        text = _render(tokenizer, PROBE, add_generation_prompt=True)
         ids = tokenizer.encode(text, add_special_tokens=False)
     except Exception as error:  # a template is a program: it can fail in any way
         raise ValueError(
@@ -141,6 +141,39 @@ def check_chat_template(tokenizer: Any, file: Path, image_token_id: int) -> None
         raise ValueError(
             f"{file}: the chat template leaves out the text that stands beside an image; {advice}"
         )
+
+
+def render_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
+) -> str:
+    """Write messages as the chat template says.
+
+    Args:
+        tokenizer: A transformers tokenizer with the template set.
+        messages: With bare placeholders for images and videos.
+        add_generation_prompt: Whether the assistant's turn is opened.
+
+    Raises:
+        ValueError: The template fails for these messages.
+    """
+    try:
+        return _render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template is a program: it can fail in any way
+        roles = ", ".join(str(message.get("role"))[:20] for message in messages[:8])
+        raise ValueError(
+            f"the checkpoint's chat template fails for messages of the roles {roles} "
+            f"({one_line(error)}); change the messages or the template"
+        ) from None
+
+
+def _render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
+) -> str:
+    text = tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+    text.encode("utf-8")  # escapes in a template can write what is no text
+    return str(text)
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .chat import VisualSource, parse_messages, split_messages, without_data
+from .chat_templates import render_chat
 from .config import ModelConfig
 from .images import (
     ImageSource,
@@ -242,11 +243,8 @@ class Processor:
                 f"{len(visuals)} visuals given for {len(sources)} places in the messages; "
                 "give one for each"
             )
-        text = self.tokenizer.apply_chat_template(
-            plain,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt or answer is not None,
-        )
+        opened = add_generation_prompt or answer is not None
+        text = render_chat(self.tokenizer, plain, add_generation_prompt=opened)
         input_ids = self._expand(self._tokenize(text), visuals)
         answered = 0
         if answer is not None:

@@ -220,3 +220,18 @@ def test_a_file_that_may_not_be_read(folder: Path) -> None:
     (folder / JINJA).chmod(0)
     with pytest.raises(OSError, match=JINJA):
         Processor.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["{{ raise_exception('no system turn,\nplease') }}", "{{ 1 / 0 }}", "{{ '\\ud800' }}"],
+)
+def test_a_template_that_fails_for_some_messages(folder: Path, fault: str) -> None:
+    guard = "{% if messages[0]['role'] == 'system' %}" + fault + "{% endif %}"
+    put(folder, JINJA, guard + CHAT_TEMPLATE)
+    processor = Processor.from_folder(folder)
+    question = {"role": "user", "content": "x"}
+    processor.encode([question])
+    with pytest.raises(ValueError, match="system, user") as caught:
+        processor.encode([{"role": "system", "content": "y"}, question])
+    assert len(str(caught.value).splitlines()) == 1
