@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import scenes
 from .phrases import phrasings, translate, translate_list
-from .samples import Sample
+from .sample import Sample
 from .scene import Question, Scene
 
 MULTIPLE_CHOICE_SUFFIX = "Please select the correct answer from the options above."

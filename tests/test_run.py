@@ -13,7 +13,7 @@ import pytest
 from processes import stop_when
 from rich.console import Console
 
-from vlpress.calib.samples import Sample
+from vlpress.calib.sample import Sample
 from vlpress.eval.features import pictures
 from vlpress.eval.fingerprint import versions
 from vlpress.opening import Source, open_tasks, refuse_leak

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlpress.calib.samples import Sample, load_samples
+from vlpress.calib.sample import Sample
+from vlpress.calib.samples import load_samples
 from vlpress.eval.fidelity import divergence
 from vlpress.eval.statistics import Interval, mean_interval
 from vlpress.model.processing import Processor

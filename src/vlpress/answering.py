@@ -16,20 +16,20 @@ def answer(
     model: str,
     question: str,
     *,
-    images: Sequence[Path] = (),
-    video: Path | None = None,
+    images: Sequence[str | Path] = (),
+    video: str | Path | None = None,
     max_new_tokens: int,
     sampling: Sampling,
     settings: Settings,
     on_text: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Ask a model about pictures or a video.
+    """Ask a model about images or a video.
 
     Args:
         model: as `Source.find` takes it.
-        question: the text behind the pictures.
-        images: picture files, in order.
-        video: a video file, shown before the pictures.
+        question: the text behind the images.
+        images: in order; files, or what else stands for an image in messages (`model.chat`).
+        video: a video file or its `file://` URL, shown before the images.
         max_new_tokens: length at which the answer is cut off.
         sampling: how tokens are chosen.
         settings: how the model is opened.
@@ -43,8 +43,8 @@ def answer(
     processor = source.processor()
     content: list[dict[str, Any]] = []
     if video is not None:
-        content.append({"type": "video", "video": str(video)})
-    content += [{"type": "image", "image": str(path)} for path in images]
+        content.append({"type": "video", "video": video})
+    content += [{"type": "image", "image": image} for image in images]
     content.append({"type": "text", "text": question})
     prompt = processor.encode([{"role": "user", "content": content}])
     loaded = source.load()

@@ -13,8 +13,9 @@ import torch
 
 from . import __version__
 from .calib.ranks import ALONE, Ranks, first, led
-from .calib.samples import Sample, has_pictures
-from .calib.samples import fingerprint as samples_fingerprint
+from .calib.sample import Sample, has_pictures
+from .calib.sample import fingerprint as samples_fingerprint
+from .calib.selection import Draw
 from .eval.fingerprint import device_name, versions
 from .folders import claim, claim_result, digest_folder, place
 from .model.checkpoint import CheckpointReader
@@ -46,6 +47,34 @@ DRAWINGS = (
 )
 
 
+TEXT_ALONE = (
+    "no calibration sample has an image or video, and the model is quantized for text alone; "
+    "give samples with images"
+)
+
+
+def calibration_warnings(name: str, drawn: Draw[Sample], calibration: Calibration) -> list[str]:
+    """What must be known about the samples before the result is trusted.
+
+    Args:
+        name: of the model.
+        drawn: its samples.
+        calibration: what was asked for.
+    """
+    found = []
+    if is_foreign_to_drawings(name, drawn, calibration):
+        found.append(DRAWINGS)
+    if drawn.samples and not any(map(has_pictures, drawn.samples)):
+        found.append(TEXT_ALONE)
+    return found + [f"calibration sample skipped: {fault}" for fault in drawn.skipped]
+
+
+def is_foreign_to_drawings(name: str, drawn: Draw[Sample], calibration: Calibration) -> bool:
+    """Whether a model that never saw our drawings is calibrated on them."""
+    are_drawings = bool(drawn.samples) and calibration.source in (None, "synthetic")
+    return are_drawings and name not in BUILTIN_MODELS
+
+
 @dataclass(frozen=True)
 class Job:
     """A checkpoint to be made, with everything that decides its bytes."""
@@ -53,7 +82,7 @@ class Job:
     source: Source
     recipe: Recipe
     plan: Plan
-    samples: list[Sample]
+    drawn: Draw[Sample]
     processor: Processor
     calibration: Calibration
 
@@ -78,16 +107,37 @@ class Job:
         recipe = resolve_recipe(recipe_name, calibration, source.settings, tp)
         plan = make_plan(source.config, recipe, format=format_)
         check_format(plan, format_)
-        samples = open_samples(recipe, calibration)
-        if samples:
-            check_pictures(plan, present=any(has_pictures(sample) for sample in samples))
-        return cls(source, recipe, plan, samples, source.processor(), calibration)
+        processor = source.processor()
+        drawn = open_samples(recipe, calibration, processor)
+        if drawn.samples:
+            check_pictures(plan, present=any(map(has_pictures, drawn.samples)))
+        return cls(source, recipe, plan, drawn, processor, calibration)
 
     @property
-    def is_foreign_to_drawings(self) -> bool:
-        """Whether a model that never saw our drawings is calibrated on them."""
-        drawn = bool(self.samples) and self.calibration.source in (None, "synthetic")
-        return drawn and self.source.name not in BUILTIN_MODELS
+    def samples(self) -> list[Sample]:
+        """What it is calibrated on."""
+        return self.drawn.samples
+
+    @property
+    def warnings(self) -> list[str]:
+        """See `calibration_warnings`."""
+        return calibration_warnings(self.source.name, self.drawn, self.calibration)
+
+    def warn(self, reporter: Reporter) -> None:
+        """Show the warnings."""
+        for warning in self.warnings:
+            reporter.warn(warning)
+
+    def describe_calibration(self) -> dict[str, Any]:
+        """What the report says about the samples, as JSON values."""
+        foreign = is_foreign_to_drawings(self.source.name, self.drawn, self.calibration)
+        return {
+            "source": self.calibration.source or "synthetic",
+            "samples": len(self.samples),
+            "with_images": sum(map(has_pictures, self.samples)),
+            "warning": DRAWINGS if foreign else None,
+            "warnings": self.warnings,
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """What the checkpoint depends on, as JSON values."""
@@ -122,14 +172,13 @@ class Job:
             ValueError: that folder holds other work and neither flag is given, or the model or the
                 samples are unusable.
         """
-        if self.is_foreign_to_drawings:
-            reporter.warn(DRAWINGS)
         if self.plan.passed_over:
             reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         folder = out.with_name(f".{out.name}.vlpress-work")
         flags = {"overwrite": overwrite, "fresh": fresh}
         if first(ranks, lambda: claim(folder, fingerprint, ours=WORK_NAMES, **flags)):
             reporter.note(f"going on with what {folder} holds of {out}")
+        self.warn(reporter)
         settings = self.source.settings
         streaming = Streaming(
             self.source.folder,
@@ -202,6 +251,7 @@ def quantize_to(
     fingerprint, flags = first(ranks, job.fingerprint), {"overwrite": overwrite, "fresh": fresh}
     if first(ranks, lambda: claim_result(out, fingerprint, **flags)):
         reporter.note(f"{out} is finished already")
+        job.warn(reporter)
     else:
         job.make(out, fingerprint, reporter, **flags, ranks=ranks)
     return inspect_checkpoint(out)
@@ -214,6 +264,8 @@ def plan_model(
     settings: Settings,
     tp: int | None = None,
     format_: str = AUTO,
+    *,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Say what a recipe would do to every linear layer of a model, reading no weights.
 
@@ -239,16 +291,18 @@ def plan_model(
         true_sequential=resolved.calibration.true_sequential,
         gradient=resolved.needs_gradient,
     )
-    samples = open_samples(resolved, calibration)
-    lengths = [len(p) for p in encode_samples(samples, source.processor())] if samples else []
-    tokens, longest = sum(lengths), max(lengths, default=0)
+    drawn = open_samples(resolved, calibration, source.processor())
+    for warning in calibration_warnings(model, drawn, calibration):
+        reporter.warn(warning)
+    tokens, longest = sum(drawn.tokens), max(drawn.tokens, default=0)
     return {
         "model": model,
         "recipe": resolved.to_dict(),
         **plan.to_dict(),
         "time": {"solve_seconds": solve, "seconds_per_token": per_token},
         "estimate": {
-            "samples": len(samples),
+            "samples": len(drawn.samples),
+            "with_images": sum(map(has_pictures, drawn.samples)),
             "tokens": tokens,
             "seconds": solve + per_token * tokens,
             "process_bytes": process,

@@ -146,6 +146,7 @@ def run(
     data_root: options.DataRoot = Questions.data_root,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
+    skip_bad_samples: options.SkipBadSamples = Calibration.skip_bad,
     memory: options.Memory = Calibration.memory,
     limit: options.Limit = Questions.limit,
     batch_size: options.BatchSize = Questions.batch_size,
@@ -179,7 +180,7 @@ def run(
         model=model,
         recipe=recipe,
         tp=tp,
-        calibration=Calibration(calib, calib_samples, memory),
+        calibration=Calibration(calib, calib_samples, memory, skip_bad_samples),
         questions=Questions(
             _tuple(bench),
             data_root=data_root,
@@ -210,6 +211,7 @@ def plan(
     tp: options.Tp = None,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
+    skip_bad_samples: options.SkipBadSamples = Calibration.skip_bad,
     memory: options.Memory = Calibration.memory,
     format_: options.Format = "auto",
     device: options.Device = Settings.device,
@@ -224,9 +226,9 @@ def plan(
     from .checkpoints import plan_model
     from .tables import plan_table
 
-    calibration = Calibration(calib, calib_samples, memory)
+    calibration = Calibration(calib, calib_samples, memory, skip_bad_samples)
     settings = _settings(device, dtype, min_pixels, max_pixels, seed, threads=threads)
-    result = plan_model(model, recipe, calibration, settings, tp, format_)
+    result = plan_model(model, recipe, calibration, settings, tp, format_, reporter=_reporter())
     _emit(result, json_output, plan_table)
 
 
@@ -238,6 +240,7 @@ def quantize(
     tp: options.Tp = None,
     calib: options.Calib = Calibration.source,
     calib_samples: options.CalibSamples = Calibration.samples,
+    skip_bad_samples: options.SkipBadSamples = Calibration.skip_bad,
     memory: options.Memory = Calibration.memory,
     format_: options.Format = "auto",
     device: options.Device = Settings.device,
@@ -259,7 +262,7 @@ def quantize(
             out,
             model=model,
             recipe=recipe,
-            calibration=Calibration(calib, calib_samples, memory),
+            calibration=Calibration(calib, calib_samples, memory, skip_bad_samples),
             settings=_settings(device, dtype, min_pixels, max_pixels, seed, threads=threads),
             format_=format_,
             overwrite=overwrite,
@@ -463,9 +466,10 @@ def generate(
     model: options.Model,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="A picture; repeat it for several.")
+        list[str] | None,
+        typer.Option("--image", help="An image file, or a file:// or data: URL; repeatable."),
     ] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="A video file.")] = None,
+    video: Annotated[str | None, typer.Option("--video", help="A video file.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")
     ] = 256,
@@ -488,7 +492,7 @@ def generate(
     threads: options.Threads = Settings.threads,
     json_output: options.Json = False,
 ) -> None:
-    """Answer one question about pictures or a video, written out as it is found."""
+    """Answer one question about images or a video, written out as it is found."""
     from .answering import answer
     from .model.generation import Sampling
 

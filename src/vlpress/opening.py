@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .calib.samples import Sample, image_digest, image_digests, load_samples
+from .calib.sample import Sample, image_digest, image_digests
+from .calib.samples import draw_samples
+from .calib.selection import Draw
 from .eval.askable import mark_unaskable
 from .eval.extract import DEFAULT_PROFILE, rule_profile
 from .eval.features import pictures
@@ -97,12 +99,41 @@ def resolve_recipe(
     return replace(recipe, calibration=asked, tp=recipe.tp if tp is None else tp)
 
 
-def open_samples(recipe: Recipe, calibration: Calibration) -> list[Sample]:
-    """Draw the calibration samples of a recipe; none if no step looks at activations."""
+def open_samples(recipe: Recipe, calibration: Calibration, processor: Processor) -> Draw[Sample]:
+    """Draw the calibration samples of a recipe; none if no step looks at activations.
+
+    Each is encoded once to find those that the model cannot be given, without its weights.
+
+    Raises:
+        FileNotFoundError: a file that is named does not exist.
+        ValueError: the source is empty, or more samples than allowed cannot be used.
+    """
     if not recipe.needs_calibration:
-        return []
-    wanted = recipe.calibration
-    return load_samples(calibration.source, n=wanted.samples, seed=wanted.seed)
+        return Draw([], [])
+    return draw_samples(
+        calibration.source,
+        n=recipe.calibration.samples,
+        seed=recipe.calibration.seed,
+        measure=lambda sample: sample_length(sample, processor),
+        skip_bad=calibration.skip_bad,
+    )
+
+
+def sample_length(sample: Sample, processor: Processor) -> int:
+    """Tokens of a sample with its answer.
+
+    Raises:
+        FileNotFoundError: a file of it does not exist.
+        ValueError: it cannot be encoded, or is longer than the model's context.
+    """
+    tokens = len(processor.encode(sample.messages, answer=sample.answer))
+    context = processor.config.text.max_position_embeddings
+    if tokens > context:
+        raise ValueError(
+            f"its {tokens} tokens are more than the model's context of {context}; shorten it, or "
+            "take smaller or fewer images"
+        )
+    return tokens
 
 
 def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prompt]:

@@ -130,6 +130,15 @@ CalibSamples = Annotated[
         show_default="the recipe's",
     ),
 ]
+SkipBadSamples = Annotated[
+    int,
+    typer.Option(
+        "--skip-bad-samples",
+        min=0,
+        help="How many calibration samples that cannot be used are replaced by others, with a "
+        "warning; one more is an error.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option("--device", callback=_check_device, help="auto, cpu, cuda or cuda:N."),

@@ -43,6 +43,8 @@ class Calibration:
     """None: as many as the recipe says."""
     memory: float = 0.25
     """GiB of activations that are kept in memory as well as in files."""
+    skip_bad: int = 0
+    """Samples that cannot be used and that others take the place of; one more is an error."""
 
     @property
     def budget(self) -> int:
@@ -124,6 +126,7 @@ class RunRequest:
             "--tp": self.tp,
             "--calib": self.calibration.source,
             "--calib-samples": self.calibration.samples,
+            "--skip-bad-samples": self.calibration.skip_bad or None,
             "--limit": questions.limit,
             "--batch-size": None if batch == usual.batch_size else batch,
             "--prompt-style": questions.prompt_style,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import DRAWINGS, Job
+from .checkpoints import Job
 from .eval import compare, evaluate
 from .eval.noise import KINDS, UNITS, read_noise
 from .eval.perplexity import text_identity
@@ -69,8 +69,7 @@ def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
     checkpoint = out / "checkpoint"
     if is_same(checkpoint, made_from):
         reporter.note(f"{checkpoint} is finished already")
-        if job.is_foreign_to_drawings:
-            reporter.warn(DRAWINGS)
+        job.warn(reporter)
     else:
         job.make(checkpoint, made_from, reporter, **flags)
     if not _is_evaluated(out, tasks, _noise(request)):
@@ -171,11 +170,7 @@ def _report(job: Job, request: RunRequest) -> dict[str, Any]:
         margin=request.margin,
         about={
             "recipe": job.recipe.to_dict(),
-            "calibration": {
-                "source": request.calibration.source or "synthetic",
-                "samples": len(job.samples),
-                "warning": DRAWINGS if job.is_foreign_to_drawings else None,
-            },
+            "calibration": job.describe_calibration(),
             "command": request.command(),
         },
     )

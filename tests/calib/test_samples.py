@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlpress.calib.samples import (
-    Sample,
-    fingerprint,
-    image_digest,
-    image_digests,
-    load_samples,
-)
+from vlpress.calib.sample import Sample, image_digest, image_digests
+from vlpress.calib.samples import draw_samples, load_samples
 
 
 def png(colour: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -53,29 +48,6 @@ def test_several_pictures_and_ids(tmp_path: Path) -> None:
     sample = load_samples(write_jsonl(tmp_path, record), n=1, seed=0)[0]
     assert [part["type"] for part in sample.messages[0]["content"]] == ["image", "image", "text"]
     assert sample.id == "7"
-
-
-def test_messages_end_with_the_answer(tmp_path: Path) -> None:
-    user = {
-        "role": "user",
-        "content": [{"type": "image", "image": "red.png"}, {"type": "text", "text": "Colour?"}],
-    }
-    path = write_jsonl(
-        tmp_path,
-        {"messages": [user, {"role": "assistant", "content": "Red."}]},
-        {"messages": [user], "answer": "Rouge."},
-        {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                user,
-                {"role": "assistant", "content": [{"type": "text", "text": "Rot."}]},
-            ]
-        },
-    )
-    samples = load_samples(path, n=9, seed=0)
-    assert [sample.answer for sample in samples] == ["Red.", "Rouge.", "Rot."]
-    assert [len(sample.messages) for sample in samples] == [1, 1, 2]
-    assert samples[0].messages[0]["content"][0]["image"] == str(tmp_path / "red.png")
 
 
 def test_draw_is_seeded_and_ordered(tmp_path: Path) -> None:
@@ -136,67 +108,6 @@ def test_saved_dataset(tmp_path: Path) -> None:
     assert len(load_samples(tmp_path / "splits", n=2, seed=0)) == 2
 
 
-def test_digest_is_of_pixels_not_of_files(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 6), "red").save(stream, "BMP")
-    assert image_digest(stream.getvalue()) == image_digest(png())
-    assert image_digest(Image.new("RGB", (8, 6), "red")) == image_digest(png())
-    # 8 x 6 and 6 x 8 hold the same bytes
-    assert image_digest(png(size=(6, 8))) != image_digest(png())
-
-
-def test_fingerprint_notices_everything() -> None:
-    def sample(text: str = "Colour?", colour: str = "red", answer: str = "Red") -> Sample:
-        content = [{"type": "image", "image": png(colour)}, {"type": "text", "text": text}]
-        return Sample([{"role": "user", "content": content}], answer, "a")
-
-    base = fingerprint([sample()])
-    assert base == fingerprint([sample()])
-    changed = [
-        [sample(text="Which?")],
-        [sample(colour="blue")],
-        [sample(answer="red")],
-        [sample(), sample()],
-        [Sample(sample().messages, "Red", "b")],
-    ]
-    assert len({base, *map(fingerprint, changed)}) == 6
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "not valid JSON"),
-        ("[1]", "a line must be an object, found list"),
-        ('{"prompt": "x"}', "found keys prompt; needed are question and answer"),
-        ('{"question": "x"}', "no answer"),
-        ('{"question": "x", "answer": 3}', "no answer"),
-        ('{"image": "no.png", "question": "x", "answer": "y"}', "neither a file in"),
-        (
-            '{"image": "aGVsbG8=", "question": "x", "answer": "y"}',
-            "image of 5 bytes: cannot be decoded",
-        ),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user turn"),
-        ('{"messages": ["x"]}', "a message must have a role"),
-        ('{"messages": [{"role": "user", "content": 3}], "answer": "x"}', "content must be text"),
-        (
-            '{"messages": [{"role": "user", "content": [{"type": "audio"}]}], "answer": "x"}',
-            "must be text, image or video",
-        ),
-        (
-            '{"messages": [{"role": "user", "content": [{"type": "video", "video": "v.mp4"}]}]}',
-            "v.mp4 does not exist",
-        ),
-    ],
-)
-def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text(f"{json.dumps(ask(0))}\n\n{line}\n")
-    with pytest.raises(ValueError, match=message) as caught:
-        load_samples(path, n=5, seed=0)
-    assert "bad.jsonl:3: " in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         load_samples(tmp_path / "gone.jsonl", n=1, seed=0)
@@ -213,3 +124,110 @@ def test_bad_sources(tmp_path: Path) -> None:
         load_samples(tmp_path / "folder", n=1, seed=0)
     with pytest.raises(ValueError, match="at least 1"):
         load_samples(None, n=0, seed=0)
+
+
+def test_bad_lines_are_named_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = [
+        json.dumps(ask(0)),
+        "",
+        "{",
+        "[1]",
+        json.dumps({"image": "no.png", **ask(1)}),
+        json.dumps({"image": base64.b64encode(b"no image at all").decode(), **ask(1)}),
+        json.dumps({"img": "red.png", **ask(1)}),
+    ]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="5 of the 6") as caught:
+        load_samples(path, n=6, seed=0)
+    assert all(f"bad.jsonl:{line}: " in str(caught.value) for line in range(3, 8))
+    assert "no.png" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unusable_lines_are_replaced_where_that_is_allowed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, *[ask(i) for i in range(30)])
+    plain = [sample.answer for sample in load_samples(path, n=5, seed=1)]
+
+    def length(sample: Sample) -> int:
+        if sample.answer == plain[0]:
+            raise ValueError("too long")
+        return len(sample.answer)
+
+    with pytest.raises(ValueError, match=rf"samples\.jsonl:{int(plain[0]) + 1}: too long"):
+        draw_samples(path, n=5, seed=1, measure=length)
+    found = draw_samples(path, n=5, seed=1, measure=length, skip_bad=1)
+    answers = [sample.answer for sample in found.samples]
+    assert len(set(answers)) == 5 and set(plain[1:]) < set(answers)
+    assert found.tokens == [len(answer) for answer in answers]
+    assert found.skipped == (f"{path}:{int(plain[0]) + 1}: too long",)
+
+
+def test_drawings_that_do_not_fit_are_named() -> None:
+    def refuse(sample: Sample) -> int:
+        raise ValueError("too long")
+
+    with pytest.raises(ValueError, match="synthetic-0-0: too long"):
+        draw_samples(None, n=1, seed=0, measure=refuse)
+
+
+def test_files_of_other_systems(tmp_path: Path) -> None:
+    record = json.dumps({"question": "你好？", "answer": "好"}, ensure_ascii=False)
+    path = tmp_path / "samples.jsonl"
+    for raw in (
+        b"\xef\xbb\xbf" + record.encode(),
+        f"{record}\r\n\r\n{record}\r\n".encode(),
+        f"{record}\r{record}".encode(),
+    ):
+        path.write_bytes(raw)
+        samples = load_samples(path, n=9, seed=0)
+        assert {sample.answer for sample in samples} == {"好"}
+        assert samples[-1].messages[0]["content"][0]["text"] == "你好？"
+    text = tmp_path / "corpus.txt"
+    text.write_bytes(b"\xef\xbb\xbf" + "你好\r\nb\r\n\r\nc".encode())
+    found = [s.messages[0]["content"][0]["text"] for s in load_samples(text, n=9, seed=0)]
+    assert found == ["你好\nb", "c"]
+    for name in ("samples.jsonl", "corpus.txt"):
+        for encoding in ("utf-16", "gbk"):
+            (tmp_path / name).write_bytes(record.encode(encoding))
+            with pytest.raises(ValueError, match=rf"{name}.* UTF-8"):
+                load_samples(tmp_path / name, n=1, seed=0)
+
+
+def test_datasets_are_decoded_as_files_are(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    turned = Image.new("RGBA", (8, 6), (255, 0, 0, 0))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be shown a quarter turn further
+    stream = io.BytesIO()
+    turned.save(stream, "PNG", exif=exif)
+    (tmp_path / "turned.png").write_bytes(stream.getvalue())
+    data = datasets.Dataset.from_dict(
+        {
+            "images": [[{"bytes": stream.getvalue(), "path": None}]],
+            "messages": [
+                [
+                    {"role": "user", "content": "<image>Colour?"},
+                    {"role": "assistant", "content": "None."},
+                ]
+            ],
+        }
+    )
+    data = data.cast_column("images", [datasets.Image()])
+    data.save_to_disk(str(tmp_path / "saved"))
+    sample = load_samples(tmp_path / "saved", n=1, seed=0)[0]
+    digest = image_digest(Image.new("RGB", (6, 8), "white"))
+    assert image_digests([sample]) == {digest} == {image_digest(tmp_path / "turned.png")}
+    assert sample.answer == "None."
+
+
+def test_bad_rows_of_datasets_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {
+        "image": [{"bytes": b"broken", "path": None}, {"bytes": png(), "path": None}],
+        "question": ["Colour?", "Colour?"],
+        "answer": ["Blue", "Red"],
+    }
+    data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    data.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match=r"saved, row 0: "):
+        load_samples(tmp_path / "saved", n=2, seed=0)

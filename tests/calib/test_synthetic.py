@@ -3,7 +3,7 @@ import random
 import pytest
 
 from vlpress.calib import draw, phrases, scene, synthetic
-from vlpress.calib.samples import image_digests
+from vlpress.calib.sample import image_digests
 from vlpress.calib.synthetic import Stream
 
 

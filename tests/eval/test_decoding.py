@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.calib.samples import Sample, image_digest
+from vlpress.calib.sample import Sample, image_digest
 from vlpress.eval.features import FeatureCache, pictures
 from vlpress.eval.pictures import shrink
 from vlpress.eval.tasks import open_task
