@@ -24,7 +24,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from ...model.images import MAX_PICTURE_PIXELS, open_image, smart_resize
+from ...model.images import MAX_PICTURE_PIXELS, check_sides, open_image
 
 Decoding = Literal["as-displayed", "vlmevalkit"]
 AS_DISPLAYED: Decoding = "as-displayed"
@@ -114,16 +114,7 @@ def decode(data: bytes, decoding: Decoding) -> Image.Image:
             too elongated for the model.
     """
     header = _open_header(data)
-    width, height = header.size
-    if width * height > MAX_PICTURE_PIXELS:
-        raise ValueError(
-            f"its image of {width} x {height} pixels is over the limit of {MAX_PICTURE_PIXELS} "
-            "pixels; scale it down"
-        )
-    try:
-        smart_resize(height, width)
-    except ValueError as error:
-        raise ValueError(f"its {error}") from None
+    check_sides(*header.size, "its image")
     try:
         return open_image(data) if decoding == AS_DISPLAYED else header.convert("RGB")
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types

@@ -33,7 +33,7 @@ def png(size: tuple[int, int], mode: str = "RGB") -> str:
 
 WIDE, TALL, BIG = png((1093, 5)), png((2, 500)), png((10_000, 9_500), "1")
 ODD = {
-    "aspect ratio 219": {"image": WIDE},
+    "aspect ratio 218.6": {"image": WIDE},
     "aspect ratio 250": {"image": TALL},
     "10000 x 9500": {"image": BIG},
     "<\\|image_pad\\|>": {"question": "What is <|image_pad|> for?"},

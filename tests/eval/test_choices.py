@@ -120,7 +120,8 @@ def test_a_letter_is_read_as_itself_and_a_text_as_its_own_option(
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | TEXT,
-        lambda x: st.lists(x) | st.dictionaries(TEXT, x),
+        lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXT, x, max_size=4),
+        max_leaves=6,
     )
 )
 def test_whatever_stands_for_choices_is_read_or_one_line(value: Any) -> None:

@@ -199,7 +199,7 @@ def test_rows_that_no_model_can_be_asked_are_broken(tmp_path: Path, name: str, w
     write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", records)
     task = open_task(f"{name}={tmp_path}")
     assert task.fingerprint["broken"] == [key]
-    assert {"image": "aspect ratio 219", "question": "<|image_pad|>"}[what] in task.notes[-1]
+    assert {"image": "aspect ratio 218.6", "question": "<|image_pad|>"}[what] in task.notes[-1]
     assert task.score({item.id: "A" for item in task.items}).n_rows == len(records)
 
 
