@@ -21,9 +21,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fuzz_side_files
+from fuzz_json import damage_json
+from fuzz_template import damage_template
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 8192
+"""Bytes of a file; every sound one is shorter."""
+SECONDS = 60
+"""A reader that takes longer for one file hangs."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,10 @@ READERS = {
     "predictions": Reader("predictions.jsonl", predictions_seed, read_stored),
     "journal": Reader("journal.jsonl", journal_seed, read_journal),
 }
+READERS |= {
+    name: Reader(name, fuzz_side_files.seed(name), fuzz_side_files.reader(*beside))
+    for name, beside in fuzz_side_files.SIDE_FILES.items()
+}
 
 
 def attempt(reader: Reader, data: bytes, folder: Path) -> str:
@@ -191,6 +202,19 @@ def attempt(reader: Reader, data: bytes, folder: Path) -> str:
     return "read"
 
 
+def damage(file: str, data: bytes, seed: int) -> bytes | None:
+    """Change a file so that a parser of its format still takes it; None: not known how.
+
+    Args:
+        file: its name, whose end tells the format.
+        data: what it holds.
+        seed: decides about places and changes.
+    """
+    if file.endswith(".jinja"):
+        return damage_template(data, seed)
+    return damage_json(data, seed) if file.endswith(".json") else None
+
+
 def main() -> None:
     """Fuzz all readers, each in a process of its own, as libFuzzer ends the one that it is in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -209,6 +233,15 @@ def main() -> None:
     sys.exit(bool(broken))
 
 
+def readable(file: str, data: bytes, seed: int) -> bytes | None:
+    """Three times in four: a change that the parser of a format accepts, if there is one."""
+    if seed % 4 == 0:
+        return None
+    if file.endswith(".jinja"):
+        return damage_template(data, seed)
+    return damage_json(data, seed) if file.endswith(".json") else None
+
+
 def fuzz(name: str, cases: int) -> None:
     """Fuzz one reader; does not return."""
     import atheris
@@ -225,12 +258,17 @@ def fuzz(name: str, cases: int) -> None:
             sound = reader.seed()
             attempt(reader, sound, place)  # imports what it needs
         (corpus / "seed").write_bytes(sound)
-        flags = [f"-runs={cases}", f"-artifact_prefix={found}/", "-max_len=4096", "-verbosity=0"]
+        flags = [f"-runs={cases}", f"-artifact_prefix={found}/", "-verbosity=0"]
+        flags += [f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
 
         def once(data: bytes) -> None:
             attempt(reader, data, place)
 
-        atheris.Setup([sys.argv[0], *flags, str(corpus)], once)
+        def mutate(data: bytes, most: int, seed: int) -> bytes:
+            changed = readable(reader.file, data, seed)
+            return atheris.Mutate(data, most) if changed is None else changed[:most]
+
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], once, custom_mutator=mutate)
         atheris.Fuzz()
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import fuzz
 import pytest
+from fuzz_json import damage_json
+from fuzz_side_files import SIDE_FILES, side_files
+from fuzz_template import damage_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,9 +55,50 @@ def test_a_damaged_file_is_read_or_refused_in_a_line(tmp_path: Path, name: str) 
     reader = fuzz.READERS[name]
     sound = reader.seed()
 
-    @SHORT
+    @settings(SHORT, max_examples=15 if name in SIDE_FILES else 40)
     @given(damaged(sound))
     def damage(data: bytes) -> None:
         fuzz.attempt(reader, data, tmp_path)
 
     damage()
+
+
+@pytest.mark.parametrize("name", [name for name in SIDE_FILES if not name.endswith(".txt")])
+def test_a_readable_change_is_read_or_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    reader = fuzz.READERS[name]
+    sound = reader.seed()
+    outcomes = set()
+    for seed in range(1, 50):
+        changed = fuzz.readable(name, sound, seed)
+        if changed is not None:
+            outcomes.add(fuzz.attempt(reader, changed, tmp_path))
+    assert "refused" in outcomes
+
+
+def test_damaged_json_is_json() -> None:
+    sound = side_files()["preprocessor_config.json"]
+    changed = [damage_json(sound, seed) for seed in range(50)]
+    assert changed == [damage_json(sound, seed) for seed in range(50)]
+    assert len({data for data in changed if data != sound}) > 40
+    assert all(data is not None and json.loads(data) is not Ellipsis for data in changed)
+    assert damage_json(b"{", 0) is None
+
+
+def test_damaged_templates_are_text() -> None:
+    sound = side_files()["chat_template.jinja"]
+    changed = {damage_template(sound, seed).decode() for seed in range(50)}
+    assert len(changed - {sound.decode()}) > 40
+    assert changed == {damage_template(sound, seed).decode() for seed in range(50)}
+
+
+def test_an_error_of_another_kind_ends_the_run(tmp_path: Path) -> None:
+    def fails(path: Path) -> object:
+        raise TypeError(path.name)
+
+    def babbles(path: Path) -> object:
+        raise ValueError("two\nlines")
+
+    with pytest.raises(TypeError):
+        fuzz.attempt(fuzz.Reader("x", bytes, fails), b"", tmp_path)
+    with pytest.raises(AssertionError):
+        fuzz.attempt(fuzz.Reader("x", bytes, babbles), b"", tmp_path)
