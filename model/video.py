@@ -64,8 +64,8 @@ def frame_count(total: int, rate: float, options: VideoOptions) -> int:
     """How many of `total` frames, recorded at `rate` per second, are looked at.
 
     `nframes` rounded to an even number; or else as many as `fps` says, an even number from
-    `min_frames` to `max_frames` and no more than there are. By default a video of fewer than
-    `MIN_FRAMES` frames gives all it has.
+    `min_frames` to `max_frames` and no more than there are. Where nothing is asked for, a video of
+    fewer than `MIN_FRAMES` frames gives all it has.
 
     Raises:
         ValueError: `nframes` is over the number of frames or under 2.
@@ -78,8 +78,9 @@ def frame_count(total: int, rate: float, options: VideoOptions) -> int:
                 f"ask for {FRAME_FACTOR} to {total}"
             )
         return count
-    is_bounded = options.min_frames is not None or options.max_frames is not None
-    if total < FRAME_FACTOR or (total < MIN_FRAMES and not is_bounded):
+    names = ("fps", "min_frames", "max_frames", "video_start", "video_end")
+    is_asked = any(getattr(options, name) is not None for name in names)
+    if total < FRAME_FACTOR or (total < MIN_FRAMES and not is_asked):
         return total
     low = -(-(options.min_frames or MIN_FRAMES) // FRAME_FACTOR) * FRAME_FACTOR
     high = (options.max_frames or min(MAX_FRAMES, total)) // FRAME_FACTOR * FRAME_FACTOR

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import TOKEN_ID, WriteCheckpoint
 
 from vlpress.model.processing import Processor, Visual
-from vlpress.model.visual_options import VideoOptions
+from vlpress.model.visual_options import ImageOptions, VideoOptions
 
 IMAGE, VIDEO = TOKEN_ID["<|image_pad|>"], TOKEN_ID["<|video_pad|>"]
 
@@ -114,9 +114,11 @@ def test_frame_rate_sets_the_temporal_positions(processor: Processor) -> None:
     assert (times - times[0]).tolist() == [0, 8, 16, 24]  # 4 seconds x 2 ids a second
 
 
-def test_video_file(processor: Processor, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 frames of 112 x 112 pixels, 8 a second."""
     av = pytest.importorskip("av")
-    path = tmp_path / "clip.mp4"
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 112, 112, "yuv420p"
@@ -124,11 +126,109 @@ def test_video_file(processor: Processor, tmp_path: Path) -> None:
             pixels = np.full((112, 112, 3), 10 * index, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    visual = processor.video(path)
+    return path
+
+
+def test_video_file(processor: Processor, clip: Path) -> None:
+    visual = processor.video(clip)
     assert visual.kind == "video" and visual.grid == (3, 8, 8)
     assert visual.seconds_per_grid == pytest.approx(1.0)
-    assert processor.video(path, VideoOptions(fps=4.0)).grid == (6, 8, 8)
-    assert processor.encode(user({"type": "video", "video": str(path)})).visuals[0].grid[0] == 3
+    assert processor.video(clip, VideoOptions(fps=4.0)).grid == (6, 8, 8)
+    assert processor.encode(user({"type": "video", "video": str(clip)})).visuals[0].grid[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "grid"),
+    [
+        # 168 x 112 pixels; the checkpoint takes 56 x 56 to 112 x 112
+        ({}, (1, 6, 8)),
+        ({"max_pixels": 784}, (1, 2, 2)),
+        ({"max_pixels": 3136}, (1, 2, 4)),
+        ({"min_pixels": 784, "max_pixels": 784}, (1, 2, 2)),
+        ({"max_pixels": 10**6}, (1, 8, 12)),
+        ({"min_pixels": 4 * 168 * 112}, (1, 16, 24)),
+        ({"resized_height": 60, "resized_width": 200}, (1, 4, 14)),
+        ({"resized_height": 280, "resized_width": 280, "max_pixels": 784}, (1, 20, 20)),
+        ({"resized_height": 28, "resized_width": 28}, (1, 4, 4)),  # 4 tokens at least
+    ],
+)
+def test_sizes_that_a_message_asks_for(
+    processor: Processor, asked: dict[str, int], grid: tuple[int, int, int]
+) -> None:
+    part = {**image_part(width=168, height=112), **asked}
+    prompt = processor.encode(user(part, "What?"))
+    assert prompt.visuals[0].grid == grid
+    assert runs(prompt.input_ids, IMAGE) == [grid[1] * grid[2] // 4]
+
+
+def test_a_bound_goes_before_the_area(processor: Processor) -> None:
+    opened = picture(168, 112)
+    assert processor.image(opened, (784, 3136)).grid == (1, 2, 4)
+    assert processor.image(opened, (784, 3136), ImageOptions(max_pixels=784)).grid == (1, 2, 2)
+    assert processor.image(opened, (784, 784), ImageOptions(max_pixels=3136)).grid == (1, 2, 4)
+
+
+def test_options_are_part_of_the_digest(processor: Processor) -> None:
+    asked: list[dict[str, int]] = [{}, {"max_pixels": 784}, {"max_pixels": 3136}]
+    asked += [{"resized_height": 56, "resized_width": 56}]
+    asked += [{"resized_height": 84, "resized_width": 56}]
+    images = [processor.image(picture(), options=ImageOptions(**one)).digest for one in asked]
+    videos = [processor.video([picture()], VideoOptions(**one)).digest for one in asked]
+    assert len({*images, *videos}) == 2 * len(asked)
+    assert images[0] == processor.image(picture()).digest
+
+
+@pytest.mark.parametrize(
+    ("asked", "grid", "seconds"),
+    [
+        # 8 frames of 112 x 112
+        ({}, (4, 8, 8), 1.0),
+        ({"fps": 4.0}, (4, 8, 8), 0.5),
+        ({"sample_fps": 0.5}, (4, 8, 8), 4.0),
+        ({"max_pixels": 3136}, (4, 4, 4), 1.0),
+        ({"min_pixels": 784, "max_pixels": 784}, (4, 2, 2), 1.0),
+        ({"min_pixels": 784, "total_pixels": 4 * 3136}, (4, 4, 4), 1.0),
+        ({"resized_height": 56, "resized_width": 84}, (4, 4, 6), 1.0),
+    ],
+)
+def test_options_of_frames(
+    processor: Processor, asked: dict[str, Any], grid: tuple[int, int, int], seconds: float
+) -> None:
+    frames = [picture(112, 112, seed) for seed in range(8)]
+    prompt = processor.encode(user({"type": "video", "video": frames, **asked}))
+    (visual,) = prompt.visuals
+    assert visual.grid == grid and visual.seconds_per_grid == seconds
+    times = torch.unique(prompt.position_ids[0][prompt.input_ids == VIDEO])
+    # Positions count 2 ids a second, as the tests' checkpoint says.
+    assert (times - times[0]).tolist() == [int(step * seconds * 2) for step in range(grid[0])]
+
+
+@pytest.mark.parametrize(
+    ("asked", "grid", "seconds"),
+    [
+        # 24 frames of 112 x 112, 8 a second
+        ({}, (3, 8, 8), 1.0),
+        ({"fps": 4.0}, (6, 8, 8), 0.5),
+        ({"nframes": 4}, (2, 8, 8), 1.5),
+        ({"max_frames": 4}, (2, 8, 8), 1.5),
+        ({"fps": 0.5, "min_frames": 8}, (4, 8, 8), 0.75),
+        ({"max_pixels": 3136}, (3, 4, 4), 1.0),
+        ({"nframes": 2, "resized_height": 56, "resized_width": 84}, (1, 4, 6), 3.0),
+        ({"video_start": 1.0, "nframes": 2}, (1, 8, 8), 2.0),
+        ({"video_end": 1.0, "nframes": 8}, (4, 8, 8), 9 / 8 / 4),
+    ],
+)
+def test_options_of_a_file(
+    processor: Processor,
+    clip: Path,
+    asked: dict[str, Any],
+    grid: tuple[int, int, int],
+    seconds: float,
+) -> None:
+    prompt = processor.encode(user({"type": "video", "video": f"file://{clip}", **asked}))
+    (visual,) = prompt.visuals
+    assert visual.grid == grid and visual.seconds_per_grid == pytest.approx(seconds)
+    assert runs(prompt.input_ids, VIDEO) == [grid[0] * grid[1] * grid[2] // 4]
 
 
 def test_digest_is_of_pixels_and_budget(processor: Processor, checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,10 +34,8 @@ def test_frames_are_spread_over_the_video(
 ) -> None:
     indices = frame_indices(total, rate, VideoOptions(fps=fps, max_frames=most))
     assert len(indices) <= min(most or MAX_FRAMES, total)
-    if total < 4 and most is None:
-        assert len(indices) == total
-    else:
-        assert len(indices) >= min(4, total) // 2 * 2 and (total == 1 or len(indices) % 2 == 0)
+    assert len(indices) >= min(4, total) // 2 * 2
+    assert total == 1 or len(indices) % 2 == 0
     assert indices[0] == 0 and indices[-1] == total - 1
     assert sorted(set(indices)) == indices
 
@@ -68,6 +67,79 @@ def test_budget_bows_to_the_limit_of_pictures() -> None:
     assert frame_budget(4, 200_000, 400_000) == (200_000, 400_000)
 
 
+@pytest.mark.parametrize(
+    ("asked", "indices"),
+    [
+        # 40 frames, 10 a second: 4 seconds
+        ({}, [0, 6, 11, 17, 22, 28, 33, 39]),
+        ({"fps": 1.0}, [0, 13, 26, 39]),
+        ({"fps": 1}, [0, 13, 26, 39]),
+        ({"fps": 4.0, "max_frames": 5}, [0, 13, 26, 39]),  # at most 5, and even
+        ({"fps": 0.5, "min_frames": 5}, [0, 8, 16, 23, 31, 39]),  # at least 5, and even
+        ({"fps": 100.0}, list(range(40))),
+        ({"nframes": 4}, [0, 13, 26, 39]),
+        ({"nframes": 5}, [0, 13, 26, 39]),  # 2.5 pairs are 2, by rounding to even
+        ({"nframes": 7}, [0, 6, 11, 17, 22, 28, 33, 39]),  # 3.5 pairs are 4
+        ({"nframes": 2}, [0, 39]),
+        ({"video_start": 1.95}, [20, 26, 33, 39]),  # the first frame after
+        ({"video_end": 1.05}, [0, 3, 7, 10]),  # the last frame before
+        ({"video_start": 1, "video_end": 3, "nframes": 2}, [10, 30]),
+        ({"video_end": 1000.0, "nframes": 2}, [0, 39]),
+        ({"video_start": 0, "video_end": 0.2}, [0, 2]),
+    ],
+)
+def test_frames_that_are_asked_for(asked: dict[str, Any], indices: list[int]) -> None:
+    assert frame_indices(40, 10.0, VideoOptions(**asked)) == indices
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"nframes": 42}, "nframes 42: .* 40 frames"),
+        ({"nframes": 1}, "nframes 1"),
+        ({"video_start": 4.0}, r"video_start 4\.0"),
+        ({"video_start": 2.0, "video_end": 1.0}, r"video_end 1\.0"),
+        ({"video_start": 1.0, "video_end": 1.0}, r"video_end 1\.0"),
+        ({"video_start": 3.0, "video_end": 3.5, "nframes": 8}, "nframes 8: .* 6 frames"),
+    ],
+)
+def test_frames_that_are_not_there(asked: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        frame_indices(40, 10.0, VideoOptions(**asked))
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget"),
+    [
+        # 8 frames of a checkpoint that takes 3136 to 12845056 pixels
+        ({}, (128 * 784, 768 * 784)),
+        ({"max_pixels": 200_000}, (128 * 784, 200_000)),
+        ({"max_pixels": 4 * 784}, (4 * 784, 4 * 784)),
+        ({"max_pixels": 10**7}, (128 * 784, 768 * 784)),  # over the limit: as without
+        ({"min_pixels": 4 * 784}, (4 * 784, 768 * 784)),
+        ({"min_pixels": 768 * 784}, (768 * 784, int(1.05 * 768 * 784))),
+        ({"min_pixels": 784, "max_pixels": 1568}, (784, 1568)),
+        ({"total_pixels": 8 * 150_000}, (128 * 784, 300_000)),  # pairs of frames count once
+        ({"total_pixels": 784}, (128 * 784, int(1.05 * 128 * 784))),
+        ({"total_pixels": 8 * 10_000, "min_pixels": 784}, (784, 20_000)),
+        ({"total_pixels": 8 * 10_000, "min_pixels": 784, "max_pixels": 9000}, (784, 9000)),
+    ],
+)
+def test_pixels_that_are_asked_for(asked: dict[str, int], budget: tuple[int, int]) -> None:
+    assert frame_budget(8, 3136, 12845056, VideoOptions(**asked)) == budget
+
+
+def test_pixels_go_before_the_limit_of_images() -> None:
+    assert frame_budget(4, 3136, 12544, VideoOptions(max_pixels=50176)) == (50176, 50176)
+    assert frame_budget(4, 3136, 12544, VideoOptions(min_pixels=50176)) == (50176, 50176)
+    assert frame_budget(4, 3136, 12544, VideoOptions(total_pixels=10**6)) == (12544, 12544)
+
+
+def test_too_many_pixels_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    frame_budget(8, 3136, 12845056, VideoOptions(max_pixels=10**7))
+    assert "10000000" in caplog.text and str(768 * 784) in caplog.text
+
+
 def write_clip(path: Path, frames: int, rate: int) -> list[int]:
     """A video whose frame i is grey of level 8 i; returns the levels."""
     av = pytest.importorskip("av")
@@ -93,6 +165,18 @@ def test_chosen_frames_of_a_file_are_decoded(tmp_path: Path) -> None:
     assert clip.count == 6 and clip.fps == pytest.approx(2.0)
     wanted = [levels[index] for index in frame_indices(30, 10.0)]
     assert [level(frame) for frame in clip.frames] == pytest.approx(wanted, abs=4)
+
+
+def test_a_span_of_a_file(tmp_path: Path) -> None:
+    levels = write_clip(tmp_path / "clip.mp4", frames=30, rate=10)
+    asked = VideoOptions(video_start=1.0, video_end=2.0, fps=4.0)
+    clip = open_video(tmp_path / "clip.mp4", asked)
+    # 11 frames, 1.1 seconds: 4 of them
+    assert clip.count == 4 and clip.fps == pytest.approx(4 / 1.1)
+    wanted = [levels[index] for index in (10, 13, 17, 20)]
+    assert [level(frame) for frame in clip.frames] == pytest.approx(wanted, abs=4)
+    with pytest.raises(ValueError, match=r"clip\.mp4: nframes 32"):
+        open_video(tmp_path / "clip.mp4", VideoOptions(nframes=32))
 
 
 def test_short_file_gives_all_it_has(tmp_path: Path) -> None:
