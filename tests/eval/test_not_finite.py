@@ -196,7 +196,7 @@ def test_perplexity_that_exceeds_floats_is_null(
     assert found is not None and found["base"] > 1
     assert (found["candidate"], found["ratio"]) == (None, None)
     assert "candidate" in found["overflow"] and found["nll"]["candidate"] > 700
-    compare(*runs, tmp_path / "r")
+    compare(runs[0], runs[1], tmp_path / "r")
     for name in ("report.md", "report.html"):
         assert "above the largest float" in (tmp_path / "r" / name).read_text("utf-8")
     same = compare_text(runs[0], runs[0])
