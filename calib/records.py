@@ -18,8 +18,9 @@ A record is a question, a conversation, or a text:
 - The answer is `answer`, or else the text of the last message, if it is the assistant's. It is a
   text, or a number, which becomes text as it is written; of a list of accepted answers the first
   one is taken. An empty answer is allowed: the sample is then the conversation alone, as it is for
-  `text`. No answer at all is an error, and so is a null one.
-- Earlier turns and system prompts stay as they are; a conversation is one sample.
+  `text`. No answer at all is an error, and so are null and blanks.
+- Earlier turns and system prompts stay as they are; a conversation is one sample. A text in
+  `system` becomes the system prompt.
 - Keys that are not named here are ignored, unless they hold media, see `media_keys`.
 """
 
@@ -34,10 +35,10 @@ from typing import Any
 from ..model.chat import parse_messages
 from ..model.parts import read_text
 from .media_keys import READ, refuse_media_keys
-from .sample import Message, Sample, has_pictures
+from .sample import Message, Sample
 
 CONVERSATIONS = ("messages", "conversations")
-KNOWN = (*READ, *CONVERSATIONS, "question", "answer", "text", "id")
+KNOWN = (*READ, *CONVERSATIONS, "question", "answer", "text", "system", "id")
 _MARK = re.compile(r"<(?:image|video)>")
 _NUMBERED = re.compile(r"<image (\d{1,9})>")
 
@@ -55,28 +56,10 @@ def read_record(record: Mapping[str, Any], folder: Path, name: str) -> Sample:
         ValueError: the record has another form.
     """
     refuse_media_keys(record, KNOWN)
-    images, videos = _images(record), _videos(record)
+    messages, answer = _messages_and_answer(record, folder)
+    _check_marks(messages)
     identity = name if record.get("id") is None else str(record["id"])
-    given = [key for key in CONVERSATIONS if record.get(key) is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} in one record; keep one of them")
-    if given:
-        messages = parse_messages(
-            record[given[0]], images=images or None, videos=videos or None, folder=folder
-        )
-        sample = Sample(*_conversation(messages, record.get("answer")), identity)
-    elif (question := record.get("question")) is not None:
-        answer = _answer(record.get("answer"))
-        sample = Sample(_ask("question", question, images, videos, folder), answer, identity)
-    elif (text := record.get("text")) is not None:
-        sample = Sample(_ask("text", text, images, videos, folder), "", identity)
-    else:
-        raise ValueError(
-            f"found keys {', '.join(map(str, record))[:200] or 'none'}; needed are question and "
-            "answer (and image), or messages, or text"
-        )
-    _check_marks(sample)
-    return sample
+    return Sample(_system(record.get("system"), messages), answer, identity)
 
 
 def plain_text(text: str, name: str) -> Sample:
@@ -86,6 +69,37 @@ def plain_text(text: str, name: str) -> Sample:
         ValueError: it holds a placeholder token.
     """
     return Sample([{"role": "user", "content": [read_text(text)]}], "", name)
+
+
+def _messages_and_answer(record: Mapping[str, Any], folder: Path) -> tuple[list[Message], str]:
+    images, videos = _images(record), _videos(record)
+    given = [key for key in CONVERSATIONS if record.get(key) not in (None, [])]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} in one record; keep one of them")
+    if given:
+        messages = parse_messages(
+            record[given[0]], images=images or None, videos=videos or None, folder=folder
+        )
+        return _conversation(messages, record.get("answer"))
+    if (question := record.get("question")) is not None:
+        answer = _answer(record.get("answer"))
+        return _ask("question", question, images, videos, folder), answer
+    if (text := record.get("text")) is not None:
+        return _ask("text", text, images, videos, folder), ""
+    raise ValueError(
+        f"found keys {', '.join(map(str, record))[:200] or 'none'}; needed are question and "
+        "answer (and image), or messages, or text"
+    )
+
+
+def _system(prompt: Any, messages: list[Message]) -> list[Message]:
+    """The messages with the system prompt of a column before them."""
+    if prompt is None or prompt == "":
+        return messages
+    if messages[0]["role"] == "system":
+        raise ValueError("system beside messages that begin with a system prompt; keep one of them")
+    content = read_text(prompt)["text"]
+    return [{"role": "system", "content": content}, *messages]
 
 
 class Written(float):
@@ -146,7 +160,9 @@ def _answer(value: Any) -> str:
     is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
     if not isinstance(answer, str) and not (is_number and math.isfinite(answer)):
         raise ValueError(f"answer is {answer!r:.60}; it must be a text or a finite number")
-    return _text(str(answer))
+    if (text := str(answer)) and not text.strip():
+        raise ValueError('answer is blank; give a text ("" for none)')
+    return _text(text)
 
 
 def _text(text: str) -> str:
@@ -221,16 +237,14 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _check_marks(sample: Sample) -> None:
-    """Refuse marks for images and videos of which there are none."""
-    if has_pictures(sample):
-        return
-    for message in sample.messages:
+def _check_marks(messages: list[Message]) -> None:
+    """Refuse marks that no image or video was found for."""
+    for message in messages:
         content = message["content"]
-        texts = [content] if isinstance(content, str) else [part["text"] for part in content]
-        for text in texts:
-            if mark := _MARK.search(text):
+        parts = [read_text(content)] if isinstance(content, str) else content
+        for part in parts:
+            if part["type"] == "text" and (mark := _MARK.search(part["text"])):
                 raise ValueError(
-                    f"the text has the mark {mark.group()}, but the record has no image or video; "
-                    "give it in a column 'images' or 'videos', or take the mark out"
+                    f"the text has the mark {mark.group()}, but there is nothing in a column for "
+                    "it; name the file in 'images' or 'videos', or take the mark out"
                 )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .calibration import describe_samples, shown_warnings
 from .markdown_cells import bounds, escape, table
 from .markdown_fidelity import fidelity
 from .speed_section import SpeedRow, speed_notes, speed_rows
@@ -103,14 +104,12 @@ def _calibration(report: Report) -> list[str]:
     """What the candidate was made with, where the report's maker knows it."""
     if not (found := report.get("calibration")):
         return []
-    recipe, samples = f"Recipe {escape(report['recipe']['name'])}", f"{found['samples']} samples"
+    recipe = f"Recipe {escape(report['recipe']['name'])}"
     if not found["samples"]:
         return [f"{recipe}, without calibration."]
-    if found["warning"]:
-        return [f"{recipe}. **Warning**: {found['warning']} ({samples})."]
-    drawn = found["source"] == "synthetic"
-    source = "built-in drawings" if drawn else escape(found["source"])
-    return [f"{recipe}, calibrated on {samples} of {source}."]
+    warnings = (f"**Warning**: {escape(warning, 400)}." for warning in shown_warnings(found))
+    made = f"{recipe}, calibrated on {escape(describe_samples(found), 400)}."
+    return [" ".join([made, *warnings])]
 
 
 def _synthetic(report: Report) -> list[str]:

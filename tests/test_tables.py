@@ -39,7 +39,7 @@ def test_headline_has_scores_interval_flips_and_verdict() -> None:
 def test_headline_says_synthetic_fidelity_and_warning() -> None:
     fidelity = {"kl_mean": 0.01234, "kl_p99": 0.5, "top1_agreement": 0.987, "tokens": 1000}
     text = headline(
-        report(synthetic=True, fidelity=fidelity, calibration={"warning": "calibrated on air"})
+        report(synthetic=True, fidelity=fidelity, calibration={"warnings": ["calibrated on air"]})
     )
     assert "synthetic: the built-in benchmark files are drawings" in text
     assert "fidelity: KL 0.0123 nats mean, 0.500 at the 99th percentile; same top token 98.7 %" in (

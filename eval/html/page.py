@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ..calibration import shown_warnings
 from ..divergences import divergences, kind_of
 from ..results import StoredRun, read_fidelity, read_quantization
 from ..speed_section import speed_notes
@@ -138,8 +139,7 @@ def _limits(report: Report) -> list[str]:
         found.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         found.append("Every picture was replaced by grey: this shows what can be guessed unseen.")
-    if warning := (report.get("calibration") or {}).get("warning"):
-        found.append(f"The candidate was {warning}.")
+    found += [f"Calibration: {text}." for text in shown_warnings(report.get("calibration"))]
     notes = report["benchmarks"].items()
     return found + [f"{name}: {note}." for name, entry in notes for note in entry["notes"]]
 

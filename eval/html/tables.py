@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..calibration import describe_samples
 from ..speed_section import SpeedRow, speed_rows
 from .scores import bench_cell
 from .table import Column, Table, make_table
@@ -238,10 +239,7 @@ def _making(report: Report) -> list[tuple[str, str]]:
     if recipe := report.get("recipe"):
         rows.append(("recipe", str(recipe["name"])))
     if found := report.get("calibration"):
-        drawn = found["source"] == "synthetic"
-        source = "built-in drawings" if drawn else found["source"]
-        text = f"{found['samples']} samples of {source}" if found["samples"] else "none"
-        rows.append(("calibration", text))
+        rows.append(("calibration", describe_samples(found)))
     return rows
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from .eval.calibration import shown_warnings
 from .progress import format_bytes, format_seconds
 
 SYNTHETIC = "synthetic: the built-in benchmark files are drawings, not the published benchmarks"
@@ -47,8 +48,7 @@ def headline(report: Mapping[str, Any]) -> str:
         lines.append(SYNTHETIC)
     lines += [f"note: {note}" for note in report.get("notes", ())]
     lines += [*_fidelity(report), *_size(report), *_speed(report)]
-    if warning := report.get("calibration", {}).get("warning"):
-        lines.append(f"warning: {warning}")
+    lines += [f"warning: {warning}" for warning in shown_warnings(report.get("calibration"))]
     lines += [f"reason: {reason}" for reason in report.get("verdict_reasons", ())]
     lines.append(f"verdict: {report['verdict']} (margin {report['margin']:g} points)")
     return "\n".join(lines)
@@ -147,7 +147,10 @@ def plan_table(plan: Mapping[str, Any]) -> str:
 def _estimate(plan: Mapping[str, Any]) -> list[str]:
     """What the run will take."""
     memory, found = plan["memory"], plan["estimate"]
-    calibrated = f"{found['samples']} samples of {found['tokens']} tokens in all"
+    calibrated = (
+        f"{found['samples']} samples of {found['tokens']} tokens in all, "
+        f"{found['with_images']} of them with images"
+    )
     return [
         f"peak memory: {format_bytes(found['peak_bytes'])}, of which "
         f"{format_bytes(found['process_bytes'])} Python and its libraries, "

@@ -11,6 +11,7 @@ from vlpress.calib.records import Written, plain_text, read_record
 from vlpress.calib.sample import Sample, image_digest
 from vlpress.model.text_files import read_object
 
+USER = {"role": "user", "content": "x"}
 ANSWERED = {"role": "assistant", "content": "Red."}
 
 
@@ -70,6 +71,7 @@ IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "Colour?"}
         {"image": None, "images": ["red.png"], "question": "Colour?", "answer": "Red."},
         {"image": "red.png", "images": ["red.png"], "question": "Colour?", "answer": "Red."},
         {"image": "red.png", "question": "<image>Colour?", "answer": "Red.", "messages": None},
+        {"image": "red.png", "question": "Colour?", "answer": "Red.", "messages": []},
         {"image": "red.png", "question": "<image 1>Colour?", "answer": "Red."},
         {"image": {"bytes": png(), "path": None}, "question": "Colour?", "answer": "Red."},
         {"image": base64.b64encode(png()).decode(), "question": "Colour?", "answer": "Red."},
@@ -159,6 +161,15 @@ def test_the_last_turn_of_the_assistant_is_the_answer(folder: Path) -> None:
     assert read(folder, {"messages": [*turns, last], "answer": "d"}) == whole
 
 
+def test_a_column_holds_the_system_prompt(folder: Path) -> None:
+    first = {"role": "system", "content": "Be brief."}
+    for record in ({"messages": [USER, ANSWERED]}, {"question": "x", "answer": "y"}):
+        plain, prompted = read(folder, record), read(folder, {**record, "system": "Be brief."})
+        assert prompted.messages == [first, *plain.messages]
+        assert read(folder, {**record, "system": None}) == plain
+        assert read(folder, {**record, "system": ""}) == plain
+
+
 def test_a_text_has_no_answer(folder: Path) -> None:
     assert read(folder, {"text": "A cat.", "answer": None}).answer == ""
     assert parts(read(folder, {"text": "A cat.", "image": "red.png"})) == [RED, "A cat."]
@@ -172,9 +183,6 @@ def test_ids_and_other_keys(folder: Path) -> None:
     assert read(folder, {**record, "id": 0}).id == "0"
 
 
-USER = {"role": "user", "content": "x"}
-
-
 @pytest.mark.parametrize(
     ("record", "names"),
     [
@@ -182,6 +190,12 @@ USER = {"role": "user", "content": "x"}
         ({}, "none"),
         ({"question": 3, "answer": "y"}, "question"),
         ({"question": "x"}, "answer"),
+        ({"question": "x", "answer": " "}, "blank"),
+        ({"question": "x", "answer": "y", "system": 3}, "3"),
+        (
+            {"messages": [{"role": "system", "content": "s"}, USER, ANSWERED], "system": "t"},
+            "system",
+        ),
         ({"image": "no.png", "question": "x", "answer": "y"}, r"no\.png"),
         ({"image": "red.png", "images": ["blue.png"], "question": "x", "answer": "y"}, "images"),
         ({"question": "<image>x", "answer": "y"}, "<image>"),
@@ -193,6 +207,8 @@ USER = {"role": "user", "content": "x"}
         (chat("<image>Colour?", images=["no.png"]), r"no\.png"),
         (chat("<image>Colour?"), "<image>"),
         (chat("<video>Colour?", images=[]), "<video>"),
+        (chat("<image><video>Colour?", images=["red.png"]), "<video>"),
+        (chat({**IMAGE, "image": "red.png"}, {**TEXT, "text": "<image>Colour?"}), "<image>"),
         (chat("Colour?", images=["red.png"]), "0 places for 1"),
         (chat("<image><image>Colour?", images=["red.png"]), "2 places for 1"),
         ({"messages": [USER]}, "answer"),
