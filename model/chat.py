@@ -51,6 +51,7 @@ def parse_messages(
     images: object = None,
     videos: object = None,
     folder: Path | None = None,
+    bare: bool = False,
 ) -> list[Message]:
     """Read messages of any known form.
 
@@ -58,20 +59,21 @@ def parse_messages(
         messages: A list of objects with `role` and `content`, or with `from` and `value`.
         images: The column of images beside the messages, if there is one: one entry or a list.
             Each part `{"type": "image"}` without an image, and each mark `<image>` in a text,
-            takes the next entry. Without a column such parts stay as they are, and marks are text.
+            takes the next entry. Without a column marks are text.
         videos: The same for videos and `<video>`.
         folder: What relative paths start from; None: the current directory.
+        bare: Whether parts without data may stay so where there is no column.
 
     Returns:
         Messages of the form above. Files exist, but are not opened.
 
     Raises:
         FileNotFoundError: A file that is named does not exist.
-        ValueError: The messages have another form.
+        ValueError: The messages have another form, or a part has no data.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise ValueError(f"messages {shorten(messages)}: must be a list of at least one message")
-    columns = Columns(images, videos)
+    columns = Columns(images, videos, bare=bare)
     parsed = [_message(message, columns, folder) for message in messages]
     columns.check_used_up()
     return parsed

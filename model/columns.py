@@ -18,9 +18,11 @@ class Columns:
     Args:
         images: One entry or a list of them; None if there is no such column.
         videos: The same.
+        bare: Whether parts without data may stay so where there is no column.
     """
 
-    def __init__(self, images: object, videos: object) -> None:
+    def __init__(self, images: object, videos: object, *, bare: bool) -> None:
+        self._bare = bare
         columns = {"image": images, "video": videos}
         self._entries = {
             kind: _listed(column) for kind, column in columns.items() if column is not None
@@ -30,14 +32,23 @@ class Columns:
         self._marks = re.compile(f"({marks})") if marks else None
 
     def fill(self, part: Part, folder: Path | None) -> Iterator[Part]:
-        """The part, its data taken from a column where it has none; a text cut at its marks."""
+        """The part, its data taken from a column where it has none; a text cut at its marks.
+
+        Raises:
+            FileNotFoundError: An entry names a file that does not exist.
+            ValueError: An entry cannot be read, or the part has no data and there is no column.
+        """
         kind = part["type"]
         if kind == "text":
             yield from self._fill_text(part, folder)
-        elif kind in part or kind not in self._entries:
+        elif kind not in part and kind in self._entries:
+            yield self._filled(part, folder)
+        elif kind in part or self._bare:
             yield part
         else:
-            yield self._filled(part, folder)
+            raise ValueError(
+                f"{kind} part without its {kind}; give it in the part, or all {kind}s in a column"
+            )
 
     def check_used_up(self) -> None:
         """Whether there were as many places as entries.

@@ -234,8 +234,9 @@ class Processor:
             ValueError: The messages are malformed, a visual cannot be read, or the text itself
                 contains placeholder tokens.
         """
-        given = messages if visuals is None else without_data(messages)
-        plain, sources = split_messages(parse_messages(given))
+        is_given = visuals is not None
+        parsed = parse_messages(without_data(messages) if is_given else messages, bare=is_given)
+        plain, sources = split_messages(parsed)
         if visuals is None:
             visuals = [self._load(source) for source in sources]
         elif len(visuals) != len(sources):
@@ -266,11 +267,6 @@ class Processor:
         return text
 
     def _load(self, source: VisualSource) -> Visual:
-        if source.data is None:
-            raise ValueError(
-                f"content part of type {source.kind!r} has no {source.kind!r} field; "
-                "give the data in it or pass visuals"
-            )
         if isinstance(source.options, ImageOptions):
             return self.image(source.data, options=source.options)
         return self.video(source.data, source.options)

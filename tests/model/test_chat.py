@@ -247,7 +247,16 @@ def test_places_and_entries_must_match(
 def test_marks_are_text_without_a_column() -> None:
     assert parse_messages(asked("<image>a<video>")) == asked("<image>a<video>")
     assert parse_messages(asked("<video>"), images=[]) == asked("<video>")
-    assert parse_messages(user({"type": "image"}))[0]["content"] == [{"type": "image"}]
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_parts_without_data(kind: str) -> None:
+    for bare in ({"type": kind}, {"type": kind, kind: None}, {"type": f"{kind}_url"}):
+        with pytest.raises(ValueError, match=f"{kind} part without its {kind}"):
+            parse_messages(user(bare))
+        assert parse_messages(user(bare), bare=True) == user({"type": kind})
+        with pytest.raises(ValueError, match=kind):
+            parse_messages(user(bare), images=None if kind == "image" else [])
 
 
 def test_column_entries_are_read(folder: Path) -> None:
@@ -345,7 +354,7 @@ def test_split_messages_leave_bare_placeholders(folder: Path) -> None:
 def test_without_data_whatever_stands_for_it() -> None:
     messages = user({"type": "image_url", "image_url": object()}, {"type": "text", "text": "b"})
     messages += user({"type": "video", "video": 5, "fps": 0})
-    assert parse_messages(without_data(messages)) == [
+    assert parse_messages(without_data(messages), bare=True) == [
         *user({"type": "image"}, {"type": "text", "text": "b"}),
         *user({"type": "video"}),
     ]
@@ -403,6 +412,6 @@ def test_any_json_is_parsed_or_refused_in_a_line(messages: Any, images: Any, vid
         for raw in [] if isinstance(content, str) else content:
             assert raw["type"] in ("text", "image", "video")
             assert raw["type"] != "text" or raw.keys() == {"type", "text"}
-            if images is not None and raw["type"] == "image":
+            if raw["type"] == "image":
                 assert isinstance(raw["image"], bytes | Path)
     split_messages(parsed)
