@@ -102,3 +102,10 @@ def test_an_error_of_another_kind_ends_the_run(tmp_path: Path) -> None:
         fuzz.attempt(fuzz.Reader("x", bytes, fails), b"", tmp_path)
     with pytest.raises(AssertionError):
         fuzz.attempt(fuzz.Reader("x", bytes, babbles), b"", tmp_path)
+
+
+def test_own_functions_are_those_of_vlpress() -> None:
+    found = {function.__qualname__: function for function in fuzz.own_functions()}
+    assert {"read_json", "ModelConfig.from_folder", "VisionConfig.head_dim"} <= set(found)
+    assert all(function.__module__.startswith("vlpress") for function in found.values())
+    assert "ModelConfig.__init__" not in found  # generated
