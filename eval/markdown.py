@@ -97,7 +97,7 @@ def _meaning(report: Report) -> str:
 
 
 def _reasons(reasons: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {escape(reason, 400)}" for reason in reasons)] if reasons else []
+    return ["\n".join(f"- {escape(reason, 2000)}" for reason in reasons)] if reasons else []
 
 
 def _calibration(report: Report) -> list[str]:
