@@ -37,12 +37,15 @@ def image_digest(image: ImageSource) -> str:
 
 
 def image_digests(samples: Iterable[Sample]) -> set[str]:
-    """Digests of all still images in the samples; compare with an evaluation set's."""
+    """Digests of all images in the samples, also of frames that are given as such.
+
+    Compare them with an evaluation set's. Video files are not looked into.
+    """
     return {
-        image_digest(part["image"])
+        image_digest(image)
         for sample in samples
         for part in _visual_parts(sample)
-        if part["type"] == "image"
+        for image in _images(part)
     }
 
 
@@ -66,6 +69,12 @@ def _visual_parts(sample: Sample) -> Iterator[Mapping[str, Any]]:
         for part in message["content"] if isinstance(message["content"], list) else ():
             if part["type"] in ("image", "video"):
                 yield part
+
+
+def _images(part: Mapping[str, Any]) -> Sequence[Any]:
+    if part["type"] == "image":
+        return [part["image"]]
+    return part["video"] if isinstance(part["video"], list) else []
 
 
 def _describe(messages: Iterable[Message]) -> list[Any]:

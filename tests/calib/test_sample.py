@@ -53,9 +53,12 @@ def test_fingerprint_is_of_contents_and_options(tmp_path: Path) -> None:
     assert len({base, *(fingerprint([other]) for other in (*others, frames))}) == 5
 
 
-def test_videos_are_seen_but_are_no_images() -> None:
-    content = [{"type": "video", "video": [png(), png()]}, {"type": "text", "text": "What?"}]
-    video = Sample([{"role": "user", "content": content}], "x", "a")
+def test_frames_are_images_and_video_files_are_not() -> None:
+    def sample(video: object) -> Sample:
+        content = [{"type": "video", "video": video}, {"type": "text", "text": "What?"}]
+        return Sample([{"role": "user", "content": content}], "x", "a")
+
     text = Sample([{"role": "user", "content": "What?"}], "x", "a")
-    assert has_pictures(video) and not has_pictures(text)
-    assert image_digests([video, text]) == set()
+    frames, file = sample([png(), png("blue")]), sample(Path("v.mp4"))
+    assert has_pictures(frames) and has_pictures(file) and not has_pictures(text)
+    assert image_digests([frames, file, text]) == {image_digest(png()), image_digest(png("blue"))}

@@ -1,0 +1,151 @@
+"""Which calibration samples the verbs take, what they warn of, and that no weights are read."""
+
+import base64
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from vlpress import cli
+from vlpress.checkpoints import DRAWINGS, TEXT_ALONE, Job
+from vlpress.opening import Source
+from vlpress.requests import Calibration, RunRequest, Settings
+
+CPU = Settings(device="cpu")
+
+
+def encoded(size: tuple[int, int] = (56, 56), mode: str = "RGB") -> str:
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def row(index: int, **changes: Any) -> dict[str, Any]:
+    return {"image": encoded(), "question": "Colour?", "answer": f"{index}", **changes}
+
+
+UNUSABLE = {
+    "elongated": {"image": encoded((4020, 20))},
+    "too large": {"image": encoded((12_000, 8_000), "1")},
+    "placeholder": {"question": "<|image_pad|>Colour?"},
+    "too long": {"answer": "words " * 40_000},
+    "missing": {"image": "no.png"},
+    "undecodable": {"image": base64.b64encode(b"this is not an image").decode()},
+    "media key": {"img": "no.png"},
+    "no answer": {"answer": None},
+}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in rows))
+    return str(path)
+
+
+def prepare(checkpoint: Path, calibration: Calibration, recipe: str = "w4a16-g32") -> Job:
+    return Job.prepare(Source.find(str(checkpoint), CPU), recipe, calibration)
+
+
+def plan(checkpoint: Path, *options: str) -> Result:
+    base = ["plan", str(checkpoint), "--recipe", "w4a16-g32", "--device", "cpu", "--json"]
+    return CliRunner().invoke(cli.app, [*base, *options])
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_an_unusable_row_is_named_or_skipped(checkpoint: Path, tmp_path: Path, fault: str) -> None:
+    rows = [row(0), row(1, **UNUSABLE[fault]), row(2), row(3)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: ") as caught:
+        prepare(checkpoint, Calibration(path, samples=4))
+    assert "\n" not in str(caught.value)
+    job = prepare(checkpoint, Calibration(path, samples=4, skip_bad=1))
+    assert [sample.answer for sample in job.samples] == ["0", "2", "3"]
+    (warning,) = job.warnings
+    assert "rows.jsonl:2: " in warning
+
+
+def test_all_unusable_rows_are_counted(checkpoint: Path, tmp_path: Path) -> None:
+    changes = [change for fault, change in UNUSABLE.items() if fault != "too long"]  # slow
+    rows = [row(0), *(row(1, **change) for change in changes)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match="7 of the 8") as caught:
+        prepare(checkpoint, Calibration(path, samples=8, skip_bad=6))
+    named = [line for line in range(1, 9) if f"rows.jsonl:{line}: " in str(caught.value)]
+    assert named == [2, 3, 4, 5, 6]
+    job = prepare(checkpoint, Calibration(path, samples=8, skip_bad=7))
+    assert len(job.samples) == 1 and len(job.warnings) == 7
+
+
+def test_others_take_the_place_of_skipped_rows(checkpoint: Path, tmp_path: Path) -> None:
+    usable = write(tmp_path / "usable.jsonl", [row(index) for index in range(20)])
+    drawn = [s.answer for s in prepare(checkpoint, Calibration(usable, samples=4)).samples]
+    assert drawn == [str(i) for i in sorted(random.Random(0).sample(range(20), 4))]
+    allowed = prepare(checkpoint, Calibration(usable, samples=4, skip_bad=9))
+    assert [sample.answer for sample in allowed.samples] == drawn
+    rows = [row(i, answer=None) if str(i) == drawn[1] else row(i) for i in range(20)]
+    mixed = write(tmp_path / "mixed.jsonl", rows)
+    found = prepare(checkpoint, Calibration(mixed, samples=4, skip_bad=1)).samples
+    answers = [sample.answer for sample in found]
+    assert len(set(answers)) == 4 and set(drawn) - {drawn[1]} < set(answers)
+
+
+def test_what_the_report_says_about_the_samples(checkpoint: Path, tmp_path: Path) -> None:
+    text = row(1)
+    del text["image"]
+    mixed = write(tmp_path / "mixed.jsonl", [row(0), text, row(2, answer=None)])
+    found = prepare(checkpoint, Calibration(mixed, samples=3, skip_bad=1)).describe_calibration()
+    (warning,) = found.pop("warnings")
+    assert "mixed.jsonl:3: " in warning
+    assert found == {"source": mixed, "samples": 2, "with_images": 1, "warning": None}
+    alone = prepare(checkpoint, Calibration(write(tmp_path / "text.jsonl", [text])))
+    found = alone.describe_calibration()
+    assert (found["with_images"], found["warning"], found["warnings"]) == (0, None, [TEXT_ALONE])
+    drawn = prepare(checkpoint, Calibration(samples=2)).describe_calibration()
+    assert (drawn["with_images"], drawn["warning"], drawn["warnings"]) == (2, DRAWINGS, [DRAWINGS])
+    rounded = prepare(checkpoint, Calibration(), "w4a16-rtn").describe_calibration()
+    assert (rounded["samples"], rounded["warnings"]) == (0, [])
+
+
+def test_a_plan_warns_as_well(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("Some text.\n\nSome more.\n")
+    planned = plan(checkpoint, "--calib", str(tmp_path / "corpus.txt"))
+    assert planned.exit_code == 0
+    assert f"WARNING: {TEXT_ALONE}" in planned.stderr
+    estimate = json.loads(planned.stdout)["estimate"]
+    assert (estimate["samples"], estimate["with_images"]) == (2, 0)
+    path = write(tmp_path / "rows.jsonl", [row(0), row(1, answer=None), row(2)])
+    refused = plan(checkpoint, "--calib", path)
+    assert refused.exit_code == 2 and refused.stderr.count("rows.jsonl:2: ") == 1
+    skipped = plan(checkpoint, "--calib", path, "--skip-bad-samples", "1")
+    assert skipped.exit_code == 0 and "rows.jsonl:2: " in skipped.stderr
+    assert json.loads(skipped.stdout)["estimate"]["with_images"] == 2
+
+
+def test_no_output_is_left_and_no_weights_are_read(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.tensor", refuse)
+    monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.later", refuse)
+    monkeypatch.setattr("vlpress.quant.streaming.Streaming.quantize", refuse)
+    path = write(tmp_path / "rows.jsonl", [row(0), {"question": "?"}, row(2, img="a.png")])
+    out = tmp_path / "out"
+    for verb in ("quantize", "run"):
+        options = ["-o", str(out), "--calib", path, "--device", "cpu"]
+        options += ["--bench", "builtin-ocrbench"] if verb == "run" else []
+        result = CliRunner().invoke(cli.app, [verb, str(checkpoint), *options])
+        assert result.exit_code == 2, result.stderr
+        assert "rows.jsonl:2: " in result.stderr and "rows.jsonl:3: " in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_the_option_is_part_of_the_command() -> None:
+    asked = RunRequest(Path("out"), calibration=Calibration("a.jsonl", skip_bad=3))
+    assert "--skip-bad-samples 3" in asked.command()
+    assert "--skip-bad-samples" not in RunRequest(Path("out")).command()
