@@ -29,7 +29,7 @@ def row(index: int, **changes: Any) -> dict[str, Any]:
     return {"image": encoded(), "question": "Colour?", "answer": f"{index}", **changes}
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, dict[str, Any]] = {
     "elongated": {"image": encoded((4020, 20))},
     "too large": {"image": encoded((12_000, 8_000), "1")},
     "placeholder": {"question": "<|image_pad|>Colour?"},
