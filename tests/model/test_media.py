@@ -88,7 +88,15 @@ def test_nothing_is_fetched(find: Any, scheme: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["b.png", Path("b.png"), "file:///nowhere/b.png", "x" * 5000 + ".png", "a\0.png"]
+    "value",
+    [
+        "b.png",
+        "images/train/0000123",
+        Path("b.png"),
+        "file:///nowhere/b.png",
+        "x" * 5000 + ".png",
+        "a\0.png",
+    ],
 )
 @pytest.mark.parametrize("find", [find_image, find_video])
 def test_missing_files(find: Any, value: Any, folder: Path) -> None:
