@@ -1,4 +1,4 @@
-"""What a model is fed: pictures cut into patches, and prompts that refer to them."""
+"""What a model is fed: images cut into patches, and prompts that refer to them."""
 
 from __future__ import annotations
 

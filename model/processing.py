@@ -43,12 +43,12 @@ STOP_TOKENS = (END_OF_TURN, "<|endoftext|>")
 
 
 class Processor:
-    """Turns pictures, videos and messages into what the model reads.
+    """Turns images, videos and messages into what the model reads.
 
     Args:
         config: Of the model that will read the prompts.
         tokenizer: A transformers tokenizer with a chat template.
-        settings: How pictures are scaled and normalized.
+        settings: How images are scaled and normalized.
         extra_stop_ids: Stop tokens that the checkpoint's generation settings name.
     """
 
@@ -76,12 +76,12 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Processor:
-        """Read tokenizer, chat template and picture settings of a checkpoint folder.
+        """Read tokenizer, chat template and image settings of a checkpoint folder.
 
         Args:
             path: The folder.
-            min_pixels: Least pixels of a scaled picture; None takes the checkpoint's.
-            max_pixels: Most pixels of a scaled picture; None takes the checkpoint's.
+            min_pixels: Least pixels of a scaled image; None takes the checkpoint's.
+            max_pixels: Most pixels of a scaled image; None takes the checkpoint's.
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -98,12 +98,12 @@ class Processor:
 
     @property
     def min_pixels(self) -> int:
-        """Least pixels of a scaled picture."""
+        """Least pixels of a scaled image."""
         return self.settings.min_pixels
 
     @property
     def max_pixels(self) -> int:
-        """Most pixels of a scaled picture."""
+        """Most pixels of a scaled image."""
         return self.settings.max_pixels
 
     @property
@@ -220,7 +220,7 @@ class Processor:
         add_generation_prompt: bool = True,
         visuals: Sequence[Visual] | None = None,
     ) -> Prompt:
-        """Tokenize a conversation with its pictures and videos; nothing is ever cut off.
+        """Tokenize a conversation with its images and videos; nothing is ever cut off.
 
         Args:
             messages: Chat messages in one of the forms of `chat`.
