@@ -17,8 +17,8 @@ VIDEO_FORMS = "a path or a file:// URL of a video file, or a list of frames"
 _KEYS = ("bytes", "path", "url", "base64", "image", "image_url")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _TO_STANDARD = str.maketrans("-_", "+/")
-_SHORTEST = 32
-"""Characters of base64 text at least: no image is shorter, and a path may look like it."""
+_SHORTEST = 16
+"""Characters of base64 text at least: shorter texts are taken for paths."""
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 

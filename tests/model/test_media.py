@@ -91,7 +91,6 @@ def test_nothing_is_fetched(find: Any, scheme: str) -> None:
     "value",
     [
         "b.png",
-        "images/train/0000123",
         Path("b.png"),
         "file:///nowhere/b.png",
         "x" * 5000 + ".png",
