@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .calibration import describe_samples, shown_warnings
+from .health import THRESHOLDS
 from .markdown_cells import bounds, escape, table
 from .markdown_fidelity import fidelity
 from .speed_section import SpeedRow, speed_notes, speed_rows
@@ -31,7 +32,7 @@ def render_report(report: Report, flips: Sequence[Mapping[str, Any]]) -> str:
         _headline(report["benchmarks"], report["pooled"]),
         fidelity(report),
         _costs(report),
-        _health(report["benchmarks"], report["health_thresholds"]),
+        _health(report["benchmarks"]),
         _breakdowns(report["benchmarks"]),
         _flips(report["benchmarks"], flips),
         _setup(report["fingerprint"]),
@@ -205,7 +206,7 @@ def _peak(memory: Report) -> str:
     return _known(memory["peak_bytes"]) if "peak_bytes" in memory else ""
 
 
-def _health(benchmarks: Mapping[str, Report], thresholds: Mapping[str, float]) -> str:
+def _health(benchmarks: Mapping[str, Report]) -> str:
     rows = []
     for name, entry in benchmarks.items():
         for side in ("base", "candidate"):
@@ -227,7 +228,7 @@ def _health(benchmarks: Mapping[str, Report], thresholds: Mapping[str, float]) -
             )
     head = ["benchmark", "model", "broken", "not parsed", "refused", "cut off", "empty"]
     head += ["same answer, %", "chance, %", "lower bound of the score, %", "mean tokens"]
-    limits = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+    limits = ", ".join(f"{name} {value:g}" for name, value in THRESHOLDS.items())
     counted = (
         "Counts of rows; broken ones could not be asked and count as wrong. A verdict is not PASS "
         f"if a model violates one of these limits (docs/report.md, Health): {limits}."

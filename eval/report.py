@@ -17,7 +17,7 @@ from .comparability import check_comparable
 from .fidelity_section import fidelity_section
 from .fingerprint import MODEL_KEYS
 from .flips import list_flips
-from .health import THRESHOLDS, Reason, benchmark_reasons, capped, verdict_reasons
+from .health import Reason, benchmark_reasons, capped, verdict_reasons
 from .html import report_page
 from .markdown import render_report
 from .paired import breakdown, flip_counts, judgement, paired_difference, picture_clusters, pooled
@@ -131,7 +131,6 @@ def build_report(
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
         "pooled": _pooled(base, scored, benchmarks, margin),
-        "health_thresholds": dict(THRESHOLDS),
         "fidelity": fidelity_section(base, candidate),
         "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),

@@ -68,6 +68,7 @@ def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> Non
         "recipe",
         "calibration",
         "command",
+        "verdict_reasons",
     }
     assert set(report) == keys
     assert report["benchmarks"]["builtin-ocrbench"]["n"] == 6

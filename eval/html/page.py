@@ -10,6 +10,7 @@ from typing import Any
 
 from ..calibration import shown_warnings
 from ..divergences import divergences, kind_of
+from ..health import THRESHOLDS
 from ..results import StoredRun, read_fidelity, read_quantization
 from ..speed_section import speed_notes
 from . import plots, scores, tables
@@ -91,7 +92,7 @@ def report_page(
             for name, entry in report["benchmarks"].items()
             for reason in entry["health_reasons"]
         ],
-        thresholds=", ".join(f"{k} {v:g}" for k, v in report["health_thresholds"].items()),
+        thresholds=", ".join(f"{k} {v:g}" for k, v in THRESHOLDS.items()),
         setup=tables.setup(report),
         fingerprint=json.dumps(report["fingerprint"], ensure_ascii=False, indent=2),
         overview=overview,
