@@ -82,6 +82,7 @@ class FeatureCache:
                 self._processor.encode(
                     item.messages,
                     answer=None if answers is None else answers[row],
+                    answer_is_generated=True,
                     visuals=[entry.visual for entry in entries],
                 )
             )

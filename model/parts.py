@@ -87,6 +87,11 @@ def with_data(part: Part, value: object, folder: Path | None) -> Part:
     return {**part, "video": find_video(value, folder)}
 
 
+def has_placeholder(text: str) -> bool:
+    """Whether a text spells out a token that stands for an image or video."""
+    return _PLACEHOLDER.search(text) is not None
+
+
 def read_text(text: object) -> Part:
     """The part of a text.
 

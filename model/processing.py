@@ -30,7 +30,7 @@ from .images import (
 )
 from .inputs import Prompt, Visual
 from .media import find_video
-from .parts import read_text
+from .parts import has_placeholder, read_text
 from .pixel_settings import PixelSettings
 from .rope import mrope_ids
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
@@ -217,6 +217,7 @@ class Processor:
         messages: Sequence[Mapping[str, Any]],
         *,
         answer: str | None = None,
+        answer_is_generated: bool = False,
         add_generation_prompt: bool = True,
         visuals: Sequence[Visual] | None = None,
     ) -> Prompt:
@@ -226,6 +227,8 @@ class Processor:
             messages: Chat messages in one of the forms of `chat`.
             answer: Appended as the assistant's turn with its end token. The tokens before it are
                 those of the same call without an answer.
+            answer_is_generated: Whether a model wrote the answer. Placeholder tokens that it spells
+                out are then ordinary text; elsewhere they are an error.
             add_generation_prompt: Whether the assistant's turn is opened; an answer always does.
             visuals: Used instead of the visuals in the messages, in order of appearance.
 
@@ -249,10 +252,9 @@ class Processor:
         input_ids = self._expand(self._tokenize(text), visuals)
         answered = 0
         if answer is not None:
-            read_text(answer)
-            said = self._tokenize(answer + END_OF_TURN)
-            input_ids = torch.cat([input_ids, said])
-            answered = len(said) if answer else 0
+            answer_ids = self._tokenize_answer(answer, is_generated=answer_is_generated)
+            input_ids = torch.cat([input_ids, answer_ids])
+            answered = len(answer_ids) if answer else 0
         grids = [visual.grid for visual in visuals]
         seconds = [visual.seconds_per_grid for visual in visuals]
         positions = mrope_ids(input_ids, grids, seconds, self.config)
@@ -271,8 +273,17 @@ class Processor:
             return self.image(source.data, options=source.options)
         return self.video(source.data, source.options)
 
-    def _tokenize(self, text: str) -> Tensor:
-        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False)).long()
+    def _tokenize(self, text: str, *, split_special_tokens: bool = False) -> Tensor:
+        options = {"split_special_tokens": True} if split_special_tokens else {}
+        ids = self.tokenizer.encode(text, add_special_tokens=False, **options)
+        return torch.tensor(ids).long()
+
+    def _tokenize_answer(self, answer: str, *, is_generated: bool) -> Tensor:
+        if is_generated and has_placeholder(answer):
+            text = self._tokenize(answer, split_special_tokens=True)
+            return torch.cat([text, self._tokenize(END_OF_TURN)])
+        read_text(answer)
+        return self._tokenize(answer + END_OF_TURN)
 
     def _expand(self, input_ids: Tensor, visuals: Sequence[Visual]) -> Tensor:
         """Repeat each placeholder once for every token of its visual."""

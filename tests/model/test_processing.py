@@ -77,6 +77,17 @@ def test_answer_follows_the_unchanged_question(processor: Processor) -> None:
     assert torch.equal(answered.position_ids[:, : len(question)], question.position_ids)
 
 
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>"])
+def test_a_generated_answer_may_spell_out_a_placeholder(processor: Processor, token: str) -> None:
+    messages = user(image_part(), "what?")
+    prompt = processor.encode(messages, answer=f"an {token}!", answer_is_generated=True)
+    assert processor.decode(prompt.input_ids[-prompt.answer_tokens :]) == f"an {token}!"
+    assert prompt.input_ids[-1].item() == TOKEN_ID["<|im_end|>"]
+    assert runs(prompt.input_ids, TOKEN_ID["<|image_pad|>"]) == [4]
+    with pytest.raises(ValueError, match=re.escape(token)):
+        processor.encode(messages, answer=f"an {token}!")
+
+
 def test_given_visuals_replace_those_of_the_messages(processor: Processor) -> None:
     visual = processor.image(picture())
     bare = user({"type": "image"}, "What?")
