@@ -50,7 +50,8 @@ def reference_processor(folder: Path) -> Any:
         patch.object(auto, "from_pretrained", lambda *_, **__: NoVideos()),
         patch.object(ProcessorMixin, "check_argument_for_proper_class"),
     ):
-        return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+        opener: Any = transformers.AutoProcessor
+        return opener.from_pretrained(folder, local_files_only=True)
 
 
 def reference_inputs(reference: Any, messages: Sequence[Mapping[str, Any]]) -> Inputs:

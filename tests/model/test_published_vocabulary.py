@@ -159,7 +159,7 @@ def write_json(path: Path, value: object) -> None:
 def write_vocabulary(folder: Path) -> None:
     """Write vocab.json and merges.txt."""
     ranks = read_ranks()
-    letters = bytes_to_unicode()
+    letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
 
     def shown(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
@@ -259,7 +259,7 @@ def test_text_beside_images(ours: Processor, theirs: Any, text: str) -> None:
 
 def test_a_conversation(ours: Processor, theirs: Any) -> None:
     image = {"type": "image", "image": picture(80, 80)}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Answer in one word."},
         {"role": "user", "content": [image, {"type": "text", "text": "Which colour?"}]},
         {"role": "assistant", "content": "Grey"},
