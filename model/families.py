@@ -26,6 +26,7 @@ SIDE_FILES = (
     "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
@@ -137,7 +138,7 @@ class Family:
     mrope_layout: Literal["sectioned", "interleaved"]
     outside: tuple[str, ...]  # modules with weights that belong to no stage
     architecture: str  # class name in the `architectures` field of config.json
-    side_files: tuple[str, ...] = SIDE_FILES
+    side_files: tuple[str, ...] = SIDE_FILES  # patterns of names in the checkpoint's folder
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`.

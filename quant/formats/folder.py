@@ -96,12 +96,20 @@ def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def copy_side_files(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
-    """Copy tokenizer, processor and template files byte for byte; returns the names copied."""
-    found = [name for name in names if (source / name).is_file()]
+def copy_side_files(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
+    """Copy tokenizer, processor and template files byte for byte; returns the names copied.
+
+    Args:
+        source: folder of the checkpoint.
+        target: folder that exists.
+        patterns: names relative to `source`; an asterisk stands for any part of one.
+    """
+    files = [path for pattern in patterns for path in sorted(source.glob(pattern))]
+    found = [path.relative_to(source) for path in files if path.is_file()]
     for name in found:
+        (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    return found
+    return [name.as_posix() for name in found]
 
 
 def share(path: Path) -> None:
