@@ -70,7 +70,7 @@ def picture() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-USABLE = {
+USABLE: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
     "edges": ({"size": EDGES}, None),
     "edges beside nulls": ({"min_pixels": None, "max_pixels": None, "size": EDGES}, None),
     "pixels go before edges": ({**PIXELS, "size": {**EDGES, "longest_edge": 12845056}}, None),
