@@ -250,6 +250,18 @@ def slow_tokenizer_of_4(folder: Path) -> None:
     maps(folder)
 
 
+def first_tokenizer(folder: Path) -> None:
+    """The ids of special tokens in added_tokens.json alone, as before `added_tokens_decoder`."""
+    slow_tokenizer_of_4(folder)
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def one_file(folder: Path) -> None:
+    """tokenizer.json without tokenizer_config.json."""
+    shutil.copyfile(TINY / "tokenizer.json", folder / "tokenizer.json")
+
+
 def unsloth_tokenizer(folder: Path) -> None:
     tokenizer_of_4(folder)
     changes = {"pad_token": "<|vision_pad|>", "padding_side": "left"}
@@ -301,6 +313,18 @@ def text_only_in_tokenizer_config(folder: Path) -> None:
 def text_only_in_jinja_file(folder: Path) -> None:
     in_jinja_file(folder, TEXT_ONLY)
     in_legacy_file(folder)
+
+
+def named_in_tokenizer_config(folder: Path) -> None:
+    named = (("tool_use", TEXT_ONLY), ("default", TEMPLATE))
+    listed = [{"name": name, "template": text} for name, text in named]
+    merge_json(folder / "tokenizer_config.json", {"chat_template": listed})
+
+
+def named_in_files(folder: Path) -> None:
+    in_jinja_file(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text(TEXT_ONLY)
 
 
 # Image settings
@@ -364,6 +388,12 @@ def images_of_5(folder: Path) -> None:
         },
     }
     write_json(folder / "processor_config.json", nested)
+
+
+def images_of_5_and_template(folder: Path) -> None:
+    """A chat template among the settings of the processor, where it goes before all others."""
+    images_of_5(folder)
+    merge_json(folder / "processor_config.json", {"chat_template": TEMPLATE})
 
 
 def images_of_5_beside_older(folder: Path) -> None:
@@ -459,6 +489,17 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "saved with use_fast=False": Layout(
         config_of_4_49, slow_tokenizer_of_4, in_both, images_of_4_49
+    ),
+    "added_tokens.json without added_tokens_decoder": Layout(
+        config_of_4_49, first_tokenizer, in_legacy_file, images_of_4_49
+    ),
+    "tokenizer.json only": Layout(config_of_5, one_file, in_jinja_file, images_of_5),
+    "named templates": Layout(
+        config_of_4_49, tokenizer_of_4, named_in_tokenizer_config, images_of_4_49
+    ),
+    "named templates in files": Layout(config_of_5, tokenizer_of_5, named_in_files, images_of_5),
+    "template in processor_config.json": Layout(
+        config_of_5, tokenizer_of_5, text_only_in_jinja_file, images_of_5_and_template
     ),
 }
 """By name; where a tool is named, the parts are in the forms that it writes."""
