@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .parts import NOT_LISTS, Part, read_text, with_data
+from .media import shorten
+from .parts import INDEX, NOT_LISTS, Part, read_text, with_data
 
 MARKS = {"image": "<image>", "video": "<video>"}
 
@@ -27,7 +28,7 @@ class Columns:
         self._entries = {
             kind: _listed(column) for kind, column in columns.items() if column is not None
         }
-        self._places = dict.fromkeys(self._entries, 0)
+        self._places = dict.fromkeys(MARKS, 0)
         marks = "|".join(MARKS[kind] for kind in self._entries)
         self._marks = re.compile(f"({marks})") if marks else None
 
@@ -36,14 +37,20 @@ class Columns:
 
         Raises:
             FileNotFoundError: An entry names a file that does not exist.
-            ValueError: An entry cannot be read, or the part has no data and there is no column.
+            ValueError: An entry cannot be read, the part has no data and there is no column, or
+                its index is another than that of the next entry.
         """
         kind = part["type"]
+        if INDEX in part:
+            part = self._without_index(part)
         if kind == "text":
             yield from self._fill_text(part, folder)
         elif kind not in part and kind in self._entries:
             yield self._filled(part, folder)
-        elif kind in part or self._bare:
+        elif kind in part:
+            yield part
+        elif self._bare:
+            self._places[kind] += 1
             yield part
         else:
             raise ValueError(
@@ -62,6 +69,18 @@ class Columns:
                     f"the messages have {self._places[kind]} places for {len(entries)} {kind}s; "
                     f"write {MARKS[kind]} or a part of type {kind} once for each"
                 )
+
+    def _without_index(self, part: Part) -> Part:
+        """The part without the index of its entry, which says nothing more: the next is taken."""
+        kind, index, place = part["type"], part[INDEX], self._places[part["type"]]
+        if kind in part:
+            raise ValueError(f"{kind} part with data and index {shorten(index)}; keep one of them")
+        if index != place or isinstance(index, bool):
+            raise ValueError(
+                f"{kind} part with index {shorten(index)} in place {place}; {kind}s of a column "
+                "are taken in order, counted from 0"
+            )
+        return {key: value for key, value in part.items() if key != INDEX}
 
     def _fill_text(self, part: Part, folder: Path | None) -> Iterator[Part]:
         pieces = self._marks.split(part["text"]) if self._marks else [part["text"]]

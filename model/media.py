@@ -128,7 +128,9 @@ def shorten(value: object) -> str:
 
 
 def _only_value(record: Mapping[str, Any]) -> Any:
-    given = {key: value for key, value in record.items() if value is not None}
+    # The resolution of OpenAI's API: "auto" leaves it to the model, others cannot be followed.
+    unsaid = {"detail": "auto"}.items()
+    given = {k: v for k, v in record.items() if v is not None and (k, v) not in unsaid}
     named = [key for key in _KEYS if key in given]
     # `datasets` writes the path beside the bytes.
     if not named or (len(given) > 1 and given.keys() != {"bytes", "path"}):

@@ -17,6 +17,8 @@ NOT_LISTS = (str, bytes, bytearray, memoryview)
 """Sequences that are one value."""
 KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video"}
 KINDS["video_url"] = "video"
+INDEX = "index"
+"""Key of an image or video without data: which entry of its column it takes; see `columns`."""
 PLACEHOLDERS = (
     *("<|image_pad|>", "<|video_pad|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
@@ -51,7 +53,7 @@ def read_part(part: object, folder: Path | None) -> Part:
         _refuse_unknown(given, kind, ("text",))
         return read_text(given.get("text"))
     options = option_names(_OPTIONS[kind])
-    _refuse_unknown(given, kind, (*_DATA_KEYS[kind], *options))
+    _refuse_unknown(given, kind, (*_DATA_KEYS[kind], *options, INDEX))
     values = [given[key] for key in _DATA_KEYS[kind] if key in given]
     if len(values) > 1:
         names = ", ".join(key for key in _DATA_KEYS[kind] if key in given)
@@ -59,6 +61,8 @@ def read_part(part: object, folder: Path | None) -> Part:
     asked = read_options(_OPTIONS[kind], given)
     found = {name: getattr(asked, name) for name in options if getattr(asked, name) is not None}
     read = {"type": kind, **found}
+    if INDEX in given:
+        read[INDEX] = given[INDEX]
     return with_data(read, values[0], folder) if values else read
 
 

@@ -56,6 +56,7 @@ def part(raw: Any, folder: Path) -> Any:
         {"type": "image", "image": {"bytes": None, "path": "0.png"}},
         {"type": "image_url", "image_url": "0.png"},
         {"type": "image_url", "image_url": {"url": "file://{folder}/0.png"}},
+        {"type": "image_url", "image_url": {"url": "0.png", "detail": "auto"}},
         {"type": "image", "image": "0.png", "text": None, "video": None, "max_pixels": None},
         {"image": "0.png"},
         {"image_url": {"url": "0.png"}},
@@ -128,6 +129,7 @@ def test_options_are_kept_by_value(folder: Path) -> None:
         ({"type": "image", "image": "0.png", "fps": 2.0}, "'fps'"),
         ({"type": "image", "image": "0.png", "detail": "high"}, "'detail'"),
         ({"type": "image", "image": {"path": "0.png", "max_pixels": 784}}, "'max_pixels'"),
+        ({"type": "image_url", "image_url": {"url": "0.png", "detail": "low"}}, "'detail'"),
         ({"type": "image", "image": "0.png", "path": "1.png"}, "image, path"),
         ({"type": "image", "image": "0.png", "max_pixels": 0}, "max_pixels 0"),
         ({"type": "image", "image": "0.png", "max_pixels": "784"}, "max_pixels '784'"),
@@ -218,6 +220,33 @@ def test_bare_parts_take_the_columns_in_order(folder: Path) -> None:
     frames = {"type": "video", "nframes": 2}
     with pytest.raises(ValueError, match="nframes 2"):
         parse_messages(user(frames), videos=[["0.png", "1.png"]], folder=folder)
+
+
+def test_an_index_names_the_next_entry_of_the_column(folder: Path) -> None:
+    def shown(*indices: Any) -> list[dict[str, Any]]:
+        nothing = {"text": None, "type": "image"}
+        return user(
+            *({**nothing, "index": index} for index in indices),
+            {"index": None, "text": "a", "type": "text"},
+        )
+
+    columns: dict[str, Any] = {"images": ["0.png", "1.png"], "folder": folder}
+    (parsed,) = parse_messages(shown(0, 1), **columns)
+    assert parsed["content"] == [
+        {"type": "image", "image": folder / "0.png"},
+        {"type": "image", "image": folder / "1.png"},
+        {"type": "text", "text": "a"},
+    ]
+    assert parse_messages(shown(None, 1), **columns) == [parsed]
+    bare = user({"type": "image"}, {"type": "image"}, {"type": "text", "text": "a"})
+    assert parse_messages(shown(0, 1), bare=True) == bare
+    for indices, refused in [((1, 0), "index 1"), ((0, 0), "index 0"), ((0, True), "index True")]:
+        with pytest.raises(ValueError, match=refused):
+            parse_messages(shown(*indices), **columns)
+    with pytest.raises(ValueError, match="image part with data and index 0"):
+        parse_messages(user({"type": "image", "image": "0.png", "index": 0}), folder=folder)
+    with pytest.raises(ValueError, match="image part without its image"):
+        parse_messages(shown(0))
 
 
 def test_one_entry_may_stand_without_a_list(folder: Path) -> None:
