@@ -61,10 +61,6 @@ def draw(
         ValueError: more entries are unusable (the message counts them and names the place and fault
             of the first five), or no usable one is left.
     """
-    if source.count < n:
-        logger.warning(
-            "calibration source %s has only %d samples, %d wanted", source.name, source.count, n
-        )
     generator = random.Random(seed)
     drawn = _first(source.count, n, generator)
     found: dict[int, tuple[T, int]] = {}
@@ -89,12 +85,10 @@ def draw(
     skipped = tuple(faults.values())
     if not found:
         raise ValueError(f"calibration source {source.name} has no usable sample: {skipped[0]}")
-    if skipped and len(found) < min(n, source.count):
+    if len(found) < n:
+        kind = "usable samples" if skipped else "samples"
         logger.warning(
-            "calibration source %s has only %d usable samples, %d wanted",
-            source.name,
-            len(found),
-            n,
+            "calibration source %s has only %d %s, %d wanted", source.name, len(found), kind, n
         )
     usable = [found[index] for index in sorted(found)]
     tokens = [length for _, length in usable] if measure else []

@@ -20,6 +20,7 @@ from vlpress.opening import Source, open_tasks, refuse_leak
 from vlpress.progress import Reporter
 from vlpress.requests import Calibration, Questions, RunRequest, Settings
 from vlpress.run import run
+from vlpress.tables import headline
 
 BENCH = ("builtin-ocrbench",)
 QUESTIONS = Questions(BENCH, limit=6, batch_size=2)
@@ -86,7 +87,12 @@ def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> Non
 
 def test_report_repeats_the_warning_about_drawings(finished: Path) -> None:
     report = json.loads((finished / "report" / "report.json").read_text())
-    assert "built-in drawings" in report["calibration"]["warning"]
+    found = report["calibration"]
+    assert found["warnings"] == [found["warning"]] and "built-in drawings" in found["warning"]
+    assert (found["samples"], found["with_images"]) == (2, 2)
+    page = (finished / "report" / "report.html").read_text()
+    assert found["warning"][1:] in page and "2 of them with images" in page
+    assert f"warning: {found['warning']}" in headline(report)
     lines = (finished / "report" / "report.md").read_text().splitlines()
     assert lines[0].startswith("# ") and "**Warning**: calibrated on built-in drawings" in lines[2]
 

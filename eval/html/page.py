@@ -140,7 +140,8 @@ def _limits(report: Report) -> list[str]:
         found.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         found.append("Every picture was replaced by grey: this shows what can be guessed unseen.")
-    found += [f"Calibration: {text}." for text in shown_warnings(report.get("calibration"))]
+    warnings = shown_warnings(report.get("calibration"))
+    found += [f"{text[0].upper()}{text[1:]}." for text in warnings]
     notes = report["benchmarks"].items()
     return found + [f"{name}: {note}." for name, entry in notes for note in entry["notes"]]
 

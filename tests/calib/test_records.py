@@ -49,7 +49,7 @@ def parts(sample: Sample) -> list[Any]:
             elif isinstance(part["video"], list):
                 found.append([image_digest(frame) for frame in part["video"]])
             else:
-                found.append(part["video"].name)
+                found.append(Path(part["video"]).name)
     return found
 
 
