@@ -22,7 +22,7 @@ from .stored import STORED_DTYPES, LaterTensor
 from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
 
 COPIED_AT_ONCE = 2**26  # bytes
-ADAPTER_PART = ".lora_A."
+ADAPTER_PARTS = (".lora_", "base_model.model.")  # in the names that PEFT gives
 
 logger = logging.getLogger(__name__)
 
@@ -177,10 +177,10 @@ class CheckpointReader:
             yield from ((source, file) for source in sources if named.get(source) != file)
 
     def _add(self, source: str, file: str) -> None:
-        if ADAPTER_PART in source:
+        if any(part in source for part in ADAPTER_PARTS):
             raise ValueError(
-                f"{self.folder}: {file} holds {source!r}, which is part of an adapter; merge it "
-                "into its base model first"
+                f"{self.folder}: {file} holds {source!r}, which belongs to an adapter that is not "
+                "merged; merge it into its base model first"
             )
         name = canonical_name(source)
         if name not in self._sources:

@@ -11,6 +11,7 @@ from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig, read_json
 from ...model.families import family_of
 from ...model.loading import build_model
+from ...model.weight_files import refuse_adapter
 from ..affine import QuantizedWeight
 from ..scheme import QuantScheme
 from . import format_of
@@ -30,12 +31,13 @@ class QuantizedCheckpoint:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it is not quantized, of an unknown format, or holds layers that its
-            config.json does not have.
+        ValueError: it is an adapter, not quantized, of an unknown format, or holds layers that
+            its config.json does not have.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        refuse_adapter(folder)
         self.config = ModelConfig.from_folder(folder)
         raw = self.config.raw.get("quantization_config")
         if not isinstance(raw, dict):

@@ -17,6 +17,7 @@ from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.weight_files import INDEX_FILE, SINGLE_FILE, find_weights
+from vlpress.quant.formats.checkpoint import QuantizedCheckpoint
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 ADAPTER = "adapter_model.safetensors"
@@ -261,7 +262,7 @@ def test_an_adapter_alone_is_refused(
     (tmp_path / ADAPTER).rename(tmp_path / name)
     (tmp_path / "training_args.bin").write_bytes(b"x")
     wanted = rf"adapter.*{name}.*Qwen/Qwen2\.5-VL-3B-Instruct.*merge"
-    for opened in (resolve_model, load_model, CheckpointReader):
+    for opened in (resolve_model, load_model, CheckpointReader, QuantizedCheckpoint):
         with pytest.raises(ValueError, match=wanted) as caught:
             opened(tmp_path)
         one_line(caught.value)
@@ -273,13 +274,22 @@ def test_an_adapter_that_does_not_name_its_base(tmp_path: Path) -> None:
         resolve_model(tmp_path)
 
 
-def test_an_adapter_in_a_file_of_another_name(
-    tmp_path: Path, write_checkpoint: WriteCheckpoint
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "model.embed_tokens.lora_embedding_A.default",
+        "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
+    ],
+)
+def test_an_adapter_that_is_not_merged_into_the_weights(
+    tmp_path: Path, write_checkpoint: WriteCheckpoint, name: str
 ) -> None:
-    write_checkpoint(tmp_path)
-    save_file(LORA, tmp_path / SINGLE_FILE)
-    with pytest.raises(ValueError, match=r"lora_A.*adapter; merge it"):
+    write_checkpoint(tmp_path, extra={name: torch.zeros(4, 4)})
+    with pytest.raises(ValueError, match=rf"{name}.*adapter.*merge it") as caught:
         load_model(tmp_path)
+    one_line(caught.value)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
