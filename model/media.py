@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 import reprlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+logger = logging.getLogger(__name__)
 
 _REMOTE = re.compile(r"(https?|ftp|s3|gs|hf|oss):/", re.IGNORECASE)
 FORMS = "a path, a file:// or data: URL, base64, or an object with bytes, path, url or base64"
@@ -45,7 +49,8 @@ def find_image(value: object, folder: Path | None = None) -> bytes | Path:
         value: bytes; a path, relative to `folder`; a `file://` or `data:` URL; base64 text (also
             wrapped, unpadded, or in the alphabet for URLs); or a mapping that holds one of these
             under `bytes`, `path`, `url`, `base64` or `image`, other keys None.
-        folder: what relative paths start from; None: the current directory.
+        folder: what relative paths start from; a file that is not there is looked for in the
+            current directory, with a warning. None: the current directory alone.
 
     Raises:
         FileNotFoundError: a file that is named does not exist.
@@ -165,11 +170,27 @@ def _file(kind: str, name: str, folder: Path | None) -> Path:
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
-    path = (folder or Path()) / name
-    try:
-        return path if path.is_file() else None
-    except (OSError, ValueError):  # too long for the file system, or a NUL in it
+    """A file by its path from `folder`, or else from the current directory."""
+    for start in (folder or Path(), Path()):
+        try:
+            if (start / name).is_file():
+                break
+        except (OSError, ValueError):  # too long for the file system, or a NUL in it
+            return None
+    else:
         return None
+    if folder is not None and start != folder:
+        _warn_of_current_folder(folder)
+    return start / name
+
+
+@cache
+def _warn_of_current_folder(folder: Path) -> None:
+    logger.warning(
+        "files that %s does not hold are taken from the current folder, as other tools write "
+        "relative paths",
+        folder,
+    )
 
 
 def _looks_encoded(text: str) -> bool:

@@ -140,3 +140,18 @@ def test_a_video_is_a_file(value: Any) -> None:
 def test_shortened_values_fit_a_line(value: Any) -> None:
     text = shorten(value)
     assert len(text) <= 80 and text.isprintable()
+
+
+def test_a_file_elsewhere_is_taken_from_the_current_folder_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder in (beside, here):
+        folder.mkdir()
+        (folder / "both.png").write_bytes(folder.name.encode())
+    (here / "one.png").write_bytes(b"one")
+    monkeypatch.chdir(here)
+    assert read_image_bytes("both.png", beside) == b"beside"
+    assert not caplog.records
+    assert read_image_bytes("one.png", beside) == read_image_bytes("./one.png", beside) == b"one"
+    assert [str(beside) in record.getMessage() for record in caplog.records] == [True]
