@@ -17,8 +17,9 @@ from typing import Any
 from .. import __version__
 from .chat import PICTURES, chat_messages, parse_reply
 from .endpoint import PIXELS, ChatClient, Endpoint, EndpointError
-from .evaluation import EvalResult, finish, open_run, refuse_repeated, write_items
+from .evaluation import EvalResult, finish, is_answered, open_run, refuse_repeated, write_items
 from .fingerprint import setup_differences
+from .machine_load import LoadMeter, joined_load
 from .predictions import differences, read_predictions
 from .results import StoredRun, read_run
 from .runner import Answer, OnProgress, answer_task
@@ -141,6 +142,7 @@ def evaluate_endpoint(
         info = open_run(out, setup, tasks)
         info["model"] = {"name": endpoint.model, "family": None, "bytes": None, "weights": None}
         write_items(out, info, tasks)
+        is_new, meter = not is_answered(out, tasks), LoadMeter()
         for task in tasks:
             answer_task(
                 task,
@@ -150,6 +152,8 @@ def evaluate_endpoint(
                 batch_size=max(batch_size, endpoint.concurrency),
                 on_progress=on_progress,
             )
+    if is_new:
+        info["load"] = joined_load(info.get("load"), meter.read())
     info["memory"] = dict(UNKNOWN_MEMORY)
     info["endpoint"] = _endpoint_facts(endpoint, out, info["tasks"])
     return finish(out, info)
