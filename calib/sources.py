@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -96,29 +95,12 @@ def _dataset(source: str) -> Source[Sample]:
         split = "train" if "train" in data else next(iter(data))
         logger.info("calibration dataset %s: split %s of %s", source, split, list(data))
         data = data[split]
-    data = _encoded(data)
+    # Rows as they are stored: media are then decoded as everywhere here. A cast of the features
+    # would have `datasets` write the whole dataset once more, beside its files.
+    rows = data.with_format("arrow")
 
     def read(index: int) -> Sample:
-        return read_record(dict(data[index]), folder, f"{folder.name}[{index}]")
+        (record,) = rows[index].to_pylist()
+        return read_record(record, folder, f"{folder.name}[{index}]")
 
     return Source(source, len(data), read, lambda index: f"{source}, row {index}")
-
-
-def _encoded(data: Any) -> Any:
-    """The dataset with media as they are stored: they are decoded as everywhere here."""
-    import datasets
-
-    def stored(feature: Any) -> Any:
-        if isinstance(feature, dict):
-            return {key: stored(item) for key, item in feature.items()}
-        if isinstance(feature, list):
-            return [stored(item) for item in feature]
-        feature = copy(feature)
-        if isinstance(getattr(feature, "decode", None), bool):
-            feature.decode = False
-        if hasattr(feature, "feature"):  # of lists
-            feature.feature = stored(feature.feature)
-        return feature
-
-    features = datasets.Features({key: stored(item) for key, item in data.features.items()})
-    return data if features == data.features else data.cast(features)

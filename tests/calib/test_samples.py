@@ -214,7 +214,9 @@ def test_datasets_are_decoded_as_files_are(tmp_path: Path) -> None:
     )
     data = data.cast_column("images", [datasets.Image()])
     data.save_to_disk(str(tmp_path / "saved"))
+    files = {path: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     sample = load_samples(tmp_path / "saved", n=1, seed=0)[0]
+    assert files == {path: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     digest = image_digest(Image.new("RGB", (6, 8), "white"))
     assert image_digests([sample]) == {digest} == {image_digest(tmp_path / "turned.png")}
     assert sample.answer == "None."
