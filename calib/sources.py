@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
 from ..model.text_files import decode_utf8, read_object
 from .records import Written, plain_text, read_record
