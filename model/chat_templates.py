@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import read_json
+from .config import read_json, refuse_pointer
 
 PROCESSOR_FILE = "processor_config.json"
 LEGACY_FILE = "chat_template.json"
@@ -22,6 +22,7 @@ TOKENIZER_FILE = "tokenizer_config.json"
 DEFAULT = "default"  # of several named templates, the one that is used
 
 QUESTION = "What is shown?"
+LONGEST = 2**18  # characters; far more than any system prompt, and tokenized in an instant
 PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
 
 
@@ -80,6 +81,7 @@ def _entry(path: Path) -> object:
 
 
 def _read(path: Path) -> str:
+    refuse_pointer(path)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -124,12 +126,17 @@ def check_chat_template(tokenizer: Any, file: Path, image_token_id: int) -> None
     advice = "take the chat template of the original vision-language checkpoint"
     try:
         text = _render(tokenizer, PROBE, add_generation_prompt=True)
-        ids = tokenizer.encode(text, add_special_tokens=False)
+        ids = tokenizer.encode(text[: LONGEST + 1], add_special_tokens=False)
     except Exception as error:  # a template is a program: it can fail in any way
         raise ValueError(
             f"{file}: the chat template fails for a question about an image "
             f"({one_line(error)}); {advice}"
         ) from None
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"{file}: the chat template writes {len(text)} characters around a short question; "
+            f"allowed: {LONGEST}; {advice}"
+        )
     count = ids.count(image_token_id)
     if count != 1:
         token = tokenizer.convert_ids_to_tokens(image_token_id)
@@ -177,8 +184,8 @@ def _render(
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; else its type."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """An error's message on one line, at most 200 characters; the type of most in front."""
+    text = " ".join(str(error).split())
     name = type(error).__name__
     text = text if isinstance(error, ValueError | OSError) and text else f"{name}: {text}"
     return text.removesuffix(": ")[:200]

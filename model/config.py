@@ -20,6 +20,7 @@ from .fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LFS_POINTER = b"version https://git-lfs"
+LARGEST_JSON = 2**28  # bytes; the largest there are, tokenizers, have 2**25
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -199,19 +200,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file does not hold a JSON object.
+        ValueError: The file does not hold a JSON object, or is far larger than any of a model.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent}: no {path.name}; give a folder with a complete checkpoint"
         )
-    text = path.read_bytes()
-    if text.startswith(LFS_POINTER):
-        raise ValueError(
-            f"{path}: a Git LFS pointer in place of the file; run `git lfs pull` in its folder"
-        )
+    refuse_pointer(path)
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{path}: {size} bytes; allowed: {LARGEST_JSON}; fetch the file again")
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(value, dict):
@@ -219,6 +218,19 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: holds a {type(value).__name__}, not an object; fetch the file again"
         )
     return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that Git LFS has not fetched yet.
+
+    Raises:
+        ValueError: It holds a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path}: a Git LFS pointer in place of the file; run `git lfs pull` in its folder"
+            )
 
 
 def _vision_qwen2(raw: Mapping[str, Any]) -> VisionConfig:

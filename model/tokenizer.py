@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .chat_templates import check_chat_template, one_line, read_chat_template
-from .config import ModelConfig, read_json
+from .config import ModelConfig, read_json, refuse_pointer
 
 END_OF_TURN = "<|im_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 NEEDED = (END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN)
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt"),
+)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
@@ -61,13 +64,17 @@ def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
 
 
 def _refusal(folder: Path, error: BaseException) -> ValueError:
-    """Name the file that is at fault if it is no JSON object, else the folder."""
-    for path in (folder / name for name in FILES):
+    """Name the file that is at fault if it is no JSON object or no file yet, else the folder."""
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
         try:
-            if path.is_file():
-                read_json(path)
+            read_json(path) if path.suffix == ".json" else refuse_pointer(path)
         except (ValueError, OSError) as broken:
             return ValueError(str(broken))
+    if type(error).__name__.startswith("StrictDataclass"):  # AutoTokenizer reads config.json too
+        return ValueError(
+            f"{folder / 'config.json'}: transformers cannot read it ({one_line(error)}); "
+            "take the file from the original checkpoint"
+        )
     return ValueError(
         f"{folder}: the tokenizer cannot be loaded ({one_line(error)}); take {FILES[0]}, "
         f"{FILES[1]} and the other files of the tokenizer from the original checkpoint"

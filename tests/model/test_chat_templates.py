@@ -161,6 +161,22 @@ def test_files_that_are_no_json_object(folder: Path, file: str, content: bytes) 
     assert_one_line(folder, file)
 
 
+def test_a_file_that_git_lfs_has_not_fetched(folder: Path) -> None:
+    (folder / JINJA).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert_one_line(folder, JINJA)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        Processor.from_folder(folder)
+
+
+def test_a_template_that_writes_without_end(folder: Path) -> None:
+    put(folder, JINJA, "{{ 'x' * 3000000 }}" + MARKED)
+    assert_one_line(folder, JINJA)
+    with pytest.raises(ValueError, match="3000"):
+        Processor.from_folder(folder)
+    put(folder, JINJA, "{{ 'x' * 3000 }}" + MARKED)
+    assert len(Processor.from_folder(folder).encode([{"role": "user", "content": "Hi"}])) > 3000
+
+
 def test_a_file_that_is_no_text(folder: Path) -> None:
     (folder / JINJA).write_bytes(MARKED.encode("utf-16"))
     assert_one_line(folder, JINJA)

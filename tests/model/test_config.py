@@ -112,6 +112,14 @@ def test_refuses_vision_sizes_that_do_not_fit(tiny_config: TinyConfig) -> None:
         tiny_config(vision={"window_size": 20})
 
 
+def test_a_file_larger_than_any_of_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)  # takes no room on the disk
+    with pytest.raises(ValueError, match=str(2**28 + 1)):
+        read_json(path)
+
+
 def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json; give a folder"):
         ModelConfig.from_folder(tmp_path)

@@ -57,6 +57,25 @@ def test_files_that_are_no_json_object(folder: Path, file: str, content: bytes) 
         assert "git lfs pull" in refused(folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", LFS])
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_damaged_vocabulary_files(folder: Path, file: str, content: bytes) -> None:
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "added_tokens.json").write_text(json.dumps(TOKEN_ID))
+    edit(folder / "tokenizer_config.json", lambda it: it.update(tokenizer_class="Qwen2Tokenizer"))
+    sound = Processor.from_folder(folder).tokenizer.encode("a b")
+    (folder / file).write_bytes(content)
+    try:
+        assert Processor.from_folder(folder).tokenizer.encode("a b") == sound
+    except ValueError:
+        message = refused(folder)
+        assert content != LFS or (file in message and "git lfs pull" in message)
+    assert file == "merges.txt" or file in refused(folder)
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [
@@ -89,6 +108,12 @@ def test_fields_of_a_wrong_type_are_read_or_refused_in_a_line(
         refused(folder)
     else:
         assert found == sound
+
+
+def test_a_config_that_transformers_cannot_read(folder: Path) -> None:
+    edit(folder / "config.json", lambda content: content.update(eos_token_id="<|im_end|>"))
+    message = refused(folder)
+    assert str(folder / "config.json") in message and "eos_token_id" in message
 
 
 def test_code_of_the_folder_is_neither_run_nor_asked_about(
