@@ -125,6 +125,8 @@ class CalibrationRecord:
     """What the model was calibrated on."""
 
     samples: int
+    with_images: int
+    """Samples that have an image or video."""
     tokens: int
     fingerprint: str
     token_weights: TokenWeights | EveryTokensWeight
@@ -144,7 +146,8 @@ class CalibrationRecord:
                 digest.update(f"|{visual.digest}{visual.grid}".encode())
             digest.update(b"\n")
         tokens = sum(len(prompt) for prompt in prompts)
-        return cls(len(prompts), tokens, digest.hexdigest(), token_weights)
+        with_images = sum(bool(prompt.visuals) for prompt in prompts)
+        return cls(len(prompts), with_images, tokens, digest.hexdigest(), token_weights)
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,7 @@ class QuantReport:
             if calibration is None
             else {
                 "samples": calibration.samples,
+                "with_images": calibration.with_images,
                 "tokens": calibration.tokens,
                 "fingerprint": calibration.fingerprint,
                 "true_sequential": self.true_sequential,

@@ -144,6 +144,7 @@ def test_report() -> None:
     data = report.to_dict()
     assert Recipe.from_dict(data["recipe"]) == report.recipe
     assert data["calibration"]["samples"] == 4
+    assert data["calibration"]["with_images"] == 3
     assert data["calibration"]["tokens"] == sum(len(p) for p in prompts(model.config))
     assert data["layers"][0]["tokens"] == data["calibration"]["tokens"]
     assert data["layers"][0]["damp_percent"] == 0.01
