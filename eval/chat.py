@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..model.images import open_header
 from .features import pictures
 from .runner import Answer
 from .tasks.pictures import ORIENTATION, Picture
@@ -62,7 +63,7 @@ def data_url(picture: Picture) -> str:
 def _media_type(data: bytes) -> str | None:
     """Media type of bytes that can be sent as they are; None for the rest."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_header(data) as image:
             is_plain = (
                 image.mode in PLAIN_MODES
                 and not _is_deep(image)

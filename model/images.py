@@ -27,6 +27,12 @@ MAX_PICTURE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns 
 RESIZED_TOKENS = (4, 16384)  # bounds of a size that a message asks for
 MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
 
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"),
+    *("TGA", "PCX", "SGI"),
+)
+"""Formats that are decoded. Pillow reads others too, some by running another program (EPS)."""
+
 ImageSource = Image.Image | bytes | str | Path
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,7 +59,7 @@ def open_image(source: ImageSource) -> Image.Image:
         # Sizes are checked below; of damaged metadata nothing but the orientation is read.
         warnings.simplefilter("ignore")
         try:
-            header = Image.open(io.BytesIO(data))
+            header = open_header(data)
         except Image.DecompressionBombError:
             raise ValueError(
                 f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
@@ -67,6 +73,17 @@ def open_image(source: ImageSource) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(header), depth)
         except Exception as error:
             raise _undecodable(name, error) from None
+
+
+def open_header(data: bytes) -> Image.Image:
+    """An encoded image of one of `FORMATS`, its pixels not decoded yet.
+
+    Raises:
+        UnidentifiedImageError: It is of no such format; Pillow raises other types for damaged ones.
+    """
+    Image.init()
+    built = [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(data), formats=built)
 
 
 def _undecodable(name: str, error: Exception) -> ValueError:

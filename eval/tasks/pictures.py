@@ -14,7 +14,6 @@ Two ways of decoding are in use, each named in the fingerprint of a task:
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 import warnings
@@ -24,7 +23,7 @@ from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from ...model.images import MAX_PICTURE_PIXELS, check_sides, open_image
+from ...model.images import MAX_PICTURE_PIXELS, check_sides, open_header, open_image
 
 Decoding = Literal["as-displayed", "vlmevalkit"]
 AS_DISPLAYED: Decoding = "as-displayed"
@@ -126,7 +125,7 @@ def _open_header(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+            return open_header(data)
     except Image.DecompressionBombError:
         raise ValueError(
             f"its image is over the limit of {MAX_PICTURE_PIXELS} pixels; scale it down"

@@ -338,3 +338,18 @@ def test_patches_hold_the_right_pixels(tiny_config: TinyConfig) -> None:
             wanted = (pixels / 255 - settings.mean[channel]) / settings.std[channel]
             found = patches[time, row, column, below, right, channel, frame]
             torch.testing.assert_close(found, torch.from_numpy(wanted).float())
+
+
+@pytest.mark.parametrize("name", ["EPS", "PDF"])
+def test_formats_that_need_another_program_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"page.{name.lower()}"
+    Image.new("RGB", (40, 30), "red").save(path, name)
+    with pytest.raises(ValueError, match=path.name):
+        open_image(path)
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA"])
+def test_formats_of_photographs_and_scans_are_decoded(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"page.{name.lower()}"
+    Image.new("RGB", (40, 30), "red").save(path, name)
+    assert open_image(path).size == (40, 30)
