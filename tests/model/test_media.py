@@ -50,7 +50,11 @@ def folder(tmp_path: Path) -> Path:
         {"base64": ENCODED},
         {"image": "a.png"},
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: (
+        f"{type(value).__name__} {value}"[:40]
+        if not isinstance(value, memoryview)
+        else "memoryview"
+    ),
 )
 def test_all_forms_give_the_same_bytes(value: Any, folder: Path) -> None:
     assert read_image_bytes(value, folder) == DATA
