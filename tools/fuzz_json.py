@@ -51,20 +51,20 @@ DEEP = 200
 
 
 def damage_json(data: bytes, seed: int) -> bytes | None:
-    """Change one to three places of a JSON document; None if it is none.
+    """Change one to three places of a JSON document; None if it is none, or nested too deeply.
 
     Args:
         data: the document.
         seed: decides about places and changes.
     """
+    rng = random.Random(seed)
     try:
         root = [json.loads(data)]
-    except (ValueError, RecursionError):
+        for _ in range(rng.randint(1, 3)):
+            _change(root, rng)
+        return json.dumps(root[0] if root else None).encode()
+    except (ValueError, RecursionError):  # no JSON, or too deep to be copied or written
         return None
-    rng = random.Random(seed)
-    for _ in range(rng.randint(1, 3)):
-        _change(root, rng)
-    return json.dumps(root[0] if root else None).encode()
 
 
 def _change(root: list[Any], rng: random.Random) -> None:

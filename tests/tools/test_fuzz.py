@@ -84,6 +84,12 @@ def test_damaged_json_is_json() -> None:
     assert damage_json(b"{", 0) is None
 
 
+def test_deeply_nested_json_is_changed_or_left() -> None:
+    sound = b'{"a": 1, "b": ' + b"[" * 800 + b"]" * 800 + b"}"
+    changed = [damage_json(sound, seed) for seed in range(50)]
+    assert any(data is None for data in changed) and any(data for data in changed)
+
+
 def test_damaged_templates_are_text() -> None:
     sound = side_files()["chat_template.jinja"]
     changed = {damage_template(sound, seed).decode() for seed in range(50)}
