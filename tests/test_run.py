@@ -148,7 +148,7 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vlpress", "run", str(checkpoint), "-o", str(out)]
     command += ["--bench", BENCH[0], "--limit", "9", "--batch-size", "1"]
-    command += ["--calib-samples", "2", "--device", "cpu", "--json"]
+    command += ["--calib-samples", "2", "--noise", "0", "--device", "cpu", "--json"]
     killed = stop_when(command, signal.SIGKILL, lambda: len(answers(out, "base")) >= 3)
     assert killed.returncode == -signal.SIGKILL
     kept = answers(out, "base")
