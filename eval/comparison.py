@@ -27,7 +27,8 @@ from .results import (
     write_json,
     write_text,
 )
-from .statistics import Verdict, overall
+from .statistics import overall
+from .verdict import Verdict
 
 
 def compare_many(

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from scipy.stats import beta  # type: ignore[import-untyped]  # scipy has no annotations
+from scipy.special import betaincinv  # type: ignore[import-untyped]  # scipy has no annotations
 
 from .tasks.task import Fields, Unit, is_broken
 
@@ -90,4 +90,4 @@ def lower_bound_percent(hits: int, n: int) -> float:
     """
     if hits == 0:
         return 0.0
-    return 100 * float(beta.ppf(1 - CHANCE_CONFIDENCE, hits, n - hits + 1))
+    return 100 * float(betaincinv(hits, n - hits + 1, 1 - CHANCE_CONFIDENCE))

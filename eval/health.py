@@ -20,8 +20,8 @@ from typing import Any
 from .extract import REFUSAL, extract_choice
 from .guessing import CHANCE_CONFIDENCE, chance_percent, is_choice, lower_bound_percent
 from .predictions import Prediction
-from .statistics import Verdict
 from .tasks.task import Fields, Scorer, TaskScore, is_broken
+from .verdict import Verdict
 
 UNREADABLE_LIMIT = 50.0
 CUT_OFF_LIMIT = 50.0

@@ -34,9 +34,10 @@ from .results import (
     write_text,
 )
 from .speed_section import speed_section
-from .statistics import Verdict, overall
+from .statistics import overall
 from .tasks.task import TaskScore, percent
 from .testing import holm
+from .verdict import Verdict
 
 MARGIN = 2.0  # points
 LARGEST_MARGIN = 100.0  # points: nothing could be lost that is not tolerated

@@ -13,24 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq  # type: ignore[import-untyped]  # scipy has no annotations
 from scipy.stats import binomtest, bootstrap, norm  # type: ignore[import-untyped]
 
+from .verdict import Verdict
+
 CI_KIND = "tango"
 RESAMPLES = 9999
 _BATCH = 256  # resamples drawn at a time: bounds the memory of a bootstrap over thousands of items
-
-
-class Verdict(StrEnum):
-    """Whether a candidate may replace the base."""
-
-    PASS = "PASS"
-    INCONCLUSIVE = "INCONCLUSIVE"
-    FAIL = "FAIL"
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from vlpress.eval.health import (
     violations,
 )
 from vlpress.eval.predictions import Prediction
-from vlpress.eval.statistics import Verdict
 from vlpress.eval.tasks import KINDS
 from vlpress.eval.tasks.task import Fields
+from vlpress.eval.verdict import Verdict
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 Say = Callable[[Fields], str]
