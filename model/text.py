@@ -206,7 +206,7 @@ class TextModel(nn.Module):
         weight = torch.empty(config.vocab_size, config.hidden_size)
         if not weight.is_meta:  # there, torch would import its compiler to fill it: two seconds
             nn.init.normal_(weight)
-        self.embed_tokens = nn.Embedding.from_pretrained(weight, freeze=False)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )

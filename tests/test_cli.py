@@ -158,7 +158,7 @@ def test_gate_exits_with_the_verdict(
     verdict: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlpress.run.run", lambda *_: {"verdict": verdict})
-    arguments = ["run", "tiny", "-o", tmp_path / "out", "--json"]
+    arguments = ["run", "tiny", "-o", str(tmp_path / "out"), "--json"]
     assert call(*arguments, "--gate").exit_code == code
     assert call(*arguments).exit_code == 0
 

@@ -11,7 +11,6 @@ from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # un
 from vlpress.eval.statistics import (
     Interval,
     PairedOutcome,
-    Verdict,
     count_outcomes,
     judge,
     mcnemar,
@@ -20,6 +19,7 @@ from vlpress.eval.statistics import (
     overall,
     paired_interval,
 )
+from vlpress.eval.verdict import Verdict
 
 
 @st.composite
