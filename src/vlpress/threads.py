@@ -4,8 +4,8 @@ Worker threads of OpenMP (torch and the CPU kernels) and OpenBLAS (scipy, used b
 at the end of a parallel region in case another one follows. By default they do so for several
 milliseconds: longer than a scheduler slice. On a machine that runs anything else, a spinning thread
 then occupies the core that the last worker of the same region is waiting for, and every region
-takes a slice or more. A wait of some tens of microseconds still covers the gap between two regions
-of a model (benchmarks/busy_machine.py).
+takes a slice or more. A wait of some microseconds costs little on an idle machine
+(benchmarks/busy_machine.py).
 
 The runtimes read these variables once, when they are loaded, so they must be set before torch,
 numpy and scipy are imported. Values that the user has set are kept.
@@ -22,10 +22,10 @@ OPENBLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 OPENBLAS_THREADS = "OPENBLAS_NUM_THREADS"
 
 DEFAULTS = {
-    # Iterations with a pause instruction each (40 to 140 cycles): 20 to 50 microseconds, which
-    # covers the gap between two layers. A tenth of it lets threads fall asleep in between, ten
-    # times as much costs twice the time beside other processes.
-    GNU_SPINS: "1000",
+    # Iterations with a pause instruction each (40 to 140 cycles): about 5 microseconds. None at
+    # all costs a quarter of the speed on an idle machine; ten times as many brought back single
+    # runs beside two busy processes that were many times slower (docs/log.md).
+    GNU_SPINS: "100",
     # Milliseconds; the runtime of Intel and LLVM, which torch uses on macOS and with MKL.
     LLVM_BLOCKTIME: "0",
     # 2**10 cycles instead of 2**26.

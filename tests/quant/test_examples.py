@@ -36,7 +36,15 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
     return found
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# Weights alone, and SmoothQuant in both stages; the others take minutes together.
+QUICK = ("w4a16", "vision-w8a8+decoder-w4a16")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow) for p in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_runs_on_tiny(path: Path, prompts: list[Prompt]) -> None:
     recipe = Recipe.resolve(path)
     assert recipe.name == path.stem

@@ -120,7 +120,7 @@ def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"vlpress.{room}.write_tensors", failing)
 
 
-@pytest.mark.parametrize("memory", [0, 2**30])
+@pytest.mark.parametrize("memory", [0, pytest.param(2**30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["solved", "smoothed", "against the float model"])
 def test_stopped_anywhere_it_ends_in_the_same_bytes(
     tmp_path: Path, name: str, memory: int, monkeypatch: pytest.MonkeyPatch
