@@ -23,12 +23,12 @@ from common.divergence import SEEDS, Divergence, Judges, paired, summarize
 from common.machine import provenance
 from common.rows import DECODER, SETTINGS
 
-from vlpress.calib.samples import load_samples
-from vlpress.model.processing import Processor
-from vlpress.opening import encode_samples
-from vlpress.quant.loading import open_model, resolve_folder
-from vlpress.quant.pipeline import quantize_
-from vlpress.quant.recipe import Recipe
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.processor import Processor
+from vlpress.quant.resolve import encode_samples
+from vlpress.quant.checkpoint.loading import open_model, resolve_folder
+from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.recipe.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
 SETTING = "w3a16"

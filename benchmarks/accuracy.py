@@ -33,17 +33,18 @@ from common.machine import provenance
 from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
 from common.tables import listed
 
-from vlpress.calib.samples import load_samples
+from vlpress.calib.samples.draw import load_samples
 from vlpress.eval import compare
-from vlpress.evaluations import evaluate_to
-from vlpress.model.processing import Processor
+from vlpress.eval.api import evaluate_to
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.opening import encode_samples
-from vlpress.progress import Reporter
-from vlpress.quant.loading import open_model, resolve_folder
-from vlpress.quant.pipeline import quantize_, save_quantized
-from vlpress.quant.report import QuantReport
-from vlpress.requests import BUILTIN_BENCHES, Questions, Settings
+from vlpress.quant.resolve import encode_samples
+from vlpress.common.progress import Reporter
+from vlpress.quant.checkpoint.loading import open_model, resolve_folder
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.driver.report import QuantReport
+from vlpress.eval.config import BUILTIN_BENCHES, Questions
+from vlpress.quant.config import Settings
 
 HERE = Path(__file__).resolve().parent
 

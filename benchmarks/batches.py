@@ -25,14 +25,14 @@ from common.machine import describe, provenance
 from tabulate import tabulate
 
 from vlpress.eval import open_task
-from vlpress.eval.features import FeatureCache
-from vlpress.eval.forced import Forced, read_answers
-from vlpress.eval.predictions import Prediction
-from vlpress.eval.runner import ModelResponder, answer_task
+from vlpress.eval.answering.vision_features import FeatureCache
+from vlpress.eval.fidelity.teacher_forcing import Forced, read_answers
+from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks.prompts import default_prompt_style
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.loading import load_model, resolve_model
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = ("builtin-mmbench", "builtin-mmbench-cn", "builtin-ocrbench", "builtin-mmmu")

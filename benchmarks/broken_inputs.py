@@ -32,8 +32,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from vlpress.folders import digest_folder
-from vlpress.locking import sole_use
+from vlpress.model.weight_files import digest_folder
+from vlpress.common.locking import sole_use
 from vlpress.model.loading import resolve_model
 
 HERE = Path(__file__).resolve().parent

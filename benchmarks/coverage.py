@@ -22,8 +22,8 @@ from common.machine import describe, provenance
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from vlpress.eval.clusters import design_effect
-from vlpress.eval.statistics import PairedOutcome, one_sided_bounds
+from vlpress.eval.stats.clusters import design_effect
+from vlpress.eval.stats.statistics import PairedOutcome, one_sided_bounds
 
 HERE = Path(__file__).resolve().parent
 CLUSTERS = (50, 200, 800)

@@ -20,9 +20,9 @@ from typing import Any
 from common.machine import describe, provenance
 from tabulate import tabulate
 
-from vlpress.benching import bench_kernels
-from vlpress.eval.kernel_speed import ROWS, SHAPES
-from vlpress.tables import kernels_table
+from vlpress.bench.run import bench_kernels
+from vlpress.bench.kernel_speed import ROWS, SHAPES
+from vlpress.cli.console import kernels_table
 
 HERE = Path(__file__).resolve().parent
 # Layer, beside what, at which numbers of rows: at least how many times as fast.

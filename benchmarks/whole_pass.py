@@ -30,13 +30,13 @@ from peers.run import inputs_of, python_of
 from peers.settings import LLM_COMPRESSOR, RECORD, Job, write_jobs
 from tabulate import tabulate
 
-from vlpress.calib.samples import load_samples
-from vlpress.model.inputs import Prompt
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.opening import encode_samples
-from vlpress.quant.loading import load_quantized
+from vlpress.quant.resolve import encode_samples
+from vlpress.quant.checkpoint.loading import load_quantized
 
 HERE = Path(__file__).resolve().parent
 AREA = (274400, 282240)

@@ -1,1 +1,1 @@
-"""What flows through a model: calibration samples, observers, the walk from block to block."""
+"""Calibration: samples, activation statistics, blockwise execution."""

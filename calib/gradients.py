@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.inputs import Prompt
+from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 
 

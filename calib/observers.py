@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from .square import Square
+from .packed_symmetric import Square
 
 Gram = Callable[[Tensor, Tensor, float, float], None]
 """Called with float32 ``[K, K]``, bf16 ``[T, K]``, alpha and beta: adds ``alpha * x' x`` to beta

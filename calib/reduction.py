@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .observers import Sum
-from .ranks import Ranks
+from ..common.distributed import Ranks
 
 CHUNKS = 8
 

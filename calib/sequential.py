@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ..model.families import LinearSpec
-from ..model.inputs import Prompt
+from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from .allocator import give_back
+from ..common.heap import give_back
 from .observers import CrossMoment, Gram, Hessian, Observer, Sum
-from .ranks import ALONE, Ranks, gathered
+from ..common.distributed import ALONE, Ranks, gathered
 from .reduction import Reduction
-from .store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, loaded
-from .walk import Walk, Weigh
+from .activation_store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, loaded
+from .block_runner import Walk, Weigh
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.config import ModelConfig
 from ..model.families import family_of
-from ..model.inputs import Prompt
+from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .gradients import loss_gradients, predicted_tokens, token_sensitivities, visual_tokens
 

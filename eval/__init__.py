@@ -1,4 +1,4 @@
-"""What a model scores, and what making it smaller cost.
+"""Evaluation: benchmarks, paired statistics, fidelity and reports.
 
 Modules are imported when one of their names is asked for: statistics and plots take seconds to
 import, and most commands need neither.
@@ -8,24 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comparison import compare_many
+    from .report.comparison import compare_many
     from .evaluation import EvalResult, evaluate
-    from .extract import extract_choice
-    from .plain_rows import circular_hits, mmmu_exact_hit
-    from .report import compare
-    from .served import evaluate_endpoint
+    from .tasks.extract import extract_choice
+    from .report.score_rows import circular_hits, mmmu_exact_hit
+    from .report.report import compare
+    from .answering.openai_responder import evaluate_endpoint
     from .tasks import open_task
     from .tasks.ocrbench import ocrbench_hit
 
 _MODULES = {
     "EvalResult": "evaluation",
-    "circular_hits": "plain_rows",
-    "compare": "report",
-    "compare_many": "comparison",
+    "circular_hits": "report.score_rows",
+    "compare": "report.report",
+    "compare_many": "report.comparison",
     "evaluate": "evaluation",
-    "evaluate_endpoint": "served",
-    "extract_choice": "extract",
-    "mmmu_exact_hit": "plain_rows",
+    "evaluate_endpoint": "answering.openai_responder",
+    "extract_choice": "tasks.extract",
+    "mmmu_exact_hit": "report.score_rows",
     "ocrbench_hit": "tasks.ocrbench",
     "open_task": "tasks",
 }

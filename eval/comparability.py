@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .fingerprint import setup_differences
-from .predictions import differences
+from ..common.differences import differences
 from .results import StoredRun, StoredTask
 
 HERE = {"kind": "vlpress"}  # the engine of runs in this process, whose fingerprint names none

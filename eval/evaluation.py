@@ -17,45 +17,27 @@ from typing import Any
 
 import torch
 
-from ..calib.ranks import ALONE, Ranks, first, led
+from ..common.distributed import ALONE, Ranks, first, led
 from ..model.config import read_json
-from ..model.processing import Processor
+from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
-from ..model.seal import digest_bytes
-from ..quant.formats.checkpoint import REPORT_FILE
-from ..quant.loading import open_model, resolve_folder
-from .divergences import summarize_fidelity
-from .fidelity import FOLDER as LOGPROBS
-from .fidelity import keep_logprobs, measure_task
-from .fingerprint import (
-    folder_identity,
-    run_fingerprint,
-    setup_differences,
-    weight_bytes,
-    weight_count,
-)
-from .forced import ANSWER_TOKENS
-from .logprobs import LogProbReader
-from .machine_load import LoadMeter, joined_load
-from .perplexity import FILE as TEXT
-from .perplexity import measure_text
-from .pictures import store_pictures
-from .predictions import differences, refuse_difference
-from .results import (
-    QUANTIZATION,
-    RUN_SCHEMA,
-    SCHEMA,
-    StoredRun,
-    read_fidelity,
-    read_info,
-    read_run,
-    speed,
-    summarize,
-    write_info,
-    write_json,
-    write_text,
-)
-from .runner import ModelResponder, OnProgress, Responder, answer_task
+from ..common.checksum import digest_bytes
+from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
+from ..quant.checkpoint.loading import open_model, resolve_folder
+from .fidelity.divergences import summarize_fidelity
+from .fidelity.measure import FOLDER as LOGPROBS
+from .fidelity.measure import keep_logprobs, measure_task
+from .fingerprint import folder_identity, run_fingerprint, setup_differences, weight_bytes, weight_count
+from .fidelity.teacher_forcing import ANSWER_TOKENS
+from .fidelity.logprob_cache import LogProbReader
+from ..bench.machine_load import LoadMeter, joined_load
+from .fidelity.perplexity import FILE as TEXT
+from .fidelity.perplexity import measure_text
+from .report.thumbnails import store_pictures
+from ..common.differences import differences, refuse_difference
+from .results import QUANTIZATION, RUN_SCHEMA, SCHEMA, StoredRun, read_fidelity, read_info, read_run, speed, summarize, write_info
+from ..common.atomic import write_json, write_text
+from .answering.runner import ModelResponder, OnProgress, Responder, answer_task
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)

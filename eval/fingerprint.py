@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from .. import __version__
-from ..model.processing import Processor
+from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.weight_files import find_weights
-from ..quant.kernels import dense
-from ..quant.linear import FloatLinear, QuantLinear
+from ..quant.kernels import bf16_linear
+from ..quant.runtime.linear import FloatLinear, QuantLinear
 from ..quant.targets import quantized_layers
-from .predictions import differences
+from ..common.differences import differences
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
 
@@ -87,7 +87,7 @@ def kernels_of(model: QwenVL) -> dict[str, int]:
     found = Counter(layer.kernel for layer in quantized_layers(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
     found.update(module.product.kernels.name for module in floats)
-    if model.lm_head is None and isinstance(model.head_product, dense.Product):
+    if model.lm_head is None and isinstance(model.head_product, bf16_linear.Product):
         found[model.head_product.kernels.name] += 1
     return dict(sorted(found.items()))
 
@@ -103,14 +103,6 @@ def head_of(model: QwenVL) -> str | None:
     return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes, tokenizes and scales pictures."""
-    return {
-        "vlpress": __version__,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "pillow": PIL.__version__,
-    }
 
 
 def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
@@ -189,11 +181,6 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def device_name(device: torch.device) -> str:
-    """Name the hardware as far as it decides about results."""
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _file_digest(path: Path) -> str:

@@ -18,16 +18,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..model.seal import digest_bytes, sealed, unsealed
-from .health import MODEL, Signs, read_signs, violations
-from .predictions import Prediction, read_predictions, read_records
+from ..common.checksum import digest_bytes, sealed, unsealed
+from .report.health import MODEL, Signs, read_signs, violations
+from .answering.predictions import Prediction, read_predictions, read_records
 from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
 RUN_SCHEMA = 2  # of run.json and what lies beside it
 QUANTIZATION = "quantization.json"
-PART = ".part"  # ending of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -188,24 +187,8 @@ def _is_layer(layer: Mapping[str, Any]) -> bool:
     return isinstance(layer["name"], str) and numbers
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON whole or not at all.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be written: a number in it is not finite") from error
-    write_text(path, text)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + PART)
-    temporary.write_text(text, "utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
 
 
 def summarize(task: StoredTask) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .stored import STORED_DTYPES, LaterTensor
+from ..common.lazy_tensor import STORED_DTYPES, LaterTensor
 from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
 
 COPIED_AT_ONCE = 2**26  # bytes

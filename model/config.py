@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
+from .config_fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LFS_POINTER = b"version https://git-lfs"

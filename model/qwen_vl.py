@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .cache import CacheType, KVCache
 from .config import ModelConfig
 from .finite import check_finite
-from .inputs import Batch, Prompt, Visual
+from .processing.inputs import Batch, Prompt, Visual
 from .text import TextModel
 from .vision import VisionTower
 

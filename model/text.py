@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, causal_mask
 from .config import TextConfig
-from .joint import project
+from .fused_linear import project
 from .rope import rotate, text_rotary
 
 

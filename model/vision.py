@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
-from .joint import project
+from .fused_linear import project
 from .rope import rotate, vision_rotary
 from .text import RMSNorm
 

@@ -269,3 +269,19 @@ def _listed(names: Sequence[str]) -> str:
 
 def _count(files: Sequence[str]) -> str:
     return "one shard" if len(files) == 1 else f"set of {len(files)} shards"
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the sha256 over the names and contents of a checkpoint folder's files.
+
+    Everything is read once: two checkpoints that differ in a single weight are different models,
+    and reading them costs no more than loading them. Hidden files and folders do not count, nor do
+    weights that are not read, such as an older set beside the one that is.
+    """
+    total, unread = hashlib.sha256(), unread_weights(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.name not in unread:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{path.name}\0{content}\n".encode())
+    return total.hexdigest()

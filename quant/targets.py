@@ -8,8 +8,8 @@ functions; algorithms, plan and writers never look at modules.
 from torch import Tensor, nn
 
 from ..model.families import LinearSpec
-from .affine import QuantizedWeight
-from .linear import QuantLinear
+from .methods.affine import QuantizedWeight
+from .runtime.linear import QuantLinear
 
 
 def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlpress.model.config import ModelConfig
-from vlpress.model.inputs import Prompt, Visual
+from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.loading import build_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids

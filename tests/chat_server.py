@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from vlpress.eval.chat import chat_messages
+from vlpress.eval.answering.openai_messages import chat_messages
 from vlpress.eval.tasks.task import Item, Task
 
 Body = dict[str, Any]

@@ -24,7 +24,7 @@ from tiny_models import (
 )
 from workbench import Workbench
 
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 # No deadline: the first call of a torch operation can take a second. No example database: tests
 # write nowhere but below tmp_path.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vlpress.calib.ranks import Message, Ranks
+from vlpress.common.distributed import Message, Ranks
 
 T = TypeVar("T")
 

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vlpress import cli
-from vlpress.checkpoints import DRAWINGS, TEXT_ALONE, Job
-from vlpress.opening import Source
-from vlpress.requests import Calibration, RunRequest, Settings
+from vlpress.cli import main
+from vlpress.quant.api import DRAWINGS, TEXT_ALONE, Job
+from vlpress.quant.resolve import Source
+from vlpress.quant.config import Calibration, Settings
+from vlpress.eval.config import RunRequest
 
 CPU = Settings(device="cpu")
 
@@ -52,7 +53,7 @@ def prepare(checkpoint: Path, calibration: Calibration, recipe: str = "w4a16-g32
 
 def plan(checkpoint: Path, *options: str) -> Result:
     base = ["plan", str(checkpoint), "--recipe", "w4a16-g32", "--device", "cpu", "--json"]
-    return CliRunner().invoke(cli.app, [*base, *options])
+    return CliRunner().invoke(main.app, [*base, *options])
 
 
 @pytest.mark.parametrize("fault", UNUSABLE)
@@ -133,13 +134,13 @@ def test_no_output_is_left_and_no_weights_are_read(
 
     monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.tensor", refuse)
     monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.later", refuse)
-    monkeypatch.setattr("vlpress.quant.streaming.Streaming.quantize", refuse)
+    monkeypatch.setattr("vlpress.quant.driver.blockwise.Streaming.quantize", refuse)
     path = write(tmp_path / "rows.jsonl", [row(0), {"question": "?"}, row(2, img="a.png")])
     out = tmp_path / "out"
     for verb in ("quantize", "run"):
         options = ["-o", str(out), "--calib", path, "--device", "cpu"]
         options += ["--bench", "builtin-ocrbench"] if verb == "run" else []
-        result = CliRunner().invoke(cli.app, [verb, str(checkpoint), *options])
+        result = CliRunner().invoke(main.app, [verb, str(checkpoint), *options])
         assert result.exit_code == 2, result.stderr
         assert "rows.jsonl:2: " in result.stderr and "rows.jsonl:3: " in result.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -113,5 +113,5 @@ def test_rooms_import_beside_files_of_the_same_name(installed: Path, tmp_path: P
 
 
 def test_light_import_leaves_torch_alone(installed: Path, tmp_path: Path) -> None:
-    code = "import sys, vlpress.cli; print(['torch' in sys.modules, 'numpy' in sys.modules])"
+    code = "import sys, vlpress.cli.main; print(['torch' in sys.modules, 'numpy' in sys.modules])"
     assert run(installed, "-c", code, cwd=tmp_path) == "[False, False]\n"

@@ -11,8 +11,8 @@ import pytest
 from processes import stop_when
 from typer.testing import CliRunner, Result
 
-from vlpress import cli
-from vlpress.locking import sole_use
+from vlpress.cli import main
+from vlpress.common.locking import sole_use
 
 MORE = ["--calib-samples", "2", "--device", "cpu", "--json"]
 
@@ -24,7 +24,7 @@ def command(checkpoint: Path, out: Path, *more: str, recipe: str = "w4a16-g32") 
 
 def ended(arguments: list[str]) -> Result:
     """The same command in this process: nothing is to stop it."""
-    return CliRunner().invoke(cli.app, arguments[3:])
+    return CliRunner().invoke(main.app, arguments[3:])
 
 
 def journal(out: Path) -> Path:

@@ -100,7 +100,7 @@ def tsv_seed() -> bytes:
 
 def predictions_seed() -> bytes:
     """Two stored answers."""
-    from vlpress.eval.predictions import Prediction, RecordStore, prediction_record
+    from vlpress.eval.answering.predictions import Prediction, RecordStore, prediction_record
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.jsonl"
@@ -112,7 +112,7 @@ def predictions_seed() -> bytes:
 
 def journal_seed() -> bytes:
     """Two finished blocks."""
-    from vlpress.quant.work import JOURNAL, Work
+    from vlpress.quant.driver.journal import JOURNAL, Work
 
     with tempfile.TemporaryDirectory() as folder:
         work = Work(Path(folder))
@@ -137,14 +137,14 @@ def read_index(path: Path) -> object:
 
 def read_recipe(path: Path) -> object:
     """A recipe."""
-    from vlpress.quant.recipe import Recipe
+    from vlpress.quant.recipe.recipe import Recipe
 
     return Recipe.resolve(str(path))
 
 
 def read_samples(path: Path) -> object:
     """Calibration samples."""
-    from vlpress.calib.samples import load_samples
+    from vlpress.calib.samples.draw import load_samples
 
     return load_samples(path, n=2, seed=0)
 
@@ -158,14 +158,14 @@ def read_tsv(path: Path) -> object:
 
 def read_stored(path: Path) -> object:
     """Predictions."""
-    from vlpress.eval.predictions import read_predictions
+    from vlpress.eval.answering.predictions import read_predictions
 
     return read_predictions(path)
 
 
 def read_journal(path: Path) -> object:
     """What is done of a run."""
-    from vlpress.quant.work import Work
+    from vlpress.quant.driver.journal import Work
 
     return Work(path.parent).records
 

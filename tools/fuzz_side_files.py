@@ -117,7 +117,7 @@ def reader(*beside: str) -> Callable[[Path], object]:
     """
 
     def read(path: Path) -> object:
-        from vlpress.model.processing import Processor
+        from vlpress.model.processing.processor import Processor
 
         for name in ("config.json", *beside):
             place = path.parent / Path(name).name

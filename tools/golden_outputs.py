@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vlpress.eval.fingerprint import device_name, versions
+from vlpress.common.environment import device_name, versions
 
 TOKEN_WEIGHTS = """name = "weighted"
 [calibration]

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlpress.calib import scenes, synthetic, text_scenes
-from vlpress.calib.scene import Question, Scene
+from vlpress.synthetic import scenes, text_scenes
+from vlpress.calib.samples import synthetic
+from vlpress.synthetic.scene import Question, Scene
 
 QUESTIONS_PER_CATEGORY = 33
 ROLL = 1_000_000  # index distance between the rolled rows of one question

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from PIL import Image
 from playwright.sync_api import Browser, FloatRect, sync_playwright
 
-from vlpress.progress import Reporter
-from vlpress.requests import Questions, RunRequest
-from vlpress.run import run
+from vlpress.common.progress import Reporter
+from vlpress.eval.config import Questions, RunRequest
+from vlpress.eval.run import run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LIMIT = 60

@@ -12,9 +12,10 @@ from tiny_talk import CUES, IGNORE, Conversation, Writer
 from tiny_truth import LABELS, PATCH, patch_labels, patches
 from torch import Tensor
 
-from vlpress.calib import scenes, synthetic, text_scenes
-from vlpress.calib.draw import Picture
-from vlpress.calib.scene import Scene
+from vlpress.synthetic import scenes, text_scenes
+from vlpress.calib.samples import synthetic
+from vlpress.synthetic.canvas import Picture
+from vlpress.synthetic.scene import Scene
 
 TOKENS = 280  # of a conversation, for the size of a batch
 POOL = 8  # batches that are drawn together and sorted by length: a third less padding

@@ -13,9 +13,9 @@ from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from vlpress.calib.draw import INKS
-from vlpress.calib.glyphs import GLYPHS
-from vlpress.calib.phrases import CHINESE
+from vlpress.synthetic.canvas import INKS
+from vlpress.synthetic.glyphs import GLYPHS
+from vlpress.synthetic.phrases import CHINESE
 from vlpress.model.config import ModelConfig
 from vlpress.model.qwen_vl import QwenVL
 

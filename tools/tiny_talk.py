@@ -15,10 +15,10 @@ from functools import lru_cache
 from tiny_truth import PATCH
 from tokenizers import Tokenizer
 
-from vlpress.calib import synthetic
-from vlpress.calib.draw import INKS, SHAPES, Picture
-from vlpress.calib.phrases import translate
-from vlpress.calib.scene import DIRECTIONS, PLACES, Question, Scene
+from vlpress.calib.samples import synthetic
+from vlpress.synthetic.canvas import INKS, SHAPES, Picture
+from vlpress.synthetic.phrases import translate
+from vlpress.synthetic.scene import DIRECTIONS, PLACES, Question, Scene
 
 IGNORE = -100
 # A short cue for every skill: a drill writes it behind the picture, and the answer behind it.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlpress.calib import synthetic
-from vlpress.calib.phrases import CHINESE, CHINESE_PHRASES, ENGLISH_PHRASES
+from vlpress.calib.samples import synthetic
+from vlpress.synthetic.phrases import CHINESE, CHINESE_PHRASES, ENGLISH_PHRASES
 
 VOCAB_SIZE = 1280  # a multiple of 128, special tokens included
 SPECIAL = (

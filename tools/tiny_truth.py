@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlpress.calib.draw import INKS, ROLES, SHAPES, Picture
-from vlpress.calib.glyphs import GLYPHS
+from vlpress.synthetic.canvas import INKS, ROLES, SHAPES, Picture
+from vlpress.synthetic.glyphs import GLYPHS
 
 PATCH = 14
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vlpress.quant.recipe import Recipe
+from vlpress.quant.recipe.recipe import Recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "w8a16": {"bits": 8, "group_size": 128},

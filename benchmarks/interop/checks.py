@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlpress import load_quantized
-from vlpress.calib.samples import load_samples
+from vlpress.calib.samples.draw import load_samples
 from vlpress.model.checkpoint import canonical_name
 from vlpress.model.families import SIDE_FILES
-from vlpress.model.inputs import Prompt
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import resolve_model
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.linear import QuantLinear
+from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
 CALIBRATION_SEED, COMPARISON_SEED = 1, 2

@@ -20,7 +20,7 @@ from peers.against import sections
 from peers.settings import RECORD, Job
 from tabulate import tabulate
 
-from vlpress.quant.loading import load_quantized
+from vlpress.quant.checkpoint.loading import load_quantized
 
 STORED = "divergence.json"
 

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import torch
 
-from vlpress.calib.samples import load_samples
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
-from vlpress.opening import encode_samples
-from vlpress.quant.loading import resolve_folder
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.processing.processor import Processor
+from vlpress.quant.resolve import encode_samples
+from vlpress.quant.checkpoint.loading import resolve_folder
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from peers import samples

@@ -16,19 +16,19 @@ from typing import Any
 
 from PIL import Image
 
-from ..extract import DEFAULT_PROFILE, rule_profile
-from . import catalogue
+from .extract import DEFAULT_PROFILE, rule_profile
+from . import registry
 from .broken import mark_broken, text_faults
-from .catalogue import BUILTIN, KINDS, Found, Kind, Published, find
-from .hub import fetch, read_dataset
-from .jsonl import read_jsonl
-from .pictures import Picture
-from .pixels import DEFAULT as MODEL_PIXELS
-from .pixels import bounds_of
+from .registry import BUILTIN, KINDS, Found, Kind, Published, find
+from .files.hf_datasets import fetch, read_dataset
+from .files.jsonl import read_jsonl
+from .files.image_store import Picture
+from .resolution import DEFAULT as MODEL_PIXELS
+from .resolution import bounds_of
 from .prompts import DEFAULT, prompt_hash, prompt_style
-from .table import Row, Table, picture_faults
+from .files.table import Row, Table, picture_faults
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
-from .tsv import read_table
+from .files.tsv import read_table
 
 MAX_NEW_TOKENS = 2048  # the cap the published scores were taken with
 BUILTIN_MAX_NEW_TOKENS = 64  # the longest gold answer of the drawings is far below
@@ -127,7 +127,7 @@ def _checked(
     found: Found, table: Table, rows: Sequence[Row], split: str | None
 ) -> tuple[list[Fields], list[str]]:
     """Fields of the rows, with what is wrong with the broken ones; and notes."""
-    findings = catalogue.check(found, table)
+    findings = registry.check(found, table)
     faults = {**findings.faults, **table.faults}  # what was found while reading is the cause
     if split is not None:
         lost = (row for row in rows if row.get("split") != split)
@@ -148,7 +148,7 @@ def _read(found: Found) -> tuple[Table, list[str]]:
     """The rows of a benchmark, and in what it is not the published one."""
     if found.form == "jsonl":
         return read_jsonl(found.place), []
-    required = catalogue.required_columns(found)
+    required = registry.required_columns(found)
     if found.form == "packaged":
         table = read_table(found.place, required=required)
         _check_packaged(table)
@@ -173,7 +173,7 @@ def _read(found: Found) -> tuple[Table, list[str]]:
 
 
 def _get(name: str) -> str:
-    return catalogue.where_to_get(name)
+    return registry.where_to_get(name)
 
 
 def _release_notes(name: str, release: Published, table: Table) -> list[str]:
@@ -214,7 +214,7 @@ def _limited(
 
 
 def _packaged_md5s() -> dict[str, str]:
-    path = catalogue.DATA / "md5s.json"
+    path = registry.DATA / "md5s.json"
     return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..extract import REFUSAL, extract_choice
+from .extract import REFUSAL, extract_choice
 from .prompts import QWEN2, SELECT, SELECT_CN, Content, has_chinese, images_first, question_block
-from .table import Findings, Row, Table, answer_faults, fail_rows
+from .files.table import Findings, Row, Table, answer_faults, fail_rows
 from .task import Fields, TaskScore, Unit, accuracy_table, by_unit, is_broken, percent
 
 METRIC = "circular accuracy"

@@ -14,11 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ..extract import REFUSAL, extract_choice
-from .answers import accepted_answers
+from .extract import REFUSAL, extract_choice
+from .files.answer_cells import accepted_answers
 from .mmmu_official import official_choice, official_open_hit
 from .prompts import QWEN2, SELECT, Content, images_first, interleave, question_block
-from .table import Findings, Row, Table, answer_faults
+from .files.table import Findings, Row, Table, answer_faults
 from .task import Fields, TaskScore, Unit, accuracy_table, is_broken, percent
 
 METRIC = "accuracy"

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .answers import accepted_answers
+from .files.answer_cells import accepted_answers
 from .prompts import QWEN2, SHORT_WORDS, Content, images_first
-from .table import Findings, Row, Table
+from .files.table import Findings, Row, Table
 from .task import Fields, TaskScore, Unit, is_broken, percent
 
 METRIC = "accuracy"

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .pictures import Picture
-from .table import Row
+from .files.image_store import Picture
+from .files.table import Row
 
 QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"

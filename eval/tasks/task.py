@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .pixels import Bounds
+from .resolution import Bounds
 
 Fields = Mapping[str, Any]
 Message = dict[str, Any]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .library import Kernels, Scratch, loaded
-from .tiles import TiledWeight
+from .cpu_layout import TiledWeight
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .threads import limit_spinning
+from .common.threads import limit_spinning
 
 if TYPE_CHECKING:
     from .eval import compare, evaluate
     from .model.loading import load_model
-    from .quant.pipeline import load_quantized, quantize_, save_quantized
+    from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
 
 __version__ = "0.1.0"
 
@@ -30,9 +30,9 @@ __all__ = [
 
 _HOME = {
     "load_model": ".model.loading",
-    "quantize_": ".quant.pipeline",
-    "save_quantized": ".quant.pipeline",
-    "load_quantized": ".quant.pipeline",
+    "quantize_": ".quant.driver.pipeline",
+    "save_quantized": ".quant.driver.pipeline",
+    "load_quantized": ".quant.driver.pipeline",
     "evaluate": ".eval",
     "compare": ".eval",
 }

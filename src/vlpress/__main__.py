@@ -1,5 +1,5 @@
 """``python -m vlpress``: the same command line as ``vlpress``."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from batches import lead_of, parting
 
-from vlpress.eval.forced import Forced
+from vlpress.eval.fidelity.teacher_forcing import Forced
 
 
 def read(logits: list[list[float]], tokens: list[int]) -> Forced:

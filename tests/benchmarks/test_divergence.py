@@ -5,9 +5,9 @@ import torch
 from common.divergence import SEEDS, Divergence, Judge, Judges, paired, sample_means, summarize
 
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.loading import open_model
-from vlpress.quant.pipeline import quantize_
-from vlpress.quant.recipe import Recipe
+from vlpress.quant.checkpoint.loading import open_model
+from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

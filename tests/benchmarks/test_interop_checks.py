@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlpress.calib.samples import load_samples
+from vlpress.calib.samples.draw import load_samples
 from vlpress.model.loading import load_model, resolve_model
-from vlpress.quant.affine import QuantizedWeight
-from vlpress.quant.linear import QuantLinear
-from vlpress.quant.scheme import QuantScheme
+from vlpress.quant.methods.affine import QuantizedWeight
+from vlpress.quant.runtime.linear import QuantLinear
+from vlpress.quant.recipe.scheme import QuantScheme
 
 ROWS, COLUMNS, GROUP = 6, 16, 8
 

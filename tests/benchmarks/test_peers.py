@@ -19,12 +19,12 @@ from peers.settings import (
 )
 from torch import Tensor
 
-from vlpress.calib.samples import load_samples
-from vlpress.model.inputs import Prompt
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model, resolve_model
-from vlpress.model.processing import Processor
-from vlpress.opening import encode_samples
-from vlpress.quant.scheme import QuantScheme
+from vlpress.model.processing.processor import Processor
+from vlpress.quant.resolve import encode_samples
+from vlpress.quant.recipe.scheme import QuantScheme
 
 SEEDS = [3, 4]
 

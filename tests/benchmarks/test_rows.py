@@ -5,8 +5,8 @@ from ablations import VARIANTS
 from common.rows import SETTINGS, Row, all_rows
 
 from vlpress.model.config import ModelConfig
-from vlpress.quant.loading import resolve_folder
-from vlpress.quant.pipeline import make_plan
+from vlpress.quant.checkpoint.loading import resolve_folder
+from vlpress.quant.driver.pipeline import make_plan
 
 
 @pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.key)

@@ -9,11 +9,11 @@ import pytest
 import with_server
 from tiny_models import make_random_model, write_checkpoint_folder
 
-from vlpress.eval.predictions import Prediction
+from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.results import StoredRun, StoredTask
 from vlpress.eval.tasks.ocrbench import GROUPS
 from vlpress.eval.tasks.task import Item
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 CATEGORY = "Doc-oriented VQA"
 FIELDS = {"category": CATEGORY, "group": GROUPS[CATEGORY], "question": "q", "answers": ["w"]}

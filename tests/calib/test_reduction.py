@@ -13,9 +13,9 @@ from ranks_of_threads import OfThread, together
 from torch import Tensor
 
 from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, Sum
-from vlpress.calib.ranks import ALONE, Ranks
+from vlpress.common.distributed import ALONE, Ranks
 from vlpress.calib.reduction import CHUNKS, Reduction, chunks, owner
-from vlpress.calib.square import Square
+from vlpress.calib.packed_symmetric import Square
 
 WIDTH = 7
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import AbsMax, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
-from vlpress.calib.store import MemoryStore, ModelBlocks
+from vlpress.calib.activation_store import MemoryStore, ModelBlocks
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
-from vlpress.calib.walk import Weigh
+from vlpress.calib.block_runner import Weigh
 from vlpress.model.families import LinearSpec, family_of
-from vlpress.model.inputs import Prompt
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]

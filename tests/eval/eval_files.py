@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import paths
 import base64
 import csv
 import gzip
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlpress.eval.tasks import catalogue
+from vlpress.eval.tasks import registry
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "eval_vectors.json"
+GOLDEN = paths.GOLDEN / "eval_vectors.json"
 ANSWERS = ("cat", "dog", "bird", "fish")
 
 
@@ -133,5 +134,5 @@ def package_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = write_tsv(data / name, rows)
         md5s[name] = hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest()
     (data / "md5s.json").write_text(json.dumps(md5s), "utf-8")
-    monkeypatch.setattr(catalogue, "DATA", data)
+    monkeypatch.setattr(registry, "DATA", data)
     return data

@@ -8,9 +8,9 @@ from typing import Any
 
 from tiny_models import make_random_model, write_checkpoint_folder
 
-from vlpress.eval.runner import Answer
+from vlpress.eval.answering.runner import Answer
 from vlpress.eval.tasks.task import Item
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 Say = Callable[[Item], str]

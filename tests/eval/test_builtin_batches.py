@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vlpress.eval.runner import ModelResponder, answer_task
+from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.prompts import default_prompt_style
 from vlpress.eval.tasks.task import Task
 from vlpress.model.loading import load_model, resolve_model
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 BATCHES = (1, 4, 16)
 SAMPLE = {"builtin-mmbench": 2, "builtin-ocrbench": 8, "builtin-mmmu": 4}  # questions of each

@@ -18,20 +18,22 @@ from torch import Tensor
 from typer.testing import CliRunner
 from workbench import Workbench
 
-from vlpress import cli
-from vlpress.eval import compare, evaluate, fidelity, open_task, perplexity
-from vlpress.eval.fidelity import keep_logprobs, measure_task
-from vlpress.eval.logprobs import LOWEST, LogProbReader
-from vlpress.eval.perplexity import FILE, compare_text, measure_text
-from vlpress.eval.predictions import Prediction, read_predictions
-from vlpress.eval.results import QUANTIZATION, read_quantization, read_run, write_json
-from vlpress.eval.runner import ModelResponder, answer_task
-from vlpress.eval.statistics import mean_interval
+from vlpress.cli import main
+from vlpress.eval import compare, evaluate, open_task
+from vlpress.eval.fidelity import measure, perplexity
+from vlpress.eval.fidelity.measure import keep_logprobs, measure_task
+from vlpress.eval.fidelity.logprob_cache import LOWEST, LogProbReader
+from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text
+from vlpress.eval.answering.predictions import Prediction, read_predictions
+from vlpress.eval.results import QUANTIZATION, read_quantization, read_run
+from vlpress.common.atomic import write_json
+from vlpress.eval.answering.runner import ModelResponder, answer_task
+from vlpress.eval.stats.statistics import mean_interval
 from vlpress.eval.tasks.task import Task
 from vlpress.model.finite import NotFiniteError
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.model.seal import KEY, sealed, unsealed
+from vlpress.common.checksum import KEY, sealed, unsealed
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
@@ -117,17 +119,17 @@ def test_nothing_of_a_failed_evaluation_is_scored(
 def test_verbs_end_in_one_line(tmp_path: Path) -> None:
     folder = write_checkpoint_folder(tmp_path / "loud", loud())
     options = ["--dtype", "fp16"]
-    asked = CliRunner().invoke(cli.app, ["generate", str(folder), "hi", *options])
+    asked = CliRunner().invoke(main.app, ["generate", str(folder), "hi", *options])
     assert asked.exit_code == 2 and asked.stdout == ""
     run = ["eval", str(folder), "--bench", OCR, "-o", str(tmp_path / "out"), *options]
-    evaluated = CliRunner().invoke(cli.app, run)
+    evaluated = CliRunner().invoke(main.app, run)
     assert evaluated.exit_code == 2
     for result in (asked, evaluated):
         [line] = [line for line in result.stderr.splitlines() if "error" in line]
         assert "fp16" in line and "--dtype bf16 or fp32" in line
     assert f"{OCR}: items " in evaluated.stderr
     again = ["generate", str(folder), "hi", "--dtype", "fp32", "--max-new-tokens", "2"]
-    assert CliRunner().invoke(cli.app, again).exit_code == 0
+    assert CliRunner().invoke(main.app, again).exit_code == 0
 
 
 def test_fidelity_names_benchmark_and_item(
@@ -177,7 +179,7 @@ def test_improbable_tokens_stay_finite_in_half_precision(
 
 def test_gold_letters_of_vanishing_probability() -> None:
     fields = {"choices": {"A": "x", "B": "y"}, "answer": "A"}
-    found = fidelity._gold(fields, {"A": -1e4, "B": -1e4}, {"A": -2e4, "B": -1e4})
+    found = measure._gold(fields, {"A": -1e4, "B": -1e4}, {"A": -2e4, "B": -1e4})
     assert found["gold"] == [-1e4, -2e4]
     assert found["choice"] == pytest.approx([-math.log(2), -1e4])
 
@@ -261,6 +263,6 @@ def test_intervals_of_values_too_far_apart() -> None:
 def test_run_refuses_a_margin_at_once(tmp_path: Path) -> None:
     for margin in ("100", "inf"):
         out = tmp_path / margin
-        result = CliRunner().invoke(cli.app, ["run", "-o", str(out), "--margin", margin])
+        result = CliRunner().invoke(main.app, ["run", "-o", str(out), "--margin", margin])
         assert result.exit_code == 2 and "margin is" in result.stderr
         assert not out.exists()

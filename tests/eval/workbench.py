@@ -10,8 +10,8 @@ from eval_models import Say, TableResponder, right, small_model
 from tiny_models import write_checkpoint_folder
 
 from vlpress.eval import evaluate, open_task
-from vlpress.model.processing import Processor
-from vlpress.model.seal import KEY, digest_bytes, sealed
+from vlpress.model.processing.processor import Processor
+from vlpress.common.checksum import KEY, digest_bytes, sealed
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 

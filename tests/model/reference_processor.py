@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers.processing_utils import ProcessorMixin
 
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 
 class NoVideos(dict[str, object]):

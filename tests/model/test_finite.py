@@ -15,8 +15,8 @@ from torch import Tensor
 from vlpress.model.cache import KVCache, round_columns, widen_columns
 from vlpress.model.finite import NotFiniteError, check_finite, not_finite_tensor
 from vlpress.model.generation import Sampling, choose, generate
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 SAMPLED = Sampling(temperature=1.0, seed=1)

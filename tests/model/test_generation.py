@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_models import RandomModel
 
 from vlpress.model.generation import Sampling, choose, generate
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")

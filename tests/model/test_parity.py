@@ -17,8 +17,8 @@ from PIL import Image
 from tiny_models import TinyConfig, make_random_model, new_name
 
 from vlpress.model.generation import generate
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 transformers = pytest.importorskip("transformers", minversion="5.0")

@@ -23,7 +23,7 @@ from PIL import Image
 from reference_processor import assert_same_inputs, reference_processor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 FIRST_SPECIAL = 151643

@@ -13,8 +13,8 @@ from tiny_models import RandomModel, TinyConfig
 
 from vlpress.model import qwen_vl
 from vlpress.model.generation import Sampling, generate
-from vlpress.model.inputs import Prompt
-from vlpress.model.processing import Processor
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.processing.processor import Processor
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import paths
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny_models import TinyConfig
 
 from vlpress.model.rope import mrope_ids, rotate, text_rotary, vision_rotary
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mrope_ids.json").read_text())
+GOLDEN = json.loads((paths.GOLDEN / "mrope_ids.json").read_text())
 
 
 def config_for(tiny_config: TinyConfig, case: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ import tiny_talk
 import torch
 from tokenizers import Tokenizer
 
-from vlpress.calib import scenes, synthetic
+from vlpress.synthetic import scenes
+from vlpress.calib.samples import synthetic
 from vlpress.model.loading import resolve_model
 
 

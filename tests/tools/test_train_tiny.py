@@ -11,7 +11,7 @@ import train_tiny
 from tokenizers import Tokenizer
 
 from vlpress.model.loading import load_model, resolve_model
-from vlpress.model.processing import Processor
+from vlpress.model.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")

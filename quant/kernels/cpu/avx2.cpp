@@ -3,7 +3,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include "avx2_integers.h"
-#include "floats.h"
+#include "simd_gemm.h"
 #include "pointwise.h"
 
 namespace vlpress {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "floats.h"
+#include "simd_gemm.h"
 #include "generic.h"
 
 namespace vlpress {

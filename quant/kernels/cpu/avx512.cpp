@@ -5,7 +5,7 @@
     defined(__AVX512BF16__)
 #include "avx512_floats.h"
 #include "avx512_integers.h"
-#include "floats.h"
+#include "simd_gemm.h"
 #include "pointwise.h"
 
 namespace vlpress {

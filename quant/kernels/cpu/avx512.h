@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "lanes.h"
+#include "simd.h"
 
 namespace vlpress {
 namespace {

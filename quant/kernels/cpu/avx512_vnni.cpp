@@ -3,7 +3,7 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include "avx512_integers.h"
-#include "floats.h"
+#include "simd_gemm.h"
 #include "pointwise.h"
 
 namespace vlpress {

@@ -1,4 +1,4 @@
-// Every kernel but those of floats.h, in plain loops or vectors of lanes.h.
+// Every kernel but those of simd_gemm.h, in plain loops or vectors of simd.h.
 //
 // Each instruction set's source includes this and is compiled with flags of its own, so all of it
 // lies in an anonymous namespace: one copy must never stand in for another at link time.
@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "lanes.h"
+#include "simd.h"
 
 namespace vlpress {
 namespace {

@@ -1,5 +1,5 @@
 // The kernels for any processor.
-#include "floats.h"
+#include "simd_gemm.h"
 #include "pointwise.h"
 
 namespace vlpress {

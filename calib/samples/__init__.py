@@ -1,0 +1,1 @@
+"""Calibration samples: sources, records and selection."""

@@ -1,0 +1,1 @@
+"""Putting questions to local and served models, and storing the answers."""

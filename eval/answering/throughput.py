@@ -1,0 +1,194 @@
+"""Throughput of two models on the same questions, measured in alternation.
+
+Rates from two evaluations that ran at different times compare the load of the machine as much as
+the models. Here base and candidate answer the same batches in turn, the order reversed from batch
+to batch, and each ratio is taken within a pair of neighbouring measurements.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...model.generation import generate
+from ...model.processing.inputs import Prompt
+from ...model.processing.processor import Processor
+from ...model.qwen_vl import QwenVL
+from .vision_features import FeatureCache
+from ...bench.machine_load import LoadMeter
+from ..tasks.task import Item, Task
+
+BATCHES = 5
+"""Pairs of measurements; odd, so that the median is one of them."""
+SHARE = 50
+"""A batch has one in so many of all questions: timing costs about a tenth of an evaluation."""
+LEAST = 2
+"""Questions in a batch at least."""
+DECODE_TOKENS = 16
+"""Tokens whose decoding is timed; stop tokens are ignored, since answers may be one token long."""
+DECODE_ROWS = 4
+"""Prompts that are decoded together there at most."""
+RATES = ("items_per_second", "prefill_tokens_per_second", "decode_tokens_per_second")
+SIDES = ("base", "candidate")
+
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one model took for one batch."""
+
+    items: int
+    seconds: float  # image preprocessing, vision tower, prefill and decoding of the answers
+    prompt_tokens: int
+    prefill_seconds: float  # from vision features to the first token
+    decoded_tokens: int
+    decode_seconds: float  # of the tokens after the first
+
+    def rates(self) -> dict[str, float]:
+        """Items and tokens per second, by the names of `RATES`."""
+        values = (
+            self.items / self.seconds,
+            self.prompt_tokens / self.prefill_seconds,
+            self.decoded_tokens / self.decode_seconds,
+        )
+        return dict(zip(RATES, values, strict=True))
+
+
+class TimedModel:
+    """A model whose answers are timed.
+
+    Args:
+        model: in eval mode.
+        processor: prepares its inputs.
+    """
+
+    def __init__(self, model: QwenVL, processor: Processor) -> None:
+        self.model, self._processor = model, processor
+
+    @torch.inference_mode()
+    def time(self, items: Sequence[Item]) -> Timing:
+        """Answer a batch as an evaluation does; then decode a few of its prompts to a fixed length.
+
+        Args:
+            items: one batch, not empty.
+        """
+        begin = time.perf_counter()
+        # A new cache each time: encoding the images is a part of what answers cost.
+        prompts, (features,) = FeatureCache(self._processor, [self.model]).prompts(items)
+        generate(
+            self.model,
+            prompts,
+            max_new_tokens=min(item.max_new_tokens for item in items),
+            stop_ids=self._processor.stop_ids,
+            features=features,
+        )
+        seconds = time.perf_counter() - begin
+        few = prompts[:DECODE_ROWS]
+        prefill, decode = self._phases(few, features[:DECODE_ROWS])
+        return Timing(
+            items=len(items),
+            seconds=seconds,
+            prompt_tokens=sum(map(len, few)),
+            prefill_seconds=prefill,
+            decoded_tokens=DECODE_TOKENS * len(few),
+            decode_seconds=decode,
+        )
+
+    def _phases(
+        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Tensor]]
+    ) -> tuple[float, float]:
+        """Seconds until the first token, and of the `DECODE_TOKENS` after it."""
+        times: list[float] = []
+        begin = time.perf_counter()
+        generate(
+            self.model,
+            prompts,
+            max_new_tokens=1 + DECODE_TOKENS,
+            stop_ids=(),
+            features=features,
+            # Called when a token's id is on the host, so that a GPU has finished.
+            on_token=lambda *_: times.append(time.perf_counter()),
+        )
+        return times[0] - begin, times[-1] - times[0]
+
+
+def measure_throughput(
+    base: TimedModel,
+    candidate: TimedModel,
+    tasks: Sequence[Task],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Time both models on the same batches in alternation.
+
+    Args:
+        base: the original.
+        candidate: the quantized model.
+        tasks: where the questions come from.
+        batch_size: of the evaluation; a batch here has at most so many questions.
+        seed: of the choice of questions.
+        on_progress: `on_progress(done, total, detail)`, called after every pair.
+
+    Returns:
+        `batches`, `batch_size`, `questions` (how many each model answered), `load` (see
+        `machine_load`), and for each of `RATES` the medians `base` and `candidate`, the median
+        `ratio` (candidate / base, taken pair by pair) and its `spread` (smallest and largest).
+
+    Raises:
+        ValueError: there is no question to ask.
+    """
+    batches = choose_batches(tasks, batch_size, seed)
+    timed: list[dict[str, Timing]] = []
+    for side in (base, candidate):
+        side.time(batches[0][:LEAST])  # warms up: caches, kernels, memory
+    meter = LoadMeter()
+    for number, batch in enumerate(batches):
+        pair = {"base": base, "candidate": candidate}
+        order = SIDES if number % 2 == 0 else SIDES[::-1]
+        timed.append({side: pair[side].time(batch) for side in order})
+        if on_progress is not None:
+            on_progress(number + 1, len(batches), "")
+    return {
+        "batches": len(batches),
+        "batch_size": len(batches[0]),
+        "questions": sum(map(len, batches)),
+        "load": meter.read(),
+        **_summary([{side: t.rates() for side, t in pair.items()} for pair in timed]),
+    }
+
+
+def choose_batches(tasks: Sequence[Task], batch_size: int, seed: int = 0) -> list[list[Item]]:
+    """Draw questions from all tasks, in `BATCHES` batches of equal size; fewer for few questions.
+
+    Raises:
+        ValueError: there is no question to ask.
+    """
+    items = [item for task in tasks for item in task.items]
+    if not items:
+        raise ValueError("no question can be asked; throughput needs at least one")
+    size = min(max(LEAST, len(items) // SHARE), batch_size, len(items))
+    count = min(BATCHES, len(items) // size)
+    drawn = random.Random(seed).sample(items, count * size)
+    return [drawn[begin : begin + size] for begin in range(0, len(drawn), size)]
+
+
+def _summary(pairs: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    found = {}
+    for rate in RATES:
+        ratios = [pair["candidate"][rate] / pair["base"][rate] for pair in pairs]
+        found[rate] = {
+            **{side: median(pair[side][rate] for pair in pairs) for side in SIDES},
+            "ratio": median(ratios),
+            "spread": [min(ratios), max(ratios)],
+        }
+    return found

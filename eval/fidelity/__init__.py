@@ -1,0 +1,1 @@
+"""Divergence from a reference model: teacher forcing, KL, perplexity, noise."""

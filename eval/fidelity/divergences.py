@@ -1,0 +1,171 @@
+"""Divergences of many answers, pooled into the numbers of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel  # type: ignore[import-untyped]  # scipy has no annotations
+
+from ..answering.predictions import Record
+from ..stats.statistics import Interval, mean_interval
+from ..tasks.task import Fields, is_broken
+
+FULL, LUMPED = "full", "lumped"
+
+
+def kind_of(records: Iterable[Record]) -> str:
+    """Full if every answer was measured against all of the base's log-probabilities."""
+    return FULL if all("kl_lumped" in record for record in records) else LUMPED
+
+
+def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> dict[str, Any] | None:
+    """Pool records over their answer tokens; None if there is not one token.
+
+    Args:
+        records: see `fidelity.compare_answer`.
+        kind: full or lumped; None is full where all records are. The two are never mixed.
+
+    Returns:
+        `tokens`, `kl_kind`, `kl_mean`, `kl_median`, `kl_p99`, `kl_max` (nats), `top1_agreement`
+        (fraction), `rms_dp` (root mean square of the change of the tokens' probability); under
+        `end_of_turn` the same for that token alone, and under `first_token` for the first.
+    """
+    stored = list(records)
+    kind = kind or kind_of(stored)
+    tokens = _pool(_tokens(stored, kind), kind)
+    if tokens is None:
+        return None
+    firsts = [{k: v[:1] for k, v in r.items() if k in _PARTS} for r in stored if r["kl"]]
+    ends = [{k: [v] for k, v in r["end"].items()} for r in stored if r["end"]]
+    return {
+        **tokens,
+        "first_token": _pool(_tokens(firsts, kind), kind),
+        "end_of_turn": _pool(_tokens(ends, kind), kind),
+    }
+
+
+_PARTS = ("kl", "kl_lumped", "top1", "dp")
+Tokens = tuple[list[float], list[int], list[float]]
+
+
+def _tokens(records: Sequence[Mapping[str, Any]], kind: str) -> Tokens:
+    """Divergence, agreement and change of probability of all tokens."""
+    kl = [k for record in records for k in divergences(record, kind)]
+    top1 = [t for record in records for t in record["top1"]]
+    return kl, top1, [d for record in records for d in record["dp"]]
+
+
+def divergences(record: Mapping[str, Any], kind: str) -> list[float]:
+    """The divergences of one answer, of one kind."""
+    found: list[float] = record.get("kl_lumped", record["kl"]) if kind == LUMPED else record["kl"]
+    return found
+
+
+def _pool(tokens: Tokens, kind: str) -> dict[str, Any] | None:
+    kl, top1, dp = tokens
+    if not kl:
+        return None
+    return {
+        "tokens": len(kl),
+        "kl_kind": kind,
+        "kl_mean": fmean(kl),
+        "kl_median": float(np.median(kl)),
+        "kl_p99": float(np.percentile(kl, 99)),
+        "kl_max": max(kl),
+        "top1_agreement": fmean(top1),
+        "rms_dp": math.sqrt(fmean(d * d for d in dp)),
+    }
+
+
+def unit_divergences(
+    items: Sequence[Fields], records: Mapping[str, Record], kind: str = FULL
+) -> dict[str, float]:
+    """Mean divergence per unit: the rotations of a question are no independent samples.
+
+    Items without answer tokens are left out, and units made of such only.
+    """
+    values: dict[str, list[float]] = {}
+    for item in items:
+        if not is_broken(item) and (kl := divergences(records[item["id"]], kind)):
+            values.setdefault(item["unit"], []).append(fmean(kl))
+    return {unit: fmean(means) for unit, means in values.items()}
+
+
+def by_category(
+    items: Sequence[Fields], records: Mapping[str, Record], kind: str
+) -> dict[str, dict[str, Any]]:
+    """Tokens and mean divergence of each category, with its interval over units."""
+    chosen: dict[str, list[Fields]] = {}
+    for item in items:
+        if not is_broken(item):
+            chosen.setdefault(item["category"], []).append(item)
+    found = {}
+    for name in sorted(chosen):
+        pooled = _pool(_tokens([records[i["id"]] for i in chosen[name]], kind), kind)
+        interval = divergence_interval(list(unit_divergences(chosen[name], records, kind).values()))
+        if pooled:
+            found[name] = {
+                **{key: pooled[key] for key in ("tokens", "kl_mean", "top1_agreement")},
+                "kl_unit_mean_ci95": interval and [interval.low, interval.high],
+            }
+    return found
+
+
+def divergence_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """Interval of the mean over units; None for fewer than two."""
+    return mean_interval(values, seed=seed) if len(values) > 1 else None
+
+
+def gold_change(items: Sequence[Fields], records: Mapping[str, Record]) -> dict[str, Any] | None:
+    """How the log-probability of the gold option letter changed, and whether that is chance.
+
+    A continuous outcome: it moves long before an answer flips, so far fewer questions show it.
+
+    Returns:
+        Over units (means of their rotations): `n`, `delta` and `delta_ci95` of the letter's
+        log-probability (nats, candidate minus base), `choice_delta` and its interval the same
+        among the option letters alone, and `p`, of the paired t-test of `choice_delta`; None for
+        fewer than two units.
+    """
+    plain = _unit_pairs(items, records, "gold")
+    among = _unit_pairs(items, records, "choice")
+    if len(plain) < 2:
+        return None
+    delta, choice = ([b - a for a, b in pairs] for pairs in (plain, among))
+    return {
+        "n": len(plain),
+        "delta": fmean(delta),
+        "delta_ci95": _ends(mean_interval(delta)),
+        "choice_delta": fmean(choice),
+        "choice_delta_ci95": _ends(mean_interval(choice)),
+        "p": _paired_p(among),
+    }
+
+
+def _unit_pairs(
+    items: Sequence[Fields], records: Mapping[str, Record], key: str
+) -> list[tuple[float, float]]:
+    """Base and candidate of each unit, averaged over its rows."""
+    values: dict[str, list[list[float]]] = {}
+    for item in items:
+        if not is_broken(item) and (found := records[item["id"]].get(key)):
+            values.setdefault(item["unit"], []).append(found)
+    return [
+        (fmean(base for base, _ in pairs), fmean(cand for _, cand in pairs))
+        for pairs in values.values()
+    ]
+
+
+def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
+    if len({candidate - base for base, candidate in pairs}) == 1:
+        return 1.0 if pairs[0][0] == pairs[0][1] else 0.0
+    base, candidate = zip(*pairs, strict=True)
+    return float(ttest_rel(candidate, base).pvalue)
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]

@@ -1,0 +1,213 @@
+"""Perplexity on plain text: a view of the decoder alone, without pictures or chat template.
+
+The text is cut into windows that the model reads one by one; every token but the first of a
+window counts. Only the ratio between two models that cut it alike means anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...common.distributed import ALONE, Message, Ranks, dealt
+from ...model.finite import NotFiniteError, check_finite
+from ...model.processing.inputs import Prompt
+from ...model.processing.processor import Processor
+from ...model.qwen_vl import QwenVL
+from ..answering.predictions import Record, open_shared, read_records
+from ..answering.runner import OnProgress
+from ..stats.statistics import mean_interval
+
+FILE = "text.jsonl"
+WINDOW = 512  # tokens; bounds the logits held at once
+MAX_WINDOWS = 128
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a .txt file, or of the `text` values of a .jsonl file, a blank line between.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, not UTF-8, or a line without text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"text file {path} does not exist; give a .txt or .jsonl file")
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path.name} is no .txt or .jsonl file; save the text as one of these")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    if path.suffix == ".txt":
+        return text
+    parts = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            parts.append(_line_text(line, f"{path.name}:{number}"))
+    return "\n\n".join(parts)
+
+
+def _line_text(line: str, where: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{where} is no object with a "text"; repair the line') from error
+    if not isinstance(text, str):
+        raise ValueError(f'{where}: "text" is no text; repair the line')
+    return text
+
+
+def windows(text: str, processor: Processor, length: int = WINDOW) -> list[Tensor]:
+    """Token ids of the text, in windows of `length` and a last one of at least two.
+
+    Args:
+        text: any.
+        processor: whose tokenizer is used, without special tokens.
+        length: tokens per window.
+
+    Returns:
+        int64 tensors, at most `MAX_WINDOWS`.
+
+    Raises:
+        ValueError: the text has fewer than two tokens.
+    """
+    ids = torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False))
+    found = [part for part in torch.split(ids, length) if len(part) > 1][:MAX_WINDOWS]
+    if not found:
+        raise ValueError(f"the text has {len(ids)} tokens; perplexity needs at least two")
+    return found
+
+
+def text_identity(text: str, length: int = WINDOW) -> dict[str, Any]:
+    """What two measurements must share."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return {"sha256": digest, "window": length, "max_windows": MAX_WINDOWS}
+
+
+def measure_text(
+    text: str,
+    model: QwenVL,
+    processor: Processor,
+    path: Path,
+    fingerprint: Mapping[str, Any],
+    *,
+    on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Read every window that is not in the file yet.
+
+    Args:
+        text: any.
+        model: in eval mode.
+        processor: of the model.
+        path: the records file, resumed if present: per window its `tokens` that count and the sum
+            `nll` of their negative log-probabilities in nats.
+        fingerprint: of the run; `text_identity` is added.
+        on_progress: told after every window.
+        ranks: who shares the windows.
+
+    Raises:
+        ValueError: another fingerprint, too little text, or logits that are not finite.
+    """
+    parts = windows(text, processor)
+
+    def work(numbered: tuple[int, Tensor]) -> Message:
+        number, ids = numbered
+        try:
+            nll = _nll(model, ids)
+        except NotFiniteError as error:
+            raise error.within(f"text window {number + 1} of {len(parts)}") from error
+        return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": nll}])
+
+    made_from = {**fingerprint, "text": text_identity(text)}
+    with closing(open_shared(ranks, path, "text", made_from)) as store:
+        missing = [(i, ids) for i, ids in enumerate(parts) if str(i) not in store.records]
+        for _, found in dealt(ranks, missing, work):
+            store.append(found.value)
+            if on_progress:
+                on_progress("text", len(store.records), len(parts), "")
+
+
+@torch.inference_mode()
+def _nll(model: QwenVL, ids: Tensor) -> float:
+    prompt = Prompt(ids, torch.arange(len(ids)).expand(3, -1))
+    logits = model([prompt], [[]])[0][:-1]
+    check_finite(logits, "the scores along the text are", model)
+    losses = F.cross_entropy(logits.float(), ids[1:].to(logits.device), reduction="none")
+    check_finite(losses, "log-probabilities of the text are", model)
+    return float(losses.double().sum())
+
+
+def read_windows(run_dir: Path) -> tuple[dict[str, Any], dict[str, Record]] | None:
+    """Identity of the text and the windows' records; None if no text was read.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not (run_dir / FILE).is_file():
+        return None
+    header, records = read_records(run_dir / FILE, "text")
+    return dict(header["text"]), records
+
+
+def compare_text(base: Path, candidate: Path) -> dict[str, Any] | None:
+    """Perplexities of two runs on the same text; None if not both read it.
+
+    Returns:
+        `tokens`, `base` and `candidate` perplexity, their `ratio` and its 95 % interval by
+        bootstrap over windows (None for one window); `nll`, the mean negative log-probability of
+        a token in nats on both sides. A number above the largest float is None, and `overflow`
+        says so; it is None otherwise.
+
+    Raises:
+        ValueError: they read other texts, or one is not finished.
+    """
+    left, right = read_windows(base), read_windows(candidate)
+    if left is None or right is None:
+        return None
+    if left[0] != right[0] or set(left[1]) != set(right[1]):
+        raise ValueError(
+            f"{base} and {candidate} did not read the same windows of the same text; evaluate both "
+            "with the same --text"
+        )
+    pairs = [(left[1][key], right[1][key]) for key in left[1]]
+    tokens = sum(int(a["tokens"]) for a, _ in pairs)
+    rates = [sum(float(pair[side]["nll"]) for pair in pairs) / tokens for side in (0, 1)]
+    found = {
+        "tokens": tokens,
+        "nll": {"base": rates[0], "candidate": rates[1]},
+        "base": _exp(rates[0]),
+        "candidate": _exp(rates[1]),
+        "ratio": _exp(rates[1] - rates[0]),
+    }
+    overflow = [key for key in ("base", "candidate", "ratio") if found[key] is None]
+    reason = f"above the largest float: {', '.join(overflow)}; see nll" if overflow else None
+    return {**found, "ratio_ci95": _ratio_interval(pairs), "overflow": reason}
+
+
+def _exp(value: float) -> float | None:
+    """None where the result exceeds the largest float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
+
+
+def _ratio_interval(pairs: Sequence[tuple[Record, Record]]) -> list[float] | None:
+    """Whole windows are the samples; they are of equal length but for the last."""
+    gaps = [(b["nll"] - a["nll"]) / a["tokens"] for a, b in pairs]
+    if len(gaps) < 2:
+        return None
+    interval = mean_interval(gaps)
+    ends = [_exp(interval.low), _exp(interval.high)]
+    return None if None in ends else [end for end in ends if end is not None]

@@ -1,0 +1,81 @@
+"""What a report says about divergences, from the stored records of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..fidelity.divergences import by_category, divergence_interval, gold_change, kind_of, summarize_fidelity, unit_divergences
+from ..fidelity.noise import multiples, read_noise
+from ..answering.predictions import Record, read_records
+from ..results import StoredRun, StoredTask, read_fidelity
+
+
+def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:
+    """Divergence of a candidate from the base; None if it was not measured.
+
+    Returns:
+        `summarize_fidelity` over all tasks, `units` and `kl_unit_mean` with its interval, and the
+        same under `per_benchmark`, there with `categories` and `gold`. `noise` is what the base
+        differs from itself, see `read_noise`, with the candidate's `multiples` of it. The whole is
+        lumped if any task is.
+
+    Raises:
+        ValueError: measured against another model, or not finished.
+    """
+    found = {
+        name: records
+        for name, task in candidate.tasks.items()
+        if (records := _records(base, task)) is not None
+    }
+    pooled = [record for records in found.values() for record in records.values()]
+    kind = kind_of(pooled)
+    total = summarize_fidelity(pooled, kind)
+    if total is None:
+        return None
+    parts, values = {}, []
+    for name, records in found.items():
+        items = candidate.tasks[name].items
+        values += list(unit_divergences(items, records, kind).values())
+        if summary := summarize_fidelity(records.values()):
+            own = summary["kl_kind"]
+            parts[name] = {
+                **summary,
+                **_unit_mean(list(unit_divergences(items, records, own).values())),
+                "categories": by_category(items, records, own),
+                "gold": gold_change(items, records),
+                "noise": _noise([base.tasks[name]], summary),
+            }
+    noise = _noise(base.tasks.values(), total)
+    return {**total, **_unit_mean(values), "noise": noise, "per_benchmark": parts}
+
+
+def _noise(tasks: Iterable[StoredTask], candidate: Mapping[str, Any]) -> dict[str, Any]:
+    found = read_noise(tasks, candidate["kl_kind"])
+    return {
+        kind: {**entry, "multiples": multiples(candidate, entry["fidelity"])}
+        for kind, entry in found.items()
+        if entry["fidelity"]
+    }
+
+
+def _records(base: StoredRun, task: StoredTask) -> dict[str, Record] | None:
+    records = read_fidelity(task)
+    if records is None:
+        return None
+    header, _ = read_records(task.folder / "fidelity.jsonl", "fidelity")
+    if header["reference"] != base.fingerprint["model"]:
+        raise ValueError(
+            f"{task.folder} measured its fidelity against another model than {base.path}; "
+            "evaluate the candidate again with this reference"
+        )
+    return records
+
+
+def _unit_mean(values: Sequence[float]) -> dict[str, Any]:
+    interval = divergence_interval(values)
+    return {
+        "units": len(values),
+        "kl_unit_mean": sum(values) / len(values),
+        "kl_unit_mean_ci95": interval and [interval.low, interval.high],
+    }

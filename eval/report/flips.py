@@ -1,0 +1,68 @@
+"""The answers that changed: the part of a report that people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..stats.paired import changed_wrong
+from ..results import StoredTask
+from ..tasks.task import Fields, TaskScore, Unit, is_broken
+
+
+def list_flips(
+    base: StoredTask, candidate: StoredTask, base_score: TaskScore, cand_score: TaskScore
+) -> list[dict[str, Any]]:
+    """Every unit that changed, with the first row that was taken to say something else.
+
+    Args:
+        base: as the base answered.
+        candidate: as the candidate did.
+        base_score: of the base.
+        cand_score: of the candidate, over the same units.
+
+    Returns:
+        Per unit its `benchmark`, `unit`, `change` (such as `right_to_wrong`), `category`, the `row`
+        shown and all `rows_that_differ`, and of that row `question`, `choices`, `gold`, and what
+        `base` and `candidate` said.
+    """
+    items = {item["id"]: item for item in base.items}
+    flips = []
+    for b, c in zip(base_score.units, cand_score.units, strict=True):
+        if b.correct == c.correct and not changed_wrong(b, c):
+            continue
+        differing = [
+            row
+            for row in b.rows
+            if not is_broken(items[row])
+            and base.predictions[row].prediction != candidate.predictions[row].prediction
+        ]
+        # "B" and "B." are different texts that say the same: the row that decided is another one.
+        # Only the case of a formula counts in its score and not in what it is taken to say.
+        said = zip(b.rows, b.answers, c.answers, strict=True)
+        row = next((row for row, ours, theirs in said if ours != theirs), differing[0])
+        flips.append(
+            {
+                "benchmark": base.name,
+                "unit": b.id,
+                "change": f"{_word(b)}_to_{_word(c)}",
+                "category": b.category,
+                "row": row,
+                "rows_that_differ": differing,
+                "question": items[row]["question"],
+                "choices": items[row].get("choices") or None,
+                "gold": _gold(items[row]),
+                "base": base.predictions[row].prediction,
+                "candidate": candidate.predictions[row].prediction,
+            }
+        )
+    return flips
+
+
+def _word(unit: Unit) -> str:
+    return "right" if unit.correct else "wrong"
+
+
+def _gold(item: Fields) -> str:
+    choices = item.get("choices", {})
+    golds = [str(answer) for answer in item.get("answers") or [item.get("answer")]]
+    return " / ".join(f"{g}. {choices[g]}" if g in choices else g for g in golds)

@@ -1,0 +1,284 @@
+"""The figures of a report: intervals per category, divergences, and layer errors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, Canvas, plain
+from .formatting import MINUS, nats, power
+
+FLOOR = 1e-8  # nats; smaller divergences are rounding and are drawn here
+TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tokens
+_MARKERS = "osD^vPX*"
+_BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """A paired difference in points, with its interval."""
+
+    label: str
+    n: int
+    delta: float
+    low: float
+    high: float
+    is_total: bool = False
+
+
+@dataclass(frozen=True)
+class Position:
+    """Divergences of the answer tokens at positions `first` to `last`, counted from 1."""
+
+    first: int
+    last: int
+    tokens: int
+    mean: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One quantized linear layer."""
+
+    stage: str  # the blocks it belongs to, such as model.layers
+    block: int
+    kind: str  # its name inside the block
+    error: float
+
+
+def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], margin: float) -> Markup:
+    """One line per row, first on top; zero, and the margin that may be lost, as vertical lines."""
+    with Canvas(name, 62 + 19 * len(rows)) as canvas:
+        axes = canvas.axes
+        for place, row in enumerate(rows):
+            color = GOOD if row.low > 0 else BAD if row.high < 0 else ACCENT
+            width, mark = (3.0, 7.0) if row.is_total else (1.6, 5.0)
+            axes.plot([row.low, row.high], [place, place], color=color, linewidth=width)
+            axes.plot([row.delta], [place], "D" if row.is_total else "o", color=color, ms=mark)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.axvline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), [f"{plain(row.label, 30)} ({row.n})" for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _points(x)))
+        axes.set_xlabel("candidate minus base, points")
+        return canvas.svg(title)
+
+
+def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Markup:
+    """How the divergences of the answer tokens (nats) spread, on a logarithmic axis."""
+    clipped = np.log10(np.maximum(np.asarray(values, dtype=np.float64), FLOOR))
+    low = math.log10(FLOOR)
+    edges = np.arange(low, max(float(clipped.max()), low + 1) + 0.25, 0.25)
+    marks = [
+        ("median", float(np.median(values)), (0, (1, 1.5))),
+        ("mean", fmean(values), (0, (5, 2))),
+        ("99th percentile", float(np.percentile(values, 99)), "solid"),
+    ]
+    with Canvas(name, 300) as canvas:
+        axes = canvas.axes
+        axes.hist(clipped, bins=edges.tolist(), color=ACCENT, edgecolor=PAPER, linewidth=0.6)
+        for label, value, dashes in marks:
+            axes.axvline(
+                math.log10(max(value, FLOOR)),
+                color=INK,
+                linewidth=1.3,
+                linestyle=dashes,
+                label=f"{label} {nats(value)}",
+            )
+        axes.set_xticks(range(int(low), math.ceil(edges[-1]) + 1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power_of_ten(x)))
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("KL divergence of an answer token, nats")
+        axes.set_ylabel("answer tokens")
+        _legend_above(axes, 3)
+        return canvas.svg(title)
+
+
+def by_position(answers: Sequence[Sequence[float]]) -> list[Position]:
+    """Pool divergences by their place in the answer, at least `TOKENS_PER_POINT` to a point.
+
+    Args:
+        answers: the divergences of each answer's tokens, in order, in nats.
+
+    Returns:
+        Points in order; every token is in one of them. Fewer tokens than make a point give one.
+    """
+    longest = max(map(len, answers), default=0)
+    groups: list[tuple[int, int, list[float]]] = []
+    first, pool = 1, []
+    for place in range(longest):
+        pool += [answer[place] for answer in answers if len(answer) > place]
+        if len(pool) >= TOKENS_PER_POINT:
+            groups.append((first, place + 1, pool))
+            first, pool = place + 2, []
+    if pool and groups:  # what is left at the end joins the last point
+        start, _, values = groups.pop()
+        groups.append((start, longest, values + pool))
+    elif pool:
+        groups.append((first, longest, pool))
+    return [
+        Position(a, b, len(v), fmean(v), median(v), float(np.percentile(v, 90)))
+        for a, b, v in groups
+    ]
+
+
+def position_plot(name: str, title: str, points: Sequence[Position]) -> Markup:
+    """Mean, median and 90th percentile of the divergence along the answer."""
+    places = [(point.first + point.last) / 2 for point in points]
+    lines = [
+        ("90th percentile", [point.p90 for point in points], SERIES[2], "^"),
+        ("mean", [point.mean for point in points], SERIES[1], "o"),
+        ("median", [point.median for point in points], SERIES[0], "s"),
+    ]
+    with Canvas(name, 300) as canvas:
+        axes = canvas.axes
+        for label, values, color, marker in lines:
+            shown = [max(value, FLOOR) for value in values]
+            axes.plot(places, shown, marker=marker, ms=5, color=color, label=label)
+        axes.set_yscale("log")
+        _log_ticks(axes)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        axes.set_xlabel("token of the answer")
+        axes.set_ylabel("KL divergence, nats")
+        _legend_above(axes, 3)
+        return canvas.svg(title)
+
+
+def layer_errors(layers: Sequence[Mapping[str, Any]]) -> list[LayerError]:
+    """The layers whose error is known and that stand in a numbered block, in their order."""
+    found = []
+    for layer in layers:
+        block, error = _BLOCK.fullmatch(layer["name"]), layer.get("final_error")
+        if block and error is not None:
+            stage, index, rest = block.groups()
+            found.append(LayerError(stage, int(index), rest.rpartition(".")[2], float(error)))
+    return found
+
+
+def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:
+    """Error of each linear layer against its block, one line per kind of layer; one stage."""
+    kinds = list(dict.fromkeys(error.kind for error in errors))
+    styles = zip(kinds, cycle(SERIES), cycle(_MARKERS), strict=False)
+    with Canvas(name, 320) as canvas:
+        axes = canvas.axes
+        for kind, color, marker in styles:
+            line = [error for error in errors if error.kind == kind]
+            values = [max(error.error, FLOOR) for error in line]
+            blocks = [error.block for error in line]
+            axes.plot(
+                blocks, values, marker=marker, ms=5, lw=1.3, color=color, label=plain(kind, 16)
+            )
+        axes.set_yscale("log")
+        _log_ticks(axes)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        axes.set_xlabel(f"block of {plain(errors[0].stage)}")
+        axes.set_ylabel("relative squared error")
+        _legend_above(axes, 4)
+        return canvas.svg(title)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One model in the plot of size against quality."""
+
+    label: str
+    size: float  # bytes
+    quality: float
+    on_front: bool
+    is_base: bool = False
+
+
+def choice_plot(
+    name: str, title: str, choices: Sequence[Choice], quality: str, *, log: bool = False
+) -> Markup:
+    """Size against quality; the choices that no other one beats in both are joined.
+
+    Args:
+        name: prefix of identifiers.
+        title: what is shown.
+        choices: the models.
+        quality: label of the vertical axis.
+        log: whether that axis is logarithmic.
+    """
+    front = sorted((c.size / 1e6, c.quality) for c in choices if c.on_front)
+    with Canvas(name, 320) as canvas:
+        axes = canvas.axes
+        if front:
+            axes.step(*zip(*front, strict=True), where="post", color=ACCENT, lw=1.3, zorder=1)
+        middle = (min(c.size for c in choices) + max(c.size for c in choices)) / 2e6
+        for choice in choices:
+            x = choice.size / 1e6
+            y = max(choice.quality, FLOOR) if log else choice.quality
+            color = MUTED if choice.is_base else ACCENT
+            filled = color if choice.on_front else PAPER
+            mark = "s" if choice.is_base else "o"
+            axes.plot([x], [y], mark, ms=8, color=color, markerfacecolor=filled)
+            left = x > middle
+            axes.annotate(
+                plain(choice.label, 28),
+                (x, y),
+                xytext=(-8 if left else 8, 6),
+                textcoords="offset points",
+                ha="right" if left else "left",
+            )
+        if log:
+            axes.set_yscale("log")
+            _log_ticks(axes)
+        axes.margins(0.12, 0.18)
+        axes.set_xlabel("weights, MB")
+        axes.set_ylabel(quality)
+        return canvas.svg(title)
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
+
+
+def _log_ticks(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    wide = math.log10(high / low) > 1.2
+    subs = (1.0,) if wide else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _decade(y)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", length=0)
+    axes.spines["left"].set_color(LINE)
+
+
+def _decade(value: float) -> str:
+    if value <= 0:
+        return ""
+    if 1e-3 <= value < 1e3:
+        return f"{value:g}"
+    exponent = math.log10(value)
+    return _power_of_ten(exponent) if abs(exponent - round(exponent)) < 1e-9 else power(value)
+
+
+def _power_of_ten(exponent: float) -> str:
+    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _points(value: float) -> str:
+    return f"{value:+g}".replace("-", MINUS) if value else "0"

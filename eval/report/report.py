@@ -1,0 +1,258 @@
+"""Compare evaluations: the report as JSON, Markdown and HTML, and the list of changed answers.
+
+Works on stored predictions alone, offline and without a model: scores, intervals and verdicts are
+computed afresh from them. Two runs are only compared if everything but the model is equal, and
+over exactly the same questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..comparability import check_comparable
+from .fidelity_section import fidelity_section
+from ..fingerprint import MODEL_KEYS
+from .flips import list_flips
+from .health import Reason, benchmark_reasons, capped, verdict_reasons
+from .html import report_page
+from .markdown import render_report
+from ..stats.paired import breakdown, flip_counts, judgement, paired_difference, picture_clusters, pooled
+from ..fidelity.perplexity import compare_text
+from .reproduce import reproduce_command
+from ..results import SCHEMA, StoredRun, StoredTask, health, read_run, signs
+from ...common.atomic import write_json, write_text
+from .speed_section import speed_section
+from ..stats.statistics import overall
+from ..tasks.task import TaskScore, percent
+from ..stats.multiple_testing import holm
+from ..stats.verdict import Verdict
+
+MARGIN = 2.0  # points
+LARGEST_MARGIN = 100.0  # points: nothing could be lost that is not tolerated
+LANGUAGES: Mapping[str, tuple[str, ...]] = {
+    "MMBench_DEV EN+CN": ("MMBench_DEV_EN", "MMBench_DEV_CN"),
+    "MMBench_DEV_V11 EN+CN": ("MMBench_DEV_EN_V11", "MMBench_DEV_CN_V11"),
+    "builtin-mmbench EN+CN": ("builtin-mmbench", "builtin-mmbench-cn"),
+}
+"""Benchmarks with the same questions, under the name of the whole."""
+
+
+def compare(
+    base_dir: str | Path,
+    cand_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    margin: float = MARGIN,
+    across_engines: bool = False,
+    about: Mapping[str, Any] | None = None,
+    overview: str | None = None,
+) -> dict[str, Any]:
+    """Judge a candidate against the base and write the report.
+
+    Args:
+        base_dir: evaluation folder of the original model.
+        cand_dir: evaluation folder of the candidate.
+        out_dir: gets `report.json`, `report.md`, `report.html` and `flips.jsonl`.
+        margin: points that the candidate may lose, from 0 to below 100.
+        across_engines: whether the two may have been answered by different engines, such as this
+            process and a server; the report then notes what else differs.
+        about: further keys of the report that its maker knows: `recipe`, `calibration`,
+            `command`.
+        overview: relative address of a page that this report belongs to.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        FileNotFoundError: a folder is no evaluation.
+        ValueError: the runs are unfinished or not comparable, or the margin is out of range.
+    """
+    base, candidate = read_run(base_dir), read_run(cand_dir)
+    report, flips = build_report(base, candidate, margin, across_engines=across_engines)
+    report |= about or {}
+    page = report_page(report, flips, base, candidate, overview=overview)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(flip, ensure_ascii=False) + "\n" for flip in flips]
+    write_text(out / "flips.jsonl", "".join(lines))
+    write_text(out / "report.md", render_report(report, flips))
+    write_text(out / "report.html", page)
+    write_json(out / "report.json", report)
+    return report
+
+
+def build_report(
+    base: StoredRun,
+    candidate: StoredRun,
+    margin: float = MARGIN,
+    *,
+    across_engines: bool = False,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Compute a report and the list of changed answers from two stored runs.
+
+    Raises:
+        ValueError: the runs are unfinished or not comparable, or the margin is out of range.
+    """
+    check_margin(margin)
+    if not base.tasks:
+        raise ValueError(f"{base.path} holds no benchmark; evaluate the original on one first")
+    notes = check_comparable(base, candidate, across_engines=across_engines)
+    benchmarks: dict[str, Any] = {}
+    flips: list[dict[str, Any]] = []
+    scored: dict[str, tuple[TaskScore, TaskScore]] = {}
+    for name, task in base.tasks.items():
+        other = candidate.tasks[name]
+        scored[name] = task.score(), other.score()
+        benchmarks[name] = _benchmark(task, other, scored[name], margin)
+        flips += list_flips(task, other, *scored[name])
+    adjusted = holm({name: entry["mcnemar_p"] for name, entry in benchmarks.items()})
+    for name, entry in benchmarks.items():
+        entry["mcnemar_p_holm"] = adjusted[name]
+    verdict = overall([Verdict(b["verdict"]) for b in benchmarks.values()])
+    report = {
+        "schema": SCHEMA,
+        "base": base.name,
+        "candidate": candidate.name,
+        "verdict": verdict,
+        "verdict_reasons": verdict_reasons(benchmarks, margin),
+        "margin": margin,
+        "notes": notes,
+        "synthetic": any(b["synthetic"] for b in benchmarks.values()),
+        "benchmarks": benchmarks,
+        "pooled": _pooled(base, scored, benchmarks, margin),
+        "fidelity": fidelity_section(base, candidate),
+        "perplexity": compare_text(base.path, candidate.path),
+        "size": _size(base, candidate),
+        "speed": speed_section(base, candidate),
+        "memory": {"base": _memory(base), "candidate": _memory(candidate)},
+        "fingerprint": _fingerprint(base, candidate),
+        "command": reproduce_command(base, candidate, margin),
+    }
+    return report, flips
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin at which everything or nothing would pass.
+
+    Raises:
+        ValueError: it is negative, 100 points or more, or not a number.
+    """
+    if not 0 <= margin < LARGEST_MARGIN:
+        raise ValueError(
+            f"margin is {margin:g}; give the points that may be lost, from 0 to below "
+            f"{LARGEST_MARGIN:g}"
+        )
+
+
+def _benchmark(
+    base: StoredTask, candidate: StoredTask, scores: tuple[TaskScore, TaskScore], margin: float
+) -> dict[str, Any]:
+    base_score, cand_score = scores
+    pairs = list(zip(base_score.units, cand_score.units, strict=True))
+    of_unit = picture_clusters(base.items)
+    clusters = [of_unit[unit.id] for unit, _ in pairs]
+    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
+    is_blank = base.info["fingerprint"]["blank_images"]
+    base_signs, cand_signs = signs(base, base_score), signs(candidate, cand_score)
+    reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
+    judged = judgement(pairs, clusters, margin)
+    return {
+        "metric": base_score.metric,
+        "synthetic": base.info["synthetic"],
+        "profile": base.info["profile"],
+        "prompt_style": base.info["fingerprint"]["prompt_style"],
+        "pixels": base.info["fingerprint"]["pixels"]["budget"],
+        "blank_images": is_blank,
+        "n": len(base_score.units),
+        "n_rows": base_score.n_rows,
+        "base": base_score.percent,
+        "candidate": cand_score.percent,
+        **paired_difference(pairs, clusters),
+        **judged,
+        "verdict": capped(judged["verdict"], reasons),
+        "health_reasons": [reason.to_dict() for reason in reasons],
+        "chance": base_signs.chance,
+        "signs": {"base": asdict(base_signs), "candidate": asdict(cand_signs)},
+        "flips": flip_counts(pairs),
+        "identical_answers": percent(b.prediction == c.prediction for b, c in rows),
+        "parse_failures": {
+            "base": base_score.parse_failures,
+            "candidate": cand_score.parse_failures,
+        },
+        "categories": breakdown(pairs, clusters, lambda unit: unit.category),
+        "groups": breakdown(pairs, clusters, lambda unit: unit.group),
+        "extra": {"base": dict(base_score.extra), "candidate": dict(cand_score.extra)},
+        "health": {"base": health(base, base_score), "candidate": health(candidate, cand_score)},
+        "notes": list(base.info["notes"]),
+    }
+
+
+def _pooled(
+    base: StoredRun,
+    scored: Mapping[str, tuple[TaskScore, TaskScore]],
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    margin: float,
+) -> dict[str, dict[str, Any]]:
+    """Benchmarks that ask the same in several languages, taken together.
+
+    What caps the verdict of one of them caps that of the whole.
+    """
+    found = {}
+    for name, parts in LANGUAGES.items():
+        if all(part in scored for part in parts):
+            pairs = {
+                part: (
+                    list(zip(scored[part][0].units, scored[part][1].units, strict=True)),
+                    base.tasks[part].items,
+                )
+                for part in parts
+            }
+            entry = pooled(pairs, margin)
+            reasons = [
+                Reason(**{**reason, "text": f"{part}: {reason['text']}"})
+                for part in parts
+                for reason in benchmarks[part]["health_reasons"]
+            ]
+            entry["verdict"] = capped(entry["verdict"], reasons)
+            entry["health_reasons"] = [reason.to_dict() for reason in reasons]
+            found[name] = entry
+    return found
+
+
+def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
+    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds.
+
+    None is what is not known of a served model.
+    """
+    base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
+    weights = base.info["model"]["weights"]
+    is_known = cand_bytes is not None and weights is not None
+    return {
+        "base_bytes": base_bytes,
+        "candidate_bytes": cand_bytes,
+        "bits_per_weight": 8 * cand_bytes / weights if is_known else None,
+    }
+
+
+def _memory(run: StoredRun) -> dict[str, Any]:
+    return {"weights_bytes": run.info["model"]["bytes"], **run.info.get("memory", {})}
+
+
+def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
+    def model(run: StoredRun) -> dict[str, Any]:
+        return {key: run.fingerprint.get(key) for key in MODEL_KEYS}
+
+    def setup(run: StoredRun) -> dict[str, Any]:
+        return {k: v for k, v in run.fingerprint.items() if k not in MODEL_KEYS}
+
+    return {
+        "setup": setup(base),
+        **({} if setup(base) == setup(candidate) else {"candidate_setup": setup(candidate)}),
+        "tasks": {name: task.info["fingerprint"] for name, task in base.tasks.items()},
+        "base": model(base),
+        "candidate": model(candidate),
+    }

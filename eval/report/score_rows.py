@@ -1,0 +1,70 @@
+"""Scoring plain rows, for those who have predictions and a benchmark file but no run of ours.
+
+A row is a dict with the columns of VLMEvalKit's TSV and a `prediction`. A cell that is None, NaN
+or empty is absent; so is an option whose cell is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..tasks.extract import DEFAULT_PROFILE
+from ..tasks import mmbench, mmmu
+from ..tasks.files.table import Row
+
+
+def circular_hits(
+    rows: Iterable[Mapping[str, Any]], profile: str = DEFAULT_PROFILE
+) -> dict[int, int]:
+    """Score MMBench rows circularly.
+
+    Args:
+        rows: with `index`, `answer`, the options and `prediction`; `g_index` names the question
+            where it is given, otherwise `index` modulo a million does.
+        profile: extraction rules, a name of `extract.PROFILES`.
+
+    Returns:
+        1 or 0 for each question whose base row is present: whether all its present rows are right.
+
+    Raises:
+        ValueError: a row lacks a column, repeats an index, or the profile is unknown.
+    """
+    items, said = [], {}
+    for number, row in enumerate(rows):
+        cells = _cells(row, number, ("index", "answer", "prediction"))
+        item = mmbench.fields(Row(int(cells["index"]), {"question": "", **cells}, ()))
+        if item["id"] in said:
+            raise ValueError(f"row {number} repeats index {item['id']}; an index stands once")
+        items.append(item)
+        said[item["id"]] = str(row["prediction"])
+    score = mmbench.score(items, said, profile)
+    return {int(unit.id): int(unit.correct) for unit in score.units}
+
+
+def mmmu_exact_hit(row: Mapping[str, Any], profile: str = DEFAULT_PROFILE) -> bool:
+    """Whether an MMMU answer is right by VLMEvalKit's rules without a judge.
+
+    Args:
+        row: with `answer` and `prediction`; without option A the question is open.
+        profile: extraction rules, a name of `extract.PROFILES`.
+
+    Raises:
+        ValueError: the row lacks a column, or the profile is unknown.
+    """
+    cells = _cells(row, 0, ("answer", "prediction"))
+    item = mmmu.fields(Row(0, {"question": "", **cells}, ()))
+    score = mmmu.score([item], {item["id"]: str(row["prediction"])}, profile)
+    return score.units[0].correct
+
+
+def _cells(row: Mapping[str, Any], number: int, required: Iterable[str]) -> dict[str, str]:
+    """The cells that are there, as text."""
+    if missing := [column for column in required if column not in row]:
+        raise ValueError(f"row {number} has no {', '.join(missing)}; found {', '.join(row)}")
+    return {
+        column: str(value)
+        for column, value in row.items()
+        # NaN is the only value that differs from itself.
+        if value is not None and value == value and value != ""
+    }

@@ -1,0 +1,115 @@
+"""Resolve benchmark names and options to tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..calib.samples.sample import Sample, image_digest, image_digests
+from ..model.processing.processor import Processor
+from ..quant.resolve import Source
+from ..quant.config import Settings
+from .config import BUILTIN_BENCHES, Questions
+from .tasks.askable import mark_unaskable
+from .tasks.extract import DEFAULT_PROFILE, rule_profile
+from .answering.vision_features import pictures
+from .fidelity.perplexity import read_text
+from .tasks import find, open_task
+from .tasks.files.image_store import Picture
+from .tasks.resolution import DEFAULT as MODEL_PIXELS
+from .tasks.resolution import pixel_budget
+from .tasks.prompts import default_prompt_style, prompt_style
+from .tasks.task import Task
+
+def check_questions(questions: Questions, settings: Settings) -> None:
+    """Find what is wrong with the questions before a model is fetched for them.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
+            repeated, or the area of pictures is given twice.
+    """
+    benches = questions.benches or BUILTIN_BENCHES
+    names = [find(spec, questions.data_root).name for spec in benches]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
+    if questions.prompt_style is not None:
+        prompt_style(questions.prompt_style)
+    rule_profile(questions.rules or DEFAULT_PROFILE)
+    if pixel_budget(questions.pixels) != MODEL_PIXELS and (
+        settings.min_pixels is not None or settings.max_pixels is not None
+    ):
+        raise ValueError(
+            f"--pixels {questions.pixels} sets both bounds of a picture's area; give it, or "
+            "--min-pixels and --max-pixels"
+        )
+
+
+def open_tasks(questions: Questions, source: Source, processor: Processor) -> list[Task]:
+    """Open the benchmarks in the prompt layout of the model's family.
+
+    Rows that this model cannot be asked are broken, see `eval.tasks.askable`; no weights are needed.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+    """
+    style = questions.prompt_style or default_prompt_style(source.config.family)
+    tasks = open_tasks_in(style, questions, source.settings)
+    return [mark_unaskable(task, processor) for task in tasks]
+
+
+def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[Task]:
+    """Open the benchmarks in a named prompt layout.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+    """
+    return [
+        open_task(
+            spec,
+            limit=questions.limit,
+            prompt_style=style,
+            profile=questions.rules or DEFAULT_PROFILE,
+            pixels=questions.pixels,
+            blank=questions.blank_images,
+            seed=settings.seed or 0,
+            data_root=questions.data_root,
+        )
+        for spec in questions.benches or BUILTIN_BENCHES
+    ]
+
+
+def open_text(questions: Questions) -> str | None:
+    """The text whose perplexity is wanted; None if none is.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is no text.
+    """
+    return None if questions.text is None else read_text(questions.text)
+
+
+def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
+    """Refuse to calibrate on an image that the evaluation shows.
+
+    Images are compared as calibration decodes them, and as the evaluation does.
+
+    Raises:
+        ValueError: an image is in both; the message names the item.
+    """
+    seen = image_digests(samples)
+    if not seen:
+        return
+    checked: set[Picture] = set()
+    for task in tasks:
+        for item in task.items:
+            for picture in pictures(item):
+                if picture in checked:
+                    continue
+                if seen & {image_digest(picture.read()), image_digest(picture.open())}:
+                    raise ValueError(
+                        f"a calibration image is also an image of {task.name} item {item.id}; "
+                        "take calibration samples that the evaluation does not use"
+                    )
+                checked.add(picture)

@@ -1,0 +1,93 @@
+"""The chance level: what guessing scores on a benchmark, and what a score is shown to be above.
+
+Guessing draws one of a question's options, independently for each of its rotations: a question
+with four options in circular evaluation is right with probability 1/4 to the fourth. An open
+question cannot be guessed (chance 0), unless the benchmark's open questions share a few answers,
+such as yes and no: then one of these is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from scipy.special import betaincinv  # type: ignore[import-untyped]  # scipy has no annotations
+
+from ..tasks.task import Fields, Unit, is_broken
+
+CHANCE_CONFIDENCE = 0.95
+"""Confidence at which a score must be shown to be above chance."""
+ANSWER_CLASSES = 5
+"""Different right answers of open questions up to which these count as options."""
+ROWS_PER_CLASS = 10
+"""Open questions per right answer from which on these count as options."""
+
+
+def is_choice(item: Fields) -> bool:
+    """Whether an item is answered by naming one of its options."""
+    return bool(item.get("choices")) and item.get("metric", "choice") == "choice"
+
+
+def right_answers(item: Fields) -> list[str]:
+    """The accepted answers of an item: option letters, or texts."""
+    answers = item.get("answers") or [item.get("answer")]
+    return [str(answer) for answer in answers if answer is not None]
+
+
+def chance_percent(items: Iterable[Fields], units: Sequence[Unit]) -> float | None:
+    """The expected score of guessing, in percent of the units; None without units.
+
+    Args:
+        items: stored items; broken ones cannot be right.
+        units: as scored; a unit is right if all its rows are.
+    """
+    rows = row_chances(list(items))
+    if not units:
+        return None
+    return 100 * fmean(math.prod(rows[row] for row in unit.rows) for unit in units)
+
+
+def row_chances(items: Sequence[Fields]) -> dict[str, float]:
+    """Probability that a guess is right, by item id."""
+    classes = _answer_classes(items)
+    return {item["id"]: _row_chance(item, classes) for item in items}
+
+
+def _row_chance(item: Fields, classes: Mapping[str, float]) -> float:
+    if is_broken(item):
+        return 0.0
+    if not is_choice(item):
+        return classes.get(_class_of(item), 0.0)
+    options = set(item["choices"])
+    return len(options & set(right_answers(item))) / len(options)
+
+
+def _answer_classes(items: Sequence[Fields]) -> dict[str, float]:
+    """Probability of each right answer of open questions, if there are only a few of them."""
+    open_rows = [item for item in items if not is_broken(item) and not is_choice(item)]
+    classes = {_class_of(item) for item in open_rows}
+    enough = len(open_rows) >= ROWS_PER_CLASS * len(classes)
+    if not (1 < len(classes) <= ANSWER_CLASSES and enough):
+        return {}
+    return dict.fromkeys(classes, 1 / len(classes))
+
+
+def _class_of(item: Fields) -> str:
+    return "\n".join(sorted(answer.casefold().strip() for answer in right_answers(item)))
+
+
+def lower_bound_percent(hits: int, n: int) -> float:
+    """One-sided exact lower bound of a score (Clopper and Pearson), in percent.
+
+    Args:
+        hits: units that are right.
+        n: units, at least one.
+
+    Example:
+        >>> lower_bound_percent(0, 500), round(lower_bound_percent(9, 10), 1)
+        (0.0, 60.6)
+    """
+    if hits == 0:
+        return 0.0
+    return 100 * float(betaincinv(hits, n - hits + 1, 1 - CHANCE_CONFIDENCE))

@@ -1,0 +1,150 @@
+"""Scores of two models on the same units: what a report says of a benchmark and its categories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from .clusters import components, design_effect
+from .statistics import CI_KIND, Interval, PairedOutcome, count_outcomes, judge, mcnemar, one_sided_bounds, paired_interval
+from ..tasks.task import Fields, Unit, percent
+from .multiple_testing import FEW, benjamini_hochberg, detectable_difference
+
+Pair = tuple[Unit, Unit]
+"""A unit as the base answered it, and as the candidate did."""
+
+
+def picture_clusters(items: Sequence[Fields]) -> dict[str, int]:
+    """Cluster of each unit: units that show a picture in common hang together.
+
+    Args:
+        items: stored items; without the names of their pictures every unit is on its own.
+    """
+    keys: dict[str, set[Hashable]] = {}
+    for item in items:
+        keys.setdefault(item["unit"], set()).update(item.get("pictures", ()))
+    return dict(zip(keys, components(list(keys.values())), strict=True))
+
+
+def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]:
+    """The difference in points with its 95 % interval and p.
+
+    Args:
+        pairs: at least one.
+        clusters: of each pair, see `picture_clusters`.
+
+    Returns:
+        `delta` and `ci95` in points, `ci_kind`, `clusters` (how many) and `design_effect`, and the
+        exact McNemar p, which takes units for independent.
+    """
+    outcome, effect = _outcome(pairs), _effect(pairs, clusters)
+    interval = paired_interval(outcome, design_effect=effect)
+    return {
+        "delta": 100 * outcome.delta,
+        "ci95": _points(interval),
+        "ci_kind": CI_KIND if effect == 1 else f"{CI_KIND}, scaled by the design effect",
+        "clusters": len(set(clusters)),
+        "design_effect": effect,
+        "mcnemar_p": mcnemar(outcome),
+        "detectable": 100 * detectable_difference(outcome, design_effect=effect),
+    }
+
+
+def judgement(pairs: Sequence[Pair], clusters: Sequence[Hashable], margin: float) -> dict[str, Any]:
+    """One-sided 95 % bounds of the difference in points, and the verdict."""
+    effect = _effect(pairs, clusters)
+    low, high = _points(one_sided_bounds(_outcome(pairs), design_effect=effect))
+    return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
+
+
+def flip_counts(pairs: Sequence[Pair]) -> dict[str, int]:
+    """How many units changed, and how."""
+    outcome = _outcome(pairs)
+    return {
+        "right_to_wrong": outcome.lost,
+        "wrong_to_right": outcome.won,
+        "wrong_to_wrong": sum(changed_wrong(base, candidate) for base, candidate in pairs),
+    }
+
+
+def changed_wrong(base: Unit, candidate: Unit) -> bool:
+    """Whether both are wrong, in different ways."""
+    return not base.correct and not candidate.correct and base.answers != candidate.answers
+
+
+def breakdown(
+    pairs: Sequence[Pair], clusters: Sequence[Hashable], by: Callable[[Unit], str]
+) -> dict[str, dict[str, Any]]:
+    """Scores of each category, with the counts behind their difference.
+
+    Returns:
+        Per category `n`, `few` (too few units to say much), `base` and `candidate` in percent,
+        `delta` and `ci95` in points, both kinds of flips, and `p_adjusted`: McNemar's p after
+        Benjamini and Hochberg over these categories.
+    """
+    chosen: dict[str, list[int]] = {}
+    for place, (base, _) in enumerate(pairs):
+        chosen.setdefault(by(base), []).append(place)
+    found = {
+        name: _part([pairs[i] for i in chosen[name]], [clusters[i] for i in chosen[name]])
+        for name in sorted(chosen)
+    }
+    adjusted = benjamini_hochberg({name: part.pop("mcnemar_p") for name, part in found.items()})
+    return {name: {**part, "p_adjusted": adjusted[name]} for name, part in found.items()}
+
+
+def _part(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]:
+    outcome, difference = _outcome(pairs), paired_difference(pairs, clusters)
+    return {
+        "n": outcome.n,
+        "few": outcome.n < FEW,
+        "base": percent(base.correct for base, _ in pairs),
+        "candidate": percent(candidate.correct for _, candidate in pairs),
+        "right_to_wrong": outcome.lost,
+        "wrong_to_right": outcome.won,
+        **{key: difference[key] for key in ("delta", "ci95", "mcnemar_p")},
+    }
+
+
+def pooled(
+    parts: Mapping[str, tuple[Sequence[Pair], Sequence[Fields]]], margin: float
+) -> dict[str, Any]:
+    """One benchmark in several languages taken together: a question counts in each of them.
+
+    Args:
+        parts: pairs and stored items by the benchmark's name; a question has the same unit id, or
+            the same picture, in all of them.
+        margin: points that may be lost.
+
+    Returns:
+        As for a benchmark: `n`, scores, `paired_difference` and `judgement`.
+    """
+    keys: list[set[Hashable]] = []
+    pairs: list[Pair] = []
+    for of_task, items in parts.values():
+        shown: dict[str, set[Hashable]] = {}
+        for item in items:
+            shown.setdefault(item["unit"], set()).update(item.get("pictures", ()))
+        pairs += of_task
+        keys += [{("unit", base.id), *shown.get(base.id, ())} for base, _ in of_task]
+    clusters = components(keys)
+    return {
+        "benchmarks": list(parts),
+        "n": len(pairs),
+        "base": percent(base.correct for base, _ in pairs),
+        "candidate": percent(candidate.correct for _, candidate in pairs),
+        **paired_difference(pairs, clusters),
+        **judgement(pairs, clusters, margin),
+    }
+
+
+def _outcome(pairs: Sequence[Pair]) -> PairedOutcome:
+    return count_outcomes([b.correct for b, _ in pairs], [c.correct for _, c in pairs])
+
+
+def _effect(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> float:
+    return design_effect([c.correct - b.correct for b, c in pairs], clusters)
+
+
+def _points(interval: Interval) -> list[float]:
+    return [100 * interval.low, 100 * interval.high]

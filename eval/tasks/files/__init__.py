@@ -1,0 +1,1 @@
+"""Benchmark files: TSV, JSONL, `datasets`, and the images in them."""

@@ -1,0 +1,191 @@
+"""Benchmark files in VLMEvalKit's TSV form, read line by line.
+
+Values are kept as written. Reading such a file with pandas' defaults turns options like "None"
+or "NA" into missing values and shifts nothing visibly; here only the empty string is missing.
+A picture cell holds base64, a reference to another row's picture (at most 64 characters), or a
+Python list literal of base64 strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import hashlib
+import io
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ....model.processing.media import read_image_bytes
+from .image_store import VLMEVALKIT, Picture, PictureStore
+from .table import Row, Table, fail_rows
+
+REFERENCE_LENGTH = 64  # longer cells are pictures, shorter ones name the row that holds one
+_CELL_LIMIT = 2**31 - 1  # of the csv module, whose default pictures exceed by far
+_CHUNK = 1 << 20
+
+
+def read_table(path: str | Path, *, required: Sequence[str] = ()) -> Table:
+    """Read a benchmark TSV (`.tsv` or `.tsv.gz`) and resolve its pictures.
+
+    Args:
+        path: the file; UTF-8, tab-separated, quoted as by the csv module, with a header row.
+        required: columns that must exist, besides `index` and `image`.
+
+    Returns:
+        The rows; those whose picture is missing or not base64 are among its faults.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or a ragged or repeated row.
+    """
+    path = Path(path)
+    digest = hashlib.md5()
+    with _open(path) as binary, _large_cells():
+        lines = _lines(binary, digest, path)
+        header = next(lines, [])
+        if missing := [c for c in ("index", "image", *required) if c not in header]:
+            found = ", ".join(header)[:200] or "nothing"
+            raise ValueError(f"{path.name}: column {', '.join(missing)} missing; found {found}")
+        if repeated := [c for c, count in Counter(header).items() if count > 1]:
+            raise ValueError(f"{path.name}: column {', '.join(repeated)} stands twice; repair it")
+        records, pictures = _read_records(path, header, lines)
+    if not records:
+        raise ValueError(f"{path.name} holds no rows; a header and at least one row are needed")
+    keys = Counter(record["index"] for record in records)
+    fail_rows(path, "repeat an index", [key for key, count in keys.items() if count > 1])
+    numeric = all(re.fullmatch(r"-?\d{1,18}", key) for key in keys)
+    rows, faults = [], {}
+    for record in records:
+        index = int(record["index"]) if numeric else record["index"]
+        images, fault = pictures.of(record["index"])
+        if fault:
+            faults[index] = fault
+        values = {c: v for c, v in record.items() if v != "" and c != "image"}
+        rows.append(Row(index, values, images))
+    return Table(path, digest.hexdigest(), tuple(header), tuple(rows), faults)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, uncompressed if its name ends in `.gz`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"benchmark file {path} does not exist; give the path of a TSV")
+    with path.open("rb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            yield unpacked  # type: ignore[misc]  # reads bytes like any file
+
+
+@contextmanager
+def _large_cells() -> Iterator[None]:
+    limit = csv.field_size_limit(_CELL_LIMIT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _lines(binary: BinaryIO, digest: hashlib._Hash, path: Path) -> Iterator[list[str]]:
+    """Cells of every line that is not empty; what is read goes into the digest."""
+    text = io.TextIOWrapper(
+        io.BufferedReader(_Tap(binary, digest), _CHUNK), encoding="utf-8-sig", newline=""
+    )
+    try:
+        yield from (row for row in csv.reader(text, delimiter="\t", strict=True) if row)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 ({error.reason}); fetch it again") from error
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is not a tab-separated file ({error})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} does not decompress ({error}); fetch it again") from error
+
+
+class _Tap(io.RawIOBase):
+    """Reads from a file and feeds a digest."""
+
+    def __init__(self, source: BinaryIO, digest: hashlib._Hash) -> None:
+        self._source, self._digest = source, digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self._source.read(len(buffer))
+        self._digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Pictures:
+    """Pictures of all rows; those that are references are followed when all rows are known."""
+
+    def __init__(self) -> None:
+        self._store = PictureStore(VLMEVALKIT)
+        self._images: dict[str, tuple[Picture, ...]] = {}
+        self._bad: set[str] = set()
+        self._references: dict[str, str] = {}
+
+    def add(self, index: str, cell: str) -> None:
+        if len(cell) <= REFERENCE_LENGTH:
+            self._references[index] = cell
+            return
+        try:
+            self._images[index] = tuple(map(self._store.add, _decode_cell(cell)))
+        except ValueError:
+            self._bad.add(index)
+
+    def of(self, index: str) -> tuple[tuple[Picture, ...], str]:
+        """Pictures of a row, and what is wrong with them."""
+        target = self._references.get(index, index)
+        if target in self._images:
+            return self._images[target], ""
+        if index in self._bad:
+            return (), "its image is not base64"
+        if target in self._bad:
+            return (), f"it refers to row {target}, whose image is not base64"
+        if not target:
+            return (), "it has no image"
+        return (), f"it refers to {target[:20]!r}, which is no row with an image"
+
+
+def _read_records(
+    path: Path, header: Sequence[str], lines: Iterator[list[str]]
+) -> tuple[list[Mapping[str, str]], _Pictures]:
+    """All rows without their pictures, and the pictures."""
+    records: list[Mapping[str, str]] = []
+    pictures = _Pictures()
+    ragged = []
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(header):
+            ragged.append(number)
+            continue
+        record = dict(zip(header, cells, strict=True))
+        pictures.add(record["index"], record.pop("image"))
+        records.append(record)
+    fail_rows(path, f"do not have the header's {len(header)} columns", ragged)
+    return records, pictures
+
+
+def _decode_cell(cell: str) -> list[bytes]:
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [_decode_base64(cell)]
+    try:
+        parts = ast.literal_eval(cell)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise ValueError("not a list literal") from error
+    if not isinstance(parts, list) or not parts or not all(isinstance(p, str) for p in parts):
+        raise ValueError("not a list of strings")
+    return [_decode_base64(part) for part in parts]
+
+
+def _decode_base64(text: str) -> bytes:
+    """Bytes of base64 text in any of its forms; never of a path, which the format does not have."""
+    return read_image_bytes(text if text.startswith("data:") else f"data:;base64,{text}")

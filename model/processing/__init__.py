@@ -1,0 +1,1 @@
+"""From chat messages, images and videos to model inputs."""

@@ -1,0 +1,266 @@
+"""Images: opening them safely, choosing their size, cutting them into patches.
+
+Follows the preprocessing of Qwen2-VL (arXiv 2409.12191, section 2.1, "naive dynamic resolution"):
+any image is scaled to multiples of 28 pixels within a pixel budget, and its patches are ordered
+so that the four that the merger joins lie side by side.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..config import VisionConfig
+from .media import find_image
+from .pixel_settings import PixelSettings
+
+MAX_PICTURE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
+RESIZED_TOKENS = (4, 16384)  # bounds of a size that a message asks for
+MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
+
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"),
+    *("TGA", "PCX", "SGI"),
+)
+"""Formats that are decoded. Pillow reads others too, some by running another program (EPS)."""
+
+ImageSource = Image.Image | bytes | str | Path
+Pixels = npt.NDArray[np.uint8]
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open an image and convert it to RGB: of an animation the first frame.
+
+    Encoded images are turned upright as their EXIF tag says; a Pillow image is taken as it stands.
+    Transparent parts become white, see `to_rgb`.
+
+    Args:
+        source: A Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: The image cannot be decoded, is incomplete, too large or too elongated, or lies
+            on the network.
+    """
+    if isinstance(source, Image.Image):
+        check_sides(*source.size)
+        return to_rgb(source)
+    data, name = _read(source)
+    with warnings.catch_warnings():
+        # Sizes are checked below; of damaged metadata nothing but the orientation is read.
+        warnings.simplefilter("ignore")
+        try:
+            header = open_header(data)
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+            ) from None
+        except Exception as error:  # Pillow's decoders raise a dozen unrelated types
+            raise _undecodable(name, error) from None
+        check_sides(*header.size, name)
+        try:
+            header.load()
+            depth = 16 if header.format == "PPM" else None
+            return to_rgb(ImageOps.exif_transpose(header), depth)
+        except Exception as error:
+            raise _undecodable(name, error) from None
+
+
+def open_header(data: bytes) -> Image.Image:
+    """An encoded image of one of `FORMATS`, its pixels not decoded yet.
+
+    Raises:
+        UnidentifiedImageError: It is of no such format; Pillow raises other types for damaged ones.
+    """
+    Image.init()
+    built = [name for name in FORMATS if name in Image.OPEN]
+    return Image.open(io.BytesIO(data), formats=built)
+
+
+def _undecodable(name: str, error: Exception) -> ValueError:
+    unknown = isinstance(error, UnidentifiedImageError)  # it names an object, not the file
+    reason = "no known image format" if unknown else " ".join(str(error).split())[:120]
+    return ValueError(
+        f"{name}: cannot be decoded as an image ({reason or type(error).__name__}); "
+        "give a complete PNG, JPEG, WebP, GIF, BMP or TIFF file"
+    )
+
+
+def _read(source: bytes | str | Path) -> tuple[bytes, str]:
+    """Encoded bytes of an image, and what to call it in messages."""
+    found = find_image(source)
+    if isinstance(found, Path):
+        return found.read_bytes(), str(found)
+    return found, f"image of {len(found)} bytes"
+
+
+def check_sides(width: int, height: int, name: str = "image") -> None:
+    """Whether an image of this size can be shown to a model.
+
+    Raises:
+        ValueError: A side is empty, the aspect ratio is over `MAX_ASPECT_RATIO`, or there are more
+            pixels than `MAX_PICTURE_PIXELS`.
+    """
+    size = f"{name} of {width} x {height} pixels"
+    if min(height, width) < 1:
+        raise ValueError(f"{size} is empty; give a larger one")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        ratio = max(height, width) / min(height, width)
+        raise ValueError(f"{size}: aspect ratio {ratio:.4g} is over {MAX_ASPECT_RATIO}; crop it")
+    if width * height > MAX_PICTURE_PIXELS:
+        raise ValueError(
+            f"{size} has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+        )
+
+
+def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """Convert any mode to RGB: transparency over white, deep grey scaled to 8 bits.
+
+    Args:
+        image: Of any mode that Pillow knows.
+        depth: Bits of grey in an image of mode I or F; None: 1 (mode F only), 8 or 16, the fewest
+            that hold its values.
+
+    Raises:
+        ValueError: Grey levels are not finite, negative, or of more than 16 bits.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and key is None:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image, depth, key)
+    if image.mode == "LAB":
+        return _lab_to_rgb(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if "A" in image.getbands() or image.mode == "RGBa" or key is not None:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image, depth: int | None, key: object) -> Image.Image:
+    # Pillow would clip at 255 instead of scaling.
+    levels = np.asarray(image).astype(np.float64)
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= 65535):
+        raise ValueError(
+            f"grey levels from {low:g} to {high:g}; allowed: 0 to 65535; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        depth = 16
+    elif depth is None:
+        depth = 1 if image.mode == "F" and high <= 1 else 8 if high <= 255 else 16
+    grey = np.floor(levels * {1: 255, 8: 1, 16: 1 / 257}[depth] + 1e-9).astype(np.uint8)
+    if isinstance(key, int):
+        grey[levels == key] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # not part of every build of Pillow
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:
+        raise ValueError("the Lab colours cannot be converted; save it as RGB")
+    return converted
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = 28,
+    min_pixels: int = PixelSettings.min_pixels,
+    max_pixels: int = PixelSettings.max_pixels,
+) -> tuple[int, int]:
+    """Height and width to scale an image to: multiples of `factor` within the pixel budget.
+
+    Raises:
+        ValueError: The image itself is out of bounds, see `check_sides`.
+
+    >>> smart_resize(480, 640)
+    (476, 644)
+    """
+    check_sides(width, height)
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def fit_size(
+    image: Image.Image,
+    factor: int,
+    bounds: tuple[int, int],
+    resized: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Height and width to scale an image to.
+
+    Args:
+        image: Gives the sides.
+        factor: Both sides become multiples of it.
+        bounds: Least and most pixels.
+        resized: Height and width to round to such multiples instead, within `RESIZED_TOKENS`.
+
+    Raises:
+        ValueError: The image itself is out of bounds, see `check_sides`.
+    """
+    if resized is None:
+        return smart_resize(image.height, image.width, factor, *bounds)
+    low, high = (tokens * factor**2 for tokens in RESIZED_TOKENS)
+    return smart_resize(*resized, factor, low, high)
+
+
+def resize(image: Image.Image, height: int, width: int) -> Pixels:
+    """Scale an RGB image with the bicubic filter, uint8 `[height, width, 3]`."""
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def to_patches(frames: Sequence[Pixels], vision: VisionConfig, settings: PixelSettings) -> Tensor:
+    """Cut frames into normalized patches in merge order.
+
+    Args:
+        frames: uint8 `[height, width, 3]` each, all of one size, sides multiples of patch x merge
+            pixels; their number a multiple of `temporal_patch_size`.
+        vision: Gives patch and merge sizes.
+        settings: Gives mean, deviation and the factor to [0, 1].
+
+    Returns:
+        float32 `[t * h * w, 3 * temporal_patch_size * patch_size**2]`.
+    """
+    patch, merge, depth = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    height, width, channels = frames[0].shape
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    # Axes: time, frame, row, merge row, y, column, merge column, x, channel.
+    cube = np.stack(frames).reshape(
+        len(frames) // depth, depth, rows, merge, patch, columns, merge, patch, channels
+    )
+    cube = cube.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, channels, depth * patch * patch)
+    # There are 256 values per channel only: a table is exact and fast. float64 first and then
+    # float32 is the order of operations that the models were trained with.
+    unit = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    out = np.empty(cube.shape, dtype=np.float32)
+    for channel in range(channels):
+        mean, std = np.float32(settings.mean[channel]), np.float32(settings.std[channel])
+        out[:, channel] = ((unit - mean) / std)[cube[:, channel]]
+    return torch.from_numpy(out.reshape(cube.shape[0], -1))

@@ -1,0 +1,185 @@
+"""How images are scaled and normalized, as the files of a checkpoint say.
+
+The files are read with the precedence of transformers: `image_processor` in processor_config.json
+goes before preprocessor_config.json, and `min_pixels` and `max_pixels` go before `size`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..config import VisionConfig, read_json
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3  # Pillow's number for the filter
+EDGES = ("shortest_edge", "longest_edge")  # transformers' names for the bounds, both in pixels
+LARGEST_MINIMUM = 2**26  # every image would be enlarged to more
+LARGEST_MAXIMUM = 2**40
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """Bounds and normalization of images.
+
+    Args:
+        min_pixels: Least pixels of a scaled image.
+        max_pixels: Most pixels of a scaled image.
+        mean: Of each channel, after rescaling.
+        std: Of each channel, after rescaling.
+        rescale_factor: From 0..255 to the range of `mean` and `std`.
+    """
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    rescale_factor: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels}: "
+                "both must be positive and min_pixels not the larger; change one of them"
+            )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        vision: VisionConfig,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> PixelSettings:
+        """Read the settings of a checkpoint folder; the arguments override the file.
+
+        Raises:
+            FileNotFoundError: The folder has no preprocessor configuration.
+            ValueError: It asks for something other than this preprocessing, or holds values of a
+                wrong type.
+        """
+        section = _read_section(folder)
+        section.check_supported(vision)
+        least, most = section.bounds()
+        least = least if min_pixels is None else min_pixels
+        most = most if max_pixels is None else max_pixels
+        if min_pixels is None and max_pixels is None and least > most:
+            section.refuse("min_pixels", least, f"at most max_pixels, which is {most}")
+        return cls(
+            min_pixels=least,
+            max_pixels=most,
+            mean=section.channels("image_mean", CLIP_MEAN, vision.in_channels),
+            std=section.channels("image_std", CLIP_STD, vision.in_channels, positive=True),
+            rescale_factor=section.rescale_factor(),
+        )
+
+
+def _read_section(folder: Path) -> _Section:
+    path = folder / "processor_config.json"
+    nested = read_json(path).get("image_processor") if path.is_file() else None
+    if nested is None:
+        path = folder / "preprocessor_config.json"
+        return _Section(path, read_json(path))
+    if not isinstance(nested, Mapping):
+        _refuse(path, "image_processor", nested, "an object")
+    return _Section(path, nested)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The settings of an image processor, and the file that they are in."""
+
+    path: Path
+    raw: Mapping[str, Any]
+
+    def refuse(self, key: str, value: object, allowed: str) -> NoReturn:
+        _refuse(self.path, key, value, allowed)
+
+    def check_supported(self, vision: VisionConfig) -> None:
+        """Refuse steps that are not those of Qwen2-VL, and patches that are not the model's."""
+        wanted = {
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "resample": BICUBIC,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+        }
+        for key, value in wanted.items():
+            if self.raw.get(key, value) != value:
+                self.refuse(key, self.raw[key], f"{value!r}, which this model needs")
+        kind = self.raw.get("image_processor_type")
+        if kind is not None and not str(kind).startswith("Qwen2"):
+            self.refuse("image_processor_type", kind, "Qwen2VLImageProcessor and its variants")
+
+    def bounds(self) -> tuple[int, int]:
+        """Least and most pixels."""
+        size = self.raw.get("size")
+        if size is None:
+            defaults = (PixelSettings.min_pixels, PixelSettings.max_pixels)
+            size = dict(zip(EDGES, defaults, strict=True))
+        if not isinstance(size, Mapping):
+            self.refuse("size", size, f"an object of {' and '.join(EDGES)}")
+        size, names = dict(size), {}
+        for edge, key in zip(EDGES, ("min_pixels", "max_pixels"), strict=True):
+            names[edge] = f"size.{edge}"
+            if self.raw.get(key) is not None:
+                size[edge], names[edge] = self.raw[key], key
+                size.pop(key, None)
+        if set(size) != set(EDGES):
+            self.refuse(
+                "size",
+                self.raw.get("size"),
+                f"{' and '.join(EDGES)}, or min_pixels and max_pixels beside it",
+            )
+        least, most = (self._whole(names[edge], size[edge]) for edge in EDGES)
+        if least > LARGEST_MINIMUM:
+            self.refuse(names[EDGES[0]], least, f"at most {LARGEST_MINIMUM}")
+        return least, most
+
+    def _whole(self, name: str, value: object) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not 0 < value <= LARGEST_MAXIMUM:
+            self.refuse(name, value, f"a whole number of pixels from 1 to {LARGEST_MAXIMUM}")
+        return value
+
+    def channels(
+        self, key: str, default: tuple[float, ...], count: int, *, positive: bool = False
+    ) -> tuple[float, ...]:
+        """A number for each channel; one number in the file counts for all of them."""
+        found = self.raw.get(key, default)
+        values = list(found) if isinstance(found, list | tuple) else [found] * count
+        sound = all(_is_number(value) and (value > 0 or not positive) for value in values)
+        if len(values) != count or not sound:
+            sign = "positive " if positive else ""
+            self.refuse(key, found, f"{count} {sign}numbers")
+        return tuple(float(value) for value in values)
+
+    def rescale_factor(self) -> float:
+        """The factor of pixel values, a positive number."""
+        found = self.raw.get("rescale_factor", PixelSettings.rescale_factor)
+        if not _is_number(found) or not found > 0:
+            self.refuse("rescale_factor", found, "a positive number")
+        return float(found)
+
+
+def _is_number(value: object) -> bool:
+    if type(value) is int:
+        return abs(value) < LARGEST_MAXIMUM
+    return type(value) is float and math.isfinite(value)
+
+
+def _refuse(path: Path, key: str, value: object, allowed: str) -> NoReturn:
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    raise ValueError(
+        f"{path}: {key} is {shown}; allowed: {allowed}; "
+        "correct it, or take the file from the original checkpoint"
+    )

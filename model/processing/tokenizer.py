@@ -1,0 +1,140 @@
+"""The tokenizer of a checkpoint folder, checked against the model that reads its ids.
+
+Tokenizer and chat template come from the checkpoint through transformers' AutoTokenizer; nothing
+else of that library is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .chat_templates import check_chat_template, one_line, read_chat_template
+from ..config import ModelConfig, read_json, refuse_pointer
+
+END_OF_TURN = "<|im_end|>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+NEEDED = (END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN)
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt"),
+)
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+    """Load the tokenizer, with the chat template that the checkpoint's processor has.
+
+    Args:
+        folder: Of the checkpoint.
+        config: Of the model, whose embedding must hold every id.
+
+    Raises:
+        FileNotFoundError: The folder has no tokenizer.
+        ValueError: A file cannot be used, or the tokenizer belongs to another model.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(
+            f"{folder}: no tokenizer.json and no vocab.json; "
+            "give a folder with a complete checkpoint"
+        )
+    template = read_chat_template(folder)
+    try:
+        tokenizer, ids, pieces = _open(folder)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # any type, and a panic of Rust code is not even an Exception
+        raise _refusal(folder, error) from None
+    _check_ids(folder, ids, pieces, config)
+    tokenizer.chat_template = template.text
+    check_chat_template(tokenizer, template.file, config.image_token_id)
+    return tokenizer
+
+
+def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
+    """The tokenizer, all its ids, and how it cuts the tokens that are needed."""
+    from transformers import AutoTokenizer
+
+    # Without trust_remote_code=False, a folder that names code of its own asks on the terminal.
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in NEEDED}
+    return tokenizer, tokenizer.get_vocab(), pieces
+
+
+def _refusal(folder: Path, error: BaseException) -> ValueError:
+    """Name the file that is at fault if it is no JSON object or no file yet, else the folder."""
+    for path in (folder / name for name in FILES if (folder / name).is_file()):
+        try:
+            read_json(path) if path.suffix == ".json" else refuse_pointer(path)
+        except (ValueError, OSError) as broken:
+            return ValueError(str(broken))
+    if type(error).__name__.startswith("StrictDataclass"):  # AutoTokenizer reads config.json too
+        return ValueError(
+            f"{folder / 'config.json'}: transformers cannot read it ({one_line(error)}); "
+            "take the file from the original checkpoint"
+        )
+    return ValueError(
+        f"{folder}: the tokenizer cannot be loaded ({one_line(error)}); take {FILES[0]}, "
+        f"{FILES[1]} and the other files of the tokenizer from the original checkpoint"
+    )
+
+
+def _check_ids(
+    folder: Path,
+    ids: Mapping[str, int],
+    pieces: Mapping[str, Sequence[int]],
+    config: ModelConfig,
+) -> None:
+    """Compare the tokenizer with the embedding and with the tokens that config.json names."""
+    size, last = config.text.vocab_size, max(ids, key=ids.__getitem__, default="")
+    if last and ids[last] >= size:
+        raise ValueError(
+            f"{folder}: the tokenizer has ids up to {ids[last]} ({_short(last)}), the embedding "
+            f"has {size} rows (vocab_size in config.json); take the tokenizer that the weights "
+            "were saved with, or resize the embedding"
+        )
+    absent = [token for token in NEEDED if token not in ids or list(pieces[token]) != [ids[token]]]
+    if absent:
+        raise ValueError(
+            f"{folder}: the tokenizer does not have {', '.join(absent)} as one token; "
+            "take its files from the original vision-language checkpoint"
+        )
+    for field, token in (("image_token_id", IMAGE_TOKEN), ("video_token_id", VIDEO_TOKEN)):
+        found = getattr(config, field)
+        if found != ids[token]:
+            raise ValueError(
+                f"{folder}: {field} in config.json is {found}, the tokenizer has {ids[token]} for "
+                f"{token}; take both from the same checkpoint"
+            )
+
+
+def read_stop_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """Stop tokens that `eos_token_id` of generation_config.json names; none without the file.
+
+    Args:
+        folder: Of the checkpoint.
+        vocab_size: Rows of the embedding.
+
+    Raises:
+        ValueError: The file is no JSON object, or the field holds something else than token ids.
+    """
+    path = folder / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    if found is None:
+        return ()
+    ids = found if isinstance(found, list) else [found]
+    for token_id in ids:
+        whole = type(token_id) is int or (type(token_id) is float and token_id.is_integer())
+        if not whole or not 0 <= token_id < vocab_size:
+            raise ValueError(
+                f"{path}: eos_token_id holds {_short(token_id)}; allowed: token ids from 0 to "
+                f"{vocab_size - 1}, one or a list; take the file from the original checkpoint"
+            )
+    return tuple(int(token_id) for token_id in ids)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else shown[:37] + "..."

@@ -1,0 +1,168 @@
+"""Reading quantized checkpoints of any format, one layer at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....model.checkpoint import CheckpointReader
+from ....model.config import ModelConfig, read_json
+from ....model.families import family_of
+from ....model.loading import build_model
+from ....model.weight_files import refuse_adapter
+from ...methods.affine import QuantizedWeight
+from ...recipe.scheme import QuantScheme
+from . import format_of
+from .format import Contents, Solver, group_index
+
+REPORT_FILE = "vlpress.json"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class QuantizedCheckpoint:
+    """A folder whose `config.json` says that it is quantized.
+
+    Names are canonical throughout.
+
+    Args:
+        folder: with config.json and the weights.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: it is an adapter, not quantized, of an unknown format, or holds layers that
+            its config.json does not have.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        refuse_adapter(folder)
+        self.config = ModelConfig.from_folder(folder)
+        raw = self.config.raw.get("quantization_config")
+        if not isinstance(raw, dict):
+            raise ValueError(f"{folder}: is not quantized; load it with load_model")
+        self.reader = CheckpointReader(folder)
+        self._specs = {spec.name: spec for spec in family_of(self.config).linears(self.config)}
+        try:
+            self.format = format_of(raw)
+            settings = self.format.settings(raw)
+            self.schemes: dict[str, QuantScheme] = {
+                name: settings.scheme(self._names(name)) for name in self._stored_layers()
+            }
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What the run that made it wrote down; None if vlpress did not make it."""
+        path = self.folder / REPORT_FILE
+        return read_json(path) if path.is_file() else None
+
+    def contents(self) -> Contents:
+        """What it holds, for another format to judge; reads the order of groups only.
+
+        Raises:
+            ValueError: a tensor is damaged.
+        """
+        reordered = frozenset(name for name in self.schemes if self._is_reordered(name))
+        return Contents(self.config, self.schemes, reordered, Solver.from_record(self.record))
+
+    def weight(self, name: str, device: torch.device | None = None) -> QuantizedWeight:
+        """One layer.
+
+        Raises:
+            ValueError: its tensors are incomplete, damaged, or not of the size that config.json
+                asks for.
+        """
+        tensors = {
+            part: self.reader.tensor(f"{name}.{part}").to(device or torch.device("cpu"))
+            for part in self.format.parts
+            if f"{name}.{part}" in self.reader
+        }
+        try:
+            weight = self.format.decode(tensors, self.schemes[name], name)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        spec = self._specs[name]
+        found = (weight.out_features, weight.in_features)
+        if found != (spec.out_features, spec.in_features):
+            raise ValueError(
+                f"{self.folder}: {name} is {list(found)}, config.json asks for "
+                f"{[spec.out_features, spec.in_features]}; they belong to different models"
+            )
+        return weight
+
+    def bias(self, name: str) -> Tensor | None:
+        """Bias of a layer as stored, if the model has one there."""
+        return self.reader.tensor(f"{name}.bias") if self._specs[name].bias else None
+
+    def is_spurious(self, name: str) -> bool:
+        """Whether a tensor is a bias where the model has none; AutoGPTQ writes zeros there."""
+        owner, _, leaf = name.rpartition(".")
+        return leaf == "bias" and owner in self.schemes and not self._specs[owner].bias
+
+    def check(self) -> None:
+        """Compare the names of the file with those of the model, reading next to nothing.
+
+        Raises:
+            ValueError: a tensor is missing or has no place, a bias that the model has no place for
+                is not zero, or a tied head is stored and differs.
+        """
+        parameters = {name for name, _ in build_model(self.config).named_parameters()}
+        packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
+        stored = set(self.reader.names())
+        missing = sorted(parameters - {f"{layer}.weight" for layer in self.schemes} - stored)
+        left = [
+            name
+            for name in sorted(stored - parameters - packed - {"lm_head.weight"})
+            if not name.endswith(".inv_freq") and not self.is_spurious(name)
+        ]
+        if missing or left:
+            what = f"{missing[0]} is missing" if missing else f"{left[0]} is unknown to this model"
+            raise ValueError(
+                f"{self.folder}: {what}; the checkpoint is incomplete or of another one"
+            )
+        if self.config.text.tie_word_embeddings and "lm_head.weight" in stored:
+            head, embedding = map(self.reader.tensor, ("lm_head.weight", EMBEDDING))
+            if not torch.equal(head, embedding):
+                raise ValueError(
+                    f"{self.folder}: config.json says tie_word_embeddings, but lm_head.weight "
+                    "differs from the embedding; set it to false"
+                )
+        for name in sorted(filter(self.is_spurious, stored)):
+            if bool(self.reader.tensor(name).any()):
+                raise ValueError(
+                    f"{self.folder}: {name} is not zero, but this model has no bias there"
+                )
+
+    def _stored_layers(self) -> list[str]:
+        """Layers that are stored quantized, in the order of computation."""
+        ending = f".{self.format.marker}"
+        found = {n.removesuffix(ending) for n in self.reader.names() if n.endswith(ending)}
+        for name in sorted(found - set(self._specs)):
+            raise ValueError(
+                f"{name} is quantized, but config.json has no such layer; they belong to "
+                "different models"
+            )
+        return [name for name in self._specs if name in found]
+
+    def _is_reordered(self, name: str) -> bool:
+        part = f"{name}.{self.format.order_part}"
+        if part not in self.reader:
+            return False
+        groups = self.schemes[name].groups(self._specs[name].in_features)
+        try:
+            return group_index(self.reader.tensor(part), groups, part) is not None
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+
+    def _names(self, name: str) -> Sequence[str]:
+        """All that configurations may call a layer: our name, the file's, and newer libraries'."""
+        source = self.reader.source_name(f"{name}.{self.format.marker}")
+        newer = name
+        if name.startswith("model."):
+            newer = "model.language_model." + name.removeprefix("model.")
+        elif name.startswith("visual."):
+            newer = "model." + name
+        return list(dict.fromkeys([name, source.removesuffix(f".{self.format.marker}"), newer]))

@@ -1,0 +1,196 @@
+"""compressed-tensors checkpoints (`quant_method: compressed-tensors`).
+
+Weights alone (`pack-quantized`): `weight_packed` int32 [N, K * bits / 32] packed along K,
+`weight_scale` [N, G], `weight_shape` int64 [2], and if the scheme is asymmetric `weight_zero_point`
+int32 [N * bits / 32, G] packed along N. With int8 activations (`int-quantized`): `weight` int8
+[N, K], `weight_scale` [N, G], and `input_scale` [1] if they are static. Integers and zero points
+are signed: what other formats store, less 2**(bits - 1). docs/format.md is exact about all of it.
+
+Letters: N = out_features, K = in_features, G = groups per row.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....model.families import LinearSpec
+from ...methods.affine import QuantizedWeight
+from .packing import pack_padded, packed_words, unpack_padded
+from ...recipe.scheme import QuantScheme
+from .compressed_tensors_config import CompressedTensorsSettings, describe
+from .format import FLOATS, INDICES, Contents, check_parts, check_symmetric, float_tensor, group_index, need, say
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """Both ways to store a layer; which one follows from its scheme."""
+
+    name: str = "compressed-tensors"
+    parts: tuple[str, ...] = (
+        "weight_packed",
+        "weight",
+        "weight_scale",
+        "weight_shape",
+        "weight_zero_point",
+        "weight_g_idx",
+        "input_scale",
+        "input_zero_point",
+    )
+    marker: str = "weight_scale"
+    order_part: str | None = "weight_g_idx"
+    config_files: tuple[str, ...] = ()
+
+    def why_not(self, contents: Contents) -> str | None:
+        """See `Format.why_not`."""
+        if found := contents.where(lambda spec, _: spec.name in contents.reordered):
+            return (
+                f"{say(found, 'has', 'have')} groups that are no runs of neighbours (g_idx), which "
+                "the library has given up; use gptq"
+            )
+        if found := contents.where(lambda _, s: s.activations != "none" and not s.symmetric):
+            return (
+                f"{say(found, 'has', 'have')} int8 activations and an asymmetric weight, which no "
+                "engine computes; make the weight symmetric"
+            )
+        return None
+
+    def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+        """See `Format.encode`; scales are of the dtype if it holds them, else of a wider one."""
+        scheme = weight.scheme
+        if weight.group_index is not None:
+            raise ValueError("its groups are no runs of neighbours, which is not written")
+        scales = {"weight_scale": float_tensor(weight.scales, dtype)}
+        if scheme.activations == "none":
+            zero_points = {}
+            if not scheme.symmetric:
+                packed = pack_padded(weight.zero_points, scheme.bits)
+                zero_points = {"weight_zero_point": packed.contiguous()}
+            return {
+                "weight_packed": pack_padded(weight.integers.t(), scheme.bits).t().contiguous(),
+                **scales,
+                "weight_shape": torch.tensor(weight.integers.shape, dtype=torch.int64),
+                **zero_points,
+            }
+        if not scheme.symmetric:
+            raise ValueError("its weight is asymmetric, which does not go with int8 activations")
+        signed = (weight.integers.to(torch.int16) - scheme.midpoint).to(torch.int8)
+        if scheme.activations == "static":
+            if weight.input_scale is None:
+                raise ValueError("its activations are static, but it has no input scale")
+            scales["input_scale"] = float_tensor(weight.input_scale.reshape(1), dtype)
+        return {"weight": signed.contiguous(), **scales}
+
+    def decode(
+        self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
+    ) -> QuantizedWeight:
+        """See `Format.decode`."""
+        packed = "weight_packed" in tensors
+        integers = _unpacked(tensors, scheme, name) if packed else _integers(tensors, scheme, name)
+        rows, columns = integers.shape
+        groups = scheme.groups(columns)
+        stored = need(tensors, "weight_scale", name)
+        if stored.numel() == 1 and rows > 1:  # one scale for the whole matrix
+            stored = stored.reshape(1, 1).expand(rows, 1)
+        check_parts({"weight_scale": stored}, {"weight_scale": ((rows, groups), FLOATS)}, name)
+        order = None
+        if "weight_g_idx" in tensors:
+            check_parts(tensors, {"weight_g_idx": ((columns,), INDICES)}, name)
+            order = group_index(tensors["weight_g_idx"], groups, f"{name}.weight_g_idx")
+        weight = QuantizedWeight(
+            integers=integers,
+            scales=stored.to(torch.float32, copy=True).contiguous(),
+            zero_points=_zero_points(tensors, scheme, (rows, groups), name),
+            scheme=scheme,
+            group_index=order,
+            input_scale=_input_scale(tensors, scheme, name),
+        )
+        check_symmetric(weight, name, "symmetric")
+        return weight
+
+    def settings(self, config: Mapping[str, Any]) -> CompressedTensorsSettings:
+        """See `Format.settings`."""
+        return CompressedTensorsSettings.from_config(config)
+
+    def quantization_config(
+        self, contents: Contents, file_name: Callable[[str], str]
+    ) -> dict[str, Any]:
+        """See `Format.quantization_config`."""
+        return describe(contents, file_name)
+
+    def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
+        """See `Format.stored_bytes`."""
+        groups = scheme.groups(spec.in_features)
+        scales = groups * spec.out_features * dtype.itemsize
+        if scheme.activations != "none":
+            static = dtype.itemsize if scheme.activations == "static" else 0
+            return spec.weights + scales + static
+        words = spec.out_features * packed_words(spec.in_features, scheme.bits)
+        if not scheme.symmetric:
+            words += groups * packed_words(spec.out_features, scheme.bits)
+        return 4 * words + scales + 2 * 8
+
+    def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """See `Format.bias_dtype`."""
+        return stored
+
+
+def _unpacked(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor:
+    """uint8 ``[N, K]`` of a pack-quantized layer."""
+    check_parts(tensors, {"weight_shape": ((2,), INDICES)}, name)
+    rows, columns = (int(size) for size in tensors["weight_shape"])
+    shape = (rows, packed_words(columns, scheme.bits))
+    check_parts(tensors, {"weight_packed": (shape, (torch.int32,))}, name)
+    return unpack_padded(tensors["weight_packed"].t(), scheme.bits, columns).t().contiguous()
+
+
+def _integers(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor:
+    """uint8 ``[N, K]`` of an int-quantized layer."""
+    stored = need(tensors, "weight", name)
+    if stored.dim() != 2 or stored.dtype != torch.int8:
+        raise ValueError(
+            f"{name}.weight is {stored.dtype} {list(stored.shape)}; it must be an int8 matrix, or "
+            "weight_packed in its place"
+        )
+    integers = stored.to(torch.int16) + scheme.midpoint
+    if int(integers.min()) < 0 or int(integers.max()) > scheme.max_level:
+        raise ValueError(
+            f"{name}.weight runs from {int(stored.min())} to {int(stored.max())}, which is more "
+            f"than {scheme.bits} bits"
+        )
+    return integers.to(torch.uint8)
+
+
+def _zero_points(
+    tensors: Mapping[str, Tensor], scheme: QuantScheme, shape: tuple[int, int], name: str
+) -> Tensor:
+    """uint8 ``[N, G]``, from packed words, from signed integers, or the midpoint if none are."""
+    rows, groups = shape
+    if "weight_zero_point" not in tensors:
+        if not scheme.symmetric:
+            need(tensors, "weight_zero_point", name)
+        device = tensors["weight_scale"].device
+        return torch.full(shape, scheme.midpoint, dtype=torch.uint8, device=device)
+    stored = tensors["weight_zero_point"]
+    if stored.dtype == torch.int32:
+        words = (packed_words(rows, scheme.bits), groups)
+        check_parts(tensors, {"weight_zero_point": (words, (torch.int32,))}, name)
+        return unpack_padded(stored, scheme.bits, rows).contiguous()
+    check_parts(tensors, {"weight_zero_point": (shape, (torch.int8,))}, name)
+    return (stored.to(torch.int16) + scheme.midpoint).to(torch.uint8)
+
+
+def _input_scale(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor | None:
+    if "input_zero_point" in tensors and bool(tensors["input_zero_point"].any()):
+        raise ValueError(f"{name}.input_zero_point is not 0; allowed are symmetric activations")
+    if scheme.activations != "static":
+        return None
+    stored = need(tensors, "input_scale", name)
+    if stored.numel() != 1 or stored.dtype not in FLOATS or not float(stored) > 0:
+        raise ValueError(
+            f"{name}.input_scale is {stored.dtype} {list(stored.shape)}; it must be one positive "
+            "float"
+        )
+    return stored.reshape(()).to(torch.float32, copy=True)

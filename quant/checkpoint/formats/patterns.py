@@ -1,0 +1,93 @@
+"""Regular expressions that single layers out under every name that engines give them.
+
+Engines rename: a prefix may come before `layers.` and `visual.`, q, k and v become one `qkv_proj`,
+gate and up one `gate_up_proj`. Expressions are matched from the start of a name.
+"""
+
+import re
+from collections.abc import Collection
+
+from ....model.config import ModelConfig
+from ....model.families import Stage, family_of
+
+_ENGINE_NAMES = {
+    "self_attn.q_proj": "self_attn.qkv_proj",
+    "self_attn.k_proj": "self_attn.qkv_proj",
+    "self_attn.v_proj": "self_attn.qkv_proj",
+    "mlp.gate_proj": "mlp.gate_up_proj",
+    "mlp.up_proj": "mlp.gate_up_proj",
+    "attn.qkv": "attn.qkv_proj",
+}
+
+TOWER = r".*visual\..*"
+"""The whole vision tower, merger included."""
+HEAD = r".*lm_head.*"
+
+
+def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]:
+    """Expressions for the named layers, or for all of a stage or the tower that holds no others.
+
+    Args:
+        config: the model.
+        names: canonical layer names.
+    """
+    names, family = set(names), family_of(config)
+    tower = {spec.name for spec in family.linears(config) if spec.stage in ("vision", "merger")}
+    found = []
+    if tower <= names:
+        found.append(TOWER)
+        names = names - tower
+    for stage in family.stages:
+        blocks = stage.blocks(config)
+        members = {f"{block}.{linear.name}" for block in blocks for linear in stage.linears}
+        if stage.name != "head" and members <= names:
+            found.append(rf"(.*\.)?{_path(stage)[0]}.*")
+        else:
+            found += _in_stage(stage, config, names, set())
+    return found
+
+
+def layer_patterns(
+    config: ModelConfig, names: Collection[str], either: Collection[str] = ()
+) -> list[str]:
+    """Expressions that together match the named layers, no other layer, and nothing else.
+
+    Args:
+        config: the model.
+        names: canonical layer names.
+        either: layers of which it does not matter whether they match.
+    """
+    names, either = set(names), set(either)
+    stages = family_of(config).stages
+    return [found for stage in stages for found in _in_stage(stage, config, names, either)]
+
+
+def _path(stage: Stage) -> tuple[str, str]:
+    """Of the blocks, before and behind their index; without what not every naming has."""
+    before, _, after = (re.escape(part) for part in stage.path.partition("{}"))
+    return before.removeprefix("model\\."), after
+
+
+def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[str]) -> list[str]:
+    blocks = stage.blocks(config)
+    if stage.name == "head":
+        return [HEAD] if set(blocks) & names else []
+    before, after = _path(stage)
+    by_blocks: dict[str, list[str]] = {}
+    for linear in stage.linears:
+        hits = [i for i, block in enumerate(blocks) if f"{block}.{linear.name}" in names]
+        misses = [i for i in range(len(blocks)) if i not in hits]
+        if not hits:
+            continue
+        if all(f"{blocks[i]}.{linear.name}" in either for i in misses):
+            index = r"\d+"
+        else:
+            index = f"({'|'.join(map(str, hits))})"
+        by_blocks.setdefault(index, []).append(linear.name)
+    found = []
+    for index, linears in by_blocks.items():
+        aliases = [_ENGINE_NAMES[name] for name in linears if name in _ENGINE_NAMES]
+        ends = "|".join(re.escape(name) for name in dict.fromkeys([*linears, *aliases]))
+        place = f"{before}{index}{after}" if "{}" in stage.path else before
+        found.append(rf"(.*\.)?{place}\.({ends})$")
+    return found

@@ -1,0 +1,1 @@
+"""Drivers that run the methods over a model, in memory or block by block."""

@@ -1,0 +1,177 @@
+"""Grow inner widths that no kernel takes by channels of zeros.
+
+The vision MLP of Qwen2.5-VL is 3420 wide, which only 4 divides: no group of int4 weights and no
+tile of an int8 kernel fits. The decoder's 29568 of the 72B model fits until it is split over two
+devices. Zero rows in the layers that make such a width, and zero columns in those that read it, add
+channels of ``silu(0) * 0`` and thus nothing to any output. Which widths may grow is data
+(`PaddedWidth` of the family tables); config.json gets the new one.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...model.config import ModelConfig
+from ...model.families import PaddedWidth, family_of, widths
+from ...model.qwen_vl import QwenVL
+
+KERNEL_WIDTH = 128
+"""What kernels of every engine take, and every usual group size divides."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """One inner width of one stage, before and after."""
+
+    stage: str
+    width: PaddedWidth
+    before: int
+    after: int
+    tp: int
+    """Devices that the width is split over."""
+
+    @property
+    def reason(self) -> str:
+        """Why it grew."""
+        split = "" if self.tp == 1 else f" on each of {self.tp} devices"
+        return f"kernels need a multiple of {KERNEL_WIDTH}{split}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        section, field = self.width.config_field
+        return {
+            "stage": self.stage,
+            "config_field": f"{section}.{field}" if section else field,
+            "before": self.before,
+            "after": self.after,
+            "tp": self.tp,
+        }
+
+
+def choose_padding(
+    config: ModelConfig, quantized: Collection[str], tp: int = 1
+) -> tuple[Padding, ...]:
+    """The widths that must grow if these layers are quantized.
+
+    config.json holds one width for all blocks of a stage, so one quantized layer decides for all.
+
+    Args:
+        config: the model as it is.
+        quantized: names of the layers that will be quantized.
+        tp: devices that engines will split the model over (tensor parallelism), at least 1.
+    """
+    names = set(quantized)
+    chosen = []
+    for stage in family_of(config).stages:
+        for width in stage.padded:
+            before = widths(config)[width.width]
+            padding = Padding(stage.name, width, before, before + -before % (KERNEL_WIDTH * tp), tp)
+            if padding.after != before and names & set(padded_layers(config, (padding,))):
+                chosen.append(padding)
+    return tuple(chosen)
+
+
+def padded_config(config: ModelConfig, paddings: Sequence[Padding]) -> ModelConfig:
+    """The config of the padded model; `raw` keeps the source's form, flat or nested."""
+    if not paddings:
+        return config
+    raw = dict(config.raw)
+    for padding in paddings:
+        section, field = padding.width.config_field
+        if not section and isinstance(raw.get("text_config"), Mapping):
+            section = "text_config"
+            if field in raw:  # such a file may repeat the decoder's fields outside
+                raw[field] = padding.after
+        if section:
+            raw[section] = {**raw[section], field: padding.after}
+        else:
+            raw[field] = padding.after
+    return ModelConfig.from_dict(raw)
+
+
+def padded_layers(config: ModelConfig, paddings: Sequence[Padding]) -> dict[str, Padding]:
+    """Names of the layers that grow, each with what makes it grow."""
+    return {
+        name.rpartition(".")[0]: padding
+        for padding in paddings
+        for name, _ in _members(config, padding)
+    }
+
+
+def padded_shapes(
+    config: ModelConfig, paddings: Sequence[Padding]
+) -> dict[str, tuple[int, int, int]]:
+    """For each tensor that grows: the dimension, its size before, and its size after."""
+    return {
+        name: (dim, padding.before, padding.after)
+        for padding in paddings
+        for name, dim in _members(config, padding)
+    }
+
+
+def pad_tensors(
+    tensors: Mapping[str, Tensor], config: ModelConfig, paddings: Sequence[Padding]
+) -> dict[str, Tensor]:
+    """New, longer copies of the tensors that grow; the others are not in the result.
+
+    Args:
+        tensors: weights by canonical name, as many as are at hand.
+        config: the model they belong to, before or after padding.
+        paddings: from `choose_padding`.
+
+    Raises:
+        ValueError: a tensor has not the size that the padding starts from.
+    """
+    shapes = padded_shapes(config, paddings)
+    return {
+        name: _pad(name, tensor, *shapes[name])
+        for name, tensor in tensors.items()
+        if name in shapes
+    }
+
+
+def pad_model_(model: QwenVL, paddings: Sequence[Padding]) -> None:
+    """Pad the float weights of a model in place, one tensor at a time, and give it its new config.
+
+    Raises:
+        ValueError: as `pad_tensors`.
+    """
+    if not paddings:
+        return
+    for name, shape in padded_shapes(model.config, paddings).items():
+        owner, _, leaf = name.rpartition(".")
+        linear = model.get_submodule(owner)
+        parameter = getattr(linear, leaf)
+        padded = _pad(name, parameter.detach(), *shape)
+        setattr(linear, leaf, nn.Parameter(padded, requires_grad=parameter.requires_grad))
+        if isinstance(linear, nn.Linear):
+            linear.out_features, linear.in_features = linear.weight.shape
+    model.config = padded_config(model.config, paddings)
+    model.visual.config = model.config.vision
+    model.model.config = model.config.text
+
+
+def _members(config: ModelConfig, padding: Padding) -> Iterator[tuple[str, int]]:
+    """Names of the tensors that have the width, each with the dimension that is it."""
+    stage = family_of(config).stage(padding.stage)
+    biased = {linear.name for linear in stage.linears if linear.bias}
+    for block in stage.blocks(config):
+        for linear in padding.width.outputs:
+            yield f"{block}.{linear}.weight", 0
+            if linear in biased:
+                yield f"{block}.{linear}.bias", 0
+        for linear in padding.width.inputs:
+            yield f"{block}.{linear}.weight", 1
+
+
+def _pad(name: str, tensor: Tensor, dim: int, before: int, after: int) -> Tensor:
+    if tensor.shape[dim] != before:
+        raise ValueError(
+            f"{name} is {list(tensor.shape)}, config.json says {before} at dimension {dim}; "
+            "they belong to different models"
+        )
+    behind = [0, 0] * (tensor.dim() - 1 - dim)  # the last dimension comes first
+    return F.pad(tensor, (*behind, 0, after - before))

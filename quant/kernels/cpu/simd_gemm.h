@@ -1,0 +1,223 @@
+// Products with x in float32, for instruction sets that multiply no pairs of bf16.
+#pragma once
+
+#include <type_traits>
+
+#include "generic.h"
+#include "simd.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace vlpress {
+namespace {
+
+// Registers that sums may take: what is left holds weights and x.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSums = 24;
+#else
+constexpr int kSums = 12;
+#endif
+
+// Zero points of a vector of columns.
+struct Zeros {
+  Ints whole;
+#if defined(__AVX512F__)
+  Floats table;  // what nibbles stand for where all columns have the same zero point
+#endif
+
+  Zeros() = default;
+
+  Zeros(const Tile& tile, int64_t at) : whole(zeros_at(tile, at)) {
+#if defined(__AVX512F__)
+    const Ints nibbles = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    table = to_floats(nibbles - tile.zero);
+#endif
+  }
+};
+
+// Input `i` of a step, its zero point taken off. `kEach`: columns have zero points of their own.
+template <int kBits, bool kEach>
+inline Floats value_of(Words lanes, int i, const Zeros& zeros) {
+  const Words low = lanes >> shift_of(kBits, i);
+#if defined(__AVX512F__)
+  // VPERMPS looks at the lowest four bits of a lane.
+  if (kBits == 4 && !kEach)
+    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(low), zeros.table);
+#endif
+  return to_floats(as_ints(low & ((1 << kBits) - 1)) - zeros.whole);
+}
+
+// One tile times `kRows` rows of x, `kVecs` vectors of columns from `column` on: integers are
+// multiplied as they are and their sums scaled, group by group.
+template <int kBits, bool kEach, int kRows, int kVecs>
+inline void columns_of(const Tile& tile, int column, const float* x, int64_t stride, float* total) {
+  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  const uint8_t* packed = tile.packed + 4 * column;
+  Floats totals[kRows][kVecs] = {};
+  for (int64_t k = 0, group = 0; k < tile.k; ++group) {
+    const int64_t at = group * kTile + column, stop = k + tile.group;
+    Zeros zeros[kVecs];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) zeros[v] = Zeros(tile, at + kWide * v);
+    Floats sums[kRows][kVecs] = {};
+    for (; k < stop; k += kInputs, packed += kStepBytes) {
+      // Hardware stops looking ahead at the end of a page.
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs * kWide / kLanes; ++v)
+        __builtin_prefetch(packed + kAhead + 64 * v, 0, 2);
+      Words lanes[kVecs];
+      VLPRESS_UNROLL
+      for (int v = 0; v < kVecs; ++v) lanes[v] = load_lanes<Words>(packed + 4 * kWide * v);
+      VLPRESS_UNROLL
+      for (int i = 0; i < kInputs; ++i) {
+        Floats weights[kVecs];
+        VLPRESS_UNROLL
+        for (int v = 0; v < kVecs; ++v) weights[v] = value_of<kBits, kEach>(lanes[v], i, zeros[v]);
+        VLPRESS_UNROLL
+        for (int m = 0; m < kRows; ++m) {
+          const Floats one = all_lanes(x[m * stride + k + i]);
+          VLPRESS_UNROLL
+          for (int v = 0; v < kVecs; ++v) sums[m][v] += weights[v] * one;
+        }
+      }
+    }
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v) {
+      const Floats scale = scales_at(tile, at + kWide * v);
+      VLPRESS_UNROLL
+      for (int m = 0; m < kRows; ++m) totals[m][v] += sums[m][v] * scale;
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kVecs; ++v)
+      store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
+}
+
+template <int kBits, bool kEach>
+inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int m, float* total) {
+  const auto all = [&](auto rows, auto vectors) {
+    constexpr int kVecs = decltype(vectors)::value;
+    for (int column = 0; column < kTile; column += kVecs * kWide)
+      columns_of<kBits, kEach, decltype(rows)::value, kVecs>(tile, column, x, stride, total);
+  };
+  constexpr std::integral_constant<int, 4> four;
+  constexpr std::integral_constant<int, 1> one;
+  constexpr std::integral_constant<int, 2> two;
+  constexpr std::integral_constant<int, kSums == 24 ? 2 : 1> few;
+  switch (m) {
+    case 1:
+      return all(one, four);
+    case 2:
+      return all(two, std::integral_constant<int, (kSums == 24 ? 4 : 2)>());
+    case 3:
+      return all(std::integral_constant<int, 3>(), two);
+    case 4:
+      return all(four, two);
+    case 5:
+      return all(std::integral_constant<int, 5>(), few);
+    case 6:
+      return all(std::integral_constant<int, 6>(), few);
+    case 7:
+      return all(std::integral_constant<int, 7>(), few);
+    default:
+      return all(std::integral_constant<int, 8>(), few);
+  }
+}
+
+inline void float_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
+  const float* rows = static_cast<const float*>(x);
+  const auto call = tile.zero_points
+                        ? (tile.bits == 4 ? tile_of_floats<4, true> : tile_of_floats<8, true>)
+                        : (tile.bits == 4 ? tile_of_floats<4, false> : tile_of_floats<8, false>);
+  call(tile, rows, stride, m, total);
+}
+
+template <int kBits>
+inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* panel) {
+  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  for (int column = 0; column < kTile; column += kWide) {
+    const uint8_t* packed = tile.packed + begin / kInputs * kStepBytes + 4 * column;
+    float* out = panel + column;
+    Floats scale = {};
+    Zeros zeros;
+    int64_t left = 0;  // inputs of the group that are still to come
+    for (int64_t k = begin; k < begin + count; k += kInputs, left -= kInputs) {
+      if (left == 0) {
+        const int64_t at = k / tile.group * kTile + column;
+        left = tile.group - k % tile.group;
+        scale = scales_at(tile, at);
+        zeros = Zeros(tile, at);
+      }
+      const Words lanes = load_lanes<Words>(packed);
+      VLPRESS_UNROLL
+      for (int i = 0; i < kInputs; ++i)
+        store_lanes(out + i * kTile, value_of<kBits, true>(lanes, i, zeros) * scale);
+      packed += kStepBytes;
+      out += kInputs * kTile;
+    }
+  }
+}
+
+inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* panel) {
+  float* out = static_cast<float*>(panel);
+  if (tile.bits == kStored) {
+    const uint16_t* weights = reinterpret_cast<const uint16_t*>(tile.packed) + begin;
+    return transpose_floats(weights, tile.k, tile.columns, count, out, kTile);
+  }
+  tile.bits == 4 ? unpack_steps<4>(tile, begin, count, out)
+                 : unpack_steps<8>(tile, begin, count, out);
+}
+
+constexpr int kStrip = kSums / kBlockRows;  // vectors of columns at a time
+
+template <int kRows>
+inline void strip_rows(const float* panel, int64_t count, const float* x, int64_t stride, bool add,
+                       float* total) {
+  Floats sums[kRows][kStrip];
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kStrip; ++v)
+      sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
+  for (int64_t k = 0; k < count; ++k, panel += kTile) {
+    Floats weights[kStrip];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kStrip; ++v) weights[v] = load_lanes<Floats>(panel + kWide * v);
+    VLPRESS_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const Floats one = all_lanes(x[m * stride + k]);
+      VLPRESS_UNROLL
+      for (int v = 0; v < kStrip; ++v) sums[m][v] += weights[v] * one;
+    }
+  }
+  VLPRESS_UNROLL
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
+}
+
+inline void multiply_floats(const void* panel, int64_t count, const void* x, int64_t stride,
+                            int64_t m, bool add, float* total) {
+  for (int column = 0; column < kTile; column += kStrip * kWide) {
+    const float* weights = static_cast<const float*>(panel) + column;
+    const float* rows = static_cast<const float*>(x);
+    float* sums = total + column;
+    int64_t left = m;
+    for (; left >= kBlockRows; left -= kBlockRows) {
+      strip_rows<kBlockRows>(weights, count, rows, stride, add, sums);
+      rows += kBlockRows * stride;
+      sums += kBlockRows * kTile;
+    }
+    for (; left > 0; --left, rows += stride, sums += kTile)
+      strip_rows<1>(weights, count, rows, stride, add, sums);
+  }
+}
+
+constexpr FloatKernels kFloats = {4, {32, 32}, float_rows, unpack_floats, multiply_floats};
+
+}  // namespace
+}  // namespace vlpress

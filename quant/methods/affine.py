@@ -1,0 +1,210 @@
+"""Affine quantization of weight matrices: choose a grid, round to it, and come back.
+
+Letters: N = out_features, K = in_features, G = groups per row, ``K == G * width``.
+Integers are unsigned with a zero point (z = 8 for symmetric int4), and a symmetric scale is
+``max|W| / ((2**bits - 1) / 2)``, so that the grid spans the group with half a step to spare on the
+negative side. A signed scale has no such bias: its sign puts the end with one more level where the
+group's largest weight is. Scales are bf16 values that fp16 holds exactly: a checkpoint may be
+written with either type, and a model run in either, without a scale changing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..recipe.scheme import QuantScheme
+
+# The largest bf16 number below fp16's maximum of 65504.
+MAX_SCALE = 65280.0
+# The smallest positive fp16 number (subnormal), which bf16 holds too.
+MIN_SCALE = 2.0**-24
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One quantized matrix, unpacked; every file format and kernel layout is made from it."""
+
+    integers: Tensor
+    """uint8 ``[N, K]``, values 0 to ``2**bits - 1``."""
+    scales: Tensor
+    """float32 ``[N, G]``, not zero; negative ones stand for a mirrored grid."""
+    zero_points: Tensor
+    """uint8 ``[N, G]``."""
+    scheme: QuantScheme
+    group_index: Tensor | None = None
+    """int32 ``[K]``, the group of each input feature; None = consecutive groups."""
+    input_scale: Tensor | None = None
+    """float32 scalar: the scale of the int8 input, with static activations only."""
+
+    @property
+    def out_features(self) -> int:
+        """Rows."""
+        return self.integers.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns."""
+        return self.integers.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix ``[N, K]`` that this stands for; computed in float32, rounded once."""
+        return dequantize(self.integers, self.scales, self.zero_points, dtype, self.group_index)
+
+    def equals(self, other: "QuantizedWeight") -> bool:
+        """True if integers, scales (the input's too), zero points and group order are identical."""
+        mine, theirs = self.input_scale, other.input_scale
+        if mine is None or theirs is None:
+            same_input = mine is theirs
+        else:
+            same_input = torch.equal(mine, theirs)
+        return (
+            same_input
+            and self.scheme == other.scheme
+            and torch.equal(self.integers, other.integers)
+            and torch.equal(self.scales, other.scales)
+            and torch.equal(self.zero_points, other.zero_points)
+            and torch.equal(self.column_groups(), other.column_groups())
+        )
+
+    def column_groups(self) -> Tensor:
+        """int32 ``[K]``: the group of every input feature, spelled out."""
+        if self.group_index is not None:
+            return self.group_index
+        width = self.in_features // self.scales.shape[1]
+        columns = torch.arange(self.in_features, dtype=torch.int32, device=self.integers.device)
+        return columns // width
+
+
+def round_scales(scales: Tensor) -> Tensor:
+    """Round scales to the nearest numbers that bf16 and fp16 both hold exactly.
+
+    bf16 keeps 8 significant bits and fp16 counts in steps of 2**-24, so one rounding through each
+    suffices: above 2**-17 the first decides, below it the second.
+
+    Args:
+        scales: any float dtype and shape.
+
+    Returns:
+        float32, same shape and signs; magnitudes are at least 2**-24.
+
+    Raises:
+        ValueError: a scale is not finite or too large for fp16.
+    """
+    magnitudes = scales.abs().to(torch.bfloat16)
+    if not bool(torch.isfinite(magnitudes).all()) or bool((magnitudes > MAX_SCALE).any()):
+        raise ValueError(
+            f"a scale of {float(scales.abs().max()):g} is outside the range of fp16 (at most "
+            f"{MAX_SCALE:g}); the weight is broken or needs a wider format"
+        )
+    rounded = magnitudes.to(torch.float16).to(torch.float32).clamp_min(MIN_SCALE)
+    return rounded.copysign(scales.float())
+
+
+def choose_input_scale(largest: float) -> Tensor:
+    """The scale of a static int8 input: float32 scalar ``largest / 127``, see `round_scales`.
+
+    Args:
+        largest: largest magnitude that calibration saw; 0 gives scale 1.
+
+    Raises:
+        ValueError: it is not finite, or the scale is out of fp16's range.
+    """
+    if not 0 <= largest <= 127 * MAX_SCALE:
+        raise ValueError(
+            f"the inputs reach {largest:g}; a static scale covers at most {127 * MAX_SCALE:g}; "
+            "use dynamic activations, or calibrate in bf16 or fp32"
+        )
+    return round_scales(torch.tensor(largest / 127 if largest else 1.0))
+
+
+def choose_qparams(
+    weight: Tensor, scheme: QuantScheme, *, signed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Scales and zero points from each group's range.
+
+    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint, or, signed, the scale at
+    which the weight of largest magnitude is the level 0 exactly. Asymmetric: the range, widened to
+    contain zero, over ``2**bits - 1``. A group of zeros gets scale 1.
+
+    Args:
+        weight: ``[N, K]``, finite.
+        scheme: the grid.
+        signed: whether symmetric scales may be negative; asymmetric ones never are.
+
+    Returns:
+        scales float32 ``[N, G]`` (see `round_scales`) and zero_points uint8 ``[N, G]``.
+
+    Raises:
+        ValueError: not finite, not divisible into groups, or out of fp16's range.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight has values that are not finite; the checkpoint is broken")
+    rows, columns = weight.shape
+    grouped = weight.float().reshape(rows, scheme.groups(columns), scheme.width(columns))
+    if scheme.symmetric and signed:
+        largest = grouped.gather(-1, grouped.abs().argmax(dim=-1, keepdim=True))[..., 0]
+        scales = -largest / scheme.midpoint
+        empty = largest == 0
+    elif scheme.symmetric:
+        largest = grouped.abs().amax(dim=-1)
+        scales = largest / (scheme.max_level / 2)
+        empty = largest == 0
+    else:
+        low = grouped.amin(dim=-1).clamp_max(0)
+        high = grouped.amax(dim=-1).clamp_min(0)
+        scales = (high - low) / scheme.max_level
+        empty = high == low
+    scales = round_scales(torch.where(empty, torch.ones_like(scales), scales))
+    if scheme.symmetric:
+        zero_points = torch.full_like(scales, scheme.midpoint)
+    else:
+        zero_points = (-low / scales).round().clamp(0, scheme.max_level)
+    return scales, zero_points.to(torch.uint8)
+
+
+def quantize(weight: Tensor, scales: Tensor, zero_points: Tensor, scheme: QuantScheme) -> Tensor:
+    """Round each weight to the nearest level of its group (ties to even), clamped to the grid.
+
+    Args:
+        weight: ``[N, K]``.
+        scales: float32 ``[N, G]``.
+        zero_points: uint8 ``[N, G]``.
+        scheme: the grid.
+
+    Returns:
+        uint8 ``[N, K]``.
+    """
+    rows, groups = scales.shape
+    grouped = weight.float().reshape(rows, groups, -1)
+    levels = (grouped / scales[..., None]).round() + zero_points[..., None]
+    return levels.clamp(0, scheme.max_level).to(torch.uint8).reshape(weight.shape)
+
+
+def dequantize(
+    integers: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    dtype: torch.dtype = torch.float32,
+    group_index: Tensor | None = None,
+) -> Tensor:
+    """``scale * (q - zero_point)``, computed in float32 and rounded once to `dtype`.
+
+    Args:
+        integers: uint8 ``[N, K]``.
+        scales: ``[N, G]``.
+        zero_points: ``[N, G]``.
+        dtype: of the result.
+        group_index: int32 ``[K]``, or None for consecutive groups.
+
+    Returns:
+        ``[N, K]``.
+    """
+    if group_index is not None:
+        columns = group_index.long()
+        centred = integers.float() - zero_points.float()[:, columns]
+        return (centred * scales.float()[:, columns]).to(dtype)
+    rows, groups = scales.shape
+    grouped = integers.float().reshape(rows, groups, -1)
+    centred = grouped - zero_points.float()[..., None]
+    return (centred * scales.float()[..., None]).reshape(integers.shape).to(dtype)

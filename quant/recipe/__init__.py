@@ -1,0 +1,1 @@
+"""Recipes: schemes, steps and presets."""

@@ -1,0 +1,1 @@
+"""Quantized layers at inference, and the choice of their kernels."""

@@ -1,0 +1,110 @@
+"""A decoder layer whose products are all quantized, run as one on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...model.cache import KVCache
+from ...model.text import DecoderLayer
+from ..kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
+from ..kernels.decoder_layer import Block, Sizes
+from ..kernels.cpu import Product
+from .linear import QuantLinear
+
+BF16 = torch.bfloat16
+
+
+class FastLayer:
+    """Does what a `DecoderLayer` does, where `takes` says so."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        """Join the parts of a layer; see `of`."""
+        attention, mlp = layer.self_attn, layer.mlp
+        self._attention = attention
+        self._norms = layer.input_layernorm, layer.post_attention_layernorm
+        self._linears = _linears(layer)
+        self._products = _products(self._linears)
+        weights = tuple(norm.weight.detach() for norm in self._norms)
+        products = [product for product in self._products if product is not None]
+        sizes = Sizes(
+            hidden=len(weights[0]),
+            inner=mlp.gate_proj.out_features,
+            attention=Heads(
+                heads=attention.q_proj.out_features // attention.head_dim,
+                kv_heads=attention.k_proj.out_features // attention.head_dim,
+                head_dim=attention.head_dim,
+            ),
+        )
+        self._addresses = self._norm_addresses()
+        eps = self._norms[0].eps
+        self._heads, self._kernels = sizes.attention, products[0].kernels
+        self._block = Block(sizes, (weights[0], weights[1]), eps, products, self._kernels)
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> FastLayer | None:
+        """For a layer in bf16 whose products are all prepared in the joint form; else None."""
+        norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):
+            return None
+        products = _products(_linears(layer))
+        if any(product is None or product.order is not None for product in products):
+            return None
+        return cls(layer)
+
+    def takes(self, hidden: Tensor) -> bool:
+        """Whether an input is of the right type, and the layer still what it was."""
+        return (
+            not torch.compiler.is_compiling()  # which sees products only, see kernels/op.py
+            and hidden.dtype == BF16
+            and hidden.device.type == "cpu"
+            and not (hidden.requires_grad and torch.is_grad_enabled())
+            and _products(self._linears) == self._products
+            and self._norm_addresses() == self._addresses
+        )
+
+    def __call__(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """As `DecoderLayer.forward`."""
+        scales = [part.activations for part in self._linears if isinstance(part, QuantLinear)]
+        hidden, index = hidden.contiguous(), self._attention.index
+        qkv = self._block.enter(hidden, cos, sin, scales)
+        if cache is not None and hidden.shape[1] == 1:
+            stored = cache.room(index, 1, qkv[1])
+            attended = attend_newest(self._heads, qkv, stored, cache.length, mask, self._kernels)
+        else:
+            attended = self._attend(qkv, mask, cache)
+        return self._block.leave(hidden, attended, scales)
+
+    def _attend(
+        self, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """Of several tokens, or without a cache."""
+        q, k, v = (part.transpose(1, 2) for part in qkv)
+        if cache is not None:
+            k, v = cache.update(self._attention.index, k, v)
+        if attends_prompts(self._heads, self._kernels):
+            return attend_prompts(self._heads, qkv[0], k, v, mask, self._kernels)
+        return self._attention.attend(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    def _norm_addresses(self) -> tuple[int, ...]:
+        return tuple(norm.weight.data_ptr() for norm in self._norms)
+
+
+def _linears(layer: DecoderLayer) -> tuple[nn.Module, ...]:
+    """The first of each product."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj
+
+
+def _products(linears: Sequence[nn.Module]) -> list[Product | None]:
+    """Of q, k and v, of the output, of gate and up, and of down, as they are now."""
+    found: list[Product | None] = []
+    for linear, joint in zip(linears, (True, False, True, False), strict=True):
+        holder = linear.fused if joint and isinstance(linear, QuantLinear) else linear
+        product = getattr(holder, "product", None)
+        found.append(product if isinstance(product, Product) else None)
+    return found

@@ -1,0 +1,56 @@
+"""`vlpress bench`: speed here, beside torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import kernel_speed, model_speed
+from ..quant.resolve import Source
+from ..quant.config import Settings
+
+
+def bench_kernels(sizes: Sequence[str] = (), rows: Sequence[int] = ()) -> dict[str, Any]:
+    """Time single layers.
+
+    Args:
+        sizes: in_features x out_features such as ``2048x11008``; empty takes those of the MLPs of
+            the 3B and 7B models.
+        rows: tokens at a time; empty takes one to 1024.
+
+    Raises:
+        ValueError: a size cannot be read, or a layer's output is wrong.
+        OSError: the kernels are not built.
+    """
+    shapes = [_shape(size) for size in sizes] or kernel_speed.SHAPES
+    return kernel_speed.measure(shapes, rows or kernel_speed.ROWS)
+
+
+def _shape(size: str) -> tuple[int, int]:
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"size {size!r}; give in_features x out_features, such as 2048x11008")
+    k, n = map(int, parts)
+    if k % kernel_speed.GROUP:
+        raise ValueError(f"size {size!r}: {k} is no multiple of {kernel_speed.GROUP}")
+    return k, n
+
+
+def bench_model(
+    name: str, settings: Settings, *, prompt_tokens: int, new_tokens: int
+) -> dict[str, Any]:
+    """Time a model as `generate` runs it.
+
+    Args:
+        name: a checkpoint folder, a hub id, or the built-in model.
+        settings: device and dtype.
+        prompt_tokens: length of the prompts.
+        new_tokens: length of the answers.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the checkpoint is damaged or of an unknown kind.
+    """
+    model = Source.find(name, settings).load()
+    found = model_speed.measure(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    return {"model": name, **found}

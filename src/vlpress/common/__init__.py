@@ -1,0 +1,1 @@
+"""Shared by all packages: atomic files, checksums, lazy tensors, distributed processes."""

@@ -1,0 +1,1 @@
+"""Drawn scenes and questions: the built-in benchmark and calibration data."""

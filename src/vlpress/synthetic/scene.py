@@ -1,0 +1,130 @@
+"""What scenes are made of: questions, and the helpers that every kind of scene needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import words
+from .canvas import DARK, INKS, LIGHT, Canvas, Mark, Picture, TextStyle
+
+PLACES = ("top left", "top right", "bottom left", "bottom right", "center")
+DIRECTIONS = ("left", "right", "above", "below")
+ORDINALS = ("first", "second", "third")
+KINDS = ("words", "shapes", "chart", "form", "formula")
+SIDE = 112  # pixels of a single picture
+SMALL_SIDE = 84  # pixels of each picture of a multi-image question
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask; ``wrong`` is a pool of wrong answers, empty if options make no sense."""
+
+    skill: str
+    answer: str
+    wrong: tuple[str, ...]
+    slots: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a scene function returns; ``kind`` is the name of the function without its prefix."""
+
+    kind: str
+    pictures: tuple[Picture, ...]
+    questions: tuple[Question, ...]
+
+
+def others(pool: Sequence[str], answer: str) -> tuple[str, ...]:
+    """``pool`` without the answer."""
+    return tuple(x for x in pool if x != answer)
+
+
+def near_counts(count: int, rng: random.Random, lowest: int = 1) -> tuple[str, ...]:
+    """Three wrong counts such that the right one has a random rank among the four."""
+    first = max(lowest, count - rng.randint(0, 3))
+    return others([str(first + i) for i in range(4)], str(count))
+
+
+def wrong_strings(answer: str, make: Callable[[], str]) -> tuple[str, ...]:
+    """Four wrong strings from the source of the right one: unseen, all are equally likely."""
+    found: dict[str, None] = {}
+    while len(found) < 4:
+        wrong = make()
+        if wrong != answer:
+            found[wrong] = None
+    return tuple(found)
+
+
+def number_or_word(rng: random.Random, words_share: float) -> Callable[[], str]:
+    """A source of short words, or of numbers of one length."""
+    if rng.random() < words_share:
+        return lambda: words.word(rng, 5)
+    length = rng.randint(2, 4)
+    return lambda: words.number(rng, length)
+
+
+def new_canvas(rng: random.Random, side: int = SIDE) -> Canvas:
+    """A square canvas, three times in four with a light background."""
+    background = rng.choice(LIGHT if rng.random() < 0.75 else DARK)
+    return Canvas(side, side, background, rng)
+
+
+def text_colour(canvas: Canvas, rng: random.Random) -> str:
+    """A text colour that can be told from the background."""
+    if rng.random() < 0.4:
+        return "white" if canvas.is_dark else "black"
+    dull = ("yellow", "pink") if not canvas.is_dark else ("purple", "brown", "blue")
+    return rng.choice([c for c in INKS if c not in dull])
+
+
+def add_clutter(canvas: Canvas, rng: random.Random, amount: int) -> None:
+    """Thin lines and dots in a colour near the background's."""
+    shift = 38 if canvas.is_dark else -38
+    red, green, blue = (min(255, max(0, v + shift)) for v in canvas.background)
+    faint = (red, green, blue)
+    for _ in range(rng.randint(0, amount)):
+        ends = [(rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)) for _ in range(2)]
+        if rng.random() < 0.6:
+            canvas.line(ends, faint, 1.0)
+        else:
+            canvas.disc(*ends[0], rng.uniform(1, 3), faint)
+
+
+def fitting_style(rng: random.Random, face: str, length: int, side: int = SIDE) -> TextStyle:
+    """Size and spacing that fit ``length`` glyphs; the advance keeps one glyph to a patch."""
+    advance = rng.uniform(15.5, max(15.6, min(21.0, (side - 12) / length)))
+    height = rng.uniform(14, min(23, advance * 1.35))
+    return TextStyle(face, height, advance, weight=rng.uniform(1.8, 2.6) * height / 17)
+
+
+def listing(marks: Sequence[Mark]) -> list[Question]:
+    """The open question that asks for everything, row by row: what ``marks`` stand for.
+
+    Glyphs of a row make one string; a shape is named with its colour, a bar by its colour.
+    """
+    rows: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda m: m.y):
+        if rows and mark.y - rows[-1][0].y < 12:  # pixels: less than any two rows are apart
+            rows[-1].append(mark)
+        else:
+            rows.append([mark])
+    parts: list[str] = []
+    for marks_of_row in rows:
+        in_order = sorted(marks_of_row, key=lambda m: m.x)
+        if string := "".join(m.glyph for m in in_order):
+            parts.append(string)
+        parts += [f"{m.colour} {m.shape}" for m in in_order if m.shape]
+    return [Question("list", ", ".join(parts), ())]
+
+
+def about(canvas: Canvas, kind: str) -> list[Question]:
+    """Questions that fit every single picture."""
+    tone = "dark" if canvas.is_dark else "light"
+    asked = [] if kind == "formula" else listing(canvas.marks)
+    return [
+        *asked,
+        Question("kind", kind, others(KINDS, kind)),
+        Question("background", tone, others(("light", "dark"), tone)),
+    ]

@@ -1,0 +1,252 @@
+"""The float stream beside the quantized one."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from calib_models import prompt, prompts, random_model, raw_config
+from torch import Tensor, nn
+
+from vlpress.calib.capture import watch_inputs
+from vlpress.calib.observers import CrossMoment, Hessian
+from vlpress.calib.sequential import BlockView, TapGroup, run_sequential
+from vlpress.calib.activation_store import MemoryStore, State
+from vlpress.calib.token_weights import FixedWeights, find_token_weights
+from vlpress.model.families import LinearSpec, family_of
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.qwen_vl import QwenVL
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+STAGES = ("vision", "merger", "decoder", "head")
+
+
+def linears(model: QwenVL, *stages: str) -> list[LinearSpec]:
+    specs = family_of(model.config).linears(model.config)
+    return [spec for spec in specs if spec.stage in stages]
+
+
+def inputs_of(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
+    """What a layer reads, ``[T, K]``, by whole-model forward passes in float64."""
+    rows: list[Tensor] = []
+    with torch.no_grad(), watch_inputs({model.get_submodule(name): rows.append}):
+        for sample in samples:
+            model([sample])
+    return torch.cat([row.reshape(-1, row.shape[-1]) for row in rows]).double()
+
+
+def cross_of(clean: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tensor:
+    weights = torch.ones(len(seen)) if weights is None else weights
+    return ((clean - seen) * weights.double()[:, None]).t() @ seen / weights.double().sum()
+
+
+def shrink(model: QwenVL, group: TapGroup) -> None:
+    """A stand-in for quantization that clearly changes what follows."""
+    for spec in group.linears:
+        model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequential: bool) -> None:
+    """Everything is calibrated and changed, from the tower to the head."""
+    raw = raw_config(family, tied=False)
+    model, original = random_model(raw), random_model(raw)
+    samples = prompts(model.config)
+    targets = linears(model, *STAGES)
+    seen: list[str] = []
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        name = group.linears[0].name
+        seen.append(name)
+        assert cross is not None
+        if true_sequential:
+            quantized = inputs_of(model, samples, name)
+            expected = cross_of(inputs_of(original, samples, name), quantized)
+            scale = float(hessian.values.abs().max())
+            torch.testing.assert_close(cross.values.double(), expected, rtol=0, atol=1e-4 * scale)
+        first = group.linears[0].block == 0 and group.linears[0].stage == "vision"
+        if first and (group.tap == "qkv" or not true_sequential):
+            assert not cross.values.any()
+        else:
+            assert float(cross.values.norm() / hessian.values.norm()) > 1e-3, name
+        shrink(model, group)
+
+    names = [spec.name for spec in targets]
+    run_sequential(
+        model, samples, targets, solve, true_sequential=true_sequential, asymmetric=names
+    )
+    assert "lm_head" in seen and "visual.merger.mlp.2" in seen
+
+
+class RecordingStore(MemoryStore):
+    """Remembers every state that was put, and how many lay there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[str, int], State] = {}
+        self.most = 0
+
+    def put(self, block: str, sample: int, state: State) -> None:
+        assert (block, sample) not in self.seen
+        self.seen[block, sample] = state
+        super().put(block, sample, state)
+        self.most = max(self.most, len(self))
+
+
+def block_inputs(model: QwenVL, sample: Prompt, block: str) -> Tensor:
+    rows: list[Tensor] = []
+    with torch.no_grad(), watch_inputs({model.get_submodule(block): rows.append}):
+        model([sample])
+    return rows[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
+    model, original = (random_model(raw_config(family)) for _ in range(2))
+    samples = prompts(model.config)
+    store = RecordingStore()
+    targets = linears(model, "vision", "merger", "decoder")
+    run_sequential(
+        model,
+        samples,
+        targets,
+        lambda group, h, c: shrink(model, group),
+        asymmetric=[targets[-1].name],
+        store=store,
+    )
+    floats = {key: state for key, state in store.seen.items() if key[0].endswith(" (float)")}
+    pictures = {n for block, n in floats if block == "features (float)"}
+    assert pictures == {n for n, sample in enumerate(samples) if sample.visuals}
+    floats = {key: state for key, state in floats.items() if key[0] != "features (float)"}
+    assert {block for block, _ in floats} == {
+        "visual.blocks.1 (float)",
+        "visual.merger (float)",
+        "model.layers.0 (float)",
+        "model.layers.1 (float)",
+    }
+    for (key, number), state in floats.items():
+        block = key.removesuffix(" (float)")
+        expected = block_inputs(original, samples[number], block)
+        assert torch.equal(state["hidden"], expected), key
+        assert not torch.equal(state["hidden"], store.seen[block, number]["hidden"])
+        assert torch.equal(state["cos"], store.seen[block, number]["cos"])
+    # The text alone parts from the float model only behind the first decoder block.
+    assert {n for block, n in floats if block == "model.layers.0 (float)"} == {1, 2, 3}
+    assert len(store) == 0
+
+
+def test_no_second_state_where_both_agree_or_nobody_needs_it() -> None:
+    model = random_model()
+    samples = prompts(model.config)
+    targets = linears(model, "decoder")
+
+    def floats(*asymmetric: str) -> set[str]:
+        store = RecordingStore()
+        run_sequential(
+            random_model(), samples, targets, lambda *_: None, asymmetric=asymmetric, store=store
+        )
+        assert len(store) == 0
+        return {block for block, _ in store.seen if block.endswith("(float)")}
+
+    assert floats() == set()
+    assert floats("model.layers.0.mlp.down_proj") == set()  # the float copy of one block suffices
+    assert floats("model.layers.1.self_attn.q_proj") == {"model.layers.1 (float)"}
+
+
+def test_blocks_that_nothing_changes_run_once_for_each_stream() -> None:
+    """Only the first vision block and the last decoder layer are targeted."""
+    model, original = random_model(), random_model()
+    samples = prompts(model.config)
+    decoder = linears(model, "decoder")
+    targets = [*linears(model, "vision")[:1], *[s for s in decoder if s.block == 1]]
+    crosses: dict[str, Tensor] = {}
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        name = group.linears[0].name
+        if cross is not None:
+            quantized = inputs_of(model, samples, name)
+            expected = cross_of(inputs_of(original, samples, name), quantized)
+            torch.testing.assert_close(cross.values.double(), expected, rtol=1e-3, atol=1e-4)
+            crosses[name] = cross.values
+        shrink(model, group)
+
+    wanted = "model.layers.1.self_attn.k_proj"  # stands second in its group
+    run_sequential(model, samples, targets, solve, asymmetric=[wanted])
+    assert list(crosses) == ["model.layers.1.self_attn.q_proj"]
+    assert bool(crosses["model.layers.1.self_attn.q_proj"].any())
+
+
+def test_token_weights_are_in_both_moments() -> None:
+    model, original = random_model(), random_model()
+    sample = prompt(model.config, [(1, 8, 8)], 5, 7)
+    visual = sample.input_ids == model.config.image_token_id
+    weights = torch.where(visual, 0.25, 2.0)
+    seen: list[str] = []
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        assert cross is not None
+        name = group.linears[0].name
+        quantized = inputs_of(model, [sample], name)
+        expected = cross_of(inputs_of(original, [sample], name), quantized, weights)
+        torch.testing.assert_close(cross.values.double(), expected, rtol=1e-3, atol=1e-4)
+        assert cross.weight == hessian.weight == 16 * 0.25 + 2.0 * (len(sample) - 16)
+        seen.append(name)
+        shrink(model, group)
+
+    targets = linears(model, "decoder")
+    run_sequential(
+        model,
+        [sample],
+        targets,
+        solve,
+        token_weights=find_token_weights(FixedWeights(0.25, 2.0), model, []),
+        asymmetric=[spec.name for spec in targets],
+    )
+    assert len(seen) == 8
+
+
+def test_the_float_copy_has_what_prepare_changed() -> None:
+    """Inner inputs are compared channel by channel, so both paths must be scaled alike."""
+    model = random_model()
+    samples = prompts(model.config)
+    targets = linears(model, "decoder")
+    found: dict[str, float] = {}
+
+    def prepare(view: BlockView) -> None:
+        norm = model.get_parameter(f"{view.path}.input_layernorm.weight")
+        norm.data.mul_(4)
+        for part in ("q_proj", "k_proj", "v_proj"):
+            model.get_parameter(f"{view.path}.self_attn.{part}.weight").data.div_(4)
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        assert cross is not None
+        found[group.linears[0].name] = float(cross.values.abs().max())
+
+    names = [spec.name for spec in targets]
+    run_sequential(model, samples, targets, solve, prepare=prepare, asymmetric=names)
+    assert max(found.values()) == 0  # nothing was quantized
+
+
+def test_the_model_keeps_its_own_modules() -> None:
+    model = random_model()
+    before = {name: id(module) for name, module in model.named_modules()}
+
+    def fail(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        raise RuntimeError("stop")
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("broken")
+
+    targets = linears(model, "decoder")
+    names = [spec.name for spec in targets]
+    run_sequential(model, prompts(model.config), targets, lambda *_: None, asymmetric=names)
+    with pytest.raises(RuntimeError, match="stop"):
+        run_sequential(model, prompts(model.config), targets, fail, asymmetric=names)
+    assert {name: id(module) for name, module in model.named_modules()} == before
+    own = model.model.layers[0]
+    own.input_layernorm = Failing()  # which the float copy runs first
+    with pytest.raises(RuntimeError, match="broken"):
+        run_sequential(model, prompts(model.config), targets, lambda *_: None, asymmetric=names)
+    assert model.model.layers[0] is own
+    assert all(not module._forward_pre_hooks for module in model.modules())

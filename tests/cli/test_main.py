@@ -1,0 +1,425 @@
+"""The command line from outside: exit codes, one-line errors, JSON on standard output."""
+
+import io
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import vlpress
+from vlpress.cli import main, exit_codes
+from vlpress.cli.exit_codes import VERDICT_CODES
+
+BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
+CALIB = ["--calib-samples", "2"]
+
+Command = list[str | Path]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main.app, [str(argument) for argument in arguments])
+
+
+def parsed(result: Result) -> Any:
+    assert result.exit_code in (0, 1, 4), result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `vlpress run` of a small random model."""
+    out = tmp_path_factory.mktemp("cli") / "out"
+    result = call("run", checkpoint, "-o", out, *BENCH, *CALIB)
+    assert result.exit_code == 0, result.stderr
+    assert "verdict: " in result.stdout and "WARNING: calibrated on built-in" in result.stderr
+    return out
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout == f"vlpress {vlpress.__version__}\n"
+    shown = call("--help")
+    assert shown.exit_code == 0
+    for verb in ("run", "plan", "quantize", "export", "eval", "compare", "generate", "inspect"):
+        assert f"{verb} " in shown.stdout
+        assert call(verb, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["--frobnicate"], "No such option: --frobnicate"),
+        (["run"], "Missing option '--out'"),
+        (["run", "-o", "out", "--dtype", "int8"], "'int8'; allowed: auto, bf16, fp16, fp32"),
+        (["run", "-o", "out", "--device", "tpu"], "'tpu'; allowed: auto, cpu, cuda, cuda:N"),
+        (["run", "-o", "out", "--limit", "0"], "'--limit'"),
+        (["run", "nowhere", "-o", "out"], "nowhere: the built-in benchmark files are drawings"),
+        (["run", "nowhere", "-o", "out"], "/benchmarks/MMBench/MMBench_DEV_EN.tsv (md5 b6caf"),
+        (["run", "own/x", "-o", "out", "--bench", "OCRBench=no"], "benchmark file no does not"),
+        (["run", "own/x", "-o", "CKPT", *BENCH], "was not written by this command"),
+        (["eval", "own/x", "-o", "CKPT", *BENCH], "was not written by this command"),
+        (["eval", "own/x", *BENCH, *BENCH], "give each benchmark once"),
+        (["run", "nowhere", "-o", "out", *BENCH], "nowhere: no such folder; give a checkpoint"),
+        (["plan", "nowhere"], "nowhere: no such folder"),
+        (["plan", "CKPT", "-r", "w5a5"], "recipe 'w5a5' is neither a file nor a preset"),
+        (["quantize", "CKPT", "-o", "out", "--format", "hqq"], "format 'hqq' is unknown; allowed"),
+        (["quantize", "CKPT", "-o", "out", "-r", "w8a16", "--format", "awq"], "8 bits; it holds 4"),
+        (["export", "CKPT", "-o", "out", "--format", "awq"], "is not quantized; load it with"),
+        (["export", "CKPT", "-o", "out"], "Missing option '--format'"),
+        (["quantize", "CKPT", "-o", "out", "--calib", "no.jsonl"], "no.jsonl does not exist"),
+        (["quantize", "CKPT", "-o", "CKPT"], "was not written by this command"),
+        # No model is fetched for these: own/x would be looked for on the hub.
+        (["eval", "own/x", "-o", "out", "--bench", "mmlu"], "unknown benchmark 'mmlu'; choose one"),
+        (["eval", "own/x", "-o", "out", "--rules", "mine"], "unknown extraction profile 'mine'"),
+        (["eval", "own/x", "-o", "out", "--prompt-style", "x"], "unknown prompt style 'x'"),
+        (["eval", "own/x", "-o", "out", "--bench", "MMBench_DEV_EN"], "needs a local file: write"),
+        (["compare", "a", "b", "-o", "out"], "a is no evaluation folder (no run.json)"),
+        (["compare", "a", "-o", "out"], "Missing argument 'CANDIDATE...'"),
+        (["generate", "CKPT", "hi", "--image", "no.png"], "no.png"),
+        (["generate", "CKPT", "hi", "--top-p", "0"], "top_p 0.0: must be above 0"),
+        (["inspect", "CKPT"], "no quantization found in config.json; give a quantized"),
+        (["inspect", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_unusable_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*[str(checkpoint) if a == "CKPT" else a for a in arguments])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("vlpress: error: ") and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_on_request() -> None:
+    result = call("--traceback", "plan", "nowhere")
+    assert result.exit_code == 2
+    assert "FileNotFoundError" in result.stderr
+
+
+def test_interruption_and_defect_have_their_own_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: BaseException) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr("vlpress.quant.api.plan_model", fail_with(KeyboardInterrupt()))
+    stopped = call("plan", "tiny")
+    assert (stopped.exit_code, stopped.stderr) == (3, "interrupted\n")
+    monkeypatch.setattr("vlpress.eval.run.run", fail_with(KeyboardInterrupt()))
+    stopped = call("run", "-o", "out")
+    assert (stopped.exit_code, stopped.stderr) == (
+        3,
+        "interrupted; the same command goes on where it stopped\n",
+    )
+
+    monkeypatch.setattr("vlpress.eval.api.evaluate_to", fail_with(KeyboardInterrupt()))
+    assert "the same command goes on" in call("eval", "tiny", "-o", "out").stderr
+    stopped = call("eval", "tiny")
+    assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_KEPT}\n")
+
+    monkeypatch.setattr("vlpress.quant.api.plan_model", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 70
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_run_again_prints_the_finished_result_as_json(checkpoint: Path, done: Path) -> None:
+    result = call("run", checkpoint, "-o", done, *BENCH, *CALIB, "--json")
+    assert parsed(result) == json.loads((done / "report" / "report.json").read_text())
+    assert "is finished already" in result.stderr
+
+
+def test_gate_does_not_pass_a_base_that_knows_nothing(checkpoint: Path, done: Path) -> None:
+    arguments = ["-o", str(done), *BENCH, *CALIB, "--margin", "99", "--gate", "--json"]
+    result = call("run", checkpoint, *arguments)
+    assert parsed(result)["verdict"] == "INCONCLUSIVE" and result.exit_code == 4
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("FAIL", 1), ("INCONCLUSIVE", 4)])
+def test_gate_exits_with_the_verdict(
+    verdict: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlpress.eval.run.run", lambda *_: {"verdict": verdict})
+    arguments = ["run", "tiny", "-o", str(tmp_path / "out"), "--json"]
+    assert call(*arguments, "--gate").exit_code == code
+    assert call(*arguments).exit_code == 0
+
+
+def test_run_refuses_a_folder_with_another_recipe(checkpoint: Path, done: Path) -> None:
+    result = call("run", checkpoint, "-o", done, *BENCH, *CALIB, "-r", "w8a16")
+    assert result.exit_code == 2
+    assert "holds other work (recipe.name: w4a16 -> w8a16" in result.stderr
+
+
+def test_plan_names_every_linear_layer_with_its_fate(checkpoint: Path) -> None:
+    plan = parsed(call("plan", checkpoint, "--json"))
+    fates = {row["name"]: row["fate"] for row in plan["rows"]}
+    assert fates["model.layers.0.self_attn.q_proj"] == "gptq int4 g128 sym"
+    assert fates["visual.merger.mlp.0"].startswith("kept, because ")
+    assert plan["time"]["solve_seconds"] > 0 and plan["time"]["seconds_per_token"] > 0
+    table = call("plan", checkpoint).stdout
+    assert "time on this machine: at least" in table
+    assert all(f"\n{name} " in table for name in fates)
+    assert "21 of 44 linear layers are quantized" in table
+
+
+def test_plan_pads_the_tower_for_the_devices_that_are_named(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tower.toml"
+    recipe.write_text(
+        '[[step]]\nmethod = "rtn"\nbits = 8\ngroup_size = -1\ntargets = ["visual.blocks.*"]\n'
+    )
+    plan = parsed(call("plan", checkpoint, "-r", recipe, "--tp", "2", "--json"))
+    assert [(p["before"], p["after"]) for p in plan["padding"]] == [(92, 256)]
+    assert plan["recipe"]["tp"] == 2
+    table = call("plan", checkpoint, "-r", recipe).stdout
+    assert "in_features 92 padded to 128: kernels need a multiple of 128" in table
+    refused = call("plan", checkpoint, "-r", recipe, "--tp", "0")
+    assert refused.exit_code == 2 and "--tp" in refused.stderr
+
+
+def test_quantize_resumes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    command: Command = ["quantize", checkpoint, "-o", out, "-r", "w8a16-rtn", "--json"]
+    made = call(*command)
+    assert {layer["bits"] for layer in parsed(made)["layers"]} == {8}
+    again = call(*command)
+    assert parsed(again) == parsed(made)
+    assert "is finished already" in again.stderr
+    other = call("quantize", checkpoint, "-o", out, "-r", "w3a16-rtn")
+    assert other.exit_code == 2 and "recipe.name: w8a16-rtn -> w3a16-rtn" in other.stderr
+    replaced = call("quantize", checkpoint, "-o", out, "-r", "w3a16-rtn", "--overwrite", "--json")
+    assert {layer["bits"] for layer in parsed(replaced)["layers"]} == {3}
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_strength_and_token_weights_are_part_of_the_question(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "out", tmp_path / "recipe.toml"
+    text = (
+        '[calibration]\nsamples = 2\ntoken_weights = "gradient"\n'
+        '[[step]]\nmethod = "gptaq"\nbits = 4\nstrength = 0.25\n'
+        'targets = ["model.layers.1.*"]\n'
+    )
+    recipe.write_text(text)
+    command: Command = ["quantize", checkpoint, "-o", out, "-r", recipe]
+    made = call(*command)
+    assert made.exit_code == 0, made.stderr
+    record = json.loads((out / "vlpress.json").read_text())
+    assert set(record["calibration"]["token_weights"]["image"]) == {
+        "lm_head",
+        *(f"model.layers.{i}" for i in range(3)),
+    }
+    assert {layer["method"] for layer in record["layers"]} == {"gptaq"}
+    assert any(layer["target_shift"] > 0 for layer in record["layers"])
+    assert "is finished already" in call(*command).stderr
+    recipe.write_text(text.replace("0.25", "0.75"))
+    assert "holds other work (recipe.step: " in call(*command).stderr
+    recipe.write_text(text.replace('"gradient"', "{image = 0.5}"))
+    other = call(*command)
+    assert other.exit_code == 2 and "recipe.calibration.token_weights" in other.stderr
+    recipe.write_text(text)
+    assert (
+        "token weights by gradient come before: " in call("plan", checkpoint, "-r", recipe).stdout
+    )
+    assert "token weights" not in call("plan", checkpoint).stdout
+
+
+def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
+    found = parsed(call("inspect", done / "checkpoint", "--json"))
+    assert len(found["layers"]) == 21 and len(found["kept"]) == 23
+    layer = next(x for x in found["layers"] if x["name"] == "model.layers.1.mlp.down_proj")
+    assert (layer["in_features"], layer["out_features"]) == (256, 128)
+    assert 0 < layer["final_error"] <= layer["rtn_error"]
+    assert "model.layers.1.mlp.down_proj" in call("inspect", done / "checkpoint").stdout
+
+
+def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
+    source, there, back = done / "checkpoint", tmp_path / "ct", tmp_path / "gptq"
+    command: Command = ["export", source, "-o", there, "--format", "compressed-tensors"]
+    found = parsed(call(*command, "--json"))
+    assert found["format"] == "compressed-tensors" and len(found["layers"]) == 21
+    assert {layer["scheme"] for layer in found["layers"]} == {"int4 g128 sym"}
+    again = call(*command)
+    assert "is finished already" in again.stderr and "compressed-tensors, 21 quant" in again.stdout
+    assert call("export", there, "-o", back, "--format", "gptq").exit_code == 0
+    for path in source.iterdir():
+        if path.name != "work.json":
+            assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    other = call("export", source, "-o", there, "--format", "awq")
+    assert other.exit_code == 2 and "format: compressed-tensors -> awq" in other.stderr
+    assert call("export", source, "-o", there, "--format", "awq", "--overwrite").exit_code == 0
+
+
+def test_export_says_what_cannot_be_expressed(checkpoint: Path, tmp_path: Path) -> None:
+    out: Command = ["-o", tmp_path / "int8"]
+    assert call("quantize", checkpoint, *out, "-r", "w8a16-rtn").exit_code == 0
+    refused = call("export", tmp_path / "int8", "-o", tmp_path / "x", "--format", "awq")
+    assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
+    assert "q_proj and 20 more layers have 8 bits; it holds 4 only" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_a_format_that_is_not_the_first_choice_is_explained(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "w8a8.toml"
+    recipe.write_text(
+        '[[step]]\nmethod = "rtn"\nbits = 8\ngroup_size = -1\nactivations = "dynamic"\n'
+    )
+    planned = call("plan", checkpoint, "-r", recipe)
+    reason = "because format gptq: model.layers.0.self_attn.q_proj and 20 more layers have int8"
+    assert f"checkpoint format: compressed-tensors, {reason}" in planned.stdout
+    plan = parsed(call("plan", checkpoint, "-r", recipe, "--json"))
+    made = call("quantize", checkpoint, "-r", recipe, "-o", tmp_path / "out", "--json")
+    assert f"writing compressed-tensors, {reason}" in made.stderr
+    found = parsed(made)
+    assert (found["format"], found["bytes"]) == ("compressed-tensors", plan["candidate_bytes"])
+    refused = call("plan", checkpoint, "-r", recipe, "--format", "gptq")
+    assert refused.exit_code == 2 and "which only compressed-tensors can ask for" in refused.stderr
+
+
+def test_sizes_agree_between_plan_inspection_and_disk(checkpoint: Path, done: Path) -> None:
+    plan = parsed(call("plan", checkpoint, "--json"))
+    found = parsed(call("inspect", done / "checkpoint", "--json"))
+    after = {row["name"]: row["bytes_after"] for row in plan["rows"]}
+    assert all(layer["bytes"] == after[layer["name"]] for layer in found["layers"])
+    assert found["bytes"] == plan["candidate_bytes"]
+    stored = (done / "checkpoint" / "model.safetensors").stat().st_size
+    assert found["bytes"] < stored < found["bytes"] * 1.1
+
+
+def test_eval_measures_against_a_reference_and_resumes(done: Path, tmp_path: Path) -> None:
+    out, base = tmp_path / "eval", done / "eval" / "base"
+    command: Command = [
+        "eval",
+        done / "checkpoint",
+        "-o",
+        out,
+        *BENCH,
+        "--reference",
+        base,
+        "--json",
+    ]
+    scores = parsed(call(*command))
+    assert scores["benchmarks"]["builtin-ocrbench"]["n"] == 6
+    assert scores["fidelity"]["builtin-ocrbench"]["kl_mean"] > 0
+    answers = (out / "builtin-ocrbench" / "predictions.jsonl").read_bytes()
+    again = parsed(call(*command))
+    assert again["benchmarks"] == scores["benchmarks"]
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").read_bytes() == answers
+
+
+def test_eval_of_another_setup_needs_overwrite(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval"
+    first: Command = ["eval", done / "checkpoint", "-o", out, *BENCH]
+    assert "builtin-ocrbench" in call(*first).stdout
+    blank: Command = [*first, "--blank-images", "--json"]
+    refused = call(*blank)
+    assert refused.exit_code == 2 and "blank_images: False -> True" in refused.stderr
+    scores = parsed(call(*blank, "--overwrite"))
+    assert scores["benchmarks"]["builtin-ocrbench"]["blank_images"] is True
+    kept = (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns
+    parsed(call(*blank, "--overwrite"))
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns == kept
+    parsed(call(*blank, "--fresh"))
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > kept
+
+
+def test_eval_without_a_folder_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    scores = parsed(call("eval", checkpoint, *BENCH, "--json"))
+    assert scores["benchmarks"]["builtin-ocrbench"]["n"] == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_exits_with_the_verdict_of_stored_predictions(done: Path, tmp_path: Path) -> None:
+    base, candidate = done / "eval" / "base", done / "eval" / "candidate"
+    whole = json.loads((done / "report" / "report.json").read_text())
+    margin = str(whole["margin"])
+    out = tmp_path / "one"
+    result = call("compare", base, candidate, "-o", out, "--margin", margin, "--json")
+    report = parsed(result)
+    assert result.exit_code == VERDICT_CODES[report["verdict"]]
+    assert report["benchmarks"] == whole["benchmarks"]
+    # The small random model of these tests answers nothing: not even its own copy may pass.
+    assert call("compare", base, base, "-o", tmp_path / "b", "--margin", "99").exit_code == 4
+
+
+def test_reported_command_asks_for_the_same_run(done: Path) -> None:
+    report = json.loads((done / "report" / "report.json").read_text())
+    program, *words = shlex.split(report["command"])
+    result = call(*words, "--json")
+    assert program == "vlpress" and "checkpoint is finished already" in result.stderr
+    assert parsed(result) == report
+
+
+def test_compare_several_candidates(done: Path, tmp_path: Path) -> None:
+    base, candidate = done / "eval" / "base", done / "eval" / "candidate"
+    result = call("compare", base, candidate, base, "-o", tmp_path / "many")
+    assert result.exit_code in VERDICT_CODES.values()
+    assert "candidate" in result.stdout and "verdict: " in result.stdout
+    assert (tmp_path / "many" / "comparison.json").is_file()
+
+
+def test_generate_answers_about_a_picture(checkpoint: Path, tmp_path: Path) -> None:
+    image = tmp_path / "red.png"
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 60), "red").save(buffer, format="PNG")
+    image.write_bytes(buffer.getvalue())
+    command: Command = ["generate", checkpoint, "What colour?", "--image", image, "--device", "cpu"]
+    answer = parsed(call(*command, "--max-new-tokens", "5", "--json"))
+    assert answer["tokens"] <= 5 and answer["prompt_tokens"] > len("What colour?")
+    assert call(*command, "--max-new-tokens", "5").stdout == answer["answer"] + "\n"
+    sampled = [
+        parsed(call(*command, "--temperature", "5", "--seed", seed, "--json"))["answer"]
+        for seed in ("1", "1", "2")
+    ]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_python_names_are_those_of_the_verbs() -> None:
+    assert callable(vlpress.evaluate) and callable(vlpress.quantize_)
+    assert {"load_model", "save_quantized", "load_quantized", "compare"} < set(dir(vlpress))
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        vlpress.quantise  # noqa: B018
+
+
+def test_what_an_interrupt_became_is_an_interrupt(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code that a signal reaches may raise an error of its own instead."""
+
+    def swallow(*_: Any, **__: Any) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            exit_codes.stop(2, None)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(exit_codes, "_signals", [])
+    monkeypatch.setattr("vlpress.quant.api.quantize_to", swallow)
+    stopped = call("quantize", checkpoint, "-o", tmp_path / "out")
+    assert stopped.exit_code == 3
+    assert stopped.stderr == "interrupted; the same command goes on where it stopped\n"

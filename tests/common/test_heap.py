@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from vlpress.common import heap
+
+HELD = """
+import gc
+from vlpress.calib.allocator import give_back
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+pieces = [bytearray(b"x" * 50000) for _ in range(4000)]
+kept = pieces[::400]  # so that the heap does not shrink from its end
+del pieces
+gc.collect()
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_free_memory_goes_back_to_the_system() -> None:
+    command = [sys.executable, "-c", HELD]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(found.stdout) > 100 * 10**6
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        pass
+
+    heap._trim.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    try:
+        heap.give_back()
+        assert heap._trim() is None
+    finally:
+        heap._trim.cache_clear()

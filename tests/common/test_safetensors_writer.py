@@ -1,0 +1,95 @@
+"""safetensors files as we write them, read by the library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlpress.model.checkpoint import stored_tensors
+from vlpress.common.lazy_tensor import STORED_DTYPES, AnyTensor, LaterTensor
+from vlpress.common.safetensors_writer import write_tensors
+
+SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+CASES = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.tuples(st.sampled_from(list(STORED_DTYPES.values())), SHAPES),
+    max_size=6,
+)
+
+
+def example(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return (torch.arange(torch.Size(shape).numel()) % 3).reshape(shape).to(dtype)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CASES)
+def test_the_library_reads_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, cases: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
+    path = tmp_path_factory.mktemp("files") / "x.safetensors"
+    tensors = {name: example(*case) for name, case in cases.items()}
+    write_tensors(tensors, path)
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    later = stored_tensors(path)
+    assert all(torch.equal(later[name].read(), tensor) for name, tensor in tensors.items())
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in later.items()} == {
+        n: (t.dtype, tuple(t.shape), t.nbytes) for n, t in tensors.items()
+    }
+
+
+def test_the_bytes_are_the_librarys(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(3, 5), "a": torch.randn(7).half(), "c": torch.ones(2).bool()}
+    write_tensors(tensors, tmp_path / "ours")
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    ours, theirs = (tmp_path / name for name in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_views_and_tensors_that_are_read_later(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    order: list[str] = []
+
+    def read() -> Tensor:
+        order.append("read")
+        return whole[1:3]
+
+    tensors: dict[str, AnyTensor] = {
+        "view": whole.t()[1:3],
+        "same": whole,
+        "later": LaterTensor(whole.dtype, (2, 6), read),
+    }
+    write_tensors(tensors, tmp_path / "x")
+    found = load_file(tmp_path / "x")
+    assert order == ["read"]
+    assert torch.equal(found["view"], whole.t()[1:3]) and torch.equal(found["same"], whole)
+    assert torch.equal(found["later"], whole[1:3])
+
+
+def test_what_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    later = LaterTensor(torch.float32, (3,), lambda: torch.zeros(2))
+    with pytest.raises(ValueError, match=r"x was to be \(3,\) of torch.float32 and is \(2,\)"):
+        write_tensors({"x": later}, tmp_path / "x")
+
+
+def test_the_header_lies_on_eight_bytes(tmp_path: Path) -> None:
+    for length in range(1, 10):
+        write_tensors({"n" * length: torch.ones(1)}, tmp_path / "x")
+        data = (tmp_path / "x").read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        assert size % 8 == 0 and len(data) == 8 + size + 4
+        assert json.loads(data[8 : 8 + size])["n" * length]["data_offsets"] == [0, 4]

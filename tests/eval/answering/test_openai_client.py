@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Reply, completion
+
+from vlpress.eval.answering.openai_client import ChatClient, Endpoint, EndpointError, base_url, error_message, read_api_key, request_fields, retry_after
+
+HI = [{"role": "user", "content": "Hi"}]
+KEY = "sk-a-secret-key"
+
+
+def ask(server: ChatServer, **options: Any) -> object:
+    """Put one question to a server, without long pauses."""
+    fields = options.pop("fields", request_fields())
+    found = {"retries": 3, "first_pause": 0.01, "timeout": 5.0} | options
+    endpoint = Endpoint(server.url, "m", fields, **found)
+
+    async def work() -> object:
+        client = ChatClient(endpoint)
+        try:
+            return await client.complete(HI, 7)
+        finally:
+            await client.close()
+
+    return asyncio.run(work())
+
+
+def models(url: str, api_key: str | None = None) -> list[dict[str, Any]] | None:
+    async def work() -> list[dict[str, Any]] | None:
+        client = ChatClient(Endpoint(url, "m", {}, api_key=api_key))
+        try:
+            return await client.models()
+        finally:
+            await client.close()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("http://h:8000", "http://h:8000/v1"),
+        ("http://h:8000/", "http://h:8000/v1"),
+        ("h:8000", "http://h:8000/v1"),
+        ("https://h/v1", "https://h/v1"),
+        ("https://h/v1/", "https://h/v1"),
+        ("https://h/team/openai/v1", "https://h/team/openai/v1"),
+        ("http://h:1/v1/chat/completions", "http://h:1/v1"),
+        ("http://[::1]:8000", "http://[::1]:8000/v1"),
+    ],
+)
+def test_address_ends_in_v1(given: str, found: str) -> None:
+    assert base_url(given) == found
+
+
+@pytest.mark.parametrize("given", ["", "ftp://h/v1", "http:///v1", "http://"])
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=r"is no address; give one like http://localhost:8000/v1"):
+        base_url(given)
+
+
+@pytest.mark.parametrize(
+    "given", [f"http://me:{KEY}@h/v1", f"http://h/v1?key={KEY}", f"http://h/#{KEY}"]
+)
+def test_address_with_a_secret_is_refused_without_quoting_it(given: str) -> None:
+    with pytest.raises(ValueError, match="may hold no user, password or query") as caught:
+        base_url(given)
+    assert KEY not in str(caught.value)
+
+
+def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert read_api_key(None) is None
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert read_api_key(None) is None
+    monkeypatch.setenv("OPENAI_API_KEY", "usual")
+    monkeypatch.setenv("MINE", f" {KEY}\n")
+    assert read_api_key(None) == "usual"
+    assert read_api_key("MINE") == KEY
+    with pytest.raises(ValueError, match="environment variable NONE_SUCH is not set"):
+        read_api_key("NONE_SUCH")
+    monkeypatch.setenv("MINE", f"{KEY}\r\nX-Other: 1")
+    with pytest.raises(ValueError, match="MINE holds characters that no API key has") as caught:
+        read_api_key("MINE")
+    assert KEY not in str(caught.value)
+
+
+def test_requests_are_greedy_and_without_penalty() -> None:
+    assert request_fields(seed=3) == {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 3,
+        "repetition_penalty": 1.0,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+
+
+def test_null_leaves_a_field_out_and_others_are_added() -> None:
+    fields = request_fields(extra={"repetition_penalty": None, "seed": None, "top_k": -1})
+    assert set(fields) == {"temperature", "top_p", "logprobs", "top_logprobs", "top_k"}
+    assert "top_logprobs" not in request_fields(extra={"logprobs": None})
+    assert "top_logprobs" not in request_fields(extra={"logprobs": False})
+    assert request_fields(extra={"top_logprobs": 5})["top_logprobs"] == 5
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "max_tokens", "temperature", "n", "stream"])
+def test_what_an_evaluation_decides_cannot_be_set(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot be set: an evaluation decides it"):
+        request_fields(extra={name: None})
+
+
+def test_pixel_bounds_go_where_vllm_reads_them() -> None:
+    assert "mm_processor_kwargs" not in request_fields()
+    fields = request_fields(max_pixels=1_003_520, extra={"mm_processor_kwargs": {"fps": 1}})
+    assert fields["mm_processor_kwargs"] == {"fps": 1, "max_pixels": 1_003_520}
+    with pytest.raises(ValueError, match="min_pixels is given twice"):
+        request_fields(min_pixels=1, extra={"mm_processor_kwargs": {"min_pixels": 2}})
+
+
+def test_request_holds_what_was_asked() -> None:
+    with ChatServer() as server:
+        assert ask(server, api_key=KEY) == completion("A")
+    [body], [headers] = server.bodies, server.headers
+    assert body == {"model": "m", "messages": HI, "max_tokens": 7, **request_fields()}
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    with ChatServer() as server:
+        ask(server)
+    assert "Authorization" not in server.headers[0]
+
+
+PASSING = [
+    Reply({"error": {"message": "slow down"}}, 429),
+    Reply("overloaded", 503),
+    Reply({"error": "oops"}, 500),
+    Reply({"detail": "timed out"}, 408),
+    Reply(b"<html>bad gateway</html>", 502),
+    Reply(b"<html>not the API</html>"),
+    Reply(b'{"choices": [{"mess'),
+    Reply(b"", hang_up=True),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.status} {fault.content!r}")
+def test_what_may_pass_is_tried_again(fault: Reply) -> None:
+    with ChatServer(script=[fault, fault]) as server:
+        assert ask(server) == completion("A")
+    assert len(server.bodies) == 3
+    assert server.bodies[0] == server.bodies[2]
+
+
+def test_timeout_is_tried_again() -> None:
+    with ChatServer(script=[Reply(completion("late"), delay=0.6)]) as server:
+        assert ask(server, timeout=0.2) == completion("A")
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Reply({"error": {"message": "slow\ndown"}}, 429), "at last: HTTP 429: slow down; go on"),
+        (Reply(b"<html>x", 200), "at last: its reply is no JSON: <html>x; go on"),
+        (Reply(b"", hang_up=True), "at last: RemoteProtocolError: "),
+    ],
+)
+def test_what_does_not_pass_ends_in_one_line(fault: Reply, message: str) -> None:
+    with ChatServer(lambda _: fault) as server, pytest.raises(EndpointError) as caught:
+        ask(server)
+    assert len(server.bodies) == 4
+    assert "/v1 failed 4 times, " in str(caught.value) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_server_that_asks_for_a_pause_gets_it() -> None:
+    with ChatServer(script=[Reply("wait", 429, {"Retry-After": "0.3"})]) as server:
+        started = time.monotonic()
+        ask(server)
+    assert time.monotonic() - started >= 0.3
+
+
+def test_pause_may_be_a_date() -> None:
+    in_a_minute = formatdate(time.time() + 60, usegmt=True)
+    assert retry_after(in_a_minute) == pytest.approx(60, abs=2)
+    assert retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
+    assert [retry_after(text) for text in (None, "2", "-1", "soon")] == [None, 2.0, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (
+            Reply({"error": {"message": "The model `m` does not exist."}}, 404),
+            r"/v1 refused \(HTTP 404: The model `m` does not exist\.\)$",
+        ),
+        (
+            Reply({"detail": "Unexpected fields in the request: {'repetition_penalty'}"}, 422),
+            r"request: \{'repetition_penalty'\}\); leave out what it does not know with "
+            r"--endpoint-extra '\{\"repetition_penalty\": null\}'$",
+        ),
+        (
+            Reply({"message": "top_logprobs must be <= 5, logprobs is on"}, 400),
+            r"--endpoint-extra '\{\"logprobs\": null, \"top_logprobs\": null\}'$",
+        ),
+        (
+            Reply({"error": {"message": "temperature is odd"}}, 400),
+            r"\(HTTP 400: temperature is odd\)$",
+        ),
+        (
+            Reply({"error": {"message": f"Incorrect API key provided: {KEY}."}}, 401),
+            r"provided: \*\*\*\.\); put the API key into \$OPENAI_API_KEY or name its variable "
+            r"with --api-key-env$",
+        ),
+        (Reply({"error": {"message": "in a 200"}}), r"\(HTTP 200: in a 200\)$"),
+        (Reply(b"x" * 1000, 413), r"\(HTTP 413: x{300}\.\.\.\)$"),
+        (Reply("", 302, {"Location": "http://127.0.0.1:1/"}), r"\(HTTP 302: "),
+    ],
+    ids=lambda value: str(value.status) if isinstance(value, Reply) else "",
+)
+def test_refusal_quotes_the_server_and_is_not_repeated(reply: Reply, message: str) -> None:
+    with ChatServer(lambda _: reply) as server, pytest.raises(EndpointError, match=message) as got:
+        ask(server, api_key=KEY)
+    assert len(server.bodies) == 1
+    assert KEY not in str(got.value) and "\n" not in str(got.value)
+
+
+def test_key_is_not_shown() -> None:
+    assert KEY not in repr(Endpoint("http://h/v1", "m", {}, api_key=KEY))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"error": {"message": "a", "code": 1}}', "a"),
+        ('{"error": "b"}', "b"),
+        ('{"object": "error", "message": "c"}', "c"),
+        ('{"detail": [{"loc": ["body"], "msg": "d"}]}', '[{"loc": ["body"], "msg": "d"}]'),
+        ('{"other": 1}', '{"other": 1}'),
+        ("[1]", "[1]"),
+        ("plain", "plain"),
+        ("", ""),
+    ],
+)
+def test_message_of_an_error_in_any_customary_form(text: str, message: str) -> None:
+    assert error_message(text) == message
+
+
+def test_models_that_a_server_offers() -> None:
+    with ChatServer(models=[{"id": "m", "owned_by": "vllm"}, {"object": "odd"}]) as server:
+        assert models(server.url) == [{"id": "m", "owned_by": "vllm"}]
+    with ChatServer(models=None) as server:
+        assert models(server.url) is None
+        closed = server.url
+    with pytest.raises(EndpointError, match=r"nothing answers at .*/v1/models \(ConnectError: "):
+        models(closed)
+
+
+def test_refused_key_is_found_at_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatServer(models=[]) as server:
+        handler: Any = server._server.RequestHandlerClass
+        denied = Reply({"error": {"message": f"no key {KEY}"}}, 403)
+        monkeypatch.setattr(handler, "do_GET", lambda self: self._send(denied))
+        with pytest.raises(EndpointError, match=r"HTTP 403: no key \*\*\*\); put the API key into"):
+            models(server.url, KEY)

@@ -1,0 +1,253 @@
+"""The report's pages in a real browser: filters, pictures, schemes, widths, and no request.
+
+Needs a Chromium on the machine; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsers import chromium_path, launch
+from eval_files import package_files
+from eval_models import right
+from workbench import Workbench, lossy
+
+from vlpress.eval import compare_many
+from vlpress.model.processing.processor import Processor
+
+pytestmark = pytest.mark.browser
+
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PAGES = ("comparison.html", "bad/report.html", "good/report.html")
+CHANGES = ["right_to_wrong"] * 4 + ["wrong_to_right", "right_to_wrong"]  # in order of benchmarks
+ATTACK = (
+    "<script>document.title='attacked'</script><img src=x onerror=\"document.title='attacked'\">"
+)
+LONG = "an answer that does not end and has no spaces: " + "x" * 3000
+
+# Texts with too little contrast to what is behind them (WCAG 2, relative luminance).
+FAINT = """all => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = element => {
+    let behind = element;
+    while (rgb(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+    const pair = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+    const [low, high] = pair.map(rgb).map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const shown = all.filter(e => e.checkVisibility() && e.innerText.trim());
+  return [shown.length, shown.filter(e => contrast(e) < 4.5).map(e => e.outerHTML.slice(0, 90))];
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with launch(chromium_path()) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two candidates, one of which says hostile things."""
+    folder = tmp_path_factory.mktemp("pages")
+    with pytest.MonkeyPatch.context() as patch:
+        package_files(folder, patch)
+        bench = Workbench(Processor.from_folder(checkpoint), folder)
+        base = bench.run("base", lossy("5"), is_reference=True)
+        options: dict[str, Any] = {"reference": base}
+        (bench.source / "vlpress.json").write_text(json.dumps({"layers": layers()}))
+        said = {"1000241": ATTACK, "242": LONG, "3": ATTACK, "4": LONG}
+        bad = bench.run("bad", lambda item: said.get(item.id) or right(item), seed=1, **options)
+        good = bench.run("good", **options)
+        compare_many(base, [bad, good], folder / "report")
+    return folder / "report"
+
+
+def layers() -> list[dict[str, Any]]:
+    errors = {"error": 0.01, "rtn_error": 0.02, "final_error": 0.01, "bits": 4}
+    return [
+        {"name": f"model.layers.{i}.mlp.up_proj", "method": "gptq", "group_size": -1, **errors}
+        for i in range(3)
+    ]
+
+
+@pytest.fixture
+def visit(chromium: Any, pages: Path) -> Iterator[Any]:
+    """Opens a page; the test fails if it logs, throws, or asks for anything but itself."""
+    contexts: list[Any] = []
+    heard: list[str] = []
+
+    def visit(name: str = "bad/report.html", **options: Any) -> Any:
+        contexts.append(chromium.new_context(**{"viewport": WIDE, **options}))
+        page, address = contexts[-1].new_page(), (pages / name).as_uri()
+        page.set_default_timeout(20_000)
+
+        def on_request(request: Any) -> None:
+            if request.url != address and not request.url.startswith("data:image/webp;"):
+                heard.append(request.url)
+
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("request", on_request)
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+def changes(page: Any) -> list[str]:
+    """Kinds of the cards to be seen."""
+    shown = "all => all.filter(e => e.checkVisibility()).map(e => e.dataset.change)"
+    return list(page.eval_on_selector_all("[data-flip]", shown))
+
+
+def test_filters_narrow_the_gallery(visit: Any) -> None:
+    page = visit()
+    count, none = page.locator("[data-shown]"), page.locator("[data-none]")
+    category = page.get_by_label("Category", exact=False).and_(page.locator("select"))
+
+    def press(name: str) -> None:
+        button = page.get_by_role("button", name=name)
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+
+    assert changes(page) == CHANGES and count.inner_text() == "6 of 6 shown"
+    press("wrong to right")
+    assert changes(page) == ["wrong_to_right"] and count.inner_text() == "1 of 6 shown"
+    assert page.get_by_role("button", name="All changes").get_attribute("aria-pressed") == "false"
+    assert page.locator("[data-bench]:visible").count() == 1
+    press("builtin-mmbench")
+    assert changes(page) == [] and none.is_visible()
+    press("All changes")
+    assert changes(page) == ["right_to_wrong"] * 2 and not none.is_visible()
+    category.select_option(label="animals_1")
+    assert count.inner_text() == "1 of 6 shown"
+    press("builtin-ocrbench")  # which has no such category
+    assert category.input_value() == "" and count.inner_text() == "3 of 6 shown"
+    press("All benchmarks")
+    assert changes(page) == CHANGES
+
+
+def test_filters_work_from_the_keyboard(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("button", name="All changes").focus()
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert changes(page) == ["wrong_to_right"]
+    outline = "() => getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid", "where the keyboard is can be seen"
+
+
+def test_every_change_is_there_without_scripts(visit: Any) -> None:
+    page = visit(java_script_enabled=False)
+    assert changes(page) == CHANGES
+    assert not page.locator("[data-filters]").is_visible()
+
+
+def test_pictures_load(visit: Any) -> None:
+    page = visit()
+    widths = page.eval_on_selector_all("img", "all => all.map(i => i.complete && i.naturalWidth)")
+    assert widths == [56] * len(CHANGES)
+
+
+def test_answers_are_text_and_run_nothing(visit: Any) -> None:
+    page = visit()
+    answers = page.locator(".answers .wrong bdi").all_inner_texts()
+    assert answers.count(ATTACK) == 3
+    assert page.title().endswith(": bad against base (synthetic)")
+    assert page.locator("script").count() == 1
+
+
+def test_policy_stops_scripts_that_are_not_the_pages_own(chromium: Any, pages: Path) -> None:
+    page = chromium.new_page()
+    page.goto((pages / "good" / "report.html").as_uri())
+    page.evaluate(
+        "() => { const own = document.createElement('script');"
+        "own.textContent = 'document.title = \"ran\"'; document.body.append(own); }"
+    )
+    loaded = page.evaluate("() => fetch('data:text/plain,x').then(() => true, () => false)")
+    assert page.title() != "ran" and loaded is False
+    page.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("viewport", [WIDE, PHONE])
+def test_nothing_sticks_out(visit: Any, name: str, viewport: dict[str, int]) -> None:
+    page = visit(name, viewport=viewport)
+    page.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.evaluate("() => document.documentElement.scrollWidth") == viewport["width"]
+    outside = page.eval_on_selector_all(
+        "main *:not(.unseen)",
+        "all => all.filter(e => !e.closest('.scroll, pre, svg, .unseen') && "
+        "e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 90))",
+    )
+    assert outside == []
+
+
+def test_headline_fits_a_wide_window(visit: Any) -> None:
+    page = visit()
+    sizes = "e => [e.scrollWidth, e.clientWidth]"
+    wide, box = page.locator("#scores .scroll").evaluate(sizes)
+    assert wide <= box
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_both_schemes(visit: Any, name: str, scheme: str) -> None:
+    page = visit(name, color_scheme=scheme)
+    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 25, 30)"}[scheme]
+    selectors = "h1, p, a, td, th, dt, dd, span:not(.unseen), button, summary, figcaption, output"
+    count, faint = page.eval_on_selector_all(selectors, FAINT)
+    assert count > 20 and faint == []
+    inks = page.eval_on_selector_all("svg text", "all => all.map(e => getComputedStyle(e).fill)")
+    assert set(inks) and all((sum(map(int, rgb(ink))) > 380) == (scheme == "dark") for ink in inks)
+
+
+def rgb(color: str) -> list[str]:
+    return color.removeprefix("rgb(").rstrip(")").split(", ")
+
+
+def test_figures_have_names_and_headings_their_order(visit: Any) -> None:
+    page = visit()
+    names = page.eval_on_selector_all("svg", "all => all.map(e => e.ariaLabel)")
+    assert len(names) == 6 and all(names)
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(e => +e.tagName[1])")
+    assert levels.count(1) == 1
+    assert all(deeper <= level + 1 for level, deeper in pairwise(levels))
+
+
+def test_paper_gets_everything_but_the_controls(visit: Any) -> None:
+    page = visit(color_scheme="dark")
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print", color_scheme="dark")
+    ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
+    assert not page.locator("[data-filters]").is_visible() and not page.locator("nav").is_visible()
+    folded = page.locator("details:has(table)")
+    assert folded.count() == 4 and all(box.is_visible() for box in folded.all())
+    styles = "all => all.map(e => getComputedStyle(e).breakInside)"
+    assert page.eval_on_selector_all(".card", styles) == ["avoid"] * len(CHANGES)
+    assert page.pdf()[:5] == b"%PDF-"
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+
+
+def test_candidates_lead_to_their_pages_and_back(visit: Any, pages: Path) -> None:
+    page = visit("comparison.html")
+    addresses = page.eval_on_selector_all("table a", "all => all.map(a => a.href)")
+    assert addresses == [(pages / name / "report.html").as_uri() for name in ("bad", "good")]
+    back = visit("bad/report.html").get_by_role("link", name="All candidates")
+    assert back.evaluate("a => a.href") == (pages / "comparison.html").as_uri()

@@ -1,0 +1,132 @@
+"""The figures: what they are computed from, and that they fit into any page."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from vlpress.eval.report.html import plots
+from vlpress.eval.report.html.plots import Choice, IntervalRow, LayerError
+from vlpress.eval.report.html.svg import WIDTH, plain
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "a $x_$ <script>alert(1)</script> & \x00\ud800 字\n" + "y" * 90
+KL = st.lists(st.lists(st.floats(0, 20), max_size=40), min_size=1, max_size=30)
+
+
+def intervals(label: str = "ocr") -> Markup:
+    rows = [IntervalRow(label, 60, -1.5, -9.0, 4.5, True), IntervalRow("b", 3, 20, 5, 40)]
+    return plots.interval_plot("p", "Intervals & more", rows, 2.0)
+
+
+def figures() -> dict[str, Markup]:
+    kl = [[0.1, 0.0, 3.0], [1e-12, 0.2]]
+    return {
+        "intervals": intervals(),
+        "histogram": plots.divergence_histogram("p", "t", [v for answer in kl for v in answer]),
+        "zeros": plots.divergence_histogram("p", "t", [0.0, 0.0]),
+        "position": plots.position_plot("p", "t", plots.by_position(kl)),
+        "layers": plots.layer_plot(
+            "p", "t", [LayerError("model.layers", i, k, 0.01 * i) for i in range(3) for k in "qkvo"]
+        ),
+        "choices": plots.choice_plot(
+            "p",
+            "t",
+            [
+                Choice("a", 1e6, 90, True),
+                Choice("b", 2e6, 80, False),
+                Choice("c", 3e6, 91, False, True),
+            ],
+            "score",
+        ),
+        "one choice": plots.choice_plot("p", "t", [Choice("a", 1e6, 0.0, True)], "KL", log=True),
+    }
+
+
+@pytest.mark.parametrize("name", list(figures()))
+def test_figures_are_valid_xml_that_takes_the_pages_colours(name: str) -> None:
+    svg = figures()[name]
+    root = ET.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    width, height = (float(side) for side in root.attrib["viewBox"].split()[2:])
+    assert (round(width), "width" in root.attrib) == (WIDTH, False) and height > 50
+    assert root.attrib["role"] == "img" and root.attrib["aria-label"]
+    assert not re.findall(r"#[0-9a-fA-F]{6}\b", svg), "a colour that dark pages do not change"
+    assert "var(--ink)" in svg and "font-family" not in svg and "<style" not in svg
+    identifiers = re.findall(r'\bid="([^"]*)"', svg)
+    assert len(set(identifiers)) == len(identifiers)
+    assert all(identifier.startswith("p-") for identifier in identifiers)
+    used = re.findall(r'href="#([^"]*)"', svg) + re.findall(r"url\(#([^)]*)\)", svg)
+    assert set(used) == set(identifiers)
+
+
+def test_figures_are_the_same_bytes_each_time() -> None:
+    assert intervals() == intervals()
+
+
+def test_labels_are_text_whatever_they_hold() -> None:
+    svg = intervals(HOSTILE)
+    texts = [element.text or "" for element in ET.fromstring(svg).iter(f"{SVG}text")]
+    (label,) = [text for text in texts if text.startswith("a $x_$ <script>")]
+    assert label.endswith("… (60)") and "\n" not in label
+    assert "<script" not in svg
+
+
+def test_labels_are_one_bounded_line() -> None:
+    assert plain("a\nb\x07  c") == "a b c"
+    assert plain("x" * 41) == "x" * 39 + "…"
+    assert plain("x" * 40) == "x" * 40
+
+
+def test_losses_and_gains_are_coloured_by_their_interval() -> None:
+    def colours(low: float, high: float) -> set[str]:
+        svg = plots.interval_plot("p", "t", [IntervalRow("a", 9, 0.0, low, high)], 2.0)
+        return set(re.findall(r"stroke: var\(--(good|bad|accent)\); stroke-width: 1\.6", svg))
+
+    assert colours(-9, -1) == {"bad"}
+    assert colours(1, 9) == {"good"}
+    assert colours(-1, 1) == {"accent"}
+
+
+@given(KL)
+def test_every_token_is_in_one_position(answers: list[list[float]]) -> None:
+    points = plots.by_position(answers)
+    assert sum(point.tokens for point in points) == sum(map(len, answers))
+    assert [p.first for p in points[1:]] == [p.last + 1 for p in points[:-1]]
+    if points:
+        assert (points[0].first, points[-1].last) == (1, max(map(len, answers)))
+    if len(points) > 1:
+        assert min(point.tokens for point in points) >= plots.TOKENS_PER_POINT
+
+
+def test_positions_hold_their_own_tokens() -> None:
+    answers = [[0.1, 0.5]] * 19 + [[0.3, 0.5, 0.9]]
+    first, rest = plots.by_position(answers)
+    assert (first.first, first.last, first.tokens) == (1, 1, 20)
+    assert first.mean == pytest.approx(0.11) and first.median == 0.1
+    assert (rest.first, rest.last, rest.tokens) == (2, 3, 21)
+    assert rest.mean == pytest.approx((20 * 0.5 + 0.9) / 21)
+    assert plots.by_position([[], []]) == []
+
+
+def test_layers_are_told_apart_by_stage_block_and_kind() -> None:
+    named = {
+        "model.layers.3.self_attn.q_proj": ("model.layers", 3, "q_proj"),
+        "visual.blocks.11.mlp.up_proj": ("visual.blocks", 11, "up_proj"),
+        "visual.blocks.0.attn.qkv": ("visual.blocks", 0, "qkv"),
+    }
+    layers: list[dict[str, Any]] = [{"name": name, "final_error": 0.25} for name in named]
+    unplaced: list[dict[str, Any]] = [
+        {"name": "lm_head", "final_error": 0.1},
+        {"name": "visual.merger.mlp.0", "final_error": 0.1},
+        {"name": "model.layers.0.mlp.up_proj"},  # rounded without calibration
+    ]
+    found = plots.layer_errors(layers + unplaced)
+    assert [(e.stage, e.block, e.kind) for e in found] == list(named.values())
+    assert {e.error for e in found} == {0.25}

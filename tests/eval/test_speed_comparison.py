@@ -1,0 +1,105 @@
+"""Both models of a finished run, timed in alternation or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_run import QUESTIONS, quiet, request_for
+
+from vlpress.eval.results import read_run
+from vlpress.eval.report.speed_section import FILE, read_throughput
+from vlpress.eval.api import evaluate_to
+from vlpress.quant.resolve import Source
+from vlpress.eval.resolve import open_tasks
+from vlpress.eval.run import run
+from vlpress.eval.speed_comparison import time_in_alternation
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("timing") / "out"
+    run(request_for(checkpoint, out, questions=replace(QUESTIONS, noise=0)), quiet())
+    return out
+
+
+@pytest.fixture
+def untimed(finished: Path, tmp_path: Path) -> Path:
+    """The same run without its throughput."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "eval" / "candidate" / FILE).unlink()
+    return out
+
+
+def measure(checkpoint: Path, out: Path) -> dict[str, object]:
+    settings = request_for(checkpoint, out).settings
+    original = Source.find(str(checkpoint), settings)
+    quantized = Source.find(str(out / "checkpoint"), settings)
+    folders = out / "eval" / "base", out / "eval" / "candidate"
+    time_in_alternation(
+        *folders,
+        open_tasks(QUESTIONS, original, original.processor()),
+        original,
+        quantized,
+        batch_size=2,
+        reporter=quiet(),
+    )
+    return read_throughput(*map(read_run, folders))
+
+
+def test_a_run_times_both_models_on_the_same_questions(finished: Path) -> None:
+    report = json.loads((finished / "report" / "report.json").read_text())
+    found = report["speed"]["alternating"]
+    assert found["questions"] == found["batches"] * found["batch_size"] == 6
+    for rate in ("items", "prefill_tokens", "decode_tokens"):
+        assert found[f"{rate}_per_second"]["base"] > 0
+        low, high = found[f"{rate}_per_second"]["spread"]
+        assert 0 < low <= found[f"{rate}_per_second"]["ratio"] <= high
+
+
+def test_what_was_measured_is_kept(checkpoint: Path, finished: Path) -> None:
+    path = finished / "eval" / "candidate" / FILE
+    before = path.read_bytes()
+    measure(checkpoint, finished)
+    assert path.read_bytes() == before
+
+
+def test_two_models_that_do_not_fit_into_memory_are_not_loaded(
+    checkpoint: Path, untimed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=100 * 2**10)
+    monkeypatch.setattr("vlpress.eval.speed_comparison.psutil.virtual_memory", lambda: free)
+    monkeypatch.delattr(Source, "load")
+    found = measure(checkpoint, untimed)
+    assert found["rates"] is None and "100.0 KiB" in str(found["reason"])
+
+
+def test_models_that_run_on_other_kernels_than_before_are_not_timed(
+    checkpoint: Path, untimed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLPRESS_KERNEL", "reference")
+    found = measure(checkpoint, untimed)
+    assert found["rates"] is None and "kernels" in str(found["reason"])
+
+
+def test_an_evaluation_against_a_reference_times_both(
+    checkpoint: Path, finished: Path, tmp_path: Path
+) -> None:
+    base, settings = finished / "eval" / "base", request_for(checkpoint, finished).settings
+    evaluate_to(
+        tmp_path / "again",
+        model=str(finished / "checkpoint"),
+        questions=QUESTIONS,
+        settings=settings,
+        reference=base,
+        overwrite=False,
+        fresh=False,
+        reporter=quiet(),
+    )
+    found = read_throughput(read_run(base), read_run(tmp_path / "again"))
+    assert found["rates"]["items_per_second"]["ratio"] > 0

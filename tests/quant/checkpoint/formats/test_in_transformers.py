@@ -1,0 +1,100 @@
+"""What transformers makes of our compressed-tensors folders of the built-in model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing.processor import Processor
+from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
+from vlpress.quant.recipe.recipe import Recipe
+
+pytest.importorskip("compressed_tensors", minversion="0.15")
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+DECODER = {"method": "rtn", "bits": 4, "group_size": 128}
+ROUNDED = {"activations": "dynamic"}
+PER_ROW = {"method": "rtn", "bits": 8, "group_size": -1}
+TOWER = {"targets": ["visual.blocks.*", "visual.merger.*"]}
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "w4a16": [DECODER],
+    "w8a8": [PER_ROW | ROUNDED],
+    "w4a8": [DECODER | ROUNDED],
+    "asymmetric": [DECODER | {"symmetric": False}],
+    "vision-w8a16": [PER_ROW | TOWER, DECODER],
+    "vision-w8a8": [{"method": "smoothquant"} | TOWER, PER_ROW | ROUNDED | TOWER, DECODER],
+    "mixed": [
+        DECODER | {"ignore": ["*.down_proj"]},
+        PER_ROW | ROUNDED | {"targets": ["model.layers.*.down_proj"], "ignore": ["*layers.2.*"]},
+        PER_ROW | {"targets": ["visual.*"]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    processor = Processor.from_folder(resolve_model("tiny"))
+    samples = load_samples(None, n=2, seed=0)
+    return [processor.encode(sample.messages, answer=sample.answer) for sample in samples]
+
+
+def their_logits(model: Any, prompt: Prompt) -> Tensor:
+    with torch.no_grad():
+        output = model(
+            input_ids=prompt.input_ids[None],
+            attention_mask=torch.ones_like(prompt.input_ids)[None],
+            position_ids=prompt.position_ids[:, None],
+            pixel_values=torch.cat([visual.patches for visual in prompt.visuals]),
+            image_grid_thw=torch.tensor([visual.grid for visual in prompt.visuals]),
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def separate_tokens(model: Any) -> None:
+    """Give each token of the tower a scale of its own, as kernels do.
+
+    The library takes one scale for each entry of an input's first two dimensions. The tower has no
+    batch dimension, so all tokens would share one.
+    """
+    for name, module in model.named_modules():
+        if ".visual." in name and hasattr(module, "quantization_scheme"):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0][None],))
+            module.register_forward_hook(lambda _, inputs, output: output[0])
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("name", STEPS)
+def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
+    """Weights are the same numbers; int8 activations are not rounded alike.
+
+    The library spreads a token's largest value over 127.5 levels, kernels and vlpress over 127, so
+    with activations both are different roundings of one model.
+    """
+    model = load_model("tiny", device="cpu", dtype="fp32")
+    report = quantize_(model, Recipe.from_dict({"name": name, "step": STEPS[name]}), prompts)
+    save_quantized(model, report, "tiny", tmp_path / name, format="compressed-tensors")
+    ours = load_quantized(tmp_path / name, device="cpu", dtype="fp32")
+    options: dict[str, Any] = {}
+    if name == "asymmetric":
+        # Without this the library's version 0.20 expects zero points that are not packed.
+        options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / name, dtype=torch.float32, **options
+    )
+    if name.startswith("vision"):
+        assert theirs.config.vision_config.intermediate_size == 640
+        separate_tokens(theirs)
+    for prompt in prompts:
+        assert prompt.visuals
+        with torch.no_grad():
+            (expected,) = ours([prompt])
+        difference = their_logits(theirs, prompt) - expected
+        if "a16" in name:
+            assert float(difference.abs().max() / expected.abs().max()) < 1e-4
+        assert float(difference.norm() / expected.norm()) < 2e-2

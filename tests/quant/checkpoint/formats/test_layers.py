@@ -1,0 +1,137 @@
+"""One layer through every format: it comes back the same, and its bytes do not change."""
+
+import paths
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from format_files import contents, fingerprint, made_layer
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from vlpress.model.families import LinearSpec
+from vlpress.quant.methods.affine import QuantizedWeight, round_scales
+from vlpress.quant.checkpoint.formats import FORMATS, choose_format, find_format, format_of
+from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.recipe.scheme import Activations, QuantScheme
+
+GOLDEN = paths.GOLDEN / "format_layers.json"
+LAYER = "model.layers.0.mlp.down_proj"
+
+
+def golden_schemes() -> dict[str, list[QuantScheme]]:
+    symmetric = [QuantScheme(bits, 32) for bits in (2, 3, 4, 8)]
+    asymmetric = [QuantScheme(bits, 32, symmetric=False) for bits in (2, 3, 4, 8)]
+    activations = [
+        QuantScheme(8, -1, activations="dynamic"),
+        QuantScheme(8, -1, activations="static"),
+        QuantScheme(4, 32, activations="dynamic"),
+    ]
+    odd = [QuantScheme(bits, 32, symmetric=False) for bits in (5, 6, 7)]
+    return {
+        "gptq": [*symmetric, QuantScheme(4, -1)],
+        "gptq_v2": [*symmetric, *asymmetric],
+        "compressed-tensors": [*symmetric, *asymmetric, *odd, QuantScheme(8, -1), *activations],
+        "awq": [QuantScheme(4, 32), QuantScheme(4, 32, symmetric=False), QuantScheme(4, -1)],
+    }
+
+
+def golden_bytes() -> dict[str, Any]:
+    """What `tests/golden/format_layers.json` holds; the file was written once from this."""
+    return {
+        name: {
+            scheme.label: {
+                part: fingerprint(tensor)
+                for part, tensor in FORMATS[name].encode(made_layer(scheme), torch.bfloat16).items()
+            }
+            for scheme in schemes
+        }
+        for name, schemes in golden_schemes().items()
+    }
+
+
+def test_bytes_are_those_of_the_golden_file() -> None:
+    assert golden_bytes() == json.loads(GOLDEN.read_text())
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> QuantizedWeight:
+    activations: Activations = draw(st.sampled_from(get_args(Activations)))
+    symmetric = activations != "none" or draw(st.booleans())
+    group_size = draw(st.sampled_from([32, 64, -1]))
+    scheme = QuantScheme(draw(st.integers(2, 8)), group_size, symmetric, activations)
+    rows, columns = draw(st.sampled_from([(32, 64), (64, 128), (96, 64)]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    size = (rows, scheme.groups(columns))
+    zero_points = torch.randint(scheme.max_level + 1, size, generator=generator)
+    if symmetric:
+        zero_points.fill_(scheme.midpoint)
+    exponents = torch.randint(-14, 12, size, generator=generator)
+    index = None
+    if activations == "none" and draw(st.booleans()):
+        order = torch.randperm(columns, generator=generator)
+        index = (order // scheme.width(columns)).int()
+    return QuantizedWeight(
+        torch.randint(scheme.max_level + 1, (rows, columns), generator=generator).to(torch.uint8),
+        round_scales(torch.rand(size, generator=generator) * 2.0**exponents + 2.0**-24),
+        zero_points.to(torch.uint8),
+        scheme,
+        index if scheme.groups(columns) > 1 else None,
+        torch.tensor(0.375) if activations == "static" else None,
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(weight=layers(), dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
+def test_layers_come_back_the_same(name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    """What a format says that it can hold comes back; what it cannot say is refused."""
+    format = FORMATS[name]
+    reordered = {LAYER} if weight.group_index is not None else set()
+    config = contents({}, intermediate_size=weight.in_features).config
+    held = Contents(config, {LAYER: weight.scheme}, reordered)
+    if format.why_not(held):
+        return
+    assume(name != "gptq" or int(weight.zero_points.min()) > 0)
+    tensors = format.encode(weight, dtype)
+    found = format.decode(tensors, weight.scheme, LAYER)
+    assert found.equals(weight)
+    assert set(tensors) <= set(format.parts) and format.marker in tensors
+    again = format.encode(found, dtype)
+    assert all(torch.equal(again[part], tensor) for part, tensor in tensors.items())
+    spec = LinearSpec(LAYER, weight.in_features, weight.out_features, False, "decoder", 0, "down")
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    assert stored == format.stored_bytes(spec, weight.scheme, dtype)
+
+
+def test_what_layers_keep_is_no_view_of_the_file() -> None:
+    for name, schemes in golden_schemes().items():
+        for scheme in schemes:
+            tensors = FORMATS[name].encode(made_layer(scheme), torch.float32)
+            found = FORMATS[name].decode(tensors, scheme, "x")
+            for tensor in tensors.values():
+                tensor.fill_(1)
+            assert found.equals(made_layer(scheme))
+
+
+def test_auto_takes_gptq_where_it_fits() -> None:
+    fits, rounds = contents(QuantScheme(4, 32)), contents(QuantScheme(8, -1, activations="dynamic"))
+    assert find_format(fits) == (FORMATS["gptq"], "")
+    chosen, passed_over = find_format(rounds)
+    assert chosen.name == choose_format(rounds).name == "compressed-tensors"
+    assert passed_over.startswith("format gptq: model.layers.0.self_attn.q_proj and 13 more layers")
+    nothing_fits = contents(QuantScheme(8, 32, symmetric=False, activations="dynamic"))
+    with pytest.raises(
+        ValueError, match=r"^format gptq: .*; format compressed-tensors: .* have in"
+    ):
+        choose_format(nothing_fits)
+
+
+def test_formats_are_known_by_their_configuration() -> None:
+    assert format_of({"quant_method": "gptq"}).name == "gptq"
+    assert format_of({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}).name == "gptq_v2"
+    assert format_of({"quant_method": "awq", "format": "gemm"}).name == "awq"
+    for found in ({"quant_method": "gptq_v2"}, {"quant_method": "bitsandbytes"}, {}):
+        with pytest.raises(ValueError, match="allowed are gptq, compressed-tensors, awq"):
+            format_of(found)

@@ -1,0 +1,69 @@
+"""A finished checkpoint that is read back block by block and says what the loaded model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calib_models import prompt, prompts, random_model, raw_config, write_checkpoint
+from safetensors.torch import load_file, save_file
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.generation import Sampling, generate
+from vlpress.quant.checkpoint.loading import load_quantized
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.checkpoint.verify import first_tokens
+from vlpress.quant.recipe.recipe import Recipe
+
+ROUND = {"method": "rtn", "bits": 8, "group_size": -1}
+EVERYWHERE = ROUND | {"targets": ["visual.blocks.*", "visual.merger.*", "model.layers.*"]}
+
+
+def written(tmp_path: Path, family: str, tied: bool, step: dict[str, Any]) -> Path:
+    raw = raw_config(family, tied=tied) | {"torch_dtype": "float32"}
+    model = random_model(raw)
+    source = write_checkpoint(tmp_path / "source", model)
+    report = quantize_(model, Recipe.from_dict({"name": "test", "step": [step]}))
+    save_quantized(model, report, source, tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_it_says_what_the_loaded_model_says(tmp_path: Path, family: str, tied: bool) -> None:
+    out = written(tmp_path, family, tied, EVERYWHERE)
+    model = load_quantized(out, device="cpu")
+    never = {model.config.image_token_id, model.config.video_token_id}
+    same = 0
+    for asked in prompts(ModelConfig.from_folder(out)):
+        (wanted,) = generate(
+            model,
+            [asked],
+            max_new_tokens=4,
+            stop_ids=(),
+            sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
+        )
+        if not never & set(wanted.token_ids):
+            assert first_tokens(out, asked, 4, device="cpu") == list(wanted.token_ids)
+            same += 1
+    assert same >= 2
+
+
+def test_it_ends_where_an_answer_ends(tmp_path: Path) -> None:
+    out = written(tmp_path, "qwen2_5_vl", True, EVERYWHERE)
+    asked = prompt(ModelConfig.from_folder(out), [], 5, 0)
+    found = first_tokens(out, asked, 4, device="cpu")
+    assert first_tokens(out, asked, 4, stop_ids=found[:1], device="cpu") == found[:1]
+
+
+def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    out = written(tmp_path, "qwen2_5_vl", True, ROUND)
+    file = next(out.glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    asked = prompt(ModelConfig.from_folder(out), [], 5, 0)
+    with pytest.raises(ValueError, match="read back, the checkpoint gives scores that are not fin"):
+        first_tokens(out, asked, 1, device="cpu")

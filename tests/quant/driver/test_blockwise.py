@@ -1,0 +1,203 @@
+"""Quantizing from folder to folder: the bytes of the in-memory way, whatever happens in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from calib_models import prompts, random_model, raw_config, write_checkpoint
+
+from vlpress.common import safetensors_writer
+from vlpress.model.config import ModelConfig
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.loading import build_model, load_model
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.plan.plan import make_plan
+from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.checkpoint.saving import save_finished
+from vlpress.quant.driver.blockwise import Streaming
+from vlpress.quant.driver.journal import Work
+
+GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
+RTN: dict[str, Any] = {"method": "rtn", "bits": 8, "group_size": -1}
+STATIC = RTN | {"activations": "static"}
+TOWER = ["visual.blocks.*", "visual.merger.*"]
+DECODER = ["model.layers.*"]
+BOTH = [GPTQ | {"targets": TOWER}, GPTQ | {"targets": DECODER}]
+SMOOTH = {"method": "smoothquant", "alpha": "search"}
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "rounded": [RTN | {"targets": [*TOWER, *DECODER]}],
+    "solved": BOTH,
+    "one block": [GPTQ | {"targets": ["model.layers.0.*"]}],
+    "head": [GPTQ, GPTQ | {"targets": ["lm_head"]}],
+    "smoothed": [
+        SMOOTH | {"targets": [*TOWER, *DECODER]},
+        RTN | {"activations": "static"} | {"targets": [*TOWER, *DECODER]},
+    ],
+    "awq": [{"method": "awq"}, RTN | {"bits": 4, "group_size": 32, "symmetric": False}],
+    "against the float model": [step | {"method": "gptaq"} for step in BOTH],
+}
+
+
+def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
+    tied = not any("lm_head" in str(step) for step in form.pop("steps", ()))
+    raw = raw_config(family, tied=tied) | {"torch_dtype": "bfloat16"}
+    model = random_model(raw, dtype=torch.bfloat16)
+    return write_checkpoint(tmp_path / "source", model, **form)
+
+
+def job(source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any) -> Streaming:
+    calibration = more.pop("calibration", {})
+    rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
+    plan = make_plan(ModelConfig.from_folder(source), rule)
+    return Streaming(source, rule, plan, samples, "cpu", **more)
+
+
+def finish(streaming: Streaming, work: Path, out: Path) -> dict[str, bytes]:
+    done = Work(work)
+    report = streaming.quantize(done)
+    save_finished(done.tensors(), report, streaming.source, out)
+    return contents(out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def in_memory(source: Path, streaming: Streaming, out: Path) -> dict[str, bytes]:
+    model = load_model(source, device="cpu")
+    report = quantize_(model, streaming.recipe, streaming.prompts)
+    save_quantized(model, report, source, out)
+    return contents(out)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_bytes_are_those_of_the_way_in_memory(tmp_path: Path, name: str, family: str) -> None:
+    source = source_of(tmp_path, family, steps=STEPS[name])
+    samples = prompts(ModelConfig.from_folder(source))
+    streaming = job(source, STEPS[name], samples)
+    found = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert found == in_memory(source, streaming, tmp_path / "other")
+
+
+@pytest.mark.parametrize("weights", ["gradient", "balanced", "token-gradient"])
+def test_tokens_that_count_differently(tmp_path: Path, weights: str) -> None:
+    source = source_of(tmp_path)
+    samples = prompts(ModelConfig.from_folder(source))
+    streaming = job(source, BOTH, samples, calibration={"token_weights": weights})
+    found = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert found == in_memory(source, streaming, tmp_path / "other")
+
+
+def test_a_tower_that_no_sample_reaches_is_rounded(tmp_path: Path) -> None:
+    source = source_of(tmp_path)
+    samples = [p for p in prompts(ModelConfig.from_folder(source)) if not p.visuals]
+    streaming = job(source, [RTN | {"targets": TOWER}, GPTQ], samples)
+    found = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert found == in_memory(source, streaming, tmp_path / "other")
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at a write, with half of the file there; every module writes through one function."""
+    left, write = writes, safetensors_writer.write_tensors
+
+    def failing(tensors: Any, path: Path) -> None:
+        nonlocal left
+        write(tensors, path)
+        left -= 1
+        if left < 0:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            raise PowerCutError
+
+    for module in (
+        "calib.disk_activation_store",
+        "quant.driver.journal",
+        "quant.checkpoint.formats.folder",
+    ):
+        monkeypatch.setattr(f"vlpress.{module}.write_tensors", failing)
+
+
+@pytest.mark.parametrize("memory", [0, pytest.param(2**30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["solved", "smoothed", "against the float model"])
+def test_stopped_anywhere_it_ends_in_the_same_bytes(
+    tmp_path: Path, name: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(tmp_path)
+    samples = prompts(ModelConfig.from_folder(source))
+    wanted = finish(job(source, STEPS[name], samples), tmp_path / "work", tmp_path / "whole")
+    for stride in (2, 9):  # the larger the stride, the further each try comes
+        work, out, cuts = tmp_path / f"work{stride}", tmp_path / f"out{stride}", 0
+        while not out.exists():
+            with monkeypatch.context() as patch:
+                cut_after(stride + cuts, patch)
+                try:
+                    finish(job(source, STEPS[name], samples, memory=memory), work, out)
+                except PowerCutError:
+                    cuts += 1
+        assert cuts > 1
+        assert contents(out) == wanted
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    source = source_of(tmp_path)
+    streaming = job(source, BOTH, prompts(ModelConfig.from_folder(source)))
+    first: list[str] = []
+
+    def stop(done: int, total: int, detail: str) -> None:
+        first.append(detail)
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        streaming.quantize(Work(tmp_path / "work"), stop)
+    again: list[str] = []
+    work = Work(tmp_path / "work")
+    streaming.quantize(work, lambda done, total, detail: again.append(detail))
+    assert not {line.split()[0] for line in again} & {
+        layer["name"]
+        for record in Work(tmp_path / "work").records[:2]
+        for layer in record["layers"]
+    }
+    solved = [layer["name"] for record in work.records for layer in record["layers"]]
+    assert solved == [row.name for row in streaming.plan.quantized]
+
+
+def test_only_one_block_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(tmp_path)
+    model = build_model(ModelConfig.from_folder(source))
+    monkeypatch.setattr("vlpress.quant.driver.blockwise.build_model", lambda config, dtype: model)
+    held: set[str] = set()
+
+    def look(done: int, total: int, detail: str) -> None:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        here = {name for name, tensor in tensors.items() if tensor.device.type != "meta"}
+        assert len({block_of(name) for name in here}) == 1
+        assert block_of(detail) in {block_of(name) for name in here}
+        held.update(block_of(name) for name in here)
+
+    job(source, BOTH, prompts(model.config)).quantize(Work(tmp_path / "work"), look)
+    assert len(held) == 5
+    assert all(tensor.device.type == "meta" for tensor in model.parameters())
+
+
+def block_of(name: str) -> str:
+    parts = name.split()[0].split(".")
+    return parts[1] if parts[1] == "merger" else ".".join(parts[:3])
+
+
+@pytest.mark.parametrize(("bad", "said"), [(torch.nan, "NaN"), (-torch.inf, "infinity")])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, said: str) -> None:
+    model = random_model(raw_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj.weight"
+    model.get_parameter(name).data[3, 5] = bad
+    source = write_checkpoint(tmp_path / "source", model)
+    streaming = job(source, BOTH, prompts(model.config))
+    with pytest.raises(ValueError, match=rf"source: {name} holds {said}; the checkpoint is broken"):
+        streaming.quantize(Work(tmp_path / "work"))

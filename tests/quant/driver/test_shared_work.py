@@ -1,0 +1,40 @@
+"""Several processes at one checkpoint: the bytes that one alone writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from calib_models import prompts
+from ranks_of_threads import together
+
+from vlpress.common.distributed import Ranks, led
+from vlpress.model.config import ModelConfig
+from vlpress.quant.checkpoint.saving import save_finished
+from vlpress.quant.driver.blockwise import Streaming
+from vlpress.quant.driver.journal import Work
+
+from test_streaming import STEPS, contents, finish, job, source_of  # isort: skip
+
+
+def share(streaming: Streaming, work: Path, out: Path, count: int) -> dict[str, bytes]:
+    def take_part(ranks: Ranks) -> None:
+        part = Streaming(**{**vars(streaming), "ranks": ranks})
+        done = led(ranks, lambda: Work(work, writes=ranks.index == 0))
+        report = part.quantize(done)
+        if ranks.index == 0:
+            save_finished(done.tensors(), report, streaming.source, out)
+
+    together(count, take_part)
+    return contents(out)
+
+
+@pytest.mark.parametrize(
+    "count, name",
+    [(3, "rounded"), (3, "solved"), (2, "smoothed"), (2, "awq"), (3, "against the float model")],
+)
+def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, name: str) -> None:
+    source = source_of(tmp_path, steps=STEPS[name])
+    streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
+    wanted = finish(streaming, tmp_path / "alone", tmp_path / "one")
+    assert share(streaming, tmp_path / "work", tmp_path / "out", count) == wanted

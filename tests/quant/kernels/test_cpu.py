@@ -1,0 +1,373 @@
+"""The compiled kernels against `reference.py`, for every instruction set that runs here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlpress.quant.kernels import cpu, library, reference, cpu_layout
+
+AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
+# CI builds them and says so, so that these tests cannot be skipped unseen.
+if not AVAILABLE and os.environ.get("VLPRESS_NEED_KERNELS") != "1":
+    pytest.skip(f"{library.find_kernels()}", allow_module_level=True)
+# bf16 keeps 8 bits: half a unit in the last place of the largest output, and what sums add to it.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
+SHAPES += [(70, 2048, 1024), (66, 2560, 640)]  # several groups wider than a panel
+
+
+def kernels(name: str) -> library.Kernels:
+    found = library.find_kernels(name)
+    assert not isinstance(found, str)
+    return found
+
+
+class Weight:
+    """A random weight with everything that both sides need."""
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        group: int,
+        bits: int,
+        *,
+        symmetric: bool = True,
+        ordered: bool = False,
+        seed: int = 0,
+    ) -> None:
+        random = torch.Generator().manual_seed(seed)
+        groups = 1 if group == -1 else columns // group
+        self.bits = bits
+        self.integers = torch.randint(
+            0, 2**bits, (rows, columns), dtype=torch.uint8, generator=random
+        )
+        signs = 1 - 2 * torch.randint(0, 2, (rows, groups), generator=random)
+        self.scales = (torch.rand(rows, groups, generator=random) + 0.1).bfloat16().float() * signs
+        self.zeros = torch.full((rows, groups), 1 << (bits - 1), dtype=torch.uint8)
+        if not symmetric:
+            self.zeros = torch.randint(
+                0, 2**bits, (rows, groups), dtype=torch.uint8, generator=random
+            )
+        self.index = None
+        if ordered:
+            places = torch.randperm(columns, generator=random)
+            self.index = (places % groups).int()
+        self.bias = None if symmetric else torch.randn(rows, generator=random)
+
+    def tiles(self) -> cpu_layout.TiledWeight:
+        return cpu_layout.prepack(self.integers, self.scales, self.zeros, self.bits, self.index)
+
+    def product(self, name: str) -> cpu.Product:
+        return cpu.Product([self.tiles()], [self.bias], kernels(name))
+
+    def floats(self, x: Tensor) -> Tensor:
+        """The exact product, near enough: the reference in float32."""
+        packed = reference.prepack(self.integers, self.bits)
+        grid = (packed, self.scales, self.zeros, self.bits, self.bias, self.index)
+        return reference.weight_only_linear(x.float(), *grid)
+
+    def integer(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        packed = reference.prepack(self.integers, self.bits)
+        grid = (packed, self.scales, self.zeros, self.bits, self.bias, self.index)
+        return reference.integer_linear(x, *grid, scale)
+
+
+def inputs(rows: int, columns: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    error = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+    assert float(error) < TOLERANCE[dtype]
+
+
+def test_the_kernels_are_built_here() -> None:
+    assert library.NAMES[-1] in AVAILABLE
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_prepacked_weights_come_back(bits: int, symmetric: bool, ordered: bool) -> None:
+    weight = Weight(70, 128, 32, bits, symmetric=symmetric, ordered=ordered)
+    integers, scales, zeros = cpu_layout.restore(weight.tiles())
+    assert torch.equal(integers, weight.integers)
+    assert torch.equal(scales, weight.scales)
+    assert torch.equal(zeros, weight.zeros)
+
+
+def test_layout_by_hand() -> None:
+    integers = torch.zeros(64, 8, dtype=torch.uint8)
+    integers[1] = torch.arange(1, 9)
+    scales, zeros = torch.ones(64, 1), torch.full((64, 1), 8, dtype=torch.uint8)
+    four = cpu_layout.prepack(integers, scales, zeros, 4, None).packed
+    assert four.shape == (1, 1, 256)
+    # Column 1 is the second lane; its nibbles are k0 k2 k4 k6, k1 k3 k5 k7.
+    assert four[0, 0, 4:8].tolist() == [0x31, 0x75, 0x42, 0x86]
+    assert int(four.count_nonzero()) == 4
+    eight = cpu_layout.prepack(integers, scales, zeros, 8, None).packed
+    assert eight[0, :, 4:8].tolist() == [[1, 3, 2, 4], [5, 7, 6, 8]]
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_products_are_those_of_the_reference(name: str, dtype: torch.dtype, bits: int) -> None:
+    for shape, symmetric, ordered in itertools.product(SHAPES, (True, False), (True, False)):
+        if ordered and shape[2] == -1:
+            continue
+        weight = Weight(*shape, bits, symmetric=symmetric, ordered=ordered)
+        product = weight.product(name)
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 60):
+            x = inputs(rows, shape[1], dtype)
+            check(product(x)[0], weight.floats(x), dtype)
+            check(product(x, 0.0)[0], weight.integer(x), dtype)
+            scale = torch.tensor(0.0125)  # some saturate
+            check(product(x, 0.0125)[0], weight.integer(x, scale), dtype)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [-1, 128, 2048])
+@pytest.mark.parametrize("rows", [11, 45])
+def test_sums_of_integers_are_exact(name: str, bits: int, group: int, rows: int) -> None:
+    """With whole inputs whose largest is 127, and scales of 1, everything is an integer."""
+    weight = Weight(80, 4096, group, bits, symmetric=False, seed=3)
+    weight.scales, weight.bias = torch.ones_like(weight.scales), None
+    levels = torch.randint(-127, 128, (rows, 4096), generator=torch.Generator().manual_seed(4))
+    levels[:, 0] = 127
+    zeros = weight.zeros.long().repeat_interleave(4096 // weight.zeros.shape[1], 1)
+    wanted = levels @ (weight.integers.long() - zeros).t()
+    assert int(wanted.abs().max()) < 2**24  # float32 holds them
+    assert torch.equal(weight.product(name)(levels.float(), 0.0)[0].long(), wanted)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_extreme_levels_do_not_overflow_on_the_way(name: str) -> None:
+    weight = Weight(64, 2048, -1, 8)
+    weight.integers.fill_(255)
+    weight.zeros.fill_(0)
+    weight.scales.fill_(1.0)
+    x = torch.full((2, 2048), 127.0)
+    found = weight.product(name)(torch.cat((x, -x)), 0.0)[0]
+    assert torch.equal(found[0], torch.full((64,), 127.0 * 255 * 2048))
+    assert torch.equal(found[2], -found[0])
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_written_beside_the_output(name: str, dtype: torch.dtype) -> None:
+    """Outputs between sentinels: rows of other widths than a tile's would reach them."""
+    for rows, columns in itertools.product((1, 9), (1, 63, 65, 100)):
+        weight = Weight(columns, 64, 32, 4)
+        product = weight.product(name)
+        room = torch.full((rows * columns + 128,), 7.0, dtype=dtype)
+        inside = room[64:-64].view(rows, columns)
+        x = inputs(rows, 64, dtype)
+        product.into(x, [inside])
+        check(inside, weight.floats(x), dtype)
+        assert bool((room[:64] == 7).all()) and bool((room[-64:] == 7).all())
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_views_and_odd_addresses(name: str) -> None:
+    weight = Weight(70, 128, 32, 4)
+    product = weight.product(name)
+    whole = inputs(6, 300, torch.bfloat16)
+    for x in (whole[:, 3:131], whole[::2, 100:228], whole.t()[:128].t(), whole[:, :128][None]):
+        check(product(x)[0], weight.floats(x), torch.bfloat16)
+        check(product(x, 0.0)[0], weight.integer(x), torch.bfloat16)
+    assert product(whole[:0, :128])[0].shape == (0, 70)
+    assert product(whole[0, :128])[0].shape == (70,)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_more_rows_than_a_block(name: str) -> None:
+    weight = Weight(70, 64, 32, 4)
+    x = inputs(1100, 64, torch.bfloat16)
+    check(weight.product(name)(x)[0], weight.floats(x), torch.bfloat16)
+    check(weight.product(name)(x, 0.0)[0], weight.integer(x), torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("integers", [True, False])
+def test_several_weights_in_one_call(name: str, integers: bool) -> None:
+    scale = 0.0 if integers else None
+    weights = [Weight(n, 128, 32, 4, symmetric=n == 64, seed=n) for n in (64, 17, 200)]
+    joint = cpu.Product([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
+    for rows in (1, 40):
+        x = inputs(rows, 128, torch.bfloat16)
+        for weight, found in zip(weights, joint(x, scale), strict=True):
+            assert torch.equal(found, weight.product(name)(x, scale)[0])
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_the_number_of_threads_changes_nothing(name: str) -> None:
+    weight = Weight(300, 256, 64, 4)
+    product, x = weight.product(name), inputs(33, 256, torch.bfloat16)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append((product(x)[0], product(x[:1])[0], product(x, 0.0)[0]))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_what_is_not_a_number_stays_seen(name: str) -> None:
+    weight = Weight(64, 64, 32, 8)
+    product = weight.product(name)
+    x = inputs(3, 64, torch.float32)
+    x[1, 5] = float("nan")
+    for found in (product(x)[0], product(x, 0.0)[0]):
+        assert bool(found[1].isnan().all())
+        assert bool(found[[0, 2]].isfinite().all())
+    levels = weight.integer(x, torch.tensor(0.01))
+    assert torch.allclose(product(x, 0.01)[0], levels, rtol=1e-4, atol=1e-3)
+    zero = product(torch.zeros(1, 64), 0.0)[0]
+    assert bool((zero == 0).all())
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 150),
+    st.integers(1, 6),
+    st.sampled_from([8, 24, 32, 40]),
+    st.integers(1, 12),
+    st.sampled_from([2, 4, 6, 8]),
+    st.booleans(),
+    st.integers(0, 2**20),
+)
+def test_any_shape(
+    rows: int, groups: int, group: int, tokens: int, bits: int, symmetric: bool, seed: int
+) -> None:
+    weight = Weight(rows, groups * group, group, bits, symmetric=symmetric, seed=seed)
+    x = inputs(tokens, groups * group, torch.float32, seed)
+    for name in AVAILABLE:
+        product = weight.product(name)
+        # Of sums that cancel little is left; what is kept is measured by what was added.
+        size = float(weight.scales.abs().max()) * 2**bits * float(x.abs().sum(-1).max())
+        assert float((product(x)[0] - weight.floats(x)).abs().max()) < 1e-6 * size
+        assert float((product(x, 0.0)[0] - weight.integer(x)).abs().max()) < 1e-6 * size
+
+
+def test_half_precision_goes_through_float32() -> None:
+    weight = Weight(64, 64, 32, 4)
+    x = inputs(2, 64, torch.float16)
+    found = weight.product("portable")(x)[0]
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float(), weight.floats(x), rtol=1e-3, atol=1e-2)
+
+
+def test_scales_that_fp16_cannot_hold_stay_float32() -> None:
+    weight = Weight(64, 64, 32, 4)
+    assert weight.tiles().scales.dtype == torch.float16
+    weight.scales *= 1 + 2.0**-20
+    assert weight.tiles().scales.dtype == torch.float32
+    x = inputs(3, 64, torch.float32)
+    for name in AVAILABLE:
+        check(weight.product(name)(x)[0], weight.floats(x), torch.float32)
+
+
+def test_a_gradient_is_refused() -> None:
+    product = Weight(64, 64, 32, 4).product("portable")
+    x = inputs(1, 64, torch.float32).requires_grad_()
+    with pytest.raises(RuntimeError, match="have no gradient"):
+        product(x)
+    with torch.no_grad():
+        assert product(x)[0].shape == (1, 64)
+
+
+def test_widths_that_do_not_fit_are_named() -> None:
+    assert cpu_layout.why_not(64, 4, 2) is None
+    assert cpu_layout.why_not(60, 8, 1) is None
+    assert cpu_layout.why_not(60, 4, 1) == (
+        "groups of 60 of 60 inputs; the CPU kernels take multiples of 8"
+    )
+    uneven = torch.tensor([0] * 40 + [1] * 24, dtype=torch.int32)
+    assert cpu_layout.why_not(64, 4, 2, uneven) == "the groups of its group index are of unequal size"
+
+
+def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    found = library.chosen_kernels()
+    assert not isinstance(found, str) and found.name == "portable"
+    monkeypatch.setenv(library.VARIABLE, "reference")
+    assert library.chosen_kernels() == "VLPRESS_KERNEL is reference"
+    monkeypatch.setenv(library.VARIABLE, "avx1024")
+    with pytest.raises(
+        ValueError, match="is 'avx1024'; it can be avx512, avx512_vnni, avx2, portable or ref"
+    ):
+        library.chosen_kernels()
+    monkeypatch.delenv(library.VARIABLE)
+    best = library.chosen_kernels()
+    assert not isinstance(best, str) and best.name == AVAILABLE[0]
+
+
+ONE_POOL = """
+import os, torch
+from vlpress.quant.kernels import cpu, dense, library, reference, tiles
+torch.set_num_threads(2)
+torch.randn(500, 500) @ torch.randn(500, 500)
+torch.randn(1 << 20).exp_()  # torch's pool is there now
+before = len(os.listdir("/proc/self/task"))
+weight = tiles.prepack(
+    torch.zeros(512, 512, dtype=torch.uint8), torch.ones(512, 1),
+    torch.full((512, 1), 8, dtype=torch.uint8), 4, None)
+product = cpu.Product([weight], [None], library.find_kernels())
+for _ in range(10):
+    product(torch.randn(64, 512))
+maps = open("/proc/self/maps").read()
+runtimes = {l.split()[-1] for l in maps.splitlines() if "omp" in l.rsplit("/", 1)[-1]}
+print(len(os.listdir("/proc/self/task")) - before, len(runtimes), library.has_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+def test_there_is_one_pool_of_threads() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_POOL],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "1", "True"]
+
+
+def test_one_layer_serves_several_threads() -> None:
+    weight = Weight(200, 256, 64, 4)
+    product = weight.product(AVAILABLE[0])
+    batches = [inputs(5, 256, torch.float32, seed) for seed in range(4)]
+    wanted = [product(x)[0] for x in batches]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            if not torch.equal(product(batches[number])[0], wanted[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

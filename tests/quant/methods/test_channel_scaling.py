@@ -1,0 +1,202 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from calib_models import prompts, random_model, raw_config
+from torch import Tensor
+
+from vlpress.model.families import NormBinding, PairBinding, family_of
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.methods.channel_scaling import Binding, channel_index, count_channels, reader_names, readers_of, reduce_columns, rescale_, source_names, source_of
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+
+
+def tensors_of(model: QwenVL) -> dict[str, Tensor]:
+    return {name: parameter.data for name, parameter in model.named_parameters()}
+
+
+def bindings_of(family: str) -> Iterator[tuple[str, Binding]]:
+    """The last block of each stage with each of its bindings."""
+    config = random_model(raw_config(family)).config
+    for stage in family_of(config).stages:
+        for block in stage.blocks(config)[-1:]:
+            for binding in stage.bindings:
+                yield block, binding
+
+
+def random_factors(count: int, seed: int = 0) -> Tensor:
+    """Between 1/8 and 8."""
+    return torch.exp2(6 * torch.rand(count, generator=torch.Generator().manual_seed(seed)) - 3)
+
+
+def logits(model: QwenVL) -> Tensor:
+    with torch.no_grad():
+        return torch.cat(model(prompts(model.config)))
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+CASES = [
+    pytest.param(family, block, binding, id=f"{family}-{block}-{source_of(binding)}")
+    for family in FAMILIES
+    for block, binding in bindings_of(family)
+]
+
+
+@pytest.mark.parametrize(("family", "block", "binding"), CASES)
+def test_the_float_function_stays(family: str, block: str, binding: Binding) -> None:
+    """In float64, so that only a wrong binding could show; then in float32."""
+    for dtype, bound in ((torch.float64, 1e-7), (torch.float32, 1e-5)):
+        base, scaled = (random_model(raw_config(family), dtype=dtype) for _ in range(2))
+        tensors = tensors_of(scaled)
+        factors = random_factors(count_channels(tensors, block, binding))
+        rescale_(tensors, block, binding, factors, scaled.config)
+        for name in source_names(tensors, block, binding) + reader_names(block, binding):
+            assert not torch.equal(tensors[name], base.get_parameter(name))
+        assert distance(logits(scaled), logits(base)) < bound
+
+
+@pytest.mark.parametrize(("family", "block", "binding"), CASES)
+def test_readers_see_their_input_scaled(family: str, block: str, binding: Binding) -> None:
+    model = random_model(raw_config(family), dtype=torch.float64)
+    inputs: list[Tensor] = []
+    reader = model.get_submodule(f"{block}.{readers_of(binding)[0]}")
+    handle = reader.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    logits(model)
+    tensors = tensors_of(model)
+    channels = count_channels(tensors, block, binding)
+    factors = random_factors(channels)
+    rescale_(tensors, block, binding, factors, model.config)
+    logits(model)
+    handle.remove()
+    before, after = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
+    columns = factors[channel_index(binding, channels, model.config)].double()
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old * columns, rtol=1e-6, atol=1e-9)
+
+
+def test_every_kind_of_binding_is_covered() -> None:
+    kinds = {
+        (b.tiles if isinstance(b, NormBinding) else b.part)
+        for _, b in (case for family in FAMILIES for case in bindings_of(family))
+    }
+    assert kinds == {1, 4, (0, 1), (2, 3)}
+
+
+def test_channels_by_hand() -> None:
+    config = random_model().config  # 4 query heads of 16 share 2 key/value heads
+    pair = PairBinding("self_attn.v_proj", "self_attn.o_proj", grouped_heads=True)
+    heads = torch.arange(32).reshape(2, 16)
+    expected = torch.cat([heads[0], heads[0], heads[1], heads[1]])
+    assert torch.equal(channel_index(pair, 32, config), expected)
+    tiled = NormBinding("ln_q", ("mlp.0",), tiles=4)
+    assert channel_index(tiled, 3, config).tolist() == [0, 1, 2] * 4
+    values = torch.tensor([1.0, 2.0, 3.0, 9.0, 1.0, 0.0])
+    index = torch.tensor([0, 1, 2, 0, 1, 2])
+    assert reduce_columns(values, index, 3, "amax").tolist() == [9.0, 2.0, 3.0]
+    assert reduce_columns(values, index, 3, "mean").tolist() == [5.0, 1.5, 1.5]
+
+
+NORM = NormBinding("norm", ("a", "b"))
+
+
+def small(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    tensors = {"x.norm.weight": 1 + randn(6) / 4, "x.a.weight": randn(5, 6)}
+    tensors["x.b.weight"] = randn(3, 6)
+    if bias:
+        tensors["x.norm.bias"] = randn(6) / 4
+    return tensors
+
+
+def outputs(tensors: dict[str, Tensor]) -> Tensor:
+    """What the readers make of a fixed normalized input, in float64."""
+    z = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).double()
+    x = z * tensors["x.norm.weight"].double() + tensors.get("x.norm.bias", torch.zeros(6)).double()
+    return torch.cat([x @ tensors[f"x.{name}.weight"].double().t() for name in "ab"], dim=1)
+
+
+def rescale_small(tensors: dict[str, Tensor], factors: Tensor, **options: object) -> Tensor:
+    config = random_model().config
+    return rescale_(tensors, "x", NORM, factors, config, **options)  # type: ignore[arg-type]
+
+
+def test_rounding_of_a_stored_norm_is_made_up_for() -> None:
+    """A norm kept in bf16: dividing by what it became, not by what was wished, keeps the output."""
+    stored = {"x.norm.weight": torch.bfloat16}
+    base = small(bias=False)
+    base["x.norm.weight"] = base["x.norm.weight"].bfloat16().float()
+    wanted, factors = outputs(base), random_factors(6)
+
+    ours = {name: value.clone() for name, value in base.items()}
+    realized = rescale_small(ours, factors, stored=stored)
+    assert torch.equal(ours["x.norm.weight"], ours["x.norm.weight"].bfloat16().float())
+    torch.testing.assert_close(realized, factors, rtol=2**-8, atol=0)
+    assert not torch.equal(realized, factors)
+
+    naive = {name: value.clone() for name, value in base.items()}
+    naive["x.norm.weight"] = (naive["x.norm.weight"] * factors).bfloat16().float()
+    for name in ("x.a.weight", "x.b.weight"):
+        naive[name] /= factors
+    assert distance(outputs(naive), wanted) > 5e-4
+    assert distance(outputs(ours), wanted) < 1e-6
+
+
+def test_all_in_half_precision_loses_only_rounding() -> None:
+    base = small(torch.bfloat16)
+    ours = {name: value.clone() for name, value in base.items()}
+    rescale_small(ours, random_factors(6))
+    assert all(value.dtype == torch.bfloat16 for value in ours.values())
+    assert distance(outputs(ours), outputs(base)) < 2**-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_powers_of_two_are_exact(dtype: torch.dtype) -> None:
+    base = small(dtype)
+    ours = {name: value.clone() for name, value in base.items()}
+    factors = torch.tensor([1.0, 2.0, 0.25, 16.0, 1.0, 0.5])
+    assert torch.equal(rescale_small(ours, factors), factors)
+    assert torch.equal(outputs(ours), outputs(base))
+
+
+def test_silent_channels_keep_one() -> None:
+    tensors = small()
+    tensors["x.norm.weight"][[1, 2]] = 0
+    tensors["x.norm.bias"][1] = 0
+    base = {name: value.clone() for name, value in tensors.items()}
+    realized = rescale_small(tensors, torch.full((6,), 3.0))
+    assert float(realized[1]) == 1.0  # weight and bias are zero
+    assert float(realized[2]) == pytest.approx(3.0)  # told by the bias
+    assert distance(outputs(tensors), outputs(base)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_huge_factors_are_held_where_numbers_are_normal(dtype: torch.dtype, factor: float) -> None:
+    base = small(dtype)
+    tensors = {name: value.clone() for name, value in base.items()}
+    factors = torch.ones(6)
+    factors[0] = factor
+    realized = rescale_small(tensors, factors)
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    largest = max(float(value.abs().max()) for value in tensors.values())
+    assert largest <= 65504
+    assert float(realized[0]) != 1
+    assert distance(outputs(tensors), outputs(base)) < 10 * torch.finfo(dtype).eps
+
+
+def test_zero_columns_bear_any_factor() -> None:
+    tensors = small()
+    for name in ("x.a.weight", "x.b.weight"):
+        tensors[name][:, 3] = 0
+    base = {name: value.clone() for name, value in tensors.items()}
+    realized = rescale_small(tensors, random_factors(6))
+    assert bool(torch.isfinite(realized).all())
+    assert distance(outputs(tensors), outputs(base)) < 1e-6

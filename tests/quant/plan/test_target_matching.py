@@ -1,0 +1,69 @@
+from typing import Any
+
+import pytest
+from tiny_models import make_tiny_config
+
+from vlpress.model.families import family_of
+from vlpress.quant.plan.target_matching import claim_layers
+from vlpress.quant.recipe.recipe import Recipe
+
+
+def claims(*steps: dict[str, Any], tied: bool = False) -> dict[str, tuple[int | None, str]]:
+    """For each layer the bits that it gets, or why it gets none."""
+    base = {"method": "rtn", "bits": 4, "group_size": 32}
+    recipe = Recipe.from_dict({"name": "test", "step": [base | step for step in steps]})
+    config = make_tiny_config(tied=tied)
+    found = claim_layers(family_of(config).linears(config), recipe)
+    return {
+        name: (step.scheme.bits if step else None, reason) for name, (step, reason) in found.items()
+    }
+
+
+def test_steps_stages_and_reasons() -> None:
+    found = claims(
+        {"targets": ["visual.blocks.*", "visual.merger.*"], "bits": 8, "ignore": ["*.0.attn.*"]},
+        {"targets": ["model.layers.*"], "ignore": ["re:.*layers\\.[01]\\..*"]},
+    )
+    assert found["visual.blocks.1.mlp.down_proj"] == (8, "")
+    assert found["visual.merger.mlp.2"] == (8, "")
+    assert found["visual.blocks.0.attn.qkv"] == (None, "the recipe ignores '*.0.attn.*'")
+    assert found["model.layers.2.mlp.down_proj"] == (4, "")
+    assert found["model.layers.1.mlp.down_proj"][0] is None
+    assert found["lm_head"] == (None, "no step targets it (head)")
+
+
+def test_newer_names_are_understood() -> None:
+    found = claims({"targets": ["model.visual.blocks.*", "model.language_model.layers.*"]})
+    assert found["visual.blocks.3.attn.proj"] == (4, "")
+    assert found["model.layers.2.self_attn.k_proj"] == (4, "")
+
+
+@pytest.mark.parametrize("key", ["targets", "ignore"])
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("model.layers.0.mlp.dwn_proj", "model.layers.0.mlp.down_proj"),
+        ("visual.block.*.mlp.up_proj", "visual.blocks.*.mlp.up_proj"),
+        ("re:visual\\.block\\.\\d+\\.attn\\.qkv", "visual.blocks.*.attn.qkv"),
+        ("model.visual.merger.mlp.1", "visual.merger.mlp.0"),
+        ("nothing like it", "visual.blocks.*.attn.qkv, lm_head"),
+    ],
+)
+def test_a_pattern_without_a_match_lists_near_misses(key: str, pattern: str, near: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        claims({"targets": ["*"], key: [pattern]})
+    what = "target" if key == "targets" else "ignore pattern"
+    assert f"{what} {pattern!r} matches no linear layer; near are " in str(caught.value)
+    assert near in str(caught.value).partition("near are ")[2]
+
+
+@pytest.mark.parametrize("key", ["targets", "ignore"])
+def test_a_tied_head_is_named_as_such(key: str) -> None:
+    with pytest.raises(ValueError, match="shares its weight with the token embedding"):
+        claims({"targets": ["model.layers.*"], key: ["lm_head"]}, tied=True)
+    assert claims({"targets": ["lm_head"]})["lm_head"] == (4, "")
+
+
+def test_two_steps_must_not_claim_one_layer() -> None:
+    with pytest.raises(ValueError, match="targeted by two steps; ignore it in one"):
+        claims({"targets": ["model.layers.*"]}, {"targets": ["*.down_proj"], "bits": 8})

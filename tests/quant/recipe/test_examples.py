@@ -1,0 +1,64 @@
+"""Every recipe under examples/ runs on the built-in model and does what its name says."""
+
+import paths
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlpress.calib.samples.draw import load_samples
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing.processor import Processor
+from vlpress.quant.driver.pipeline import check_format, quantize_
+from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.targets import quantized_layers
+
+RECIPES = sorted((paths.EXAMPLES / "recipes").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    processor = Processor.from_folder(resolve_model("tiny"))
+    samples = load_samples(None, n=2, seed=0)
+    return [processor.encode(sample.messages, answer=sample.answer) for sample in samples]
+
+
+def promised(name: str) -> dict[str, tuple[int, bool]]:
+    """Bits, and whether activations are rounded, for each part of the model that a name tells."""
+    found = {}
+    for part in name.split("+"):
+        stage, _, scheme = part.rpartition("-")
+        match = re.fullmatch(r"w(\d+)a(\d+)", scheme)
+        assert match is not None
+        found[stage or "decoder"] = int(match[1]), int(match[2]) < 16
+    return found
+
+
+# Weights alone, and SmoothQuant in both stages; the others take minutes together.
+QUICK = ("w4a16", "vision-w8a8+decoder-w4a16")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow) for p in RECIPES],
+    ids=lambda path: path.stem,
+)
+def test_runs_on_tiny(path: Path, prompts: list[Prompt]) -> None:
+    recipe = Recipe.resolve(path)
+    assert recipe.name == path.stem
+    few = replace(recipe, calibration=replace(recipe.calibration, samples=len(prompts)))
+    model, original = (load_model("tiny", device="cpu", dtype="fp32") for _ in range(2))
+    report = quantize_(model, few, prompts)
+    check_format(report.plan)
+    done: dict[str, set[tuple[int, bool]]] = {}
+    for row in report.plan.quantized:
+        part = "decoder" if row.spec.stage == "decoder" else "vision"
+        scheme = quantized_layers(model)[row.name].scheme
+        done.setdefault(part, set()).add((scheme.bits, scheme.activations != "none"))
+    assert done == {part: {scheme} for part, scheme in promised(path.stem).items()}
+    with torch.no_grad():
+        found, wanted = (torch.cat(m(prompts)) for m in (model, original))
+    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.5

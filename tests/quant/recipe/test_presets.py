@@ -1,0 +1,80 @@
+"""Every preset, on a model that is small and has widths of 128."""
+
+import paths
+from pathlib import Path
+
+import pytest
+import torch
+from calib_models import prompts, random_model, raw_config, write_checkpoint
+
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
+from vlpress.quant.recipe.presets import PRESETS
+from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.recipe.steps import AWQStep, SmoothQuantStep
+from vlpress.quant.targets import quantized_layers
+
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
+EXAMPLES = paths.EXAMPLES / "recipes"
+SHARED = sorted(path.stem for path in EXAMPLES.glob("*.toml") if path.stem in PRESETS)
+
+
+def small_model() -> QwenVL:
+    raw = raw_config(hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
+    raw["vision_config"]["out_hidden_size"] = 128
+    return random_model(raw)
+
+
+def test_names_tell_the_recipe() -> None:
+    """A preset is called what its recipe is, and its steps keep what the name promises."""
+    for name in PRESETS:
+        recipe = Recipe.resolve(name)
+        assert recipe.name == name
+        assert recipe.needs_calibration != name.endswith("-rtn")
+        decoder = recipe.steps[-1].scheme
+        assert f"w{decoder.bits}a{16 if decoder.activations == 'none' else 8}" in name
+        smoothed = any(isinstance(step, SmoothQuantStep) for step in recipe.transforms)
+        assert smoothed == ("a8" in name and not name.endswith("-rtn"))
+
+
+def test_schemes() -> None:
+    def scheme(name: str) -> QuantScheme:
+        return Recipe.resolve(name).steps[-1].scheme
+
+    assert scheme("w4a16") == QuantScheme(4, 128)
+    assert scheme("w4a16-g32") == QuantScheme(4, 32)
+    assert scheme("w4a16-awq") == QuantScheme(4, 128, symmetric=False)
+    assert scheme("w8a8") == scheme("w8a8-rtn") == QuantScheme(8, -1, activations="dynamic")
+    assert scheme("w8a8-static") == QuantScheme(8, -1, activations="static")
+    assert scheme("w4a8") == QuantScheme(4, 128, activations="dynamic")
+    awq = Recipe.resolve("w4a16-awq")
+    assert awq.transforms == (AWQStep(clip=True),)
+    assert awq.steps[0].method == "rtn"
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_example_files_spell_out_the_presets(name: str) -> None:
+    assert Recipe.resolve(EXAMPLES / f"{name}.toml") == Recipe.resolve(name)
+
+
+def test_most_examples_are_presets() -> None:
+    wanted = {"w4a16", "w8a16", "w3a16", "w8a8", "w4a8"}
+    assert wanted | {"vision-w8a16+decoder-w4a16", "vision-w8a8+decoder-w4a16"} <= set(SHARED)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_runs_and_is_written_without_saying_a_format(name: str, tmp_path: Path) -> None:
+    model, original = small_model(), small_model()
+    source = write_checkpoint(tmp_path / "source", original)
+    samples = prompts(model.config)
+    report = quantize_(model, Recipe.resolve(name), samples)
+    save_quantized(model, report, source, tmp_path / "out")
+    loaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
+    seen = {layer.startswith("visual") for layer in quantized_layers(loaded)}
+    assert seen == ({True, False} if "vision" in name else {False})
+    with torch.no_grad():
+        found, again, wanted = (torch.cat(m(samples)) for m in (model, loaded, original))
+    assert torch.equal(found, again)
+    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.5

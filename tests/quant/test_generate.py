@@ -1,0 +1,47 @@
+"""One question: images and videos as the command line is given them."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlpress.quant.generate import answer
+from vlpress.model.generation import Sampling
+from vlpress.quant.config import Settings
+
+
+def prompt_tokens(checkpoint: Path, **media: object) -> int:
+    found = answer(
+        str(checkpoint),
+        "What?",
+        max_new_tokens=1,
+        sampling=Sampling(),
+        settings=Settings(device="cpu"),
+        **media,  # type: ignore[arg-type]
+    )
+    return int(found["prompt_tokens"])
+
+
+def test_images_are_given_as_in_messages(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "an image.png"
+    Image.new("RGB", (112, 84), "red").save(path)
+    url = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    plain = prompt_tokens(checkpoint)
+    monkeypatch.chdir(tmp_path)
+    images = (path, str(path), path.as_uri(), f"file://{path}", "an image.png", url)
+    # 4 x 3 tokens between the two that mark an image
+    assert prompt_tokens(checkpoint, images=images) == plain + 14 * len(images)
+
+
+def test_media_that_are_not_there(checkpoint: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        prompt_tokens(checkpoint, images=["file:///nowhere.png"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
+        prompt_tokens(checkpoint, video="file:///nowhere.mp4")
+    with pytest.raises(ValueError, match="download it first"):
+        prompt_tokens(checkpoint, images=["https://x.org/a.png"])
