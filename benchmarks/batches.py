@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 from vlpress.eval import open_task
 from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.fidelity.teacher_forcing import Forced, read_answers
+from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks.prompts import default_prompt_style
@@ -92,7 +92,7 @@ def measure(
             said[size] = answer_task(task, responder, path, {}, batch_size=size)
     alone, cache = said[1], FeatureCache(processor, [model])
 
-    def force(items: Sequence[Item], answers: Answers) -> list[Forced]:
+    def force(items: Sequence[Item], answers: Answers) -> list[ForcedAnswer]:
         return read_answers(model, cache, items, [answers[item.id] for item in items])
 
     some = task.items[:: max(1, len(task.items) // read)]
@@ -119,13 +119,13 @@ def measure(
         }
 
 
-def lead_of(read: Forced) -> torch.Tensor:
+def lead_of(read: ForcedAnswer) -> torch.Tensor:
     """By how much the likeliest token leads before each token, nats ``[tokens]``."""
     best = read.logits.float().topk(2, dim=-1).values
     return best[:, 0] - best[:, 1]
 
 
-def parting(alone: Forced, together: Forced) -> float:
+def parting(alone: ForcedAnswer, together: ForcedAnswer) -> float:
     """How far apart, read at batch 1, the two tokens were at which two answers part; nats."""
     pairs = zip(alone.tokens.tolist(), together.tokens.tolist(), strict=False)
     for place, (ours, theirs) in enumerate(pairs):

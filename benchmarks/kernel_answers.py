@@ -30,7 +30,7 @@ from tabulate import tabulate
 from vlpress.calib.samples.draw import load_samples
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.fidelity.measure import divergence
-from vlpress.eval.fidelity.teacher_forcing import Forced, read_answers
+from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks.task import Task
@@ -84,9 +84,9 @@ def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[
         answers = answer(reference, processor, task, Path(scratch))
         some = task.items[:: max(1, len(task.items) // read)]
 
-        def force(model: QwenVL) -> list[Forced]:
+        def force(model: QwenVL) -> list[ForcedAnswer]:
             cache = FeatureCache(processor, [model])
-            found: list[Forced] = []
+            found: list[ForcedAnswer] = []
             for start in range(0, len(some), BATCH):
                 part = some[start : start + BATCH]
                 found += read_answers(model, cache, part, [answers[item.id] for item in part])
@@ -143,7 +143,7 @@ def answer(
     return found
 
 
-def mean_divergence(base: list[Forced], candidate: list[Forced]) -> float:
+def mean_divergence(base: list[ForcedAnswer], candidate: list[ForcedAnswer]) -> float:
     """Mean KL over the tokens of all answers, nats."""
     pairs = zip(base, candidate, strict=True)
     return fmean(

@@ -73,7 +73,7 @@ class ModelBlocks:
         """See `BlockSource.release`; the model keeps its blocks."""
 
 
-class MemoryStore:
+class MemoryActivationStore:
     """An activation store in a dictionary."""
 
     def __init__(self) -> None:

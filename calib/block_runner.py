@@ -21,26 +21,26 @@ from ..model.qwen_vl import QwenVL
 from ..model.text import DecoderLayer
 from .capture import watch_inputs
 from .observers import Observer
-from ..common.distributed import ALONE, Ranks
+from ..common.distributed import SINGLE_PROCESS, Communicator
 from .reduction import chunks, owner
 from .activation_store import ActivationStore, BlockSource, State, loaded
 
 FEATURES = "features"
 """Where what the merger made of each sample's pictures waits for the decoder."""
 
-PAUSES = ("o", "gate_up", "down")
+CHECKPOINT_TAPS = ("o", "gate_up", "down")
 """Inputs of decoder layers in front of which samples can wait."""
 
-Weigh = Callable[[str, Prompt], Tensor | None]
+TokenWeightFn = Callable[[str, Prompt], Tensor | None]
 """Called with a block's path and a sample: how much each token counts in sums, float ``[T]``, not
 negative; None = all alike."""
 
 
-class _Seen(Exception):  # noqa: N818, RUF100  # control flow: the rest of the block need not run
+class _StopForward(Exception):  # noqa: N818, RUF100  # control flow: the rest of the block need not run
     pass
 
 
-class Walk:
+class BlockRunner:
     """The state of all samples in front of the block that the walk has reached."""
 
     def __init__(
@@ -49,10 +49,10 @@ class Walk:
         prompts: Sequence[Prompt],
         blocks: BlockSource,
         store: ActivationStore,
-        token_weights: Weigh | None = None,
-        ranks: Ranks = ALONE,
+        token_weights: TokenWeightFn | None = None,
+        comm: Communicator = SINGLE_PROCESS,
     ) -> None:
-        self.model, self.prompts, self.ranks = model, prompts, ranks
+        self.model, self.prompts, self.comm = model, prompts, comm
         self.blocks, self.store = blocks, store
         family = family_of(model.config)
         config = model.config
@@ -87,7 +87,7 @@ class Walk:
         mine = (
             part
             for number, part in enumerate(self.parts(step))
-            if owner(number, self.ranks) == self.ranks.index
+            if owner(number, self.comm) == self.comm.index
         )
         return [sample for part in mine for sample in part]
 
@@ -170,7 +170,7 @@ class Walk:
                     observer.update(inputs, weights)
                 remaining -= 1
                 if not remaining:
-                    raise _Seen
+                    raise _StopForward
 
             return see
 
@@ -182,15 +182,15 @@ class Walk:
             with watch_inputs(watchers):
                 try:
                     self.run(step, self._state(step, sample, in_float))
-                except _Seen:
+                except _StopForward:
                     pass
 
-    def can_pause(self, step: str, tap: str, following: str | None) -> bool:
+    def can_checkpoint(self, step: str, tap: str, following: str | None) -> bool:
         """Whether `pause` may take the place of `watch` for the layers of one input.
 
         All layers in front of them must be as they will stay.
         """
-        is_inner = step in self.decoder and tap in PAUSES
+        is_inner = step in self.decoder and tap in CHECKPOINT_TAPS
         return is_inner and following is not None and self._copy is None and not self.parted
 
     def pause(self, step: str, tap: str, sample: int, observer: Observer) -> None:

@@ -1,7 +1,7 @@
 """Activations in files, so that they need no memory and outlast the process.
 
 A folder holds one folder for each block with states in front of it, and in that a safetensors file
-for each sample. What is sealed has reached the disk. Until then a thread writes a few states behind
+for each sample. A sealed block has been flushed to disk. Until then a thread writes a few states behind
 the work that makes the next ones.
 """
 
@@ -19,10 +19,10 @@ from safetensors import safe_open
 from ..common.safetensors_writer import sync_folder, write_tensors
 from .activation_store import State
 
-BEHIND = 2  # states that wait to be written, at most
+MAX_PENDING_WRITES = 2  # states that wait to be written, at most
 
 
-class DiskStore:
+class DiskActivationStore:
     """An activation store that keeps every state in a file, and some in memory too.
 
     Args:
@@ -47,7 +47,7 @@ class DiskStore:
         """
         path = self._path(block, sample)
         path.parent.mkdir(exist_ok=True)
-        self._wait(BEHIND - 1)
+        self._wait(MAX_PENDING_WRITES - 1)
         self._writing[block, sample] = self._writer.submit(_write, state, path)
         self._remember(block, sample, state)
 
@@ -91,7 +91,7 @@ class DiskStore:
                 shutil.rmtree(entry.path)
 
     def close(self) -> None:
-        """Nothing is written once this returns; states that were not sealed may be lost."""
+        """Nothing is written once this returns; unsealed states may be lost."""
         self._writer.shutdown(cancel_futures=True)
 
     def _wait(self, left: int = 0) -> None:

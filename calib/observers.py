@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from .packed_symmetric import Square
+from .packed_symmetric import PackedSymmetric
 
 Gram = Callable[[Tensor, Tensor, float, float], None]
 """Called with float32 ``[K, K]``, bf16 ``[T, K]``, alpha and beta: adds ``alpha * x' x`` to beta
@@ -178,9 +178,9 @@ class Hessian:
             device: where the sum is kept.
             gram: a faster product for inputs in bf16, exact but for token weights, whose roots
                 are multiplied in and rounded to bf16; default torch's in float32.
-            spare: see `Square`.
+            spare: see `PackedSymmetric`.
         """
-        self._sum = Square(in_features, device, spare)
+        self._sum = PackedSymmetric(in_features, device, spare)
         self._gram = gram
         self._waiting: list[Tensor] = []
         self._summed = 0.0  # of the weights, without what waits

@@ -8,7 +8,7 @@ from torch import Tensor
 ROWS = 1024  # at a time: a copy of a whole half would be half as large as the matrix
 
 
-class Square:
+class PackedSymmetric:
     """A symmetric matrix in float32, at first of zeros.
 
     It lies in memory as a whole, or folded: as blocks of rows up to the diagonal.
@@ -48,7 +48,7 @@ class Square:
             self._is_lower = False
         return whole
 
-    def plus(self, other: Square, share: float, other_share: float) -> Square:
+    def plus(self, other: PackedSymmetric, share: float, other_share: float) -> PackedSymmetric:
         """``share * self + other_share * other``, in the memory of one of them."""
         target, source = (self, other) if other._whole is None else (other, self)
         factor, added = (share, other_share) if target is self else (other_share, share)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .observers import Sum
-from ..common.distributed import Ranks
+from ..common.distributed import Communicator
 
 CHUNKS = 8
 
@@ -26,22 +26,22 @@ def chunks(count: int) -> list[range]:
     return [range(bounds[part], bounds[part + 1]) for part in range(CHUNKS)]
 
 
-def owner(part: int, ranks: Ranks) -> int:
+def owner(part: int, comm: Communicator) -> int:
     """The process that works on a part."""
-    return part * ranks.count // CHUNKS
+    return part * comm.count // CHUNKS
 
 
 class Reduction:
     """What observers see of all samples.
 
     Args:
-        ranks: who shares the work.
+        comm: who shares the work.
         parts: samples of each of the `CHUNKS` parts.
         watch: called with the samples of this process, part by part.
     """
 
-    def __init__(self, ranks: Ranks, parts: Sequence[Sequence[int]], watch: Watch) -> None:
-        self._ranks, self._parts, self._watch = ranks, parts, watch
+    def __init__(self, comm: Communicator, parts: Sequence[Sequence[int]], watch: Watch) -> None:
+        self._comm, self._parts, self._watch = comm, parts, watch
         self._mine: dict[tuple[int, int], list[Sum]] = {}
 
     def run(self) -> list[Sum]:
@@ -58,11 +58,11 @@ class Reduction:
     def _holder(self, begin: int, end: int) -> int:
         """The process that has the sum of some parts: it works on the first that is not empty."""
         part = next(part for part in range(begin, end) if self._parts[part])
-        return owner(part, self._ranks)
+        return owner(part, self._comm)
 
     def _observe(self, begin: int, end: int) -> None:
-        owners = {owner(part, self._ranks) for part in range(begin, end)}
-        if self._ranks.index not in owners:
+        owners = {owner(part, self._comm) for part in range(begin, end)}
+        if self._comm.index not in owners:
             return
         if len(owners) > 1:
             middle = (begin + end) // 2
@@ -70,7 +70,7 @@ class Reduction:
             self._observe(middle, end)
         elif self._has(begin, end):
             self._mine[begin, end] = found = self._local(begin, end)
-            if self._ranks.count > 1:
+            if self._comm.count > 1:
                 _rest(found)
 
     def _local(self, begin: int, end: int) -> list[Sum]:
@@ -88,7 +88,7 @@ class Reduction:
 
     def _tree(self, begin: int, end: int) -> list[Sum] | None:
         """The sum of some parts; None if another process has it, or they are empty."""
-        if owner(begin, self._ranks) == owner(end - 1, self._ranks):
+        if owner(begin, self._comm) == owner(end - 1, self._comm):
             return self._mine.pop((begin, end), None)
         middle = (begin + end) // 2
         left, right = self._tree(begin, middle), self._tree(middle, end)
@@ -100,18 +100,18 @@ class Reduction:
         if left and right:
             _add(left, right)
         elif right:
-            _transfer(right, lambda tensor: self._ranks.send(tensor, to))
+            _transfer(right, lambda tensor: self._comm.send(tensor, to))
         return left
 
     def _received(self, source: int) -> list[Sum]:
         found = self._watch(())
-        _transfer(found, lambda tensor: self._ranks.receive(tensor, source))
+        _transfer(found, lambda tensor: self._comm.receive(tensor, source))
         return found
 
     def _shared(self, found: list[Sum] | None, holder: int) -> list[Sum]:
         shared = self._watch(()) if found is None else found
-        if self._ranks.count > 1:
-            _transfer(shared, lambda tensor: self._ranks.broadcast(tensor, holder))
+        if self._comm.count > 1:
+            _transfer(shared, lambda tensor: self._comm.broadcast(tensor, holder))
         return shared
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..model.families import LinearSpec
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from ..common.heap import give_back
+from ..common.heap import trim_heap
 from .observers import CrossMoment, Gram, Hessian, Observer, Sum
-from ..common.distributed import ALONE, Ranks, gathered
+from ..common.distributed import SINGLE_PROCESS, Communicator, all_gather
 from .reduction import Reduction
-from .activation_store import ActivationStore, BlockSource, MemoryStore, ModelBlocks, loaded
-from .block_runner import Walk, Weigh
+from .activation_store import ActivationStore, BlockSource, MemoryActivationStore, ModelBlocks, loaded
+from .block_runner import BlockRunner, TokenWeightFn
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class BlockView:
     this view is open stays changed for all that follows.
     """
 
-    def __init__(self, walk: Walk, path: str) -> None:
+    def __init__(self, walk: BlockRunner, path: str) -> None:
         self._walk = walk
         self.path = path
         """Module path of the block."""
@@ -95,13 +95,13 @@ class BlockView:
                 self._walk.watch(self.path, sample, observers)
             return [observer for several in observers.values() for observer in several]
 
-        found = iter(Reduction(self._walk.ranks, parts, watch).run())
+        found = iter(Reduction(self._walk.comm, parts, watch).run())
         return {name: [next(found) for _ in range(count)] for name, count in counts.items()}
 
     def each(self, samples: Sequence[int], judge: Callable[[int], Any]) -> list[Any]:
         """What `judge` makes of each sample, a JSON value; called in one process for each."""
         mine = {i: judge(i) for i in self.mine(samples)}
-        found = gathered(self._walk.ranks, list(mine.items()))
+        found = all_gather(self._walk.comm, list(mine.items()))
         judged = {i: value for several in found for i, value in several}
         return [judged[i] for i in samples]
 
@@ -125,11 +125,11 @@ class Resume:
     block: str
     """The first that is not finished."""
     parted: frozenset[int] = frozenset()
-    """See `Walk.parted`."""
+    """See `BlockRunner.parted`."""
 
 
 @dataclass(frozen=True)
-class Passed:
+class BlockResult:
     """A block that is finished: solved, and all samples behind it."""
 
     block: str
@@ -141,7 +141,7 @@ class Passed:
     """Largest magnitudes behind the block, of every sample."""
 
 
-Leave = Callable[[Passed], None]
+Leave = Callable[[BlockResult], None]
 """Called with a block before its memory may go."""
 
 Prepare = Callable[[BlockView], None]
@@ -165,7 +165,7 @@ def run_sequential(
     solve: Solve,
     *,
     true_sequential: bool = True,
-    token_weights: Weigh | None = None,
+    token_weights: TokenWeightFn | None = None,
     asymmetric: Collection[str] = (),
     prepare: Prepare | None = None,
     gram: Gram | None = None,
@@ -173,7 +173,7 @@ def run_sequential(
     store: ActivationStore | None = None,
     leave: Leave | None = None,
     resume: Resume | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> None:
     """Capture the Hessian of every tap of the targets and have each group solved.
 
@@ -194,7 +194,7 @@ def run_sequential(
         store: where activations wait; default in memory.
         leave: called for each block once the states behind it are sealed.
         resume: go on there; default from the beginning.
-        ranks: who shares the samples; `solve`, `prepare` and `leave` are called in every process,
+        comm: who shares the samples; `solve`, `prepare` and `leave` are called in every process,
             with the same statistics.
 
     Raises:
@@ -204,8 +204,8 @@ def run_sequential(
     if not prompts:
         raise ValueError("no calibration prompts; this recipe needs at least one")
     blocks = ModelBlocks(model) if blocks is None else blocks
-    store = MemoryStore() if store is None else store  # an empty store may be false
-    walk = Walk(model, prompts, blocks, store, token_weights, ranks)
+    store = MemoryActivationStore() if store is None else store  # an empty store may be false
+    walk = BlockRunner(model, prompts, blocks, store, token_weights, comm)
     steps = walk.steps()
     wanted = {step: tap_groups(targets, step) for step in steps}
     last = max((i for i, step in enumerate(steps) if wanted[step]), default=-1)
@@ -226,7 +226,7 @@ def run_sequential(
                 walk.split(step)  # behind `prepare`: inner channels must be scaled alike
             rounds = [[group] for group in groups] if true_sequential else [groups]
             for together in rounds:
-                pausing = true_sequential and walk.can_pause(step, together[0].tap, following)
+                pausing = true_sequential and walk.can_checkpoint(step, together[0].tap, following)
                 for found in _observe(walk, step, together, asymmetric, gram, pausing):
                     solve(*found)
             mine = walk.advance(step, following, with_float=index < last_paired)
@@ -234,12 +234,12 @@ def run_sequential(
                 leave(_passed(walk, step, following, mine))
 
 
-def _passed(walk: Walk, step: str, following: str | None, mine: Sequence[float]) -> Passed:
+def _passed(walk: BlockRunner, step: str, following: str | None, mine: Sequence[float]) -> BlockResult:
     if following is None:
-        return Passed(step, None, ())
+        return BlockResult(step, None, ())
     resume = Resume(following, frozenset(walk.parted))
-    largest = [value for part in gathered(walk.ranks, list(mine)) for value in part]
-    return Passed(step, resume, tuple(walk.waiting(following)), tuple(largest))
+    largest = [value for part in all_gather(walk.comm, list(mine)) for value in part]
+    return BlockResult(step, resume, tuple(walk.waiting(following)), tuple(largest))
 
 
 def _meets(group: TapGroup, names: Collection[str]) -> bool:
@@ -247,7 +247,7 @@ def _meets(group: TapGroup, names: Collection[str]) -> bool:
 
 
 def _observe(
-    walk: Walk,
+    walk: BlockRunner,
     step: str,
     groups: Sequence[TapGroup],
     asymmetric: Collection[str],
@@ -269,11 +269,11 @@ def _observe(
                 _watch_sample(walk, step, sample, groups, hessians, crosses)
         return [*hessians, *(cross for cross in crosses if cross is not None)]
 
-    give_back()  # statistics and solving need the most memory of all
+    trim_heap()  # statistics and solving need the most memory of all
     met = [(group, _meets(group, asymmetric)) for group in groups]
     spare: list[Tensor] = []  # memory of the sums that were put aside, for the next chunk's
-    found = Reduction(walk.ranks, walk.parts(step), watch).run()
-    give_back()
+    found = Reduction(walk.comm, walk.parts(step), watch).run()
+    trim_heap()
     hessians, crosses = iter(found[: len(groups)]), iter(found[len(groups) :])
     for group, pair in met:
         hessian, cross = next(hessians), next(crosses) if pair else None
@@ -287,7 +287,7 @@ def _observe(
 
 
 def _watch_sample(
-    walk: Walk,
+    walk: BlockRunner,
     step: str,
     sample: int,
     groups: Sequence[TapGroup],
@@ -295,12 +295,12 @@ def _watch_sample(
     crosses: Sequence[CrossMoment | None],
 ) -> None:
     watchers: dict[str, list[Observer]] = {}
-    inputs: dict[str, _Kept] = {}
+    inputs: dict[str, _InputRecorder] = {}
     for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
         name = group.linears[0].name
         watchers[name] = [hessian]
         if cross is not None:
-            inputs[name] = _Kept()
+            inputs[name] = _InputRecorder()
             watchers[name].append(_Against(cross, inputs[name]))
     if inputs:
         kept = {name: [keeper] for name, keeper in inputs.items()}
@@ -308,7 +308,7 @@ def _watch_sample(
     walk.watch(step, sample, watchers)
 
 
-class _Kept:
+class _InputRecorder:
     """What a layer read last."""
 
     inputs: Tensor
@@ -321,7 +321,7 @@ class _Kept:
 class _Against:
     """Shows a cross moment a layer's inputs beside those of the float model."""
 
-    def __init__(self, cross: CrossMoment, floats: _Kept) -> None:
+    def __init__(self, cross: CrossMoment, floats: _InputRecorder) -> None:
         self.cross, self.floats = cross, floats
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:

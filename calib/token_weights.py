@@ -53,7 +53,7 @@ class FixedWeights:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """How much tokens count in each block; called with a block and a sample, see `walk.Weigh`."""
+    """How much tokens count in each block; called with a block and a sample, see `block_runner.TokenWeightFn`."""
 
     image: Mapping[str, float]
     """Weight of an image or video token, by module path of decoder block or head; tokens of all
@@ -77,7 +77,7 @@ class TokenWeights:
 
 
 @dataclass(frozen=True)
-class EveryTokensWeight:
+class UniformTokenWeights:
     """As `TokenWeights`, with a weight for each single token."""
 
     weights: Mapping[Prompt, Mapping[str, Tensor]]
@@ -102,7 +102,7 @@ class EveryTokensWeight:
 
 def find_token_weights(
     wanted: str | FixedWeights, model: QwenVL, prompts: Sequence[Prompt]
-) -> TokenWeights | EveryTokensWeight:
+) -> TokenWeights | UniformTokenWeights:
     """What a recipe's token weights are for a model and its calibration samples.
 
     Args:
@@ -133,7 +133,7 @@ def find_token_weights(
         weights = {}
         for prompt, tensors in token_sensitivities(model, prompts).items():
             weights[prompt] = dict(zip(blocks, [*tensors, *tensors[-1:]], strict=False))
-        return EveryTokensWeight(weights, config)
+        return UniformTokenWeights(weights, config)
     raise ValueError(f"token_weights is {wanted!r}; allowed are {', '.join(KINDS)}")
 
 

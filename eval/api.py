@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..common.distributed import ALONE, Ranks, first, led
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from . import compare, compare_many, evaluate
 from .evaluation import find_reference
 from .fingerprint import run_fingerprint
@@ -41,7 +41,7 @@ def evaluate_to(
     overwrite: bool,
     fresh: bool,
     reporter: Reporter,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate a model into a folder, resuming what is there; return its scores.
 
@@ -51,7 +51,7 @@ def evaluate_to(
         FileNotFoundError: the model, a benchmark file or the reference does not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    if questions.noise and ranks.count > 1:
+    if questions.noise and comm.count > 1:
         raise ValueError("--noise is measured by one process; leave it out under torchrun")
 
     def open_all() -> tuple[Source, Processor, list[Task], str | None]:
@@ -62,7 +62,7 @@ def evaluate_to(
         tasks = open_tasks(questions, source, processor)
         return source, processor, tasks, open_text(questions)
 
-    source, processor, tasks, text = led(ranks, open_all)
+    source, processor, tasks, text = rank_zero_first(comm, open_all)
     loaded = source.load()
 
     def setup() -> dict[str, Any]:
@@ -74,7 +74,7 @@ def evaluate_to(
             source=source.folder,
         )
 
-    first(ranks, lambda: make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh))
+    broadcast_result(comm, lambda: make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh))
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate(
             loaded,
@@ -89,7 +89,7 @@ def evaluate_to(
             source=source.folder,
             seed=settings.seed or 0,
             on_progress=update,
-            ranks=ranks,
+            comm=comm,
         )
     if questions.noise:
         sizes = {"batch_size": questions.batch_size, "units": questions.noise}
@@ -97,7 +97,7 @@ def evaluate_to(
         dtype = loaded.dtype
         del loaded  # before it is loaded in another dtype
         measure_dtype_floor(out, tasks, source, dtype=dtype, **sizes, reporter=reporter)
-    elif reference is not None and ranks.count == 1:
+    elif reference is not None and comm.count == 1:
         del loaded  # before both models are opened
         _time_against(reference, out, tasks, source, questions.batch_size, reporter)
     return result.to_dict()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..common.distributed import ALONE, Ranks, first, led
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..model.config import read_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
@@ -81,7 +81,7 @@ def evaluate(
     fingerprint_extra: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
     responder: Responder | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> EvalResult:
     """Evaluate a model on tasks and store everything.
 
@@ -102,7 +102,7 @@ def evaluate(
         fingerprint_extra: further parts of the setup.
         on_progress: told after every batch.
         responder: answers in the model's place, such as a served copy of it.
-        ranks: who shares the batches; the first process writes.
+        comm: who shares the batches; the first process writes.
 
     Raises:
         FileNotFoundError: the reference is no evaluation folder.
@@ -119,7 +119,7 @@ def evaluate(
         source=folder,
         extra=fingerprint_extra,
     )
-    info = first(ranks, lambda: open_run(out, setup, tasks))
+    info = broadcast_result(comm, lambda: open_run(out, setup, tasks))
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
@@ -128,7 +128,7 @@ def evaluate(
     }
     base = None
     if reference is not None:
-        base = led(ranks, lambda: _read_reference(Path(reference), setup, tasks))
+        base = rank_zero_first(comm, lambda: _read_reference(Path(reference), setup, tasks))
     if base is not None and not _is_kept(base, tasks):
         find_reference(base)  # before hours of answering, not after
 
@@ -136,12 +136,12 @@ def evaluate(
         write_items(out, info, tasks)
         _keep_record(out, folder)
 
-    first(ranks, begin)
+    broadcast_result(comm, begin)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
     is_new, meter = not is_answered(out, tasks), LoadMeter()
-    shared: dict[str, Any] = {"on_progress": on_progress, "ranks": ranks}
+    shared: dict[str, Any] = {"on_progress": on_progress, "ranks": comm}
     batched = {"batch_size": batch_size, **shared}
     for task in tasks:
         answer_task(
@@ -159,12 +159,12 @@ def evaluate(
     if is_reference:
         _keep(read_run(out), tasks, model, processor, batched)
     if base is not None:
-        if not led(ranks, lambda: _is_kept(base, tasks)):
+        if not rank_zero_first(comm, lambda: _is_kept(base, tasks)):
             original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
             _keep(base, tasks, original, processor, batched)
             del original
         _measure(out, tasks, base, model, processor, setup, batched)
-    found = first(ranks, lambda: vars(finish(out, info)) | {"out_dir": None})
+    found = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
     return EvalResult(**{**found, "out_dir": out})
 
 

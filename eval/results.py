@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..common.checksum import digest_bytes, sealed, unsealed
+from ..common.checksum import digest_bytes, with_checksum, verify_checksum
 from .report.health import MODEL, Signs, read_signs, violations
 from .answering.predictions import Prediction, read_predictions, read_records
 from .tasks import KINDS
@@ -136,12 +136,12 @@ def read_info(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} has schema {str(schema)[:20]}, this version reads {RUN_SCHEMA}; evaluate again"
         )
-    return unsealed(info, str(file))
+    return verify_checksum(info, str(file))
 
 
 def write_info(path: Path, info: Mapping[str, Any]) -> None:
-    """Write a run's `run.json`, sealed, whole or not at all."""
-    write_json(path / "run.json", sealed(info))
+    """Write a run's `run.json` atomically, with a checksum."""
+    write_json(path / "run.json", with_checksum(info))
 
 
 def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:

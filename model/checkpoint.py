@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..common.lazy_tensor import STORED_DTYPES, LaterTensor
+from ..common.lazy_tensor import STORED_DTYPES, LazyTensor
 from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
 
 COPIED_AT_ONCE = 2**26  # bytes
@@ -135,9 +135,9 @@ class CheckpointReader:
                 raise damaged(path, error) from None
         return found
 
-    def later(self, name: str) -> LaterTensor:
+    def later(self, name: str) -> LazyTensor:
         """One tensor as stored, to be read when it is needed."""
-        return LaterTensor(self.dtype(name), self.shape(name), lambda: self.tensor(name))
+        return LazyTensor(self.dtype(name), self.shape(name), lambda: self.tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -203,7 +203,7 @@ def _warn(message: str) -> None:
     logger.warning("%s", message)
 
 
-def stored_tensors(path: Path) -> dict[str, LaterTensor]:
+def stored_tensors(path: Path) -> dict[str, LazyTensor]:
     """What one safetensors file holds, to be read when it is needed.
 
     Raises:
@@ -211,9 +211,9 @@ def stored_tensors(path: Path) -> dict[str, LaterTensor]:
     """
     file = open_file(path)
 
-    def later(name: str) -> LaterTensor:
+    def later(name: str) -> LazyTensor:
         part = file.get_slice(name)
         dtype, shape = STORED_DTYPES[part.get_dtype()], tuple(part.get_shape())
-        return LaterTensor(dtype, shape, lambda: open_file(path).get_tensor(name))
+        return LazyTensor(dtype, shape, lambda: open_file(path).get_tensor(name))
 
     return {name: later(name) for name in file.keys()}

@@ -103,7 +103,7 @@ class MLP(nn.Module):
         return F.silu(gate) * up
 
 
-class Faster(Protocol):
+class FusedLayer(Protocol):
     """What may compute a decoder layer instead of its modules."""
 
     def takes(self, hidden: Tensor) -> bool:
@@ -126,7 +126,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
-        self.faster: Faster | None = None  # whoever prepares a model may set it
+        self.faster: FusedLayer | None = None  # whoever prepares a model may set it
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..common.distributed import ALONE, Ranks, first, led
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..calib.samples.sample import Sample, has_pictures
 from ..calib.samples.sample import fingerprint as samples_fingerprint
 from ..calib.samples.selection import Draw
@@ -35,12 +35,12 @@ from .plan.plan import Plan, make_plan
 from .checkpoint.verify import first_tokens
 from .recipe.recipe import Recipe
 from .checkpoint.saving import save_finished
-from .driver.blockwise import Streaming
+from .driver.blockwise import BlockwiseQuantizer
 from .driver.journal import NAMES as WORK_NAMES
-from .driver.journal import Work
+from .driver.journal import Journal
 from .config import BUILTIN_MODELS, Calibration, Settings
 
-SAID = 2
+SMOKE_TEST_TOKENS = 2
 """Tokens that a finished checkpoint has to generate; each one reads it once."""
 DRAWINGS = (
     "calibrated on built-in drawings, not on samples like those the model will see; "
@@ -162,7 +162,7 @@ class Job:
         *,
         overwrite: bool = False,
         fresh: bool = False,
-        ranks: Ranks = ALONE,
+        comm: Communicator = SINGLE_PROCESS,
     ) -> None:
         """Quantize and write; ``out`` appears whole, with its fingerprint, or not at all.
 
@@ -177,11 +177,11 @@ class Job:
             reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         folder = out.with_name(f".{out.name}.vlpress-work")
         flags = {"overwrite": overwrite, "fresh": fresh}
-        if first(ranks, lambda: claim(folder, fingerprint, ours=WORK_NAMES, **flags)):
+        if broadcast_result(comm, lambda: claim(folder, fingerprint, ours=WORK_NAMES, **flags)):
             reporter.note(f"going on with what {folder} holds of {out}")
         self.warn(reporter)
         settings = self.source.settings
-        streaming = Streaming(
+        streaming = BlockwiseQuantizer(
             self.source.folder,
             self.recipe,
             self.plan,
@@ -189,9 +189,9 @@ class Job:
             settings.device,
             settings.dtype,
             self.calibration.budget,
-            ranks,
+            comm,
         )
-        work = led(ranks, lambda: Work(folder, writes=ranks.index == 0))
+        work = rank_zero_first(comm, lambda: Journal(folder, writes=comm.index == 0))
         with reporter.stage("quantize") as update:
             report = streaming.quantize(work, update)
 
@@ -199,13 +199,13 @@ class Job:
             with place(out, fingerprint) as staged:
                 save_finished(work.tensors(), report, self.source.folder, staged)
                 with reporter.stage("read back") as update:
-                    update(0, SAID, "")
+                    update(0, SMOKE_TEST_TOKENS, "")
                     said = self.read_back(staged)
-                    update(SAID, SAID, "")
+                    update(SMOKE_TEST_TOKENS, SMOKE_TEST_TOKENS, "")
             reporter.note(f"read back from its files, the checkpoint begins to answer: {said!r}")
             shutil.rmtree(folder)
 
-        first(ranks, finish)
+        broadcast_result(comm, finish)
 
     def read_back(self, checkpoint: Path) -> str:
         """Have a finished checkpoint begin an answer to the first sample, or to a plain question.
@@ -219,7 +219,7 @@ class Job:
         tokens = first_tokens(
             checkpoint,
             self.processor.encode(messages),
-            SAID,
+            SMOKE_TEST_TOKENS,
             stop_ids=self.processor.stop_ids,
             device=self.source.settings.device,
             dtype=self.source.settings.dtype,
@@ -239,7 +239,7 @@ def quantize_to(
     fresh: bool,
     reporter: Reporter,
     tp: int | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Make a checkpoint folder, or find it finished; return what `inspect_checkpoint` says.
 
@@ -247,14 +247,14 @@ def quantize_to(
         FileNotFoundError: model, recipe or samples do not exist.
         ValueError: something does not fit, or ``out`` holds other work.
     """
-    source = led(ranks, lambda: Source.find(model, settings))
-    job = led(ranks, lambda: Job.prepare(source, recipe, calibration, format_, tp))
-    fingerprint, flags = first(ranks, job.fingerprint), {"overwrite": overwrite, "fresh": fresh}
-    if first(ranks, lambda: claim_result(out, fingerprint, **flags)):
+    source = rank_zero_first(comm, lambda: Source.find(model, settings))
+    job = rank_zero_first(comm, lambda: Job.prepare(source, recipe, calibration, format_, tp))
+    fingerprint, flags = broadcast_result(comm, job.fingerprint), {"overwrite": overwrite, "fresh": fresh}
+    if broadcast_result(comm, lambda: claim_result(out, fingerprint, **flags)):
         reporter.note(f"{out} is finished already")
         job.warn(reporter)
     else:
-        job.make(out, fingerprint, reporter, **flags, ranks=ranks)
+        job.make(out, fingerprint, reporter, **flags, comm=comm)
     return inspect_checkpoint(out)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vlpress.common.distributed import Message, Ranks
+from vlpress.common.distributed import Message, Communicator
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class OfThread:
             if to != source:
                 self.send(tensor, to)
 
-    def tell(self, message: Message | None, source: int) -> Message:
+    def broadcast_message(self, message: Message | None, source: int) -> Message:
         if self.index != source:
             assert message is None
             found: Message = self._queues[source, self.index].get(timeout=60)
@@ -49,7 +49,7 @@ class OfThread:
         return message
 
 
-def together(count: int, work: Callable[[Ranks], T]) -> list[T]:
+def together(count: int, work: Callable[[Communicator], T]) -> list[T]:
     """What each of so many threads returns; nothing may be left unsaid."""
     queues: dict[tuple[int, int], SimpleQueue[Any]] = {
         (source, to): SimpleQueue() for source in range(count) for to in range(count)

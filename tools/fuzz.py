@@ -112,10 +112,10 @@ def predictions_seed() -> bytes:
 
 def journal_seed() -> bytes:
     """Two finished blocks."""
-    from vlpress.quant.driver.journal import JOURNAL, Work
+    from vlpress.quant.driver.journal import JOURNAL, Journal
 
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(Path(folder))
+        work = Journal(Path(folder))
         for block in range(2):
             work.add({"block": str(block), "next": None, "parted": [], "waiting": []}, {})
         return (Path(folder) / JOURNAL).read_bytes()
@@ -165,9 +165,9 @@ def read_stored(path: Path) -> object:
 
 def read_journal(path: Path) -> object:
     """What is done of a run."""
-    from vlpress.quant.driver.journal import Work
+    from vlpress.quant.driver.journal import Journal
 
-    return Work(path.parent).records
+    return Journal(path.parent).records
 
 
 READERS = {

@@ -94,9 +94,9 @@ class Writer:
         asked = scene.questions
         weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in asked]
         count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
-        ranks = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
-        ranks = [r + (q.skill in wanted) for r, q in zip(ranks, asked, strict=True)]
-        order = sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True)
+        comm = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
+        comm = [r + (q.skill in wanted) for r, q in zip(comm, asked, strict=True)]
+        order = sorted(range(len(comm)), key=comm.__getitem__, reverse=True)
         chosen = [asked[i] for i in order[:count]]
         chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
         for index, question in enumerate(chosen, 1):

@@ -3,7 +3,7 @@
 The first line of a file says what made it (its fingerprint). Opening the file again with the same
 fingerprint resumes; another one is refused, because mixing setups would compare nothing. JSON
 rather than a spreadsheet: answers like "None", "007" or "1.50" come back as they were. Every line
-is sealed (`seal`).
+carries a checksum (`common.checksum`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.distributed import Ranks, led
+from ...common.distributed import Communicator, rank_zero_first
 from ...common.differences import plain, refuse_difference
-from ...common.checksum import sealed, unsealed
+from ...common.checksum import with_checksum, verify_checksum
 
 SCHEMA = 2
 
@@ -82,7 +82,7 @@ class RecordStore:
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
         if self._file is None:
             return
-        lines = (json.dumps(sealed(r), ensure_ascii=False) + "\n" for r in records)
+        lines = (json.dumps(with_checksum(r), ensure_ascii=False) + "\n" for r in records)
         text = "".join(lines)
         self._file.write(text.encode("utf-8", "surrogatepass"))
         self._file.flush()
@@ -94,9 +94,9 @@ class RecordStore:
             self._file.close()
 
 
-def open_shared(ranks: Ranks, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> RecordStore:
+def open_shared(comm: Communicator, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> RecordStore:
     """A store that several processes add the same records to, of which the first one writes."""
-    return led(ranks, lambda: RecordStore(path, kind, fingerprint, writes=ranks.index == 0))
+    return rank_zero_first(comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.index == 0))
 
 
 def prediction_record(prediction: Prediction) -> Record:
@@ -158,7 +158,7 @@ def _parse_header(path: Path, line: bytes, kind: str) -> dict[str, Any]:
         found, schema, fingerprint = header["kind"], header["schema"], header["fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not start with a header; it is no file of ours") from error
-    unsealed(header, f"{path} line 1")
+    verify_checksum(header, f"{path} line 1")
     if found != kind or schema != SCHEMA:
         raise ValueError(
             f"{path} holds {found!r} of schema {schema}, not {kind!r} of schema {SCHEMA}; "
@@ -171,7 +171,7 @@ def _parse_records(path: Path, lines: Sequence[bytes]) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for number, line in enumerate(lines, start=2):
         try:
-            record = unsealed(json.loads(line), f"{path} line {number}")
+            record = verify_checksum(json.loads(line), f"{path} line {number}")
             key = record["id"]
         except (ValueError, KeyError, RecursionError) as error:
             raise ValueError(

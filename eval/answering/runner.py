@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ...common.distributed import ALONE, Message, Ranks, dealt, gathered
+from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute, all_gather
 from ...model.finite import NotFiniteError
 from ...model.generation import Sampling, generate
 from ...model.processing.processor import Processor
@@ -96,7 +96,7 @@ def answer_task(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Prediction]:
     """Answer every item that has no stored answer yet.
 
@@ -109,7 +109,7 @@ def answer_task(
         fingerprint: of the run and the task.
         batch_size: items per batch.
         on_progress: told after every batch.
-        ranks: who shares the batches; each process is given all answers.
+        comm: who shares the batches; each process is given all answers.
 
     Returns:
         All predictions by item id.
@@ -122,14 +122,14 @@ def answer_task(
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}; give at least 1")
-    with located(task), closing(open_shared(ranks, path, "predictions", fingerprint)) as store:
+    with located(task), closing(open_shared(comm, path, "predictions", fingerprint)) as store:
         report = _Progress(on_progress, task, len(store.records))
         report(len(store.records))
         for window in plan_windows(task.items, batch_size):
             if all(item.id in store.records for item in window):
                 continue
             started = time.perf_counter()
-            lengths = shared_lengths(ranks, window, responder.lengths)
+            lengths = shared_lengths(comm, window, responder.lengths)
             # Every picture was looked at: a part of what answers cost.
             looked = (time.perf_counter() - started) / len(window)
             batches = plan_batches(window, lengths, batch_size)
@@ -138,7 +138,7 @@ def answer_task(
             def answer(batch: Sequence[Item], looked: float = looked) -> Message:
                 return Message(_answer(batch, responder, looked))
 
-            for _, answers in dealt(ranks, filter(None, pending), answer):
+            for _, answers in distribute(comm, filter(None, pending), answer):
                 store.append(answers.value)
                 report(len(store.records))
         return {key: Prediction(**record) for key, record in store.records.items()}
@@ -194,12 +194,12 @@ def naming(batch: Sequence[Item]) -> Iterator[None]:
 
 
 def shared_lengths(
-    ranks: Ranks, items: Sequence[Item], measure: Callable[[Sequence[Item]], list[int]]
+    comm: Communicator, items: Sequence[Item], measure: Callable[[Sequence[Item]], list[int]]
 ) -> list[int]:
     """Lengths of items, of which each process measures a stretch."""
-    bounds = [rank * len(items) // ranks.count for rank in range(ranks.count + 1)]
-    mine = items[bounds[ranks.index] : bounds[ranks.index + 1]]
-    return [length for part in gathered(ranks, measure(mine)) for length in part]
+    bounds = [rank * len(items) // comm.count for rank in range(comm.count + 1)]
+    mine = items[bounds[comm.index] : bounds[comm.index + 1]]
+    return [length for part in all_gather(comm, measure(mine)) for length in part]
 
 
 def plan_windows(items: Sequence[Item], batch_size: int) -> list[list[Item]]:

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.distributed import ALONE, Message, Ranks
-from .teacher_forcing import Forced
+from ...common.distributed import SINGLE_PROCESS, Message, Communicator
+from .teacher_forcing import ForcedAnswer
 from ..answering.predictions import Record, open_shared, read_records
 
 FULL_BYTES = 2 << 30
@@ -71,7 +71,7 @@ class LogProbWriter:
         folder: made if absent; an index and one file per batch.
         kind: of the whole task.
         fingerprint: everything that the numbers depend on.
-        ranks: who shares the work: each process writes what it has read, the first one the index.
+        comm: who shares the work: each process writes what it has read, the first one the index.
 
     Raises:
         ValueError: the folder was made with another fingerprint or kind.
@@ -82,12 +82,12 @@ class LogProbWriter:
         folder: Path,
         kind: Kind,
         fingerprint: Mapping[str, Any],
-        ranks: Ranks = ALONE,
+        comm: Communicator = SINGLE_PROCESS,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._kind = folder, kind
         made_from = {**fingerprint, "kl_kind": kind}
-        self._store = open_shared(ranks, folder / INDEX, KIND, made_from)
+        self._store = open_shared(comm, folder / INDEX, KIND, made_from)
 
     def __contains__(self, key: str) -> bool:
         return key in self._store.records
@@ -98,7 +98,7 @@ class LogProbWriter:
     def write(
         self,
         keys: Sequence[str],
-        answers: Sequence[Forced],
+        answers: Sequence[ForcedAnswer],
         letters: Sequence[Mapping[str, float]],
     ) -> Message:
         """Put one batch into a file; `add` is to be given what this returns.
@@ -132,7 +132,7 @@ class LogProbWriter:
         self._store.close()
 
 
-def _packed(answer: Forced, kind: Kind) -> dict[str, Tensor]:
+def _packed(answer: ForcedAnswer, kind: Kind) -> dict[str, Tensor]:
     rows = answer.logits.float().log_softmax(-1)
     said = rows.gather(-1, answer.tokens[:, None])[:, 0]
     parts = {"tokens": answer.tokens, "said": said}

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import ALONE, Message, Ranks, dealt
+from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
 from ..answering.vision_features import FeatureCache
-from .teacher_forcing import ANSWER_TOKENS, Forced, read_answers
+from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
 from .logprob_cache import Expected, LogProbReader, LogProbWriter, choose_kind, lump
 from ..answering.predictions import Prediction, Record, open_shared
 from ..answering.runner import OnProgress, located, plan_batches, plan_windows, shared_lengths
@@ -100,7 +100,7 @@ def keep_logprobs(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> None:
     """Have the base read its answers and keep what it expected; resumes.
 
@@ -113,7 +113,7 @@ def keep_logprobs(
         fingerprint: everything that the numbers depend on.
         batch_size: prompts per batch.
         on_progress: told after every batch.
-        ranks: who shares the batches.
+        comm: who shares the batches.
 
     Raises:
         ValueError: the folder was made with another fingerprint.
@@ -131,9 +131,9 @@ def keep_logprobs(
         ]
         return store.write([item.id for item in batch], read, spelled)
 
-    with located(task), closing(LogProbWriter(folder, kind, fingerprint, ranks)) as store:
-        batches = _batches(task, cache, batch_size, lambda item: item.id in store, ranks)
-        for _, written in dealt(ranks, batches, work):
+    with located(task), closing(LogProbWriter(folder, kind, fingerprint, comm)) as store:
+        batches = _batches(task, cache, batch_size, lambda item: item.id in store, comm)
+        for _, written in distribute(comm, batches, work):
             store.add(written)
             if on_progress:
                 on_progress(task.name, len(store), len(task.items), "")
@@ -154,7 +154,7 @@ def measure_task(
     *,
     batch_size: int,
     on_progress: OnProgress | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Record]:
     """Measure every item of a task that is not in the file yet.
 
@@ -168,7 +168,7 @@ def measure_task(
         fingerprint: of the measurement.
         batch_size: prompts per batch.
         on_progress: told after every batch.
-        ranks: who shares the batches.
+        comm: who shares the batches.
 
     Returns:
         All records by item id, see `compare_answer`.
@@ -190,9 +190,9 @@ def measure_task(
             records.append(record | _gold(item.fields, base.letters, spelled))
         return Message(records)
 
-    with located(task), closing(open_shared(ranks, path, "fidelity", fingerprint)) as store:
-        batches = _batches(task, cache, batch_size, lambda item: item.id in store.records, ranks)
-        for _, found in dealt(ranks, batches, work):
+    with located(task), closing(open_shared(comm, path, "fidelity", fingerprint)) as store:
+        batches = _batches(task, cache, batch_size, lambda item: item.id in store.records, comm)
+        for _, found in distribute(comm, batches, work):
             store.append(found.value)
             if on_progress:
                 on_progress(task.name, len(store.records), len(task.items), "")
@@ -203,21 +203,21 @@ Skip = Callable[[Item], bool]
 
 
 def _batches(
-    task: Task, cache: FeatureCache, batch_size: int, done: Skip, ranks: Ranks
+    task: Task, cache: FeatureCache, batch_size: int, done: Skip, comm: Communicator
 ) -> Iterator[list[Item]]:
     """Batches of what is not done; planned from the whole task, as answers are."""
     for window in plan_windows(task.items, batch_size):
         if all(done(item) for item in window):
             continue
         lengths = shared_lengths(
-            ranks, window, lambda items: [len(cache.prompts([item])[0][0]) for item in items]
+            comm, window, lambda items: [len(cache.prompts([item])[0][0]) for item in items]
         )
         for batch in plan_batches(window, lengths, batch_size):
             if pending := [item for item in batch if not done(item)]:
                 yield pending
 
 
-def compare_answer(base: Expected, candidate: Forced) -> Record:
+def compare_answer(base: Expected, candidate: ForcedAnswer) -> Record:
     """What is kept of one answer.
 
     Args:

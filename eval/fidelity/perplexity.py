@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import ALONE, Message, Ranks, dealt
+from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
 from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
@@ -102,7 +102,7 @@ def measure_text(
     fingerprint: Mapping[str, Any],
     *,
     on_progress: OnProgress | None = None,
-    ranks: Ranks = ALONE,
+    comm: Communicator = SINGLE_PROCESS,
 ) -> None:
     """Read every window that is not in the file yet.
 
@@ -114,7 +114,7 @@ def measure_text(
             `nll` of their negative log-probabilities in nats.
         fingerprint: of the run; `text_identity` is added.
         on_progress: told after every window.
-        ranks: who shares the windows.
+        comm: who shares the windows.
 
     Raises:
         ValueError: another fingerprint, too little text, or logits that are not finite.
@@ -130,9 +130,9 @@ def measure_text(
         return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": nll}])
 
     made_from = {**fingerprint, "text": text_identity(text)}
-    with closing(open_shared(ranks, path, "text", made_from)) as store:
+    with closing(open_shared(comm, path, "text", made_from)) as store:
         missing = [(i, ids) for i, ids in enumerate(parts) if str(i) not in store.records]
-        for _, found in dealt(ranks, missing, work):
+        for _, found in distribute(comm, missing, work):
             store.append(found.value)
             if on_progress:
                 on_progress("text", len(store.records), len(parts), "")

@@ -23,7 +23,7 @@ ANSWER_TOKENS = 512  # of an answer that are read at most; bounds the logits hel
 
 
 @dataclass(frozen=True)
-class Forced:
+class ForcedAnswer:
     """One answer as a model read it."""
 
     logits: Tensor
@@ -39,7 +39,7 @@ class Forced:
 @torch.inference_mode()
 def read_answers(
     model: QwenVL, cache: FeatureCache, items: Sequence[Item], answers: Sequence[Prediction]
-) -> list[Forced]:
+) -> list[ForcedAnswer]:
     """Let a model read one batch of questions with their answers.
 
     Args:
@@ -70,7 +70,7 @@ def read_answers(
     for prompt, question, logits, count, ended in zip(full, asked, read, counts, ends, strict=True):
         # The row before a token predicts it, so the last row says what would come next.
         tokens = prompt.input_ids[len(question) :].to(logits.device)
-        found.append(Forced(logits[:count], tokens, logits[0], ended))
+        found.append(ForcedAnswer(logits[:count], tokens, logits[0], ended))
     return found
 
 

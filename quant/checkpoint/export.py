@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...common.lazy_tensor import LaterTensor
+from ...common.lazy_tensor import LazyTensor
 from .formats import choose_format
 from .formats.checkpoint import QuantizedCheckpoint
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
@@ -44,7 +44,7 @@ def export(
     def encoded(name: str) -> Mapping[str, Tensor]:
         return encode_layer(source.weight(name), chosen, dtype, name)
 
-    def tensor(name: str) -> LaterTensor | None:
+    def tensor(name: str) -> LazyTensor | None:
         is_copy = name == "lm_head.weight" and contents.config.text.tie_word_embeddings
         return None if is_copy or source.is_spurious(name) else source.reader.later(name)
 

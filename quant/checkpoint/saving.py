@@ -12,7 +12,7 @@ from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.loading import HEAD
 from ...model.qwen_vl import QwenVL
-from ...common.lazy_tensor import LaterTensor
+from ...common.lazy_tensor import LazyTensor
 from .formats import AUTO, choose_format
 from .formats.format import Contents, Format, Solver, float_tensor
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
@@ -71,7 +71,7 @@ def save_quantized(
 
 
 def save_finished(
-    done: Mapping[str, LaterTensor], report: QuantReport, source: Path, out: Path
+    done: Mapping[str, LazyTensor], report: QuantReport, source: Path, out: Path
 ) -> None:
     """Write a checkpoint of which everything that is not the source's lies in files already.
 
@@ -188,26 +188,26 @@ class Originals:
 class _Finished:
     """The tensors of the new checkpoint, from files alone."""
 
-    done: Mapping[str, LaterTensor]
+    done: Mapping[str, LazyTensor]
     reader: CheckpointReader
     config: ModelConfig
     """Padded."""
     padding: tuple[Padding, ...]
 
     @cached_property
-    def _parts(self) -> dict[str, dict[str, LaterTensor]]:
+    def _parts(self) -> dict[str, dict[str, LazyTensor]]:
         """What `done` holds of each module, by the last part of its name."""
-        parts: dict[str, dict[str, LaterTensor]] = {}
+        parts: dict[str, dict[str, LazyTensor]] = {}
         for name, tensor in self.done.items():
             owner, _, leaf = name.rpartition(".")
             parts.setdefault(owner, {})[leaf] = tensor
         return parts
 
-    def encoded(self, layer: str) -> dict[str, LaterTensor]:
+    def encoded(self, layer: str) -> dict[str, LazyTensor]:
         """See `Origin.encoded`."""
         return {leaf: tensor for leaf, tensor in self._parts[layer].items() if leaf != "bias"}
 
-    def tensor(self, name: str) -> LaterTensor | None:
+    def tensor(self, name: str) -> LazyTensor | None:
         """See `Origin.tensor`."""
         if name == HEAD and self.config.text.tie_word_embeddings:
             return None  # a copy of the embedding, which readers tie again

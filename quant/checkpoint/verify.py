@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...calib.activation_store import MemoryStore, loaded
-from ...calib.block_runner import FEATURES, Walk
+from ...calib.activation_store import MemoryActivationStore, loaded
+from ...calib.block_runner import FEATURES, BlockRunner
 from ...model.finite import dtype_name, kind_of
 from ...model.processing.inputs import Prompt
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
@@ -83,15 +83,15 @@ def first_tokens(
     chosen = choose_dtype(dtype, checkpoint.config, checkpoint.reader)
     model = build_model(checkpoint.config, dtype=chosen)
     blocks = QuantizedBlocks(checkpoint, model, choose_device(device))
-    store = MemoryStore()
-    _advance(Walk(model, [prompt], blocks, store))
+    store = MemoryActivationStore()
+    _advance(BlockRunner(model, [prompt], blocks, store))
     features = store.get(FEATURES, 0) if prompt.visuals else None
     found: list[int] = []
     while len(found) < count and not (found and found[-1] in stop_ids):
         if features is not None:
             store.put(FEATURES, 0, features)
         longer = _followed(prompt, found)
-        scores = _scores(Walk(model, [longer], blocks, store))
+        scores = _scores(BlockRunner(model, [longer], blocks, store))
         if not bool(torch.isfinite(scores).all()):
             wider = "in bf16 or fp32" if chosen == torch.float16 else "with another recipe"
             raise ValueError(
@@ -105,7 +105,7 @@ def first_tokens(
     return found
 
 
-def _advance(walk: Walk) -> None:
+def _advance(walk: BlockRunner) -> None:
     """Bring the pictures through the tower."""
     if walk.seeing:
         steps = [*walk.vision, *walk.merger, walk.decoder[0]]
@@ -115,7 +115,7 @@ def _advance(walk: Walk) -> None:
                 walk.advance(step, following)
 
 
-def _scores(walk: Walk) -> Tensor:
+def _scores(walk: BlockRunner) -> Tensor:
     """float32 ``[vocab]`` behind the last token."""
     for step, following in pairwise(walk.decoder):
         walk.enter(step)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from ...calib.disk_activation_store import DiskStore
-from ...common.distributed import ALONE, Ranks, first, led, wait
-from ...calib.sequential import Passed, Resume
+from ...calib.disk_activation_store import DiskActivationStore
+from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first, wait
+from ...calib.sequential import BlockResult, Resume
 from ...calib.activation_store import loaded
-from ...calib.token_weights import EveryTokensWeight, TokenWeights, find_token_weights
-from ...calib.block_runner import Weigh
+from ...calib.token_weights import UniformTokenWeights, TokenWeights, find_token_weights
+from ...calib.block_runner import TokenWeightFn
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
@@ -34,13 +34,13 @@ from ..recipe.recipe import Recipe
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 from ..runtime.kernel_selection import speed_layers_
 from ..checkpoint.saving import Originals
-from .layer_solver import Progress, Run
+from .layer_solver import Progress, QuantizationRun
 from ..targets import quantized_layers
-from .journal import Work
+from .journal import Journal
 
 
 @dataclass(frozen=True)
-class Streaming:
+class BlockwiseQuantizer:
     """A checkpoint to be quantized from its folder."""
 
     source: Path
@@ -54,10 +54,10 @@ class Streaming:
     """Of the computation; auto takes what the checkpoint says."""
     memory: int = 0
     """Bytes of activations that are kept in memory; all of them are in files too."""
-    ranks: Ranks = ALONE
+    comm: Communicator = SINGLE_PROCESS
     """Who shares the work, each with the same source and the same folder of unfinished work."""
 
-    def quantize(self, work: Work, on_progress: Progress | None = None) -> QuantReport:
+    def quantize(self, work: Journal, on_progress: Progress | None = None) -> QuantReport:
         """Do what is not done yet; all layers lie in `work` then.
 
         Raises:
@@ -68,7 +68,7 @@ class Streaming:
             check_pictures(self.plan, present=not self.prompts or pictures)
         reader, device = CheckpointReader(self.source), choose_device(self.device)
         model = self._without_weights(reader)
-        run = Run(model, self.recipe, self.plan, device, on_progress, self.ranks)
+        run = QuantizationRun(model, self.recipe, self.plan, device, on_progress, self.comm)
         blocks = CheckpointBlocks(reader, model, self.plan.padding, device)
         restore(run, work.records)
         going = _Pass(self, reader, run, blocks, work)
@@ -89,7 +89,7 @@ class Streaming:
         pad_model_(model, self.plan.padding)
         return model
 
-    def _token_weights(self, run: Run) -> TokenWeights | EveryTokensWeight:
+    def _token_weights(self, run: QuantizationRun) -> TokenWeights | UniformTokenWeights:
         model = run.model
         if self.recipe.needs_gradient:
             # The one thing that needs the whole model, for as long as it takes.
@@ -103,11 +103,11 @@ class Streaming:
 class _Pass:
     """A way through the model, or the rest of one."""
 
-    streaming: Streaming
+    streaming: BlockwiseQuantizer
     reader: CheckpointReader
-    run: Run
+    run: QuantizationRun
     blocks: CheckpointBlocks
-    work: Work
+    work: Journal
 
     def round(self) -> None:
         """Quantize the layers that no sample reaches."""
@@ -119,32 +119,32 @@ class _Pass:
                 if here := [row for row in rows if is_inside(row.name, block)]:
                     with loaded(self.blocks, block):
                         run.round(here)
-                        self._write_down(Passed(block, None, ()), calibrated=False)
+                        self._write_down(BlockResult(block, None, ()), calibrated=False)
 
-    def calibrate(self, weights: Weigh) -> None:
+    def calibrate(self, weights: TokenWeightFn) -> None:
         """Run the samples through what they have not passed yet."""
         last: Mapping[str, Any] = {"calibrated": False, "waiting": ()}
         if self.work.records:
             last = self.work.records[-1]
-        ranks = self.streaming.ranks
-        states = DiskStore(self.work.states, self.run.device, self.streaming.memory)
+        comm = self.streaming.comm
+        states = DiskActivationStore(self.work.states, self.run.device, self.streaming.memory)
         with closing(states) as store:
-            first(ranks, lambda: store.keep(last["waiting"]))
+            broadcast_result(comm, lambda: store.keep(last["waiting"]))
             resume = None
             if last["calibrated"]:
                 if last["next"] is None:
                     return
                 resume = Resume(last["next"], frozenset(last["parted"]))
 
-            def leave(passed: Passed) -> None:
-                wait(ranks)  # the states of all processes must be there before the journal says so
+            def leave(passed: BlockResult) -> None:
+                wait(comm)  # the states of all processes must be there before the journal says so
                 self._write_down(passed, calibrated=True)
-                first(ranks, lambda: store.keep(passed.waiting))
+                broadcast_result(comm, lambda: store.keep(passed.waiting))
 
             where = {"blocks": self.blocks, "store": store, "resume": resume}
             self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
 
-    def _write_down(self, passed: Passed, *, calibrated: bool) -> None:
+    def _write_down(self, passed: BlockResult, *, calibrated: bool) -> None:
         """Take a block for done, while its weights are still there."""
         run, block, following = self.run, passed.block, passed.following
         layers = {
@@ -165,13 +165,13 @@ class _Pass:
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
         }
-        led(
-            self.streaming.ranks,
+        rank_zero_first(
+            self.streaming.comm,
             lambda: self.work.add(record, originals.all() if self.work.writes else {}),
         )
 
 
-def restore(run: Run, records: Sequence[Mapping[str, Any]]) -> None:
+def restore(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> None:
     """Tell a run what was written down before."""
     planned = list(run.plan.transforms)
     for record in records:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...model.checkpoint import stored_tensors
-from ...common.checksum import sealed, unsealed
-from ...common.lazy_tensor import AnyTensor, LaterTensor
+from ...common.checksum import with_checksum, verify_checksum
+from ...common.lazy_tensor import TensorLike, LazyTensor
 from ...common.safetensors_writer import sync_folder, write_tensors
 
 JOURNAL = "journal.jsonl"
@@ -23,7 +23,7 @@ NAMES = (JOURNAL, BLOCKS, STATES)
 """All that a run leaves in its folder."""
 
 
-class Work:
+class Journal:
     """The finished part of a run.
 
     Args:
@@ -42,7 +42,7 @@ class Work:
         self.records = self._read()
         """What was said of each block, in the order in which they were done."""
 
-    def add(self, record: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> None:
+    def add(self, record: Mapping[str, Any], tensors: Mapping[str, TensorLike]) -> None:
         """Take a block for done.
 
         Args:
@@ -53,19 +53,19 @@ class Work:
             self._write(record, tensors)
         self.records.append(dict(record))
 
-    def _write(self, record: Mapping[str, Any], tensors: Mapping[str, AnyTensor]) -> None:
+    def _write(self, record: Mapping[str, Any], tensors: Mapping[str, TensorLike]) -> None:
         write_tensors(tensors, self._file(len(self.records)))
         sync_folder(self._blocks)
         with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(sealed(record), ensure_ascii=False) + "\n")
+            file.write(json.dumps(with_checksum(record), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if not self.records:
             sync_folder(self._journal.parent)
 
-    def tensors(self) -> dict[str, LaterTensor]:
+    def tensors(self) -> dict[str, LazyTensor]:
         """All that was given to `add`, by name."""
-        found: dict[str, LaterTensor] = {}
+        found: dict[str, LazyTensor] = {}
         for number in range(len(self.records)):
             found |= stored_tensors(self._file(number))
         return found
@@ -100,6 +100,6 @@ class Work:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """A line of the journal; None if it is not as it was written."""
     try:
-        return unsealed(json.loads(line), "journal")
+        return verify_checksum(json.loads(line), "journal")
     except (ValueError, RecursionError):
         return None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...calib.observers import CrossMoment, Hessian
-from ...common.distributed import ALONE, Message, Ranks, dealt
-from ...calib.sequential import BlockView, Leave, Passed, TapGroup, run_sequential
-from ...calib.block_runner import Weigh
+from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
+from ...calib.sequential import BlockView, Leave, BlockResult, TapGroup, run_sequential
+from ...calib.block_runner import TokenWeightFn
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..methods.affine import QuantizedWeight, choose_input_scale
@@ -36,7 +36,7 @@ Progress = Callable[[int, int, str], None]
 """Called with layers done, layers in all, and a line about the last one."""
 
 
-class Run:
+class QuantizationRun:
     """Layers of a model on their way from float to quantized."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Run:
         plan: Plan,
         device: torch.device,
         on_progress: Progress | None = None,
-        ranks: Ranks = ALONE,
+        comm: Communicator = SINGLE_PROCESS,
     ) -> None:
         """Begin with no layer done.
 
@@ -56,9 +56,9 @@ class Run:
             plan: of the recipe and the model.
             device: where its blocks are when they are solved.
             on_progress: see `Progress`.
-            ranks: who shares the work; every process gets every layer.
+            comm: who shares the work; every process gets every layer.
         """
-        self.ranks = ranks
+        self.comm = comm
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
         speed_layers_(model, device)
         self.rows = {row.name: row for row in plan.quantized}
@@ -73,7 +73,7 @@ class Run:
     def calibrate(
         self,
         prompts: Sequence[Prompt],
-        token_weights: Weigh,
+        token_weights: TokenWeightFn,
         *,
         leave: Leave | None = None,
         **where: Any,
@@ -90,9 +90,9 @@ class Run:
         """
         seen = self.seen(prompts)
 
-        def let_go(passed: Passed) -> None:
+        def drop_dequantized(passed: BlockResult) -> None:
             while self._held:
-                self._held.pop().let_go()
+                self._held.pop().drop_dequantized()
             for size in passed.largest:
                 self._check_size(f"what comes out of {passed.block}", size)
             if leave is not None:
@@ -108,8 +108,8 @@ class Run:
             asymmetric=[row.name for row in seen if row.step and row.step.asymmetric],
             prepare=self.prepare if self.transforms.planned else None,
             gram=gram_on(self.device),
-            leave=let_go,
-            ranks=self.ranks,
+            leave=drop_dequantized,
+            comm=self.comm,
             **where,
         )
 
@@ -148,11 +148,11 @@ class Run:
                 return self._gptq(row, hessian, cross)
             return self._rounded(row, hessian)
 
-        for row, layer in dealt(self.ranks, [self.rows[spec.name] for spec in group.linears], work):
+        for row, layer in distribute(self.comm, [self.rows[spec.name] for spec in group.linears], work):
             self._put(row, layer)
             module = self.model.get_submodule(row.name)
             assert isinstance(module, QuantLinear)
-            module.hold(self.model.dtype)
+            module.cache_dequantized(self.model.dtype)
             self._held.append(module)
 
     def _check_size(self, what: str, largest: float) -> None:
@@ -173,7 +173,7 @@ class Run:
 
     def round(self, rows: Sequence[PlanRow]) -> None:
         """Quantize layers to the nearest level."""
-        for row, layer in dealt(self.ranks, rows, self._rounded):
+        for row, layer in distribute(self.comm, rows, self._rounded):
             self._put(row, layer)
 
     def _rounded(self, row: PlanRow, hessian: Hessian | None = None) -> Message:

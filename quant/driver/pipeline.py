@@ -12,7 +12,7 @@ from ..plan.plan import make_plan
 from ..recipe.recipe import Recipe
 from .report import CalibrationRecord, QuantReport
 from ..checkpoint.saving import check_format, save_quantized
-from .layer_solver import Progress, Run
+from .layer_solver import Progress, QuantizationRun
 from ..targets import quantized_layers
 
 __all__ = [
@@ -59,7 +59,7 @@ def quantize_(
     if recipe.needs_calibration:
         check_pictures(plan, present=pictures)
     pad_model_(model, plan.padding)
-    run = Run(model, recipe, plan, model.device, on_progress)
+    run = QuantizationRun(model, recipe, plan, model.device, on_progress)
     record = None
     seen = run.seen(prompts)
     run.round([row for row in plan.quantized if row not in seen])

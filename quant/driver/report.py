@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...calib.token_weights import EveryTokensWeight, TokenWeights
+from ...calib.token_weights import UniformTokenWeights, TokenWeights
 from ...model.processing.inputs import Prompt
 from ..methods.channel_groups import PlannedTransform
 from ..methods.gptq import SolveStats
@@ -129,12 +129,12 @@ class CalibrationRecord:
     """Samples that have an image or video."""
     tokens: int
     fingerprint: str
-    token_weights: TokenWeights | EveryTokensWeight
+    token_weights: TokenWeights | UniformTokenWeights
     """As they were, found ones in numbers."""
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Prompt], token_weights: TokenWeights | EveryTokensWeight
+        cls, prompts: Sequence[Prompt], token_weights: TokenWeights | UniformTokenWeights
     ) -> "CalibrationRecord":
         """Count the prompts and hash what the model sees of them."""
         digest = hashlib.sha256()

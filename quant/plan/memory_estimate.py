@@ -12,7 +12,7 @@ from ..recipe.steps import Step
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """What quantizing will hold at its peak, in bytes, beside Python and its libraries."""
 
     block: int
@@ -62,7 +62,7 @@ def count_memory(
     weights: int,
     itemsize: int,
     recipe: Recipe,
-) -> Memory:
+) -> MemoryEstimate:
     """Count what quantizing holds at its peak.
 
     Args:
@@ -103,7 +103,7 @@ def count_memory(
         read += itemsize * (text.hidden_size + text.head_dim)
     patches = 4 * vision.merge_unit * vision.patch_dim  # float32, kept by the prompts throughout
     calibrated = recipe.needs_calibration
-    return Memory(
+    return MemoryEstimate(
         max(embedding, *blocks.values()),
         solve,
         patches if calibrated else 0,

@@ -18,7 +18,7 @@ from ..methods.channel_groups import PlannedTransform, plan_transforms
 from .target_matching import claim_layers
 from ..checkpoint.formats import AUTO, find_format
 from ..checkpoint.formats.format import Contents, Format
-from .memory_estimate import Memory, count_memory
+from .memory_estimate import MemoryEstimate, count_memory
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
 from ..recipe.recipe import Recipe
@@ -97,7 +97,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     other_bytes: int
     """Embeddings, norms, convolution: everything that is not a linear layer."""
-    memory: Memory
+    memory: MemoryEstimate
     padding: tuple[Padding, ...] = ()
     """Inner widths that grow by zero channels before anything else happens."""
     format: str = "gptq"

@@ -17,7 +17,7 @@ from .linear import QuantLinear
 BF16 = torch.bfloat16
 
 
-class FastLayer:
+class FusedDecoderLayer:
     """Does what a `DecoderLayer` does, where `takes` says so."""
 
     def __init__(self, layer: DecoderLayer) -> None:
@@ -44,7 +44,7 @@ class FastLayer:
         self._block = Block(sizes, (weights[0], weights[1]), eps, products, self._kernels)
 
     @classmethod
-    def of(cls, layer: DecoderLayer) -> FastLayer | None:
+    def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
         """For a layer in bf16 whose products are all prepared in the joint form; else None."""
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):

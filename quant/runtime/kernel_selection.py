@@ -19,7 +19,7 @@ from ...model.qwen_vl import QwenVL
 from ...model.text import DecoderLayer
 from ..methods.affine import QuantizedWeight
 from ..kernels import bf16_linear, library
-from .fused_layer import FastLayer
+from .fused_layer import FusedDecoderLayer
 from .linear import FloatLinear, Fused, QuantLinear, can_fuse
 from ..methods.rtn import rtn
 from ..recipe.scheme import QuantScheme
@@ -172,4 +172,4 @@ def _join_layers(model: QwenVL) -> None:
     """Let decoder layers that are quantized throughout run as one."""
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
-        layer.faster = FastLayer.of(layer)
+        layer.faster = FusedDecoderLayer.of(layer)

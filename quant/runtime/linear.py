@@ -105,7 +105,7 @@ class QuantLinear(nn.Module):
             return cpu_layout.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
         return f"it lies on {self.packed.device.type}"
 
-    def hold(self, dtype: torch.dtype) -> None:
+    def cache_dequantized(self, dtype: torch.dtype) -> None:
         """Keep the dequantized weight of a weight-only layer for inputs of a type.
 
         While a block is calibrated, every sample passes it several times; results are those of the
@@ -116,7 +116,7 @@ class QuantLinear(nn.Module):
             form = (self.packed, self.scales, self.zero_points, self.scheme.bits)
             self.held = reference.dequantize(*form, dtype, self.group_index)
 
-    def let_go(self) -> None:
+    def drop_dequantized(self) -> None:
         """Undo `hold`."""
         self.held = None
 
@@ -173,7 +173,7 @@ class QuantLinear(nn.Module):
         # Tiles are of the CPU; another type of the floats around them leaves them as they are.
         on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
         on_gpu = self.product is not None and self.tiles is None
-        self.let_go()
+        self.drop_dequantized()
         if self.product is not None and not on_cpu:
             self.restore()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -2,12 +2,12 @@ import pytest
 import torch
 from batches import lead_of, parting
 
-from vlpress.eval.fidelity.teacher_forcing import Forced
+from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer
 
 
-def read(logits: list[list[float]], tokens: list[int]) -> Forced:
+def read(logits: list[list[float]], tokens: list[int]) -> ForcedAnswer:
     values = torch.tensor(logits)
-    return Forced(values, torch.tensor(tokens), values[0], ended=True)
+    return ForcedAnswer(values, torch.tensor(tokens), values[0], ended=True)
 
 
 def test_answers_part_at_the_first_unlike_token() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential
-from vlpress.calib.activation_store import MemoryStore, State
+from vlpress.calib.activation_store import MemoryActivationStore, State
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
@@ -78,7 +78,7 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
     assert "lm_head" in seen and "visual.merger.mlp.2" in seen
 
 
-class RecordingStore(MemoryStore):
+class RecordingStore(MemoryActivationStore):
     """Remembers every state that was put, and how many lay there at once."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vlpress.calib import packed_symmetric
-from vlpress.calib.packed_symmetric import Square
+from vlpress.calib.packed_symmetric import PackedSymmetric
 
 
 @pytest.fixture(autouse=True)
@@ -10,9 +10,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_symmetric, "ROWS", 3)
 
 
-def filled(size: int, seed: int) -> tuple[Square, torch.Tensor]:
+def filled(size: int, seed: int) -> tuple[PackedSymmetric, torch.Tensor]:
     x = torch.randn(size + 2, size, generator=torch.Generator().manual_seed(seed))
-    values, made = x.t() @ x, Square(size)
+    values, made = x.t() @ x, PackedSymmetric(size)
     made.lower().copy_(values.tril())
     return made, (values.tril() + values.tril(-1).t())
 
@@ -29,7 +29,7 @@ def test_folding_loses_nothing(size: int) -> None:
 
 
 def test_the_lower_half_is_what_is_mirrored() -> None:
-    made = Square(4)
+    made = PackedSymmetric(4)
     made.lower().copy_(torch.full((4, 4), 9.0).triu(1) + torch.arange(16.0).reshape(4, 4).tril())
     assert torch.equal(made.mirrored(), made.mirrored().t())
     assert made.mirrored()[0].tolist() == [0.0, 4.0, 8.0, 12.0]
@@ -54,11 +54,11 @@ def test_folded_it_takes_about_half() -> None:
 
 def test_memory_of_a_folded_one_is_taken_again() -> None:
     spare: list[torch.Tensor] = []
-    first = Square(8, spare=spare)
+    first = PackedSymmetric(8, spare=spare)
     place = first.lower().data_ptr()
     first.lower().fill_(3.0)
     first.fold()
-    second, other = Square(8, spare=spare), Square(5, spare=spare)
+    second, other = PackedSymmetric(8, spare=spare), PackedSymmetric(5, spare=spare)
     assert second.lower().data_ptr() == place and not spare
     assert not second.mirrored().any() and not other.mirrored().any()
     assert bool((first.mirrored() == 3).all())

@@ -13,9 +13,9 @@ from ranks_of_threads import OfThread, together
 from torch import Tensor
 
 from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, Sum
-from vlpress.common.distributed import ALONE, Ranks
+from vlpress.common.distributed import SINGLE_PROCESS, Communicator
 from vlpress.calib.reduction import CHUNKS, Reduction, chunks, owner
-from vlpress.calib.packed_symmetric import Square
+from vlpress.calib.packed_symmetric import PackedSymmetric
 
 WIDTH = 7
 
@@ -38,8 +38,8 @@ def watch(samples: Sequence[int]) -> list[Sum]:
     return [hessian, cross, largest, mean]
 
 
-def reduced(ranks: Ranks, parts: Sequence[Sequence[int]]) -> list[Tensor]:
-    hessian, cross, largest, mean = Reduction(ranks, parts, watch).run()
+def reduced(comm: Communicator, parts: Sequence[Sequence[int]]) -> list[Tensor]:
+    hessian, cross, largest, mean = Reduction(comm, parts, watch).run()
     assert isinstance(hessian, Hessian) and isinstance(cross, CrossMoment)
     assert isinstance(largest, AbsMax) and isinstance(mean, MeanAbs)
     counts = [hessian.weight, hessian.tokens, hessian.extent.low, hessian.extent.high, mean.weight]
@@ -73,13 +73,13 @@ def test_several_find_what_one_finds_to_the_last_bit(
     taken: set[int], total: int, count: int
 ) -> None:
     parts = [[i for i in part if i in taken] for part in chunks(total)]
-    alone = reduced(ALONE, parts)
-    for found in together(count, lambda ranks: reduced(ranks, parts)):
+    alone = reduced(SINGLE_PROCESS, parts)
+    for found in together(count, lambda comm: reduced(comm, parts)):
         assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
 def test_the_sum_is_that_of_all_samples() -> None:
-    found = reduced(ALONE, chunks(20))
+    found = reduced(SINGLE_PROCESS, chunks(20))
     everything = watch(range(20))
     wanted = [observer.values for observer in everything]  # type: ignore[attr-defined]
     for value, other in zip(found[:4], wanted, strict=True):
@@ -90,14 +90,14 @@ def test_the_sum_is_that_of_all_samples() -> None:
 
 
 def test_a_process_watches_only_its_own_samples() -> None:
-    def mine(ranks: Ranks) -> list[int]:
+    def mine(comm: Communicator) -> list[int]:
         seen: list[int] = []
 
         def note(samples: Sequence[int]) -> list[Sum]:
             seen.extend(samples)
             return watch(samples)
 
-        Reduction(ranks, chunks(16), note).run()
+        Reduction(comm, chunks(16), note).run()
         return seen
 
     assert together(3, mine) == [list(range(6)), list(range(6, 12)), list(range(12, 16))]
@@ -105,7 +105,7 @@ def test_a_process_watches_only_its_own_samples() -> None:
 
 def test_what_waits_takes_half_of_its_memory() -> None:
     width, most = 2048, 0
-    alive: WeakSet[Square] = WeakSet()
+    alive: WeakSet[PackedSymmetric] = WeakSet()
 
     def measure(samples: Sequence[int]) -> list[Sum]:
         nonlocal most
@@ -114,10 +114,10 @@ def test_what_waits_takes_half_of_its_memory() -> None:
         most = max(most, sum(_bytes(square) for square in alive))
         return [hessian]
 
-    Reduction(ALONE, chunks(8), measure).run()
+    Reduction(SINGLE_PROCESS, chunks(8), measure).run()
     assert most <= 4 * width**2 * (1 + 3 * 0.76)  # one at work, three of the tree waiting
 
 
-def _bytes(square: Square) -> int:
+def _bytes(square: PackedSymmetric) -> int:
     held = square._folded if square._whole is None else [square._whole]
     return sum(tensor.untyped_storage().nbytes() for tensor in held)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import AbsMax, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
-from vlpress.calib.activation_store import MemoryStore, ModelBlocks
+from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
-from vlpress.calib.block_runner import Weigh
+from vlpress.calib.block_runner import TokenWeightFn
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
@@ -108,7 +108,7 @@ def test_shared_inputs_are_captured_once() -> None:
     assert seen == ["qkv", "o", "gate_up", "down"] * 2
 
 
-def quarter(model: QwenVL) -> Weigh:
+def quarter(model: QwenVL) -> TokenWeightFn:
     return find_token_weights(FixedWeights(image=0.25), model, [])
 
 
@@ -248,7 +248,7 @@ class CountingBlocks(ModelBlocks):
 
 def test_one_block_at_a_time_and_nothing_left_behind() -> None:
     model = random_model()
-    blocks, store = CountingBlocks(model), MemoryStore()
+    blocks, store = CountingBlocks(model), MemoryActivationStore()
     targets = [s for s in linears(model, "decoder") if s.block == 0]
     run_sequential(
         model, prompts(model.config), targets, lambda g, h, _: None, blocks=blocks, store=store

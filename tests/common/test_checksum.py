@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.common.checksum import KEY, sealed, unsealed
+from vlpress.common.checksum import KEY, with_checksum, verify_checksum
 
 VALUES = st.dictionaries(
     st.text(max_size=4).filter(lambda key: key != KEY),
@@ -26,18 +26,18 @@ VALUES = st.dictionaries(
 
 @given(VALUES)
 def test_what_was_sealed_comes_back_after_a_file(values: dict[str, Any]) -> None:
-    assert unsealed(json.loads(json.dumps(sealed(values))), "x") == values
+    assert verify_checksum(json.loads(json.dumps(with_checksum(values))), "x") == values
 
 
 @given(VALUES, VALUES)
 def test_any_change_is_noticed(values: dict[str, Any], others: dict[str, Any]) -> None:
-    changed = {**others, KEY: sealed(values)[KEY]}
+    changed = {**others, KEY: with_checksum(values)[KEY]}
     if json.dumps(others, sort_keys=True) != json.dumps(values, sort_keys=True):
         with pytest.raises(ValueError, match="x is damaged or was edited; evaluate again"):
-            unsealed(changed, "x")
+            verify_checksum(changed, "x")
 
 
 @pytest.mark.parametrize("value", [None, 3, [], "x", {}])
 def test_what_has_no_seal_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="x is damaged"):
-        unsealed(value, "x")
+        verify_checksum(value, "x")

@@ -10,7 +10,7 @@ from vlpress.common import heap
 
 HELD = """
 import gc
-from vlpress.calib.allocator import give_back
+from vlpress.calib.allocator import trim_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 pieces = [bytearray(b"x" * 50000) for _ in range(4000)]
@@ -18,7 +18,7 @@ kept = pieces[::400]  # so that the heap does not shrink from its end
 del pieces
 gc.collect()
 before = resident()
-give_back()
+trim_heap()
 print(before - resident())
 """
 
@@ -37,7 +37,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
     heap._trim.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     try:
-        heap.give_back()
+        heap.trim_heap()
         assert heap._trim() is None
     finally:
         heap._trim.cache_clear()

@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from vlpress.common.heartbeat import Pulse
+from vlpress.common.heartbeat import Heartbeat
 
 PROGRAM = """
 import sys, time
-from vlpress.calib.pulse import Pulse
+from vlpress.calib.pulse import Heartbeat
 
 class Store(dict):
     def set(self, key, value):
@@ -20,7 +20,7 @@ class Store(dict):
     def get(self, key):
         return self[key]
 
-with Pulse(Store(), 0, {count}, "the other one is gone", longest=0.5):
+with Heartbeat(Store(), 0, {count}, "the other one is gone", longest=0.5):
     time.sleep(30)
 """
 
@@ -51,14 +51,14 @@ class Shared:
 
 def test_two_that_live_let_each_other_be() -> None:
     store = Shared()
-    with Pulse(store, 0, 2, "gone", longest=0.4), Pulse(store, 1, 2, "gone", longest=0.4):
+    with Heartbeat(store, 0, 2, "gone", longest=0.4), Heartbeat(store, 1, 2, "gone", longest=0.4):
         time.sleep(1.5)
     assert len(store.values) == 2
 
 
 def test_beats_end_with_the_block() -> None:
     store = Shared()
-    with Pulse(store, 0, 1, "gone", longest=0.04):
+    with Heartbeat(store, 0, 1, "gone", longest=0.04):
         time.sleep(0.1)
     last = dict(store.values)
     time.sleep(0.1)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlpress.model.checkpoint import stored_tensors
-from vlpress.common.lazy_tensor import STORED_DTYPES, AnyTensor, LaterTensor
+from vlpress.common.lazy_tensor import STORED_DTYPES, TensorLike, LazyTensor
 from vlpress.common.safetensors_writer import write_tensors
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -68,10 +68,10 @@ def test_views_and_tensors_that_are_read_later(tmp_path: Path) -> None:
         order.append("read")
         return whole[1:3]
 
-    tensors: dict[str, AnyTensor] = {
+    tensors: dict[str, TensorLike] = {
         "view": whole.t()[1:3],
         "same": whole,
-        "later": LaterTensor(whole.dtype, (2, 6), read),
+        "later": LazyTensor(whole.dtype, (2, 6), read),
     }
     write_tensors(tensors, tmp_path / "x")
     found = load_file(tmp_path / "x")
@@ -81,7 +81,7 @@ def test_views_and_tensors_that_are_read_later(tmp_path: Path) -> None:
 
 
 def test_what_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
-    later = LaterTensor(torch.float32, (3,), lambda: torch.zeros(2))
+    later = LazyTensor(torch.float32, (3,), lambda: torch.zeros(2))
     with pytest.raises(ValueError, match=r"x was to be \(3,\) of torch.float32 and is \(2,\)"):
         write_tensors({"x": later}, tmp_path / "x")
 

@@ -33,7 +33,7 @@ from vlpress.eval.tasks.task import Task
 from vlpress.model.finite import NotFiniteError
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.common.checksum import KEY, sealed, unsealed
+from vlpress.common.checksum import KEY, with_checksum, verify_checksum
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
@@ -233,9 +233,9 @@ def test_a_seal_does_not_cover_what_json_cannot_hold(value: float, depth: int) -
     for _ in range(depth):
         nested = {"a": [nested]}
     with pytest.raises(ValueError, match="JSON"):
-        sealed({"x": nested})
+        with_checksum({"x": nested})
     with pytest.raises(ValueError, match="not finite"):
-        unsealed({"x": nested, KEY: "0" * 16}, "x.json line 3")
+        verify_checksum({"x": nested, KEY: "0" * 16}, "x.json line 3")
 
 
 def test_layer_errors_that_are_not_finite(bench: Workbench) -> None:

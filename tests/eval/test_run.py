@@ -141,7 +141,7 @@ def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
             run(request_for(checkpoint, tmp_path / "out"), quiet())
     weights = tmp_path / "out" / "checkpoint" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    monkeypatch.setattr("vlpress.quant.api.Streaming.quantize", interrupt)
+    monkeypatch.setattr("vlpress.quant.api.BlockwiseQuantizer.quantize", interrupt)
     run(request_for(checkpoint, tmp_path / "out"), quiet())
     assert weights.stat().st_mtime_ns == written
 

@@ -11,7 +11,7 @@ from tiny_models import write_checkpoint_folder
 
 from vlpress.eval import evaluate, open_task
 from vlpress.model.processing.processor import Processor
-from vlpress.common.checksum import KEY, digest_bytes, sealed
+from vlpress.common.checksum import KEY, digest_bytes, with_checksum
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 
@@ -44,14 +44,14 @@ def reseal(run: Path) -> Path:
     for path in run.glob("*/*.jsonl"):
         if path.name != "items.jsonl":
             lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-            kept = [sealed({k: v for k, v in line.items() if k != KEY}) for line in lines]
+            kept = [with_checksum({k: v for k, v in line.items() if k != KEY}) for line in lines]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
     info = json.loads((run / "run.json").read_text("utf-8"))
     for name, task in info["tasks"].items():
         if (path := run / name / "items.jsonl").is_file():
             task["items_sha256"] = digest_bytes(path.read_bytes())
     info.pop(KEY)
-    (run / "run.json").write_text(json.dumps(sealed(info)), "utf-8")
+    (run / "run.json").write_text(json.dumps(with_checksum(info)), "utf-8")
     return run
 
 

@@ -158,14 +158,14 @@ def write_json(path: Path, value: object) -> None:
 
 def write_vocabulary(folder: Path) -> None:
     """Write vocab.json and merges.txt."""
-    ranks = read_ranks()
+    comm = read_ranks()
     letters: Mapping[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
 
     def shown(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    write_json(folder / "vocab.json", {shown(token): rank for token, rank in ranks.items()})
-    pairs = (last_merge(token, ranks) for token in ranks if len(token) > 1)
+    write_json(folder / "vocab.json", {shown(token): rank for token, rank in comm.items()})
+    pairs = (last_merge(token, comm) for token in comm if len(token) > 1)
     lines = [f"{shown(left)} {shown(right)}\n" for left, right in pairs]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(lines), encoding="utf-8")
 
@@ -181,15 +181,15 @@ def read_ranks() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
-def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+def last_merge(token: bytes, comm: Mapping[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens of which a token is made: what byte pair encoding has left before it."""
     splits = [(token[:at], token[at:]) for at in range(1, len(token))]
-    splits = [pair for pair in splits if pair[0] in ranks and pair[1] in ranks]
+    splits = [pair for pair in splits if pair[0] in comm and pair[1] in comm]
     if len(splits) == 1:
         return splits[0]
     parts = [token[at : at + 1] for at in range(len(token))]
     while len(parts) > 2:
-        joined = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        joined = [comm.get(a + b, len(comm)) for a, b in pairwise(parts)]
         at = joined.index(min(joined))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]

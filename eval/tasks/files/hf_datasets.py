@@ -187,7 +187,7 @@ def _records(folder: Path, form: Form, config: str | None) -> Iterator[Record]:
             data = data[form.split] if isinstance(data, dict) else data
         else:
             files = [str(file) for file in _files(folder, form.split, config)]
-            # Streaming reads the files as they are; otherwise a copy of all would be cached.
+            # The files are streamed as they are; otherwise a copy of all would be cached.
             data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
         yield from _undecoded(data, datasets.Image)
     except Exception as error:  # datasets and pyarrow raise a dozen unrelated types

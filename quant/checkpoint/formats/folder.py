@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from ....common.lazy_tensor import AnyTensor
+from ....common.lazy_tensor import TensorLike
 from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 from ....common.safetensors_writer import sync_folder, write_tensors
 
@@ -21,7 +21,7 @@ from ....common.safetensors_writer import sync_folder, write_tensors
 class ShardSink(Protocol):
     """Where finished tensors go; the third seam of block-wise work."""
 
-    def write(self, name: str, tensor: AnyTensor, file: str) -> None:
+    def write(self, name: str, tensor: TensorLike, file: str) -> None:
         """Take one tensor for a shard; tensors of one shard come together."""
         ...
 
@@ -32,12 +32,12 @@ class FolderSink:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: str | None = None
-        self._tensors: dict[str, AnyTensor] = {}
+        self._tensors: dict[str, TensorLike] = {}
         self._weight_map: dict[str, str] = {}
         self.total_bytes = 0
         """Tensor bytes taken so far."""
 
-    def write(self, name: str, tensor: AnyTensor, file: str) -> None:
+    def write(self, name: str, tensor: TensorLike, file: str) -> None:
         """See `ShardSink.write`.
 
         Raises:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig
 from ....model.families import family_of
-from ....common.lazy_tensor import AnyTensor
+from ....common.lazy_tensor import TensorLike
 from ...methods.affine import QuantizedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
 from .folder import FolderSink, ShardSink, copy_side_files, whole_folder, write_json
@@ -30,9 +30,9 @@ class Origin:
     parts: tuple[str, ...]
     """Last names of the tensors that hold a quantized layer's weight in the source; the first that
     is there marks the place."""
-    encoded: Callable[[str], Mapping[str, AnyTensor]]
+    encoded: Callable[[str], Mapping[str, TensorLike]]
     """The tensors of a quantized layer by their last names, see `encode_layer`."""
-    tensor: Callable[[str], AnyTensor | None]
+    tensor: Callable[[str], TensorLike | None]
     """Any other tensor by name, biases of quantized layers too; None leaves it out."""
 
 

@@ -31,7 +31,7 @@ inline __m512i zeros16(const uint8_t* at) {
 inline void prefetch_step(const uint8_t* packed) {
   VLPRESS_UNROLL
   for (int v = 0; v < kVectors; ++v)
-    _mm_prefetch(reinterpret_cast<const char*>(packed + kAhead + 64 * v), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(packed + kPrefetchBytes + 64 * v), _MM_HINT_T1);
 }
 
 }  // namespace

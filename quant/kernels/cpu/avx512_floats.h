@@ -267,7 +267,7 @@ inline void dot_pairs_of(const uint16_t* weight, int64_t k, const uint16_t* x, i
     VLPRESS_UNROLL
     for (int h = 0; h < kChains; ++h) {
       const uint16_t* at = weight + i + 32 * h;
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
       const __m512bh weights = pairs(load(at));
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m)

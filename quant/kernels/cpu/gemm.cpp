@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // rows of x at a time: their sums stay in the second cache
 constexpr int64_t kCached = 16 << 20;  // bytes of x at a time: they stay in the third cache
-constexpr int64_t kTogether = 6;       // rows that products take at once
+constexpr int64_t kRegisterRows = 6;       // rows that products take at once
 constexpr int64_t kPart = 48;     // rows whose integer sums stay in the first cache
 
 // Hands out parts of the caller's working memory; with no memory it only counts.
@@ -72,7 +72,7 @@ int64_t rows_at_once(const Problem& p, int64_t width) {
   const int64_t most = std::clamp(kCached / (p.shape.k * width), kPart, kBlock);
   const int64_t parts = std::max<int64_t>(1, (p.m + most - 1) / most);
   const int64_t even = (p.m + parts - 1) / parts;
-  return std::min(p.m, (even + kTogether - 1) / kTogether * kTogether);
+  return std::min(p.m, (even + kRegisterRows - 1) / kRegisterRows * kRegisterRows);
 }
 
 // Calls work(first, m) for these parts of x.
@@ -103,7 +103,7 @@ struct FloatPlan {
   int64_t bytes;
 
   FloatPlan(const Kernels& all, const Problem& p) {
-    const bool stored = p.shape.bits == kStored;
+    const bool stored = p.shape.bits == kBf16Bits;
     const bool pairs = p.type == kBFloat16 && all.bf16.rows && !stored;
     kernels = pairs ? &all.bf16 : &all.f32;
     Scratch scratch{p.scratch};

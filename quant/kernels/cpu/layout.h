@@ -19,7 +19,7 @@
 
 namespace vlpress {
 
-constexpr int kStored = 16;     // bits of a weight that is not quantized: bf16 [N][K]
+constexpr int kBf16Bits = 16;     // bits of a weight that is not quantized: bf16 [N][K]
 constexpr int kTile = 64;       // columns
 constexpr int kLanes = 16;      // columns of a vector
 constexpr int kVectors = 4;     // vectors of a step
@@ -33,7 +33,7 @@ inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 inline int step_inputs(int64_t bits) { return bits == 4 ? 8 : 4; }
 
 inline int64_t tile_bytes(int64_t bits, int64_t k) {
-  return bits == kStored ? kTile * k * 2 : k / step_inputs(bits) * kStepBytes;
+  return bits == kBf16Bits ? kTile * k * 2 : k / step_inputs(bits) * kStepBytes;
 }
 
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
@@ -52,7 +52,7 @@ struct Weight {
 // What weights that are multiplied in one call share; mirrored by ctypes in ../cpu.py.
 struct Shape {
   int64_t k, group;  // group: inputs per scale
-  int64_t bits;      // 4 or 8, as stored, or kStored
+  int64_t bits;      // 4 or 8, as stored, or kBf16Bits
 };
 
 // One call.
@@ -85,7 +85,7 @@ struct FloatKernels {
   int few_rows[2];   // so many rows of x at most go through `rows`, with 4 and 8 bits: measured
   // total[m][64] = x . tile, m <= kDecodeRows
   void (*rows)(const Tile&, const void* x, int64_t stride, int m, float* total);
-  // Weights of inputs begin .. begin + count, times their scale; those for float32 take kStored too.
+  // Weights of inputs begin .. begin + count, times their scale; those for float32 take kBf16Bits too.
   void (*unpack)(const Tile&, int64_t begin, int64_t count, void* panel);
   // total[m][64] (+)= x[:, :count] . panel
   void (*multiply)(const void* panel, int64_t count, const void* x, int64_t stride, int64_t m,

@@ -25,7 +25,7 @@ constexpr int kWide = 4;
 constexpr int kBlockRows = 6;
 
 // Bytes that weights are fetched ahead, into the second cache: two pages, measured.
-constexpr int kAhead = 32 * kStepBytes;
+constexpr int kPrefetchBytes = 32 * kStepBytes;
 
 template <typename T>
 struct Vector {

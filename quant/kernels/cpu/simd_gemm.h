@@ -66,7 +66,7 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
       // Hardware stops looking ahead at the end of a page.
       VLPRESS_UNROLL
       for (int v = 0; v < kVecs * kWide / kLanes; ++v)
-        __builtin_prefetch(packed + kAhead + 64 * v, 0, 2);
+        __builtin_prefetch(packed + kPrefetchBytes + 64 * v, 0, 2);
       Words lanes[kVecs];
       VLPRESS_UNROLL
       for (int v = 0; v < kVecs; ++v) lanes[v] = load_lanes<Words>(packed + 4 * kWide * v);
@@ -164,7 +164,7 @@ inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* 
 
 inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* panel) {
   float* out = static_cast<float*>(panel);
-  if (tile.bits == kStored) {
+  if (tile.bits == kBf16Bits) {
     const uint16_t* weights = reinterpret_cast<const uint16_t*>(tile.packed) + begin;
     return transpose_floats(weights, tile.k, tile.columns, count, out, kTile);
   }

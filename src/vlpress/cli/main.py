@@ -29,7 +29,7 @@ from ..eval.config import Questions, RunRequest, Served
 from ..common.threads import use_threads
 
 if TYPE_CHECKING:
-    from ..common.distributed import Ranks
+    from ..common.distributed import Communicator
     from ..common.progress import Reporter
 
 SHARED = ("quantize", "eval")
@@ -61,14 +61,14 @@ def main() -> NoReturn:
     sys.exit(DEFECT)
 
 
-def _reporter(ranks: Ranks | None = None) -> Reporter:
+def _reporter(comm: Communicator | None = None) -> Reporter:
     """Show progress, and what the rooms log as warnings, on standard error.
 
     Of processes that share the work, the first one shows it.
     """
     from ..common.progress import Reporter, WarningHandler, nowhere
 
-    reporter = Reporter() if ranks is None or ranks.index == 0 else nowhere()
+    reporter = Reporter() if comm is None or comm.index == 0 else nowhere()
     logging.getLogger("vlpress").handlers = [WarningHandler(reporter)]
     return reporter
 
@@ -98,12 +98,12 @@ def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
 
 
 @contextmanager
-def _shared(out: Path) -> Iterator[Ranks]:
+def _shared(out: Path) -> Iterator[Communicator]:
     """The processes that share the work, the first of which keeps others out of its folder."""
-    from ..common.distributed import joined
+    from ..common.distributed import init_distributed
 
-    with joined() as ranks, sole_use(out) if ranks.index == 0 else nullcontext():
-        yield ranks
+    with init_distributed() as comm, sole_use(out) if comm.index == 0 else nullcontext():
+        yield comm
 
 
 def _emit(result: dict[str, Any], as_json: bool, draw: Callable[[dict[str, Any]], str]) -> None:
@@ -259,7 +259,7 @@ def quantize(
     from ..quant.api import quantize_to
     from .console import inspect_table
 
-    with _shared(out) as ranks:
+    with _shared(out) as comm:
         result = quantize_to(
             out,
             model=model,
@@ -269,11 +269,11 @@ def quantize(
             format_=format_,
             overwrite=overwrite,
             fresh=fresh,
-            reporter=_reporter(ranks),
+            reporter=_reporter(comm),
             tp=tp,
-            ranks=ranks,
+            comm=comm,
         )
-    if ranks.index == 0:
+    if comm.index == 0:
         _emit(result, json_output, inspect_table)
 
 
@@ -427,11 +427,11 @@ def evaluate(
         else:
             from ..eval.api import evaluate_to
 
-            with _shared(Path(kept)) as ranks:
+            with _shared(Path(kept)) as comm:
                 result = evaluate_to(
-                    Path(kept), model=str(model), reporter=_reporter(ranks), ranks=ranks, **asked
+                    Path(kept), model=str(model), reporter=_reporter(comm), comm=comm, **asked
                 )
-            if ranks.index:
+            if comm.index:
                 return
     _emit(result, json_output, scores_table)
 

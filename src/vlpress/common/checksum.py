@@ -1,6 +1,6 @@
 """Seals on what is stored between runs: damage and edits are noticed before a result rests on them.
 
-A sealed object carries the sha256 of the rest of itself. This is no protection against forgery.
+A with_checksum object carries the sha256 of the rest of itself. This is no protection against forgery.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ KEY = "seal"
 _LENGTH = 16  # hexadecimal digits; damage is found but for one case in 2**64
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with their seal.
 
     Args:
@@ -24,7 +24,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, KEY: _digest(plain)}
 
 
-def unsealed(values: object, where: str) -> dict[str, Any]:
+def verify_checksum(values: object, where: str) -> dict[str, Any]:
     """The values without their seal.
 
     Args:
@@ -32,7 +32,7 @@ def unsealed(values: object, where: str) -> dict[str, Any]:
         where: what to call it in the error.
 
     Raises:
-        ValueError: no object, without a seal, not what was sealed, or a number is not finite.
+        ValueError: no object, without a seal, not what was with_checksum, or a number is not finite.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} is damaged: it holds no object; evaluate again")

@@ -21,13 +21,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from .heartbeat import Pulse
+from .heartbeat import Heartbeat
 
 T = TypeVar("T")
 Job = TypeVar("Job")
 
 # A process may solve a large layer for long while others wait; those that die are found otherwise.
-PATIENCE = timedelta(days=7)
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 CLOSED = "another process of this run ended; the same command goes on where it stopped"
 
 
@@ -40,7 +40,7 @@ class Message:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Ranks(Protocol):
+class Communicator(Protocol):
     """The processes that share a piece of work."""
 
     @property
@@ -65,60 +65,60 @@ class Ranks(Protocol):
         """Fill a contiguous tensor, everywhere, with what it holds in one process."""
         ...
 
-    def tell(self, message: Message | None, source: int) -> Message:
+    def broadcast_message(self, message: Message | None, source: int) -> Message:
         """Give one process's message to all; the others pass None."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     index = 0
     count = 1
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """See `Ranks.send`; there is nobody."""
+        """See `Communicator.send`; there is nobody."""
         raise ValueError(f"there is no process {to}")
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        """See `Ranks.receive`; there is nobody."""
+        """See `Communicator.receive`; there is nobody."""
         raise ValueError(f"there is no process {source}")
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """See `Ranks.broadcast`."""
+        """See `Communicator.broadcast`."""
 
-    def tell(self, message: Message | None, source: int) -> Message:
-        """See `Ranks.tell`."""
+    def broadcast_message(self, message: Message | None, source: int) -> Message:
+        """See `Communicator.broadcast_message`."""
         assert message is not None
         return message
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Together:
+class TorchCommunicator:
     """Processes joined by torch.distributed."""
 
     def __init__(self) -> None:
         self.index, self.count = dist.get_rank(), dist.get_world_size()
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """See `Ranks.send`."""
+        """See `Communicator.send`."""
         with _reached():
             dist.send(tensor, to)
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        """See `Ranks.receive`."""
+        """See `Communicator.receive`."""
         with _reached():
             dist.recv(tensor, source)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """See `Ranks.broadcast`."""
+        """See `Communicator.broadcast`."""
         with _reached():
             dist.broadcast(tensor, source)
 
-    def tell(self, message: Message | None, source: int) -> Message:
-        """See `Ranks.tell`; tensors arrive in the memory of the CPU."""
+    def broadcast_message(self, message: Message | None, source: int) -> Message:
+        """See `Communicator.broadcast_message`; tensors arrive in the memory of the CPU."""
         data = torch.empty(0, dtype=torch.uint8)
         if message is not None:
             tensors = {name: tensor.contiguous() for name, tensor in message.tensors.items()}
@@ -146,54 +146,54 @@ def _reached() -> Iterator[None]:
         raise ConnectionAbortedError(CLOSED) from error
 
 
-def led(ranks: Ranks, work: Callable[[], T]) -> T:
+def rank_zero_first(comm: Communicator, work: Callable[[], T]) -> T:
     """Do something in the first process and, once that is done, in all others.
 
     If it raises in the first one, the others are told nothing and end when that one does.
     """
-    if ranks.index == 0:
+    if comm.index == 0:
         result = work()
-        ranks.tell(Message(), 0)
+        comm.broadcast_message(Message(), 0)
         return result
-    ranks.tell(None, 0)
+    comm.broadcast_message(None, 0)
     return work()
 
 
-def first(ranks: Ranks, work: Callable[[], Any]) -> Any:
+def broadcast_result(comm: Communicator, work: Callable[[], Any]) -> Any:
     """Do something in the first process alone; all get what it returns, a JSON value."""
-    return ranks.tell(Message(work()) if ranks.index == 0 else None, 0).value
+    return comm.broadcast_message(Message(work()) if comm.index == 0 else None, 0).value
 
 
-def wait(ranks: Ranks) -> None:
+def wait(comm: Communicator) -> None:
     """Go on when all processes have come here."""
-    gathered(ranks, None)
+    all_gather(comm, None)
 
 
-def gathered(ranks: Ranks, value: Any) -> list[Any]:
+def all_gather(comm: Communicator, value: Any) -> list[Any]:
     """A JSON value of every process, in order, for all."""
     return [
-        ranks.tell(Message(value) if source == ranks.index else None, source).value
-        for source in range(ranks.count)
+        comm.broadcast_message(Message(value) if source == comm.index else None, source).value
+        for source in range(comm.count)
     ]
 
 
-def dealt(
-    ranks: Ranks, jobs: Iterable[Job], work: Callable[[Job], Message]
+def distribute(
+    comm: Communicator, jobs: Iterable[Job], work: Callable[[Job], Message]
 ) -> Iterator[tuple[Job, Message]]:
     """Jobs in order, each with what one of the processes made of it.
 
     Whoever iterates must do so in every process.
     """
     waiting = iter(jobs)
-    while hand := list(islice(waiting, ranks.count)):
-        mine = work(hand[ranks.index]) if ranks.index < len(hand) else None
+    while hand := list(islice(waiting, comm.count)):
+        mine = work(hand[comm.index]) if comm.index < len(hand) else None
         for source, job in enumerate(hand):
-            yield job, ranks.tell(mine if source == ranks.index else None, source)
-    wait(ranks)  # what was done with the last one is done everywhere
+            yield job, comm.broadcast_message(mine if source == comm.index else None, source)
+    wait(comm)  # what was done with the last one is done everywhere
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[Communicator]:
     """The processes that torchrun started with this one, for the length of a `with` block.
 
     Raises:
@@ -201,7 +201,7 @@ def joined() -> Iterator[Ranks]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or not dist.is_torchelastic_launched():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     index = int(os.environ["RANK"])
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -216,10 +216,10 @@ def joined() -> Iterator[Ranks]:
             store=PrefixStore("vlpress", store),
             rank=index,
             world_size=count,
-            timeout=PATIENCE,
+            timeout=COLLECTIVE_TIMEOUT,
         )
-    together = Together()
-    with Pulse(TCPStore(*place, is_master=False), index, count, CLOSED):
+    together = TorchCommunicator()
+    with Heartbeat(TCPStore(*place, is_master=False), index, count, CLOSED):
         yield together
         wait(together)  # nobody leaves before all are done
     dist.destroy_process_group()

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return free pages to the system, where the C library is glibc; elsewhere nothing happens.
 
     Activations of a sample are smaller than what glibc gives back by itself. What many of them

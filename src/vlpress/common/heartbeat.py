@@ -35,7 +35,7 @@ class Store(Protocol):
         ...
 
 
-class Pulse:
+class Heartbeat:
     """Shows that this process lives and ends it when another one does not; a `with` block.
 
     A thread does this: the main one may wait for the others in a call that never returns.
@@ -57,7 +57,7 @@ class Pulse:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self._thread.start()
         return self
 

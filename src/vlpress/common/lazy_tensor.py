@@ -24,7 +24,7 @@ STORED_DTYPES = {
 
 
 @dataclass(frozen=True)
-class LaterTensor:
+class LazyTensor:
     """A tensor that is read when it is written."""
 
     dtype: torch.dtype
@@ -37,4 +37,4 @@ class LaterTensor:
         return prod(self.shape) * self.dtype.itemsize
 
 
-AnyTensor = Tensor | LaterTensor
+TensorLike = Tensor | LazyTensor

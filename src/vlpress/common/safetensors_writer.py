@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .lazy_tensor import STORED_DTYPES, AnyTensor, LaterTensor
+from .lazy_tensor import STORED_DTYPES, TensorLike, LazyTensor
 
 DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 ALIGNMENT = 8
 
 
-def write_tensors(tensors: Mapping[str, AnyTensor], path: Path) -> None:
+def write_tensors(tensors: Mapping[str, TensorLike], path: Path) -> None:
     """Write one file; it is on the disk, not in its cache, when this returns.
 
     The bytes depend on names and values alone, not on the order in which they are given.
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _header(tensors: Mapping[str, AnyTensor]) -> bytes:
+def _header(tensors: Mapping[str, TensorLike]) -> bytes:
     # One metadata key: readers want to know for which library the file is.
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -66,9 +66,9 @@ def _header(tensors: Mapping[str, AnyTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(name: str, tensor: AnyTensor) -> npt.NDArray[np.uint8]:
+def _bytes(name: str, tensor: TensorLike) -> npt.NDArray[np.uint8]:
     value = tensor
-    if isinstance(value, LaterTensor):
+    if isinstance(value, LazyTensor):
         value = value.read()
         if value.dtype != tensor.dtype or tuple(value.shape) != tuple(tensor.shape):
             raise ValueError(

@@ -17,8 +17,8 @@ from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.checkpoint.saving import save_finished
-from vlpress.quant.driver.blockwise import Streaming
-from vlpress.quant.driver.journal import Work
+from vlpress.quant.driver.blockwise import BlockwiseQuantizer
+from vlpress.quant.driver.journal import Journal
 
 GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
 RTN: dict[str, Any] = {"method": "rtn", "bits": 8, "group_size": -1}
@@ -48,15 +48,15 @@ def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
     return write_checkpoint(tmp_path / "source", model, **form)
 
 
-def job(source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any) -> Streaming:
+def job(source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any) -> BlockwiseQuantizer:
     calibration = more.pop("calibration", {})
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
     plan = make_plan(ModelConfig.from_folder(source), rule)
-    return Streaming(source, rule, plan, samples, "cpu", **more)
+    return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
 
 
-def finish(streaming: Streaming, work: Path, out: Path) -> dict[str, bytes]:
-    done = Work(work)
+def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, bytes]:
+    done = Journal(work)
     report = streaming.quantize(done)
     save_finished(done.tensors(), report, streaming.source, out)
     return contents(out)
@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def in_memory(source: Path, streaming: Streaming, out: Path) -> dict[str, bytes]:
+def in_memory(source: Path, streaming: BlockwiseQuantizer, out: Path) -> dict[str, bytes]:
     model = load_model(source, device="cpu")
     report = quantize_(model, streaming.recipe, streaming.prompts)
     save_quantized(model, report, source, out)
@@ -156,13 +156,13 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        streaming.quantize(Work(tmp_path / "work"), stop)
+        streaming.quantize(Journal(tmp_path / "work"), stop)
     again: list[str] = []
-    work = Work(tmp_path / "work")
+    work = Journal(tmp_path / "work")
     streaming.quantize(work, lambda done, total, detail: again.append(detail))
     assert not {line.split()[0] for line in again} & {
         layer["name"]
-        for record in Work(tmp_path / "work").records[:2]
+        for record in Journal(tmp_path / "work").records[:2]
         for layer in record["layers"]
     }
     solved = [layer["name"] for record in work.records for layer in record["layers"]]
@@ -182,7 +182,7 @@ def test_only_one_block_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert block_of(detail) in {block_of(name) for name in here}
         held.update(block_of(name) for name in here)
 
-    job(source, BOTH, prompts(model.config)).quantize(Work(tmp_path / "work"), look)
+    job(source, BOTH, prompts(model.config)).quantize(Journal(tmp_path / "work"), look)
     assert len(held) == 5
     assert all(tensor.device.type == "meta" for tensor in model.parameters())
 
@@ -200,4 +200,4 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, said: 
     source = write_checkpoint(tmp_path / "source", model)
     streaming = job(source, BOTH, prompts(model.config))
     with pytest.raises(ValueError, match=rf"source: {name} holds {said}; the checkpoint is broken"):
-        streaming.quantize(Work(tmp_path / "work"))
+        streaming.quantize(Journal(tmp_path / "work"))

@@ -8,21 +8,21 @@ import pytest
 from calib_models import prompts
 from ranks_of_threads import together
 
-from vlpress.common.distributed import Ranks, led
+from vlpress.common.distributed import Communicator, rank_zero_first
 from vlpress.model.config import ModelConfig
 from vlpress.quant.checkpoint.saving import save_finished
-from vlpress.quant.driver.blockwise import Streaming
-from vlpress.quant.driver.journal import Work
+from vlpress.quant.driver.blockwise import BlockwiseQuantizer
+from vlpress.quant.driver.journal import Journal
 
 from test_streaming import STEPS, contents, finish, job, source_of  # isort: skip
 
 
-def share(streaming: Streaming, work: Path, out: Path, count: int) -> dict[str, bytes]:
-    def take_part(ranks: Ranks) -> None:
-        part = Streaming(**{**vars(streaming), "ranks": ranks})
-        done = led(ranks, lambda: Work(work, writes=ranks.index == 0))
+def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> dict[str, bytes]:
+    def take_part(comm: Communicator) -> None:
+        part = BlockwiseQuantizer(**{**vars(streaming), "ranks": comm})
+        done = rank_zero_first(comm, lambda: Journal(work, writes=comm.index == 0))
         report = part.quantize(done)
-        if ranks.index == 0:
+        if comm.index == 0:
             save_finished(done.tensors(), report, streaming.source, out)
 
     together(count, take_part)

@@ -128,7 +128,7 @@ int check_stored(const void* kernels) {
   int wrong = 0;
   for (const bool many : {false, true}) {
     std::vector<uint16_t> y(m * n, 0x7fc0);
-    const Shape shape = {k, k, kStored};
+    const Shape shape = {k, k, kBf16Bits};
     const Weight weight = {
         reinterpret_cast<const uint8_t*>(weights.data()), nullptr, nullptr, bias.data(), n, 0, 0};
     Memory scratch(vlpress_scratch(kernels, &shape, kBFloat16, m, 1, 0));
@@ -148,7 +148,7 @@ int check_stored(const void* kernels) {
         error = std::fmax(error,
                           std::fabs(sum - widened(y[row * n + c])) / (std::fabs(sum) / 256 + 1e-3));
       }
-    wrong += report(many ? "stored weights, many rows" : "stored weights", kStored, m, error, 1);
+    wrong += report(many ? "stored weights, many rows" : "stored weights", kBf16Bits, m, error, 1);
   }
   std::vector<float> h(k * k);
   Memory scratch(vlpress_gram_scratch(kernels, m, k, 1));
@@ -161,7 +161,7 @@ int check_stored(const void* kernels) {
         sum += widened(x[row * k + i]) * widened(x[row * k + j]);
       error = std::fmax(error, std::fabs(sum - h[i * k + j]));
     }
-  return wrong + report("sums of products", kStored, m, error, 1e-3);
+  return wrong + report("sums of products", kBf16Bits, m, error, 1e-3);
 }
 
 }  // namespace

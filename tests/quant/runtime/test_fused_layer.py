@@ -11,7 +11,7 @@ from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.text import DecoderLayer
 from vlpress.quant.kernels import library
-from vlpress.quant.runtime.fused_layer import FastLayer
+from vlpress.quant.runtime.fused_layer import FusedDecoderLayer
 from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.runtime.kernel_selection import prepare_, round_inputs_
@@ -42,7 +42,7 @@ def exact_model() -> QwenVL:
 
 def fast_layer(model: QwenVL, index: int = 1) -> DecoderLayer:
     layer = model.model.layers[index]
-    assert isinstance(layer, DecoderLayer) and isinstance(layer.faster, FastLayer)
+    assert isinstance(layer, DecoderLayer) and isinstance(layer.faster, FusedDecoderLayer)
     return layer
 
 
