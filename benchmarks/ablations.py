@@ -25,10 +25,10 @@ from common.rows import DECODER, SETTINGS
 
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.resolve import encode_samples
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.resolve import encode_samples
 
 HERE = Path(__file__).resolve().parent
 SETTING = "w3a16"

@@ -34,17 +34,17 @@ from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
 from common.tables import listed
 
 from vlpress.calib.samples.draw import load_samples
+from vlpress.common.progress import Reporter
 from vlpress.eval import compare
 from vlpress.eval.api import evaluate_to
+from vlpress.eval.config import BUILTIN_BENCHES, Questions
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.resolve import encode_samples
-from vlpress.common.progress import Reporter
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
+from vlpress.quant.config import Settings
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
-from vlpress.eval.config import BUILTIN_BENCHES, Questions
-from vlpress.quant.config import Settings
+from vlpress.quant.resolve import encode_samples
 
 HERE = Path(__file__).resolve().parent
 

@@ -25,10 +25,10 @@ from common.machine import describe, provenance
 from tabulate import tabulate
 
 from vlpress.eval import open_task
-from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.answering.runner import ModelResponder, answer_task
+from vlpress.eval.answering.vision_features import FeatureCache
+from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
 from vlpress.eval.tasks.prompts import default_prompt_style
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.loading import load_model, resolve_model

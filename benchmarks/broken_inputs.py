@@ -32,9 +32,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from vlpress.model.weight_files import digest_folder
 from vlpress.common.locking import sole_use
 from vlpress.model.loading import resolve_model
+from vlpress.model.weight_files import digest_folder
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = "model.safetensors"

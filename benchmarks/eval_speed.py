@@ -24,9 +24,9 @@ from common.machine import describe, provenance
 from tabulate import tabulate
 
 from vlpress.eval import open_task
+from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.fidelity.noise import noise_sample
-from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor

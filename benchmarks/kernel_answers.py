@@ -28,19 +28,19 @@ from common.machine import describe, provenance
 from tabulate import tabulate
 
 from vlpress.calib.samples.draw import load_samples
+from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.fidelity.measure import divergence
 from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
-from vlpress.eval.answering.predictions import Prediction
-from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.resolve import encode_samples
-from vlpress.quant.kernels import library
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.kernels import library
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.resolve import encode_samples
 
 HERE = Path(__file__).resolve().parent
 MODEL = "tiny"

@@ -20,8 +20,8 @@ from typing import Any
 from common.machine import describe, provenance
 from tabulate import tabulate
 
-from vlpress.bench.run import bench_kernels
 from vlpress.bench.kernel_speed import ROWS, SHAPES
+from vlpress.bench.run import bench_kernels
 from vlpress.cli.console import kernels_table
 
 HERE = Path(__file__).resolve().parent

@@ -31,12 +31,12 @@ from peers.settings import LLM_COMPRESSOR, RECORD, Job, write_jobs
 from tabulate import tabulate
 
 from vlpress.calib.samples.draw import load_samples
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.resolve import encode_samples
 from vlpress.quant.checkpoint.loading import load_quantized
+from vlpress.quant.resolve import encode_samples
 
 HERE = Path(__file__).resolve().parent
 AREA = (274400, 282240)

@@ -15,15 +15,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..common.distributed import SINGLE_PROCESS, Communicator
 from ..model.families import family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from ..model.text import DecoderLayer
+from .activation_store import ActivationStore, BlockSource, State, loaded
 from .capture import watch_inputs
 from .observers import Observer
-from ..common.distributed import SINGLE_PROCESS, Communicator
 from .reduction import chunks, owner
-from .activation_store import ActivationStore, BlockSource, State, loaded
 
 FEATURES = "features"
 """Where what the merger made of each sample's pictures waits for the decoder."""

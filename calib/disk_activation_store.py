@@ -1,8 +1,8 @@
 """Activations in files, so that they need no memory and outlast the process.
 
 A folder holds one folder for each block with states in front of it, and in that a safetensors file
-for each sample. A sealed block has been flushed to disk. Until then a thread writes a few states behind
-the work that makes the next ones.
+for each sample. A background thread writes the states, with a bounded queue; `seal` waits until
+those of a block are flushed to disk.
 """
 
 from __future__ import annotations

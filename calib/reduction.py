@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .observers import Sum
 from ..common.distributed import Communicator
+from .observers import Sum
 
 CHUNKS = 8
 

@@ -12,15 +12,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..common.distributed import SINGLE_PROCESS, Communicator, all_gather
+from ..common.heap import trim_heap
 from ..model.families import LinearSpec
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from ..common.heap import trim_heap
-from .observers import CrossMoment, Gram, Hessian, Observer, Sum
-from ..common.distributed import SINGLE_PROCESS, Communicator, all_gather
-from .reduction import Reduction
-from .activation_store import ActivationStore, BlockSource, MemoryActivationStore, ModelBlocks, loaded
+from .activation_store import (
+    ActivationStore,
+    BlockSource,
+    MemoryActivationStore,
+    ModelBlocks,
+    loaded,
+)
 from .block_runner import BlockRunner, TokenWeightFn
+from .observers import CrossMoment, Gram, Hessian, Observer, Sum
+from .reduction import Reduction
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,9 @@ def run_sequential(
                 leave(_passed(walk, step, following, mine))
 
 
-def _passed(walk: BlockRunner, step: str, following: str | None, mine: Sequence[float]) -> BlockResult:
+def _passed(
+    walk: BlockRunner, step: str, following: str | None, mine: Sequence[float]
+) -> BlockResult:
     if following is None:
         return BlockResult(step, None, ())
     resume = Resume(following, frozenset(walk.parted))

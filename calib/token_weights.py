@@ -53,7 +53,7 @@ class FixedWeights:
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """How much tokens count in each block; called with a block and a sample, see `block_runner.TokenWeightFn`."""
+    """Token weights by block and sample, see `block_runner.TokenWeightFn`."""
 
     image: Mapping[str, float]
     """Weight of an image or video token, by module path of decoder block or head; tokens of all

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .report.comparison import compare_many
-    from .evaluation import EvalResult, evaluate
-    from .tasks.extract import extract_choice
-    from .report.score_rows import circular_hits, mmmu_exact_hit
-    from .report.report import compare
     from .answering.openai_responder import evaluate_endpoint
+    from .evaluation import EvalResult, evaluate
+    from .report.comparison import compare_many
+    from .report.report import compare
+    from .report.score_rows import circular_hits, mmmu_exact_hit
     from .tasks import open_task
+    from .tasks.extract import extract_choice
     from .tasks.ocrbench import ocrbench_hit
 
 _MODULES = {

@@ -7,25 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
-from . import compare, compare_many, evaluate
-from .evaluation import find_reference
-from .fingerprint import run_fingerprint
-from .fidelity.perplexity import FILE as TEXT_FILE
 from ..common.differences import differences
-from .results import QUANTIZATION, read_info, read_run
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
+from ..common.output_dir import discard, refuse_foreign
+from ..common.progress import Reporter
+from ..model.processing.processor import Processor
+from ..quant.config import Settings
+from ..quant.resolve import Source
+from . import compare, compare_many, evaluate
+from .config import Questions
+from .evaluation import find_reference
+from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
+from .fidelity.perplexity import FILE as TEXT_FILE
+from .fingerprint import run_fingerprint
 from .report.speed_section import FILE as THROUGHPUT_FILE
 from .report.speed_section import write_throughput
-from .tasks.task import Task
-from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
-from ..common.output_dir import discard, refuse_foreign
-from ..model.processing.processor import Processor
-from ..quant.resolve import Source
 from .resolve import check_questions, open_tasks, open_text
-from ..common.progress import Reporter
-from .config import Questions
-from ..quant.config import Settings
+from .results import QUANTIZATION, read_info, read_run
 from .speed_comparison import time_in_alternation
+from .tasks.task import Task
 
 RUN_FILE = "run.json"
 SCORES_FILE = "scores.json"

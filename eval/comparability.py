@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .fingerprint import setup_differences
 from ..common.differences import differences
+from .fingerprint import setup_differences
 from .results import StoredRun, StoredTask
 
 HERE = {"kind": "vlpress"}  # the engine of runs in this process, whose fingerprint names none

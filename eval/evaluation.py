@@ -17,27 +17,44 @@ from typing import Any
 
 import torch
 
+from ..bench.machine_load import LoadMeter, joined_load
+from ..common.atomic import write_json, write_text
+from ..common.checksum import digest_bytes
+from ..common.differences import differences, refuse_difference
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..model.config import read_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
-from ..common.checksum import digest_bytes
 from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
 from ..quant.checkpoint.loading import open_model, resolve_folder
+from .answering.runner import ModelResponder, OnProgress, Responder, answer_task
 from .fidelity.divergences import summarize_fidelity
+from .fidelity.logprob_cache import LogProbReader
 from .fidelity.measure import FOLDER as LOGPROBS
 from .fidelity.measure import keep_logprobs, measure_task
-from .fingerprint import folder_identity, run_fingerprint, setup_differences, weight_bytes, weight_count
-from .fidelity.teacher_forcing import ANSWER_TOKENS
-from .fidelity.logprob_cache import LogProbReader
-from ..bench.machine_load import LoadMeter, joined_load
 from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
+from .fidelity.teacher_forcing import ANSWER_TOKENS
+from .fingerprint import (
+    folder_identity,
+    run_fingerprint,
+    setup_differences,
+    weight_bytes,
+    weight_count,
+)
 from .report.thumbnails import store_pictures
-from ..common.differences import differences, refuse_difference
-from .results import QUANTIZATION, RUN_SCHEMA, SCHEMA, StoredRun, read_fidelity, read_info, read_run, speed, summarize, write_info
-from ..common.atomic import write_json, write_text
-from .answering.runner import ModelResponder, OnProgress, Responder, answer_task
+from .results import (
+    QUANTIZATION,
+    RUN_SCHEMA,
+    SCHEMA,
+    StoredRun,
+    read_fidelity,
+    read_info,
+    read_run,
+    speed,
+    summarize,
+    write_info,
+)
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
 from torch import nn
 
-from .. import __version__
+from ..common.differences import differences
+from ..common.environment import device_name, versions
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.weight_files import find_weights
 from ..quant.kernels import bf16_linear
 from ..quant.runtime.linear import FloatLinear, QuantLinear
 from ..quant.targets import quantized_layers
-from ..common.differences import differences
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
 
@@ -103,8 +100,6 @@ def head_of(model: QwenVL) -> str | None:
     return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
 
 
-
-
 def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
     """Name the parts in which two runs differ, the model and its quantization left out."""
 
@@ -179,8 +174,6 @@ def digest(value: object) -> str:
     """sha256 of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
 
 
 def _file_digest(path: Path) -> str:

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 from ..calib.samples.sample import Sample, image_digest, image_digests
 from ..model.processing.processor import Processor
-from ..quant.resolve import Source
 from ..quant.config import Settings
-from .config import BUILTIN_BENCHES, Questions
-from .tasks.askable import mark_unaskable
-from .tasks.extract import DEFAULT_PROFILE, rule_profile
+from ..quant.resolve import Source
 from .answering.vision_features import pictures
+from .config import BUILTIN_BENCHES, Questions
 from .fidelity.perplexity import read_text
 from .tasks import find, open_task
+from .tasks.askable import mark_unaskable
+from .tasks.extract import DEFAULT_PROFILE, rule_profile
 from .tasks.files.image_store import Picture
+from .tasks.prompts import default_prompt_style, prompt_style
 from .tasks.resolution import DEFAULT as MODEL_PIXELS
 from .tasks.resolution import pixel_budget
-from .tasks.prompts import default_prompt_style, prompt_style
 from .tasks.task import Task
+
 
 def check_questions(questions: Questions, settings: Settings) -> None:
     """Find what is wrong with the questions before a model is fetched for them.
@@ -47,7 +48,7 @@ def check_questions(questions: Questions, settings: Settings) -> None:
 def open_tasks(questions: Questions, source: Source, processor: Processor) -> list[Task]:
     """Open the benchmarks in the prompt layout of the model's family.
 
-    Rows that this model cannot be asked are broken, see `eval.tasks.askable`; no weights are needed.
+    Rows that the model cannot be asked are marked as broken (`eval.tasks.askable`).
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.

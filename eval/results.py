@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..common.checksum import digest_bytes, with_checksum, verify_checksum
-from .report.health import MODEL, Signs, read_signs, violations
+from ..common.atomic import write_json
+from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from .answering.predictions import Prediction, read_predictions, read_records
+from .report.health import MODEL, Signs, read_signs, violations
 from .tasks import KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
@@ -185,10 +185,6 @@ def _is_layer(layer: Mapping[str, Any]) -> bool:
     known = [error for error in errors if error is not None]
     numbers = all(isinstance(e, (int, float)) and math.isfinite(e) for e in known)
     return isinstance(layer["name"], str) and numbers
-
-
-
-
 
 
 def summarize(task: StoredTask) -> dict[str, Any]:

@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.atomic import write_json
+from ..common.output_dir import claim, is_same, refuse_foreign
+from ..common.progress import Reporter
 from ..quant.api import Job
+from ..quant.config import BUILTIN_MODELS
+from ..quant.resolve import Source
 from . import compare, evaluate
+from .config import RunRequest
 from .fidelity.noise import KINDS, UNITS, read_noise
+from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import text_identity
 from .report.report import check_margin
+from .resolve import check_questions, open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
-from ..common.atomic import write_json
+from .speed_comparison import time_in_alternation
 from .tasks.registry import where_to_get
 from .tasks.task import Task
-from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
-from ..common.output_dir import claim, is_same, refuse_foreign
-from ..quant.resolve import Source
-from .resolve import check_questions, open_tasks, open_text, refuse_leak
-from ..common.progress import Reporter
-from ..quant.config import BUILTIN_MODELS
-from .config import RunRequest
-from .speed_comparison import time_in_alternation
 
 PROPOSED = "MMBench_DEV_EN"
 OURS = ("plan.json", "checkpoint", "eval", "report")

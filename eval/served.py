@@ -9,17 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .tasks.askable import mark_as_reference
-from .answering.openai_client import Endpoint, base_url, read_api_key, request_fields
-from .results import read_run
-from .answering.openai_responder import EndpointResponder, choose_model, evaluate_endpoint, served_fingerprint
-from .tasks.prompts import default_prompt_style
-from .api import RUN_FILE, make_room
 from ..common.output_dir import refuse_foreign
-from .resolve import check_questions, open_tasks_in
 from ..common.progress import Reporter
-from .config import Questions, Served
 from ..quant.config import Settings
+from .answering.openai_client import Endpoint, base_url, read_api_key, request_fields
+from .answering.openai_responder import (
+    EndpointResponder,
+    choose_model,
+    evaluate_endpoint,
+    served_fingerprint,
+)
+from .api import RUN_FILE, make_room
+from .config import Questions, Served
+from .resolve import check_questions, open_tasks_in
+from .results import read_run
+from .tasks.askable import mark_as_reference
+from .tasks.prompts import default_prompt_style
 
 
 def evaluate_served_to(

@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import torch
 
-from .fingerprint import activations_of, head_of, kernels_of
-from .results import StoredRun, read_run
-from .report.speed_section import read_throughput, write_throughput
-from .tasks.task import Task
-from .answering.throughput import TimedModel, measure_throughput
+from ..common.progress import Reporter, format_bytes
 from ..model.qwen_vl import QwenVL
 from ..quant.resolve import Source
-from ..common.progress import Reporter, format_bytes
+from .answering.throughput import TimedModel, measure_throughput
+from .fingerprint import activations_of, head_of, kernels_of
+from .report.speed_section import read_throughput, write_throughput
+from .results import StoredRun, read_run
+from .tasks.task import Task
 
 MARGIN = 1.25
 """Memory that two models need, as a multiple of their weights: activations and prepared layouts."""

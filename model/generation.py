@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .cache import KVCache
 from .finite import not_finite
-from .processing.inputs import Prompt
 from .prefix_sharing import prefill
+from .processing.inputs import Prompt
 from .qwen_vl import QwenVL
 
 LEAST_TEMPERATURE = 1e-6

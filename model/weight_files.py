@@ -8,6 +8,7 @@ What is left aside is reported, not counted.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

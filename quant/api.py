@@ -12,33 +12,33 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..calib.samples.sample import Sample, has_pictures
 from ..calib.samples.sample import fingerprint as samples_fingerprint
 from ..calib.samples.selection import Draw
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.environment import device_name, versions
 from ..common.output_dir import claim, claim_result, place
-from ..model.weight_files import digest_folder
+from ..common.progress import Reporter, peak_memory
 from ..model.checkpoint import CheckpointReader
 from ..model.loading import choose_dtype
 from ..model.processing.processor import Processor
-from .resolve import Source, encode_samples, open_samples, resolve_recipe
-from ..common.progress import Reporter, peak_memory
-from .plan.coverage import check_pictures
-from .plan.time_estimate import estimate_time, probe
+from ..model.weight_files import digest_folder
 from .checkpoint.export import export
 from .checkpoint.formats import AUTO, choose_format
 from .checkpoint.formats.checkpoint import QuantizedCheckpoint
 from .checkpoint.loading import is_quantized, resolve_folder
-from .driver.pipeline import check_format
-from .plan.plan import Plan, make_plan
-from .checkpoint.verify import first_tokens
-from .recipe.recipe import Recipe
 from .checkpoint.saving import save_finished
+from .checkpoint.verify import first_tokens
+from .config import BUILTIN_MODELS, Calibration, Settings
 from .driver.blockwise import BlockwiseQuantizer
 from .driver.journal import NAMES as WORK_NAMES
 from .driver.journal import Journal
-from .config import BUILTIN_MODELS, Calibration, Settings
+from .driver.pipeline import check_format
+from .plan.coverage import check_pictures
+from .plan.plan import Plan, make_plan
+from .plan.time_estimate import estimate_time, probe
+from .recipe.recipe import Recipe
+from .resolve import Source, encode_samples, open_samples, resolve_recipe
 
 SMOKE_TEST_TOKENS = 2
 """Tokens that a finished checkpoint has to generate; each one reads it once."""
@@ -249,7 +249,10 @@ def quantize_to(
     """
     source = rank_zero_first(comm, lambda: Source.find(model, settings))
     job = rank_zero_first(comm, lambda: Job.prepare(source, recipe, calibration, format_, tp))
-    fingerprint, flags = broadcast_result(comm, job.fingerprint), {"overwrite": overwrite, "fresh": fresh}
+    fingerprint, flags = (
+        broadcast_result(comm, job.fingerprint),
+        {"overwrite": overwrite, "fresh": fresh},
+    )
     if broadcast_result(comm, lambda: claim_result(out, fingerprint, **flags)):
         reporter.note(f"{out} is finished already")
         job.warn(reporter)

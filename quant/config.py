@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 BUILTIN_MODELS = ("tiny", "tiny-outliers")
@@ -29,7 +27,7 @@ class Settings:
     kv_cache: Literal["model", "int8"] = "model"
     """int8 keeps keys and values rounded while an answer is generated."""
     threads: int | None = None
-    """CPU threads; None: as many as torch has chosen. Applied by `vlpress.common.threads.use_threads`."""
+    """CPU threads; None: torch's default. Applied by `common.threads.use_threads`."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,3 @@ class Calibration:
     def budget(self) -> int:
         """The same in bytes."""
         return round(self.memory * 2**30)
-
-
-
-
-
-

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..model.generation import Sampling
 from ..model.generation import generate as generate_tokens
-from .resolve import Source
 from .config import Settings
+from .resolve import Source
 
 
 def answer(
@@ -28,7 +28,7 @@ def answer(
     Args:
         model: as `Source.find` takes it.
         question: the text behind the images.
-        images: in order; files, or what else stands for an image in messages (`model.processing.chat`).
+        images: in order; files, URLs or encoded images, as in chat messages.
         video: a video file or its `file://` URL, shown before the images.
         max_new_tokens: length at which the answer is cut off.
         sampling: how tokens are chosen.

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import torch
 
-from ..calib.samples.sample import Sample, image_digest, image_digests
 from ..calib.samples.draw import draw_samples
+from ..calib.samples.sample import Sample
 from ..calib.samples.selection import Draw
 from ..model.config import ModelConfig
-from ..model.processing.inputs import Prompt
 from ..model.loading import choose_device
+from ..model.processing.inputs import Prompt
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from .checkpoint.loading import open_model, resolve_folder
-from .recipe.recipe import Recipe
-from ..eval.config import BUILTIN_BENCHES, Questions
 from .config import Calibration, Settings
+from .recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +139,3 @@ def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prom
         except ValueError as error:
             raise ValueError(f"calibration sample {sample.id}: {error}") from None
     return prompts
-
-
-
-
-
-
-
-
-
-

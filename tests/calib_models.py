@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlpress.model.config import ModelConfig
-from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.loading import build_model
+from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 

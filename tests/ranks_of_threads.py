@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vlpress.common.distributed import Message, Communicator
+from vlpress.common.distributed import Communicator, Message
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
-from vlpress.quant.api import DRAWINGS, TEXT_ALONE, Job
-from vlpress.quant.resolve import Source
-from vlpress.quant.config import Calibration, Settings
 from vlpress.eval.config import RunRequest
+from vlpress.quant.api import DRAWINGS, TEXT_ALONE, Job
+from vlpress.quant.config import Calibration, Settings
+from vlpress.quant.resolve import Source
 
 CPU = Settings(device="cpu")
 

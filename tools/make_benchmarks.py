@@ -22,8 +22,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlpress.synthetic import scenes, text_scenes
 from vlpress.calib.samples import synthetic
+from vlpress.synthetic import scenes, text_scenes
 from vlpress.synthetic.scene import Question, Scene
 
 QUESTIONS_PER_CATEGORY = 33

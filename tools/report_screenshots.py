@@ -84,8 +84,8 @@ def take(browser: Browser, page: str, shot: Shot) -> bytes:
     context.close()
     buffer = io.BytesIO()
     full.convert("RGB").quantize(128).save(buffer, format="PNG", optimize=True)
-    if buffer.broadcast_message() > MAX_BYTES:
-        raise ValueError(f"{shot.file} has {buffer.broadcast_message()} bytes, {MAX_BYTES} are allowed; cut it")
+    if buffer.tell() > MAX_BYTES:
+        raise ValueError(f"{shot.file} has {buffer.tell()} bytes, {MAX_BYTES} are allowed; cut it")
     return buffer.getvalue()
 
 

@@ -12,8 +12,8 @@ from tiny_talk import CUES, IGNORE, Conversation, Writer
 from tiny_truth import LABELS, PATCH, patch_labels, patches
 from torch import Tensor
 
-from vlpress.synthetic import scenes, text_scenes
 from vlpress.calib.samples import synthetic
+from vlpress.synthetic import scenes, text_scenes
 from vlpress.synthetic.canvas import Picture
 from vlpress.synthetic.scene import Scene
 

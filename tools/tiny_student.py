@@ -13,11 +13,11 @@ from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from vlpress.model.config import ModelConfig
+from vlpress.model.qwen_vl import QwenVL
 from vlpress.synthetic.canvas import INKS
 from vlpress.synthetic.glyphs import GLYPHS
 from vlpress.synthetic.phrases import CHINESE
-from vlpress.model.config import ModelConfig
-from vlpress.model.qwen_vl import QwenVL
 
 HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlpress.calib.samples.sample import Sample
 from vlpress.calib.samples.draw import load_samples
+from vlpress.calib.samples.sample import Sample
 from vlpress.eval.fidelity.measure import divergence
 from vlpress.eval.stats.statistics import Interval, mean_interval
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.resolve import encode_samples
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
+from vlpress.quant.resolve import encode_samples
 
 SEEDS = {"validation": 1001, "held_out": 2002, "runoff": 3003, "final": 4004}
 """Of the drawings on which methods are chosen, of those on which they are reported, of those on

@@ -26,8 +26,8 @@ from vlpress import load_quantized
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.checkpoint import canonical_name
 from vlpress.model.families import SIDE_FILES
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.runtime.linear import QuantLinear

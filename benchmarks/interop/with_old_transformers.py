@@ -18,8 +18,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vlpress import __version__, load_model
 from vlpress.calib.samples.draw import load_samples
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
 FPS = 2.0

@@ -27,18 +27,18 @@ from urllib.request import urlopen
 
 import torch
 
+from vlpress.common.progress import Reporter
 from vlpress.eval.answering.predictions import Prediction
-from vlpress.eval.results import StoredRun, read_run
-from vlpress.eval.tasks.task import Item
 from vlpress.eval.api import evaluate_to
+from vlpress.eval.config import BUILTIN_BENCHES, Questions, Served
+from vlpress.eval.resolve import open_tasks_in
+from vlpress.eval.results import StoredRun, read_run
+from vlpress.eval.served import evaluate_served_to
+from vlpress.eval.tasks.task import Item
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.eval.resolve import open_tasks_in
-from vlpress.common.progress import Reporter
-from vlpress.eval.config import BUILTIN_BENCHES, Questions, Served
 from vlpress.quant.config import Settings
-from vlpress.eval.served import evaluate_served_to
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common.machine import provenance

@@ -25,8 +25,8 @@ from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
 
 from vlpress import load_quantized
 from vlpress.model.generation import generate
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 

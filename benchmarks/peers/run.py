@@ -25,8 +25,8 @@ import torch
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.resolve import encode_samples
 from vlpress.quant.checkpoint.loading import resolve_folder
+from vlpress.quant.resolve import encode_samples
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from peers import samples

@@ -8,7 +8,7 @@ A record is a question, a conversation, or a text:
     {"conversations": [{"from": "human", "value": "<image>What is this?"}, ...], "image": "cat.png"}
     {"text": "A cat sat on a mat."}
 
-`model.processing.chat` says which forms of messages are read, and `model.processing.media` how images may be given.
+`model.processing.chat` lists the forms of messages, `model.processing.media` those of images.
 
 - `image` and `images` are the same: one image or a list of them; null and an empty list are none.
   `videos` is a list of videos, `video` is one, as a file or as a list of its frames.

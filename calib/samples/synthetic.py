@@ -16,8 +16,8 @@ from PIL import Image
 
 from ...synthetic import scenes
 from ...synthetic.phrases import phrasings, translate, translate_list
-from .sample import Sample
 from ...synthetic.scene import Question, Scene
+from .sample import Sample
 
 MULTIPLE_CHOICE_SUFFIX = "Please select the correct answer from the options above."
 MULTIPLE_CHOICE_SUFFIX_ZH = "请直接回答选项字母。"

@@ -14,10 +14,10 @@ from typing import Any
 from PIL import Image
 
 from ...model.processing.images import open_header
-from .vision_features import pictures
-from .runner import Answer
 from ..tasks.files.image_store import ORIENTATION, Picture
 from ..tasks.task import Item
+from .runner import Answer
+from .vision_features import pictures
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 PLAIN_MODES = ("RGB", "L", "P", "1")  # every decoder makes the same RGB of these

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from .openai_messages import PICTURES, chat_messages, parse_reply
-from .openai_client import PIXELS, ChatClient, Endpoint, EndpointError
-from ..evaluation import EvalResult, finish, is_answered, open_run, refuse_repeated, write_items
-from ..fingerprint import setup_differences
 from ...bench.machine_load import LoadMeter, joined_load
 from ...common.differences import differences
-from .predictions import read_predictions
+from ..evaluation import EvalResult, finish, is_answered, open_run, refuse_repeated, write_items
+from ..fingerprint import setup_differences
 from ..results import StoredRun, read_run
-from .runner import Answer, OnProgress, answer_task
 from ..tasks.task import Item, Task
+from .openai_client import PIXELS, ChatClient, Endpoint, EndpointError
+from .openai_messages import PICTURES, chat_messages, parse_reply
+from .predictions import read_predictions
+from .runner import Answer, OnProgress, answer_task
 
 KIND = "chat-completions"
 SOFTWARE = ("vllm", "sglang", "llamacpp")  # servers that name themselves in `owned_by`

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.distributed import Communicator, rank_zero_first
+from ...common.checksum import verify_checksum, with_checksum
 from ...common.differences import plain, refuse_difference
-from ...common.checksum import with_checksum, verify_checksum
+from ...common.distributed import Communicator, rank_zero_first
 
 SCHEMA = 2
 
@@ -94,9 +94,13 @@ class RecordStore:
             self._file.close()
 
 
-def open_shared(comm: Communicator, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> RecordStore:
+def open_shared(
+    comm: Communicator, path: Path, kind: str, fingerprint: Mapping[str, Any]
+) -> RecordStore:
     """A store that several processes add the same records to, of which the first one writes."""
-    return rank_zero_first(comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.index == 0))
+    return rank_zero_first(
+        comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.index == 0)
+    )
 
 
 def prediction_record(prediction: Prediction) -> Record:
@@ -131,16 +135,6 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     """
     _, records = read_records(path, "predictions")
     return {key: Prediction(**record) for key, record in records.items()}
-
-
-
-
-
-
-
-
-
-
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute, all_gather
+from ...common.distributed import SINGLE_PROCESS, Communicator, Message, all_gather, distribute
 from ...model.finite import NotFiniteError
 from ...model.generation import Sampling, generate
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
-from .vision_features import FeatureCache, pictures
-from .predictions import Prediction, Record, open_shared, prediction_record
 from ..tasks.task import Item, Task
+from .predictions import Prediction, Record, open_shared, prediction_record
+from .vision_features import FeatureCache, pictures
 
 WINDOW = 8  # batches whose items are sorted by length together
 NAMED = 8  # items that an error names

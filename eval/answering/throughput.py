@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...bench.machine_load import LoadMeter
 from ...model.generation import generate
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
-from .vision_features import FeatureCache
-from ...bench.machine_load import LoadMeter
 from ..tasks.task import Item, Task
+from .vision_features import FeatureCache
 
 BATCHES = 5
 """Pairs of measurements; odd, so that the median is one of them."""

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...common.distributed import SINGLE_PROCESS, Message, Communicator
-from .teacher_forcing import ForcedAnswer
+from ...common.distributed import SINGLE_PROCESS, Communicator, Message
 from ..answering.predictions import Record, open_shared, read_records
+from .teacher_forcing import ForcedAnswer
 
 FULL_BYTES = 2 << 30
 LOWEST = torch.finfo(torch.float16).min

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
+from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
-from ..answering.vision_features import FeatureCache
-from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
-from .logprob_cache import Expected, LogProbReader, LogProbWriter, choose_kind, lump
 from ..answering.predictions import Prediction, Record, open_shared
 from ..answering.runner import OnProgress, located, plan_batches, plan_windows, shared_lengths
+from ..answering.vision_features import FeatureCache
 from ..tasks.task import Fields, Item, Task
+from .logprob_cache import Expected, LogProbReader, LogProbWriter, choose_kind, lump
+from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
 
 FOLDER = "logprobs"
 _ROWS = 256  # positions whose divergence is taken at a time

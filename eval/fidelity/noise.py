@@ -15,14 +15,14 @@ from typing import Any
 
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
-from .divergences import summarize_fidelity
-from .measure import FOLDER, measure_task
-from .logprob_cache import LogProbReader
 from ..answering.predictions import Record, read_predictions, read_records
-from ..results import StoredTask, read_run
 from ..answering.runner import ModelResponder, OnProgress, answer_task
+from ..results import StoredTask, read_run
 from ..tasks import KINDS as BENCHMARKS
 from ..tasks.task import Fields, Task, by_unit, is_broken, sample_units
+from .divergences import summarize_fidelity
+from .logprob_cache import LogProbReader
+from .measure import FOLDER, measure_task
 
 BATCH, DTYPE = KINDS = ("batch", "dtype")
 NOISE = "noise"

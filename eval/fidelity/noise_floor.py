@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from .noise import BATCH, DTYPE, measure_noise
-from ..tasks.task import Task
+from ...common.progress import Reporter
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
 from ...quant.resolve import Source
-from ...common.progress import Reporter
+from ..tasks.task import Task
+from .noise import BATCH, DTYPE, measure_noise
 
 ALONE = 1
 PAIRS = 2  # where the evaluation itself asks one question at a time

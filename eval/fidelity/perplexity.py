@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
+from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor

@@ -15,8 +15,8 @@ from torch import Tensor
 from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..answering.vision_features import FeatureCache
 from ..answering.predictions import Prediction
+from ..answering.vision_features import FeatureCache
 from ..tasks.task import Item
 
 ANSWER_TOKENS = 512  # of an answer that are read at most; bounds the logits held at once

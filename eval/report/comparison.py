@@ -12,16 +12,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..fidelity.divergences import divergence_interval, kind_of, unit_divergences
-from .html import comparison_page
-from .markdown import render_comparison
-from ..stats.paired import paired_difference, picture_clusters
-from .pareto import pareto_front
-from .report import MARGIN, compare
-from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
 from ...common.atomic import write_json, write_text
+from ..fidelity.divergences import divergence_interval, kind_of, unit_divergences
+from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
+from ..stats.paired import paired_difference, picture_clusters
 from ..stats.statistics import overall
 from ..stats.verdict import Verdict
+from .html import comparison_page
+from .markdown import render_comparison
+from .pareto import pareto_front
+from .report import MARGIN, compare
 
 
 def compare_many(

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..fidelity.divergences import by_category, divergence_interval, gold_change, kind_of, summarize_fidelity, unit_divergences
-from ..fidelity.noise import multiples, read_noise
 from ..answering.predictions import Record, read_records
+from ..fidelity.divergences import (
+    by_category,
+    divergence_interval,
+    gold_change,
+    kind_of,
+    summarize_fidelity,
+    unit_divergences,
+)
+from ..fidelity.noise import multiples, read_noise
 from ..results import StoredRun, StoredTask, read_fidelity
 
 

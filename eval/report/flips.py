@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..stats.paired import changed_wrong
 from ..results import StoredTask
+from ..stats.paired import changed_wrong
 from ..tasks.task import Fields, TaskScore, Unit, is_broken
 
 

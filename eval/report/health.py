@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..tasks.extract import REFUSAL, extract_choice
-from ..stats.chance_level import CHANCE_CONFIDENCE, chance_percent, is_choice, lower_bound_percent
 from ..answering.predictions import Prediction
-from ..tasks.task import Fields, Scorer, TaskScore, is_broken
+from ..stats.chance_level import CHANCE_CONFIDENCE, chance_percent, is_choice, lower_bound_percent
 from ..stats.verdict import Verdict
+from ..tasks.extract import REFUSAL, extract_choice
+from ..tasks.task import Fields, Scorer, TaskScore, is_broken
 
 UNREADABLE_LIMIT = 50.0
 CUT_OFF_LIMIT = 50.0

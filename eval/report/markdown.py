@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..stats.multiple_testing import FEW
 from .calibration_section import describe_samples, shown_warnings
 from .health import THRESHOLDS
 from .markdown_cells import bounds, escape, table
 from .markdown_fidelity import fidelity
 from .speed_section import SpeedRow, speed_notes, speed_rows
-from ..stats.multiple_testing import FEW
 
 FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
 

@@ -13,23 +13,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...common.atomic import write_json, write_text
 from ..comparability import check_comparable
-from .fidelity_section import fidelity_section
+from ..fidelity.perplexity import compare_text
 from ..fingerprint import MODEL_KEYS
+from ..results import SCHEMA, StoredRun, StoredTask, health, read_run, signs
+from ..stats.multiple_testing import holm
+from ..stats.paired import (
+    breakdown,
+    flip_counts,
+    judgement,
+    paired_difference,
+    picture_clusters,
+    pooled,
+)
+from ..stats.statistics import overall
+from ..stats.verdict import Verdict
+from ..tasks.task import TaskScore, percent
+from .fidelity_section import fidelity_section
 from .flips import list_flips
 from .health import Reason, benchmark_reasons, capped, verdict_reasons
 from .html import report_page
 from .markdown import render_report
-from ..stats.paired import breakdown, flip_counts, judgement, paired_difference, picture_clusters, pooled
-from ..fidelity.perplexity import compare_text
 from .reproduce import reproduce_command
-from ..results import SCHEMA, StoredRun, StoredTask, health, read_run, signs
-from ...common.atomic import write_json, write_text
 from .speed_section import speed_section
-from ..stats.statistics import overall
-from ..tasks.task import TaskScore, percent
-from ..stats.multiple_testing import holm
-from ..stats.verdict import Verdict
 
 MARGIN = 2.0  # points
 LARGEST_MARGIN = 100.0  # points: nothing could be lost that is not tolerated

@@ -6,8 +6,8 @@ import json
 import shlex
 from typing import Any
 
-from ..comparability import engine_name
 from ..answering.openai_client import PIXELS, request_fields
+from ..comparability import engine_name
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
 from ..results import StoredRun

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..tasks.extract import DEFAULT_PROFILE
 from ..tasks import mmbench, mmmu
+from ..tasks.extract import DEFAULT_PROFILE
 from ..tasks.files.table import Row
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..answering.vision_features import pictures
 from ...common.atomic import PART
+from ..answering.vision_features import pictures
 from ..tasks.files.image_store import Picture
 from ..tasks.task import Task
 

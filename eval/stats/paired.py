@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from .clusters import components, design_effect
-from .statistics import CI_KIND, Interval, PairedOutcome, count_outcomes, judge, mcnemar, one_sided_bounds, paired_interval
 from ..tasks.task import Fields, Unit, percent
+from .clusters import components, design_effect
 from .multiple_testing import FEW, benjamini_hochberg, detectable_difference
+from .statistics import (
+    CI_KIND,
+    Interval,
+    PairedOutcome,
+    count_outcomes,
+    judge,
+    mcnemar,
+    one_sided_bounds,
+    paired_interval,
+)
 
 Pair = tuple[Unit, Unit]
 """A unit as the base answered it, and as the candidate did."""

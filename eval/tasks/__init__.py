@@ -16,19 +16,19 @@ from typing import Any
 
 from PIL import Image
 
-from .extract import DEFAULT_PROFILE, rule_profile
 from . import registry
 from .broken import mark_broken, text_faults
-from .registry import BUILTIN, KINDS, Found, Kind, Published, find
+from .extract import DEFAULT_PROFILE, rule_profile
 from .files.hf_datasets import fetch, read_dataset
-from .files.jsonl import read_jsonl
 from .files.image_store import Picture
+from .files.jsonl import read_jsonl
+from .files.table import Row, Table, picture_faults
+from .files.tsv import read_table
+from .prompts import DEFAULT, prompt_hash, prompt_style
+from .registry import BUILTIN, KINDS, Found, Kind, Published, find
 from .resolution import DEFAULT as MODEL_PIXELS
 from .resolution import bounds_of
-from .prompts import DEFAULT, prompt_hash, prompt_style
-from .files.table import Row, Table, picture_faults
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
-from .files.tsv import read_table
 
 MAX_NEW_TOKENS = 2048  # the cap the published scores were taken with
 BUILTIN_MAX_NEW_TOKENS = 64  # the longest gold answer of the drawings is far below

@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .prompts import Builder
 from .files.table import Faults, Row, accept_faults
+from .prompts import Builder
 from .task import Task, is_broken, with_fault
 
 # How both model families write the places of images and videos: in a question they would count as

@@ -19,10 +19,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from .extract import REFUSAL, extract_choice
 from .choices import fold
-from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
+from .extract import REFUSAL, extract_choice
 from .files.table import Findings, Row, Table
+from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
 from .task import Fields, TaskScore, Unit, accuracy_table, is_broken, percent
 
 METRIC = "accuracy"

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from .extract import REFUSAL, extract_choice
-from .prompts import QWEN2, SELECT, SELECT_CN, Content, has_chinese, images_first, question_block
 from .files.table import Findings, Row, Table, answer_faults, fail_rows
+from .prompts import QWEN2, SELECT, SELECT_CN, Content, has_chinese, images_first, question_block
 from .task import Fields, TaskScore, Unit, accuracy_table, by_unit, is_broken, percent
 
 METRIC = "circular accuracy"

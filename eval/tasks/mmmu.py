@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 
 from .extract import REFUSAL, extract_choice
 from .files.answer_cells import accepted_answers
+from .files.table import Findings, Row, Table, answer_faults
 from .mmmu_official import official_choice, official_open_hit
 from .prompts import QWEN2, SELECT, Content, images_first, interleave, question_block
-from .files.table import Findings, Row, Table, answer_faults
 from .task import Fields, TaskScore, Unit, accuracy_table, is_broken, percent
 
 METRIC = "accuracy"

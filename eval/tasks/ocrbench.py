@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .files.answer_cells import accepted_answers
-from .prompts import QWEN2, SHORT_WORDS, Content, images_first
 from .files.table import Findings, Row, Table
+from .prompts import QWEN2, SHORT_WORDS, Content, images_first
 from .task import Fields, TaskScore, Unit, is_broken, percent
 
 METRIC = "accuracy"

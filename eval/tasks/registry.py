@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import mmbench, mmmu, ocrbench, custom
+from . import custom, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
-from .prompts import Builder
 from .files.table import Findings, Row, Table
+from .prompts import Builder
 from .task import Fields, Scorer
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import ModelConfig
+from ..rope import mrope_ids
 from .chat import VisualSource, parse_messages, split_messages, without_data
 from .chat_templates import render_chat
-from ..config import ModelConfig
 from .images import ImageSource, fit_size, open_image, resize, smart_resize, to_patches
 from .inputs import Prompt, Visual
 from .media import find_video
 from .parts import has_placeholder, read_text
 from .pixel_settings import PixelSettings
-from ..rope import mrope_ids
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
 from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video
 from .visual_options import ImageOptions, VideoOptions

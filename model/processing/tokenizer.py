@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .chat_templates import check_chat_template, one_line, read_chat_template
 from ..config import ModelConfig, read_json, refuse_pointer
+from .chat_templates import check_chat_template, one_line, read_chat_template
 
 END_OF_TURN = "<|im_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"

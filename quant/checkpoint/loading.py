@@ -11,13 +11,26 @@ import torch
 
 from ...model.cache import CacheType
 from ...model.config import ModelConfig
-from ...model.loading import build_model, choose_device, choose_dtype, load_block, load_model, resolve_model
+from ...model.loading import (
+    build_model,
+    choose_device,
+    choose_dtype,
+    load_block,
+    load_model,
+    resolve_model,
+)
 from ...model.qwen_vl import QwenVL
-from .formats.checkpoint import QuantizedCheckpoint
+from ..runtime.kernel_selection import (
+    prepare_,
+    round_head_,
+    round_inputs_,
+    speed_head_,
+    speed_layers_,
+)
 from ..runtime.linear import QuantLinear
-from .outliers import OUTLIERS, outlier_folder
-from ..runtime.kernel_selection import prepare_, round_head_, round_inputs_, speed_head_, speed_layers_
 from ..targets import put_module
+from .formats.checkpoint import QuantizedCheckpoint
+from .outliers import OUTLIERS, outlier_folder
 
 Activations = Literal["recipe", "int8"]
 Head = Literal["recipe", "w8a16", "w4a16"]

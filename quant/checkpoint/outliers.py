@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...common.safetensors_writer import write_tensors
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.weight_files import SINGLE_FILE
-from ...common.safetensors_writer import write_tensors
-from .formats.folder import copy_side_files, share
 from ..methods.channel_scaling import count_channels, rescale_, source_of
+from .formats.folder import copy_side_files, share
 
 OUTLIERS = "tiny-outliers"
 SHARE = 0.015

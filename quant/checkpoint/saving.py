@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...common.lazy_tensor import LazyTensor
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.loading import HEAD
 from ...model.qwen_vl import QwenVL
-from ...common.lazy_tensor import LazyTensor
+from ..driver.padding import Padding, pad_tensors, padded_shapes
+from ..driver.report import QuantReport
+from ..plan.plan import Plan
+from ..runtime.linear import QuantLinear
+from ..targets import quantized_layers
 from .formats import AUTO, choose_format
 from .formats.format import Contents, Format, Solver, float_tensor
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
-from ..runtime.linear import QuantLinear
 from .loading import resolve_folder
-from ..driver.padding import Padding, pad_tensors, padded_shapes
-from ..plan.plan import Plan
-from ..driver.report import QuantReport
-from ..targets import quantized_layers
 
 
 def check_format(plan: Plan, format: str = AUTO) -> None:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ...calib.activation_store import MemoryActivationStore, loaded
 from ...calib.block_runner import FEATURES, BlockRunner
 from ...model.finite import dtype_name, kind_of
-from ...model.processing.inputs import Prompt
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
+from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from .formats.checkpoint import QuantizedCheckpoint
 from ..runtime.linear import QuantLinear
 from ..targets import put_module
+from .formats.checkpoint import QuantizedCheckpoint
 
 
 class QuantizedBlocks:

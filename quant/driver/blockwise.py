@@ -13,30 +13,43 @@ from typing import Any
 
 import torch
 
-from ...calib.disk_activation_store import DiskActivationStore
-from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first, wait
-from ...calib.sequential import BlockResult, Resume
 from ...calib.activation_store import loaded
-from ...calib.token_weights import UniformTokenWeights, TokenWeights, find_token_weights
 from ...calib.block_runner import TokenWeightFn
+from ...calib.disk_activation_store import DiskActivationStore
+from ...calib.sequential import BlockResult, Resume
+from ...calib.token_weights import TokenWeights, UniformTokenWeights, find_token_weights
+from ...common.distributed import (
+    SINGLE_PROCESS,
+    Communicator,
+    broadcast_result,
+    rank_zero_first,
+    wait,
+)
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
+from ...model.loading import (
+    build_model,
+    check_tensors,
+    check_tied_head,
+    choose_device,
+    choose_dtype,
+    load_model,
+)
 from ...model.processing.inputs import Prompt
-from ...model.loading import build_model, check_tensors, check_tied_head, choose_device, choose_dtype, load_model
 from ...model.qwen_vl import QwenVL
-from .checkpoint_blocks import CheckpointBlocks
-from ..plan.coverage import check_pictures
 from ..checkpoint.formats import choose_format
-from .padding import pad_model_
+from ..checkpoint.saving import Originals
+from ..plan.coverage import check_pictures
 from ..plan.plan import Plan
 from ..recipe.recipe import Recipe
-from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 from ..runtime.kernel_selection import speed_layers_
-from ..checkpoint.saving import Originals
-from .layer_solver import Progress, QuantizationRun
 from ..targets import quantized_layers
+from .checkpoint_blocks import CheckpointBlocks
 from .journal import Journal
+from .layer_solver import Progress, QuantizationRun
+from .padding import pad_model_
+from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...model.checkpoint import stored_tensors
-from ...common.checksum import with_checksum, verify_checksum
-from ...common.lazy_tensor import TensorLike, LazyTensor
+from ...common.checksum import verify_checksum, with_checksum
+from ...common.lazy_tensor import LazyTensor, TensorLike
 from ...common.safetensors_writer import sync_folder, write_tensors
+from ...model.checkpoint import stored_tensors
 
 JOURNAL = "journal.jsonl"
 BLOCKS = "blocks"

@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calib.observers import CrossMoment, Hessian
-from ...common.distributed import SINGLE_PROCESS, Message, Communicator, distribute
-from ...calib.sequential import BlockView, Leave, BlockResult, TapGroup, run_sequential
 from ...calib.block_runner import TokenWeightFn
+from ...calib.observers import CrossMoment, Hessian
+from ...calib.sequential import BlockResult, BlockView, Leave, TapGroup, run_sequential
+from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ..kernels.bf16_linear import gram_on
 from ..methods.affine import QuantizedWeight, choose_input_scale
 from ..methods.gptaq import asymmetric_target
-from ..plan.coverage import tower_rows
-from ..methods.layer_error import relative_error
 from ..methods.gptq import gptq
-from ..kernels.bf16_linear import gram_on
-from ..runtime.linear import QuantLinear
+from ..methods.layer_error import relative_error
+from ..methods.rtn import rtn
+from ..plan.coverage import tower_rows
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
-from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
-from ..methods.rtn import rtn
 from ..runtime.kernel_selection import speed_layers_
+from ..runtime.linear import QuantLinear
 from ..targets import put_quantized, weight_of
+from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,9 @@ class QuantizationRun:
                 return self._gptq(row, hessian, cross)
             return self._rounded(row, hessian)
 
-        for row, layer in distribute(self.comm, [self.rows[spec.name] for spec in group.linears], work):
+        for row, layer in distribute(
+            self.comm, [self.rows[spec.name] for spec in group.linears], work
+        ):
             self._put(row, layer)
             module = self.model.get_submodule(row.name)
             assert isinstance(module, QuantLinear)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from ...calib.token_weights import find_token_weights
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..plan.coverage import check_pictures
 from ..checkpoint.loading import is_quantized, load_quantized, open_model, resolve_folder
-from .padding import pad_model_
+from ..checkpoint.saving import check_format, save_quantized
+from ..plan.coverage import check_pictures
 from ..plan.plan import make_plan
 from ..recipe.recipe import Recipe
-from .report import CalibrationRecord, QuantReport
-from ..checkpoint.saving import check_format, save_quantized
-from .layer_solver import Progress, QuantizationRun
 from ..targets import quantized_layers
+from .layer_solver import Progress, QuantizationRun
+from .padding import pad_model_
+from .report import CalibrationRecord, QuantReport
 
 __all__ = [
     "Progress",

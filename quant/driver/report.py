@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...calib.token_weights import UniformTokenWeights, TokenWeights
+from ...calib.token_weights import TokenWeights, UniformTokenWeights
 from ...model.processing.inputs import Prompt
 from ..methods.channel_groups import PlannedTransform
 from ..methods.gptq import SolveStats

@@ -16,17 +16,24 @@ from torch import Tensor
 from ...calib.observers import AbsMax, Hessian, MeanAbs
 from ...calib.sequential import BlockView, TapGroup, tap_groups
 from ...model.qwen_vl import QwenVL
+from ..kernels.bf16_linear import gram_on
 from ..methods.affine import choose_input_scale
 from ..methods.awq import awq_scales
 from ..methods.channel_groups import PlannedTransform
-from ..kernels.bf16_linear import gram_on
-from ..plan.plan import Plan
-from .report import TransformReport
-from ..methods.channel_scaling import channel_index, count_channels, reader_names, reduce_columns, rescale_, source_names
+from ..methods.channel_scaling import (
+    channel_index,
+    count_channels,
+    reader_names,
+    reduce_columns,
+    rescale_,
+    source_names,
+)
 from ..methods.rtn import rtn
 from ..methods.smoothquant import ALPHAS, smooth_scales, weight_absmax
+from ..plan.plan import Plan
 from ..recipe.steps import AWQStep, SmoothQuantStep
 from ..targets import put_module, put_quantized, weight_of
+from .report import TransformReport
 
 SEARCH_SAMPLES = 32
 SEARCH_SHARE = 0.25

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import Kernels, Scratch, loaded
 from .cpu_layout import TiledWeight
+from .library import Kernels, Scratch, loaded
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 

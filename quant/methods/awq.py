@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layer_error import relative_error
-from .channel_scaling import reduce_columns
-from .rtn import rtn
 from ..recipe.scheme import QuantScheme
+from .channel_scaling import reduce_columns
+from .layer_error import relative_error
+from .rtn import rtn
 
 LARGEST_SCALE = 2.0**16
 # Magnitudes below this share of the mean are all alike.

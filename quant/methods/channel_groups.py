@@ -12,8 +12,8 @@ from ...model.config import ModelConfig
 from ...model.families import family_of
 from ..plan.target_matching import match_names
 from ..recipe.recipe import Recipe
-from .channel_scaling import Binding, readers_of, source_of
 from ..recipe.steps import Transform
+from .channel_scaling import Binding, readers_of, source_of
 
 
 @dataclass(frozen=True)

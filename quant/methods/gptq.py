@@ -19,12 +19,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .blas import transposed_product
-from .layer_error import row_energy
 from .cholesky import LADDER, Factor, Precision, find_factor, is_finite
+from .layer_error import row_energy
 from .scale_search import search_scales
-from ..recipe.scheme import QuantScheme
 
 # Of a weight, so that what is measured of it needs little memory beside it.
 VALUES_AT_ONCE = 2**23

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight, choose_qparams, quantize
 from .scale_search import clip_scales
-from ..recipe.scheme import QuantScheme
 
 
 def rtn(

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .affine import round_scales
 from ..recipe.scheme import QuantScheme
+from .affine import round_scales
 
 # The first is the scale as it is, which also wins every tie: groups of zeros keep it, and before
 # rounding those that calibration never excited.

@@ -14,16 +14,16 @@ import torch
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec, family_of
 from ...model.loading import build_model
-from ..methods.channel_groups import PlannedTransform, plan_transforms
-from .target_matching import claim_layers
 from ..checkpoint.formats import AUTO, find_format
 from ..checkpoint.formats.format import Contents, Format
-from .memory_estimate import MemoryEstimate, count_memory
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
+from ..methods.channel_groups import PlannedTransform, plan_transforms
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import QuantScheme
 from ..recipe.steps import Step
+from .memory_estimate import MemoryEstimate, count_memory
+from .target_matching import claim_layers
 from .widths import check_groups
 
 

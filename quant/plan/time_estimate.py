@@ -13,14 +13,14 @@ from itertools import groupby
 
 import torch
 
+from ..driver.transforms import SEARCH_SHARE
+from ..kernels.bf16_linear import gram_on, product_on
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
-from ..kernels.bf16_linear import gram_on, product_on
-from .plan import Plan, PlanRow
-from ..recipe.scheme import QuantScheme
 from ..methods.smoothquant import ALPHAS
+from ..recipe.scheme import QuantScheme
 from ..recipe.steps import SEARCH, AWQStep, SmoothQuantStep
-from ..driver.transforms import SEARCH_SHARE
+from .plan import Plan, PlanRow
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,15 @@ from typing import Any, Self
 
 from ...calib.token_weights import GRADIENTS, KINDS, FixedWeights
 from .presets import HEADS, PRESETS
-from .steps import Step, Transform, check_types, count_transforms, known_keys, read_step, read_transform
+from .steps import (
+    Step,
+    Transform,
+    check_types,
+    count_transforms,
+    known_keys,
+    read_step,
+    read_transform,
+)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ...model.cache import KVCache
 from ...model.text import DecoderLayer
 from ..kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
-from ..kernels.decoder_layer import Block, Sizes
 from ..kernels.cpu import Product
+from ..kernels.decoder_layer import Block, Sizes
 from .linear import QuantLinear
 
 BF16 = torch.bfloat16

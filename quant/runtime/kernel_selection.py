@@ -17,13 +17,13 @@ from torch import nn
 from ...model.families import family_of
 from ...model.qwen_vl import QwenVL
 from ...model.text import DecoderLayer
-from ..methods.affine import QuantizedWeight
 from ..kernels import bf16_linear, library
-from .fused_layer import FusedDecoderLayer
-from .linear import FloatLinear, Fused, QuantLinear, can_fuse
+from ..methods.affine import QuantizedWeight
 from ..methods.rtn import rtn
 from ..recipe.scheme import QuantScheme
 from ..targets import quantized_layers
+from .fused_layer import FusedDecoderLayer
+from .linear import FloatLinear, Fused, QuantLinear, can_fuse
 
 logger = logging.getLogger(__name__)
 HEAD_GROUP = 128

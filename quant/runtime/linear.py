@@ -6,8 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..kernels import bf16_linear, cpu, cpu_layout, gpu, library, op, reference
 from ..methods.affine import QuantizedWeight
-from ..kernels import cpu, bf16_linear, gpu, library, op, reference, cpu_layout
 from ..recipe.scheme import QuantScheme
 
 

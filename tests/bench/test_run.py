@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from vlpress.bench import run
+from vlpress.bench import kernel_speed, run, timing
 from vlpress.cli import main
-from vlpress.bench import kernel_speed, timing
 from vlpress.quant.kernels import library
 
 NEEDS = pytest.mark.skipif(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.quant.methods.affine import QuantizedWeight
-from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.runtime.linear import QuantLinear
 
 ROWS, COLUMNS, GROUP = 6, 16, 8
 

@@ -20,11 +20,11 @@ from peers.settings import (
 from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.resolve import encode_samples
 from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.resolve import encode_samples
 
 SEEDS = [3, 4]
 

@@ -7,10 +7,10 @@ import torch
 from calib_models import prompt, prompts, random_model, raw_config
 from torch import Tensor, nn
 
+from vlpress.calib.activation_store import MemoryActivationStore, State
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential
-from vlpress.calib.activation_store import MemoryActivationStore, State
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from vlpress.calib import disk_activation_store
-from vlpress.calib.disk_activation_store import DiskActivationStore
 from vlpress.calib.activation_store import State
+from vlpress.calib.disk_activation_store import DiskActivationStore
 from vlpress.common.safetensors_writer import write_tensors
 
 CPU = torch.device("cpu")
@@ -141,7 +141,9 @@ def test_states_are_written_behind_the_work_a_few_at_a_time(
         more.result(60)
     store.seal("a")
     again = DiskActivationStore(tmp_path, CPU)
-    assert same(again.get("a", disk_activation_store.MAX_PENDING_WRITES), state(9)) and same(again.get("a", 0), state(0))
+    assert same(again.get("a", disk_activation_store.MAX_PENDING_WRITES), state(9)) and same(
+        again.get("a", 0), state(0)
+    )
 
 
 def test_nothing_is_written_once_it_is_closed(

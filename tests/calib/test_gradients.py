@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from calib_models import prompt, prompts, random_model, raw_config
 
-from vlpress.calib.gradients import loss_gradients, predicted_tokens, token_sensitivities, visual_tokens
+from vlpress.calib.gradients import (
+    loss_gradients,
+    predicted_tokens,
+    token_sensitivities,
+    visual_tokens,
+)
 from vlpress.calib.token_weights import find_token_weights
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL

@@ -13,9 +13,9 @@ from ranks_of_threads import OfThread, together
 from torch import Tensor
 
 from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, Sum
-from vlpress.common.distributed import SINGLE_PROCESS, Communicator
-from vlpress.calib.reduction import CHUNKS, Reduction, chunks, owner
 from vlpress.calib.packed_symmetric import PackedSymmetric
+from vlpress.calib.reduction import CHUNKS, Reduction, chunks, owner
+from vlpress.common.distributed import SINGLE_PROCESS, Communicator
 
 WIDTH = 7
 

@@ -5,12 +5,12 @@ import torch
 from calib_models import prompt, prompts, random_model, raw_config
 from torch import Tensor, nn
 
+from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
+from vlpress.calib.block_runner import TokenWeightFn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import AbsMax, Hessian
 from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
-from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
-from vlpress.calib.block_runner import TokenWeightFn
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from calib_models import prompt, prompts, random_model, raw_config
 
 from vlpress.calib.gradients import visual_tokens
-from vlpress.calib.token_weights import FixedWeights, TokenWeights, balanced_image_weight, find_token_weights, gradient_image_weights
+from vlpress.calib.token_weights import (
+    FixedWeights,
+    TokenWeights,
+    balanced_image_weight,
+    find_token_weights,
+    gradient_image_weights,
+)
 
 
 def test_balanced_gives_both_kinds_the_same_total() -> None:

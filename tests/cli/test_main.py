@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vlpress
-from vlpress.cli import main, exit_codes
+from vlpress.cli import exit_codes, main
 from vlpress.cli.exit_codes import VERDICT_CODES
 
 BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]

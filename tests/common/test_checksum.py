@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.common.checksum import KEY, with_checksum, verify_checksum
+from vlpress.common.checksum import KEY, verify_checksum, with_checksum
 
 VALUES = st.dictionaries(
     st.text(max_size=4).filter(lambda key: key != KEY),

@@ -3,13 +3,26 @@ import torch
 from ranks_of_threads import together
 from safetensors.torch import save
 
-from vlpress.common.distributed import SINGLE_PROCESS, Message, Communicator, _unpacked, distribute, broadcast_result, all_gather, init_distributed, rank_zero_first
+from vlpress.common.distributed import (
+    SINGLE_PROCESS,
+    Communicator,
+    Message,
+    _unpacked,
+    all_gather,
+    broadcast_result,
+    distribute,
+    init_distributed,
+    rank_zero_first,
+)
 
 
 def test_one_process_tells_itself() -> None:
     message = Message({"a": 1}, {"t": torch.ones(2)})
     assert SINGLE_PROCESS.broadcast_message(message, 0) is message
-    assert broadcast_result(SINGLE_PROCESS, lambda: 5) == 5 and rank_zero_first(SINGLE_PROCESS, lambda: 6) == 6
+    assert (
+        broadcast_result(SINGLE_PROCESS, lambda: 5) == 5
+        and rank_zero_first(SINGLE_PROCESS, lambda: 6) == 6
+    )
     assert all_gather(SINGLE_PROCESS, "x") == ["x"]
     with pytest.raises(ValueError, match="there is no process 1"):
         SINGLE_PROCESS.send(torch.ones(1), 1)

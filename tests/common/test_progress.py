@@ -6,7 +6,13 @@ import sys
 import pytest
 from rich.console import Console
 
-from vlpress.common.progress import Reporter, WarningHandler, format_bytes, format_seconds, peak_memory
+from vlpress.common.progress import (
+    Reporter,
+    WarningHandler,
+    format_bytes,
+    format_seconds,
+    peak_memory,
+)
 
 
 def reporter(terminal: bool = False) -> tuple[Reporter, io.StringIO]:

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlpress.model.checkpoint import stored_tensors
-from vlpress.common.lazy_tensor import STORED_DTYPES, TensorLike, LazyTensor
+from vlpress.common.lazy_tensor import STORED_DTYPES, LazyTensor, TensorLike
 from vlpress.common.safetensors_writer import write_tensors
+from vlpress.model.checkpoint import stored_tensors
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 CASES = st.dictionaries(

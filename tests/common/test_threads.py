@@ -12,7 +12,14 @@ from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 from vlpress.cli.main import app
-from vlpress.common.threads import DEFAULTS, GNU_SPINS, LLVM_BLOCKTIME, OPENBLAS_TIMEOUT, OPENMP_POLICY, use_threads
+from vlpress.common.threads import (
+    DEFAULTS,
+    GNU_SPINS,
+    LLVM_BLOCKTIME,
+    OPENBLAS_TIMEOUT,
+    OPENMP_POLICY,
+    use_threads,
+)
 
 FIRST = """
 import os, sys, vlpress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import paths
 import base64
 import csv
 import gzip
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 from PIL import Image
 

@@ -10,14 +10,14 @@ from eval_files import package_files
 from eval_models import TableResponder, right, small_model
 from workbench import reseal
 
+from vlpress.cli.console import comparison_table, headline
 from vlpress.eval import compare, compare_many, evaluate, evaluate_endpoint, open_task
-from vlpress.eval.comparability import check_comparable
 from vlpress.eval.answering.openai_client import Endpoint, request_fields
-from vlpress.eval.results import read_run
 from vlpress.eval.answering.runner import Answer
+from vlpress.eval.comparability import check_comparable
+from vlpress.eval.results import read_run
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
-from vlpress.cli.console import comparison_table, headline
 
 PROMPT = 40  # tokens of every prompt, as both sides count them
 Say = Callable[[Item], str]

@@ -11,9 +11,15 @@ from eval_models import TableResponder, small_model
 from tiny_models import CHAT_TEMPLATE, write_checkpoint_folder
 from torch import nn
 
-from vlpress.eval import EvalResult, evaluate, open_task
-from vlpress.eval import results
-from vlpress.eval.fingerprint import folder_identity, memory_identity, run_fingerprint, setup_differences, weight_bytes, weight_count
+from vlpress.eval import EvalResult, evaluate, open_task, results
+from vlpress.eval.fingerprint import (
+    folder_identity,
+    memory_identity,
+    run_fingerprint,
+    setup_differences,
+    weight_bytes,
+    weight_count,
+)
 from vlpress.eval.results import read_info, read_run, summarize
 from vlpress.model.processing.processor import Processor
 

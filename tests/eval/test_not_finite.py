@@ -19,21 +19,21 @@ from typer.testing import CliRunner
 from workbench import Workbench
 
 from vlpress.cli import main
-from vlpress.eval import compare, evaluate, open_task
-from vlpress.eval.fidelity import measure, perplexity
-from vlpress.eval.fidelity.measure import keep_logprobs, measure_task
-from vlpress.eval.fidelity.logprob_cache import LOWEST, LogProbReader
-from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text
-from vlpress.eval.answering.predictions import Prediction, read_predictions
-from vlpress.eval.results import QUANTIZATION, read_quantization, read_run
 from vlpress.common.atomic import write_json
+from vlpress.common.checksum import KEY, verify_checksum, with_checksum
+from vlpress.eval import compare, evaluate, open_task
+from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder, answer_task
+from vlpress.eval.fidelity import measure, perplexity
+from vlpress.eval.fidelity.logprob_cache import LOWEST, LogProbReader
+from vlpress.eval.fidelity.measure import keep_logprobs, measure_task
+from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text
+from vlpress.eval.results import QUANTIZATION, read_quantization, read_run
 from vlpress.eval.stats.statistics import mean_interval
 from vlpress.eval.tasks.task import Task
 from vlpress.model.finite import NotFiniteError
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.common.checksum import KEY, with_checksum, verify_checksum
 
 pytestmark = pytest.mark.usefixtures("packaged")
 

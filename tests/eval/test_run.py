@@ -14,15 +14,15 @@ from processes import stop_when
 from rich.console import Console
 
 from vlpress.calib.samples.sample import Sample
-from vlpress.eval.answering.vision_features import pictures
-from vlpress.common.environment import versions
-from vlpress.quant.resolve import Source
-from vlpress.eval.resolve import open_tasks, refuse_leak
-from vlpress.common.progress import Reporter
-from vlpress.quant.config import Calibration, Settings
-from vlpress.eval.config import Questions, RunRequest
-from vlpress.eval.run import run
 from vlpress.cli.console import headline
+from vlpress.common.environment import versions
+from vlpress.common.progress import Reporter
+from vlpress.eval.answering.vision_features import pictures
+from vlpress.eval.config import Questions, RunRequest
+from vlpress.eval.resolve import open_tasks, refuse_leak
+from vlpress.eval.run import run
+from vlpress.quant.config import Calibration, Settings
+from vlpress.quant.resolve import Source
 
 BENCH = ("builtin-ocrbench",)
 QUESTIONS = Questions(BENCH, limit=6, batch_size=2)

@@ -17,9 +17,9 @@ from chat_server import ChatServer, Reply, completion, table
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
+from vlpress.cli.exit_codes import INTERRUPTED
 from vlpress.eval.answering.predictions import read_predictions
 from vlpress.eval.tasks import open_task
-from vlpress.cli.exit_codes import INTERRUPTED
 
 BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "2"]
 STYLE = ["--prompt-style", "vlmevalkit-default"]

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 from test_run import QUESTIONS, quiet, request_for
 
-from vlpress.eval.results import read_run
-from vlpress.eval.report.speed_section import FILE, read_throughput
 from vlpress.eval.api import evaluate_to
-from vlpress.quant.resolve import Source
+from vlpress.eval.report.speed_section import FILE, read_throughput
 from vlpress.eval.resolve import open_tasks
+from vlpress.eval.results import read_run
 from vlpress.eval.run import run
 from vlpress.eval.speed_comparison import time_in_alternation
+from vlpress.quant.resolve import Source
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 from eval_models import Say, TableResponder, right, small_model
 from tiny_models import write_checkpoint_folder
 
+from vlpress.common.checksum import KEY, digest_bytes, with_checksum
 from vlpress.eval import evaluate, open_task
 from vlpress.model.processing.processor import Processor
-from vlpress.common.checksum import KEY, digest_bytes, with_checksum
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 

@@ -9,8 +9,8 @@ import torch
 
 from vlpress.model.cache import KVCache, round_columns, widen_columns
 from vlpress.model.generation import generate
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 
 

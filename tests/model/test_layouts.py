@@ -20,8 +20,8 @@ from layouts import BOUNDS, LAYOUTS, TINY
 from PIL import Image
 from reference_processor import assert_same_inputs, reference_processor
 
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 

@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import RandomModel, TinyConfig, WriteCheckpoint
 
 from vlpress.model.checkpoint import CheckpointReader, canonical_name
-from vlpress.model.loading import build_model, choose_device, load_block, load_model, release_block, resolve_model
+from vlpress.model.loading import (
+    build_model,
+    choose_device,
+    load_block,
+    load_model,
+    release_block,
+    resolve_model,
+)
 
 
 def states_equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:

@@ -15,8 +15,8 @@ from tiny_models import RandomModel
 
 from vlpress.model import prefix_sharing
 from vlpress.model.generation import generate
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.prefix_sharing import split_prompts
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import paths
 import json
-from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 import torch
 from hypothesis import given

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import RandomModel, WriteCheckpoint, make_random_model
 
 from vlpress.eval.fingerprint import folder_identity, weight_bytes
-from vlpress.model.weight_files import digest_folder
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.model.weight_files import INDEX_FILE, SINGLE_FILE, find_weights
+from vlpress.model.weight_files import INDEX_FILE, SINGLE_FILE, digest_folder, find_weights
 from vlpress.quant.checkpoint.formats.checkpoint import QuantizedCheckpoint
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

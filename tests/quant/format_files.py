@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.checkpoint.formats.checkpoint import QuantizedCheckpoint
 from vlpress.quant.checkpoint.formats.format import Contents
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
-from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.methods.affine import QuantizedWeight
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 
 

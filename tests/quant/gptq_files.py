@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
-from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.methods.affine import QuantizedWeight
+from vlpress.quant.recipe.recipe import Recipe
 
 Exported = tuple[QwenVL, QuantReport, Path, Path]
 

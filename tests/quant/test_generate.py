@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlpress.quant.generate import answer
 from vlpress.model.generation import Sampling
 from vlpress.quant.config import Settings
+from vlpress.quant.generate import answer
 
 
 def prompt_tokens(checkpoint: Path, **media: object) -> int:

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 from collections import Counter
-from pathlib import Path
 
 import paths
 import pytest

@@ -8,9 +8,9 @@ import tiny_talk
 import torch
 from tokenizers import Tokenizer
 
-from vlpress.synthetic import scenes
 from vlpress.calib.samples import synthetic
 from vlpress.model.loading import resolve_model
+from vlpress.synthetic import scenes
 
 
 @pytest.fixture(scope="module")

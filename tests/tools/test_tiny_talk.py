@@ -7,10 +7,10 @@ import tiny_talk
 import torch
 from tokenizers import Tokenizer
 
-from vlpress.synthetic import scenes
 from vlpress.calib.samples import synthetic
 from vlpress.model.loading import resolve_model
 from vlpress.model.processing.processor import Processor
+from vlpress.synthetic import scenes
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import tiny_truth
 import torch
 
+from vlpress.model.loading import resolve_model
+from vlpress.model.processing.processor import Processor
 from vlpress.synthetic import scenes
 from vlpress.synthetic.canvas import Mark, Picture
 from vlpress.synthetic.glyphs import GLYPHS
-from vlpress.model.loading import resolve_model
-from vlpress.model.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..thumbnails import read_picture
 from ...results import StoredRun, StoredTask
+from ..thumbnails import read_picture
 
 SHOWN = 200  # cards per benchmark: the page stays small enough to send
 TEXT = 2000  # characters of an answer or a question; a rambling one would fill the page

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import plots, scores
-from .render import Figure, render
 from .formatting import count_points
+from .render import Figure, render
 
 Report = Mapping[str, Any]
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ..calibration_section import shown_warnings
 from ...fidelity.divergences import divergences, kind_of
-from ..health import THRESHOLDS
 from ...results import StoredRun, read_fidelity, read_quantization
+from ..calibration_section import shown_warnings
+from ..health import THRESHOLDS
 from ..speed_section import speed_notes
 from . import plots, scores, tables
+from .formatting import count_of, count_points, interval, nats, number, ratio, signed, size
+from .formatting import verdict_words as words_of
 from .gallery import build_gallery
 from .render import Figure, render
 from .table import Table
-from .formatting import count_of, count_points, interval, nats, number, ratio, signed, size
-from .formatting import verdict_words as words_of
 
 Report = Mapping[str, Any]
 

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, Canvas, plain
 from .formatting import MINUS, nats, power
+from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, Canvas, plain
 
 FLOOR = 1e-8  # nats; smaller divergences are rounding and are drawn here
 TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tokens

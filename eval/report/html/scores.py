@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from .formatting import interval, nats, number, optional, p_value, ratio, signed, size
 from .plots import IntervalRow
 from .table import Cell, Column, Table, make_table
-from .formatting import interval, nats, number, optional, p_value, ratio, signed, size
 
 Named = tuple[str, Mapping[str, Any]]
 

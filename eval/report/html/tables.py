@@ -7,9 +7,9 @@ from typing import Any
 
 from ..calibration_section import describe_samples
 from ..speed_section import SpeedRow, speed_rows
+from .formatting import interval, nats, number, optional, p_value, ratio, signed, size
 from .scores import bench_cell
 from .table import Column, Table, make_table
-from .formatting import interval, nats, number, optional, p_value, ratio, signed, size
 
 Report = Mapping[str, Any]
 

@@ -4,7 +4,7 @@
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "choices": ["left", "right"],
      "answer": "B", "category": "size"}
 
-`image` is what `model.processing.media` reads: a path relative to the file, a `file://` or `data:` URL,
+`image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:` URL,
 base64, or an object with one of them; a list of those, or absent. `own` says where marks in the
 question place the images, `choices` how options and their answer may be written. `answer` is a text
 or a number, or a list of accepted ones. `metric` is one of `METRICS`, by default choice where there
@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....model.processing.media import read_image_bytes
 from ....common.text_files import decode_utf8, read_object
+from ....model.processing.media import read_image_bytes
 from ..choices import Options, Value, letter_of, read_options
 from .image_store import AS_DISPLAYED, PictureStore
 from .table import Faults, Index, Row, Table

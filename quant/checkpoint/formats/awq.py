@@ -17,7 +17,16 @@ from torch import Tensor
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme
-from .format import FLOATS, ROUNDED_INPUTS, Contents, check_parts, check_symmetric, fp16_scales, need, say
+from .format import (
+    FLOATS,
+    ROUNDED_INPUTS,
+    Contents,
+    check_parts,
+    check_symmetric,
+    fp16_scales,
+    need,
+    say,
+)
 
 BITS = 4
 SLOTS = 32 // BITS

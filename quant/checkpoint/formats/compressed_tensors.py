@@ -18,10 +18,20 @@ from torch import Tensor
 
 from ....model.families import LinearSpec
 from ...methods.affine import QuantizedWeight
-from .packing import pack_padded, packed_words, unpack_padded
 from ...recipe.scheme import QuantScheme
 from .compressed_tensors_config import CompressedTensorsSettings, describe
-from .format import FLOATS, INDICES, Contents, check_parts, check_symmetric, float_tensor, group_index, need, say
+from .format import (
+    FLOATS,
+    INDICES,
+    Contents,
+    check_parts,
+    check_symmetric,
+    float_tensor,
+    group_index,
+    need,
+    say,
+)
+from .packing import pack_padded, packed_words, unpack_padded
 
 
 @dataclass(frozen=True)

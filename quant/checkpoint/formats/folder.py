@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ....common.lazy_tensor import TensorLike
-from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 from ....common.safetensors_writer import sync_folder, write_tensors
+from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 
 
 class ShardSink(Protocol):

@@ -17,9 +17,21 @@ from torch import Tensor
 
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
-from .packing import VALUES, pack, unpack
 from ...recipe.scheme import QuantScheme
-from .format import FLOATS, INDICES, ROUNDED_INPUTS, Contents, Shapes, check_parts, check_symmetric, fp16_scales, group_index, need, say
+from .format import (
+    FLOATS,
+    INDICES,
+    ROUNDED_INPUTS,
+    Contents,
+    Shapes,
+    check_parts,
+    check_symmetric,
+    fp16_scales,
+    group_index,
+    need,
+    say,
+)
+from .packing import VALUES, pack, unpack
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
 BITS = (2, 3, 4, 8)

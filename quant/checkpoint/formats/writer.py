@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....common.lazy_tensor import TensorLike
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig
 from ....model.families import family_of
-from ....common.lazy_tensor import TensorLike
 from ...methods.affine import QuantizedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
 from .folder import FolderSink, ShardSink, copy_side_files, whole_folder, write_json

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quant.kernels import cpu, library, cpu_layout
+from ..quant.kernels import cpu, cpu_layout, library
 from ..quant.methods.rtn import rtn
 from ..quant.recipe.scheme import QuantScheme
 from .timing import copies_of, time_in_turns

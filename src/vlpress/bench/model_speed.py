@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..eval.fingerprint import activations_of, head_of, kernels_of
 from ..model.generation import generate
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from ..eval.fingerprint import activations_of, head_of, kernels_of
 from .timing import read_bandwidth
 
 

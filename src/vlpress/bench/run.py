@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import kernel_speed, model_speed
-from ..quant.resolve import Source
 from ..quant.config import Settings
+from ..quant.resolve import Source
+from . import kernel_speed, model_speed
 
 
 def bench_kernels(sizes: Sequence[str] = (), rows: Sequence[int] = ()) -> dict[str, Any]:

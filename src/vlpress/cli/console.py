@@ -7,8 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..eval.report.calibration_section import shown_warnings
 from ..common.progress import format_bytes, format_seconds
+from ..eval.report.calibration_section import shown_warnings
 
 SYNTHETIC = "synthetic: the built-in benchmark files are drawings, not the published benchmarks"
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from .. import __version__
+from ..common.locking import sole_use
+from ..common.threads import use_threads
+from ..eval.config import Questions, RunRequest, Served
+from ..quant.config import Calibration, Settings
 from . import options
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, is_shared, stop
-from ..common.locking import sole_use
-from ..quant.config import Calibration, Settings
-from ..eval.config import Questions, RunRequest, Served
-from ..common.threads import use_threads
 
 if TYPE_CHECKING:
     from ..common.distributed import Communicator
@@ -495,8 +495,8 @@ def generate(
     json_output: options.Json = False,
 ) -> None:
     """Answer one question about images or a video, written out as it is found."""
-    from ..quant.generate import answer
     from ..model.generation import Sampling
+    from ..quant.generate import answer
 
     def stream(text: str) -> None:
         sys.stdout.write(text)

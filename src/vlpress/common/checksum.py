@@ -1,6 +1,6 @@
 """Seals on what is stored between runs: damage and edits are noticed before a result rests on them.
 
-A with_checksum object carries the sha256 of the rest of itself. This is no protection against forgery.
+A sealed object carries the sha256 of the rest of itself. This is no protection against forgery.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def verify_checksum(values: object, where: str) -> dict[str, Any]:
         where: what to call it in the error.
 
     Raises:
-        ValueError: no object, without a seal, not what was with_checksum, or a number is not finite.
+        ValueError: not an object, no checksum, a wrong checksum, or a number is not finite.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} is damaged: it holds no object; evaluate again")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+
 def refuse_difference(
     where: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 
+
 def versions() -> dict[str, str]:
     """Versions of what computes, tokenizes and scales pictures."""
     return {

@@ -7,7 +7,6 @@ Only what vlpress wrote is ever removed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -15,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .differences import differences, plain
 from .atomic import PART, write_json
+from .differences import differences, plain
 from .safetensors_writer import sync_folder
 
 MARKER = "work.json"
@@ -33,8 +32,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); remove it or use --fresh") from error
-
-
 
 
 def claim(
@@ -81,8 +78,6 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
             f"output folder {out} is not empty and was not written by this command "
             f"(it holds {names[0]}); give another folder"
         )
-
-
 
 
 def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .lazy_tensor import STORED_DTYPES, TensorLike, LazyTensor
+from .lazy_tensor import STORED_DTYPES, LazyTensor, TensorLike
 
 DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 ALIGNMENT = 8

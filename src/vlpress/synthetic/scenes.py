@@ -13,7 +13,18 @@ from collections.abc import Callable
 from PIL import Image
 
 from .canvas import INKS, SHAPES
-from .scene import ORDINALS, SMALL_SIDE, Question, Scene, fitting_style, new_canvas, number_or_word, others, text_colour, wrong_strings
+from .scene import (
+    ORDINALS,
+    SMALL_SIDE,
+    Question,
+    Scene,
+    fitting_style,
+    new_canvas,
+    number_or_word,
+    others,
+    text_colour,
+    wrong_strings,
+)
 from .shape_scenes import chart, frame, odd, pair, row, shapes
 from .text_scenes import form, formula, lines, signs, text
 

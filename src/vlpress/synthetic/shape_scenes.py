@@ -9,7 +9,18 @@ from dataclasses import dataclass, replace
 from PIL import ImageFilter
 
 from .canvas import INKS, SHAPES, Canvas, Mark, Picture, TextStyle
-from .scene import DIRECTIONS, PLACES, SIDE, Question, Scene, about, add_clutter, near_counts, new_canvas, others
+from .scene import (
+    DIRECTIONS,
+    PLACES,
+    SIDE,
+    Question,
+    Scene,
+    about,
+    add_clutter,
+    near_counts,
+    new_canvas,
+    others,
+)
 
 
 @dataclass(frozen=True)

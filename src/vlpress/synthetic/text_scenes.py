@@ -8,7 +8,19 @@ from functools import partial
 
 from . import words
 from .canvas import INKS, TextStyle
-from .scene import ORDINALS, SIDE, Question, Scene, about, add_clutter, fitting_style, new_canvas, number_or_word, text_colour, wrong_strings
+from .scene import (
+    ORDINALS,
+    SIDE,
+    Question,
+    Scene,
+    about,
+    add_clutter,
+    fitting_style,
+    new_canvas,
+    number_or_word,
+    text_colour,
+    wrong_strings,
+)
 
 TEXT_KINDS = ("regular", "irregular", "artistic", "handwriting", "digits", "non_semantic")
 

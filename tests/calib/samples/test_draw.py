@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlpress.calib.samples.sample import Sample, image_digest, image_digests
 from vlpress.calib.samples.draw import draw_samples, load_samples
+from vlpress.calib.samples.sample import Sample, image_digest, image_digests
 
 
 def png(colour: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:

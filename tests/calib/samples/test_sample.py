@@ -3,7 +3,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlpress.calib.samples.sample import Sample, fingerprint, has_pictures, image_digest, image_digests
+from vlpress.calib.samples.sample import (
+    Sample,
+    fingerprint,
+    has_pictures,
+    image_digest,
+    image_digests,
+)
 
 
 def png(colour: str = "red", size: tuple[int, int] = (8, 6)) -> bytes:

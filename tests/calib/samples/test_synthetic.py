@@ -2,10 +2,10 @@ import random
 
 import pytest
 
-from vlpress.synthetic import canvas, phrases, scene
 from vlpress.calib.samples import synthetic
 from vlpress.calib.samples.sample import image_digests
 from vlpress.calib.samples.synthetic import Stream
+from vlpress.synthetic import canvas, phrases, scene
 
 
 def test_every_skill_has_ten_english_phrasings_and_a_chinese_one() -> None:

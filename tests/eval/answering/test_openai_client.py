@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, completion
 
-from vlpress.eval.answering.openai_client import ChatClient, Endpoint, EndpointError, base_url, error_message, read_api_key, request_fields, retry_after
+from vlpress.eval.answering.openai_client import (
+    ChatClient,
+    Endpoint,
+    EndpointError,
+    base_url,
+    error_message,
+    read_api_key,
+    request_fields,
+    retry_after,
+)
 
 HI = [{"role": "user", "content": "Hi"}]
 KEY = "sk-a-secret-key"

@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from vlpress.eval.answering.openai_messages import chat_messages, data_url, parse_reply
-from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.answering.runner import Answer
+from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.files.image_store import AS_DISPLAYED, ORIENTATION, VLMEVALKIT, Decoding, Picture
+from vlpress.eval.tasks.files.image_store import (
+    AS_DISPLAYED,
+    ORIENTATION,
+    VLMEVALKIT,
+    Decoding,
+    Picture,
+)
 from vlpress.eval.tasks.task import Item
 
 JSON = st.recursive(

@@ -17,13 +17,17 @@ from chat_server import ChatServer, Reply, completion, table, usage
 from eval_models import right, small_model
 
 from vlpress.eval import evaluate, evaluate_endpoint, open_task
-from vlpress.eval.comparability import check_comparable
 from vlpress.eval.answering.openai_client import Endpoint, EndpointError, request_fields
-from vlpress.eval.evaluation import EvalResult
+from vlpress.eval.answering.openai_responder import (
+    EndpointResponder,
+    choose_model,
+    served_fingerprint,
+)
 from vlpress.eval.answering.predictions import Prediction, read_predictions
-from vlpress.eval.results import read_run
 from vlpress.eval.answering.runner import ModelResponder
-from vlpress.eval.answering.openai_responder import EndpointResponder, choose_model, served_fingerprint
+from vlpress.eval.comparability import check_comparable
+from vlpress.eval.evaluation import EvalResult
+from vlpress.eval.results import read_run
 from vlpress.eval.tasks.files.image_store import Picture
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor

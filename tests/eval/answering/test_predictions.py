@@ -9,8 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlpress.eval.answering.predictions import Prediction, RecordStore, prediction_record, read_predictions, read_records
 from vlpress.common.differences import differences
+from vlpress.eval.answering.predictions import (
+    Prediction,
+    RecordStore,
+    prediction_record,
+    read_predictions,
+    read_records,
+)
 
 SETUP: dict[str, Any] = {"batch_size": 8, "versions": {"torch": "2.13"}, "pixels": (1, 2)}
 

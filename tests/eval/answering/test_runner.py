@@ -13,9 +13,15 @@ from eval_models import TableResponder, read_messages, right, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.answering.predictions import read_predictions
-from vlpress.eval.answering.runner import Answer, ModelResponder, answer_task, plan_batches, plan_windows
+from vlpress.eval.answering.runner import (
+    Answer,
+    ModelResponder,
+    answer_task,
+    plan_batches,
+    plan_windows,
+)
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor

@@ -8,9 +8,19 @@ import pytest
 from eval_files import package_files
 from eval_models import small_model
 
+from vlpress.eval.answering.throughput import (
+    BATCHES,
+    DECODE_ROWS,
+    DECODE_TOKENS,
+    LEAST,
+    RATES,
+    TimedModel,
+    Timing,
+    choose_batches,
+    measure_throughput,
+)
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.task import Item, Task
-from vlpress.eval.answering.throughput import BATCHES, DECODE_ROWS, DECODE_TOKENS, LEAST, RATES, TimedModel, Timing, choose_batches, measure_throughput
 from vlpress.model.processing.processor import Processor
 
 

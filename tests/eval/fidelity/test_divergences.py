@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel  # type: ignore[import-untyped]  # scipy has no annotations
 
-from vlpress.eval.fidelity.divergences import by_category, gold_change, kind_of, summarize_fidelity, unit_divergences
+from vlpress.eval.fidelity.divergences import (
+    by_category,
+    gold_change,
+    kind_of,
+    summarize_fidelity,
+    unit_divergences,
+)
 
 
 def record(kl: list[float], lumped: bool = True, **more: Any) -> dict[str, Any]:

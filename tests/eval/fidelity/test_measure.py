@@ -10,11 +10,12 @@ from eval_files import package_files
 from eval_models import read_messages, small_model
 from scipy.stats import entropy  # type: ignore[import-untyped]  # scipy has no annotations
 
-from vlpress.eval.fidelity import measure, teacher_forcing, logprob_cache
-from vlpress.eval.fidelity.divergences import summarize_fidelity, unit_divergences
-from vlpress.eval.fidelity.measure import divergence, keep_logprobs, lumped_divergence, measure_task
-from vlpress.eval.fidelity.logprob_cache import LogProbReader, lump
 from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.fidelity import logprob_cache, teacher_forcing
+from vlpress.eval.fidelity import measure as measure_module
+from vlpress.eval.fidelity.divergences import summarize_fidelity, unit_divergences
+from vlpress.eval.fidelity.logprob_cache import LogProbReader, lump
+from vlpress.eval.fidelity.measure import divergence, keep_logprobs, lumped_divergence, measure_task
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor

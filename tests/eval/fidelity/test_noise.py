@@ -10,7 +10,14 @@ from eval_files import package_files
 from eval_models import small_model
 
 from vlpress.eval import evaluate, open_task
-from vlpress.eval.fidelity.noise import BATCH, DTYPE, measure_noise, multiples, noise_sample, read_noise
+from vlpress.eval.fidelity.noise import (
+    BATCH,
+    DTYPE,
+    measure_noise,
+    multiples,
+    noise_sample,
+    read_noise,
+)
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor

@@ -19,9 +19,9 @@ from workbench import NAMES, Workbench
 
 from vlpress.cli import main
 from vlpress.eval import compare_many, extract_choice
+from vlpress.eval.answering.runner import Answer
 from vlpress.eval.report.report import build_report, compare
 from vlpress.eval.results import StoredRun, read_run
-from vlpress.eval.answering.runner import Answer
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.processor import Processor
 
@@ -205,7 +205,9 @@ def sound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as patch:
         package_files(folder, patch)
-        patch.setattr("vlpress.eval.report.report.holm", dict)  # collects garbage, which takes a while
+        patch.setattr(
+            "vlpress.eval.report.report.holm", dict
+        )  # collects garbage, which takes a while
         bench = Workbench(Processor.from_folder(checkpoint), folder)
         yield read_run(bench.run("base", names=TWO))
 

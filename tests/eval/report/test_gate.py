@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import paths
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 from typer.testing import CliRunner, Result
 from workbench import NAMES, Workbench

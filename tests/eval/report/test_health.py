@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import paths
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 
-from vlpress.eval.report import health
-from vlpress.eval.report.health import NOTHING_TO_LOSE, THRESHOLDS, Reason, Signs, benchmark_reasons, capped, read_signs, violations
 from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.report import health
+from vlpress.eval.report.health import (
+    NOTHING_TO_LOSE,
+    THRESHOLDS,
+    Reason,
+    Signs,
+    benchmark_reasons,
+    capped,
+    read_signs,
+    violations,
+)
+from vlpress.eval.stats.verdict import Verdict
 from vlpress.eval.tasks import KINDS
 from vlpress.eval.tasks.task import Fields
-from vlpress.eval.stats.verdict import Verdict
 
 DOCS = paths.ROOT / "docs" / "report.md"
 Say = Callable[[Fields], str]

@@ -8,8 +8,16 @@ import pytest
 from workbench import Workbench
 
 from vlpress.eval import compare
+from vlpress.eval.report.speed_section import (
+    FILE,
+    NOT_MEASURED,
+    read_throughput,
+    speed_notes,
+    speed_rows,
+    speed_section,
+    write_throughput,
+)
 from vlpress.eval.results import read_run
-from vlpress.eval.report.speed_section import FILE, NOT_MEASURED, read_throughput, speed_notes, speed_rows, speed_section, write_throughput
 
 LOAD = {
     "began": "2026-11-29T10:00:00+00:00",

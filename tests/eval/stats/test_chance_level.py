@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest  # type: ignore[import-untyped]  # scipy has no annotations
 
-from vlpress.eval.stats.chance_level import ANSWER_CLASSES, CHANCE_CONFIDENCE, ROWS_PER_CLASS, chance_percent, is_choice, lower_bound_percent, row_chances
+from vlpress.eval.stats.chance_level import (
+    ANSWER_CLASSES,
+    CHANCE_CONFIDENCE,
+    ROWS_PER_CLASS,
+    chance_percent,
+    is_choice,
+    lower_bound_percent,
+    row_chances,
+)
 from vlpress.eval.tasks.task import Unit
 
 FOUR = dict.fromkeys("ABCD", "text")

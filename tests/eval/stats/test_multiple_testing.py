@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlpress.eval.stats.statistics import PairedOutcome, mcnemar
 from vlpress.eval.stats.multiple_testing import benjamini_hochberg, detectable_difference, holm
+from vlpress.eval.stats.statistics import PairedOutcome, mcnemar
 
 P_VALUES = st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=8)
 

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # untyped
 
-from vlpress.eval.stats.statistics import Interval, PairedOutcome, count_outcomes, judge, mcnemar, mean_interval, one_sided_bounds, overall, paired_interval
+from vlpress.eval.stats.statistics import (
+    Interval,
+    PairedOutcome,
+    count_outcomes,
+    judge,
+    mcnemar,
+    mean_interval,
+    one_sided_bounds,
+    overall,
+    paired_interval,
+)
 from vlpress.eval.stats.verdict import Verdict
 
 

@@ -11,17 +11,17 @@ from eval_models import TableResponder, right, small_model
 from tiny_models import make_random_model, write_checkpoint_folder
 
 from vlpress.eval import evaluate
-from vlpress.eval.tasks.askable import mark_as_reference, mark_unaskable
 from vlpress.eval.answering.vision_features import FeatureCache
+from vlpress.eval.config import Questions
+from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.askable import mark_as_reference, mark_unaskable
 from vlpress.eval.tasks.resolution import Bounds
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.resolve import Source
-from vlpress.eval.resolve import open_tasks
-from vlpress.eval.config import Questions
 from vlpress.quant.config import Settings
+from vlpress.quant.resolve import Source
 
 CONTEXT = 4096  # of the small model, whose tokens of text are bytes
 

@@ -18,12 +18,20 @@ from PIL import Image
 from vlpress.calib.samples.sample import Sample, image_digest
 from vlpress.eval.answering.vision_features import FeatureCache, pictures
 from vlpress.eval.report.thumbnails import shrink
+from vlpress.eval.resolve import refuse_leak
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.files.image_store import AS_DISPLAYED, ORIENTATION, VLMEVALKIT, Decoding, Picture, PictureStore, decode
+from vlpress.eval.tasks.files.image_store import (
+    AS_DISPLAYED,
+    ORIENTATION,
+    VLMEVALKIT,
+    Decoding,
+    Picture,
+    PictureStore,
+    decode,
+)
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.images import MAX_PICTURE_PIXELS, open_image
 from vlpress.model.processing.processor import Processor
-from vlpress.eval.resolve import refuse_leak
 
 Pixel = tuple[int, int, int]
 RED, BLUE, WHITE = (200, 30, 10), (10, 60, 220), (255, 255, 255)

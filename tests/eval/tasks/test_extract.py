@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import paths
 import json
-from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

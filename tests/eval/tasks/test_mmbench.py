@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 from eval_files import mmbench_rows, vectors, write_tsv
 
-from vlpress.eval.tasks import KINDS
-from vlpress.eval.tasks import mmbench
+from vlpress.eval.tasks import KINDS, mmbench
 from vlpress.eval.tasks.files.image_store import Picture
-from vlpress.eval.tasks.prompts import DEFAULT, QWEN2, Content
 from vlpress.eval.tasks.files.table import Findings, Row, Table
-from vlpress.eval.tasks.task import accuracy_table
 from vlpress.eval.tasks.files.tsv import read_table
+from vlpress.eval.tasks.prompts import DEFAULT, QWEN2, Content
+from vlpress.eval.tasks.task import accuracy_table
 
 HEAD = "2026-06"  # the rules the circular cases were recorded under
 

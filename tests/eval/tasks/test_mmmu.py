@@ -8,9 +8,9 @@ from eval_files import mmmu_rows, vectors, write_tsv
 
 from vlpress.eval.tasks import mmmu
 from vlpress.eval.tasks.files.image_store import Picture
-from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 from vlpress.eval.tasks.files.table import Row
 from vlpress.eval.tasks.files.tsv import read_table
+from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 
 HEAD = "2026-06"  # the rules the cases were recorded under
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import paths
 import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import paths
 import pytest
 from chat_server import ChatServer, table
 from eval_models import right, small_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import paths
 import base64
 import io
 import json
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paths
 import pytest
 import torch
 from hypothesis import assume, given
@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import TinyConfig
 
-from vlpress.model.processing.images import MAX_PICTURE_PIXELS, check_sides, fit_size, open_image, smart_resize, to_patches, to_rgb
+from vlpress.model.processing.images import (
+    MAX_PICTURE_PIXELS,
+    check_sides,
+    fit_size,
+    open_image,
+    smart_resize,
+    to_patches,
+    to_rgb,
+)
 from vlpress.model.processing.pixel_settings import PixelSettings
 
 VECTORS = json.loads((paths.GOLDEN / "smart_resize.json").read_text())

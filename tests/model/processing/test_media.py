@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.model.processing.media import find_image, find_video, local_path, read_image_bytes, shorten
+from vlpress.model.processing.media import (
+    find_image,
+    find_video,
+    local_path,
+    read_image_bytes,
+    shorten,
+)
 
 DATA = bytes(range(250, 256)) * 20  # holds the characters that the alphabets write differently
 ENCODED = base64.b64encode(DATA).decode()

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.model.processing.video import FRAME_MIN_PIXELS, MAX_FRAMES, TOTAL_PIXELS, frame_budget, frame_indices, open_video
+from vlpress.model.processing.video import (
+    FRAME_MIN_PIXELS,
+    MAX_FRAMES,
+    TOTAL_PIXELS,
+    frame_budget,
+    frame_indices,
+    open_video,
+)
 from vlpress.model.processing.visual_options import VideoOptions
 
 

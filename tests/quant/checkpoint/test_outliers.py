@@ -12,7 +12,12 @@ from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.checkpoint.outliers import add_outliers_, choose_factors, derive_outliers, outlier_folder
+from vlpress.quant.checkpoint.outliers import (
+    add_outliers_,
+    choose_factors,
+    derive_outliers,
+    outlier_folder,
+)
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 

@@ -12,8 +12,8 @@ from gptq_files import all_tensors
 
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
-from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.targets import quantized_layers
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from vlpress.model.config import ModelConfig
 from vlpress.model.generation import Sampling, generate
 from vlpress.quant.checkpoint.loading import load_quantized
-from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.checkpoint.verify import first_tokens
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.recipe.recipe import Recipe
 
 ROUND = {"method": "rtn", "bits": 8, "group_size": -1}

@@ -11,14 +11,14 @@ from calib_models import prompts, random_model, raw_config, write_checkpoint
 
 from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import build_model, load_model
-from vlpress.quant.driver.pipeline import quantize_, save_quantized
-from vlpress.quant.plan.plan import make_plan
-from vlpress.quant.recipe.recipe import Recipe
+from vlpress.model.processing.inputs import Prompt
 from vlpress.quant.checkpoint.saving import save_finished
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.plan.plan import make_plan
+from vlpress.quant.recipe.recipe import Recipe
 
 GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
 RTN: dict[str, Any] = {"method": "rtn", "bits": 8, "group_size": -1}
@@ -48,7 +48,9 @@ def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
     return write_checkpoint(tmp_path / "source", model, **form)
 
 
-def job(source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any) -> BlockwiseQuantizer:
+def job(
+    source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
+) -> BlockwiseQuantizer:
     calibration = more.pop("calibration", {})
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
     plan = make_plan(ModelConfig.from_folder(source), rule)

@@ -9,10 +9,17 @@ from tiny_models import make_random_model, make_tiny_config, write_checkpoint_fo
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.driver.padding import Padding, choose_padding, pad_model_, pad_tensors, padded_config, padded_layers
+from vlpress.quant.driver.padding import (
+    Padding,
+    choose_padding,
+    pad_model_,
+    pad_tensors,
+    padded_config,
+    padded_layers,
+)
 
 
 def names(config: ModelConfig, *stages: str) -> list[str]:

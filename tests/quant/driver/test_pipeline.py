@@ -11,13 +11,13 @@ from vlpress.calib.token_weights import find_token_weights, gradient_image_weigh
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver import report as report_module
+from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, save_quantized
 from vlpress.quant.methods.affine import choose_input_scale
 from vlpress.quant.methods.gptq import GPTQResult, gptq
-from vlpress.quant.runtime.linear import QuantLinear
-from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, save_quantized
-from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
 

@@ -17,12 +17,12 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.checkpoint.outliers import add_outliers_
 from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.driver.transforms import BlockTransforms
+from vlpress.quant.methods.smoothquant import smooth_scales, weight_absmax
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.driver.report import QuantReport
-from vlpress.quant.methods.smoothquant import smooth_scales, weight_absmax
 from vlpress.quant.targets import quantized_layers
-from vlpress.quant.driver.transforms import BlockTransforms
 
 INT8 = {"method": "rtn", "bits": 8, "group_size": -1}
 INT4 = {"method": "rtn", "bits": 4, "group_size": 32}

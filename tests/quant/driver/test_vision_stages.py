@@ -18,12 +18,18 @@ from vlpress.calib.sequential import TapGroup, run_sequential
 from vlpress.model.families import family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.methods.gptq import gptq
-from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.driver.padding import pad_model_
-from vlpress.quant.driver.pipeline import check_format, load_quantized, make_plan, quantize_, save_quantized
+from vlpress.quant.driver.pipeline import (
+    check_format,
+    load_quantized,
+    make_plan,
+    quantize_,
+    save_quantized,
+)
+from vlpress.quant.methods.gptq import gptq
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import put_quantized, quantized_layers, weight_of
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlpress.quant.kernels import cpu, library, reference, cpu_layout
+from vlpress.quant.kernels import cpu, cpu_layout, library, reference
 
 AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
 # CI builds them and says so, so that these tests cannot be skipped unseen.
@@ -302,7 +302,9 @@ def test_widths_that_do_not_fit_are_named() -> None:
         "groups of 60 of 60 inputs; the CPU kernels take multiples of 8"
     )
     uneven = torch.tensor([0] * 40 + [1] * 24, dtype=torch.int32)
-    assert cpu_layout.why_not(64, 4, 2, uneven) == "the groups of its group index are of unequal size"
+    assert (
+        cpu_layout.why_not(64, 4, 2, uneven) == "the groups of its group index are of unequal size"
+    )
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import paths
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import paths
 import pytest
 
 from vlpress.quant.kernels import library

@@ -9,7 +9,16 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from vlpress.quant.kernels import gpu, reference, triton_float, triton_integer
-from vlpress.quant.kernels.triton_tuning import FLOAT, FLOAT_DEFAULT, INTEGER, INTEGER_DEFAULT, LEAST, Blocks, float_blocks, integer_blocks
+from vlpress.quant.kernels.triton_tuning import (
+    FLOAT,
+    FLOAT_DEFAULT,
+    INTEGER,
+    INTEGER_DEFAULT,
+    LEAST,
+    Blocks,
+    float_blocks,
+    integer_blocks,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bf16 off where a GPU rounds.

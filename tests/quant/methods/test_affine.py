@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlpress.quant.methods.affine import MAX_SCALE, MIN_SCALE, choose_qparams, dequantize, quantize, round_scales
+from vlpress.quant.methods.affine import (
+    MAX_SCALE,
+    MIN_SCALE,
+    choose_qparams,
+    dequantize,
+    quantize,
+    round_scales,
+)
 from vlpress.quant.methods.rtn import may_be_signed, rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from vlpress.quant.methods.awq import awq_scales, column_magnitudes, scales_at
-from vlpress.quant.methods.layer_error import relative_error
 from vlpress.quant.methods.gptq import gptq
+from vlpress.quant.methods.layer_error import relative_error
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 

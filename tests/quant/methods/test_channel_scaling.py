@@ -7,7 +7,17 @@ from torch import Tensor
 
 from vlpress.model.families import NormBinding, PairBinding, family_of
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.methods.channel_scaling import Binding, channel_index, count_channels, reader_names, readers_of, reduce_columns, rescale_, source_names, source_of
+from vlpress.quant.methods.channel_scaling import (
+    Binding,
+    channel_index,
+    count_channels,
+    reader_names,
+    readers_of,
+    reduce_columns,
+    rescale_,
+    source_names,
+    source_of,
+)
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpress.quant.methods.layer_error import row_energy
 from vlpress.quant.methods.cholesky import LADDER, ROWS_AT_ONCE, Factor, find_factor, is_finite
+from vlpress.quant.methods.layer_error import row_energy
 
 
 def hessian_of(columns: int, seed: int = 0) -> Tensor:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.driver.layer_solver import relative_change
+from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.gptaq import asymmetric_target
 from vlpress.quant.methods.gptq import gptq
-from vlpress.quant.runtime.linear import QuantLinear
-from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.driver.layer_solver import relative_change
+from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]

@@ -3,8 +3,8 @@ import torch
 
 from vlpress.quant.methods import cholesky
 from vlpress.quant.methods.affine import QuantizedWeight, choose_qparams, quantize
-from vlpress.quant.methods.layer_error import row_energy
 from vlpress.quant.methods.gptq import GPTQResult, gptq
+from vlpress.quant.methods.layer_error import row_energy
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 
@@ -165,9 +165,9 @@ def test_float64_is_tried_after_the_ladder(monkeypatch: pytest.MonkeyPatch) -> N
 
     def fail_in_float32(matrix: torch.Tensor) -> torch.Tensor | None:
         seen.append(matrix.dtype)
-        return None if matrix.dtype == torch.float32 else cholesky(matrix)
+        return None if matrix.dtype == torch.float32 else original(matrix)
 
-    cholesky = cholesky._cholesky_
+    original = cholesky._cholesky_
     monkeypatch.setattr(cholesky, "_cholesky_", fail_in_float32)
     weight, hessian = problem()
     result = gptq(weight, hessian, QuantScheme(4, 32))

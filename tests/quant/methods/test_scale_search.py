@@ -6,7 +6,14 @@ import torch
 from vlpress.quant.methods.affine import choose_qparams, dequantize, quantize, round_scales
 from vlpress.quant.methods.layer_error import relative_error
 from vlpress.quant.methods.rtn import rtn
-from vlpress.quant.methods.scale_search import CLIPPING_RATIOS, EXPONENT, SOLVER_RATIOS, clip_scales, group_blocks, search_scales
+from vlpress.quant.methods.scale_search import (
+    CLIPPING_RATIOS,
+    EXPONENT,
+    SOLVER_RATIOS,
+    clip_scales,
+    group_blocks,
+    search_scales,
+)
 from vlpress.quant.recipe.scheme import QuantScheme
 
 

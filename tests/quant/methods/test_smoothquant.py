@@ -6,8 +6,8 @@ from torch import Tensor
 
 from vlpress.quant.kernels import reference
 from vlpress.quant.methods.rtn import rtn
-from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.methods.smoothquant import LARGEST_SCALE, smooth_scales, weight_absmax
+from vlpress.quant.recipe.scheme import QuantScheme
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from vlpress.cli.main import app
 from vlpress.model.config import ModelConfig
-from vlpress.quant.plan.coverage import check_pictures
 from vlpress.quant.driver.pipeline import make_plan, quantize_
+from vlpress.quant.plan.coverage import check_pictures
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.targets import quantized_layers
 
@@ -97,7 +97,9 @@ def test_a_transform_that_leaves_the_tower_alone_asks_for_nothing() -> None:
 def test_the_command_says_so_before_it_loads_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlpress.quant.resolve.open_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "vlpress.quant.resolve.open_model", lambda *args, **kwargs: pytest.fail("loaded")
+    )
     texts = tmp_path / "texts.jsonl"
     texts.write_text(json.dumps({"question": "What is two and two?", "answer": "Four."}) + "\n")
     arguments = ["quantize", "tiny", "-r", "vision-w8a8+decoder-w4a16", "--calib", str(texts)]

@@ -6,10 +6,10 @@ import torch
 from calib_models import raw_config
 
 from vlpress.model.config import ModelConfig
-from vlpress.quant.plan.time_estimate import Probe, estimate_time, probe
-from vlpress.quant.plan.plan import Plan, make_plan
-from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.methods.smoothquant import ALPHAS
+from vlpress.quant.plan.plan import Plan, make_plan
+from vlpress.quant.plan.time_estimate import Probe, estimate_time, probe
+from vlpress.quant.recipe.recipe import Recipe
 
 MACS = Probe(mac=1, mac32=0, hessian=0, column=0, solve_mac=0, search=0)
 HESSIANS = Probe(mac=0, mac32=0, hessian=1, column=0, solve_mac=0, search=0)

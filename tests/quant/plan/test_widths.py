@@ -1,8 +1,8 @@
 import pytest
 
 from vlpress.model.families import LinearSpec
-from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.plan.widths import check_groups, fitting_group
+from vlpress.quant.recipe.scheme import QuantScheme
 
 
 def layer(name: str, in_features: int, *, input_split: bool = False) -> LinearSpec:

@@ -1,16 +1,16 @@
 """Every recipe under examples/ runs on the built-in model and does what its name says."""
 
-import paths
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import paths
 import pytest
 import torch
 
 from vlpress.calib.samples.draw import load_samples
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.driver.pipeline import check_format, quantize_
 from vlpress.quant.recipe.recipe import Recipe

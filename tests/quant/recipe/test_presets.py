@@ -1,8 +1,8 @@
 """Every preset, on a model that is small and has widths of 128."""
 
-import paths
 from pathlib import Path
 
+import paths
 import pytest
 import torch
 from calib_models import prompts, random_model, raw_config, write_checkpoint

@@ -10,10 +10,10 @@ from vlpress.model.cache import CacheType, KVCache
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.text import DecoderLayer
-from vlpress.quant.kernels import library
-from vlpress.quant.runtime.fused_layer import FusedDecoderLayer
 from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.kernels import library
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.runtime.fused_layer import FusedDecoderLayer
 from vlpress.quant.runtime.kernel_selection import prepare_, round_inputs_
 from vlpress.quant.targets import quantized_layers
 

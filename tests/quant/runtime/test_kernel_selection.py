@@ -13,13 +13,19 @@ from vlpress.eval.fingerprint import activations_of, head_of, kernels_of
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.text import DecoderLayer
-from vlpress.quant.kernels import bf16_linear, library
-from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.checkpoint.loading import open_model
 from vlpress.quant.driver.pipeline import quantize_
-from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.kernels import bf16_linear, library
 from vlpress.quant.methods.rtn import rtn
-from vlpress.quant.runtime.kernel_selection import prepare_, round_head_, round_inputs_, speed_head_, speed_layers_
+from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.runtime.kernel_selection import (
+    prepare_,
+    round_head_,
+    round_inputs_,
+    speed_head_,
+    speed_layers_,
+)
+from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
 NEEDS = pytest.mark.skipif(

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.kernels import library, op, reference
-from vlpress.quant.runtime.linear import Fused, QuantLinear, can_fuse, storable_bias
+from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.runtime.linear import Fused, QuantLinear, can_fuse, storable_bias
 
 
 def make(bits: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantLinear]:

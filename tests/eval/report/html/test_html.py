@@ -13,7 +13,7 @@ from eval_models import Say, right
 from workbench import NAMES, Workbench, lossy, reseal
 
 from vlpress.eval import compare, compare_many
-from vlpress.eval.report.html import gallery, formatting
+from vlpress.eval.report.html import formatting, gallery
 from vlpress.eval.report.html.scores import headline
 from vlpress.eval.report.html.table import Cell, Column, make_table
 

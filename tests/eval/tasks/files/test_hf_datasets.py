@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 from eval_files import mmbench_rows, picture
 
-from vlpress.eval.tasks.files import hf_datasets
 from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.files import hf_datasets
 from vlpress.eval.tasks.files.hf_datasets import DISCIPLINE_OF, read_dataset
 from vlpress.eval.tasks.files.image_store import VLMEVALKIT, PictureStore
 

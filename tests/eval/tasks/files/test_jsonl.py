@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlpress.eval.answering.vision_features import pictures
-from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks import custom
+from vlpress.eval.tasks import custom, open_task
 from vlpress.eval.tasks.files.jsonl import read_jsonl
-from vlpress.eval.tasks.prompts import DEFAULT
 from vlpress.eval.tasks.files.table import Row
+from vlpress.eval.tasks.prompts import DEFAULT
 
 PNG = base64.b64decode(picture(1))
 ASK = {"question": "What is this?", "answer": "a cat"}
@@ -171,7 +170,9 @@ def test_marks_place_the_images(tmp_path: Path, question: str, count: int, shown
     record = {"question": question, "answer": "x", "images": [picture(n) for n in range(count)]}
     row, fault = read(tmp_path, record)
     assert fault == ""
-    fault = custom.check(read_jsonl(tmp_path / "a.jsonl"), published=False).faults.get(row.index, "")
+    fault = custom.check(read_jsonl(tmp_path / "a.jsonl"), published=False).faults.get(
+        row.index, ""
+    )
     if isinstance(shown, str):
         assert shown in fault
         return

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.checkpoint.formats import FORMATS
 from vlpress.quant.checkpoint.formats.awq import pack_columns, unpack_columns
 from vlpress.quant.checkpoint.formats.format import Contents
 from vlpress.quant.driver.pipeline import check_format, load_quantized, make_plan
+from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.recipe.scheme import QuantScheme
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")

@@ -12,13 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlpress.quant.methods.affine import QuantizedWeight
-from vlpress.quant.checkpoint.formats import FORMATS
-from vlpress.quant.checkpoint.formats import writer
+from vlpress.quant.checkpoint.formats import FORMATS, writer
 from vlpress.quant.checkpoint.formats.gptq import GPTQ
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
-from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers
 

@@ -10,9 +10,9 @@ from calib_models import prompts
 from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors.torch import save_file
 
-from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.checkpoint.formats import FORMATS
 from vlpress.quant.driver.pipeline import is_quantized, load_quantized, open_model
+from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.targets import quantized_layers

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.recipe.recipe import Recipe

@@ -1,10 +1,9 @@
 """One layer through every format: it comes back the same, and its bytes do not change."""
 
-import paths
 import json
-from pathlib import Path
 from typing import Any, get_args
 
+import paths
 import pytest
 import torch
 from format_files import contents, fingerprint, made_layer
@@ -12,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vlpress.model.families import LinearSpec
-from vlpress.quant.methods.affine import QuantizedWeight, round_scales
 from vlpress.quant.checkpoint.formats import FORMATS, choose_format, find_format, format_of
 from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.methods.affine import QuantizedWeight, round_scales
 from vlpress.quant.recipe.scheme import Activations, QuantScheme
 
 GOLDEN = paths.GOLDEN / "format_layers.json"

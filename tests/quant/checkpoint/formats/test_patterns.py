@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vlpress.model.loading import build_model
-from vlpress.quant.checkpoint.formats.patterns import HEAD, TOWER, excluding_patterns, layer_patterns
+from vlpress.quant.checkpoint.formats.patterns import (
+    HEAD,
+    TOWER,
+    excluding_patterns,
+    layer_patterns,
+)
 from vlpress.quant.recipe.scheme import QuantScheme
 
 CONFIG = contents(QuantScheme(4), tie_word_embeddings=False).config
