@@ -6,8 +6,8 @@ Answers 128 built-in questions with the built-in model in bf16 and with its w4a1
 time in a process of its own, while 0, 1 or 2 other processes compute without pause, and reports the
 median seconds of answering (loading apart). `spinning` is the same with the OpenMP runtime's own
 waiting policy, which held before vlpress bounded it (src/vlpress/common/threads.py); both take
-turns in one run. Answers must be the same in all of them. Writes results/busy_machine.json and .md beside
-this script.
+turns in one run. Answers must be the same in all of them. Writes results/busy_machine.json and .md
+beside this script.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "choices": ["left", "right"],
      "answer": "B", "category": "size"}
 
-`image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:` URL,
-base64, or an object with one of them; a list of those, or absent. `own` says where marks in the
-question place the images, `choices` how options and their answer may be written. `answer` is a text
+`image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:`
+URL, base64, or an object with one of them; a list of those, or absent. `tasks.custom` documents
+where marks in the question place the images, `choices` how options and their answer may be written. `answer` is a text
 or a number, or a list of accepted ones. `metric` is one of `METRICS`, by default choice where there
 are choices and exact elsewhere.
 """

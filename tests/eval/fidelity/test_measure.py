@@ -142,7 +142,7 @@ def test_measurement_resumes(
         return original(model, cache, items, answers)
 
     batches: list[list[str]] = []
-    monkeypatch.setattr(measure, "read_answers", limited)
+    monkeypatch.setattr(measure_module, "read_answers", limited)
     with pytest.raises(KeyboardInterrupt):
         measure(task, base, cand, processor, path)
     left = 99
