@@ -6,9 +6,9 @@
 
 `image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:`
 URL, base64, or an object with one of them; a list of those, or absent. `tasks.custom` documents
-where marks in the question place the images, `choices` how options and their answer may be written. `answer` is a text
-or a number, or a list of accepted ones. `metric` is one of `METRICS`, by default choice where there
-are choices and exact elsewhere.
+where marks in the question place the images, `tasks.choices` how options and their answer may be
+written. `answer` is a text or a number, or a list of accepted ones. `metric` is one of `METRICS`,
+by default choice if there are choices, else exact.
 """
 
 from __future__ import annotations
