@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import ModelConfig
+from .rope import MropeLayout
 
 # Copied byte for byte into every checkpoint that is written; saving through a library has changed
 # such files before (truncation settings, templates).
@@ -109,6 +110,7 @@ class Stage:
     name: Literal["vision", "merger", "decoder", "head"]
     path: str  # module path with {} for the block index, if there is one
     count: Callable[[ModelConfig], int]
+    entry: str | None  # module outside the blocks that runs before the first one
     linears: tuple[BlockLinear, ...]
     norms: tuple[NormBinding, ...] = ()
     pairs: tuple[PairBinding, ...] = ()
@@ -135,9 +137,7 @@ class Family:
 
     name: str
     stages: tuple[Stage, ...]
-    mrope_layout: Literal["sectioned", "interleaved"]
-    outside: tuple[str, ...]  # modules with weights that belong to no stage
-    architecture: str  # class name in the `architectures` field of config.json
+    mrope_layout: MropeLayout
     side_files: tuple[str, ...] = SIDE_FILES  # patterns of names in the checkpoint's folder
 
     def stage(self, name: str) -> Stage:
@@ -208,6 +208,7 @@ _VISION_QWEN2 = Stage(
     name="vision",
     path="visual.blocks.{}",
     count=lambda config: config.vision.depth,
+    entry="visual.patch_embed",
     linears=(
         *_VISION_ATTENTION,
         BlockLinear("mlp.fc1", "vision", "vision_mlp", bias=True, tap="fc1"),
@@ -221,6 +222,7 @@ _VISION_QWEN2_5 = Stage(
     name="vision",
     path="visual.blocks.{}",
     count=lambda config: config.vision.depth,
+    entry="visual.patch_embed",
     linears=(
         *_VISION_ATTENTION,
         BlockLinear("mlp.gate_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
@@ -249,6 +251,7 @@ _MERGER = Stage(
     name="merger",
     path="visual.merger",
     count=lambda config: 1,
+    entry=None,
     linears=(
         BlockLinear("mlp.0", "merged", "merged", bias=True, tap="merger_in"),
         BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out", input_split=True),
@@ -260,6 +263,7 @@ _DECODER = Stage(
     name="decoder",
     path="model.layers.{}",
     count=lambda config: config.text.num_hidden_layers,
+    entry="model.embed_tokens",
     linears=(
         BlockLinear("self_attn.q_proj", "hidden", "q", bias=True, tap="qkv"),
         BlockLinear("self_attn.k_proj", "hidden", "kv", bias=True, tap="qkv"),
@@ -297,24 +301,19 @@ _HEAD = Stage(
     name="head",
     path="lm_head",
     count=lambda config: 0 if config.text.tie_word_embeddings else 1,
+    entry="model.norm",
     linears=(BlockLinear("", "hidden", "vocab", bias=False, tap="head"),),
 )
-
-_OUTSIDE = ("visual.patch_embed", "model.embed_tokens", "model.norm")
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(
         name="qwen2_vl",
         stages=(_VISION_QWEN2, _MERGER, _DECODER, _HEAD),
         mrope_layout="sectioned",
-        outside=_OUTSIDE,
-        architecture="Qwen2VLForConditionalGeneration",
     ),
     "qwen2_5_vl": Family(
         name="qwen2_5_vl",
         stages=(_VISION_QWEN2_5, _MERGER, _DECODER, _HEAD),
         mrope_layout="sectioned",
-        outside=_OUTSIDE,
-        architecture="Qwen2_5_VLForConditionalGeneration",
     ),
 }

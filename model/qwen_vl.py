@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .cache import CacheType, KVCache
 from .config import ModelConfig
+from .families import family_of
 from .finite import check_finite
 from .processing.inputs import Batch, Prompt, Visual
 from .text import TextModel
@@ -31,7 +32,7 @@ class QwenVL(nn.Module):
         super().__init__()
         self.config = config
         self.visual = VisionTower(config.vision)
-        self.model = TextModel(config.text)
+        self.model = TextModel(config.text, family_of(config).mrope_layout)
         self.lm_head: nn.Module | None = (
             None
             if config.text.tie_word_embeddings

@@ -8,12 +8,16 @@ equal ids, a visual spans a grid. Each segment starts one above the largest id o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .config import ModelConfig
+
+MropeLayout = Literal["sectioned"]
+"""How the rotary frequencies are divided among time, height and width; see `_LAYOUTS`."""
 
 
 def mrope_ids(
@@ -79,20 +83,54 @@ def _grid_ids(grid: tuple[int, int, int], seconds: float, config: ModelConfig) -
 
 
 def text_rotary(
-    position_ids: Tensor, head_dim: int, theta: float, section: tuple[int, int, int]
+    position_ids: Tensor,
+    head_dim: int,
+    theta: float,
+    section: tuple[int, int, int],
+    layout: MropeLayout,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the decoder's angles, float32 `[batch, tokens, head_dim / 2]`.
+    """Compute cosine and sine of the decoder's angles, float32 `[batch, tokens, head_dim / 2]`.
 
     Args:
-        position_ids: int64 `[3, batch, tokens]`.
-        head_dim: Width of one head; the rotation pairs channel i with i + head_dim / 2.
-        theta: Base of the geometric series of frequencies.
-        section: How many consecutive frequencies follow time, height and width.
+        position_ids: int64 `[3, batch, tokens]`: time, height, width.
+        head_dim: width of one head; the rotation pairs channel i with i + head_dim / 2.
+        theta: base of the geometric series of frequencies.
+        section: number of frequencies that use the time, height and width id.
+        layout: which frequencies these are, see `check_mrope_layout`.
+
+    Raises:
+        ValueError: the layout is not implemented.
     """
+    check_mrope_layout(layout)
     angles = position_ids[..., None].float() * _frequencies(head_dim, theta, position_ids.device)
-    parts = torch.split(angles, list(section), dim=-1)
-    mixed = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
-    return mixed.cos(), mixed.sin()
+    selected = _LAYOUTS[layout](angles, section)
+    return selected.cos(), selected.sin()
+
+
+def check_mrope_layout(layout: str) -> None:
+    """Refuse an M-RoPE layout that is not implemented.
+
+    A wrong assignment of frequencies to axes gives finite but wrong logits, so an unknown layout
+    must fail before the model runs.
+
+    Raises:
+        ValueError: the layout is not implemented.
+    """
+    if layout not in _LAYOUTS:
+        raise ValueError(
+            f"M-RoPE layout {layout!r} is not implemented; allowed: {', '.join(_LAYOUTS)}; "
+            "correct mrope_layout of the family in model/families.py"
+        )
+
+
+def _sectioned(angles: Tensor, section: Sequence[int]) -> Tensor:
+    """Consecutive frequencies: first all of time, then of height, then of width."""
+    sections = torch.split(angles, list(section), dim=-1)
+    return torch.cat([angle[axis] for axis, angle in enumerate(sections)], dim=-1)
+
+
+_LAYOUTS: Mapping[str, Callable[[Tensor, Sequence[int]], Tensor]] = {"sectioned": _sectioned}
+"""Layout to the function that selects from angles `[3, ..., frequencies]` one axis each."""
 
 
 def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:

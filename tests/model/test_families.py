@@ -34,10 +34,11 @@ def test_linears_are_the_modules_of_the_model(
     assert any(spec.name == "lm_head" for spec in specs) != tied
 
 
-def test_every_weight_belongs_to_one_stage_or_outside(tiny_config: TinyConfig, family: str) -> None:
+def test_every_weight_belongs_to_one_block_or_entry(tiny_config: TinyConfig, family: str) -> None:
     config = tiny_config(family)
-    table = family_of(config)
-    homes = [path for stage in table.stages for path in stage.blocks(config)] + list(table.outside)
+    stages = family_of(config).stages
+    homes = [path for stage in stages for path in stage.blocks(config)]
+    homes += [stage.entry for stage in stages if stage.entry is not None]
     for name, _ in build_model(config).named_parameters():
         owners = [home for home in homes if name.startswith(home + ".")]
         assert len(owners) == 1, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import TinyConfig
 
-from vlpress.model.rope import mrope_ids, rotate, text_rotary, vision_rotary
+from vlpress.model.families import FAMILIES
+from vlpress.model.loading import build_model
+from vlpress.model.rope import (
+    check_mrope_layout,
+    mrope_ids,
+    rotate,
+    text_rotary,
+    vision_rotary,
+)
 
 GOLDEN = json.loads((paths.GOLDEN / "mrope_ids.json").read_text())
 
@@ -66,7 +75,7 @@ def test_scores_depend_on_distance_only(shift: int, positions: list[int]) -> Non
 
     def score(offset: int) -> torch.Tensor:
         ids = (torch.tensor(positions) + offset).expand(3, 1, 2)
-        cos, sin = text_rotary(ids, 32, 10000.0, (4, 6, 6))
+        cos, sin = text_rotary(ids, 32, 10000.0, (4, 6, 6), "sectioned")
         turned = rotate(torch.stack((q, k))[None], cos.double(), sin.double())[0]
         return turned[0] @ turned[1]
 
@@ -76,10 +85,30 @@ def test_scores_depend_on_distance_only(shift: int, positions: list[int]) -> Non
 
 def test_sections_follow_their_own_axis() -> None:
     ids = torch.tensor([[[3]], [[50]], [[700]]])
-    cos, _ = text_rotary(ids, 32, 10000.0, (4, 6, 6))
+    cos, _ = text_rotary(ids, 32, 10000.0, (4, 6, 6), "sectioned")
     frequencies = 10000.0 ** (-torch.arange(16) / 16)
     expected = torch.cat((3 * frequencies[:4], 50 * frequencies[4:10], 700 * frequencies[10:]))
     torch.testing.assert_close(cos[0, 0], expected.cos(), atol=1e-4, rtol=0)
+
+
+def test_a_layout_without_code_is_refused_when_the_model_is_built(
+    tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    layout: Any = "interleaved"
+    table = dataclasses.replace(FAMILIES[config.family], mrope_layout=layout)
+    monkeypatch.setitem(FAMILIES, config.family, table)
+    with pytest.raises(ValueError, match=r"'interleaved'.*sectioned") as error:
+        build_model(config)
+    assert "\n" not in str(error.value)
+    ids = torch.zeros(3, 1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="'interleaved'"):
+        text_rotary(ids, 32, 10000.0, (4, 6, 6), layout)
+
+
+def test_every_family_has_a_layout_that_is_implemented() -> None:
+    for family in FAMILIES.values():
+        check_mrope_layout(family.mrope_layout)
 
 
 def test_vision_angles_are_rows_then_columns() -> None:
