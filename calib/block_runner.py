@@ -60,6 +60,7 @@ class BlockRunner:
         self.merger = family.stage("merger").blocks(config)
         self.decoder = family.stage("decoder").blocks(config)
         self.head = family.stage("head").blocks(config)
+        self._entry = {stage.name: stage.entry for stage in family.stages if stage.entry}
         self._weigh = token_weights
         self.seeing = [i for i, prompt in enumerate(prompts) if prompt.visuals]
         self.parted: set[int] = set()
@@ -94,11 +95,11 @@ class BlockRunner:
     def enter(self, step: str) -> None:
         """Before the first block of the vision tower or the decoder: make the first states."""
         if step == self.vision[0]:
-            with loaded(self.blocks, "visual.patch_embed"):
+            with loaded(self.blocks, self._entry["vision"]):
                 for sample in self.mine(step):
                     self.store.put(step, sample, self._see(self.prompts[sample]))
         elif step == self.decoder[0]:
-            with loaded(self.blocks, "model.embed_tokens"):
+            with loaded(self.blocks, self._entry["decoder"]):
                 for sample in self.mine(step):
                     state = self._embed(sample)
                     self.store.put(step, sample, state)
@@ -106,7 +107,7 @@ class BlockRunner:
                         hidden = self._embed(sample, in_float=True)["hidden"]
                         self.store.put(_key(step, True), sample, {**state, "hidden": hidden})
         elif step in self.head:
-            self.blocks.load("model.norm")
+            self.blocks.load(self._entry["head"])
 
     def waiting(self, step: str) -> list[str]:
         """Names under which the store holds what is needed before `enter`."""
@@ -198,7 +199,7 @@ class BlockRunner:
 
         It goes on from there with the next `pause`, or with `advance`.
         """
-        state, inputs = self._layer(step).run_until(tap, self._paused_state(step, sample))
+        state, inputs = self._layer(step).forward_to(tap, self._paused_state(step, sample))
         observer.update(inputs, self.token_weights(step, self.prompts[sample]))
         self._paused[sample] = f"{step} (in front of {tap})"
         self.store.put(self._paused[sample], sample, state)
@@ -218,14 +219,12 @@ class BlockRunner:
     def run(self, step: str, state: State) -> State:
         """The state behind a block."""
         if step in self.vision:
-            return {**state, "hidden": self.model.visual.step(self.vision.index(step), state)}
+            return self.model.visual.step(self.vision.index(step), state)
         if step in self.merger:
             return {"hidden": self.model.visual.finish(state)}
         if step in self.head:
-            return {"hidden": self.model.logits(self.model.model.finish(state["hidden"]))}
-        layer = self.model.get_submodule(step)
-        hidden = layer(state["hidden"], state["cos"], state["sin"], state.get("mask"))
-        return {**state, "hidden": hidden}
+            return {"hidden": self.model.logits(self.model.model.finish(state))}
+        return self.model.model.step(self.decoder.index(step), state)
 
     def token_weights(self, step: str, prompt: Prompt) -> Tensor | None:
         """How much each token counts in a block, float ``[T]``; None = all alike."""
@@ -233,7 +232,7 @@ class BlockRunner:
 
     def _through(self, step: str, sample: int, in_float: bool) -> State:
         if sample in self._paused:
-            hidden = self._layer(step).run_rest(self._paused_state(step, sample))
+            hidden = self._layer(step).forward_from(self._paused_state(step, sample))
             return {**self._state(step, sample, in_float), "hidden": hidden}
         with self._standing_in(step, in_float):
             return self.run(step, self._state(step, sample, in_float))

@@ -50,11 +50,11 @@ def loss_gradients(model: QwenVL, prompt: Prompt) -> list[Tensor]:
             batch = model.embed([prompt])
         with torch.enable_grad():
             state = model.model.prepare(batch.embeds.detach().requires_grad_(), batch.position_ids)
-            hidden, outputs = state["hidden"], []
-            for layer in model.model.layers:
-                hidden = layer(hidden, state["cos"], state["sin"], state.get("mask"))
-                outputs.append(hidden)
-            rows = model.model.finish(hidden)[0, -count - 1 : -1]
+            outputs = []
+            for index in range(len(model.model.layers)):
+                state = model.model.step(index, state)
+                outputs.append(state["hidden"])
+            rows = model.model.finish(state)[0, -count - 1 : -1]
             targets = prompt.input_ids[-count:].to(rows.device)
             loss = F.cross_entropy(model.logits(rows), targets, reduction="sum")
             return [gradient[0] for gradient in torch.autograd.grad(loss, outputs)]

@@ -3,7 +3,8 @@
 Architecture: "Qwen2 Technical Report" (arXiv 2407.10671, section 2.2.1) with the rotary positions
 of `rope.py`. Attribute names equal the checkpoint's (`self_attn.q_proj`, `mlp.gate_proj`, ...).
 
-Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden size, D head size.
+Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden size, I MLP size,
+D head size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 from .cache import KVCache, causal_mask
 from .config import TextConfig
 from .fused_linear import project
-from .rope import rotate, text_rotary
+from .rope import MropeLayout, check_mrope_layout, rotate, text_rotary
+
+State = dict[str, Tensor]
+"""Input of a decoder layer, see `TextModel.prepare`."""
 
 
 class RMSNorm(nn.Module):
@@ -52,14 +56,14 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """`[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
+        """Attend, `[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
         out: Tensor = self.o_proj(self.context(x, cos, sin, mask, cache))
         return out
 
     def context(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """What `o_proj` reads, `[B, T, heads * D]`."""
+        """Compute the input of `o_proj`, `[B, T, heads * D]`."""
         q, k, v = (
             projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
@@ -67,12 +71,24 @@ class Attention(nn.Module):
         # Under autocast q is narrower than the angles; without it this is a no-op.
         cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # Keys are cached after the rotation: a token's position never changes, so later steps
+        # need not rotate them again.
         if cache is not None:
             k, v = cache.update(self.index, k, v)
         return self.attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted values `[B, heads, T, D]` of queries of that shape."""
+        """Compute scaled dot-product attention under grouped-query attention.
+
+        Args:
+            q: `[B, heads, T, D]`.
+            k: `[B, kv_heads, S, D]`.
+            v: `[B, kv_heads, S, D]`.
+            mask: bool `[B, 1, T, S]`; None is causal.
+
+        Returns:
+            `[B, heads, T, D]`.
+        """
         if q.shape[2] == 1:
             # One new token: the heads of a group act as rows of one query, and the cache is not
             # copied for each of them.
@@ -93,27 +109,27 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, H]` to `[B, T, H]`."""
+        """Apply the MLP, `[B, T, H]` to `[B, T, H]`."""
         out: Tensor = self.down_proj(self.inner(x))
         return out
 
     def inner(self, x: Tensor) -> Tensor:
-        """What `down_proj` reads, `[B, T, I]`."""
+        """Compute the input of `down_proj`, `[B, T, I]`."""
         gate, up = project(x, self.gate_proj, self.up_proj)
         return F.silu(gate) * up
 
 
 class FusedLayer(Protocol):
-    """What may compute a decoder layer instead of its modules."""
+    """Optional fused implementation of a decoder layer."""
 
-    def takes(self, hidden: Tensor) -> bool:
-        """Whether it can for this input."""
+    def supports(self, hidden: Tensor) -> bool:
+        """Return whether it can compute the layer for this input."""
         ...
 
     def __call__(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """As `DecoderLayer.forward`."""
+        """Compute the layer, see `DecoderLayer.forward`."""
         ...
 
 
@@ -126,7 +142,8 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
-        self.faster: FusedLayer | None = None  # whoever prepares a model may set it
+        self.fused_layer: FusedLayer | None = None
+        """Set by `quant.runtime` when a fused kernel is available."""
 
     def forward(
         self,
@@ -136,32 +153,35 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Run the layer.
+        """Run the layer, `[B, T, H]` to `[B, T, H]`.
 
         Args:
             hidden: `[B, T, H]`.
             cos: `[B, T, D / 2]`, from `TextModel.prepare`.
             sin: `[B, T, D / 2]`.
-            mask: bool `[B, 1, T, S]`, True where a token may look; None is causal over T tokens
+            mask: bool `[B, 1, T, S]`, True where a token may attend; None is causal over T tokens
                 (or, for one token, everything in the cache).
-            cache: Takes the new keys and values and gives all S; None without generation.
+            cache: stores the new keys and values and returns all S; None without generation.
         """
-        if self.faster is not None and self.faster.takes(hidden):
-            return self.faster(hidden, cos, sin, mask, cache)
+        if self.fused_layer is not None and self.fused_layer.supports(hidden):
+            return self.fused_layer(hidden, cos, sin, mask, cache)
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
-    def run_until(self, tap: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute `forward` as far as one of its inner inputs.
+    def forward_to(self, tap: str, state: Mapping[str, Tensor]) -> tuple[State, Tensor]:
+        """Run `forward` up to the input of some of its linear layers.
+
+        Calibration quantizes a layer's linears one tap after the other. With the state stored at
+        the tap, the part of the layer before it runs once per sample instead of once per tap.
 
         Args:
-            tap: o, gate_up or down, as the family table calls them.
-            state: of `TextModel.prepare` with this layer's hidden states, or what this method
-                gave for an earlier tap.
+            tap: `o`, `gate_up` or `down`, as in the family table.
+            state: `TextModel.prepare`'s with this layer's hidden states, or the one returned for an
+                earlier tap.
 
         Returns:
-            What is needed to go on from there, and the input itself.
+            The state for `forward_to` a later tap or `forward_from`, and the tap's tensor.
         """
         if tap == "o":
             context = self._context(state)
@@ -173,8 +193,8 @@ class DecoderLayer(nn.Module):
         inner = self.mlp.inner(normed)
         return {"attended": attended, "inner": inner}, inner
 
-    def run_rest(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The rest of `forward`, given what `run_until` gave."""
+    def forward_from(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Run the rest of `forward` on a state of `forward_to`, to `[B, T, H]`."""
         attended, inner = self._attended(state), state.get("inner")
         if inner is None:
             inner = self.mlp.inner(self.post_attention_layernorm(attended))
@@ -197,12 +217,17 @@ class DecoderLayer(nn.Module):
 class TextModel(nn.Module):
     """Token embedding, decoder layers and the final norm.
 
-    `forward` is `prepare`, every layer, `norm`: block-wise drivers use those parts.
+    `forward` is `prepare`, `step` for every layer, `finish`; blockwise drivers call these.
+
+    Raises:
+        ValueError: the M-RoPE layout is not implemented.
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, mrope_layout: MropeLayout) -> None:
         super().__init__()
+        check_mrope_layout(mrope_layout)
         self.config = config
+        self.mrope_layout = mrope_layout
         weight = torch.empty(config.vocab_size, config.hidden_size)
         if not weight.is_meta:  # there, torch would import its compiler to fill it: two seconds
             nn.init.normal_(weight)
@@ -219,22 +244,21 @@ class TextModel(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, `[B, T, H]`. Differentiable.
+        """Compute the hidden states after the final norm, `[B, T, H]`. Differentiable.
 
         Args:
             embeds: `[B, T, H]`.
             position_ids: int64 `[3, B, T]`.
-            mask: bool `[B, 1, T, S]`, True where a token may look (at one place at least);
-                None is causal.
-            cache: Filled in place; S counts what it holds and the T new tokens.
+            mask: bool `[B, 1, T, S]`, True where a token may attend (to one token at least); None
+                is causal.
+            cache: filled in place; S counts its tokens and the T new ones.
         """
         state = self.prepare(embeds, position_ids, mask, cache)
-        hidden, mask = state["hidden"], state.get("mask")
-        for layer in self.layers:
-            hidden = layer(hidden, state["cos"], state["sin"], mask, cache)
+        for index in range(len(self.layers)):
+            state = self.step(index, state, cache)
         if cache is not None:
             cache.advance(embeds.shape[1])
-        return self.finish(hidden)
+        return self.finish(state)
 
     def prepare(
         self,
@@ -242,19 +266,37 @@ class TextModel(nn.Module):
         position_ids: Tensor,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
-    ) -> dict[str, Tensor]:
-        """What all layers share: `hidden`, `cos`, `sin` and, unless plainly causal, `mask`."""
+    ) -> State:
+        """Compute the state before the first layer; arguments as in `forward`.
+
+        Returns:
+            `hidden` `[B, T, H]`, `cos` and `sin` `[B, T, D / 2]` and, unless plainly causal, `mask`
+            `[B, 1, T, S]`. Layers change `hidden` only.
+        """
         config = self.config
         cos, sin = text_rotary(
-            position_ids, config.head_dim, config.rope_theta, config.mrope_section
+            position_ids,
+            config.head_dim,
+            config.rope_theta,
+            config.mrope_section,
+            self.mrope_layout,
         )
         new, past = embeds.shape[1], cache.length if cache is not None else 0
+        # SDPA's own causal mask aligns the first query with the first key, which is wrong once the
+        # cache holds tokens. One new token attends to everything and needs no mask.
         if mask is None and past and new > 1:
             mask = causal_mask(new, past + new, embeds.device)
         state = {"hidden": embeds, "cos": cos.to(embeds.dtype), "sin": sin.to(embeds.dtype)}
         return state if mask is None else {**state, "mask": mask}
 
-    def finish(self, hidden: Tensor) -> Tensor:
-        """Apply the final norm, `[B, T, H]`."""
-        out: Tensor = self.norm(hidden)
+    def step(self, index: int, state: State, cache: KVCache | None = None) -> State:
+        """Run layer `index`; returns the state with its `hidden`, `state` is not changed."""
+        hidden = self.layers[index](
+            state["hidden"], state["cos"], state["sin"], state.get("mask"), cache
+        )
+        return {**state, "hidden": hidden}
+
+    def finish(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Apply the final norm to `hidden`, `[B, T, H]`."""
+        out: Tensor = self.norm(state["hidden"])
         return out

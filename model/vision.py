@@ -10,7 +10,7 @@ Letters in shapes: N patches of all visuals together, C width of the tower, D wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .config import VisionConfig
 from .fused_linear import project
 from .rope import rotate, vision_rotary
-from .text import RMSNorm
+from .text import RMSNorm, State
 
 EPS = 1e-6  # fixed in both families; no config field says it
 
@@ -159,7 +159,7 @@ class PatchMerger(nn.Module):
 class VisionTower(nn.Module):
     """Patches of any number of images and videos to decoder tokens.
 
-    `forward` is `prepare`, every block through `step`, `finish`: block-wise drivers use those.
+    `forward` is `prepare`, `step` for every block, `finish`; blockwise drivers call these.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -181,10 +181,10 @@ class VisionTower(nn.Module):
         """
         state = self.prepare(patches, grid)
         for index in range(len(self.blocks)):
-            state["hidden"] = self.step(index, state)
+            state = self.step(index, state)
         return self.finish(state)
 
-    def prepare(self, patches: Tensor, grid: Tensor) -> dict[str, Tensor]:
+    def prepare(self, patches: Tensor, grid: Tensor) -> State:
         """Embed the patches and compute what all blocks share.
 
         Returns:
@@ -210,15 +210,15 @@ class VisionTower(nn.Module):
         full = self.config.has_full_attention(index)
         return "cu_seqlens" if full else "cu_window_seqlens"
 
-    def step(self, index: int, state: dict[str, Tensor]) -> Tensor:
-        """Run block `index` on the state and return its output `[N, C]`."""
-        out: Tensor = self.blocks[index](
+    def step(self, index: int, state: State) -> State:
+        """Run block `index`; returns the state with its `hidden`, `state` is not changed."""
+        hidden = self.blocks[index](
             state["hidden"], state["cos"], state["sin"], state[self.segments(index)]
         )
-        return out
+        return {**state, "hidden": hidden}
 
-    def finish(self, state: dict[str, Tensor]) -> Tensor:
-        """Merge neighbouring patches and undo the window order."""
+    def finish(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Merge neighbouring patches and undo the window order, `[N / merge_unit, out]`."""
         merged: Tensor = self.merger(state["hidden"])
         if (order := state.get("window_index")) is not None:
             merged = merged[torch.argsort(order)]

@@ -153,12 +153,12 @@ class Student(nn.Module):
         if features.shape[0]:
             embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
         state = model.prepare(embeds, batch.position, batch.mask())
-        hidden, middle = state["hidden"], embeds
-        for i, layer in enumerate(model.layers):
-            hidden = layer(hidden, state["cos"], state["sin"], state["mask"])
-            if i == FLAG_LAYER:
-                middle = hidden
-        return model.finish(hidden), middle
+        middle = embeds
+        for index in range(len(model.layers)):
+            state = model.step(index, state)
+            if index == FLAG_LAYER:
+                middle = state["hidden"]
+        return model.finish(state), middle
 
 
 def vision_loss(

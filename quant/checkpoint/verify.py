@@ -128,7 +128,7 @@ def _scores(walk: BlockRunner) -> Tensor:
     walk.store.drop(last, 0)
     head = walk.head[0] if walk.head else "model.embed_tokens"
     with loaded(walk.blocks, "model.norm"), loaded(walk.blocks, head):
-        return model.logits(model.model.finish(hidden)).flatten()
+        return model.logits(model.model.finish({"hidden": hidden})).flatten()
 
 
 def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:

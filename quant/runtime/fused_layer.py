@@ -18,7 +18,7 @@ BF16 = torch.bfloat16
 
 
 class FusedDecoderLayer:
-    """Does what a `DecoderLayer` does, where `takes` says so."""
+    """Does what a `DecoderLayer` does, where `supports` says so."""
 
     def __init__(self, layer: DecoderLayer) -> None:
         """Join the parts of a layer; see `of`."""
@@ -54,7 +54,7 @@ class FusedDecoderLayer:
             return None
         return cls(layer)
 
-    def takes(self, hidden: Tensor) -> bool:
+    def supports(self, hidden: Tensor) -> bool:
         """Whether an input is of the right type, and the layer still what it was."""
         return (
             not torch.compiler.is_compiling()  # which sees products only, see kernels/op.py

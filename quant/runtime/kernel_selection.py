@@ -172,4 +172,4 @@ def _join_layers(model: QwenVL) -> None:
     """Let decoder layers that are quantized throughout run as one."""
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
-        layer.faster = FusedDecoderLayer.of(layer)
+        layer.fused_layer = FusedDecoderLayer.of(layer)

@@ -162,7 +162,7 @@ def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
         original.get_parameter(f"{block}.{norm}.weight").data.mul_(2)
     second = largest_inputs(original, samples, "model.layers.1.self_attn.q_proj")
     torch.testing.assert_close(seen["model.layers.1"][0], second)
-    final = model.model.finish(seen["model.layers.1"][1][0])
+    final = model.model.finish({"hidden": seen["model.layers.1"][1][0]})
     with torch.no_grad():
         torch.testing.assert_close(model.logits(final)[0], original([samples[0]])[0])
 

@@ -62,9 +62,12 @@ def test_block_seams_reproduce_forward(random_model: RandomModel) -> None:
     embeds, ids = inputs()
     state = model.prepare(embeds, ids)
     assert set(state) == {"hidden", "cos", "sin"}
-    for layer in model.layers:
-        state["hidden"] = layer(state["hidden"], state["cos"], state["sin"])
-    assert torch.equal(model.finish(state["hidden"]), model(embeds, ids))
+    hidden = embeds
+    for index, layer in enumerate(model.layers):
+        hidden = layer(hidden, state["cos"], state["sin"])
+        state = model.step(index, state)
+        assert torch.equal(state["hidden"], hidden)
+    assert torch.equal(model.finish(state), model(embeds, ids))
 
 
 def test_gradients_reach_every_parameter(random_model: RandomModel) -> None:

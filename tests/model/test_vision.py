@@ -114,9 +114,11 @@ def test_block_seams_reproduce_forward(random_model: RandomModel, family: str) -
     patches = patches_for_tower(tower, grid)
     state = tower.prepare(patches, torch.tensor(grid))
     assert all(isinstance(value, torch.Tensor) for value in state.values())
+    hidden = state["hidden"]
     for index, block in enumerate(tower.blocks):
-        bounds = state[tower.segments(index)]
-        state["hidden"] = block(state["hidden"], state["cos"], state["sin"], bounds)
+        hidden = block(hidden, state["cos"], state["sin"], state[tower.segments(index)])
+        state = tower.step(index, state)
+        assert torch.equal(state["hidden"], hidden)
     assert torch.equal(tower.finish(state), tower(patches, torch.tensor(grid)))
 
 

@@ -42,7 +42,7 @@ def exact_model() -> QwenVL:
 
 def fast_layer(model: QwenVL, index: int = 1) -> DecoderLayer:
     layer = model.model.layers[index]
-    assert isinstance(layer, DecoderLayer) and isinstance(layer.faster, FusedDecoderLayer)
+    assert isinstance(layer, DecoderLayer) and isinstance(layer.fused_layer, FusedDecoderLayer)
     return layer
 
 
@@ -77,12 +77,12 @@ def run(
     fast: bool,
 ) -> Tensor:
     """As one, or module by module."""
-    faster = layer.faster
+    faster = layer.fused_layer
     if fast:
-        assert faster is not None and faster.takes(state["hidden"])
-    layer.faster = faster if fast else None
+        assert faster is not None and faster.supports(state["hidden"])
+    layer.fused_layer = faster if fast else None
     out: Tensor = layer(state["hidden"], state["cos"], state["sin"], mask, cache)
-    layer.faster = faster
+    layer.fused_layer = faster
     return out.float()
 
 
@@ -218,29 +218,29 @@ def test_a_mask_of_one_row_holds_for_all(model: QwenVL) -> None:
 
 def test_other_types_go_through_the_modules(model: QwenVL) -> None:
     prepare_(model)
-    faster = fast_layer(model).faster
+    faster = fast_layer(model).fused_layer
     assert faster is not None
     hidden = inputs(model, 1, 1)["hidden"]
-    assert faster.takes(hidden)
-    assert not faster.takes(hidden.float())
-    assert not faster.takes(hidden.clone().requires_grad_())
+    assert faster.supports(hidden)
+    assert not faster.supports(hidden.float())
+    assert not faster.supports(hidden.clone().requires_grad_())
     with torch.no_grad():
-        assert faster.takes(hidden.clone().requires_grad_())
+        assert faster.supports(hidden.clone().requires_grad_())
 
 
 def test_a_layer_that_has_changed_is_not_taken() -> None:
     model = quantized()
     prepare_(model)
     layer = fast_layer(model)
-    hidden, faster = inputs(model, 1, 1)["hidden"], layer.faster
-    assert faster is not None and faster.takes(hidden)
+    hidden, faster = inputs(model, 1, 1)["hidden"], layer.fused_layer
+    assert faster is not None and faster.supports(hidden)
     next(iter(quantized_layers(layer).values())).restore()
-    assert not faster.takes(hidden)
+    assert not faster.supports(hidden)
     prepare_(model)
-    again = fast_layer(model).faster
-    assert again is not None and again.takes(hidden)
+    again = fast_layer(model).fused_layer
+    assert again is not None and again.supports(hidden)
     layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight.detach().clone())
-    assert not again.takes(hidden)
+    assert not again.supports(hidden)
 
 
 def test_layers_that_are_not_quantized_throughout_stay_as_they_are() -> None:
@@ -248,10 +248,10 @@ def test_layers_that_are_not_quantized_throughout_stay_as_they_are() -> None:
     only = {"method": "rtn", "targets": ["model.layers.*.mlp.*_proj"], "bits": 4, "group_size": 128}
     quantize_(model, Recipe.from_dict({"name": "test", "step": [only]}), [])
     prepare_(model)
-    assert all(layer.faster is None for layer in model.model.layers)
+    assert all(layer.fused_layer is None for layer in model.model.layers)
     other = quantized().float()
     prepare_(other)
-    assert all(layer.faster is None for layer in other.model.layers)
+    assert all(layer.fused_layer is None for layer in other.model.layers)
 
 
 def test_inputs_rounded_later_are_rounded() -> None:
