@@ -158,7 +158,7 @@ def evaluate(
         torch.cuda.reset_peak_memory_stats(model.device)
     responder = responder or ModelResponder(model, processor)
     is_new, meter = not is_answered(out, tasks), LoadMeter()
-    shared: dict[str, Any] = {"on_progress": on_progress, "ranks": comm}
+    shared: dict[str, Any] = {"on_progress": on_progress, "comm": comm}
     batched = {"batch_size": batch_size, **shared}
     for task in tasks:
         answer_task(
