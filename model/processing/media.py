@@ -1,4 +1,4 @@
-"""Encoded media that records and messages name: paths, URLs, base64 text, or bytes."""
+"""Encoded images and videos given as paths, URLs, base64 text or bytes."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from urllib.parse import unquote
 logger = logging.getLogger(__name__)
 
 _REMOTE = re.compile(r"(https?|ftp|s3|gs|hf|oss):/", re.IGNORECASE)
-FORMS = "a path, a file:// or data: URL, base64, or an object with bytes, path, url or base64"
+IMAGE_FORMS = "a path, a file:// or data: URL, base64, or an object with bytes, path, url or base64"
 VIDEO_FORMS = "a path or a file:// URL of a video file, or a list of frames"
 _KEYS = ("bytes", "path", "url", "base64", "image", "image_url")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
-_TO_STANDARD = str.maketrans("-_", "+/")
-_SHORTEST = 16
-"""Characters of base64 text at least: shorter texts are taken for paths."""
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+_MIN_BASE64 = 16
+"""Characters of the shortest text that is read as base64; a shorter one is a path."""
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 def read_image_bytes(value: object, folder: Path | None = None) -> bytes:
-    """Encoded bytes of an image.
+    """Read the encoded bytes of an image.
 
     Args:
-        value: what `find_image` takes.
-        folder: what relative paths start from; None: the current directory.
+        value: see `find_image`.
+        folder: base of relative paths; None: the current directory.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: something else is given, or the image is on the network.
+        FileNotFoundError: the file does not exist.
+        ValueError: the value has another form, or the image is on the network.
     """
-    found = find_image(value, folder)
-    return found if isinstance(found, bytes) else found.read_bytes()
+    source = find_image(value, folder)
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
 def find_image(value: object, folder: Path | None = None) -> bytes | Path:
-    """The file that holds an image, not read yet, or the encoded bytes where it is in no file.
+    """Locate an image: the path of its file, which is not read, or its encoded bytes.
 
     Args:
         value: bytes; a path, relative to `folder`; a `file://` or `data:` URL; base64 text (also
-            wrapped, unpadded, or in the alphabet for URLs); or a mapping that holds one of these
-            under `bytes`, `path`, `url`, `base64` or `image`, other keys None.
-        folder: what relative paths start from; a file that is not there is looked for in the
-            current directory, with a warning. None: the current directory alone.
+            wrapped, unpadded or URL-safe); or a mapping with one of these under `bytes`, `path`,
+            `url`, `base64` or `image` and None under its other keys.
+        folder: base of relative paths; a file that is missing there is searched in the current
+            directory, with a warning. None: the current directory only.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: something else is given, or the image is on the network.
+        FileNotFoundError: the file does not exist.
+        ValueError: the value has another form, or the image is on the network.
     """
     if isinstance(value, Mapping):
         value = _only_value(value)
@@ -63,31 +63,31 @@ def find_image(value: object, folder: Path | None = None) -> bytes | Path:
     if isinstance(value, Path):
         return _file("image", str(value), folder)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"image {shorten(value)}; allowed: {FORMS}")
+        raise ValueError(f"image {shorten(value)}; allowed: {IMAGE_FORMS}")
     if value[:5].lower() == "data:":
-        return _decode(value.partition(",")[2], "image in a data: URL")
+        return decode_base64(value.partition(",")[2], "image in a data: URL")
     _refuse_remote("image", value)
     if _is_file_url(value):
         return _file("image", value, folder)
-    if (found := _existing(value, folder)) is not None:
-        return found
+    if (path := _existing(value, folder)) is not None:
+        return path
     if _looks_encoded(value):
-        return _decode(value, f"image {shorten(value)}")
-    place = f" in {folder}" if folder is not None else ""
-    raise FileNotFoundError(f"image {shorten(value)}: no such file{place}, and not base64")
+        return decode_base64(value, f"image {shorten(value)}")
+    base = f" in {folder}" if folder is not None else ""
+    raise FileNotFoundError(f"image {shorten(value)}: no such file{base}, and not base64")
 
 
 def find_video(value: object, folder: Path | None = None) -> Path:
-    """The file that holds a video.
+    """Locate the file of a video.
 
     Args:
-        value: a path, relative to `folder`; a `file://` URL; or a mapping that holds one of these
-            under `path` or `url`, other keys None.
-        folder: what relative paths start from; None: the current directory.
+        value: a path, relative to `folder`; a `file://` URL; or a mapping with one of these under
+            `path` or `url` and None under its other keys.
+        folder: base of relative paths, as in `find_image`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: something else is given, or the video is on the network.
+        ValueError: the value has another form, or the video is on the network.
     """
     if isinstance(value, Mapping):
         given = {key: item for key, item in value.items() if item is not None}
@@ -103,27 +103,27 @@ def find_video(value: object, folder: Path | None = None) -> Path:
 
 
 def local_path(url: str) -> Path:
-    """The path behind a `file://` URL, or the path itself.
+    """Return the path of a `file://` URL; a plain path is returned unchanged.
 
     >>> local_path("file:///a%20b.png").as_posix()
     '/a b.png'
     """
-    return Path(unquote(_behind_scheme(url)) if _is_file_url(url) else url)
+    return Path(unquote(_without_scheme(url)) if _is_file_url(url) else url)
 
 
 def _is_file_url(text: str) -> bool:
     return text[:5].lower() == "file:"
 
 
-def _behind_scheme(url: str) -> str:
-    # Not urlsplit: it takes "#" and "?" out of names, and the first folder of "file://a/b" for a
-    # host, which all tools that write such URLs mean as a relative path.
+def _without_scheme(url: str) -> str:
+    # Not urlsplit: it removes "#" and "?" from names, and reads the first folder of "file://a/b" as
+    # a host, although all tools that write such URLs mean a relative path.
     path = url[5:].removeprefix("//")
     return path.removeprefix("localhost") if path.startswith("localhost/") else path
 
 
 def shorten(value: object) -> str:
-    """`value` in at most 80 printable characters of one line, for messages."""
+    """Format a value for a message: one line of at most 80 printable characters."""
     try:
         text = _REPR.repr(value)
     except Exception:  # an object whose own repr fails
@@ -133,16 +133,17 @@ def shorten(value: object) -> str:
 
 
 def _only_value(record: Mapping[str, Any]) -> Any:
-    # The resolution of OpenAI's API: "auto" leaves it to the model, others cannot be followed.
-    unsaid = {"detail": "auto"}.items()
-    given = {k: v for k, v in record.items() if v is not None and (k, v) not in unsaid}
-    named = [key for key in _KEYS if key in given]
-    # `datasets` writes the path beside the bytes.
-    if not named or (len(given) > 1 and given.keys() != {"bytes", "path"}):
-        raise ValueError(f"image object with keys {_names(given)}; allowed: {FORMS}")
-    value = given[named[0]]
+    # The resolution option of OpenAI's API: "auto" leaves it to the model, so it can be ignored;
+    # other values would be silently wrong.
+    ignored = {"detail": "auto"}.items()
+    given = {k: v for k, v in record.items() if v is not None and (k, v) not in ignored}
+    data_keys = [key for key in _KEYS if key in given]
+    # `datasets` stores the path in addition to the bytes.
+    if not data_keys or (len(given) > 1 and given.keys() != {"bytes", "path"}):
+        raise ValueError(f"image object with keys {_names(given)}; allowed: {IMAGE_FORMS}")
+    value = given[data_keys[0]]
     if isinstance(value, Mapping):
-        raise ValueError(f"image object with an object in {named[0]!r}; allowed: {FORMS}")
+        raise ValueError(f"image object with an object in {data_keys[0]!r}; allowed: {IMAGE_FORMS}")
     return value
 
 
@@ -159,18 +160,18 @@ def _refuse_remote(kind: str, text: str) -> None:
 
 
 def _file(kind: str, name: str, folder: Path | None) -> Path:
-    found = _existing(str(local_path(name)), folder)
-    if found is None and _is_file_url(name):  # written without escapes, a % in the name itself
-        found = _existing(_behind_scheme(name), folder)
-    if found is None:
+    path = _existing(str(local_path(name)), folder)
+    if path is None and _is_file_url(name):  # written without escapes, a % in the name itself
+        path = _existing(_without_scheme(name), folder)
+    if path is None:
         is_relative = folder is not None and not local_path(name).is_absolute()
-        place = f" in {folder}" if is_relative else ""
-        raise FileNotFoundError(f"{kind} {shorten(name)}: no such file{place}; check the path")
-    return found
+        base = f" in {folder}" if is_relative else ""
+        raise FileNotFoundError(f"{kind} {shorten(name)}: no such file{base}; check the path")
+    return path
 
 
 def _existing(name: str, folder: Path | None) -> Path | None:
-    """A file by its path from `folder`, or else from the current directory."""
+    """Return a file's path relative to `folder`, else to the current directory, or None."""
     for start in (folder or Path(), Path()):
         try:
             if (start / name).is_file():
@@ -187,21 +188,38 @@ def _existing(name: str, folder: Path | None) -> Path | None:
 @cache
 def _warn_of_current_folder(folder: Path) -> None:
     logger.warning(
-        "files that %s does not hold are taken from the current folder, as other tools write "
-        "relative paths",
+        "files missing in %s are read from the current folder, because some tools write paths "
+        "relative to it",
         folder,
     )
 
 
 def _looks_encoded(text: str) -> bool:
     plain = "".join(text.split())
-    return len(plain) >= _SHORTEST and _BASE64.fullmatch(plain) is not None
+    return len(plain) >= _MIN_BASE64 and _BASE64.fullmatch(plain) is not None
 
 
-def _decode(text: str, what: str) -> bytes:
-    plain = "".join(unquote(text).split() if "%" in text else text.split())
-    plain = plain.rstrip("=").translate(_TO_STANDARD)
+def decode_base64(text: str, name: str) -> bytes:
+    """Decode base64 in any form: wrapped, unpadded, URL-safe or percent-encoded.
+
+    Args:
+        text: the encoded data, without the prefix of a `data:` URL.
+        name: names the data in the error message.
+
+    Raises:
+        ValueError: the text is not base64.
+    """
+    # Texts hold megabytes each: one copy as bytes, further ones only for the unusual forms.
+    # split and join return the same object if there is no white space.
+    plain = "".join((unquote(text) if "%" in text else text).split())
     try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+        data = plain.encode("ascii")
+        if b"-" in data or b"_" in data:
+            data = data.translate(_TO_STANDARD)
+        length = len(data.rstrip(b"="))
+        padded = length + -length % 4
+        if len(data) != padded:
+            data = data[:length].ljust(padded, b"=")
+        return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{what}: not valid base64 ({error}); encode it again") from None
+        raise ValueError(f"{name}: not valid base64 ({error}); encode it again") from None

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ....model.processing.media import read_image_bytes
+from ....model.processing.media import decode_base64, read_image_bytes
 from .image_store import VLMEVALKIT, Picture, PictureStore
 from .table import Row, Table, fail_rows
 
@@ -188,4 +188,4 @@ def _decode_cell(cell: str) -> list[bytes]:
 
 def _decode_base64(text: str) -> bytes:
     """Bytes of base64 text in any of its forms; never of a path, which the format does not have."""
-    return read_image_bytes(text if text.startswith("data:") else f"data:;base64,{text}")
+    return read_image_bytes(text) if text.startswith("data:") else decode_base64(text, "image")

@@ -179,7 +179,7 @@ def test_each_distinct_picture_is_kept_once_and_not_in_memory(tmp_path: Path) ->
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 64 << 20
-    assert peak < 20 << 20
+    assert peak < 16 << 20
     assert len({picture for row in table.rows for picture in row.images}) == 24
     assert table.rows[30].images[0].read() == base64.b64decode(cells[6])
 
