@@ -13,8 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...model.processing.images import open_header
-from ..tasks.files.image_store import ORIENTATION, Picture
+from ...model.processing.images import ORIENTATION, open_header
+from ..tasks.files.image_store import Picture
 from ..tasks.task import Item
 from .runner import Answer
 from .vision_features import pictures

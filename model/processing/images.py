@@ -23,7 +23,9 @@ from ..config import VisionConfig
 from .media import find_image
 from .pixel_settings import PixelSettings
 
-MAX_PICTURE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
+MAX_IMAGE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
+ORIENTATION = 0x0112  # EXIF tag
+_SWAPPING = (5, 6, 7, 8)  # its values that swap width and height
 RESIZED_TOKENS = (4, 16384)  # bounds of a size that a message asks for
 MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
 
@@ -62,7 +64,7 @@ def open_image(source: ImageSource) -> Image.Image:
             header = open_header(data)
         except Image.DecompressionBombError:
             raise ValueError(
-                f"{name}: has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+                f"{name}: has too many pixels; allowed: {MAX_IMAGE_PIXELS}; scale it down first"
             ) from None
         except Exception as error:  # Pillow's decoders raise a dozen unrelated types
             raise _undecodable(name, error) from None
@@ -73,6 +75,15 @@ def open_image(source: ImageSource) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(header), depth)
         except Exception as error:
             raise _undecodable(name, error) from None
+
+
+def upright_size(header: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image as `open_image` decodes it, without decoding it."""
+    width, height = header.size
+    # Pillow's TIFF reader applies the orientation itself and already reports the new size.
+    if header.format != "TIFF" and header.getexif().get(ORIENTATION) in _SWAPPING:
+        return height, width
+    return width, height
 
 
 def open_header(data: bytes) -> Image.Image:
@@ -108,7 +119,7 @@ def check_sides(width: int, height: int, name: str = "image") -> None:
 
     Raises:
         ValueError: A side is empty, the aspect ratio is over `MAX_ASPECT_RATIO`, or there are more
-            pixels than `MAX_PICTURE_PIXELS`.
+            pixels than `MAX_IMAGE_PIXELS`.
     """
     size = f"{name} of {width} x {height} pixels"
     if min(height, width) < 1:
@@ -116,9 +127,9 @@ def check_sides(width: int, height: int, name: str = "image") -> None:
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         ratio = max(height, width) / min(height, width)
         raise ValueError(f"{size}: aspect ratio {ratio:.4g} is over {MAX_ASPECT_RATIO}; crop it")
-    if width * height > MAX_PICTURE_PIXELS:
+    if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{size} has too many pixels; allowed: {MAX_PICTURE_PIXELS}; scale it down first"
+            f"{size} has too many pixels; allowed: {MAX_IMAGE_PIXELS}; scale it down first"
         )
 
 

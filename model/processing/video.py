@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .images import MAX_PICTURE_PIXELS
+from .images import MAX_IMAGE_PIXELS
 from .visual_options import VideoOptions
 
 FPS = 2.0
@@ -212,10 +212,10 @@ def _import_av() -> Any:
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PICTURE_PIXELS:
+    if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{path}: frames of {width} x {height} have too many pixels; "
-            f"allowed: {MAX_PICTURE_PIXELS}; scale the video down first"
+            f"allowed: {MAX_IMAGE_PIXELS}; scale the video down first"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from .images import MAX_PICTURE_PIXELS
+from .images import MAX_IMAGE_PIXELS
 from .media import shorten
 
 _RATES = ("fps", "sample_fps", "video_start", "video_end")
@@ -28,7 +28,7 @@ class SizeOptions:
 
     def __post_init__(self) -> None:
         for name in ("min_pixels", "max_pixels", "resized_height", "resized_width"):
-            _check(name, getattr(self, name), 1, MAX_PICTURE_PIXELS, whole=True)
+            _check(name, getattr(self, name), 1, MAX_IMAGE_PIXELS, whole=True)
         low, high = self.min_pixels, self.max_pixels
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_pixels {low} is over max_pixels {high}; change one of them")
@@ -79,7 +79,7 @@ class VideoOptions(SizeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("total_pixels", self.total_pixels, 1, _MOST * MAX_PICTURE_PIXELS, whole=True)
+        _check("total_pixels", self.total_pixels, 1, _MOST * MAX_IMAGE_PIXELS, whole=True)
         for name in ("nframes", "min_frames", "max_frames"):
             _check(name, getattr(self, name), 1, _MOST, whole=True)
         for name in ("fps", "sample_fps"):

@@ -20,12 +20,12 @@ from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files.image_store import (
     AS_DISPLAYED,
-    ORIENTATION,
     VLMEVALKIT,
     Decoding,
     Picture,
 )
 from vlpress.eval.tasks.task import Item
+from vlpress.model.processing.images import ORIENTATION
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

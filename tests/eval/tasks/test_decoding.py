@@ -22,7 +22,6 @@ from vlpress.eval.resolve import refuse_leak
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files.image_store import (
     AS_DISPLAYED,
-    ORIENTATION,
     VLMEVALKIT,
     Decoding,
     Picture,
@@ -30,7 +29,7 @@ from vlpress.eval.tasks.files.image_store import (
     decode,
 )
 from vlpress.eval.tasks.task import Item
-from vlpress.model.processing.images import MAX_PICTURE_PIXELS, open_image
+from vlpress.model.processing.images import MAX_IMAGE_PIXELS, ORIENTATION, open_image
 from vlpress.model.processing.processor import Processor
 
 Pixel = tuple[int, int, int]
@@ -214,7 +213,7 @@ def black(height: int) -> bytes:
 @pytest.mark.parametrize("how", [AS_DISPLAYED, VLMEVALKIT])
 @pytest.mark.parametrize("height", [9500, 30_000])
 def test_too_many_pixels_are_refused_before_they_are_decoded(how: Decoding, height: int) -> None:
-    with pytest.raises(ValueError, match=str(MAX_PICTURE_PIXELS)):
+    with pytest.raises(ValueError, match=str(MAX_IMAGE_PIXELS)):
         decode(black(height), how)
 
 

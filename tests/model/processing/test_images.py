@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_models import TinyConfig
 
 from vlpress.model.processing.images import (
-    MAX_PICTURE_PIXELS,
+    MAX_IMAGE_PIXELS,
     check_sides,
     fit_size,
     open_image,
@@ -276,7 +276,7 @@ def test_one_set_of_bounds() -> None:
         (1, 300, "aspect ratio 300"),
         (2001, 10, r"aspect ratio 200\.1"),
         (0, 5, "empty"),
-        (9460, 9460, str(MAX_PICTURE_PIXELS)),
+        (9460, 9460, str(MAX_IMAGE_PIXELS)),
     ):
         with pytest.raises(ValueError, match=named):
             check_sides(width, height)
@@ -322,7 +322,7 @@ def test_decompression_bombs_are_refused_unread(side: int) -> None:
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     length, checksum = struct.pack(">I", len(header) - 4), struct.pack(">I", zlib.crc32(header))
     bomb = b"\x89PNG\r\n\x1a\n" + length + header + checksum + encoded(gradient())[33:]
-    with pytest.raises(ValueError, match=f"too many pixels; allowed: {MAX_PICTURE_PIXELS}"):
+    with pytest.raises(ValueError, match=f"too many pixels; allowed: {MAX_IMAGE_PIXELS}"):
         open_image(bomb)
 
 
