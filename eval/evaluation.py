@@ -22,7 +22,7 @@ from ..common.atomic import write_json, write_text
 from ..common.checksum import digest_bytes
 from ..common.differences import differences, refuse_difference
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
-from ..model.config import read_json
+from ..model.config import read_checkpoint_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
@@ -250,7 +250,7 @@ def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
 def _keep_record(out: Path, folder: Path | None) -> None:
     """Copy what the checkpoint says about its layers: the report needs no checkpoint."""
     if folder is not None and (folder / REPORT_FILE).is_file():
-        write_json(out / QUANTIZATION, read_json(folder / REPORT_FILE))
+        write_json(out / QUANTIZATION, read_checkpoint_json(folder / REPORT_FILE))
 
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:

@@ -8,7 +8,6 @@ source's form. Fields that a file leaves out take the defaults of the two publis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..common.json_files import read_json
 from .config_fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
@@ -192,10 +192,10 @@ class ModelConfig:
             FileNotFoundError: There is no `config.json`.
             ValueError: The file is not a JSON object, or `from_dict` refuses it.
         """
-        return cls.from_dict(read_json(Path(path) / "config.json"))
+        return cls.from_dict(read_checkpoint_json(Path(path) / "config.json"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_checkpoint_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from `path`.
 
     Raises:
@@ -209,15 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
     refuse_pointer(path)
     if (size := path.stat().st_size) > LARGEST_JSON:
         raise ValueError(f"{path}: {size} bytes; allowed: {LARGEST_JSON}; fetch the file again")
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{path}: holds a {type(value).__name__}, not an object; fetch the file again"
-        )
-    return value
+    return read_json(path, "fetch the file again")
 
 
 def refuse_pointer(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .config import LFS_POINTER, read_json
+from .config import LFS_POINTER, read_checkpoint_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -164,7 +164,7 @@ def _weights(folder: Path) -> list[str]:
 def _check_named(folder: Path) -> None:
     """Refuse a config.json that names a file of another name, as transformers 5 allows."""
     path = folder / "config.json"
-    named = read_json(path).get("transformers_weights") if path.is_file() else None
+    named = read_checkpoint_json(path).get("transformers_weights") if path.is_file() else None
     if named not in (None, SINGLE_FILE, INDEX_FILE):
         raise ValueError(
             f"{path}: transformers_weights is {named!r}; allowed: {SINGLE_FILE}; rename the file "
@@ -217,7 +217,7 @@ def _only_file(folder: Path, names: Sequence[str]) -> str:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    weight_map = read_checkpoint_json(folder / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{folder / INDEX_FILE}: no weight_map; fetch the checkpoint again")
     for file in weight_map.values():
@@ -257,7 +257,7 @@ def _check_shards(folder: Path, weight_map: Mapping[str, str], names: Iterable[s
 
 def _base_model(folder: Path) -> str:
     try:
-        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+        base = read_checkpoint_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     except (ValueError, OSError):  # it only adds to a message
         base = None
     return f"for {base}" if base else "base model not named"

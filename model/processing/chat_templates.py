@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import read_json, refuse_pointer
+from ..config import read_checkpoint_json, refuse_pointer
 
 PROCESSOR_FILE = "processor_config.json"
 LEGACY_FILE = "chat_template.json"
@@ -77,7 +77,7 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, object]]:
 
 
 def _entry(path: Path) -> object:
-    return read_json(path).get("chat_template") if path.is_file() else None
+    return read_checkpoint_json(path).get("chat_template") if path.is_file() else None
 
 
 def _read(path: Path) -> str:

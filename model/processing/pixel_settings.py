@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..config import VisionConfig, read_json
+from ..config import VisionConfig, read_checkpoint_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -81,10 +81,10 @@ class PixelSettings:
 
 def _read_section(folder: Path) -> _Section:
     path = folder / "processor_config.json"
-    nested = read_json(path).get("image_processor") if path.is_file() else None
+    nested = read_checkpoint_json(path).get("image_processor") if path.is_file() else None
     if nested is None:
         path = folder / "preprocessor_config.json"
-        return _Section(path, read_json(path))
+        return _Section(path, read_checkpoint_json(path))
     if not isinstance(nested, Mapping):
         _refuse(path, "image_processor", nested, "an object")
     return _Section(path, nested)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig, read_json, refuse_pointer
+from ..config import ModelConfig, read_checkpoint_json, refuse_pointer
 from .chat_templates import check_chat_template, one_line, read_chat_template
 
 END_OF_TURN = "<|im_end|>"
@@ -67,7 +67,7 @@ def _refusal(folder: Path, error: BaseException) -> ValueError:
     """Name the file that is at fault if it is no JSON object or no file yet, else the folder."""
     for path in (folder / name for name in FILES if (folder / name).is_file()):
         try:
-            read_json(path) if path.suffix == ".json" else refuse_pointer(path)
+            read_checkpoint_json(path) if path.suffix == ".json" else refuse_pointer(path)
         except (ValueError, OSError) as broken:
             return ValueError(str(broken))
     if type(error).__name__.startswith("StrictDataclass"):  # AutoTokenizer reads config.json too
@@ -121,7 +121,7 @@ def read_stop_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
         ValueError: The file is no JSON object, or the field holds something else than token ids.
     """
     path = folder / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    found = read_checkpoint_json(path).get("eos_token_id") if path.is_file() else None
     if found is None:
         return ()
     ids = found if isinstance(found, list) else [found]

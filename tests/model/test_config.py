@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import TinyConfig
 
-from vlpress.model.config import ModelConfig, read_json
+from vlpress.model.config import ModelConfig, read_checkpoint_json
 
 
 def test_flat_and_nested_files_give_equal_configs(tiny_config: TinyConfig, family: str) -> None:
@@ -117,7 +117,7 @@ def test_a_file_larger_than_any_of_a_model(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**28 + 1)  # takes no room on the disk
     with pytest.raises(ValueError, match=str(2**28 + 1)):
-        read_json(path)
+        read_checkpoint_json(path)
 
 
 def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
@@ -129,4 +129,4 @@ def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
         ModelConfig.from_folder(tmp_path)
     path.write_text("[1]")
     with pytest.raises(ValueError, match="holds a list, not an object"):
-        read_json(path)
+        read_checkpoint_json(path)

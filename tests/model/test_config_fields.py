@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, TinyConfig
 
-from vlpress.model.config import ModelConfig, read_json
+from vlpress.model.config import ModelConfig, read_checkpoint_json
 from vlpress.model.config_fields import Fields
 
 SCALARS = st.one_of(
@@ -96,9 +96,9 @@ def test_json_that_breaks_parsers(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError, match=r"config\.json: (not valid JSON|holds a)"):
-        read_json(path)
+        read_checkpoint_json(path)
 
 
 def test_json_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"a": [1, "ü"]}), encoding="utf-8")
-    assert read_json(tmp_path / "x.json") == {"a": [1, "ü"]}
+    assert read_checkpoint_json(tmp_path / "x.json") == {"a": [1, "ü"]}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ....model.checkpoint import CheckpointReader
-from ....model.config import ModelConfig, read_json
+from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import family_of
 from ....model.loading import build_model
 from ....model.weight_files import refuse_adapter
@@ -57,7 +57,7 @@ class QuantizedCheckpoint:
     def record(self) -> dict[str, Any] | None:
         """What the run that made it wrote down; None if vlpress did not make it."""
         path = self.folder / REPORT_FILE
-        return read_json(path) if path.is_file() else None
+        return read_checkpoint_json(path) if path.is_file() else None
 
     def contents(self) -> Contents:
         """What it holds, for another format to judge; reads the order of groups only.
