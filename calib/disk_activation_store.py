@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..common.safetensors_writer import sync_folder, write_tensors
+from ..common.atomic import atomic_path, sync_folder
+from ..common.safetensors_writer import write_tensors
 from .activation_store import State
 
 MAX_PENDING_WRITES = 2  # states that wait to be written, at most
@@ -110,10 +111,8 @@ class DiskActivationStore:
 
 
 def _write(state: State, path: Path) -> None:
-    # Whether a file is whole is seen from its name.
-    partial = path.with_suffix(".partial")
-    write_tensors(state, partial)
-    partial.rename(path)
+    with atomic_path(path) as temporary:  # `write_tensors` flushes the data, `seal` the names
+        write_tensors(state, temporary)
 
 
 def _size(state: State) -> int:

@@ -23,7 +23,7 @@ from ..model.checkpoint import CheckpointReader
 from ..model.loading import choose_dtype
 from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
-from .checkpoint.export import export
+from .checkpoint.export import export_into
 from .checkpoint.formats import AUTO, choose_format
 from .checkpoint.formats.checkpoint import QuantizedCheckpoint
 from .checkpoint.loading import is_quantized, resolve_folder
@@ -340,7 +340,7 @@ def export_to(
         reporter.note(f"{out} is finished already")
     else:
         with place(out, made_from) as staged:
-            export(folder, staged, chosen.name)
+            export_into(staged, folder, chosen.name)
     return inspect_checkpoint(out)
 
 

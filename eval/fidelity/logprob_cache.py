@@ -9,7 +9,6 @@ lumped one is smaller; next to a full one the lumped one can be computed as well
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...common.atomic import atomic_path
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message
 from ..answering.predictions import Record, open_shared, read_records
 from .teacher_forcing import ForcedAnswer
@@ -113,9 +113,9 @@ class LogProbWriter:
         for key, answer in zip(keys, answers, strict=True):
             for part, tensor in _packed(answer, self._kind).items():
                 tensors[f"{key}/{part}"] = tensor.contiguous().cpu()
-        temporary = self._folder / f"{name}.part"
-        save_file(tensors, temporary)
-        os.replace(temporary, self._folder / name)
+        # Flushed before the index refers to it.
+        with atomic_path(self._folder / name, sync=True) as temporary:
+            save_file(tensors, temporary)
         return Message(
             [
                 {"id": key, "file": name, "letters": dict(of_item), "ended": answer.ended}

@@ -8,13 +8,12 @@ the stored items name theirs.
 from __future__ import annotations
 
 import io
-import os
 import re
 from pathlib import Path
 
 from PIL import Image
 
-from ...common.atomic import PART
+from ...common.atomic import write_bytes
 from ..answering.vision_features import pictures
 from ..tasks.files.image_store import Picture
 from ..tasks.task import Task
@@ -47,7 +46,7 @@ def store_pictures(task: Task, folder: Path) -> dict[str, list[str]]:
         for picture in pictures(item):
             name = f"{picture.digest[:32]}.webp"
             if name not in known:
-                _write(store / name, shrink(picture))
+                write_bytes(store / name, shrink(picture))
                 known.add(name)
             names[item.id].append(name)
     return names
@@ -88,9 +87,3 @@ def read_picture(folder: Path, name: object) -> tuple[bytes, tuple[int, int]] | 
             return data, picture.size
     except (OSError, ValueError, SyntaxError):
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + PART)
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

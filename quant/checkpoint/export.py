@@ -8,6 +8,7 @@ from torch import Tensor
 from ...common.lazy_tensor import LazyTensor
 from .formats import choose_format
 from .formats.checkpoint import QuantizedCheckpoint
+from .formats.folder import checkpoint_folder
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .loading import resolve_folder
 
@@ -31,7 +32,19 @@ def export(
         ValueError: the checkpoint is not quantized or damaged, the format cannot say what it
             holds, or `out` exists.
     """
-    source = QuantizedCheckpoint(resolve_folder(checkpoint))
+    folder = resolve_folder(checkpoint)
+    with checkpoint_folder(Path(out), folder, overwrite=overwrite) as target:
+        export_into(target, folder, format)
+
+
+def export_into(target: Path, checkpoint: Path, format: str) -> None:
+    """Write a quantized checkpoint in another format into an existing empty folder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: see `export`.
+    """
+    source = QuantizedCheckpoint(checkpoint)
     source.check()
     contents = source.contents()
     try:
@@ -52,8 +65,7 @@ def export(
         Origin(source.reader, source.format.parts, encoded, tensor),
         contents,
         chosen,
-        Path(out),
+        target,
         config=contents.config.raw,
         record=source.record,
-        overwrite=overwrite,
     )

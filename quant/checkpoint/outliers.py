@@ -13,20 +13,19 @@ embedding, which is the model's input as well.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...common.atomic import atomic_folder
 from ...common.safetensors_writer import write_tensors
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.weight_files import SINGLE_FILE
 from ..methods.channel_scaling import count_channels, rescale_, source_of
-from .formats.folder import copy_side_files, share
+from .formats.folder import copy_side_files
 
 OUTLIERS = "tiny-outliers"
 SHARE = 0.015
@@ -51,18 +50,9 @@ def outlier_folder(source: Path, *, seed: int = 0, cache: Path | None = None) ->
     folder = cache / f"outliers-{_key(source, seed)}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".outliers.", dir=cache))
-    try:
-        derive_outliers(source, partial, seed=seed)
-        share(partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was faster; what it made is the same
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    # Several processes may derive it at once; their results are the same.
+    with atomic_folder(folder, existing="keep") as staged:
+        derive_outliers(source, staged, seed=seed)
     return folder
 
 

@@ -1,31 +1,41 @@
-"""Writing a quantized model as a checkpoint, beside the original it was made from."""
+"""Write a quantized model as a checkpoint, given the float checkpoint it was made from.
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+The new tensors are those of the quantized layers, in the format's encoding, and the float tensors
+that a transform rescaled. Everything else is copied from the source, byte for byte.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...common.lazy_tensor import LazyTensor
+from ...common.lazy_tensor import LazyTensor, TensorLike
 from ...model.checkpoint import CheckpointReader
-from ...model.config import ModelConfig
 from ...model.loading import HEAD
 from ...model.qwen_vl import QwenVL
 from ..driver.padding import Padding, pad_tensors, padded_shapes
 from ..driver.report import QuantReport
 from ..plan.plan import Plan
 from ..runtime.linear import QuantLinear
+from ..runtime.unpacked_linear import UnpackedLinear
 from ..targets import quantized_layers
 from .formats import AUTO, choose_format
+from .formats.folder import whole_folder
 from .formats.format import Contents, Format, Solver, float_tensor
-from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
+from .formats.writer import (
+    Origin,
+    check_not_source,
+    computing_dtype,
+    encode_layer,
+    write_checkpoint,
+)
 from .loading import resolve_folder
 
 
 def check_format(plan: Plan, format: str = AUTO) -> None:
-    """Refuse what a format cannot hold; ask before calibrating.
+    """Refuse a format that cannot hold the planned checkpoint; call it before calibration.
 
     Raises:
         ValueError: the format is unknown or does not fit the plan.
@@ -42,21 +52,21 @@ def save_quantized(
     format: str = AUTO,
     overwrite: bool = False,
 ) -> None:
-    """Write a quantized model as a checkpoint folder, which appears whole or not at all.
+    """Write a quantized model as a checkpoint folder, atomically.
 
     Args:
         model: as `quantize_` left it; its `config.raw` becomes config.json.
-        report: what `quantize_` returned. Tensors that it calls changed are written as the model
-            has them, those of widths that grew with their zeros.
+        report: returned by `quantize_`. Tensors listed as changed are written from the model, and
+            padded ones with their zeros.
         source: the checkpoint that the model was loaded from (folder, hub id, ``tiny``); all other
-            tensors that were not quantized and all side files come from there.
-        out: folder to make.
+            tensors and all side files are copied from there.
+        out: output folder.
         format: ``gptq``, ``gptq_v2``, ``compressed-tensors``, ``awq``; ``auto`` takes gptq if it
             can hold the model, else compressed-tensors.
         overwrite: replace an existing folder.
 
     Raises:
-        ValueError: the format does not fit, the model is not what the report says, the source is
+        ValueError: the format does not fit, the model is not the one of the report, the source is
             another model, or `out` exists.
     """
     contents = replace(report.plan.contents, config=model.config)
@@ -65,161 +75,147 @@ def save_quantized(
     if odd := set(layers) ^ set(contents.schemes):
         raise ValueError(f"model and report disagree about {min(odd)}; save the report's own model")
     reader = CheckpointReader(resolve_folder(source))
-    originals = Originals(model, layers, reader, report.changed, report.plan.padding, chosen)
-    origin = Origin(reader, ("weight",), originals.encoded, originals.tensor)
-    _write(origin, report, contents, chosen, Path(out), overwrite=overwrite)
+    check_not_source(Path(out), reader)
+    check_unchanged(model, reader, report)
+    tensors = {
+        **encode_layers(layers, model, reader, chosen),
+        **changed_tensors(report.changed, model, reader),
+    }
+    with whole_folder(Path(out), overwrite=overwrite) as folder:
+        _write(tensors, report, contents, chosen, reader, folder)
 
 
 def save_finished(
-    done: Mapping[str, LazyTensor], report: QuantReport, source: Path, out: Path
+    tensors: Mapping[str, TensorLike], report: QuantReport, source: Path, folder: Path
 ) -> None:
-    """Write a checkpoint of which everything that is not the source's lies in files already.
+    """Write a checkpoint whose new tensors are already encoded, as a run's journal keeps them.
 
     Args:
-        done: what `Originals.all` gave of every block, by name.
-        report: what was done.
+        tensors: results of `encode_layers` and `changed_tensors` for every block, by name.
+        report: of the run.
         source: folder of the float checkpoint.
-        out: folder to make, which appears whole or not at all.
+        folder: created if missing; the caller makes it appear atomically.
+    """
+    contents = report.plan.contents
+    chosen = choose_format(contents, report.plan.format)
+    _write(tensors, report, contents, chosen, CheckpointReader(source), folder)
+
+
+def encode_layers(
+    layers: Mapping[str, QuantLinear | UnpackedLinear],
+    model: QwenVL,
+    reader: CheckpointReader,
+    format: Format,
+) -> dict[str, Tensor]:
+    """Encode quantized layers, with their biases, by canonical tensor name.
+
+    Args:
+        layers: by name.
+        model: the model they belong to.
+        reader: the float checkpoint; decides the stored dtypes.
+        format: checkpoint format.
 
     Raises:
-        ValueError: `out` exists.
+        ValueError: the format cannot hold a value, or the source has a bias that a layer has not.
     """
-    reader = CheckpointReader(source)
-    contents = report.plan.contents
-    finished = _Finished(done, reader, contents.config, report.plan.padding)
-    origin = Origin(reader, ("weight",), finished.encoded, finished.tensor)
-    _write(origin, report, contents, choose_format(contents, report.plan.format), out)
+    dtype = computing_dtype(model.config, reader)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        encoded = encode_layer(layer.quantized(), format, dtype, name)
+        tensors |= {f"{name}.{part}": tensor for part, tensor in encoded.items()}
+        bias = f"{name}.bias"
+        if bias in reader:
+            if layer.bias is None:
+                raise ValueError(f"{bias} is in the source but not in the model")
+            # Layers hold fp16 values in their biases (`storable_bias`): nothing is lost here.
+            bias_dtype = format.bias_dtype(reader.dtype(bias))
+            tensors[bias] = float_tensor(layer.bias.float(), bias_dtype)
+    return tensors
 
 
-def _write(
-    origin: Origin,
-    report: QuantReport,
-    contents: Contents,
-    format: Format,
-    out: Path,
-    *,
-    overwrite: bool = False,
-) -> None:
-    record = report.to_dict()
-    write_checkpoint(
-        origin,
-        replace(contents, solver=Solver.from_record(record)),
-        format,
-        out,
-        config=contents.config.raw,
-        record=record,
-        overwrite=overwrite,
-    )
+def changed_tensors(
+    names: Iterable[str], model: QwenVL, reader: CheckpointReader
+) -> dict[str, Tensor]:
+    """Collect float tensors that a transform rescaled, in the dtype of the source, by name."""
+    return {
+        name: float_tensor(model.get_parameter(name).detach().float(), reader.dtype(name))
+        for name in names
+    }
 
 
-@dataclass(frozen=True)
-class Originals:
-    """Tensors of the float checkpoint as the quantized model has them."""
+def check_unchanged(model: QwenVL, reader: CheckpointReader, report: QuantReport) -> None:
+    """Compare all tensors that will be copied from the source with the model's.
 
-    model: QwenVL
-    layers: Mapping[str, QuantLinear]
-    reader: CheckpointReader
-    changed: Collection[str]
-    padding: tuple[Padding, ...]
-    format: Format
+    The layers were calibrated on the model's tensors; with others their errors would be unknown.
 
-    def encoded(self, name: str) -> Mapping[str, Tensor]:
-        """See `Origin.encoded`."""
-        dtype = computing_dtype(self.model.config, self.reader)
-        return encode_layer(self.layers[name].quantized(), self.format, dtype, name)
-
-    def all(self) -> dict[str, Tensor]:
-        """All that is written of the layers and of what was changed, by canonical name."""
-        tensors = {
-            f"{name}.{part}": tensor
-            for name in self.layers
-            for part, tensor in self.encoded(name).items()
-        }
-        biases = [f"{name}.bias" for name in self.layers]
-        for name in (*self.changed, *(bias for bias in biases if bias in self.reader)):
-            tensor = self.tensor(name)
-            assert tensor is not None
-            tensors[name] = tensor
-        return tensors
-
-    def tensor(self, name: str) -> Tensor | None:
-        """See `Origin.tensor`."""
-        owner, _, leaf = name.rpartition(".")
-        if owner == "lm_head" and self.model.lm_head is None:
-            return None  # a copy of the embedding, which readers tie again
-        if owner in self.layers:
-            return self._bias(name, owner, leaf)
-        if name in self.changed:
-            parameter = self.model.get_parameter(name).detach()
-            return float_tensor(parameter.float(), self.reader.dtype(name))
-        stored = self.reader.tensor(name)
-        stored = pad_tensors({name: stored}, self.model.config, self.padding).get(name, stored)
-        self._check_unchanged(name, stored)
-        return stored
-
-    def _bias(self, name: str, owner: str, leaf: str) -> Tensor:
-        bias = self.layers[owner].bias
-        if leaf != "bias":
-            raise ValueError(f"{name} belongs to a quantized layer and cannot be written")
-        if bias is None:
-            raise ValueError(f"{name} is in the source but not in the model")
-        # Layers round their biases to fp16 numbers, so nothing is lost here.
-        return float_tensor(bias.float(), self.format.bias_dtype(self.reader.dtype(name)))
-
-    def _check_unchanged(self, name: str, stored: Tensor) -> None:
-        """The copied tensor must be what the model computed with during calibration."""
+    Raises:
+        ValueError: a tensor differs.
+    """
+    schemes = report.plan.contents.schemes
+    for name in reader.names():
+        owner = name.rpartition(".")[0]
+        if owner in schemes or name in report.changed or (name == HEAD and model.lm_head is None):
+            continue
         try:
-            parameter = self.model.get_parameter(name)
+            parameter = model.get_parameter(name).detach()
         except AttributeError:
-            return  # no part of the model, such as stored rotary frequencies
-        if parameter.is_meta:
-            return
-        same = parameter.shape == stored.shape and torch.equal(
-            stored.to(parameter.device, parameter.dtype), parameter.detach()
-        )
-        if not same:
+            continue  # not part of the model, such as stored rotary frequencies
+        stored = reader.tensor(name)
+        stored = pad_tensors({name: stored}, model.config, report.plan.padding).get(name, stored)
+        if parameter.shape != stored.shape or not torch.equal(
+            stored.to(parameter.device, parameter.dtype), parameter
+        ):
             raise ValueError(
                 f"{name} differs between the model and its source; give the checkpoint that the "
                 "model was loaded from"
             )
 
 
-@dataclass(frozen=True)
-class _Finished:
-    """The tensors of the new checkpoint, from files alone."""
+def _write(
+    tensors: Mapping[str, TensorLike],
+    report: QuantReport,
+    contents: Contents,
+    format: Format,
+    reader: CheckpointReader,
+    folder: Path,
+) -> None:
+    """Write `tensors`, and the tensors of `reader` that they do not replace."""
+    encoded: dict[str, dict[str, TensorLike]] = {}
+    for name, tensor in tensors.items():
+        owner, _, part = name.rpartition(".")
+        if owner in contents.schemes and part != "bias":
+            encoded.setdefault(owner, {})[part] = tensor
 
-    done: Mapping[str, LazyTensor]
-    reader: CheckpointReader
-    config: ModelConfig
-    """Padded."""
-    padding: tuple[Padding, ...]
+    def other(name: str) -> TensorLike | None:
+        if name == HEAD and contents.config.text.tie_word_embeddings:
+            return None  # a copy of the embedding; loading ties it again
+        if name in tensors:
+            return tensors[name]
+        if name.rpartition(".")[0] in contents.schemes:
+            raise ValueError(f"{name} belongs to a quantized layer and cannot be written")
+        return _padded(reader.later(name), name, contents, report.plan.padding)
 
-    @cached_property
-    def _parts(self) -> dict[str, dict[str, LazyTensor]]:
-        """What `done` holds of each module, by the last part of its name."""
-        parts: dict[str, dict[str, LazyTensor]] = {}
-        for name, tensor in self.done.items():
-            owner, _, leaf = name.rpartition(".")
-            parts.setdefault(owner, {})[leaf] = tensor
-        return parts
+    record = report.to_dict()
+    write_checkpoint(
+        Origin(reader, ("weight",), encoded.__getitem__, other),
+        replace(contents, solver=Solver.from_record(record)),
+        format,
+        folder,
+        config=contents.config.raw,
+        record=record,
+    )
 
-    def encoded(self, layer: str) -> dict[str, LazyTensor]:
-        """See `Origin.encoded`."""
-        return {leaf: tensor for leaf, tensor in self._parts[layer].items() if leaf != "bias"}
 
-    def tensor(self, name: str) -> LazyTensor | None:
-        """See `Origin.tensor`."""
-        if name == HEAD and self.config.text.tie_word_embeddings:
-            return None  # a copy of the embedding, which readers tie again
-        if name in self.done:
-            return self.done[name]
-        later = self.reader.later(name)
-        grown = padded_shapes(self.config, self.padding).get(name)
-        if grown is None:
-            return later
-        dim, _, after = grown
-        return replace(
-            later,
-            shape=(*later.shape[:dim], after, *later.shape[dim + 1 :]),
-            read=lambda: pad_tensors({name: later.read()}, self.config, self.padding)[name],
-        )
+def _padded(
+    stored: LazyTensor, name: str, contents: Contents, padding: tuple[Padding, ...]
+) -> LazyTensor:
+    """Pad a tensor of the source when it is read, if one of its widths grows."""
+    growth = padded_shapes(contents.config, padding).get(name)
+    if growth is None:
+        return stored
+    dim, _, after = growth
+    return replace(
+        stored,
+        shape=(*stored.shape[:dim], after, *stored.shape[dim + 1 :]),
+        read=lambda: pad_tensors({name: stored.read()}, contents.config, padding)[name],
+    )

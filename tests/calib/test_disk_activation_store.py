@@ -79,7 +79,7 @@ def test_as_much_is_in_memory_as_was_allowed(tmp_path: Path) -> None:
 def test_a_state_that_was_torn_is_not_taken_for_one(tmp_path: Path) -> None:
     store = DiskActivationStore(tmp_path, CPU)
     store.put("a", 0, state(1))
-    (tmp_path / "a" / "1.partial").write_bytes(b"half")
+    (tmp_path / "a" / "1.safetensors.part").write_bytes(b"half")
     store.put("a", 1, state(2))
     store.seal("a")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
@@ -163,5 +163,5 @@ def test_nothing_is_written_once_it_is_closed(
         store.put("a", number, state(number))
     assert begun.wait(60)
     store.close()
-    assert written == ["0.partial"]
+    assert written == ["0.safetensors.part"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0.safetensors"]

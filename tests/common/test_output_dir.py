@@ -1,8 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from vlpress.common.output_dir import MARKER, claim, claim_result, is_same, place, read_json
+from vlpress.common.output_dir import MARKER, claim, claim_result, is_same, place
 from vlpress.model.weight_files import digest_folder
 
 OURS = ("checkpoint", "plan.json")
@@ -17,7 +18,7 @@ def work_in(out: Path) -> None:
 def test_new_folder_is_made_and_marked(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     assert claim(out, {"seed": 0}, ours=OURS) is False
-    assert read_json(out / MARKER) == {"fingerprint": {"seed": 0}}
+    assert json.loads((out / MARKER).read_text()) == {"fingerprint": {"seed": 0}}
 
 
 def test_same_fingerprint_resumes_and_keeps_everything(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_discards_only_what_is_ours(tmp_path: Path, flag: str) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert claim(tmp_path, {"seed": 1}, ours=OURS, **{flag: True}) is False
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", MARKER]
-    assert read_json(tmp_path / MARKER) == {"fingerprint": {"seed": 1}}
+    assert json.loads((tmp_path / MARKER).read_text()) == {"fingerprint": {"seed": 1}}
 
 
 def test_overwrite_resumes_the_same_work_and_fresh_does_not(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_file_as_output_folder(tmp_path: Path) -> None:
 
 def test_broken_marker_names_the_file(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("{")
-    with pytest.raises(ValueError, match=r"work\.json is not valid JSON .*--fresh"):
+    with pytest.raises(ValueError, match=r"work\.json: not valid JSON .*--fresh"):
         claim(tmp_path, {}, ours=OURS)
     assert claim(tmp_path, {}, ours=OURS, fresh=True) is False
 
@@ -132,5 +133,4 @@ def test_failed_placing_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def work_in_new(folder: Path, name: str = "config.json") -> None:
-    folder.mkdir()
     (folder / name).write_text("{}")

@@ -1,20 +1,14 @@
-"""Writing a checkpoint folder so that it appears whole or not at all.
+"""Checkpoint folders: shards with their index, and side files."""
 
-Everything goes into a hidden folder beside the target, which takes the target's name by one rename
-at the end. A failure, or a kill, leaves no half checkpoint under the real name.
-"""
-
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from ....common.atomic import atomic_folder, write_json
 from ....common.lazy_tensor import TensorLike
-from ....common.safetensors_writer import sync_folder, write_tensors
+from ....common.safetensors_writer import write_tensors
 from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 
 
@@ -69,31 +63,21 @@ class FolderSink:
 
 
 @contextmanager
-def whole_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into that becomes `out` if the `with` block succeeds.
+def checkpoint_folder(out: Path, source: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder, which becomes `out` if the `with` block succeeds.
+
+    Args:
+        out: checkpoint folder to create.
+        source: folder of the checkpoint it is made from.
+        overwrite: replace an existing folder.
 
     Raises:
-        ValueError: `out` exists and `overwrite` is false, or it is a file.
+        ValueError: `out` is a file, exists and `overwrite` is false, or is or contains the source.
     """
-    if out.is_file():
-        raise ValueError(f"output {out} is a file; give a folder that does not exist yet")
-    if out.exists() and not overwrite:
-        raise ValueError(f"output folder {out} exists; give another or ask to overwrite it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        share(partial)
-        yield partial
-        sync_folder(partial)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.rename(old / out.name)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"output {out} is or holds the source, which is never written to")
+    with atomic_folder(out, existing="replace" if overwrite else "refuse") as folder:
+        yield folder
 
 
 def copy_side_files(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
@@ -110,21 +94,3 @@ def copy_side_files(source: Path, target: Path, patterns: tuple[str, ...]) -> li
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
     return [name.as_posix() for name in found]
-
-
-def share(path: Path) -> None:
-    """Give a file or folder that was made private the rights that the umask leaves new ones."""
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a fixed layout; keys stay in the order given."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    # The process's mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....common.atomic import write_json
 from ....common.lazy_tensor import TensorLike
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig
 from ....model.families import family_of
 from ...methods.affine import QuantizedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
-from .folder import FolderSink, ShardSink, copy_side_files, whole_folder, write_json
+from .folder import FolderSink, ShardSink, copy_side_files
 from .format import Contents, Format
 
 
@@ -51,43 +52,37 @@ def write_checkpoint(
     origin: Origin,
     contents: Contents,
     format: Format,
-    out: Path,
+    folder: Path,
     *,
     config: Mapping[str, Any],
     record: Mapping[str, Any] | None,
-    overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint folder, which appears whole or not at all.
+    """Write a checkpoint into an empty folder, see `checkpoint_folder`.
 
     Args:
         origin: the tensors.
         contents: which of them are quantized layers.
         format: one that has nothing against the contents.
-        out: folder to make.
+        folder: existing, empty.
         config: what config.json says but for its `quantization_config`; a width that was changed
             is changed here too.
         record: goes into `vlpress.json`, with the sizes as written; None leaves it out.
-        overwrite: replace an existing folder.
 
     Raises:
-        ValueError: a layer holds a number that the format cannot say, the source is inconsistent,
-            `out` exists, or it holds the source.
+        ValueError: a layer holds a number that the format cannot say, or the source is
+            inconsistent.
     """
-    reader = origin.reader
-    if out.resolve() in (reader.folder.resolve(), *reader.folder.resolve().parents):
-        raise ValueError(f"output {out} is or holds the source, which is never written to")
-    with whole_folder(out, overwrite=overwrite) as folder:
-        sink = FolderSink(folder)
-        sizes = _write_tensors(origin, contents, sink)
-        sink.close()
-        sizes.total = sink.total_bytes
-        described = format.quantization_config(contents, _file_names(origin))
-        write_json(folder / "config.json", {**config, "quantization_config": described})
-        for name in format.config_files:
-            write_json(folder / name, described)
-        if record is not None:
-            write_json(folder / REPORT_FILE, _with_sizes(record, sizes, contents))
-        copy_side_files(reader.folder, folder, family_of(contents.config).side_files)
+    sink = FolderSink(folder)
+    sizes = _write_tensors(origin, contents, sink)
+    sink.close()
+    sizes.total = sink.total_bytes
+    described = format.quantization_config(contents, _file_names(origin))
+    write_json(folder / "config.json", {**config, "quantization_config": described})
+    for name in format.config_files:
+        write_json(folder / name, described)
+    if record is not None:
+        write_json(folder / REPORT_FILE, _with_sizes(record, sizes, contents))
+    copy_side_files(origin.reader.folder, folder, family_of(contents.config).side_files)
 
 
 def _write_tensors(origin: Origin, contents: Contents, sink: ShardSink) -> Sizes:

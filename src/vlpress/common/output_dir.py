@@ -7,31 +7,19 @@ Only what vlpress wrote is ever removed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .atomic import PART, write_json
+from .atomic import PART, atomic_folder, write_json
 from .differences import differences, plain
-from .safetensors_writer import sync_folder
+from .json_files import read_json
 
 MARKER = "work.json"
 TRASH = ".discarded"
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ValueError: it does not parse; the message names the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); remove it or use --fresh") from error
+REMEDY = "remove it or use --fresh"
 
 
 def claim(
@@ -83,7 +71,9 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
 def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether a finished result folder answers the question of this fingerprint."""
     marker = folder / MARKER
-    return marker.is_file() and not differences(read_json(marker)["fingerprint"], fingerprint)
+    return marker.is_file() and not differences(
+        read_json(marker, REMEDY)["fingerprint"], fingerprint
+    )
 
 
 def claim_result(
@@ -99,7 +89,7 @@ def claim_result(
     refuse_foreign(out)
     if fresh or not (out / MARKER).is_file():
         return False
-    changed = differences(read_json(out / MARKER).get("fingerprint", {}), fingerprint)
+    changed = differences(read_json(out / MARKER, REMEDY).get("fingerprint", {}), fingerprint)
     if changed and not overwrite:
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         raise ValueError(
@@ -111,28 +101,13 @@ def claim_result(
 
 @contextmanager
 def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a path to write a result folder to, which then becomes ``out`` with its fingerprint.
+    """Yield an empty folder to write a result to, which then becomes ``out`` with its fingerprint.
 
     A kill at any moment leaves ``out`` as it was, absent, or whole and new.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.with_name(f".{out.name}.vlpress-staged")
-    old = out.with_name(f".{out.name}.vlpress-old")
-    for leftover in (staged, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    try:
+    with atomic_folder(out, existing="replace", exclusive=True) as staged:
         yield staged
-    except Exception:  # what was written is of no use; a kill leaves it for the next time
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    write_json(staged / MARKER, {"fingerprint": plain(fingerprint)})
-    if out.exists():
-        out.rename(old)
-    staged.rename(out)
-    sync_folder(out.parent)
-    if old.exists():
-        shutil.rmtree(old)
+        write_json(staged / MARKER, {"fingerprint": plain(fingerprint)})
 
 
 def discard(out: Path, ours: Collection[str]) -> None:

@@ -40,15 +40,6 @@ def write_tensors(tensors: Mapping[str, TensorLike], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, so that a power cut takes none of them back."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _header(tensors: Mapping[str, TensorLike]) -> bytes:
     # One metadata key: readers want to know for which library the file is.
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -60,6 +60,7 @@ def job(
 def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, bytes]:
     done = Journal(work)
     report = streaming.quantize(done)
+    out.mkdir()
     save_finished(done.tensors(), report, streaming.source, out)
     return contents(out)
 

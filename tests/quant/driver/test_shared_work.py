@@ -23,6 +23,7 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
         done = rank_zero_first(comm, lambda: Journal(work, writes=comm.index == 0))
         report = part.quantize(done)
         if comm.index == 0:
+            out.mkdir()
             save_finished(done.tensors(), report, streaming.source, out)
 
     together(count, take_part)
