@@ -1,6 +1,7 @@
-"""Seals on what is stored between runs: damage and edits are noticed before a result rests on them.
+"""Checksums of stored JSON objects: damage and manual edits are detected when they are read.
 
-A sealed object carries the sha256 of the rest of itself. This is no protection against forgery.
+The checksum is a truncated sha256 of the object's other entries, stored under `KEY`. It does not
+protect against forgery.
 """
 
 from __future__ import annotations
@@ -11,31 +12,36 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "seal"
-_LENGTH = 16  # hexadecimal digits; damage is found but for one case in 2**64
+_LENGTH = 16  # hexadecimal digits: damage goes unnoticed with probability 2**-64
 
 
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with their seal.
+    """Return the values with their checksum added.
 
     Args:
-        values: JSON values with text as keys.
+        values: JSON object.
+
+    Raises:
+        TypeError: a value is not JSON.
+        ValueError: a number is NaN or infinite.
     """
+    # A round trip through JSON first, so that tuples and the like hash as they will be read.
     plain = json.loads(json.dumps(values, allow_nan=False))
     return {**plain, KEY: _digest(plain)}
 
 
 def verify_checksum(values: object, where: str) -> dict[str, Any]:
-    """The values without their seal.
+    """Return the values without their checksum.
 
     Args:
-        values: what was read.
-        where: what to call it in the error.
+        values: parsed JSON.
+        where: file, and line if it has several objects, for the error message.
 
     Raises:
-        ValueError: not an object, no checksum, a wrong checksum, or a number is not finite.
+        ValueError: not an object, no checksum, a wrong checksum, or a number that is not finite.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is damaged: it holds no object; evaluate again")
+        raise ValueError(f"{where} is damaged: not a JSON object; evaluate again")
     rest = {key: value for key, value in values.items() if key != KEY}
     try:
         digest = _digest(rest)
@@ -47,15 +53,15 @@ def verify_checksum(values: object, where: str) -> dict[str, Any]:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    """Of the values as JSON.
+    """Hash the values as JSON with sorted keys.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON cannot hold.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     text = json.dumps(values, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]
 
 
 def digest_bytes(data: bytes) -> str:
-    """sha256 of a file's bytes."""
+    """Return the sha256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
