@@ -10,7 +10,7 @@ from vlpress.common import heap
 
 HELD = """
 import gc
-from vlpress.calib.allocator import trim_heap
+from vlpress.common.heap import trim_heap
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 pieces = [bytearray(b"x" * 50000) for _ in range(4000)]
