@@ -1,7 +1,7 @@
-"""Key/value cache of the decoder.
+"""KV cache of the decoder.
 
-Buffers are allocated for a whole generation at once and filled from the left; all prompts of a
-batch end at the same column because they are padded on the left.
+Buffers are allocated once per generation and filled from the left. Prompts of a batch are padded on
+the left, so all of them end at the same index of the token dimension and one length is enough.
 """
 
 from __future__ import annotations
@@ -18,146 +18,162 @@ from .config import TextConfig
 CacheType = Literal["model", "int8"]
 
 
-class Columns(NamedTuple):
-    """What is stored of a layer, with room for all columns."""
+class LayerCache(NamedTuple):
+    """Buffers of one layer at full capacity."""
 
     keys: Tensor
-    """``[batch, kv_heads, capacity, head_dim]``, in the type of the model or int8."""
+    """`[batch, kv_heads, capacity, head_dim]`, in the model's dtype or int8."""
     values: Tensor
-    """The same."""
+    """Shape and dtype of `keys`."""
     key_scales: Tensor | None = None
-    """float32 ``[batch, kv_heads, capacity]``, with int8."""
+    """float32 `[batch, kv_heads, capacity]` with int8, otherwise None."""
     value_scales: Tensor | None = None
-    """The same."""
+    """Shape and dtype of `key_scales`."""
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Columns:
-        """All of it, changed."""
-        first, second = (None if t is None else change(t) for t in self[2:])
-        return Columns(change(self.keys), change(self.values), first, second)
+    def map(self, function: Callable[[Tensor], Tensor]) -> LayerCache:
+        """Apply a function to every buffer."""
+        key_scales, value_scales = (None if t is None else function(t) for t in self[2:])
+        return LayerCache(function(self.keys), function(self.values), key_scales, value_scales)
 
 
 class KVCache:
     """Keys and values of every layer.
 
     Args:
-        config: Gives the number of layers, the key/value heads and their width.
-        batch: Number of prompts.
-        capacity: Tokens that will be stored at most: prompt and generated ones.
-        kind: `model` stores them as they come, `int8` rounded, with a scale for each token and
-            head.
+        config: number of layers, key/value heads and their width.
+        batch: number of prompts.
+        capacity: maximum number of tokens per prompt: prompt and generated ones.
+        cache_type: `model` stores the model's dtype; `int8` quantizes per token and head.
     """
 
     def __init__(
-        self, config: TextConfig, batch: int, capacity: int, kind: CacheType = "model"
+        self, config: TextConfig, batch: int, capacity: int, cache_type: CacheType = "model"
     ) -> None:
         self.shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         self.length = 0  # tokens stored in all layers
-        self.kind = kind
-        self._layers: list[Columns | None] = [None] * config.num_hidden_layers
+        self.cache_type = cache_type
+        self._layers: list[LayerCache | None] = [None] * config.num_hidden_layers
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit."""
+        """Maximum number of tokens per prompt."""
         return self.shape[2]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append `[batch, kv_heads, new, head_dim]` and return all keys and values so far.
+        """Append `[batch, kv_heads, new, head_dim]`; return all keys and values so far.
 
-        Call `advance` once every layer has stored its part.
+        The layers of one forward pass write at the same `length`; call `advance` after the last.
 
         Raises:
-            ValueError: The tokens do not fit.
+            ValueError: the tokens exceed the capacity.
         """
-        stored = self.room(layer, keys.shape[2], keys)
+        buffers = self.buffers(layer, keys.shape[2], keys)
         end = self.length + keys.shape[2]
         new = slice(self.length, end)
-        if stored.key_scales is None or stored.value_scales is None:
-            stored.keys[:, :, new], stored.values[:, :, new] = keys, values
-            return stored.keys[:, :, :end], stored.values[:, :, :end]
-        stored.keys[:, :, new], stored.key_scales[:, :, new] = round_columns(keys)
-        stored.values[:, :, new], stored.value_scales[:, :, new] = round_columns(values)
+        if buffers.key_scales is None or buffers.value_scales is None:
+            buffers.keys[:, :, new], buffers.values[:, :, new] = keys, values
+            return buffers.keys[:, :, :end], buffers.values[:, :, :end]
+        buffers.keys[:, :, new], buffers.key_scales[:, :, new] = quantize_kv(keys)
+        buffers.values[:, :, new], buffers.value_scales[:, :, new] = quantize_kv(values)
         return (
-            widen_columns(stored.keys[:, :, :end], stored.key_scales[:, :, :end], keys.dtype),
-            widen_columns(stored.values[:, :, :end], stored.value_scales[:, :, :end], values.dtype),
+            dequantize_kv(buffers.keys[:, :, :end], buffers.key_scales[:, :, :end], keys.dtype),
+            dequantize_kv(
+                buffers.values[:, :, :end], buffers.value_scales[:, :, :end], values.dtype
+            ),
         )
 
-    def room(self, layer: int, new: int, like: Tensor) -> Columns:
-        """What is stored with all its columns, for whoever stores `new` ones after `length`.
+    def buffers(self, layer: int, new: int, like: Tensor) -> LayerCache:
+        """Return a layer's full-capacity buffers; fused kernels write to them at `length`.
 
         Args:
-            layer: whose.
-            new: columns that will be stored.
-            like: of the type and on the device that buffers get if there are none yet.
+            layer: index of the layer.
+            new: number of tokens that will be written.
+            like: gives dtype and device if the buffers are not allocated yet.
 
         Raises:
-            ValueError: The tokens do not fit.
+            ValueError: the tokens exceed the capacity.
         """
         if self.length + new > self.capacity:
             raise ValueError(
                 f"key/value cache holds {self.capacity} tokens but {self.length + new} are needed; "
                 "make it larger or generate fewer tokens"
             )
-        stored = self._layers[layer]
-        if stored is None:
-            stored = self._layers[layer] = self._empty(like)
-        return stored
+        buffers = self._layers[layer]
+        if buffers is None:
+            buffers = self._layers[layer] = self._empty(like)
+        return buffers
 
-    def _empty(self, like: Tensor) -> Columns:
-        if self.kind == "model":
-            return Columns(like.new_zeros(self.shape), like.new_zeros(self.shape))
+    def _empty(self, like: Tensor) -> LayerCache:
+        if self.cache_type == "model":
+            return LayerCache(like.new_zeros(self.shape), like.new_zeros(self.shape))
         keys, values = (like.new_zeros(self.shape, dtype=torch.int8) for _ in range(2))
         scales = [like.new_zeros(self.shape[:3], dtype=torch.float32) for _ in range(2)]
-        return Columns(keys, values, *scales)
+        return LayerCache(keys, values, *scales)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` columns as stored, after every layer has been updated."""
+        """Mark `tokens` more tokens as stored, after every layer has been updated."""
         self.length += tokens
 
-    def spread(self, rows: Tensor, capacity: int) -> KVCache:
-        """A larger cache whose rows begin with the given rows of this one.
+    def copy_rows(self, rows: Tensor, capacity: int) -> KVCache:
+        """Copy rows of the batch into a new, larger cache.
 
         Args:
-            rows: int64 `[batch]`; a row may be taken several times.
-            capacity: columns of the new cache, at least as many as are stored here.
+            rows: int64 `[new batch]`, indices into this batch; repetitions are allowed.
+            capacity: of the new cache, at least `length`.
         """
         new = copy.copy(self)
         new.shape = (int(rows.shape[0]), self.shape[1], capacity, self.shape[3])
         new._layers = [
-            stored and stored.each(lambda t: _spread(t, rows, self.length, new.shape))
-            for stored in self._layers
+            buffers and buffers.map(lambda t: _copy_rows(t, rows, self.length, new.shape))
+            for buffers in self._layers
         ]
         return new
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only the given rows of the batch, int64 `[kept]`."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Drop all rows of the batch but the given ones, int64 `[new batch]`."""
         self.shape = (int(rows.shape[0]), *self.shape[1:])
         self._layers = [
-            stored and stored.each(lambda t: t.index_select(0, rows.to(t.device)))
-            for stored in self._layers
+            buffers and buffers.map(lambda t: t.index_select(0, rows.to(t.device)))
+            for buffers in self._layers
         ]
 
 
-def round_columns(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round `[..., head_dim]` to int8 and float32 scales `[...]`, the largest magnitude / 127."""
+def quantize_kv(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize keys or values symmetrically to int8, with one scale per token and head.
+
+    A scale per token can be computed when the token is appended; a scale per channel would change
+    with every new token. The scale is the largest magnitude / 127, or 1 if all values are zero.
+
+    Args:
+        values: `[..., head_dim]`.
+
+    Returns:
+        int8 `[..., head_dim]` and float32 scales `[...]`. NaN and infinity give a scale that is not
+        finite, so that they are not lost in the integers.
+    """
     wide = values.float()
     scales = wide.abs().amax(-1) / 127
     scales = torch.where(scales == 0, torch.ones_like(scales), scales)
     return (wide / scales[..., None]).round().clamp(-127, 127).to(torch.int8), scales
 
 
-def widen_columns(levels: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Undo `round_columns`, as nearly as `dtype` holds it."""
+def dequantize_kv(levels: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dequantize the result of `quantize_kv` to `dtype`, `[..., head_dim]`."""
     return (levels.float() * scales[..., None]).to(dtype)
 
 
-def _spread(stored: Tensor, rows: Tensor, length: int, shape: tuple[int, ...]) -> Tensor:
-    new = stored.new_zeros(shape[: stored.dim()])
-    new[:, :, :length] = stored[:, :, :length].index_select(0, rows)
+def _copy_rows(buffer: Tensor, rows: Tensor, length: int, shape: tuple[int, ...]) -> Tensor:
+    new = buffer.new_zeros(shape[: buffer.dim()])
+    new[:, :, :length] = buffer[:, :, :length].index_select(0, rows)
     return new
 
 
 def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
-    """Bool `[1, 1, new, total]`: the last `new` of `total` tokens see what is not after them."""
-    columns = torch.arange(total, device=device)
-    rows = columns[total - new :]
-    return (rows[:, None] >= columns)[None, None]
+    """Build the causal mask of the last `new` of `total` tokens.
+
+    Returns:
+        bool `[1, 1, new, total]`, True where a token may attend.
+    """
+    keys = torch.arange(total, device=device)
+    queries = keys[total - new :]
+    return (queries[:, None] >= keys)[None, None]

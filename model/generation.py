@@ -121,7 +121,7 @@ def generate(
             return [row.result() for row in rows]
         if len(going) < len(active):
             kept = torch.tensor(going, device=real.device)
-            cache.keep(kept)
+            cache.select_rows(kept)
             real = real[kept]
             active = [active[place] for place in going]
         real = torch.cat([real, real.new_ones(len(active), 1)], dim=1)

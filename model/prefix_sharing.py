@@ -132,7 +132,7 @@ def prefill(
     tails = model.embed(parts.tails, [[] for _ in parts.tails])
     new = tails.embeds.shape[1]
     owners = torch.tensor(parts.head_of, device=heads.embeds.device)
-    cache = read.spread(owners, columns + new + room)
+    cache = read.copy_rows(owners, columns + new + room)
     del read
     real = torch.cat(
         [_real(heads.embeds, heads.padding)[owners], _real(tails.embeds, tails.padding)], dim=1

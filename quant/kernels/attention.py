@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...model.cache import Columns
+from ...model.cache import LayerCache
 from .library import Kernels, Scratch, loaded
 
 
@@ -77,7 +77,7 @@ class Heads:
 def attend_newest(
     heads: Heads,
     qkv: tuple[Tensor, Tensor, Tensor],
-    stored: Columns,
+    stored: LayerCache,
     past: int,
     mask: Tensor | None,
     kernels: Kernels,

@@ -73,7 +73,7 @@ class FusedDecoderLayer:
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self._block.enter(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
-            stored = cache.room(index, 1, qkv[1])
+            stored = cache.buffers(index, 1, qkv[1])
             attended = attend_newest(self._heads, qkv, stored, cache.length, mask, self._kernels)
         else:
             attended = self._attend(qkv, mask, cache)

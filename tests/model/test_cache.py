@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlpress.model.cache import KVCache, round_columns, widen_columns
+from vlpress.model.cache import KVCache, dequantize_kv, quantize_kv
 from vlpress.model.generation import generate
 from vlpress.model.loading import load_model
 from vlpress.model.processing.inputs import Prompt
@@ -28,10 +28,10 @@ def columns(model: QwenVL, rows: int, tokens: int, seed: int = 0) -> torch.Tenso
 def test_int8_is_within_half_a_step() -> None:
     values = torch.randn(2, 3, 5, 16, generator=torch.Generator().manual_seed(1))
     values[0, 0, 0] = 0
-    levels, scales = round_columns(values)
+    levels, scales = quantize_kv(values)
     assert levels.dtype == torch.int8 and scales.shape == (2, 3, 5)
     assert float(scales[0, 0, 0]) == 1.0
-    error = (widen_columns(levels, scales, torch.float32) - values).abs()
+    error = (dequantize_kv(levels, scales, torch.float32) - values).abs()
     assert bool((error <= 0.5001 * scales[..., None]).all())
     assert torch.equal(levels.abs().amax(-1)[1], torch.full((3, 5), 127, dtype=torch.int8))
 
@@ -49,11 +49,11 @@ def test_columns_come_back_wherever_they_went(model: QwenVL, kind: Any) -> None:
     assert torch.equal(values, -keys)
     cache.advance(2)
     rows = torch.tensor([1, 0, 1])
-    wider = cache.spread(rows, 12)
+    wider = cache.copy_rows(rows, 12)
     third = columns(model, 3, 1, seed=2)
     spread, _ = wider.update(0, third, third)
     assert torch.equal(spread[:, :, :7], keys[rows])
-    wider.keep(torch.tensor([2]))
+    wider.select_rows(torch.tensor([2]))
     kept, _ = wider.update(0, third[:1], third[:1])
     assert torch.equal(kept[:, :, :7], keys[[1]])
     assert wider.capacity == 12 and cache.capacity == 8
@@ -63,7 +63,7 @@ def test_int8_takes_half_the_memory_and_a_scale(model: QwenVL) -> None:
     like = torch.zeros(1, dtype=torch.bfloat16)
     size = {}
     for kind in ("model", "int8"):
-        stored = KVCache(model.config.text, 2, 64, kind).room(0, 1, like)
+        stored = KVCache(model.config.text, 2, 64, kind).buffers(0, 1, like)
         size[kind] = sum(part.nbytes for part in stored if part is not None)
     width = model.config.text.head_dim
     assert size["int8"] / size["model"] == pytest.approx((width + 4) / (2 * width))

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_models import RandomModel
 from torch import Tensor
 
-from vlpress.model.cache import KVCache, round_columns, widen_columns
+from vlpress.model.cache import KVCache, dequantize_kv, quantize_kv
 from vlpress.model.finite import NotFiniteError, check_finite, not_finite_tensor
 from vlpress.model.generation import Sampling, choose, generate
 from vlpress.model.processing.inputs import Prompt
@@ -142,7 +142,7 @@ def test_the_dtype_decides_about_the_remedy(random_model: RandomModel) -> None:
 def test_an_int8_cache_hides_nothing(random_model: RandomModel, bad: float) -> None:
     values = torch.ones(1, 2, 3, 32)
     values[0, 1, 2, 7] = bad
-    wide = widen_columns(*round_columns(values), torch.float32)
+    wide = dequantize_kv(*quantize_kv(values), torch.float32)
     assert bool(wide[0, 1, 2].isnan().any()) and bool(wide[0, 0].isfinite().all())
     cache = KVCache(random_model().config.text, 1, 4, "int8")
     keys, _ = cache.update(0, values, values)

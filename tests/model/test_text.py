@@ -114,7 +114,7 @@ def test_cache_keeps_chosen_rows(tiny_config: TinyConfig) -> None:
     keys = torch.arange(3.0)[:, None, None, None].expand(3, 2, 1, 32)
     cache.update(0, keys, -keys)
     cache.advance(1)
-    cache.keep(torch.tensor([2, 0]))
+    cache.select_rows(torch.tensor([2, 0]))
     stored, values = cache.update(0, torch.ones(2, 2, 1, 32), torch.ones(2, 2, 1, 32))
     assert stored[:, 0, 0, 0].tolist() == [2.0, 0.0]
     assert values[:, 0, 0, 0].tolist() == [-2.0, 0.0]

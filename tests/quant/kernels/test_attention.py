@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpress.model.cache import Columns, causal_mask
+from vlpress.model.cache import LayerCache, causal_mask
 from vlpress.quant.kernels import library
 from vlpress.quant.kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
 
@@ -51,7 +51,7 @@ def test_attention_of_one_token_is_a_softmax(name: str) -> None:
     )
     mask = torch.rand(rows, 1, 1, past + 1, generator=random) < 0.7
     mask[..., -1] = True
-    found = attend_newest(SIZES, (q, k, v), Columns(keys, values), past, mask, kernels(name))
+    found = attend_newest(SIZES, (q, k, v), LayerCache(keys, values), past, mask, kernels(name))
     assert torch.equal(keys[:, :, past], k[:, 0]) and torch.equal(values[:, :, past], v[:, 0])
     wanted = softmax_of(q, keys[:, :, : past + 1], values[:, :, : past + 1], mask)
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-4)

@@ -134,7 +134,9 @@ def test_a_layer_gives_what_its_modules_give(
         assert error["fast"] < 0.05 * float(change.norm())
     if fast is not None and plain is not None:
         like = state["hidden"]
-        for ours, theirs in zip(fast.room(1, 0, like)[:2], plain.room(1, 0, like)[:2], strict=True):
+        for ours, theirs in zip(
+            fast.buffers(1, 0, like)[:2], plain.buffers(1, 0, like)[:2], strict=True
+        ):
             torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=0.02)
             assert torch.equal(ours[:, :, :PAST], theirs[:, :, :PAST])
             assert bool((ours[:, :, PAST + tokens :] == 0).all())
@@ -172,7 +174,7 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
     for fast in (False, True):
         cache = cache_of(model, 3, kind="int8")
         found.append(run(layer, state, cache, mask, fast=fast))
-        stored.append(cache.room(1, 1, like))
+        stored.append(cache.buffers(1, 1, like))
     change = (found[0] - like.float()).norm()
     assert float((found[0] - found[1]).norm()) < 0.02 * float(change)
     plain, ours = stored
@@ -200,7 +202,7 @@ def test_what_is_not_a_number_stays_in_its_row(
     state["hidden"][1, 0, 5] = torch.nan
     cache = cache_of(model, 3, kind=kind)
     found = run(layer, state, cache, fast=True)
-    scales = cache.room(1, 1, state["hidden"]).key_scales
+    scales = cache.buffers(1, 1, state["hidden"]).key_scales
     assert scales is None or bool(scales[1, :, PAST].isnan().all())
     assert bool(found[1].isnan().all())
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
