@@ -34,8 +34,7 @@ from .driver.blockwise import BlockwiseQuantizer
 from .driver.journal import NAMES as WORK_NAMES
 from .driver.journal import Journal
 from .driver.pipeline import check_format
-from .plan.coverage import check_pictures
-from .plan.plan import Plan, make_plan
+from .plan.plan import Plan, check_images, make_plan
 from .plan.time_estimate import estimate_time, probe
 from .recipe.recipe import Recipe
 from .resolve import Source, encode_samples, open_samples, resolve_recipe
@@ -111,7 +110,7 @@ class Job:
         processor = source.processor()
         drawn = open_samples(recipe, calibration, processor)
         if drawn.samples:
-            check_pictures(plan, present=any(map(has_pictures, drawn.samples)))
+            check_images(plan, present=any(map(has_pictures, drawn.samples)))
         return cls(source, recipe, plan, drawn, processor, calibration)
 
     @property
@@ -191,7 +190,7 @@ class Job:
             self.calibration.budget,
             comm,
         )
-        work = rank_zero_first(comm, lambda: Journal(folder, writes=comm.index == 0))
+        work = rank_zero_first(comm, lambda: Journal(folder, writes=comm.rank == 0))
         with reporter.stage("quantize") as update:
             report = streaming.quantize(work, update)
 

@@ -22,15 +22,9 @@ from ..runtime.linear import QuantLinear
 from ..runtime.unpacked_linear import UnpackedLinear
 from ..targets import quantized_layers
 from .formats import AUTO, choose_format
-from .formats.folder import whole_folder
+from .formats.folder import checkpoint_folder
 from .formats.format import Contents, Format, Solver, float_tensor
-from .formats.writer import (
-    Origin,
-    check_not_source,
-    computing_dtype,
-    encode_layer,
-    write_checkpoint,
-)
+from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .loading import resolve_folder
 
 
@@ -75,13 +69,10 @@ def save_quantized(
     if odd := set(layers) ^ set(contents.schemes):
         raise ValueError(f"model and report disagree about {min(odd)}; save the report's own model")
     reader = CheckpointReader(resolve_folder(source))
-    check_not_source(Path(out), reader)
-    check_unchanged(model, reader, report)
-    tensors = {
-        **encode_layers(layers, model, reader, chosen),
-        **changed_tensors(report.changed, model, reader),
-    }
-    with whole_folder(Path(out), overwrite=overwrite) as folder:
+    with checkpoint_folder(Path(out), reader.folder, overwrite=overwrite) as folder:
+        check_unchanged(model, reader, report)
+        tensors = encode_layers(layers, model, reader, chosen)
+        tensors |= changed_tensors(report.changed, model, reader)
         _write(tensors, report, contents, chosen, reader, folder)
 
 
@@ -94,7 +85,7 @@ def save_finished(
         tensors: results of `encode_layers` and `changed_tensors` for every block, by name.
         report: of the run.
         source: folder of the float checkpoint.
-        folder: created if missing; the caller makes it appear atomically.
+        folder: existing and empty, see `checkpoint_folder`.
     """
     contents = report.plan.contents
     chosen = choose_format(contents, report.plan.format)

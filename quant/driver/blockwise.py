@@ -1,8 +1,8 @@
-"""Quantize a checkpoint block by block, from its folder into another.
+"""Quantize a checkpoint block by block, from its folder into a journal.
 
-Peak memory follows the largest block and what solving it takes, never the model: a block is read,
-calibrated, quantized, written down and forgotten. What is done is kept (`work.py`), so a run that
-was stopped goes on at the block where it was, and ends in the same bytes.
+Peak memory follows the largest block and its solver, not the model: each block is loaded,
+calibrated, quantized, written to the journal and released. An interrupted run resumes at the first
+block without a journal entry and ends in the same bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ...calib.activation_store import loaded
 from ...calib.block_runner import TokenWeightFn
 from ...calib.disk_activation_store import DiskActivationStore
 from ...calib.sequential import BlockResult, Resume
-from ...calib.token_weights import TokenWeights, UniformTokenWeights, find_token_weights
+from ...calib.token_weights import ModalityTokenWeights, PerTokenWeights, find_token_weights
 from ...common.distributed import (
     SINGLE_PROCESS,
     Communicator,
@@ -39,12 +39,10 @@ from ...model.loading import (
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..checkpoint.formats import choose_format
-from ..checkpoint.saving import Originals
-from ..plan.coverage import check_pictures
-from ..plan.plan import Plan
+from ..checkpoint.saving import changed_tensors, encode_layers
+from ..plan.plan import Plan, check_images
 from ..recipe.recipe import Recipe
 from ..runtime.kernel_selection import speed_layers_
-from ..targets import quantized_layers
 from .checkpoint_blocks import CheckpointBlocks
 from .journal import Journal
 from .layer_solver import Progress, QuantizationRun
@@ -54,7 +52,7 @@ from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 
 @dataclass(frozen=True)
 class BlockwiseQuantizer:
-    """A checkpoint to be quantized from its folder."""
+    """Quantization of a checkpoint that is never in memory as a whole."""
 
     source: Path
     recipe: Recipe
@@ -64,37 +62,37 @@ class BlockwiseQuantizer:
     """Calibration samples with their answers."""
     device: str | torch.device = "auto"
     dtype: str | torch.dtype = "auto"
-    """Of the computation; auto takes what the checkpoint says."""
+    """Of the computation; auto takes the checkpoint's."""
     memory: int = 0
-    """Bytes of activations that are kept in memory; all of them are in files too."""
+    """Bytes of activations that are cached in memory; all of them are stored in files too."""
     comm: Communicator = SINGLE_PROCESS
-    """Who shares the work, each with the same source and the same folder of unfinished work."""
+    """Processes that share the work, with the same source and the same journal folder."""
 
-    def quantize(self, work: Journal, on_progress: Progress | None = None) -> QuantReport:
-        """Do what is not done yet; all layers lie in `work` then.
+    def quantize(self, journal: Journal, on_progress: Progress | None = None) -> QuantReport:
+        """Quantize the blocks that are not in the journal yet.
 
         Raises:
             ValueError: as `quantize_`, or the checkpoint is damaged.
         """
         if self.recipe.needs_calibration:
-            pictures = any(prompt.visuals for prompt in self.prompts)
-            check_pictures(self.plan, present=not self.prompts or pictures)
+            has_images = any(prompt.visuals for prompt in self.prompts)
+            check_images(self.plan, present=not self.prompts or has_images)
         reader, device = CheckpointReader(self.source), choose_device(self.device)
-        model = self._without_weights(reader)
+        model = self._model_without_weights(reader)
         run = QuantizationRun(model, self.recipe, self.plan, device, on_progress, self.comm)
         blocks = CheckpointBlocks(reader, model, self.plan.padding, device)
-        restore(run, work.records)
-        going = _Pass(self, reader, run, blocks, work)
-        going.round()
+        restore_run(run, journal.records)
+        steps = _Pass(self, reader, run, blocks, journal)
+        steps.round_unreached_layers()
         record = None
         if self.recipe.needs_calibration:
             weights = self._token_weights(run)
             record = CalibrationRecord.of(self.prompts, weights)
-            going.calibrate(weights)
+            steps.calibrate(weights)
         return run.report(record)
 
-    def _without_weights(self, reader: CheckpointReader) -> QwenVL:
-        """The model on `meta`, padded."""
+    def _model_without_weights(self, reader: CheckpointReader) -> QwenVL:
+        """Build the padded model on `meta`."""
         config = ModelConfig.from_folder(self.source)
         model = build_model(config, dtype=choose_dtype(self.dtype, config, reader))
         check_tensors(reader, model)
@@ -102,11 +100,11 @@ class BlockwiseQuantizer:
         pad_model_(model, self.plan.padding)
         return model
 
-    def _token_weights(self, run: QuantizationRun) -> TokenWeights | UniformTokenWeights:
+    def _token_weights(self, run: QuantizationRun) -> ModalityTokenWeights | PerTokenWeights:
         model = run.model
         if self.recipe.needs_gradient:
-            # The one thing that needs the whole model, for as long as it takes.
-            run.on_progress(len(run.layers), len(run.rows), "token weights by gradient")
+            # Gradients need the whole model in memory; it is freed before calibration starts.
+            run.show_progress("token weights by gradient")
             model = load_model(self.source, device=run.device, dtype=model.dtype)
             speed_layers_(model, run.device)
         return find_token_weights(self.recipe.calibration.token_weights, model, self.prompts)
@@ -114,34 +112,39 @@ class BlockwiseQuantizer:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A way through the model, or the rest of one."""
+    """One pass over the blocks, or the rest of an interrupted one."""
 
-    streaming: BlockwiseQuantizer
+    quantizer: BlockwiseQuantizer
     reader: CheckpointReader
     run: QuantizationRun
     blocks: CheckpointBlocks
-    work: Journal
+    journal: Journal
 
-    def round(self) -> None:
-        """Quantize the layers that no sample reaches."""
+    def round_unreached_layers(self) -> None:
+        """Quantize the layers that no calibration sample reaches."""
         run = self.run
-        seen = run.seen(self.streaming.prompts)
-        rows = [row for row in run.rows.values() if row not in seen and row.name not in run.layers]
+        calibrated = run.calibrated_rows(self.quantizer.prompts)
+        rows = [
+            row
+            for row in run.rows.values()
+            if row not in calibrated and row.name not in run.layer_reports
+        ]
         for stage in family_of(run.model.config).stages:
             for block in stage.blocks(run.model.config):
-                if here := [row for row in rows if is_inside(row.name, block)]:
+                if block_rows := [row for row in rows if is_inside(row.name, block)]:
                     with loaded(self.blocks, block):
-                        run.round(here)
-                        self._write_down(BlockResult(block, None, ()), calibrated=False)
+                        run.round_layers(block_rows)
+                        self._commit(BlockResult(block, None, ()), calibrated=False)
 
     def calibrate(self, weights: TokenWeightFn) -> None:
-        """Run the samples through what they have not passed yet."""
+        """Run the samples through the blocks that they have not passed yet."""
         last: Mapping[str, Any] = {"calibrated": False, "waiting": ()}
-        if self.work.records:
-            last = self.work.records[-1]
-        comm = self.streaming.comm
-        states = DiskActivationStore(self.work.states, self.run.device, self.streaming.memory)
+        if self.journal.records:
+            last = self.journal.records[-1]
+        comm = self.quantizer.comm
+        states = DiskActivationStore(self.journal.states, self.run.device, self.quantizer.memory)
         with closing(states) as store:
+            # Activations of an uncommitted block, and of blocks before the last one, are removed.
             broadcast_result(comm, lambda: store.keep(last["waiting"]))
             resume = None
             if last["calibrated"]:
@@ -150,53 +153,57 @@ class _Pass:
                 resume = Resume(last["next"], frozenset(last["parted"]))
 
             def leave(passed: BlockResult) -> None:
-                wait(comm)  # the states of all processes must be there before the journal says so
-                self._write_down(passed, calibrated=True)
+                # The order makes it safe to be killed at any point: outputs of all ranks are on
+                # disk, then the journal commits the block, then its inputs are removed.
+                wait(comm)
+                self._commit(passed, calibrated=True)
                 broadcast_result(comm, lambda: store.keep(passed.waiting))
 
             where = {"blocks": self.blocks, "store": store, "resume": resume}
-            self.run.calibrate(self.streaming.prompts, weights, leave=leave, **where)
+            self.run.calibrate(self.quantizer.prompts, weights, leave=leave, **where)
 
-    def _write_down(self, passed: BlockResult, *, calibrated: bool) -> None:
-        """Take a block for done, while its weights are still there."""
+    def _commit(self, passed: BlockResult, *, calibrated: bool) -> None:
+        """Write a block's tensors and its record to the journal, while its weights are loaded."""
         run, block, following = self.run, passed.block, passed.following
-        layers = {
-            f"{block}.{name}" if name else block: layer
-            for name, layer in quantized_layers(run.model.get_submodule(block)).items()
-        }
         changed = sorted(name for name in run.transforms.changed if is_inside(name, block))
         transforms = [row for row in run.transforms.reports if row.planned.block == block]
-        format = choose_format(run.plan.contents, run.plan.format)
-        originals = Originals(run.model, layers, self.reader, changed, run.plan.padding, format)
         record = {
             "block": block,
             "calibrated": calibrated,
             "next": following.block if following else None,
             "parted": sorted(following.parted) if following else [],
             "waiting": list(passed.waiting),
-            "layers": [run.layers[name].to_dict() for name in layers],
+            "layers": [run.layer_reports[name].to_dict() for name in run.solved],
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
         }
         rank_zero_first(
-            self.streaming.comm,
-            lambda: self.work.add(record, originals.all() if self.work.writes else {}),
+            self.quantizer.comm,
+            lambda: self.journal.add(record, self._tensors(changed) if self.journal.writes else {}),
         )
+        run.solved.clear()
+
+    def _tensors(self, changed: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Encode the solved layers, and collect the float tensors that transforms changed."""
+        run = self.run
+        format = choose_format(run.plan.contents, run.plan.format)
+        tensors = encode_layers(run.solved, run.model, self.reader, format)
+        return tensors | changed_tensors(changed, run.model, self.reader)
 
 
-def restore(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> None:
-    """Tell a run what was written down before."""
+def restore_run(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> None:
+    """Restore the reports of a run from the journal."""
     planned = list(run.plan.transforms)
     for record in records:
         for layer in record["layers"]:
-            run.layers[layer["name"]] = LayerReport.from_dict(layer, run.rows[layer["name"]])
-        for done in record["transforms"]:
-            row = next(row for row in planned if row.to_dict().items() <= done.items())
+            run.layer_reports[layer["name"]] = LayerReport.from_dict(layer, run.rows[layer["name"]])
+        for transform in record["transforms"]:
+            row = next(row for row in planned if row.to_dict().items() <= transform.items())
             planned.remove(row)
-            run.transforms.reports.append(TransformReport.from_dict(done, row))
+            run.transforms.reports.append(TransformReport.from_dict(transform, row))
         run.transforms.changed.update(record["changed"])
 
 
 def is_inside(name: str, block: str) -> bool:
-    """Whether a tensor or module is a block's or the block itself."""
+    """Whether a tensor or module is the block or inside it."""
     return name == block or name.startswith(block + ".")

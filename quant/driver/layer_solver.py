@@ -1,4 +1,4 @@
-"""How the layers of a plan are quantized, one tap group after another."""
+"""Solve the layers of a plan: GPTQ, GPTAQ or rounding, one tap group after another."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...calib.block_runner import TokenWeightFn
 from ...calib.observers import CrossMoment, Hessian
-from ...calib.sequential import BlockResult, BlockView, Leave, TapGroup, run_sequential
+from ...calib.sequential import BlockResult, BlockView, OnBlockDone, TapGroup, run_sequential
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
@@ -21,23 +21,27 @@ from ..methods.gptaq import asymmetric_target
 from ..methods.gptq import gptq
 from ..methods.layer_error import relative_error
 from ..methods.rtn import rtn
-from ..plan.coverage import tower_rows
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 from ..runtime.kernel_selection import speed_layers_
-from ..runtime.linear import QuantLinear
-from ..targets import put_quantized, weight_of
+from ..runtime.unpacked_linear import UnpackedLinear
+from ..targets import put_module, put_unpacked, weight_of
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-"""Called with layers done, layers in all, and a line about the last one."""
+"""Called with the number of finished layers, the total, and a line about the last one."""
 
 
 class QuantizationRun:
-    """Layers of a model on their way from float to quantized."""
+    """State of one quantization: the model, the reports so far, and the layers solved last.
+
+    Solved layers replace the float ones in the model at once, as `UnpackedLinear`, because the
+    layers after them are calibrated on their outputs. The drivers then write them to disk
+    (`blockwise.py`) or pack them for inference (`pipeline.py`).
+    """
 
     def __init__(
         self,
@@ -48,137 +52,158 @@ class QuantizationRun:
         on_progress: Progress | None = None,
         comm: Communicator = SINGLE_PROCESS,
     ) -> None:
-        """Begin with no layer done.
+        """Start with no layer solved.
 
         Args:
             model: padded as the plan says.
-            recipe: what to do.
+            recipe: the recipe.
             plan: of the recipe and the model.
-            device: where its blocks are when they are solved.
+            device: of the blocks while they are solved.
             on_progress: see `Progress`.
-            comm: who shares the work; every process gets every layer.
+            comm: processes that share the work; each of them holds every solved layer.
         """
         self.comm = comm
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
         speed_layers_(model, device)
         self.rows = {row.name: row for row in plan.quantized}
-        self.layers: dict[str, LayerReport] = {}
-        self._held: list[QuantLinear] = []
-        self._warned = False
-        self.on_progress: Progress = on_progress or (lambda done, total, detail: None)
+        self.layer_reports: dict[str, LayerReport] = {}
+        """Reports of the finished layers by name."""
+        self.solved: dict[str, UnpackedLinear] = {}
+        """Layers that are solved but neither written nor packed yet, by name."""
+        self._warned_float16 = False
+        self._on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
-        solved = [row for row in plan.quantized if row.step and row.step.solves]
-        self.rows_to_solve = sum(row.spec.out_features for row in solved)
+        solver_rows = [row for row in plan.quantized if row.step and row.step.solves]
+        self._rows_to_solve = sum(row.spec.out_features for row in solver_rows)
+
+    def show_progress(self, detail: str) -> None:
+        """Report a line of progress with the number of finished layers."""
+        self._on_progress(len(self.layer_reports), len(self.rows), detail)
+
+    def calibrated_rows(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
+        """List the layers that calibration samples reach; the others are rounded without inputs.
+
+        Samples without images never reach the vision tower.
+        """
+        if not self.recipe.needs_calibration:
+            return []
+        has_images = any(prompt.visuals for prompt in prompts)
+        unreached = () if has_images else self.plan.tower
+        return [row for row in self.rows.values() if row not in unreached]
 
     def calibrate(
         self,
         prompts: Sequence[Prompt],
         token_weights: TokenWeightFn,
         *,
-        leave: Leave | None = None,
+        leave: OnBlockDone,
         **where: Any,
     ) -> None:
-        """Run samples through the model and quantize what they reach.
-
-        Layers of the vision tower stay as they are if no sample has a picture.
+        """Run samples through the model and quantize the layers that they reach.
 
         Args:
             prompts: with their answers.
             token_weights: see `run_sequential`.
-            leave: see `run_sequential`.
-            where: `blocks`, `store` and `resume` of it.
+            leave: called with each finished block; takes the layers from `solved`.
+            where: `blocks`, `store` and `resume` of `run_sequential`.
         """
-        seen = self.seen(prompts)
+        rows = self.calibrated_rows(prompts)
 
-        def drop_dequantized(passed: BlockResult) -> None:
-            while self._held:
-                self._held.pop().drop_dequantized()
+        def check_and_leave(passed: BlockResult) -> None:
             for size in passed.largest:
-                self._check_size(f"what comes out of {passed.block}", size)
-            if leave is not None:
-                leave(passed)
+                self._check_activations(f"the output of {passed.block}", size)
+            leave(passed)
 
         run_sequential(
             self.model,
             prompts,
-            [row.spec for row in seen],
-            self.solve,
+            [row.spec for row in rows],
+            self.solve_group,
             true_sequential=self.recipe.calibration.true_sequential,
             token_weights=token_weights,
-            asymmetric=[row.name for row in seen if row.step and row.step.asymmetric],
-            prepare=self.prepare if self.transforms.planned else None,
-            gram=gram_on(self.device),
-            leave=drop_dequantized,
+            asymmetric=[row.name for row in rows if row.step and row.step.asymmetric],
+            prepare=self.transform_block if self.transforms.planned else None,
+            syrk=gram_on(self.device),
+            on_block_done=check_and_leave,
             comm=self.comm,
             **where,
         )
 
-    def seen(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
-        """The layers that calibration samples reach."""
-        if not self.recipe.needs_calibration:
-            return []
-        pictures = any(prompt.visuals for prompt in prompts)
-        unseen = () if pictures else tower_rows(self.plan)
-        return [row for row in self.rows.values() if row not in unseen]
+    def transform_block(self, view: BlockView) -> None:
+        """Run the transforms of a block before its layers are solved."""
+        for transform in self.transforms.prepare(view):
+            self.show_progress(f"{transform.planned.source} {transform.planned.transform.method}")
+
+    def solve_group(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        """Quantize the layers of a tap group and put them into the model.
+
+        Args:
+            group: layers that share an input.
+            hessian: of that input.
+            cross: how far the input is from the float model's; required for gptaq.
+
+        Raises:
+            ValueError: the input is not finite, or too many rows fell back to rounding.
+        """
+        self._check_activations(
+            f"the input of {group.linears[0].name}", hessian.input_range.largest
+        )
+
+        def quantize(row: PlanRow) -> Message:
+            assert row.step is not None
+            if row.step.solves:
+                return self._solve_layer(row, hessian, cross)
+            return self._round_layer(row, hessian)
+
+        # Each rank quantizes some of the layers and broadcasts them.
+        rows = [self.rows[spec.name] for spec in group.linears]
+        for row, message in distribute(self.comm, rows, quantize):
+            # The rest of the block runs on this layer: dequantize it once, not for every sample.
+            self._put(row, message, self.model.dtype)
+
+    def round_layers(self, rows: Sequence[PlanRow]) -> None:
+        """Round layers to nearest, without calibration, and put them into the model."""
+        for row, message in distribute(self.comm, rows, self._round_layer):
+            self._put(row, message)
+
+    def pack_layers(self) -> None:
+        """Replace the layers in `solved` by `QuantLinear`, for inference."""
+        while self.solved:
+            name, layer = self.solved.popitem()
+            put_module(self.model, name, layer.pack())
 
     def report(self, calibration: CalibrationRecord | None) -> QuantReport:
-        """What was done, once it is."""
+        """Build the report of the finished run."""
         return QuantReport(
             self.recipe,
             self.plan,
-            tuple(self.layers[name] for name in self.rows),
+            tuple(self.layer_reports[name] for name in self.rows),
             calibration,
             tuple(self.transforms.reports),
             frozenset(self.transforms.changed),
         )
 
-    def prepare(self, view: BlockView) -> None:
-        """Run the transforms of a block."""
-        for done in self.transforms.prepare(view):
-            detail = f"{done.planned.source} {done.planned.transform.method}"
-            self.on_progress(len(self.layers), len(self.rows), detail)
+    def _check_activations(self, name: str, largest: float) -> None:
+        """Refuse activations that are not finite; warn once of those that float16 cannot hold.
 
-    def solve(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
-        """Quantize the layers of a group as their steps say."""
-        self._check_size(f"the input of {group.linears[0].name}", hessian.extent.largest)
-
-        def work(row: PlanRow) -> Message:
-            assert row.step is not None
-            if row.step.solves:
-                return self._gptq(row, hessian, cross)
-            return self._rounded(row, hessian)
-
-        for row, layer in distribute(
-            self.comm, [self.rows[spec.name] for spec in group.linears], work
-        ):
-            self._put(row, layer)
-            module = self.model.get_submodule(row.name)
-            assert isinstance(module, QuantLinear)
-            module.cache_dequantized(self.model.dtype)
-            self._held.append(module)
-
-    def _check_size(self, what: str, largest: float) -> None:
-        """Refuse activations that are not finite; say once that float16 would not hold them."""
+        An infinite input would make its Hessian and all later layers NaN. float16 does not matter
+        to a calibration in bf16, but engines may run the checkpoint in float16.
+        """
         if not math.isfinite(largest):
             raise ValueError(
-                f"{what} is not finite for a calibration sample: activations overflow in "
+                f"{name} is not finite for a calibration sample: activations overflow in "
                 f"{self.model.dtype}; calibrate in bf16 or fp32, or look at the samples"
             )
-        if largest > torch.finfo(torch.float16).max and not self._warned:
-            self._warned = True
+        if largest > torch.finfo(torch.float16).max and not self._warned_float16:
+            self._warned_float16 = True
             logger.warning(
-                "%s reaches %.0f, and float16 ends at 65504: run this model in bfloat16, with "
-                "float16 it would overflow",
-                what,
+                "%s reaches %.0f, more than float16 holds (65504); run this model in bfloat16",
+                name,
                 largest,
             )
 
-    def round(self, rows: Sequence[PlanRow]) -> None:
-        """Quantize layers to the nearest level."""
-        for row, layer in distribute(self.comm, rows, self._rounded):
-            self._put(row, layer)
-
-    def _rounded(self, row: PlanRow, hessian: Hessian | None = None) -> Message:
+    def _round_layer(self, row: PlanRow, hessian: Hessian | None = None) -> Message:
+        """Round one layer; with a Hessian its error is measured as well."""
         assert row.step is not None
         original = weight_of(self.model, row.spec)
         error, tokens, clipping = None, 0, None
@@ -190,13 +215,13 @@ class QuantizationRun:
                 tokens = hessian.tokens
                 error = relative_error([original], [weight.dequantize()], hessian.values)
                 weight = with_input_scale(weight, hessian)
-        except ValueError as error_:
-            raise ValueError(f"{row.name}: {error_}") from None
+        except ValueError as failure:
+            raise ValueError(f"{row.name}: {failure}") from None
         detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
         return _message(weight, LayerReport(row, None, tokens, error), detail)
 
-    def _gptq(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> Message:
-        """Solve one layer with GPTQ, or GPTAQ if its step says so."""
+    def _solve_layer(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> Message:
+        """Solve one layer with GPTQ. GPTAQ is GPTQ towards another weight, see `gptaq.py`."""
         step, original = row.step, weight_of(self.model, row.spec)
         assert step is not None
         target, shift = original, None
@@ -231,23 +256,31 @@ class QuantizationRun:
         report = LayerReport(row, result.stats, hessian.tokens, target_shift=shift)
         return _message(weight, report, detail, result.fallback)
 
-    def _put(self, row: PlanRow, message: Message) -> None:
-        """Put a layer that some process has solved into the model."""
+    def _put(self, row: PlanRow, message: Message, dtype: torch.dtype | None = None) -> None:
+        """Put a quantized layer into the model and record its report.
+
+        Args:
+            row: of the layer.
+            message: from the rank that quantized it.
+            dtype: of the layer's inputs; None if the layer will not run.
+        """
         assert row.step is not None
-        on_device = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
-        put_quantized(self.model, row.spec, QuantizedWeight(scheme=row.step.scheme, **on_device))
+        tensors = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
+        weight = QuantizedWeight(scheme=row.step.scheme, **tensors)
+        self.solved[row.name] = put_unpacked(self.model, row.spec, weight, dtype)
         value = message.value
         if value["warning"]:
             logger.warning("%s: %s", row.name, value["warning"])
-        self.layers[row.name] = LayerReport.from_dict(value["report"], row)
-        self.on_progress(len(self.layers), len(self.rows), value["detail"])
-        # Here and not at the end: the rest of the run would be for nothing.
-        check_fallback(list(self.layers.values()), self.rows_to_solve)
+        self.layer_reports[row.name] = LayerReport.from_dict(value["report"], row)
+        self.show_progress(value["detail"])
+        # After every layer, not at the end: the hours that remain would be spent for nothing.
+        check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
 
 
 def _message(
     weight: QuantizedWeight, report: LayerReport, detail: str, warning: str | None = None
 ) -> Message:
+    """Serialize a quantized layer for the other ranks."""
     value = {"report": report.to_dict(), "detail": detail, "warning": warning}
     tensors = {
         name: tensor
@@ -258,19 +291,19 @@ def _message(
 
 
 def relative_change(original: Tensor, changed: Tensor) -> float:
-    """Norm of the difference over the norm of the original; 0 if nothing changed."""
+    """Compute the norm of the difference over the norm of the original; 0 without a difference."""
     before = original.float()
     change = float((changed.float() - before).norm())
     return change / float(before.norm()) if change else 0.0
 
 
 def with_input_scale(weight: QuantizedWeight, hessian: Hessian) -> QuantizedWeight:
-    """Add the scale of a static input, which covers all that the Hessian has seen.
+    """Add the scale of a static int8 input; it covers the range that the Hessian has seen.
 
     Raises:
         ValueError: the inputs are too large for any scale.
     """
     if weight.scheme.activations != "static":
         return weight
-    scale = choose_input_scale(hessian.extent.largest)
+    scale = choose_input_scale(hessian.input_range.largest)
     return replace(weight, input_scale=scale.to(weight.scales.device))

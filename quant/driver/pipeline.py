@@ -1,4 +1,4 @@
-"""The verbs of quantization: quantize a model in place, write it, load it back."""
+"""Quantize a model in memory; also re-exports the functions that plan, save and load."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,7 @@ from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..checkpoint.loading import is_quantized, load_quantized, open_model, resolve_folder
 from ..checkpoint.saving import check_format, save_quantized
-from ..plan.coverage import check_pictures
-from ..plan.plan import make_plan
+from ..plan.plan import check_images, make_plan
 from ..recipe.recipe import Recipe
 from ..targets import quantized_layers
 from .layer_solver import Progress, QuantizationRun
@@ -35,38 +34,46 @@ def quantize_(
     *,
     on_progress: Progress | None = None,
 ) -> QuantReport:
-    """Replace linear layers of a model by quantized ones, as a recipe says; in place.
+    """Replace linear layers of a model by quantized ones, in place.
 
-    Inner widths that no kernel takes are padded first, and the model's config then says so. After
-    an error the model may be half quantized and is of no further use.
+    Inner widths that no kernel supports are padded first, in the model and in its config. After an
+    error the model may be partly quantized and must be discarded.
 
     Args:
         model: in any float dtype, on any device.
-        recipe: what to quantize and how.
-        prompts: calibration samples with their answers; may be empty if every step rounds only.
+        recipe: which layers to quantize, and how.
+        prompts: calibration samples with their answers; may be empty if every step only rounds.
         on_progress: see `Progress`.
+
+    Returns:
+        Errors and decisions, layer by layer; `save_quantized` needs it.
 
     Raises:
         ValueError: the plan does not fit the model, the model is quantized already, there are no
-            prompts, none of them has a picture though the vision tower is calibrated, none suits
+            prompts, none of them has an image although the vision tower is calibrated, none suits
             gradient token weights, activations overflow, or GPTQ falls back to rounding on over
             5 % of the rows.
     """
     plan = make_plan(model.config, recipe)
-    if done := quantized_layers(model):
-        raise ValueError(f"{next(iter(done))} is quantized already; start from the original model")
-    pictures = not prompts or any(prompt.visuals for prompt in prompts)
+    if quantized := quantized_layers(model):
+        raise ValueError(
+            f"{next(iter(quantized))} is quantized already; start from the original model"
+        )
     if recipe.needs_calibration:
-        check_pictures(plan, present=pictures)
+        # Without any prompts `calibrate` has the better message.
+        check_images(plan, present=not prompts or any(prompt.visuals for prompt in prompts))
     pad_model_(model, plan.padding)
     run = QuantizationRun(model, recipe, plan, model.device, on_progress)
     record = None
-    seen = run.seen(prompts)
-    run.round([row for row in plan.quantized if row not in seen])
+    calibrated = run.calibrated_rows(prompts)
+    for row in plan.quantized:
+        if row not in calibrated:
+            run.round_layers([row])
+            run.pack_layers()
     if recipe.needs_calibration:
         if recipe.needs_gradient:
-            run.on_progress(len(run.layers), len(run.rows), "token weights by gradient")
+            run.show_progress("token weights by gradient")
         weights = find_token_weights(recipe.calibration.token_weights, model, prompts)
         record = CalibrationRecord.of(prompts, weights)
-        run.calibrate(prompts, weights)
+        run.calibrate(prompts, weights, leave=lambda _: run.pack_layers())
     return run.report(record)

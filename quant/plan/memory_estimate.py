@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ...calib.observers import TOGETHER
+from ...calib.observers import BATCH_TOKENS
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec
 from ..methods.gptq import PANEL, VALUES_AT_ONCE
@@ -122,7 +122,7 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
     row, and transposed.
     """
     hessians = 4 * spec.in_features**2 * 5 // 2
-    tokens = 3 * 2 * TOGETHER * spec.in_features
+    tokens = 3 * 2 * BATCH_TOKENS * spec.in_features
     return hessians + tokens + (16 * spec.in_features**2 if step.asymmetric else 0)
 
 

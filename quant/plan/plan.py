@@ -23,8 +23,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.scheme import QuantScheme
 from ..recipe.steps import Step
 from .memory_estimate import MemoryEstimate, count_memory
-from .target_matching import claim_layers
-from .widths import check_groups
+from .target_matching import check_groups, claim_layers
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,11 @@ class Plan:
     def quantized(self) -> tuple[PlanRow, ...]:
         """Rows that a step quantizes."""
         return tuple(row for row in self.rows if row.step is not None)
+
+    @property
+    def tower(self) -> tuple[PlanRow, ...]:
+        """Quantized layers of the vision tower and merger, which only images and videos reach."""
+        return tuple(row for row in self.quantized if row.spec.stage in ("vision", "merger"))
 
     @property
     def calibrated(self) -> bool:
@@ -209,6 +213,38 @@ def make_plan(
     memory = count_memory(padded, fates, in_float, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, claimed)
     return Plan(padded, rows, other, memory, padding, written.name, passed_over, transforms)
+
+
+def check_images(plan: Plan, *, present: bool) -> None:
+    """Refuse samples without images for a plan that needs them.
+
+    Text never enters the vision tower. Layers there that are only rounded are rounded all the same;
+    those that need activations cannot be quantized, which is an error before any work is done.
+
+    Args:
+        plan: of the model.
+        present: whether any calibration sample has an image or video.
+
+    Raises:
+        ValueError: none has, but a layer of the tower is solved, transformed, or needs the range
+            of its input.
+    """
+    if present:
+        return
+    active = [transform for transform in plan.transforms if not transform.reason]
+    transformed = {name for transform in active for name in transform.linears}
+    missing = [
+        row.name
+        for row in plan.tower
+        if row.name in transformed or (row.step is not None and row.step.looks)
+    ]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"no calibration sample has an image, and {missing[0]}{others} of the vision tower "
+            "cannot be calibrated without; add samples with images, leave the tower out of the "
+            "recipe, or round it (method rtn, activations none or dynamic)"
+        )
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""Which step of a recipe takes which layer, by the patterns of its targets and ignore lists."""
+"""Match the steps of a recipe to layers, and check that each step's scheme fits its layers."""
 
 import difflib
 import re
@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from ...model.checkpoint import canonical_name
 from ...model.families import LinearSpec
 from ..recipe.recipe import Recipe, pattern_matches
+from ..recipe.scheme import QuantScheme
 from ..recipe.steps import Step
 
 LINEAR = "linear layer"
+GROUP_SIZES = (128, 64, 32)
+"""Group sizes that the kernels of engines support; larger groups have less overhead."""
 
 
 def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple[Step | None, str]]:
-    """For each layer the step that takes it, or None and why none does.
+    """Find the step that quantizes each layer.
+
+    Args:
+        specs: all layers of the model.
+        recipe: the recipe.
+
+    Returns:
+        By layer name the step and an empty string, or None and the reason why no step claims it.
 
     Raises:
         ValueError: a pattern matches nothing (the message lists near misses), or two steps claim
@@ -27,11 +37,12 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
         targeted = match_names(step.targets, names, "target")
         ignored = match_names(step.ignore, names, "ignore pattern")
         for name in targeted:
-            holder = claims[name][0]
+            claimed_by = claims[name][0]
             if name in ignored:
-                if holder is None:
+                # An earlier step may have claimed it: ignoring it here settles which one does.
+                if claimed_by is None:
                     claims[name] = (None, f"the recipe ignores {ignored[name]!r}")
-            elif holder is not None:
+            elif claimed_by is not None:
                 raise ValueError(
                     f"recipe {recipe.name}: {name} is targeted by two steps; ignore it in one"
                 )
@@ -43,18 +54,21 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
 def match_names(
     patterns: Sequence[str], names: Sequence[str], what: str, kind: str = LINEAR
 ) -> dict[str, str]:
-    """Names that match, each with the first pattern that does.
+    """Match names against patterns.
 
     Args:
         patterns: see `pattern_matches`.
-        names: to match, in full.
-        what: the patterns are, for messages.
-        kind: of thing that the names stand for, for messages.
+        names: full names.
+        what: role of the patterns, for messages: "target", "ignore pattern".
+        kind: kind of the named things, for messages.
+
+    Returns:
+        The names that match, each with the first pattern that matches it.
 
     Raises:
         ValueError: a pattern matches no name.
     """
-    found: dict[str, str] = {}
+    first_match: dict[str, str] = {}
     for pattern in patterns:
         plain = pattern if pattern.startswith("re:") else canonical_name(pattern)
         hits = [name for name in names if pattern_matches(plain, name)]
@@ -67,15 +81,54 @@ def match_names(
             near = ", ".join(near_misses(plain, names))
             raise ValueError(f"recipe: {what} {pattern!r} matches no {kind}; near are {near}")
         for name in hits:
-            found.setdefault(name, pattern)
-    return found
+            first_match.setdefault(name, pattern)
+    return first_match
 
 
 def near_misses(pattern: str, names: Sequence[str]) -> list[str]:
-    """Up to three names like a pattern, with a star for the block if it names no block."""
+    """Suggest up to three names similar to a pattern.
+
+    Block numbers become a star if the pattern has none: it is then about all blocks.
+    """
     if not re.search(r"\.\d+(\.|$)", pattern):
         names = [re.sub(r"\.\d+\.", ".*.", name) for name in names]
     names = list(dict.fromkeys(names))
     text = pattern.removeprefix("re:").replace("\\", "")
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     return near or [names[0], names[-1]]
+
+
+def check_groups(specs: Sequence[LinearSpec], scheme: QuantScheme, tp: int = 1) -> None:
+    """Refuse a group size that does not divide the input width of each of these layers.
+
+    Args:
+        specs: layers of one step, padded where they will be.
+        scheme: of the step.
+        tp: tensor-parallel size at serving time. A layer whose input is split over devices needs
+            whole groups on each device.
+
+    Raises:
+        ValueError: a width does not divide; the message proposes a group size that fits.
+    """
+    for spec in specs:
+        devices = tp if spec.input_split else 1
+        if spec.in_features % devices:
+            raise ValueError(
+                f"{spec.name}: in_features {spec.in_features} does not split over {tp} devices; "
+                "choose a tp that divides it"
+            )
+        width = spec.in_features // devices
+        if width % scheme.width(width):
+            each = f" on each of {tp} devices" if devices > 1 else ""
+            raise ValueError(
+                f"{spec.name}: in_features {width}{each} does not divide into groups of "
+                f"{scheme.group_size}; {fitting_group(specs, tp)} fits all layers of this step"
+            )
+
+
+def fitting_group(specs: Sequence[LinearSpec], tp: int = 1) -> str:
+    """Describe the largest usual group size that divides the widths of all these layers."""
+    for size in GROUP_SIZES:
+        if all(spec.in_features % (size * (tp if spec.input_split else 1)) == 0 for spec in specs):
+            return f"group_size {size}"
+    return "group_size -1 (one scale per output row)"

@@ -97,7 +97,8 @@ def estimate_time(
         behind = done
         is_last = index == len(blocks) - 1
         if true_sequential and stage == "decoder" and not parted and not is_last and taps:
-            watching, behind = max(runs), done - max(runs)  # samples wait, see `BlockRunner.pause`
+            # Samples are checkpointed at each tap and resume there (`BlockRunner.checkpoint_at_tap`).
+            watching, behind = max(runs), done - max(runs)
         seconds = (watching + behind + passes) * rates.mac
         seconds += squares * rates.hessian + more * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)

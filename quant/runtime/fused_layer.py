@@ -69,7 +69,7 @@ class FusedDecoderLayer:
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """As `DecoderLayer.forward`."""
-        scales = [part.activations for part in self._linears if isinstance(part, QuantLinear)]
+        scales = [part.int8_scale for part in self._linears if isinstance(part, QuantLinear)]
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self._block.enter(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:

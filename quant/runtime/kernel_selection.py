@@ -23,7 +23,7 @@ from ..methods.rtn import rtn
 from ..recipe.scheme import QuantScheme
 from ..targets import quantized_layers
 from .fused_layer import FusedDecoderLayer
-from .linear import FloatLinear, Fused, QuantLinear, can_fuse
+from .linear import FloatLinear, FusedLinears, QuantLinear, can_fuse
 
 logger = logging.getLogger(__name__)
 HEAD_GROUP = 128
@@ -165,7 +165,7 @@ def _fuse(model: QwenVL, kernels: library.Kernels) -> None:
                 layers = [model.get_submodule(f"{path}.{member}") for member in members]
                 prepared = tuple(layer for layer in layers if isinstance(layer, QuantLinear))
                 if len(prepared) == len(layers) and can_fuse(prepared):
-                    prepared[0].fused = Fused(prepared, kernels)
+                    prepared[0].fused = FusedLinears(prepared, kernels)
 
 
 def _join_layers(model: QwenVL) -> None:

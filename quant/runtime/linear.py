@@ -1,4 +1,4 @@
-"""The module that takes a linear layer's place once its weight is quantized."""
+"""Linear layers at inference: over a quantized weight, over a float weight, several fused."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -14,9 +14,9 @@ from ..recipe.scheme import QuantScheme
 class QuantLinear(nn.Module):
     """A linear layer over a quantized weight.
 
-    Buffers hold the form of the reference kernel. `prepare` replaces them by the form of a faster
-    one; `quantized` gives the unpacked weight back from either, so a layer that sits in a model can
-    be written to any format, and a state dict is the same in both.
+    Buffers hold the layout of the reference kernel. `prepare` replaces them by the layout of a
+    faster one; `quantized` restores the unpacked weight from either, so the layers of a model can
+    be written to any format, and the state dict is the same in both layouts.
     """
 
     packed: Tensor | None
@@ -27,51 +27,39 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
-        """Prepack `weight` for the reference kernel.
+        """Pack `weight` for the reference kernel.
 
         Args:
             weight: unpacked.
             bias: ``[out_features]`` or None.
 
         Raises:
-            ValueError: the scheme is static without an input scale, or has one and is not.
+            ValueError: see `check_input_scale`.
         """
         super().__init__()
-        if (weight.input_scale is not None) != (weight.scheme.activations == "static"):
-            found = "no input scale" if weight.input_scale is None else "an input scale"
-            raise ValueError(
-                f"{weight.scheme.label} comes with {found}; static activations need one and no "
-                "others may have one"
-            )
+        check_input_scale(weight)
         self.scheme: QuantScheme = weight.scheme
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.tiles: cpu_layout.TiledWeight | None = None
         self.product: cpu.Product | gpu.Product | None = None
-        self.number = -1  # of the product, for compilers
-        self.fused: Fused | None = None
-        self.held: Tensor | None = None  # the dequantized weight, see `hold`
-        self.rounds_inputs = False  # to int8 although the scheme does not: only if asked for
+        self.number = -1  # under which the custom op finds the product, see `op.register`
+        self.fused: FusedLinears | None = None
+        self.rounds_inputs = False  # int8 inputs for a weight-only scheme, see `round_inputs_`
         for name, value in _reference_form(weight).items():
             self.register_buffer(name, value)
         self.register_buffer("input_scale", weight.input_scale)
         self.register_buffer("bias", bias)
 
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> Self:
-        """Replace the weight of `linear`, keeping its bias (see `storable_bias`)."""
-        bias = linear.bias
-        return cls(weight, None if bias is None else storable_bias(bias.detach()))
-
     @property
-    def activations(self) -> float | None:
-        """What `cpu.Product` calls `input_scale`: None in floats, 0 per token, or the scale."""
+    def int8_scale(self) -> float | None:
+        """The `input_scale` of `cpu.Product`: None for float inputs, 0 for a scale per token."""
         if self.scheme.activations == "none":
             return 0.0 if self.rounds_inputs else None
         return 0.0 if self.input_scale is None else float(self.input_scale)
 
     def quantized(self) -> QuantizedWeight:
-        """The unpacked weight."""
+        """Unpack the weight."""
         group_index = self.group_index
         if self.tiles is not None:
             integers, scales, zero_points = cpu_layout.restore(self.tiles)
@@ -86,16 +74,16 @@ class QuantLinear(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """Name of what computes this layer."""
+        """Name of the kernel that computes this layer."""
         return "reference" if self.product is None else self.product.name
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the weight lies in the CPU's memory."""
+        """Whether the weight is in CPU memory."""
         return self.packed is None or self.packed.device.type == "cpu"
 
     def why_not(self) -> str | None:
-        """Why neither the CPU's nor the GPU's kernels take this layer; None if they do."""
+        """Explain why no compiled kernel can compute this layer; None if one can."""
         if self.packed is None or self.scales is None:
             return None
         groups = self.scales.shape[1]
@@ -103,25 +91,10 @@ class QuantLinear(nn.Module):
             return gpu.why_not(self.in_features, groups, self.group_index)
         if self.packed.device.type == "cpu":
             return cpu_layout.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
-        return f"it lies on {self.packed.device.type}"
-
-    def cache_dequantized(self, dtype: torch.dtype) -> None:
-        """Keep the dequantized weight of a weight-only layer for inputs of a type.
-
-        While a block is calibrated, every sample passes it several times; results are those of the
-        reference kernel, which would dequantize each time.
-        """
-        if self.activations is None and self.packed is not None:
-            assert self.scales is not None and self.zero_points is not None
-            form = (self.packed, self.scales, self.zero_points, self.scheme.bits)
-            self.held = reference.dequantize(*form, dtype, self.group_index)
-
-    def drop_dequantized(self) -> None:
-        """Undo `hold`."""
-        self.held = None
+        return f"it is on {self.packed.device.type}"
 
     def prepare(self, kernels: library.Kernels) -> None:
-        """Lay the weight out for CPU kernels; only that form is kept."""
+        """Convert the weight to the layout of the CPU kernels; the packed buffers are freed."""
         weight = self.quantized()
         self.tiles = cpu_layout.prepack(
             weight.integers,
@@ -135,14 +108,14 @@ class QuantLinear(nn.Module):
         self.number = op.register(self.product)
 
     def use_triton(self) -> None:
-        """Compute with the Triton kernels, which read the reference's form."""
+        """Compute with the Triton kernels, which read the layout of the reference kernel."""
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         grid = self.scales, self.zero_points, self.scheme.bits, self.bias
         self.product = gpu.Product(self.packed, *grid)
 
     def restore(self) -> None:
-        """Undo `prepare` and `use_triton`."""
+        """Return to the reference kernel: undo `prepare` and `use_triton`."""
         self.product = self.fused = None
         if self.tiles is None:
             return
@@ -154,31 +127,28 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
         if self.product is not None:
-            return _run(self.product, self.number, x, self.activations)[0]
-        if self.held is not None and self.held.dtype == x.dtype:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return bf16_linear.product_on(x.device)(x, self.held, bias)
+            return _run(self.product, self.number, x, self.int8_scale)[0]
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
-        if self.activations is None:
+        if self.int8_scale is None:
             return reference.weight_only_linear(x, *layer, self.group_index)
         return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
 
     def extra_repr(self) -> str:
-        """Shape and scheme for `print(model)`."""
+        """Return shape and scheme for `print(model)`."""
         return f"{self.in_features}, {self.out_features}, {self.scheme.label}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Tiles are of the CPU; another type of the floats around them leaves them as they are.
+        # Tiles exist on the CPU only: a move to another device restores the buffers first. A mere
+        # change of the float dtype leaves tiles as they are.
         on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
         on_gpu = self.product is not None and self.tiles is None
-        self.drop_dequantized()
         if self.product is not None and not on_cpu:
             self.restore()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if on_gpu and self.packed is not None and self.packed.is_cuda:
-            self.use_triton()  # of the buffers as they are now
+            self.use_triton()  # the product holds the old buffers
         return self
 
     def _save_to_state_dict(
@@ -196,10 +166,15 @@ class QuantLinear(nn.Module):
 
 
 class FloatLinear(nn.Linear):
-    """A layer in float with a product of its own; shares the parameters of the one before."""
+    """Float linear layer computed by a compiled kernel."""
 
     def __init__(self, linear: nn.Linear, product: bf16_linear.Product) -> None:
-        """Take the place of `linear`."""
+        """Share the parameters of `linear`.
+
+        Args:
+            linear: the layer to replace.
+            product: the kernel.
+        """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
@@ -210,35 +185,38 @@ class FloatLinear(nn.Linear):
         return self.product(x, self.weight, self.bias)
 
 
-class Fused:
-    """Layers that multiply the same input in one call."""
+class FusedLinears:
+    """Quantized layers that share an input, computed in one call.
+
+    The input is read, and rounded to int8, once for all of them.
+    """
 
     def __init__(self, layers: tuple[QuantLinear, ...], kernels: library.Kernels) -> None:
-        """Join prepared layers, see `can_fuse`."""
+        """Fuse prepared layers, see `can_fuse`."""
         self.layers = layers
         weights = [layer.tiles for layer in layers if layer.tiles is not None]
         self.product = cpu.Product(weights, [layer.bias for layer in layers], kernels)
         self.number = op.register(self.product)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """What the layers give for `x`, one by one."""
-        return _run(self.product, self.number, x, self.layers[0].activations)
+        """Apply the layers to `x`; returns one output per layer."""
+        return _run(self.product, self.number, x, self.layers[0].int8_scale)
 
 
 def _run(
     product: cpu.Product | gpu.Product, number: int, x: Tensor, input_scale: float | None
 ) -> list[Tensor]:
-    """Call a product, or leave it to a compiler that is looking on."""
+    """Call the kernel directly, or through the custom op while torch.compile is tracing."""
     if torch.compiler.is_compiling() and isinstance(product, cpu.Product):
-        found: list[Tensor] = op.products(x, number, product.widths, input_scale)
-        return found
+        outputs: list[Tensor] = op.products(x, number, product.widths, input_scale)
+        return outputs
     return product(x, input_scale)
 
 
 def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:
-    """Whether layers are prepared and share their grid, their input's scale and its order."""
+    """Check that layers are prepared and share grid, input scale and order of input columns."""
     weights = [layer.tiles for layer in layers if layer.tiles is not None]
-    if len(weights) < len(layers) or len({layer.activations for layer in layers}) > 1:
+    if len(weights) < len(layers) or len({layer.int8_scale for layer in layers}) > 1:
         return False
     if len({(t.in_features, t.group_size, t.bits, t.order is None) for t in weights}) > 1:
         return False
@@ -249,7 +227,7 @@ def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:
 
 
 def _reference_form(weight: QuantizedWeight) -> dict[str, Tensor | None]:
-    """Buffers by name."""
+    """Build the buffers of a layer by name, in the layout of the reference kernel."""
     return {
         "packed": reference.prepack(weight.integers, weight.scheme.bits),
         "scales": weight.scales,
@@ -259,10 +237,10 @@ def _reference_form(weight: QuantizedWeight) -> dict[str, Tensor | None]:
 
 
 def storable_bias(bias: Tensor) -> Tensor:
-    """Round a bias to what an fp16 tensor in a checkpoint holds, in its own dtype.
+    """Round a bias to fp16 values, in its own dtype.
 
-    Done when the layer is made rather than when it is written, so that the model in memory and
-    the one read back are the same.
+    Checkpoints store biases in fp16. Rounding them when the layer is created, not when it is
+    written, makes the model in memory identical to the one that is loaded again.
 
     Raises:
         ValueError: a value overflows fp16.
@@ -274,3 +252,17 @@ def storable_bias(bias: Tensor) -> Tensor:
             "keep this layer unquantized"
         )
     return rounded.to(bias.dtype)
+
+
+def check_input_scale(weight: QuantizedWeight) -> None:
+    """Require an input scale with static activations, and none otherwise.
+
+    Raises:
+        ValueError: the scale is missing, or there is one without static activations.
+    """
+    if (weight.input_scale is not None) != (weight.scheme.activations == "static"):
+        actual = "no input scale" if weight.input_scale is None else "an input scale"
+        raise ValueError(
+            f"{weight.scheme.label} comes with {actual}; static activations need one and no "
+            "others may have one"
+        )
