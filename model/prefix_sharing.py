@@ -1,8 +1,11 @@
-"""Prompts that begin alike: what they share is read once.
+"""Prefix sharing: compute the KV cache of a common prefix once per batch.
 
-The rotations of a multiple-choice question show the same pictures before the same question, and
-pictures are most of their tokens. Each distinct beginning is prefilled once, its keys and values
-are copied to every prompt that has it, and only the rest of each prompt is read by itself.
+The rotations of a multiple-choice question show the same images before the same question, and most
+of their tokens are image tokens. Each distinct prefix is prefilled once, its keys and values are
+copied to all prompts that start with it, and only the suffixes are prefilled per prompt.
+
+This is exact up to rounding: attention is causal, so the keys and values of a prefix do not depend
+on the tokens after it.
 """
 
 from __future__ import annotations
@@ -18,76 +21,84 @@ from .config import ModelConfig
 from .processing.inputs import Prompt
 from .qwen_vl import QwenVL
 
-WORTHWHILE = 0.25  # of all tokens that must be saved; below, one plain prefill is faster
+MIN_SAVED_SHARE = 0.25
+"""Share of all tokens that must be saved. Two passes of the decoder, of prefixes and of suffixes,
+read the weights twice and copy the cache, so below it one plain prefill is faster."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """Prompts cut in two; a head and its tail together are the prompt."""
+class PrefixSplit:
+    """Prompts split in two; prompt i is `prefixes[prefix_of[i]]` followed by `suffixes[i]`."""
 
-    heads: list[Prompt]
-    """The distinct beginnings, with all visuals."""
-    tails: list[Prompt]
-    """The rest of each prompt, at least one token, without visuals."""
-    head_of: list[int]
-    """Which head each prompt has."""
-    first: list[int]
-    """A prompt that has each head."""
+    prefixes: list[Prompt]
+    """Distinct prefixes, with all visuals."""
+    suffixes: list[Prompt]
+    """Rest of each prompt: at least one token, because its hidden state predicts the next one, and
+    no visuals."""
+    prefix_of: list[int]
+    """Index of each prompt's prefix."""
+    example_of: list[int]
+    """Index of one prompt that has each prefix."""
 
 
-def split_prompts(prompts: Sequence[Prompt], config: ModelConfig) -> Split | None:
-    """Cut prompts where those with the same visuals begin to differ.
+def split_prompts(prompts: Sequence[Prompt], config: ModelConfig) -> PrefixSplit | None:
+    """Split prompts with the same visuals where they begin to differ.
 
     Args:
         prompts: at least one, of any lengths.
-        config: tells which tokens stand for visuals.
+        config: gives the ids of image and video tokens.
 
     Returns:
-        None if that saves less than `WORTHWHILE` of all tokens.
+        None if that saves less than `MIN_SAVED_SHARE` of all tokens.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        groups.setdefault(tuple(v.digest for v in prompt.visuals), []).append(place)
-    heads: list[Prompt] = []
-    first: list[int] = []
-    cut: dict[int, tuple[int, int]] = {}  # prompt -> its head, and where it is cut
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(tuple(v.digest for v in prompt.visuals), []).append(index)
+    prefixes: list[Prompt] = []
+    example_of: list[int] = []
+    cuts: dict[int, tuple[int, int]] = {}  # prompt -> its prefix, length of the prefix
     for members in groups.values():
-        length = _shared([prompts[place] for place in members])
-        if length <= _visual_end(prompts[members[0]], config):
-            for place in members:  # alone: all but the last token
-                cut[place] = len(heads), len(prompts[place]) - 1
-                heads.append(_head(prompts[place], len(prompts[place]) - 1))
-                first.append(place)
+        length = _common_length([prompts[index] for index in members])
+        if length <= _end_of_visuals(prompts[members[0]], config):
+            # The common prefix does not reach beyond the visuals, and a suffix must not hold visual
+            # tokens: nothing is shared, each prompt is its own prefix but for the last token.
+            for index in members:
+                cuts[index] = len(prefixes), len(prompts[index]) - 1
+                prefixes.append(_prefix(prompts[index], len(prompts[index]) - 1))
+                example_of.append(index)
             continue
-        cut |= dict.fromkeys(members, (len(heads), length))
-        heads.append(_head(prompts[members[0]], length))
-        first.append(members[0])
-    tails = [_tail(prompt, cut[place][1]) for place, prompt in enumerate(prompts)]
-    read, total = sum(map(len, heads)) + sum(map(len, tails)), sum(map(len, prompts))
-    if total - read < WORTHWHILE * total:
+        cuts |= dict.fromkeys(members, (len(prefixes), length))
+        prefixes.append(_prefix(prompts[members[0]], length))
+        example_of.append(members[0])
+    suffixes = [_suffix(prompt, cuts[index][1]) for index, prompt in enumerate(prompts)]
+    computed = sum(map(len, prefixes)) + sum(map(len, suffixes))
+    total = sum(map(len, prompts))
+    if total - computed < MIN_SAVED_SHARE * total:
         return None
-    return Split(heads, tails, [cut[place][0] for place in range(len(prompts))], first)
+    prefix_of = [cuts[index][0] for index in range(len(prompts))]
+    return PrefixSplit(prefixes, suffixes, prefix_of, example_of)
 
 
-def _shared(prompts: Sequence[Prompt]) -> int:
-    """How many tokens all begin with, at most all but one of the shortest."""
+def _common_length(prompts: Sequence[Prompt]) -> int:
+    """Number of tokens that all begin with, at most all but one of the shortest."""
     length = min(map(len, prompts)) - 1
     first = prompts[0]
     for other in prompts[1:]:
         same = first.input_ids[:length] == other.input_ids[:length]
+        # The same tokens after images of other sizes have other positions.
         same &= (first.position_ids[:, :length] == other.position_ids[:, :length]).all(0)
-        length = int(same.long().cumprod(0).sum())
+        length = int(same.long().cumprod(0).sum())  # length of the run of True at the start
     return length
 
 
-def _visual_end(prompt: Prompt, config: ModelConfig) -> int:
-    """One past the last token that stands for a visual; 0 without any."""
+def _end_of_visuals(prompt: Prompt, config: ModelConfig) -> int:
+    """Index after the last image or video token; 0 without any."""
     ids = prompt.input_ids
-    places = torch.nonzero((ids == config.image_token_id) | (ids == config.video_token_id))
-    return int(places[-1]) + 1 if len(places) else 0
+    visual = torch.nonzero((ids == config.image_token_id) | (ids == config.video_token_id))
+    return int(visual[-1]) + 1 if len(visual) else 0
 
 
-def _head(prompt: Prompt, length: int) -> Prompt:
+def _prefix(prompt: Prompt, length: int) -> Prompt:
     return replace(
         prompt,
         input_ids=prompt.input_ids[:length],
@@ -96,7 +107,7 @@ def _head(prompt: Prompt, length: int) -> Prompt:
     )
 
 
-def _tail(prompt: Prompt, length: int) -> Prompt:
+def _suffix(prompt: Prompt, length: int) -> Prompt:
     return Prompt(prompt.input_ids[length:], prompt.position_ids[:, length:])
 
 
@@ -104,55 +115,60 @@ def prefill(
     model: QwenVL,
     prompts: Sequence[Prompt],
     features: Sequence[Sequence[Tensor]] | None,
-    room: int,
+    reserve: int,
 ) -> tuple[Tensor, KVCache, Tensor]:
-    """Read prompts into a cache.
+    """Run prompts through the decoder and fill a cache.
 
     Args:
         model: in eval mode.
         prompts: at least one.
-        features: what `QwenVL.encode` gave for each prompt's visuals; computed when None.
-        room: columns that the cache keeps free.
+        features: result of `QwenVL.encode` for each prompt's visuals; None computes it.
+        reserve: number of tokens that the cache has capacity for after the prompts.
 
     Returns:
-        Hidden states of the last tokens ``[batch, 1, hidden]``, the cache, and which of its columns
-        hold a token, bool ``[batch, columns]``.
+        Hidden states of the last tokens `[batch, 1, hidden]`, the cache, and which of its columns
+        hold a token and no padding, bool `[batch, columns]`.
     """
-    parts = split_prompts(prompts, model.config)
-    if parts is None:
+    split = split_prompts(prompts, model.config)
+    if split is None:
         batch = model.embed(prompts, features)
-        cache = model.new_cache(len(prompts), batch.embeds.shape[1] + room)
+        cache = model.new_cache(len(prompts), batch.embeds.shape[1] + reserve)
         hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
-        return hidden[:, -1:], cache, _real(batch.embeds, batch.padding)
-    shown = None if features is None else [features[place] for place in parts.first]
-    heads = model.embed(parts.heads, shown)
-    columns = heads.embeds.shape[1]
-    read = model.new_cache(len(parts.heads), columns)
-    model.model(heads.embeds, heads.position_ids, heads.attention_mask(), read)
-    tails = model.embed(parts.tails, [[] for _ in parts.tails])
-    new = tails.embeds.shape[1]
-    owners = torch.tensor(parts.head_of, device=heads.embeds.device)
-    cache = read.copy_rows(owners, columns + new + room)
-    del read
-    real = torch.cat(
-        [_real(heads.embeds, heads.padding)[owners], _real(tails.embeds, tails.padding)], dim=1
+        return hidden[:, -1:], cache, _is_token(batch.embeds, batch.padding)
+    prefix_features = None if features is None else [features[index] for index in split.example_of]
+    prefixes = model.embed(split.prefixes, prefix_features)
+    columns = prefixes.embeds.shape[1]
+    prefix_cache = model.new_cache(len(split.prefixes), columns)
+    model.model(prefixes.embeds, prefixes.position_ids, prefixes.attention_mask(), prefix_cache)
+    suffixes = model.embed(split.suffixes, [[] for _ in split.suffixes])
+    new = suffixes.embeds.shape[1]
+    rows = torch.tensor(split.prefix_of, device=prefixes.embeds.device)
+    cache = prefix_cache.copy_rows(rows, columns + new + reserve)
+    del prefix_cache  # before the suffixes' activations need memory
+    is_token = torch.cat(
+        [
+            _is_token(prefixes.embeds, prefixes.padding)[rows],
+            _is_token(suffixes.embeds, suffixes.padding),
+        ],
+        dim=1,
     )
-    hidden = model.model(tails.embeds, tails.position_ids, _mask(real, new), cache)
-    return hidden[:, -1:], cache, real
+    hidden = model.model(suffixes.embeds, suffixes.position_ids, _mask(is_token, new), cache)
+    return hidden[:, -1:], cache, is_token
 
 
-def _real(embeds: Tensor, padding: Tensor) -> Tensor:
-    """Which columns are no padding, bool ``[batch, columns]``."""
+def _is_token(embeds: Tensor, padding: Tensor) -> Tensor:
+    """Which columns are not padding, bool `[batch, columns]`."""
     return torch.arange(embeds.shape[1], device=padding.device) >= padding[:, None]
 
 
-def _mask(real: Tensor, new: int) -> Tensor:
-    """What the last `new` columns may look at, bool ``[batch, 1, new, columns]``.
+def _mask(is_token: Tensor, new: int) -> Tensor:
+    """Causal mask of the last `new` columns without padding, bool `[batch, 1, new, columns]`.
 
-    A padded token sees itself, so that no row is empty (an empty softmax is NaN).
+    A suffix is padded on the left, so its padding is in the middle of the row, between prefix and
+    suffix. A padded token attends to itself: an empty softmax would be NaN.
     """
-    total = real.shape[1]
-    columns = torch.arange(total, device=real.device)
-    rows = columns[total - new :]
-    mask = (rows[:, None] >= columns) & real[:, None, :] | (rows[:, None] == columns)
+    total = is_token.shape[1]
+    keys = torch.arange(total, device=is_token.device)
+    queries = keys[total - new :]
+    mask = (queries[:, None] >= keys) & is_token[:, None, :] | (queries[:, None] == keys)
     return mask[:, None]

@@ -1,4 +1,4 @@
-"""Shared beginnings are read once and change nothing."""
+"""Prefix sharing: shared prefixes are prefilled once and change no result."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def processor(checkpoint: Path) -> Processor:
     return Processor.from_folder(checkpoint)
 
 
-def picture(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (112, 140, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def ask(processor: Processor, text: str, *pictures: int) -> Prompt:
-    shown = [{"type": "image", "image": picture(seed)} for seed in pictures]
+def ask(processor: Processor, text: str, *seeds: int) -> Prompt:
+    shown = [{"type": "image", "image": random_image(seed)} for seed in seeds]
     return processor.encode([{"role": "user", "content": [*shown, {"type": "text", "text": text}]}])
 
 
@@ -40,41 +40,41 @@ def rotations(processor: Processor, seed: int, options: str = "wxyz") -> list[Pr
     return [ask(processor, f"Which one? {' '.join(t)}.", seed) for t in turned]
 
 
-def joined(head: Prompt, tail: Prompt) -> tuple[list[int], list[list[int]]]:
-    ids = torch.cat([head.input_ids, tail.input_ids]).tolist()
-    return ids, torch.cat([head.position_ids, tail.position_ids], dim=1).tolist()
+def joined(prefix: Prompt, suffix: Prompt) -> tuple[list[int], list[list[int]]]:
+    ids = torch.cat([prefix.input_ids, suffix.input_ids]).tolist()
+    return ids, torch.cat([prefix.position_ids, suffix.position_ids], dim=1).tolist()
 
 
-def test_heads_and_tails_are_the_prompts(processor: Processor) -> None:
+def test_prefixes_and_suffixes_are_the_prompts(processor: Processor) -> None:
     prompts = [*rotations(processor, 1), *rotations(processor, 2, "ab"), ask(processor, "hi")]
-    parts = split_prompts(prompts, processor.config)
-    assert parts is not None
-    assert len(parts.heads) == 3
-    assert parts.head_of == [0, 0, 0, 0, 1, 1, 2]
-    assert parts.first == [0, 4, 6]
-    for place, prompt in enumerate(prompts):
-        head, tail = parts.heads[parts.head_of[place]], parts.tails[place]
-        assert joined(head, tail) == (prompt.input_ids.tolist(), prompt.position_ids.tolist())
-        assert len(tail) >= 1
-        assert not tail.visuals
+    split = split_prompts(prompts, processor.config)
+    assert split is not None
+    assert len(split.prefixes) == 3
+    assert split.prefix_of == [0, 0, 0, 0, 1, 1, 2]
+    assert split.example_of == [0, 4, 6]
+    for index, prompt in enumerate(prompts):
+        prefix, suffix = split.prefixes[split.prefix_of[index]], split.suffixes[index]
+        assert joined(prefix, suffix) == (prompt.input_ids.tolist(), prompt.position_ids.tolist())
+        assert len(suffix) >= 1
+        assert not suffix.visuals
 
 
-def test_little_in_common_is_not_worth_it(processor: Processor) -> None:
+def test_short_common_prefixes_are_not_shared(processor: Processor) -> None:
     assert split_prompts([ask(processor, "a", 1), ask(processor, "a", 2)], processor.config) is None
     assert split_prompts([ask(processor, "a", 1)], processor.config) is None
 
 
-def test_text_before_the_picture_keeps_it_apart(processor: Processor) -> None:
-    image = {"type": "image", "image": picture(1)}
+def test_text_before_the_image_prevents_sharing(processor: Processor) -> None:
+    image = {"type": "image", "image": random_image(1)}
     prompts = [
         processor.encode([{"role": "user", "content": [{"type": "text", "text": t}, image]}])
         for t in ("one", "two")
     ]
     prompts += rotations(processor, 2)
-    parts = split_prompts(prompts, processor.config)
-    assert parts is not None
-    assert parts.head_of == [0, 1, 2, 2, 2, 2]
-    assert [len(tail) for tail in parts.tails[:2]] == [1, 1]
+    split = split_prompts(prompts, processor.config)
+    assert split is not None
+    assert split.prefix_of == [0, 1, 2, 2, 2, 2]
+    assert [len(suffix) for suffix in split.suffixes[:2]] == [1, 1]
 
 
 TEXTS = st.lists(st.tuples(st.integers(0, 2), st.text("ab ", min_size=1, max_size=8)), min_size=1)
@@ -83,17 +83,17 @@ TEXTS = st.lists(st.tuples(st.integers(0, 2), st.text("ab ", min_size=1, max_siz
 @settings(max_examples=25, deadline=None)
 @given(TEXTS)
 def test_any_prompts_can_be_put_together_again(
-    processor: Processor, asked: list[tuple[int, str]]
+    processor: Processor, questions: list[tuple[int, str]]
 ) -> None:
-    prompts = [ask(processor, text, *([seed] if seed else [])) for seed, text in asked]
+    prompts = [ask(processor, text, *([seed] if seed else [])) for seed, text in questions]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_sharing, "WORTHWHILE", -9.0)
-        parts = split_prompts(prompts, processor.config)
-    assert parts is not None
-    for place, prompt in enumerate(prompts):
-        head, tail = parts.heads[parts.head_of[place]], parts.tails[place]
-        assert joined(head, tail)[0] == prompt.input_ids.tolist()
-        assert [v.digest for v in head.visuals] == [v.digest for v in prompt.visuals]
+        patch.setattr(prefix_sharing, "MIN_SAVED_SHARE", -9.0)
+        split = split_prompts(prompts, processor.config)
+    assert split is not None
+    for index, prompt in enumerate(prompts):
+        prefix, suffix = split.prefixes[split.prefix_of[index]], split.suffixes[index]
+        assert joined(prefix, suffix)[0] == prompt.input_ids.tolist()
+        assert [v.digest for v in prefix.visuals] == [v.digest for v in prompt.visuals]
 
 
 def test_generation_is_the_same_as_one_by_one(
@@ -103,15 +103,15 @@ def test_generation_is_the_same_as_one_by_one(
     prompts = [*rotations(processor, 1), *rotations(processor, 2, "ab"), ask(processor, "hello")]
     options: dict[str, Any] = {"max_new_tokens": 10, "stop_ids": (), "return_logits": True}
     together = generate(model, prompts, **options)
-    for prompt, found in zip(prompts, together, strict=True):
+    for prompt, batched in zip(prompts, together, strict=True):
         [alone] = generate(model, [prompt], **options)
-        assert found.token_ids == alone.token_ids
-        assert found.logits is not None and alone.logits is not None
+        assert batched.token_ids == alone.token_ids
+        assert batched.logits is not None and alone.logits is not None
         spread = float(alone.logits.abs().max())
-        assert float((found.logits - alone.logits).abs().max()) < 1e-4 * spread
+        assert float((batched.logits - alone.logits).abs().max()) < 1e-4 * spread
 
 
-def test_features_of_a_head_are_those_of_its_prompts(
+def test_features_of_a_prefix_are_those_of_its_prompts(
     random_model: RandomModel, processor: Processor
 ) -> None:
     model = random_model()
@@ -126,7 +126,7 @@ def test_features_of_a_head_are_those_of_its_prompts(
     assert [g.token_ids for g in swapped] != [g.token_ids for g in given]
 
 
-def test_each_picture_is_read_once(
+def test_each_image_is_prefilled_once(
     random_model: RandomModel, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model()
