@@ -1,4 +1,4 @@
-"""Checks that scores and features are finite, and what an error says when they are not."""
+"""Checks that logits and features are finite, and the error with cause and remedy."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ class NotFiniteError(ValueError):
     """A model computed NaN or infinity where a finite number is needed.
 
     Args:
-        found: What is not finite and where, for the message.
-        remedy: What to do about it, see `remedy_for`.
-        rows: Places in the batch of the prompts concerned; empty where that is not known.
+        problem: names the values and their location.
+        remedy: see `find_remedy`.
+        rows: indices in the batch of the affected prompts; empty if unknown.
     """
 
-    def __init__(self, found: str, remedy: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(f"{found}; {remedy}")
-        self.found = found
+    def __init__(self, problem: str, remedy: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
         self.remedy = remedy
         self.rows = tuple(rows)
 
-    def within(self, where: str) -> NotFiniteError:
-        """The same error with the place of the batch, such as a benchmark and its items."""
-        return NotFiniteError(f"{where}: {self.found}", self.remedy, self.rows)
+    def within(self, context: str) -> NotFiniteError:
+        """Return the error with a prefix, such as a benchmark and its items."""
+        return NotFiniteError(f"{context}: {self.problem}", self.remedy, self.rows)
 
 
-def kind_of(values: Tensor) -> str:
-    """`NaN` if any value is NaN, otherwise `infinity`."""
+def nonfinite_kind(values: Tensor) -> str:
+    """Return `NaN` if any value is NaN, otherwise `infinity`."""
     return "NaN" if bool(values.isnan().any()) else "infinity"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name that `--dtype` takes, such as `fp16`."""
+    """Return the name of a dtype on the command line, such as `fp16`."""
     return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def remedy_for(model: nn.Module, dtype: torch.dtype) -> str:
-    """What to do about values that are not finite.
+def find_remedy(model: nn.Module, dtype: torch.dtype) -> str:
+    """Find the cause of values that are not finite and word a remedy.
 
-    The weights are searched for NaN and infinity, which takes one pass over them: called only
-    once something has failed.
+    Searches the weights for NaN and infinity, which takes one pass over them: call it only after a
+    check has failed.
     """
-    if (name := not_finite_tensor(model)) is not None:
+    if (name := first_nonfinite_tensor(model)) is not None:
         return (
             f"the weights are damaged ({name} is not finite): fetch the checkpoint again, or "
             "quantize it again"
@@ -60,8 +60,8 @@ def remedy_for(model: nn.Module, dtype: torch.dtype) -> str:
     )
 
 
-def not_finite_tensor(model: nn.Module) -> str | None:
-    """Name of the first parameter or buffer with NaN or infinity; None if all are finite."""
+def first_nonfinite_tensor(model: nn.Module) -> str | None:
+    """Return the first parameter or buffer with NaN or infinity; None if all are finite."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
             readable = tensor.is_floating_point() and not tensor.is_meta
@@ -70,26 +70,27 @@ def not_finite_tensor(model: nn.Module) -> str | None:
     return None
 
 
-def check_finite(values: Tensor, what: str, model: nn.Module, rows: Sequence[int] = ()) -> None:
+def check_finite(values: Tensor, subject: str, model: nn.Module, rows: Sequence[int] = ()) -> None:
     """Refuse values that are not finite.
 
     Args:
-        values: Any shape and float dtype; read once, with one transfer from the device.
-        what: Names the values in the message, such as `the scores of answer 3`.
-        model: Searched for the cause if the check fails; its `dtype` is named.
-        rows: See `NotFiniteError`.
+        values: any shape and float dtype; read once, with one transfer from the device.
+        subject: names the values in the message with a verb, such as `the scores of answer 3 are`.
+        model: searched for the cause if the check fails; its `dtype` is named.
+        rows: see `NotFiniteError`.
 
     Raises:
-        NotFiniteError: A value is NaN or infinite.
+        NotFiniteError: a value is NaN or infinite.
     """
     if not bool(torch.isfinite(values).all()):
-        raise not_finite(values, what, model, rows)
+        raise not_finite_error(values, subject, model, rows)
 
 
-def not_finite(
-    values: Tensor, what: str, model: nn.Module, rows: Sequence[int] = ()
+def not_finite_error(
+    values: Tensor, subject: str, model: nn.Module, rows: Sequence[int] = ()
 ) -> NotFiniteError:
-    """The error about values that are known not to be finite; see `check_finite`."""
+    """Build the error for values that are not finite; arguments as in `check_finite`."""
     dtype = getattr(model, "dtype", values.dtype)
-    found = f"the model computed {kind_of(values)} in {dtype_name(dtype)}: {what} not finite"
-    return NotFiniteError(found, remedy_for(model, dtype), rows)
+    kind = nonfinite_kind(values)
+    problem = f"the model computed {kind} in {dtype_name(dtype)}: {subject} not finite"
+    return NotFiniteError(problem, find_remedy(model, dtype), rows)

@@ -1,8 +1,8 @@
-"""Text generation: one prefill of a batch, then one token per step from the cache.
+"""Text generation: one prefill of a batch, then one token per step from the KV cache.
 
-A prompt's result does not depend on what it is batched with but for rounding: padding is masked,
-finished prompts leave the batch, and every prompt draws from its own random generator. What
-prompts with the same visuals begin with is read once (`prefixes`).
+Up to rounding, a prompt's result does not depend on the other prompts of its batch: padding is
+masked, finished prompts leave the batch, and every prompt samples from its own random generator.
+Prompts with the same visuals share the prefill of their common prefix (`prefix_sharing.py`).
 """
 
 from __future__ import annotations
@@ -16,30 +16,41 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
-from .finite import not_finite
+from .finite import not_finite_error
 from .prefix_sharing import prefill
 from .processing.inputs import Prompt
 from .qwen_vl import QwenVL
 
-LEAST_TEMPERATURE = 1e-6
-"""Smallest temperature above 0: scores divided by less may overflow."""
+MIN_TEMPERATURE = 1e-6
+"""Smallest temperature above 0: logits divided by a smaller one may overflow float32."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; the default is greedy."""
+    """Sampling parameters; the default is greedy decoding.
 
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # keep the most likely tokens that reach this probability together
-    top_k: int = 0  # keep this many of the most likely tokens; 0: all
-    repetition_penalty: float = 1.0  # > 1: tokens already seen get less likely (arXiv 1909.05858)
-    seed: int = 0  # of every prompt's own generator
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    temperature: float = 0.0
+    """0 is greedy; else at least `MIN_TEMPERATURE`."""
+    top_p: float = 1.0
+    """Nucleus sampling (arXiv 1904.09751): sample from the most likely tokens whose probabilities
+    add up to `top_p`, above 0 to 1."""
+    top_k: int = 0
+    """Number of most likely tokens to sample from; 0: all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and the answer get less likely (arXiv 1909.05858, section
+    4.1)."""
+    seed: int = 0
+    """Seed of every prompt's generator."""
 
     def __post_init__(self) -> None:
-        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf):
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):
             raise ValueError(
                 f"temperature {self.temperature}: must be 0 (greedy), or a number from "
-                f"{LEAST_TEMPERATURE:g}"
+                f"{MIN_TEMPERATURE:g}"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p}: must be above 0 and at most 1")
@@ -51,21 +62,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated for one prompt."""
+    """Generated tokens of one prompt."""
 
-    token_ids: tuple[int, ...]  # without the stop token
-    stopped: bool  # False: cut off at max_new_tokens
-    logits: Tensor | None = None  # float32 [decisions, vocab]: raw, one row per token and stop
+    token_ids: tuple[int, ...]
+    """Without the stop token."""
+    stopped: bool
+    """False: truncated at `max_new_tokens`."""
+    logits: Tensor | None = None
+    """float32 `[decisions, vocab]`: before sampling, one row per token and one for the stop."""
 
 
 @dataclass
 class _Row:
-    """One prompt while it is being continued."""
+    """State of one prompt during generation."""
 
-    index: int
-    position: int
+    index: int  # of the prompt
+    position: int  # position id of the first generated token
     generator: torch.Generator
-    seen: Tensor  # bool [vocab]: for the repetition penalty
+    seen: Tensor  # bool [vocab]: tokens that the repetition penalty applies to
     tokens: list[int] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     stopped: bool = False
@@ -87,48 +101,50 @@ def generate(
     return_logits: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
-    """Continue prompts.
+    """Generate a continuation of every prompt.
 
     Args:
-        model: In eval mode.
-        prompts: At least one, of any lengths.
-        max_new_tokens: Most tokens that are generated for a prompt.
-        stop_ids: Tokens that end an answer.
-        features: What `QwenVL.encode` gave for each prompt's visuals; computed when None.
-        sampling: How the next token is chosen.
-        return_logits: Whether the raw scores behind every decision are kept.
-        on_token: Called with prompt index and token id as soon as a token is chosen; not for stop
-            tokens.
+        model: in eval mode.
+        prompts: at least one, of any lengths.
+        max_new_tokens: maximum number of generated tokens per prompt.
+        stop_ids: tokens that end an answer.
+        features: result of `QwenVL.encode` for each prompt's visuals; None computes it.
+        sampling: sampling parameters.
+        return_logits: whether the logits of every decision are returned.
+        on_token: called with prompt index and token id as soon as a token is chosen, except for
+            stop tokens.
 
     Raises:
-        ValueError: No prompts, or `max_new_tokens` is under 1.
-        NotFiniteError: The scores of a decision, or features of an image, are NaN or infinite.
+        ValueError: there are no prompts, or `max_new_tokens` is under 1.
+        NotFiniteError: logits, or features of an image, are NaN or infinite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: must be at least 1")
     if not prompts:
         raise ValueError("no prompts given; give at least one")
     rows = [_start(model, index, prompt, sampling) for index, prompt in enumerate(prompts)]
-    hidden, cache, real = prefill(model, prompts, features, max_new_tokens)
+    hidden, cache, is_token = prefill(model, prompts, features, max_new_tokens)
     active = rows
     while True:
         logits = model.logits(hidden[:, -1])
-        tokens = _choose_all(model, logits, active, sampling)
-        going = _take_tokens(
+        tokens = _sample_all(model, logits, active, sampling)
+        unfinished = _append_tokens(
             logits, active, tokens, stop_ids, max_new_tokens, return_logits, on_token
         )
-        if not going:
+        if not unfinished:
             return [row.result() for row in rows]
-        if len(going) < len(active):
-            kept = torch.tensor(going, device=real.device)
-            cache.select_rows(kept)
-            real = real[kept]
-            active = [active[place] for place in going]
-        real = torch.cat([real, real.new_ones(len(active), 1)], dim=1)
-        hidden = _decode(model, active, real, cache)
+        # Finished prompts leave the batch: a step's cost then follows the prompts still generating,
+        # and answers differ in length by far.
+        if len(unfinished) < len(active):
+            selected = torch.tensor(unfinished, device=is_token.device)
+            cache.select_rows(selected)
+            is_token = is_token[selected]
+            active = [active[index] for index in unfinished]
+        is_token = torch.cat([is_token, is_token.new_ones(len(active), 1)], dim=1)
+        hidden = _decode(model, active, is_token, cache)
 
 
-def _take_tokens(
+def _append_tokens(
     logits: Tensor,
     rows: Sequence[_Row],
     tokens: Sequence[int],
@@ -137,12 +153,12 @@ def _take_tokens(
     return_logits: bool,
     on_token: Callable[[int, int], None] | None,
 ) -> list[int]:
-    """Give every row its next token; returns the places of the rows that go on."""
-    going = []
-    for place, token in enumerate(tokens):
-        row = rows[place]
+    """Append each row's token; return the indices of the rows that are not finished."""
+    unfinished = []
+    for index, token in enumerate(tokens):
+        row = rows[index]
         if return_logits:
-            row.logits.append(logits[place])
+            row.logits.append(logits[index])
         if token in stop_ids:
             row.stopped = True
             continue
@@ -151,39 +167,40 @@ def _take_tokens(
         if on_token is not None:
             on_token(row.index, token)
         if len(row.tokens) < max_new_tokens:
-            going.append(place)
-    return going
+            unfinished.append(index)
+    return unfinished
 
 
-def _choose_all(
+def _sample_all(
     model: QwenVL, logits: Tensor, rows: Sequence[_Row], sampling: Sampling
 ) -> list[int]:
-    """The next token of every row; the highest score of each row is checked.
+    """Sample the next token of every row, and check the highest logit of each.
 
-    NaN compares as the largest, and a row without one finite score has -inf as its largest, so
-    the highest score is finite exactly where a choice means something.
+    argmax treats NaN as the largest value, and the maximum of a row without a finite logit is -inf
+    (or inf), so the highest logit is finite exactly if the row has a usable maximum. This costs one
+    value per row; checking all logits would read the vocabulary again.
     """
     best = logits.argmax(-1, keepdim=True)
-    # One transfer from the device for all; float64 holds every token id and every float32.
-    found = torch.cat([best.double(), logits.gather(-1, best).double()], dim=-1).tolist()
-    if unusable := [place for place, (_, score) in enumerate(found) if not math.isfinite(score)]:
-        _refuse(model, logits, rows, unusable)
+    # One transfer from the device for both; float64 represents every token id and every float32.
+    maxima = torch.cat([best.double(), logits.gather(-1, best).double()], dim=-1).tolist()
+    if invalid := [index for index, (_, logit) in enumerate(maxima) if not math.isfinite(logit)]:
+        _refuse(model, logits, rows, invalid)
     if sampling.temperature == 0 and sampling.repetition_penalty == 1.0:
-        return [int(token) for token, _ in found]
+        return [int(token) for token, _ in maxima]
     return [
-        choose(scores, row.seen, sampling, row.generator)
-        for scores, row in zip(logits, rows, strict=True)
+        sample_token(row_logits, row.seen, sampling, row.generator)
+        for row_logits, row in zip(logits, rows, strict=True)
     ]
 
 
 def _refuse(
-    model: QwenVL, logits: Tensor, rows: Sequence[_Row], unusable: Sequence[int]
+    model: QwenVL, logits: Tensor, rows: Sequence[_Row], invalid: Sequence[int]
 ) -> NoReturn:
-    """Raise the error about rows whose scores are not finite."""
-    places = [rows[place].index for place in unusable]
-    step = len(rows[unusable[0]].tokens) + 1
-    what = f"the scores for token {step} of the answer to prompt {places[0] + 1} are"
-    raise not_finite(logits[unusable[0]], what, model, places)
+    """Raise the error about rows whose logits are not finite."""
+    prompts = [rows[index].index for index in invalid]
+    step = len(rows[invalid[0]].tokens) + 1
+    subject = f"the scores for token {step} of the answer to prompt {prompts[0] + 1} are"
+    raise not_finite_error(logits[invalid[0]], subject, model, prompts)
 
 
 def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
@@ -193,35 +210,39 @@ def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Ro
     return _Row(index, prompt.next_position, generator, seen)
 
 
-def _decode(model: QwenVL, rows: Sequence[_Row], real: Tensor, cache: KVCache) -> Tensor:
-    """Hidden states `[rows, 1, hidden]` of the token each row has just got.
+def _decode(model: QwenVL, rows: Sequence[_Row], is_token: Tensor, cache: KVCache) -> Tensor:
+    """Run the decoder on each row's newest token, to `[rows, 1, hidden]`.
 
-    `real` tells which columns hold a token, the newest included.
+    `is_token` is bool `[rows, columns]`, False for padding, with the newest token's column.
     """
     device = model.device
     newest = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
     positions = torch.tensor([[row.position + len(row.tokens) - 1] for row in rows], device=device)
-    mask = None if bool(real.all()) else real[:, None, None]
+    mask = None if bool(is_token.all()) else is_token[:, None, None]
     embeds = model.model.embed_tokens(newest)
     hidden: Tensor = model.model(embeds, positions.expand(3, -1, -1), mask, cache)
     return hidden
 
 
-def choose(
+def sample_token(
     logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None = None
 ) -> int:
-    """Choose one token.
+    """Sample one token: repetition penalty, temperature, top-k, top-p, in this order.
 
     Args:
         logits: float32 `[vocab]`; not changed.
         seen: bool `[vocab]`, tokens that the repetition penalty applies to.
-        sampling: The rule.
-        generator: On the device of `logits`; needed when sampling.
+        sampling: sampling parameters.
+        generator: on the device of `logits`; None, with a temperature above 0, is torch's own.
+
+    Returns:
+        A token id.
 
     Raises:
-        ValueError: The repetition penalty makes the scores overflow.
+        ValueError: the repetition penalty makes the logits overflow.
     """
     if sampling.repetition_penalty != 1.0:
+        # Division would raise a negative logit, so the penalty multiplies it instead.
         penalty = sampling.repetition_penalty
         weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, weakened, logits)
@@ -229,14 +250,16 @@ def choose(
             raise ValueError(f"repetition_penalty {penalty}: the scores overflow; give one near 1")
     if sampling.temperature == 0:
         return int(logits.argmax())
-    logits = (logits - logits.max()) / sampling.temperature  # finite, however small it is
+    # With the maximum at 0, a small temperature drives logits to -inf at most, never to inf.
+    logits = (logits - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < logits.numel():
-        least = torch.topk(logits, sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        threshold = torch.topk(logits, sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     probabilities = torch.softmax(logits, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
-        # A token stays if those before it have not reached top_p yet; the first always does.
-        keep = ordered.cumsum(0) - ordered < sampling.top_p
-        probabilities = probabilities.masked_fill(~keep[order.argsort()], 0.0)
+        # A token belongs to the nucleus if the more likely ones add up to less than top_p; the
+        # most likely token always does.
+        in_nucleus = ordered.cumsum(0) - ordered < sampling.top_p
+        probabilities = probabilities.masked_fill(~in_nucleus[order.argsort()], 0.0)
     return int(torch.multinomial(probabilities, 1, generator=generator))

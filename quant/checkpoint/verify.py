@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...calib.activation_store import MemoryActivationStore, loaded
+from ...calib.activation_store import MemoryActivationStore, hold_block
 from ...calib.block_runner import FEATURES, BlockRunner
-from ...model.finite import dtype_name, kind_of
+from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
@@ -96,7 +96,7 @@ def first_tokens(
             wider = "in bf16 or fp32" if chosen == torch.float16 else "with another recipe"
             raise ValueError(
                 f"{folder}: read back, the checkpoint gives scores that are not finite "
-                f"({kind_of(scores)} for token {len(found) + 1} in {dtype_name(chosen)}); its "
+                f"({nonfinite_kind(scores)} for token {len(found) + 1} in {dtype_name(chosen)}); its "
                 f"weights or activations overflow: quantize again {wider}"
             )
         # Behind one of these the next pass would look for a picture.
@@ -107,11 +107,11 @@ def first_tokens(
 
 def _advance(walk: BlockRunner) -> None:
     """Bring the pictures through the tower."""
-    if walk.seeing:
+    if walk.samples_with_images:
         steps = [*walk.vision, *walk.merger, walk.decoder[0]]
         for step, following in pairwise(steps):
             walk.enter(step)
-            with loaded(walk.blocks, step):
+            with hold_block(walk.blocks, step):
                 walk.advance(step, following)
 
 
@@ -119,15 +119,15 @@ def _scores(walk: BlockRunner) -> Tensor:
     """float32 ``[vocab]`` behind the last token."""
     for step, following in pairwise(walk.decoder):
         walk.enter(step)
-        with loaded(walk.blocks, step):
+        with hold_block(walk.blocks, step):
             walk.advance(step, following)
     last, model = walk.decoder[-1], walk.model
     walk.enter(last)
-    with loaded(walk.blocks, last):
+    with hold_block(walk.blocks, last):
         hidden = walk.output(last, 0)[:, -1:]
     walk.store.drop(last, 0)
     head = walk.head[0] if walk.head else "model.embed_tokens"
-    with loaded(walk.blocks, "model.norm"), loaded(walk.blocks, head):
+    with hold_block(walk.blocks, "model.norm"), hold_block(walk.blocks, head):
         return model.logits(model.model.finish({"hidden": hidden})).flatten()
 
 

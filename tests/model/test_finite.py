@@ -13,8 +13,8 @@ from tiny_models import RandomModel
 from torch import Tensor
 
 from vlpress.model.cache import KVCache, dequantize_kv, quantize_kv
-from vlpress.model.finite import NotFiniteError, check_finite, not_finite_tensor
-from vlpress.model.generation import Sampling, choose, generate
+from vlpress.model.finite import NotFiniteError, check_finite, first_nonfinite_tensor
+from vlpress.model.generation import Sampling, sample_token, generate
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
@@ -111,7 +111,7 @@ def test_single_scores_of_minus_infinity_are_allowed(
 
 def test_damaged_weights_are_named(random_model: RandomModel, prompts: list[Prompt]) -> None:
     model = random_model()
-    assert not_finite_tensor(model) is None
+    assert first_nonfinite_tensor(model) is None
     model.get_parameter("model.layers.2.mlp.down_proj.weight")[0, 0] = torch.inf
     with pytest.raises(NotFiniteError, match=r"model\.layers\.2\.mlp\.down_proj\.weight"):
         generate(model, prompts[:1], max_new_tokens=1, stop_ids=())
@@ -157,8 +157,8 @@ def test_temperatures_that_no_score_survives(temperature: float) -> None:
 
 def test_small_temperatures_and_large_scores() -> None:
     logits, seen = torch.tensor([3e38, 1.0, -3e38]), torch.tensor([True, False, False])
-    assert choose(logits, seen, Sampling(temperature=1e-6), torch.Generator()) == 0
+    assert sample_token(logits, seen, Sampling(temperature=1e-6), torch.Generator()) == 0
     with pytest.raises(ValueError, match="repetition_penalty 1e-20"):
-        choose(logits, seen, Sampling(repetition_penalty=1e-20))
+        sample_token(logits, seen, Sampling(repetition_penalty=1e-20))
     with pytest.raises(ValueError, match="repetition_penalty nan"):
         Sampling(repetition_penalty=float("nan"))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_models import RandomModel
 
-from vlpress.model.generation import Sampling, choose, generate
+from vlpress.model.generation import Sampling, sample_token, generate
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
@@ -144,16 +144,16 @@ def histogram(pick: Callable[[torch.Generator], int], draws: int = 4000) -> torc
 def test_choice_follows_the_distribution(sampling: Sampling, expected: list[float]) -> None:
     logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
     seen = torch.zeros(4, dtype=torch.bool)
-    found = histogram(lambda generator: choose(logits, seen, sampling, generator))
+    found = histogram(lambda generator: sample_token(logits, seen, sampling, generator))
     torch.testing.assert_close(found, torch.tensor(expected).float(), atol=0.03, rtol=0)
 
 
 def test_repetition_penalty_weakens_seen_tokens_of_either_sign() -> None:
     seen = torch.tensor([True, False, False])
     rule = Sampling(repetition_penalty=2.0)
-    assert choose(torch.tensor([3.0, 2.0, 1.0]), seen, rule) == 1
-    assert choose(torch.tensor([-1.0, -1.5, -3.0]), seen, rule) == 1
-    assert choose(torch.tensor([5.0, 2.0, 1.0]), seen, rule) == 0
+    assert sample_token(torch.tensor([3.0, 2.0, 1.0]), seen, rule) == 1
+    assert sample_token(torch.tensor([-1.0, -1.5, -3.0]), seen, rule) == 1
+    assert sample_token(torch.tensor([5.0, 2.0, 1.0]), seen, rule) == 0
 
 
 @pytest.mark.parametrize(
