@@ -1,4 +1,4 @@
-"""Linear layers that read the same input."""
+"""Linear layers that share an input."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What several linear layers give for the same input, one by one.
+    """Apply several linear layers that share an input; returns one output per layer.
 
-    A layer's attribute `fused` may hold a callable that computes all of them at once; its `layers`
-    say for which ones. It is used as long as these are still the ones that are asked for.
+    If the first layer has an attribute `fused`, a callable that computes the layers in its
+    attribute `layers` with one product, it is used. The layers are compared because a module may
+    have been replaced since (the block runner does so).
+
+    Args:
+        x: `[..., in_features]`.
+        *layers: at least one.
     """
     fused: Any = getattr(layers[0], "fused", None)
     if fused is not None and _same(fused.layers, layers):
-        run: Callable[[Tensor], list[Tensor]] = fused
-        return run(x)
+        apply: Callable[[Tensor], list[Tensor]] = fused
+        return apply(x)
     return [layer(x) for layer in layers]
 
 

@@ -1,4 +1,4 @@
-"""The whole model: visuals are encoded, put in place of their tokens, and read by the decoder."""
+"""The whole model: the vision tower encodes visuals, whose features replace placeholder tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .processing.inputs import Batch, Prompt, Visual
 from .text import TextModel
 from .vision import VisionTower
 
-# Patches encoded in one go. Bounds the memory of the vision tower (its widest activation is a few
-# kilobytes per patch) and changes no result: visuals never attend to each other.
 MAX_PATCHES = 32768
+"""Patches per call of the vision tower. Bounds its memory (the widest activation takes a few
+kilobytes per patch) and changes no result: visuals never attend to each other."""
 
 
 class QwenVL(nn.Module):
     """Qwen2-VL or Qwen2.5-VL; attribute names equal the checkpoint's.
 
-    `lm_head` is None when the output shares the token embedding.
+    `lm_head` is None if the output head is tied to the token embedding.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,39 +39,39 @@ class QwenVL(nn.Module):
             else nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         )
         self.cache_type: CacheType = "model"
-        """How keys and values are kept while an answer is generated."""
+        """Dtype of the KV cache during generation."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
-        """Multiplies hidden states with a shared head; whoever prepares a model may replace it."""
+        """Product of hidden states and a tied head; `quant.runtime` may set a faster kernel."""
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder's embedding lies, and inputs go."""
+        """Device of the decoder's embedding, and of the inputs."""
         return self.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the decoder's embedding and of the hidden states."""
+        """Dtype of the decoder's embedding and of the hidden states."""
         return self.model.embed_tokens.weight.dtype
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` prompts of at most `capacity` tokens with their answers."""
+        """Create an empty cache for `batch` prompts of `capacity` tokens, answers included."""
         return KVCache(self.config.text, batch, capacity, self.cache_type)
 
     def encode(self, visuals: Sequence[Visual]) -> list[Tensor]:
-        """Features of each visual, `[n_tokens, hidden]` in decoder order.
+        """Compute the features of each visual, `[tokens, hidden]` in decoder order.
 
         Raises:
-            NotFiniteError: A feature is NaN or infinite.
+            NotFiniteError: a feature is NaN or infinite.
         """
         features: list[Tensor] = []
-        for group in _within(visuals, MAX_PATCHES):
+        for group in _group(visuals, MAX_PATCHES):
             patches = torch.cat([visual.patches for visual in group])
             grid = torch.tensor([visual.grid for visual in group])
             unit = self.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in group]
-            found = self.visual(patches, grid)
-            check_finite(found, "the vision tower's features are", self)
-            features += torch.split(found, sizes)
+            encoded = self.visual(patches, grid)
+            check_finite(encoded, "the vision tower's features are", self)
+            features += torch.split(encoded, sizes)
         return features
 
     def embed(
@@ -80,11 +80,12 @@ class QwenVL(nn.Module):
         """Embed prompts as one batch, padded on the left.
 
         Args:
-            prompts: At least one.
-            features: What `encode` gave for the visuals of each prompt; computed when None.
+            prompts: at least one.
+            features: result of `encode` for the visuals of each prompt; None computes it.
 
         Raises:
-            ValueError: A prompt's visual tokens and features differ in number.
+            ValueError: there are no prompts, or a prompt's visual tokens and features differ in
+                number.
         """
         if not prompts:
             raise ValueError("no prompts given; give at least one")
@@ -101,14 +102,15 @@ class QwenVL(nn.Module):
         is_visual = self._visual_tokens(input_ids, padding)
         _check_counts(is_visual, features)
         embeds = self.model.embed_tokens(input_ids.to(self.device))
-        if (parts := list(chain.from_iterable(features))) and bool(is_visual.any()):
-            places = torch.nonzero(is_visual, as_tuple=True)
-            values = torch.cat([part.to(embeds.device, embeds.dtype) for part in parts])
-            embeds = embeds.index_put([place.to(embeds.device) for place in places], values)
+        if (flat_features := list(chain.from_iterable(features))) and bool(is_visual.any()):
+            # nonzero lists tokens row by row, which is the order of the features.
+            indices = torch.nonzero(is_visual, as_tuple=True)
+            values = torch.cat([each.to(embeds.device, embeds.dtype) for each in flat_features])
+            embeds = embeds.index_put([index.to(embeds.device) for index in indices], values)
         return Batch(embeds, position_ids.to(self.device), padding.to(self.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 scores `[..., vocab]` of final hidden states `[..., hidden]`."""
+        """Compute float32 logits `[..., vocab]` from final hidden states `[..., hidden]`."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         if isinstance(head, nn.Embedding):
             return self.head_product(hidden, head.weight).float()
@@ -121,23 +123,24 @@ class QwenVL(nn.Module):
         features: Sequence[Sequence[Tensor]] | None = None,
         last: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """float32 logits `[tokens, vocab]` of each prompt; padding changes no result.
+        """Compute float32 logits `[tokens, vocab]` of each prompt; padding changes no result.
 
         Args:
-            prompts: At least one.
-            features: What `encode` gave for the visuals of each prompt; computed when None.
-            last: For each prompt how many final positions are wanted; all when None.
+            prompts: at least one.
+            features: result of `encode` for the visuals of each prompt; None computes it.
+            last: number of final positions to return for each prompt; None: all.
         """
         batch = self.embed(prompts, features)
         hidden = self.model(batch.embeds, batch.position_ids, batch.attention_mask())
-        wanted = [len(prompt) for prompt in prompts] if last is None else list(last)
+        counts = [len(prompt) for prompt in prompts] if last is None else list(last)
         total = hidden.shape[1]
-        rows = [hidden[row, total - count :] for row, count in enumerate(wanted)]
-        # One product for all prompts, over the wanted rows only: the vocabulary is the widest
+        rows = [hidden[row, total - count :] for row, count in enumerate(counts)]
+        # One product for all prompts, over the requested rows only: the vocabulary is the widest
         # dimension of the model.
-        return list(torch.split(self.logits(torch.cat(rows)), wanted))
+        return list(torch.split(self.logits(torch.cat(rows)), counts))
 
     def _visual_tokens(self, input_ids: Tensor, padding: Tensor) -> Tensor:
+        """Which tokens are image or video tokens and no padding, bool `[batch, tokens]`."""
         config = self.config
         real = torch.arange(input_ids.shape[1]) >= padding[:, None]
         visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
@@ -150,16 +153,18 @@ def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Tensor]]) -> No
             f"features for {len(features)} prompts but {is_visual.shape[0]} prompts; "
             "give one list per prompt"
         )
-    for row, (found, parts) in enumerate(zip(is_visual.sum(1).tolist(), features, strict=True)):
-        given = sum(part.shape[0] for part in parts)
-        if found != given:
+    counts = is_visual.sum(1).tolist()
+    for row, (count, row_features) in enumerate(zip(counts, features, strict=True)):
+        available = sum(each.shape[0] for each in row_features)
+        if count != available:
             raise ValueError(
-                f"prompt {row} has {found} image and video tokens but features of {given}; "
+                f"prompt {row} has {count} image and video tokens but features of {available}; "
                 "a prompt must not be cut inside a visual"
             )
 
 
-def _within(visuals: Sequence[Visual], limit: int) -> Iterator[list[Visual]]:
+def _group(visuals: Sequence[Visual], limit: int) -> Iterator[list[Visual]]:
+    """Group consecutive visuals with at most `limit` patches per group, at least one visual."""
     group: list[Visual] = []
     size = 0
     for visual in visuals:

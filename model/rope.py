@@ -2,7 +2,7 @@
 
 "Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any Resolution"
 (arXiv 2409.12191, section 2.1) gives every token a (time, height, width) triple: text has three
-equal ids, a visual spans a grid. Each segment starts one above the largest id of what came before.
+equal ids, a visual spans a grid. Each segment starts one above the largest id before it.
 "Qwen2.5-VL Technical Report" (arXiv 2502.13923, section 2.1.2) ties a video's time id to seconds.
 """
 
@@ -26,16 +26,16 @@ def mrope_ids(
     seconds_per_grid: Sequence[float],
     config: ModelConfig,
 ) -> Tensor:
-    """Position ids of one prompt, int64 `[3, tokens]`.
+    """Compute the position ids of one prompt, int64 `[3, tokens]`.
 
     Args:
         input_ids: int64 `[tokens]`, with one image or video token per merged patch.
         grids: (t, h, w) in patches of every image and video, in order of appearance.
-        seconds_per_grid: Seconds that one temporal patch lasts; read for Qwen2.5-VL videos only.
-        config: Gives the token ids, the merge size and `tokens_per_second`.
+        seconds_per_grid: seconds per temporal patch; used for Qwen2.5-VL videos only.
+        config: gives the token ids, the merge size and `tokens_per_second`.
 
     Raises:
-        ValueError: The placeholder tokens do not fit the grids.
+        ValueError: the placeholder tokens do not match the grids.
     """
     merge = config.vision.spatial_merge_size
     ids = input_ids.to("cpu")
@@ -48,10 +48,12 @@ def mrope_ids(
             f"make {sum(counts)}; encode the text together with its visuals"
         )
     segments: list[Tensor] = []
-    start = cursor = taken = 0
+    start = 0  # position id of the next segment
+    cursor = 0  # index of the next token
+    consumed = 0  # visual tokens of earlier visuals
     for grid, seconds, count in zip(grids, seconds_per_grid, counts, strict=True):
-        first = int(positions[taken])
-        if int(positions[taken + count - 1]) != first + count - 1:
+        first = int(positions[consumed])
+        if int(positions[consumed + count - 1]) != first + count - 1:
             raise ValueError(
                 f"the {count} tokens of a visual are interrupted at token {first}; "
                 "keep each visual's tokens together"
@@ -59,23 +61,28 @@ def mrope_ids(
         is_video = int(ids[first]) == config.video_token_id
         segments.append(_text_ids(first - cursor, start))
         start += first - cursor
+        # An image has one frame, so its time id is 0 whatever the seconds are.
         segments.append(_grid_ids(grid, seconds if is_video else 0.0, config) + start)
+        # The largest id over all three axes: a grid of h x w uses max(h, w) positions, far fewer
+        # than its tokens, which is how M-RoPE extends the context.
         start = int(segments[-1].max()) + 1
-        cursor, taken = first + count, taken + count
+        cursor, consumed = first + count, consumed + count
     segments.append(_text_ids(len(ids) - cursor, start))
     return torch.cat(segments, dim=1)
 
 
 def _text_ids(length: int, start: int) -> Tensor:
+    """Ids of a text: time, height and width are equal, int64 `[3, length]`."""
     return (torch.arange(length) + start).expand(3, -1)
 
 
 def _grid_ids(grid: tuple[int, int, int], seconds: float, config: ModelConfig) -> Tensor:
+    """Ids of a visual from 0, int64 `[3, t * h * w / merge_unit]`."""
     merge = config.vision.spatial_merge_size
     frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
     time = torch.arange(frames)
     if config.vision.tokens_per_second:
-        # float32 and this order of products: the truncation must hit the same integers as the
+        # float32 and this order of products: truncation must give the same integers as in the
         # original implementation.
         time = (time * torch.tensor(seconds) * config.vision.tokens_per_second).long()
     axes = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
@@ -134,12 +141,12 @@ _LAYOUTS: Mapping[str, Callable[[Tensor, Sequence[int]], Tensor]] = {"sectioned"
 
 
 def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the vision tower's angles, float32 `[patches, head_dim / 2]`.
+    """Compute cosine and sine of the vision tower's angles, float32 `[patches, head_dim / 2]`.
 
     Args:
         coordinates: int64 `[patches, 2]`: row and column of each patch.
-        head_dim: Width of one head: a quarter of it is rotated by row, a quarter by column,
-            each pairing channel i with i + head_dim / 2.
+        head_dim: width of one head: half of its channel pairs rotate by row, half by column; a pair
+            is channel i with i + head_dim / 2.
     """
     frequencies = _frequencies(head_dim // 2, 10000.0, coordinates.device)
     angles = (coordinates[..., None].float() * frequencies).flatten(1)
@@ -147,12 +154,21 @@ def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + d/2) of `x [..., d]` by the given angles `[..., d/2]`."""
+    """Rotate the channel pairs (i, i + d/2) of `x` by the given angles.
+
+    Checkpoints store q and k for this pairing ("rotate half", as in GPT-NeoX); the RoPE paper
+    (arXiv 2104.09864) pairs neighbouring channels, which is the same up to a permutation.
+
+    Args:
+        x: `[..., d]`.
+        cos: `[..., d / 2]`, broadcastable to `x`.
+        sin: `[..., d / 2]`.
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
-    # On the CPU first: pow differs in the last bit between devices.
+    # On the CPU, because pow differs in the last bit between devices.
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
     return (1.0 / theta**exponents).to(device)

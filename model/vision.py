@@ -2,8 +2,14 @@
 
 Qwen2-VL (arXiv 2409.12191): LayerNorm, QuickGELU, every block attends within one frame.
 Qwen2.5-VL (arXiv 2502.13923, section 2.1.1): RMSNorm, SwiGLU, most blocks attend inside windows of
-112 pixels. Attribute names equal the checkpoint's. Nothing here loops over patches: segments
-(frames or windows) of equal length go through one attention call.
+112 pixels. Attribute names equal the checkpoint's.
+
+Window attention: a window of 112 pixels is 8 x 8 patches, or 4 x 4 merged tokens. Patches and their
+rotary angles are sorted by window once, before the first block, so that a window is a run of rows
+and attention within windows is attention within segments, like attention within frames. All other
+operations work on single patches and do not depend on the order; the merger's output is sorted
+back. At the right and bottom edges windows are smaller, so segments differ in length. Segments of
+equal length share one attention call: no mask, no loop over windows.
 
 Letters in shapes: N patches of all visuals together, C width of the tower, D width of one head.
 """
@@ -21,13 +27,13 @@ from .fused_linear import project
 from .rope import rotate, vision_rotary
 from .text import RMSNorm, State
 
-EPS = 1e-6  # fixed in both families; no config field says it
+EPS = 1e-6  # the same in both families, and not a field of config.json
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of a flattened patch; stored as the 3-D convolution of the checkpoint.
+    """Linear map of flattened patches, stored as the checkpoint's 3-D convolution.
 
-    The convolution's stride equals its kernel, so a matrix product does the same much faster.
+    The convolution's stride equals its kernel, so it is a matrix product, which is much faster.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -38,7 +44,7 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`[N, channels * frames * patch * patch]` to `[N, C]`."""
+        """Embed patches, `[N, channels * frames * patch * patch]` to `[N, C]`."""
         weight = self.proj.weight
         # The last cast only acts under autocast: the residual stream keeps the weights' precision.
         return F.linear(patches.to(weight.dtype), weight.flatten(1)).to(weight.dtype)
@@ -54,27 +60,37 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Attend inside the segments that `cu_seqlens` bounds, `[N, C]` to `[N, C]`."""
+        """Attend within the segments bounded by `cu_seqlens`, `[N, C]` to `[N, C]`."""
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
         # Rotation in float32, as the reference does: half precision loses high frequencies.
-        turned = rotate(qkv[:, :2].float(), cos[:, None, None], sin[:, None, None]).to(qkv.dtype)
-        qkv = torch.cat((turned, qkv[:, 2:]), dim=1)
+        rotated = rotate(qkv[:, :2].float(), cos[:, None, None], sin[:, None, None]).to(qkv.dtype)
+        qkv = torch.cat((rotated, qkv[:, 2:]), dim=1)
         groups = segment_groups(cu_seqlens)
         if len(groups) == 1:
             mixed = self._attend(qkv, *groups[0].shape)
         else:
+            # Sort segments by length, attend with one call per length, and sort back.
             order = torch.cat([rows.flatten() for rows in groups]).to(x.device)
             sorted_qkv = torch.split(qkv[order], [rows.numel() for rows in groups])
-            parts = [
-                self._attend(part, *rows.shape)
-                for part, rows in zip(sorted_qkv, groups, strict=True)
+            outputs = [
+                self._attend(group_qkv, *rows.shape)
+                for group_qkv, rows in zip(sorted_qkv, groups, strict=True)
             ]
-            mixed = torch.cat(parts)[torch.argsort(order)]
+            mixed = torch.cat(outputs)[torch.argsort(order)]
         out: Tensor = self.proj(mixed)
         return out
 
     def _attend(self, qkv: Tensor, segments: int, length: int) -> Tensor:
-        """`[segments * length, 3, heads, D]` to `[segments * length, C]`, one call for all."""
+        """Attend within segments of one length.
+
+        Args:
+            qkv: `[segments * length, 3, heads, D]`.
+            segments: number of segments.
+            length: patches per segment.
+
+        Returns:
+            `[segments * length, C]`.
+        """
         tiles = qkv.view(segments, length, *qkv.shape[1:])
         q, k, v = tiles.permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v)
@@ -91,7 +107,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C]` to `[N, C]`."""
+        """Apply the MLP, `[N, C]` to `[N, C]`."""
         gate, up = project(x, self.gate_proj, self.up_proj)
         out: Tensor = self.down_proj(F.silu(gate) * up)
         return out
@@ -106,7 +122,7 @@ class QuickGELUMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C]` to `[N, C]`."""
+        """Apply the MLP, `[N, C]` to `[N, C]`."""
         x = self.fc1(x)
         # 1.702: the constant of "Gaussian Error Linear Units" (arXiv 1606.08415, section 2)
         out: Tensor = self.fc2(x * torch.sigmoid(1.702 * x))
@@ -124,13 +140,13 @@ class VisionBlock(nn.Module):
         self.mlp = GatedMLP(config) if config.hidden_act == "silu" else QuickGELUMLP(config)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Run the block.
+        """Run the block, `[N, C]` to `[N, C]`.
 
         Args:
             hidden: `[N, C]`.
             cos: float32 `[N, D / 2]`.
             sin: float32 `[N, D / 2]`.
-            cu_seqlens: int32 `[segments + 1]`, where the attention segments begin and end.
+            cu_seqlens: int32 `[segments + 1]`, bounds of the attention segments.
         """
         hidden = hidden + self.attn(self.norm1(hidden), cos, sin, cu_seqlens)
         out: Tensor = hidden + self.mlp(self.norm2(hidden))
@@ -138,7 +154,7 @@ class VisionBlock(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Joins `merge_unit` neighbouring patches into one token of the decoder's width."""
+    """MLP that merges `merge_unit` neighbouring patches into one token of the decoder's width."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -151,13 +167,13 @@ class PatchMerger(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """`[N, C]` to `[N / merge_unit, out_hidden_size]`."""
+        """Merge patches, `[N, C]` to `[N / merge_unit, out_hidden_size]`."""
         out: Tensor = self.mlp(self.ln_q(hidden).view(-1, self.width))
         return out
 
 
 class VisionTower(nn.Module):
-    """Patches of any number of images and videos to decoder tokens.
+    """Encoder from the patches of any number of images and videos to decoder tokens.
 
     `forward` is `prepare`, `step` for every block, `finish`; blockwise drivers call these.
     """
@@ -173,7 +189,7 @@ class VisionTower(nn.Module):
         """Encode visuals.
 
         Args:
-            patches: `[N, channels * frames * patch * patch]`, visuals one behind the other.
+            patches: `[N, channels * frames * patch * patch]`, concatenated visuals.
             grid: int64 `[visuals, 3]`: t, h, w of each in patches.
 
         Returns:
@@ -185,13 +201,16 @@ class VisionTower(nn.Module):
         return self.finish(state)
 
     def prepare(self, patches: Tensor, grid: Tensor) -> State:
-        """Embed the patches and compute what all blocks share.
+        """Embed the patches and compute the inputs that all blocks share.
 
         Returns:
-            `hidden [N, C]` (ordered by window if the tower has windows), `cos` and `sin`
+            `hidden [N, C]` (sorted by window if the tower has windows), `cos` and `sin`
             (float32 `[N, D / 2]`), `cu_seqlens` (int32 on the CPU: bounds of whole frames) and,
-            with windows, `cu_window_seqlens` (likewise) and `window_index` (int64
-            `[N / merge_unit]`, the original place of each merged token).
+            with windows, `cu_window_seqlens` (int32 on the CPU: bounds of windows) and
+            `window_index` (int64 `[N / merge_unit]`, the original index of each merged token).
+
+        Raises:
+            ValueError: a grid is not a multiple of the merge size.
         """
         layout = vision_layout(grid, self.config)
         device = self.patch_embed.proj.weight.device
@@ -199,6 +218,7 @@ class VisionTower(nn.Module):
         coordinates = layout.pop("coordinates")
         if (order := layout.get("window_index")) is not None:
             layout["window_index"] = order = order.to(device)
+            # Whole merge units are moved, so that the merger still finds its patches together.
             unit = self.config.merge_unit
             hidden = hidden.view(-1, unit, hidden.shape[-1])[order].flatten(0, 1)
             coordinates = coordinates.view(-1, unit, 2)[order.to("cpu")].flatten(0, 1)
@@ -206,7 +226,7 @@ class VisionTower(nn.Module):
         return {"hidden": hidden, "cos": cos, "sin": sin, **layout}
 
     def segments(self, index: int) -> str:
-        """Key of the segment bounds that block `index` reads from the state."""
+        """Return the state's key of the segment bounds that block `index` uses."""
         full = self.config.has_full_attention(index)
         return "cu_seqlens" if full else "cu_window_seqlens"
 
@@ -226,18 +246,18 @@ class VisionTower(nn.Module):
 
 
 def vision_layout(grid: Tensor, config: VisionConfig) -> dict[str, Tensor]:
-    """Coordinates, attention segments and window order of visuals, all on the CPU.
+    """Compute coordinates, attention segments and window order of visuals, all on the CPU.
 
     Args:
-        grid: int64 `[visuals, 3]`.
-        config: Gives patch, merge and window sizes.
+        grid: int64 `[visuals, 3]`: t, h, w of each in patches.
+        config: gives patch, merge and window sizes.
 
     Returns:
-        `coordinates` int64 `[N, 2]` (row, column of each patch, in merge order), `cu_seqlens` and
-        with windows `window_index` and `cu_window_seqlens`, as `VisionTower.prepare` explains.
+        `coordinates` int64 `[N, 2]` (row and column of each patch, in merge order), `cu_seqlens`
+        and, with windows, `window_index` and `cu_window_seqlens`; see `VisionTower.prepare`.
 
     Raises:
-        ValueError: A grid is not a multiple of the merge size.
+        ValueError: a grid is not a multiple of the merge size.
     """
     grids = [(int(t), int(h), int(w)) for t, h, w in grid.tolist()]
     merge = config.spatial_merge_size
@@ -266,7 +286,14 @@ def vision_layout(grid: Tensor, config: VisionConfig) -> dict[str, Tensor]:
 
 
 def segment_groups(cu_seqlens: Tensor) -> Sequence[Tensor]:
-    """Row numbers of the segments, one int64 `[segments, length]` per distinct length."""
+    """Group segments by length.
+
+    Args:
+        cu_seqlens: `[segments + 1]`, bounds of the segments.
+
+    Returns:
+        Row indices, int64 `[segments, length]` for every distinct length in ascending order.
+    """
     bounds = cu_seqlens.to("cpu", torch.int64)
     starts, lengths = bounds[:-1], bounds.diff()
     return [
@@ -282,10 +309,12 @@ def _norm(config: VisionConfig) -> nn.Module:
 
 
 def _bounds(lengths: Tensor) -> Tensor:
+    """Cumulative sum from 0, int32 `[segments + 1]`."""
     return F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
 def _coordinates(grid: tuple[int, int, int], merge: int) -> Tensor:
+    """Row and column of each patch of a visual in merge order, int64 `[t * h * w, 2]`."""
     t, h, w = grid
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     both = torch.stack((rows, columns), dim=-1).reshape(h // merge, merge, w // merge, merge, 2)
@@ -293,9 +322,10 @@ def _coordinates(grid: tuple[int, int, int], merge: int) -> Tensor:
 
 
 def _windows(grid: tuple[int, int, int], config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """Merged tokens of one visual in window order, and patches per window."""
+    """Indices of a visual's merged tokens in window order, and the patches of each window."""
     side = config.window_size // config.pixel_factor
     t, h, w = grid[0], grid[1] // config.spatial_merge_size, grid[2] // config.spatial_merge_size
+    # Pad the grid of indices to whole windows with -1, cut it into tiles, and remove the padding.
     index = torch.arange(t * h * w).reshape(t, h, w)
     padded = F.pad(index, (0, -w % side, 0, -h % side), value=-1)
     rows, columns = padded.shape[1] // side, padded.shape[2] // side
