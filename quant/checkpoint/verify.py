@@ -1,7 +1,7 @@
-"""Read a finished checkpoint back and have it say something, one block at a time.
+"""Smoke test of a saved checkpoint: load it block by block and decode a few tokens.
 
-What was computed while a model was quantized is no proof of its files. Here they are read as an
-engine would read them, and a few tokens are generated; memory holds one block.
+Results computed during quantization do not prove that the files are right. This test reads them
+like an engine, packed weights included, with one block in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...calib.activation_store import MemoryActivationStore, hold_block
 from ...calib.block_runner import FEATURES, BlockRunner
+from ...model.families import family_of
 from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ...model.processing.inputs import Prompt
@@ -26,7 +27,7 @@ from .formats.checkpoint import QuantizedCheckpoint
 
 
 class QuantizedBlocks:
-    """A block source over a quantized checkpoint, for a model whose modules are on `meta`."""
+    """A `BlockSource` over a quantized checkpoint, for a model whose modules are on `meta`."""
 
     def __init__(
         self, checkpoint: QuantizedCheckpoint, model: QwenVL, device: torch.device
@@ -35,7 +36,7 @@ class QuantizedBlocks:
         self.device = device
 
     def load(self, path: str) -> nn.Module:
-        """See `BlockSource.load`.
+        """Load the module at `path`, see `BlockSource.load`.
 
         Raises:
             ValueError: the checkpoint is damaged.
@@ -51,7 +52,7 @@ class QuantizedBlocks:
         return self._model.get_submodule(path)
 
     def release(self, path: str) -> None:
-        """See `BlockSource.release`."""
+        """Free the weights of the module at `path`, see `BlockSource.release`."""
         release_block(self._model.get_submodule(path))
 
 
@@ -65,74 +66,80 @@ def first_tokens(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
 ) -> list[int]:
-    """The tokens with which a checkpoint greedily goes on, every one by a pass over all blocks.
+    """Decode the first tokens of a checkpoint's greedy answer, one block in memory at a time.
+
+    Every token takes a pass over all blocks without a KV cache: `count` should be small.
 
     Args:
-        folder: of a quantized checkpoint.
-        prompt: without an answer.
-        count: tokens at most.
-        stop_ids: tokens that end an answer; the last one returned may be one of them.
+        folder: folder of a quantized checkpoint.
+        prompt: a prompt without an answer.
+        count: maximum number of tokens.
+        stop_ids: tokens that end an answer; the last token returned may be one of them.
         device: auto, cpu, cuda, cuda:n.
-        dtype: of everything that is not quantized; auto takes what the checkpoint says.
+        dtype: dtype of all tensors that are not quantized; auto is the checkpoint's.
 
     Raises:
-        ValueError: the checkpoint is damaged, or a score is not finite.
+        ValueError: the checkpoint is damaged, or a logit is not finite.
     """
     checkpoint = QuantizedCheckpoint(folder)
     checkpoint.check()
-    chosen = choose_dtype(dtype, checkpoint.config, checkpoint.reader)
-    model = build_model(checkpoint.config, dtype=chosen)
+    chosen_dtype = choose_dtype(dtype, checkpoint.config, checkpoint.reader)
+    model = build_model(checkpoint.config, dtype=chosen_dtype)
     blocks = QuantizedBlocks(checkpoint, model, choose_device(device))
     store = MemoryActivationStore()
-    _advance(BlockRunner(model, [prompt], blocks, store))
+    _encode_visuals(BlockRunner(model, [prompt], blocks, store))
     features = store.get(FEATURES, 0) if prompt.visuals else None
-    found: list[int] = []
-    while len(found) < count and not (found and found[-1] in stop_ids):
+    tokens: list[int] = []
+    while len(tokens) < count and not (tokens and tokens[-1] in stop_ids):
         if features is not None:
-            store.put(FEATURES, 0, features)
-        longer = _followed(prompt, found)
-        scores = _scores(BlockRunner(model, [longer], blocks, store))
-        if not bool(torch.isfinite(scores).all()):
-            wider = "in bf16 or fp32" if chosen == torch.float16 else "with another recipe"
+            store.put(FEATURES, 0, features)  # the decoder's first block has dropped them
+        extended = _extend(prompt, tokens)
+        logits = _next_logits(BlockRunner(model, [extended], blocks, store))
+        if not bool(torch.isfinite(logits).all()):
+            remedy = "in bf16 or fp32" if chosen_dtype == torch.float16 else "with another recipe"
             raise ValueError(
                 f"{folder}: read back, the checkpoint gives scores that are not finite "
-                f"({nonfinite_kind(scores)} for token {len(found) + 1} in {dtype_name(chosen)}); its "
-                f"weights or activations overflow: quantize again {wider}"
+                f"({nonfinite_kind(logits)} for token {len(tokens) + 1} in "
+                f"{dtype_name(chosen_dtype)}); its weights or activations overflow: quantize "
+                f"again {remedy}"
             )
-        # Behind one of these the next pass would look for a picture.
-        scores[[model.config.image_token_id, model.config.video_token_id]] = -torch.inf
-        found.append(int(scores.argmax()))
-    return found
+        # After a placeholder token the next pass would expect an image.
+        logits[[model.config.image_token_id, model.config.video_token_id]] = -torch.inf
+        tokens.append(int(logits.argmax()))
+    return tokens
 
 
-def _advance(walk: BlockRunner) -> None:
-    """Bring the pictures through the tower."""
-    if walk.samples_with_images:
-        steps = [*walk.vision, *walk.merger, walk.decoder[0]]
-        for step, following in pairwise(steps):
-            walk.enter(step)
-            with hold_block(walk.blocks, step):
-                walk.advance(step, following)
+def _encode_visuals(runner: BlockRunner) -> None:
+    """Run the vision tower and the merger."""
+    if runner.seeing:
+        _run_blocks(runner, [*runner.vision, *runner.merger, runner.decoder[0]])
 
 
-def _scores(walk: BlockRunner) -> Tensor:
-    """float32 ``[vocab]`` behind the last token."""
-    for step, following in pairwise(walk.decoder):
-        walk.enter(step)
-        with hold_block(walk.blocks, step):
-            walk.advance(step, following)
-    last, model = walk.decoder[-1], walk.model
-    walk.enter(last)
-    with hold_block(walk.blocks, last):
-        hidden = walk.output(last, 0)[:, -1:]
-    walk.store.drop(last, 0)
-    head = walk.head[0] if walk.head else "model.embed_tokens"
-    with hold_block(walk.blocks, "model.norm"), hold_block(walk.blocks, head):
+def _next_logits(runner: BlockRunner) -> Tensor:
+    """Run decoder and head, to the logits after the last token, float32 `[vocab]`."""
+    _run_blocks(runner, runner.decoder)
+    last, model = runner.decoder[-1], runner.model
+    runner.enter(last)
+    with hold_block(runner.blocks, last):
+        hidden = runner.output(last, 0)[:, -1:]
+    runner.store.drop(last, 0)
+    embedding, norm = (family_of(model.config).stage(name).entry for name in ("decoder", "head"))
+    assert embedding is not None and norm is not None
+    head = runner.head[0] if runner.head else embedding
+    with hold_block(runner.blocks, norm), hold_block(runner.blocks, head):
         return model.logits(model.model.finish({"hidden": hidden})).flatten()
 
 
-def _followed(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
-    """A prompt with tokens of an answer behind it."""
+def _run_blocks(runner: BlockRunner, steps: Sequence[str]) -> None:
+    """Run all blocks but the last, whose input is left in the store."""
+    for step, following in pairwise(steps):
+        runner.enter(step)
+        with hold_block(runner.blocks, step):
+            runner.advance(step, following)
+
+
+def _extend(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+    """Append tokens of an answer to a prompt."""
     begin = prompt.next_position
     positions = torch.arange(begin, begin + len(tokens)).expand(3, -1)
     return replace(
