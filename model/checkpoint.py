@@ -1,9 +1,9 @@
-"""Reading checkpoint folders, one tensor at a time.
+"""Lazy reading of checkpoint folders, one tensor at a time.
 
 Only safetensors and JSON are read, so nothing is ever unpickled. Two generations of tensor names
 exist: `visual.*`, `model.layers.*` (as published on the hub) and `model.visual.*`,
-`model.language_model.layers.*` (written by newer libraries). Everything here speaks the first;
-`source_name` gives back what the file says.
+`model.language_model.layers.*` (written by newer libraries). The first is canonical here;
+`source_name` returns the file's name.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 from ..common.lazy_tensor import STORED_DTYPES, LazyTensor
 from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
 
-COPIED_AT_ONCE = 2**26  # bytes
-ADAPTER_PARTS = (".lora_", "base_model.model.")  # in the names that PEFT gives
+COPY_CHUNK = 2**26  # bytes
+ADAPTER_NAME_PARTS = (".lora_", "base_model.model.")  # in tensor names written by PEFT
 
 logger = logging.getLogger(__name__)
 
 
 def canonical_name(name: str) -> str:
-    """The hub's classic name of a tensor of either naming generation.
+    """Convert a tensor name of either generation to the canonical one.
 
     >>> canonical_name("model.language_model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
@@ -43,19 +43,17 @@ def canonical_name(name: str) -> str:
 
 
 class CheckpointReader:
-    """Names, shapes and tensors of a checkpoint folder; tensors are read when asked for.
+    """Names, shapes and tensors of a checkpoint folder; a tensor is read on access.
 
-    Names are canonical throughout.
-
-    Weights that lie in the folder and are not read are named in a warning.
+    All names are canonical. Weight files that are present but not used are logged as a warning.
 
     Args:
-        folder: A single-file (`model.safetensors`) or sharded (index) checkpoint.
+        folder: a single-file (`model.safetensors`) or sharded (index) checkpoint.
 
     Raises:
-        FileNotFoundError: There are no weights, or a shard that the index names is missing.
-        ValueError: as `find_weights`; or a file is damaged or holds an adapter, a tensor is there
-            twice, or the index names one that its shard lacks.
+        FileNotFoundError: there are no weights, or a shard named by the index is missing.
+        ValueError: see `find_weights`; or a file is damaged or contains an adapter, a tensor is
+            stored twice, or the index names a tensor that its shard lacks.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,17 +68,17 @@ class CheckpointReader:
             self._add(source, file)
 
     def names(self) -> list[str]:
-        """All tensor names, in the order of the index or file."""
+        """Return all tensor names in the order of the index or file."""
         return list(self._sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._sources
 
     def source_name(self, name: str) -> str:
-        """What the checkpoint itself calls a tensor.
+        """Return a tensor's name in the checkpoint's files.
 
         Raises:
-            ValueError: There is no such tensor.
+            ValueError: there is no such tensor.
         """
         if name not in self._sources:
             raise ValueError(
@@ -90,61 +88,65 @@ class CheckpointReader:
         return self._sources[name]
 
     def canonical(self) -> dict[str, str]:
-        """Source name to canonical name, for all tensors."""
+        """Map the source names of all tensors to canonical names."""
         return {source: name for name, source in self._sources.items()}
 
     def file(self, name: str) -> str:
-        """Name of the file that holds a tensor."""
+        """Return the name of the file that contains a tensor."""
         self.source_name(name)
         return self._files[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor, as stored, on the CPU; it may be a view of the file.
+        """Read one tensor as stored, on the CPU; it may be a view of the memory-mapped file.
 
         Raises:
-            ValueError: There is no such tensor, or its bytes cannot be read.
+            ValueError: there is no such tensor, or its bytes cannot be read.
         """
         source, path = self.source_name(name), self.folder / self._files[name]
         try:
-            # Opened anew: what was read of a file counts as held for as long as that is open.
+            # Opened again: pages read through a mapping count as resident until it is closed.
             value: Tensor = open_file(path).get_tensor(source)
         except SafetensorError as error:
             raise damaged(path, error) from None
         return value
 
     def copy(self, name: str) -> Tensor:
-        """Read one tensor into memory of its own, as stored, on the CPU.
+        """Copy one tensor as stored into its own memory, on the CPU.
 
-        What was read stays what it is when someone shortens the file, and no more of a large one
-        is held beside it than a part.
+        Unlike a view of the memory-mapped file, a copy stays valid if another process truncates the
+        file. The copy proceeds in chunks of rows, so that a large tensor is not resident twice.
 
         Raises:
-            ValueError: as `tensor`.
+            ValueError: see `tensor`.
         """
         shape = self.shape(name)
-        found = torch.empty(shape, dtype=self.dtype(name))
-        rows = max(1, COPIED_AT_ONCE * len(found) // max(1, found.nbytes)) if shape else 1
-        if not shape or len(found) <= rows:
-            return found.copy_(self.tensor(name))
+        copy = torch.empty(shape, dtype=self.dtype(name))
+        rows = max(1, COPY_CHUNK * len(copy) // max(1, copy.nbytes)) if shape else 1
+        if not shape or len(copy) <= rows:
+            return copy.copy_(self.tensor(name))
         source, path = self.source_name(name), self.folder / self._files[name]
-        for begin in range(0, len(found), rows):
-            part = slice(begin, begin + rows)
+        for begin in range(0, len(copy), rows):
+            chunk = slice(begin, begin + rows)
             try:
-                found[part] = open_file(path).get_slice(source)[part]
+                copy[chunk] = open_file(path).get_slice(source)[chunk]
             except SafetensorError as error:
                 raise damaged(path, error) from None
-        return found
+        return copy
 
-    def later(self, name: str) -> LazyTensor:
-        """One tensor as stored, to be read when it is needed."""
+    def lazy(self, name: str) -> LazyTensor:
+        """Return one tensor as stored, to be read when it is serialized."""
         return LazyTensor(self.dtype(name), self.shape(name), lambda: self.tensor(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return a tensor's shape without reading the tensor."""
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored data type of a tensor, without reading it."""
+        """Return a tensor's stored dtype without reading the tensor.
+
+        Raises:
+            ValueError: the dtype is not supported.
+        """
         stored = self._slice(name).get_dtype()
         if stored not in STORED_DTYPES:
             raise ValueError(
@@ -163,21 +165,21 @@ class CheckpointReader:
         return self._handles[file]
 
     def _listed(self, weights: WeightFiles) -> Iterator[tuple[str, str]]:
-        """Source name and file of every tensor, in the order of the index or file."""
+        """Yield source name and file of every tensor in the order of the index or file."""
         stored = {file: dict.fromkeys(self._open(file).keys()) for file in weights.files}
-        named = weights.weight_map or {}
-        for source, file in named.items():
+        weight_map = weights.weight_map or {}
+        for source, file in weight_map.items():
             if source not in stored[file]:
                 raise ValueError(
                     f"{self.folder}: {INDEX_FILE} says that {file!r} holds {source!r}, "
                     "and it does not; fetch the checkpoint again"
                 )
             yield source, file
-        for file, sources in stored.items():  # an index may leave tensors out
-            yield from ((source, file) for source in sources if named.get(source) != file)
+        for file, sources in stored.items():  # an index can be incomplete
+            yield from ((source, file) for source in sources if weight_map.get(source) != file)
 
     def _add(self, source: str, file: str) -> None:
-        if any(part in source for part in ADAPTER_PARTS):
+        if any(part in source for part in ADAPTER_NAME_PARTS):
             raise ValueError(
                 f"{self.folder}: {file} holds {source!r}, which belongs to an adapter that is not "
                 "merged; merge it into its base model first"
@@ -203,17 +205,17 @@ def _warn(message: str) -> None:
     logger.warning("%s", message)
 
 
-def stored_tensors(path: Path) -> dict[str, LazyTensor]:
-    """What one safetensors file holds, to be read when it is needed.
+def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
+    """Return the tensors of one safetensors file, to be read when they are serialized.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     file = open_file(path)
 
-    def later(name: str) -> LazyTensor:
-        part = file.get_slice(name)
-        dtype, shape = STORED_DTYPES[part.get_dtype()], tuple(part.get_shape())
+    def lazy(name: str) -> LazyTensor:
+        header = file.get_slice(name)
+        dtype, shape = STORED_DTYPES[header.get_dtype()], tuple(header.get_shape())
         return LazyTensor(dtype, shape, lambda: open_file(path).get_tensor(name))
 
-    return {name: later(name) for name in file.keys()}
+    return {name: lazy(name) for name in file.keys()}

@@ -1,10 +1,13 @@
-"""One table per family: what calibration and quantization must know and must not guess.
+"""Family tables: the structure of a model as data for calibration and quantization.
 
 A stage is a run of equal blocks (vision blocks, the merger, decoder layers, the head). Within a
-block every linear layer is listed with the tensor that feeds it (its tap): linears of one tap share
-one Hessian. Bindings say through which operations a rescaling passes unchanged; they are tied to
-the block they stand in, never found by name, because the vision MLP of Qwen2.5-VL carries the
-decoder's names.
+block every linear layer is listed with its input tensor (its tap): linears with the same tap share
+one Hessian. Bindings list the pairs of operations between which channels can be rescaled without
+changing the function. They belong to a stage and are never derived from module names, because the
+vision MLP of Qwen2.5-VL has the decoder's names.
+
+A new model type is one `Family` here with its modules; CONTRIBUTING.md lists the steps. Every field
+is read by code, and a value without an implementation is an error.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from typing import Literal
 from .config import ModelConfig
 from .rope import MropeLayout
 
-# Copied byte for byte into every checkpoint that is written; saving through a library has changed
-# such files before (truncation settings, templates).
+# Copied byte for byte into every saved checkpoint: saving through a library can change such files
+# (truncation settings, templates).
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -37,30 +40,30 @@ SIDE_FILES = (
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """One linear layer of a concrete model."""
+    """A linear layer of a model with its sizes."""
 
-    name: str  # "model.layers.3.self_attn.q_proj"
+    name: str  # module path: "model.layers.3.self_attn.q_proj"
     in_features: int
     out_features: int
     bias: bool
     stage: str
     block: int  # index within the stage
-    tap: str  # linears of one block with equal taps read the same tensor
-    input_split: bool = False  # engines that split layers over devices split its input
+    tap: str  # linears of a block with the same tap share their input tensor
+    input_split: bool = False  # row-parallel: tensor parallelism splits its input features
 
     @property
     def weights(self) -> int:
-        """Number of weights, biases apart."""
+        """Number of weights without the bias."""
         return self.in_features * self.out_features
 
 
 @dataclass(frozen=True)
 class BlockLinear:
-    """A linear layer within a block; widths are keys of `widths`."""
+    """A linear layer of every block of a stage; fields as in `LinearSpec`."""
 
-    name: str
-    inputs: str
-    outputs: str
+    name: str  # module path within the block
+    inputs: str  # key of `widths`
+    outputs: str  # key of `widths`
     bias: bool
     tap: str
     input_split: bool = False
@@ -68,39 +71,35 @@ class BlockLinear:
 
 @dataclass(frozen=True)
 class NormBinding:
-    """A norm whose weight (and bias, if any) scales the input of linears without changing more.
+    """A norm and all linear layers that use its output, so that scales can move between them."""
 
-    `tiles`: how many copies of the norm's channels lie side by side in the linears' input.
-    """
-
-    norm: str
-    linears: tuple[str, ...]
-    tiles: int = 1
+    norm: str  # its weight is divided by the scales, its bias too if there is one
+    linears: tuple[str, ...]  # their input columns are multiplied
+    tiles: int = 1  # number of copies of the norm's channels in the linears' input
 
 
 @dataclass(frozen=True)
 class PairBinding:
-    """Output rows of `source` scale input columns of `target` through a linear path.
+    """Two linear layers with a path between them that is linear in each channel.
 
-    `part` is the (index, count) of the slice of the source's rows that takes part; with
-    `grouped_heads` each key/value head of the source feeds several heads of the target.
-    The source's bias is scaled with its rows.
+    Output rows of `source` (with its bias) can be divided, and input columns of `target`
+    multiplied, by the same scales.
     """
 
     source: str
     target: str
-    part: tuple[int, int] = (0, 1)
-    grouped_heads: bool = False
+    part: tuple[int, int] = (0, 1)  # (index, count) of the slice of the source's rows
+    grouped_heads: bool = False  # GQA: each key/value head of the source feeds several heads
 
 
 @dataclass(frozen=True)
 class PaddedWidth:
-    """An inner width that may grow by zero channels without changing the function."""
+    """An inner width that can be padded with zero channels without changing the function."""
 
     width: str  # key of `widths`
-    outputs: tuple[str, ...]  # linears that get zero rows
-    inputs: tuple[str, ...]  # linears that get zero columns
-    config_field: tuple[str, str]  # where config.json says the width; section "" is the decoder's
+    outputs: tuple[str, ...]  # linears to which zero rows are added
+    inputs: tuple[str, ...]  # linears to which zero columns are added
+    config_field: tuple[str, str]  # section and key of config.json; section "" is the decoder's
 
 
 @dataclass(frozen=True)
@@ -108,43 +107,43 @@ class Stage:
     """A run of equal blocks."""
 
     name: Literal["vision", "merger", "decoder", "head"]
-    path: str  # module path with {} for the block index, if there is one
+    path: str  # module path, with {} for the block index if there are several blocks
     count: Callable[[ModelConfig], int]
-    entry: str | None  # module outside the blocks that runs before the first one
+    entry: str | None  # module that runs before the first block and belongs to none
     linears: tuple[BlockLinear, ...]
     norms: tuple[NormBinding, ...] = ()
     pairs: tuple[PairBinding, ...] = ()
-    fused: tuple[tuple[str, ...], ...] = ()  # engines fuse these: same scheme for all members
+    fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members
     padded: tuple[PaddedWidth, ...] = ()
 
     @property
     def bindings(self) -> tuple[NormBinding | PairBinding, ...]:
-        """Everything in a block that a factor may pass through."""
+        """All bindings of a block."""
         return (*self.norms, *self.pairs)
 
     def block_path(self, block: int) -> str:
-        """Module path of one block, such as `model.layers.3`."""
+        """Return the module path of one block, such as `model.layers.3`."""
         return self.path.format(block)
 
     def blocks(self, config: ModelConfig) -> tuple[str, ...]:
-        """Module paths of all blocks in the order of computation."""
+        """Return the module paths of all blocks in the order of computation."""
         return tuple(self.block_path(block) for block in range(self.count(config)))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: its stages in the order of computation."""
+    """A model type: its stages in the order of computation."""
 
     name: str
     stages: tuple[Stage, ...]
     mrope_layout: MropeLayout
-    side_files: tuple[str, ...] = SIDE_FILES  # patterns of names in the checkpoint's folder
+    side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name`.
+        """Return the stage called `name`.
 
         Raises:
-            ValueError: There is none.
+            ValueError: there is no such stage.
         """
         for stage in self.stages:
             if stage.name == name:
@@ -153,7 +152,7 @@ class Family:
         raise ValueError(f"{self.name} has no stage {name!r}; allowed: {allowed}")
 
     def linears(self, config: ModelConfig) -> list[LinearSpec]:
-        """Every linear layer of the model, in the order of computation."""
+        """List every linear layer of a model in the order of computation."""
         size = widths(config)
         specs = []
         for stage in self.stages:
@@ -177,7 +176,7 @@ class Family:
 
 
 def widths(config: ModelConfig) -> Mapping[str, int]:
-    """Values of the width names that the tables use."""
+    """Return the sizes behind the width names of the tables."""
     vision, text = config.vision, config.text
     return {
         "vision": vision.hidden_size,
@@ -193,7 +192,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family table of a model."""
+    """Return the family table of a model."""
     return FAMILIES[config.family]
 
 
@@ -201,7 +200,7 @@ _VISION_ATTENTION = (
     BlockLinear("attn.qkv", "vision", "vision_qkv", bias=True, tap="qkv"),
     BlockLinear("attn.proj", "vision", "vision", bias=True, tap="o", input_split=True),
 )
-# v is the last third of the joint projection.
+# v is the last third of the fused q/k/v projection.
 _VISION_VALUE = PairBinding("attn.qkv", "attn.proj", part=(2, 3))
 
 _VISION_QWEN2 = Stage(
@@ -215,7 +214,7 @@ _VISION_QWEN2 = Stage(
         BlockLinear("mlp.fc2", "vision_mlp", "vision", bias=True, tap="fc2", input_split=True),
     ),
     norms=(NormBinding("norm1", ("attn.qkv",)), NormBinding("norm2", ("mlp.fc1",))),
-    pairs=(_VISION_VALUE,),  # not fc1 -> fc2: QuickGELU lies between and is not linear
+    pairs=(_VISION_VALUE,),  # not fc1 -> fc2: QuickGELU between them is not linear
 )
 
 _VISION_QWEN2_5 = Stage(
@@ -235,6 +234,7 @@ _VISION_QWEN2_5 = Stage(
         NormBinding("norm1", ("attn.qkv",)),
         NormBinding("norm2", ("mlp.gate_proj", "mlp.up_proj")),
     ),
+    # SwiGLU is linear in up, not in gate.
     pairs=(_VISION_VALUE, PairBinding("mlp.up_proj", "mlp.down_proj")),
     fused=(("mlp.gate_proj", "mlp.up_proj"),),
     padded=(
@@ -256,6 +256,7 @@ _MERGER = Stage(
         BlockLinear("mlp.0", "merged", "merged", bias=True, tap="merger_in"),
         BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out", input_split=True),
     ),
+    # ln_q normalizes single patches; mlp.0 reads four of them concatenated.
     norms=(NormBinding("ln_q", ("mlp.0",), tiles=4),),
 )
 
@@ -280,6 +281,7 @@ _DECODER = Stage(
         NormBinding("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
     ),
     pairs=(
+        # Attention mixes tokens, not channels, so a scale of a value channel passes through it.
         PairBinding("self_attn.v_proj", "self_attn.o_proj", grouped_heads=True),
         PairBinding("mlp.up_proj", "mlp.down_proj"),
     ),

@@ -59,7 +59,7 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
 
     def tensor(name: str) -> LazyTensor | None:
         is_copy = name == "lm_head.weight" and contents.config.text.tie_word_embeddings
-        return None if is_copy or source.is_spurious(name) else source.reader.later(name)
+        return None if is_copy or source.is_spurious(name) else source.reader.lazy(name)
 
     write_checkpoint(
         Origin(source.reader, source.format.parts, encoded, tensor),

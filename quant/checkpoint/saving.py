@@ -184,7 +184,7 @@ def _write(
             return tensors[name]
         if name.rpartition(".")[0] in contents.schemes:
             raise ValueError(f"{name} belongs to a quantized layer and cannot be written")
-        return _padded(reader.later(name), name, contents, report.plan.padding)
+        return _padded(reader.lazy(name), name, contents, report.plan.padding)
 
     record = report.to_dict()
     write_checkpoint(

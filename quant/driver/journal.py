@@ -14,7 +14,7 @@ from ...common.atomic import sync_folder
 from ...common.journal import JournalFile, read_journal
 from ...common.lazy_tensor import LazyTensor, TensorLike
 from ...common.safetensors_writer import write_tensors
-from ...model.checkpoint import stored_tensors
+from ...model.checkpoint import lazy_tensors
 
 JOURNAL = "journal.jsonl"
 BLOCKS = "blocks"
@@ -65,7 +65,7 @@ class Journal:
         """Return the tensors of all finished blocks by canonical name; none is loaded."""
         tensors: dict[str, LazyTensor] = {}
         for number in range(len(self.records)):
-            tensors |= stored_tensors(self._file(number))
+            tensors |= lazy_tensors(self._file(number))
         return tensors
 
     def _file(self, number: int) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlpress.common.lazy_tensor import STORED_DTYPES, LazyTensor, TensorLike
 from vlpress.common.safetensors_writer import write_tensors
-from vlpress.model.checkpoint import stored_tensors
+from vlpress.model.checkpoint import lazy_tensors
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 CASES = st.dictionaries(
@@ -45,7 +45,7 @@ def test_the_library_reads_what_was_written(
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
     with safe_open(str(path), "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    later = stored_tensors(path)
+    later = lazy_tensors(path)
     assert all(torch.equal(later[name].read(), tensor) for name, tensor in tensors.items())
     assert {n: (t.dtype, t.shape, t.nbytes) for n, t in later.items()} == {
         n: (t.dtype, tuple(t.shape), t.nbytes) for n, t in tensors.items()

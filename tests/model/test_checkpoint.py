@@ -21,7 +21,7 @@ def test_large_tensors_are_copied_in_parts(tmp_path: Path, monkeypatch: pytest.M
     save_file(tensors, tmp_path / "model.safetensors")
     reader = CheckpointReader(tmp_path)
     for limit in (1, 40, 2**26):
-        monkeypatch.setattr("vlpress.model.checkpoint.COPIED_AT_ONCE", limit)
+        monkeypatch.setattr("vlpress.model.checkpoint.COPY_CHUNK", limit)
         for name, tensor in tensors.items():
             found = reader.copy(name)
             assert found.dtype == tensor.dtype and torch.equal(found, tensor)

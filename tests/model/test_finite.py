@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlpress.model.cache import KVCache, dequantize_kv, quantize_kv
 from vlpress.model.finite import NotFiniteError, check_finite, first_nonfinite_tensor
-from vlpress.model.generation import Sampling, sample_token, generate
+from vlpress.model.generation import Sampling, generate, sample_token
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL

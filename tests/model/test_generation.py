@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny_models import RandomModel
 
-from vlpress.model.generation import Sampling, sample_token, generate
+from vlpress.model.generation import Sampling, generate, sample_token
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
