@@ -1,7 +1,7 @@
-"""From a name to a model: find the folder, build the modules, read the weights.
+"""Model loading: find the folder, build the modules, read the weights.
 
-Modules can be built on the `meta` device, where they take no memory, and filled block by block:
-peak memory then follows the largest block instead of the model.
+Modules can be built on the `meta` device, where they take no memory, and loaded block by block:
+peak memory is then that of the largest block instead of the model.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
 def resolve_model(name: str | Path) -> Path:
-    """Folder of a model.
+    """Return the folder of a model; a hub id is downloaded into the hub's cache.
 
     Args:
-        name: `tiny` (the model inside the package), a local folder, or a hub id `owner/name`,
-            which is fetched into the hub's cache.
+        name: `tiny` (the model inside the package), a local folder, or a hub id `owner/name`.
 
     Raises:
-        FileNotFoundError: There is no such folder and the name is no hub id.
-        ValueError: The folder holds an adapter only, or the hub does not give the checkpoint.
+        FileNotFoundError: there is no such folder and the name is not a hub id.
+        ValueError: the folder contains only an adapter, or the download failed.
     """
     if name == BUILT_IN:
         folder = Path(__file__).resolve().parent / BUILT_IN
@@ -57,7 +56,7 @@ def resolve_model(name: str | Path) -> Path:
         return folder
     folder = Path(name)
     if folder.is_dir():
-        refuse_adapter(folder)  # here, because most adapters come without a config.json
+        refuse_adapter(folder)  # before config.json is read, which most adapters lack
         return folder
     if folder.exists():
         raise ValueError(
@@ -80,16 +79,16 @@ def _fetch(repo: str) -> Path:
     except (OSError, ValueError) as error:  # the hub's errors derive from these two
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{repo}: neither a local folder nor to be had from the hub ({reason}); "
+            f"{repo}: neither a local folder nor available from the hub ({reason}); "
             "check the name and the network, or give a local folder"
         ) from None
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Device for `auto` (CUDA if there is any), `cpu`, `cuda` or `cuda:n`.
+    """Return the device for `auto` (CUDA if available), `cpu`, `cuda` or `cuda:n`.
 
     Raises:
-        ValueError: The device is unknown or this machine lacks it.
+        ValueError: the device is unknown, or this machine does not have it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,14 +112,14 @@ def build_model(
     device: str | torch.device = "meta",
     dtype: torch.dtype | None = None,
 ) -> QwenVL:
-    """Build the modules without reading weights.
+    """Build the modules in eval mode without reading weights.
 
-    On `meta` they take no memory; elsewhere they get torch's default random values.
+    On `meta` they take no memory; on other devices they get torch's default random values.
 
     Args:
-        config: Sizes.
-        device: Where the parameters are created.
-        dtype: Of the parameters; None takes the config's, or float32.
+        config: the model's sizes.
+        device: device of the parameters.
+        dtype: dtype of the parameters; None: the config's, or float32.
     """
     dtype = dtype or config.dtype or torch.float32
     with torch.device(device):
@@ -137,13 +136,14 @@ def load_model(
     """Load a model in eval mode; its parameters do not require gradients.
 
     Args:
-        name_or_path: See `resolve_model`.
-        device: See `choose_device`.
-        dtype: Of the parameters; `auto` takes what the checkpoint says.
+        name_or_path: see `resolve_model`.
+        device: see `choose_device`.
+        dtype: see `choose_dtype`.
 
     Raises:
-        FileNotFoundError: A file of the checkpoint is missing.
-        ValueError: The checkpoint is quantized, or its names or shapes are not the config's.
+        FileNotFoundError: a file of the checkpoint is missing.
+        ValueError: the checkpoint is quantized or damaged, or its names or shapes are not the
+            config's.
     """
     folder = resolve_model(name_or_path)
     config = ModelConfig.from_folder(folder)
@@ -164,10 +164,10 @@ def load_model(
 def choose_dtype(
     dtype: str | torch.dtype, config: ModelConfig, reader: CheckpointReader
 ) -> torch.dtype:
-    """Data type for `auto` (what the checkpoint says), `bf16`, `fp16`, `fp32` or a torch type.
+    """Return the dtype for `auto` (the checkpoint's), `bf16`, `fp16`, `fp32` or a torch dtype.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: the name is unknown.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -179,33 +179,33 @@ def choose_dtype(
 
 
 def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
-    """Compare the names and shapes of a checkpoint with a model's, reading no tensor.
+    """Compare the names and shapes of a checkpoint with a model's, without reading tensors.
 
     Raises:
-        ValueError: A tensor is missing, left over, or of another shape.
+        ValueError: a tensor is missing, unknown, or of another shape.
     """
     expected = dict(model.named_parameters())
     missing = [name for name in expected if name not in reader]
     if missing:
         raise ValueError(_listed(reader, missing, "missing"))
-    # A tied head may be stored all the same; rotary frequencies are computed, not loaded.
-    spare = {HEAD} if model.lm_head is None else set()
-    left = [
+    # Some checkpoints store a tied head as well. Rotary frequencies are computed, not loaded.
+    ignored = {HEAD} if model.lm_head is None else set()
+    unknown = [
         name
         for name in reader.names()
-        if name not in expected and name not in spare and not name.endswith(".inv_freq")
+        if name not in expected and name not in ignored and not name.endswith(".inv_freq")
     ]
-    if left:
-        raise ValueError(_listed(reader, left, "unknown to this model"))
+    if unknown:
+        raise ValueError(_listed(reader, unknown, "unknown to this model"))
     for name, parameter in expected.items():
         _check_shape(reader, name, reader.shape(name), tuple(parameter.shape))
 
 
 def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
-    """Compare a tied head that is stored all the same with the embedding, which is used for it.
+    """Compare a tied head, if it is stored, with the embedding that is used in its place.
 
     Raises:
-        ValueError: They differ, so the head is not tied.
+        ValueError: they differ, so the head is not tied.
     """
     if model.lm_head is not None or HEAD not in reader:
         return
@@ -228,12 +228,12 @@ def _listed(reader: CheckpointReader, names: list[str], problem: str) -> str:
 
 
 def _check_shape(
-    reader: CheckpointReader, name: str, found: tuple[int, ...], wanted: tuple[int, ...]
+    reader: CheckpointReader, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    if found != wanted:
+    if shape != expected:
         raise ValueError(
-            f"{reader.folder}: {name} has shape {list(found)}, config.json asks for "
-            f"{list(wanted)}; the weights and config.json must belong to the same model"
+            f"{reader.folder}: {name} has shape {list(shape)}, config.json requires "
+            f"{list(expected)}; the weights and config.json must belong to the same model"
         )
 
 
@@ -243,28 +243,28 @@ def load_block(
     prefix: str,
     *,
     device: str | torch.device | None = None,
-    change: Callable[[str, Tensor], Tensor] | None = None,
+    transform: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
-    """Read the weights of one module into a model, in place.
+    """Load the weights of one module, in place.
 
     Args:
-        reader: The checkpoint.
-        model: Its modules may be on `meta`.
-        prefix: Module path, such as `model.layers.3`.
-        device: Where the weights go; None: where the embedding lies, or the CPU while that is on
-            `meta`.
-        change: Called with the name of each tensor and what is stored; gives what is loaded.
+        reader: the checkpoint.
+        model: modules may be on `meta`.
+        prefix: module path, such as `model.layers.3`.
+        device: device of the weights; None: the embedding's, or the CPU if that is on `meta`.
+        transform: called with the name of each stored tensor and the tensor; returns the tensor to
+            load.
 
     Raises:
-        ValueError: A tensor is missing or has another shape.
+        ValueError: a tensor is missing, is not floating point, or has another shape.
     """
     if device is None:
         device = "cpu" if model.device.type == "meta" else model.device
-    _fill(reader, model.get_submodule(prefix), prefix, torch.device(device), change)
+    _fill(reader, model.get_submodule(prefix), prefix, torch.device(device), transform)
 
 
 def release_block(module: nn.Module) -> None:
-    """Put a module back on `meta`, which frees the memory of its weights."""
+    """Move a module back to `meta`, which frees the memory of its weights."""
     module.to("meta")
 
 
@@ -273,13 +273,13 @@ def _fill(
     module: nn.Module,
     prefix: str,
     device: torch.device,
-    change: Callable[[str, Tensor], Tensor] | None = None,
+    transform: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     for path, parameter in list(module.named_parameters()):
         name = f"{prefix}.{path}" if prefix else path
         value = reader.copy(name)
-        if change is not None:
-            value = change(name, value)
+        if transform is not None:
+            value = transform(name, value)
         _check_shape(reader, name, tuple(value.shape), tuple(parameter.shape))
         if not value.is_floating_point():
             raise ValueError(

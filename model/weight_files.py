@@ -1,9 +1,9 @@
-"""Which files of a checkpoint folder hold the model's weights.
+"""Selection of the files of a checkpoint folder that contain the model's weights.
 
-A folder can hold more than one set of weights: the shards of the base model beside a fine-tune
-that was saved as one file, an adapter, a copy in another format. The order is that of
-transformers: `model.safetensors` before the index, and no file that the index does not name.
-What is left aside is reported, not counted.
+A folder can contain more than one set of weights: the shards of the base model and a fine-tune
+saved as one file, an adapter, a copy in another format. The precedence is that of transformers:
+`model.safetensors` before the index, and only files that the index names. Weights that are not used
+are reported in a warning and are not part of the checkpoint's digest.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 SUFFIX = ".safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# What a trainer stores beside the weights, in the same format.
+# Files that a trainer saves in the same folder and in the same format as weights.
 TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*|.*_states?\.pt")
 PART = re.compile(r".*-(\d+)-of-(\d+)\.safetensors", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The set of weights that is read.
+    """The selected set of weights.
 
     Attributes:
-        folder: Of the checkpoint.
-        files: Names of the files that are read.
-        weight_map: Of the index, tensor name to file; None for a single file.
-        unread: Weights, or an index of weights, that lie in the folder and are not read.
+        folder: the checkpoint folder.
+        files: names of the files to read.
+        weight_map: tensor name to file name, from the index; None for a single file.
+        unread: names of other files in the folder with weights or an index of weights.
     """
 
     folder: Path
@@ -48,36 +48,36 @@ class WeightFiles:
 
     @property
     def bytes(self) -> int:
-        """Size of the files that are read."""
+        """Total size of the files to read."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
     def warnings(self) -> list[str]:
-        """One line each about files that look like a second set of weights or an adapter."""
-        found = []
+        """Return a one-line warning each for a second set of weights and for an adapter."""
+        messages = []
         adapters = [name for name in self.unread if name in ADAPTER_FILES]
         if adapters:
-            found.append(
+            messages.append(
                 f"{self.folder}: the adapter {adapters[0]} ({_base_model(self.folder)}) is not "
                 "applied; merge it into the model, or delete it if it is merged already"
             )
         others = [name for name in self.unread if name not in adapters]
         if others:
             sharded = self.weight_map is not None
-            read = f"the {_count(self.files)} of {INDEX_FILE}" if sharded else self.files[0]
-            found.append(
-                f"{self.folder}: holds more than one set of weights; reading {read}, not "
+            selected = f"the {_count(self.files)} of {INDEX_FILE}" if sharded else self.files[0]
+            messages.append(
+                f"{self.folder}: holds more than one set of weights; reading {selected}, not "
                 f"{_listed(others)}; delete the set that is left over"
             )
-        return found
+        return messages
 
 
 def find_weights(folder: Path) -> WeightFiles:
-    """Choose the weights of a checkpoint folder.
+    """Select the weights of a checkpoint folder.
 
     Raises:
-        FileNotFoundError: There are no weights, or a shard that the index names is missing.
-        ValueError: There is an adapter only, the weights are pickled, several files could be meant,
-            or the index is unusable.
+        FileNotFoundError: there are no weights, or a shard named by the index is missing.
+        ValueError: there is only an adapter, the weights are pickled, the choice is ambiguous, or
+            the index is unusable.
     """
     refuse_adapter(folder)
     _check_named(folder)
@@ -92,18 +92,18 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def unread_weights(folder: Path) -> frozenset[str]:
-    """Names of weights that lie in a folder and are not read; none if it has no usable set."""
+    """Return the names of unused weight files of a folder; none if it has no usable set."""
     try:
         return frozenset(find_weights(folder).unread)
-    except (ValueError, OSError):  # opening the folder says so
+    except (ValueError, OSError):  # reported when the folder is opened
         return frozenset()
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder that holds an adapter and no model.
+    """Refuse a folder that contains an adapter and no model.
 
     Raises:
-        ValueError: It does; the message names the base model if the adapter does.
+        ValueError: it does; the message names the base model if the adapter does.
     """
     marks = [name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if (folder / name).is_file()]
     if marks and set(_weights(folder)) <= {*ADAPTER_FILES} and not (folder / INDEX_FILE).is_file():
@@ -117,7 +117,7 @@ def open_file(path: Path) -> Any:
     """Open a safetensors file.
 
     Raises:
-        ValueError: It is damaged, or a Git LFS pointer.
+        ValueError: the file is damaged, or a Git LFS pointer.
     """
     try:
         return safe_open(str(path), framework="pt")
@@ -126,7 +126,7 @@ def open_file(path: Path) -> Any:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """What to say of a file that cannot be read."""
+    """Build the error for a file that cannot be read."""
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -150,7 +150,7 @@ def _chosen(
 
 
 def _weights(folder: Path) -> list[str]:
-    """Names of all files with weights, whether they are read or not."""
+    """Names of all files with weights, used or not."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -162,7 +162,7 @@ def _weights(folder: Path) -> list[str]:
 
 
 def _check_named(folder: Path) -> None:
-    """Refuse a config.json that names a file of another name, as transformers 5 allows."""
+    """Refuse a config.json that names a weight file, as transformers 5 allows."""
     path = folder / "config.json"
     named = read_checkpoint_json(path).get("transformers_weights") if path.is_file() else None
     if named not in (None, SINGLE_FILE, INDEX_FILE):
@@ -173,10 +173,10 @@ def _check_named(folder: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is such a file.
+    """Whether a file exists.
 
     Raises:
-        FileNotFoundError: It is a link that leads nowhere, as an emptied hub cache holds.
+        FileNotFoundError: it is a dangling link, such as in a hub cache whose blobs were deleted.
     """
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(
@@ -186,12 +186,12 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether a file holds no tensors, as some trainers leave one beside their shards."""
+    """Whether a file contains no tensors; some trainers save one together with the shards."""
     return path.stat().st_size == 0 or not list(open_file(path).keys())
 
 
 def _only_file(folder: Path, names: Sequence[str]) -> str:
-    """The one safetensors file of a folder that has neither the usual one nor an index."""
+    """The only safetensors file of a folder without `model.safetensors` and without an index."""
     files = [n for n in names if n.lower().endswith(SUFFIX) and n not in ADAPTER_FILES]
     if len(files) == 1:
         part = PART.fullmatch(files[0])
@@ -226,7 +226,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _check_inside(folder: Path, file: object) -> None:
-    # Lexical on purpose: hub caches are folders of links that point elsewhere.
+    # Lexical on purpose: hub caches are folders of links to files elsewhere.
     plain = isinstance(file, str) and file and "\0" not in file
     if plain:
         parts = (PurePosixPath(str(file)), PureWindowsPath(str(file)))
@@ -258,7 +258,7 @@ def _check_shards(folder: Path, weight_map: Mapping[str, str], names: Iterable[s
 def _base_model(folder: Path) -> str:
     try:
         base = read_checkpoint_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    except (ValueError, OSError):  # it only adds to a message
+    except (ValueError, OSError):  # the name is only additional information in a message
         base = None
     return f"for {base}" if base else "base model not named"
 
@@ -275,9 +275,9 @@ def _count(files: Sequence[str]) -> str:
 def digest_folder(folder: Path) -> str:
     """Return the sha256 over the names and contents of a checkpoint folder's files.
 
-    Everything is read once: two checkpoints that differ in a single weight are different models,
-    and reading them costs no more than loading them. Hidden files and folders do not count, nor do
-    weights that are not read, such as an older set beside the one that is.
+    The contents are read completely: two checkpoints that differ in a single weight are different
+    models, and reading costs no more than loading. Hidden files, folders and unused weight files
+    are excluded.
     """
     total, unread = hashlib.sha256(), unread_weights(folder)
     for path in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""What a model is fed: images cut into patches, and prompts that refer to them."""
+"""Inputs of a model: visuals as patches, prompts with their visuals, and batches of prompts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Visual:
     kind: Literal["image", "video"]
     patches: Tensor  # float32 [t * h * w, channels * frames * patch * patch]
     grid: tuple[int, int, int]  # t, h, w in patches
-    seconds_per_grid: float  # seconds that one temporal patch lasts; 0 for an image
+    seconds_per_grid: float  # seconds per temporal patch; 0 for an image
     digest: str  # sha256 of the decoded pixels and the pixel budget; key of feature caches
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Token ids with their positions and the visuals they stand for, in order of appearance."""
+    """Token ids with their positions, and the visuals of the placeholder tokens in order."""
 
     input_ids: Tensor  # int64 [tokens]
     position_ids: Tensor  # int64 [3, tokens]
     visuals: tuple[Visual, ...] = ()
-    answer_tokens: int = 0  # how many at the end are the answer with its end of turn
+    answer_tokens: int = 0  # number of tokens of the answer at the end, end of turn included
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
     @property
     def next_position(self) -> int:
-        """Position id (t = h = w) of the token that follows the prompt."""
+        """Position id (t = h = w) of the next token after the prompt."""
         return int(self.position_ids.max()) + 1
 
 
@@ -44,18 +44,21 @@ class Batch:
 
     embeds: Tensor  # [batch, tokens, hidden]
     position_ids: Tensor  # int64 [3, batch, tokens]
-    padding: Tensor  # int64 [batch]: padded tokens on the left
+    padding: Tensor  # int64 [batch]: number of padded tokens on the left
 
     def attention_mask(self) -> Tensor | None:
-        """Causal mask that hides the padding, bool `[batch, 1, tokens, tokens]`; None without any.
+        """Build the causal mask that excludes the padding; None if nothing is padded.
 
-        A padded token sees itself, so that no row is empty (an empty softmax is NaN).
+        A padded token attends to itself: an empty softmax would be NaN.
+
+        Returns:
+            bool `[batch, 1, tokens, tokens]`, True where a token may attend.
         """
         if not bool(self.padding.any()):
             return None
         tokens = self.embeds.shape[1]
         index = torch.arange(tokens, device=self.padding.device)
         causal = index[:, None] >= index
-        real = index >= self.padding[:, None]
-        mask = causal & real[:, None, :] | (index[:, None] == index)
+        is_token = index >= self.padding[:, None]
+        mask = causal & is_token[:, None, :] | (index[:, None] == index)
         return mask[:, None]

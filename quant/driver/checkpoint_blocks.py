@@ -31,7 +31,7 @@ class CheckpointBlocks:
         Raises:
             ValueError: a weight is not finite, or not what the model's config says.
         """
-        load_block(self._reader, self._model, path, device=self.device, change=self._checked)
+        load_block(self._reader, self._model, path, device=self.device, transform=self._checked)
         return self._model.get_submodule(path)
 
     def release(self, path: str) -> None:
