@@ -1,16 +1,16 @@
-"""Chat messages: the one place that knows their forms.
+"""Parser of chat messages; the only code that depends on their forms.
 
-Whatever reads messages (records of calibration data, `Processor.encode`, the command line) turns
-them into one form first: a role, and content that is a text or a list of the parts
+Calibration records, `Processor.encode` and the command line convert messages to one form first: a
+role, and content that is a text or a list of the parts
 
     {"type": "text", "text": ...}
     {"type": "image", "image": bytes, a path or a Pillow image, and `ImageOptions`}
     {"type": "video", "video": a path or a list of frames, and `VideoOptions`}
 
-Read are the forms of transformers, qwen-vl-utils and the OpenAI API, those of TRL, ms-swift and
-LLaMA-Factory, which hold images and videos in columns beside the messages, and ShareGPT's. What is
-not understood is refused by name: nothing that a message says is left out. Keys of a message beside
-role and content are the template's.
+The parser accepts the forms of transformers, qwen-vl-utils and the OpenAI API, those of TRL,
+ms-swift and LLaMA-Factory, which have images and videos in separate columns, and ShareGPT's.
+Anything else is an error that names the unknown part: no content is dropped silently. Other keys of
+a message than role and content are passed to the chat template.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .columns import Columns
+from .columns import MediaColumns
 from .media import shorten
 from .parts import KINDS, read_part, read_text
 from .visual_options import ImageOptions, VideoOptions, read_options
@@ -31,14 +31,14 @@ MEDIA_KEYS = (
     *("video", "videos", "video_url", "video_path", "audio", "audios", "input_audio"),
     *("bytes", "path", "url", "base64", "media", "medias", "files", "attachments", "objects"),
 )
-"""Keys that may hold media, beside role and content or in a record; refused where unread."""
+"""Keys of a message or record that may contain media; an error where they are not supported."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 _KNOWN_ROLES = ("user", "assistant", "system", "tool")
 
 
 @dataclass(frozen=True)
 class VisualSource:
-    """An image or video as the message gives it; `data` is None for a bare placeholder."""
+    """An image or video as given in a message; `data` is None for a placeholder."""
 
     kind: Literal["image", "video"]
     data: Any
@@ -51,56 +51,56 @@ def parse_messages(
     images: object = None,
     videos: object = None,
     folder: Path | None = None,
-    bare: bool = False,
+    allow_placeholders: bool = False,
 ) -> list[Message]:
-    """Read messages of any known form.
+    """Parse messages of any supported form.
 
     Args:
-        messages: A list of objects with `role` and `content`, or with `from` and `value`.
-        images: The column of images beside the messages, if there is one: one entry or a list.
-            Each part `{"type": "image"}` without an image, and each mark `<image>` in a text,
-            takes the next entry. Without a column marks are text.
-        videos: The same for videos and `<video>`.
-        folder: What relative paths start from; None: the current directory.
-        bare: Whether parts without data may stay so where there is no column.
+        messages: a list of objects with `role` and `content`, or with `from` and `value`.
+        images: the column of images, one entry or a list; None: there is no column. Each part
+            `{"type": "image"}` without data and each mark `<image>` in a text uses the next entry.
+            Without a column, marks are text.
+        videos: the same for videos and `<video>`.
+        folder: base of relative paths; None: the current directory.
+        allow_placeholders: whether parts without data are allowed if there is no column.
 
     Returns:
-        Messages of the form above. Files exist, but are not opened.
+        Messages in the module's form. Their files exist, but have not been read.
 
     Raises:
-        FileNotFoundError: A file that is named does not exist.
-        ValueError: The messages have another form, or a part has no data.
+        FileNotFoundError: a file does not exist.
+        ValueError: the messages have another form, or a part has no data.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise ValueError(f"messages {shorten(messages)}: must be a list of at least one message")
-    columns = Columns(images, videos, bare=bare)
+    columns = MediaColumns(images, videos, allow_placeholders=allow_placeholders)
     parsed = [_message(message, columns, folder) for message in messages]
-    columns.check_used_up()
+    columns.check_counts()
     return parsed
 
 
-def without_data(messages: Sequence[Any]) -> list[Any]:
-    """Messages whose images and videos are bare placeholders, whatever stands for them."""
+def strip_media(messages: Sequence[Any]) -> list[Any]:
+    """Replace the images and videos of messages of any form by placeholders."""
     return [
-        {**message, "content": [_bare(part) for part in message["content"]]}
+        {**message, "content": [_strip(part) for part in message["content"]]}
         if isinstance(message, Mapping) and isinstance(message.get("content"), list | tuple)
         else message
         for message in messages
     ]
 
 
-def _bare(part: Any) -> Any:
+def _strip(part: Any) -> Any:
     kind = KINDS.get(str(part.get("type")), "text") if isinstance(part, Mapping) else "text"
     return part if kind == "text" else {"type": kind}
 
 
 def split_messages(messages: Sequence[Message]) -> tuple[list[Message], list[VisualSource]]:
-    """Messages with bare placeholders, and the visuals in order of appearance.
+    """Separate messages into messages with placeholders and visuals in order of appearance.
 
     Args:
-        messages: As `parse_messages` returns them.
+        messages: result of `parse_messages`.
     """
-    plain: list[Message] = []
+    stripped: list[Message] = []
     sources: list[VisualSource] = []
     for message in messages:
         content = message["content"]
@@ -109,8 +109,8 @@ def split_messages(messages: Sequence[Message]) -> tuple[list[Message], list[Vis
             content = [
                 dict(part) if part["type"] == "text" else {"type": part["type"]} for part in content
             ]
-        plain.append({**message, "content": content})
-    return plain, sources
+        stripped.append({**message, "content": content})
+    return stripped, sources
 
 
 def _source(part: Mapping[str, Any]) -> VisualSource:
@@ -119,27 +119,27 @@ def _source(part: Mapping[str, Any]) -> VisualSource:
     return VisualSource("video", part.get("video"), read_options(VideoOptions, part))
 
 
-def _message(message: object, columns: Columns, folder: Path | None) -> Message:
+def _message(message: object, columns: MediaColumns, folder: Path | None) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(f"message {shorten(message)}: must be an object with role and content")
     given = {key: value for key, value in message.items() if value is not None}
-    named = given
+    fields = given
     if "from" in given and "role" not in given:
-        named = {"role" if key == "from" else key: value for key, value in given.items()}
-        if "content" not in named and "value" in named:
-            named["content"] = named.pop("value")
-    role = _role(named.pop("role", None), message)
-    unread = [key for key in named if key in MEDIA_KEYS or not isinstance(key, str)]
-    if unread:
+        fields = {"role" if key == "from" else key: value for key, value in given.items()}
+        if "content" not in fields and "value" in fields:
+            fields["content"] = fields.pop("value")
+    role = _role(fields.pop("role", None), message)
+    unsupported = [key for key in fields if key in MEDIA_KEYS or not isinstance(key, str)]
+    if unsupported:
         raise ValueError(
-            f"message with the key {shorten(unread[0])}: not read there; put images and videos "
-            "into the content as parts"
+            f"message with the key {shorten(unsupported[0])}: not supported there; put images and "
+            "videos into the content as parts"
         )
-    if "content" not in named:
-        if "tool_calls" not in named:
+    if "content" not in fields:
+        if "tool_calls" not in fields:
             raise ValueError(f"message {shorten(message)}: needs a role and content")
-        named["content"] = ""
-    return {"role": role, **named, "content": _content(named["content"], columns, folder)}
+        fields["content"] = ""
+    return {"role": role, **fields, "content": _content(fields["content"], columns, folder)}
 
 
 def _role(role: object, message: object) -> str:
@@ -152,7 +152,7 @@ def _role(role: object, message: object) -> str:
     return role
 
 
-def _content(content: object, columns: Columns, folder: Path | None) -> str | list[Message]:
+def _content(content: object, columns: MediaColumns, folder: Path | None) -> str | list[Message]:
     if isinstance(content, str):
         parts = list(columns.fill(read_text(content), folder))
         return content if all(part["type"] == "text" for part in parts) else parts
@@ -160,5 +160,5 @@ def _content(content: object, columns: Columns, folder: Path | None) -> str | li
         raise ValueError(
             f"content {shorten(content)}: allowed: a text, or a list of parts with a type"
         )
-    read = (read_part(part, folder) for part in content)
-    return [filled for part in read for filled in columns.fill(part, folder)]
+    parsed = (read_part(part, folder) for part in content)
+    return [filled for part in parsed for filled in columns.fill(part, folder)]

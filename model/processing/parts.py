@@ -1,4 +1,4 @@
-"""Parts of a message's content: texts, images and videos in the forms that libraries write."""
+"""Parts of a message's content: texts, images and videos in the forms of several libraries."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .visual_options import ImageOptions, SizeOptions, VideoOptions, option_name
 
 Part = dict[str, Any]
 NOT_LISTS = (str, bytes, bytearray, memoryview)
-"""Sequences that are one value."""
+"""Sequence types that are a single value."""
 KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video"}
 KINDS["video_url"] = "video"
 INDEX = "index"
-"""Key of an image or video without data: which entry of its column it takes; see `columns`."""
+"""Key of an image or video without data: index of its entry in the column, see `columns.py`."""
 PLACEHOLDERS = (
     *("<|image_pad|>", "<|video_pad|>"),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
 )
-"""Tokens that the chat template and the processor write, and texts must not."""
+"""Tokens written by the chat template and the processor; an error in a text."""
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
 _DATA_KEYS = {
@@ -34,15 +34,15 @@ _OPTIONS: dict[str, type[SizeOptions]] = {"image": ImageOptions, "video": VideoO
 
 
 def read_part(part: object, folder: Path | None) -> Part:
-    """One part in the form that `chat` describes, without data if it has none.
+    """Convert a part to the form of `chat.py`; it has no data if the given part has none.
 
     Args:
-        part: An object. Keys that are null are as good as absent.
-        folder: What relative paths start from; None: the current directory.
+        part: an object; keys with the value null count as absent.
+        folder: base of relative paths; None: the current directory.
 
     Raises:
-        FileNotFoundError: A file that is named does not exist.
-        ValueError: The part has another form.
+        FileNotFoundError: a file does not exist.
+        ValueError: the part has another form.
     """
     if not isinstance(part, Mapping):
         raise ValueError(f"content part {shorten(part)}: must be an object with a type")
@@ -58,25 +58,25 @@ def read_part(part: object, folder: Path | None) -> Part:
     if len(values) > 1:
         names = ", ".join(key for key in _DATA_KEYS[kind] if key in given)
         raise ValueError(f"{kind} part with {names}; keep one of them")
-    asked = read_options(_OPTIONS[kind], given)
-    found = {name: getattr(asked, name) for name in options if getattr(asked, name) is not None}
-    read = {"type": kind, **found}
+    parsed = read_options(_OPTIONS[kind], given)
+    result: Part = {"type": kind}
+    result |= {name: getattr(parsed, name) for name in options if getattr(parsed, name) is not None}
     if INDEX in given:
-        read[INDEX] = given[INDEX]
-    return with_data(read, values[0], folder) if values else read
+        result[INDEX] = given[INDEX]
+    return add_data(result, values[0], folder) if values else result
 
 
-def with_data(part: Part, value: object, folder: Path | None) -> Part:
-    """A part of an image or video with its data.
+def add_data(part: Part, value: object, folder: Path | None) -> Part:
+    """Add the data to the part of an image or video.
 
     Args:
-        part: As `read_part` returns it, without data.
-        value: What stands for the data: see `find_image` and `find_video`, or a list of frames.
-        folder: What relative paths start from; None: the current directory.
+        part: result of `read_part`, without data.
+        value: an image or video, see `find_image` and `find_video`, or a list of frames.
+        folder: base of relative paths; None: the current directory.
 
     Raises:
-        FileNotFoundError: A file that is named does not exist.
-        ValueError: It is given in another form, or an option has no meaning for it.
+        FileNotFoundError: a file does not exist.
+        ValueError: the data have another form, or an option does not apply to them.
     """
     kind = part["type"]
     if kind == "image":
@@ -92,21 +92,21 @@ def with_data(part: Part, value: object, folder: Path | None) -> Part:
 
 
 def has_placeholder(text: str) -> bool:
-    """Whether a text spells out a token that stands for an image or video."""
+    """Return whether a text contains a placeholder token of images or videos."""
     return _PLACEHOLDER.search(text) is not None
 
 
 def read_text(text: object) -> Part:
-    """The part of a text.
+    """Return the part of a text.
 
     Raises:
-        ValueError: It is no text, holds a placeholder token, or is not valid Unicode.
+        ValueError: it is not a string, contains a placeholder token, or is not valid Unicode.
     """
     if not isinstance(text, str):
         raise ValueError(f"text {shorten(text)}: must be a string")
-    if found := _PLACEHOLDER.search(text):
+    if match := _PLACEHOLDER.search(text):
         raise ValueError(
-            f"text with the token {found.group()}: it stands for an image or video; take it out "
+            f"text with the token {match.group()}: it represents an image or video; remove it "
             "and give the image or video as a part"
         )
     try:
@@ -128,16 +128,16 @@ def _kind(given: Mapping[str, Any]) -> str:
             allowed = ", ".join(KINDS)
             raise ValueError(f"content part of type {shorten(kind)}; allowed: {allowed}")
         return KINDS[kind]
-    named = {KINDS[key] for key in given if key in KINDS}
-    if len(named) != 1:
+    kinds = {KINDS[key] for key in given if key in KINDS}
+    if len(kinds) != 1:
         raise ValueError(f"content part {shorten(dict(given))}: needs a type; {', '.join(KINDS)}")
-    return named.pop()
+    return kinds.pop()
 
 
-def _refuse_unknown(given: Mapping[str, Any], kind: str, known: Sequence[str]) -> None:
+def _refuse_unknown(given: Mapping[str, Any], kind: str, allowed: Sequence[str]) -> None:
     for key in given:
-        if key not in known:
+        if key not in allowed:
             raise ValueError(
-                f"{kind} part with the key {shorten(key)}: not understood; "
-                f"allowed: {', '.join(known)}"
+                f"{kind} part with the key {shorten(key)}: not supported; "
+                f"allowed: {', '.join(allowed)}"
             )

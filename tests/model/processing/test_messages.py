@@ -1,4 +1,4 @@
-"""Forms of messages: all to one, and what is not understood by name."""
+"""Forms of messages: all to one, and unsupported parts are errors that name them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.model.processing.chat import MEDIA_KEYS, parse_messages, split_messages, without_data
+from vlpress.model.processing.chat import MEDIA_KEYS, parse_messages, split_messages, strip_media
 from vlpress.model.processing.parts import PLACEHOLDERS
 from vlpress.model.processing.visual_options import ImageOptions, VideoOptions
 
@@ -239,7 +239,7 @@ def test_an_index_names_the_next_entry_of_the_column(folder: Path) -> None:
     ]
     assert parse_messages(shown(None, 1), **columns) == [parsed]
     bare = user({"type": "image"}, {"type": "image"}, {"type": "text", "text": "a"})
-    assert parse_messages(shown(0, 1), bare=True) == bare
+    assert parse_messages(shown(0, 1), allow_placeholders=True) == bare
     for indices, refused in [((1, 0), "index 1"), ((0, 0), "index 0"), ((0, True), "index True")]:
         with pytest.raises(ValueError, match=refused):
             parse_messages(shown(*indices), **columns)
@@ -249,7 +249,7 @@ def test_an_index_names_the_next_entry_of_the_column(folder: Path) -> None:
         parse_messages(shown(0))
 
 
-def test_one_entry_may_stand_without_a_list(folder: Path) -> None:
+def test_one_entry_needs_no_list(folder: Path) -> None:
     image = Image.new("RGB", (3, 3))
     for column in ("0.png", png(), {"path": "0.png"}, image):
         (content,) = parse_messages(asked("<image>"), images=column, folder=folder)[0]["content"]
@@ -266,7 +266,7 @@ def test_one_entry_may_stand_without_a_list(folder: Path) -> None:
         ([{"type": "image"}], [], (1, 0)),
     ],
 )
-def test_places_and_entries_must_match(
+def test_marks_and_entries_must_match(
     text: Any, images: list[str], counts: tuple[int, int], folder: Path
 ) -> None:
     with pytest.raises(ValueError, match=f"{counts[0]} places for {counts[1]} image"):
@@ -283,7 +283,7 @@ def test_parts_without_data(kind: str) -> None:
     for bare in ({"type": kind}, {"type": kind, kind: None}, {"type": f"{kind}_url"}):
         with pytest.raises(ValueError, match=f"{kind} part without its {kind}"):
             parse_messages(user(bare))
-        assert parse_messages(user(bare), bare=True) == user({"type": kind})
+        assert parse_messages(user(bare), allow_placeholders=True) == user({"type": kind})
         with pytest.raises(ValueError, match=kind):
             parse_messages(user(bare), images=None if kind == "image" else [])
 
@@ -326,7 +326,7 @@ def test_placeholder_tokens_are_refused(token: str) -> None:
 
 
 @pytest.mark.parametrize("key", MEDIA_KEYS)
-def test_media_beside_the_content_are_refused(key: str) -> None:
+def test_media_in_other_keys_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"'{key}'"):
         parse_messages([{"role": "user", "content": "a", key: ["0.png"]}])
     assert parse_messages([{"role": "user", "content": "a", key: None}]) == asked("a")[:1]
@@ -380,10 +380,10 @@ def test_split_messages_leave_bare_placeholders(folder: Path) -> None:
     assert sources[1].options == VideoOptions(fps=1)
 
 
-def test_without_data_whatever_stands_for_it() -> None:
+def test_media_of_any_form_are_stripped() -> None:
     messages = user({"type": "image_url", "image_url": object()}, {"type": "text", "text": "b"})
     messages += user({"type": "video", "video": 5, "fps": 0})
-    assert parse_messages(without_data(messages), bare=True) == [
+    assert parse_messages(strip_media(messages), allow_placeholders=True) == [
         *user({"type": "image"}, {"type": "text", "text": "b"}),
         *user({"type": "video"}),
     ]
