@@ -1,8 +1,11 @@
-"""Images: opening them safely, choosing their size, cutting them into patches.
+"""Image preprocessing: safe decoding, size selection, patches.
 
 Follows the preprocessing of Qwen2-VL (arXiv 2409.12191, section 2.1, "naive dynamic resolution"):
 any image is scaled to multiples of 28 pixels within a pixel budget, and its patches are ordered
-so that the four that the merger joins lie side by side.
+so that the four patches of a merged token are adjacent.
+
+All rules about decoding (formats, limits, EXIF orientation, transparency, bit depth) are in this
+module.
 """
 
 from __future__ import annotations
@@ -26,31 +29,31 @@ from .pixel_settings import PixelSettings
 MAX_IMAGE_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; Pillow warns above it as well
 ORIENTATION = 0x0112  # EXIF tag
 _SWAPPING = (5, 6, 7, 8)  # its values that swap width and height
-RESIZED_TOKENS = (4, 16384)  # bounds of a size that a message asks for
-MAX_ASPECT_RATIO = 200  # beyond it one side would shrink to less than a patch
+RESIZED_TOKENS = (4, 16384)  # bounds of a size given in a message
+MAX_ASPECT_RATIO = 200  # above it one side would shrink to less than a patch
 
 FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"),
     *("TGA", "PCX", "SGI"),
 )
-"""Formats that are decoded. Pillow reads others too, some by running another program (EPS)."""
+"""Formats that are decoded. Pillow reads more, some by running another program (EPS)."""
 
 ImageSource = Image.Image | bytes | str | Path
 Pixels = npt.NDArray[np.uint8]
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Open an image and convert it to RGB: of an animation the first frame.
+    """Decode an image, or the first frame of an animation, to RGB.
 
-    Encoded images are turned upright as their EXIF tag says; a Pillow image is taken as it stands.
-    Transparent parts become white, see `to_rgb`.
+    The EXIF orientation of encoded images is applied; that of a Pillow image is ignored.
+    Transparent pixels are composited over white, see `to_rgb`.
 
     Args:
-        source: A Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
+        source: a Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
 
     Raises:
-        FileNotFoundError: The path does not exist.
-        ValueError: The image cannot be decoded, is incomplete, too large or too elongated, or lies
+        FileNotFoundError: the path does not exist.
+        ValueError: the image cannot be decoded, is incomplete, too large or too elongated, or is
             on the network.
     """
     if isinstance(source, Image.Image):
@@ -58,7 +61,8 @@ def open_image(source: ImageSource) -> Image.Image:
         return to_rgb(source)
     data, name = _read(source)
     with warnings.catch_warnings():
-        # Sizes are checked below; of damaged metadata nothing but the orientation is read.
+        # Pillow warns about large images, which are checked below, and about damaged metadata, of
+        # which only the orientation is read.
         warnings.simplefilter("ignore")
         try:
             header = open_header(data)
@@ -71,6 +75,7 @@ def open_image(source: ImageSource) -> Image.Image:
         check_sides(*header.size, name)
         try:
             header.load()
+            # Pillow reads deep PPM files in mode I, scaled to 16 bits: a dark one has small values.
             depth = 16 if header.format == "PPM" else None
             return to_rgb(ImageOps.exif_transpose(header), depth)
         except Exception as error:
@@ -87,18 +92,20 @@ def upright_size(header: Image.Image) -> tuple[int, int]:
 
 
 def open_header(data: bytes) -> Image.Image:
-    """An encoded image of one of `FORMATS`, its pixels not decoded yet.
+    """Open an encoded image of one of `FORMATS` without decoding its pixels.
 
     Raises:
-        UnidentifiedImageError: It is of no such format; Pillow raises other types for damaged ones.
+        UnidentifiedImageError: the format is not one of them; for damaged images Pillow raises
+            various other types.
     """
     Image.init()
-    built = [name for name in FORMATS if name in Image.OPEN]
-    return Image.open(io.BytesIO(data), formats=built)
+    available = [name for name in FORMATS if name in Image.OPEN]  # not every build has all of them
+    return Image.open(io.BytesIO(data), formats=available)
 
 
 def _undecodable(name: str, error: Exception) -> ValueError:
-    unknown = isinstance(error, UnidentifiedImageError)  # it names an object, not the file
+    # The message of UnidentifiedImageError contains the repr of a Python object.
+    unknown = isinstance(error, UnidentifiedImageError)
     reason = "no known image format" if unknown else " ".join(str(error).split())[:120]
     return ValueError(
         f"{name}: cannot be decoded as an image ({reason or type(error).__name__}); "
@@ -107,19 +114,24 @@ def _undecodable(name: str, error: Exception) -> ValueError:
 
 
 def _read(source: bytes | str | Path) -> tuple[bytes, str]:
-    """Encoded bytes of an image, and what to call it in messages."""
-    found = find_image(source)
-    if isinstance(found, Path):
-        return found.read_bytes(), str(found)
-    return found, f"image of {len(found)} bytes"
+    """Return the encoded bytes of an image, and its name for messages."""
+    located = find_image(source)
+    if isinstance(located, Path):
+        return located.read_bytes(), str(located)
+    return located, f"image of {len(located)} bytes"
 
 
 def check_sides(width: int, height: int, name: str = "image") -> None:
-    """Whether an image of this size can be shown to a model.
+    """Check that a model can process an image of this size.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        name: names the image in the message.
 
     Raises:
-        ValueError: A side is empty, the aspect ratio is over `MAX_ASPECT_RATIO`, or there are more
-            pixels than `MAX_IMAGE_PIXELS`.
+        ValueError: a side is 0, the aspect ratio is over `MAX_ASPECT_RATIO`, or there are more
+            than `MAX_IMAGE_PIXELS` pixels.
     """
     size = f"{name} of {width} x {height} pixels"
     if min(height, width) < 1:
@@ -137,14 +149,14 @@ def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
     """Convert any mode to RGB: transparency over white, deep grey scaled to 8 bits.
 
     Args:
-        image: Of any mode that Pillow knows.
-        depth: Bits of grey in an image of mode I or F; None: 1 (mode F only), 8 or 16, the fewest
-            that hold its values.
+        image: an image of any mode of Pillow.
+        depth: bits per grey value in an image of mode I or F; None: the smallest of 1 (mode F
+            only), 8 and 16 that fits its values.
 
     Raises:
-        ValueError: Grey levels are not finite, negative, or of more than 16 bits.
+        ValueError: grey values are not finite, negative, or need more than 16 bits.
     """
-    key = image.info.get("transparency")
+    key = image.info.get("transparency")  # PNG: the transparent colour of an image without alpha
     if image.mode == "RGB" and key is None:
         return image
     if image.mode.startswith(("I", "F")):
@@ -161,7 +173,7 @@ def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image, depth: int | None, key: object) -> Image.Image:
-    # Pillow would clip at 255 instead of scaling.
+    # Image.convert would clip at 255 instead of scaling.
     levels = np.asarray(image).astype(np.float64)
     low, high = levels.min(), levels.max()
     if not (low >= 0 and high <= 65535):
@@ -179,7 +191,7 @@ def _deep_grey(image: Image.Image, depth: int | None, key: object) -> Image.Imag
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms  # not part of every build of Pillow
+    from PIL import ImageCms  # missing in some builds of Pillow
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(lab, rgb, "LAB", "RGB")
@@ -196,10 +208,20 @@ def smart_resize(
     min_pixels: int = PixelSettings.min_pixels,
     max_pixels: int = PixelSettings.max_pixels,
 ) -> tuple[int, int]:
-    """Height and width to scale an image to: multiples of `factor` within the pixel budget.
+    """Compute the size to scale an image to: multiples of `factor` within the pixel budget.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        factor: side of a merged patch in pixels.
+        min_pixels: minimum area after scaling.
+        max_pixels: maximum area after scaling.
+
+    Returns:
+        Height and width. Sides are rounded half to even (Python's `round`), as in the original.
 
     Raises:
-        ValueError: The image itself is out of bounds, see `check_sides`.
+        ValueError: the image itself is out of bounds, see `check_sides`.
 
     >>> smart_resize(480, 640)
     (476, 644)
@@ -223,16 +245,16 @@ def fit_size(
     bounds: tuple[int, int],
     resized: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Height and width to scale an image to.
+    """Compute height and width to scale an image to, in pixels.
 
     Args:
-        image: Gives the sides.
-        factor: Both sides become multiples of it.
-        bounds: Least and most pixels.
-        resized: Height and width to round to such multiples instead, within `RESIZED_TOKENS`.
+        image: the image.
+        factor: both sides become multiples of it.
+        bounds: minimum and maximum area in pixels.
+        resized: height and width to use in place of the image's, within `RESIZED_TOKENS`.
 
     Raises:
-        ValueError: The image itself is out of bounds, see `check_sides`.
+        ValueError: the image or `resized` is out of bounds, see `check_sides`.
     """
     if resized is None:
         return smart_resize(image.height, image.width, factor, *bounds)
@@ -253,8 +275,8 @@ def to_patches(frames: Sequence[Pixels], vision: VisionConfig, settings: PixelSe
     Args:
         frames: uint8 `[height, width, 3]` each, all of one size, sides multiples of patch x merge
             pixels; their number a multiple of `temporal_patch_size`.
-        vision: Gives patch and merge sizes.
-        settings: Gives mean, deviation and the factor to [0, 1].
+        vision: gives patch and merge sizes.
+        settings: gives mean, standard deviation and the factor to [0, 1].
 
     Returns:
         float32 `[t * h * w, 3 * temporal_patch_size * patch_size**2]`.
@@ -267,8 +289,8 @@ def to_patches(frames: Sequence[Pixels], vision: VisionConfig, settings: PixelSe
         len(frames) // depth, depth, rows, merge, patch, columns, merge, patch, channels
     )
     cube = cube.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, channels, depth * patch * patch)
-    # There are 256 values per channel only: a table is exact and fast. float64 first and then
-    # float32 is the order of operations that the models were trained with.
+    # A table of the 256 values per channel is exact and fast. float64 first and then float32 is the
+    # order of operations with which the models were trained.
     unit = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     out = np.empty(cube.shape, dtype=np.float32)
     for channel in range(channels):
