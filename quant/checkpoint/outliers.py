@@ -83,10 +83,10 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
     """
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
-            for binding in stage.bindings:
-                count = count_channels(tensors, block, binding)
-                factors = choose_factors(count, f"{seed}/{block}.{source_of(binding)}")
-                rescale_(tensors, block, binding, factors, config)
+            for group in stage.bindings:
+                count = count_channels(tensors, block, group)
+                factors = choose_factors(count, f"{seed}/{block}.{source_of(group)}")
+                rescale_(tensors, block, group, factors, config)
 
 
 def choose_factors(channels: int, key: str) -> Tensor:

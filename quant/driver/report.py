@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ... import __version__
-from ...calib.token_weights import TokenWeights, UniformTokenWeights
+from ...calib.token_weights import ModalityTokenWeights, PerTokenWeights
 from ...model.processing.inputs import Prompt
-from ..methods.channel_groups import PlannedTransform
 from ..methods.gptq import SolveStats
+from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 
@@ -129,12 +129,12 @@ class CalibrationRecord:
     """Samples that have an image or video."""
     tokens: int
     fingerprint: str
-    token_weights: TokenWeights | UniformTokenWeights
+    token_weights: ModalityTokenWeights | PerTokenWeights
     """As they were, found ones in numbers."""
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Prompt], token_weights: TokenWeights | UniformTokenWeights
+        cls, prompts: Sequence[Prompt], token_weights: ModalityTokenWeights | PerTokenWeights
     ) -> "CalibrationRecord":
         """Count the prompts and hash what the model sees of them."""
         digest = hashlib.sha256()

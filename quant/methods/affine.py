@@ -1,11 +1,15 @@
-"""Affine quantization of weight matrices: choose a grid, round to it, and come back.
+"""Affine quantization of weight matrices: choose a grid, quantize, dequantize.
 
 Letters: N = out_features, K = in_features, G = groups per row, ``K == G * width``.
-Integers are unsigned with a zero point (z = 8 for symmetric int4), and a symmetric scale is
-``max|W| / ((2**bits - 1) / 2)``, so that the grid spans the group with half a step to spare on the
-negative side. A signed scale has no such bias: its sign puts the end with one more level where the
-group's largest weight is. Scales are bf16 values that fp16 holds exactly: a checkpoint may be
-written with either type, and a model run in either, without a scale changing.
+
+Integers are unsigned with a zero point (z = 8 for symmetric int4). A symmetric scale is
+``max|W| / ((2**bits - 1) / 2)``: the grid, which has one level more on the negative side, then
+exceeds the group's range by half a step there and falls short by half a step on the positive side.
+A signed scale avoids this: its sign puts the side with one more level where the group's largest
+weight is.
+
+Scales are bf16 values that fp16 represents exactly. A checkpoint can therefore store them in either
+dtype, and a model can run in either, with the same values.
 """
 
 from dataclasses import dataclass
@@ -15,20 +19,20 @@ from torch import Tensor
 
 from ..recipe.scheme import QuantScheme
 
-# The largest bf16 number below fp16's maximum of 65504.
 MAX_SCALE = 65280.0
-# The smallest positive fp16 number (subnormal), which bf16 holds too.
+"""Largest bf16 number below the fp16 maximum of 65504."""
 MIN_SCALE = 2.0**-24
+"""Smallest positive fp16 number (subnormal); bf16 represents it too."""
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One quantized matrix, unpacked; every file format and kernel layout is made from it."""
+    """A quantized matrix, unpacked; file formats and kernel layouts are derived from it."""
 
     integers: Tensor
     """uint8 ``[N, K]``, values 0 to ``2**bits - 1``."""
     scales: Tensor
-    """float32 ``[N, G]``, not zero; negative ones stand for a mirrored grid."""
+    """float32 ``[N, G]``, not zero; a negative scale mirrors the grid."""
     zero_points: Tensor
     """uint8 ``[N, G]``."""
     scheme: QuantScheme
@@ -39,27 +43,27 @@ class QuantizedWeight:
 
     @property
     def out_features(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.integers.shape[0]
 
     @property
     def in_features(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return self.integers.shape[1]
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The matrix ``[N, K]`` that this stands for; computed in float32, rounded once."""
+        """Compute the float matrix ``[N, K]`` in float32, rounded once to `dtype`."""
         return dequantize(self.integers, self.scales, self.zero_points, dtype, self.group_index)
 
     def equals(self, other: "QuantizedWeight") -> bool:
-        """True if integers, scales (the input's too), zero points and group order are identical."""
-        mine, theirs = self.input_scale, other.input_scale
-        if mine is None or theirs is None:
-            same_input = mine is theirs
+        """Whether scheme, integers, scales, zero points and group order are identical."""
+        scale, other_scale = self.input_scale, other.input_scale
+        if scale is None or other_scale is None:
+            same_input_scale = scale is other_scale
         else:
-            same_input = torch.equal(mine, theirs)
+            same_input_scale = torch.equal(scale, other_scale)
         return (
-            same_input
+            same_input_scale
             and self.scheme == other.scheme
             and torch.equal(self.integers, other.integers)
             and torch.equal(self.scales, other.scales)
@@ -68,7 +72,7 @@ class QuantizedWeight:
         )
 
     def column_groups(self) -> Tensor:
-        """int32 ``[K]``: the group of every input feature, spelled out."""
+        """Return the group of every input feature, int32 ``[K]``."""
         if self.group_index is not None:
             return self.group_index
         width = self.in_features // self.scales.shape[1]
@@ -77,10 +81,11 @@ class QuantizedWeight:
 
 
 def round_scales(scales: Tensor) -> Tensor:
-    """Round scales to the nearest numbers that bf16 and fp16 both hold exactly.
+    """Round scales to the nearest numbers that bf16 and fp16 both represent exactly.
 
-    bf16 keeps 8 significant bits and fp16 counts in steps of 2**-24, so one rounding through each
-    suffices: above 2**-17 the first decides, below it the second.
+    bf16 has 8 significant bits, and the spacing of fp16 numbers is at least 2**-24. Rounding to
+    bf16 and then to fp16 suffices: above 2**-17 fp16 has all bits of a bf16 number, and below it
+    the spacing of fp16 decides.
 
     Args:
         scales: any float dtype and shape.
@@ -102,13 +107,16 @@ def round_scales(scales: Tensor) -> Tensor:
 
 
 def choose_input_scale(largest: float) -> Tensor:
-    """The scale of a static int8 input: float32 scalar ``largest / 127``, see `round_scales`.
+    """Choose the scale of a static int8 input, ``largest / 127``, see `round_scales`.
 
     Args:
-        largest: largest magnitude that calibration saw; 0 gives scale 1.
+        largest: largest magnitude of the input during calibration; 0 gives scale 1.
+
+    Returns:
+        float32 scalar.
 
     Raises:
-        ValueError: it is not finite, or the scale is out of fp16's range.
+        ValueError: `largest` is not finite, or the scale is out of the fp16 range.
     """
     if not 0 <= largest <= 127 * MAX_SCALE:
         raise ValueError(
@@ -121,28 +129,31 @@ def choose_input_scale(largest: float) -> Tensor:
 def choose_qparams(
     weight: Tensor, scheme: QuantScheme, *, signed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Scales and zero points from each group's range.
+    """Choose scales and zero points from each group's range.
 
-    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint, or, signed, the scale at
-    which the weight of largest magnitude is the level 0 exactly. Asymmetric: the range, widened to
+    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint; signed: the scale with which
+    the weight of largest magnitude is exactly the level 0. Asymmetric: the range, extended to
     contain zero, over ``2**bits - 1``. A group of zeros gets scale 1.
 
     Args:
         weight: ``[N, K]``, finite.
         scheme: the grid.
-        signed: whether symmetric scales may be negative; asymmetric ones never are.
+        signed: whether symmetric scales may be negative; asymmetric scales never are.
 
     Returns:
         scales float32 ``[N, G]`` (see `round_scales`) and zero_points uint8 ``[N, G]``.
 
     Raises:
-        ValueError: not finite, not divisible into groups, or out of fp16's range.
+        ValueError: a weight is not finite, the width does not divide into groups, or a scale is
+            out of the fp16 range.
     """
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight has values that are not finite; the checkpoint is broken")
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows, scheme.groups(columns), scheme.width(columns))
     if scheme.symmetric and signed:
+        # Level 0 is `midpoint` steps below zero, one more than the top level above it: negating the
+        # scale of a group with a positive extreme gives that extreme the additional level.
         largest = grouped.gather(-1, grouped.abs().argmax(dim=-1, keepdim=True))[..., 0]
         scales = -largest / scheme.midpoint
         empty = largest == 0
@@ -159,6 +170,7 @@ def choose_qparams(
     if scheme.symmetric:
         zero_points = torch.full_like(scales, scheme.midpoint)
     else:
+        # From the rounded scales: the zero must be a level of the grid that is stored.
         zero_points = (-low / scales).round().clamp(0, scheme.max_level)
     return scales, zero_points.to(torch.uint8)
 
@@ -188,7 +200,7 @@ def dequantize(
     dtype: torch.dtype = torch.float32,
     group_index: Tensor | None = None,
 ) -> Tensor:
-    """``scale * (q - zero_point)``, computed in float32 and rounded once to `dtype`.
+    """Compute ``scale * (q - zero_point)`` in float32, rounded once to `dtype`.
 
     Args:
         integers: uint8 ``[N, K]``.

@@ -1,14 +1,17 @@
-"""AWQ: scale up the columns that large activations read before rounding, and down afterwards.
+"""AWQ: before rounding, scale up the weight columns that multiply large activations.
 
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv
 2306.00978, section 3.2: a column multiplied by s before it is rounded has an error about s times
-smaller, and the activations are divided by s (`rescale.py`). The scales follow the activations,
-``s = mean|x|**ratio`` (equation 5), and the ratio is searched on a grid.
+smaller, and the activations are divided by s (`channel_scaling.py`). The scales follow the
+activations, ``s = mean|x|**ratio`` (equation 5), and the ratio is searched on a grid.
 
-What differs: the error of a candidate is ``sum tr(E H E')`` under the layers' Hessian, which is the
-paper's squared output error over all calibration tokens, without running any of them again. A
-second grid also divides by the size of the weights, ``mean|x|**ratio / mean|w|**(1 - ratio)``,
-which columns of outliers ask for. No scales at all is the first candidate and wins ties.
+Differences from the paper:
+
+- The error of a candidate is ``sum tr(E H E')`` under the Hessian of the input. This equals the
+  paper's squared output error over all calibration tokens, without running them again.
+- A second grid also divides by the magnitude of the weights,
+  ``mean|x|**ratio / mean|w|**(1 - ratio)``, which suits columns with outliers.
+- The first candidate has no scales and wins ties.
 """
 
 from collections.abc import Sequence
@@ -23,22 +26,22 @@ from .layer_error import relative_error
 from .rtn import rtn
 
 LARGEST_SCALE = 2.0**16
-# Magnitudes below this share of the mean are all alike.
-_NEGLIGIBLE = 1e-4
+"""Bound of scales and of their inverses."""
+_NEGLIGIBLE = 1e-4  # magnitudes below this fraction of the mean count as this fraction
 
 
 @dataclass(frozen=True)
 class AWQResult:
-    """The best scales of a search."""
+    """The scales with the smallest error."""
 
     scales: Tensor
-    """float32 ``[channels]``: columns are multiplied by them, activations divided."""
+    """float32 ``[channels]``; columns are multiplied by them, activations divided."""
     ratio: float
     """Exponent of the mean magnitude of the activations, 0 to 1."""
     balanced: bool
-    """Whether the magnitude of the weights counts too."""
+    """Whether the scales also depend on the magnitude of the weights (the second grid)."""
     error: float
-    """Relative squared output error of the layers, rounded with these scales."""
+    """Relative squared output error of the layers when rounded with these scales."""
     rtn_error: float
     """The same without scales."""
 
@@ -54,20 +57,20 @@ def awq_scales(
     clip: bool = False,
     signed: bool | None = None,
 ) -> AWQResult:
-    """Search the scales of one input for the layers that read it.
+    """Search scales for an input and the layers that read it.
 
     Args:
         weights: ``[N, K]`` each, any float dtype.
         hessian: ``[K, K]``, ``X' X`` of the input up to a positive factor.
         magnitudes: float32 ``[channels]``, mean magnitude of each channel of the input.
         scheme: the grid that the layers are rounded to.
-        index: int64 ``[K]``, the channel that each column carries; None = its own.
-        points: steps of the grid between ratio 0 and 1.
-        clip: judge candidates by rounding that searches its scales, as `rtn` does with a Hessian.
-        signed: as `rtn` takes it; False for layers that a solver gets afterwards.
+        index: int64 ``[K]``, the channel of each column; None if each column is a channel.
+        points: number of grid steps between ratio 0 and 1.
+        clip: measure candidates with clipped scales, as `rtn` with a Hessian rounds.
+        signed: see `rtn`; False for layers that a solver will quantize.
 
     Raises:
-        ValueError: shapes do not fit, the statistics are not finite, or there is no grid.
+        ValueError: shapes do not match, the statistics are not finite, or `points` is below 1.
     """
     columns = hessian.shape[0]
     if any(weight.shape[1] != columns for weight in weights):
@@ -85,10 +88,13 @@ def awq_scales(
         for point in range(points + (not balanced)):  # at ratio 1 both grids agree
             ratio = point / points
             scales = scales_at(magnitudes, ratio, sizes if balanced else None)
-            spread = scales[index]
-            scaled = hessian / spread / spread[:, None] if clip else None
+            column_scales = scales[index]
+            # The Hessian of the scaled input, diag(1/s) H diag(1/s). Only clipping needs it: the
+            # error is measured on unscaled weights.
+            scaled = hessian / column_scales / column_scales[:, None] if clip else None
             candidates = [
-                rtn(weight.float() * spread, scheme, scaled, signed=signed).dequantize() / spread
+                rtn(weight.float() * column_scales, scheme, scaled, signed=signed).dequantize()
+                / column_scales
                 for weight in weights
             ]
             error = relative_error(weights, candidates, hessian)
@@ -100,11 +106,11 @@ def awq_scales(
 
 
 def column_magnitudes(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
-    """Mean magnitude of each input column, each weight relative to the largest of its group.
+    """Compute the mean magnitude of each input column, relative to the largest weights of groups.
 
     Args:
         weights: ``[N, K]`` each.
-        scheme: says what a group is.
+        scheme: defines the groups.
 
     Returns:
         float32 ``[K]``, 0 to 1.
@@ -118,12 +124,12 @@ def column_magnitudes(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
 
 
 def scales_at(magnitudes: Tensor, ratio: float, sizes: Tensor | None = None) -> Tensor:
-    """``magnitudes**ratio / sizes**(1 - ratio)``, centred: the largest times the smallest is 1.
+    """Compute ``magnitudes**ratio / sizes**(1 - ratio)``, normalized: max times min is 1.
 
     Args:
-        magnitudes: float32 ``[channels]``, of the activations; a channel of 0 gets scale 1.
+        magnitudes: float32 ``[channels]``, of the activations; a zero gives scale 1.
         ratio: 0 to 1.
-        sizes: float32 ``[channels]``, of the weights; None leaves them out.
+        sizes: float32 ``[channels]``, of the weights; None omits the denominator.
 
     Returns:
         float32 ``[channels]``, positive and finite.
@@ -131,7 +137,8 @@ def scales_at(magnitudes: Tensor, ratio: float, sizes: Tensor | None = None) -> 
     excited = magnitudes > 0
     if not bool(excited.any()):
         return torch.ones_like(magnitudes)
-    mean = magnitudes[excited].double().mean()  # their sum may overflow float32
+    mean = magnitudes[excited].double().mean()  # the sum may overflow float32
+    # In logarithms, where neither power can overflow.
     logs = ratio * (magnitudes / mean).clamp_min(_NEGLIGIBLE).log()
     if sizes is not None:
         logs = logs - (1 - ratio) * sizes.clamp_min(_NEGLIGIBLE).log()

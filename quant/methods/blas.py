@@ -1,7 +1,8 @@
-"""scipy's BLAS and LAPACK on tensors of the CPU, in their own memory.
+"""BLAS and LAPACK routines of scipy on CPU tensors, without copies.
 
-torch's own products and factors in float32 are MKL's, which on AMD's processors take about twice as
-long. LAPACK reads columns first: to it every matrix here is transposed.
+torch's float32 products and factorizations use MKL, which takes about twice as long on AMD
+processors as scipy's OpenBLAS. The routines expect column-major matrices: they see the transpose of
+every row-major tensor here, so "upper" and "lower" are exchanged in the calls.
 """
 
 from __future__ import annotations
@@ -11,38 +12,38 @@ from scipy.linalg import blas, lapack
 from torch import Tensor
 
 
-def reaches(matrix: Tensor) -> bool:
-    """Whether a matrix lies where these routines can work; elsewhere torch has to do."""
+def is_supported(matrix: Tensor) -> bool:
+    """Whether these routines can access a matrix; others are left to torch."""
     return matrix.device.type == "cpu"
 
 
 def factor_(matrix: Tensor) -> bool:
-    """Put the lower Cholesky factor in the place of a symmetric matrix.
+    """Replace a symmetric matrix by its lower Cholesky factor (LAPACK potrf).
 
     Args:
-        matrix: float32 or float64 ``[K, K]``, contiguous. What lies above the diagonal is kept.
+        matrix: float32 or float64 ``[K, K]``, contiguous. Values above the diagonal stay.
 
     Returns:
-        Whether there is a factor; if not, the matrix is spoilt.
+        Whether the matrix is positive definite; otherwise its values are undefined.
     """
     routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf
-    # Its upper triangle, read by columns, is our lower one.
+    # The upper triangle in column-major order is the lower one in row-major order.
     _, info = routine(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
     return bool(info == 0)
 
 
 def multiply_lower_(rows: Tensor, lower: Tensor) -> None:
-    """``rows = rows @ lower``, of which only the lower triangle is read.
+    """Compute ``rows = rows @ lower`` in place (BLAS trmm).
 
     Args:
         rows: float32 ``[N, K]``, contiguous.
-        lower: float32 ``[K, K]``, contiguous.
+        lower: float32 ``[K, K]``, contiguous; only its lower triangle is read.
     """
     blas.strmm(1.0, lower.numpy().T, rows.numpy().T, overwrite_b=1)
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
-    """``left' @ right``.
+    """Compute ``left' @ right`` (BLAS gemm).
 
     Args:
         left: float32 ``[K, M]``.
@@ -51,7 +52,7 @@ def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         float32 ``[M, N]``.
     """
-    if not reaches(right) or not len(left):
+    if not is_supported(right) or not len(left):
         return left.t() @ right
     columns = left.contiguous().numpy().T
     return torch.from_numpy(blas.sgemm(1.0, right.numpy().T, columns, trans_b=1).T)

@@ -1,15 +1,17 @@
-"""Move a factor from activations into the weights on both sides; the function stays the same.
+"""Move a factor per channel from activations into the weights on both sides.
 
-``y = W x`` equals ``(W diag(1/f)) (diag(f) x)``: if the layer before can be made to give ``f x``
-instead of x, the columns of W take ``1/f``. This is the algebra of SmoothQuant (Xiao et al., arXiv
-2211.10438, equation 3, with f the inverse of its s) and, run backwards, makes outliers on purpose.
-Where this is allowed is data (`NormBinding`, `PairBinding` of the family tables).
+``y = W x`` equals ``(W diag(1/f)) (diag(f) x)``: if the operation before the layer outputs ``f x``
+instead of x and the columns of W are divided by f, the float function stays the same. This is the
+algebra of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 3, with f the inverse of its s);
+with large f it creates activation outliers on purpose.
 
-A binding has one factor per channel of its source. Its readers may see a channel in several
-columns: the merger reads four tiles of a norm, and under grouped-query attention a value channel
-feeds all query heads of its group.
+A channel group is a source, whose output channels take the factors, and its readers, whose input
+columns are divided. The family tables list the groups for which this is valid (`NormBinding`,
+`PairBinding`). A group has one factor per channel of its source, but its readers may see a channel
+in several columns: the merger reads four tiles of a norm, and under grouped-query attention a value
+channel feeds all query heads of its group.
 
-Powers of two change only exponents, so they leave the function the same to the last bit.
+Factors that are powers of two change only exponents: the function stays bit-identical.
 """
 
 from collections.abc import Mapping
@@ -21,35 +23,35 @@ from torch import Tensor
 from ...model.config import ModelConfig
 from ...model.families import NormBinding, PairBinding
 
-Binding = NormBinding | PairBinding
+ChannelGroup = NormBinding | PairBinding
 
-# Biases of quantized layers are stored in fp16; nothing that takes a factor may outgrow it. (The
-# largest bf16 number that fp16 holds.)
 LARGEST = 65280.0
+"""Largest bf16 number that fp16 represents. Biases of quantized layers are stored in fp16, so no
+tensor may exceed it after scaling."""
 
 
-def source_of(binding: Binding) -> str:
-    """The module whose output is scaled, by its name within the block."""
-    return binding.norm if isinstance(binding, NormBinding) else binding.source
+def source_of(group: ChannelGroup) -> str:
+    """Return the module whose output is scaled, by its name within the block."""
+    return group.norm if isinstance(group, NormBinding) else group.source
 
 
-def readers_of(binding: Binding) -> tuple[str, ...]:
-    """The linear layers whose columns make up for it, by their names within the block."""
-    return binding.linears if isinstance(binding, NormBinding) else (binding.target,)
+def readers_of(group: ChannelGroup) -> tuple[str, ...]:
+    """Return the linear layers whose columns compensate, by their names within the block."""
+    return group.linears if isinstance(group, NormBinding) else (group.target,)
 
 
-def count_channels(tensors: Mapping[str, Tensor], block: str, binding: Binding) -> int:
-    """How many factors a binding takes: channels of the norm, or rows of the source's part."""
-    rows = tensors[f"{block}.{source_of(binding)}.weight"].shape[0]
-    return rows if isinstance(binding, NormBinding) else rows // binding.part[1]
+def count_channels(tensors: Mapping[str, Tensor], block: str, group: ChannelGroup) -> int:
+    """Count the factors of a group: channels of the norm, or rows of the source's part."""
+    rows = tensors[f"{block}.{source_of(group)}.weight"].shape[0]
+    return rows if isinstance(group, NormBinding) else rows // group.part[1]
 
 
-def channel_index(binding: Binding, channels: int, config: ModelConfig) -> Tensor:
-    """int64 ``[K]``: the channel that each input column of the readers carries."""
+def channel_index(group: ChannelGroup, channels: int, config: ModelConfig) -> Tensor:
+    """Return the channel of each input column of the readers, int64 ``[K]``."""
     index = torch.arange(channels)
-    if isinstance(binding, NormBinding):
-        return index.repeat(binding.tiles)
-    if binding.grouped_heads:
+    if isinstance(group, NormBinding):
+        return index.repeat(group.tiles)
+    if group.grouped_heads:
         text = config.text
         heads = index.reshape(text.num_key_value_heads, text.head_dim)
         shared = text.num_attention_heads // text.num_key_value_heads
@@ -60,13 +62,13 @@ def channel_index(binding: Binding, channels: int, config: ModelConfig) -> Tenso
 def reduce_columns(
     values: Tensor, index: Tensor, channels: int, how: Literal["amax", "mean"]
 ) -> Tensor:
-    """Join what columns say into what channels say.
+    """Reduce values per column to values per channel.
 
     Args:
         values: float32 ``[K]``.
         index: from `channel_index`.
-        channels: of the binding.
-        how: the largest or the mean of a channel's columns.
+        channels: number of channels.
+        how: largest or mean value of a channel's columns.
 
     Returns:
         float32 ``[channels]``.
@@ -75,62 +77,63 @@ def reduce_columns(
     return start.scatter_reduce(0, index.to(values.device), values, how, include_self=False)
 
 
-def source_names(tensors: Mapping[str, Tensor], block: str, binding: Binding) -> list[str]:
-    """Tensors whose channels are multiplied: the source's weight and, if it has one, its bias."""
-    names = [f"{block}.{source_of(binding)}.{leaf}" for leaf in ("weight", "bias")]
+def source_names(tensors: Mapping[str, Tensor], block: str, group: ChannelGroup) -> list[str]:
+    """List the tensors whose channels are multiplied: the source's weight and, if any, its bias."""
+    names = [f"{block}.{source_of(group)}.{leaf}" for leaf in ("weight", "bias")]
     return [name for name in names if name in tensors]
 
 
-def reader_names(block: str, binding: Binding) -> list[str]:
-    """Tensors whose columns are divided."""
-    return [f"{block}.{reader}.weight" for reader in readers_of(binding)]
+def reader_names(block: str, group: ChannelGroup) -> list[str]:
+    """List the tensors whose columns are divided."""
+    return [f"{block}.{reader}.weight" for reader in readers_of(group)]
 
 
 def rescale_(
     tensors: Mapping[str, Tensor],
     block: str,
-    binding: Binding,
+    group: ChannelGroup,
     factors: Tensor,
     config: ModelConfig,
     *,
     stored: Mapping[str, torch.dtype] | None = None,
 ) -> Tensor:
-    """Multiply what a source gives by `factors` and divide the columns that read it; in place.
+    """Multiply a source's output by `factors` and divide the columns that read it, in place.
 
-    The source goes first, rounded to what its tensors hold. The columns then take what became of a
-    norm's factors by that rounding, so that the two still cancel. (Rows of a linear source round
-    each weight by itself, which nothing can take back; powers of two round nothing.)
+    The source is scaled first and rounded to its stored dtype. The columns are then divided by the
+    ratio of a norm's rounded to its original weights, not by the requested factors, so that both
+    still cancel. (Rows of a linear source round each weight differently, which no column factor
+    can undo; powers of two round nothing.)
 
-    Factors are held where all that they touch stays normal numbers of its type and fits fp16 (1 is
-    always allowed); a channel that is silent, because its source is zero, keeps 1.
+    Factors are clamped to the range in which every tensor they touch stays normal in its dtype and
+    within fp16; the range always contains 1. A silent channel, whose source is zero, keeps 1.
 
     Args:
-        tensors: weights by name.
+        tensors: weights by name, modified in place.
         block: module path of the block.
-        binding: of that block.
+        group: channel group of that block.
         factors: ``[channels]``, positive and finite.
-        config: gives heads and head width.
-        stored: types that the files hold, by tensor name, where they differ from the tensors'.
+        config: of the model; gives heads and head width.
+        stored: dtypes in the checkpoint by tensor name, where they differ from the tensors'.
 
     Returns:
-        float32 ``[channels]``: the factors that the columns were divided by.
+        float32 ``[channels]``, the factors that the columns were divided by.
     """
     stored = stored or {}
     channels = len(factors)
-    index = channel_index(binding, channels, config).to(factors.device)
+    index = channel_index(group, channels, config).to(factors.device)
     parts = {
-        name: _part(tensors[name], binding, channels)
-        for name in source_names(tensors, block, binding)
+        name: _part(tensors[name], group, channels) for name in source_names(tensors, block, group)
     }
-    readers = {name: tensors[name] for name in reader_names(block, binding)}
+    readers = {name: tensors[name] for name in reader_names(block, group)}
     low, high = _limits(parts, readers, index, channels)
     factors = factors.double().clamp(low.double(), high.double())
     realized = torch.full_like(factors, torch.nan)
     for name, part in parts.items():
         before = part.to(torch.float64, copy=True)
         part.copy_(_scaled(part, _along_rows(factors, part), stored.get(name)))
-        if isinstance(binding, NormBinding):
-            ratio = (part.double() / before).to(factors.device)  # 0 / 0 where it cannot tell
+        if isinstance(group, NormBinding):
+            # 0 / 0 = NaN where the weight is zero: the bias, if there is one, decides.
+            ratio = (part.double() / before).to(factors.device)
             realized = torch.where(realized.isnan(), ratio, realized)
     realized = torch.where(realized.isnan(), factors, realized)
     for name, weight in readers.items():
@@ -138,15 +141,16 @@ def rescale_(
     return realized.float()
 
 
-def _part(tensor: Tensor, binding: Binding, channels: int) -> Tensor:
-    """A view of the rows of a source tensor that take part."""
-    if isinstance(binding, NormBinding):
+def _part(tensor: Tensor, group: ChannelGroup, channels: int) -> Tensor:
+    """Return a view of the rows of a source tensor that belong to the group."""
+    if isinstance(group, NormBinding):
         return tensor
-    start = binding.part[0] * channels
+    start = group.part[0] * channels
     return tensor[start : start + channels]
 
 
 def _scaled(tensor: Tensor, factors: Tensor, stored: torch.dtype | None) -> Tensor:
+    """Multiply in float32 or wider and round once."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     value = tensor.to(wide) * factors.to(tensor.device, wide)
     return value.to(stored or tensor.dtype)
@@ -159,7 +163,11 @@ def _along_rows(factors: Tensor, tensor: Tensor) -> Tensor:
 def _limits(
     parts: Mapping[str, Tensor], readers: Mapping[str, Tensor], index: Tensor, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Smallest and largest factor of each channel."""
+    """Compute the smallest and the largest allowed factor of each channel.
+
+    The largest magnitude of a channel must stay at most `LARGEST` and at least the smallest normal
+    number of its dtype: below that, values lose bits and the product is no longer the same.
+    """
     low = torch.zeros(channels, device=index.device)
     high = torch.full_like(low, torch.inf)
     silent = torch.ones_like(low, dtype=torch.bool)
@@ -167,7 +175,7 @@ def _limits(
         size = part.float().abs().reshape(channels, -1).amax(dim=1).to(index.device)
         high = torch.minimum(high, LARGEST / size)
         silent &= size == 0
-        if name.endswith(".weight"):  # what a bias loses below is nothing beside the weight
+        if name.endswith(".weight"):  # a bias that underflows is negligible next to the weight
             least = torch.finfo(part.dtype).tiny / size
             low = torch.maximum(low, least.masked_fill(size == 0, 0.0))
     for weight in readers.values():

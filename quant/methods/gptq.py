@@ -1,16 +1,17 @@
-"""GPTQ: quantize a matrix column by column and let later columns make up for earlier errors.
+"""GPTQ: quantize a matrix column by column; later columns compensate the errors of earlier ones.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", arXiv 2210.17323, section 3 and algorithm 1. Differences from the paper:
+Transformers", arXiv 2210.17323, section 4 and algorithm 1. Differences from the paper:
 
-- Columns are corrected from the Cholesky factor of the Hessian itself, not from that of its
-  inverse: the two ways give the same integers (Chen et al., "The Geometry of LLM Quantization: GPTQ
-  as Babai's Nearest Plane Algorithm", arXiv 2507.18553), and nothing is inverted.
-- Columns are solved in order of falling Hessian diagonal, on scales fixed beforehand from the
-  original groups, so the order leaves no trace in the result (static groups).
+- Corrections come from the Cholesky factor of the Hessian, not of its inverse. Both give the same
+  integers (Chen et al., "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
+  Algorithm", arXiv 2507.18553), and nothing has to be inverted.
+- Columns are solved in the order of falling Hessian diagonal (act-order) on scales that are fixed
+  beforehand from the original groups (static groups). The order thus leaves no trace in the
+  result, and inference needs no gather.
 - Scales are searched beforehand (`scale_search.py`).
-- A column that calibration never excited is rounded; the paper's code sets it to zero.
-- Rows on which plain rounding does better under the same Hessian keep the rounded integers.
+- Dead columns, whose input is zero in all samples, are rounded; the paper's code sets them to zero.
+- Rows on which plain rounding has a smaller error under the same Hessian keep the rounded integers.
 """
 
 from collections.abc import Callable
@@ -22,54 +23,58 @@ from torch import Tensor
 from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .blas import transposed_product
-from .cholesky import LADDER, Factor, Precision, find_factor, is_finite
+from .cholesky import Factor, Precision, damping_fractions, find_factor, is_finite
 from .layer_error import row_energy
 from .scale_search import search_scales
 
-# Of a weight, so that what is measured of it needs little memory beside it.
-VALUES_AT_ONCE = 2**23
+CHUNK_ELEMENTS = 2**23
+"""Weights per chunk when errors are measured; bounds temporary memory (32 MiB in float32)."""
 
-# Columns that are corrected by one product from all behind them: wide products are faster.
 PANEL = 1024
+"""Columns that take the corrections of all solved columns from one matrix product.
 
-# A row counts as worse than rounding only beyond the noise of float32 sums.
-_TIE = 1e-5
+Wide products use the cores better than those of one block of 128 columns. Within a panel, blocks
+take the corrections of the panel's own columns."""
+
+_TIE = 1e-5  # relative; a smaller difference between two errors is noise of float32 sums
 
 
 @dataclass(frozen=True)
 class SolveStats:
-    """What it took to quantize a matrix.
+    """Errors of a quantized matrix and the decisions taken on the way.
 
     Errors are ``sum_n e_n H e_n'`` with ``e_n`` the difference of row n from the original and H
     the undamped Hessian, relative to the same form of the original rows. `error` and `rtn_error`
-    are taken before any row falls back.
+    are measured before any row falls back to rounding.
     """
 
     error: float
+    """Of GPTQ."""
     rtn_error: float
+    """Of rounding to nearest on the same grid."""
     final_error: float
-    """As `error`, of the weight that is returned (after fallback)."""
+    """Of the returned weight, after fallback."""
     damp_percent: float | None
-    """Fraction of the mean diagonal that was added; None if no factor was found."""
+    """Damping, as a fraction of the mean Hessian diagonal; None if no factor was found."""
     precision: Precision
     """Precision in which the factor was found (or last tried)."""
     fallback_rows: int
-    """Rows that kept plain rounding because it was better."""
+    """Rows that fell back to plain rounding because its error was smaller."""
     dead_columns: int
-    """Input features that calibration never excited."""
+    """Input features that are zero in all calibration samples."""
     fallback: str | None
-    """Why the whole layer was rounded instead, or None."""
+    """Why the whole layer fell back to rounding, or None."""
 
 
 @dataclass(frozen=True)
 class GPTQResult(SolveStats):
-    """A quantized matrix and what it took to get there."""
+    """A quantized matrix with its errors."""
 
     weight: QuantizedWeight
 
     @property
     def stats(self) -> SolveStats:
-        """All but the weight, which may go."""
+        """The same without the weight."""
         return SolveStats(**{f.name: getattr(self, f.name) for f in fields(SolveStats)})
 
 
@@ -89,17 +94,20 @@ def gptq(
         weight: ``[N, K]``, any float dtype.
         hessian: ``[K, K]``, ``X' X`` of the layer's inputs up to a positive factor.
         scheme: the grid.
-        damp_percent: fraction of the mean diagonal added to it (0.01), the first rung of a ladder.
-        act_order: solve columns in order of falling diagonal; the result is not reordered.
-        block_size: columns whose corrections are applied to the rest at once.
+        damp_percent: fraction of the mean diagonal that is added to the diagonal; the first rung
+            of `damping_fractions`.
+        act_order: solve columns in the order of falling diagonal; the result is not reordered.
+        block_size: columns per lazy batch update; changes speed and the rounding of sums only.
         scale_search: shrink scales where that lowers the rounding error, see `search_scales`.
 
     Raises:
-        ValueError: shapes do not fit, a parameter is out of range, or the Hessian is not finite.
+        ValueError: shapes do not match, a parameter is out of range, or the Hessian is not finite.
     """
     _check(weight, hessian, damp_percent, block_size)
     matrix = hessian if hessian.dtype == torch.float64 else hessian.float()
     original = weight.float()
+    # The grid is fixed before any column moves. Scales taken from a group when it is reached, as
+    # in the paper, would follow corrected weights, but need groups to be solved one after another.
     scales, zero_points = choose_qparams(original, scheme)
     if scale_search:
         scales = search_scales(original, scales, zero_points, scheme)
@@ -107,10 +115,12 @@ def gptq(
         quantize(original, scales, zero_points, scheme), scales, zero_points, scheme
     )
     dead = matrix.diagonal() <= 0
-    # Backwards: a lower factor couples a column to those behind it, which are to be solved first.
+    # A lower factor couples each column to those after it, which must be solved before it: the
+    # columns to solve first come last.
     order = _solving_order(matrix, act_order).flip(0)
-    # A dead column's row of the Hessian is zero: any positive diagonal leaves it uncoupled, and
-    # the mean of the others leaves the damping alone.
+    # The Hessian row of a dead column is zero. Any positive diagonal lets the factor exist and
+    # leaves the column uncoupled, which means rounded; the mean of the others keeps the mean of
+    # the diagonal, and with it the damping, as it is.
     alive = matrix.diagonal()[~dead]
     missing = dead.float() * (alive.mean().float() if len(alive) else 1.0)
     tiny = torch.finfo(torch.float32).tiny
@@ -118,18 +128,20 @@ def gptq(
     if factor is None:
         rtn_rows = row_energy(original - rounded.dequantize(), matrix)
         energy = row_energy(original, matrix).sum().clamp_min(tiny)
-        return _given_up(rounded, float(rtn_rows.sum() / energy), damp_percent, int(dead.sum()))
-    rtn_rows = _by_parts(original, rounded, order, factor.energies)
-    energy = _by_parts(original, None, order, factor.energies).sum().clamp_min(tiny)
+        return _fall_back(rounded, float(rtn_rows.sum() / energy), damp_percent, int(dead.sum()))
+    rtn_rows = _measure_rows(original, rounded, order, factor.energies)
+    energy = _measure_rows(original, None, order, factor.energies).sum().clamp_min(tiny)
     solved, gptq_rows = _solve(original, factor, order, scales, zero_points, scheme, block_size)
-    worse = ~(gptq_rows <= rtn_rows * (1 + _TIE))  # what is not a number is worse too
+    # GPTQ is greedy: where a row's corrections exceed the grid and are clamped, the error can end
+    # above that of rounding. Written so that NaN counts as worse.
+    worse = ~(gptq_rows <= rtn_rows * (1 + _TIE))
     integers = torch.where(worse[:, None], rounded.integers, solved)
-    kept = torch.where(worse, rtn_rows, gptq_rows)
+    final_rows = torch.where(worse, rtn_rows, gptq_rows)
     return GPTQResult(
         weight=QuantizedWeight(integers, scales, zero_points, scheme),
         error=float(gptq_rows.sum() / energy),
         rtn_error=float(rtn_rows.sum() / energy),
-        final_error=float(kept.sum() / energy),
+        final_error=float(final_rows.sum() / energy),
         damp_percent=factor.fraction,
         precision=factor.precision,
         fallback_rows=int(worse.sum()),
@@ -138,10 +150,11 @@ def gptq(
     )
 
 
-def _given_up(
+def _fall_back(
     rounded: QuantizedWeight, error: float, damp_percent: float, dead_columns: int
 ) -> GPTQResult:
-    """Plain rounding of a whole layer, because its Hessian has no factor."""
+    """Return the rounded layer, because its Hessian has no factor."""
+    largest = damping_fractions(damp_percent)[-1]
     return GPTQResult(
         weight=rounded,
         error=error,
@@ -151,7 +164,7 @@ def _given_up(
         precision="float64",
         fallback_rows=0,
         dead_columns=dead_columns,
-        fallback=f"no Cholesky factor up to damping {damp_percent * LADDER[-1]:g}, rounded instead",
+        fallback=f"no Cholesky factor up to damping {largest:g}, rounded instead",
     )
 
 
@@ -162,8 +175,7 @@ def _check(weight: Tensor, hessian: Tensor, damp_percent: float, block_size: int
             f"the Hessian is {tuple(hessian.shape)}; a weight of {columns} columns needs "
             f"({columns}, {columns})"
         )
-    if not 0 < damp_percent <= 1:
-        raise ValueError(f"damp_percent is {damp_percent}; it is a fraction above 0, at most 1")
+    damping_fractions(damp_percent)
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be at least 1")
     if not is_finite(hessian):
@@ -174,6 +186,11 @@ def _check(weight: Tensor, hessian: Tensor, damp_percent: float, block_size: int
 
 
 def _solving_order(hessian: Tensor, act_order: bool) -> Tensor:
+    """Order the columns by the energy of their inputs, largest first, or as they are.
+
+    The columns solved first have the most columns left to compensate their errors, so they should
+    be those whose errors cost most. Equal diagonals stay in order: the result is deterministic.
+    """
     if act_order:
         return torch.argsort(hessian.diagonal(), descending=True, stable=True)
     return torch.arange(len(hessian), device=hessian.device)
@@ -190,61 +207,79 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:
     """Solve the columns from the last one of `order` to the first.
 
-    The squared output error of a row e is that of ``e L``, whose column j only later columns of e
-    and e's own reach: each is rounded so that its part is least, given those before it.
+    With ``H = L L'``, the output error of a row with weight error e is ``|e L|^2``. Its term for
+    column i is ``(e_i L_ii + c_i)^2`` with ``c_i = sum_{k > i} e_k L_ki``: only columns after i,
+    which are solved already, and i itself contribute. The term is least for the grid value nearest
+    to ``w_i + c_i / L_ii``. This is Babai's nearest plane, and equals the paper's update.
+
+    The sums c are added lazily ("Step 2: Lazy Batch-Updates" of section 4), on three levels: one
+    product per panel over all solved columns, one per block over the solved columns of the panel,
+    and a rank-1 update per column inside the block.
 
     Returns:
         uint8 ``[N, K]`` in the original order, and each row's error under the undamped Hessian,
-        ``[N]``: with damping it is the sum of those parts.
+        float32 ``[N]``.
     """
-    # Columns of the weight lie as rows here: each step then touches contiguous memory.
-    W = weight.t()[order].contiguous()  # a row becomes its error when it is solved
+    # Transposed: a column of the weight is a contiguous row here, which each step reads and writes.
+    # Rows that are solved hold their errors e instead of weights.
+    W = weight.t()[order].contiguous()
     L = factor.lower
     columns, rows = W.shape
     groups = (order // scheme.width(columns)).tolist()
     S, Z = scales.t().contiguous(), zero_points.t().float()
     Q = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
-    total = torch.zeros(rows, device=W.device)
+    row_errors = torch.zeros(rows, device=W.device)
     panel = max(PANEL, block_size)
     for stop in range(columns, 0, -panel):
         start = max(stop - panel, 0)
-        # What the errors of solved columns ask of these, times each one's diagonal.
-        asked_of_panel = transposed_product(L[stop:, start:stop], W[stop:])
+        # c of the panel's columns, from all columns solved before the panel
+        panel_correction = transposed_product(L[stop:, start:stop], W[stop:])
         for end in range(stop, start, -block_size):
             begin = max(end - block_size, start)
-            asked = asked_of_panel[begin - start : end - start]
-            asked += transposed_product(L[end:stop, begin:end], W[end:stop])
+            correction = panel_correction[begin - start : end - start]
+            correction += transposed_product(L[end:stop, begin:end], W[end:stop])
             for i in range(end - 1, begin - 1, -1):
                 s, z, diagonal = S[groups[i]], Z[groups[i]], L[i, i]
-                wanted = W[i] + asked[i - begin] / diagonal
-                q = ((wanted / s).round() + z).clamp(0, scheme.max_level)
+                target = W[i] + correction[i - begin] / diagonal
+                q = ((target / s).round() + z).clamp(0, scheme.max_level)
                 Q[i] = q
                 value = (q - z) * s
-                total += ((wanted - value) * diagonal).square()
+                row_errors += ((target - value) * diagonal).square()
                 W[i] -= value
-                asked[: i - begin].addr_(L[i, begin:i], W[i])
+                correction[: i - begin].addr_(L[i, begin:i], W[i])
     del W
     integers = torch.empty_like(Q)
     integers[order] = Q
     solved = QuantizedWeight(integers.t().contiguous(), scales, zero_points, scheme)
-    added = _by_parts(weight, solved, order, lambda rows: rows.square_() @ factor.damping)
-    return solved.integers, (total - added).clamp_min(0)
+    # The terms add up to the error under the damped Hessian: subtract the part of the damping.
+    added = _measure_rows(weight, solved, order, lambda rows: rows.square_() @ factor.damping)
+    return solved.integers, (row_errors - added).clamp_min(0)
 
 
-def _by_parts(
+def _measure_rows(
     weight: Tensor,
     candidate: QuantizedWeight | None,
     order: Tensor,
     measure: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Something of each row of a weight, or of what a candidate leaves of it, in another order."""
-    step = max(1, VALUES_AT_ONCE // weight.shape[1])
-    found = []
+    """Apply `measure` to the rows of the weight, or of its error with a candidate, in chunks.
+
+    Args:
+        weight: float32 ``[N, K]``.
+        candidate: its quantized form; None measures the weight itself.
+        order: int64 ``[K]``, order of the columns that `measure` gets.
+        measure: maps float32 ``[n, K]``, which it may overwrite, to ``[n]``.
+
+    Returns:
+        ``[N]``.
+    """
+    step = max(1, CHUNK_ELEMENTS // weight.shape[1])
+    results = []
     for begin in range(0, len(weight), step):
-        part = slice(begin, begin + step)
-        rows = weight[part]
+        chunk = slice(begin, begin + step)
+        rows = weight[chunk]
         if candidate is not None:
-            grid = candidate.scales[part], candidate.zero_points[part]
-            rows = rows - dequantize(candidate.integers[part], *grid)
-        found.append(measure(rows[:, order]))
-    return torch.cat(found)
+            grid = candidate.scales[chunk], candidate.zero_points[chunk]
+            rows = rows - dequantize(candidate.integers[chunk], *grid)
+        results.append(measure(rows[:, order]))
+    return torch.cat(results)

@@ -1,7 +1,7 @@
-"""How far a layer's outputs move when its weight does, judged by its Hessian.
+"""Output error of a layer, from the difference of its weights and the Hessian of its inputs.
 
-With ``H = X' X`` over the calibration inputs, the squared outputs of a row e are ``e H e'``; summed
-over the rows of a difference of weights this is the squared error of the outputs.
+With ``H = X' X`` over the calibration inputs, the squared outputs of a row e are ``e H e'``. Summed
+over the rows of a difference of weights, this is the squared error of the outputs.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def row_energy(rows: Tensor, hessian: Tensor) -> Tensor:
-    """Each row's quadratic form under the Hessian.
+    """Compute each row's quadratic form under the Hessian.
 
     Args:
         rows: float32 ``[N, K]``.
-        hessian: ``[K, K]``, symmetric, not negative.
+        hessian: ``[K, K]``, symmetric, positive semidefinite.
 
     Returns:
         float32 ``[N]``, not negative.
@@ -26,12 +26,15 @@ def row_energy(rows: Tensor, hessian: Tensor) -> Tensor:
 def relative_error(
     weights: Sequence[Tensor], candidates: Sequence[Tensor], hessian: Tensor
 ) -> float:
-    """Squared output error of layers that share an input, relative to their squared outputs.
+    """Compute the squared output error of layers that share an input, over their squared outputs.
 
     Args:
         weights: ``[N, K]`` each, any float dtype.
-        candidates: what would take their place, same shapes.
+        candidates: replacements of the weights, same shapes.
         hessian: ``[K, K]``.
+
+    Returns:
+        0 without an error; 1 if the candidates are zero.
     """
     error = energy = torch.zeros((), device=hessian.device)
     for weight, candidate in zip(weights, candidates, strict=True):

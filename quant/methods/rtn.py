@@ -1,4 +1,4 @@
-"""Round to nearest: the method without calibration, and the yardstick of all others."""
+"""Round to nearest (RTN): no calibration; the baseline and the fallback of the other methods."""
 
 from torch import Tensor
 
@@ -19,9 +19,9 @@ def rtn(
     Args:
         weight: ``[out_features, in_features]``, any float dtype.
         scheme: the grid.
-        hessian: ``[in_features, in_features]``; with it scales are searched, which clips the
-            largest weights of a group where that pays (`scale_search.py`).
-        signed: whether symmetric scales may be negative; None: where `may_be_signed`.
+        hessian: ``[in_features, in_features]``. If given, scales are searched: the largest weights
+            of a group are clipped where that lowers the output error (`scale_search.py`).
+        signed: whether symmetric scales may be negative; None decides by `may_be_signed`.
 
     Raises:
         ValueError: the weight is not finite or its width does not divide into groups.
@@ -36,9 +36,9 @@ def rtn(
 
 
 def may_be_signed(scheme: QuantScheme) -> bool:
-    """Whether scales of either sign are worth it and safe: weights alone, below 8 bits.
+    """Whether negative scales are useful and safe: weight-only schemes below 8 bits.
 
-    With 8 bits one level more at an end is nothing, and kernels for int8 activations requantize
-    group scales against their maximum, not their largest magnitude.
+    At 8 bits one more level on one side is negligible. Kernels for int8 activations requantize the
+    scales of a row's groups relative to their maximum, not to their largest magnitude.
     """
     return scheme.symmetric and scheme.bits < 8 and scheme.activations == "none"

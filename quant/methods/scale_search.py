@@ -1,14 +1,16 @@
-"""Shrink a group's scale where its largest weight is not worth the coarse steps of all others.
+"""Search scales: shrink a group's scale where clipping its largest weight costs less than it gains.
 
-A scale that reaches the largest weight of a group is coarse for the rest. Each group tries a few
-smaller ones and keeps the best; what "best" means depends on what comes afterwards.
+A scale that reaches the largest weight of a group is coarse for all others. Each group tries
+several smaller scales and keeps the best. The measure of "best" depends on the next step:
 
-- Plain rounding makes up for nothing, so there the error in the outputs counts, by the group's own
-  block of the Hessian: the clipping of AWQ (Lin et al., arXiv 2306.00978, section 5.1).
-- A solver makes up for errors by moving weights that come later, and they need the room that
-  clipping takes away. Before it scales shrink by a fifth at most, and the rounding error counts to
-  a power above two, which protects large weights. Weighting by the Hessian's diagonal and deeper
-  clipping give less error in each layer, and a model that is further from the original.
+- Before plain rounding, which compensates nothing, it is the output error under the group's own
+  block of the Hessian. This is the weight clipping of AWQ (Lin et al., arXiv 2306.00978,
+  section 5.1).
+- Before a solver it is the rounding error of the weights alone, to a power above two. A solver
+  compensates errors by moving later weights, and they need the range that clipping removes: scales
+  shrink by a fifth at most, and the power protects large weights. Weighting by the diagonal of the
+  Hessian, or deeper clipping, lowers the error of each layer and yet moves the whole model further
+  from the original.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,30 +21,33 @@ from torch import Tensor
 from ..recipe.scheme import QuantScheme
 from .affine import round_scales
 
-# The first is the scale as it is, which also wins every tie: groups of zeros keep it, and before
-# rounding those that calibration never excited.
 CLIPPING_RATIOS = tuple(1.0 - 0.025 * step for step in range(17))
+"""Ratios before plain rounding, 1.0 to 0.6.
+
+The first ratio leaves the scale as it is and wins every tie: a group of zeros keeps its scale, and
+so does one whose inputs are zero."""
 SOLVER_RATIOS = tuple(1.0 - 0.0125 * step for step in range(17))
+"""Ratios before a solver, 1.0 to 0.8; ties as above."""
 
 EXPONENT = 2.4
-"""Of the rounding error before a solver; the same as GPTQ's reference code takes."""
+"""Power of the rounding error before a solver, as in GPTQ's reference code (`quant.py`, norm)."""
 
 Loss = Callable[[Tensor], Tensor]
-"""Error ``[N, G, W]``, which it may overwrite, to losses ``[N, G]``."""
+"""Maps errors ``[N, G, W]``, which it may overwrite, to losses ``[N, G]``."""
 
-
-VALUES_AT_ONCE = 2**18  # weights whose candidates stay in the second cache
+CHUNK_ELEMENTS = 2**18
+"""Weights per chunk; the temporaries of a candidate, 1 MiB in float32, stay in the L2 cache."""
 
 
 def search_scales(
     weight: Tensor, scales: Tensor, zero_points: Tensor, scheme: QuantScheme
 ) -> Tensor:
-    """The best of `SOLVER_RATIOS` times each scale, for weights that a solver then moves.
+    """Choose the best of `SOLVER_RATIOS` for each scale of a weight that a solver will move.
 
     Args:
         weight: float32 ``[N, K]``.
         scales: float32 ``[N, G]``, from the groups' ranges.
-        zero_points: uint8 ``[N, G]``, kept.
+        zero_points: uint8 ``[N, G]``; they stay.
         scheme: the grid.
 
     Returns:
@@ -50,15 +55,17 @@ def search_scales(
     """
 
     def loss(error: Tensor) -> Tensor:
-        # A power by way of logarithms takes two thirds of the time of `pow`.
+        # exp2(2.4 * log2(x)) takes two thirds of the time of pow(x, 2.4).
         return error.abs_().log2_().mul_(EXPONENT).exp2_().sum(dim=-1)
 
-    rows = max(1, VALUES_AT_ONCE // weight.shape[1])
-    parts = [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
+    rows = max(1, CHUNK_ELEMENTS // weight.shape[1])
+    chunks = [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
     return torch.cat(
         [
-            _best(weight[part], scales[part], zero_points[part], scheme, SOLVER_RATIOS, loss)
-            for part in parts
+            _best_scales(
+                weight[chunk], scales[chunk], zero_points[chunk], scheme, SOLVER_RATIOS, loss
+            )
+            for chunk in chunks
         ]
     )
 
@@ -66,12 +73,12 @@ def search_scales(
 def clip_scales(
     weight: Tensor, scales: Tensor, zero_points: Tensor, hessian: Tensor, scheme: QuantScheme
 ) -> Tensor:
-    """The best of `CLIPPING_RATIOS` times each scale, for weights that are rounded.
+    """Choose the best of `CLIPPING_RATIOS` for each scale of a weight that is rounded.
 
     Args:
         weight: float32 ``[N, K]``.
         scales: float32 ``[N, G]``, from the groups' ranges, of either sign.
-        zero_points: uint8 ``[N, G]``, kept.
+        zero_points: uint8 ``[N, G]``; they stay.
         hessian: ``[K, K]``, ``X' X`` of the layer's inputs up to a positive factor.
         scheme: the grid.
 
@@ -81,20 +88,21 @@ def clip_scales(
     blocks = group_blocks(hessian.float(), scales.shape[1])
 
     def loss(error: Tensor) -> Tensor:
+        # e H_g e' of each row and group: the error of the outputs, but for terms between groups.
         rows = error.transpose(0, 1)
         return ((rows @ blocks) * rows).sum(dim=-1).t()
 
-    return _best(weight, scales, zero_points, scheme, CLIPPING_RATIOS, loss)
+    return _best_scales(weight, scales, zero_points, scheme, CLIPPING_RATIOS, loss)
 
 
 def group_blocks(hessian: Tensor, groups: int) -> Tensor:
-    """``[G, W, W]``: the blocks on the diagonal of a Hessian ``[K, K]``, one for each group."""
+    """Extract the diagonal blocks ``[G, W, W]`` of a Hessian ``[K, K]``, one for each group."""
     width = hessian.shape[0] // groups
     blocks = hessian.reshape(groups, width, groups, width)
     return torch.stack([blocks[group, :, group] for group in range(groups)])
 
 
-def _best(
+def _best_scales(
     weight: Tensor,
     scales: Tensor,
     zero_points: Tensor,
@@ -102,17 +110,18 @@ def _best(
     ratios: Sequence[float],
     loss: Loss,
 ) -> Tensor:
-    """Each group's scale times the ratio of least loss, the first of equals."""
+    """Multiply each group's scale by the ratio with the smallest loss, the first one on ties."""
     least = torch.full_like(scales, torch.inf)
-    chosen = scales
+    best = scales
     grouped, zeros = weight.reshape(*scales.shape, -1), zero_points.float()[..., None]
     low, high = -zeros, scheme.max_level - zeros
     for ratio in ratios:
+        # Losses are those of the scale that will be stored, not of the unrounded one.
         candidate = scales if ratio == 1.0 else round_scales(scales * ratio)
         step = candidate[..., None]
         levels = (grouped / step).round_()
         torch.clamp(levels, low, high, out=levels)
-        found = loss(levels.mul_(step).sub_(grouped))
-        chosen = torch.where(found < least, candidate, chosen)
-        least = torch.minimum(found, least)
-    return chosen
+        losses = loss(levels.mul_(step).sub_(grouped))
+        best = torch.where(losses < least, candidate, best)
+        least = torch.minimum(losses, least)
+    return best

@@ -1,4 +1,4 @@
-"""What quantizing will hold in memory, counted from shapes before anything runs."""
+"""Estimate the peak memory of a quantization from shapes, before anything runs."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -6,53 +6,53 @@ from dataclasses import asdict, dataclass
 from ...calib.observers import BATCH_TOKENS
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec
-from ..methods.gptq import PANEL, VALUES_AT_ONCE
+from ..methods.gptq import CHUNK_ELEMENTS, PANEL
 from ..recipe.recipe import Recipe
 from ..recipe.steps import Step
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What quantizing will hold at its peak, in bytes, beside Python and its libraries."""
+    """Parts of the peak memory, in bytes, without Python and its libraries."""
 
     block: int
-    """Weights of the largest thing that is read at once: a block, or the embedding."""
+    """Weights of the largest module that is loaded at once: a block, or the embedding."""
     solve: int
-    """The largest layer's Hessians, factor and working copies; with gptaq, the float copy of the
-    largest block too."""
+    """Hessians, factor and working copies of the largest layer; with gptaq also the float copy of
+    the largest block."""
     patches_per_token: int
-    """Patches, for each calibration token of a picture."""
+    """Image patches, per calibration token of an image."""
     states_per_token: int
-    """Activations in front of a block, for each calibration token of a picture. They lie in files,
-    and as far as they may, in memory too."""
+    """Input activations of a block, per calibration token of an image. All are in files; a part is
+    cached in memory."""
     inner_per_token: int = 0
-    """Activations in front of a decoder block's last layer, which wait while it is solved."""
+    """Input activations of a decoder block's last layer, per calibration token."""
     whole: int = 0
-    """All weights in float, while gradient token weights are found; 0 if none are asked for."""
+    """All float weights, while gradient token weights are computed; 0 without them."""
     gradient_per_token: int = 0
-    """Activations of the whole decoder, for each token of the longest sample, at that time."""
+    """Activations of the whole decoder for a backward pass, per token of the longest sample."""
 
     def peak(self, tokens: int, longest: int, budget: int) -> int:
-        """Most that is held at once.
+        """Estimate the peak memory in bytes.
 
         Args:
-            tokens: of all calibration samples.
-            longest: of the longest one.
-            budget: bytes of activations that may be in memory.
+            tokens: number of tokens of all calibration samples.
+            longest: number of tokens of the longest sample.
+            budget: bytes of activations that may be cached in memory.
         """
         states = self.states_per_token * (tokens + longest) + self.inner_per_token * tokens
-        kept = min(states, budget)
-        streamed = self.block + self.solve + kept
+        cached = min(states, budget)
+        streamed = self.block + self.solve + cached
         return self.patches_per_token * tokens + max(
             streamed, self.whole + self.gradient_per_token * longest
         )
 
     def scratch(self, tokens: int) -> int:
-        """Bytes of files that activations need: in front of a block, within it and behind it."""
+        """Estimate the bytes of activation files: inputs and outputs of a block, and within it."""
         return (2 * self.states_per_token + self.inner_per_token) * tokens
 
     def to_dict(self) -> dict[str, int]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         return asdict(self)
 
 
@@ -63,20 +63,20 @@ def count_memory(
     itemsize: int,
     recipe: Recipe,
 ) -> MemoryEstimate:
-    """Count what quantizing holds at its peak.
+    """Count the parts of the peak memory.
 
     Args:
-        config: the model as it will be, padded.
-        layers: every linear layer with the step that quantizes it; None = kept.
+        config: of the padded model.
+        layers: every linear layer with the step that quantizes it; None = not quantized.
         weights: bytes of the model in float.
         itemsize: bytes of a float of the model.
-        recipe: what is to be done.
+        recipe: the recipe.
     """
     solve, asymmetric = 0, False
     blocks = dict[tuple[str, int], int]()
     inputs = dict[tuple[str, int], dict[str, int]]()
     for spec, step in layers:
-        if spec.stage != "head" or step is not None:  # a head that is kept is never read
+        if spec.stage != "head" or step is not None:  # a float head is never loaded
             block = spec.stage, spec.block
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
@@ -87,7 +87,7 @@ def count_memory(
     if recipe.needs_calibration and inputs:
         if recipe.calibration.true_sequential:
             solve = max(solve, *(max(taps.values()) for taps in inputs.values()))
-        else:  # a block's inputs are all observed at once, and wait for each other
+        else:  # all inputs of a block are observed in one pass, and one Hessian per input remains
             together = max(sum(taps.values()) for taps in inputs.values())
             solve = max(together, solve + together * 2 // 5)
     if asymmetric:
@@ -97,11 +97,11 @@ def count_memory(
     # A hidden state, one cosine and one sine per rotary pair.
     seen = vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
     read = itemsize * (text.hidden_size + text.head_dim)
-    # The float stream has hidden states of its own.
+    # The float path has its own hidden states.
     if asymmetric:
         seen += vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
         read += itemsize * (text.hidden_size + text.head_dim)
-    patches = 4 * vision.merge_unit * vision.patch_dim  # float32, kept by the prompts throughout
+    patches = 4 * vision.merge_unit * vision.patch_dim  # float32; prompts hold them all the time
     calibrated = recipe.needs_calibration
     return MemoryEstimate(
         max(embedding, *blocks.values()),
@@ -115,11 +115,11 @@ def count_memory(
 
 
 def _observing_bytes(spec: LinearSpec, step: Step) -> int:
-    """What the statistics of one input take while samples run.
+    """Count the bytes of the statistics of one input while samples run.
 
-    One chunk's Hessian is at work and those of three are waiting, folded (`reduction.py`). Moments
-    are not folded. Tokens that are multiplied together lie there three times: as they came, in a
-    row, and transposed.
+    One chunk's Hessian is being summed while three others are pending, each packed to half its size
+    (`reduction.py`); cross moments are not packed. The tokens of a batched product exist three
+    times: as collected, concatenated, and transposed.
     """
     hessians = 4 * spec.in_features**2 * 5 // 2
     tokens = 3 * 2 * BATCH_TOKENS * spec.in_features
@@ -127,16 +127,16 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
 
 
 def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
-    """What one layer takes beside its float weight, as measured."""
+    """Count the bytes of solving one layer, without its float weight; fitted to measurements."""
     if step.asymmetric:
-        # In float32, and the target takes more than the solver: the Hessian and the moment,
-        # three float64 matrices, and the weight and its target in float32 and float64.
+        # The target takes more than the solver. In units of float32: the Hessian and the cross
+        # moment, three float64 matrices, and the weight and its target in float32 and float64.
         return 4 * (8 * spec.in_features**2 + 8 * spec.weights)
     if step.solves:
-        # The Hessian and its factor in float32; the weight, its solving copy and a transposed one
-        # in float32, and three copies of the integers; what is measured or corrected in parts.
+        # The Hessian and its factor in float32; the weight, its working copy and a transposed one
+        # in float32, and three copies of the integers; the chunks of `gptq` and its panel.
         panel = min(PANEL, spec.in_features) * (spec.in_features + spec.out_features)
-        parts = 5 * 4 * min(VALUES_AT_ONCE, spec.weights) + 4 * panel
+        parts = 5 * 4 * min(CHUNK_ELEMENTS, spec.weights) + 4 * panel
         return 8 * spec.in_features**2 + 15 * spec.weights + parts
     if recipe.needs_calibration:
         # The Hessian; the weight, its scaled copy, the candidate and their products with it.
@@ -145,11 +145,11 @@ def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
 
 
 def _gradient_bytes(config: ModelConfig, itemsize: int) -> int:
-    """What a backward pass through the decoder keeps for each token, without gradients of weights.
+    """Count the bytes per token of a backward pass through the decoder, without weight gradients.
 
-    As counted on what autograd saves: inputs of both norms in float32, four tensors of the hidden
-    width and three of the inner one; and the gradient of each block's output. The scores over the
-    vocabulary come on top, for the tokens of the answer only.
+    Counted from the tensors that autograd saves: the inputs of both norms in float32, four tensors
+    of the hidden width and three of the inner width; and the gradient of each block's output. The
+    logits, for the tokens of the answer only, are not included.
     """
     text = config.text
     block = text.hidden_size * (8 + 5 * itemsize) + 3 * itemsize * text.intermediate_size

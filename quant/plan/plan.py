@@ -18,10 +18,10 @@ from ..checkpoint.formats import AUTO, find_format
 from ..checkpoint.formats.format import Contents, Format
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
-from ..methods.channel_groups import PlannedTransform, plan_transforms
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import QuantScheme
 from ..recipe.steps import Step
+from .channel_groups import PlannedTransform, plan_transforms
 from .memory_estimate import MemoryEstimate, count_memory
 from .target_matching import check_groups, claim_layers
 

@@ -1,8 +1,8 @@
-"""How long a plan will take on this machine, from a probe of it that lasts under a second.
+"""Estimate the run time of a plan on this machine, from a probe that takes under a second.
 
-Counted are linear layers, Hessians, the solver and what transforms search. Attention, norms and the
-preparation of pictures come on top, so the estimate is low, the more so the smaller the model; and
-the rates are those of the moment, so another program on the machine shows. It tells minutes from
+Linear layers, Hessians, the solver and the searches of transforms are counted. Attention, norms and
+image preprocessing are not, so the estimate is low, the more so the smaller the model. The rates
+are those of the moment, including the load by other programs. The estimate tells minutes from
 hours, not more.
 """
 
@@ -25,20 +25,20 @@ from .plan import Plan, PlanRow
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds that elementary work takes here."""
+    """Rates of this machine, in seconds."""
 
     mac: float
-    """One multiply-add of a linear layer in the model's data type."""
+    """One multiply-add of a linear layer in the model's dtype."""
     mac32: float
     """One multiply-add in float32."""
     hessian: float
     """One multiply-add of a Hessian."""
     column: float
-    """The solver's overhead for one column."""
+    """Overhead of the solver per column."""
     solve_mac: float
     """One multiply-add of the solver."""
     search: float
-    """Searching the scale, for one weight."""
+    """Scale search per weight."""
 
 
 def probe(device: torch.device, dtype: torch.dtype) -> Probe:
@@ -49,7 +49,8 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
         _solver(device, *case) for case in ((128, False), (512, False), (512, True))
     )
     few, many = _work(128, 128), _work(512, 512)
-    # Two layers, two unknowns: seconds = column * width + solve_mac * work.
+    # Two layers, two unknowns: seconds = column * width + solve_mac * work. The difference of two
+    # short measurements may come out too small or negative, so it is bounded by a plain product.
     ratio = 512 / 128
     solve_mac = max(_correction(device), (wide - ratio * narrow) / (many - ratio * few))
     column = max(0.0, (narrow - solve_mac * few) / 128)
@@ -59,13 +60,13 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
 def estimate_time(
     plan: Plan, rates: Probe, *, true_sequential: bool = True, gradient: bool = False
 ) -> tuple[float, float]:
-    """Seconds to solve all layers, and seconds for each calibration token of a picture.
+    """Estimate the seconds to solve all layers, and the seconds per calibration token of an image.
 
     Args:
-        plan: what will be done.
+        plan: the plan.
         rates: from `probe`.
         true_sequential: of the recipe's calibration.
-        gradient: whether token weights are found by gradient.
+        gradient: whether token weights are computed from gradients.
     """
     captured = plan.quantized if plan.calibrated else ()
     rows = plan.rows[: plan.rows.index(captured[-1]) + 1] if captured else ()
@@ -76,12 +77,13 @@ def estimate_time(
     groups = groupby(rows, key=lambda row: (row.spec.stage, row.spec.block))
     blocks = [(stage, list(group)) for (stage, _), group in groups]
     paired = (i for i, (_, block) in enumerate(blocks) if any(map(_is_asymmetric, block)))
+    # From the first quantized block to the last one of gptaq, samples also pass in float.
     last_paired, parted = max(paired, default=-1), False
     for index, (stage, block) in enumerate(blocks):
         done, taps = 0, dict[str, tuple[int, int]]()
         for row in block:
             if row.step is not None and row.spec.tap not in taps:
-                taps[row.spec.tap] = row.spec.in_features, done  # a pass to watch it ends here
+                taps[row.spec.tap] = row.spec.in_features, done  # its observing pass stops here
             done += row.spec.weights
         runs = [run for _, run in taps.values()] or [0]
         watching = sum(runs) if true_sequential else max(runs)
@@ -97,7 +99,8 @@ def estimate_time(
         behind = done
         is_last = index == len(blocks) - 1
         if true_sequential and stage == "decoder" and not parted and not is_last and taps:
-            # Samples are checkpointed at each tap and resume there (`BlockRunner.checkpoint_at_tap`).
+            # Samples resume at each tap instead of starting over, see
+            # `BlockRunner.checkpoint_at_tap`.
             watching, behind = max(runs), done - max(runs)
         seconds = (watching + behind + passes) * rates.mac
         seconds += squares * rates.hessian + more * rates.mac32
@@ -109,7 +112,7 @@ def estimate_time(
 def _preparing(
     plan: Plan, block: Sequence[PlanRow], taps: Mapping[str, tuple[int, int]], done: int
 ) -> tuple[float, float]:
-    """Multiply-adds per token of a block's transforms: of its layers, and of Hessians."""
+    """Count multiply-adds per token of a block's transforms: in its layers, and in Hessians."""
     passes, squares = 0.0, 0.0
     rows = {row.name: row for row in block}
     seen = set[SmoothQuantStep]()
@@ -125,14 +128,14 @@ def _preparing(
         if step not in seen:
             seen.add(step)
             passes += max(run for _, run in taps.values())
-            trials += 2 + len(ALPHAS)  # the original, without smoothing, one alpha for all
+            trials += 2 + len(ALPHAS)  # float output, no smoothing, one alpha for all groups
         if step.alpha == SEARCH:
             passes += trials * done * SEARCH_SHARE
     return passes, squares
 
 
 def _searching(plan: Plan, rates: Probe) -> float:
-    """Seconds in which awq tries its candidates on the layers that read a binding."""
+    """Estimate the seconds that awq spends on its candidates."""
     specs = {row.name: row.spec for row in plan.quantized}
     macs = 0.0
     for planned in plan.transforms:
@@ -152,12 +155,13 @@ def _is_asymmetric(row: PlanRow) -> bool:
 
 
 def _backward(plan: Plan) -> float:
-    """Multiply-adds per token of gradients: forward through all, backward through the decoder."""
+    """Count multiply-adds per token of a forward pass, and of a backward pass of the decoder."""
     passes = {"vision": plan.config.vision.merge_unit, "merger": 1, "decoder": 2, "head": 0}
     return float(sum(passes[row.spec.stage] * row.spec.weights for row in plan.rows))
 
 
 def _solving(row: PlanRow, rates: Probe) -> float:
+    """Estimate the seconds that a layer's solver takes."""
     columns, rows = row.spec.in_features, row.spec.out_features
     search = rates.search * row.spec.weights if row.step and row.step.scale_search else 0.0
     work = _work(columns, rows)
@@ -167,7 +171,7 @@ def _solving(row: PlanRow, rates: Probe) -> float:
 
 
 def _work(columns: int, rows: int) -> float:
-    """Multiply-adds: factor; corrections and two triangular products."""
+    """Count the solver's multiply-adds: factor, corrections and two triangular products."""
     return columns**3 / 6 + 1.5 * columns**2 * rows
 
 
@@ -177,7 +181,7 @@ def _product(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _hessian(device: torch.device, dtype: torch.dtype) -> float | None:
-    """None where it is a product like any other in float32."""
+    """Time a bf16 syrk per multiply-add; None if Hessians are plain float32 products here."""
     gram = gram_on(device) if dtype == torch.bfloat16 else None
     if gram is None:
         return None
@@ -186,7 +190,7 @@ def _hessian(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def _correction(device: torch.device) -> float:
-    """A product as the solver makes most of."""
+    """Time a product like the solver's corrections, per multiply-add."""
     x = torch.ones(1024, 1024, device=device)
     return _seconds(lambda: transposed_product(x, x), device) / 1024**3
 
@@ -200,7 +204,7 @@ def _solver(device: torch.device, width: int, scale_search: bool) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Best of three runs after a first one."""
+    """Time a function: best of three runs after a warm-up."""
     times = []
     for _ in range(4):
         start = time.perf_counter()

@@ -1,7 +1,8 @@
-"""Which bindings of a model a recipe's transforms scale, and which they leave alone, and why.
+"""Plan transforms: which channel groups SmoothQuant and AWQ scale, and why they skip the others.
 
-A transform targets layers whose inputs are to be scaled. That is possible where the family table
-binds these layers to a source (a norm, or another layer); all readers of a source go together.
+A transform targets layers whose inputs are to be scaled. This is possible if the family table lists
+a channel group with these layers as readers of a source (a norm, or another layer). All readers of
+a source are scaled together.
 """
 
 from collections.abc import Collection
@@ -10,35 +11,35 @@ from typing import Any
 
 from ...model.config import ModelConfig
 from ...model.families import family_of
-from ..plan.target_matching import match_names
+from ..methods.channel_scaling import ChannelGroup, readers_of, source_of
 from ..recipe.recipe import Recipe
 from ..recipe.steps import Transform
-from .channel_scaling import Binding, readers_of, source_of
+from .target_matching import match_names
 
 
 @dataclass(frozen=True)
 class PlannedTransform:
-    """The fate of one binding under one transform."""
+    """One transform of one channel group."""
 
     transform: Transform
     block: str
     """Module path of the block."""
-    binding: Binding
+    channel_group: ChannelGroup
     reason: str
-    """Why it is left alone; empty if it is not."""
+    """Why the group is skipped; empty if it is scaled."""
 
     @property
     def source(self) -> str:
         """Name of the module whose output is scaled."""
-        return f"{self.block}.{source_of(self.binding)}"
+        return f"{self.block}.{source_of(self.channel_group)}"
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Names of the layers that read it."""
-        return tuple(f"{self.block}.{reader}" for reader in readers_of(self.binding))
+        """Names of the layers that read the source."""
+        return tuple(f"{self.block}.{reader}" for reader in readers_of(self.channel_group))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         return {
             "method": self.transform.method,
             "source": self.source,
@@ -50,43 +51,43 @@ class PlannedTransform:
 def plan_transforms(
     config: ModelConfig, recipe: Recipe, quantized: Collection[str]
 ) -> tuple[PlannedTransform, ...]:
-    """Find the bindings that each transform targets, in the order of the recipe.
+    """List the channel groups that each transform targets, in the order of the recipe.
 
     Args:
-        config: the model.
-        recipe: with its transforms.
+        config: of the model.
+        recipe: the recipe.
         quantized: names of the layers that the recipe quantizes.
 
     Raises:
         ValueError: a pattern matches no layer whose input can be scaled, or the recipe quantizes
             none of the layers that a transform targets.
     """
-    bindings: list[tuple[str, Binding]] = [
-        (block, binding)
+    groups: list[tuple[str, ChannelGroup]] = [
+        (block, group)
         for stage in family_of(config).stages
         for block in stage.blocks(config)
-        for binding in stage.bindings
+        for group in stage.bindings
     ]
-    names = [f"{block}.{reader}" for block, binding in bindings for reader in readers_of(binding)]
+    names = [f"{block}.{reader}" for block, group in groups for reader in readers_of(group)]
     kind = "layer whose input can be scaled"
     planned: list[PlannedTransform] = []
     for transform in recipe.transforms:
         targeted = match_names(transform.targets, names, f"{transform.method} target", kind)
         ignored = match_names(transform.ignore, names, f"{transform.method} ignore pattern", kind)
-        found = []
-        for block, binding in bindings:
-            row = PlannedTransform(transform, block, binding, "")
+        rows = []
+        for block, group in groups:
+            row = PlannedTransform(transform, block, group, "")
             linears = set(row.linears)
             if not linears & targeted.keys() or linears & ignored.keys():
                 continue
             if not linears & set(quantized):
-                row = PlannedTransform(transform, block, binding, "no step quantizes its readers")
-            found.append(row)
-        if all(row.reason for row in found):
+                row = PlannedTransform(transform, block, group, "no step quantizes its readers")
+            rows.append(row)
+        if all(row.reason for row in rows):
             raise ValueError(
                 f"recipe {recipe.name}: {transform.method} has nothing to do: of the layers that "
-                f"{', '.join(map(repr, transform.targets))} name, no step quantizes one that reads "
-                "a scaled input; give it other targets, or quantize these layers"
+                f"{', '.join(map(repr, transform.targets))} match, no step quantizes one that "
+                "reads a scaled input; give it other targets, or quantize these layers"
             )
-        planned += found
+        planned += rows
     return tuple(planned)

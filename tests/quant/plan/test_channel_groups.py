@@ -5,7 +5,7 @@ from calib_models import raw_config
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
-from vlpress.quant.methods.channel_groups import PlannedTransform, plan_transforms
+from vlpress.quant.plan.channel_groups import PlannedTransform, plan_transforms
 from vlpress.quant.plan.target_matching import claim_layers
 from vlpress.quant.recipe.recipe import Recipe
 
