@@ -1,7 +1,7 @@
-"""The seams of block-wise work: where blocks come from, and where activations wait.
+"""Block loading and activation storage for blockwise execution.
 
-Both are in memory here. `disk_store.py` keeps activations in files; blocks that come from a
-checkpoint are the business of whoever knows how they are written.
+The implementations here keep everything in memory. `disk_activation_store` stores activations in
+files, and `quant` provides the block source that reads blocks from a checkpoint.
 """
 
 from collections.abc import Iterator
@@ -14,48 +14,48 @@ from torch import Tensor, nn
 from ..model.qwen_vl import QwenVL
 
 State = dict[str, Tensor]
-"""What flows between two blocks for one sample: hidden states and all that travels with them."""
+"""Input of a block for one sample: hidden states, rotary tables, segment bounds and masks."""
 
 
 class BlockSource(Protocol):
-    """Gives modules with their weights, one block at a time."""
+    """Provides modules with their weights, one block at a time."""
 
     @property
     def device(self) -> torch.device:
-        """Where the modules are when they run."""
+        """Device on which the modules run."""
         ...
 
     def load(self, path: str) -> nn.Module:
-        """The module at `path` (such as ``model.layers.3``), ready to run."""
+        """Return the module at `path` (such as `model.layers.3`), ready to run."""
         ...
 
     def release(self, path: str) -> None:
-        """The module will not run again; its memory may go."""
+        """Allow the memory of a module to be freed; it will not run again."""
         ...
 
 
 class ActivationStore(Protocol):
-    """Keeps the input of a block for every sample."""
+    """Stores the input state of a block for every sample."""
 
     def put(self, block: str, sample: int, state: State) -> None:
-        """Store one sample's state in front of a block."""
+        """Store one sample's input of a block."""
         ...
 
     def get(self, block: str, sample: int) -> State:
-        """The state that was put; the caller must not change it."""
+        """Return a stored state; the caller must not change it."""
         ...
 
     def drop(self, block: str, sample: int) -> None:
-        """Forget one state; one that is stored for good may be there again after a restart."""
+        """Remove one state. A persistent store may still hold it after a restart."""
         ...
 
     def seal(self, block: str) -> None:
-        """All states in front of a block have been put: store them for good, if this store does."""
+        """Make the states of a block persistent, if the store can; all of them have been put."""
         ...
 
 
 class ModelBlocks:
-    """A block source over a model that lies in memory as a whole."""
+    """A block source over a model that is entirely in memory."""
 
     def __init__(self, model: QwenVL) -> None:
         self._model = model
@@ -92,15 +92,15 @@ class MemoryActivationStore:
         del self._states[block, sample]
 
     def seal(self, block: str) -> None:
-        """See `ActivationStore.seal`; nothing outlasts the process."""
+        """See `ActivationStore.seal`; this store is not persistent."""
 
     def __len__(self) -> int:
         return len(self._states)
 
 
 @contextmanager
-def loaded(blocks: BlockSource, path: str) -> Iterator[nn.Module]:
-    """Hold a module for the length of a `with` block."""
+def hold_block(blocks: BlockSource, path: str) -> Iterator[nn.Module]:
+    """Load a module for the length of a `with` block."""
     module = blocks.load(path)
     try:
         yield module

@@ -1,11 +1,11 @@
-"""Samples on their way through a model, one block at a time.
+"""Blockwise forward pass over the calibration samples.
 
-What a block needs beside the hidden states (rotary tables, segment bounds, masks) travels in each
-sample's state, so pictures of unequal size never meet each other's tables.
+The state of a sample holds its hidden states and everything else a block needs (rotary tables,
+segment bounds, masks), so samples with images of different sizes need no padding.
 
-Where layers are calibrated against the float model, every sample travels twice: a second state is
-what it would be if nothing had been quantized. It comes into being where the two part, at the first
-block that is quantized, and passes through a copy of each such block that stays in float.
+Some layers are calibrated against the float model (GPTAQ). Samples then have a second state, the
+float state, which is what the first one would be without quantization. Both are the same up to the
+first quantized block. From there on, float states run through a float copy of each quantized block.
 """
 
 import copy
@@ -20,28 +20,40 @@ from ..model.families import family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from ..model.text import DecoderLayer
-from .activation_store import ActivationStore, BlockSource, State, loaded
+from .activation_store import ActivationStore, BlockSource, State, hold_block
 from .capture import watch_inputs
 from .observers import Observer
-from .reduction import chunks, owner
+from .reduction import shard_rank, shard_samples
 
 FEATURES = "features"
-"""Where what the merger made of each sample's pictures waits for the decoder."""
+"""Store key of the projected image features, consumed by the first decoder block."""
 
 CHECKPOINT_TAPS = ("o", "gate_up", "down")
-"""Inputs of decoder layers in front of which samples can wait."""
+"""Taps inside a decoder block at which a sample's state can be checkpointed."""
 
 TokenWeightFn = Callable[[str, Prompt], Tensor | None]
-"""Called with a block's path and a sample: how much each token counts in sums, float ``[T]``, not
-negative; None = all alike."""
+"""Called with the module path of a block and a sample; returns the weight of each token in sums,
+float `[T]`, not negative, or None if all are equal."""
 
 
-class _StopForward(Exception):  # noqa: N818, RUF100  # control flow: the rest of the block need not run
-    pass
+class _StopForward(Exception):  # noqa: N818, RUF100  # control flow
+    """Raised by a hook to skip the layers after the last observed one."""
 
 
 class BlockRunner:
-    """The state of all samples in front of the block that the walk has reached."""
+    """Runs all samples through the model, one block at a time.
+
+    Between two blocks the states of all samples are in the store. Blocks are named by their module
+    paths.
+
+    Args:
+        model: its blocks are loaded and released by `blocks`.
+        prompts: calibration samples.
+        blocks: provides modules with their weights.
+        store: holds the input states of the next block.
+        token_weights: weights of tokens in sums; default all equal.
+        comm: ranks that share the samples.
+    """
 
     def __init__(
         self,
@@ -61,222 +73,242 @@ class BlockRunner:
         self.decoder = family.stage("decoder").blocks(config)
         self.head = family.stage("head").blocks(config)
         self._entry = {stage.name: stage.entry for stage in family.stages if stage.entry}
-        self._weigh = token_weights
-        self.seeing = [i for i, prompt in enumerate(prompts) if prompt.visuals]
-        self.parted: set[int] = set()
-        """Samples whose float state differs from the quantized one and is kept beside it."""
-        self._copy: nn.Module | None = None
-        self._paused: dict[int, str] = {}
-        """Where samples wait that are in the midst of the block, see `pause`."""
+        self._token_weights = token_weights
+        self.samples_with_images = [i for i, prompt in enumerate(prompts) if prompt.visuals]
+        self.diverged: set[int] = set()
+        """Samples with a float state that differs from the quantized one."""
+        self._float_block: nn.Module | None = None
+        self._checkpoints: dict[int, str] = {}
+        """Store key of samples checkpointed inside the block, see `checkpoint_at_tap`."""
 
-    def steps(self) -> list[str]:
-        """Module paths of all blocks in the order of computation."""
+    def all_blocks(self) -> list[str]:
+        """Return the module paths of all blocks in the order of computation."""
         return [*self.vision, *self.merger, *self.decoder, *self.head]
 
-    def samples(self, step: str) -> Sequence[int]:
-        """Prompts that pass through a block."""
-        in_vision = step in self.vision or step in self.merger
-        return self.seeing if in_vision else range(len(self.prompts))
+    def samples(self, block: str) -> Sequence[int]:
+        """Return the numbers of the samples that pass through a block."""
+        in_vision = block in self.vision or block in self.merger
+        return self.samples_with_images if in_vision else range(len(self.prompts))
 
-    def parts(self, step: str) -> list[list[int]]:
-        """The same by chunks, see `reduction.py`."""
-        samples = self.samples(step)
-        return [[i for i in chunk if i in samples] for chunk in chunks(len(self.prompts))]
+    def shards(self, block: str) -> list[list[int]]:
+        """Return the samples of a block by shard, see `reduction`."""
+        samples = self.samples(block)
+        return [[i for i in shard if i in samples] for shard in shard_samples(len(self.prompts))]
 
-    def mine(self, step: str) -> list[int]:
-        """Those of them that this process runs."""
-        mine = (
-            part
-            for number, part in enumerate(self.parts(step))
-            if owner(number, self.comm) == self.comm.index
-        )
-        return [sample for part in mine for sample in part]
+    def local_samples(self, block: str) -> list[int]:
+        """Return the samples of a block that this rank runs."""
+        return [
+            sample
+            for number, shard in enumerate(self.shards(block))
+            if shard_rank(number, self.comm) == self.comm.rank
+            for sample in shard
+        ]
 
-    def enter(self, step: str) -> None:
-        """Before the first block of the vision tower or the decoder: make the first states."""
-        if step == self.vision[0]:
-            with loaded(self.blocks, self._entry["vision"]):
-                for sample in self.mine(step):
-                    self.store.put(step, sample, self._see(self.prompts[sample]))
-        elif step == self.decoder[0]:
-            with loaded(self.blocks, self._entry["decoder"]):
-                for sample in self.mine(step):
+    def enter(self, block: str) -> None:
+        """Create the first states before the first block of the vision tower or the decoder."""
+        if block == self.vision[0]:
+            with hold_block(self.blocks, self._entry["vision"]):
+                for sample in self.local_samples(block):
+                    self.store.put(block, sample, self._prepare_vision(self.prompts[sample]))
+        elif block == self.decoder[0]:
+            with hold_block(self.blocks, self._entry["decoder"]):
+                for sample in self.local_samples(block):
                     state = self._embed(sample)
-                    self.store.put(step, sample, state)
-                    if sample in self.parted:
+                    self.store.put(block, sample, state)
+                    if sample in self.diverged:
                         hidden = self._embed(sample, in_float=True)["hidden"]
-                        self.store.put(_key(step, True), sample, {**state, "hidden": hidden})
-        elif step in self.head:
+                        self.store.put(_key(block, True), sample, {**state, "hidden": hidden})
+        elif block in self.head:
             self.blocks.load(self._entry["head"])
 
-    def waiting(self, step: str) -> list[str]:
-        """Names under which the store holds what is needed before `enter`."""
-        if step == self.vision[0]:
+    def pending_keys(self, block: str) -> list[str]:
+        """Return the keys of the stored states that `enter` and the block need."""
+        if block == self.vision[0]:
             return []
-        name = FEATURES if step == self.decoder[0] else step
-        return [_key(name, in_float) for in_float in (False, True)]
+        key = FEATURES if block == self.decoder[0] else block
+        return [_key(key, in_float) for in_float in (False, True)]
 
-    def split(self, step: str) -> None:
-        """Copy a block whose layers are about to be quantized; the float states will use the copy.
+    def snapshot_float(self, block: str) -> None:
+        """Copy a block before its layers are quantized, for the float states.
 
-        The copy lives until the walk has passed the block.
+        The copy is dropped by `advance`.
         """
-        self._copy = copy.deepcopy(self.model.get_submodule(step))
+        self._float_block = copy.deepcopy(self.model.get_submodule(block))
 
-    def advance(self, step: str, following: str | None, *, with_float: bool = False) -> list[float]:
-        """Run all samples through a finished block; their states wait before the next one.
+    def advance(
+        self, block: str, following: str | None, *, with_float: bool = False
+    ) -> list[float]:
+        """Run all samples through a finished block and store the input states of the next one.
 
         Args:
-            step: the block.
-            following: the next one; None = no block follows, nothing runs.
-            with_float: whether the float states are still needed behind the block.
+            block: the finished block.
+            following: the next block; with None, nothing runs.
+            with_float: whether float states are needed after the block.
 
         Returns:
-            The largest magnitude behind the block, of each sample of this process.
+            The largest magnitude of each output of this rank's samples.
         """
         largest: list[float] = []
-        parting = self.parted if self._copy is None else set(self.samples(step))
-        for sample in self.mine(step):
-            for in_float in (False, True) if with_float and sample in parting else (False,):
+        # A float copy exists if the block was quantized: then the outputs of all samples differ.
+        diverged = self.diverged if self._float_block is None else set(self.samples(block))
+        for sample in self.local_samples(block):
+            for in_float in (False, True) if with_float and sample in diverged else (False,):
                 if following is not None:
-                    name = FEATURES if following == self.decoder[0] else following
-                    state = self._through(step, sample, in_float)
-                    self.store.put(_key(name, in_float), sample, state)
+                    key = FEATURES if following == self.decoder[0] else following
+                    state = self._run_sample(block, sample, in_float)
+                    self.store.put(_key(key, in_float), sample, state)
                     largest.append(float(state["hidden"].abs().amax()))
-            self.store.drop(step, sample)
-            if sample in self.parted:
-                self.store.drop(_key(step, True), sample)
-        for name in self.waiting(following) if following is not None else ():
-            self.store.seal(name)
-        self.parted = set(parting) if with_float else set()
-        self._copy = None
+            self.store.drop(block, sample)
+            if sample in self.diverged:
+                self.store.drop(_key(block, True), sample)
+        for key in self.pending_keys(following) if following is not None else ():
+            self.store.seal(key)
+        self.diverged = set(diverged) if with_float else set()
+        self._float_block = None
         return largest
 
-    def watch(
+    def observe(
         self,
-        step: str,
+        block: str,
         sample: int,
         observers: Mapping[str, Sequence[Observer]],
         *,
         in_float: bool = False,
     ) -> None:
-        """Run one sample through a block as far as the last layer that is watched."""
-        weights = self.token_weights(step, self.prompts[sample])
+        """Run one sample through a block up to the last observed layer.
+
+        Args:
+            block: the block.
+            sample: number of the sample.
+            observers: updated with the inputs of the linear layers, by full layer name.
+            in_float: run the float state through the float copy of the block.
+        """
+        weights = self.token_weights(block, self.prompts[sample])
         remaining = len(observers)
 
-        def watcher(watching: Sequence[Observer]) -> Callable[[Tensor], None]:
-            def see(inputs: Tensor) -> None:
+        def watcher(layer_observers: Sequence[Observer]) -> Callable[[Tensor], None]:
+            def update(inputs: Tensor) -> None:
                 nonlocal remaining
-                for observer in watching:
+                for observer in layer_observers:
                     observer.update(inputs, weights)
                 remaining -= 1
                 if not remaining:
                     raise _StopForward
 
-            return see
+            return update
 
-        with self._standing_in(step, in_float):
+        with self._float_copy(block, in_float):
             watchers = {
-                self.model.get_submodule(name): watcher(watching)
-                for name, watching in observers.items()
+                self.model.get_submodule(name): watcher(layer_observers)
+                for name, layer_observers in observers.items()
             }
             with watch_inputs(watchers):
                 try:
-                    self.run(step, self._state(step, sample, in_float))
+                    self.run(block, self._state(block, sample, in_float))
                 except _StopForward:
                     pass
 
-    def can_checkpoint(self, step: str, tap: str, following: str | None) -> bool:
-        """Whether `pause` may take the place of `watch` for the layers of one input.
+    def can_checkpoint(self, block: str, tap: str, following: str | None) -> bool:
+        """Return whether `checkpoint_at_tap` can replace `observe` for a tap.
 
-        All layers in front of them must be as they will stay.
+        Calibrated in sequence, the layers before a tap are final when the tap is reached, so no
+        sample has to run through them again: with checkpoints a block runs once per sample,
+        without them once per tap and once more at the end. Float states have no checkpoints.
         """
-        is_inner = step in self.decoder and tap in CHECKPOINT_TAPS
-        return is_inner and following is not None and self._copy is None and not self.parted
+        is_inner = block in self.decoder and tap in CHECKPOINT_TAPS
+        has_float = self._float_block is not None or bool(self.diverged)
+        return is_inner and following is not None and not has_float
 
-    def pause(self, step: str, tap: str, sample: int, observer: Observer) -> None:
-        """Show what layers of a decoder block read, and let the sample wait in front of them.
+    def checkpoint_at_tap(self, block: str, tap: str, sample: int, observer: Observer) -> None:
+        """Run the sample up to `tap`, update the observer, and checkpoint its state there.
 
-        It goes on from there with the next `pause`, or with `advance`.
+        The sample continues from there in the next `checkpoint_at_tap`, or in `advance`.
+
+        Args:
+            block: a decoder block.
+            tap: one of `CHECKPOINT_TAPS`; all layers before it are final.
+            sample: number of the sample.
+            observer: updated with the tensor at the tap.
         """
-        state, inputs = self._layer(step).forward_to(tap, self._paused_state(step, sample))
-        observer.update(inputs, self.token_weights(step, self.prompts[sample]))
-        self._paused[sample] = f"{step} (in front of {tap})"
-        self.store.put(self._paused[sample], sample, state)
+        state, inputs = self._layer(block).forward_to(tap, self._checkpoint(block, sample))
+        observer.update(inputs, self.token_weights(block, self.prompts[sample]))
+        self._checkpoints[sample] = f"{block} (at {tap})"
+        self.store.put(self._checkpoints[sample], sample, state)
 
-    def _paused_state(self, step: str, sample: int) -> State:
-        if sample not in self._paused:
-            return self._state(step, sample, False)
-        name = self._paused.pop(sample)
-        state = self.store.get(name, sample)
-        self.store.drop(name, sample)
+    def _checkpoint(self, block: str, sample: int) -> State:
+        """Take a sample's checkpoint out of the store; without one, its input of the block."""
+        if sample not in self._checkpoints:
+            return self._state(block, sample, False)
+        key = self._checkpoints.pop(sample)
+        state = self.store.get(key, sample)
+        self.store.drop(key, sample)
         return state
 
-    def output(self, step: str, sample: int) -> Tensor:
-        """What a block makes of a sample as it is now, ``[..., channels]``."""
-        return self._through(step, sample, False)["hidden"]
+    def output(self, block: str, sample: int) -> Tensor:
+        """Compute the output of a block as it is now for one sample, `[..., channels]`."""
+        return self._run_sample(block, sample, False)["hidden"]
 
-    def run(self, step: str, state: State) -> State:
-        """The state behind a block."""
-        if step in self.vision:
-            return self.model.visual.step(self.vision.index(step), state)
-        if step in self.merger:
+    def run(self, block: str, state: State) -> State:
+        """Compute the state after a block."""
+        if block in self.vision:
+            return self.model.visual.step(self.vision.index(block), state)
+        if block in self.merger:
             return {"hidden": self.model.visual.finish(state)}
-        if step in self.head:
+        if block in self.head:
             return {"hidden": self.model.logits(self.model.model.finish(state))}
-        return self.model.model.step(self.decoder.index(step), state)
+        return self.model.model.step(self.decoder.index(block), state)
 
-    def token_weights(self, step: str, prompt: Prompt) -> Tensor | None:
-        """How much each token counts in a block, float ``[T]``; None = all alike."""
-        return None if self._weigh is None else self._weigh(step, prompt)
+    def token_weights(self, block: str, prompt: Prompt) -> Tensor | None:
+        """Return the weight of each token in a block, float `[T]`; None if all are equal."""
+        return None if self._token_weights is None else self._token_weights(block, prompt)
 
-    def _through(self, step: str, sample: int, in_float: bool) -> State:
-        if sample in self._paused:
-            hidden = self._layer(step).forward_from(self._paused_state(step, sample))
-            return {**self._state(step, sample, in_float), "hidden": hidden}
-        with self._standing_in(step, in_float):
-            return self.run(step, self._state(step, sample, in_float))
+    def _run_sample(self, block: str, sample: int, in_float: bool) -> State:
+        if sample in self._checkpoints:
+            hidden = self._layer(block).forward_from(self._checkpoint(block, sample))
+            return {**self._state(block, sample, in_float), "hidden": hidden}
+        with self._float_copy(block, in_float):
+            return self.run(block, self._state(block, sample, in_float))
 
-    def _layer(self, step: str) -> DecoderLayer:
-        layer = self.model.get_submodule(step)
+    def _layer(self, block: str) -> DecoderLayer:
+        layer = self.model.get_submodule(block)
         assert isinstance(layer, DecoderLayer)
         return layer
 
-    def _state(self, step: str, sample: int, in_float: bool) -> State:
-        return self.store.get(_key(step, in_float and sample in self.parted), sample)
+    def _state(self, block: str, sample: int, in_float: bool) -> State:
+        return self.store.get(_key(block, in_float and sample in self.diverged), sample)
 
     @contextmanager
-    def _standing_in(self, step: str, in_float: bool) -> Iterator[None]:
-        """Put the float copy of a block, if there is one, in the block's place for a while."""
-        if not in_float or self._copy is None:
+    def _float_copy(self, block: str, in_float: bool) -> Iterator[None]:
+        """Replace a block by its float copy, if there is one, for the length of a `with` block."""
+        if not in_float or self._float_block is None:
             yield
             return
-        path, _, leaf = step.rpartition(".")
-        owner, block = self.model.get_submodule(path), self.model.get_submodule(step)
-        setattr(owner, leaf, self._copy)
+        path, _, leaf = block.rpartition(".")
+        parent, quantized = self.model.get_submodule(path), self.model.get_submodule(block)
+        setattr(parent, leaf, self._float_block)
         try:
             yield
         finally:
-            setattr(owner, leaf, block)
+            setattr(parent, leaf, quantized)
 
-    def _see(self, prompt: Prompt) -> State:
+    def _prepare_vision(self, prompt: Prompt) -> State:
         patches = torch.cat([visual.patches for visual in prompt.visuals])
         grid = torch.tensor([visual.grid for visual in prompt.visuals])
         return self.model.visual.prepare(patches, grid)
 
     def _embed(self, sample: int, in_float: bool = False) -> State:
         prompt = self.prompts[sample]
-        parts: Sequence[Tensor] = ()
+        features: Sequence[Tensor] = ()
         if prompt.visuals:
             unit = self.model.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in prompt.visuals]
-            name = _key(FEATURES, in_float)
-            parts = torch.split(self.store.get(name, sample)["hidden"], sizes)
-            self.store.drop(name, sample)
-        batch = self.model.embed([prompt], [parts])
+            key = _key(FEATURES, in_float)
+            features = torch.split(self.store.get(key, sample)["hidden"], sizes)
+            self.store.drop(key, sample)
+        batch = self.model.embed([prompt], [features])
         return self.model.model.prepare(batch.embeds, batch.position_ids)
 
 
-def _key(step: str, in_float: bool) -> str:
-    """Where the states in front of a block wait in the store."""
-    return f"{step} (float)" if in_float else step
+def _key(block: str, in_float: bool) -> str:
+    """Return the store key of a block's input states."""
+    return f"{block} (float)" if in_float else block

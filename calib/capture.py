@@ -1,7 +1,7 @@
-"""Watch the inputs of modules while they run.
+"""Capture the inputs of modules with forward pre-hooks.
 
-Forward pre-hooks inside a context manager: whatever happens, they are gone afterwards, and the
-model is never traced or changed.
+The hooks live in a context manager and are removed after errors too; the model is neither traced
+nor changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +15,10 @@ Watcher = Callable[[Tensor], None]
 
 @contextmanager
 def watch_inputs(watchers: Mapping[nn.Module, Watcher]) -> Iterator[None]:
-    """Call each watcher with its module's first argument whenever the module runs.
+    """Call each watcher with the first argument of its module whenever the module runs.
 
     Args:
-        watchers: a function per module. Modules that share an input need one watcher between
-            them, on any one of them.
+        watchers: a function per module. Of several modules that share an input, one is enough.
 
     Example:
         >>> from torch import ones

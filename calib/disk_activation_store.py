@@ -1,8 +1,8 @@
-"""Activations in files, so that they need no memory and outlast the process.
+"""Activations in files: they take no memory, and a later process can resume from them.
 
-A folder holds one folder for each block with states in front of it, and in that a safetensors file
-for each sample. A background thread writes the states, with a bounded queue; `seal` waits until
-those of a block are flushed to disk.
+The folder holds a subfolder per block with one safetensors file per sample. A background thread
+writes states asynchronously, with a bounded queue; `seal` waits until the states of a block are
+flushed to disk.
 """
 
 from __future__ import annotations
@@ -20,57 +20,59 @@ from ..common.atomic import atomic_path, sync_folder
 from ..common.safetensors_writer import write_tensors
 from .activation_store import State
 
-MAX_PENDING_WRITES = 2  # states that wait to be written, at most
+MAX_PENDING_WRITES = 2
+"""States in the write queue. Two overlap writing with computation; more would only use memory."""
 
 
 class DiskActivationStore:
-    """An activation store that keeps every state in a file, and some in memory too.
+    """An activation store with a file per state, and some states cached in memory.
 
     Args:
-        folder: made if it is missing. What lies in it is taken for what was put.
-        device: where states go.
-        budget: bytes of states that may be kept in memory as well.
+        folder: created if missing. Files in it count as states that were put.
+        device: device of the states that `get` returns.
+        budget: size of the memory cache in bytes.
     """
 
     def __init__(self, folder: Path, device: torch.device, budget: int = 0) -> None:
         self._folder, self._device = folder, device
-        self._room = budget
-        self._memory: dict[tuple[str, int], State] = {}
+        self._free_bytes = budget
+        self._cache: dict[tuple[str, int], State] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="activations")
-        self._writing: dict[tuple[str, int], Future[None]] = {}
+        self._pending_writes: dict[tuple[str, int], Future[None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, block: str, sample: int, state: State) -> None:
         """See `ActivationStore.put`.
 
         Raises:
-            OSError: this state, or one that was put before it, could not be written.
+            OSError: an earlier state could not be written.
         """
         path = self._path(block, sample)
         path.parent.mkdir(exist_ok=True)
-        self._wait(MAX_PENDING_WRITES - 1)
-        self._writing[block, sample] = self._writer.submit(_write, state, path)
-        self._remember(block, sample, state)
+        self._wait_for_writes(MAX_PENDING_WRITES - 1)
+        self._pending_writes[block, sample] = self._writer.submit(_write, state, path)
+        self._add_to_cache(block, sample, state)
 
     def get(self, block: str, sample: int) -> State:
         """See `ActivationStore.get`."""
-        if (block, sample) in self._memory:
-            return self._memory[block, sample]
-        if (block, sample) in self._writing:
-            self._writing.pop((block, sample)).result()
+        if (block, sample) in self._cache:
+            return self._cache[block, sample]
+        if (block, sample) in self._pending_writes:
+            self._pending_writes.pop((block, sample)).result()
         with safe_open(str(self._path(block, sample)), "pt") as file:
-            # Copies: what is read is a view of the file, which counts as held while it is used.
+            # Copied, because tensors of `safe_open` are views of the memory-mapped file: its pages
+            # would count as memory of this process for as long as they are used.
             state = {
                 name: file.get_tensor(name).to(self._device, copy=True) for name in file.keys()
             }
-        self._remember(block, sample, state)
+        self._add_to_cache(block, sample, state)
         return state
 
     def drop(self, block: str, sample: int) -> None:
         """See `ActivationStore.drop`; the file stays until `keep` removes it."""
-        state = self._memory.pop((block, sample), None)
+        state = self._cache.pop((block, sample), None)
         if state is not None:
-            self._room += _size(state)
+            self._free_bytes += _size(state)
 
     def seal(self, block: str) -> None:
         """See `ActivationStore.seal`.
@@ -78,36 +80,36 @@ class DiskActivationStore:
         Raises:
             OSError: a state could not be written.
         """
-        self._wait()
+        self._wait_for_writes()
         if self._path(block, 0).parent.is_dir():
             sync_folder(self._path(block, 0).parent)
             sync_folder(self._folder)
 
     def keep(self, blocks: Collection[str]) -> None:
-        """Remove everything but the states in front of the given blocks."""
-        self._wait()
-        wanted = {self._path(block, 0).parent.name for block in blocks}
+        """Remove all files except the states of the given blocks."""
+        self._wait_for_writes()
+        names = {self._path(block, 0).parent.name for block in blocks}
         for entry in os.scandir(self._folder):
-            if entry.name not in wanted:
+            if entry.name not in names:
                 shutil.rmtree(entry.path)
 
     def close(self) -> None:
-        """Nothing is written once this returns; unsealed states may be lost."""
+        """Stop the writer thread; states that are not sealed may be lost."""
         self._writer.shutdown(cancel_futures=True)
 
-    def _wait(self, left: int = 0) -> None:
-        """Until so many states at most are still to be written."""
-        while len(self._writing) > left:
-            self._writing.pop(next(iter(self._writing))).result()
+    def _wait_for_writes(self, pending: int = 0) -> None:
+        """Block until at most `pending` states are in the write queue."""
+        while len(self._pending_writes) > pending:
+            self._pending_writes.pop(next(iter(self._pending_writes))).result()
 
     def _path(self, block: str, sample: int) -> Path:
         return self._folder / block.replace(" ", "-") / f"{sample}.safetensors"
 
-    def _remember(self, block: str, sample: int, state: State) -> None:
+    def _add_to_cache(self, block: str, sample: int, state: State) -> None:
         size = _size(state)
-        if (block, sample) not in self._memory and size <= self._room:
-            self._memory[block, sample] = state
-            self._room -= size
+        if (block, sample) not in self._cache and size <= self._free_bytes:
+            self._cache[block, sample] = state
+            self._free_bytes -= size
 
 
 def _write(state: State, path: Path) -> None:

@@ -1,11 +1,11 @@
-"""How much the loss minds errors, token by token: one pass back through the float decoder.
+"""Sensitivity of the loss to errors per token: one backward pass through the float decoder.
 
-The loss is next-token prediction of the answer: what comes before was written by the user and will
-never be predicted. A sample without an answer (plain text) is predicted from behind its last
-picture on.
+The loss is the cross-entropy of the answer tokens: the prompt is written by the user and never
+predicted. Of a sample without an answer (plain text), all tokens after the last image are
+predicted.
 
-This is the one place where the whole decoder runs at once, with the activations that its gradients
-need: one sample of them, no gradients of weights.
+This is the only calibration step that runs the whole decoder at once. It keeps the activations of
+one sample for the backward pass, and computes no gradients of weights.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,31 @@ from ..model.qwen_vl import QwenVL
 
 
 def predicted_tokens(prompt: Prompt, config: ModelConfig) -> int:
-    """How many tokens at the end of a prompt the loss is about; 0 = there is nothing to predict."""
+    """Count the tokens at the end of a prompt that the loss covers; 0 if there are none."""
     if prompt.answer_tokens:
         return prompt.answer_tokens
     visual = visual_tokens(prompt, config).nonzero()
+    # The token after the last image token closes the image and is always the same.
     first = int(visual.max()) + 2 if len(visual) else 1
     return max(len(prompt) - first, 0)
 
 
 def visual_tokens(prompt: Prompt, config: ModelConfig) -> Tensor:
-    """Which tokens stand for pictures and videos, bool ``[tokens]``."""
+    """Return a mask of the image and video tokens, bool `[tokens]`."""
     ids = prompt.input_ids
     return (ids == config.image_token_id) | (ids == config.video_token_id)
 
 
 def loss_gradients(model: QwenVL, prompt: Prompt) -> list[Tensor]:
-    """Gradient of the loss at every decoder block's output, each ``[tokens, hidden]``.
+    """Return the gradient of the loss at every decoder block's output, each `[tokens, hidden]`.
 
     Args:
-        model: in float; left unchanged.
-        prompt: with at least one token to predict.
+        model: float model; left unchanged.
+        prompt: sample with at least one token to predict.
     """
     count = predicted_tokens(prompt, model.config)
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         with torch.no_grad():
@@ -59,32 +60,32 @@ def loss_gradients(model: QwenVL, prompt: Prompt) -> list[Tensor]:
             loss = F.cross_entropy(model.logits(rows), targets, reduction="sum")
             return [gradient[0] for gradient in torch.autograd.grad(loss, outputs)]
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 def token_sensitivities(
     model: QwenVL, prompts: Sequence[Prompt], floor: float = 0.1
 ) -> dict[Prompt, list[Tensor]]:
-    """A weight for every token in every decoder block: the norm of its gradient.
+    """Return a weight for every token in every decoder block: the norm of its gradient.
 
-    MBQ (Li et al., arXiv 2412.19509, section 4) takes the mean gradient of a modality for its
-    weight; here every token has its own, because most of what differs does so inside a modality:
-    the tokens of the answer, and the few parts of a picture that it speaks of. The last block's
-    gradients know only the tokens that predict, though its keys and values are those of all; it
-    takes the weights of the block before.
+    MBQ (Li et al., arXiv 2412.19509, section 4) weights a modality by its mean gradient. Here
+    every token has its own weight, because most of the variation is inside a modality: answer
+    tokens, and the few image regions that the answer depends on. At the output of the last block,
+    only tokens that predict have a gradient, although its keys and values come from all tokens;
+    that block uses the weights of the previous one.
 
     Args:
-        model: in float; left unchanged.
-        prompts: with their answers.
-        floor: 0 to 1, share of the mean weight that every token gets, so that no input is left out.
+        model: float model; left unchanged.
+        prompts: samples with their answers.
+        floor: 0 to 1, share of the mean weight that every token gets, so that no token is ignored.
 
     Returns:
-        For each prompt one float32 tensor ``[tokens]`` per decoder block; in each block the
-        weights of all tokens of all prompts have mean 1.
+        For each prompt one float32 tensor `[tokens]` per decoder block. In each block the weights
+        of all tokens of all prompts have mean 1.
 
     Raises:
-        ValueError: no prompt has anything to predict.
+        ValueError: no prompt has a token to predict.
     """
     norms = {
         prompt: [gradient.float().norm(dim=-1).cpu() for gradient in loss_gradients(model, prompt)]
@@ -99,9 +100,9 @@ def token_sensitivities(
         )
     weights = {}
     for prompt in prompts:
-        found = norms.get(prompt, [torch.zeros(len(prompt))] * len(means))
+        of_prompt = norms.get(prompt, [torch.zeros(len(prompt))] * len(means))
         blocks = [
-            floor + (1 - floor) * norm / mean for norm, mean in zip(found, means, strict=True)
+            floor + (1 - floor) * norm / mean for norm, mean in zip(of_prompt, means, strict=True)
         ]
         weights[prompt] = [*blocks[:-1], blocks[-2]] if len(blocks) > 1 else blocks
     return weights

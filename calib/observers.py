@@ -1,9 +1,9 @@
-"""Statistics of what flows into a linear layer.
+"""Activation statistics of linear layers.
 
-Every observer takes activations token by token, as often as there are samples, and each token may
-carry a weight. Results do not depend on how tokens are split into calls, up to rounding. What
-several observers saw can be added (`reduction.py`).
-Letters: T tokens, K input features.
+Every observer is updated with the inputs of a layer, sample by sample, and each token may have a
+weight. Results do not depend on how tokens are split into calls, up to rounding. Observers of
+different samples can be merged (`reduction`).
+Shapes: T tokens, K input features.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,122 +14,122 @@ from torch import Tensor
 
 from .packed_symmetric import PackedSymmetric
 
-Gram = Callable[[Tensor, Tensor, float, float], None]
-"""Called with float32 ``[K, K]``, bf16 ``[T, K]``, alpha and beta: adds ``alpha * x' x`` to beta
-times the matrix, of which the lower half has to be right."""
+Syrk = Callable[[Tensor, Tensor, float, float], None]
+"""Symmetric rank-k update, as in BLAS: called with float32 `h` `[K, K]`, bf16 `x` `[T, K]`, alpha
+and beta, it sets the lower triangle of `h` to `alpha * x' x + beta * h`."""
 
-
-TOGETHER = 2048
-"""Tokens of several samples that are multiplied at once: fewer passes over a large matrix."""
+BATCH_TOKENS = 2048
+"""Tokens that are collected before a syrk. Each call reads and writes the whole matrix, 1.4 GB for
+K = 18944, so that small samples would be bound by memory bandwidth."""
 
 
 class Observer(Protocol):
-    """Anything that can watch an input."""
+    """An object that can be updated with the inputs of a layer."""
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """Take in activations.
+        """Update the statistics with activations.
 
         Args:
-            inputs: ``[..., K]``, any float dtype; leading dimensions are tokens.
-            weights: float ``[T]``, not negative; None counts every token once.
+            inputs: `[..., K]`, any float dtype; leading dimensions are tokens.
+            weights: float `[T]`, not negative; with None every token has weight 1.
         """
         ...
 
 
-class Sum(Protocol):
-    """What an observer knows, as something that can be added, sent and put aside."""
+class Statistics(Protocol):
+    """Statistics that can be merged, sent to another rank, and packed while they are idle."""
 
-    def add(self, other: Self) -> None:
-        """Know what another one saw as well, which is of no use afterwards."""
+    def merge(self, other: Self) -> None:
+        """Merge another observer's statistics into this one; `other` is consumed."""
         ...
 
-    def rest(self) -> None:
-        """Take less memory until it is asked for something."""
+    def pack(self) -> None:
+        """Pack the statistics into their compact form until the next use."""
         ...
 
     def state(self) -> list[Tensor]:
-        """All that it knows while it rests, in contiguous tensors whose shapes are always these."""
+        """Return the packed statistics as contiguous tensors of fixed shapes."""
         ...
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """Know what another one's `state` says instead."""
+        """Replace the statistics with `state`."""
         ...
 
 
 class AbsMax:
-    """Largest magnitude per channel; a token of weight 0 is left out, others count alike."""
+    """Largest magnitude per channel, over all tokens of positive weight."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
         self.values = torch.zeros(in_features, device=device)
-        """float32 ``[K]``."""
+        """float32 `[K]`."""
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
-        tokens, _ = _tokens(inputs, weights, len(self.values))
+        tokens, _ = _flatten(inputs, weights, len(self.values))
         if len(tokens):
-            seen = tokens.abs().amax(dim=0).float()
-            self.values = torch.maximum(self.values, seen.to(self.values.device))
+            largest = tokens.abs().amax(dim=0).float()
+            self.values = torch.maximum(self.values, largest.to(self.values.device))
 
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
+    def merge(self, other: Self) -> None:
+        """See `Statistics.merge`."""
         self.values = torch.maximum(self.values, other.values)
 
-    def rest(self) -> None:
-        """See `Sum.rest`."""
+    def pack(self) -> None:
+        """See `Statistics.pack`."""
 
     def state(self) -> list[Tensor]:
-        """See `Sum.state`."""
+        """See `Statistics.state`."""
         return [self.values]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`."""
+        """See `Statistics.restore`."""
         (self.values,) = state
 
 
 class _Mean:
-    """A mean over weighted tokens, which can be joined with that over others."""
+    """A mean over weighted tokens; two of them merge in proportion to their total weights."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self.weight = 0.0
         """Sum of the token weights so far."""
 
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
-        mine, others = _shares(self.weight, other.weight)
-        self.values.mul_(mine).add_(other.values.mul_(others))
+    def merge(self, other: Self) -> None:
+        """See `Statistics.merge`."""
+        share, other_share = _shares(self.weight, other.weight)
+        self.values.mul_(share).add_(other.values.mul_(other_share))
         self.weight += other.weight
 
-    def rest(self) -> None:
-        """See `Sum.rest`; nothing can be spared."""
+    def pack(self) -> None:
+        """See `Statistics.pack`; there is no smaller form."""
 
     def state(self) -> list[Tensor]:
-        """See `Sum.state`."""
-        return [_numbers(self.weight), self.values]
+        """See `Statistics.state`."""
+        return [_scalars(self.weight), self.values]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`."""
-        numbers, self.values = state
-        (self.weight,) = numbers.tolist()
+        """See `Statistics.restore`."""
+        scalars, self.values = state
+        (self.weight,) = scalars.tolist()
 
 
 class MeanAbs(_Mean):
-    """Mean magnitude per channel, ``sum_t w_t |x_t| / sum_t w_t`` in float32."""
+    """Mean magnitude per channel, `sum_t w_t |x_t| / sum_t w_t` in float32."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        """Begin with no tokens; `values` is float32 ``[K]``."""
+        """Start without tokens; `values` is float32 `[K]`."""
         super().__init__(torch.zeros(in_features, device=device))
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
-        tokens, weights = _tokens(inputs, weights, len(self.values))
+        tokens, weights = _flatten(inputs, weights, len(self.values))
         if not len(tokens):
             return
-        sizes = tokens.to(self.values.device).abs().float()
+        magnitudes = tokens.to(self.values.device).abs().float()
         if weights is not None:
-            sizes = sizes * weights.to(sizes)[:, None]
-        total = self.weight + (float(len(tokens)) if weights is None else float(weights.sum()))
-        self.values.mul_(self.weight / total).add_(sizes.sum(dim=0) / total)
+            magnitudes = magnitudes * weights.to(magnitudes)[:, None]
+        total = self.weight + _total_weight(tokens, weights)
+        self.values.mul_(self.weight / total).add_(magnitudes.sum(dim=0) / total)
         self.weight = total
 
 
@@ -142,179 +142,191 @@ class MinMax:
 
     @property
     def largest(self) -> float:
-        """Largest magnitude; 0 if no token came."""
+        """Largest magnitude; 0 without tokens."""
         return max(-self.low, self.high, 0.0)
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
-        tokens, _ = _tokens(inputs, weights, inputs.shape[-1])
+        tokens, _ = _flatten(inputs, weights, inputs.shape[-1])
         if len(tokens):
             low, high = torch.aminmax(tokens)
             self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
+    def merge(self, other: Self) -> None:
+        """See `Statistics.merge`."""
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
 
 class Hessian:
-    """``sum_t w_t x_t' x_t / sum_t w_t`` in float32: the Hessian of a layer's squared output error.
+    """`sum_t w_t x_t' x_t / sum_t w_t` in float32: the Hessian of a layer's squared output error.
 
-    The running sum is kept normalized, so that its entries stay in range however many tokens
-    come. (Half of the textbook Hessian ``2 X X'``; GPTQ is blind to the factor.)
+    For a linear layer `y = x W'`, the squared output error of a weight error `dW` is
+    `tr(dW H dW')`, the same `H` for every output row. (The textbook Hessian is `2 X X'`; GPTQ does
+    not depend on the factor.)
+
+    The running sum is kept normalized by the total weight, so that its entries stay in the range of
+    squared inputs however many tokens there are. An update with tokens `X` of weights `w` is
+
+        H <- (W_old / W_new) H + X' diag(w / W_new) X,    W_new = W_old + sum(w),
+
+    one symmetric rank-k update with the rows of `X` scaled by the roots of their weights.
     """
 
     def __init__(
         self,
         in_features: int,
         device: torch.device | str = "cpu",
-        gram: Gram | None = None,
-        spare: list[Tensor] | None = None,
+        syrk: Syrk | None = None,
+        free_buffers: list[Tensor] | None = None,
     ) -> None:
-        """Begin with no tokens.
+        """Start without tokens.
 
         Args:
             in_features: K.
-            device: where the sum is kept.
-            gram: a faster product for inputs in bf16, exact but for token weights, whose roots
-                are multiplied in and rounded to bf16; default torch's in float32.
-            spare: see `PackedSymmetric`.
+            device: device of the sum.
+            syrk: faster bf16 syrk; exact without token weights. With weights, x * sqrt(w) is
+                rounded to bf16 first, for both factors, so the sum stays positive semidefinite.
+                Default: torch's product in float32.
+            free_buffers: see `PackedSymmetric`.
         """
-        self._sum = PackedSymmetric(in_features, device, spare)
-        self._gram = gram
-        self._waiting: list[Tensor] = []
-        self._summed = 0.0  # of the weights, without what waits
+        self._sum = PackedSymmetric(in_features, device, free_buffers)
+        self._syrk = syrk
+        self._pending: list[Tensor] = []  # bf16 rows that are not in the sum yet
+        self._summed_weight = 0.0  # total weight of the tokens in the sum
         self.weight = 0.0
-        """Sum of the token weights so far."""
+        """Total weight of all tokens so far, pending ones included."""
         self.tokens = 0
-        """Tokens of positive weight so far."""
-        self.extent = MinMax()
+        """Number of tokens of positive weight so far."""
+        self.input_range = MinMax()
         """Range of the same inputs."""
 
     @property
     def values(self) -> Tensor:
-        """float32 ``[K, K]``."""
-        self._multiply()
-        return self._sum.mirrored()
+        """float32 `[K, K]`."""
+        self._flush()
+        return self._sum.full()
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
-        self.extent.update(inputs, weights)
-        tokens, weights = _tokens(inputs, weights, self._sum.size)
+        self.input_range.update(inputs, weights)
+        tokens, weights = _flatten(inputs, weights, self._sum.size)
         if not len(tokens):
             return
-        if self._gram is not None and tokens.dtype == torch.bfloat16:
+        if self._syrk is not None and tokens.dtype == torch.bfloat16:
             if weights is not None:
                 tokens = (tokens.float() * weights.to(tokens.device)[:, None].sqrt()).bfloat16()
-            self._waiting.append(tokens)
+            self._pending.append(tokens)
         else:
-            self._multiply()
-            total, values = self.weight + _sum(tokens, weights), self._sum.mirrored()
+            self._flush()
+            total, values = self.weight + _total_weight(tokens, weights), self._sum.full()
             rows = tokens.to(values.device, torch.float32)
-            rows = rows * _share(weights, total, rows.device)
+            rows = rows * _root_share(weights, total, rows.device)
             values.addmm_(rows.t(), rows, beta=self.weight / total)
-            self._summed = total
-        self.weight += _sum(tokens, weights)
+            self._summed_weight = total
+        self.weight += _total_weight(tokens, weights)
         self.tokens += len(tokens)
-        if sum(map(len, self._waiting)) >= TOGETHER:
-            self._multiply()
+        if sum(map(len, self._pending)) >= BATCH_TOKENS:
+            self._flush()
 
-    def _multiply(self) -> None:
-        """Add what waits to the sum."""
-        if self._waiting:
-            assert self._gram is not None
-            rows = torch.cat(self._waiting)
-            self._gram(self._sum.lower(), rows, 1 / self.weight, self._summed / self.weight)
-            self._waiting, self._summed = [], self.weight
+    def _flush(self) -> None:
+        """Add the pending rows to the sum."""
+        if self._pending:
+            assert self._syrk is not None
+            rows = torch.cat(self._pending)
+            beta = self._summed_weight / self.weight
+            self._syrk(self._sum.lower(), rows, 1 / self.weight, beta)
+            self._pending, self._summed_weight = [], self.weight
 
-    def add(self, other: Self) -> None:
-        """See `Sum.add`."""
-        self._multiply()
-        other._multiply()
-        self._sum = self._sum.plus(other._sum, *_shares(self.weight, other.weight))
+    def merge(self, other: Self) -> None:
+        """See `Statistics.merge`."""
+        self._flush()
+        other._flush()
+        self._sum = self._sum.weighted_sum(other._sum, *_shares(self.weight, other.weight))
         self.weight += other.weight
-        self._summed = self.weight
+        self._summed_weight = self.weight
         self.tokens += other.tokens
-        self.extent.add(other.extent)
+        self.input_range.merge(other.input_range)
 
-    def rest(self) -> None:
-        """See `Sum.rest`."""
-        self._multiply()
-        self._sum.fold()
+    def pack(self) -> None:
+        """See `Statistics.pack`."""
+        self._flush()
+        self._sum.pack()
 
     def state(self) -> list[Tensor]:
-        """See `Sum.state`."""
-        extent = self.extent
-        numbers = _numbers(self.weight, self.tokens, extent.low, extent.high)
-        return [numbers, *self._sum.pieces()]
+        """See `Statistics.state`."""
+        bounds = self.input_range.low, self.input_range.high
+        return [_scalars(self.weight, self.tokens, *bounds), *self._sum.row_blocks()]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """See `Sum.restore`; the pieces must be its own."""
-        self.weight, tokens, self.extent.low, self.extent.high = state[0].tolist()
-        self.tokens, self._summed = int(tokens), self.weight
+        """See `Statistics.restore`; the matrix was written in place, into its own row blocks."""
+        self.weight, tokens, self.input_range.low, self.input_range.high = state[0].tolist()
+        self.tokens, self._summed_weight = int(tokens), self.weight
 
 
 class CrossMoment(_Mean):
-    """``sum_t w_t (y_t - x_t)' x_t / sum_t w_t`` in float32, of inputs x and what they should be.
+    """`sum_t w_t (y_t - x_t)' x_t / sum_t w_t` in float32, of inputs x and float inputs y.
 
-    Normalized as `Hessian` is: of the same tokens, the two fit together.
+    GPTAQ uses it to correct for the deviation of a layer's inputs x from those of the float model,
+    y. It is normalized like `Hessian`, so that over the same tokens both have the same scale.
     """
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        """Begin with no tokens; `values` is float32 ``[K, K]``, row i of channel i."""
+        """Start without tokens; `values` is float32 `[K, K]`, row i for channel i of `y - x`."""
         super().__init__(torch.zeros(in_features, in_features, device=device))
 
-    def update(self, inputs: Tensor, wanted: Tensor, weights: Tensor | None = None) -> None:
-        """Take in activations.
+    def update(self, inputs: Tensor, float_inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Update the statistics with activations.
 
         Args:
-            inputs: ``[..., K]``, any float dtype; leading dimensions are tokens.
-            wanted: what the inputs should be, same shape.
-            weights: float ``[T]``, not negative; None counts every token once.
+            inputs: `[..., K]`, any float dtype; leading dimensions are tokens.
+            float_inputs: inputs of the same layer in the float model, same shape.
+            weights: float `[T]`, not negative; with None every token has weight 1.
 
         Raises:
-            ValueError: shapes do not fit, or a weight is negative or not finite.
+            ValueError: shapes do not match, or a weight is negative or not finite.
         """
-        if wanted.shape != inputs.shape:
-            raise ValueError(f"inputs are {tuple(inputs.shape)}, wanted ones {tuple(wanted.shape)}")
-        targets, _ = _tokens(wanted, weights, len(self.values))
-        tokens, weights = _tokens(inputs, weights, len(self.values))
+        if float_inputs.shape != inputs.shape:
+            raise ValueError(
+                f"inputs have shape {tuple(inputs.shape)}, float inputs {tuple(float_inputs.shape)}"
+            )
+        targets, _ = _flatten(float_inputs, weights, len(self.values))
+        tokens, weights = _flatten(inputs, weights, len(self.values))
         if not len(tokens):
             return
-        total = self.weight + _sum(tokens, weights)
+        total = self.weight + _total_weight(tokens, weights)
         rows = tokens.to(self.values.device, torch.float32)
-        share = _share(weights, total, rows.device)
+        share = _root_share(weights, total, rows.device)
         deviations = (targets.to(rows) - rows) * share
         self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
         self.weight = total
 
 
-def _sum(tokens: Tensor, weights: Tensor | None) -> float:
+def _total_weight(tokens: Tensor, weights: Tensor | None) -> float:
     return float(len(tokens)) if weights is None else float(weights.sum())
 
 
-def _shares(mine: float, others: float) -> tuple[float, float]:
-    """Of two sums of weights in both."""
-    total = mine + others
-    return (mine / total, others / total) if total else (1.0, 0.0)
+def _shares(weight: float, other_weight: float) -> tuple[float, float]:
+    """Return the shares of two weights in their sum; (1, 0) if both are 0."""
+    total = weight + other_weight
+    return (weight / total, other_weight / total) if total else (1.0, 0.0)
 
 
-def _numbers(*values: float) -> Tensor:
+def _scalars(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:
-    """Root of each token's share of the total weight, float32 ``[T, 1]`` or ``[1]``."""
-    share = torch.full((1,), total, device=device).rsqrt()
+def _root_share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:
+    """Return the square root of each token's share of `total`, float32 `[T, 1]` or `[1]`."""
+    root = torch.full((1,), total, device=device).rsqrt()
     if weights is None:
-        return share
-    return share * weights.to(device, torch.float32)[:, None].sqrt()
+        return root
+    return root * weights.to(device, torch.float32)[:, None].sqrt()
 
 
-def _tokens(
+def _flatten(
     inputs: Tensor, weights: Tensor | None, in_features: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Flatten to ``[T, K]`` and drop tokens of weight 0."""
+    """Flatten activations to `[T, K]` and drop tokens of weight 0."""
     if inputs.shape[-1] != in_features:
         raise ValueError(f"the observer is for {in_features} features, got {inputs.shape[-1]}")
     tokens = inputs.detach().reshape(-1, in_features)
@@ -324,5 +336,5 @@ def _tokens(
         raise ValueError(f"{tuple(weights.shape)} weights for {len(tokens)} tokens; one per token")
     if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
         raise ValueError("token weights must be finite and not negative")
-    kept = weights > 0
-    return tokens[kept.to(tokens.device)], weights[kept]
+    is_used = weights > 0
+    return tokens[is_used.to(tokens.device)], weights[is_used]

@@ -1,93 +1,103 @@
-"""A symmetric matrix that takes half of its memory while nobody needs it."""
+"""Symmetric matrix stored as a packed triangle when idle.
+
+During the reduction over shards, several Hessians of one layer exist at a time, and only one of
+them is being updated. Kernels need that one as a full square matrix; the others are packed, which
+halves their memory (K = 18944 takes 1.4 GB as a square).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ROWS = 1024  # at a time: a copy of a whole half would be half as large as the matrix
+BLOCK_ROWS = 1024
+"""Rows per block of a packed matrix. Packing copies one block at a time, so that it needs little
+memory beside the square and the triangle."""
 
 
 class PackedSymmetric:
-    """A symmetric matrix in float32, at first of zeros.
+    """A symmetric matrix in float32, initially zero.
 
-    It lies in memory as a whole, or folded: as blocks of rows up to the diagonal.
+    It is stored either as a square, or packed: as blocks of rows, each up to the diagonal.
 
     Args:
-        size: K, rows and columns.
-        device: where it is.
-        spare: memory that others of this size and place do not need while they are folded, to be
-            taken from and added to: fresh memory is slow.
+        size: K, number of rows and columns.
+        device: device of the matrix.
+        free_buffers: square buffers of packed matrices of the same device, taken and returned by
+            all matrices that share this list. Reusing memory is faster than mapping new pages.
     """
 
     def __init__(
         self,
         size: int,
         device: torch.device | str = "cpu",
-        spare: list[Tensor] | None = None,
+        free_buffers: list[Tensor] | None = None,
     ) -> None:
-        self.size, self._device, self._spare = size, device, spare
-        self._whole: Tensor | None = self._memory().zero_()
-        self._folded: list[Tensor] = []
-        self._is_lower = False
+        self.size, self._device, self._free_buffers = size, device, free_buffers
+        self._square: Tensor | None = self._allocate().zero_()
+        self._packed: list[Tensor] = []
+        self._is_lower = False  # the square is correct in its lower triangle only
 
     def lower(self) -> Tensor:
-        """float32 ``[K, K]`` to be changed, of which only the lower half is and stays right."""
-        whole = self._unfolded()
+        """Return float32 `[K, K]` for in-place updates of its lower triangle."""
+        square = self._unpack()
         self._is_lower = True
-        return whole
+        return square
 
-    def mirrored(self) -> Tensor:
-        """float32 ``[K, K]``."""
-        whole = self._unfolded()
+    def full(self) -> Tensor:
+        """Return float32 `[K, K]` with both triangles."""
+        square = self._unpack()
         if self._is_lower:
-            for begin, end in self._blocks():
-                whole[begin:end, end:] = whole[end:, begin:end].t()
-                corner = whole[begin:end, begin:end].tril()
-                whole[begin:end, begin:end] = corner + corner.tril(-1).t()
+            for begin, end in self._row_ranges():
+                square[begin:end, end:] = square[end:, begin:end].t()
+                corner = square[begin:end, begin:end].tril()
+                square[begin:end, begin:end] = corner + corner.tril(-1).t()
             self._is_lower = False
-        return whole
+        return square
 
-    def plus(self, other: PackedSymmetric, share: float, other_share: float) -> PackedSymmetric:
-        """``share * self + other_share * other``, in the memory of one of them."""
-        target, source = (self, other) if other._whole is None else (other, self)
-        factor, added = (share, other_share) if target is self else (other_share, share)
-        for row, more in zip(target.pieces(), source.pieces(), strict=True):
-            # Each product is rounded: which of the two is the target must not be seen.
-            row.mul_(factor).add_(more * added)
+    def weighted_sum(
+        self, other: PackedSymmetric, share: float, other_share: float
+    ) -> PackedSymmetric:
+        """Return `share * self + other_share * other`, in the memory of one of them."""
+        target, source = (self, other) if other._square is None else (other, self)
+        factor, source_factor = (share, other_share) if target is self else (other_share, share)
+        for row, source_row in zip(target.row_blocks(), source.row_blocks(), strict=True):
+            # Both products are rounded before the sum (no fused multiply-add), so that the result
+            # does not depend on which of the two is the target.
+            row.mul_(factor).add_(source_row * source_factor)
         target._is_lower = True
         return target
 
-    def fold(self) -> None:
-        """Keep only the lower half."""
-        if self._whole is not None:
-            self._folded = [piece.clone() for piece in self.pieces()]
-            if self._spare is not None:
-                self._spare.append(self._whole)
-            self._whole = None
+    def pack(self) -> None:
+        """Keep only the lower triangle."""
+        if self._square is not None:
+            self._packed = [block.clone() for block in self.row_blocks()]
+            if self._free_buffers is not None:
+                self._free_buffers.append(self._square)
+            self._square = None
 
-    def pieces(self) -> list[Tensor]:
-        """The lower half in blocks of rows, to be changed; contiguous if it is folded."""
-        if self._whole is None:
-            return self._folded
-        return [self._whole[begin:end, :end] for begin, end in self._blocks()]
+    def row_blocks(self) -> list[Tensor]:
+        """Return views of the lower triangle in blocks of rows; contiguous if it is packed."""
+        if self._square is None:
+            return self._packed
+        return [self._square[begin:end, :end] for begin, end in self._row_ranges()]
 
-    def _unfolded(self) -> Tensor:
-        if self._whole is None:
-            whole = self._memory()
-            for begin, end in self._blocks():
-                whole[begin:end, :end] = self._folded[begin // ROWS]
-                self._folded[begin // ROWS] = whole[:0]  # its memory may go
-            self._whole, self._folded, self._is_lower = whole, [], True
-        return self._whole
+    def _unpack(self) -> Tensor:
+        if self._square is None:
+            square = self._allocate()
+            for begin, end in self._row_ranges():
+                square[begin:end, :end] = self._packed[begin // BLOCK_ROWS]
+                self._packed[begin // BLOCK_ROWS] = square[:0]  # frees the block
+            self._square, self._packed, self._is_lower = square, [], True
+        return self._square
 
-    def _memory(self) -> Tensor:
-        for place, tensor in enumerate(self._spare or ()):
-            if len(tensor) == self.size:
-                assert self._spare is not None
-                return self._spare.pop(place)
+    def _allocate(self) -> Tensor:
+        for index, buffer in enumerate(self._free_buffers or ()):
+            if len(buffer) == self.size:
+                assert self._free_buffers is not None
+                return self._free_buffers.pop(index)
         return torch.empty(self.size, self.size, device=self._device)
 
-    def _blocks(self) -> list[tuple[int, int]]:
-        starts = range(0, self.size, ROWS)
-        return [(begin, min(begin + ROWS, self.size)) for begin in starts]
+    def _row_ranges(self) -> list[tuple[int, int]]:
+        starts = range(0, self.size, BLOCK_ROWS)
+        return [(begin, min(begin + BLOCK_ROWS, self.size)) for begin in starts]

@@ -1,8 +1,8 @@
-"""Walk a model block by block, and stop where layers are to be solved.
+"""Sequential calibration: run a model block by block and call a solver for the targeted layers.
 
-Block k runs on the output of the blocks before it as they are by then, that is, quantized. No
-forward pass of the whole model ever happens: a block is loaded, all samples pass through it, and it
-is released. Vision blocks, merger and decoder layers are stages of the same walk (`walk.py`).
+Block k runs on the outputs of the blocks before it after they were quantized, so that its layers
+are calibrated on the inputs they will have. There is no forward pass of the whole model: a block is
+loaded, all samples pass through it, and it is released (`block_runner`).
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,20 +22,21 @@ from .activation_store import (
     BlockSource,
     MemoryActivationStore,
     ModelBlocks,
-    loaded,
+    hold_block,
 )
 from .block_runner import BlockRunner, TokenWeightFn
-from .observers import CrossMoment, Gram, Hessian, Observer, Sum
+from .observers import CrossMoment, Hessian, Observer, Statistics, Syrk
 from .reduction import Reduction
 
 
 @dataclass(frozen=True)
 class TapGroup:
-    """Layers of one block that read the same tensor."""
+    """Linear layers of one block that read the same tensor."""
 
     block: str
-    """Module path, such as ``model.layers.3``."""
+    """Module path, such as `model.layers.3`."""
     tap: str
+    """Name of the shared input in the family table."""
     linears: tuple[LinearSpec, ...]
 
     @property
@@ -45,42 +46,47 @@ class TapGroup:
 
 
 Solve = Callable[[TapGroup, Hessian, CrossMoment | None], None]
-"""Called with a group, its Hessian and, if one of its layers is to be calibrated against the float
-model, how far its inputs are from that; replaces the group's layers in the model."""
+"""Called with a group, the Hessian of its input and, if one of its layers is calibrated against the
+float model, the cross moment of the input's deviation from the float model; replaces the group's
+layers in the model."""
 
 
-class SummingObserver(Observer, Sum, Protocol):
-    """An observer whose findings can be added."""
+class MergeableObserver(Observer, Statistics, Protocol):
+    """An observer whose statistics can be merged with those of other samples."""
 
 
-Make = Callable[[], Mapping[str, Sequence[SummingObserver]]]
-"""Gives new observers by what they are to watch."""
+MakeObservers = Callable[[], Mapping[str, Sequence[MergeableObserver]]]
+"""Creates new observers by full layer name."""
 
 
 class BlockView:
-    """A block that the walk has reached, and the samples in front of it.
+    """The current block of a `BlockRunner` before its layers are solved.
 
-    Its layers are not solved yet; everything before it is. What is changed in its weights while
-    this view is open stays changed for all that follows.
+    The blocks before it are finished. Changes of the block's weights persist.
+
+    Args:
+        runner: holds the input states of the block.
+        path: module path of the block.
     """
 
-    def __init__(self, walk: BlockRunner, path: str) -> None:
-        self._walk = walk
+    def __init__(self, runner: BlockRunner, path: str) -> None:
+        self._runner = runner
         self.path = path
-        """Module path of the block."""
-        self.samples: Sequence[int] = walk.samples(path)
-        """Numbers of the samples that pass through it."""
+        self.samples: Sequence[int] = runner.samples(path)
+        """Numbers of the samples that pass through the block."""
 
-    def observe(self, make: Make, samples: Sequence[int] | None = None) -> dict[str, list[Sum]]:
-        """Run samples and show observers what linear layers read.
+    def observe(
+        self, make_observers: MakeObservers, samples: Sequence[int] | None = None
+    ) -> dict[str, list[Statistics]]:
+        """Observe the inputs of linear layers over samples of all ranks.
 
         Args:
-            make: gives new observers for each layer name (in full); tokens are weighted as they
-                are in the Hessians.
-            samples: numbers of some of `samples`; None = all.
+            make_observers: creates observers by full layer name. Tokens have the weights that they
+                have in the Hessians.
+            samples: numbers of some of `samples`; None for all.
 
         Returns:
-            Observers of the same names, which know what all samples showed.
+            Observers of the same names, merged over all ranks.
 
         Raises:
             ValueError: no sample reaches the block.
@@ -89,73 +95,78 @@ class BlockView:
             raise ValueError(
                 f"{self.path}: no calibration sample reaches this block; add samples with images"
             )
-        wanted = self.samples if samples is None else samples
-        parts = [[i for i in part if i in wanted] for part in self._walk.parts(self.path)]
+        selected = self.samples if samples is None else samples
+        shards = [[i for i in shard if i in selected] for shard in self._runner.shards(self.path)]
 
         counts: dict[str, int] = {}
 
-        def watch(part: Sequence[int]) -> list[Sum]:
-            observers = make()
-            counts.update((name, len(several)) for name, several in observers.items())
-            for sample in part:
-                self._walk.watch(self.path, sample, observers)
-            return [observer for several in observers.values() for observer in several]
+        def observe(shard: Sequence[int]) -> list[Statistics]:
+            observers = make_observers()
+            counts.update((name, len(of_layer)) for name, of_layer in observers.items())
+            for sample in shard:
+                self._runner.observe(self.path, sample, observers)
+            return [observer for of_layer in observers.values() for observer in of_layer]
 
-        found = iter(Reduction(self._walk.comm, parts, watch).run())
-        return {name: [next(found) for _ in range(count)] for name, count in counts.items()}
+        merged = iter(Reduction(self._runner.comm, shards, observe).run())
+        return {name: [next(merged) for _ in range(count)] for name, count in counts.items()}
 
-    def each(self, samples: Sequence[int], judge: Callable[[int], Any]) -> list[Any]:
-        """What `judge` makes of each sample, a JSON value; called in one process for each."""
-        mine = {i: judge(i) for i in self.mine(samples)}
-        found = all_gather(self._walk.comm, list(mine.items()))
-        judged = {i: value for several in found for i, value in several}
-        return [judged[i] for i in samples]
+    def evaluate(self, samples: Sequence[int], measure: Callable[[int], Any]) -> list[Any]:
+        """Call `measure` once per sample, on the rank that runs it; return the results in order.
 
-    def mine(self, samples: Sequence[int]) -> list[int]:
-        """Those of some samples that this process runs."""
-        return [i for i in self._walk.mine(self.path) if i in samples]
+        Args:
+            samples: numbers of some of `samples`.
+            measure: called with a sample number; returns a JSON value.
+        """
+        local = {i: measure(i) for i in self.local_samples(samples)}
+        gathered = all_gather(self._runner.comm, list(local.items()))
+        results = {i: value for of_rank in gathered for i, value in of_rank}
+        return [results[i] for i in samples]
+
+    def local_samples(self, samples: Sequence[int]) -> list[int]:
+        """Return those of some samples that this rank runs."""
+        return [i for i in self._runner.local_samples(self.path) if i in samples]
 
     def output(self, sample: int) -> Tensor:
-        """What the block makes of one of `mine` as it is now, ``[..., channels]``."""
-        return self._walk.output(self.path, sample)
+        """Compute the block's current output for one of `local_samples`, `[..., channels]`."""
+        return self._runner.output(self.path, sample)
 
     def token_weights(self, sample: int) -> Tensor | None:
-        """How much each token of a sample counts, float ``[T]``; None = all alike."""
-        return self._walk.token_weights(self.path, self._walk.prompts[sample])
+        """Return the weight of each token of a sample, float `[T]`; None if all are equal."""
+        return self._runner.token_weights(self.path, self._runner.prompts[sample])
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a walk that was stopped goes on; its store still holds the states."""
+    """Where an interrupted run continues; its activation store still holds the states."""
 
     block: str
-    """The first that is not finished."""
-    parted: frozenset[int] = frozenset()
-    """See `BlockRunner.parted`."""
+    """First unfinished block."""
+    diverged: frozenset[int] = frozenset()
+    """See `BlockRunner.diverged`."""
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """A block that is finished: solved, and all samples behind it."""
+    """A finished block: its layers are solved and all samples have passed it."""
 
     block: str
     following: Resume | None
-    """Where to go on from here; None = nothing follows."""
-    waiting: tuple[str, ...]
-    """What the store must keep for that, as it calls it."""
+    """Where to continue; None after the last block."""
+    pending_keys: tuple[str, ...]
+    """Keys of the activation store that are needed to continue."""
     largest: tuple[float, ...] = ()
-    """Largest magnitudes behind the block, of every sample."""
+    """Largest magnitude of the block's output for every sample."""
 
 
-Leave = Callable[[BlockResult], None]
-"""Called with a block before its memory may go."""
+OnBlockDone = Callable[[BlockResult], None]
+"""Called with a finished block while it is still loaded."""
 
 Prepare = Callable[[BlockView], None]
 """Called with a block before its groups are solved; may change its float weights."""
 
 
 def tap_groups(targets: Sequence[LinearSpec], block: str) -> list[TapGroup]:
-    """The targets inside a block, by shared input, in the order of computation."""
+    """Group the targets inside a block by shared input, in the order of computation."""
     groups: dict[str, list[LinearSpec]] = {}
     for spec in targets:
         if spec.name == block or spec.name.startswith(block + "."):
@@ -174,117 +185,142 @@ def run_sequential(
     token_weights: TokenWeightFn | None = None,
     asymmetric: Collection[str] = (),
     prepare: Prepare | None = None,
-    gram: Gram | None = None,
+    syrk: Syrk | None = None,
     blocks: BlockSource | None = None,
     store: ActivationStore | None = None,
-    leave: Leave | None = None,
+    on_block_done: OnBlockDone | None = None,
     resume: Resume | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> None:
-    """Capture the Hessian of every tap of the targets and have each group solved.
+    """Compute the Hessian of every tap of the targets and solve each group with it.
 
     Args:
         model: changed only by `solve` and `prepare`.
         prompts: calibration samples with their answers, at least one.
         targets: layers to solve, in the order of computation.
-        solve: called once per group; what it puts into the model feeds all that follows.
-        true_sequential: capture a group after the groups before it in the same block were
-            solved; otherwise all groups of a block see its original output.
-        token_weights: how much each token counts in Hessians; default all alike.
-        asymmetric: names of targets to calibrate against the float model. Up to the last of them
-            every sample passes each block from the first targeted one on a second time, through
-            a copy of the block from before it was solved.
-        prepare: called for each block that has targets, before its groups are captured.
-        gram: a faster product for the Hessians of a model in bf16, see `Hessian`.
-        blocks: where modules come from; default the model itself.
-        store: where activations wait; default in memory.
-        leave: called for each block once the states behind it are sealed.
-        resume: go on there; default from the beginning.
-        comm: who shares the samples; `solve`, `prepare` and `leave` are called in every process,
-            with the same statistics.
+        solve: called once per group; later groups and blocks run on the layers it sets.
+        true_sequential: observe a group after the previous groups of the same block were solved;
+            otherwise all groups are observed before any of the block is solved.
+        token_weights: weights of tokens in Hessians; default all equal.
+        asymmetric: names of targets to calibrate against the float model (GPTAQ). From the first
+            targeted block to the last such target, every sample also runs through a float copy of
+            each block.
+        prepare: called for each block with targets, before its groups are observed.
+        syrk: faster product for the Hessians of a bf16 model, see `Hessian`.
+        blocks: provides the modules; default the model itself.
+        store: stores activations between blocks; default in memory.
+        on_block_done: called for each block once the input states of the next one are sealed.
+        resume: where to continue; default at the first block.
+        comm: ranks that share the samples; `solve`, `prepare` and `on_block_done` are called on
+            every rank with the same statistics.
 
     Raises:
-        ValueError: there are no prompts, or a targeted layer saw no input (no prompt has an image
+        ValueError: there are no prompts, or no sample reaches a targeted layer (none has an image
             and the vision tower is targeted).
     """
     if not prompts:
         raise ValueError("no calibration prompts; this recipe needs at least one")
     blocks = ModelBlocks(model) if blocks is None else blocks
-    store = MemoryActivationStore() if store is None else store  # an empty store may be false
-    walk = BlockRunner(model, prompts, blocks, store, token_weights, comm)
-    steps = walk.steps()
-    wanted = {step: tap_groups(targets, step) for step in steps}
-    last = max((i for i, step in enumerate(steps) if wanted[step]), default=-1)
-    paired = (i for i, step in enumerate(steps) if any(_meets(g, asymmetric) for g in wanted[step]))
-    last_paired = max(paired, default=-1)
-    first = 0 if resume is None else steps.index(resume.block)
-    walk.parted = set() if resume is None else set(resume.parted)
-    for index, step in enumerate(steps[: last + 1]):
-        if index < first or not (wanted[step] or walk.samples(step)):
-            continue  # done before, or only for pictures that there are none of
-        following = steps[index + 1] if index < last else None
-        walk.enter(step)
-        with loaded(walk.blocks, step):
-            groups = wanted[step]
+    store = MemoryActivationStore() if store is None else store  # an empty store is falsy
+    runner = BlockRunner(model, prompts, blocks, store, token_weights, comm)
+    order = runner.all_blocks()
+    groups_of = {block: tap_groups(targets, block) for block in order}
+    last = max((i for i, block in enumerate(order) if groups_of[block]), default=-1)
+    last_asymmetric = max(
+        (
+            i
+            for i, block in enumerate(order)
+            if any(_has_any(g, asymmetric) for g in groups_of[block])
+        ),
+        default=-1,
+    )
+    first = 0 if resume is None else order.index(resume.block)
+    runner.diverged = set() if resume is None else set(resume.diverged)
+    for index, block in enumerate(order[: last + 1]):
+        groups = groups_of[block]
+        if index < first or not (groups or runner.samples(block)):
+            continue  # finished before, or a vision block without images and targets
+        following = order[index + 1] if index < last else None
+        runner.enter(block)
+        with hold_block(runner.blocks, block):
             if groups and prepare is not None:
-                prepare(BlockView(walk, step))
-            if groups and index <= last_paired:
-                walk.split(step)  # behind `prepare`: inner channels must be scaled alike
-            rounds = [[group] for group in groups] if true_sequential else [groups]
-            for together in rounds:
-                pausing = true_sequential and walk.can_checkpoint(step, together[0].tap, following)
-                for found in _observe(walk, step, together, asymmetric, gram, pausing):
-                    solve(*found)
-            mine = walk.advance(step, following, with_float=index < last_paired)
-            if leave is not None:
-                leave(_passed(walk, step, following, mine))
+                prepare(BlockView(runner, block))
+            if groups and index <= last_asymmetric:
+                # After `prepare`: it may rescale channels inside the block, and the inputs of the
+                # float copy are compared with the quantized ones channel by channel.
+                runner.snapshot_float(block)
+            for round_groups in [[group] for group in groups] if true_sequential else [groups]:
+                checkpointed = true_sequential and runner.can_checkpoint(
+                    block, round_groups[0].tap, following
+                )
+                for group, hessian, cross in _observe(
+                    runner, block, round_groups, asymmetric, syrk, checkpointed
+                ):
+                    solve(group, hessian, cross)
+            largest = runner.advance(block, following, with_float=index < last_asymmetric)
+            if on_block_done is not None:
+                on_block_done(_block_result(runner, block, following, largest))
 
 
-def _passed(
-    walk: BlockRunner, step: str, following: str | None, mine: Sequence[float]
+def _block_result(
+    runner: BlockRunner, block: str, following: str | None, largest: Sequence[float]
 ) -> BlockResult:
     if following is None:
-        return BlockResult(step, None, ())
-    resume = Resume(following, frozenset(walk.parted))
-    largest = [value for part in all_gather(walk.comm, list(mine)) for value in part]
-    return BlockResult(step, resume, tuple(walk.waiting(following)), tuple(largest))
+        return BlockResult(block, None, ())
+    resume = Resume(following, frozenset(runner.diverged))
+    of_all_ranks = [
+        value for of_rank in all_gather(runner.comm, list(largest)) for value in of_rank
+    ]
+    return BlockResult(block, resume, tuple(runner.pending_keys(following)), tuple(of_all_ranks))
 
 
-def _meets(group: TapGroup, names: Collection[str]) -> bool:
+def _has_any(group: TapGroup, names: Collection[str]) -> bool:
     return any(spec.name in names for spec in group.linears)
 
 
 def _observe(
-    walk: BlockRunner,
-    step: str,
+    runner: BlockRunner,
+    block: str,
     groups: Sequence[TapGroup],
     asymmetric: Collection[str],
-    gram: Gram | None,
-    pausing: bool,
+    syrk: Syrk | None,
+    checkpointed: bool,
 ) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
-    """Run all samples through a block and give what each group has seen."""
+    """Run all samples through a block and yield the statistics of each group.
+
+    Args:
+        runner: holds the input states of the block.
+        block: the block.
+        groups: groups to observe in one pass; a single one if `checkpointed`.
+        asymmetric: names of the targets that need a cross moment.
+        syrk: see `Hessian`.
+        checkpointed: continue each sample from the checkpoint at the previous tap.
+    """
     if not groups:
         return
-    device = walk.blocks.device
+    device = runner.blocks.device
+    needs_cross = [_has_any(group, asymmetric) for group in groups]
+    free_buffers: list[Tensor] = []  # squares of packed Hessians, reused for the next shard
 
-    def watch(samples: Sequence[int]) -> list[Sum]:
-        hessians = [Hessian(group.in_features, device, gram, spare) for group in groups]
-        crosses = [CrossMoment(group.in_features, device) if pair else None for group, pair in met]
+    def observe(samples: Sequence[int]) -> list[Statistics]:
+        hessians = [Hessian(group.in_features, device, syrk, free_buffers) for group in groups]
+        crosses = [
+            CrossMoment(group.in_features, device) if is_needed else None
+            for group, is_needed in zip(groups, needs_cross, strict=True)
+        ]
         for sample in samples:
-            if pausing:
-                walk.pause(step, groups[0].tap, sample, hessians[0])
+            if checkpointed:
+                runner.checkpoint_at_tap(block, groups[0].tap, sample, hessians[0])
             else:
-                _watch_sample(walk, step, sample, groups, hessians, crosses)
+                _observe_sample(runner, block, sample, groups, hessians, crosses)
         return [*hessians, *(cross for cross in crosses if cross is not None)]
 
-    trim_heap()  # statistics and solving need the most memory of all
-    met = [(group, _meets(group, asymmetric)) for group in groups]
-    spare: list[Tensor] = []  # memory of the sums that were put aside, for the next chunk's
-    found = Reduction(walk.comm, walk.parts(step), watch).run()
+    trim_heap()  # peak memory is reached in statistics and solving
+    statistics = Reduction(runner.comm, runner.shards(block), observe).run()
     trim_heap()
-    hessians, crosses = iter(found[: len(groups)]), iter(found[len(groups) :])
-    for group, pair in met:
-        hessian, cross = next(hessians), next(crosses) if pair else None
+    hessians, crosses = iter(statistics[: len(groups)]), iter(statistics[len(groups) :])
+    for group, is_needed in zip(groups, needs_cross, strict=True):
+        hessian, cross = next(hessians), next(crosses) if is_needed else None
         assert isinstance(hessian, Hessian) and isinstance(cross, CrossMoment | None)
         if not hessian.tokens:
             raise ValueError(
@@ -294,30 +330,30 @@ def _observe(
         yield group, hessian, cross
 
 
-def _watch_sample(
-    walk: BlockRunner,
-    step: str,
+def _observe_sample(
+    runner: BlockRunner,
+    block: str,
     sample: int,
     groups: Sequence[TapGroup],
     hessians: Sequence[Hessian],
     crosses: Sequence[CrossMoment | None],
 ) -> None:
-    watchers: dict[str, list[Observer]] = {}
-    inputs: dict[str, _InputRecorder] = {}
+    observers: dict[str, list[Observer]] = {}
+    recorders: dict[str, _InputRecorder] = {}
     for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
-        name = group.linears[0].name
-        watchers[name] = [hessian]
+        name = group.linears[0].name  # the input is shared, so one hook per group is enough
+        observers[name] = [hessian]
         if cross is not None:
-            inputs[name] = _InputRecorder()
-            watchers[name].append(_Against(cross, inputs[name]))
-    if inputs:
-        kept = {name: [keeper] for name, keeper in inputs.items()}
-        walk.watch(step, sample, kept, in_float=True)
-    walk.watch(step, sample, watchers)
+            recorders[name] = _InputRecorder()
+            observers[name].append(_CrossObserver(cross, recorders[name]))
+    if recorders:
+        float_observers = {name: [recorder] for name, recorder in recorders.items()}
+        runner.observe(block, sample, float_observers, in_float=True)
+    runner.observe(block, sample, observers)
 
 
 class _InputRecorder:
-    """What a layer read last."""
+    """Keeps the last input of a layer."""
 
     inputs: Tensor
 
@@ -326,12 +362,12 @@ class _InputRecorder:
         self.inputs = inputs
 
 
-class _Against:
-    """Shows a cross moment a layer's inputs beside those of the float model."""
+class _CrossObserver:
+    """Updates a cross moment with a layer's inputs and the recorded float inputs."""
 
-    def __init__(self, cross: CrossMoment, floats: _InputRecorder) -> None:
-        self.cross, self.floats = cross, floats
+    def __init__(self, cross: CrossMoment, float_recorder: _InputRecorder) -> None:
+        self.cross, self.float_recorder = cross, float_recorder
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
-        self.cross.update(inputs, self.floats.inputs, weights)
+        self.cross.update(inputs, self.float_recorder.inputs, weights)

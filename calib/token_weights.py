@@ -1,9 +1,9 @@
-"""How much an image token counts beside a text token when errors are summed over tokens.
+"""Weights of image and text tokens in sums over tokens, such as Hessians.
 
-A picture brings ten times more tokens than the question about it, and each of them matters less.
-Uniform sums let the pictures decide; these functions give the weight that an image or video token
-gets in the Hessians of the decoder and the head. Questions, answers and the tokens of the chat
-template are text. The vision tower reads pictures only, and there all tokens count alike.
+An image has about ten times as many tokens as the question about it, and each of them matters
+less. With uniform weights the images dominate the sums. These functions compute the weight of an
+image or video token in the Hessians of the decoder and the head. Questions, answers and the tokens
+of the chat template are text. In the vision tower all tokens are image tokens with the same weight.
 """
 
 import math
@@ -22,20 +22,20 @@ from .gradients import loss_gradients, predicted_tokens, token_sensitivities, vi
 
 KINDS = ("uniform", "balanced", "gradient", "token-gradient")
 GRADIENTS = KINDS[2:]
-"""Those that run the float decoder forth and back before anything is quantized."""
+"""Kinds that need a forward and a backward pass of the float decoder before quantization."""
 
 
 @dataclass(frozen=True)
 class FixedWeights:
-    """Weights that a recipe gives in numbers; only their ratio matters.
+    """Numeric weights of a recipe; only their ratio matters.
 
-    A kind of token with weight 0 is left out, of the ranges that static scales rest on too.
+    Tokens of weight 0 are ignored, also in the ranges that determine static activation scales.
     """
 
     image: float = 1.0
-    """Of an image or video token."""
+    """Weight of an image or video token."""
     text: float = 1.0
-    """Of every other token."""
+    """Weight of every other token."""
 
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():
@@ -47,100 +47,100 @@ class FixedWeights:
             raise ValueError("token_weights are all 0; give image or text a weight above 0")
 
     def to_dict(self) -> dict[str, float]:
-        """Plain data."""
+        """Convert to JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class TokenWeights:
-    """Token weights by block and sample, see `block_runner.TokenWeightFn`."""
+class ModalityTokenWeights:
+    """A weight per block and modality; see `block_runner.TokenWeightFn`."""
 
     image: Mapping[str, float]
-    """Weight of an image or video token, by module path of decoder block or head; tokens of all
-    other blocks count alike."""
+    """Weight of an image or video token, by module path of the decoder block or head. In other
+    blocks all tokens have the same weight."""
     text: float
     """Weight of every other token."""
     config: ModelConfig
 
     def __call__(self, block: str, prompt: Prompt) -> Tensor | None:
-        """Weight of every token, float32 ``[T]``; None = all alike."""
+        """Return the weight of every token, float32 `[T]`; None if all are equal."""
         image = self.image.get(block, self.text)
         if image == self.text:
             return None
         return torch.where(visual_tokens(prompt, self.config), image, self.text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: one weight of image tokens, or one for each block if they differ."""
-        alike = len(set(self.image.values())) == 1
-        image = next(iter(self.image.values())) if alike else dict(self.image)
+        """Convert to JSON values: one weight of image tokens, or one per block if they differ."""
+        is_constant = len(set(self.image.values())) == 1
+        image = next(iter(self.image.values())) if is_constant else dict(self.image)
         return {"image": image, "text": self.text}
 
 
 @dataclass(frozen=True)
-class UniformTokenWeights:
-    """As `TokenWeights`, with a weight for each single token."""
+class PerTokenWeights:
+    """A weight per block and token; see `block_runner.TokenWeightFn`."""
 
     weights: Mapping[Prompt, Mapping[str, Tensor]]
-    """float32 ``[T]`` by sample and module path of decoder block or head."""
+    """float32 `[T]` by sample and module path of the decoder block or head."""
     config: ModelConfig
 
     def __call__(self, block: str, prompt: Prompt) -> Tensor | None:
-        """Weight of every token, float32 ``[T]``; None = all alike."""
+        """Return the weight of every token, float32 `[T]`; None if all are equal."""
         return self.weights[prompt].get(block)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the mean weight of image and of text tokens in each block."""
+        """Convert to JSON values: the mean weights of image and text tokens in each block."""
         mask = torch.cat([visual_tokens(prompt, self.config) for prompt in self.weights])
-        found: dict[str, dict[str, float]] = {"image": {}, "text": {}}
+        means: dict[str, dict[str, float]] = {"image": {}, "text": {}}
         for block in next(iter(self.weights.values())):
             weights = torch.cat([blocks[block] for blocks in self.weights.values()])
-            for kind, chosen in (("image", weights[mask]), ("text", weights[~mask])):
-                if len(chosen):
-                    found[kind][block] = float(chosen.mean())
-        return found
+            for modality, selected in (("image", weights[mask]), ("text", weights[~mask])):
+                if len(selected):
+                    means[modality][block] = float(selected.mean())
+        return means
 
 
 def find_token_weights(
-    wanted: str | FixedWeights, model: QwenVL, prompts: Sequence[Prompt]
-) -> TokenWeights | UniformTokenWeights:
-    """What a recipe's token weights are for a model and its calibration samples.
+    setting: str | FixedWeights, model: QwenVL, prompts: Sequence[Prompt]
+) -> ModalityTokenWeights | PerTokenWeights:
+    """Compute the token weights of a recipe for a model and its calibration samples.
 
     Args:
-        wanted: "uniform" (all alike), "balanced" (`balanced_image_weight`), "gradient"
-            (`gradient_image_weights`), "token-gradient" (`token_sensitivities`; with both the head
-            takes what the last block has) or numbers.
-        model: in float, nothing quantized.
-        prompts: with their answers.
+        setting: "uniform" (all equal), "balanced" (`balanced_image_weight`), "gradient"
+            (`gradient_image_weights`), "token-gradient" (`token_sensitivities`), or numbers. With
+            the gradient kinds, the head uses the weights of the last block.
+        model: float model, nothing quantized.
+        prompts: samples with their answers.
 
     Raises:
-        ValueError: `wanted` is none of these, or a gradient finds no sample to use.
+        ValueError: `setting` is none of these, or no sample has a usable gradient.
     """
     family, config = family_of(model.config), model.config
     heads = family.stage("head").blocks(config)
     blocks = [*family.stage("decoder").blocks(config), *heads]
-    if isinstance(wanted, FixedWeights):
-        return TokenWeights(dict.fromkeys(blocks, wanted.image), wanted.text, config)
-    if wanted == "uniform":
-        return TokenWeights(dict.fromkeys(blocks, 1.0), 1.0, config)
-    if wanted == "balanced":
+    if isinstance(setting, FixedWeights):
+        return ModalityTokenWeights(dict.fromkeys(blocks, setting.image), setting.text, config)
+    if setting == "uniform":
+        return ModalityTokenWeights(dict.fromkeys(blocks, 1.0), 1.0, config)
+    if setting == "balanced":
         weight = balanced_image_weight(prompts, config)
-        return TokenWeights(dict.fromkeys(blocks, weight), 1.0, config)
-    if wanted == "gradient":
-        found = gradient_image_weights(model, prompts)
-        last = list(found.values())[-1]
-        return TokenWeights(found | dict.fromkeys(heads, last), 1.0, config)
-    if wanted == "token-gradient":
+        return ModalityTokenWeights(dict.fromkeys(blocks, weight), 1.0, config)
+    if setting == "gradient":
+        by_block = gradient_image_weights(model, prompts)
+        last = list(by_block.values())[-1]
+        return ModalityTokenWeights(by_block | dict.fromkeys(heads, last), 1.0, config)
+    if setting == "token-gradient":
         weights = {}
         for prompt, tensors in token_sensitivities(model, prompts).items():
             weights[prompt] = dict(zip(blocks, [*tensors, *tensors[-1:]], strict=False))
-        return UniformTokenWeights(weights, config)
-    raise ValueError(f"token_weights is {wanted!r}; allowed are {', '.join(KINDS)}")
+        return PerTokenWeights(weights, config)
+    raise ValueError(f"token_weights is {setting!r}; allowed are {', '.join(KINDS)}")
 
 
 def balanced_image_weight(prompts: Sequence[Prompt], config: ModelConfig) -> float:
-    """The weight with which all image tokens together count as much as all text tokens.
+    """Return the weight with which all image tokens together count as much as all text tokens.
 
-    1 if there are no image tokens.
+    It is 1 if there are no image tokens.
     """
     masks = [visual_tokens(prompt, config) for prompt in prompts]
     images = sum(int(mask.sum()) for mask in masks)
@@ -149,24 +149,24 @@ def balanced_image_weight(prompts: Sequence[Prompt], config: ModelConfig) -> flo
 
 
 def gradient_image_weights(model: QwenVL, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """For every decoder block, how much more or less the loss minds errors at image tokens.
+    """Compute the loss sensitivity of image tokens relative to text tokens per decoder block.
 
     After Li et al., "MBQ: Modality-Balanced Quantization for Large Vision-Language Models" (CVPR
     2025, arXiv 2412.19509, section 4): the sensitivity of a modality is the mean gradient of the
-    loss (see `gradients.py`) at its tokens in the block's output. The paper weighs absolute errors
-    by absolute gradients; Hessians sum squares, so here squares weigh squares.
+    loss (see `gradients`) at its tokens in the block's output. The paper weights absolute errors
+    by absolute gradients. Hessians sum squared errors, so squared gradients are used here.
 
     Args:
-        model: in float; left unchanged.
-        prompts: with their answers; prompts without pictures are passed over.
+        model: float model; left unchanged.
+        prompts: samples with their answers; those without images are ignored.
 
     Returns:
-        Weight of an image token for each decoder block's module path. The last block has no say
-        of its own about image tokens (nothing behind it reads them) and takes that of the one
-        before.
+        Weight of an image token by module path of the decoder block. Image tokens have no gradient
+        at the output of the last block, because only later tokens predict; it gets the weight of
+        the previous block.
 
     Raises:
-        ValueError: no prompt has both pictures and text behind them.
+        ValueError: no prompt has an image followed by text.
     """
     blocks = family_of(model.config).stage("decoder").blocks(model.config)
     sums = torch.zeros(len(blocks), 2, dtype=torch.float64)
@@ -183,8 +183,8 @@ def gradient_image_weights(model: QwenVL, prompts: Sequence[Prompt]) -> dict[str
                 sums[block, side] += float(energy)
     if not bool(counts.all()):
         raise ValueError(
-            "no calibration sample has a picture with text behind it, which gradient token "
-            "weights need; add such samples or use uniform weights"
+            "no calibration sample has an image followed by text, which gradient token weights "
+            "need; add such samples or use uniform weights"
         )
     means = sums / counts
     ratios = (means[:, 0] / means[:, 1]).tolist()

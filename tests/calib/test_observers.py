@@ -58,7 +58,7 @@ def test_cross_moment_does_not_depend_on_the_split(cuts: list[int], weighted: bo
 
 
 def test_cross_moment_by_hand() -> None:
-    """One token: the first channel is short of 3, the second of nothing."""
+    """One token: the first channel deviates by 3, the second by 0."""
     cross = CrossMoment(2)
     cross.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[4.0, 2.0]]]))
     assert torch.allclose(cross.values, torch.tensor([[3.0, 6.0], [0.0, 0.0]]))
@@ -74,7 +74,7 @@ def test_equal_paths_have_no_cross_moment() -> None:
     assert not bool(cross.values.any())
 
 
-def test_weight_zero_leaves_a_token_out() -> None:
+def test_tokens_of_weight_zero_are_ignored() -> None:
     x = tokens()
     weights = torch.ones(40)
     weights[:10] = 0
@@ -126,52 +126,52 @@ def test_mean_magnitude_does_not_depend_on_the_split(cuts: list[int], weighted: 
         torch.testing.assert_close(observer.values, unweighted.values, rtol=1e-5, atol=1e-6)
 
 
-def test_hessian_knows_the_range_of_its_inputs() -> None:
+def test_hessian_tracks_the_range_of_its_inputs() -> None:
     observer = Hessian(2)
-    assert observer.extent.largest == 0
+    assert observer.input_range.largest == 0
     observer.update(torch.tensor([[1.0, -7.0]]))
     observer.update(torch.tensor([[3.0, 2.0], [50.0, 0.0]]), torch.tensor([1.0, 0.0]))
-    assert (observer.extent.low, observer.extent.high) == (-7.0, 3.0)
-    assert observer.extent.largest == 7.0
+    assert (observer.input_range.low, observer.input_range.high) == (-7.0, 3.0)
+    assert observer.input_range.largest == 7.0
 
 
 def test_rejects() -> None:
-    with pytest.raises(ValueError, match=r"inputs are \(40, 6\), wanted ones \(39, 6\)"):
+    with pytest.raises(ValueError, match=r"\(40, 6\).*\(39, 6\)"):
         CrossMoment(6).update(tokens(), tokens(39))
-    with pytest.raises(ValueError, match="for 6 features, got 5"):
+    with pytest.raises(ValueError, match=r"\b6\b.*\b5\b"):
         Hessian(6).update(tokens(features=5))
-    with pytest.raises(ValueError, match=r"\(3,\) weights for 40 tokens"):
+    with pytest.raises(ValueError, match=r"\(3,\).*\b40\b"):
         Hessian(6).update(tokens(), torch.ones(3))
-    with pytest.raises(ValueError, match="finite and not negative"):
+    with pytest.raises(ValueError, match="token weights"):
         Hessian(6).update(tokens(), torch.full((40,), -1.0))
 
 
 def lower_only(lower: torch.Tensor, x: torch.Tensor, alpha: float, beta: float) -> None:
-    """What a `Gram` may do: nothing above the diagonal is right."""
+    """A `Syrk` that leaves garbage above the diagonal."""
     lower.copy_((beta * lower + alpha * x.float().t() @ x.float()).tril())
     lower += torch.full_like(lower, 1e9).triu(1)
 
 
 @pytest.mark.parametrize("features", [6, 1030])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_half_of_a_hessian_is_enough(features: int, weighted: bool) -> None:
+def test_the_lower_triangle_of_a_syrk_is_enough(features: int, weighted: bool) -> None:
     x = tokens(features=features).bfloat16()
     weights = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else None
-    expected, found = Hessian(features), Hessian(features, gram=lower_only)
+    expected, actual = Hessian(features), Hessian(features, syrk=lower_only)
     for part in (slice(0, 13), slice(13, 30), slice(30, 40)):
-        some = None if weights is None else weights[part]
-        expected.update(x[part], some)
-        found.update(x[part], some)
+        of_part = None if weights is None else weights[part]
+        expected.update(x[part], of_part)
+        actual.update(x[part], of_part)
         if part.start == 13:
-            assert torch.equal(found.values, found.values.t())  # looked at on the way
+            assert torch.equal(actual.values, actual.values.t())  # read between updates
     # Without weights products are exact; roots of weights are rounded to bf16.
     rtol, atol = (1e-2, 5e-3) if weighted else (1e-5, 1e-6)
-    torch.testing.assert_close(found.values, expected.values, rtol=rtol, atol=atol)
-    assert found.tokens == expected.tokens and found.weight == expected.weight
+    torch.testing.assert_close(actual.values, expected.values, rtol=rtol, atol=atol)
+    assert actual.tokens == expected.tokens and actual.weight == expected.weight
 
 
-def test_float32_inputs_are_not_narrowed_for_a_faster_product() -> None:
-    expected, found = Hessian(6), Hessian(6, gram=lower_only)
+def test_float32_inputs_are_not_rounded_to_bf16() -> None:
+    expected, actual = Hessian(6), Hessian(6, syrk=lower_only)
     expected.update(tokens())
-    found.update(tokens())
-    assert torch.equal(found.values, expected.values)
+    actual.update(tokens())
+    assert torch.equal(actual.values, expected.values)

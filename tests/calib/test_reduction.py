@@ -1,4 +1,4 @@
-"""Sums over samples that do not depend on who takes them."""
+"""The reduction over samples is independent of the number of ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks_of_threads import OfThread, together
+from ranks_of_threads import ThreadCommunicator, run_ranks
 from torch import Tensor
 
-from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, Sum
+from vlpress.calib.observers import AbsMax, CrossMoment, Hessian, MeanAbs, Statistics
 from vlpress.calib.packed_symmetric import PackedSymmetric
-from vlpress.calib.reduction import CHUNKS, Reduction, chunks, owner
+from vlpress.calib.reduction import SHARDS, Reduction, shard_rank, shard_samples
 from vlpress.common.distributed import SINGLE_PROCESS, Communicator
 
 WIDTH = 7
@@ -25,7 +25,7 @@ def sample(number: int) -> Tensor:
     return torch.randn(3 + number % 4, WIDTH, generator=generator) * (1 + number)
 
 
-def watch(samples: Sequence[int]) -> list[Sum]:
+def observe(samples: Sequence[int]) -> list[Statistics]:
     hessian, cross = Hessian(WIDTH), CrossMoment(WIDTH)
     largest, mean = AbsMax(WIDTH), MeanAbs(WIDTH)
     for number in samples:
@@ -38,86 +38,88 @@ def watch(samples: Sequence[int]) -> list[Sum]:
     return [hessian, cross, largest, mean]
 
 
-def reduced(comm: Communicator, parts: Sequence[Sequence[int]]) -> list[Tensor]:
-    hessian, cross, largest, mean = Reduction(comm, parts, watch).run()
+def reduced(comm: Communicator, shards: Sequence[Sequence[int]]) -> list[Tensor]:
+    hessian, cross, largest, mean = Reduction(comm, shards, observe).run()
     assert isinstance(hessian, Hessian) and isinstance(cross, CrossMoment)
     assert isinstance(largest, AbsMax) and isinstance(mean, MeanAbs)
-    counts = [hessian.weight, hessian.tokens, hessian.extent.low, hessian.extent.high, mean.weight]
+    bounds = hessian.input_range.low, hessian.input_range.high
+    counts = [hessian.weight, hessian.tokens, *bounds, mean.weight]
     values = [hessian.values, cross.values, largest.values, mean.values]
     return [*values, torch.tensor(counts, dtype=torch.float64)]
 
 
 @given(count=st.integers(0, 100))
-def test_chunks_hold_every_sample_once_and_are_even(count: int) -> None:
-    parts = chunks(count)
-    assert len(parts) == CHUNKS
-    assert [i for part in parts for i in part] == list(range(count))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_shards_hold_every_sample_once_and_are_even(count: int) -> None:
+    shards = shard_samples(count)
+    assert len(shards) == SHARDS
+    assert [i for shard in shards for i in shard] == list(range(count))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 11])
-def test_every_part_has_an_owner_and_each_process_a_fair_stretch(count: int) -> None:
-    owners = [owner(part, OfThread(0, count, {})) for part in range(CHUNKS)]
-    assert owners == sorted(owners) and 0 <= owners[0] and owners[-1] < count
-    shares = [owners.count(i) for i in range(count)]
-    assert max(shares) <= -(-CHUNKS // count)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 11])
+def test_shards_are_spread_evenly_over_ranks(world_size: int) -> None:
+    comm = ThreadCommunicator(0, world_size, {})
+    ranks = [shard_rank(shard, comm) for shard in range(SHARDS)]
+    assert ranks == sorted(ranks) and 0 <= ranks[0] and ranks[-1] < world_size
+    assert max(map(ranks.count, ranks)) <= -(-SHARDS // world_size)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    taken=st.sets(st.integers(0, 30)),
-    total=st.integers(1, 31),
-    count=st.integers(2, 10),
+    selected=st.sets(st.integers(0, 30)),
+    count=st.integers(1, 31),
+    world_size=st.integers(2, 10),
 )
-def test_several_find_what_one_finds_to_the_last_bit(
-    taken: set[int], total: int, count: int
+def test_several_ranks_compute_the_bits_of_one(
+    selected: set[int], count: int, world_size: int
 ) -> None:
-    parts = [[i for i in part if i in taken] for part in chunks(total)]
-    alone = reduced(SINGLE_PROCESS, parts)
-    for found in together(count, lambda comm: reduced(comm, parts)):
-        assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
+    shards = [[i for i in shard if i in selected] for shard in shard_samples(count)]
+    of_one = reduced(SINGLE_PROCESS, shards)
+    for of_rank in run_ranks(world_size, lambda comm: reduced(comm, shards)):
+        assert all(torch.equal(a, b) for a, b in zip(of_one, of_rank, strict=True))
 
 
 def test_the_sum_is_that_of_all_samples() -> None:
-    found = reduced(SINGLE_PROCESS, chunks(20))
-    everything = watch(range(20))
-    wanted = [observer.values for observer in everything]  # type: ignore[attr-defined]
-    for value, other in zip(found[:4], wanted, strict=True):
+    *values, counts = reduced(SINGLE_PROCESS, shard_samples(20))
+    observers = observe(range(20))
+    expected = [observer.values for observer in observers]  # type: ignore[attr-defined]
+    for value, other in zip(values, expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-5)
-    hessian = everything[0]
+    hessian = observers[0]
     assert isinstance(hessian, Hessian)
-    assert found[4].tolist()[1:4] == [hessian.tokens, hessian.extent.low, hessian.extent.high]
+    bounds = [hessian.input_range.low, hessian.input_range.high]
+    assert counts.tolist()[1:4] == [hessian.tokens, *bounds]
 
 
-def test_a_process_watches_only_its_own_samples() -> None:
-    def mine(comm: Communicator) -> list[int]:
-        seen: list[int] = []
+def test_a_rank_observes_its_own_samples_only() -> None:
+    def observed_by(comm: Communicator) -> list[int]:
+        observed: list[int] = []
 
-        def note(samples: Sequence[int]) -> list[Sum]:
-            seen.extend(samples)
-            return watch(samples)
+        def record(samples: Sequence[int]) -> list[Statistics]:
+            observed.extend(samples)
+            return observe(samples)
 
-        Reduction(comm, chunks(16), note).run()
-        return seen
+        Reduction(comm, shard_samples(16), record).run()
+        return observed
 
-    assert together(3, mine) == [list(range(6)), list(range(6, 12)), list(range(12, 16))]
+    assert run_ranks(3, observed_by) == [list(range(6)), list(range(6, 12)), list(range(12, 16))]
 
 
-def test_what_waits_takes_half_of_its_memory() -> None:
+def test_idle_hessians_take_half_of_the_memory() -> None:
     width, most = 2048, 0
     alive: WeakSet[PackedSymmetric] = WeakSet()
 
-    def measure(samples: Sequence[int]) -> list[Sum]:
+    def measure(samples: Sequence[int]) -> list[Statistics]:
         nonlocal most
         hessian = Hessian(width)
         alive.add(hessian._sum)
-        most = max(most, sum(_bytes(square) for square in alive))
+        most = max(most, sum(_bytes(matrix) for matrix in alive))
         return [hessian]
 
-    Reduction(SINGLE_PROCESS, chunks(8), measure).run()
-    assert most <= 4 * width**2 * (1 + 3 * 0.76)  # one at work, three of the tree waiting
+    Reduction(SINGLE_PROCESS, shard_samples(8), measure).run()
+    assert most <= 4 * width**2 * (1 + 3 * 0.76)  # one is updated, three of the tree are idle
 
 
-def _bytes(square: PackedSymmetric) -> int:
-    held = square._folded if square._whole is None else [square._whole]
-    return sum(tensor.untyped_storage().nbytes() for tensor in held)
+def _bytes(matrix: PackedSymmetric) -> int:
+    tensors = matrix._packed if matrix._square is None else [matrix._square]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -8,7 +8,7 @@ from calib_models import prompt, prompts, random_model, raw_config
 from vlpress.calib.gradients import visual_tokens
 from vlpress.calib.token_weights import (
     FixedWeights,
-    TokenWeights,
+    ModalityTokenWeights,
     balanced_image_weight,
     find_token_weights,
     gradient_image_weights,
@@ -66,7 +66,7 @@ def test_gradient_weights_leave_the_model_as_it_was() -> None:
 
 def test_gradient_weights_need_a_picture_with_text_behind_it() -> None:
     model = random_model()
-    with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
+    with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):
         gradient_image_weights(model, [prompt(model.config, [], 8, 1)])
 
 
@@ -108,7 +108,7 @@ def test_gradient_weights_differ_from_block_to_block() -> None:
     model = random_model(raw_config(tied=False, num_hidden_layers=3))
     given = prompts(model.config)
     found = find_token_weights("gradient", model, given)
-    assert isinstance(found, TokenWeights)
+    assert isinstance(found, ModalityTokenWeights)
     weights = gradient_image_weights(model, given)
     assert found.image == weights | {"lm_head": weights["model.layers.2"]}
     visual = visual_tokens(given[1], model.config)
@@ -143,7 +143,7 @@ def test_unusable_weights() -> None:
     model = random_model()
     with pytest.raises(ValueError, match="token_weights is 'mean'; allowed are uniform, balanced"):
         find_token_weights("mean", model, [])
-    with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
+    with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):
         find_token_weights("gradient", model, [prompt(model.config, [], 8, 1)])
     with pytest.raises(ValueError, match="all 0; give image or text a weight above 0"):
         FixedWeights(0, 0)
