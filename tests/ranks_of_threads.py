@@ -1,4 +1,4 @@
-"""Threads in the place of the processes that share a piece of work."""
+"""Ranks as threads of one process, for tests of distributed work."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from vlpress.common.distributed import Communicator, Message
 T = TypeVar("T")
 
 
-class OfThread:
-    """What one thread sees of the others."""
+class ThreadCommunicator:
+    """A communicator whose ranks are threads, connected by queues."""
 
-    def __init__(self, index: int, count: int, queues: Mapping[tuple[int, int], Any]) -> None:
-        self.index, self.count, self._queues = index, count, queues
+    def __init__(self, rank: int, world_size: int, queues: Mapping[tuple[int, int], Any]) -> None:
+        self.rank, self.world_size, self._queues = rank, world_size, queues
 
     def send(self, tensor: Tensor, to: int) -> None:
         assert tensor.is_contiguous()
-        self._queues[self.index, to].put(tensor.clone())
+        self._queues[self.rank, to].put(tensor.clone())
 
     def receive(self, tensor: Tensor, source: int) -> None:
         assert tensor.is_contiguous()
-        tensor.copy_(self._queues[source, self.index].get(timeout=60))
+        tensor.copy_(self._queues[source, self.rank].get(timeout=60))
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        if self.index != source:
+        if self.rank != source:
             self.receive(tensor, source)
             return
-        for to in range(self.count):
+        for to in range(self.world_size):
             if to != source:
                 self.send(tensor, to)
 
     def broadcast_message(self, message: Message | None, source: int) -> Message:
-        if self.index != source:
+        if self.rank != source:
             assert message is None
-            found: Message = self._queues[source, self.index].get(timeout=60)
-            return found
+            received: Message = self._queues[source, self.rank].get(timeout=60)
+            return received
         assert message is not None
-        for to in range(self.count):
+        for to in range(self.world_size):
             if to != source:
                 tensors = {name: tensor.clone() for name, tensor in message.tensors.items()}
                 self._queues[source, to].put(Message(message.value, tensors))
         return message
 
 
-def together(count: int, work: Callable[[Communicator], T]) -> list[T]:
-    """What each of so many threads returns; nothing may be left unsaid."""
+def run_ranks(world_size: int, work: Callable[[Communicator], T]) -> list[T]:
+    """Run `work` on every rank; return the results and check that every message was received."""
     queues: dict[tuple[int, int], SimpleQueue[Any]] = {
-        (source, to): SimpleQueue() for source in range(count) for to in range(count)
+        (source, to): SimpleQueue() for source in range(world_size) for to in range(world_size)
     }
-    with ThreadPoolExecutor(count) as pool:
-        futures = [pool.submit(work, OfThread(i, count, queues)) for i in range(count)]
+    with ThreadPoolExecutor(world_size) as pool:
+        communicators = [ThreadCommunicator(r, world_size, queues) for r in range(world_size)]
+        futures = [pool.submit(work, comm) for comm in communicators]
         results = [future.result() for future in futures]
     assert all(queue.empty() for queue in queues.values())
     return results

@@ -87,9 +87,9 @@ def test_the_death_of_one_ends_all_within_a_minute(
     _, said = run.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert run.returncode != 0 and not out.exists()
-    assert "another process of this run ended; the same command goes on where it stopped" in said
+    assert "another process of this run ended" in said
     done = ended(command)
-    assert "going on with what " in done.stderr
+    assert f"resuming {out} from " in done.stderr
     ended(start(1, *quantize(checkpoint, tmp_path / "alone"), "--calib-samples", "8"))
     assert contents(out) == contents(tmp_path / "alone")
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
-from ranks_of_threads import together
+from ranks_of_threads import run_ranks
 from safetensors.torch import save
 
 from vlpress.common.distributed import (
     SINGLE_PROCESS,
     Communicator,
     Message,
-    _unpacked,
+    _unpack,
     all_gather,
     broadcast_result,
     distribute,
@@ -16,59 +16,57 @@ from vlpress.common.distributed import (
 )
 
 
-def test_one_process_tells_itself() -> None:
+def test_a_single_process_broadcasts_to_itself() -> None:
     message = Message({"a": 1}, {"t": torch.ones(2)})
     assert SINGLE_PROCESS.broadcast_message(message, 0) is message
-    assert (
-        broadcast_result(SINGLE_PROCESS, lambda: 5) == 5
-        and rank_zero_first(SINGLE_PROCESS, lambda: 6) == 6
-    )
+    assert broadcast_result(SINGLE_PROCESS, lambda: 5) == 5
+    assert rank_zero_first(SINGLE_PROCESS, lambda: 6) == 6
     assert all_gather(SINGLE_PROCESS, "x") == ["x"]
-    with pytest.raises(ValueError, match="there is no process 1"):
+    with pytest.raises(ValueError, match="rank 1"):
         SINGLE_PROCESS.send(torch.ones(1), 1)
 
 
-def test_what_is_packed_comes_back() -> None:
+def test_messages_survive_packing() -> None:
     tensors = {"a": torch.arange(3, dtype=torch.uint8), "b": torch.tensor(0.1)}
     packed = save(tensors, {"value": '{"x": [0.1, "\\u00e9"]}'})
-    message = _unpacked(packed)
+    message = _unpack(packed)
     assert message.value == {"x": [0.1, "é"]}
     assert all(torch.equal(message.tensors[name], tensor) for name, tensor in tensors.items())
 
 
-def test_the_first_one_alone_works_and_all_know() -> None:
-    worked: list[int] = []
+def test_the_result_of_rank_0_is_broadcast() -> None:
+    ran_on: list[int] = []
 
     def work(comm: Communicator) -> object:
-        def alone() -> dict[str, int]:
-            worked.append(comm.index)
-            return {"by": comm.index}
+        def action() -> dict[str, int]:
+            ran_on.append(comm.rank)
+            return {"by": comm.rank}
 
-        return broadcast_result(comm, alone)
+        return broadcast_result(comm, action)
 
-    assert together(3, work) == [{"by": 0}] * 3
-    assert worked == [0]
+    assert run_ranks(3, work) == [{"by": 0}] * 3
+    assert ran_on == [0]
 
 
-def test_the_others_follow_the_first_one() -> None:
+def test_rank_0_runs_first() -> None:
     order: list[int] = []
-    together(3, lambda comm: rank_zero_first(comm, lambda: order.append(comm.index)))
+    run_ranks(3, lambda comm: rank_zero_first(comm, lambda: order.append(comm.rank)))
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_jobs_are_dealt_in_turn_and_come_back_in_order(count: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_jobs_are_distributed_in_turn_and_yielded_in_order(world_size: int) -> None:
     def work(comm: Communicator) -> list[tuple[int, object]]:
         def make(job: int) -> Message:
-            return Message([job * job, comm.index])
+            return Message([job * job, comm.rank])
 
         return [(job, message.value) for job, message in distribute(comm, range(7), make)]
 
-    wanted = [(job, [job * job, job % count]) for job in range(7)]
-    assert together(count, work) == [wanted] * count
+    expected = [(job, [job * job, job % world_size]) for job in range(7)]
+    assert run_ranks(world_size, work) == [expected] * world_size
 
 
-def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with init_distributed() as comm:

@@ -1,7 +1,7 @@
-"""Several processes that share one piece of work, as torchrun starts them.
+"""Work shared by several processes (ranks) that torchrun started.
 
-Every process runs the same program on its share. What one has found reaches the others as JSON and
-tensors; nothing is pickled. Work by one process alone is the same program with nobody to talk to.
+Every rank runs the same program on its share of the work. Results are exchanged as JSON and
+tensors, nothing is pickled. A single process uses the no-op communicator.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .heartbeat import Heartbeat
 T = TypeVar("T")
 Job = TypeVar("Job")
 
-# A process may solve a large layer for long while others wait; those that die are found otherwise.
+# One rank may solve a large layer for minutes; dead ranks are detected by `heartbeat`.
 COLLECTIVE_TIMEOUT = timedelta(days=7)
-CLOSED = "another process of this run ended; the same command goes on where it stopped"
+RANK_LOST = "another process of this run ended; rerun the same command to resume"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one process tells the others."""
+    """A result that one rank sends to others."""
 
     value: Any = None
     """A JSON value."""
@@ -41,48 +41,48 @@ class Message:
 
 
 class Communicator(Protocol):
-    """The processes that share a piece of work."""
+    """The ranks that share a piece of work."""
 
     @property
-    def index(self) -> int:
-        """Which of them this is; the first one, 0, writes."""
+    def rank(self) -> int:
+        """Number of this process, from 0; rank 0 writes the results."""
         ...
 
     @property
-    def count(self) -> int:
-        """How many there are."""
+    def world_size(self) -> int:
+        """Number of ranks."""
         ...
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """Give a contiguous tensor to another process, which must `receive` it."""
+        """Send a contiguous tensor to rank `to`, which must call `receive`."""
         ...
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        """Fill a contiguous tensor with what another process sends."""
+        """Fill a contiguous tensor with the one that rank `source` sends."""
         ...
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Fill a contiguous tensor, everywhere, with what it holds in one process."""
+        """Fill a contiguous tensor on all ranks with the values of rank `source`."""
         ...
 
     def broadcast_message(self, message: Message | None, source: int) -> Message:
-        """Give one process's message to all; the others pass None."""
+        """Return the message of rank `source` on all ranks; the others pass None."""
         ...
 
 
 class SingleProcess:
-    """One process."""
+    """The no-op communicator of a single process."""
 
-    index = 0
-    count = 1
+    rank = 0
+    world_size = 1
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """See `Communicator.send`; there is nobody."""
-        raise ValueError(f"there is no process {to}")
+        """See `Communicator.send`; there is no other rank."""
+        raise ValueError(f"cannot send to rank {to}: there is only rank 0")
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        """See `Communicator.receive`; there is nobody."""
-        raise ValueError(f"there is no process {source}")
+        """See `Communicator.receive`; there is no other rank."""
+        raise ValueError(f"cannot receive from rank {source}: there is only rank 0")
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """See `Communicator.broadcast`."""
@@ -97,28 +97,28 @@ SINGLE_PROCESS = SingleProcess()
 
 
 class TorchCommunicator:
-    """Processes joined by torch.distributed."""
+    """Ranks connected by torch.distributed."""
 
     def __init__(self) -> None:
-        self.index, self.count = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def send(self, tensor: Tensor, to: int) -> None:
         """See `Communicator.send`."""
-        with _reached():
+        with _connection_errors():
             dist.send(tensor, to)
 
     def receive(self, tensor: Tensor, source: int) -> None:
         """See `Communicator.receive`."""
-        with _reached():
+        with _connection_errors():
             dist.recv(tensor, source)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """See `Communicator.broadcast`."""
-        with _reached():
+        with _connection_errors():
             dist.broadcast(tensor, source)
 
     def broadcast_message(self, message: Message | None, source: int) -> Message:
-        """See `Communicator.broadcast_message`; tensors arrive in the memory of the CPU."""
+        """See `Communicator.broadcast_message`; tensors arrive on the CPU."""
         data = torch.empty(0, dtype=torch.uint8)
         if message is not None:
             tensors = {name: tensor.contiguous() for name, tensor in message.tensors.items()}
@@ -129,97 +129,100 @@ class TorchCommunicator:
         if message is None:
             data = torch.empty(int(size), dtype=torch.uint8)
         self.broadcast(data, source)
-        return message or _unpacked(data.numpy().tobytes())
+        return message or _unpack(data.numpy().tobytes())
 
 
-def _unpacked(packed: bytes) -> Message:
+def _unpack(packed: bytes) -> Message:
+    """Read a message from the bytes of a safetensors file with a `value` in its metadata."""
     length = int.from_bytes(packed[:8], "little")
     header = json.loads(packed[8 : 8 + length])
     return Message(json.loads(header["__metadata__"]["value"]), load(packed))
 
 
 @contextmanager
-def _reached() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
+    """Translate the RuntimeError of torch.distributed for a closed connection."""
     try:
         yield
-    except RuntimeError as error:  # all that torch.distributed raises when a connection closes
-        raise ConnectionAbortedError(CLOSED) from error
+    except RuntimeError as error:  # torch.distributed has no narrower type
+        raise ConnectionAbortedError(RANK_LOST) from error
 
 
-def rank_zero_first(comm: Communicator, work: Callable[[], T]) -> T:
-    """Do something in the first process and, once that is done, in all others.
+def rank_zero_first(comm: Communicator, action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 first, then on the other ranks; return its result.
 
-    If it raises in the first one, the others are told nothing and end when that one does.
+    If it raises on rank 0, the others receive nothing and end when rank 0 does.
     """
-    if comm.index == 0:
-        result = work()
+    if comm.rank == 0:
+        result = action()
         comm.broadcast_message(Message(), 0)
         return result
     comm.broadcast_message(None, 0)
-    return work()
+    return action()
 
 
-def broadcast_result(comm: Communicator, work: Callable[[], Any]) -> Any:
-    """Do something in the first process alone; all get what it returns, a JSON value."""
-    return comm.broadcast_message(Message(work()) if comm.index == 0 else None, 0).value
+def broadcast_result(comm: Communicator, action: Callable[[], Any]) -> Any:
+    """Run `action` on rank 0 only; return its result, a JSON value, on all ranks."""
+    return comm.broadcast_message(Message(action()) if comm.rank == 0 else None, 0).value
 
 
-def wait(comm: Communicator) -> None:
-    """Go on when all processes have come here."""
+def barrier(comm: Communicator) -> None:
+    """Block until all ranks have called this."""
     all_gather(comm, None)
 
 
 def all_gather(comm: Communicator, value: Any) -> list[Any]:
-    """A JSON value of every process, in order, for all."""
+    """Return the JSON values of all ranks, in rank order, on all ranks."""
     return [
-        comm.broadcast_message(Message(value) if source == comm.index else None, source).value
-        for source in range(comm.count)
+        comm.broadcast_message(Message(value) if source == comm.rank else None, source).value
+        for source in range(comm.world_size)
     ]
 
 
 def distribute(
     comm: Communicator, jobs: Iterable[Job], work: Callable[[Job], Message]
 ) -> Iterator[tuple[Job, Message]]:
-    """Jobs in order, each with what one of the processes made of it.
+    """Distribute jobs over ranks; yield `(job, result)` in job order.
 
-    Whoever iterates must do so in every process.
+    All ranks must iterate over the same jobs. Ranks work on one job each at a time, so that
+    results are broadcast, and can be stored, in order.
     """
-    waiting = iter(jobs)
-    while hand := list(islice(waiting, comm.count)):
-        mine = work(hand[comm.index]) if comm.index < len(hand) else None
-        for source, job in enumerate(hand):
-            yield job, comm.broadcast_message(mine if source == comm.index else None, source)
-    wait(comm)  # what was done with the last one is done everywhere
+    remaining = iter(jobs)
+    while batch := list(islice(remaining, comm.world_size)):
+        result = work(batch[comm.rank]) if comm.rank < len(batch) else None
+        for source, job in enumerate(batch):
+            yield job, comm.broadcast_message(result if source == comm.rank else None, source)
+    barrier(comm)  # the consumers of all ranks have finished with the last result
 
 
 @contextmanager
 def init_distributed() -> Iterator[Communicator]:
-    """The processes that torchrun started with this one, for the length of a `with` block.
+    """Connect the ranks that torchrun started, for the length of a `with` block.
 
     Raises:
-        ConnectionAbortedError: one of them ended meanwhile.
+        ConnectionAbortedError: a rank ended meanwhile.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or not dist.is_torchelastic_launched():
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 or not dist.is_torchelastic_launched():
         yield SINGLE_PROCESS
         return
-    index = int(os.environ["RANK"])
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank = int(os.environ["RANK"])
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    with _reached():
-        store = TCPStore(*place, is_master=False)
+    with _connection_errors():
+        store = TCPStore(*address, is_master=False)
         dist.init_process_group(
             backend,
             store=PrefixStore("vlpress", store),
-            rank=index,
-            world_size=count,
+            rank=rank,
+            world_size=world_size,
             timeout=COLLECTIVE_TIMEOUT,
         )
-    together = TorchCommunicator()
-    with Heartbeat(TCPStore(*place, is_master=False), index, count, CLOSED):
-        yield together
-        wait(together)  # nobody leaves before all are done
+    comm = TorchCommunicator()
+    with Heartbeat(TCPStore(*address, is_master=False), rank, world_size, RANK_LOST):
+        yield comm
+        barrier(comm)  # no rank closes its connection while another one still works
     dist.destroy_process_group()

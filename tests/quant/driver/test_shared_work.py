@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from calib_models import prompts
-from ranks_of_threads import together
+from ranks_of_threads import run_ranks
 
 from vlpress.common.distributed import Communicator, rank_zero_first
 from vlpress.model.config import ModelConfig
@@ -14,19 +14,19 @@ from vlpress.quant.checkpoint.saving import save_finished
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
 
-from test_streaming import STEPS, contents, finish, job, source_of  # isort: skip
+from test_blockwise import STEPS, contents, finish, job, source_of  # isort: skip
 
 
 def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> dict[str, bytes]:
     def take_part(comm: Communicator) -> None:
-        part = BlockwiseQuantizer(**{**vars(streaming), "ranks": comm})
-        done = rank_zero_first(comm, lambda: Journal(work, writes=comm.index == 0))
+        part = BlockwiseQuantizer(**{**vars(streaming), "comm": comm})
+        done = rank_zero_first(comm, lambda: Journal(work, writes=comm.rank == 0))
         report = part.quantize(done)
-        if comm.index == 0:
+        if comm.rank == 0:
             out.mkdir()
             save_finished(done.tensors(), report, streaming.source, out)
 
-    together(count, take_part)
+    run_ranks(count, take_part)
     return contents(out)
 
 
