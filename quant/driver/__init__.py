@@ -1,1 +1,1 @@
-"""Drivers that run the methods over a model, in memory or block by block."""
+"""Drivers that run the methods on a model, in memory or block by block."""

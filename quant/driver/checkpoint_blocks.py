@@ -1,4 +1,4 @@
-"""Blocks of a model as a checkpoint has them, read when they are needed."""
+"""Load the blocks of a float checkpoint one at a time."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from .padding import Padding, pad_tensors
 
 
 class CheckpointBlocks:
-    """A block source over a checkpoint, for a model whose modules are on `meta`."""
+    """Block source over a float checkpoint, for a model whose modules are on `meta`."""
 
     def __init__(
         self,
@@ -29,16 +29,19 @@ class CheckpointBlocks:
         """See `BlockSource.load`.
 
         Raises:
-            ValueError: a weight is not finite, or not what the model's config says.
+            ValueError: a weight is not finite, or its shape differs from the model's config.
         """
-        load_block(self._reader, self._model, path, device=self.device, transform=self._checked)
+        load_block(
+            self._reader, self._model, path, device=self.device, transform=self._check_and_pad
+        )
         return self._model.get_submodule(path)
 
     def release(self, path: str) -> None:
         """See `BlockSource.release`."""
         release_block(self._model.get_submodule(path))
 
-    def _checked(self, name: str, value: Tensor) -> Tensor:
+    def _prepare(self, name: str, value: Tensor) -> Tensor:
+        """Refuse values that are not finite; pad the widths that grow."""
         if value.is_floating_point() and not is_finite(value):
             kind = "NaN" if bool(value.isnan().any()) else "infinity"
             raise ValueError(

@@ -1,10 +1,10 @@
-"""Grow inner widths that no kernel takes by channels of zeros.
+"""Pad inner widths that kernels do not support with zero channels.
 
-The vision MLP of Qwen2.5-VL is 3420 wide, which only 4 divides: no group of int4 weights and no
-tile of an int8 kernel fits. The decoder's 29568 of the 72B model fits until it is split over two
-devices. Zero rows in the layers that make such a width, and zero columns in those that read it, add
-channels of ``silu(0) * 0`` and thus nothing to any output. Which widths may grow is data
-(`PaddedWidth` of the family tables); config.json gets the new one.
+The vision MLP of Qwen2.5-VL is 3420 wide, which is divisible by 4 only: no group of int4 weights
+and no tile of an int8 kernel fits. The 29568 channels of the 72B decoder fit until they are split
+over two devices. Zero rows in the layers that output such a width, and zero columns in the layers
+that read it, add channels of ``silu(0) * 0``, which change no output. The family tables list the
+widths that may be padded (`PaddedWidth`); config.json gets the new width.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,28 +19,28 @@ from ...model.families import PaddedWidth, family_of, widths
 from ...model.qwen_vl import QwenVL
 
 KERNEL_WIDTH = 128
-"""What kernels of every engine take, and every usual group size divides."""
+"""Multiple that kernels of all engines support and that all usual group sizes divide."""
 
 
 @dataclass(frozen=True)
 class Padding:
-    """One inner width of one stage, before and after."""
+    """The padding of one inner width of a stage."""
 
     stage: str
     width: PaddedWidth
     before: int
     after: int
     tp: int
-    """Devices that the width is split over."""
+    """Tensor-parallel size: the width is split over so many devices."""
 
     @property
     def reason(self) -> str:
-        """Why it grew."""
+        """Why the width is padded."""
         split = "" if self.tp == 1 else f" on each of {self.tp} devices"
         return f"kernels need a multiple of {KERNEL_WIDTH}{split}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         section, field = self.width.config_field
         return {
             "stage": self.stage,
@@ -54,14 +54,14 @@ class Padding:
 def choose_padding(
     config: ModelConfig, quantized: Collection[str], tp: int = 1
 ) -> tuple[Padding, ...]:
-    """The widths that must grow if these layers are quantized.
+    """Choose the widths that must be padded if these layers are quantized.
 
-    config.json holds one width for all blocks of a stage, so one quantized layer decides for all.
+    config.json has one width for all blocks of a stage: a single quantized layer pads all of them.
 
     Args:
-        config: the model as it is.
-        quantized: names of the layers that will be quantized.
-        tp: devices that engines will split the model over (tensor parallelism), at least 1.
+        config: of the unpadded model.
+        quantized: names of the layers to quantize.
+        tp: tensor-parallel size at serving time, at least 1.
     """
     names = set(quantized)
     chosen = []
@@ -75,7 +75,7 @@ def choose_padding(
 
 
 def padded_config(config: ModelConfig, paddings: Sequence[Padding]) -> ModelConfig:
-    """The config of the padded model; `raw` keeps the source's form, flat or nested."""
+    """Return the config of the padded model; `raw` keeps the source's form, flat or nested."""
     if not paddings:
         return config
     raw = dict(config.raw)
@@ -83,7 +83,7 @@ def padded_config(config: ModelConfig, paddings: Sequence[Padding]) -> ModelConf
         section, field = padding.width.config_field
         if not section and isinstance(raw.get("text_config"), Mapping):
             section = "text_config"
-            if field in raw:  # such a file may repeat the decoder's fields outside
+            if field in raw:  # some files repeat the decoder's fields at the top level
                 raw[field] = padding.after
         if section:
             raw[section] = {**raw[section], field: padding.after}
@@ -93,7 +93,7 @@ def padded_config(config: ModelConfig, paddings: Sequence[Padding]) -> ModelConf
 
 
 def padded_layers(config: ModelConfig, paddings: Sequence[Padding]) -> dict[str, Padding]:
-    """Names of the layers that grow, each with what makes it grow."""
+    """Map the names of padded layers to their paddings."""
     return {
         name.rpartition(".")[0]: padding
         for padding in paddings
@@ -104,7 +104,7 @@ def padded_layers(config: ModelConfig, paddings: Sequence[Padding]) -> dict[str,
 def padded_shapes(
     config: ModelConfig, paddings: Sequence[Padding]
 ) -> dict[str, tuple[int, int, int]]:
-    """For each tensor that grows: the dimension, its size before, and its size after."""
+    """Map the names of padded tensors to the dimension, its size before and its size after."""
     return {
         name: (dim, padding.before, padding.after)
         for padding in paddings
@@ -115,15 +115,15 @@ def padded_shapes(
 def pad_tensors(
     tensors: Mapping[str, Tensor], config: ModelConfig, paddings: Sequence[Padding]
 ) -> dict[str, Tensor]:
-    """New, longer copies of the tensors that grow; the others are not in the result.
+    """Return padded copies of the tensors that grow; the others are omitted.
 
     Args:
-        tensors: weights by canonical name, as many as are at hand.
-        config: the model they belong to, before or after padding.
+        tensors: some weights of the model by canonical name.
+        config: of the model, before or after padding.
         paddings: from `choose_padding`.
 
     Raises:
-        ValueError: a tensor has not the size that the padding starts from.
+        ValueError: a tensor does not have the size before padding.
     """
     shapes = padded_shapes(config, paddings)
     return {
@@ -134,7 +134,7 @@ def pad_tensors(
 
 
 def pad_model_(model: QwenVL, paddings: Sequence[Padding]) -> None:
-    """Pad the float weights of a model in place, one tensor at a time, and give it its new config.
+    """Pad the float weights of a model in place, one tensor at a time, and update its config.
 
     Raises:
         ValueError: as `pad_tensors`.
@@ -155,7 +155,7 @@ def pad_model_(model: QwenVL, paddings: Sequence[Padding]) -> None:
 
 
 def _members(config: ModelConfig, padding: Padding) -> Iterator[tuple[str, int]]:
-    """Names of the tensors that have the width, each with the dimension that is it."""
+    """Yield the names of the tensors that have the width, each with its dimension."""
     stage = family_of(config).stage(padding.stage)
     biased = {linear.name for linear in stage.linears if linear.bias}
     for block in stage.blocks(config):
@@ -173,5 +173,5 @@ def _pad(name: str, tensor: Tensor, dim: int, before: int, after: int) -> Tensor
             f"{name} is {list(tensor.shape)}, config.json says {before} at dimension {dim}; "
             "they belong to different models"
         )
-    behind = [0, 0] * (tensor.dim() - 1 - dim)  # the last dimension comes first
-    return F.pad(tensor, (*behind, 0, after - before))
+    inner = [0, 0] * (tensor.dim() - 1 - dim)  # F.pad starts with the last dimension
+    return F.pad(tensor, (*inner, 0, after - before))

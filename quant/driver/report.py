@@ -1,6 +1,6 @@
-"""What quantization did, layer by layer: the record that goes into the checkpoint.
+"""Report of a quantization, layer by layer; it is stored in the checkpoint.
 
-It holds no times and no paths, because the bytes of a checkpoint are promised: same input, recipe,
+It contains no times and no paths, because checkpoints are deterministic: the same input, recipe,
 seed, versions and machine type give the same file.
 """
 
@@ -21,8 +21,10 @@ from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 
-# More fallback rows than this share means that the solver did not do what the recipe asks for.
 MAX_FALLBACK = 0.05
+"""Largest fraction of rows that may fall back to rounding; beyond it the run fails.
+
+With more, the checkpoint would be an RTN checkpoint labelled GPTQ."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,17 @@ class LayerReport:
 
     row: PlanRow
     result: SolveStats | None
-    """None for round to nearest."""
+    """Errors of the solver; None for a rounded layer."""
     tokens: int
-    """Calibration tokens that reached it."""
+    """Number of calibration tokens that reached the layer."""
     error: float | None = None
-    """Of round to nearest, where calibration ran: as `SolveStats.error`."""
+    """Error of a rounded layer, if it was calibrated; as `SolveStats.error`."""
     target_shift: float | None = None
-    """How far gptaq moved the weight that was to be met, relative to the original's norm. The
-    errors are those against the moved weight."""
+    """Distance of gptaq's target from the original weight, relative to the norm of the original.
+    The errors are relative to the target."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         assert self.row.step is not None
         data: dict[str, Any] = {
             "name": self.row.name,
@@ -77,23 +79,23 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class TransformReport:
-    """What one transform did to one binding."""
+    """One transform of one channel group."""
 
     planned: PlannedTransform
     strength: float | None = None
-    """alpha of smoothquant, ratio of awq; None = the binding was left as it is."""
+    """alpha of smoothquant, ratio of awq; None = the group was not scaled."""
     scales: Tensor | None = None
-    """float32 ``[channels]``: the source was divided by them."""
+    """float32 ``[channels]``; the source was divided by them."""
     error: float | None = None
-    """Relative squared error with plain rounding, of the block's output (smoothquant, where alpha
-    was searched) or of the outputs of the binding's layers (awq)."""
+    """Relative squared error with plain rounding: of the block's output (smoothquant with a
+    searched alpha) or of the outputs of the group's layers (awq)."""
     plain_error: float | None = None
-    """The same without the transform."""
+    """The same error without the transform."""
     balanced: bool = False
-    """Whether the scales of awq divide by the size of the weights too."""
+    """Whether the scales of awq also depend on the magnitude of the weights."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         scales = self.scales
         strength: dict[str, Any] = {"alpha": self.strength}
         if self.planned.transform.method == "awq":
@@ -108,7 +110,7 @@ class TransformReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], planned: PlannedTransform) -> "TransformReport":
-        """Undo `to_dict`, but for `scales`, of which the smallest and the largest are left."""
+        """Undo `to_dict`, except for `scales`, which keep their minimum and maximum only."""
         scales, is_awq = data["scales"], planned.transform.method == "awq"
         return cls(
             planned,
@@ -122,21 +124,21 @@ class TransformReport:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the model was calibrated on."""
+    """The calibration set of a run."""
 
     samples: int
     with_images: int
-    """Samples that have an image or video."""
+    """Number of samples with an image or video."""
     tokens: int
     fingerprint: str
     token_weights: ModalityTokenWeights | PerTokenWeights
-    """As they were, found ones in numbers."""
+    """Token weights with the values that were computed for them."""
 
     @classmethod
     def of(
         cls, prompts: Sequence[Prompt], token_weights: ModalityTokenWeights | PerTokenWeights
     ) -> "CalibrationRecord":
-        """Count the prompts and hash what the model sees of them."""
+        """Count the prompts and hash the model's inputs: token ids, positions and pixels."""
         digest = hashlib.sha256()
         for prompt in prompts:
             digest.update(prompt.input_ids.to("cpu", torch.int64).numpy().tobytes())
@@ -152,37 +154,40 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class QuantReport:
-    """The whole run."""
+    """A whole quantization."""
 
     recipe: Recipe
     plan: Plan
     layers: tuple[LayerReport, ...]
     calibration: CalibrationRecord | None
-    """None if no step looks at activations."""
+    """None if no step needs activations."""
     transforms: tuple[TransformReport, ...] = ()
     """In the order in which they ran."""
     changed: frozenset[str] = frozenset()
-    """Canonical names of the tensors that took factors of a transform and stay in float: the
-    model holds what is to be written, the source does not."""
+    """Canonical names of the float tensors that a transform rescaled: they are written from the
+    model, not copied from the source."""
 
     @property
     def true_sequential(self) -> bool:
-        """Whether every layer was captured after those before it in its block were quantized."""
+        """Whether each tap group was calibrated after those before it in its block were quantized.
+
+        Otherwise all layers of a block were calibrated on its float activations.
+        """
         return self.calibration is not None and self.recipe.calibration.true_sequential
 
     @property
     def fallback_rows(self) -> int:
-        """Output rows, over all layers, that kept plain rounding (whole layers included)."""
+        """Number of output rows that fell back to rounding, alone or with their whole layer."""
         return sum(_fallback_rows(layer) for layer in self.layers)
 
     @property
     def base_bytes(self) -> int:
-        """Tensor bytes before."""
+        """Tensor bytes of the source."""
         return self.plan.base_bytes
 
     @property
     def candidate_bytes(self) -> int:
-        """Tensor bytes after."""
+        """Tensor bytes of the quantized checkpoint."""
         return self.plan.candidate_bytes
 
     @property
@@ -191,7 +196,7 @@ class QuantReport:
         return self.plan.bits_per_weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in a fixed order."""
+        """Convert to plain data for JSON, in a fixed order."""
         calibration = self.calibration
         return {
             "schema": 1,
@@ -227,27 +232,28 @@ class QuantReport:
 
 
 def check_fallback(layers: Sequence[LayerReport], rows: int) -> None:
-    """Refuse a run in which plain rounding took the solver's place too often.
+    """Fail a run in which too many rows fell back to plain rounding.
 
     Args:
-        layers: those that GPTQ has solved so far.
-        rows: output rows that it is to solve in all.
+        layers: the finished layers.
+        rows: number of output rows of all layers that GPTQ solves.
 
     Raises:
         ValueError: over 5 % of the rows fell back, alone or with their whole layer.
     """
-    fallen = sum(_fallback_rows(layer) for layer in layers)
-    if fallen > MAX_FALLBACK * rows:
+    count = sum(_fallback_rows(layer) for layer in layers)
+    if count > MAX_FALLBACK * rows:
         worst = max(layers, key=lambda item: _fallback_rows(item) / item.row.spec.out_features)
         reason = worst.result.fallback if worst.result and worst.result.fallback else "was worse"
         raise ValueError(
-            f"GPTQ fell back to plain rounding on {fallen} of {rows} rows (at most "
+            f"GPTQ fell back to plain rounding on {count} of {rows} rows (at most "
             f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name} ({reason}); use more or other "
             "calibration samples, a larger damp_percent, or method rtn"
         )
 
 
 def _fallback_rows(layer: LayerReport) -> int:
+    """Count the rows of a layer that fell back to rounding."""
     if layer.result is None:
         return 0
     return layer.row.spec.out_features if layer.result.fallback else layer.result.fallback_rows
