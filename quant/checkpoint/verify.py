@@ -111,7 +111,7 @@ def first_tokens(
 
 def _encode_visuals(runner: BlockRunner) -> None:
     """Run the vision tower and the merger."""
-    if runner.seeing:
+    if runner.samples_with_images:
         _run_blocks(runner, [*runner.vision, *runner.merger, runner.decoder[0]])
 
 

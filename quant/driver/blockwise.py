@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...calib.activation_store import loaded
+from ...calib.activation_store import hold_block
 from ...calib.block_runner import TokenWeightFn
 from ...calib.disk_activation_store import DiskActivationStore
 from ...calib.sequential import BlockResult, Resume
@@ -21,9 +21,9 @@ from ...calib.token_weights import ModalityTokenWeights, PerTokenWeights, find_t
 from ...common.distributed import (
     SINGLE_PROCESS,
     Communicator,
+    barrier,
     broadcast_result,
     rank_zero_first,
-    wait,
 )
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
@@ -132,7 +132,7 @@ class _Pass:
         for stage in family_of(run.model.config).stages:
             for block in stage.blocks(run.model.config):
                 if block_rows := [row for row in rows if is_inside(row.name, block)]:
-                    with loaded(self.blocks, block):
+                    with hold_block(self.blocks, block):
                         run.round_layers(block_rows)
                         self._commit(BlockResult(block, None, ()), calibrated=False)
 
@@ -155,9 +155,9 @@ class _Pass:
             def leave(passed: BlockResult) -> None:
                 # The order makes it safe to be killed at any point: outputs of all ranks are on
                 # disk, then the journal commits the block, then its inputs are removed.
-                wait(comm)
+                barrier(comm)
                 self._commit(passed, calibrated=True)
-                broadcast_result(comm, lambda: store.keep(passed.waiting))
+                broadcast_result(comm, lambda: store.keep(passed.pending_keys))
 
             where = {"blocks": self.blocks, "store": store, "resume": resume}
             self.run.calibrate(self.quantizer.prompts, weights, leave=leave, **where)
@@ -171,8 +171,8 @@ class _Pass:
             "block": block,
             "calibrated": calibrated,
             "next": following.block if following else None,
-            "parted": sorted(following.parted) if following else [],
-            "waiting": list(passed.waiting),
+            "parted": sorted(following.diverged) if following else [],
+            "waiting": list(passed.pending_keys),
             "layers": [run.layer_reports[name].to_dict() for name in run.solved],
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
