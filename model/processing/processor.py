@@ -1,7 +1,7 @@
-"""From chat messages to prompts: token ids, positions and patches; and back from ids to text.
+"""Conversion of chat messages to prompts (token ids, positions, patches), and of ids to text.
 
-Placeholder tokens are multiplied after tokenizing, one for each merged patch, so a prompt never
-has to be searched for its visuals again.
+Each placeholder token is repeated after tokenizing, once per merged patch, so the text is searched
+for placeholders only once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..rope import mrope_ids
-from .chat import VisualSource, parse_messages, split_messages, without_data
+from .chat import VisualSource, parse_messages, split_messages, strip_media
 from .chat_templates import render_chat
 from .images import ImageSource, fit_size, open_image, resize, smart_resize, to_patches
 from .inputs import Prompt, Visual
@@ -36,13 +36,13 @@ STOP_TOKENS = (END_OF_TURN, "<|endoftext|>")
 
 
 class Processor:
-    """Turns images, videos and messages into what the model reads.
+    """Converter of images, videos and messages to a model's inputs.
 
     Args:
-        config: Of the model that will read the prompts.
-        tokenizer: A transformers tokenizer with a chat template.
-        settings: How images are scaled and normalized.
-        extra_stop_ids: Stop tokens that the checkpoint's generation settings name.
+        config: the model's config.
+        tokenizer: a transformers tokenizer with a chat template.
+        settings: scaling and normalization of images; None: the defaults.
+        extra_stop_ids: stop tokens of the checkpoint's generation settings.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Processor:
         self.config = config
         self.tokenizer = tokenizer
         self.settings = settings or PixelSettings()
-        known = (tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS)
-        found = {token_id for token_id in known if token_id is not None}
-        found -= {tokenizer.unk_token_id}
-        self._stop_ids = frozenset(found | set(extra_stop_ids))
+        converted = (tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS)
+        stop_ids = {token_id for token_id in converted if token_id is not None}
+        stop_ids -= {tokenizer.unk_token_id}
+        self._stop_ids = frozenset(stop_ids | set(extra_stop_ids))
 
     @classmethod
     def from_folder(
@@ -69,16 +69,16 @@ class Processor:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> Processor:
-        """Read tokenizer, chat template and image settings of a checkpoint folder.
+        """Load tokenizer, chat template and image settings of a checkpoint folder.
 
         Args:
-            path: The folder.
-            min_pixels: Least pixels of a scaled image; None takes the checkpoint's.
-            max_pixels: Most pixels of a scaled image; None takes the checkpoint's.
+            path: the folder.
+            min_pixels: minimum area of a scaled image; None: the checkpoint's.
+            max_pixels: maximum area of a scaled image; None: the checkpoint's.
 
         Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file cannot be used.
+            FileNotFoundError: a file is missing.
+            ValueError: a file is unusable.
         """
         folder = Path(path)
         config = ModelConfig.from_folder(folder)
@@ -91,12 +91,12 @@ class Processor:
 
     @property
     def min_pixels(self) -> int:
-        """Least pixels of a scaled image."""
+        """Minimum area of a scaled image in pixels."""
         return self.settings.min_pixels
 
     @property
     def max_pixels(self) -> int:
-        """Most pixels of a scaled image."""
+        """Maximum area of a scaled image in pixels."""
         return self.settings.max_pixels
 
     @property
@@ -113,13 +113,13 @@ class Processor:
         """Scale an image and cut it into patches.
 
         Args:
-            image: A Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
-            area: Least and most pixels after scaling; None takes the settings'.
-            options: Bounds or a size that a message asks for; they go before `area`.
+            image: a Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
+            area: minimum and maximum area after scaling in pixels; None: the settings'.
+            options: bounds or a size given in a message; they override `area`.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The image cannot be decoded, is too large or too elongated.
+            FileNotFoundError: the file does not exist.
+            ValueError: the image cannot be decoded, is too large or too elongated.
         """
         options = options or ImageOptions()
         bounds = options.bounds(*(area or (self.min_pixels, self.max_pixels)))
@@ -129,16 +129,16 @@ class Processor:
     def video(
         self, source: str | Path | Sequence[ImageSource], options: VideoOptions | None = None
     ) -> Visual:
-        """Choose, scale and cut the frames of a video.
+        """Select the frames of a video, scale them and cut them into patches.
 
         Args:
-            source: A video file, or frames in order (images as `image` takes them), all used.
-            options: Which frames of a file are shown, and the size; None: the defaults.
+            source: a video file, or a list of frames (as in `image`), all of which are used.
+            options: frames of a file to use, and the size; None: the defaults.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The video cannot be decoded, a list is empty, too long or of unequal sizes,
-                or the options do not fit it.
+            FileNotFoundError: the file does not exist.
+            ValueError: the video cannot be decoded, a list is empty, too long or has frames of
+                different sizes, or the options do not apply.
         """
         options = options or VideoOptions()
         if isinstance(source, str | Path):
@@ -158,6 +158,7 @@ class Processor:
         return self._visual("video", clip, bounds, options.resized)
 
     def _padded(self, frames: int) -> int:
+        """Round up to whole temporal patches."""
         depth = self.config.vision.temporal_patch_size
         return -(-frames // depth) * depth
 
@@ -192,7 +193,7 @@ class Processor:
         )
 
     def _digest_head(self, kind: str, size: tuple[int, int], budget: Sequence[object]) -> bytes:
-        # Everything but the pixels that decides about the patches.
+        # All inputs of the patches other than the pixels.
         settings, vision = self.settings, self.config.vision
         fields: list[Any] = [
             kind,
@@ -214,25 +215,27 @@ class Processor:
         add_generation_prompt: bool = True,
         visuals: Sequence[Visual] | None = None,
     ) -> Prompt:
-        """Tokenize a conversation with its images and videos; nothing is ever cut off.
+        """Tokenize a conversation with its images and videos, without truncation.
 
         Args:
-            messages: Chat messages in one of the forms of `chat`.
-            answer: Appended as the assistant's turn with its end token. The tokens before it are
-                those of the same call without an answer.
-            answer_is_generated: Whether a model wrote the answer. Placeholder tokens that it spells
-                out are then ordinary text; elsewhere they are an error.
-            add_generation_prompt: Whether the assistant's turn is opened; an answer always does.
-            visuals: Used instead of the visuals in the messages, in order of appearance.
+            messages: chat messages in one of the forms of `chat.py`.
+            answer: appended as the assistant's turn with its end token. The tokens before it are
+                the same as without an answer.
+            answer_is_generated: whether a model generated the answer. The text of placeholder
+                tokens in it is then ordinary text; otherwise it is an error.
+            add_generation_prompt: whether to open the assistant's turn; always with an answer.
+            visuals: replace the visuals of the messages, in order of appearance.
 
         Raises:
-            FileNotFoundError: An image or video file does not exist.
-            ValueError: The messages are malformed, a visual cannot be read, or the text itself
-                contains placeholder tokens.
+            FileNotFoundError: an image or video file does not exist.
+            ValueError: the messages are malformed, a visual cannot be read, or the text contains
+                placeholder tokens.
         """
         is_given = visuals is not None
-        parsed = parse_messages(without_data(messages) if is_given else messages, bare=is_given)
-        plain, sources = split_messages(parsed)
+        parsed = parse_messages(
+            strip_media(messages) if is_given else messages, allow_placeholders=is_given
+        )
+        stripped, sources = split_messages(parsed)
         if visuals is None:
             visuals = [self._load(source) for source in sources]
         elif len(visuals) != len(sources):
@@ -241,20 +244,21 @@ class Processor:
                 "give one for each"
             )
         opened = add_generation_prompt or answer is not None
-        text = render_chat(self.tokenizer, plain, add_generation_prompt=opened)
+        text = render_chat(self.tokenizer, stripped, add_generation_prompt=opened)
         input_ids = self._expand(self._tokenize(text), visuals)
-        answered = 0
+        answer_tokens = 0
         if answer is not None:
+            # Tokenized separately: a merge across the boundary would change the prompt's tokens.
             answer_ids = self._tokenize_answer(answer, is_generated=answer_is_generated)
             input_ids = torch.cat([input_ids, answer_ids])
-            answered = len(answer_ids) if answer else 0
+            answer_tokens = len(answer_ids) if answer else 0
         grids = [visual.grid for visual in visuals]
         seconds = [visual.seconds_per_grid for visual in visuals]
         positions = mrope_ids(input_ids, grids, seconds, self.config)
-        return Prompt(input_ids, positions, tuple(visuals), answered)
+        return Prompt(input_ids, positions, tuple(visuals), answer_tokens)
 
     def decode(self, token_ids: Iterable[int] | Tensor) -> str:
-        """Text of token ids, special tokens left out."""
+        """Convert token ids to text without special tokens."""
         ids = [int(token) for token in token_ids]
         text: str = self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -279,14 +283,14 @@ class Processor:
         return self._tokenize(answer + END_OF_TURN)
 
     def _expand(self, input_ids: Tensor, visuals: Sequence[Visual]) -> Tensor:
-        """Repeat each placeholder once for every token of its visual."""
+        """Repeat each placeholder token for all tokens of its visual."""
         config = self.config
         tokens = {"image": config.image_token_id, "video": config.video_token_id}
         is_visual = (input_ids == tokens["image"]) | (input_ids == tokens["video"])
-        found = input_ids[is_visual].tolist()
-        if found != [tokens[visual.kind] for visual in visuals]:
+        placeholders = input_ids[is_visual].tolist()
+        if placeholders != [tokens[visual.kind] for visual in visuals]:
             raise ValueError(
-                f"the conversation has {len(found)} image and video tokens for "
+                f"the conversation has {len(placeholders)} image and video tokens for "
                 f"{len(visuals)} visuals; write no placeholder tokens into the text, and use the "
                 "checkpoint's own tokenizer and chat template"
             )
