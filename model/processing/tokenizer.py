@@ -1,7 +1,7 @@
-"""The tokenizer of a checkpoint folder, checked against the model that reads its ids.
+"""Loading of a checkpoint's tokenizer, with checks against the model's config.
 
-Tokenizer and chat template come from the checkpoint through transformers' AutoTokenizer; nothing
-else of that library is used.
+The tokenizer comes from the checkpoint through transformers' AutoTokenizer; nothing else of that
+library is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .chat_templates import check_chat_template, one_line, read_chat_template
 
 END_OF_TURN = "<|im_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
-NEEDED = (END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN)
+REQUIRED_TOKENS = (END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN)
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt"),
@@ -23,15 +23,15 @@ FILES = (
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
-    """Load the tokenizer, with the chat template that the checkpoint's processor has.
+    """Load the tokenizer with the chat template of the checkpoint's processor.
 
     Args:
-        folder: Of the checkpoint.
-        config: Of the model, whose embedding must hold every id.
+        folder: the checkpoint folder.
+        config: the model's config; its embedding must have a row for every id.
 
     Raises:
-        FileNotFoundError: The folder has no tokenizer.
-        ValueError: A file cannot be used, or the tokenizer belongs to another model.
+        FileNotFoundError: the folder has no tokenizer.
+        ValueError: a file is unusable, or the tokenizer belongs to another model.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise FileNotFoundError(
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
         tokenizer, ids, pieces = _open(folder)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # any type, and a panic of Rust code is not even an Exception
+    except BaseException as error:  # of any type; a Rust panic is not a subclass of Exception
         raise _refusal(folder, error) from None
     _check_ids(folder, ids, pieces, config)
     tokenizer.chat_template = template.text
@@ -52,19 +52,19 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
 
 
 def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
-    """The tokenizer, all its ids, and how it cuts the tokens that are needed."""
+    """Return the tokenizer, all its ids, and its encoding of the required tokens."""
     from transformers import AutoTokenizer
 
-    # Without trust_remote_code=False, a folder that names code of its own asks on the terminal.
+    # Without trust_remote_code=False, a folder with custom code opens a prompt on the terminal.
     tokenizer = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in NEEDED}
+    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in REQUIRED_TOKENS}
     return tokenizer, tokenizer.get_vocab(), pieces
 
 
 def _refusal(folder: Path, error: BaseException) -> ValueError:
-    """Name the file that is at fault if it is no JSON object or no file yet, else the folder."""
+    """Name the faulty file if it is not JSON or a Git LFS pointer, otherwise the folder."""
     for path in (folder / name for name in FILES if (folder / name).is_file()):
         try:
             read_checkpoint_json(path) if path.suffix == ".json" else refuse_pointer(path)
@@ -87,7 +87,7 @@ def _check_ids(
     pieces: Mapping[str, Sequence[int]],
     config: ModelConfig,
 ) -> None:
-    """Compare the tokenizer with the embedding and with the tokens that config.json names."""
+    """Compare the tokenizer with the embedding and with the token ids in config.json."""
     size, last = config.text.vocab_size, max(ids, key=ids.__getitem__, default="")
     if last and ids[last] >= size:
         raise ValueError(
@@ -95,39 +95,44 @@ def _check_ids(
             f"has {size} rows (vocab_size in config.json); take the tokenizer that the weights "
             "were saved with, or resize the embedding"
         )
-    absent = [token for token in NEEDED if token not in ids or list(pieces[token]) != [ids[token]]]
-    if absent:
+    missing = [
+        token
+        for token in REQUIRED_TOKENS
+        if token not in ids or list(pieces[token]) != [ids[token]]
+    ]
+    if missing:
         raise ValueError(
-            f"{folder}: the tokenizer does not have {', '.join(absent)} as one token; "
+            f"{folder}: the tokenizer does not have {', '.join(missing)} as one token; "
             "take its files from the original vision-language checkpoint"
         )
     for field, token in (("image_token_id", IMAGE_TOKEN), ("video_token_id", VIDEO_TOKEN)):
-        found = getattr(config, field)
-        if found != ids[token]:
+        token_id = getattr(config, field)
+        if token_id != ids[token]:
             raise ValueError(
-                f"{folder}: {field} in config.json is {found}, the tokenizer has {ids[token]} for "
+                f"{folder}: {field} in config.json is {token_id}, the tokenizer has {ids[token]} for "
                 f"{token}; take both from the same checkpoint"
             )
 
 
 def read_stop_ids(folder: Path, vocab_size: int) -> tuple[int, ...]:
-    """Stop tokens that `eos_token_id` of generation_config.json names; none without the file.
+    """Read the stop tokens in `eos_token_id` of generation_config.json; none without the file.
 
     Args:
-        folder: Of the checkpoint.
-        vocab_size: Rows of the embedding.
+        folder: the checkpoint folder.
+        vocab_size: rows of the embedding.
 
     Raises:
-        ValueError: The file is no JSON object, or the field holds something else than token ids.
+        ValueError: the file is not a JSON object, or the field contains other values than token
+            ids.
     """
     path = folder / "generation_config.json"
-    found = read_checkpoint_json(path).get("eos_token_id") if path.is_file() else None
-    if found is None:
+    value = read_checkpoint_json(path).get("eos_token_id") if path.is_file() else None
+    if value is None:
         return ()
-    ids = found if isinstance(found, list) else [found]
+    ids = value if isinstance(value, list) else [value]
     for token_id in ids:
-        whole = type(token_id) is int or (type(token_id) is float and token_id.is_integer())
-        if not whole or not 0 <= token_id < vocab_size:
+        is_whole = type(token_id) is int or (type(token_id) is float and token_id.is_integer())
+        if not is_whole or not 0 <= token_id < vocab_size:
             raise ValueError(
                 f"{path}: eos_token_id holds {_short(token_id)}; allowed: token ids from 0 to "
                 f"{vocab_size - 1}, one or a list; take the file from the original checkpoint"
