@@ -109,8 +109,8 @@ def _check_ids(
         token_id = getattr(config, field)
         if token_id != ids[token]:
             raise ValueError(
-                f"{folder}: {field} in config.json is {token_id}, the tokenizer has {ids[token]} for "
-                f"{token}; take both from the same checkpoint"
+                f"{folder}: {field} in config.json is {token_id}, the tokenizer has {ids[token]} "
+                f"for {token}; take both from the same checkpoint"
             )
 
 
