@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .answering.openai_responder import evaluate_endpoint
-    from .evaluation import EvalResult, evaluate
+    from .evaluation import EvalResult, evaluate_model
     from .report.comparison import compare_many
     from .report.report import compare
     from .report.score_rows import circular_hits, mmmu_exact_hit
@@ -22,8 +22,8 @@ _MODULES = {
     "circular_hits": "report.score_rows",
     "compare": "report.report",
     "compare_many": "report.comparison",
-    "evaluate": "evaluation",
     "evaluate_endpoint": "answering.openai_responder",
+    "evaluate_model": "evaluation",
     "extract_choice": "tasks.extract",
     "mmmu_exact_hit": "report.score_rows",
     "ocrbench_hit": "tasks.ocrbench",
@@ -35,8 +35,8 @@ __all__ = [
     "circular_hits",
     "compare",
     "compare_many",
-    "evaluate",
     "evaluate_endpoint",
+    "evaluate_model",
     "extract_choice",
     "mmmu_exact_hit",
     "ocrbench_hit",

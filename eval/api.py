@@ -1,177 +1,85 @@
-"""Asking models, and judging what they said: the work behind ``eval`` and ``compare``."""
+"""The verbs `evaluate` and `compare` of the Python API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..common.differences import differences
-from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
-from ..common.output_dir import discard, refuse_foreign
-from ..common.progress import Reporter
-from ..model.processing.processor import Processor
-from ..quant.config import Settings
-from ..quant.resolve import Source
-from . import compare, compare_many, evaluate
-from .config import Questions
-from .evaluation import find_reference
-from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
-from .fidelity.perplexity import FILE as TEXT_FILE
-from .fingerprint import run_fingerprint
-from .report.speed_section import FILE as THROUGHPUT_FILE
-from .report.speed_section import write_throughput
-from .resolve import check_questions, open_tasks, open_text
-from .results import QUANTIZATION, read_info, read_run
-from .speed_comparison import time_in_alternation
-from .tasks.task import Task
-
-RUN_FILE = "run.json"
-SCORES_FILE = "scores.json"
+from ..common.environment import is_distributed
+from ..common.options import verb
+from ..common.output_dir import shared_use, sole_use
+from ..common.progress import reporting
+from ..common.threads import use_threads
+from . import compare as compare_one
+from . import compare_many
+from .config import CompareOptions, EvaluateOptions
+from .local import evaluate_local
 
 
-def evaluate_to(
-    out: Path,
-    *,
-    model: str,
-    questions: Questions,
-    settings: Settings,
-    reference: Path | None,
-    overwrite: bool,
-    fresh: bool,
-    reporter: Reporter,
-    comm: Communicator = SINGLE_PROCESS,
-) -> dict[str, Any]:
-    """Evaluate a model into a folder, resuming what is there; return its scores.
+@verb(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate a model, or a served one with `endpoint`, on benchmarks.
 
-    Several processes share the batches; of these, the first one shows and writes.
+    Answers are stored in `out` as they arrive, and an interrupted call resumes when it is
+    repeated; without `out` they are discarded. Processes that torchrun started share the batches
+    of a local model. `vlpress.eval.evaluate_model` evaluates a model that is in memory.
+
+    Returns:
+        The content of `scores.json`.
 
     Raises:
         FileNotFoundError: the model, a benchmark file or the reference does not exist.
-        ValueError: something does not fit, or ``out`` holds other work.
+        ValueError: an option does not fit, `out` holds other work, is in use, or the server
+            refuses a request.
+        ConnectionAbortedError: another process of a distributed run ended.
     """
-    if questions.noise and comm.count > 1:
-        raise ValueError("--noise is measured by one process; leave it out under torchrun")
+    _check_model(options)
+    use_threads(options.threads)
+    if options.out is not None:
+        folder = nullcontext(str(options.out))
+    else:
+        folder = TemporaryDirectory(prefix="vlpress-")
+    with folder as name:
+        out = Path(name)
+        if options.endpoint is None:
+            with shared_use(out, progress=options.progress) as (comm, reporter):
+                return evaluate_local(out, options, reporter, comm)
+        from .served import evaluate_served  # the HTTP client is slow to import
 
-    def open_all() -> tuple[Source, Processor, list[Task], str | None]:
-        check_questions(questions, settings)
-        refuse_foreign(out, RUN_FILE)
-        source = Source.find(model, settings)
-        processor = source.processor()
-        tasks = open_tasks(questions, source, processor)
-        return source, processor, tasks, open_text(questions)
-
-    source, processor, tasks, text = rank_zero_first(comm, open_all)
-    loaded = source.load()
-
-    def setup() -> dict[str, Any]:
-        return run_fingerprint(
-            loaded,
-            processor,
-            batch_size=questions.batch_size,
-            seed=settings.seed or 0,
-            source=source.folder,
-        )
-
-    broadcast_result(comm, lambda: make_room(out, setup, tasks, overwrite=overwrite, fresh=fresh))
-    with reporter.stages("evaluate", again="fidelity") as update:
-        result = evaluate(
-            loaded,
-            processor,
-            tasks,
-            out,
-            batch_size=questions.batch_size,
-            reference=reference,
-            is_reference=bool(questions.noise),
-            text=text,
-            name=source.name,
-            source=source.folder,
-            seed=settings.seed or 0,
-            on_progress=update,
-            comm=comm,
-        )
-    if questions.noise:
-        sizes = {"batch_size": questions.batch_size, "units": questions.noise}
-        measure_batch_floor(out, tasks, loaded, processor, **sizes, reporter=reporter)
-        dtype = loaded.dtype
-        del loaded  # before it is loaded in another dtype
-        measure_dtype_floor(out, tasks, source, dtype=dtype, **sizes, reporter=reporter)
-    elif reference is not None and comm.count == 1:
-        del loaded  # before both models are opened
-        _time_against(reference, out, tasks, source, questions.batch_size, reporter)
-    return result.to_dict()
+        with sole_use(out), reporting(options.progress) as reporter:
+            return evaluate_served(out, options, reporter)
 
 
-def _time_against(
-    reference: Path,
-    out: Path,
-    tasks: Sequence[Task],
-    source: Source,
-    batch_size: int,
-    reporter: Reporter,
-) -> None:
-    """Time the model beside the original that a reference was evaluated with."""
-    try:
-        folder = find_reference(read_run(reference))
-    except ValueError as error:
-        reporter.note(f"speed is not measured in alternation: {error}")
-        write_throughput(reference, out, reason=f"not measured in alternation: {error}")
-        return
-    settings = replace(source.settings, activations="recipe", head="recipe")
-    original = Source.find(str(folder), settings)
-    time_in_alternation(
-        reference, out, tasks, original, source, batch_size=batch_size, reporter=reporter
-    )
+def _check_model(options: EvaluateOptions) -> None:
+    """Check that there is one model, and an output folder where processes share the work."""
+    if (options.model is None) == (options.endpoint is None):
+        given = "both" if options.model else "neither"
+        raise ValueError(f"{given} given; give MODEL, or --endpoint URL --model NAME")
+    if options.endpoint is None and options.served_model is not None:
+        raise ValueError("--model names a served model; it needs --endpoint URL")
+    if is_distributed() and (options.out is None or options.endpoint is not None):
+        raise ValueError("processes that share an evaluation need --out, and a MODEL here")
 
 
-def make_room(
-    out: Path,
-    setup: Callable[[], Mapping[str, Any]],
-    tasks: Sequence[Task],
-    *,
-    overwrite: bool,
-    fresh: bool,
-) -> None:
-    """Discard a stored evaluation: any if ``fresh``, one of another setup if ``overwrite``.
+@verb(CompareOptions)
+def compare(options: CompareOptions) -> dict[str, Any]:
+    """Judge stored evaluations of one or several candidates; needs no model.
 
-    One of another setup that holds no answer yet is no work and goes too. ``setup`` is called only
-    if it matters: it may hash a whole checkpoint.
-    """
-    if not (out / RUN_FILE).is_file():
-        return
-    stored = read_info(out)
-    known = {name: entry["fingerprint"] for name, entry in stored["tasks"].items()}
-    if not (fresh or overwrite) and _has_answers(out, known):
-        return
-    is_stale = not fresh and (
-        any(differences(known.get(t.name, t.fingerprint), t.fingerprint) for t in tasks)
-        or bool(differences(stored["fingerprint"], setup()))
-    )
-    if fresh or is_stale:
-        # What marks the folder as ours goes last: a kill halfway must leave it known.
-        discard(out, [*known, QUANTIZATION, TEXT_FILE, THROUGHPUT_FILE, SCORES_FILE, RUN_FILE])
-
-
-def _has_answers(out: Path, names: Iterable[str]) -> bool:
-    files = [out / name / "predictions.jsonl" for name in names]
-    return any(path.is_file() and path.read_bytes().count(b"\n") > 1 for path in files)
-
-
-def compare_all(
-    base: Path,
-    candidates: Sequence[Path],
-    out: Path,
-    *,
-    margin: float,
-    across_engines: bool = False,
-) -> dict[str, Any]:
-    """Judge one candidate (a report) or several (a comparison, with a report for each).
+    Returns:
+        The content of `report.json`, or of `comparison.json` for several candidates.
 
     Raises:
-        FileNotFoundError: a folder is no evaluation.
-        ValueError: the evaluations are unfinished or cannot be compared.
+        FileNotFoundError: a folder is not an evaluation.
+        ValueError: the evaluations are unfinished or not comparable.
     """
+    base, out = Path(options.base), Path(options.out)
+    candidates = [Path(path) for path in options.candidate]
+    judging: dict[str, Any] = {
+        "margin": options.margin,
+        "across_engines": options.across_engines,
+    }
     if len(candidates) == 1:
-        return compare(base, candidates[0], out, margin=margin, across_engines=across_engines)
-    return compare_many(base, candidates, out, margin=margin, across_engines=across_engines)
+        return compare_one(base, candidates[0], out, **judging)
+    return compare_many(base, candidates, out, **judging)

@@ -1,107 +1,253 @@
-"""Options of evaluations and of `vlpress run`, with their defaults."""
+"""Options of evaluations, comparisons and `run`, with their defaults."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..quant.config import Calibration, Settings
+from ..common.options import Option, Options, command_words, recorded
+from ..quant.config import (
+    MODEL,
+    OUT,
+    CalibrationOptions,
+    DeviceOptions,
+    InputOptions,
+    ModelSettings,
+    OverwriteOptions,
+    RecipeOptions,
+    ThreadOptions,
+)
 
 BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
+BATCH_SIZE = 32
+MARGIN = 2.0  # points
+SERVED = "A served model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(Options):
+    """Benchmarks, the layout of their prompts, and the reading of answers."""
+
+    bench: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            "NAME or NAME=PATH, PATH being a TSV, a folder of parquet files, a hub id, or "
+            f"a custom .jsonl file; repeatable. Built in: {', '.join(BUILTIN_BENCHES)}."
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        Option(
+            "Only N questions of each benchmark, spread over its categories.",
+            minimum=1,
+            default_text="all",
+        ),
+    ] = None
+    batch_size: Annotated[int, Option("Batch size.", minimum=1)] = BATCH_SIZE
+    prompt_style: Annotated[
+        str | None,
+        Option("Prompt layout of the questions.", default_text="that of the model's family"),
+    ] = None
+    rules: Annotated[str | None, Option("Answer-extraction profile.", default_text="2025-08")] = (
+        None
+    )
+    pixels: Annotated[
+        str,
+        Option(
+            "Size of benchmark images: model (bounds of the checkpoint) or vlmevalkit (as for "
+            "published scores: small images are enlarged)."
+        ),
+    ] = "model"
+    data_root: Annotated[
+        Path | str | None,
+        Option(
+            "Folder of published benchmark files, for --bench NAME without a path.",
+            variable="LMUData",
+        ),
+    ] = None
+    text: Annotated[
+        Path | str | None, Option("A .txt or .jsonl file to measure the perplexity on.")
+    ] = None
+    noise: Annotated[
+        int | None,
+        Option(
+            "Rerun N questions per benchmark with another batch size and dtype to estimate the "
+            "baseline's numerical noise.",
+            minimum=0,
+            default_text="32 in a run, 0 in an evaluation",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions(BenchmarkOptions):
+    """Benchmarks whose images may be replaced."""
+
+    blank_images: Annotated[
+        bool, Option("Replace images by uniform grey, to measure guessing without vision.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions(Options):
+    """A served model and the requests to its server."""
+
+    endpoint: Annotated[
+        str | None,
+        Option(
+            "Evaluate a served model over the OpenAI-compatible chat API, instead of MODEL.",
+            metavar="URL",
+            panel=SERVED,
+        ),
+    ] = None
+    served_model: Annotated[
+        str | None,
+        Option(
+            "The served model's name.",
+            flags=("--model",),
+            metavar="NAME",
+            default_text="the server's only one",
+            panel=SERVED,
+        ),
+    ] = None
+    concurrency: Annotated[int, Option("Concurrent requests.", minimum=1, panel=SERVED)] = 8
+    timeout: Annotated[
+        float, Option("Timeout of a request in seconds.", minimum=1.0, panel=SERVED)
+    ] = 600.0
+    retries: Annotated[
+        int,
+        Option(
+            "Retries of a request that fails with 429, 5xx, a timeout or a lost connection.",
+            minimum=0,
+            panel=SERVED,
+        ),
+    ] = 6
+    api_key_env: Annotated[
+        str | None,
+        Option(
+            "Environment variable that holds the API key.",
+            metavar="NAME",
+            default_text="OPENAI_API_KEY, if set",
+            panel=SERVED,
+        ),
+    ] = None
+    endpoint_extra: Annotated[
+        str | None,
+        Option(
+            "Additional request fields; a null value removes a default field; recorded in the "
+            "report.",
+            metavar="JSON",
+            panel=SERVED,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginOption(Options):
+    """Margin of a verdict."""
+
+    margin: Annotated[
+        float, Option("Points that may be lost before the verdict is FAIL.", minimum=0.0)
+    ] = MARGIN
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What a model is asked, and how its answers are read."""
+class EvaluationArguments(Options):
+    """Model and output folder of an evaluation, both optional."""
 
-    benches: tuple[str, ...] | None = None
-    """NAME or NAME=PATH; None: the built-in ones."""
+    model: Annotated[
+        str | Path | None,
+        Option(
+            "A checkpoint folder, a hub id, 'tiny' or 'tiny-outliers'; or give --endpoint.",
+            is_argument=True,
+            metavar="MODEL",
+        ),
+    ] = None
+    out: Annotated[
+        Path | str | None,
+        Option(
+            "Folder for the answers, to resume and compare.",
+            flags=OUT.flags,
+            command_flag=OUT.command_flag,
+            default_text="not stored",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOption(Options):
+    """Reference of the divergence."""
+
+    reference: Annotated[
+        Path | str | None,
+        Option("Folder of the original model's evaluation: adds the KL divergence to it."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(
+    OverwriteOptions,
+    ModelSettings,
+    EndpointOptions,
+    ReferenceOption,
+    QuestionOptions,
+    EvaluationArguments,
+):
+    """Options of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(MarginOption):
+    """Options of `compare`."""
+
+    base: Annotated[
+        Path | str, Option("The original's evaluation folder.", is_argument=True, metavar="BASE")
+    ]
+    candidate: Annotated[
+        Path | str | Sequence[Path | str],
+        Option("One or more folders to judge.", is_argument=True, metavar="CANDIDATE..."),
+    ]
+    out: Annotated[Path | str, OUT]
     _: KW_ONLY
-    data_root: Path | None = None
-    """Folder that holds published benchmark files under their names."""
-    limit: int | None = None
-    """Questions per benchmark, spread over its categories; None = all."""
-    batch_size: int = 32
-    prompt_style: str | None = None
-    """None: the layout that the model's family was published with."""
-    rules: str | None = None
-    """Answer-extraction profile; None: the default one."""
-    pixels: str = "model"
-    """How large pictures are shown, a named budget."""
-    blank_images: bool = False
-    """Replace every picture by grey: what is then still right was not seen but guessed."""
-    text: Path | None = None
-    """A text file to read for its perplexity."""
-    noise: int | None = None
-    """Questions of each benchmark that the original answers once more with another batch size and
-    once with another dtype, to see how far it is from itself; None: 32 in a run, else none."""
+    across_engines: Annotated[
+        bool,
+        Option("Compare answers of different engines; the report notes what else differs."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutOption(Options):
+    """The output folder, a keyword because `model` has a default."""
+
+    out: Annotated[Path | str, OUT]
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model behind an OpenAI-compatible chat API, and how to ask it."""
+class RunModelArgument(Options):
+    """The model to quantize."""
 
-    url: str
-    model: str | None = None
-    """Its name there; None: the only one that the server offers."""
-    concurrency: int = 8
-    """Requests under way at once."""
-    timeout: float = 600.0
-    """Seconds for one request."""
-    retries: int = 6
-    """Of a request that fails in a way that may pass."""
-    api_key_env: str | None = None
-    """Environment variable that holds the API key; None: OPENAI_API_KEY, if it is set."""
-    extra: str | None = None
-    """Further request fields as a JSON object."""
+    model: Annotated[str | Path, MODEL] = "tiny"
 
 
 @dataclass(frozen=True)
-class RunRequest:
-    """One ``vlpress run``."""
-
-    out: Path
-    model: str = "tiny"
-    recipe: str = "w4a16"
-    tp: int | None = None
-    """Devices that an engine will split the model over; None: what the recipe says."""
-    calibration: Calibration = field(default_factory=Calibration)
-    questions: Questions = field(default_factory=Questions)
-    settings: Settings = field(default_factory=Settings)
-    margin: float = 2.0
-    """Points that a candidate may lose."""
-    overwrite: bool = False
-    fresh: bool = False
+class RunOptions(
+    OverwriteOptions,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    MarginOption,
+    BenchmarkOptions,
+    CalibrationOptions,
+    RecipeOptions,
+    RunOutOption,
+    RunModelArgument,
+):
+    """Options of `run`."""
 
     def command(self) -> str:
-        """The command line that asks for this, in one line; defaults are left out."""
-        words = ["vlpress", "run", self.model, "-o", str(self.out), "--recipe", self.recipe]
-        for bench in self.questions.benches or ():
-            words += ["--bench", bench]
-        questions, settings, usual = self.questions, self.settings, Questions()
-        batch = questions.batch_size
-        options = {
-            "--tp": self.tp,
-            "--calib": self.calibration.source,
-            "--calib-samples": self.calibration.samples,
-            "--skip-bad-samples": self.calibration.skip_bad or None,
-            "--limit": questions.limit,
-            "--batch-size": None if batch == usual.batch_size else batch,
-            "--prompt-style": questions.prompt_style,
-            "--rules": questions.rules,
-            "--pixels": None if questions.pixels == usual.pixels else questions.pixels,
-            "--data-root": questions.data_root,
-            "--text": questions.text,
-            "--noise": questions.noise,
-            "--margin": None if self.margin == RunRequest.margin else f"{self.margin:g}",
-            "--device": None if settings.device == Settings.device else settings.device,
-            "--dtype": None if settings.dtype == Settings.dtype else settings.dtype,
-            "--min-pixels": settings.min_pixels,
-            "--max-pixels": settings.max_pixels,
-            "--seed": settings.seed,
-            "--threads": settings.threads,
-        }
-        for option, value in options.items():
-            words += [] if value is None else [option, str(value)]
-        return shlex.join(words)
+        """Return the command line that repeats this run, without options at their default."""
+        values = recorded(self, always=("model", "out", "recipe", "bench"))
+        return shlex.join(["vlpress", "run", *command_words(type(self), values)])

@@ -1,6 +1,6 @@
-"""Evaluate one model: answer every task, score it, and measure its distance from a reference.
+"""Evaluation of one model: answers, scores, and divergence from a reference.
 
-Everything lands in one folder (see `results.py`). Calling again with the same setup resumes, and
+All results are stored in one folder (see `results`). Calling again with the same setup resumes;
 another setup is refused.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +20,20 @@ from ..common.atomic import write_json, write_text
 from ..common.checksum import digest_bytes
 from ..common.differences import differences, refuse_difference
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
+from ..common.progress import peak_memory
 from ..model.config import read_checkpoint_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
 from ..quant.checkpoint.loading import open_model, resolve_folder
-from .answering.runner import ModelResponder, OnProgress, Responder, answer_task
+from .answering.batches import OnProgress
+from .answering.runner import ModelResponder, Responder, answer_task
+from .answering.vision_features import FeatureCache
+from .config import BATCH_SIZE
 from .fidelity.divergences import summarize_fidelity
 from .fidelity.logprob_cache import LogProbReader
 from .fidelity.measure import FOLDER as LOGPROBS
-from .fidelity.measure import keep_logprobs, measure_task
+from .fidelity.measure import measure_task, store_logprobs
 from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
 from .fidelity.teacher_forcing import ANSWER_TOKENS
@@ -42,7 +44,7 @@ from .fingerprint import (
     weight_bytes,
     weight_count,
 )
-from .report.thumbnails import store_pictures
+from .report.thumbnails import store_thumbnails
 from .results import (
     QUANTIZATION,
     RUN_SCHEMA,
@@ -55,14 +57,17 @@ from .results import (
     summarize,
     write_info,
 )
+from .tasks.askable import mark_unaskable
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 6  # differences named in an error
+
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found; `out_dir` holds all of it."""
+    """Result of an evaluation; all of it is stored in `out_dir`."""
 
     out_dir: Path
     run: Mapping[str, Any]  # run.json
@@ -70,7 +75,7 @@ class EvalResult:
     fidelity: Mapping[str, Mapping[str, Any]] | None  # name -> divergence from the reference
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON value, as `scores.json` holds it."""
+        """Return the content of `scores.json`."""
         scores = {
             "schema": SCHEMA,
             "model": self.run["model"]["name"],
@@ -82,60 +87,61 @@ class EvalResult:
         return scores | ({"endpoint": self.run["endpoint"]} if "endpoint" in self.run else {})
 
 
-def evaluate(
+def evaluate_model(
     model: QwenVL,
     processor: Processor,
     tasks: Sequence[Task],
     out_dir: str | Path,
     *,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     reference: str | Path | None = None,
     is_reference: bool = False,
     text: str | None = None,
     name: str | None = None,
     source: str | Path | None = None,
     seed: int = 0,
-    fingerprint_extra: Mapping[str, Any] | None = None,
+    are_checked: bool = False,
+    features: FeatureCache | None = None,
     on_progress: OnProgress | None = None,
-    responder: Responder | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> EvalResult:
-    """Evaluate a model on tasks and store everything.
+    """Evaluate a model on tasks and store the results.
 
     Args:
         model: in eval mode.
-        processor: prepares its inputs.
+        processor: processor of the model.
         tasks: opened by `open_task`, each at most once.
-        out_dir: made if absent, resumed if it holds the same setup.
+        out_dir: created if missing, resumed if it has the same setup.
         batch_size: prompts per batch.
         reference: folder of the original model's finished evaluation of the same tasks; adds the
-            divergence from it. What the original expected is kept there; if it is not yet, the
-            model that the folder names is opened for that.
-        is_reference: others will be measured against this model: keep what it expects at once.
-        text: read for its perplexity, see `perplexity`.
-        name: what reports call the model, and how it can be opened again.
-        source: the checkpoint folder, for its identity and size; None takes both from memory.
+            divergence from it. The log-probabilities of the original are stored there; if they
+            are missing, the model named by the folder is loaded to compute them.
+        is_reference: store the log-probabilities of this model for later comparisons.
+        text: text for the perplexity, see `perplexity`.
+        name: name of the model in reports, by which it can be loaded again.
+        source: checkpoint folder, for the model's identity and size; None: take them from memory.
         seed: recorded in the fingerprint.
-        fingerprint_extra: further parts of the setup.
-        on_progress: told after every batch.
-        responder: answers in the model's place, such as a served copy of it.
-        comm: who shares the batches; the first process writes.
+        are_checked: whether `mark_unaskable` has marked the tasks' rows for this processor;
+            otherwise it is applied here.
+        features: cache of image features of this model, to be shared with later measurements;
+            None: a new one.
+        on_progress: called after every batch.
+        comm: ranks that share the batches; rank 0 writes.
 
     Raises:
-        FileNotFoundError: the reference is no evaluation folder.
-        ValueError: the folder or the reference was made with another setup, or the reference's
-            model is gone or has changed.
+        FileNotFoundError: the reference is not an evaluation folder.
+        ValueError: the folder or the reference has another setup, the reference's model is missing
+            or has changed, or `features` belongs to another model.
     """
     refuse_repeated(tasks)
+    if not are_checked:
+        tasks = [mark_unaskable(task, processor) for task in tasks]
+    if features is None:
+        features = FeatureCache(model, processor)
+    if features.model is not model:
+        raise ValueError("the feature cache belongs to another model; create one for this model")
     out, folder = Path(out_dir), None if source is None else Path(source)
-    setup = run_fingerprint(
-        model,
-        processor,
-        batch_size=batch_size,
-        seed=seed,
-        source=folder,
-        extra=fingerprint_extra,
-    )
+    setup = run_fingerprint(model, processor, batch_size=batch_size, seed=seed, source=folder)
     info = broadcast_result(comm, lambda: open_run(out, setup, tasks))
     info["model"] = {
         "name": name or str(source or "model"),
@@ -146,60 +152,97 @@ def evaluate(
     base = None
     if reference is not None:
         base = rank_zero_first(comm, lambda: _read_reference(Path(reference), setup, tasks))
-    if base is not None and not _is_kept(base, tasks):
+    if base is not None and not _has_logprobs(base, tasks):
         find_reference(base)  # before hours of answering, not after
 
     def begin() -> None:
         write_items(out, info, tasks)
-        _keep_record(out, folder)
+        _copy_record(out, folder)
 
     broadcast_result(comm, begin)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    responder = responder or ModelResponder(model, processor)
+    batching: dict[str, Any] = {
+        "batch_size": batch_size,
+        "on_progress": on_progress,
+        "comm": comm,
+    }
+    answer_tasks(out, info, tasks, ModelResponder(features), setup, **batching)
+    if text is not None:
+        measure_text(text, model, processor, out / TEXT, setup, on_progress=on_progress, comm=comm)
+    info["memory"] = _measure_memory(model, info.get("memory"))
+    if is_reference:
+        _store_logprobs(read_run(out), tasks, features, batching)
+    if base is not None:
+        if not rank_zero_first(comm, lambda: _has_logprobs(base, tasks)):
+            original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
+            _store_logprobs(base, tasks, FeatureCache(original, processor), batching)
+            del original
+        _measure_fidelity(out, tasks, base, features, setup, batching)
+    result = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
+    return EvalResult(**{**result, "out_dir": out})
+
+
+def answer_tasks(
+    out: Path,
+    info: dict[str, Any],
+    tasks: Sequence[Task],
+    responder: Responder,
+    setup: Mapping[str, Any],
+    *,
+    batch_size: int,
+    on_progress: OnProgress | None = None,
+    comm: Communicator = SINGLE_PROCESS,
+) -> None:
+    """Answer all tasks of a run begun by `write_items`.
+
+    Args:
+        out: folder of the run.
+        info: the run's `run.json`; gets the `load` of the machine if an answer was missing.
+        tasks: the benchmarks.
+        responder: the model.
+        setup: fingerprint of the run.
+        batch_size: items per batch.
+        on_progress: called after every batch.
+        comm: ranks that share the batches.
+
+    Raises:
+        ValueError: a predictions file has another setup.
+    """
     is_new, meter = not is_answered(out, tasks), LoadMeter()
-    shared: dict[str, Any] = {"on_progress": on_progress, "comm": comm}
-    batched = {"batch_size": batch_size, **shared}
     for task in tasks:
         answer_task(
             task,
             responder,
             out / task.name / "predictions.jsonl",
-            {**setup, "task": dict(task.fingerprint)},
-            **batched,
+            _task_setup(setup, task),
+            batch_size=batch_size,
+            on_progress=on_progress,
+            comm=comm,
         )
     if is_new:
         info["load"] = joined_load(info.get("load"), meter.read())
-    if text is not None:
-        measure_text(text, model, processor, out / TEXT, setup, **shared)
-    info["memory"] = _memory(model, info.get("memory"))
-    if is_reference:
-        _keep(read_run(out), tasks, model, processor, batched)
-    if base is not None:
-        if not rank_zero_first(comm, lambda: _is_kept(base, tasks)):
-            original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
-            _keep(base, tasks, original, processor, batched)
-            del original
-        _measure(out, tasks, base, model, processor, setup, batched)
-    found = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
-    return EvalResult(**{**found, "out_dir": out})
+
+
+def _task_setup(setup: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    return {**setup, "task": dict(task.fingerprint)}
 
 
 def refuse_repeated(tasks: Sequence[Task]) -> None:
-    """Refuse a benchmark that is given twice.
+    """Refuse tasks with equal names.
 
     Raises:
-        ValueError: one is.
+        ValueError: a name is repeated.
     """
     if repeated := {t.name for t in tasks if sum(o.name == t.name for o in tasks) > 1}:
         raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
 
 
 def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The folder's run.json with this call's tasks added, or a fresh one.
+    """Return the folder's `run.json` with the tasks added, or a new one.
 
     Raises:
-        ValueError: the folder or a task in it was made with another setup.
+        ValueError: the folder or a task in it has another setup.
     """
     info: dict[str, Any] = {"schema": RUN_SCHEMA, "fingerprint": setup, "tasks": {}}
     if (out / "run.json").is_file():
@@ -215,28 +258,28 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
             "fingerprint": dict(task.fingerprint),
         }
         if task.name in info["tasks"]:
-            known = info["tasks"][task.name]["fingerprint"]
-            refuse_difference(out / task.name, known, entry["fingerprint"])
+            stored = info["tasks"][task.name]["fingerprint"]
+            refuse_difference(out / task.name, stored, entry["fingerprint"])
         info["tasks"][task.name] = entry
     return info
 
 
 def is_answered(out: Path, tasks: Sequence[Task]) -> bool:
-    """Whether a run folder, begun by `write_items`, holds an answer to every question already."""
+    """Whether a run folder begun by `write_items` has an answer to every question."""
     stored = read_run(out).tasks
     return all(stored[task.name].is_complete for task in tasks)
 
 
 def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
-    """Write what scoring needs of the questions, and `run.json`, before the first answer."""
+    """Write the items' fields for scoring, their thumbnails, and `run.json`."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
-        # First of all, so that a kill never leaves a folder that is not known as an evaluation.
+        # First, so that a kill never leaves a folder that is not recognized as an evaluation.
         write_info(out, {**info, "tasks": {}})
     for task in tasks:
         folder = out / task.name
         folder.mkdir(parents=True, exist_ok=True)
-        names = store_pictures(task, folder)
+        names = store_thumbnails(task, folder)
         items = [{**fields, "pictures": names.get(fields["id"], [])} for fields in task.fields]
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
         text = "".join(lines)
@@ -247,36 +290,56 @@ def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
     write_info(out, info)
 
 
-def _keep_record(out: Path, folder: Path | None) -> None:
-    """Copy what the checkpoint says about its layers: the report needs no checkpoint."""
+def _copy_record(out: Path, folder: Path | None) -> None:
+    """Copy the checkpoint's record of its layers: the report needs no checkpoint."""
     if folder is not None and (folder / REPORT_FILE).is_file():
         write_json(out / QUANTIZATION, read_checkpoint_json(folder / REPORT_FILE))
 
 
 def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
+    """Read a reference run.
+
+    Raises:
+        FileNotFoundError: it is not an evaluation folder.
+        ValueError: it is unfinished, was answered by a server, or has another setup.
+    """
     base = read_run(path)
     if "engine" in base.fingerprint:
         raise ValueError(
             f"{path} was answered by a server; the divergence needs the original model itself: "
             "evaluate it in this process and give that folder"
         )
-    changed = setup_differences(base.fingerprint, setup)
+    changed = setup_differences(base.fingerprint, setup) + question_differences(base, tasks)
     for task in tasks:
-        if task.name not in base.tasks:
-            raise ValueError(f"{path} has no {task.name}; evaluate the original on it first")
-        known = base.tasks[task.name]
-        changed += differences(known.info["fingerprint"], task.fingerprint)
-        known.score()  # refuses an unfinished run
+        base.tasks[task.name].score()  # refuses an unfinished run
     if changed:
         raise ValueError(
-            f"{path} was evaluated with another setup ({'; '.join(changed[:6])}); "
+            f"{path} was evaluated with another setup ({'; '.join(changed[:SHOWN])}); "
             "evaluate the original again with the same settings"
         )
     return base
 
 
+def question_differences(base: StoredRun, tasks: Sequence[Task]) -> list[str]:
+    """Describe the differences between a run's questions and those of tasks.
+
+    Raises:
+        ValueError: the run lacks one of the tasks.
+    """
+    changed: list[str] = []
+    for task in tasks:
+        if task.name not in base.tasks:
+            raise ValueError(f"{base.path} has no {task.name}; evaluate the original on it first")
+        changed += differences(base.tasks[task.name].info["fingerprint"], task.fingerprint)
+    return changed
+
+
 def find_reference(base: StoredRun) -> Path:
-    """Folder of the model that a reference was evaluated with, unchanged since."""
+    """Return the checkpoint folder of a reference's model.
+
+    Raises:
+        ValueError: the model is missing or has changed since.
+    """
     try:
         folder = resolve_folder(base.name)
     except (FileNotFoundError, ValueError) as error:
@@ -284,8 +347,8 @@ def find_reference(base: StoredRun) -> Path:
             f"{base.path} was made with the model {base.name}, which cannot be opened ({error}); "
             "put it back or evaluate the original again"
         ) from error
-    known = base.fingerprint["model"]
-    if "memory" not in known["files"] and folder_identity(folder) != known:
+    identity = base.fingerprint["model"]
+    if "memory" not in identity["files"] and folder_identity(folder) != identity:
         raise ValueError(
             f"{base.path} was made with the model {base.name}, which has changed since; "
             "put it back or evaluate the original again"
@@ -293,82 +356,75 @@ def find_reference(base: StoredRun) -> Path:
     return folder
 
 
-def _is_kept(base: StoredRun, tasks: Sequence[Task]) -> bool:
-    """Whether all that the base expected is on disk."""
+def _has_logprobs(base: StoredRun, tasks: Sequence[Task]) -> bool:
+    """Whether the log-probabilities of all the base's answers are stored."""
     for task in tasks:
         try:
-            kept = LogProbReader(base.tasks[task.name].folder / LOGPROBS)
+            reader = LogProbReader(base.tasks[task.name].folder / LOGPROBS)
         except (FileNotFoundError, ValueError):
             return False
-        if not all(item.id in kept for item in task.items):
+        if not all(item.id in reader for item in task.items):
             return False
     return True
 
 
-def _keep(
-    base: StoredRun,
-    tasks: Sequence[Task],
-    model: QwenVL,
-    processor: Processor,
-    batched: Mapping[str, Any],
+def _store_logprobs(
+    base: StoredRun, tasks: Sequence[Task], features: FeatureCache, batching: Mapping[str, Any]
 ) -> None:
-    """Have the base read its own answers."""
+    """Store the base's log-probabilities along its own answers."""
     for task in tasks:
         stored = base.tasks[task.name]
-        keep_logprobs(
+        store_logprobs(
             task,
-            model,
-            processor,
+            features,
             stored.predictions,
             stored.folder / LOGPROBS,
-            {**base.fingerprint, "task": dict(task.fingerprint), "answer_tokens": ANSWER_TOKENS},
-            **batched,
+            {**_task_setup(base.fingerprint, task), "answer_tokens": ANSWER_TOKENS},
+            **batching,
         )
 
 
-def _measure(
+def _measure_fidelity(
     out: Path,
     tasks: Sequence[Task],
     base: StoredRun,
-    model: QwenVL,
-    processor: Processor,
+    features: FeatureCache,
     setup: Mapping[str, Any],
-    batched: Mapping[str, Any],
+    batching: Mapping[str, Any],
 ) -> None:
+    """Measure a candidate's divergence from the base along the base's answers."""
     for task in tasks:
         stored = base.tasks[task.name]
-        kept = LogProbReader(stored.folder / LOGPROBS)
+        reader = LogProbReader(stored.folder / LOGPROBS)
         measure_task(
             task,
-            model,
-            processor,
+            features,
             stored.predictions,
-            kept,
+            reader,
             out / task.name / "fidelity.jsonl",
             {
-                **setup,
-                "task": dict(task.fingerprint),
+                **_task_setup(setup, task),
                 "reference": base.fingerprint["model"],
                 "answer_tokens": ANSWER_TOKENS,
-                "kl_kind": kept.kind,
+                "kl_kind": reader.kind,
             },
-            **batched,
+            **batching,
         )
 
 
 def finish(out: Path, info: dict[str, Any]) -> EvalResult:
-    """Score all finished tasks in the folder, those of earlier calls too, and sum up."""
+    """Score all finished tasks in the folder, including those of earlier calls; store the scores."""
     write_info(out, info)
     run = read_run(out)
     info["speed"] = speed(run)
     write_info(out, info)
     complete = {key: task for key, task in run.tasks.items() if task.is_complete}
     benchmarks = {key: summarize(task) for key, task in complete.items()}
-    found = {}
+    fidelity_by_task = {}
     for key, task in complete.items():
         if (records := read_fidelity(task)) and (pooled := summarize_fidelity(records.values())):
-            found[key] = pooled
-    result = EvalResult(out, info, benchmarks, found or None)
+            fidelity_by_task[key] = pooled
+    result = EvalResult(out, info, benchmarks, fidelity_by_task or None)
     write_json(out / "scores.json", result.to_dict())
     _warn(benchmarks)
     return result
@@ -382,14 +438,17 @@ def _warn(benchmarks: Mapping[str, Mapping[str, Any]]) -> None:
                 logger.warning("%s: %s", name, reason["text"])
 
 
-def _memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Peak since the process (CPU) or evaluation (GPU) began; resumed runs keep the larger."""
+def _measure_memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Measure the peak since the process (CPU) or evaluation (GPU) began.
+
+    Args:
+        model: the evaluated model; decides between CPU and GPU.
+        before: measurement of an interrupted run; the larger peak counts.
+    """
     if model.device.type == "cuda":
         kind = "most that the process held on the GPU meanwhile, other models included"
         peak = torch.cuda.max_memory_allocated(model.device)
     else:
-        # 1024: Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
         kind = "most that the process ever held until then, other models and work included"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = peak_memory()
     return {"kind": kind, "peak_bytes": max(peak, (before or {}).get("peak_bytes", 0))}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from ..calib.samples.sample import Sample, image_digest, image_digests
 from ..model.processing.processor import Processor
-from ..quant.config import Settings
+from ..quant.config import ModelSettings
 from ..quant.resolve import Source
 from .answering.vision_features import pictures
-from .config import BUILTIN_BENCHES, Questions
+from .config import BUILTIN_BENCHES, BenchmarkOptions, QuestionOptions
 from .fidelity.perplexity import read_text
 from .tasks import find, open_task
 from .tasks.askable import mark_unaskable
@@ -21,15 +21,15 @@ from .tasks.resolution import pixel_budget
 from .tasks.task import Task
 
 
-def check_questions(questions: Questions, settings: Settings) -> None:
-    """Find what is wrong with the questions before a model is fetched for them.
+def check_questions(questions: BenchmarkOptions, settings: ModelSettings) -> None:
+    """Check the options of benchmarks before a model is downloaded.
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
         ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
-            repeated, or the area of pictures is given twice.
+            repeated, or the bounds of image areas are given twice.
     """
-    benches = questions.benches or BUILTIN_BENCHES
+    benches = questions.bench or BUILTIN_BENCHES
     names = [find(spec, questions.data_root).name for spec in benches]
     if len(set(names)) < len(names):
         raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
@@ -40,15 +40,15 @@ def check_questions(questions: Questions, settings: Settings) -> None:
         settings.min_pixels is not None or settings.max_pixels is not None
     ):
         raise ValueError(
-            f"--pixels {questions.pixels} sets both bounds of a picture's area; give it, or "
+            f"--pixels {questions.pixels} sets both bounds of an image's area; give it, or "
             "--min-pixels and --max-pixels"
         )
 
 
-def open_tasks(questions: Questions, source: Source, processor: Processor) -> list[Task]:
+def open_tasks(questions: QuestionOptions, source: Source, processor: Processor) -> list[Task]:
     """Open the benchmarks in the prompt layout of the model's family.
 
-    Rows that the model cannot be asked are marked as broken (`eval.tasks.askable`).
+    Rows that do not fit the model are marked as broken (`eval.tasks.askable`).
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
@@ -59,7 +59,7 @@ def open_tasks(questions: Questions, source: Source, processor: Processor) -> li
     return [mark_unaskable(task, processor) for task in tasks]
 
 
-def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[Task]:
+def open_tasks_in(style: str, questions: QuestionOptions, settings: ModelSettings) -> list[Task]:
     """Open the benchmarks in a named prompt layout.
 
     Raises:
@@ -77,24 +77,24 @@ def open_tasks_in(style: str, questions: Questions, settings: Settings) -> list[
             seed=settings.seed or 0,
             data_root=questions.data_root,
         )
-        for spec in questions.benches or BUILTIN_BENCHES
+        for spec in questions.bench or BUILTIN_BENCHES
     ]
 
 
-def open_text(questions: Questions) -> str | None:
-    """The text whose perplexity is wanted; None if none is.
+def open_text(questions: BenchmarkOptions) -> str | None:
+    """Read the text for the perplexity; None without `--text`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is no text.
+        ValueError: it is not a text file.
     """
     return None if questions.text is None else read_text(questions.text)
 
 
 def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
-    """Refuse to calibrate on an image that the evaluation shows.
+    """Refuse calibration images that are also evaluation images.
 
-    Images are compared as calibration decodes them, and as the evaluation does.
+    Images are compared in the decoding of calibration and in that of the evaluation.
 
     Raises:
         ValueError: an image is in both; the message names the item.

@@ -1,8 +1,8 @@
-"""The main job: quantize a model, evaluate the original and the result, and report the cost.
+"""The verb `run` of the Python API: quantize, evaluate both models, report.
 
-``OUT`` holds ``plan.json``, ``checkpoint/``, ``eval/base/``, ``eval/candidate/`` and ``report/``.
-Each of them is finished on its own: the checkpoint and the report appear whole, answers are
-appended as they come. The same command therefore goes on wherever it was stopped.
+The output folder holds `plan.json`, `checkpoint/`, `eval/base/`, `eval/candidate/` and `report/`.
+Checkpoint and report appear complete; answers are appended one batch at a time. Each stage is
+finished on its own, so that an interrupted run resumes at any point.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..common.atomic import write_json
-from ..common.output_dir import claim, is_same, refuse_foreign
-from ..common.progress import Reporter
-from ..quant.api import Job
-from ..quant.config import BUILTIN_MODELS
+from ..common.options import verb
+from ..common.output_dir import claim, is_same, refuse_foreign, sole_use
+from ..common.progress import Reporter, reporting
+from ..common.threads import use_threads
+from ..quant.config import BUILTIN_MODELS, ModelSettings
+from ..quant.job import Job
 from ..quant.resolve import Source
-from . import compare, evaluate
-from .config import RunRequest
+from . import compare
+from .config import QuestionOptions, RunOptions
+from .evaluation import evaluate_model
 from .fidelity.noise import KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import text_identity
@@ -29,151 +32,170 @@ from .speed_comparison import time_in_alternation
 from .tasks.registry import where_to_get
 from .tasks.task import Task
 
-PROPOSED = "MMBench_DEV_EN"
-OURS = ("plan.json", "checkpoint", "eval", "report")
+SUGGESTED_BENCH = "MMBench_DEV_EN"
+OWN_FILES = ("plan.json", "checkpoint", "eval", "report")
 
 
-def run(request: RunRequest, reporter: Reporter) -> dict[str, Any]:
-    """Do what is not done yet of a run; return the content of ``report.json``.
+@verb(RunOptions)
+def run(options: RunOptions) -> dict[str, Any]:
+    """Quantize a model, evaluate the original and the checkpoint, and report the accuracy loss.
+
+    An interrupted call resumes when it is repeated; a finished run is reported again.
+
+    Returns:
+        The content of `report.json`.
 
     Raises:
         FileNotFoundError: the model, a benchmark file or the calibration source does not exist.
-        ValueError: something does not fit, a picture is used for both calibration and evaluation,
-            or the output folder holds other work.
+        ValueError: an option does not fit, an image is used for both calibration and evaluation,
+            or `out` holds other work or is in use.
     """
-    if request.questions.benches is None and request.model not in BUILTIN_MODELS:
-        raise ValueError(
-            f"{request.model}: the built-in benchmark files are drawings and say nothing about "
-            f"it; give real ones, such as --bench {PROPOSED}=PATH; {where_to_get(PROPOSED)}"
-        )
-    check_margin(request.margin)
-    check_questions(request.questions, request.settings)
-    refuse_foreign(request.out)
-    source = Source.find(request.model, request.settings)
-    job = Job.prepare(source, request.recipe, request.calibration, tp=request.tp)
-    tasks = open_tasks(request.questions, source, job.processor)
-    text = open_text(request.questions)
-    refuse_leak(job.samples, tasks)
-    made_from = job.fingerprint()
-    # All that the evaluations' own fingerprints hold must be in here or in that of the checkpoint:
-    # a difference that is found only there could not be answered with --overwrite.
-    asked = {
-        "tasks": {task.name: dict(task.fingerprint) for task in tasks},
-        "text": text and text_identity(text),
-        "noise": _noise(request),
-        "batch_size": request.questions.batch_size,
-        "seed": request.settings.seed or 0,
-    }
-    out = request.out
-    flags: dict[str, Any] = {"overwrite": request.overwrite, "fresh": request.fresh}
-    if claim(out, {**made_from, **asked}, ours=OURS, **flags):
-        reporter.note(f"resuming {out}")
-    write_json(out / "plan.json", job.plan.to_dict())
-    checkpoint = out / "checkpoint"
-    if is_same(checkpoint, made_from):
-        reporter.note(f"{checkpoint} is finished already")
-        job.warn(reporter)
-    else:
-        job.make(checkpoint, made_from, reporter, **flags)
-    if not _is_evaluated(out, tasks, _noise(request)):
-        _evaluate_both(job, checkpoint, tasks, text, request, reporter)
-    time_in_alternation(
-        out / "eval" / "base",
-        out / "eval" / "candidate",
-        tasks,
-        source,
-        Source.find(str(checkpoint), request.settings),
-        batch_size=request.questions.batch_size,
-        reporter=reporter,
-    )
-    return _report(job, request)
+    use_threads(options.threads)
+    with sole_use(Path(options.out)), reporting(options.progress) as reporter:
+        return _Run(options, reporter).report()
 
 
-def _noise(request: RunRequest) -> int:
-    return UNITS if request.questions.noise is None else request.questions.noise
+class _Run:
+    """The stages of one run."""
 
+    def __init__(self, options: RunOptions, reporter: Reporter) -> None:
+        self._options = options
+        self._reporter = reporter
+        self._settings = options.group(ModelSettings)
+        self._seed = options.seed or 0
+        self._noise = UNITS if options.noise is None else options.noise
+        self._out = Path(options.out)
+        self._base = self._out / "eval" / "base"
+        self._candidate = self._out / "eval" / "candidate"
+        self._checkpoint = self._out / "checkpoint"
 
-def _is_evaluated(out: Path, tasks: Sequence[Task], noise: int) -> bool:
-    """Whether both evaluations are stored whole, so that no model need be loaded."""
-    base, candidate = out / "eval" / "base", out / "eval" / "candidate"
-    if not ((base / "run.json").is_file() and (candidate / "run.json").is_file()):
-        return False
-    names = {task.name for task in tasks}
-    runs = read_run(base), read_run(candidate)
-    if any(set(r.tasks) != names or not all(t.is_complete for t in r.tasks.values()) for r in runs):
-        return False
-    try:
-        measured = all(read_fidelity(task) is not None for task in runs[1].tasks.values())
-    except ValueError:  # measured in part
-        return False
-    floors = [read_noise([task]) for task in runs[0].tasks.values()]
-    return measured and (not noise or all(len(floor) == len(KINDS) for floor in floors))
-
-
-def _evaluate_both(
-    job: Job,
-    checkpoint: Path,
-    tasks: Sequence[Task],
-    text: str | None,
-    request: RunRequest,
-    reporter: Reporter,
-) -> None:
-    """Evaluate the original and the written checkpoint in the same setup, and their distance."""
-    folders = request.out / "eval"
-    base = job.source.load()
-    with reporter.stages("original", again="expectations") as update:
-        evaluate(
-            base,
-            job.processor,
+    def report(self) -> dict[str, Any]:
+        """Complete the run and return its report."""
+        options = self._options
+        self._check()
+        source = Source.find(options.model, self._settings)
+        job = Job.prepare(source, options.recipe, options, tp=options.tp)
+        tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
+        text = open_text(options)
+        refuse_leak(job.samples, tasks)
+        self._quantize(job, tasks, text)
+        if not self._is_evaluated(tasks):
+            self._evaluate_base(job, tasks, text)
+            self._evaluate_candidate(tasks, text)
+        time_in_alternation(
+            self._base,
+            self._candidate,
             tasks,
-            folders / "base",
-            batch_size=request.questions.batch_size,
-            name=request.model,
-            source=job.source.folder,
-            seed=request.settings.seed or 0,
-            is_reference=True,
-            text=text,
-            on_progress=update,
+            source,
+            Source.find(self._checkpoint, self._settings),
+            batch_size=options.batch_size,
+            reporter=self._reporter,
         )
-    if units := _noise(request):
-        sizes = {"batch_size": request.questions.batch_size, "units": units}
-        measure_batch_floor(
-            folders / "base", tasks, base, job.processor, **sizes, reporter=reporter
-        )
-        dtype = base.dtype
-        del base  # before it is loaded in another dtype
-        measure_dtype_floor(
-            folders / "base", tasks, job.source, dtype=dtype, **sizes, reporter=reporter
-        )
-    else:
-        del base
-    candidate = Source.find(str(checkpoint), request.settings)
-    with reporter.stages("quantized", again="fidelity") as update:
-        evaluate(
-            candidate.load(),
-            candidate.processor(),
-            tasks,
-            folders / "candidate",
-            batch_size=request.questions.batch_size,
-            reference=folders / "base",
-            text=text,
-            name=str(checkpoint),
-            source=checkpoint,
-            seed=request.settings.seed or 0,
-            on_progress=update,
-        )
-
-
-def _report(job: Job, request: RunRequest) -> dict[str, Any]:
-    """Write the report, with what the candidate was made of."""
-    return compare(
-        request.out / "eval" / "base",
-        request.out / "eval" / "candidate",
-        request.out / "report",
-        margin=request.margin,
-        about={
+        # The provenance of the candidate goes into the report with the scores.
+        about = {
             "recipe": job.recipe.to_dict(),
             "calibration": job.describe_calibration(),
-            "command": request.command(),
-        },
-    )
+            "command": options.command(),
+        }
+        folder = self._out / "report"
+        return compare(self._base, self._candidate, folder, margin=options.margin, about=about)
+
+    def _check(self) -> None:
+        """Check the options before a model is downloaded."""
+        options = self._options
+        if options.bench is None and options.model not in BUILTIN_MODELS:
+            raise ValueError(
+                f"{options.model}: the built-in benchmark files are drawings and say nothing about "
+                f"it; give real ones, such as --bench {SUGGESTED_BENCH}=PATH; "
+                f"{where_to_get(SUGGESTED_BENCH)}"
+            )
+        check_margin(options.margin)
+        check_questions(options, self._settings)
+        refuse_foreign(self._out)
+
+    def _quantize(self, job: Job, tasks: Sequence[Task], text: str | None) -> None:
+        """Claim the output folder and write the checkpoint, unless it is finished."""
+        options, reporter = self._options, self._reporter
+        checkpoint_fingerprint = job.fingerprint()
+        # Every part of the evaluations' fingerprints must be part of this one or of the
+        # checkpoint's: a difference that only they contain could not be resolved by --overwrite.
+        evaluation_fingerprint = {
+            "tasks": {task.name: dict(task.fingerprint) for task in tasks},
+            "text": text and text_identity(text),
+            "noise": self._noise,
+            "batch_size": options.batch_size,
+            "seed": self._seed,
+        }
+        fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
+        flags: dict[str, Any] = {"overwrite": options.overwrite, "fresh": options.fresh}
+        if claim(self._out, fingerprint, own=OWN_FILES, **flags):
+            reporter.note(f"resuming {self._out}")
+        write_json(self._out / "plan.json", job.plan.to_dict())
+        if is_same(self._checkpoint, checkpoint_fingerprint):
+            reporter.note(f"{self._checkpoint} is finished already")
+            job.warn(reporter)
+        else:
+            job.make(self._checkpoint, checkpoint_fingerprint, reporter, **flags)
+
+    def _is_evaluated(self, tasks: Sequence[Task]) -> bool:
+        """Whether both evaluations are complete, so that no model has to be loaded."""
+        folders = (self._base, self._candidate)
+        if not all((folder / "run.json").is_file() for folder in folders):
+            return False
+        names = {task.name for task in tasks}
+        base, candidate = map(read_run, folders)
+        for evaluation in (base, candidate):
+            stored = evaluation.tasks
+            if set(stored) != names or not all(task.is_complete for task in stored.values()):
+                return False
+        try:
+            measured = all(read_fidelity(task) is not None for task in candidate.tasks.values())
+        except ValueError:  # measured in part
+            return False
+        floors = [read_noise([task]) for task in base.tasks.values()]
+        return measured and (not self._noise or all(len(floor) == len(KINDS) for floor in floors))
+
+    def _evaluate_base(self, job: Job, tasks: Sequence[Task], text: str | None) -> None:
+        """Evaluate the original, cache its log-probabilities and measure its noise floor."""
+        model, batch_size = job.source.load(), self._options.batch_size
+        with self._reporter.stages("original", again="expectations") as update:
+            evaluate_model(
+                model,
+                job.processor,
+                tasks,
+                self._base,
+                batch_size=batch_size,
+                name=job.source.name,
+                source=job.source.folder,
+                seed=self._seed,
+                is_reference=True,
+                text=text,
+                are_checked=True,
+                on_progress=update,
+            )
+        if self._noise:
+            sizes: dict[str, Any] = {"batch_size": batch_size, "units": self._noise}
+            sizes["reporter"] = self._reporter
+            measure_batch_floor(self._base, tasks, model, job.processor, **sizes)
+            dtype = model.dtype
+            del model  # before it is loaded in another dtype
+            measure_dtype_floor(self._base, tasks, job.source, dtype=dtype, **sizes)
+
+    def _evaluate_candidate(self, tasks: Sequence[Task], text: str | None) -> None:
+        """Evaluate the checkpoint in the same setup, and its divergence from the original."""
+        candidate = Source.find(self._checkpoint, self._settings)
+        with self._reporter.stages("quantized", again="fidelity") as update:
+            evaluate_model(
+                candidate.load(),
+                candidate.processor(),
+                tasks,
+                self._candidate,
+                batch_size=self._options.batch_size,
+                reference=self._base,
+                text=text,
+                name=candidate.name,
+                source=self._checkpoint,
+                seed=self._seed,
+                are_checked=True,
+                on_progress=update,
+            )

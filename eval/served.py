@@ -1,4 +1,4 @@
-"""Asking a served model: the work behind ``eval --endpoint``."""
+"""Evaluation of a served model over the OpenAI-compatible chat API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..common.output_dir import refuse_foreign
 from ..common.progress import Reporter
-from ..quant.config import Settings
+from ..quant.config import DeviceOptions, RuntimeOptions
 from .answering.openai_client import Endpoint, base_url, read_api_key, request_fields
 from .answering.openai_responder import (
     EndpointResponder,
@@ -19,53 +19,52 @@ from .answering.openai_responder import (
     evaluate_endpoint,
     served_fingerprint,
 )
-from .api import RUN_FILE, make_room
-from .config import Questions, Served
+from .config import EvaluateOptions
+from .local import RUN_FILE, discard_stale
 from .resolve import check_questions, open_tasks_in
 from .results import read_run
 from .tasks.askable import mark_as_reference
 from .tasks.prompts import default_prompt_style
 
 
-def evaluate_served_to(
-    out: Path,
-    *,
-    served: Served,
-    questions: Questions,
-    settings: Settings,
-    reference: Path | None,
-    overwrite: bool,
-    fresh: bool,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Evaluate a served model into a folder, resuming what is there; return its scores.
+def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> dict[str, Any]:
+    """Evaluate a served model into a folder, resuming an interrupted evaluation.
+
+    Args:
+        out: folder of the evaluation, locked by the caller.
+        options: endpoint, benchmarks and settings.
+        reporter: shows progress.
+
+    Returns:
+        The scores, as `scores.json` holds them.
 
     Raises:
         FileNotFoundError: a benchmark file or the reference does not exist.
-        ValueError: something does not fit, ``out`` holds other work, or the server refuses or
-            does not answer.
+        ValueError: an option does not fit, `out` holds other work, or the server refuses a
+            request or does not answer.
     """
-    endpoint = _endpoint(served, settings)
-    check_questions(questions, settings)
+    endpoint = _endpoint(options)
+    reference = None if options.reference is None else Path(options.reference)
+    check_questions(options, options)
     refuse_foreign(out, RUN_FILE)
-    style = questions.prompt_style or _reference_style(reference)
-    tasks = open_tasks_in(style, questions, settings)
+    style = options.prompt_style or _reference_style(reference)
+    tasks = open_tasks_in(style, options, options)
     if reference is not None:
         tasks = mark_as_reference(tasks, read_run(reference))
     with closing(EndpointResponder(endpoint)) as responder:
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
-    seed = settings.seed or 0
+    seed = options.seed or 0
     setup = served_fingerprint(endpoint, models, seed=seed)
-    make_room(out, lambda: setup, tasks, overwrite=overwrite, fresh=fresh)
+    discard_stale(out, lambda: setup, tasks, overwrite=options.overwrite, fresh=options.fresh)
     if reference is not None:
-        _say_what_a_reference_gives(reference, setup, reporter)
+        _note_limits(reference, setup, reporter)
     with reporter.stages("evaluate") as update:
         result = evaluate_endpoint(
             endpoint,
             tasks,
             out,
-            batch_size=questions.batch_size,
+            batch_size=options.batch_size,
             seed=seed,
             reference=reference,
             on_progress=update,
@@ -73,55 +72,58 @@ def evaluate_served_to(
     return result.to_dict()
 
 
-def _say_what_a_reference_gives(
-    reference: Path, setup: Mapping[str, Any], reporter: Reporter
-) -> None:
+def _note_limits(reference: Path, setup: Mapping[str, Any], reporter: Reporter) -> None:
+    """Report the limits of a comparison between a reference and a served model."""
     reporter.note("the divergence is not measured: a server gives no full log-probabilities")
     if read_run(reference).fingerprint.get("engine") != setup["engine"]:
         reporter.warn(f"{reference} is of another engine: compare will need --across-engines")
 
 
-def _endpoint(served: Served, settings: Settings) -> Endpoint:
-    if settings.device != "auto" or settings.dtype != "auto":
+def _endpoint(options: EvaluateOptions) -> Endpoint:
+    if options.group(RuntimeOptions) != RuntimeOptions():
+        raise ValueError(
+            "--activations, --head and --kv-cache are for a MODEL here, not an endpoint"
+        )
+    if options.group(DeviceOptions) != DeviceOptions():
         raise ValueError(
             "--device and --dtype are of a model in this process; the server has chosen its own"
         )
     fields = request_fields(
-        seed=settings.seed or 0,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        extra=_parse_extra(served.extra),
+        seed=options.seed or 0,
+        min_pixels=options.min_pixels,
+        max_pixels=options.max_pixels,
+        extra=_parse_extra(options.endpoint_extra),
     )
     return Endpoint(
-        base_url(served.url),
-        served.model or "",
+        base_url(str(options.endpoint)),
+        options.served_model or "",
         fields,
-        api_key=read_api_key(served.api_key_env),
-        concurrency=served.concurrency,
-        timeout=served.timeout,
-        retries=served.retries,
+        api_key=read_api_key(options.api_key_env),
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        retries=options.retries,
     )
 
 
 def _parse_extra(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text) if text else {}
+        fields = json.loads(text) if text else {}
     except ValueError as error:
-        raise ValueError(f"--endpoint-extra {text!r} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--endpoint-extra {text!r} is no JSON object of request fields")
-    return found
+        raise ValueError(f"--endpoint-extra {text!r} is not valid JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"--endpoint-extra {text!r} is not a JSON object of request fields")
+    return fields
 
 
 def _reference_style(reference: Path | None) -> str:
-    """The prompt style of the original's evaluation: a server does not say what it serves."""
+    """Return the prompt style of the original's evaluation; servers do not report the family."""
     if reference is None:
         choices = ", ".join(
             f"{default_prompt_style(family)} for {name}"
             for family, name in (("qwen2_vl", "Qwen2-VL"), ("qwen2_5_vl", "Qwen2.5-VL"))
         )
         raise ValueError(
-            "a server does not say which family its model is of: give --prompt-style "
+            "a server does not report the family of its model: give --prompt-style "
             f"({choices}), or the original's evaluation with --reference"
         )
     styles = {t.info["fingerprint"]["prompt_style"] for t in read_run(reference).tasks.values()}

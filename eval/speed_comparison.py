@@ -1,4 +1,4 @@
-"""Time an original and a quantized model in alternation, if both can be opened side by side."""
+"""Timing of an original and a quantized model in alternation, if both fit into memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .report.speed_section import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task
 
-MARGIN = 1.25
-"""Memory that two models need, as a multiple of their weights: activations and prepared layouts."""
+MEMORY_FACTOR = 1.25
+"""Memory of two models as a multiple of their weights: activations and prepacked layouts."""
 
 
 def time_in_alternation(
@@ -34,29 +34,28 @@ def time_in_alternation(
     batch_size: int,
     reporter: Reporter,
 ) -> None:
-    """Store with a candidate's evaluation how fast both models answer the same questions.
+    """Measure the speed of both models on the same questions; store it with the candidate.
 
-    What is stored already is kept. If the two models cannot be measured together the reason is
-    stored in place of rates.
+    Stored rates are kept. If the models cannot be measured together, the reason is stored instead.
 
     Args:
         base: folder of the original's finished evaluation.
-        candidate: folder of the candidate's.
-        tasks: what both were asked.
-        original: the model behind `base`.
-        quantized: the model behind `candidate`.
+        candidate: folder of the candidate's finished evaluation.
+        tasks: of both evaluations.
+        original: the model of `base`.
+        quantized: the model of `candidate`.
         batch_size: of the evaluations.
         reporter: shows progress.
     """
     runs = read_run(base), read_run(candidate)
     if read_throughput(*runs):
         return
-    reason = _lack_of_memory(*runs, device=original.device)
+    reason = _memory_shortage(*runs, device=original.device)
     models: list[QwenVL] = []
     if not reason:
         sources = zip((original, quantized), runs, strict=True)
-        models = [_like(source, run).load() for source, run in sources]
-        reason = _other_runtime(models, runs)
+        models = [_with_cache_of(run, source).load() for source, run in sources]
+        reason = _runtime_difference(models, runs)
     if reason:
         reporter.note(f"speed is not measured in alternation: {reason}")
         write_throughput(base, candidate, reason=f"not measured in alternation: {reason}")
@@ -73,14 +72,14 @@ def time_in_alternation(
     write_throughput(base, candidate, rates=rates)
 
 
-def _like(source: Source, run: StoredRun) -> Source:
-    """The source with the cache type that a run was evaluated with."""
+def _with_cache_of(run: StoredRun, source: Source) -> Source:
+    """Return the source with the KV cache dtype of an evaluation."""
     cache = run.fingerprint.get("kv_cache", "model")
     return replace(source, settings=replace(source.settings, kv_cache=cache))
 
 
-def _lack_of_memory(base: StoredRun, candidate: StoredRun, *, device: torch.device) -> str:
-    """Why two models do not fit into the device's free memory together; empty if they do."""
+def _memory_shortage(base: StoredRun, candidate: StoredRun, *, device: torch.device) -> str:
+    """Explain that two models do not fit into the device's free memory; empty if they do."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -88,23 +87,25 @@ def _lack_of_memory(base: StoredRun, candidate: StoredRun, *, device: torch.devi
     else:
         free = psutil.virtual_memory().available
     width = getattr(torch, str(base.fingerprint["dtype"])).itemsize
-    needed = MARGIN * (base.info["model"]["weights"] * width + candidate.info["model"]["bytes"])
+    needed = MEMORY_FACTOR * (
+        base.info["model"]["weights"] * width + candidate.info["model"]["bytes"]
+    )
     if needed <= free:
         return ""
     return f"both models need {format_bytes(needed)} and {format_bytes(free)} are free"
 
 
-def _other_runtime(models: Sequence[QwenVL], runs: Sequence[StoredRun]) -> str:
-    """Why models do not compute as those of the evaluations did; empty if they do."""
+def _runtime_difference(models: Sequence[QwenVL], runs: Sequence[StoredRun]) -> str:
+    """Explain the difference between the models' runtime and the evaluations'; empty if none."""
     for model, run in zip(models, runs, strict=True):
-        now: dict[str, Any] = {
+        current: dict[str, Any] = {
             "dtype": str(model.dtype).removeprefix("torch."),
             "kernels": kernels_of(model),
             "activations": activations_of(model),
             "head": head_of(model),
             "kv_cache": model.cache_type,
         }
-        for key, value in now.items():
+        for key, value in current.items():
             before = run.fingerprint.get(key)
             if before != value:
                 return f"{run.name} was evaluated with {key} {before}, and would now run {value}"

@@ -1,49 +1,304 @@
-"""What a user asked for, and the one definition of every default of the command line."""
+"""Options of the verbs that make and use checkpoints, with their defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..common.options import Option, Options
+from .recipe.presets import PRESETS
 
 BUILTIN_MODELS = ("tiny", "tiny-outliers")
 
+MODEL = Option(
+    "A checkpoint folder, a hub id, or the built-in 'tiny' or 'tiny-outliers'.",
+    is_argument=True,
+    metavar="MODEL",
+)
+OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
+EXPORT_FORMATS = "gptq, gptq_v2, compressed-tensors, awq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    """Device and dtype that a model is loaded with."""
+
+    device: Annotated[
+        str,
+        Option(
+            "auto, cpu, cuda or cuda:N.",
+            pattern=r"auto|cpu|cuda(:\d+)?",
+            allowed="auto, cpu, cuda, cuda:N",
+        ),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"], Option("auto, bf16, fp16 or fp32.")
+    ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(Options):
+    """Choices at load time that a checkpoint does not make."""
+
+    activations: Annotated[
+        Literal["recipe", "int8"],
+        Option(
+            "int8 also quantizes the inputs of weight-only layers, for speed; recipe follows the "
+            "checkpoint."
+        ),
+    ] = "recipe"
+    head: Annotated[
+        Literal["recipe", "w8a16", "w4a16"],
+        Option("w8a16 or w4a16 quantizes the output head at load time, also a tied one."),
+    ] = "recipe"
+    kv_cache: Annotated[
+        Literal["model", "int8"],
+        Option(
+            "KV cache dtype: int8 quantizes keys and values per token and head; model uses the "
+            "model's dtype."
+        ),
+    ] = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Options):
+    """Bounds of image areas after resizing, and the random seed."""
+
+    min_pixels: Annotated[
+        int | None, Option("Smallest image area.", minimum=1, default_text="the model's")
+    ] = None
+    max_pixels: Annotated[
+        int | None, Option("Largest image area.", minimum=1, default_text="the model's")
+    ] = None
+    seed: Annotated[
+        int | None,
+        Option(
+            "Random seed of calibration draws, question subsets and sampling.",
+            minimum=0,
+            default_text="the recipe's, or 0",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadOptions(Options):
+    """Number of CPU threads, see `common.threads.use_threads`."""
+
+    threads: Annotated[
+        int | None,
+        Option(
+            "Number of CPU threads.", minimum=1, default_text="OMP_NUM_THREADS, or one per core"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(ThreadOptions, InputOptions, RuntimeOptions, DeviceOptions):
+    """Loading of a model and processing of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressOption(Options):
+    """Output while a verb runs."""
+
+    progress: Annotated[
+        bool,
+        Option(
+            "Show progress, notes and warnings on standard error; otherwise notes and warnings go "
+            "to the `vlpress` logger.",
+            in_command_line=False,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverwriteOptions(ProgressOption):
+    """Treatment of earlier work in the output folder."""
+
+    overwrite: Annotated[
+        bool,
+        Option(
+            "Discard work in the output folder that was made with other options.",
+            is_recorded=False,
+        ),
+    ] = False
+    fresh: Annotated[
+        bool,
+        Option("Discard all earlier work in the output folder; do not resume.", is_recorded=False),
+    ] = False
+
 
 @dataclass(frozen=True)
-class Settings:
-    """How a model is opened and its images are read."""
+class ModelArgument(Options):
+    """The model that a verb works on."""
 
-    device: str = "auto"
-    dtype: str = "auto"
-    min_pixels: int | None = None
-    """Bounds of an image's area after resizing, in pixels; None = the checkpoint's own."""
-    max_pixels: int | None = None
-    seed: int | None = None
-    """Of the calibration draw, the choice that a limit makes, and sampling; None: 0, or what the
-    recipe says."""
-    activations: Literal["recipe", "int8"] = "recipe"
-    """int8 rounds the inputs of layers too whose weights alone are quantized."""
-    head: Literal["recipe", "w8a16", "w4a16"] = "recipe"
-    """Rounds the output head in memory, which a checkpoint cannot hold beside a tied embedding."""
-    kv_cache: Literal["model", "int8"] = "model"
-    """int8 keeps keys and values rounded while an answer is generated."""
-    threads: int | None = None
-    """CPU threads; None: torch's default. Applied by `common.threads.use_threads`."""
+    model: Annotated[str | Path, MODEL]
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Where calibration samples come from, and where their activations wait."""
+class OutOption(Options):
+    """The output folder."""
 
-    source: str | None = None
-    """None: the built-in drawings."""
-    samples: int | None = None
-    """None: as many as the recipe says."""
-    memory: float = 0.25
-    """GiB of activations that are kept in memory as well as in files."""
-    skip_bad: int = 0
-    """Samples that cannot be used and that others take the place of; one more is an error."""
+    out: Annotated[Path | str, OUT]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(Options):
+    """Recipe of a quantization."""
+
+    recipe: Annotated[
+        str,
+        Option(f"A preset ({', '.join(PRESETS)}) or a TOML file.", flags=("--recipe", "-r")),
+    ] = "w4a16"
+    tp: Annotated[
+        int | None,
+        Option(
+            "Tensor-parallel size at serving time; intermediate sizes are padded to be divisible.",
+            minimum=1,
+            default_text="the recipe's, or 1",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(Options):
+    """Calibration samples and the memory for their activations."""
+
+    calib: Annotated[
+        str | Path | None,
+        Option(
+            "Calibration samples: a .jsonl or .txt file, a dataset folder or hub id. "
+            "Without it: built-in drawings."
+        ),
+    ] = None
+    calib_samples: Annotated[
+        int | None,
+        Option("Number of calibration samples.", minimum=1, default_text="the recipe's"),
+    ] = None
+    skip_bad_samples: Annotated[
+        int,
+        Option(
+            "Number of unusable calibration samples that are replaced by others, with a warning; "
+            "one more is an error.",
+            minimum=0,
+        ),
+    ] = 0
+    memory: Annotated[
+        float,
+        Option(
+            "Activation cache size in RAM (GiB); the rest is read from disk.",
+            minimum=0.0,
+            is_recorded=False,
+        ),
+    ] = 0.25
 
     @property
-    def budget(self) -> int:
-        """The same in bytes."""
+    def cache_bytes(self) -> int:
+        """`memory` in bytes."""
         return round(self.memory * 2**30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOption(Options):
+    """Format of a checkpoint that is written."""
+
+    format: Annotated[
+        str,
+        Option(
+            f"Checkpoint format: {EXPORT_FORMATS}; auto uses gptq if it can hold the result, else "
+            "compressed-tensors."
+        ),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class PlanOptions(
+    ProgressOption,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    FormatOption,
+    CalibrationOptions,
+    RecipeOptions,
+    ModelArgument,
+):
+    """Options of `plan`."""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(
+    OverwriteOptions,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    FormatOption,
+    CalibrationOptions,
+    RecipeOptions,
+    OutOption,
+    ModelArgument,
+):
+    """Options of `quantize`."""
+
+
+@dataclass(frozen=True)
+class CheckpointArgument(Options):
+    """A quantized checkpoint."""
+
+    checkpoint: Annotated[
+        str | Path,
+        Option("A quantized checkpoint: a folder or a hub id.", is_argument=True, metavar="CKPT"),
+    ]
+
+
+@dataclass(frozen=True)
+class ExportOptions(OverwriteOptions, ThreadOptions, OutOption, CheckpointArgument):
+    """Options of `export`."""
+
+    _: KW_ONLY
+    format: Annotated[str, Option(f"Format to convert to: {EXPORT_FORMATS}.")]
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """Options of `inspect`."""
+
+    checkpoint: Annotated[
+        Path | str, Option("A quantized checkpoint.", is_argument=True, metavar="CKPT")
+    ]
+
+
+@dataclass(frozen=True)
+class PromptOptions(ModelArgument):
+    """A prompt and the sampling of its answer."""
+
+    prompt: Annotated[str, Option("The question.", is_argument=True, metavar="PROMPT")]
+    _: KW_ONLY
+    image: Annotated[
+        str | Path | Sequence[str | Path] | None,
+        Option("An image file, or a file:// or data: URL; repeatable."),
+    ] = None
+    video: Annotated[str | Path | None, Option("A video file.")] = None
+    max_new_tokens: Annotated[int, Option("Maximum answer length in tokens.", minimum=1)] = 256
+    temperature: Annotated[
+        float, Option("Sampling temperature; 0 is greedy decoding.", minimum=0.0)
+    ] = 0.0
+    top_p: Annotated[
+        float, Option("Probability mass of nucleus sampling.", minimum=0.0, maximum=1.0)
+    ] = 1.0
+    top_k: Annotated[
+        int, Option("Number of most likely tokens to sample from; 0 = no limit.", minimum=0)
+    ] = 0
+    repetition_penalty: Annotated[
+        float, Option("Penalty on repeated tokens; 1 = none.", minimum=0.0)
+    ] = 1.0
+    on_text: Annotated[
+        Callable[[str], None] | None,
+        Option("Called with each new piece of the answer.", in_command_line=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class GenerateOptions(ModelSettings, PromptOptions):
+    """Options of `generate`."""

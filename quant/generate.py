@@ -1,80 +1,75 @@
-"""One question to a model, the answer written out as it is found."""
+"""The verb `generate` of the Python API: one prompt, answered token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from ..common.options import verb
+from ..common.threads import use_threads
 from ..model.generation import Sampling
 from ..model.generation import generate as generate_tokens
-from .config import Settings
+from .config import GenerateOptions
 from .resolve import Source
 
 
-def answer(
-    model: str,
-    question: str,
-    *,
-    images: Sequence[str | Path] = (),
-    video: str | Path | None = None,
-    max_new_tokens: int,
-    sampling: Sampling,
-    settings: Settings,
-    on_text: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Ask a model about images or a video.
+@verb(GenerateOptions)
+def generate(options: GenerateOptions) -> dict[str, Any]:
+    """Answer one prompt about images or a video; the video precedes the images.
 
-    Args:
-        model: as `Source.find` takes it.
-        question: the text behind the images.
-        images: in order; files, URLs or encoded images, as in chat messages.
-        video: a video file or its `file://` URL, shown before the images.
-        max_new_tokens: length at which the answer is cut off.
-        sampling: how tokens are chosen.
-        settings: how the model is opened.
-        on_text: gets each new piece of the answer.
+    Returns:
+        The answer, the numbers of prompt and answer tokens, and whether a stop token ended it.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file cannot be read, or the model cannot be opened.
     """
-    source = Source.find(model, settings)
+    use_threads(options.threads)
+    sampling = Sampling(
+        options.temperature,
+        options.top_p,
+        options.top_k,
+        options.repetition_penalty,
+        options.seed or 0,
+    )
+    source = Source.find(options.model, options)
     processor = source.processor()
     content: list[dict[str, Any]] = []
-    if video is not None:
-        content.append({"type": "video", "video": video})
-    content += [{"type": "image", "image": image} for image in images]
-    content.append({"type": "text", "text": question})
+    if options.video is not None:
+        content.append({"type": "video", "video": options.video})
+    content += [{"type": "image", "image": image} for image in options.image or ()]
+    content.append({"type": "text", "text": options.prompt})
     prompt = processor.encode([{"role": "user", "content": content}])
-    loaded = source.load()
+    model = source.load()
     tokens: list[int] = []
-    shown = ""
+    emitted = ""
+
+    def emit(text: str) -> None:
+        nonlocal emitted
+        if options.on_text is not None:
+            options.on_text(text[len(emitted) :])
+            emitted = text
 
     def on_token(_: int, token: int) -> None:
-        nonlocal shown
         tokens.append(token)
         text = processor.decode(tokens)
-        # A character may need several tokens; until it is whole it decodes to this one.
-        if on_text is not None and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            on_text(text[len(shown) :])
-            shown = text
+        # A character may need several tokens; an incomplete one decodes to this one.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            emit(text)
 
     (generated,) = generate_tokens(
-        loaded,
+        model,
         [prompt],
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=options.max_new_tokens,
         stop_ids=processor.stop_ids,
         sampling=sampling,
         on_token=on_token,
     )
-    text = processor.decode(generated.token_ids)
-    if on_text is not None:
-        on_text(text[len(shown) :])
+    answer = processor.decode(generated.token_ids)
+    emit(answer)
     return {
-        "model": model,
-        "question": question,
-        "answer": text,
+        "model": source.name,
+        "question": options.prompt,
+        "answer": answer,
         "prompt_tokens": len(prompt),
         "tokens": len(generated.token_ids),
         "stopped": generated.stopped,

@@ -1,4 +1,4 @@
-"""From what the user named to what the rooms work with: models, processors, tasks, samples."""
+"""Resolve options to models, processors, recipes and calibration samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..model.processing.inputs import Prompt
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from .checkpoint.loading import open_model, resolve_folder
-from .config import Calibration, Settings
+from .config import CalibrationOptions, ModelSettings
 from .recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -26,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was named and found, not yet loaded."""
+    """A checkpoint folder and the settings to load it with; its weights are not loaded yet."""
 
     name: str
     folder: Path
     config: ModelConfig
-    settings: Settings
+    settings: ModelSettings
 
     @classmethod
-    def find(cls, name: str, settings: Settings) -> Source:
-        """Resolve a name and read its config; a hub id is fetched here.
+    def find(cls, name: str | Path, settings: ModelSettings) -> Source:
+        """Resolve a name and read its config; a hub id is downloaded here.
 
         Raises:
             FileNotFoundError: there is no such model.
             ValueError: the checkpoint is unusable, or this machine lacks the device.
         """
         choose_device(settings.device)
-        folder = resolve_folder(name)
-        return cls(name, folder, ModelConfig.from_folder(folder), settings)
+        folder = resolve_folder(str(name))
+        return cls(str(name), folder, ModelConfig.from_folder(folder), settings)
 
     def load(self) -> QwenVL:
         """Load the model, quantized or not, on the device and in the dtype of the settings."""
@@ -67,53 +67,61 @@ class Source:
 
     @property
     def device(self) -> torch.device:
-        """Where the model will be loaded."""
+        """Device that the model is loaded on."""
         return choose_device(self.settings.device)
 
 
 def resolve_recipe(
-    name: str, calibration: Calibration, settings: Settings, tp: int | None = None
+    name: str, calibration: CalibrationOptions, settings: ModelSettings, tp: int | None = None
 ) -> Recipe:
-    """Read a recipe and put what the command line says into it.
+    """Read a recipe; options that are given take precedence over it.
+
+    Args:
+        name: a preset or a TOML file.
+        calibration: number of samples.
+        settings: seed of the draw.
+        tp: tensor-parallel size at serving time.
 
     Raises:
         FileNotFoundError: neither a preset nor a file.
         ValueError: the recipe is unusable.
     """
     recipe = Recipe.resolve(name)
-    asked = recipe.calibration
-    if calibration.samples is not None:
-        asked = replace(asked, samples=calibration.samples)
+    section = recipe.calibration
+    if calibration.calib_samples is not None:
+        section = replace(section, samples=calibration.calib_samples)
     if settings.seed is not None:
-        asked = replace(asked, seed=settings.seed)
-    return replace(recipe, calibration=asked, tp=recipe.tp if tp is None else tp)
+        section = replace(section, seed=settings.seed)
+    return replace(recipe, calibration=section, tp=recipe.tp if tp is None else tp)
 
 
-def open_samples(recipe: Recipe, calibration: Calibration, processor: Processor) -> Draw[Sample]:
-    """Draw the calibration samples of a recipe; none if no step looks at activations.
+def open_samples(
+    recipe: Recipe, calibration: CalibrationOptions, processor: Processor
+) -> Draw[Sample]:
+    """Draw the calibration samples of a recipe; none if no step needs activations.
 
-    Each is encoded once to find those that the model cannot be given, without its weights.
+    Each sample is encoded once, which needs no weights, to find those that the model cannot read.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: the source is empty, or more samples than allowed cannot be used.
+        FileNotFoundError: a named file does not exist.
+        ValueError: the source is empty, or more samples than allowed are unusable.
     """
     if not recipe.needs_calibration:
         return Draw([], [])
     return draw_samples(
-        calibration.source,
+        calibration.calib,
         n=recipe.calibration.samples,
         seed=recipe.calibration.seed,
         measure=lambda sample: sample_length(sample, processor),
-        skip_bad=calibration.skip_bad,
+        skip_bad=calibration.skip_bad_samples,
     )
 
 
 def sample_length(sample: Sample, processor: Processor) -> int:
-    """Tokens of a sample with its answer.
+    """Return the number of tokens of a sample, its answer included.
 
     Raises:
-        FileNotFoundError: a file of it does not exist.
+        FileNotFoundError: one of its files does not exist.
         ValueError: it cannot be encoded, or is longer than the model's context.
     """
     tokens = len(processor.encode(sample.messages, answer=sample.answer))
@@ -127,10 +135,10 @@ def sample_length(sample: Sample, processor: Processor) -> int:
 
 
 def encode_samples(samples: Sequence[Sample], processor: Processor) -> list[Prompt]:
-    """Tokenize samples with their answers.
+    """Encode samples with their answers.
 
     Raises:
-        ValueError: a sample does not encode; the message names it.
+        ValueError: a sample cannot be encoded; the message names it.
     """
     prompts = []
     for sample in samples:

@@ -12,12 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
-from vlpress.eval.config import RunRequest
-from vlpress.quant.api import DRAWINGS, TEXT_ALONE, Job
-from vlpress.quant.config import Calibration, Settings
+from vlpress.eval.config import RunOptions
+from vlpress.quant.config import CalibrationOptions, ModelSettings
+from vlpress.quant.job import DRAWINGS, TEXT_ALONE, Job
 from vlpress.quant.resolve import Source
 
-CPU = Settings(device="cpu")
+CPU = ModelSettings(device="cpu")
 
 
 def encoded(size: tuple[int, int] = (56, 56), mode: str = "RGB") -> str:
@@ -47,8 +47,9 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def prepare(checkpoint: Path, calibration: Calibration, recipe: str = "w4a16-g32") -> Job:
-    return Job.prepare(Source.find(str(checkpoint), CPU), recipe, calibration)
+def prepare(checkpoint: Path, recipe: str = "w4a16-g32", **calibration: Any) -> Job:
+    source = Source.find(checkpoint, CPU)
+    return Job.prepare(source, recipe, CalibrationOptions(**calibration))
 
 
 def plan(checkpoint: Path, *options: str) -> Result:
@@ -61,9 +62,9 @@ def test_an_unusable_row_is_named_or_skipped(checkpoint: Path, tmp_path: Path, f
     rows = [row(0), row(1, **UNUSABLE[fault]), row(2), row(3)]
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: ") as caught:
-        prepare(checkpoint, Calibration(path, samples=4))
+        prepare(checkpoint, calib=path, calib_samples=4)
     assert "\n" not in str(caught.value)
-    job = prepare(checkpoint, Calibration(path, samples=4, skip_bad=1))
+    job = prepare(checkpoint, calib=path, calib_samples=4, skip_bad_samples=1)
     assert [sample.answer for sample in job.samples] == ["0", "2", "3"]
     (warning,) = job.warnings
     assert "rows.jsonl:2: " in warning
@@ -74,23 +75,23 @@ def test_all_unusable_rows_are_counted(checkpoint: Path, tmp_path: Path) -> None
     rows = [row(0), *(row(1, **change) for change in changes)]
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match="7 of the 8") as caught:
-        prepare(checkpoint, Calibration(path, samples=8, skip_bad=6))
+        prepare(checkpoint, calib=path, calib_samples=8, skip_bad_samples=6)
     named = [line for line in range(1, 9) if f"rows.jsonl:{line}: " in str(caught.value)]
     assert named == [2, 3, 4, 5, 6]
-    job = prepare(checkpoint, Calibration(path, samples=8, skip_bad=7))
+    job = prepare(checkpoint, calib=path, calib_samples=8, skip_bad_samples=7)
     assert len(job.samples) == 1 and len(job.warnings) == 7
 
 
 def test_others_take_the_place_of_skipped_rows(checkpoint: Path, tmp_path: Path) -> None:
     usable = write(tmp_path / "usable.jsonl", [row(index) for index in range(20)])
-    drawn = [s.answer for s in prepare(checkpoint, Calibration(usable, samples=4)).samples]
+    drawn = [s.answer for s in prepare(checkpoint, calib=usable, calib_samples=4).samples]
     assert drawn == [str(i) for i in sorted(random.Random(0).sample(range(20), 4))]
-    allowed = prepare(checkpoint, Calibration(usable, samples=4, skip_bad=9))
+    allowed = prepare(checkpoint, calib=usable, calib_samples=4, skip_bad_samples=9)
     assert [sample.answer for sample in allowed.samples] == drawn
     rows = [row(i, answer=None) if str(i) == drawn[1] else row(i) for i in range(20)]
     mixed = write(tmp_path / "mixed.jsonl", rows)
-    found = prepare(checkpoint, Calibration(mixed, samples=4, skip_bad=1)).samples
-    answers = [sample.answer for sample in found]
+    samples = prepare(checkpoint, calib=mixed, calib_samples=4, skip_bad_samples=1).samples
+    answers = [sample.answer for sample in samples]
     assert len(set(answers)) == 4 and set(drawn) - {drawn[1]} < set(answers)
 
 
@@ -98,16 +99,17 @@ def test_what_the_report_says_about_the_samples(checkpoint: Path, tmp_path: Path
     text = row(1)
     del text["image"]
     mixed = write(tmp_path / "mixed.jsonl", [row(0), text, row(2, answer=None)])
-    found = prepare(checkpoint, Calibration(mixed, samples=3, skip_bad=1)).describe_calibration()
+    job = prepare(checkpoint, calib=mixed, calib_samples=3, skip_bad_samples=1)
+    found = job.describe_calibration()
     (warning,) = found.pop("warnings")
     assert "mixed.jsonl:3: " in warning
     assert found == {"source": mixed, "samples": 2, "with_images": 1, "warning": None}
-    alone = prepare(checkpoint, Calibration(write(tmp_path / "text.jsonl", [text])))
+    alone = prepare(checkpoint, calib=write(tmp_path / "text.jsonl", [text]))
     found = alone.describe_calibration()
     assert (found["with_images"], found["warning"], found["warnings"]) == (0, None, [TEXT_ALONE])
-    drawn = prepare(checkpoint, Calibration(samples=2)).describe_calibration()
+    drawn = prepare(checkpoint, calib_samples=2).describe_calibration()
     assert (drawn["with_images"], drawn["warning"], drawn["warnings"]) == (2, DRAWINGS, [DRAWINGS])
-    rounded = prepare(checkpoint, Calibration(), "w4a16-rtn").describe_calibration()
+    rounded = prepare(checkpoint, recipe="w4a16-rtn").describe_calibration()
     assert (rounded["samples"], rounded["warnings"]) == (0, [])
 
 
@@ -147,6 +149,6 @@ def test_no_output_is_left_and_no_weights_are_read(
 
 
 def test_the_option_is_part_of_the_command() -> None:
-    asked = RunRequest(Path("out"), calibration=Calibration("a.jsonl", skip_bad=3))
-    assert "--skip-bad-samples 3" in asked.command()
-    assert "--skip-bad-samples" not in RunRequest(Path("out")).command()
+    options = RunOptions(out="out", calib="a.jsonl", skip_bad_samples=3)
+    assert "--skip-bad-samples 3" in options.command()
+    assert "--skip-bad-samples" not in RunOptions(out="out").command()

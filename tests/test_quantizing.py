@@ -1,4 +1,4 @@
-"""The quantize verb: what happens when it is stopped, and whose unfinished work it goes on with."""
+"""The quantize verb: interruption, resume and refusal of other work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from processes import stop_when
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
-from vlpress.common.locking import sole_use
+from vlpress.cli.exit_codes import RESUME
+from vlpress.common.output_dir import sole_use
 
 MORE = ["--calib-samples", "2", "--device", "cpu", "--json"]
 
@@ -60,7 +61,7 @@ def test_killed_it_ends_in_the_same_bytes(checkpoint: Path, whole: Path, tmp_pat
         assert not out.exists() and lines(out) >= count
     done = ended(command(checkpoint, out))
     assert done.exit_code == 0, done.stderr
-    assert "going on with what " in done.stderr
+    assert f"resuming {out} from " in done.stderr
     assert contents(out) == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -69,9 +70,7 @@ def test_an_interrupt_says_that_it_can_go_on(checkpoint: Path, whole: Path, tmp_
     out = tmp_path / "out"
     stopped = stop_when(command(checkpoint, out), signal.SIGINT, lambda: lines(out) >= 1)
     assert stopped.returncode == 3
-    assert stopped.stderr.splitlines()[-1] == (
-        "interrupted; the same command goes on where it stopped"
-    )
+    assert stopped.stderr.splitlines()[-1] == f"interrupted; {RESUME}"
     assert ended(command(checkpoint, out)).exit_code == 0
     assert contents(out) == contents(whole)
 
@@ -99,7 +98,7 @@ def test_what_was_stopped_can_be_begun_afresh(
     out = tmp_path / "out"
     stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 2)
     done = ended(command(checkpoint, out, "--fresh"))
-    assert done.exit_code == 0 and "going on" not in done.stderr
+    assert done.exit_code == 0 and "resuming" not in done.stderr
     assert contents(out) == contents(whole)
 
 

@@ -1,7 +1,7 @@
-"""Evaluate a served model: a server's answers in the place of a model's in this process.
+"""Evaluation of a served model.
 
-No weights are loaded here. What the server does not say (size, memory, dtype, batches, pixel
-budget) is unknown, stands as null, and is not guessed.
+No weights are loaded here. Properties that the server does not report (size, memory, dtype,
+batches, pixel budget) are unknown: they are stored as null and not guessed.
 """
 
 from __future__ import annotations
@@ -15,28 +15,40 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...bench.machine_load import LoadMeter, joined_load
-from ...common.differences import differences
-from ..evaluation import EvalResult, finish, is_answered, open_run, refuse_repeated, write_items
+from ..config import BATCH_SIZE
+from ..evaluation import (
+    SHOWN,
+    EvalResult,
+    answer_tasks,
+    finish,
+    open_run,
+    question_differences,
+    refuse_repeated,
+    write_items,
+)
 from ..fingerprint import setup_differences
 from ..results import StoredRun, read_run
 from ..tasks.task import Item, Task
+from .batches import OnProgress
 from .openai_client import PIXELS, ChatClient, Endpoint, EndpointError
-from .openai_messages import PICTURES, chat_messages, parse_reply
+from .openai_messages import IMAGE_ENCODING, chat_messages, parse_reply
 from .predictions import read_predictions
-from .runner import Answer, OnProgress, answer_task
+from .runner import Completion
 
 KIND = "chat-completions"
-SOFTWARE = ("vllm", "sglang", "llamacpp")  # servers that name themselves in `owned_by`
-VOLATILE = ("created", "permission", "object", "status")  # of a /v1/models entry
+SOFTWARE = ("vllm", "sglang", "llamacpp")  # servers that identify themselves in `owned_by`
+VOLATILE = ("created", "permission", "object", "status")  # fields of /v1/models not stored
 UNKNOWN_MEMORY = {"kind": "unknown, the model is served", "peak_bytes": None}
 
 
 class EndpointResponder:
-    """Answers with a served model; several requests are under way at once.
+    """Responder for a served model, with concurrent requests.
 
-    The requests run in an event loop of their own thread, so that this also works where a loop is
-    running already, as in notebooks, and so that Ctrl-C ends it at once.
+    The requests run in an event loop in a separate thread, so that this also works inside a running
+    loop, as in notebooks, and so that Ctrl-C takes effect immediately.
+
+    Args:
+        endpoint: address and request settings.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -47,47 +59,49 @@ class EndpointResponder:
         self._client = ChatClient(endpoint)
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """All alike: the server forms its own batches, and items of one picture stay together."""
+        """Return equal lengths: the server forms its own batches, and the order is kept."""
         return [0] * len(items)
 
-    def generate(self, items: Sequence[Item]) -> list[Answer]:
-        """Answer items in their order, at most `concurrency` of them at once.
+    def generate(self, items: Sequence[Item]) -> list[Completion]:
+        """Answer items, at most `concurrency` at a time; the result is in their order.
 
         Raises:
-            EndpointError: the server refuses one, or does not answer; the message names it.
+            EndpointError: the server refuses a request or does not answer; the message names the
+                item.
         """
         return list(self._run(self._answer_all(items)))
 
     def models(self) -> list[dict[str, Any]] | None:
-        """What the server says it serves; see `ChatClient.models`."""
-        found: list[dict[str, Any]] | None = self._run(self._client.models())
-        return found
+        """List the served models; see `ChatClient.models`."""
+        models: list[dict[str, Any]] | None = self._run(self._client.models())
+        return models
 
     def close(self) -> None:
-        """Drop all connections and end the thread."""
-        self._run(self._drop_all())
+        """Close all connections and end the thread."""
+        self._run(self._cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _run(self, work: Any) -> Any:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _run(self, coroutine: Any) -> Any:
+        """Run a coroutine in the thread and wait for its result."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # Ctrl-C: the requests under way are dropped
+            future.cancel()  # Ctrl-C: abandon the pending requests
             raise
 
-    async def _drop_all(self) -> None:
+    async def _cancel_all(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.close()
 
-    async def _answer_all(self, items: Sequence[Item]) -> list[Answer]:
-        free = asyncio.Semaphore(self._endpoint.concurrency)
-        tasks = [asyncio.ensure_future(self._answer(item, free)) for item in items]
+    async def _answer_all(self, items: Sequence[Item]) -> list[Completion]:
+        slots = asyncio.Semaphore(self._endpoint.concurrency)
+        tasks = [asyncio.ensure_future(self._answer(item, slots)) for item in items]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -95,8 +109,8 @@ class EndpointResponder:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(self, item: Item, free: asyncio.Semaphore) -> Answer:
-        async with free:
+    async def _answer(self, item: Item, slots: asyncio.Semaphore) -> Completion:
+        async with slots:
             try:
                 messages = chat_messages(item)
                 bounds = asdict(item.pixels) if item.pixels else None
@@ -111,27 +125,27 @@ def evaluate_endpoint(
     tasks: Sequence[Task],
     out_dir: str | Path,
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     reference: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> EvalResult:
-    """Evaluate a served model on tasks and store everything, as `evaluate` does for a local one.
+    """Evaluate a served model on tasks and store the results, as `evaluate_model` does.
 
     Args:
-        endpoint: where it is and how it is asked.
+        endpoint: address and request settings.
         tasks: opened by `open_task`, each at most once.
-        out_dir: made if absent, resumed if it holds the same setup.
-        batch_size: answers that are stored at once; at least `concurrency` is taken.
+        out_dir: created if missing, resumed if it has the same setup.
+        batch_size: answers stored at a time; at least `concurrency` is used.
         seed: recorded in the fingerprint.
-        reference: folder of the original model's evaluation; its questions must be these. The
-            divergence from it is not measured: servers give no full log-probabilities.
-        on_progress: told after every batch.
+        reference: folder of the original model's evaluation of the same questions. The divergence
+            from it is not measured: servers return no full log-probabilities.
+        on_progress: called after every batch.
 
     Raises:
-        FileNotFoundError: the reference is no evaluation folder.
-        ValueError: the folder was made with another setup, the reference answered other
-            questions, or the server refuses or does not answer (`EndpointError`).
+        FileNotFoundError: the reference is not an evaluation folder.
+        ValueError: the folder has another setup, the reference has other questions, or the server
+            refuses a request or does not answer (`EndpointError`).
     """
     refuse_repeated(tasks)
     out = Path(out_dir)
@@ -143,35 +157,32 @@ def evaluate_endpoint(
         info = open_run(out, setup, tasks)
         info["model"] = {"name": endpoint.model, "family": None, "bytes": None, "weights": None}
         write_items(out, info, tasks)
-        is_new, meter = not is_answered(out, tasks), LoadMeter()
-        for task in tasks:
-            answer_task(
-                task,
-                responder,
-                out / task.name / "predictions.jsonl",
-                {**setup, "task": dict(task.fingerprint)},
-                batch_size=max(batch_size, endpoint.concurrency),
-                on_progress=on_progress,
-            )
-    if is_new:
-        info["load"] = joined_load(info.get("load"), meter.read())
+        answer_tasks(
+            out,
+            info,
+            tasks,
+            responder,
+            setup,
+            batch_size=max(batch_size, endpoint.concurrency),
+            on_progress=on_progress,
+        )
     info["memory"] = dict(UNKNOWN_MEMORY)
-    info["endpoint"] = _endpoint_facts(endpoint, out, info["tasks"])
+    info["endpoint"] = _count_answers(endpoint, out, info["tasks"])
     return finish(out, info)
 
 
 def served_fingerprint(
     endpoint: Endpoint, models: Sequence[Mapping[str, Any]] | None, *, seed: int
 ) -> dict[str, Any]:
-    """Describe a run with a served model, its tasks apart.
+    """Return the fingerprint of a run with a served model, without its tasks.
 
-    The server's own choices are not in it, because a client cannot see them: None means the
-    server's. What it says about the model is part of the model's identity.
+    The server's settings are not included, because a client cannot see them: None means the
+    server's default. The server's description of the model is part of the model's identity.
 
     Args:
-        endpoint: where it is and how it is asked.
-        models: what the server says it serves; None where it does not say.
-        seed: of the choice that a limit makes.
+        endpoint: address and request settings.
+        models: models listed by the server; None if it lists none.
+        seed: seed of the sample that a limit draws.
     """
     entry = next((each for each in models or () if each.get("id") == endpoint.model), {})
     owner = entry.get("owned_by")
@@ -179,7 +190,7 @@ def served_fingerprint(
     return {
         "engine": {"kind": KIND, "software": owner if owner in SOFTWARE else None},
         "pixels": {"min": pixels.get("min_pixels"), "max": pixels.get("max_pixels")},
-        "pictures": PICTURES,
+        "pictures": IMAGE_ENCODING,
         "generation": {
             "temperature": endpoint.fields["temperature"],
             "repetition_penalty": endpoint.fields.get("repetition_penalty"),
@@ -197,10 +208,10 @@ def served_fingerprint(
 
 
 def choose_model(models: Sequence[Mapping[str, Any]] | None) -> str:
-    """The name of the only model that a server offers.
+    """Return the name of the only model of a server.
 
     Raises:
-        ValueError: it offers several or does not say.
+        ValueError: the server lists several models or none.
     """
     names = [str(each["id"]) for each in models or ()]
     if len(names) == 1:
@@ -210,26 +221,22 @@ def choose_model(models: Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def _check_reference(base: StoredRun, setup: Mapping[str, Any], tasks: Sequence[Task]) -> None:
-    """Find before the first request what `compare` would refuse after the last."""
+    """Refuse before the first request a reference that `compare` would refuse after the last."""
     changed = setup_differences(base.fingerprint, setup)
     if base.fingerprint.get("engine") == setup["engine"] and changed:
         raise ValueError(
-            f"{base.path} was asked in another way ({'; '.join(changed[:6])}); give the same "
+            f"{base.path} was asked in another way ({'; '.join(changed[:SHOWN])}); give the same "
             "options"
         )
-    for task in tasks:
-        if task.name not in base.tasks:
-            raise ValueError(f"{base.path} has no {task.name}; evaluate the original on it first")
-        changed = differences(base.tasks[task.name].info["fingerprint"], task.fingerprint)
-        if changed:
-            raise ValueError(
-                f"{base.path} answered other questions ({'; '.join(changed[:6])}); give the "
-                "same benchmark, limit, prompt style and rules"
-            )
+    if changed := question_differences(base, tasks):
+        raise ValueError(
+            f"{base.path} answered other questions ({'; '.join(changed[:SHOWN])}); give the "
+            "same benchmark, limit, prompt style and rules"
+        )
 
 
-def _endpoint_facts(endpoint: Endpoint, out: Path, names: Mapping[str, object]) -> dict[str, Any]:
-    """Where the answers came from, and for how many of them the server gave what is optional."""
+def _count_answers(endpoint: Endpoint, out: Path, names: Mapping[str, object]) -> dict[str, Any]:
+    """Count the answers and their optional values that the server returned."""
     answers = [
         answer
         for name in names

@@ -1,7 +1,7 @@
-"""Several candidates against one base, and against each other.
+"""Compare several candidates with one base, and with each other.
 
-The differences between candidates are paired as well: on scores question by question, on
-divergences over the mean of each question.
+Differences between candidates are paired too: scores question by question, divergences by the
+mean of each question.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from statistics import fmean
 from typing import Any
 
 from ...common.atomic import write_json, write_text
+from ..config import MARGIN
 from ..fidelity.divergences import divergence_interval, kind_of, unit_divergences
 from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
-from ..stats.paired import paired_difference, picture_clusters
+from ..stats.paired import image_clusters, paired_difference
 from ..stats.statistics import overall
 from ..stats.verdict import Verdict
 from .html import comparison_page
 from .markdown import render_comparison
-from .pareto import pareto_front
-from .report import MARGIN, compare
+from .report import compare
 
 
 def compare_many(
@@ -32,22 +32,22 @@ def compare_many(
     margin: float = MARGIN,
     across_engines: bool = False,
 ) -> dict[str, Any]:
-    """Judge several candidates: a report folder for each, and their differences.
+    """Judge several candidates: write a report folder for each, and their differences.
 
     Args:
         base_dir: evaluation folder of the original model.
         cand_dirs: evaluation folders of the candidates.
-        out_dir: gets a folder per candidate, and `comparison.json`, `.md` and `.html`.
-        margin: points that a candidate may lose.
-        across_engines: as `compare`.
+        out_dir: receives a folder per candidate, and `comparison.json`, `.md` and `.html`.
+        margin: allowed loss in points, in [0, 100).
+        across_engines: as in `compare`.
 
     Returns:
-        The content of `comparison.json`: headline per candidate, and for each pair of candidates
-        the paired differences of scores (points) and divergences (nats).
+        The content of `comparison.json`: scores and verdict per candidate, and for each pair of
+        candidates the paired differences of scores (points) and divergences (nats).
 
     Raises:
-        FileNotFoundError: a folder is no evaluation.
-        ValueError: as `compare`, or two candidate folders that cannot be told apart by name.
+        FileNotFoundError: a folder is not an evaluation.
+        ValueError: as in `compare`, or a candidate folder is given twice.
     """
     out = Path(out_dir)
     names = _labels([Path(p) for p in cand_dirs])
@@ -88,7 +88,7 @@ def compare_many(
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ; runs all call their folders alike."""
+    """The shortest trailing parts of the paths that differ: runs use the same folder names."""
     parts = [path.resolve().parts[1:] for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         names = ["-".join(part[-length:]) for part in parts]
@@ -122,9 +122,9 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | None]:
-    """Candidates that no other one beats in size and in quality, by each measure of quality.
+    """The Pareto front of size and quality, for each measure of quality.
 
-    None where a size or a measure is not known of all of them.
+    None if a size or the measure is unknown for one of the candidates.
     """
     names = list(reports)
     sizes = [report["size"]["candidate_bytes"] for report in reports.values()]
@@ -135,22 +135,43 @@ def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | N
     return {
         measure: None
         if None in values or None in sizes
-        else [names[place] for place in pareto_front(list(zip(sizes, values, strict=True)))]
+        else [names[i] for i in pareto_front(list(zip(sizes, values, strict=True)))]
         for measure, values in costs.items()
     }
 
 
+def pareto_front(costs: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the Pareto-optimal points, in the order of the first cost.
+
+    A point is dominated if another one is at most as large in both costs and smaller in one. Equal
+    points do not dominate each other.
+
+    Args:
+        costs: two costs of each point, to be minimized: negate a quantity to be maximized.
+
+    Example:
+        >>> pareto_front([(2, 1), (1, 3), (3, 1), (2, 2)])
+        [1, 0]
+    """
+    order = sorted(range(len(costs)), key=lambda index: costs[index])
+    front: list[int] = []
+    for index in order:
+        if not front or costs[index][1] < costs[front[-1]][1] or costs[index] == costs[front[-1]]:
+            front.append(index)
+    return front
+
+
 def _pair(first: StoredRun, second: StoredRun) -> dict[str, Any]:
     """Differences second minus first on each benchmark."""
-    found: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
     for name, task in first.tasks.items():
         other = second.tasks[name]
         pairs = list(zip(task.score().units, other.score().units, strict=True))
-        of_unit = picture_clusters(task.items)
-        clusters = [of_unit[unit.id] for unit, _ in pairs]
+        cluster_of = image_clusters(task.items)
+        clusters = [cluster_of[unit.id] for unit, _ in pairs]
         difference = paired_difference(pairs, clusters)
-        found[name] = {"n": len(pairs), **difference, **_kl_difference(task, other)}
-    return found
+        differences[name] = {"n": len(pairs), **difference, **_kl_difference(task, other)}
+    return differences
 
 
 def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:

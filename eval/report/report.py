@@ -1,8 +1,8 @@
-"""Compare evaluations: the report as JSON, Markdown and HTML, and the list of changed answers.
+"""Compare two evaluations: the report as JSON, Markdown and HTML, and the list of flips.
 
-Works on stored predictions alone, offline and without a model: scores, intervals and verdicts are
-computed afresh from them. Two runs are only compared if everything but the model is equal, and
-over exactly the same questions.
+The input is stored predictions, so no model and no network are needed: scores, intervals and
+verdicts are recomputed from them. Two runs are compared only if everything except the model is
+equal, and over exactly the same questions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from ...common.atomic import write_json, write_text
 from ..comparability import check_comparable
+from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
 from ..fingerprint import MODEL_KEYS
 from ..results import SCHEMA, StoredRun, StoredTask, health, read_run, signs
@@ -22,9 +23,9 @@ from ..stats.multiple_testing import holm
 from ..stats.paired import (
     breakdown,
     flip_counts,
+    image_clusters,
     judgement,
     paired_difference,
-    picture_clusters,
     pooled,
 )
 from ..stats.statistics import overall
@@ -38,14 +39,13 @@ from .markdown import render_report
 from .reproduce import reproduce_command
 from .speed_section import speed_section
 
-MARGIN = 2.0  # points
-LARGEST_MARGIN = 100.0  # points: nothing could be lost that is not tolerated
+LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
 LANGUAGES: Mapping[str, tuple[str, ...]] = {
     "MMBench_DEV EN+CN": ("MMBench_DEV_EN", "MMBench_DEV_CN"),
     "MMBench_DEV_V11 EN+CN": ("MMBench_DEV_EN_V11", "MMBench_DEV_CN_V11"),
     "builtin-mmbench EN+CN": ("builtin-mmbench", "builtin-mmbench-cn"),
 }
-"""Benchmarks with the same questions, under the name of the whole."""
+"""Name of the pooled result -> benchmarks with the same questions in several languages."""
 
 
 def compare(
@@ -63,19 +63,18 @@ def compare(
     Args:
         base_dir: evaluation folder of the original model.
         cand_dir: evaluation folder of the candidate.
-        out_dir: gets `report.json`, `report.md`, `report.html` and `flips.jsonl`.
-        margin: points that the candidate may lose, from 0 to below 100.
-        across_engines: whether the two may have been answered by different engines, such as this
-            process and a server; the report then notes what else differs.
-        about: further keys of the report that its maker knows: `recipe`, `calibration`,
-            `command`.
-        overview: relative address of a page that this report belongs to.
+        out_dir: receives `report.json`, `report.md`, `report.html` and `flips.jsonl`.
+        margin: allowed loss in points, in [0, 100).
+        across_engines: allow two different engines, such as this process and a server; the notes
+            of the report then list the other differences.
+        about: further keys of the report, such as `recipe`, `calibration` and `command`.
+        overview: relative address of the page that compares several candidates.
 
     Returns:
         The content of `report.json`.
 
     Raises:
-        FileNotFoundError: a folder is no evaluation.
+        FileNotFoundError: a folder is not an evaluation.
         ValueError: the runs are unfinished or not comparable, or the margin is out of range.
     """
     base, candidate = read_run(base_dir), read_run(cand_dir)
@@ -99,7 +98,7 @@ def build_report(
     *,
     across_engines: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Compute a report and the list of changed answers from two stored runs.
+    """Compute a report and the list of flips from two stored runs.
 
     Raises:
         ValueError: the runs are unfinished or not comparable, or the margin is out of range.
@@ -143,10 +142,10 @@ def build_report(
 
 
 def check_margin(margin: float) -> None:
-    """Refuse a margin at which everything or nothing would pass.
+    """Check the allowed loss, in points.
 
     Raises:
-        ValueError: it is negative, 100 points or more, or not a number.
+        ValueError: it is negative, 100 points or more, or NaN.
     """
     if not 0 <= margin < LARGEST_MARGIN:
         raise ValueError(
@@ -160,8 +159,8 @@ def _benchmark(
 ) -> dict[str, Any]:
     base_score, cand_score = scores
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
-    of_unit = picture_clusters(base.items)
-    clusters = [of_unit[unit.id] for unit, _ in pairs]
+    cluster_of = image_clusters(base.items)
+    clusters = [cluster_of[unit.id] for unit, _ in pairs]
     rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
     is_blank = base.info["fingerprint"]["blank_images"]
     base_signs, cand_signs = signs(base, base_score), signs(candidate, cand_score)
@@ -204,11 +203,11 @@ def _pooled(
     benchmarks: Mapping[str, Mapping[str, Any]],
     margin: float,
 ) -> dict[str, dict[str, Any]]:
-    """Benchmarks that ask the same in several languages, taken together.
+    """Results pooled over the languages of a benchmark.
 
-    What caps the verdict of one of them caps that of the whole.
+    A health reason that caps the verdict of one language caps the pooled verdict too.
     """
-    found = {}
+    results = {}
     for name, parts in LANGUAGES.items():
         if all(part in scored for part in parts):
             pairs = {
@@ -226,14 +225,14 @@ def _pooled(
             ]
             entry["verdict"] = capped(entry["verdict"], reasons)
             entry["health_reasons"] = [reason.to_dict() for reason in reasons]
-            found[name] = entry
-    return found
+            results[name] = entry
+    return results
 
 
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """Bytes of the weights; bits are spread over the base's weights, whatever the format adds.
+    """Bytes of the weight files; bits per weight relative to the base's number of weights.
 
-    None is what is not known of a served model.
+    Values are None if a server does not report them.
     """
     base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
     weights = base.info["model"]["weights"]

@@ -1,4 +1,4 @@
-"""The command that makes an evaluation again, from what its folder says about itself."""
+"""Commands that repeat a pair of evaluations and their comparison, from the stored runs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import shlex
 from typing import Any
 
+from ...common.options import command_words
 from ..answering.openai_client import PIXELS, request_fields
 from ..comparability import engine_name
+from ..config import CompareOptions, EvaluateOptions
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
 from ..results import StoredRun
@@ -18,82 +20,89 @@ _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> str:
-    """One line for a shell: evaluate both models as they were, then compare.
+    """Return a shell command that evaluates both models in the stored setups and compares them.
 
-    Benchmark files are called by the name they are published under, a text `text.txt`: where they
-    lay is not stored, their digests are.
+    Benchmark files are named as they were published, and a text `text.txt`: digests of these
+    files are stored, their paths are not.
 
     Args:
         base: the original's run.
-        candidate: one with the same setup, or of another engine.
+        candidate: a run with the same setup, or of another engine.
         margin: points that may be lost.
     """
-    measured = all((t.folder / "fidelity.jsonl").is_file() for t in candidate.tasks.values())
-    evaluated = [
-        ["vlpress", "eval", *_model(run), "-o", name, *_setup_options(run)]
-        for name, run in (("base", base), ("candidate", candidate))
+    base_options, candidate_options = _options(base, "base"), _options(candidate, "candidate")
+    base_options["noise"] = _noise_units(base)
+    if all((task.folder / "fidelity.jsonl").is_file() for task in candidate.tasks.values()):
+        candidate_options["reference"] = "base"
+    comparison = {
+        "base": "base",
+        "candidate": ["candidate"],
+        "out": "report",
+        "margin": margin,
+        "across_engines": engine_name(base) != engine_name(candidate),
+    }
+    commands = [
+        ["vlpress", "eval", *command_words(EvaluateOptions, base_options)],
+        ["vlpress", "eval", *command_words(EvaluateOptions, candidate_options)],
+        ["vlpress", "compare", *command_words(CompareOptions, comparison)],
     ]
-    for words, run in zip(evaluated, (base, candidate), strict=True):
-        words += ["--text", "text.txt"] if (run.path / TEXT).is_file() else []
-    evaluated[0] += _noise(base)
-    evaluated[1] += ["--reference", "base"] if measured else []
-    compared = ["vlpress", "compare", "base", "candidate", "-o", "report", "--margin"]
-    compared.append(f"{margin:g}")
-    if engine_name(base) != engine_name(candidate):
-        compared.append("--across-engines")
-    return " && ".join(shlex.join(line) for line in [*evaluated, compared])
+    return " && ".join(map(shlex.join, commands))
 
 
-def _noise(run: StoredRun) -> list[str]:
-    """How many questions of each benchmark were asked again."""
-    units = [
-        found["units"]
-        for task in run.tasks.values()
-        if (found := next(iter(read_noise([task]).values()), None))
-    ]
-    return ["--noise", str(max(units))] if units else []
-
-
-def _model(run: StoredRun) -> list[str]:
-    """What is evaluated: a model in this process, or a served one and how it was asked."""
-    if "engine" not in run.fingerprint:
-        return [run.name]
-    model, asked = run.fingerprint["model"], run.fingerprint["request"]
-    pixels = run.fingerprint["pixels"]
-    ours = request_fields(
-        seed=run.fingerprint["seed"], min_pixels=pixels["min"], max_pixels=pixels["max"]
-    )
-    extra: dict[str, Any] = {name: None for name in ours if name not in asked}
-    extra |= {name: value for name, value in asked.items() if ours.get(name) != value}
-    if PIXELS in extra:  # bounds are options of their own
-        bounds = ("min_pixels", "max_pixels")
-        extra[PIXELS] = {k: v for k, v in asked[PIXELS].items() if k not in bounds}
-    options = ["--endpoint", model["url"], "--model", model["name"]]
-    return options + (["--endpoint-extra", json.dumps(extra)] if extra else [])
-
-
-def _setup_options(run: StoredRun) -> list[str]:
+def _options(run: StoredRun, out: str) -> dict[str, Any]:
+    """The options of `eval` that repeat a run, in the order of the command."""
     setup = run.fingerprint
-    options: list[str] = []
-    for name in run.tasks:
-        ending = ".jsonl" if run.tasks[name].info["kind"] == "own" else ".tsv"
-        options += ["--bench", name if name in BUILTIN else f"{name}={name}{ending}"]
     # All tasks of a run were opened with the same options.
     task: dict[str, Any] = next((t.info["fingerprint"] for t in run.tasks.values()), {})
     budget = task.get("pixels", {}).get("budget", MODEL_PIXELS)
-    named = budget != MODEL_PIXELS
-    chosen = {
-        "--limit": task.get("limit"),
-        "--batch-size": setup.get("batch_size"),
-        "--prompt-style": task.get("prompt_style"),
-        "--rules": task.get("profile"),
-        "--device": str(setup["device"]).partition(":")[0] if "device" in setup else None,
-        "--dtype": _DTYPES.get(str(setup.get("dtype"))),
-        "--pixels": budget if named else None,
-        "--min-pixels": None if named else setup.get("pixels", {}).get("min"),
-        "--max-pixels": None if named else setup.get("pixels", {}).get("max"),
-        "--seed": setup.get("seed"),
+    bounds = setup.get("pixels", {}) if budget == MODEL_PIXELS else {}
+    return {
+        **_model(run),
+        "out": out,
+        "bench": [_bench(run, name) for name in run.tasks],
+        "limit": task.get("limit"),
+        "batch_size": setup.get("batch_size"),
+        "prompt_style": task.get("prompt_style"),
+        "rules": task.get("profile"),
+        "device": str(setup["device"]).partition(":")[0] if "device" in setup else None,
+        "dtype": _DTYPES.get(str(setup.get("dtype"))),
+        "pixels": None if budget == MODEL_PIXELS else budget,
+        "min_pixels": bounds.get("min"),
+        "max_pixels": bounds.get("max"),
+        "seed": setup.get("seed"),
+        "blank_images": bool(task.get("blank_images")),
+        "text": "text.txt" if (run.path / TEXT).is_file() else None,
     }
-    for option, value in chosen.items():
-        options += [option, str(value)] if value is not None else []
-    return options + (["--blank-images"] if task.get("blank_images") else [])
+
+
+def _bench(run: StoredRun, name: str) -> str:
+    if name in BUILTIN:
+        return name
+    return f"{name}={name}{'.jsonl' if run.tasks[name].info['kind'] == 'own' else '.tsv'}"
+
+
+def _noise_units(run: StoredRun) -> int | None:
+    """Questions per benchmark of the measured noise floor; None if it was not measured."""
+    floors = [next(iter(read_noise([task]).values()), None) for task in run.tasks.values()]
+    return max((floor["units"] for floor in floors if floor), default=None)
+
+
+def _model(run: StoredRun) -> dict[str, Any]:
+    """Options that name a model in this process, or a served one and its request fields."""
+    if "engine" not in run.fingerprint:
+        return {"model": run.name}
+    model, request = run.fingerprint["model"], run.fingerprint["request"]
+    pixels = run.fingerprint["pixels"]
+    default = request_fields(
+        seed=run.fingerprint["seed"], min_pixels=pixels["min"], max_pixels=pixels["max"]
+    )
+    extra: dict[str, Any] = {name: None for name in default if name not in request}
+    extra |= {name: value for name, value in request.items() if default.get(name) != value}
+    if PIXELS in extra:  # the bounds have options of their own
+        bounds = ("min_pixels", "max_pixels")
+        extra[PIXELS] = {k: v for k, v in request[PIXELS].items() if k not in bounds}
+    return {
+        "endpoint": model["url"],
+        "served_model": model["name"],
+        "endpoint_extra": json.dumps(extra) if extra else None,
+    }

@@ -1,7 +1,9 @@
-"""vlpress: make Qwen-VL models small, and prove what it cost.
+"""vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
-The public names are loaded on first use, so that ``import vlpress`` and ``vlpress --help`` do not
-wait for torch.
+The functions named like a verb of the command line have the same options and defaults: `run`,
+`plan`, `quantize`, `export`, `evaluate`, `compare`, `generate`, `inspect`. The others work on
+models in memory. Public names are loaded on first use (PEP 562), so that `import vlpress` and
+`vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .common.threads import limit_spinning
-
 if TYPE_CHECKING:
-    from .eval import compare, evaluate
+    from .eval.api import compare, evaluate
+    from .eval.run import run
     from .model.loading import load_model
+    from .quant.api import export, inspect, plan, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
+    from .quant.generate import generate
 
 __version__ = "0.1.0"
 
@@ -22,29 +25,38 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export",
+    "generate",
+    "inspect",
     "load_model",
     "load_quantized",
+    "plan",
+    "quantize",
     "quantize_",
+    "run",
     "save_quantized",
 ]
 
-_HOME = {
+_MODULES = {
+    "compare": ".eval.api",
+    "evaluate": ".eval.api",
+    "export": ".quant.api",
+    "generate": ".quant.generate",
+    "inspect": ".quant.api",
     "load_model": ".model.loading",
-    "quantize_": ".quant.driver.pipeline",
-    "save_quantized": ".quant.driver.pipeline",
     "load_quantized": ".quant.driver.pipeline",
-    "evaluate": ".eval",
-    "compare": ".eval",
+    "plan": ".quant.api",
+    "quantize": ".quant.api",
+    "quantize_": ".quant.driver.pipeline",
+    "run": ".eval.run",
+    "save_quantized": ".quant.driver.pipeline",
 }
-
-limit_spinning()
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its room on first use (PEP 562)."""
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)
 
 
 def __dir__() -> list[str]:

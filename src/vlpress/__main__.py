@@ -1,4 +1,4 @@
-"""``python -m vlpress``: the same command line as ``vlpress``."""
+"""`python -m vlpress`, the same command line as `vlpress`."""
 
 from .cli.main import main
 

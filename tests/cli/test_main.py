@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import vlpress
 from vlpress.cli import exit_codes, main
-from vlpress.cli.exit_codes import VERDICT_CODES
+from vlpress.cli.exit_codes import RESUME, VERDICT_CODES
 
 BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
 CALIB = ["--calib-samples", "2"]
@@ -117,22 +117,22 @@ def test_interruption_and_defect_have_their_own_codes(
 
         return fail
 
-    monkeypatch.setattr("vlpress.quant.api.plan_model", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("vlpress.quant.api.plan", fail_with(KeyboardInterrupt()))
     stopped = call("plan", "tiny")
     assert (stopped.exit_code, stopped.stderr) == (3, "interrupted\n")
     monkeypatch.setattr("vlpress.eval.run.run", fail_with(KeyboardInterrupt()))
     stopped = call("run", "-o", "out")
     assert (stopped.exit_code, stopped.stderr) == (
         3,
-        "interrupted; the same command goes on where it stopped\n",
+        f"interrupted; {RESUME}\n",
     )
 
-    monkeypatch.setattr("vlpress.eval.api.evaluate_to", fail_with(KeyboardInterrupt()))
-    assert "the same command goes on" in call("eval", "tiny", "-o", "out").stderr
+    monkeypatch.setattr("vlpress.eval.api.evaluate", fail_with(KeyboardInterrupt()))
+    assert RESUME in call("eval", "tiny", "-o", "out").stderr
     stopped = call("eval", "tiny")
-    assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_KEPT}\n")
+    assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_STORED}\n")
 
-    monkeypatch.setattr("vlpress.quant.api.plan_model", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr("vlpress.quant.api.plan", fail_with(RuntimeError("a bug")))
     monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
@@ -157,7 +157,7 @@ def test_gate_does_not_pass_a_base_that_knows_nothing(checkpoint: Path, done: Pa
 def test_gate_exits_with_the_verdict(
     verdict: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlpress.eval.run.run", lambda *_: {"verdict": verdict})
+    monkeypatch.setattr("vlpress.eval.run.run", lambda **_: {"verdict": verdict})
     arguments = ["run", "tiny", "-o", str(tmp_path / "out"), "--json"]
     assert call(*arguments, "--gate").exit_code == code
     assert call(*arguments).exit_code == 0
@@ -402,8 +402,10 @@ def test_generate_answers_about_a_picture(checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_python_names_are_those_of_the_verbs() -> None:
-    assert callable(vlpress.evaluate) and callable(vlpress.quantize_)
-    assert {"load_model", "save_quantized", "load_quantized", "compare"} < set(dir(vlpress))
+    verbs = {"run", "plan", "quantize", "export", "evaluate", "compare", "generate", "inspect"}
+    in_memory = {"load_model", "quantize_", "save_quantized", "load_quantized"}
+    assert verbs | in_memory < set(dir(vlpress))
+    assert all(callable(getattr(vlpress, name)) for name in verbs | in_memory)
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
         vlpress.quantise  # noqa: B018
 
@@ -419,7 +421,7 @@ def test_what_an_interrupt_became_is_an_interrupt(
         raise ValueError("could not determine the shape")
 
     monkeypatch.setattr(exit_codes, "_signals", [])
-    monkeypatch.setattr("vlpress.quant.api.quantize_to", swallow)
+    monkeypatch.setattr("vlpress.quant.api.quantize", swallow)
     stopped = call("quantize", checkpoint, "-o", tmp_path / "out")
     assert stopped.exit_code == 3
-    assert stopped.stderr == "interrupted; the same command goes on where it stopped\n"
+    assert stopped.stderr == f"interrupted; {RESUME}\n"

@@ -21,40 +21,61 @@ from vlpress.common.threads import (
     use_threads,
 )
 
-FIRST = """
-import os, sys, vlpress
+LIMITED = """
+import os, sys
+from vlpress.common.threads import limit_spinning
+limit_spinning()
 assert not {"numpy", "scipy", "torch"} & set(sys.modules), "a threaded library is loaded already"
 print([os.environ.get(name) for name in sys.argv[1:]])
 """
 
 
-def variables_after_import(**given: str) -> list[str | None]:
-    """The variables of `DEFAULTS` once vlpress is imported into an environment."""
+def limited_variables(**given: str) -> list[str | None]:
+    """The variables of `DEFAULTS` after `limit_spinning` in an environment."""
     clean = {k: v for k, v in os.environ.items() if k not in (*DEFAULTS, OPENMP_POLICY)}
-    command = [sys.executable, "-c", FIRST, *DEFAULTS]
+    command = [sys.executable, "-c", LIMITED, *DEFAULTS]
     done = subprocess.run(command, env=clean | given, capture_output=True, text=True, check=True)
     shown: list[str | None] = eval(done.stdout)
     return shown
 
 
 def test_waiting_is_bounded_before_any_threaded_library_is_loaded() -> None:
-    assert variables_after_import() == list(DEFAULTS.values())
+    assert limited_variables() == list(DEFAULTS.values())
 
 
 @pytest.mark.parametrize("name", list(DEFAULTS))
 def test_a_value_of_the_user_is_kept(name: str) -> None:
-    wanted = {**DEFAULTS, name: "77"}
-    assert variables_after_import(**{name: "77"}) == list(wanted.values())
+    expected = {**DEFAULTS, name: "77"}
+    assert limited_variables(**{name: "77"}) == list(expected.values())
 
 
 def test_a_wait_policy_of_the_user_replaces_the_bounds_of_openmp_only() -> None:
-    found = dict(zip(DEFAULTS, variables_after_import(OMP_WAIT_POLICY="ACTIVE"), strict=True))
-    assert found == {GNU_SPINS: None, LLVM_BLOCKTIME: None, OPENBLAS_TIMEOUT: "10"}
+    variables = dict(zip(DEFAULTS, limited_variables(OMP_WAIT_POLICY="ACTIVE"), strict=True))
+    assert variables == {GNU_SPINS: None, LLVM_BLOCKTIME: None, OPENBLAS_TIMEOUT: "10"}
+
+
+def test_import_leaves_the_environment_as_it_is() -> None:
+    code = "import os; before = dict(os.environ); import vlpress; assert dict(os.environ) == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_line_bounds_spinning_before_a_verb_imports_torch(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from vlpress.cli import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main.app = lambda: print([os.environ.get(name) for name in sys.argv[1:]], flush=True)\n"
+        "main.main()\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in (*DEFAULTS, OPENMP_POLICY)}
+    command = [sys.executable, "-c", code, *DEFAULTS]
+    done = subprocess.run(command, env=clean, capture_output=True, text=True)
+    assert eval(done.stdout) == list(DEFAULTS.values())
 
 
 COUNTED = """
 import sys, vlpress
-from vlpress.threads import use_threads
+from vlpress.common.threads import use_threads
 import torch
 if sys.argv[1] == "loaded":
     import scipy.linalg

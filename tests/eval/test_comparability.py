@@ -11,7 +11,7 @@ from eval_models import TableResponder, right, small_model
 from workbench import reseal
 
 from vlpress.cli.console import comparison_table, headline
-from vlpress.eval import compare, compare_many, evaluate, evaluate_endpoint, open_task
+from vlpress.eval import compare, compare_many, evaluate_endpoint, evaluate_model, open_task
 from vlpress.eval.answering.openai_client import Endpoint, request_fields
 from vlpress.eval.answering.runner import Answer
 from vlpress.eval.comparability import check_comparable
@@ -41,7 +41,7 @@ class Workbench:
         return [open_task("builtin-ocrbench", **{"max_new_tokens": 9, **options})]
 
     def local(self, name: str, say: Say = right, **options: Any) -> Path:
-        evaluate(
+        evaluate_model(
             small_model(),
             self.processor,
             self.tasks(**options),
@@ -212,4 +212,4 @@ def test_the_flag_changes_nothing_within_one_engine(bench: Workbench) -> None:
 def test_served_run_is_no_reference_of_a_local_one(bench: Workbench) -> None:
     base = bench.served("base")
     with pytest.raises(ValueError, match="was answered by a server; the divergence needs the"):
-        evaluate(small_model(), bench.processor, bench.tasks(), bench.folder / "x", reference=base)
+        evaluate_model(small_model(), bench.processor, bench.tasks(), bench.folder / "x", reference=base)

@@ -11,7 +11,7 @@ from eval_models import TableResponder, small_model
 from tiny_models import CHAT_TEMPLATE, write_checkpoint_folder
 from torch import nn
 
-from vlpress.eval import EvalResult, evaluate, open_task, results
+from vlpress.eval import EvalResult, evaluate_model, open_task, results
 from vlpress.eval.fingerprint import (
     folder_identity,
     memory_identity,
@@ -31,7 +31,7 @@ NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 def run(processor: Processor, out: Path, *names: str, **options: Any) -> EvalResult:
     cap = options.pop("max_new_tokens", 3)
     tasks = [open_task(name, max_new_tokens=cap) for name in names or NAMES]
-    return evaluate(options.pop("model", small_model()), processor, tasks, out, **options)
+    return evaluate_model(options.pop("model", small_model()), processor, tasks, out, **options)
 
 
 def test_stored_scores_are_recomputable(processor: Processor, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from workbench import Workbench
 from vlpress.cli import main
 from vlpress.common.atomic import write_json
 from vlpress.common.checksum import KEY, verify_checksum, with_checksum
-from vlpress.eval import compare, evaluate, open_task
+from vlpress.eval import compare, evaluate_model, open_task
 from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.fidelity import measure, perplexity
@@ -109,11 +109,11 @@ def test_nothing_of_a_failed_evaluation_is_scored(
     task: Task, processor: Processor, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFiniteError, match="fp16"):
-        evaluate(loud(torch.float16), processor, [task], tmp_path / "run")
+        evaluate_model(loud(torch.float16), processor, [task], tmp_path / "run")
     assert not (tmp_path / "run" / "scores.json").exists()
     with pytest.raises(ValueError, match="9 of 9 items have no prediction"):
         compare(tmp_path / "run", tmp_path / "run", tmp_path / "r")
-    assert evaluate(loud(), processor, [task], tmp_path / "whole").benchmarks[OCR]["n"] == 9
+    assert evaluate_model(loud(), processor, [task], tmp_path / "whole").benchmarks[OCR]["n"] == 9
 
 
 def test_verbs_end_in_one_line(tmp_path: Path) -> None:

@@ -1,47 +1,34 @@
 """The main job on a small random model and a few built-in questions."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import stop_when
-from rich.console import Console
 
 from vlpress.calib.samples.sample import Sample
-from vlpress.cli.console import headline
+from vlpress.cli.exit_codes import RESUME
 from vlpress.common.environment import versions
-from vlpress.common.progress import Reporter
 from vlpress.eval.answering.vision_features import pictures
-from vlpress.eval.config import Questions, RunRequest
+from vlpress.eval.config import QuestionOptions
+from vlpress.eval.report.summary import summarize_report
 from vlpress.eval.resolve import open_tasks, refuse_leak
 from vlpress.eval.run import run
-from vlpress.quant.config import Calibration, Settings
+from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
-BENCH = ("builtin-ocrbench",)
-QUESTIONS = Questions(BENCH, limit=6, batch_size=2)
+BENCH = "builtin-ocrbench"
+QUESTIONS: dict[str, Any] = {"bench": BENCH, "limit": 6, "batch_size": 2}
 NAMES = ("base", "candidate")
 
 
-def request_for(checkpoint: Path, out: Path, **changes: Any) -> RunRequest:
-    asked = RunRequest(
-        out,
-        str(checkpoint),
-        calibration=Calibration(samples=2),
-        questions=QUESTIONS,
-        settings=Settings(device="cpu"),
-    )
-    return replace(asked, **changes)
-
-
-def quiet(stream: Any = None) -> Reporter:
-    return Reporter(Console(file=stream or open(os.devnull, "w"), width=200), quiet=True)
+def options_for(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    options = {"model": checkpoint, "out": out, "calib_samples": 2, "device": "cpu"}
+    return {**options, **QUESTIONS, **changes}
 
 
 def answers(out: Path, name: str) -> list[bytes]:
@@ -52,7 +39,7 @@ def answers(out: Path, name: str) -> list[bytes]:
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
-    run(request_for(checkpoint, out), quiet())
+    run(**options_for(checkpoint, out))
     return out
 
 
@@ -94,7 +81,7 @@ def test_report_repeats_the_warning_about_drawings(finished: Path) -> None:
     assert (found["samples"], found["with_images"]) == (2, 2)
     page = (finished / "report" / "report.html").read_text()
     assert found["warning"][1:] in page and "2 of them with images" in page
-    assert f"warning: {found['warning']}" in headline(report)
+    assert f"warning: {found['warning']}" in summarize_report(report)
     lines = (finished / "report" / "report.md").read_text().splitlines()
     assert lines[0].startswith("# ") and "**Warning**: calibrated on built-in drawings" in lines[2]
 
@@ -107,16 +94,16 @@ def test_finished_run_is_reported_again_without_loading_a_model(
 
     monkeypatch.setattr(Source, "load", load)
     stored = (finished / "report" / "report.json").read_bytes()
-    report = run(request_for(checkpoint, finished), quiet())
+    report = run(**options_for(checkpoint, finished))
     assert (finished / "report" / "report.json").read_bytes() == stored
     assert report == json.loads(stored)
 
 
 def test_other_question_needs_overwrite(checkpoint: Path, finished: Path) -> None:
-    other = request_for(checkpoint, finished, questions=replace(QUESTIONS, limit=5))
+    other = options_for(checkpoint, finished, limit=5)
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl"))
     with pytest.raises(ValueError, match=r"holds other work .*limit: 6 -> 5.*--overwrite"):
-        run(other, quiet())
+        run(**other)
     assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")) == before
 
 
@@ -124,9 +111,9 @@ def test_other_question_needs_overwrite(checkpoint: Path, finished: Path) -> Non
 def test_other_versions_are_other_work(
     checkpoint: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    monkeypatch.setattr("vlpress.quant.api.versions", lambda: versions() | {package: "0"})
+    monkeypatch.setattr("vlpress.quant.job.versions", lambda: versions() | {package: "0"})
     with pytest.raises(ValueError, match=r"holds other work \(versions\..* -> 0\); .*--overwrite"):
-        run(request_for(checkpoint, finished), quiet())
+        run(**options_for(checkpoint, finished))
 
 
 def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
@@ -136,20 +123,20 @@ def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlpress.eval.run.evaluate", interrupt)
+        patch.setattr("vlpress.eval.run.evaluate_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(request_for(checkpoint, tmp_path / "out"), quiet())
+            run(**options_for(checkpoint, tmp_path / "out"))
     weights = tmp_path / "out" / "checkpoint" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    monkeypatch.setattr("vlpress.quant.api.BlockwiseQuantizer.quantize", interrupt)
-    run(request_for(checkpoint, tmp_path / "out"), quiet())
+    monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", interrupt)
+    run(**options_for(checkpoint, tmp_path / "out"))
     assert weights.stat().st_mtime_ns == written
 
 
 def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vlpress", "run", str(checkpoint), "-o", str(out)]
-    command += ["--bench", BENCH[0], "--limit", "9", "--batch-size", "1"]
+    command += ["--bench", BENCH, "--limit", "9", "--batch-size", "1"]
     command += ["--calib-samples", "2", "--noise", "0", "--device", "cpu", "--json"]
     killed = stop_when(command, signal.SIGKILL, lambda: len(answers(out, "base")) >= 3)
     assert killed.returncode == -signal.SIGKILL
@@ -158,7 +145,7 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
 
     stopped = stop_when(command, signal.SIGTERM, lambda: len(answers(out, "candidate")) >= 3)
     assert stopped.returncode == 3
-    assert "interrupted; the same command goes on" in stopped.stderr
+    assert f"interrupted; {RESUME}" in stopped.stderr
     assert answers(out, "base")[: len(kept)] == kept
     half = answers(out, "candidate")
     assert 3 <= len(half) < 9
@@ -169,36 +156,34 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
     for name in NAMES:
         ids = [json.loads(line)["id"] for line in answers(out, name)]
         assert len(ids) == len(set(ids)) == 9
-    assert json.loads(done.stdout)["benchmarks"][BENCH[0]]["n"] == 9
+    assert json.loads(done.stdout)["benchmarks"][BENCH]["n"] == 9
 
 
 def test_real_model_needs_benchmarks(checkpoint: Path, tmp_path: Path) -> None:
-    bare = request_for(checkpoint, tmp_path / "out", questions=Questions())
+    bare = {"model": checkpoint, "out": tmp_path / "out", "device": "cpu"}
     with pytest.raises(ValueError, match=r"drawings .* --bench MMBench_DEV_EN=PATH"):
-        run(bare, quiet())
+        run(**bare)
     assert not (tmp_path / "out").exists()
 
 
 def test_quantized_model_is_refused(finished: Path, tmp_path: Path) -> None:
-    again = request_for(finished / "checkpoint", tmp_path / "out")
+    again = options_for(finished / "checkpoint", tmp_path / "out")
     with pytest.raises(ValueError, match="is quantized already; start from the original"):
-        run(again, quiet())
+        run(**again)
 
 
 def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
-    source = Source.find(str(checkpoint), Settings(device="cpu"))
-    (task,) = open_tasks(QUESTIONS, source, source.processor())
+    source = Source.find(checkpoint, ModelSettings(device="cpu"))
+    (task,) = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
     (picture,) = pictures(task.items[2])
     lines = tmp_path / "leak.jsonl"
     (tmp_path / "leaked.png").write_bytes(picture.read())
     sample = {"image": "leaked.png", "question": "What is it?", "answer": "It is known."}
     lines.write_text(json.dumps(sample) + "\n")
-    leaking = request_for(
-        checkpoint, tmp_path / "out", calibration=Calibration(str(lines), samples=1)
-    )
+    leaking = options_for(checkpoint, tmp_path / "out", calib=lines, calib_samples=1)
     item = task.items[2].id
     with pytest.raises(ValueError, match=f"also an image of builtin-ocrbench item {item}"):
-        run(leaking, quiet())
+        run(**leaking)
     assert not (tmp_path / "out").exists()
 
 
@@ -206,8 +191,8 @@ def test_built_in_drawings_never_leak(checkpoint: Path) -> None:
     from vlpress.calib.samples.draw import load_samples
 
     samples = load_samples(None, n=16, seed=0)
-    source = Source.find(str(checkpoint), Settings(device="cpu"))
-    tasks = open_tasks(QUESTIONS, source, source.processor())
+    source = Source.find(checkpoint, ModelSettings(device="cpu"))
+    tasks = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
     refuse_leak(samples, tasks)
     text_only = [Sample([{"role": "user", "content": "no picture"}], "", "text")]
     refuse_leak(text_only, tasks)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_run import QUESTIONS, quiet, request_for
+from test_run import QUESTIONS, options_for
 
-from vlpress.eval.api import evaluate_to
+from vlpress.common.progress import silent
+from vlpress.eval.api import evaluate
+from vlpress.eval.config import QuestionOptions
 from vlpress.eval.report.speed_section import FILE, read_throughput
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.run import run
 from vlpress.eval.speed_comparison import time_in_alternation
+from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
 
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("timing") / "out"
-    run(request_for(checkpoint, out, questions=replace(QUESTIONS, noise=0)), quiet())
+    run(**options_for(checkpoint, out, noise=0))
     return out
 
 
@@ -37,17 +39,17 @@ def untimed(finished: Path, tmp_path: Path) -> Path:
 
 
 def measure(checkpoint: Path, out: Path) -> dict[str, object]:
-    settings = request_for(checkpoint, out).settings
-    original = Source.find(str(checkpoint), settings)
-    quantized = Source.find(str(out / "checkpoint"), settings)
+    settings = ModelSettings(device="cpu")
+    original = Source.find(checkpoint, settings)
+    quantized = Source.find(out / "checkpoint", settings)
     folders = out / "eval" / "base", out / "eval" / "candidate"
     time_in_alternation(
         *folders,
-        open_tasks(QUESTIONS, original, original.processor()),
+        open_tasks(QuestionOptions(**QUESTIONS), original, original.processor()),
         original,
         quantized,
         batch_size=2,
-        reporter=quiet(),
+        reporter=silent(),
     )
     return read_throughput(*map(read_run, folders))
 
@@ -90,16 +92,8 @@ def test_models_that_run_on_other_kernels_than_before_are_not_timed(
 def test_an_evaluation_against_a_reference_times_both(
     checkpoint: Path, finished: Path, tmp_path: Path
 ) -> None:
-    base, settings = finished / "eval" / "base", request_for(checkpoint, finished).settings
-    evaluate_to(
-        tmp_path / "again",
-        model=str(finished / "checkpoint"),
-        questions=QUESTIONS,
-        settings=settings,
-        reference=base,
-        overwrite=False,
-        fresh=False,
-        reporter=quiet(),
-    )
-    found = read_throughput(read_run(base), read_run(tmp_path / "again"))
+    base = finished / "eval" / "base"
+    again = tmp_path / "again"
+    evaluate(finished / "checkpoint", again, **QUESTIONS, device="cpu", reference=base)
+    found = read_throughput(read_run(base), read_run(again))
     assert found["rates"]["items_per_second"]["ratio"] > 0

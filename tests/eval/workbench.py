@@ -10,7 +10,7 @@ from eval_models import Say, TableResponder, right, small_model
 from tiny_models import write_checkpoint_folder
 
 from vlpress.common.checksum import KEY, digest_bytes, with_checksum
-from vlpress.eval import evaluate, open_task
+from vlpress.eval import evaluate_model, open_task
 from vlpress.model.processing.processor import Processor
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
@@ -26,7 +26,7 @@ class Workbench:
 
     def run(self, name: str, say: Say = right, *, names: Any = NAMES, **options: Any) -> Path:
         opened = options.pop("open", {})
-        evaluate(
+        evaluate_model(
             small_model(options.pop("seed", 0)),
             self.processor,
             [open_task(task, max_new_tokens=3, **opened) for task in names],

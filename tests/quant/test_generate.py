@@ -1,28 +1,20 @@
-"""One question: images and videos as the command line is given them."""
+"""The verb `generate`: forms of images and videos, streaming."""
 
 from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from vlpress.model.generation import Sampling
-from vlpress.quant.config import Settings
-from vlpress.quant.generate import answer
+from vlpress.quant.generate import generate
 
 
-def prompt_tokens(checkpoint: Path, **media: object) -> int:
-    found = answer(
-        str(checkpoint),
-        "What?",
-        max_new_tokens=1,
-        sampling=Sampling(),
-        settings=Settings(device="cpu"),
-        **media,  # type: ignore[arg-type]
-    )
-    return int(found["prompt_tokens"])
+def prompt_tokens(checkpoint: Path, **media: Any) -> int:
+    answer = generate(checkpoint, "What?", max_new_tokens=1, device="cpu", **media)
+    return int(answer["prompt_tokens"])
 
 
 def test_images_are_given_as_in_messages(
@@ -35,13 +27,19 @@ def test_images_are_given_as_in_messages(
     monkeypatch.chdir(tmp_path)
     images = (path, str(path), path.as_uri(), f"file://{path}", "an image.png", url)
     # 4 x 3 tokens between the two that mark an image
-    assert prompt_tokens(checkpoint, images=images) == plain + 14 * len(images)
+    assert prompt_tokens(checkpoint, image=images) == plain + 14 * len(images)
 
 
 def test_media_that_are_not_there(checkpoint: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        prompt_tokens(checkpoint, images=["file:///nowhere.png"])
+        prompt_tokens(checkpoint, image=["file:///nowhere.png"])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):
         prompt_tokens(checkpoint, video="file:///nowhere.mp4")
     with pytest.raises(ValueError, match="download it first"):
-        prompt_tokens(checkpoint, images=["https://x.org/a.png"])
+        prompt_tokens(checkpoint, image=["https://x.org/a.png"])
+
+
+def test_text_is_streamed_to_a_callback(checkpoint: Path) -> None:
+    pieces: list[str] = []
+    answer = generate(checkpoint, "What?", max_new_tokens=4, device="cpu", on_text=pieces.append)
+    assert "".join(pieces) == answer["answer"]

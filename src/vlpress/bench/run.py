@@ -5,9 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..quant.config import Settings
+from ..common.options import verb
+from ..common.threads import use_threads
+from ..quant.config import ModelSettings
 from ..quant.resolve import Source
 from . import kernel_speed, model_speed
+from .config import BenchOptions
+
+
+@verb(BenchOptions)
+def bench(options: BenchOptions) -> dict[str, Any]:
+    """Measure the speed of single layers, or of a model.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: an option does not fit, or a layer's output is wrong.
+        OSError: the kernels are not built.
+    """
+    if options.what == "kernels":
+        if options.device not in ("auto", "cpu"):
+            raise ValueError(f"--device {options.device}; layers are timed on the CPU only so far")
+        use_threads(options.threads)
+        return bench_kernels(options.size or (), options.rows or ())
+    use_threads(options.threads)
+    return bench_model(
+        options.model,
+        options.group(ModelSettings),
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+    )
 
 
 def bench_kernels(sizes: Sequence[str] = (), rows: Sequence[int] = ()) -> dict[str, Any]:
@@ -37,7 +63,7 @@ def _shape(size: str) -> tuple[int, int]:
 
 
 def bench_model(
-    name: str, settings: Settings, *, prompt_tokens: int, new_tokens: int
+    name: str, settings: ModelSettings, *, prompt_tokens: int, new_tokens: int
 ) -> dict[str, Any]:
     """Time a model as `generate` runs it.
 

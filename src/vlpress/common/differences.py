@@ -9,24 +9,29 @@ from typing import Any
 
 
 def refuse_difference(
-    where: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: Path | str, stored: Mapping[str, Any], current: Mapping[str, Any]
 ) -> None:
-    """Refuse to continue or compare under another fingerprint.
+    """Refuse to resume or compare work with another fingerprint.
+
+    Args:
+        path: file or folder, named in the message.
+        stored: its fingerprint.
+        current: fingerprint of the present call.
 
     Raises:
         ValueError: they differ; the message names each differing key.
     """
-    if changed := differences(found, wanted):
+    if changed := differences(stored, current):
         shown = "; ".join(changed[:6]) + ("; ..." if len(changed) > 6 else "")
         raise ValueError(
-            f"{where} was made with another setup ({shown}); use the same settings, "
+            f"{path} was made with another setup ({shown}); use the same settings, "
             "another folder, or overwrite it"
         )
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Name the keys in which two fingerprints differ: `batch_size: 8 -> 4`."""
-    left, right = dict(_flat(found)), dict(_flat(wanted))
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """List the keys in which two fingerprints differ: `batch_size: 8 -> 4`."""
+    left, right = dict(_flat(stored)), dict(_flat(current))
     keys = [*left, *(key for key in right if key not in left)]
     return [
         f"{key}: {_shown(left, key)} -> {_shown(right, key)}"
@@ -39,7 +44,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     if key not in values:
         return "absent"
     text = str(values[key])
-    return text if len(text) <= 24 else text[:21] + "..."  # digests: their start tells them apart
+    return text if len(text) <= 24 else text[:21] + "..."  # the start of a digest identifies it
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -51,5 +56,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as they come back from JSON (tuples are lists, keys are strings)."""
+    """Return the values after a round trip through JSON: tuples are lists, keys are strings."""
     return dict(json.loads(json.dumps(values)))

@@ -1,18 +1,33 @@
-"""The software and the device that a result was computed with."""
+"""Software, device and process environment that results depend on."""
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
-
-import PIL
-import torch
+from typing import TYPE_CHECKING
 
 from .. import __version__
 
+if TYPE_CHECKING:
+    import torch
+
+
+def is_distributed() -> bool:
+    """Whether torchrun started this process together with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def process_rank() -> int:
+    """Return the rank that torchrun gave this process; 0 for a single process."""
+    return int(os.environ["RANK"]) if is_distributed() else 0
+
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, tokenizes and scales pictures."""
+    """Return the versions of the packages that compute, tokenize and resize images."""
+    import PIL
+    import torch
+
     return {
         "vlpress": __version__,
         "torch": torch.__version__,
@@ -22,7 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name the hardware as far as it decides about results."""
+    """Return the name of the hardware, as specific as results depend on it."""
+    import torch
+
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"{device.type}: {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,21 +1,25 @@
-"""Whose output folder is this? Resume what is ours and the same, refuse everything else.
+"""Ownership of output folders: resume equal work, refuse other work, lock folders in use.
 
-A folder that a command works in holds ``work.json`` with the fingerprint of the question it
-answers: same fingerprint = go on where it stopped, another one = refuse unless told to overwrite.
-Only what vlpress wrote is ever removed.
+A folder that a command works in holds `work.json` with the fingerprint of its options and inputs.
+An equal fingerprint means resume; a different one is an error unless overwriting is requested.
+Only files written by vlpress are removed.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from .atomic import PART, atomic_folder, write_json
 from .differences import differences, plain
+from .distributed import Communicator, init_distributed
 from .json_files import read_json
+from .progress import Reporter, reporting
 
 MARKER = "work.json"
 TRASH = ".discarded"
@@ -26,33 +30,34 @@ def claim(
     out: Path,
     fingerprint: Mapping[str, Any],
     *,
-    ours: Collection[str],
+    own: Collection[str],
     overwrite: bool = False,
     fresh: bool = False,
 ) -> bool:
-    """Take ``out`` for the work that ``fingerprint`` describes; return True when it is resumed.
+    """Prepare `out` for the work that `fingerprint` describes; return True if work is resumed.
 
     Args:
-        out: the folder; created when missing.
-        fingerprint: JSON values that decide the result: a change makes stored work useless.
-        ours: names inside ``out`` that the work writes; these are removed to start afresh.
+        out: the folder; created if it does not exist.
+        fingerprint: JSON values that determine the result: stored work is valid only if all of
+            them are equal.
+        own: names inside `out` that the work writes; removed when it restarts.
         overwrite: discard work with another fingerprint.
         fresh: discard work with any fingerprint.
 
     Raises:
-        ValueError: ``out`` holds other work and neither flag is given, holds files that vlpress
-            did not write, or is a file.
+        ValueError: `out` holds other work and neither flag is set, holds files that vlpress did
+            not write, or is a file.
     """
     if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
         return True
     out.mkdir(parents=True, exist_ok=True)
-    discard(out, ours)
+    discard(out, own)
     write_json(out / MARKER, {"fingerprint": plain(fingerprint)})
     return False
 
 
 def refuse_foreign(out: Path, marker: str = MARKER) -> None:
-    """Refuse a path that holds anything but a folder with our marker in it.
+    """Check that a path is absent, an empty folder, or a folder with `marker` in it.
 
     Raises:
         ValueError: it is a file, or a folder that this command did not write.
@@ -60,7 +65,9 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"output {out} is a file; give a folder")
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    names = [name for name in names if name != marker + PART]  # a kill while it was first written
+    names = [
+        name for name in names if name != marker + PART
+    ]  # left by a kill during its first write
     if names and not (out / marker).is_file():
         raise ValueError(
             f"output folder {out} is not empty and was not written by this command "
@@ -69,7 +76,7 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
 
 
 def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether a finished result folder answers the question of this fingerprint."""
+    """Whether a finished result folder has this fingerprint."""
     marker = folder / MARKER
     return marker.is_file() and not differences(
         read_json(marker, REMEDY)["fingerprint"], fingerprint
@@ -79,9 +86,9 @@ def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
 def claim_result(
     out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False, fresh: bool = False
 ) -> bool:
-    """Look at a folder that is itself the result; return True when it is there and the same.
+    """Check a folder that is itself the result; return True if it is finished and equal.
 
-    Nothing is removed: `place` replaces the folder once the new one is whole.
+    Nothing is removed: `place` replaces the folder once the new one is complete.
 
     Raises:
         ValueError: as `claim`.
@@ -101,24 +108,73 @@ def claim_result(
 
 @contextmanager
 def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield an empty folder to write a result to, which then becomes ``out`` with its fingerprint.
+    """Yield an empty folder for a result, which is renamed to `out` with its fingerprint.
 
-    A kill at any moment leaves ``out`` as it was, absent, or whole and new.
+    A kill at any point leaves the old folder, none, or the complete new one.
     """
     with atomic_folder(out, existing="replace", exclusive=True) as staged:
         yield staged
         write_json(staged / MARKER, {"fingerprint": plain(fingerprint)})
 
 
-def discard(out: Path, ours: Collection[str]) -> None:
-    """Remove the named entries of ``out`` and its marker; leave everything else alone."""
+def discard(out: Path, own: Collection[str]) -> None:
+    """Remove the named entries of `out` and its marker, and nothing else."""
     trash = out / TRASH
-    for name in (TRASH, *ours, MARKER):
+    for name in (TRASH, *own, MARKER):
         path = out / name
         if path.is_dir() and not path.is_symlink():
-            # Renamed first: a kill halfway must not leave half a checkpoint under its real name.
+            # Renamed first: a kill must not leave part of a checkpoint under its real name.
             if path != trash:
                 path = path.rename(trash)
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_use(out: Path) -> Iterator[None]:
+    """Lock an output folder against other commands for the duration of a `with` block.
+
+    The lock is a hidden file next to the folder and is released when its process ends.
+
+    Raises:
+        ValueError: another command uses the folder, or its parent cannot be created.
+    """
+    out = out.resolve()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"output folder {out} cannot be made ({error.strerror}: {error.filename}); "
+            "give another folder"
+        ) from None
+    path = out.with_name(f".{out.name}.vlpress-lock")
+    try:
+        with FileLock(path, blocking=False):
+            try:
+                yield
+            finally:
+                # Safe while held: acquisition is non-blocking, so no process waits on this inode.
+                path.unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(
+            f"output folder {out} is in use by another vlpress; wait for it or give another folder"
+        ) from None
+
+
+@contextmanager
+def shared_use(out: Path, *, progress: bool) -> Iterator[tuple[Communicator, Reporter]]:
+    """Join the processes that torchrun started; rank 0 locks `out` and reports.
+
+    Args:
+        out: output folder.
+        progress: as `reporting`.
+
+    Raises:
+        ValueError: as `sole_use`.
+        ConnectionAbortedError: another process ended.
+    """
+    with init_distributed() as comm:
+        lock = sole_use(out) if comm.rank == 0 else nullcontext()
+        with lock, reporting(progress, rank=comm.rank) as reporter:
+            yield comm, reporter

@@ -1,7 +1,7 @@
-"""How far a long command is, on standard error: rich bars, or plain lines when nobody watches.
+"""Progress on standard error: rich bars, or plain log lines when stderr is not a terminal.
 
-Standard output stays free for the result, so that ``--json`` can be piped. Every stage shows what
-it works on (layer, error), the time left and the peak memory so far.
+Standard output is reserved for the result, so that `--json` can be piped. Every stage shows its
+current item (layer, error), the remaining time and the peak memory so far.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from rich.progress import (
 PLAIN_INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
 
 Update = Callable[[int, int, str], None]
-"""``update(done, total, detail)``: what a stage calls as it goes."""
+"""`update(done, total, detail)`, called by a stage after each step."""
 
 TaskUpdate = Callable[[str, int, int, str], None]
-"""``update(task, done, total, detail)``: the same for several tasks in turn."""
+"""`update(task, done, total, detail)`, the same for several tasks in turn."""
+
+logger = logging.getLogger("vlpress")
 
 
 def peak_memory() -> int:
-    """Return the largest number of bytes this process has held: GPU if one is in use, else RAM."""
+    """Return the peak memory of this process in bytes: GPU memory if one is in use, else RSS."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     try:
-        # Not ru_maxrss, in which a program starts with the memory of the process that started it.
+        # Not ru_maxrss: a child process starts with its parent's peak.
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):  # not Linux
@@ -50,7 +52,7 @@ def peak_memory() -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Write a number of bytes with a binary unit, for people: ``1.5 GiB``."""
+    """Format a number of bytes with a binary unit: `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -59,7 +61,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration for people: ``0:07``, ``12:40``, ``1:02:03``."""
+    """Format a duration: `0:07`, `12:40`, `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -67,25 +69,25 @@ def format_seconds(seconds: float) -> str:
 
 @dataclass
 class Reporter:
-    """Shows stages and notes on standard error.
+    """Output of stages, notes and warnings on standard error.
 
-    ``quiet`` drops the stages; notes and warnings are always shown.
+    With `quiet`, stages are not shown; notes and warnings are.
     """
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     quiet: bool = False
 
     def note(self, text: str) -> None:
-        """Show one line that stays."""
+        """Print one permanent line."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Show a warning that cannot be overlooked; in plain output it starts with WARNING."""
+        """Print a highlighted line that starts with WARNING."""
         self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Update]:
-        """Show one stage: yields the function to call with (done, total, detail)."""
+        """Show one stage; yield its `Update`."""
         if self.quiet:
             yield lambda done, total, detail: None
         elif self.console.is_terminal:
@@ -98,11 +100,11 @@ class Reporter:
 
     @contextmanager
     def stages(self, title: str, *, again: str = "second pass") -> Iterator[TaskUpdate]:
-        """Show a stage for each task as it comes: yields what is called with (task, done, ...).
+        """Show one stage per task; yield their `TaskUpdate`.
 
         Args:
-            title: before the task's name.
-            again: instead of the title when a task comes a second time.
+            title: precedes the task's name.
+            again: replaces the title in the second stage of a task.
         """
         shown: dict[str, int] = {}
         current: tuple[str, Update] | None = None
@@ -131,13 +133,28 @@ class Reporter:
         )
 
 
-def nowhere() -> Reporter:
-    """A reporter that shows nothing at all."""
+def silent() -> Reporter:
+    """Return a reporter without any output."""
     return Reporter(Console(quiet=True), quiet=True)
 
 
+class LogReporter(Reporter):
+    """Sends notes and warnings to the `vlpress` logger; shows no stages."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True), quiet=True)
+
+    def note(self, text: str) -> None:
+        """Log at level INFO."""
+        logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log at level WARNING."""
+        logger.warning("%s", text)
+
+
 class WarningHandler(logging.Handler):
-    """Shows logged warnings through a reporter, so that they do not tear its bars apart."""
+    """Shows logged warnings through a reporter, which prints them above its progress bars."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
@@ -146,6 +163,27 @@ class WarningHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         self._reporter.warn(record.getMessage())
+
+
+@contextmanager
+def reporting(progress: bool, *, rank: int = 0) -> Iterator[Reporter]:
+    """Yield the reporter of a verb.
+
+    Args:
+        progress: on standard error, which then also shows logged warnings; otherwise notes and
+            warnings are logged.
+        rank: of this process in a distributed run; only rank 0 reports.
+    """
+    if not progress and rank == 0:
+        yield LogReporter()
+        return
+    reporter = Reporter() if rank == 0 else silent()
+    handler = WarningHandler(reporter)
+    logger.addHandler(handler)
+    try:
+        yield reporter
+    finally:
+        logger.removeHandler(handler)
 
 
 def _bar(bars: Progress, task: TaskID) -> Update:
@@ -157,7 +195,7 @@ def _bar(bars: Progress, task: TaskID) -> Update:
 
 
 class _PlainStage:
-    """A stage as lines: its first and last steps, and one line every few seconds between."""
+    """A stage as lines: its first and last steps, and one line every few seconds."""
 
     def __init__(self, title: str, write: Callable[[str], None]) -> None:
         self._title = title
@@ -177,19 +215,19 @@ class _PlainStage:
 
     def finish(self) -> None:
         done, total, _ = self._last
-        took = format_seconds(time.monotonic() - self._started)
+        duration = format_seconds(time.monotonic() - self._started)
         peak = format_bytes(peak_memory())
         count = f" {done}/{total}" if total else ""
-        self._write(f"{self._title}:{count} done in {took}, peak {peak}")
+        self._write(f"{self._title}:{count} done in {duration}, peak {peak}")
 
     def _show(self, now: float) -> None:
         self._shown = now
         done, total, detail = self._last
         parts = [f"{self._title}: {done}/{total}"]
-        # A resumed stage starts above 0: only what was done here says how long the rest takes.
-        here = done - (self._first or 0)
-        if here:
-            parts.append(f"{format_seconds((now - self._started) / here * (total - done))} left")
+        # A resumed stage starts above 0; its rate follows from the steps of this process only.
+        steps = done - (self._first or 0)
+        if steps:
+            parts.append(f"{format_seconds((now - self._started) / steps * (total - done))} left")
         parts.append(f"peak {format_bytes(peak_memory())}")
         if detail:
             parts.append(detail)

@@ -16,7 +16,7 @@ import pytest
 from chat_server import ChatServer, Reply, completion, table, usage
 from eval_models import right, small_model
 
-from vlpress.eval import evaluate, evaluate_endpoint, open_task
+from vlpress.eval import evaluate_model, evaluate_endpoint, open_task
 from vlpress.eval.answering.openai_client import Endpoint, EndpointError, request_fields
 from vlpress.eval.answering.openai_responder import (
     EndpointResponder,
@@ -306,7 +306,7 @@ def test_served_model_says_what_the_local_one_says(checkpoint: Path, tmp_path: P
         open_task("builtin-mmbench", limit=2, max_new_tokens=5),
         open_task("builtin-mmmu", max_new_tokens=5),
     ]
-    local = evaluate(model, processor, asked, tmp_path / "local", batch_size=4)
+    local = evaluate_model(model, processor, asked, tmp_path / "local", batch_size=4)
     with ChatServer(answer) as server:
         served = run(server, asked, tmp_path / "served")
     assert len(server.bodies) == 11

@@ -9,7 +9,7 @@ import torch
 from eval_files import package_files
 from eval_models import small_model
 
-from vlpress.eval import evaluate, open_task
+from vlpress.eval import evaluate_model, open_task
 from vlpress.eval.fidelity.noise import (
     BATCH,
     DTYPE,
@@ -34,7 +34,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Task]:
 @pytest.fixture
 def base(tasks: list[Task], processor: Processor, tmp_path: Path) -> Path:
     out = tmp_path / "base"
-    evaluate(small_model(), processor, tasks, out, batch_size=4, is_reference=True)
+    evaluate_model(small_model(), processor, tasks, out, batch_size=4, is_reference=True)
     return out
 
 
@@ -91,7 +91,7 @@ def test_without_the_bases_expectations_there_is_nothing_to_measure(
     tasks: list[Task], processor: Processor, tmp_path: Path
 ) -> None:
     out = tmp_path / "plain"
-    evaluate(small_model(), processor, tasks[1:], out, batch_size=4)
+    evaluate_model(small_model(), processor, tasks[1:], out, batch_size=4)
     with pytest.raises(FileNotFoundError, match=r"index.jsonl does not exist"):
         measure_noise(out, tasks[1:], small_model(), processor, BATCH, batch_size=1)
     assert read_noise(read_run(out).tasks.values()) == {}

@@ -10,9 +10,9 @@ from eval_files import mmbench_rows, picture, write_tsv
 from eval_models import TableResponder, right, small_model
 from tiny_models import make_random_model, write_checkpoint_folder
 
-from vlpress.eval import evaluate
+from vlpress.eval import evaluate_model
 from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.config import Questions
+from vlpress.eval.config import QuestionOptions
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
@@ -20,7 +20,7 @@ from vlpress.eval.tasks.askable import mark_as_reference, mark_unaskable
 from vlpress.eval.tasks.resolution import Bounds
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.config import Settings
+from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
 CONTEXT = 4096  # of the small model, whose tokens of text are bytes
@@ -101,12 +101,12 @@ def test_many_long_prompts_are_refused_before_a_model_is_loaded(
 ) -> None:
     long = {"question": "a " * CONTEXT}
     path = own_file(tmp_path, {4: long, 9: long, 14: long})
-    source = Source.find(str(checkpoint), Settings(device="cpu"))
+    source = Source.find(str(checkpoint), ModelSettings(device="cpu"))
     monkeypatch.setattr(Source, "load", lambda self: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=r"a\.jsonl: 3 of 40 rows .*5: line 5: .*10: line 10: "):
-        open_tasks(Questions((str(path),)), source, source.processor())
+        open_tasks(QuestionOptions(bench=str(path)), source, source.processor())
     path = own_file(tmp_path, {4: long})
-    [task] = open_tasks(Questions((str(path),)), source, source.processor())
+    [task] = open_tasks(QuestionOptions(bench=str(path)), source, source.processor())
     assert task.fingerprint["broken"] == ["5"]
 
 
@@ -128,7 +128,7 @@ def test_a_served_model_is_asked_what_the_reference_was(
     changes = {4: {"question": "a " * CONTEXT}, 9: {"image": picture(1, (1093, 5))}}
     opened = open_task(f"x={own_file(tmp_path, changes)}")
     local = mark_unaskable(opened, processor)
-    evaluate(small_model(), processor, [local], tmp_path / "base", responder=TableResponder())
+    evaluate_model(small_model(), processor, [local], tmp_path / "base", responder=TableResponder())
     [served] = mark_as_reference([opened], read_run(tmp_path / "base"))
     assert served.fingerprint == local.fingerprint
     assert served.fields == local.fields

@@ -12,7 +12,7 @@ from eval_models import right, small_model
 from typer.testing import CliRunner
 
 from vlpress.cli import main
-from vlpress.eval import evaluate, evaluate_endpoint
+from vlpress.eval import evaluate_model, evaluate_endpoint
 from vlpress.eval.answering.openai_client import PIXELS, Endpoint, request_fields
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.answering.vision_features import pictures as pictures_of
@@ -91,7 +91,7 @@ def test_the_command_that_reproduces_names_the_budget(checkpoint: Path, tmp_path
         fingerprint={**task.fingerprint, "pixels": {"budget": "vlmevalkit"}},
     )
     processor = Processor.from_folder(checkpoint)
-    evaluate(small_model(), processor, [shown], tmp_path / "out", name="m")
+    evaluate_model(small_model(), processor, [shown], tmp_path / "out", name="m")
     run = read_run(tmp_path / "out")
     words = shlex.split(reproduce_command(run, run, 2).split(" && ")[0])
     assert words[words.index("--pixels") + 1] == "vlmevalkit"

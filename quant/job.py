@@ -1,0 +1,230 @@
+"""A quantization job: model, recipe, samples and plan, and the writing of its checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..calib.samples.sample import Sample, has_pictures
+from ..calib.samples.sample import fingerprint as samples_fingerprint
+from ..calib.samples.selection import Draw
+from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
+from ..common.environment import device_name, versions
+from ..common.output_dir import claim, place
+from ..common.progress import Reporter
+from ..model.processing.processor import Processor
+from ..model.weight_files import digest_folder
+from .checkpoint.formats import AUTO
+from .checkpoint.loading import is_quantized
+from .checkpoint.saving import save_finished
+from .checkpoint.verify import first_tokens
+from .config import BUILTIN_MODELS, CalibrationOptions
+from .driver.blockwise import BlockwiseQuantizer
+from .driver.journal import NAMES as JOURNAL_NAMES
+from .driver.journal import Journal
+from .driver.pipeline import check_format
+from .plan.plan import Plan, check_images, make_plan
+from .recipe.recipe import Recipe
+from .resolve import Source, encode_samples, open_samples, resolve_recipe
+
+SMOKE_TEST_TOKENS = 2
+"""Tokens that a new checkpoint has to generate; each of them reads all weights once."""
+SMOKE_TEST_QUESTION = "Which animal barks?"
+# Both texts are stored in reports.
+DRAWINGS = (
+    "calibrated on built-in drawings, not on samples like those the model will see; "
+    "give your own with --calib"
+)
+TEXT_ALONE = (
+    "no calibration sample has an image or video, and the model is quantized for text alone; "
+    "give samples with images"
+)
+
+
+def calibration_warnings(
+    name: str, drawn: Draw[Sample], calibration: CalibrationOptions
+) -> list[str]:
+    """List the reasons for which calibration samples may not suit a model.
+
+    Args:
+        name: of the model.
+        drawn: its samples.
+        calibration: the options that they were drawn by.
+    """
+    warnings = []
+    if are_foreign_drawings(name, drawn, calibration):
+        warnings.append(DRAWINGS)
+    if drawn.samples and not any(map(has_pictures, drawn.samples)):
+        warnings.append(TEXT_ALONE)
+    return warnings + [f"calibration sample skipped: {fault}" for fault in drawn.skipped]
+
+
+def are_foreign_drawings(name: str, drawn: Draw[Sample], calibration: CalibrationOptions) -> bool:
+    """Whether the samples are built-in drawings, for a model that was not trained on them."""
+    are_drawings = bool(drawn.samples) and calibration.calib in (None, "synthetic")
+    return are_drawings and name not in BUILTIN_MODELS
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint to be made, with everything that decides its bytes."""
+
+    source: Source
+    recipe: Recipe
+    plan: Plan
+    drawn: Draw[Sample]
+    processor: Processor
+    calibration: CalibrationOptions
+
+    @classmethod
+    def prepare(
+        cls,
+        source: Source,
+        recipe_name: str,
+        calibration: CalibrationOptions,
+        format_: str = AUTO,
+        tp: int | None = None,
+    ) -> Job:
+        """Resolve and check everything before any weights are read.
+
+        Args:
+            source: the original model.
+            recipe_name: a preset or a TOML file.
+            calibration: source and number of samples.
+            format_: of the checkpoint, see `find_format`.
+            tp: tensor-parallel size at serving time; None: the recipe's.
+
+        Raises:
+            FileNotFoundError: the recipe or the calibration source does not exist.
+            ValueError: the model is quantized already, or the recipe, the format or the samples
+                do not fit.
+        """
+        if is_quantized(source.folder):
+            raise ValueError(f"{source.name}: is quantized already; start from the original model")
+        recipe = resolve_recipe(recipe_name, calibration, source.settings, tp)
+        plan = make_plan(source.config, recipe, format=format_)
+        check_format(plan, format_)
+        processor = source.processor()
+        drawn = open_samples(recipe, calibration, processor)
+        if drawn.samples:
+            check_images(plan, present=any(map(has_pictures, drawn.samples)))
+        return cls(source, recipe, plan, drawn, processor, calibration)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The calibration samples."""
+        return self.drawn.samples
+
+    @property
+    def warnings(self) -> list[str]:
+        """See `calibration_warnings`."""
+        return calibration_warnings(self.source.name, self.drawn, self.calibration)
+
+    def warn(self, reporter: Reporter) -> None:
+        """Show the warnings."""
+        for warning in self.warnings:
+            reporter.warn(warning)
+
+    def describe_calibration(self) -> dict[str, Any]:
+        """Describe the samples for the report, as JSON values."""
+        is_foreign = are_foreign_drawings(self.source.name, self.drawn, self.calibration)
+        return {
+            "source": self.calibration.calib or "synthetic",
+            "samples": len(self.samples),
+            "with_images": sum(map(has_pictures, self.samples)),
+            "warning": DRAWINGS if is_foreign else None,
+            "warnings": self.warnings,
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that the checkpoint depends on, as JSON values."""
+        return {
+            "model": digest_folder(self.source.folder),
+            "recipe": self.recipe.to_dict(),
+            "calibration": samples_fingerprint(self.samples),
+            "pixels": [self.processor.min_pixels, self.processor.max_pixels],
+            "dtype": self.source.settings.dtype,
+            "format": self.plan.format,
+            "device": device_name(self.source.device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+
+    def make(
+        self,
+        out: Path,
+        fingerprint: dict[str, Any],
+        reporter: Reporter,
+        *,
+        overwrite: bool = False,
+        fresh: bool = False,
+        comm: Communicator = SINGLE_PROCESS,
+    ) -> None:
+        """Quantize and write the checkpoint, resuming an interrupted job.
+
+        Finished blocks are kept in a hidden folder next to `out`. `out` appears complete, with
+        its fingerprint, or not at all. Several processes share the work; rank 0 writes.
+
+        Raises:
+            ValueError: the hidden folder holds other work and neither flag is given, or the model
+                or the samples are unusable.
+        """
+        if self.plan.passed_over:
+            reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
+        folder = out.with_name(f".{out.name}.vlpress-work")
+        flags = {"overwrite": overwrite, "fresh": fresh}
+        if broadcast_result(comm, lambda: claim(folder, fingerprint, own=JOURNAL_NAMES, **flags)):
+            reporter.note(f"resuming {out} from {folder}")
+        self.warn(reporter)
+        settings = self.source.settings
+        quantizer = BlockwiseQuantizer(
+            self.source.folder,
+            self.recipe,
+            self.plan,
+            encode_samples(self.samples, self.processor),
+            settings.device,
+            settings.dtype,
+            self.calibration.cache_bytes,
+            comm,
+        )
+        journal = rank_zero_first(comm, lambda: Journal(folder, writes=comm.rank == 0))
+        with reporter.stage("quantize") as update:
+            report = quantizer.quantize(journal, update)
+
+        def finish() -> None:
+            with place(out, fingerprint) as staged:
+                save_finished(journal.tensors(), report, self.source.folder, staged)
+                with reporter.stage("verify") as update:
+                    update(0, SMOKE_TEST_TOKENS, "")
+                    text = self.verify(staged)
+                    update(SMOKE_TEST_TOKENS, SMOKE_TEST_TOKENS, "")
+            reporter.note(f"checkpoint verified by reloading; first tokens: {text!r}")
+            shutil.rmtree(folder)
+
+        broadcast_result(comm, finish)
+
+    def verify(self, checkpoint: Path) -> str:
+        """Load a checkpoint block by block and decode the first tokens of an answer.
+
+        The prompt is the first calibration sample, or `SMOKE_TEST_QUESTION` if there is none.
+
+        Raises:
+            ValueError: its files are damaged, or its scores are not finite.
+        """
+        messages: Sequence[Any] = [{"role": "user", "content": SMOKE_TEST_QUESTION}]
+        if self.samples:
+            messages = self.samples[0].messages
+        tokens = first_tokens(
+            checkpoint,
+            self.processor.encode(messages),
+            SMOKE_TEST_TOKENS,
+            stop_ids=self.processor.stop_ids,
+            device=self.source.settings.device,
+            dtype=self.source.settings.dtype,
+        )
+        return self.processor.decode(tokens)

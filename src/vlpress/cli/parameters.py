@@ -1,0 +1,72 @@
+"""Command-line parameters from the dataclasses of options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
+from typing import Annotated, Any
+
+import typer
+
+from ..common.options import OptionField, Options, option_fields
+
+Verb = Callable[..., None]
+
+
+def verb(
+    app: typer.Typer, options: type[Options], name: str | None = None
+) -> Callable[[Verb], Verb]:
+    """Register a function as a verb whose parameters are the fields of a dataclass.
+
+    The function is called with a dictionary of the fields' values, and with its own further
+    parameters, which exist on the command line only.
+
+    Args:
+        app: gets the verb.
+        options: its options.
+        name: of the verb; None: the function's.
+    """
+    shown = [field for field in option_fields(options) if field.option.in_command_line]
+
+    def decorate(function: Verb) -> Verb:
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+
+        def call(**values: Any) -> None:
+            flags = {parameter.name: values.pop(parameter.name) for parameter in own}
+            function(values, **flags)
+
+        parameters = [*map(_parameter, shown), *own]
+        # typer reads both.
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        vars(call)["__signature__"] = inspect.Signature(keyword_only)
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name or function.__name__, help=inspect.getdoc(function))(call)
+        return function
+
+    return decorate
+
+
+def _parameter(field: OptionField) -> inspect.Parameter:
+    """Convert a field to a parameter that typer understands."""
+    option, default = field.option, field.default
+    described: dict[str, Any] = {
+        "help": option.help,
+        "metavar": option.metavar,
+        "min": option.minimum,
+        "max": option.maximum,
+        "envvar": option.variable,
+        "show_default": option.default_text or default not in (None, MISSING),
+        "rich_help_panel": option.panel,
+    }
+    kind: Any = list[field.kind] if field.is_repeatable else field.kind  # type: ignore[name-defined]
+    if option.is_argument:
+        info: Any = typer.Argument(**described)
+    else:
+        info = typer.Option(*field.flags, **described)
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[kind | None if default is None else kind, info],
+    )
