@@ -6,14 +6,14 @@ image or video token in the Hessians of the decoder and the head. Questions, ans
 of the chat template are text. In the vision tower all tokens are image tokens with the same weight.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from ..common.validation import Real, validated
 from ..model.config import ModelConfig
 from ..model.families import family_of
 from ..model.processing.inputs import Prompt
@@ -25,26 +25,21 @@ GRADIENTS = KINDS[2:]
 """Kinds that need a forward and a backward pass of the float decoder before quantization."""
 
 
-@dataclass(frozen=True)
+@validated
 class FixedWeights:
     """Numeric weights of a recipe; only their ratio matters.
 
     Tokens of weight 0 are ignored, also in the ranges that determine static activation scales.
     """
 
-    image: float = 1.0
+    image: Annotated[float, Real(least=0)] = 1.0
     """Weight of an image or video token."""
-    text: float = 1.0
+    text: Annotated[float, Real(least=0)] = 1.0
     """Weight of every other token."""
 
     def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                raise ValueError(
-                    f"token_weights.{name} is {value!r}; it must be a number, at least 0"
-                )
         if not (self.image or self.text):
-            raise ValueError("token_weights are all 0; give image or text a weight above 0")
+            raise ValueError("the weights are all 0; give image or text a weight above 0")
 
     def to_dict(self) -> dict[str, float]:
         """Convert to JSON values."""

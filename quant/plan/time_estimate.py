@@ -19,7 +19,8 @@ from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
 from ..methods.smoothquant import ALPHAS
 from ..recipe.scheme import QuantScheme
-from ..recipe.steps import SEARCH, AWQStep, SmoothQuantStep
+from ..recipe.presets import SEARCH
+from ..recipe.steps import AWQStep, SmoothQuantStep
 from .plan import Plan, PlanRow
 
 

@@ -1,18 +1,22 @@
-"""Recipes that have a name, as plain data.
+"""Named recipes as plain data.
 
-A name tells the bits of weights and activations (``w4a8``), then what departs from the usual way.
-That is: GPTQ for the decoder; weights in groups of 128, but one scale per output row where both
-sides of the product have 8 bits; activations smoothed and rounded with one scale per token. Those
-that lie under examples/recipes spell out the same with every default.
+A name gives the bits of weights and activations (`w4a8`), then each departure from the defaults.
+The defaults are: GPTQ for the decoder; weights in groups of 128, or one scale per output row where
+both factors of the product have 8 bits; activations smoothed (SmoothQuant) and quantized with one
+scale per token. The files under examples/recipes spell out the same recipes with every default.
+
+The module imports nothing of the project: the command line lists the names before it loads torch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from .steps import DECODER, SEARCH, Method
-
+DECODER = "model.layers.*"
+"""Targets of a step that names none."""
+SEARCH = "search"
+"""The `alpha` of a SmoothQuant step that is searched in every block."""
 ALPHA = SEARCH
-"""Of smoothquant; no single number did as well on the built-in models, see docs/log.md."""
+"""Default of the presets; no single number did as well on the built-in models, see docs/log.md."""
 VISION = ("visual.blocks.*", "visual.merger.*")
 DYNAMIC = {"activations": "dynamic"}
 STATIC = {"activations": "static"}
@@ -22,10 +26,10 @@ def _weights(
     bits: int,
     group_size: int = 128,
     *,
-    method: Method = "gptq",
+    method: str = "gptq",
     targets: Sequence[str] = (DECODER,),
 ) -> dict[str, Any]:
-    """A step that quantizes weights and leaves activations alone."""
+    """Return a step that quantizes weights and leaves activations in float."""
     return {"method": method, "bits": bits, "group_size": group_size, "targets": list(targets)}
 
 
@@ -64,4 +68,4 @@ HEADS: dict[str, dict[str, Any]] = {
     "w8a16": _weights(8, targets=["lm_head"]),
     "w8a16-rtn": _weights(8, method="rtn", targets=["lm_head"]),
 }
-"""What may become of an output head that has a weight of its own."""
+"""Steps for an output head that has a weight of its own, by the value of a recipe's `lm_head`."""

@@ -1,4 +1,4 @@
-"""Recipes: which layers are quantized, how, and on how much calibration data.
+"""Recipes: layers to quantize, the methods for them, and the calibration data.
 
 A recipe is data, written as TOML and read with the standard library:
 
@@ -12,113 +12,109 @@ A recipe is data, written as TOML and read with the standard library:
     targets = ["model.layers.*"]
     bits = 4
 
-Method rtn rounds, gptq solves, and gptaq solves for what the float model would give (`strength`).
+Method rtn rounds, gptq solves, and gptaq solves for the outputs of the float model (`strength`).
 Steps of method smoothquant and awq transform the float weights of a block before its layers are
-quantized; they stand first, and their targets are the layers whose inputs are to be scaled.
+quantized; they come first, and their targets are the layers whose inputs are scaled.
 At the top level, `tp = 2` prepares for engines that split the model over two devices, and
-`lm_head = "w8a16"` is short for a step that takes the output head, which is kept otherwise.
+`lm_head = "w8a16"` is short for a step that quantizes the output head, which is kept otherwise.
 
-`token_weights` in [calibration] says how much an image token counts beside a text token: "uniform"
-(alike), "balanced" (all image tokens together as much as all text tokens), "gradient" (as much as
-the loss minds errors there, found for every block) or numbers, `{image = 0.3, text = 1.0}`. With
-"token-gradient" every single token counts by how much the loss minds errors at it.
+`token_weights` in [calibration] sets the weight of an image token relative to a text token:
+"uniform" (equal), "balanced" (all image tokens together weigh as much as all text tokens),
+"gradient" (proportional to the loss's sensitivity to errors there, found for every block) or
+numbers, `{image = 0.3, text = 1.0}`. With "token-gradient" every single token is weighted by the
+loss's sensitivity to errors at it.
 
-Keys that are not known are errors, because a misspelt one would otherwise be a default. A pattern
-is a shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
-expression behind `re:`. The recipe with every default spelled out goes into the checkpoint.
+Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
+shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
+expression after `re:`. The recipe with every default spelled out goes into the checkpoint.
 """
 
 import fnmatch
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, get_args
+
+from annotated_types import MinLen
+from pydantic import BeforeValidator, StrictBool, StrictInt
 
 from ...calib.token_weights import GRADIENTS, KINDS, FixedWeights
+from ...common.validation import Allowed, Integer, OneOf, parse, validated
 from .presets import HEADS, PRESETS
-from .steps import (
-    Step,
-    Transform,
-    check_types,
-    count_transforms,
-    known_keys,
-    read_step,
-    read_transform,
-)
+from .steps import Method, Step, Transform, read_step
+
+TokenWeights = Annotated[
+    Annotated[str, OneOf(KINDS)] | FixedWeights,
+    Allowed(f"{', '.join(KINDS)}, or numbers such as {{image = 0.3, text = 1.0}}"),
+]
+Devices = Annotated[int, Integer(1)]
 
 
-@dataclass(frozen=True)
+@validated
 class Calibration:
-    """What flows through the model while it is quantized."""
+    """Options of the calibration samples and their use."""
 
-    samples: int = 128
+    samples: Annotated[int, Integer(1)] = 128
     """Number of samples drawn from the source."""
-    seed: int = 0
+    seed: StrictInt = 0
     """Seed of that draw."""
-    true_sequential: bool = True
+    true_sequential: StrictBool = True
     """Inside a block, capture each group of layers after the ones before it were quantized."""
-    token_weights: str | FixedWeights = "uniform"
-    """How much an image or video token counts beside a text token, see `find_token_weights`."""
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"recipe: calibration.samples is {self.samples}; at least 1")
-        if not isinstance(self.token_weights, FixedWeights) and self.token_weights not in KINDS:
-            raise ValueError(
-                f"recipe: calibration.token_weights is {self.token_weights!r}; allowed are "
-                f"{', '.join(KINDS)} and numbers, such as {{image = 0.3, text = 1.0}}"
-            )
+    token_weights: TokenWeights = "uniform"
+    """Weight of an image or video token relative to a text token, see `find_token_weights`."""
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Build it from plain data.
+    def from_dict(cls, data: Any) -> Self:
+        """Build it from the plain data of a recipe's [calibration].
 
         Raises:
             ValueError: a key is unknown, or a value is out of range.
         """
-        known_keys(data, {f.name for f in fields(cls)}, "in [calibration]")
-        # token_weights may be of two types and checks itself.
-        check_types(cls(), {key: v for key, v in data.items() if key != "token_weights"})
-        if not isinstance(weights := data.get("token_weights"), Mapping):
-            return cls(**data)
-        known_keys(weights, {f.name for f in fields(FixedWeights)}, "in token_weights")
-        try:
-            fixed = FixedWeights(**weights)
-        except ValueError as error:
-            raise ValueError(f"recipe: calibration.{error}") from None
-        return cls(**{**data, "token_weights": fixed})
+        at = "calibration"
+        weights = data.get("token_weights") if isinstance(data, Mapping) else None
+        if isinstance(weights, Mapping):
+            fixed = parse(FixedWeights, weights, "recipe", f"{at}.token_weights")
+            data = {**data, "token_weights": fixed}
+        return parse(cls, data, "recipe", at)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with every default; `from_dict` takes it back."""
+        """Return plain data with every default, which `from_dict` reads."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@validated
+class _File:
+    """The top level of a recipe file."""
+
+    step: Annotated[list[Any], MinLen(1), Allowed("one or more tables, each written [[step]]")]
+    name: Annotated[str, BeforeValidator(str)] = "unnamed"
+    tp: Devices = 1
+    lm_head: Annotated[str, OneOf(tuple(HEADS), "without the key the output head is kept")] = ""
+    calibration: Any = field(default_factory=dict)
+
+
+@validated
 class Recipe:
     """An ordered list of steps and the calibration they share."""
 
     name: str
     steps: tuple[Step, ...]
     calibration: Calibration = field(default_factory=Calibration)
-    tp: int = 1
-    """Devices that engines will split the model over; inner widths are padded to suit."""
+    tp: Devices = 1
+    """Tensor-parallel size at serving time; inner widths are padded to be divisible."""
     transforms: tuple[Transform, ...] = ()
-    """What is done to each block's float weights before its layers are quantized, in order."""
-
-    def __post_init__(self) -> None:
-        if type(self.tp) is not int or self.tp < 1:
-            raise ValueError(f"recipe: tp is {self.tp!r}; it must be a whole number, at least 1")
+    """Transforms of each block's float weights before its layers are quantized, in order."""
 
     @property
     def needs_calibration(self) -> bool:
-        """True if any step looks at activations."""
+        """Whether any step uses activations."""
         return bool(self.transforms) or any(step.looks for step in self.steps)
 
     @property
     def needs_gradient(self) -> bool:
-        """True if gradients through the whole decoder are taken for token weights."""
+        """Whether token weights need gradients through the whole decoder."""
         return self.needs_calibration and self.calibration.token_weights in GRADIENTS
 
     @classmethod
@@ -126,30 +122,28 @@ class Recipe:
         """Build a recipe from plain data.
 
         Raises:
-            ValueError: a key is unknown or missing, or a value is out of range.
+            ValueError: a key is unknown or missing, a value is out of range, or a transform comes
+                after a step that quantizes.
         """
-        known_keys(data, {"name", "tp", "lm_head", "calibration", "step"}, "at the top level")
-        steps = data.get("step")
-        if not isinstance(steps, list) or not steps:
-            raise ValueError("recipe: no [[step]] found; a recipe needs at least one")
-        if "lm_head" in data:
-            steps = [*steps, _head_step(data["lm_head"])]
-        first = count_transforms(steps)
+        file = parse(_File, data, "recipe")
+        tables = [*file.step, *([HEADS[file.lm_head]] if file.lm_head else [])]
+        steps = [read_step(table, f"step[{index}]") for index, table in enumerate(tables)]
+        _check_order(steps)
         return cls(
-            name=str(data.get("name", "unnamed")),
-            steps=tuple(read_step(step) for step in steps[first:]),
-            calibration=Calibration.from_dict(data.get("calibration", {})),
-            tp=data.get("tp", 1),
-            transforms=tuple(read_transform(step) for step in steps[:first]),
+            name=file.name,
+            steps=tuple(step for step in steps if isinstance(step, Step)),
+            calibration=Calibration.from_dict(file.calibration),
+            tp=file.tp,
+            transforms=tuple(step for step in steps if isinstance(step, Transform)),
         )
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
-        """Read a recipe file; the file's stem is its name unless it says another.
+        """Read a recipe file; without the key `name` the recipe is named after the file.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not TOML, or as `from_dict`.
+            ValueError: not TOML, or see `from_dict`.
         """
         path = Path(path)
         try:
@@ -164,10 +158,11 @@ class Recipe:
 
     @classmethod
     def resolve(cls, name_or_path: str | Path) -> Self:
-        """A preset by name, or a TOML file.
+        """Return a preset by name, or read a TOML file.
 
         Raises:
-            FileNotFoundError: neither a preset nor a file.
+            FileNotFoundError: it is neither a preset nor a file.
+            ValueError: see `from_toml`.
         """
         if str(name_or_path) in PRESETS:
             return cls.from_dict(PRESETS[str(name_or_path)])
@@ -179,7 +174,7 @@ class Recipe:
         return cls.from_toml(name_or_path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data with every default spelled out; `from_dict` takes it back."""
+        """Return plain data with every default spelled out, which `from_dict` reads."""
         return {
             "name": self.name,
             "tp": self.tp,
@@ -192,10 +187,10 @@ class Recipe:
 
 
 def pattern_matches(pattern: str, name: str) -> bool:
-    """Whether a layer name matches a glob, or a regular expression written ``re:...``.
+    """Tell whether a layer name matches a glob, or a regular expression written `re:...`.
 
     Raises:
-        ValueError: the regular expression is broken.
+        ValueError: the regular expression does not compile.
     """
     if not pattern.startswith("re:"):
         return fnmatch.fnmatchcase(name, pattern)
@@ -205,11 +200,21 @@ def pattern_matches(pattern: str, name: str) -> bool:
         raise ValueError(f"recipe: {pattern!r} is not a valid expression ({error})") from None
 
 
-def _head_step(preset: Any) -> dict[str, Any]:
-    """The step that `lm_head = "w8a16"` at the top level stands for."""
-    if not isinstance(preset, str) or preset not in HEADS:
+def _check_order(steps: Sequence[Step | Transform]) -> None:
+    """Check that a step quantizes, and that all transforms come before the first one.
+
+    Raises:
+        ValueError: one of the two does not hold.
+    """
+    first = next((step for step in steps if isinstance(step, Step)), None)
+    if first is None:
         raise ValueError(
-            f"recipe: lm_head is {preset!r}; allowed are {', '.join(HEADS)}, or no such line to "
-            "keep the output head"
+            f"recipe: {steps[0].method} alone quantizes nothing; add a step with method "
+            f"{' or '.join(get_args(Method))}"
         )
-    return HEADS[preset]
+    for step in steps[steps.index(first) :]:
+        if isinstance(step, Transform):
+            raise ValueError(
+                f"recipe: {step.method} comes after {first.method}, but changes the weights that "
+                f"{first.method} quantizes; move it to the front"
+            )

@@ -27,7 +27,10 @@ def test_groups() -> None:
         ({"bits": 4, "group_size": 0}, "group_size is 0"),
         ({"bits": 4, "group_size": 64.0}, "group_size is 64.0"),
         ({"bits": 4, "symmetric": "yes"}, "symmetric is 'yes'"),
-        ({"bits": 4, "activations": "int8"}, "allowed are none, dynamic, static"),
+        (
+            {"bits": 4, "activations": "int8"},
+            "activations is 'int8'; allowed: none, dynamic, static",
+        ),
     ],
 )
 def test_rejects(fields: dict[str, object], message: str) -> None:
