@@ -5,7 +5,7 @@ import pytest
 from vlpress.common.text_files import decode_utf8, read_object
 
 
-def test_byte_order_mark_is_left_out() -> None:
+def test_the_byte_order_mark_is_removed() -> None:
     assert decode_utf8(codecs.BOM_UTF8 + "你好 é".encode(), "a.txt") == "你好 é"
     assert decode_utf8(b"", "a.txt") == ""
 
@@ -32,7 +32,7 @@ def test_the_line_of_a_bad_byte_is_named() -> None:
         decode_utf8(b"fine\n\xff\nfine", "a.txt")
 
 
-def test_numbers_may_be_read_in_ones_own_way() -> None:
+def test_numbers_can_be_parsed_by_another_function() -> None:
     assert read_object('{"a": 1.50, "b": 2}') == {"a": 1.5, "b": 2}
     assert read_object('{"a": 1.50}', parse_float=lambda text: float(text) * 2) == {"a": 3.0}
 

@@ -1,1 +1,1 @@
-"""Shared by all packages: atomic files, checksums, lazy tensors, distributed processes."""
+"""Shared by all packages: atomic files, journals, lazy tensors, distributed ranks."""

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps though nobody uses it."""
+"""Return free heap memory to the operating system."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 def trim_heap() -> None:
-    """Return free pages to the system, where the C library is glibc; elsewhere nothing happens.
+    """Return free pages to the operating system (`malloc_trim`); does nothing without glibc.
 
-    Activations of a sample are smaller than what glibc gives back by itself. What many of them
-    leave behind between longer-lived tensors would count beside the largest matrices.
+    Activations of one sample are smaller than the blocks that glibc returns by itself. Freed ones
+    leave holes between longer-lived tensors, which would add to the peak memory of large matrices.
     """
     if (trim := _trim()) is not None:
         trim(0)
@@ -20,7 +20,7 @@ def trim_heap() -> None:
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
     try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
         return None
-    return found
+    return trim

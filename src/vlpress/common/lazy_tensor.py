@@ -1,4 +1,4 @@
-"""Tensors as they lie in files."""
+"""Lazily loaded checkpoint tensors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ STORED_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Dtypes by their names in safetensors files."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read when it is written."""
+    """A tensor that is loaded from its file when it is serialized."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    """Loads the tensor, of this dtype and shape."""
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 

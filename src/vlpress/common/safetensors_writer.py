@@ -1,7 +1,7 @@
-"""Writing safetensors files, one tensor in memory at a time.
+"""Write safetensors files with one lazy tensor in memory at a time.
 
-Layout: https://huggingface.co/docs/safetensors, "Format": eight bytes of header length, a JSON
-header padded with blanks, and the tensors in a row, which the header locates.
+Layout (https://huggingface.co/docs/safetensors, "Format"): eight bytes of header length, a JSON
+header padded with spaces, and the tensors one after the other at the offsets in the header.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ ALIGNMENT = 8
 
 
 def write_tensors(tensors: Mapping[str, TensorLike], path: Path) -> None:
-    """Write one file; it is on the disk, not in its cache, when this returns.
+    """Write one safetensors file and flush it to disk.
 
-    The bytes depend on names and values alone, not on the order in which they are given.
+    The bytes depend on names and values only, not on the order of `tensors`.
+
+    Args:
+        tensors: by name; lazy ones are loaded one at a time.
+        path: file to create or replace.
 
     Raises:
-        ValueError: a tensor that was read later is not what it was said to be.
+        ValueError: a lazy tensor has another dtype or shape than it declared.
         OSError: the disk is full or cannot be written.
     """
-    # Wide types first: all lie aligned then, whatever their number.
+    # Wide dtypes first, so that every tensor is aligned to its element size.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     with path.open("wb") as file:
         file.write(_header({name: tensors[name] for name in order}))
         for name in order:
-            file.write(_bytes(name, tensors[name]).data)
+            file.write(_load_bytes(name, tensors[name]).data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _header(tensors: Mapping[str, TensorLike]) -> bytes:
-    # One metadata key: readers want to know for which library the file is.
+    # transformers requires the `format` key.
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
@@ -57,15 +61,15 @@ def _header(tensors: Mapping[str, TensorLike]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(name: str, tensor: TensorLike) -> npt.NDArray[np.uint8]:
+def _load_bytes(name: str, tensor: TensorLike) -> npt.NDArray[np.uint8]:
     value = tensor
     if isinstance(value, LazyTensor):
         value = value.read()
         if value.dtype != tensor.dtype or tuple(value.shape) != tuple(tensor.shape):
             raise ValueError(
-                f"{name} was to be {tuple(tensor.shape)} of {tensor.dtype} and is "
+                f"{name}: expected {tuple(tensor.shape)} of {tensor.dtype}, got "
                 f"{tuple(value.shape)} of {value.dtype}; its file changed while it was read"
             )
     flat = value.detach().to("cpu").contiguous().reshape(-1)
-    found: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return found
+    data: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return data

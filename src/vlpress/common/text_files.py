@@ -1,4 +1,4 @@
-"""Text that users write: files in UTF-8, and lines that hold one JSON object each."""
+"""Text files of users: UTF-8 decoding, and JSON objects in lines."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_MARKED = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_START = 200  # bytes that tell UTF-16 without a mark: every other one is zero
+_FOREIGN_MARKS = (
+    codecs.BOM_UTF32_LE,
+    codecs.BOM_UTF32_BE,
+    codecs.BOM_UTF16_LE,
+    codecs.BOM_UTF16_BE,
+)
+_START = 200
+"""Bytes to examine for UTF-16 without a byte order mark: about half of them are zero."""
 
 
 def decode_utf8(raw: bytes, name: str) -> str:
-    """Text of a file's bytes; a byte order mark is left out.
+    """Decode the bytes of a UTF-8 file, without its byte order mark.
 
     Args:
-        raw: the whole file.
-        name: of the file, for messages.
+        raw: content of the file.
+        name: name of the file for error messages.
 
     Raises:
-        ValueError: they are in another encoding; the message says what to do.
+        ValueError: another encoding; the message names the file and line, and the remedy.
     """
     start = raw[:_START]
-    if raw.startswith(_MARKED) or start.count(0) * 3 > len(start):
+    if raw.startswith(_FOREIGN_MARKS) or start.count(0) * 3 > len(start):
         raise ValueError(f"{name} is in UTF-16 or UTF-32; save it as UTF-8")
     try:
         return raw.decode("utf-8-sig")
@@ -34,39 +40,39 @@ def decode_utf8(raw: bytes, name: str) -> str:
 
 
 def read_object(line: str, *, parse_float: Callable[[str], float] = float) -> dict[str, Any]:
-    """The JSON object that a line holds.
+    """Parse a line that holds one JSON object.
 
     Args:
-        line: of a JSONL file.
-        parse_float: makes a number of the text of one that is no integer.
+        line: line of a JSONL file.
+        parse_float: converts the text of a number that is not an integer.
 
     Raises:
-        ValueError: it holds something else, a key twice, or a number that JSON does not have.
+        ValueError: not an object, a duplicate key, or a number that is not valid JSON (NaN).
     """
     try:
         record = json.loads(
             line,
-            object_pairs_hook=_object,
+            object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
             parse_float=parse_float,
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg})") from None
     except RecursionError:
-        raise ValueError("not JSON (too deep a recursion of lists or objects)") from None
+        raise ValueError("not JSON (lists or objects are nested too deeply)") from None
     if not isinstance(record, dict):
-        raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        raise ValueError(f"holds a {type(record).__name__}, not an object")
     return record
 
 
-def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} is there twice; keep one")
-        found[key] = value
-    return found
+        if key in values:
+            raise ValueError(f"duplicate key {key!r}; keep one")
+        values[key] = value
+    return values
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write null or leave the key out")
+    raise ValueError(f"{name} is not valid JSON; write null or remove the key")

@@ -104,7 +104,7 @@ def test_relaxed_numbers_may_be_five_percent_off(gold: float, off: float) -> Non
     ("line", "fault"),
     [
         ("{", r"line 1: not JSON \(Expecting property name"),
-        ("[1]", "line 1: it holds a list, not an object"),
+        ("[1]", "line 1: holds a list, not an object"),
         ({"answer": "x"}, "line 1: question must be a text"),
         ({"question": "q"}, "line 1: answer is null; it must be a text, a finite number or a list"),
         ({"question": "q", "answer": []}, r"line 1: answer is \[\]"),
