@@ -33,15 +33,12 @@ from common.machine import provenance
 from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
 from common.tables import listed
 
+import vlpress
 from vlpress.calib.samples.draw import load_samples
-from vlpress.common.progress import Reporter
 from vlpress.eval import compare
-from vlpress.eval.api import evaluate_to
-from vlpress.eval.config import BUILTIN_BENCHES, Questions
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
-from vlpress.quant.config import Settings
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.resolve import encode_samples
@@ -259,19 +256,18 @@ class Measurement:
 
     def ask(self, model: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
         """Answer the benchmarks into a folder; what is there is resumed unless `fresh`."""
-        found = evaluate_to(
+        scores = vlpress.evaluate(
+            model,
             out,
-            model=model,
-            questions=Questions(BUILTIN_BENCHES, limit=self.options.limit),
-            settings=Settings(device="cpu"),
-            reference=None,
+            limit=self.options.limit,
+            device="cpu",
             overwrite=True,
             fresh=fresh,
-            reporter=Reporter(),
+            progress=True,
         )
         return {
             name: {"score": row["score"], "n": row["n"]}
-            for name, row in found["benchmarks"].items()
+            for name, row in scores["benchmarks"].items()
         }
 
 

@@ -32,7 +32,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
-from vlpress.common.locking import sole_use
+from vlpress.common.output_dir import sole_use
 from vlpress.model.loading import resolve_model
 from vlpress.model.weight_files import digest_folder
 

@@ -17,9 +17,7 @@ from typing import NamedTuple
 from PIL import Image
 from playwright.sync_api import Browser, FloatRect, sync_playwright
 
-from vlpress.common.progress import Reporter
-from vlpress.eval.config import Questions, RunRequest
-from vlpress.eval.run import run
+import vlpress
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LIMIT = 60
@@ -53,7 +51,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("no Chromium found; install Debian's package chromium")
-    run(RunRequest(out, recipe=RECIPE, questions=Questions(limit=LIMIT)), Reporter())
+    vlpress.run(out=out, recipe=RECIPE, limit=LIMIT, progress=True)
     page = (out / "report" / "report.html").resolve().as_uri()
     with sync_playwright() as playwright:
         # Without its sandbox, so that it runs as root in a container.

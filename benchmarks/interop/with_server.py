@@ -27,18 +27,16 @@ from urllib.request import urlopen
 
 import torch
 
-from vlpress.common.progress import Reporter
+import vlpress
 from vlpress.eval.answering.predictions import Prediction
-from vlpress.eval.api import evaluate_to
-from vlpress.eval.config import BUILTIN_BENCHES, Questions, Served
+from vlpress.eval.config import BUILTIN_BENCHES, QuestionOptions
 from vlpress.eval.resolve import open_tasks_in
 from vlpress.eval.results import StoredRun, read_run
-from vlpress.eval.served import evaluate_served_to
 from vlpress.eval.tasks.task import Item
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.config import Settings
+from vlpress.quant.config import ModelSettings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common.machine import provenance
@@ -54,24 +52,24 @@ def main() -> None:
     """Evaluate both, compare, write the result."""
     options = parse()
     torch.set_num_threads(1)
-    questions = Questions(
-        BUILTIN_BENCHES, limit=options.questions, batch_size=8, prompt_style=STYLE
-    )
-    asked: dict[str, Any] = {
-        "questions": questions,
-        "reference": None,
-        "overwrite": False,
-        "fresh": True,
-        "reporter": Reporter(),
+    questions: dict[str, Any] = {
+        "bench": BUILTIN_BENCHES,
+        "limit": options.questions,
+        "batch_size": 8,
+        "prompt_style": STYLE,
     }
+    fresh: dict[str, Any] = {"fresh": True, "progress": True}
     local, served = options.work / "local", options.work / "served"
-    in_fp32 = Settings(device="cpu", dtype="fp32")
-    evaluate_to(local, model="tiny", settings=in_fp32, **asked)
+    vlpress.evaluate("tiny", local, **questions, device="cpu", dtype="fp32", **fresh)
     model = str(resolve_model("tiny"))
     with serving(model, options.work / "server.log") as url:
-        endpoint = Served(url, model, extra='{"repetition_penalty": null}')
-        evaluate_served_to(served, served=endpoint, settings=Settings(), **asked)
-    margins = Margins(questions)
+        endpoint: dict[str, Any] = {
+            "endpoint": url,
+            "served_model": model,
+            "endpoint_extra": '{"repetition_penalty": null}',
+        }
+        vlpress.evaluate(out=served, **endpoint, **questions, **fresh)
+    margins = Margins(QuestionOptions(**questions))
     benchmarks = compare_runs(read_run(local), read_run(served), margins)
     passed = all(entry["passed"] for entry in benchmarks.values())
     server = {"name": "transformers serve", "version": version("transformers")}
@@ -131,7 +129,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 class Margins:
     """How near the local model was to saying what the server said; loaded when first asked."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: QuestionOptions) -> None:
         self._questions = questions
         self._model: QwenVL | None = None
 
@@ -141,7 +139,7 @@ class Margins:
             folder = resolve_model("tiny")
             self._model = load_model(folder, device="cpu", dtype="fp32")
             self._processor = Processor.from_folder(folder)
-            tasks = open_tasks_in(STYLE, self._questions, Settings())
+            tasks = open_tasks_in(STYLE, self._questions, ModelSettings())
             self._items = {f"{t.name} {item.id}": item for t in tasks for item in t.items}
         return self._margin(self._model, self._items[item_id], ours, theirs)
 
