@@ -84,7 +84,7 @@ def kernels_of(model: QwenVL) -> dict[str, int]:
     found = Counter(layer.kernel for layer in quantized_layers(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
     found.update(module.product.kernels.name for module in floats)
-    if model.lm_head is None and isinstance(model.head_product, bf16_linear.Product):
+    if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):
         found[model.head_product.kernels.name] += 1
     return dict(sorted(found.items()))
 

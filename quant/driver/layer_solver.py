@@ -15,7 +15,7 @@ from ...calib.sequential import BlockResult, BlockView, OnBlockDone, TapGroup, r
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..kernels.bf16_linear import gram_on
+from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import QuantizedWeight, choose_input_scale
 from ..methods.gptaq import asymmetric_target
 from ..methods.gptq import gptq
@@ -123,7 +123,7 @@ class QuantizationRun:
             token_weights=token_weights,
             asymmetric=[row.name for row in rows if row.step and row.step.asymmetric],
             prepare=self.transform_block if self.transforms.planned else None,
-            syrk=gram_on(self.device),
+            syrk=select_syrk(self.device),
             on_block_done=check_and_leave,
             comm=self.comm,
             **where,

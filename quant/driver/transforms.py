@@ -16,7 +16,7 @@ from torch import Tensor
 from ...calib.observers import AbsMax, Hessian, MeanAbs
 from ...calib.sequential import BlockView, TapGroup, tap_groups
 from ...model.qwen_vl import QwenVL
-from ..kernels.bf16_linear import gram_on
+from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import choose_input_scale
 from ..methods.awq import awq_scales
 from ..methods.channel_scaling import (
@@ -171,7 +171,7 @@ class BlockTransforms:
         observers = view.observe(
             lambda: {
                 spec.name: [
-                    Hessian(spec.in_features, device, gram_on(device)),
+                    Hessian(spec.in_features, device, select_syrk(device)),
                     MeanAbs(spec.in_features, device),
                 ]
             }

@@ -1,1 +1,1 @@
-"""Products with quantized weights; `reference` is the specification."""
+"""Kernels for linear layers with quantized weights; `reference` is the specification."""

@@ -1,6 +1,6 @@
-"""Attention on the CPU: of one new token over a cache, and of whole prompts.
+"""Attention on the CPU: of one new token over the KV cache, and of whole prompts.
 
-Letters: B prompts, T new tokens, S all tokens, D head size.
+Letters: B = prompts, T = new tokens, S = all tokens (columns of the cache), D = head size.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ...model.cache import LayerCache
-from .library import Kernels, Scratch, loaded
+from .library import Kernels, Scratch, require_library
 
 
-class _Newest(ctypes.Structure):
+class _DecodeAttention(ctypes.Structure):
+    """Mirrors `attention.h`."""
+
     _fields_ = (
         ("prompts", ctypes.c_int64),
         ("heads", ctypes.c_int64),
@@ -38,6 +40,8 @@ class _Newest(ctypes.Structure):
 
 
 class _Strides(ctypes.Structure):
+    """Mirrors `attention.h`."""
+
     _fields_ = (
         ("prompt", ctypes.c_int64),
         ("head", ctypes.c_int64),
@@ -45,7 +49,9 @@ class _Strides(ctypes.Structure):
     )
 
 
-class _Prompts(ctypes.Structure):
+class _PrefillAttention(ctypes.Structure):
+    """Mirrors `attention.h`."""
+
     _fields_ = (
         ("prompts", ctypes.c_int64),
         ("heads", ctypes.c_int64),
@@ -67,91 +73,94 @@ class _Prompts(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Heads:
-    """Of an attention."""
+    """Head counts and head size of an attention layer."""
 
     heads: int
+    """Query heads, a multiple of `kv_heads` (grouped-query attention)."""
     kv_heads: int
     head_dim: int
 
 
-def attend_newest(
+def decode_attention(
     heads: Heads,
     qkv: tuple[Tensor, Tensor, Tensor],
-    stored: LayerCache,
+    cache: LayerCache,
     past: int,
     mask: Tensor | None,
     kernels: Kernels,
 ) -> Tensor:
-    """Attention of one new token of each prompt; its key and value go into column `past`.
+    """Append one new token per prompt to the cache and compute its attention.
 
     Args:
-        heads: how many, and how wide.
-        qkv: bf16 ``[B, 1, heads, D]`` and twice ``[B, 1, kv_heads, D]``, contiguous.
-        stored: of the layer in a cache, contiguous; column `past` is written.
-        past: columns that are filled, fewer than the capacity.
-        mask: bool ``[B or 1, 1, 1, past + 1]``: whether a column is seen; None sees all.
-        kernels: which ones.
+        heads: head counts and size.
+        qkv: bf16 `[B, 1, heads, D]` and twice `[B, 1, kv_heads, D]`, contiguous.
+        cache: keys and values of the layer, contiguous; column `past` is written.
+        past: number of filled columns, below the capacity.
+        mask: bool `[B or 1, 1, 1, past + 1]`, True for visible columns; None if all are.
+        kernels: the instruction set to use.
 
     Returns:
-        bf16 ``[B, 1, heads * D]``.
+        bf16 `[B, 1, heads * D]`.
     """
-    batch, threads = len(stored.keys), torch.get_num_threads()
+    batch, threads = len(cache.keys), torch.get_num_threads()
     q, k, v = qkv
     out = q.new_empty(batch, 1, heads.heads * heads.head_dim)
     group = heads.heads // heads.kv_heads
     scores = torch.empty(threads * group * (past + 1))
-    seen = None if mask is None else mask.expand(batch, 1, 1, past + 1).contiguous()
+    visible = None if mask is None else mask.expand(batch, 1, 1, past + 1).contiguous()
     widened = None
-    if stored.key_scales is not None:
+    if cache.key_scales is not None:
         widened = torch.empty(threads * (past + 1) * heads.head_dim, dtype=torch.bfloat16)
-    call = _Newest(
+    arguments = _DecodeAttention(
         batch,
         heads.heads,
         heads.kv_heads,
         heads.head_dim,
         past,
-        stored.keys.shape[2],
+        cache.keys.shape[2],
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        *map(_address, stored),
-        _address(seen),
+        *map(_address, cache),
+        _address(visible),
         out.data_ptr(),
         scores.data_ptr(),
         _address(widened),
     )
-    loaded().vlpress_attend_newest(kernels.handle, ctypes.addressof(call), threads)
+    require_library().vlpress_decode_attention(kernels.handle, ctypes.addressof(arguments), threads)
     return out
 
 
-def attends_prompts(heads: Heads, kernels: Kernels) -> bool:
-    """Whether `attend_prompts` can be called: it needs a processor that multiplies bf16."""
-    return heads.head_dim % 2 == 0 and bool(loaded().vlpress_attends_prompts(kernels.handle))
+def has_prefill_attention(heads: Heads, kernels: Kernels) -> bool:
+    """Whether `prefill_attention` is available; it needs bf16 products and an even head size."""
+    available = require_library().vlpress_has_prefill_attention(kernels.handle)
+    return heads.head_dim % 2 == 0 and bool(available)
 
 
-def attend_prompts(
+def prefill_attention(
     heads: Heads, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kernels: Kernels
 ) -> Tensor:
-    """Attention of the last T of S tokens, what `scaled_dot_product_attention` computes.
+    """Compute the attention of the last T of S tokens, as `scaled_dot_product_attention` does.
 
-    Weights are rounded to bf16 before they meet the values, and divided by their sum after it.
+    Softmax weights are rounded to bf16 before the product with the values; the division by their
+    sum follows it, in float32.
 
     Args:
-        heads: how many, and how wide.
-        q: bf16 ``[B, T, heads, D]``, contiguous.
-        k: bf16 ``[B, kv_heads, S, D]``; the last dimension is dense.
-        v: the same.
-        mask: bool ``[B or 1, 1, T, S]``: whether a token sees a column, one at least; None is
+        heads: head counts and size.
+        q: bf16 `[B, T, heads, D]`, contiguous.
+        k: bf16 `[B, kv_heads, S, D]`, contiguous in the last dimension.
+        v: as `k`.
+        mask: bool `[B or 1, 1, T, S]`, True for visible columns, at least one per token; None is
             causal.
-        kernels: which ones, of which `attends_prompts` is true.
+        kernels: the instruction set to use; `has_prefill_attention` must be true for it.
 
     Returns:
-        bf16 ``[B, T, heads * D]``.
+        bf16 `[B, T, heads * D]`.
     """
     batch, tokens, columns = len(q), q.shape[1], k.shape[2]
     out, threads = q.new_empty(batch, tokens, heads.heads * heads.head_dim), torch.get_num_threads()
-    seen = None if mask is None else mask.contiguous()
-    call = _Prompts(
+    visible = None if mask is None else mask.contiguous()
+    arguments = _PrefillAttention(
         batch,
         heads.heads,
         heads.kv_heads,
@@ -163,14 +172,16 @@ def attend_prompts(
         v.data_ptr(),
         _Strides(*k.stride()[:3]),
         _Strides(*v.stride()[:3]),
-        _address(seen),
-        0 if seen is None or len(seen) == 1 else tokens * columns,
+        _address(visible),
+        0 if visible is None or len(visible) == 1 else tokens * columns,
         out.data_ptr(),
         None,
     )
-    scratch = Scratch(loaded().vlpress_prompts_scratch(ctypes.addressof(call), threads))
-    call.scratch = scratch.address
-    loaded().vlpress_attend_prompts(kernels.handle, ctypes.addressof(call), threads)
+    library = require_library()
+    size = library.vlpress_prefill_attention_scratch(ctypes.addressof(arguments), threads)
+    scratch = Scratch(size)
+    arguments.scratch = scratch.address
+    library.vlpress_prefill_attention(kernels.handle, ctypes.addressof(arguments), threads)
     return out
 
 

@@ -1,4 +1,7 @@
-"""Products of bf16 matrices that are not quantized, where torch's own are slow on the CPU."""
+"""Products with unquantized bf16 matrices on the CPU, where torch's own are slow.
+
+Letters: N = out_features, K = in_features.
+"""
 
 from __future__ import annotations
 
@@ -10,43 +13,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu, library
-from .library import Kernels, Scratch, loaded
+from .library import Kernels, Scratch, require_library
 
-FEW_ROWS = 16
-"""With more, a weight is no longer read faster than it is multiplied."""
-WITHOUT_BF16 = ("avx512_vnni", "avx2")
-"""Kernels of processors on which torch multiplies bf16 several times slower than float32."""
-STORED = 16
-"""Bits of a weight that is not quantized, see layout.h."""
+GEMV_ROWS = 16
+"""Most rows for `gemv`: with more, multiplying takes longer than reading the weight."""
+WITHOUT_BF16_UNITS = ("avx512_vnni", "avx2")
+"""Instruction sets on whose processors torch's bf16 products are several times slower than its
+float32 ones."""
+BF16_BITS = 16
+"""`bits` of an unquantized weight, see `layout.h`."""
 
 
-def add_gram_(
+def syrk_(
     lower: Tensor, x: Tensor, kernels: Kernels, alpha: float = 1.0, beta: float = 1.0
 ) -> None:
-    """``lower = beta * lower + alpha * x' x`` in its lower half; what lies above is undefined.
+    """Update the lower triangle: `lower = beta * lower + alpha * x' x` (BLAS: syrk).
 
-    Products of bf16 numbers are exact in float32, in which they are added.
+    Above the diagonal the result is undefined. Products of bf16 numbers are exact in float32, in
+    which they are summed.
 
     Args:
-        lower: float32 ``[K, K]``, contiguous.
-        x: bf16 ``[tokens, K]``.
-        kernels: which ones.
+        lower: float32 `[K, K]`, contiguous, updated in place.
+        x: bf16 `[tokens, K]`.
+        kernels: the instruction set to use.
         alpha: factor of the product.
-        beta: factor of what is there.
+        beta: factor of the previous content.
 
     Raises:
-        ValueError: a type or shape is another.
+        ValueError: a dtype or shape differs from these.
     """
     if x.dtype != torch.bfloat16 or lower.dtype != torch.float32 or not lower.is_contiguous():
-        raise ValueError(f"x is {x.dtype}, lower {lower.dtype}; they must be bf16 and float32")
+        raise ValueError(
+            f"x is {x.dtype}, lower {lower.dtype}; they must be bf16 and contiguous float32"
+        )
     if x.dim() != 2 or lower.shape != (x.shape[1], x.shape[1]):
-        raise ValueError(f"x is {tuple(x.shape)}, lower {tuple(lower.shape)}")
+        raise ValueError(
+            f"x is {tuple(x.shape)}, lower {tuple(lower.shape)}; "
+            "they must be [tokens, K] and [K, K]"
+        )
     if x.stride(1) != 1:
         x = x.contiguous()
     (tokens, k), threads = x.shape, torch.get_num_threads()
-    library = loaded()
-    scratch = Scratch(library.vlpress_gram_scratch(kernels.handle, tokens, k, threads))
-    library.vlpress_gram(
+    compiled = require_library()
+    scratch = Scratch(compiled.vlpress_syrk_scratch(kernels.handle, tokens, k, threads))
+    compiled.vlpress_syrk(
         kernels.handle,
         x.data_ptr(),
         tokens,
@@ -60,37 +70,37 @@ def add_gram_(
     )
 
 
-def gram_on(device: torch.device) -> Callable[[Tensor, Tensor, float, float], None] | None:
-    """`add_gram_` with the chosen kernels; None where torch's own product has to do.
+def select_syrk(device: torch.device) -> Callable[[Tensor, Tensor, float, float], None] | None:
+    """Select `syrk_` with the chosen kernels, or None where torch's product has to be used.
 
     Raises:
-        ValueError: VLPRESS_KERNEL asks for what cannot run here.
+        ValueError: VLPRESS_KERNEL selects kernels that cannot run here.
     """
     kernels = library.chosen_kernels() if device.type == "cpu" else ""
     if isinstance(kernels, str):
         return None
-    return lambda lower, x, alpha, beta: add_gram_(lower, x, kernels, alpha, beta)
+    return lambda lower, x, alpha, beta: syrk_(lower, x, kernels, alpha, beta)
 
 
-def multiply_few(x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight' + bias`` for few rows, reading the weight once and as fast as memory gives it.
+def gemv(x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None) -> Tensor:
+    """Compute `x @ weight' + bias` for few rows, at the speed of reading the weight once.
 
-    Sums in float32, rounded once, as torch's own product does.
+    Sums are in float32 and rounded once, as in torch's product.
 
     Args:
-        x: bf16 ``[..., K]``.
-        weight: bf16 ``[N, K]``, contiguous.
-        kernels: which ones.
-        bias: bf16 ``[N]``.
+        x: bf16 `[..., K]`.
+        weight: bf16 `[N, K]`, contiguous.
+        kernels: the instruction set to use.
+        bias: bf16 `[N]`.
 
     Returns:
-        bf16 ``[..., N]``.
+        bf16 `[..., N]`.
 
     Raises:
-        ValueError: a type or shape is another.
+        ValueError: a dtype or shape differs from these.
     """
-    rows, y, shift = _prepared(x, weight, bias)
-    loaded().vlpress_dense(
+    rows, y, shift = _checked_arguments(x, weight, bias)
+    require_library().vlpress_bf16_gemv(
         kernels.handle,
         weight.data_ptr(),
         None if shift is None else shift.data_ptr(),
@@ -104,33 +114,40 @@ def multiply_few(x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | Non
     return y
 
 
-def multiply_many(
-    x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None
-) -> Tensor:
-    """As `multiply_few`, for any number of rows: in float32, a part of the weight at a time."""
-    rows, y, shift = _prepared(x, weight, bias)
+def gemm(x: Tensor, weight: Tensor, kernels: Kernels, bias: Tensor | None = None) -> Tensor:
+    """Compute as `gemv` does, for any number of rows.
+
+    Panels of the weight are converted to float32 in the cache, so that no float32 copy of the whole
+    weight is needed.
+    """
+    rows, y, shift = _checked_arguments(x, weight, bias)
     if not len(rows):
         return y
-    (columns, k), threads, kind = weight.shape, torch.get_num_threads(), cpu.TYPES[x.dtype]
-    shape = cpu.Shape(k, k, STORED)
-    described = cpu.Weight(
+    (columns, k), threads, dtype = weight.shape, torch.get_num_threads(), cpu.DTYPE_CODES[x.dtype]
+    shape = cpu.Shape(k, k, BF16_BITS)
+    struct = cpu.Weight(
         weight.data_ptr(), None, None, None if shift is None else shift.data_ptr(), columns, 0, 0
     )
-    size = loaded().vlpress_scratch(
-        kernels.handle, ctypes.addressof(shape), kind, len(rows), threads, False
+    size = require_library().vlpress_gemm_scratch(
+        kernels.handle, ctypes.addressof(shape), dtype, len(rows), threads, False
     )
-    cpu.call(kernels, (shape, ctypes.addressof(described), 1), rows, [y], size)
+    cpu.gemm(kernels, (shape, ctypes.addressof(struct), 1), rows, [y], size)
     return y
 
 
-def _prepared(
+def _checked_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows of x, memory for the result, and the bias in float32."""
+    """Check dtypes and shapes; return the rows of x, an empty result, and the float32 bias."""
     if not x.dtype == weight.dtype == torch.bfloat16 or not weight.is_contiguous():
-        raise ValueError(f"x is {x.dtype}, the weight {weight.dtype}; both must be bf16")
+        raise ValueError(
+            f"x is {x.dtype}, the weight {weight.dtype}; both must be bf16, the weight contiguous"
+        )
     if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x is {tuple(x.shape)}, the weight {tuple(weight.shape)}")
+        raise ValueError(
+            f"x is {tuple(x.shape)}, the weight {tuple(weight.shape)}; "
+            "they must be [..., K] and [N, K]"
+        )
     rows = x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
@@ -138,37 +155,37 @@ def _prepared(
     return rows, x.new_empty((*x.shape[:-1], len(weight))), shift
 
 
-class Product:
-    """What `torch.nn.functional.linear` gives, faster where torch's own is slow for bf16."""
+class Bf16Linear:
+    """`torch.nn.functional.linear` with faster kernels for bf16 where they pay off."""
 
     def __init__(self, kernels: Kernels) -> None:
-        """Use these kernels where they pay."""
+        """Use the kernels of this instruction set."""
         self.kernels = kernels
-        self.takes_many = kernels.name in WITHOUT_BF16
-        """Whether more than `FEW_ROWS` rows pay too."""
+        self.uses_gemm = kernels.name in WITHOUT_BF16_UNITS
+        """Whether `gemm` is faster than torch, for more than `GEMV_ROWS` rows."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ weight' + bias``, as `multiply_few` takes them or any others."""
-        few = x.numel() <= FEW_ROWS * x.shape[-1]
-        suits = (
+        """Compute `x @ weight' + bias`; inputs that the kernels do not support go to torch."""
+        few_rows = x.numel() <= GEMV_ROWS * x.shape[-1]
+        supported = (
             x.dtype == weight.dtype == torch.bfloat16
             and weight.device.type == "cpu"
             and weight.is_contiguous()
-            and (few or self.takes_many)
-            and not torch.compiler.is_compiling()  # which sees no memory to hand on
+            and (few_rows or self.uses_gemm)
+            and not torch.compiler.is_compiling()  # raw pointers do not exist while tracing
             and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         )
-        if not suits:
+        if not supported:
             return F.linear(x, weight, bias)
-        multiply = multiply_few if few else multiply_many
+        multiply = gemv if few_rows else gemm
         return multiply(x, weight, self.kernels, bias)
 
 
-def product_on(device: torch.device) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """A `Product` of the chosen kernels; torch's own elsewhere, and where there are none.
+def select_linear(device: torch.device) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """Select a `Bf16Linear` of the chosen kernels, or torch's `linear` where there are none.
 
     Raises:
-        ValueError: VLPRESS_KERNEL asks for what cannot run here.
+        ValueError: VLPRESS_KERNEL selects kernels that cannot run here.
     """
     kernels = library.chosen_kernels() if device.type == "cpu" else ""
-    return F.linear if isinstance(kernels, str) else Product(kernels)
+    return F.linear if isinstance(kernels, str) else Bf16Linear(kernels)

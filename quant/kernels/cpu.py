@@ -1,4 +1,7 @@
-"""Products with quantized weights on the CPU: checks and allocates, then calls the library."""
+"""Linear layers with quantized weights on the CPU: checks and allocates, then calls the library.
+
+Letters: M = rows (tokens), N = out_features, K = in_features.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,16 @@ import torch
 from torch import Tensor
 
 from .cpu_layout import TiledWeight
-from .library import Kernels, Scratch, loaded
+from .library import Kernels, Scratch, require_library
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
+"""`enum Type` of `layout.h`."""
+FLOAT_ACTIVATIONS = -1.0
+"""The `scale` of `vlpress_gemm` without quantized activations."""
 
 
 class Weight(ctypes.Structure):
-    """One weight; mirrors layout.h."""
+    """One weight; mirrors `layout.h`."""
 
     _fields_ = (
         ("packed", ctypes.c_void_p),
@@ -29,123 +35,125 @@ class Weight(ctypes.Structure):
 
 
 class Shape(ctypes.Structure):
-    """What weights of one call share; mirrors layout.h."""
+    """Properties that all weights of one call share; mirrors `layout.h`."""
 
     _fields_ = (("k", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64))
 
 
-class Product:
-    """One or more weights that multiply the same input in one call."""
+class CpuLinear:
+    """One or more prepacked weights that multiply the same input in one call."""
 
     def __init__(
         self, weights: Sequence[TiledWeight], biases: Sequence[Tensor | None], kernels: Kernels
     ) -> None:
-        """Note where everything lies.
+        """Collect the data pointers for the C structs.
 
         Args:
-            weights: of the same in_features, bits, group size and order.
-            biases: ``[N]`` or None, one for each.
-            kernels: which ones.
+            weights: all with the same in_features, bits, group size and input order.
+            biases: `[N]` or None for each weight.
+            kernels: the instruction set to use.
         """
         first = weights[0]
         self.order = first.order
         self.widths = [weight.out_features for weight in weights]
-        # The library reads these while it runs: they must live as long as this.
+        # The structs hold raw pointers: these references keep the tensors alive.
         self._weights = tuple(weights)
         self._biases = [None if bias is None else bias.detach().float() for bias in biases]
         self._shape = Shape(first.in_features, first.group_size, first.bits)
         self._array = (Weight * len(weights))(
-            *(_describe(w, b) for w, b in zip(weights, self._biases, strict=True))
+            *(_weight_struct(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
-        self.described = self._shape, ctypes.addressof(self._array), len(weights)
-        """What `block.py` hands on."""
+        self.arguments = self._shape, ctypes.addressof(self._array), len(weights)
+        """Shape, address of the first `Weight`, and number of weights, for the C structs."""
         self.kernels, self.name = kernels, kernels.name
-        self._scratch: dict[tuple[int, int, int, bool], int] = {}
-        self._bytes = loaded().vlpress_scratch
+        self._scratch_sizes: dict[tuple[int, int, int, bool], int] = {}
+        self._measure_scratch = require_library().vlpress_gemm_scratch
 
     def __call__(self, x: Tensor, input_scale: float | None = None) -> list[Tensor]:
-        """``x @ W' + bias`` for each weight.
+        """Compute `x @ W' + bias` for each weight.
 
         Args:
-            x: ``[..., K]`` float; types other than bf16 go through float32.
-            input_scale: None multiplies `x` as it is; else it is rounded to int8, by this scale,
-                or if it is 0 by a scale for each row (``absmax / 127``).
+            x: `[..., K]` float; dtypes other than bf16 are computed in float32.
+            input_scale: None for float activations. Otherwise `x` is quantized to int8: with this
+                scale, or with one scale per row (`absmax / 127`) if it is 0.
 
         Returns:
-            ``[..., N]`` for each weight, in the dtype of `x`.
+            `[..., N]` for each weight, in the dtype of `x`.
 
         Raises:
-            RuntimeError: a gradient is asked for; there is none.
+            RuntimeError: `x` requires a gradient; the kernels have none.
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("quantized layers on CPU kernels have no gradient; use no_grad()")
-        if x.dtype not in TYPES:
+        if x.dtype not in DTYPE_CODES:
             return [out.to(x.dtype) for out in self(x.float(), input_scale)]
         outputs = [x.new_empty((*x.shape[:-1], width)) for width in self.widths]
-        self.into(x, outputs, input_scale)
+        self.compute_into(x, outputs, input_scale)
         return outputs
 
-    def into(self, x: Tensor, outputs: Sequence[Tensor], input_scale: float | None = None) -> None:
-        """As a call, into given memory.
+    def compute_into(
+        self, x: Tensor, outputs: Sequence[Tensor], input_scale: float | None = None
+    ) -> None:
+        """Compute as `__call__` does, into given memory.
 
         Args:
-            x: ``[..., K]``, bf16 or float32.
-            outputs: contiguous ``[..., N]`` for each weight, of the dtype of `x`.
-            input_scale: as in a call.
+            x: `[..., K]`, bf16 or float32.
+            outputs: contiguous `[..., N]` for each weight, in the dtype of `x`.
+            input_scale: as in `__call__`.
         """
         if self.order is not None:
             x = x.index_select(-1, self.order)
         rows = x.reshape(-1, x.shape[-1])
         if rows.stride(-1) != 1:
             rows = rows.contiguous()
-        count, kind, threads = len(rows), TYPES[x.dtype], torch.get_num_threads()
+        count, dtype, threads = len(rows), DTYPE_CODES[x.dtype], torch.get_num_threads()
         if count == 0:
             return
-        key = (count, kind, threads, input_scale is not None)
-        if key not in self._scratch:
-            self._scratch[key] = self._bytes(
-                self.kernels.handle, ctypes.addressof(self._shape), kind, count, threads, key[3]
+        key = (count, dtype, threads, input_scale is not None)
+        if key not in self._scratch_sizes:
+            self._scratch_sizes[key] = self._measure_scratch(
+                self.kernels.handle, ctypes.addressof(self._shape), dtype, count, threads, key[3]
             )
-        call(self.kernels, self.described, rows, outputs, self._scratch[key], input_scale)
+        gemm(self.kernels, self.arguments, rows, outputs, self._scratch_sizes[key], input_scale)
 
 
-def call(
+def gemm(
     kernels: Kernels,
-    described: tuple[Shape, int, int],
+    arguments: tuple[Shape, int, int],
     rows: Tensor,
     outputs: Sequence[Tensor],
     scratch_bytes: int,
     input_scale: float | None = None,
 ) -> None:
-    """Let the library multiply.
+    """Call `vlpress_gemm`.
 
     Args:
-        kernels: which ones.
-        described: what the weights share, the address of the first `Weight`, and how many follow.
-        rows: ``[M, K]``, bf16 or float32, dense along K.
-        outputs: as in `Product.into`.
-        scratch_bytes: what `vlpress_scratch` gives.
-        input_scale: as in `Product`.
+        kernels: the instruction set to use.
+        arguments: as `CpuLinear.arguments`.
+        rows: `[M, K]`, bf16 or float32, contiguous along K.
+        outputs: as in `CpuLinear.compute_into`.
+        scratch_bytes: from `vlpress_gemm_scratch`.
+        input_scale: as in `CpuLinear`.
     """
-    shape, weights, count = described
+    shape, weights, count = arguments
     scratch = Scratch(scratch_bytes)
-    loaded().vlpress_products(
+    require_library().vlpress_gemm(
         kernels.handle,
         ctypes.addressof(shape),
         weights,
         count,
-        TYPES[rows.dtype],
+        DTYPE_CODES[rows.dtype],
         rows.data_ptr(),
         len(rows),
         rows.stride(0),
         (ctypes.c_void_p * count)(*(out.data_ptr() for out in outputs)),
         scratch.address,
         torch.get_num_threads(),
-        -1.0 if input_scale is None else input_scale,
+        FLOAT_ACTIVATIONS if input_scale is None else input_scale,
     )
 
 
-def _describe(weight: TiledWeight, bias: Tensor | None) -> Weight:
+def _weight_struct(weight: TiledWeight, bias: Tensor | None) -> Weight:
     zeros = weight.zero_points
     return Weight(
         weight.packed.data_ptr(),

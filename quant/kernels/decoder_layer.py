@@ -1,9 +1,9 @@
-"""A decoder layer around its attention on the CPU, in two calls of the library.
+"""A decoder layer on the CPU, without its attention, in two calls of the library.
 
-With one token at a time norms, rotation, additions and activations each cost more as calls of torch
-than as arithmetic; here they are computed in float32 between the products and rounded once.
+With one token at a time, each torch call for a norm, a rotation, an addition or an activation takes
+longer than its arithmetic. Here these run in float32 between the matrix products, rounded once.
 
-Letters: B prompts, T new tokens, H hidden size, D head size.
+Letters: B = prompts, T = new tokens, H = hidden size, D = head size.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from .attention import Heads
-from .cpu import Product, Shape
-from .library import Kernels, Scratch, loaded
+from .cpu import FLOAT_ACTIVATIONS, CpuLinear, Shape
+from .library import Kernels, Scratch, require_library
 
 
 class _Linear(ctypes.Structure):
+    """Mirrors `decoder_layer.h`."""
+
     _fields_ = (
         ("shape", Shape),
         ("weights", ctypes.c_void_p),
@@ -29,7 +31,9 @@ class _Linear(ctypes.Structure):
     )
 
 
-class _Block(ctypes.Structure):
+class _DecoderLayer(ctypes.Structure):
+    """Mirrors `decoder_layer.h`."""
+
     _fields_ = (
         ("hidden", ctypes.c_int64),
         ("inner", ctypes.c_int64),
@@ -44,39 +48,40 @@ class _Block(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of a decoder layer."""
+class LayerSizes:
+    """Sizes of a decoder layer."""
 
     hidden: int
     inner: int
+    """Inner width of the feed-forward."""
     attention: Heads
 
 
-class Block:
-    """Everything of a decoder layer but attention."""
+class CpuDecoderLayer:
+    """A decoder layer without its attention: `pre_attention` and `post_attention`."""
 
     def __init__(
         self,
-        sizes: Sizes,
+        sizes: LayerSizes,
         norms: tuple[Tensor, Tensor],
         eps: float,
-        products: Sequence[Product],
+        linears: Sequence[CpuLinear],
         kernels: Kernels,
     ) -> None:
-        """Note where everything lies.
+        """Collect the data pointers for the C struct.
 
         Args:
-            sizes: of the layer.
-            norms: weights of the norms before attention and before the feed-forward, bf16 ``[H]``.
-            eps: of the norms.
-            products: of q, k and v; of the output; of gate and up; of down. None of them orders
-                its inputs.
-            kernels: which ones.
+            sizes: sizes of the layer.
+            norms: weights of the norms before attention and before the feed-forward, bf16 `[H]`.
+            eps: epsilon of both norms.
+            linears: q, k and v fused; output; gate and up fused; down. None of them may reorder its
+                inputs.
+            kernels: the instruction set to use.
         """
         self.sizes, self.kernels = sizes, kernels
-        # The library reads these while it runs: they must live as long as this.
-        self._norms, self._products = norms, tuple(products)
-        self._fixed = _Block(
+        # The struct holds raw pointers: these references keep the tensors alive.
+        self._norms, self._linears = norms, tuple(linears)
+        self._template = _DecoderLayer(
             sizes.hidden,
             sizes.inner,
             *astuple(sizes.attention),
@@ -84,34 +89,33 @@ class Block:
             norms[1].data_ptr(),
             eps,
         )
-        for place, product in enumerate(products):
-            linear = self._fixed.linears[place]
-            linear.shape, linear.weights, linear.count = product.described
-        self._scratch: dict[tuple[int, int, bytes], int] = {}
+        for struct, linear in zip(self._template.linears, linears, strict=True):
+            struct.shape, struct.weights, struct.count = linear.arguments
+        self._scratch_sizes: dict[tuple[int, int, bytes], int] = {}
 
-    def enter(
+    def pre_attention(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, scales: Sequence[float | None]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalize, multiply, rotate.
+        """Apply the first norm, the q, k and v projections, and the rotary embedding.
 
         Args:
-            hidden: bf16 ``[B, T, H]``, contiguous.
-            cos: bf16 ``[B, T, D / 2]``.
-            sin: the same.
-            scales: of each product's input, as `Product` takes them.
+            hidden: bf16 `[B, T, H]`, contiguous.
+            cos: bf16 `[B, T, D / 2]`.
+            sin: as `cos`.
+            scales: input scale of each linear layer, as in `CpuLinear`.
 
         Returns:
-            q ``[B, T, heads, D]``, k and v ``[B, T, kv_heads, D]``.
+            q `[B, T, heads, D]`, k and v `[B, T, kv_heads, D]`.
         """
         sizes, (batch, tokens, _) = self.sizes.attention, hidden.shape
         heads = sizes.heads, sizes.kv_heads, sizes.kv_heads
         q, k, v = (hidden.new_empty(batch, tokens, count, sizes.head_dim) for count in heads)
         outputs = (ctypes.c_void_p * 3)(q.data_ptr(), k.data_ptr(), v.data_ptr())
-        block, scratch, threads = self._prepared(batch * tokens, scales)
+        struct, scratch, threads = self._call_arguments(batch * tokens, scales)
         cos, sin = cos.contiguous(), sin.contiguous()
-        loaded().vlpress_enter(
+        require_library().vlpress_pre_attention(
             self.kernels.handle,
-            ctypes.addressof(block),
+            ctypes.addressof(struct),
             batch * tokens,
             hidden.data_ptr(),
             cos.data_ptr(),
@@ -122,23 +126,25 @@ class Block:
         )
         return q, k, v
 
-    def leave(self, hidden: Tensor, attended: Tensor, scales: Sequence[float | None]) -> Tensor:
-        """Multiply and add, normalize, feed forward and add.
+    def post_attention(
+        self, hidden: Tensor, attended: Tensor, scales: Sequence[float | None]
+    ) -> Tensor:
+        """Apply the output projection, the second norm and the feed-forward, with both residuals.
 
         Args:
-            hidden: as `enter` took it.
-            attended: bf16 ``[B, T, heads * D]``, contiguous.
-            scales: as in `enter`.
+            hidden: the input of `pre_attention`.
+            attended: bf16 `[B, T, heads * D]`, contiguous.
+            scales: as in `pre_attention`.
 
         Returns:
-            bf16 ``[B, T, H]``.
+            bf16 `[B, T, H]`.
         """
         out = hidden.clone()
         rows = hidden.shape[0] * hidden.shape[1]
-        block, scratch, threads = self._prepared(rows, scales)
-        loaded().vlpress_leave(
+        struct, scratch, threads = self._call_arguments(rows, scales)
+        require_library().vlpress_post_attention(
             self.kernels.handle,
-            ctypes.addressof(block),
+            ctypes.addressof(struct),
             rows,
             attended.data_ptr(),
             out.data_ptr(),
@@ -147,15 +153,17 @@ class Block:
         )
         return out
 
-    def _prepared(self, rows: int, scales: Sequence[float | None]) -> tuple[_Block, Scratch, int]:
-        """A description for one call, so that calls may run side by side."""
-        block, threads = _Block.from_buffer_copy(self._fixed), torch.get_num_threads()
-        for place, scale in enumerate(scales):
-            block.linears[place].scale = -1.0 if scale is None else scale
-        rounded = bytes(scale is not None for scale in scales)
-        key = (rows, threads, rounded)
-        if key not in self._scratch:
-            self._scratch[key] = loaded().vlpress_block_scratch(
-                self.kernels.handle, ctypes.addressof(block), rows, threads
+    def _call_arguments(
+        self, rows: int, scales: Sequence[float | None]
+    ) -> tuple[_DecoderLayer, Scratch, int]:
+        """Arguments of one call; the struct is a copy, so that calls may run in parallel."""
+        struct, threads = _DecoderLayer.from_buffer_copy(self._template), torch.get_num_threads()
+        for linear, scale in zip(struct.linears, scales, strict=True):
+            linear.scale = FLOAT_ACTIVATIONS if scale is None else scale
+        quantized = bytes(scale is not None for scale in scales)
+        key = (rows, threads, quantized)
+        if key not in self._scratch_sizes:
+            self._scratch_sizes[key] = require_library().vlpress_decoder_layer_scratch(
+                self.kernels.handle, ctypes.addressof(struct), rows, threads
             )
-        return block, Scratch(self._scratch[key]), threads
+        return struct, Scratch(self._scratch_sizes[key]), threads

@@ -1,10 +1,9 @@
 """The compiled CPU kernels: C++ in `cpu/`, called through ctypes.
 
-The library holds the kernels of several instruction sets and picks the best one the processor has;
-the environment variable VLPRESS_KERNEL names another (``avx512``, ``avx512_vnni``, ``avx2``,
-``portable``), or
-``reference`` for none. Threads are those of torch's own OpenMP runtime, as many as
-`torch.get_num_threads` says.
+The library contains kernels for several instruction sets and uses the best one that the processor
+supports. The environment variable VLPRESS_KERNEL selects another (`avx512`, `avx512_vnni`, `avx2`,
+`portable`), or `reference` for none. The kernels run on the threads of torch's OpenMP runtime,
+`torch.get_num_threads()` of them.
 """
 
 from __future__ import annotations
@@ -21,118 +20,123 @@ from torch import Tensor
 
 VARIABLE = "VLPRESS_KERNEL"
 NAMES = ("avx512", "avx512_vnni", "avx2", "portable")
-UNWANTED = f"{VARIABLE} is reference"
+REFERENCE_REQUESTED = f"{VARIABLE} is reference"
 LIBRARY = "libvlpress_cpu.so"
-KEPT = 2**26  # bytes of working memory at most that a thread keeps
-ALIGNMENT = 64
+MAX_CACHED_BYTES = 2**26
+"""Largest scratch memory that a thread keeps between calls."""
+ALIGNMENT = 64  # bytes of a cache line, and of an AVX-512 register
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Those of one instruction set."""
+    """The kernels of one instruction set."""
 
     handle: int
-    """What the library knows them by."""
+    """Address of their table in the library."""
     name: str
-    """Of `NAMES`."""
+    """One of `NAMES`."""
 
 
 @functools.cache
-def load() -> ctypes.CDLL | str:
-    """The compiled library, or why there is none."""
+def load_library() -> ctypes.CDLL | str:
+    """Load the compiled library.
+
+    Returns:
+        The library, or the reason why it cannot be loaded.
+    """
     try:
         with as_file(files(__package__) / LIBRARY) as path:
             library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the CPU kernels are not built ({error})"
-    pointer, wide = ctypes.c_void_p, ctypes.c_int64
-    library.vlpress_kernels.restype = pointer
-    library.vlpress_kernels.argtypes = [ctypes.c_char_p]
-    library.vlpress_name.restype = ctypes.c_char_p
-    library.vlpress_name.argtypes = [pointer]
-    library.vlpress_has_threads.restype = ctypes.c_int
-    library.vlpress_gram_scratch.restype = wide
-    library.vlpress_gram_scratch.argtypes = [pointer, wide, wide, ctypes.c_int]
-    library.vlpress_gram.restype = None
-    library.vlpress_gram.argtypes = [
-        *(pointer, pointer, wide, wide, wide, pointer, ctypes.c_float, ctypes.c_float),
-        *(pointer, ctypes.c_int),
-    ]
-    library.vlpress_dense.restype = None
-    library.vlpress_dense.argtypes = [
-        *(pointer, pointer, pointer, wide, wide, pointer, wide, wide, pointer, ctypes.c_int)
-    ]
-    library.vlpress_block_scratch.restype = wide
-    library.vlpress_block_scratch.argtypes = [pointer, pointer, wide, ctypes.c_int]
-    library.vlpress_enter.restype = None
-    library.vlpress_enter.argtypes = [*(pointer, pointer, wide), *(pointer,) * 5, ctypes.c_int]
-    library.vlpress_attends_prompts.restype = ctypes.c_int
-    library.vlpress_attends_prompts.argtypes = [pointer]
-    library.vlpress_prompts_scratch.restype = wide
-    library.vlpress_prompts_scratch.argtypes = [pointer, ctypes.c_int]
-    for attend in (library.vlpress_attend_newest, library.vlpress_attend_prompts):
-        attend.restype = None
-        attend.argtypes = [pointer, pointer, ctypes.c_int]
-    library.vlpress_leave.restype = None
-    library.vlpress_leave.argtypes = [*(pointer, pointer, wide), *(pointer,) * 3, ctypes.c_int]
-    library.vlpress_read.restype = ctypes.c_uint64
-    library.vlpress_read.argtypes = [pointer, wide, ctypes.c_int]
-    library.vlpress_scratch.restype = wide
-    library.vlpress_scratch.argtypes = [
-        *(pointer, pointer, ctypes.c_int, wide, ctypes.c_int, ctypes.c_int)
-    ]
-    library.vlpress_products.restype = None
-    library.vlpress_products.argtypes = [
-        *(pointer, pointer, pointer, ctypes.c_int, ctypes.c_int, pointer, wide, wide, pointer),
-        *(pointer, ctypes.c_int, ctypes.c_float),
-    ]
+    # Without argtypes ctypes passes Python integers as 32-bit C ints, which truncates addresses.
+    pointer, int64, int32, float32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+    signatures = {
+        "find_kernels": (pointer, [ctypes.c_char_p]),
+        "kernels_name": (ctypes.c_char_p, [pointer]),
+        "has_threads": (int32, []),
+        "read_memory": (ctypes.c_uint64, [pointer, int64, int32]),
+        "gemm_scratch": (int64, [pointer, pointer, int32, int64, int32, int32]),
+        "gemm": (
+            None,
+            [
+                *(pointer, pointer, pointer, int32, int32, pointer, int64, int64, pointer),
+                *(pointer, int32, float32),
+            ],
+        ),
+        "syrk_scratch": (int64, [pointer, int64, int64, int32]),
+        "syrk": (
+            None,
+            [pointer, pointer, int64, int64, int64, pointer, float32, float32, pointer, int32],
+        ),
+        "bf16_gemv": (
+            None,
+            [pointer, pointer, pointer, int64, int64, pointer, int64, int64, pointer, int32],
+        ),
+        "decoder_layer_scratch": (int64, [pointer, pointer, int64, int32]),
+        "pre_attention": (None, [pointer, pointer, int64, *(pointer,) * 5, int32]),
+        "post_attention": (None, [pointer, pointer, int64, *(pointer,) * 3, int32]),
+        "decode_attention": (None, [pointer, pointer, int32]),
+        "has_prefill_attention": (int32, [pointer]),
+        "prefill_attention_scratch": (int64, [pointer, int32]),
+        "prefill_attention": (None, [pointer, pointer, int32]),
+    }
+    for name, (restype, argtypes) in signatures.items():
+        function = getattr(library, f"vlpress_{name}")
+        function.restype, function.argtypes = restype, argtypes
     return library
 
 
 @functools.cache
 def find_kernels(name: str = "") -> Kernels | str:
-    """An instruction set's kernels, or why there are none.
+    """Find an instruction set's kernels.
 
     Args:
-        name: of `NAMES`, or empty for the best one.
+        name: one of `NAMES`, or empty for the best available.
+
+    Returns:
+        The kernels, or the reason why there are none.
     """
-    library = load()
+    library = load_library()
     if isinstance(library, str):
         return library
-    handle = library.vlpress_kernels(name.encode())
+    handle = library.vlpress_find_kernels(name.encode())
     if handle is None:
         return f"this processor, or this build, has no {name} kernels"
-    return Kernels(handle, library.vlpress_name(handle).decode())
+    return Kernels(handle, library.vlpress_kernels_name(handle).decode())
 
 
 def chosen_kernels() -> Kernels | str:
-    """What `find_kernels` gives for the environment's choice.
+    """Find the kernels that VLPRESS_KERNEL selects, or the best available.
+
+    Returns:
+        The kernels, or the reason why there are none.
 
     Raises:
-        ValueError: VLPRESS_KERNEL names something else, or kernels that cannot run here.
+        ValueError: VLPRESS_KERNEL is an unknown name, or kernels that cannot run here.
     """
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted == "reference":
-        return UNWANTED
-    if wanted not in ("", *NAMES):
-        raise ValueError(f"{VARIABLE} is {wanted!r}; it can be {', '.join(NAMES)} or reference")
-    found = find_kernels(wanted)
-    if wanted and isinstance(found, str):
-        raise ValueError(f"{VARIABLE} is {wanted}: {found}")
-    return found
+    name = os.environ.get(VARIABLE, "")
+    if name == "reference":
+        return REFERENCE_REQUESTED
+    if name not in ("", *NAMES):
+        raise ValueError(f"{VARIABLE} is {name!r}; it can be {', '.join(NAMES)} or reference")
+    kernels = find_kernels(name)
+    if name and isinstance(kernels, str):
+        raise ValueError(f"{VARIABLE} is {name}: {kernels}")
+    return kernels
 
 
 def has_threads() -> bool:
-    """Whether the kernels found torch's OpenMP runtime; without it they run on one thread."""
-    library = load()
+    """Whether the kernels use torch's OpenMP runtime; without it they run on one thread."""
+    library = load_library()
     return not isinstance(library, str) and bool(library.vlpress_has_threads())
 
 
 def read_memory(memory: Tensor) -> int:
-    """Read a contiguous tensor once, as fast as memory gives it: what weights can be read at.
+    """Read a contiguous tensor once, at full memory bandwidth.
 
     Args:
-        memory: of a size in bytes that 64 divides.
+        memory: size in bytes a multiple of 64.
 
     Returns:
         The sum of its 64-bit words, modulo 2**64.
@@ -140,36 +144,37 @@ def read_memory(memory: Tensor) -> int:
     Raises:
         OSError: the kernels are not built.
     """
-    library = load()
+    library = load_library()
     if isinstance(library, str):
         raise OSError(library)
     size = memory.numel() * memory.element_size()
-    return int(library.vlpress_read(memory.data_ptr(), size, torch.get_num_threads()))
+    return int(library.vlpress_read_memory(memory.data_ptr(), size, torch.get_num_threads()))
 
 
-def loaded() -> ctypes.CDLL:
-    """The library, where `Kernels` show that there is one."""
-    library = load()
+def require_library() -> ctypes.CDLL:
+    """The library, for callers that hold `Kernels` of it."""
+    library = load_library()
     assert not isinstance(library, str)
     return library
 
 
-_kept = threading.local()
+_cached = threading.local()
 
 
 class Scratch:
-    """Working memory of a call, aligned to cache lines.
+    """Scratch memory of one call, aligned to cache lines.
 
-    A thread's last one is kept for its next call: memory that is asked for anew is handed out in
-    pages that have to be cleared first. Only one may be in use in a thread at a time.
+    Each thread keeps its last buffer for the next call: a fresh allocation of this size comes as
+    new pages, which the operating system clears at first touch. Hence only one `Scratch` may be in
+    use per thread at a time.
     """
 
     def __init__(self, size: int) -> None:
-        """Take `size` bytes."""
-        memory: Tensor | None = getattr(_kept, "memory", None)
+        """Reserve `size` bytes."""
+        memory: Tensor | None = getattr(_cached, "memory", None)
         if memory is None or len(memory) < size + ALIGNMENT:
             memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-            if size <= KEPT:
-                _kept.memory = memory
+            if size <= MAX_CACHED_BYTES:
+                _cached.memory = memory
         self._memory = memory
         self.address = -(-self._memory.data_ptr() // ALIGNMENT) * ALIGNMENT

@@ -1,7 +1,7 @@
-"""Products with quantized weights as an operator of torch, for `torch.compile` and `torch.export`.
+"""Quantized CPU products as a torch operator, for `torch.compile` and `torch.export`.
 
-A compiler cannot look into a call through ctypes. Code that runs eagerly calls `cpu.Product`
-itself: dispatching an operator takes tens of microseconds.
+A compiler cannot trace a call through ctypes. Eager code calls `CpuLinear` directly, because
+dispatching an operator takes tens of microseconds.
 """
 
 from __future__ import annotations
@@ -12,35 +12,39 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from .cpu import Product
+from .cpu import CpuLinear
 
-_KNOWN: WeakValueDictionary[int, Product] = WeakValueDictionary()
+# Operators take tensors and numbers only, so that layers are passed by number. Weak values: the
+# registry must not keep the weights of a deleted model.
+_LAYERS: WeakValueDictionary[int, CpuLinear] = WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
-def register(product: Product) -> int:
-    """A number by which the operator finds a product as long as it lives."""
+def register(linear: CpuLinear) -> int:
+    """Assign a number to a layer, valid as long as the layer exists."""
     number = next(_NUMBERS)
-    _KNOWN[number] = product
+    _LAYERS[number] = linear
     return number
 
 
-@torch.library.custom_op("vlpress::products", mutates_args=())
-def products(x: Tensor, number: int, widths: list[int], input_scale: float | None) -> list[Tensor]:
-    """What the product of that number gives.
+@torch.library.custom_op("vlpress::quantized_linear", mutates_args=())
+def quantized_linear(
+    x: Tensor, number: int, widths: list[int], input_scale: float | None
+) -> list[Tensor]:
+    """Call the layer with this number.
 
     Args:
-        x: ``[..., K]``.
-        number: of `register`.
+        x: `[..., K]`.
+        number: from `register`.
         widths: out_features of each weight.
-        input_scale: as `Product` takes it.
+        input_scale: as in `CpuLinear`.
 
     Returns:
-        ``[..., N]`` for each weight.
+        `[..., N]` for each weight.
     """
-    return _KNOWN[number](x, input_scale)
+    return _LAYERS[number](x, input_scale)
 
 
-@products.register_fake
+@quantized_linear.register_fake
 def _(x: Tensor, number: int, widths: list[int], input_scale: float | None) -> list[Tensor]:
     return [x.new_empty((*x.shape[:-1], width)) for width in widths]

@@ -1,12 +1,14 @@
-"""Products with quantized weights in plain torch: the specification, and the answer anywhere.
+"""Linear layers with quantized weights in plain torch: the specification and the fallback.
 
-`weight_only_linear` computes in floats with the weight dequantized. `integer_linear` rounds the
-input to int8 as well and multiplies integers; whatever order a kernel adds in, its sums of integers
-are these.
+`weight_only_linear` dequantizes the weight and computes in floats. `integer_linear` quantizes the
+input to int8 too and multiplies integers, whose sums are exact: every kernel must reproduce them
+bit for bit, in any order of summation.
 
-Layout of the prepacked weight (made once at load): uint8, row-major along the input features.
-Up to 4 bits two neighbours share a byte, the even one in the low half; above that one byte holds
-one value. Letters: N = out_features, K = in_features, G = groups per row.
+Layout of the prepacked weight (created once, when a layer is loaded): uint8, row-major along the
+input features. Up to 4 bits, two neighbouring inputs share a byte, the even one in the low half;
+above 4 bits, each byte holds one value.
+
+Letters: N = out_features, K = in_features, G = groups per row.
 """
 
 from collections.abc import Iterator
@@ -15,15 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Columns whose products float32 adds without rounding: 512 * 128 * 255 < 2**24.
+# Columns per float32 product, whose integer sums are then exact: 512 * 128 * 255 < 2**24.
 _EXACT_COLUMNS = 512
 
 
 def prepack(integers: Tensor, bits: int) -> Tensor:
-    """uint8 ``[N, K]`` to the prepacked form: ``[N, K / 2]`` up to 4 bits, else ``[N, K]``.
+    """Pack integers for the reference kernel.
+
+    Args:
+        integers: uint8 `[N, K]`.
+        bits: 2 to 8.
+
+    Returns:
+        uint8, `[N, K / 2]` up to 4 bits, else `[N, K]`.
 
     Raises:
-        ValueError: an odd K with two values per byte.
+        ValueError: K is odd with up to 4 bits.
     """
     if bits > 4:
         return integers.contiguous()
@@ -35,7 +44,7 @@ def prepack(integers: Tensor, bits: int) -> Tensor:
 
 
 def unprepack(packed: Tensor, bits: int) -> Tensor:
-    """Undo `prepack`: uint8 ``[N, K]``."""
+    """Undo `prepack`: uint8 `[N, K]`."""
     if bits > 4:
         return packed
     return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
@@ -49,15 +58,18 @@ def dequantize(
     dtype: torch.dtype,
     group_index: Tensor | None = None,
 ) -> Tensor:
-    """The float matrix ``[N, K]``: ``scale * (q - zero_point)`` in float32, rounded once.
+    """Compute the float matrix `scale * (q - zero_point)` in float32, rounded once to `dtype`.
 
     Args:
         packed: from `prepack`.
-        scales: float ``[N, G]``.
-        zero_points: uint8 ``[N, G]``.
+        scales: float `[N, G]`.
+        zero_points: uint8 `[N, G]`.
         bits: 2 to 8.
-        dtype: of the result.
-        group_index: int32 ``[K]``, or None for consecutive groups.
+        dtype: dtype of the result.
+        group_index: int32 `[K]`, or None for consecutive groups.
+
+    Returns:
+        `[N, K]`.
     """
     values = unprepack(packed, bits).float()
     scales, offsets = scales.float(), zero_points.float()
@@ -66,6 +78,7 @@ def dequantize(
         return ((values - offsets[:, columns]) * scales[:, columns]).to(dtype)
     rows, groups = scales.shape
     grouped = values.reshape(rows, groups, -1)
+    # In place: a float32 copy of the weight is the largest temporary of a layer.
     grouped.sub_(offsets[..., None]).mul_(scales[..., None])
     return grouped.reshape(rows, -1).to(dtype)
 
@@ -79,38 +92,38 @@ def weight_only_linear(
     bias: Tensor | None = None,
     group_index: Tensor | None = None,
 ) -> Tensor:
-    """``x @ W' + bias`` with W dequantized to the dtype of `x`.
+    """Compute `x @ W' + bias` with W dequantized to the dtype of `x`.
 
     Args:
-        x: ``[..., K]`` float.
+        x: `[..., K]` float.
         packed: from `prepack`.
-        scales: float ``[N, G]``.
-        zero_points: uint8 ``[N, G]``.
+        scales: float `[N, G]`.
+        zero_points: uint8 `[N, G]`.
         bits: 2 to 8.
-        bias: ``[N]`` or None.
-        group_index: int32 ``[K]``, or None for consecutive groups.
+        bias: `[N]` or None.
+        group_index: int32 `[K]`, or None for consecutive groups.
 
     Returns:
-        ``[..., N]`` in the dtype of `x`.
+        `[..., N]` in the dtype of `x`.
     """
     weight = dequantize(packed, scales, zero_points, bits, x.dtype, group_index)
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def quantize_activations(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Round activations to symmetric int8.
+    """Quantize activations to symmetric int8.
 
-    Without a scale every token has its own, ``absmax / 127``, and 1 if the token is zero. Levels
-    are ``x / scale`` in float32, rounded to nearest (ties to even) and clamped to -128 to 127; only
-    a given scale can make the clamp act.
+    Without `scale`, each token has its own, `absmax / 127`, or 1 if the token is zero. Levels are
+    `x / scale` in float32, rounded to nearest (ties to even) and clamped to -128 to 127; with a
+    scale per token the clamp has no effect.
 
     Args:
-        x: ``[..., K]`` float, finite. (With scales of its own, a token that is not finite gives a
-            scale that is not; a given scale saturates.)
+        x: `[..., K]` float, finite. A token that is not finite gets a scale that is not finite;
+            with a given scale, infinities saturate and NaN becomes 0.
         scale: float32 scalar for the whole tensor, or None for one per token.
 
     Returns:
-        int8 ``[..., K]`` and the float32 scales, ``[..., 1]`` or the scalar.
+        int8 `[..., K]` and the float32 scales, `[..., 1]` or the scalar.
     """
     values = x.float()
     if scale is None:
@@ -130,27 +143,28 @@ def integer_linear(
     group_index: Tensor | None = None,
     input_scale: Tensor | None = None,
 ) -> Tensor:
-    """``x @ W' + bias`` with the input rounded to int8 (see `quantize_activations`).
+    """Compute `x @ W' + bias` with the input quantized to int8 (see `quantize_activations`).
 
-    For each token and each group of columns the sum of ``level * (q - zero_point)`` is exact; it
-    fits int32 up to 65793 columns. Each sum becomes float32, takes its group's weight scale, and
-    the groups are added in order; the token's scale, then the bias, come last.
+    For each token and each group of columns the sum of `level * (q - zero_point)` is exact; it
+    fits int32 up to 65793 columns. The sums are converted to float32, multiplied by their group's
+    weight scale and added in the order of the groups. The token's scale, then the bias, are applied
+    last.
 
     Args:
-        x: ``[..., K]`` float.
+        x: `[..., K]` float.
         packed: from `prepack`.
-        scales: float ``[N, G]``.
-        zero_points: uint8 ``[N, G]``.
+        scales: float `[N, G]`.
+        zero_points: uint8 `[N, G]`.
         bits: 2 to 8.
-        bias: ``[N]`` or None.
-        group_index: int32 ``[K]``, or None for consecutive groups.
-        input_scale: float scalar, or None to scale every token by itself.
+        bias: `[N]` or None.
+        group_index: int32 `[K]`, or None for consecutive groups.
+        input_scale: float scalar, or None for one scale per token.
 
     Returns:
-        ``[..., N]`` in the dtype of `x`.
+        `[..., N]` in the dtype of `x`.
     """
-    given = None if input_scale is None else input_scale.float()
-    levels, token_scales = quantize_activations(x.reshape(-1, x.shape[-1]), given)
+    scale = None if input_scale is None else input_scale.float()
+    levels, token_scales = quantize_activations(x.reshape(-1, x.shape[-1]), scale)
     weights = unprepack(packed, bits)
     total = torch.zeros(len(levels), len(weights), device=x.device)
     for group, columns in enumerate(_group_columns(weights.shape[1], scales.shape[1], group_index)):
@@ -166,7 +180,7 @@ def integer_linear(
 def _group_columns(
     columns: int, groups: int, group_index: Tensor | None
 ) -> Iterator[slice | Tensor]:
-    """Where the columns of each group lie."""
+    """Columns of each group."""
     for group in range(groups):
         if group_index is not None:
             yield torch.nonzero(group_index == group)[:, 0]
@@ -176,9 +190,12 @@ def _group_columns(
 
 
 def _integer_product(levels: Tensor, weights: Tensor) -> Tensor:
-    """int32 ``levels @ weights'`` of whole numbers kept in float32; exact."""
+    """Compute `levels @ weights'` exactly in int32, from integers stored in float32.
+
+    torch has no int8 or int32 matrix product on all devices; float32 is exact up to 2**24.
+    """
     total = torch.zeros(len(levels), len(weights), dtype=torch.int32, device=levels.device)
     for start in range(0, levels.shape[1], _EXACT_COLUMNS):
-        part = slice(start, start + _EXACT_COLUMNS)
-        total += (levels[:, part] @ weights[:, part].t()).to(torch.int32)
+        columns = slice(start, start + _EXACT_COLUMNS)
+        total += (levels[:, columns] @ weights[:, columns].t()).to(torch.int32)
     return total

@@ -14,12 +14,12 @@ from itertools import groupby
 import torch
 
 from ..driver.transforms import SEARCH_SHARE
-from ..kernels.bf16_linear import gram_on, product_on
+from ..kernels.bf16_linear import select_syrk, select_linear
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
 from ..methods.smoothquant import ALPHAS
-from ..recipe.scheme import QuantScheme
 from ..recipe.presets import SEARCH
+from ..recipe.scheme import QuantScheme
 from ..recipe.steps import AWQStep, SmoothQuantStep
 from .plan import Plan, PlanRow
 
@@ -177,13 +177,13 @@ def _work(columns: int, rows: int) -> float:
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> float:
-    x, multiply = torch.ones(512, 512, device=device, dtype=dtype), product_on(device)
+    x, multiply = torch.ones(512, 512, device=device, dtype=dtype), select_linear(device)
     return _seconds(lambda: multiply(x, x, None), device) / 512**3
 
 
 def _hessian(device: torch.device, dtype: torch.dtype) -> float | None:
     """Time a bf16 syrk per multiply-add; None if Hessians are plain float32 products here."""
-    gram = gram_on(device) if dtype == torch.bfloat16 else None
+    gram = select_syrk(device) if dtype == torch.bfloat16 else None
     if gram is None:
         return None
     x, lower = torch.ones(512, 1024, dtype=dtype), torch.zeros(1024, 1024)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ...model.cache import KVCache
 from ...model.text import DecoderLayer
-from ..kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
-from ..kernels.cpu import Product
-from ..kernels.decoder_layer import Block, Sizes
+from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
+from ..kernels.cpu import CpuLinear
+from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
 from .linear import QuantLinear
 
 BF16 = torch.bfloat16
@@ -29,7 +29,7 @@ class FusedDecoderLayer:
         self._products = _products(self._linears)
         weights = tuple(norm.weight.detach() for norm in self._norms)
         products = [product for product in self._products if product is not None]
-        sizes = Sizes(
+        sizes = LayerSizes(
             hidden=len(weights[0]),
             inner=mlp.gate_proj.out_features,
             attention=Heads(
@@ -41,7 +41,7 @@ class FusedDecoderLayer:
         self._addresses = self._norm_addresses()
         eps = self._norms[0].eps
         self._heads, self._kernels = sizes.attention, products[0].kernels
-        self._block = Block(sizes, (weights[0], weights[1]), eps, products, self._kernels)
+        self._block = CpuDecoderLayer(sizes, (weights[0], weights[1]), eps, products, self._kernels)
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
@@ -71,13 +71,13 @@ class FusedDecoderLayer:
         """As `DecoderLayer.forward`."""
         scales = [part.int8_scale for part in self._linears if isinstance(part, QuantLinear)]
         hidden, index = hidden.contiguous(), self._attention.index
-        qkv = self._block.enter(hidden, cos, sin, scales)
+        qkv = self._block.pre_attention(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
             stored = cache.buffers(index, 1, qkv[1])
-            attended = attend_newest(self._heads, qkv, stored, cache.length, mask, self._kernels)
+            attended = decode_attention(self._heads, qkv, stored, cache.length, mask, self._kernels)
         else:
             attended = self._attend(qkv, mask, cache)
-        return self._block.leave(hidden, attended, scales)
+        return self._block.post_attention(hidden, attended, scales)
 
     def _attend(
         self, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
@@ -86,8 +86,8 @@ class FusedDecoderLayer:
         q, k, v = (part.transpose(1, 2) for part in qkv)
         if cache is not None:
             k, v = cache.update(self._attention.index, k, v)
-        if attends_prompts(self._heads, self._kernels):
-            return attend_prompts(self._heads, qkv[0], k, v, mask, self._kernels)
+        if has_prefill_attention(self._heads, self._kernels):
+            return prefill_attention(self._heads, qkv[0], k, v, mask, self._kernels)
         return self._attention.attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def _norm_addresses(self) -> tuple[int, ...]:
@@ -100,11 +100,11 @@ def _linears(layer: DecoderLayer) -> tuple[nn.Module, ...]:
     return attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj
 
 
-def _products(linears: Sequence[nn.Module]) -> list[Product | None]:
+def _products(linears: Sequence[nn.Module]) -> list[CpuLinear | None]:
     """Of q, k and v, of the output, of gate and up, and of down, as they are now."""
-    found: list[Product | None] = []
+    found: list[CpuLinear | None] = []
     for linear, joint in zip(linears, (True, False, True, False), strict=True):
         holder = linear.fused if joint and isinstance(linear, QuantLinear) else linear
         product = getattr(holder, "product", None)
-        found.append(product if isinstance(product, Product) else None)
+        found.append(product if isinstance(product, CpuLinear) else None)
     return found

@@ -69,8 +69,8 @@ def speed_head_(model: QwenVL) -> None:
     Raises:
         ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
     """
-    product = bf16_linear.product_on(model.device)
-    if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Product):
+    product = bf16_linear.select_linear(model.device)
+    if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Bf16Linear):
         return
     if model.lm_head is None:
         model.head_product = product
@@ -90,10 +90,10 @@ def speed_layers_(model: QwenVL, device: torch.device) -> None:
     Raises:
         ValueError: as `speed_head_`.
     """
-    product = bf16_linear.product_on(device)
-    if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Product):
+    product = bf16_linear.select_linear(device)
+    if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Bf16Linear):
         return
-    for module in list(model.modules()) if product.takes_many else ():
+    for module in list(model.modules()) if product.uses_gemm else ():
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 setattr(module, name, FloatLinear(child, product))
@@ -147,7 +147,7 @@ def round_head_(model: QwenVL, bits: int) -> None:
 
 def _prepare(layer: QuantLinear, kernels: library.Kernels | str) -> str | None:
     """Give a layer its kernel; returns why it keeps the reference."""
-    if isinstance(kernels, str) and (layer.on_cpu or kernels == library.UNWANTED):
+    if isinstance(kernels, str) and (layer.on_cpu or kernels == library.REFERENCE_REQUESTED):
         return kernels
     if (reason := layer.why_not()) is not None:
         return reason

@@ -42,7 +42,7 @@ class QuantLinear(nn.Module):
         self.in_features = weight.in_features
         self.out_features = weight.out_features
         self.tiles: cpu_layout.TiledWeight | None = None
-        self.product: cpu.Product | gpu.Product | None = None
+        self.product: cpu.CpuLinear | gpu.TritonLinear | None = None
         self.number = -1  # under which the custom op finds the product, see `op.register`
         self.fused: FusedLinears | None = None
         self.rounds_inputs = False  # int8 inputs for a weight-only scheme, see `round_inputs_`
@@ -53,7 +53,7 @@ class QuantLinear(nn.Module):
 
     @property
     def int8_scale(self) -> float | None:
-        """The `input_scale` of `cpu.Product`: None for float inputs, 0 for a scale per token."""
+        """The `input_scale` of `cpu.CpuLinear`: None for float inputs, 0 for a scale per token."""
         if self.scheme.activations == "none":
             return 0.0 if self.rounds_inputs else None
         return 0.0 if self.input_scale is None else float(self.input_scale)
@@ -62,7 +62,7 @@ class QuantLinear(nn.Module):
         """Unpack the weight."""
         group_index = self.group_index
         if self.tiles is not None:
-            integers, scales, zero_points = cpu_layout.restore(self.tiles)
+            integers, scales, zero_points = cpu_layout.unprepack(self.tiles)
         else:
             assert self.packed is not None
             assert self.scales is not None and self.zero_points is not None
@@ -104,7 +104,7 @@ class QuantLinear(nn.Module):
             weight.group_index,
         )
         self.packed = self.scales = self.zero_points = None
-        self.product = cpu.Product([self.tiles], [self.bias], kernels)
+        self.product = cpu.CpuLinear([self.tiles], [self.bias], kernels)
         self.number = op.register(self.product)
 
     def use_triton(self) -> None:
@@ -112,7 +112,7 @@ class QuantLinear(nn.Module):
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         grid = self.scales, self.zero_points, self.scheme.bits, self.bias
-        self.product = gpu.Product(self.packed, *grid)
+        self.product = gpu.TritonLinear(self.packed, *grid)
 
     def restore(self) -> None:
         """Return to the reference kernel: undo `prepare` and `use_triton`."""
@@ -168,7 +168,7 @@ class QuantLinear(nn.Module):
 class FloatLinear(nn.Linear):
     """Float linear layer computed by a compiled kernel."""
 
-    def __init__(self, linear: nn.Linear, product: bf16_linear.Product) -> None:
+    def __init__(self, linear: nn.Linear, product: bf16_linear.Bf16Linear) -> None:
         """Share the parameters of `linear`.
 
         Args:
@@ -195,7 +195,7 @@ class FusedLinears:
         """Fuse prepared layers, see `can_fuse`."""
         self.layers = layers
         weights = [layer.tiles for layer in layers if layer.tiles is not None]
-        self.product = cpu.Product(weights, [layer.bias for layer in layers], kernels)
+        self.product = cpu.CpuLinear(weights, [layer.bias for layer in layers], kernels)
         self.number = op.register(self.product)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
@@ -204,11 +204,11 @@ class FusedLinears:
 
 
 def _run(
-    product: cpu.Product | gpu.Product, number: int, x: Tensor, input_scale: float | None
+    product: cpu.CpuLinear | gpu.TritonLinear, number: int, x: Tensor, input_scale: float | None
 ) -> list[Tensor]:
     """Call the kernel directly, or through the custom op while torch.compile is tracing."""
-    if torch.compiler.is_compiling() and isinstance(product, cpu.Product):
-        outputs: list[Tensor] = op.products(x, number, product.widths, input_scale)
+    if torch.compiler.is_compiling() and isinstance(product, cpu.CpuLinear):
+        outputs: list[Tensor] = op.quantized_linear(x, number, product.widths, input_scale)
         return outputs
     return product(x, input_scale)
 

@@ -78,7 +78,7 @@ class UnpackedLinear(nn.Module):
         if self.scheme.activations == "none":
             assert self.dequantized is not None
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return bf16_linear.product_on(x.device)(x, self.dequantized, bias)
+            return bf16_linear.select_linear(x.device)(x, self.dequantized, bias)
         return reference.integer_linear(
             x,
             self.integers,

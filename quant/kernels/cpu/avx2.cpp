@@ -1,10 +1,10 @@
-// The kernels for AVX2 and FMA.
+// Kernel table for AVX2 and FMA. Empty if the compiler lacks these flags, see CMakeLists.txt.
 #include "layout.h"
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include "avx2_integers.h"
-#include "simd_gemm.h"
 #include "pointwise.h"
+#include "simd_gemm.h"
 
 namespace vlpress {
 namespace {

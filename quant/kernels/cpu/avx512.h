@@ -1,4 +1,4 @@
-// What the kernels for AVX-512 share.
+// Loads shared by the AVX-512 kernels.
 #pragma once
 
 #include <immintrin.h>
@@ -8,10 +8,10 @@
 namespace vlpress {
 namespace {
 
-
-inline __m512i broadcast4(const void* four) {
+// Four bytes of x (two bf16 numbers, or four levels) in every lane; from any address.
+inline __m512i broadcast4(const void* bytes) {
   int32_t bits;
-  std::memcpy(&bits, four, sizeof bits);
+  std::memcpy(&bits, bytes, sizeof bits);
   return _mm512_set1_epi32(bits);
 }
 
@@ -27,7 +27,7 @@ inline __m512i zeros16(const uint8_t* at) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
 }
 
-// Weights are read once and in order, but hardware stops looking ahead at the end of a page.
+// Prefetches the weights of a step, see kPrefetchBytes. Into L2 only: L1 holds x.
 inline void prefetch_step(const uint8_t* packed) {
   VLPRESS_UNROLL
   for (int v = 0; v < kVectors; ++v)

@@ -1,4 +1,9 @@
-// Products of bf16 numbers with AVX-512: weights of a grid, or as they are stored.
+// Products of bf16 numbers for AVX-512 with BF16: quantized weights, and bf16 weights in stored
+// form.
+//
+// VDPBF16PS multiplies 32 bf16 numbers by 32 others and adds each pair of products to a float32
+// lane: twice as many products per instruction as a float32 multiply-add, and no conversion of x.
+// It needs the inputs in neighbouring pairs, hence the order in layout.h.
 #pragma once
 
 #include <type_traits>
@@ -10,7 +15,7 @@ namespace {
 
 inline __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
-// bf16 of integers of at most 8 bits: exact.
+// bf16 of an integer of at most 8 bits, by truncation: exact.
 inline uint16_t exact_bf16(int value) {
   const float wide = static_cast<float>(value);
   uint32_t bits;
@@ -18,8 +23,13 @@ inline uint16_t exact_bf16(int value) {
   return static_cast<uint16_t>(bits >> 16);
 }
 
-// What a nibble stands for, as bf16. VPERMW looks at five bits of a word; the fifth belongs to the
-// next nibble, so the sixteen values stand there twice.
+// Lookup tables from nibbles to bf16, with the zero point subtracted: one VPERMW replaces masking,
+// conversion and subtraction. VPERMW indexes with five bits of a word, of which the fifth belongs
+// to the next nibble, so the sixteen values are stored twice.
+//
+// A byte has too many values for a table. An 8-bit weight is 16 * high + low, each nibble with a
+// table of its own (16 * high - zero and low, exact in bf16), and is multiplied in two
+// instructions.
 struct Tables {
   __m512i low, high;
 
@@ -28,7 +38,6 @@ struct Tables {
     for (int i = 0; i < 32; ++i) {
       const int nibble = i % 16;
       lows[i] = exact_bf16(bits == 4 ? nibble - zero : nibble);
-      // zero is 128 - 16 * 8 + rest: the upper half takes the multiple of 16.
       highs[i] = exact_bf16(16 * nibble - zero);
     }
     low = load(lows);
@@ -36,11 +45,12 @@ struct Tables {
   }
 };
 
-// One group of a tile times `kRows` rows, `kVecs` vectors of columns from `vector` on.
+// sums[kRows][kVecs] = one group of a tile, `kVecs` vectors of columns, times `kRows` rows of x.
 template <int kBits, int kRows, int kVecs>
 inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, int64_t stride,
                        const Tables& tables, __m512 (&sums)[kRows][kVecs]) {
-  // With few rows a chain of four dependent products per vector would be waited for.
+  // A step adds four dependent products to each accumulator. With few accumulators their latency is
+  // the limit, so two alternate; with many, the registers are needed for rows.
   constexpr int kChains = kRows * kVecs <= 8 ? 2 : 1;
   __m512 acc[kChains][kRows][kVecs];
   VLPRESS_UNROLL
@@ -65,11 +75,11 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
         weights[v] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[v], 4 * j), table);
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        const __m512bh two = pairs(broadcast4(x + m * stride + 2 * pair));
+        const __m512bh inputs = pairs(broadcast4(x + m * stride + 2 * pair));
         VLPRESS_UNROLL
         for (int v = 0; v < kVecs; ++v) {
           __m512& sum = acc[j % kChains][m][v];
-          sum = _mm512_dpbf16_ps(sum, pairs(weights[v]), two);
+          sum = _mm512_dpbf16_ps(sum, pairs(weights[v]), inputs);
         }
       }
     }
@@ -82,18 +92,21 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
                                 : acc[0][m][v];
 }
 
-// Sum of `count` bf16 values of a row; count is a multiple of 4.
+// Sum of `count` bf16 values of a row, as a product with ones; count is a multiple of 4.
 inline float sum_bf16(const uint16_t* x, int64_t count) {
   const __m512bh ones = pairs(_mm512_set1_epi16(0x3f80));
   __m512 sum = _mm512_setzero_ps();
   for (int64_t k = 0; k < count; k += 32) {
     const int64_t left = count - k;
-    const __mmask32 wanted = left >= 32 ? ~0u : (1u << left) - 1;
-    sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(wanted, x + k)), ones);
+    const __mmask32 valid = left >= 32 ? ~0u : (1u << left) - 1;
+    sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(valid, x + k)), ones);
   }
   return _mm512_reduce_add_ps(sum);
 }
 
+// total[kRows][...] = all groups of a tile, `kVecs` vectors of columns from vector `first` on. The
+// tables subtract `zero` for all columns; columns with their own zero points are corrected once per
+// group by (zero point - zero) * sum(x), instead of once per weight.
 template <int kBits, int kRows, int kVecs>
 inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t stride,
                       float* total) {
@@ -108,24 +121,25 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
     for (int v = 0; v < kVecs; ++v) totals[m][v] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* packed = tile.packed + g * (tile.group / kInputs) * kStepBytes + 64 * first;
-    const uint16_t* part = x + g * tile.group;
-    group_rows<kBits, kRows, kVecs>(packed, tile.group / kInputs, part, stride, tables, sums);
-    __m512 all[kRows];
+    const uint16_t* inputs = x + g * tile.group;
+    group_rows<kBits, kRows, kVecs>(packed, tile.group / kInputs, inputs, stride, tables, sums);
+    __m512 input_sums[kRows];
     if (tile.zero_points)
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m)
-        all[m] = _mm512_set1_ps(sum_bf16(part + m * stride, tile.group));
+        input_sums[m] = _mm512_set1_ps(sum_bf16(inputs + m * stride, tile.group));
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       const int64_t at = g * kTile + kLanes * (first + v);
       const __m512 scale = scales16(tile, at);
-      __m512 behind = _mm512_setzero_ps();  // what the tables left of the zero points
+      __m512 correction = _mm512_setzero_ps();  // the part of the zero points not in the tables
       if (tile.zero_points)
-        behind = _mm512_cvtepi32_ps(_mm512_sub_epi32(zeros16(tile.zero_points + at),
-                                                     _mm512_set1_epi32(tile.zero)));
+        correction = _mm512_cvtepi32_ps(_mm512_sub_epi32(zeros16(tile.zero_points + at),
+                                                         _mm512_set1_epi32(tile.zero)));
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        if (tile.zero_points) sums[m][v] = _mm512_fnmadd_ps(behind, all[m], sums[m][v]);
+        if (tile.zero_points)
+          sums[m][v] = _mm512_fnmadd_ps(correction, input_sums[m], sums[m][v]);
         totals[m][v] = _mm512_fmadd_ps(scale, sums[m][v], totals[m][v]);
       }
     }
@@ -137,6 +151,8 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
       _mm512_storeu_ps(total + m * kTile + kLanes * (first + v), totals[m][v]);
 }
 
+// A tile times m <= kDecodeRows rows. Up to two rows take all four vectors of columns in one pass;
+// more rows take two vectors at a time, so that at most 16 accumulators and 16 totals are live.
 template <int kBits>
 inline void rows_of(const Tile& tile, const uint16_t* x, int64_t stride, int m, float* total) {
   const auto halves = [&](auto rows) {
@@ -161,9 +177,9 @@ inline void bf16_rows(const Tile& tile, const void* x, int64_t stride, int m, fl
                  : rows_of<8>(tile, rows, stride, m, total);
 }
 
-// Two vectors of floats to lanes with a pair of bf16 each, `even` in the lower halves.
+// Rounds two vectors of floats to bf16 pairs, one per lane, with `even` in the lower half.
 inline __m512i interleave(__m512 even, __m512 odd) {
-  // Words of `odd` follow those of `even` in the result of the conversion.
+  // VCVTNE2PS2BF16 writes the 16 words of `even`, then those of `odd`.
   const __m512i order = _mm512_set_epi16(
       31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
       3, 18, 2, 17, 1, 16, 0);
@@ -171,13 +187,14 @@ inline __m512i interleave(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(order, both);
 }
 
-// Panel: for each pair of inputs four vectors of 16 columns, a lane holding the pair.
+// Dequantizes a panel to bf16: for each pair of inputs four vectors of 16 columns, one pair per
+// lane. Weights are computed in float32 and rounded once, as the reference does.
 inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* out) {
   uint16_t* panel = static_cast<uint16_t*>(out);
   const int inputs = step_inputs(tile.bits), width = static_cast<int>(tile.bits);
   const __m512i mask = _mm512_set1_epi32((1 << width) - 1);
   __m512 scales[kVectors], zeros[kVectors];
-  int64_t left = 0;  // inputs of the group that are still to come
+  int64_t left = 0;  // remaining inputs of the group
   for (int64_t k = begin; k < begin + count; k += inputs, left -= inputs) {
     if (left == 0) {
       const int64_t at = k / tile.group * kTile;
@@ -199,14 +216,16 @@ inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* ou
           const __m512i q = _mm512_and_epi32(_mm512_srli_epi32(lanes, shift), mask);
           return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(q), zeros[v]), scales[v]);
         };
-        const __m512i two = interleave(value(i / 2 * width), value(16 + i / 2 * width));
-        _mm512_storeu_si512(panel + i * kTile + 32 * v, two);
+        const __m512i pair = interleave(value(i / 2 * width), value(16 + i / 2 * width));
+        _mm512_storeu_si512(panel + i * kTile + 32 * v, pair);
       }
     }
     panel += inputs * kTile;
   }
 }
 
+// One register tile: kRows rows x 64 columns over all inputs of a panel. With six rows the 24
+// accumulators, 4 vectors of weights and a broadcast of x take 29 of the 32 registers.
 template <int kRows>
 inline void multiply_block(const uint16_t* panel, int64_t count, const uint16_t* x, int64_t stride,
                            bool add, float* total) {
@@ -222,10 +241,10 @@ inline void multiply_block(const uint16_t* panel, int64_t count, const uint16_t*
     for (int v = 0; v < kVectors; ++v) weights[v] = pairs(load(panel + 32 * v));
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const __m512bh two = pairs(broadcast4(x + m * stride + k));
+      const __m512bh inputs = pairs(broadcast4(x + m * stride + k));
       VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v)
-        acc[m][v] = _mm512_dpbf16_ps(acc[m][v], weights[v], two);
+        acc[m][v] = _mm512_dpbf16_ps(acc[m][v], weights[v], inputs);
     }
   }
   VLPRESS_UNROLL
@@ -239,8 +258,11 @@ inline void multiply_bf16(const void* panel, int64_t count, const void* x, int64
                           int64_t m, bool add, float* total) {
   const uint16_t* weights = static_cast<const uint16_t*>(panel);
   const uint16_t* rows = static_cast<const uint16_t*>(x);
-  for (; m >= kBlockRows; m -= kBlockRows, rows += kBlockRows * stride, total += kBlockRows * kTile)
-    multiply_block<kBlockRows>(weights, count, rows, stride, add, total);
+  for (; m >= kRegisterRows; m -= kRegisterRows) {
+    multiply_block<kRegisterRows>(weights, count, rows, stride, add, total);
+    rows += kRegisterRows * stride;
+    total += kRegisterRows * kTile;
+  }
   switch (m) {
     case 5: return multiply_block<5>(weights, count, rows, stride, add, total);
     case 4: return multiply_block<4>(weights, count, rows, stride, add, total);
@@ -251,11 +273,12 @@ inline void multiply_bf16(const void* panel, int64_t count, const void* x, int64
   }
 }
 
-// A row of weights as it is stored times `kRows` rows of x, in four chains: one alone would wait for
-// the product before it.
+// Dot products of one bf16 weight row with `kRows` rows of x. Several independent sums per row, as
+// many as registers allow: a single chain would be bound by the latency of VDPBF16PS, not by
+// memory.
 template <int kRows>
 inline void dot_pairs_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
-                   float* out) {
+                         float* out) {
   constexpr int kChains = kRows <= 4 ? 4 : 2;
   __m512 sums[kChains][kRows];
   VLPRESS_UNROLL
@@ -271,15 +294,16 @@ inline void dot_pairs_of(const uint16_t* weight, int64_t k, const uint16_t* x, i
       const __m512bh weights = pairs(load(at));
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m)
-        sums[h][m] = _mm512_dpbf16_ps(sums[h][m], weights, pairs(load(x + m * stride + i + 32 * h)));
+        sums[h][m] =
+            _mm512_dpbf16_ps(sums[h][m], weights, pairs(load(x + m * stride + i + 32 * h)));
     }
   for (; i < k; i += 32) {
-    const __mmask32 wanted = k - i >= 32 ? ~0u : (1u << (k - i)) - 1;
-    const __m512bh weights = pairs(_mm512_maskz_loadu_epi16(wanted, weight + i));
+    const __mmask32 valid = k - i >= 32 ? ~0u : (1u << (k - i)) - 1;
+    const __m512bh weights = pairs(_mm512_maskz_loadu_epi16(valid, weight + i));
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m)
       sums[0][m] = _mm512_dpbf16_ps(
-          sums[0][m], weights, pairs(_mm512_maskz_loadu_epi16(wanted, x + m * stride + i)));
+          sums[0][m], weights, pairs(_mm512_maskz_loadu_epi16(valid, x + m * stride + i)));
   }
   VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m) {
@@ -303,16 +327,18 @@ inline void dot_pairs(const uint16_t* weight, int64_t k, const uint16_t* x, int6
   }
 }
 
+// As transpose_floats, in bf16: a row of the result holds pairs of tokens.
 inline void transpose_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
                             void* out, int64_t out_stride) {
   uint16_t* narrow = static_cast<uint16_t*>(out);
-  // Blocks that fit the first cache in both directions.
+  // 32 columns are a cache line of x, and 32 lines of the result fit the L1 cache.
   for (int64_t c0 = 0; c0 < columns; c0 += 32)
     for (int64_t t = 0; t < out_stride; ++t)
       for (int64_t c = c0; c < columns && c < c0 + 32; ++c)
         narrow[c * out_stride + t] = t < tokens ? x[t * stride + c] : 0;
 }
 
+// As gather_floats, with pairs of tokens in the lanes of a panel.
 inline void gather_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
                          void* out) {
   uint16_t* panel = static_cast<uint16_t*>(out);
@@ -323,6 +349,8 @@ inline void gather_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int 
     }
 }
 
+// With 8 bits `direct` takes two instructions per weight, so panels pay off from fewer rows
+// (measured).
 constexpr FloatKernels kPairs = {2, {32, 16}, bf16_rows, unpack_bf16, multiply_bf16};
 
 }  // namespace

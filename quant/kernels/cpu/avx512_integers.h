@@ -1,4 +1,9 @@
-// Products of int8 numbers with AVX-512, and rounding to them.
+// Products with int8 activations for AVX-512 with VNNI, and quantization of activations.
+//
+// VPDPBUSD multiplies 64 pairs of an unsigned and a signed byte and adds four of them into each
+// int32 lane. Weights are the unsigned operand without their zero point, activations the signed
+// one; the zero point is applied to the sums: sum(x (w - z)) = sum(x w) - z sum(x). All of it is
+// exact in int32.
 #pragma once
 
 #include <type_traits>
@@ -9,6 +14,7 @@
 namespace vlpress {
 namespace {
 
+// Nibbles of a panel to bytes: the low ones of a step, then the high ones.
 inline void unpack_nibbles(const Tile& tile, int64_t begin, int64_t count, uint8_t* panel) {
   const uint8_t* packed = tile.packed + begin / 8 * kStepBytes;
   const __m512i mask = _mm512_set1_epi8(15);
@@ -22,6 +28,7 @@ inline void unpack_nibbles(const Tile& tile, int64_t begin, int64_t count, uint8
     }
 }
 
+// One register tile: kRows rows x 64 columns over all inputs of a panel, see multiply_block.
 template <int kRows>
 inline void byte_block(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
                        bool add, int32_t* sums) {
@@ -37,10 +44,10 @@ inline void byte_block(const uint8_t* panel, int64_t count, const int8_t* levels
     for (int v = 0; v < kVectors; ++v) weights[v] = load(panel + 64 * v);
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const __m512i four = broadcast4(levels + m * stride + k);
+      const __m512i inputs = broadcast4(levels + m * stride + k);
       VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v)
-        acc[m][v] = _mm512_dpbusd_epi32(acc[m][v], weights[v], four);
+        acc[m][v] = _mm512_dpbusd_epi32(acc[m][v], weights[v], inputs);
     }
   }
   VLPRESS_UNROLL
@@ -52,12 +59,17 @@ inline void byte_block(const uint8_t* panel, int64_t count, const int8_t* levels
 
 inline void multiply_bytes_vnni(const uint8_t* panel, int64_t count, const int8_t* levels,
                                 int64_t stride, int64_t m, bool add, int32_t* sums) {
-  for (; m >= kBlockRows; m -= kBlockRows, levels += kBlockRows * stride, sums += kBlockRows * kTile) {
-    // Where the next rows follow at once, hardware does not see that they will be wanted.
+  for (; m >= kRegisterRows; m -= kRegisterRows) {
+    const int8_t* next = levels + kRegisterRows * stride;
+    // Levels stored by panel: the next register tile's rows follow directly, but the six short
+    // streams of this one do not lead the hardware prefetcher there. Prefetching them gains a
+    // tenth.
     if (stride == count)
-      for (int64_t b = 0; b < kBlockRows * count; b += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(levels + kBlockRows * stride + b), _MM_HINT_T0);
-    byte_block<kBlockRows>(panel, count, levels, stride, add, sums);
+      for (int64_t b = 0; b < kRegisterRows * count; b += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(next + b), _MM_HINT_T0);
+    byte_block<kRegisterRows>(panel, count, levels, stride, add, sums);
+    levels = next;
+    sums += kRegisterRows * kTile;
   }
   switch (m) {
     case 5: return byte_block<5>(panel, count, levels, stride, add, sums);
@@ -69,7 +81,8 @@ inline void multiply_bytes_vnni(const uint8_t* panel, int64_t count, const int8_
   }
 }
 
-// One tile times few rows of levels: nibbles are unpacked in registers, sums stay there.
+// total[kRows][...] = a tile, `kVecs` vectors of columns from vector `first` on, times `kRows` rows
+// of levels. Nibbles are unpacked in registers, and the sums of a group stay there too.
 template <int kBits, int kRows, int kVecs>
 inline void tile_levels(const Tile& tile, int first, const int8_t* levels, int64_t stride,
                         const int32_t* level_sums, float* total) {
@@ -102,10 +115,10 @@ inline void tile_levels(const Tile& tile, int first, const int8_t* levels, int64
                                   : _mm512_and_si512(_mm512_srli_epi16(words[v], 4 * h), mask);
         VLPRESS_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          const __m512i four = broadcast4(levels + m * stride + 4 * h);
+          const __m512i inputs = broadcast4(levels + m * stride + 4 * h);
           VLPRESS_UNROLL
           for (int v = 0; v < kVecs; ++v)
-            sums[m][v] = _mm512_dpbusd_epi32(sums[m][v], weights[v], four);
+            sums[m][v] = _mm512_dpbusd_epi32(sums[m][v], weights[v], inputs);
         }
       }
     }
@@ -117,8 +130,8 @@ inline void tile_levels(const Tile& tile, int first, const int8_t* levels, int64
           tile.zero_points ? zeros16(tile.zero_points + at) : _mm512_set1_epi32(tile.zero);
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        const __m512i all = _mm512_set1_epi32(level_sums[m * groups + g]);
-        const __m512i exact = _mm512_sub_epi32(sums[m][v], _mm512_mullo_epi32(zero, all));
+        const __m512i level_sum = _mm512_set1_epi32(level_sums[m * groups + g]);
+        const __m512i exact = _mm512_sub_epi32(sums[m][v], _mm512_mullo_epi32(zero, level_sum));
         totals[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, totals[m][v]);
       }
     }
@@ -130,6 +143,7 @@ inline void tile_levels(const Tile& tile, int first, const int8_t* levels, int64
       _mm512_storeu_ps(total + m * kTile + kLanes * (first + v), totals[m][v]);
 }
 
+// A tile times m <= kDecodeRows rows of levels; passes as in rows_of.
 template <int kBits>
 inline void levels_of(const Tile& tile, const int8_t* levels, int64_t stride, const int32_t* sums,
                       int m, float* total) {
@@ -155,6 +169,8 @@ inline void level_rows(const Tile& tile, const int8_t* levels, int64_t stride, c
                  : levels_of<8>(tile, levels, stride, sums, m, total);
 }
 
+// As fold_sums. kZeros: columns have their own zero points; else the correction is one number per
+// row.
 template <bool kAdd, bool kZeros>
 inline void fold_rows(const Tile& tile, int64_t group, const int32_t* sums,
                       const int32_t* level_sums, int64_t m, float* total) {
@@ -167,14 +183,16 @@ inline void fold_rows(const Tile& tile, int64_t group, const int32_t* sums,
     zeros[v] = kZeros ? zeros16(tile.zero_points + at) : _mm512_setzero_si512();
   }
   for (int64_t row = 0; row < m; ++row, sums += kTile, total += kTile) {
-    const __m512i all = _mm512_set1_epi32(kZeros ? level_sums[row] : level_sums[row] * tile.zero);
+    const __m512i factor =
+        _mm512_set1_epi32(kZeros ? level_sums[row] : level_sums[row] * tile.zero);
     VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const __m512i behind = kZeros ? _mm512_mullo_epi32(zeros[v], all) : all;
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + kLanes * v), behind));
-      float* here = total + kLanes * v;
-      _mm512_storeu_ps(here, kAdd ? _mm512_fmadd_ps(exact, scales[v], _mm512_loadu_ps(here))
-                                  : _mm512_mul_ps(exact, scales[v]));
+      const __m512i correction = kZeros ? _mm512_mullo_epi32(zeros[v], factor) : factor;
+      const __m512 exact =
+          _mm512_cvtepi32_ps(_mm512_sub_epi32(load(sums + kLanes * v), correction));
+      float* out = total + kLanes * v;
+      _mm512_storeu_ps(out, kAdd ? _mm512_fmadd_ps(exact, scales[v], _mm512_loadu_ps(out))
+                                 : _mm512_mul_ps(exact, scales[v]));
     }
   }
 }
@@ -189,6 +207,7 @@ inline void fold_vectors(const Tile& tile, int64_t group, const int32_t* sums,
         : fold_rows<false, false>(tile, group, sums, level_sums, m, total);
 }
 
+// 16 values of x in float32.
 inline __m512 read16(const void* x, Type type, int64_t i) {
   if (type == kFloat32) return _mm512_loadu_ps(static_cast<const float*>(x) + i);
   const uint16_t* at = static_cast<const uint16_t*>(x) + i;
@@ -196,7 +215,7 @@ inline __m512 read16(const void* x, Type type, int64_t i) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// As quantize_row, 16 inputs at a time; rows or groups of other widths take the plain loop.
+// As quantize_row, 16 inputs at a time; groups that 16 does not divide take the generic loop.
 inline float quantize_vectors(const void* x, Type type, int64_t k, int64_t group, int64_t bits,
                               float given, int8_t* levels, int32_t* sums) {
   if (group % kLanes) return quantize_row(x, type, k, group, bits, given, levels, sums);
@@ -207,22 +226,24 @@ inline float quantize_vectors(const void* x, Type type, int64_t k, int64_t group
     for (int64_t i = 0; i < k; i += kLanes)
       largest = _mm512_max_epi32(
           largest, _mm512_and_si512(_mm512_castps_si512(read16(x, type, i)), magnitude));
-    const int32_t bits_of = _mm512_reduce_max_epi32(largest);
-    std::memcpy(&scale, &bits_of, sizeof scale);
+    const int32_t largest_bits = _mm512_reduce_max_epi32(largest);
+    std::memcpy(&scale, &largest_bits, sizeof scale);
     scale /= 127.0f;
     if (scale == 0.0f) scale = 1.0f;
   }
-  const __m128i order = bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
-                                  : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  // The input at each position of 16, see kOrder4 and kOrder8.
+  const __m128i order =
+      bits == 4 ? _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15)
+                : _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   const __m512 divisor = _mm512_set1_ps(scale);
-  const __m512 most = _mm512_set1_ps(127.0f), least = _mm512_set1_ps(-128.0f);
+  const __m512 upper = _mm512_set1_ps(127.0f), lower = _mm512_set1_ps(-128.0f);
   for (int64_t g = 0; g * group < k; ++g) {
     __m512i sum = _mm512_setzero_si512();
     for (int64_t i = g * group; i < (g + 1) * group; i += kLanes) {
       const __m512 level = _mm512_div_ps(read16(x, type, i), divisor);
-      const __mmask16 known = _mm512_cmp_ps_mask(level, level, _CMP_ORD_Q);
-      const __m512 inside = _mm512_maskz_max_ps(known, _mm512_min_ps(level, most), least);
-      const __m512i whole = _mm512_cvtps_epi32(inside);  // to nearest, ties to even
+      const __mmask16 number = _mm512_cmp_ps_mask(level, level, _CMP_ORD_Q);  // not NaN
+      const __m512 clamped = _mm512_maskz_max_ps(number, _mm512_min_ps(level, upper), lower);
+      const __m512i whole = _mm512_cvtps_epi32(clamped);  // to nearest, ties to even
       sum = _mm512_add_epi32(sum, whole);
       const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), order);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + i), bytes);
@@ -232,8 +253,14 @@ inline float quantize_vectors(const void* x, Type type, int64_t k, int64_t group
   return scale;
 }
 
-constexpr IntKernels kInts = {32, level_rows, unpack_nibbles, multiply_bytes_vnni, multiply_bytes_vnni,
-                              fold_vectors, quantize_vectors};
+// Up to 32 rows, unpacking in registers is faster than panels (measured).
+constexpr IntKernels kInts = {32,
+                              level_rows,
+                              unpack_nibbles,
+                              multiply_bytes_vnni,
+                              multiply_bytes_vnni,
+                              fold_vectors,
+                              quantize_vectors};
 
 }  // namespace
 }  // namespace vlpress

@@ -1,10 +1,11 @@
-// The kernels for AVX-512 with VNNI but without BF16: integers as with it, floats in float32.
+// Kernel table for AVX-512 with VNNI but no BF16 (Cascade Lake, Ice Lake): integer products as in
+// avx512.cpp, float products in float32.
 #include "layout.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include "avx512_integers.h"
-#include "simd_gemm.h"
 #include "pointwise.h"
+#include "simd_gemm.h"
 
 namespace vlpress {
 namespace {

@@ -1,4 +1,4 @@
-// Products of a few rows with bf16 weights as they are stored, read once at the speed of memory.
+// Products of a few rows with bf16 weights in their stored form, bound by memory bandwidth.
 #pragma once
 
 #include "layout.h"
@@ -6,7 +6,7 @@
 namespace vlpress {
 
 // y = x weight' + bias
-struct Dense {
+struct Bf16Gemv {
   const uint16_t* weight;  // bf16 [n][k]
   const float* bias;       // [n] or null
   int64_t n, k;
@@ -16,6 +16,6 @@ struct Dense {
   int threads;
 };
 
-void dense(const Kernels&, const Dense&);
+void bf16_gemv(const Kernels&, const Bf16Gemv&);
 
 }  // namespace vlpress

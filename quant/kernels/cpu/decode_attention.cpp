@@ -1,5 +1,6 @@
-// Attention of one new token of each prompt: every key and value is read once for the heads that
-// share it.
+// Attention of one new token per prompt. The work is bound by reading the KV cache, so the unit of
+// work is a KV head: its keys and values are read once for all query heads that share it
+// (grouped-query attention).
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -10,10 +11,11 @@
 namespace vlpress {
 namespace {
 
-// The columns of one prompt and head: those of a cache in bf16 as they are, of one in int8 in `wide`
-// without their scales.
-const uint16_t* columns(const Kernels& kernels, const Newest& a, int64_t head, void* stored,
-                        float* scales, const uint16_t* fresh, uint16_t* wide) {
+// Appends the new token to the cache of one head and returns its columns in bf16. A bf16 cache is
+// returned in place; an int8 cache is widened to `wide`, without its scales, which the caller
+// applies to the scores: one multiplication per column instead of one per channel.
+const uint16_t* append_column(const Kernels& kernels, const DecodeAttention& a, int64_t head,
+                              void* stored, float* scales, const uint16_t* fresh, uint16_t* wide) {
   const int64_t d = a.head_dim, first = head * a.capacity;
   if (!scales) {
     uint16_t* all = static_cast<uint16_t*>(stored) + first * d;
@@ -21,18 +23,19 @@ const uint16_t* columns(const Kernels& kernels, const Newest& a, int64_t head, v
     return all;
   }
   int8_t* all = static_cast<int8_t*>(stored) + first * d;
-  scales[first + a.past] = kernels.pointwise.round(fresh + head * d, d, all + a.past * d);
+  scales[first + a.past] = kernels.pointwise.quantize(fresh + head * d, d, all + a.past * d);
   kernels.pointwise.widen(all, (a.past + 1) * d, wide);
   return wide;
 }
 
-void multiply_columns(float* scores, int64_t rows, int64_t count, const float* scales) {
+// Multiplies each row of scores by the scales of the columns.
+void scale_columns(float* scores, int64_t rows, int64_t count, const float* scales) {
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t s = 0; s < count; ++s) scores[m * count + s] *= scales[s];
 }
 
-// Heads of one prompt that share keys and values.
-void attend_group(const Kernels& kernels, const Newest& a, int64_t prompt, int64_t kv,
+// The query heads of one prompt that share a KV head.
+void attend_group(const Kernels& kernels, const DecodeAttention& a, int64_t prompt, int64_t kv,
                   int thread) {
   const Pointwise& point = kernels.pointwise;
   const int64_t d = a.head_dim, count = a.past + 1, group = a.heads / a.kv_heads;
@@ -40,17 +43,17 @@ void attend_group(const Kernels& kernels, const Newest& a, int64_t prompt, int64
   float* scores = a.scores + thread * group * count;
   uint16_t* wide = a.widened + (a.key_scales ? thread * count * d : 0);
   const uint16_t* q = a.q + (prompt * a.heads + kv * group) * d;
-  const uint16_t* keys = columns(kernels, a, head, a.keys, a.key_scales, a.k, wide);
+  const uint16_t* keys = append_column(kernels, a, head, a.keys, a.key_scales, a.k, wide);
   const float scale = 1.0f / std::sqrt(static_cast<float>(d));
   alignas(64) float dots[kDecodeRows * kTile];
   for (int64_t first = 0; first < group; first += kDecodeRows) {
-    const int some = static_cast<int>(std::min<int64_t>(kDecodeRows, group - first));
+    const int rows = static_cast<int>(std::min<int64_t>(kDecodeRows, group - first));
     for (int64_t s = 0; s < count; ++s) {
-      kernels.dot(keys + s * d, d, q + first * d, d, some, dots);
-      for (int m = 0; m < some; ++m) scores[(first + m) * count + s] = dots[m * kTile] * scale;
+      kernels.dot(keys + s * d, d, q + first * d, d, rows, dots);
+      for (int m = 0; m < rows; ++m) scores[(first + m) * count + s] = dots[m * kTile] * scale;
     }
   }
-  if (a.key_scales) multiply_columns(scores, group, count, a.key_scales + head * a.capacity);
+  if (a.key_scales) scale_columns(scores, group, count, a.key_scales + head * a.capacity);
   for (int64_t m = 0; m < group; ++m) {
     float* row = scores + m * count;
     if (a.mask)
@@ -58,22 +61,25 @@ void attend_group(const Kernels& kernels, const Newest& a, int64_t prompt, int64
         if (!a.mask[prompt * count + s]) row[s] = -std::numeric_limits<float>::infinity();
     point.softmax(row, count);
   }
-  const uint16_t* values = columns(kernels, a, head, a.values, a.value_scales, a.v, wide);
-  if (a.value_scales) multiply_columns(scores, group, count, a.value_scales + head * a.capacity);
+  const uint16_t* values = append_column(kernels, a, head, a.values, a.value_scales, a.v, wide);
+  // The softmax weights take the values' scales before the weighted sum.
+  if (a.value_scales) scale_columns(scores, group, count, a.value_scales + head * a.capacity);
   uint16_t* out = a.out + (prompt * a.heads + kv * group) * d;
   for (int64_t c = 0; c < d; c += kTile) {
     const int channels = static_cast<int>(std::min<int64_t>(kTile, d - c));
     int64_t m = 0;
     for (; m + 4 <= group; m += 4)
-      point.mix4(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
+      point.weighted_sum4(scores + m * count, count, values + c, d, count, channels,
+                          out + m * d + c);
     for (; m < group; ++m)
-      point.mix1(scores + m * count, count, values + c, d, count, channels, out + m * d + c);
+      point.weighted_sum1(scores + m * count, count, values + c, d, count, channels,
+                          out + m * d + c);
   }
 }
 
 }  // namespace
 
-void attend_newest(const Kernels& kernels, const Newest& a, int threads) {
+void decode_attention(const Kernels& kernels, const DecodeAttention& a, int threads) {
   const int64_t products = 2 * a.prompts * a.heads * (a.past + 1) * a.head_dim;
   const int useful = useful_threads(products, threads);
   parallel(a.prompts * a.kv_heads, useful, [&](int thread, int64_t begin, int64_t end) {

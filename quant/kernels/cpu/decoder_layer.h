@@ -1,21 +1,22 @@
-// A decoder block around its attention: what stands between two products takes longer than they do
-// when each is a call of its own with one token in it.
+// A fused decoder layer, in two halves: everything before its attention and everything after it.
+// With one token at a time, separate framework calls for norms, rotation, additions and activations
+// take longer than the matrix products between them.
 #pragma once
 
 #include "layout.h"
 
 namespace vlpress {
 
-// Weights that multiply the same input; mirrored by ctypes in ../block.py.
+// Weights that share an input; mirrored by ctypes in ../decoder_layer.py.
 struct Linear {
   Shape shape;
   const Weight* weights;
   int32_t count;
-  float scale;  // of the input as in vlpress_products; below 0: not rounded
+  float scale;  // of the int8 input as in vlpress_gemm; below 0: float input
 };
 
-// Mirrored by ctypes in ../block.py.
-struct Block {
+// Mirrored by ctypes in ../decoder_layer.py.
+struct DecoderLayer {
   int64_t hidden, inner, heads, kv_heads, head_dim;
   const uint16_t* first_norm;   // bf16 [hidden]
   const uint16_t* second_norm;
@@ -23,20 +24,23 @@ struct Block {
   Linear qkv, out, gate_up, down;
 };
 
-// What a call brings along.
-struct Rows {
+// Rows of one call and its resources.
+struct RowBatch {
   int64_t count;  // tokens
   uint8_t* scratch;
   int threads;
 };
 
-int64_t block_scratch(const Kernels&, const Block&, int64_t rows, int threads);
+// Bytes of scratch memory for either half.
+int64_t decoder_layer_scratch(const Kernels&, const DecoderLayer&, int64_t rows, int threads);
 
-// q, k, v = rotated products of the normalized x. cos and sin: bf16 [rows][head_dim / 2].
-void enter_block(const Kernels&, const Block&, const Rows&, const uint16_t* x, const uint16_t* cos,
-                 const uint16_t* sin, uint16_t* const* qkv);
+// RMS norm, q, k and v projections, rotary embedding of q and k. cos and sin: bf16
+// [rows][head_dim / 2].
+void pre_attention(const Kernels&, const DecoderLayer&, const RowBatch&, const uint16_t* x,
+                   const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv);
 
-// x += output product of `attended`; x += feed-forward of the normalized x.
-void leave_block(const Kernels&, const Block&, const Rows&, const uint16_t* attended, uint16_t* x);
+// x += output projection of `attended`; x += feed-forward of the normalized x.
+void post_attention(const Kernels&, const DecoderLayer&, const RowBatch&, const uint16_t* attended,
+                    uint16_t* x);
 
 }  // namespace vlpress

@@ -1,3 +1,15 @@
+// Blocking of the products. With few rows (`direct`), every thread takes tiles of weights and
+// multiplies all rows with each while it is in the L2 cache: memory bandwidth for weights is the
+// limit, and each is read once. With many rows the order is, outermost first:
+//
+//     row blocks of x that stay in the L3 cache  (row_block)
+//       tiles of 64 columns, dealt to the threads  (each_tile)
+//         panels of at most 512 inputs, unpacked once per row block  (kPanelInputs)
+//           register tiles of 6 rows x 64 columns  (kRegisterRows)
+//
+// A panel (64 KiB in bf16) and the float sums of a row block (at most 256 KiB) stay in the L2
+// cache, while x streams through. A thread owns all inputs of its tiles, so that every output is
+// summed in the same order for any number of threads.
 #include "gemm.h"
 
 #include <algorithm>
@@ -8,29 +20,34 @@
 namespace vlpress {
 namespace {
 
-constexpr int64_t kBlock = 1024;  // rows of x at a time: their sums stay in the second cache
-constexpr int64_t kCached = 16 << 20;  // bytes of x at a time: they stay in the third cache
-constexpr int64_t kRegisterRows = 6;       // rows that products take at once
-constexpr int64_t kPart = 48;     // rows whose integer sums stay in the first cache
+// Largest row block: 1024 rows x 64 columns of float32 sums are 256 KiB, an eighth of an L2 cache.
+constexpr int64_t kMaxBlockRows = 1024;
+// Bytes of x in a row block. Every tile reads the block again, so it has to stay in the L3 cache:
+// 1024 rows of K = 18944 in bf16 (39 MB) would come from memory for each of the tiles.
+constexpr int64_t kBlockBytes = 16 << 20;
+// Rows whose int32 sums of one group (48 x 64 x 4 = 12 KiB) stay in the L1 cache until they are
+// folded into the float sums.
+constexpr int64_t kSumRows = 48;
 
-// Hands out parts of the caller's working memory; with no memory it only counts.
+// Bump allocator over the caller's scratch memory. With a null pointer it only counts bytes, so
+// that the size and the addresses come from the same code.
 struct Scratch {
   uint8_t* at;
   int64_t used = 0;
 
   template <typename T>
   T* take(int64_t count) {
-    uint8_t* part = at + used;
+    uint8_t* begin = at + used;
     used += aligned(count * static_cast<int64_t>(sizeof(T)));
-    return reinterpret_cast<T*>(part);
+    return reinterpret_cast<T*>(begin);
   }
 };
 
 int64_t tiles_of(const Weight& weight) { return (weight.n + kTile - 1) / kTile; }
 
-int64_t groups_of(const Problem& p) { return p.shape.k / p.shape.group; }
+int64_t groups_of(const Gemm& p) { return p.shape.k / p.shape.group; }
 
-Tile tile_of(const Problem& p, const Weight& w, int64_t index) {
+Tile tile_of(const Gemm& p, const Weight& w, int64_t index) {
   const int64_t grid = index * groups_of(p) * kTile;
   const Shape& shape = p.shape;
   return {w.packed + index * tile_bytes(shape.bits, shape.k),
@@ -44,9 +61,10 @@ Tile tile_of(const Problem& p, const Weight& w, int64_t index) {
           std::min<int64_t>(kTile, w.n - index * kTile)};
 }
 
-// Calls work(weight, tile, thread) for every tile of all weights, by their numbers.
+// Calls work(weight, tile, thread) for every tile of all weights, by index. All weights of a call
+// share one parallel region: its start costs as much as a small layer's work.
 template <typename Work>
-void each_tile(const Problem& p, const Work& work) {
+void each_tile(const Gemm& p, const Work& work) {
   int64_t all = 0;
   for (int i = 0; i < p.count; ++i) all += tiles_of(p.weights[i]);
   const int threads = useful_threads(all * kTile * p.shape.k * p.m, p.threads);
@@ -60,30 +78,34 @@ void each_tile(const Problem& p, const Work& work) {
   });
 }
 
-// Calls work(first, m) for parts of few rows; a tile stays in the second cache for all of them.
+// Calls work(first, m) for blocks of at most kDecodeRows rows; the tile stays in the L2 cache for
+// all of them.
 template <typename Work>
-void each_few(int64_t rows, const Work& work) {
+void each_decode_block(int64_t rows, const Work& work) {
   for (int64_t first = 0; first < rows; first += kDecodeRows)
     work(first, static_cast<int>(std::min<int64_t>(kDecodeRows, rows - first)));
 }
 
-// Rows of x that meet all tiles before the next ones do, in even parts.
-int64_t rows_at_once(const Problem& p, int64_t width) {
-  const int64_t most = std::clamp(kCached / (p.shape.k * width), kPart, kBlock);
-  const int64_t parts = std::max<int64_t>(1, (p.m + most - 1) / most);
-  const int64_t even = (p.m + parts - 1) / parts;
+// Rows of x in a block. Blocks are of equal size, rounded up to whole register tiles: a short last
+// one would unpack every panel for little work. `width`: bytes of an activation.
+int64_t row_block(const Gemm& p, int64_t width) {
+  const int64_t limit = std::clamp(kBlockBytes / (p.shape.k * width), kSumRows, kMaxBlockRows);
+  const int64_t blocks = std::max<int64_t>(1, (p.m + limit - 1) / limit);
+  const int64_t even = (p.m + blocks - 1) / blocks;
   return std::min(p.m, (even + kRegisterRows - 1) / kRegisterRows * kRegisterRows);
 }
 
-// Calls work(first, m) for these parts of x.
+// Calls work(first, m) for the row blocks of x.
 template <typename Work>
-void each_block(const Problem& p, int64_t rows, const Work& work) {
+void each_block(const Gemm& p, int64_t rows, const Work& work) {
   for (int64_t first = 0; first < p.m; first += rows) work(first, std::min(rows, p.m - first));
 }
 
 int64_t bytes_of(Type type) { return type == kFloat32 ? 4 : 2; }
 
-void store(const Kernels& kernels, const Problem& p, int weight, int64_t tile, int64_t first,
+// Writes totals[m][64] of one tile to y, with the bias and, for int8 activations, the scales of
+// rows.
+void store(const Kernels& kernels, const Gemm& p, int weight, int64_t tile, int64_t first,
            int64_t m, const float* total, const float* row_scales) {
   const Weight& w = p.weights[weight];
   const int64_t column = tile * kTile;
@@ -93,57 +115,62 @@ void store(const Kernels& kernels, const Problem& p, int weight, int64_t tile, i
                 static_cast<int>(std::min<int64_t>(kTile, w.n - column)), m, p.type, y, w.n);
 }
 
+// Path and scratch memory of a float product.
 struct FloatPlan {
   const FloatKernels* kernels;
-  bool few;        // whether x has so few rows that panels do not pay
-  float* widened;  // x in float32, where the kernels want that and x is not
-  uint8_t* panels;
-  float* totals;
+  bool direct;      // too few rows of x for panels to pay off
+  float* widened;   // [M][K]: x in float32, for kernels without bf16 products; else null
+  uint8_t* panels;  // for each thread
+  float* totals;    // for each thread [rows][64]
   int64_t panel_bytes, rows;
   int64_t bytes;
 
-  FloatPlan(const Kernels& all, const Problem& p) {
+  FloatPlan(const Kernels& all, const Gemm& p) {
+    // bf16 weights in their stored form have no packed tiles to unpack in registers, and are used
+    // on processors without bf16 products only.
     const bool stored = p.shape.bits == kBf16Bits;
-    const bool pairs = p.type == kBFloat16 && all.bf16.rows && !stored;
+    const bool pairs = p.type == kBFloat16 && all.bf16.direct && !stored;
     kernels = pairs ? &all.bf16 : &all.f32;
     Scratch scratch{p.scratch};
+    // Converted once per call: each of the N / 64 tiles reads all of x.
     const bool widen = p.type == kBFloat16 && !pairs;
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
-    few = !stored && p.m <= kernels->few_rows[p.shape.bits == 8];
-    rows = rows_at_once(p, pairs ? 2 : 4);
-    panel_bytes = few ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
+    direct = !stored && p.m <= kernels->direct_rows[p.shape.bits == 8];
+    rows = row_block(p, pairs ? 2 : 4);
+    panel_bytes = direct ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);
     totals = scratch.take<float>(p.threads * rows * kTile);
     bytes = scratch.used;
   }
 };
 
+// Path and scratch memory of a product with int8 activations.
 struct IntegerPlan {
-  bool few;        // whether x has so few rows that panels do not pay
-  bool spread;     // whether levels lie panel by panel, see level_at
+  bool direct;    // too few rows of x for panels to pay off
+  bool by_panel;  // levels are stored panel by panel, see level_at
   int8_t* levels;
-  int32_t* level_sums;  // [M][G] if few, else [G][M]
-  int8_t* rows_of_levels;  // for each thread, before they are spread
-  int32_t* rows_of_sums;
-  float* row_scales;
-  uint8_t* panels;
-  int32_t* sums;
-  float* totals;
+  int32_t* level_sums;  // [M][G] if direct, else [G][M]: `fold` reads one group of all rows
+  int8_t* row_levels;   // for each thread [K]: one row, before it is copied to its panels
+  int32_t* row_sums;    // for each thread [G]
+  float* row_scales;    // [M]
+  uint8_t* panels;      // for each thread
+  int32_t* sums;        // for each thread [sum_rows][64]
+  float* totals;        // for each thread [rows][64]
   int64_t panel_bytes, rows, sum_rows;
   int64_t bytes;
 
-  IntegerPlan(const Kernels& kernels, const Problem& p) {
+  IntegerPlan(const Kernels& kernels, const Gemm& p) {
     Scratch scratch{p.scratch};
-    few = p.m <= kernels.ints.few_rows;
-    spread = !few && p.shape.group <= kPanelInputs;
+    direct = p.m <= kernels.ints.direct_rows;
+    by_panel = !direct && p.shape.group <= kPanelInputs;
     levels = scratch.take<int8_t>(p.m * p.shape.k);
-    rows_of_levels = scratch.take<int8_t>(spread ? p.threads * p.shape.k : 0);
-    rows_of_sums = scratch.take<int32_t>(!few ? p.threads * groups_of(p) : 0);
+    row_levels = scratch.take<int8_t>(by_panel ? p.threads * p.shape.k : 0);
+    row_sums = scratch.take<int32_t>(!direct ? p.threads * groups_of(p) : 0);
     level_sums = scratch.take<int32_t>(p.m * groups_of(p));
     row_scales = scratch.take<float>(p.m);
-    rows = rows_at_once(p, 1);
+    rows = row_block(p, 1);
     panel_bytes = p.shape.bits == 4 ? kTile * kPanelInputs : 0;
-    sum_rows = p.shape.group > kPanelInputs ? rows : std::min(rows, kPart);
+    sum_rows = p.shape.group > kPanelInputs ? rows : std::min(rows, kSumRows);
     panels = scratch.take<uint8_t>(p.threads * panel_bytes);
     sums = scratch.take<int32_t>(p.threads * sum_rows * kTile);
     totals = scratch.take<float>(p.threads * rows * kTile);
@@ -162,25 +189,28 @@ void each_panel(const Shape& shape, const Work& work) {
   }
 }
 
-// Levels of a row in a panel. If they are spread, those of the next row follow: parts of small
-// groups in rows as long as K would each lie on a page of their own.
-int8_t* level_at(const Problem& p, const IntegerPlan& plan, int64_t row, int64_t k,
+// Levels of a row in a panel. By panel, the same inputs of the next row follow directly. Row by
+// row, a panel of a small group would touch one page per row (groups of 128 in 1024 rows: 1024
+// pages, more than the first-level TLB holds). Groups wider than a panel are faster row by row
+// (measured).
+int8_t* level_at(const Gemm& p, const IntegerPlan& plan, int64_t row, int64_t k,
                  int64_t count) {
-  return plan.levels + (plan.spread ? k * p.m + row * count : row * p.shape.k + k);
+  return plan.levels + (plan.by_panel ? k * p.m + row * count : row * p.shape.k + k);
 }
 
-// Brings a row's levels and their sums where integer_tile looks for them.
-void place_row(const Problem& p, const IntegerPlan& plan, int64_t row, const int8_t* levels,
-               const int32_t* sums) {
-  if (plan.spread)
+// Copies a row's levels and sums to the layout that integer_tile reads.
+void scatter_row(const Gemm& p, const IntegerPlan& plan, int64_t row, const int8_t* levels,
+                 const int32_t* sums) {
+  if (plan.by_panel)
     each_panel(p.shape, [&](int64_t k, int64_t count, int64_t) {
       std::memcpy(level_at(p, plan, row, k, count), levels + k, count);
     });
   for (int64_t g = 0; g < groups_of(p); ++g) plan.level_sums[g * p.m + row] = sums[g];
 }
 
-// All sums of rows first .. first + m with one tile.
-void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& plan,
+// totals[m][64] of rows first .. first + m with one tile. Each group's int32 sums are exact, and
+// are folded into the float totals with the group's scale and zero point.
+void integer_tile(const Kernels& kernels, const Gemm& p, const IntegerPlan& plan,
                   const Tile& tile, int thread, int64_t first, int64_t m) {
   const IntKernels& ints = kernels.ints;
   const int64_t width = p.shape.group;
@@ -195,29 +225,30 @@ void integer_tile(const Kernels& kernels, const Problem& p, const IntegerPlan& p
       panel = unpacked;
     }
     const bool begins = k == group * width, ends = k + count == (group + 1) * width;
-    for (int64_t part = 0; part < m; part += kPart) {
-      const int64_t some = std::min(kPart, m - part);
-      int32_t* here = width > kPanelInputs ? sums + part * kTile : sums;
-      multiply(panel, count, level_at(p, plan, first + part, k, count),
-               plan.spread ? count : p.shape.k, some, !begins, here);
+    for (int64_t row = 0; row < m; row += kSumRows) {
+      const int64_t rows = std::min(kSumRows, m - row);
+      // A group of several panels needs the sums of all rows until its last panel.
+      int32_t* row_sums = width > kPanelInputs ? sums + row * kTile : sums;
+      multiply(panel, count, level_at(p, plan, first + row, k, count),
+               plan.by_panel ? count : p.shape.k, rows, !begins, row_sums);
       if (ends)
-        ints.fold(tile, group, here, plan.level_sums + group * p.m + first + part, some, group > 0,
-                  total + part * kTile);
+        ints.fold(tile, group, row_sums, plan.level_sums + group * p.m + first + row, rows,
+                  group > 0, total + row * kTile);
     }
   });
 }
 
 }  // namespace
 
-int64_t float_scratch(const Kernels& kernels, const Problem& p) {
+int64_t float_gemm_scratch(const Kernels& kernels, const Gemm& p) {
   return FloatPlan(kernels, p).bytes;
 }
 
-int64_t integer_scratch(const Kernels& kernels, const Problem& p) {
+int64_t integer_gemm_scratch(const Kernels& kernels, const Gemm& p) {
   return IntegerPlan(kernels, p).bytes;
 }
 
-void float_products(const Kernels& kernels, const Problem& p) {
+void float_gemm(const Kernels& kernels, const Gemm& p) {
   const FloatPlan plan(kernels, p);
   const FloatKernels& floats = *plan.kernels;
   const int64_t inputs = p.shape.k;
@@ -234,12 +265,12 @@ void float_products(const Kernels& kernels, const Problem& p) {
     stride = inputs;
   }
   const int64_t width = plan.widened ? 4 : bytes_of(p.type);
-  if (plan.few) {
+  if (plan.direct) {
     each_tile(p, [&](int weight, int64_t index, int thread) {
       const Tile tile = tile_of(p, p.weights[weight], index);
       float* total = plan.totals + thread * plan.rows * kTile;
-      each_few(p.m, [&](int64_t first, int m) {
-        floats.rows(tile, x + first * stride * width, stride, m, total);
+      each_decode_block(p.m, [&](int64_t first, int m) {
+        floats.direct(tile, x + first * stride * width, stride, m, total);
         store(kernels, p, weight, index, first, m, total, nullptr);
       });
     });
@@ -251,39 +282,39 @@ void float_products(const Kernels& kernels, const Problem& p) {
       float* total = plan.totals + thread * plan.rows * kTile;
       uint8_t* panel = plan.panels + thread * plan.panel_bytes;
       for (int64_t k = 0; k < inputs; k += kPanelInputs) {
-        const int64_t some = std::min<int64_t>(kPanelInputs, inputs - k);
-        floats.unpack(tile, k, some, panel);
-        floats.multiply(panel, some, x + (first * stride + k) * width, stride, m, k > 0, total);
+        const int64_t count = std::min<int64_t>(kPanelInputs, inputs - k);
+        floats.unpack(tile, k, count, panel);
+        floats.multiply(panel, count, x + (first * stride + k) * width, stride, m, k > 0, total);
       }
       store(kernels, p, weight, index, first, m, total, nullptr);
     });
   });
 }
 
-void integer_products(const Kernels& kernels, const Problem& p, float scale) {
+void integer_gemm(const Kernels& kernels, const Gemm& p, float scale) {
   const IntegerPlan plan(kernels, p);
   const Shape& shape = p.shape;
   const int64_t groups = groups_of(p);
   const int threads = useful_threads(p.m * shape.k * kRoundOperations, p.threads);
   parallel(p.m, threads, [&](int thread, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      int8_t* levels = plan.spread ? plan.rows_of_levels + thread * shape.k
-                                   : plan.levels + row * shape.k;
-      int32_t* sums = plan.few ? plan.level_sums + row * groups
-                               : plan.rows_of_sums + thread * groups;
+      int8_t* levels = plan.by_panel ? plan.row_levels + thread * shape.k
+                                     : plan.levels + row * shape.k;
+      int32_t* sums = plan.direct ? plan.level_sums + row * groups
+                                  : plan.row_sums + thread * groups;
       plan.row_scales[row] = kernels.ints.quantize(
           static_cast<const uint8_t*>(p.x) + row * p.x_stride * bytes_of(p.type), p.type, shape.k,
           shape.group, shape.bits, scale, levels, sums);
-      if (!plan.few) place_row(p, plan, row, levels, sums);
+      if (!plan.direct) scatter_row(p, plan, row, levels, sums);
     }
   });
-  if (plan.few) {
+  if (plan.direct) {
     each_tile(p, [&](int weight, int64_t index, int thread) {
       const Tile tile = tile_of(p, p.weights[weight], index);
       float* total = plan.totals + thread * plan.rows * kTile;
-      each_few(p.m, [&](int64_t first, int m) {
-        kernels.ints.rows(tile, plan.levels + first * shape.k, shape.k,
-                          plan.level_sums + first * groups, m, total);
+      each_decode_block(p.m, [&](int64_t first, int m) {
+        kernels.ints.direct(tile, plan.levels + first * shape.k, shape.k,
+                            plan.level_sums + first * groups, m, total);
         store(kernels, p, weight, index, first, m, total, plan.row_scales);
       });
     });

@@ -1,7 +1,8 @@
-// Every kernel but those of simd_gemm.h, in plain loops or vectors of simd.h.
+// All kernels except those of simd_gemm.h, in plain loops or with the vectors of simd.h.
 //
-// Each instruction set's source includes this and is compiled with flags of its own, so all of it
-// lies in an anonymous namespace: one copy must never stand in for another at link time.
+// Each instruction set's source file includes this header and is compiled with its own flags, so
+// everything is in an anonymous namespace: were the functions `inline` with external linkage, the
+// linker would keep one copy for all, and an AVX-512 copy would crash older processors.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +21,7 @@ inline float from_bf16(uint16_t bits) {
   return value;
 }
 
+// Nibbles of a panel to bytes.
 inline void unpack_bytes(const Tile& tile, int64_t begin, int64_t count, uint8_t* panel) {
   const uint8_t* packed = tile.packed + begin / 8 * kStepBytes;
   for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, panel += 2 * kStepBytes)
@@ -29,6 +31,7 @@ inline void unpack_bytes(const Tile& tile, int64_t begin, int64_t count, uint8_t
     }
 }
 
+// Products of a panel of bytes, in plain loops.
 inline void multiply_bytes(const uint8_t* panel, int64_t count, const int8_t* levels,
                            int64_t stride, int64_t m, bool add, int32_t* sums) {
   for (int64_t row = 0; row < m; ++row, levels += stride, sums += kTile) {
@@ -43,7 +46,8 @@ inline void multiply_bytes(const uint8_t* panel, int64_t count, const int8_t* le
   }
 }
 
-// One group's sums to floats.
+// Dequantizes one group's integer sums and adds them to the totals: scale * (sum(q * x) - zero *
+// sum(x)).
 inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
                       const int32_t* level_sums, int64_t m, bool add, float* total) {
   for (int column = 0; column < kTile; column += kWide) {
@@ -58,7 +62,8 @@ inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
   }
 }
 
-// Where input `i` of a step goes, so that four bytes in a row meet the weights of one lane.
+// Position of input `i` of a step: the order of layout.h, so that four consecutive levels match the
+// four weight bytes of a lane.
 constexpr int kOrder4[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 constexpr int kOrder8[4] = {0, 2, 1, 3};
 
@@ -72,8 +77,8 @@ inline float read_one(const void* x, Type type, int64_t i) {
                           : from_bf16(static_cast<const uint16_t*>(x)[i]);
 }
 
-// The largest magnitude / 127, or 1 if all are 0; compared as bits, so that NaN is larger than any
-// number.
+// absmax / 127, or 1 if all are 0. Magnitudes are compared as integers, in which NaN is larger than
+// any number: a NaN makes the scale NaN instead of being dropped by a float maximum.
 inline float scale_of(const void* x, Type type, int64_t k) {
   constexpr int32_t kMagnitude = 0x7fffffff;
   Ints most = {};
@@ -97,28 +102,30 @@ inline float scale_of(const void* x, Type type, int64_t k) {
   return scale == 0.0f ? 1.0f : scale;
 }
 
+// Quantizes a row to int8 in the order of layout.h; sums[g] is the sum of each group's levels.
 inline float quantize_row(const void* x, Type type, int64_t k, int64_t group, int64_t bits,
                           float given, int8_t* levels, int32_t* sums) {
   const float scale = given == 0.0f ? scale_of(x, type, k) : given;
   const int step = step_inputs(bits);
   const int* order = bits == 4 ? kOrder4 : kOrder8;
-  const Floats most = all_lanes(127.0f), least = all_lanes(-128.0f);
+  const Floats upper = all_lanes(127.0f), lower = all_lanes(-128.0f);
   for (int64_t g = 0; g * group < k; ++g) {
     int32_t sum = 0;
     for (int64_t first = g * group; first < (g + 1) * group; first += kWide) {
-      const int64_t some = std::min<int64_t>(kWide, (g + 1) * group - first);
+      const int64_t count = std::min<int64_t>(kWide, (g + 1) * group - first);
       Floats value = {};
-      if (some == kWide) {
+      if (count == kWide) {
         value = read_lanes(x, type, first);
       } else {
-        for (int c = 0; c < some; ++c) value[c] = read_one(x, type, first + c);
+        for (int c = 0; c < count; ++c) value[c] = read_one(x, type, first + c);
       }
       Floats level = value / scale;
-      level = level == level ? level : Floats{};
-      level = level < least ? least : level > most ? most : level;
-      // Adding 1.5 * 2^23 leaves no room for a fraction: rounds to nearest, ties to even.
+      level = level == level ? level : Floats{};  // NaN to 0; the scale carries it
+      level = level < lower ? lower : level > upper ? upper : level;
+      // In floats of about 1.5 * 2^23 the last bit is worth 1: adding and subtracting that number
+      // rounds to nearest, ties to even.
       const Ints whole = __builtin_convertvector((level + 12582912.0f) - 12582912.0f, Ints);
-      for (int c = 0; c < some; ++c) {
+      for (int c = 0; c < count; ++c) {
         const int64_t i = first + c;
         levels[i / step * step + order[i % step]] = static_cast<int8_t>(whole[c]);
         sum += whole[c];
@@ -136,6 +143,7 @@ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // ties to even
 }
 
+// Scales the totals of m rows, adds the bias, and stores `width` columns of each.
 inline void store_rows(const float* total, const float* row_scales, const float* bias, int width,
                        int64_t m, Type type, void* y, int64_t stride) {
   for (int64_t row = 0; row < m; ++row, total += kTile) {
@@ -158,8 +166,9 @@ inline void widen_bf16(const uint16_t* bf16, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(bf16[i]);
 }
 
-// A row of weights as it is stored times `kRows` rows of x. A word holds two bf16: the lower one is
-// shifted up, the upper one is a float32 once the lower is gone.
+// Dot products of one bf16 weight row with `kRows` rows of x. A 32-bit word holds two bf16 numbers:
+// the lower one becomes float32 by a shift, the upper one by clearing the lower half. Even and odd
+// inputs have separate sums, so no shuffle is needed.
 template <int kRows>
 inline void dot_of(const uint16_t* weight, int64_t k, const uint16_t* x, int64_t stride,
                    float* out) {
@@ -189,10 +198,12 @@ inline void dot_rows(const uint16_t* weight, int64_t k, const uint16_t* x, int64
   for (; m > 0; --m, x += stride, out += kTile) dot_of<1>(weight, k, x, stride, out);
 }
 
+// x to float32, transposed: out[column][token], padded with zeros to out_stride tokens. In blocks
+// of a cache line by 64 tokens: the strided reads of a block hit the L1 cache.
 inline void transpose_floats(const uint16_t* x, int64_t stride, int64_t tokens, int64_t columns,
                              void* out, int64_t out_stride) {
   float* wide = static_cast<float*>(out);
-  constexpr int64_t kLine = 32;  // columns in a cache line, which stays near for all of them
+  constexpr int64_t kLine = 32;  // bf16 columns of a cache line, which is then loaded once
   for (int64_t c0 = 0; c0 < columns; c0 += kLine)
     for (int64_t t0 = 0; t0 < out_stride; t0 += kTile)
       for (int64_t c = c0; c < std::min(c0 + kLine, columns); ++c)
@@ -200,6 +211,8 @@ inline void transpose_floats(const uint16_t* x, int64_t stride, int64_t tokens, 
           wide[c * out_stride + t] = t < tokens ? from_bf16(x[t * stride + c]) : 0.0f;
 }
 
+// A panel of kTile columns of x: float32 [token][column], padded with zeros to an even number of
+// tokens.
 inline void gather_floats(const uint16_t* x, int64_t stride, int64_t tokens, int columns,
                           void* out) {
   float* panel = static_cast<float*>(out);

@@ -1,5 +1,6 @@
-// What stands between products, in plain loops over bf16 that compilers turn into vectors; included
-// by each instruction set as generic.h is. Everything is computed in float32 and rounded once.
+// Operations between matrix products, in plain loops over bf16 that compilers vectorize; included
+// by each instruction set as generic.h is. Everything is computed in float32 and rounded to bf16
+// once.
 #pragma once
 
 #include <cmath>
@@ -11,11 +12,14 @@
 namespace vlpress {
 namespace {
 
-// e^x for |x| < 87: 2^n times a Taylor polynomial on |r| <= ln 2 / 2, relative error below 1e-7.
-inline float exp_near(float x) {
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to whole numbers
+// e^x for |x| < 87, relative error below 1e-7, without branches so that loops over it vectorize
+// (libm's exp is a call per element). x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a Taylor polynomial,
+// 2^n by the exponent bits. Argument reduction as in Cody and Waite: ln 2 is split in two parts so
+// that n ln 2 is subtracted without losing precision.
+inline float fast_exp(float x) {
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
   const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float sum = 1.0f / 5040;
   sum = sum * r + 1.0f / 720;
   sum = sum * r + 1.0f / 120;
@@ -32,9 +36,10 @@ inline float exp_near(float x) {
   return sum * power;
 }
 
-inline float within(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }
+inline float clamp_abs(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }
 
-// y = x / sqrt(mean(x^2) + eps) * weight
+// y = x / sqrt(mean(x^2) + eps) * weight. Sixteen partial sums, which vectorize without the
+// compiler reassociating additions.
 inline void rms_norm(const uint16_t* x, const uint16_t* weight, int64_t n, float eps,
                      uint16_t* y) {
   float squares[kLanes] = {};
@@ -50,7 +55,8 @@ inline void rms_norm(const uint16_t* x, const uint16_t* weight, int64_t n, float
   for (i = 0; i < n; ++i) y[i] = to_bf16(from_bf16(x[i]) * factor * from_bf16(weight[i]));
 }
 
-// Turns the pairs (i, i + half) of each of `heads` heads by the same angles, in place.
+// Rotary embedding in place: rotates the pairs (i, i + half) of each of `heads` heads by the same
+// angles.
 inline void rotate(uint16_t* x, int64_t heads, int64_t half, const uint16_t* cos,
                    const uint16_t* sin) {
   for (int64_t h = 0; h < heads; ++h, x += 2 * half)
@@ -66,7 +72,7 @@ inline void rotate(uint16_t* x, int64_t heads, int64_t half, const uint16_t* cos
 inline void swiglu(uint16_t* gate, const uint16_t* up, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = from_bf16(gate[i]);
-    gate[i] = to_bf16(g / (1.0f + exp_near(within(-g, 80.0f))) * from_bf16(up[i]));
+    gate[i] = to_bf16(g / (1.0f + fast_exp(clamp_abs(-g, 80.0f))) * from_bf16(up[i]));
   }
 }
 
@@ -74,17 +80,17 @@ inline void add_rows(uint16_t* x, const uint16_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = to_bf16(from_bf16(x[i]) + from_bf16(y[i]));
 }
 
-// To int8 with the scale that is returned, the largest magnitude / 127.
-inline float round_row(const uint16_t* x, int64_t n, int8_t* levels) {
-  uint16_t magnitude = 0;  // as bits, so that NaN is larger than any number
+// Quantizes one row of a KV cache to int8; returns its scale, absmax / 127.
+inline float quantize_cache_row(const uint16_t* x, int64_t n, int8_t* levels) {
+  uint16_t magnitude = 0;  // compared as bits: NaN is larger than any number
   for (int64_t i = 0; i < n; ++i) {
     const uint16_t bits = x[i] & 0x7fff;
     magnitude = bits > magnitude ? bits : magnitude;
   }
   const float scale = magnitude ? from_bf16(magnitude) / 127.0f : 1.0f;
   for (int64_t i = 0; i < n; ++i) {
-    float level = within(from_bf16(x[i]) / scale, 127.0f);
-    if (!(level == level)) level = 0.0f;  // the scale says it
+    float level = clamp_abs(from_bf16(x[i]) / scale, 127.0f);
+    if (!(level == level)) level = 0.0f;  // NaN; the scale carries it
     levels[i] = static_cast<int8_t>((level + 12582912.0f) - 12582912.0f);  // ties to even
   }
   return scale;
@@ -94,13 +100,13 @@ inline void widen_bytes(const int8_t* levels, int64_t n, uint16_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = to_bf16(static_cast<float>(levels[i]));  // exact
 }
 
-// Scores to weights that add up to 1, in place; -inf becomes 0, and one at least is not -inf.
+// Softmax in place. At least one score is finite; -inf becomes 0.
 inline void softmax(float* scores, int64_t n) {
   float most = scores[0];
   for (int64_t i = 1; i < n; ++i) most = scores[i] > most ? scores[i] : most;
   for (int64_t i = 0; i < n; ++i) {
     const float below = scores[i] - most;
-    scores[i] = below < -80.0f ? 0.0f : exp_near(below < -80.0f ? -80.0f : below);
+    scores[i] = below < -80.0f ? 0.0f : fast_exp(below < -80.0f ? -80.0f : below);
   }
   float sums[kLanes] = {};
   int64_t i = 0;
@@ -111,9 +117,10 @@ inline void softmax(float* scores, int64_t n) {
   for (i = 0; i < n; ++i) scores[i] /= sums[0];
 }
 
-// As softmax, for scores in tiles of 64: those past `count` and those that `mask`, if there is one,
-// has a 0 for become 0; one at least is left. The largest weight is 1.
-inline float weigh_row(float* scores, int64_t tile_stride, int64_t tiles, int64_t count,
+// Unnormalized softmax of one row whose scores are in tiles of 64, as the panel kernels write them.
+// Scores past `count` and those with a 0 in `mask` (may be null) get weight 0; at least one is
+// left. The largest weight is 1. Returns 1 / sum.
+inline float softmax_tiles(float* scores, int64_t tile_stride, int64_t tiles, int64_t count,
                        const uint8_t* mask, float scale, uint16_t* weights) {
   constexpr float kNever = -std::numeric_limits<float>::infinity();
   float most[kTile], sums[kTile] = {};
@@ -134,7 +141,7 @@ inline float weigh_row(float* scores, int64_t tile_stride, int64_t tiles, int64_
     uint16_t* out = weights + tile * kTile;
     for (int c = 0; c < kTile; ++c) {
       const float below = (here[c] - top) * scale;
-      const float weight = below < -80.0f ? 0.0f : exp_near(below < -80.0f ? -80.0f : below);
+      const float weight = below < -80.0f ? 0.0f : fast_exp(below < -80.0f ? -80.0f : below);
       sums[c] += weight;
       out[c] = to_bf16(weight);
     }
@@ -143,10 +150,11 @@ inline float weigh_row(float* scores, int64_t tile_stride, int64_t tiles, int64_
   return 1.0f / sums[0];
 }
 
-// out[m][width] = sum over s of weights[m][s] * values[s], 64 channels and four rows at a time.
+// out[m][width] = sum over s of weights[m][s] * values[s], for `channels` <= 64 channels and kRows
+// rows. Four rows share each value: query heads of one KV head.
 template <int kRows>
-inline void mix_rows(const float* weights, int64_t stride, const uint16_t* values, int64_t width,
-                     int64_t count, int channels, uint16_t* out) {
+inline void weighted_sum(const float* weights, int64_t stride, const uint16_t* values,
+                         int64_t width, int64_t count, int channels, uint16_t* out) {
   float sums[kRows][kTile] = {};
   for (int64_t s = 0; s < count; ++s, values += width) {
     float wide[kTile];
@@ -158,8 +166,9 @@ inline void mix_rows(const float* weights, int64_t stride, const uint16_t* value
     for (int c = 0; c < channels; ++c) out[m * width + c] = to_bf16(sums[m][c]);
 }
 
-constexpr Pointwise kPointwise = {rms_norm,    rotate,  swiglu,    add_rows,    round_row,
-                                  widen_bytes, softmax, weigh_row, mix_rows<4>, mix_rows<1>};
+constexpr Pointwise kPointwise = {rms_norm,           rotate,          swiglu,  add_rows,
+                                  quantize_cache_row, widen_bytes,     softmax, softmax_tiles,
+                                  weighted_sum<4>,    weighted_sum<1>};
 
 }  // namespace
 }  // namespace vlpress

@@ -1,4 +1,5 @@
-// Products with x in float32, for instruction sets that multiply no pairs of bf16.
+// Products with x in float32, for float32 activations and for instruction sets without bf16
+// products.
 #pragma once
 
 #include <type_traits>
@@ -13,18 +14,18 @@
 namespace vlpress {
 namespace {
 
-// Registers that sums may take: what is left holds weights and x.
+// Registers for accumulators: 24 of 32, or 12 of 16. The rest holds weights and x.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kSums = 24;
+constexpr int kAccumulators = 24;
 #else
-constexpr int kSums = 12;
+constexpr int kAccumulators = 12;
 #endif
 
 // Zero points of a vector of columns.
 struct Zeros {
   Ints whole;
 #if defined(__AVX512F__)
-  Floats table;  // what nibbles stand for where all columns have the same zero point
+  Floats table;  // nibble -> nibble - zero, where all columns share the zero point
 #endif
 
   Zeros() = default;
@@ -37,20 +38,22 @@ struct Zeros {
   }
 };
 
-// Input `i` of a step, its zero point taken off. `kEach`: columns have zero points of their own.
+// Weight minus zero point of input `i` of a step. `kEach`: each column has its own zero point.
 template <int kBits, bool kEach>
 inline Floats value_of(Words lanes, int i, const Zeros& zeros) {
   const Words low = lanes >> shift_of(kBits, i);
 #if defined(__AVX512F__)
-  // VPERMPS looks at the lowest four bits of a lane.
+  // VPERMPS reads the lowest four bits of a lane only: one instruction for masking, conversion to
+  // float and subtraction.
   if (kBits == 4 && !kEach)
     return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(low), zeros.table);
 #endif
   return to_floats(as_ints(low & ((1 << kBits) - 1)) - zeros.whole);
 }
 
-// One tile times `kRows` rows of x, `kVecs` vectors of columns from `column` on: integers are
-// multiplied as they are and their sums scaled, group by group.
+// `kVecs` vectors of columns of a tile, from `column` on, times `kRows` rows of x. The weights'
+// integers are multiplied unscaled, and the sums of each group are scaled once: one multiplication
+// per group instead of one per weight.
 template <int kBits, bool kEach, int kRows, int kVecs>
 inline void columns_of(const Tile& tile, int column, const float* x, int64_t stride, float* total) {
   constexpr int kInputs = kBits == 4 ? 8 : 4;
@@ -63,7 +66,7 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
     for (int v = 0; v < kVecs; ++v) zeros[v] = Zeros(tile, at + kWide * v);
     Floats sums[kRows][kVecs] = {};
     for (; k < stop; k += kInputs, packed += kStepBytes) {
-      // Hardware stops looking ahead at the end of a page.
+      // See kPrefetchBytes.
       VLPRESS_UNROLL
       for (int v = 0; v < kVecs * kWide / kLanes; ++v)
         __builtin_prefetch(packed + kPrefetchBytes + 64 * v, 0, 2);
@@ -97,6 +100,8 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
       store_lanes(total + m * kTile + column + kWide * v, totals[m][v]);
 }
 
+// All columns of a tile. The number of vectors per pass follows from the register budget: rows x
+// vectors sums and, for short chains of dependent additions, as many vectors as fit.
 template <int kBits, bool kEach>
 inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int m, float* total) {
   const auto all = [&](auto rows, auto vectors) {
@@ -107,12 +112,12 @@ inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int
   constexpr std::integral_constant<int, 4> four;
   constexpr std::integral_constant<int, 1> one;
   constexpr std::integral_constant<int, 2> two;
-  constexpr std::integral_constant<int, kSums == 24 ? 2 : 1> few;
+  constexpr std::integral_constant<int, kAccumulators == 24 ? 2 : 1> few;
   switch (m) {
     case 1:
       return all(one, four);
     case 2:
-      return all(two, std::integral_constant<int, (kSums == 24 ? 4 : 2)>());
+      return all(two, std::integral_constant<int, (kAccumulators == 24 ? 4 : 2)>());
     case 3:
       return all(std::integral_constant<int, 3>(), two);
     case 4:
@@ -136,6 +141,7 @@ inline void float_rows(const Tile& tile, const void* x, int64_t stride, int m, f
   call(tile, rows, stride, m, total);
 }
 
+// Dequantizes a panel, one vector of columns at a time.
 template <int kBits>
 inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* panel) {
   constexpr int kInputs = kBits == 4 ? 8 : 4;
@@ -144,7 +150,7 @@ inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* 
     float* out = panel + column;
     Floats scale = {};
     Zeros zeros;
-    int64_t left = 0;  // inputs of the group that are still to come
+    int64_t left = 0;  // remaining inputs of the group
     for (int64_t k = begin; k < begin + count; k += kInputs, left -= kInputs) {
       if (left == 0) {
         const int64_t at = k / tile.group * kTile + column;
@@ -172,51 +178,56 @@ inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* 
                  : unpack_steps<8>(tile, begin, count, out);
 }
 
-constexpr int kStrip = kSums / kBlockRows;  // vectors of columns at a time
+// Vectors of columns in a register tile: 4 with 32 registers, 2 with 16.
+constexpr int kStripVectors = kAccumulators / kRegisterRows;
+
+// One register tile: `kRows` rows times kStripVectors vectors of columns, over all inputs of a
+// panel. x is broadcast, weights are loaded once per input for all rows.
 
 template <int kRows>
 inline void strip_rows(const float* panel, int64_t count, const float* x, int64_t stride, bool add,
                        float* total) {
-  Floats sums[kRows][kStrip];
+  Floats sums[kRows][kStripVectors];
   VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
     VLPRESS_UNROLL
-    for (int v = 0; v < kStrip; ++v)
+    for (int v = 0; v < kStripVectors; ++v)
       sums[m][v] = add ? load_lanes<Floats>(total + m * kTile + kWide * v) : Floats{};
   for (int64_t k = 0; k < count; ++k, panel += kTile) {
-    Floats weights[kStrip];
+    Floats weights[kStripVectors];
     VLPRESS_UNROLL
-    for (int v = 0; v < kStrip; ++v) weights[v] = load_lanes<Floats>(panel + kWide * v);
+    for (int v = 0; v < kStripVectors; ++v) weights[v] = load_lanes<Floats>(panel + kWide * v);
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
       const Floats one = all_lanes(x[m * stride + k]);
       VLPRESS_UNROLL
-      for (int v = 0; v < kStrip; ++v) sums[m][v] += weights[v] * one;
+      for (int v = 0; v < kStripVectors; ++v) sums[m][v] += weights[v] * one;
     }
   }
   VLPRESS_UNROLL
   for (int m = 0; m < kRows; ++m)
     VLPRESS_UNROLL
-    for (int v = 0; v < kStrip; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
+    for (int v = 0; v < kStripVectors; ++v) store_lanes(total + m * kTile + kWide * v, sums[m][v]);
 }
 
 inline void multiply_floats(const void* panel, int64_t count, const void* x, int64_t stride,
                             int64_t m, bool add, float* total) {
-  for (int column = 0; column < kTile; column += kStrip * kWide) {
+  for (int column = 0; column < kTile; column += kStripVectors * kWide) {
     const float* weights = static_cast<const float*>(panel) + column;
     const float* rows = static_cast<const float*>(x);
     float* sums = total + column;
     int64_t left = m;
-    for (; left >= kBlockRows; left -= kBlockRows) {
-      strip_rows<kBlockRows>(weights, count, rows, stride, add, sums);
-      rows += kBlockRows * stride;
-      sums += kBlockRows * kTile;
+    for (; left >= kRegisterRows; left -= kRegisterRows) {
+      strip_rows<kRegisterRows>(weights, count, rows, stride, add, sums);
+      rows += kRegisterRows * stride;
+      sums += kRegisterRows * kTile;
     }
     for (; left > 0; --left, rows += stride, sums += kTile)
       strip_rows<1>(weights, count, rows, stride, add, sums);
   }
 }
 
+// Up to 32 rows, unpacking in registers is faster than writing panels (measured).
 constexpr FloatKernels kFloats = {4, {32, 32}, float_rows, unpack_floats, multiply_floats};
 
 }  // namespace

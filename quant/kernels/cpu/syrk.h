@@ -1,13 +1,14 @@
-// Sums over tokens of products of activations with themselves, for calibration.
+// Symmetric rank-k update of bf16 activations (BLAS: syrk), the Hessian of calibration.
 #pragma once
 
 #include "layout.h"
 
 namespace vlpress {
 
-// h = beta * h + alpha * x' x, in float32; only rows at or below their column's tile of 64 count,
-// and of `h` only the lower half is right afterwards.
-struct Gram {
+// h = beta * h + alpha * x' x in float32. Only the tiles on and below the diagonal are computed: in
+// rows above a column's tile, `h` is left as it was, and above the diagonal of a tile it is
+// undefined.
+struct Syrk {
   const uint16_t* x;  // bf16 [tokens][x_stride]
   int64_t tokens, k, x_stride;
   float* h;  // [k][k]
@@ -16,7 +17,9 @@ struct Gram {
   int threads;
 };
 
-void gram(const Kernels&, const Gram&);
-int64_t gram_scratch(const Kernels&, const Gram&);
+void syrk(const Kernels&, const Syrk&);
+
+// Bytes of scratch memory; only tokens, k and threads of the arguments are used.
+int64_t syrk_scratch(const Kernels&, const Syrk&);
 
 }  // namespace vlpress

@@ -11,6 +11,7 @@
 namespace vlpress {
 namespace {
 
+// Entry points of the OpenMP runtime; null if the process has none.
 struct Runtime {
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
   int (*thread)() = nullptr;
@@ -36,16 +37,22 @@ const Runtime& runtime() {
   return known;
 }
 
-// Parts are small and taken as threads come: one that is held up does not keep the others waiting.
-constexpr int64_t kParts = 16;  // for each thread
+// Chunks per thread. Work is split into many small chunks, scheduled dynamically: on a shared
+// machine a thread is often preempted, and with one chunk each all the others would wait for it at
+// the end of the region. Results do not depend on the schedule, as no output is computed by two
+// chunks.
+constexpr int64_t kParts = 16;
 
+// One parallel loop.
 struct Share {
   int64_t count, chunk;
-  std::atomic<int64_t> next;
+  std::atomic<int64_t> next;  // first index that no thread has taken
   void (*work)(void*, int, int64_t, int64_t);
   void* data;
 };
 
+// Body of the parallel region: takes chunks until none is left. The counter needs no ordering: the
+// end of the region synchronizes the results.
 void run_share(void* data) {
   Share& share = *static_cast<Share*>(data);
   const int thread = runtime().thread();
@@ -63,6 +70,7 @@ bool has_threads() { return runtime().found(); }
 void run_parts(int64_t count, int threads, void (*work)(void*, int, int64_t, int64_t),
                void* data) {
   const int64_t wanted = std::min<int64_t>(threads, count);
+  // A nested region would start threads beyond the pool.
   if (wanted <= 1 || !runtime().found() || runtime().inside()) {
     if (count > 0) work(data, 0, 0, count);
     return;

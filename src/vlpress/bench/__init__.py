@@ -1,1 +1,1 @@
-"""Speed of kernels and models."""
+"""Benchmarks of kernels and models, and the CPU load during a measurement."""

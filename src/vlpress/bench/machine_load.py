@@ -1,7 +1,7 @@
-"""CPU load while something is measured: how many cores this process and all others used.
+"""CPU load during a measurement: cores used by this process and by all others.
 
-A speed that was measured beside other work says little, and the scores do not show it. The load
-average would not do: it lags by a minute and counts this process too.
+Reports show it because speeds measured on a busy machine are not comparable. The load average is
+not used: it lags by a minute and includes this process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 import torch
 
 SLACK = 0.25
-"""Cores that others may use beyond those left over before a machine counts as busy."""
+"""Cores that other processes may use, in addition to the idle ones, before a machine is busy."""
 _IDLE = ("idle", "iowait")
 _COUNTED_TWICE = ("guest", "guest_nice")  # Linux includes them in user and nice
 
@@ -25,7 +25,7 @@ _COUNTED_TWICE = ("guest", "guest_nice")  # Linux includes them in user and nice
 class _Reading:
     wall: float  # seconds
     own: float  # CPU seconds of this process and its children
-    all: float  # CPU seconds of the machine, stolen ones included
+    all: float  # CPU seconds of the machine, including steal time
 
     @classmethod
     def now(cls) -> _Reading:
@@ -35,23 +35,23 @@ class _Reading:
 
 
 class LoadMeter:
-    """Measures the load from its creation on."""
+    """Measures the load since its creation."""
 
     def __init__(self) -> None:
         self._began = datetime.now().astimezone()
         self._first = _Reading.now()
 
     def read(self) -> dict[str, Any]:
-        """What was used until now.
+        """Load from the creation of the meter until now.
 
         Returns:
-            `began` and `ended` (ISO 8601, local time), `seconds`, `cores`, `threads` (those torch
-            computes with), and `own_cores` and `other_cores`, the average numbers of cores that
-            this process and all others used.
+            `began` and `ended` (ISO 8601, local time), `seconds`, `cores`, `threads` (of torch),
+            and `own_cores` and `other_cores`, the average numbers of cores used by this process
+            and by all others.
         """
         last, first = _Reading.now(), self._first
         seconds = max(last.wall - first.wall, 1e-9)
-        own, everything = last.own - first.own, last.all - first.all
+        own, machine = last.own - first.own, last.all - first.all
         return {
             "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -59,23 +59,27 @@ class LoadMeter:
             "cores": psutil.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "own_cores": round(own / seconds, 2),
-            "other_cores": round(max(0.0, everything - own) / seconds, 2),
+            "other_cores": round(max(0.0, machine - own) / seconds, 2),
         }
 
 
 def is_busy(load: Mapping[str, Any]) -> bool:
-    """Whether other processes needed cores that this one computes with.
+    """Whether other processes competed for this process's cores.
 
     Args:
-        load: what `LoadMeter.read` returned.
+        load: from `LoadMeter.read`.
     """
     return bool(load["threads"] + load["other_cores"] > load["cores"] + SLACK)
 
 
 def joined_load(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> dict[str, Any]:
-    """The load of two periods of one measurement, such as one that was interrupted and resumed.
+    """Join the loads of two periods of one measurement, such as before and after a resume.
 
-    Cores used are averaged over both, weighted by their seconds.
+    The numbers of cores are averaged, weighted by the seconds of each period.
+
+    Args:
+        first: earlier load, None if there is none.
+        second: later load.
     """
     if first is None:
         return dict(second)
@@ -95,7 +99,7 @@ def joined_load(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> d
 
 
 def describe_load(load: Mapping[str, Any]) -> str:
-    """One phrase for reports: when it was measured, and beside what."""
+    """Describe time, threads and load of a measurement in one phrase, for reports."""
     began, ended = (datetime.fromisoformat(load[key]) for key in ("began", "ended"))
     until = f"{ended:%H:%M}" if began.date() == ended.date() else f"{ended:%Y-%m-%d %H:%M}"
     threads = f"{load['threads']} thread{'' if load['threads'] == 1 else 's'}"

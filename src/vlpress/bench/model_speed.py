@@ -1,4 +1,4 @@
-"""How fast a model reads a prompt and writes an answer, as a user of `generate` sees it."""
+"""Speed of prefill and decoding of a model in `generate`."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from .timing import read_bandwidth
 def measure(
     model: QwenVL, *, prompt_tokens: int = 1024, new_tokens: int = 32, rounds: int = 3
 ) -> dict[str, Any]:
-    """Time prompts of text with one answer each.
+    """Time random text prompts with one answer each.
 
     Args:
         model: in eval mode.
         prompt_tokens: length of the prompt.
         new_tokens: length of the answer, at least 2.
-        rounds: how often; the first one warms up and does not count.
+        rounds: measured prompts, after one that warms up.
 
     Returns:
-        Medians of `prefill_seconds` (up to the first token), `token_seconds` (each one after) and
-        `head_seconds` (its scores alone), the rates, and what ran: dtype, threads, kernels.
+        Medians of `prefill_seconds` (up to the first token), `token_seconds` (each later token)
+        and `head_seconds` (the logits of one token), the rates in tokens per second, the read
+        `bandwidth` (bytes per second, None on a GPU), and dtype, threads and kernels.
 
     Raises:
-        ValueError: an answer of one token, in which nothing is decoded.
+        ValueError: `new_tokens` is below 2, so that no token is decoded.
     """
     if new_tokens < 2:
-        raise ValueError(f"new_tokens {new_tokens}: must be at least 2")
+        raise ValueError(f"new_tokens {new_tokens}: must be at least 2, the first is prefill")
     random = torch.Generator().manual_seed(0)
     prefills, steps = [], []
     for turn in range(rounds + 1):
-        first, rest = _answer(model, prompt_tokens, new_tokens, random)
+        prefill_seconds, token_seconds = _answer(model, prompt_tokens, new_tokens, random)
         if turn:
-            prefills.append(first)
-            steps += rest
+            prefills.append(prefill_seconds)
+            steps += token_seconds
     prefill, step = median(prefills), median(steps)
     on_cpu = model.device.type == "cpu"
     return {
@@ -66,8 +67,8 @@ def measure(
 def _answer(
     model: QwenVL, prompt_tokens: int, new_tokens: int, random: torch.Generator
 ) -> tuple[float, list[float]]:
-    """Seconds to the first token, and from each to the next."""
-    ids = torch.randint(0, 256, (prompt_tokens,), generator=random)  # no special ones
+    """Seconds to the first token, and between consecutive tokens."""
+    ids = torch.randint(0, 256, (prompt_tokens,), generator=random)  # no special tokens
     prompt = Prompt(ids, torch.arange(prompt_tokens).expand(3, -1))
     times = [time.perf_counter()]
     generate(
@@ -77,18 +78,18 @@ def _answer(
         stop_ids=(),
         on_token=lambda *_: times.append(time.perf_counter()),
     )
-    between = [after - before for before, after in pairwise(times)]
-    return between[0], between[1:]
+    seconds = [after - before for before, after in pairwise(times)]
+    return seconds[0], seconds[1:]
 
 
 @torch.inference_mode()
 def _head(model: QwenVL, times: int) -> float:
-    """Seconds that the scores of one token take, median."""
+    """Median seconds for the logits of one token."""
     size = model.config.text.hidden_size
     hidden = torch.ones(1, size, dtype=model.dtype, device=model.device)
-    found = []
+    seconds = []
     for _ in range(times):
         begin = time.perf_counter()
-        model.logits(hidden).argmax(-1).tolist()  # waits for a GPU too
-        found.append(time.perf_counter() - begin)
-    return median(found)
+        model.logits(hidden).argmax(-1).tolist()  # the copy to the host synchronizes with a GPU
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds)

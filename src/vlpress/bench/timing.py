@@ -1,8 +1,8 @@
-"""Timing: medians of interleaved rounds, and the bandwidth of memory beside them.
+"""Timing by medians of interleaved rounds, and the memory bandwidth.
 
-Machines are noisy and shared, so what is compared is timed in turns within one run, and results are
-given as ratios. Weights are taken from many copies in turn: a model's layer is not in any cache
-when its turn comes.
+Machines are noisy and shared, so that candidates are timed in turns within one run and compared by
+ratios. Each call uses another copy of the weight, because in a model a layer's weights have left
+the caches between two tokens.
 """
 
 from __future__ import annotations
@@ -16,42 +16,45 @@ import torch
 from ..quant.kernels import library
 
 COPIES_BYTES = 512 * 2**20
-"""Distinct copies of a weight take at least so much memory together."""
+"""Smallest total size of the copies of a weight, beyond every cache."""
 ROUNDS, BUDGET = 9, 0.12
-"""Turns of each kind that count, and seconds of one turn."""
+"""Measured turns per kind, and seconds per turn."""
 
 
 def copies_of(size: int) -> int:
-    """How many copies of so many bytes no cache can hold."""
+    """Number of copies of `size` bytes that together exceed every cache, at least 2."""
     return max(2, -(-COPIES_BYTES // size))
 
 
 def time_in_turns(calls: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:
-    """Median seconds of a call of each kind; a first turn warms up and does not count.
+    """Measure the median seconds of a call of each kind, after a turn that warms up.
 
     Args:
-        calls: by name one call for each copy of the weight; a turn goes through as many as its
-            time allows, beginning where the last one ended.
+        calls: one call per copy of the weight, by kind. A turn runs calls for `BUDGET` seconds and
+            starts at the copy after the last one of the previous turn.
+
+    Returns:
+        Seconds by kind.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    at = dict.fromkeys(calls, 0)
+    next_copy = dict.fromkeys(calls, 0)
     for turn in range(ROUNDS + 1):
         for name, copies in calls.items():
-            done, begin = 0, time.perf_counter()
+            count, begin = 0, time.perf_counter()
             while True:
-                copies[at[name] % len(copies)]()
-                at[name] += 1
-                done += 1
-                spent = time.perf_counter() - begin
-                if spent > BUDGET:
+                copies[next_copy[name] % len(copies)]()
+                next_copy[name] += 1
+                count += 1
+                seconds = time.perf_counter() - begin
+                if seconds > BUDGET:
                     break
             if turn:
-                times[name].append(spent / done)
+                times[name].append(seconds / count)
     return {name: median(values) for name, values in times.items()}
 
 
 def read_bandwidth() -> float:
-    """Bytes per second at which torch's threads together read memory that no cache holds."""
+    """Measure the read bandwidth of torch's threads together, in bytes per second."""
     memory = torch.ones(COPIES_BYTES, dtype=torch.uint8)
     seconds = time_in_turns({"read": [lambda: library.read_memory(memory)]})["read"]
     return COPIES_BYTES / seconds

@@ -1,5 +1,5 @@
-// The kernels against plain sums, where no Python runs: other compilers, other processors. Built
-// and started by test_other_compilers.py; prints what is wrong and returns how much of it there is.
+// Compares the kernels with plain sums, without Python: for other compilers and other processors.
+// Built and started by test_other_compilers.py; prints each mismatch and returns their number.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -12,16 +12,16 @@
 using namespace vlpress;
 
 extern "C" {
-const void* vlpress_kernels(const char*);
-const char* vlpress_name(const void*);
-int64_t vlpress_scratch(const void*, const Shape*, int, int64_t, int, int);
-void vlpress_products(const void*, const Shape*, const Weight*, int, int, const void*, int64_t,
-                      int64_t, void* const*, void*, int, float);
-int64_t vlpress_gram_scratch(const void*, int64_t, int64_t, int);
-void vlpress_gram(const void*, const void*, int64_t, int64_t, int64_t, float*, float, float, void*,
+const void* vlpress_find_kernels(const char*);
+const char* vlpress_kernels_name(const void*);
+int64_t vlpress_gemm_scratch(const void*, const Shape*, int, int64_t, int, int);
+void vlpress_gemm(const void*, const Shape*, const Weight*, int, int, const void*, int64_t, int64_t,
+                  void* const*, void*, int, float);
+int64_t vlpress_syrk_scratch(const void*, int64_t, int64_t, int);
+void vlpress_syrk(const void*, const void*, int64_t, int64_t, int64_t, float*, float, float, void*,
                   int);
-void vlpress_dense(const void*, const void*, const float*, int64_t, int64_t, const void*, int64_t,
-                   int64_t, void*, int);
+void vlpress_bf16_gemv(const void*, const void*, const float*, int64_t, int64_t, const void*,
+                       int64_t, int64_t, void*, int);
 }
 
 namespace {
@@ -39,34 +39,35 @@ float widened(uint16_t bf16) {
 }
 
 std::vector<uint16_t> random_bf16(int64_t count) {
-  std::vector<uint16_t> all(count);
-  for (auto& one : all) {
+  std::vector<uint16_t> values(count);
+  for (auto& bf16 : values) {
     const float value = normal();
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    one = static_cast<uint16_t>(bits >> 16);
+    bf16 = static_cast<uint16_t>(bits >> 16);
   }
-  return all;
+  return values;
 }
 
 std::vector<float> random_floats(int64_t count, float factor) {
-  std::vector<float> all(count);
-  for (auto& one : all) one = normal() * factor;
-  return all;
+  std::vector<float> values(count);
+  for (auto& value : values) value = normal() * factor;
+  return values;
 }
 
+// Memory aligned to a cache line.
 struct Memory {
   std::vector<uint8_t> bytes;
   explicit Memory(int64_t size) : bytes(size + 64) {}
-  void* at() {
+  void* address() {
     return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64);
   }
 };
 
-int report(const char* what, int64_t bits, int64_t m, double error, double most) {
-  const bool wrong = !(error <= most);
+int report(const char* name, int64_t bits, int64_t m, double error, double bound) {
+  const bool wrong = !(error <= bound);
   if (wrong)
-    std::printf("%s, %d bits, %d rows: off by %g\n", what, static_cast<int>(bits),
+    std::printf("%s, %d bits, %d rows: off by %g\n", name, static_cast<int>(bits),
                 static_cast<int>(m), error);
   return wrong;
 }
@@ -75,21 +76,21 @@ int check_quantized(const void* kernels, int64_t bits, bool each, int64_t m, boo
   const int64_t k = 256, n = 100, group = 64, tiles = 2, groups = k / group;
   const int inputs = step_inputs(bits);
   std::vector<int> weights(tiles * kTile * k);
-  for (auto& one : weights) one = below(1 << bits);
+  for (auto& weight : weights) weight = below(1 << bits);
   const std::vector<float> scales = random_floats(tiles * groups * kTile, 0.1f),
                            bias = random_floats(n, 1);
   std::vector<uint8_t> zeros(scales.size(), 1 << (bits - 1)), packed(tiles * tile_bytes(bits, k));
   if (each)
-    for (auto& one : zeros) one = below(1 << bits);
+    for (auto& zero : zeros) zero = below(1 << bits);
   for (int64_t row = 0; row < tiles * kTile; ++row)
     for (int64_t i = 0; i < k; ++i) {
       const int64_t step = row / kTile * (k / inputs) + i / inputs, at = i % inputs;
       const int64_t shift = at % 2 * 16 + at / 2 * (bits == 4 ? 4 : 8);
       uint8_t* lane = packed.data() + step * kStepBytes + row % kTile * 4;
-      uint32_t held;
-      std::memcpy(&held, lane, sizeof held);
-      held |= static_cast<uint32_t>(weights[row * k + i]) << shift;
-      std::memcpy(lane, &held, sizeof held);
+      uint32_t bits_of_lane;
+      std::memcpy(&bits_of_lane, lane, sizeof bits_of_lane);
+      bits_of_lane |= static_cast<uint32_t>(weights[row * k + i]) << shift;
+      std::memcpy(lane, &bits_of_lane, sizeof bits_of_lane);
     }
   const std::vector<uint16_t> x = random_bf16(m * k);
   std::vector<uint16_t> y(m * n, 0x7fc0);
@@ -97,15 +98,15 @@ int check_quantized(const void* kernels, int64_t bits, bool each, int64_t m, boo
       packed.data(),  scales.data(), each ? zeros.data() : nullptr, bias.data(), n, 0,
       1 << (bits - 1)};
   const Shape shape = {k, group, bits};
-  Memory scratch(vlpress_scratch(kernels, &shape, kBFloat16, m, 2, integers));
+  Memory scratch(vlpress_gemm_scratch(kernels, &shape, kBFloat16, m, 2, integers));
   void* const out = y.data();
-  vlpress_products(kernels, &shape, &weight, 1, kBFloat16, x.data(), m, k, &out, scratch.at(), 2,
+  vlpress_gemm(kernels, &shape, &weight, 1, kBFloat16, x.data(), m, k, &out, scratch.address(), 2,
                    integers ? 0.0f : -1.0f);
   double error = 0, largest = 0;
   for (int64_t row = 0; row < m; ++row) {
-    float most = 0;
-    for (int64_t i = 0; i < k; ++i) most = std::fmax(most, std::fabs(widened(x[row * k + i])));
-    const float step = most / 127.0f;
+    float absmax = 0;
+    for (int64_t i = 0; i < k; ++i) absmax = std::fmax(absmax, std::fabs(widened(x[row * k + i])));
+    const float step = absmax / 127.0f;
     for (int64_t c = 0; c < n; ++c) {
       double sum = bias[c];
       for (int64_t i = 0; i < k; ++i) {
@@ -118,10 +119,10 @@ int check_quantized(const void* kernels, int64_t bits, bool each, int64_t m, boo
       largest = std::fmax(largest, std::fabs(sum));
     }
   }
-  return report(integers ? "int8 activations" : "weights alone", bits, m, error / largest, 8e-3);
+  return report(integers ? "int8 activations" : "weight-only", bits, m, error / largest, 8e-3);
 }
 
-int check_stored(const void* kernels) {
+int check_bf16(const void* kernels) {
   const int64_t m = 70, k = 300, n = 130;
   const std::vector<uint16_t> x = random_bf16(m * k), weights = random_bf16(n * k);
   const std::vector<float> bias = random_floats(n, 1);
@@ -131,28 +132,28 @@ int check_stored(const void* kernels) {
     const Shape shape = {k, k, kBf16Bits};
     const Weight weight = {
         reinterpret_cast<const uint8_t*>(weights.data()), nullptr, nullptr, bias.data(), n, 0, 0};
-    Memory scratch(vlpress_scratch(kernels, &shape, kBFloat16, m, 1, 0));
+    Memory scratch(vlpress_gemm_scratch(kernels, &shape, kBFloat16, m, 1, 0));
     void* const out = y.data();
     if (many)
-      vlpress_products(kernels, &shape, &weight, 1, kBFloat16, x.data(), m, k, &out, scratch.at(),
+      vlpress_gemm(kernels, &shape, &weight, 1, kBFloat16, x.data(), m, k, &out, scratch.address(),
                        1, -1.0f);
     else
-      vlpress_dense(kernels, weights.data(), bias.data(), n, k, x.data(), m, k, out, 1);
+      vlpress_bf16_gemv(kernels, weights.data(), bias.data(), n, k, x.data(), m, k, out, 1);
     double error = 0;
     for (int64_t row = 0; row < m; ++row)
       for (int64_t c = 0; c < n; ++c) {
         double sum = bias[c];
         for (int64_t i = 0; i < k; ++i)
           sum += widened(x[row * k + i]) * widened(weights[c * k + i]);
-        // Half a unit in the last place, and what sums in float32 add to it.
+        // Half a unit in the last place, plus the rounding of float32 sums.
         error = std::fmax(error,
                           std::fabs(sum - widened(y[row * n + c])) / (std::fabs(sum) / 256 + 1e-3));
       }
-    wrong += report(many ? "stored weights, many rows" : "stored weights", kBf16Bits, m, error, 1);
+    wrong += report(many ? "bf16 weights, gemm" : "bf16 weights, gemv", kBf16Bits, m, error, 1);
   }
   std::vector<float> h(k * k);
-  Memory scratch(vlpress_gram_scratch(kernels, m, k, 1));
-  vlpress_gram(kernels, x.data(), m, k, k, h.data(), 1, 0, scratch.at(), 1);
+  Memory scratch(vlpress_syrk_scratch(kernels, m, k, 1));
+  vlpress_syrk(kernels, x.data(), m, k, k, h.data(), 1, 0, scratch.address(), 1);
   double error = 0;
   for (int64_t i = 0; i < k; ++i)
     for (int64_t j = 0; j <= i; ++j) {
@@ -161,20 +162,20 @@ int check_stored(const void* kernels) {
         sum += widened(x[row * k + i]) * widened(x[row * k + j]);
       error = std::fmax(error, std::fabs(sum - h[i * k + j]));
     }
-  return wrong + report("sums of products", kBf16Bits, m, error, 1e-3);
+  return wrong + report("syrk", kBf16Bits, m, error, 1e-3);
 }
 
 }  // namespace
 
 int main(int, char** arguments) {
-  const void* kernels = vlpress_kernels(arguments[1]);
+  const void* kernels = vlpress_find_kernels(arguments[1]);
   if (!kernels) return std::printf("no such kernels: %s\n", arguments[1]), 1;
-  int wrong = check_stored(kernels);
+  int wrong = check_bf16(kernels);
   for (const int bits : {4, 8})
     for (const bool each : {false, true})
       for (const int64_t m : {1, 3, 8, 17, 60})
         for (const bool integers : {false, true})
           wrong += check_quantized(kernels, bits, each, m, integers);
-  std::printf("%s: %d wrong\n", vlpress_name(kernels), wrong);
+  std::printf("%s: %d wrong\n", vlpress_kernels_name(kernels), wrong);
   return wrong;
 }

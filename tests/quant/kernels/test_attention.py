@@ -8,7 +8,12 @@ from torch import Tensor
 
 from vlpress.model.cache import LayerCache, causal_mask
 from vlpress.quant.kernels import library
-from vlpress.quant.kernels.attention import Heads, attend_newest, attend_prompts, attends_prompts
+from vlpress.quant.kernels.attention import (
+    Heads,
+    decode_attention,
+    has_prefill_attention,
+    prefill_attention,
+)
 
 AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
 if not AVAILABLE:
@@ -22,7 +27,7 @@ def kernels(name: str) -> library.Kernels:
     return found
 
 
-PAIRS = [name for name in AVAILABLE if attends_prompts(SIZES, kernels(name))]
+PAIRS = [name for name in AVAILABLE if has_prefill_attention(SIZES, kernels(name))]
 
 
 def softmax_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: float = 1.0) -> Tensor:
@@ -51,7 +56,7 @@ def test_attention_of_one_token_is_a_softmax(name: str) -> None:
     )
     mask = torch.rand(rows, 1, 1, past + 1, generator=random) < 0.7
     mask[..., -1] = True
-    found = attend_newest(SIZES, (q, k, v), LayerCache(keys, values), past, mask, kernels(name))
+    found = decode_attention(SIZES, (q, k, v), LayerCache(keys, values), past, mask, kernels(name))
     assert torch.equal(keys[:, :, past], k[:, 0]) and torch.equal(values[:, :, past], v[:, 0])
     wanted = softmax_of(q, keys[:, :, : past + 1], values[:, :, : past + 1], mask)
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-4)
@@ -90,7 +95,7 @@ def test_attention_of_prompts_is_a_softmax(
     if masked and columns > tokens:
         mask[-1, :, :, : columns - tokens] = False
         mask[0, :, tokens // 2, 0] = False
-    found = attend_prompts(sizes, q, k, v, mask if masked else None, kernels(name))
+    found = prefill_attention(sizes, q, k, v, mask if masked else None, kernels(name))
     assert found.dtype == torch.bfloat16 and found.shape == (rows, tokens, q.shape[2] * q.shape[3])
     assert close(found, q, k, v, mask)
 
@@ -100,10 +105,10 @@ def test_a_mask_of_one_prompt_holds_for_all(name: str) -> None:
     q, k, v = prompts(SIZES, 3, 20, 31, cached=True)
     mask = torch.ones(1, 1, 20, 31, dtype=torch.bool)
     mask[..., 3:9] = False
-    found = attend_prompts(SIZES, q, k, v, mask, kernels(name))
+    found = prefill_attention(SIZES, q, k, v, mask, kernels(name))
     assert close(found, q, k, v, mask)
     assert torch.equal(
-        found, attend_prompts(SIZES, q, k, v, mask.repeat(3, 1, 1, 1), kernels(name))
+        found, prefill_attention(SIZES, q, k, v, mask.repeat(3, 1, 1, 1), kernels(name))
     )
 
 
@@ -114,7 +119,7 @@ def test_the_number_of_threads_changes_nothing(name: str) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(attend_prompts(SIZES, q, k, v, None, kernels(name)))
+            found.append(prefill_attention(SIZES, q, k, v, None, kernels(name)))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -124,9 +129,9 @@ def test_the_number_of_threads_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_a_number_stays_with_its_token(name: str, bad: float) -> None:
     q, k, v = prompts(SIZES, 2, 60, 60, cached=False)
-    clean = attend_prompts(SIZES, q, k, v, None, kernels(name))
+    clean = prefill_attention(SIZES, q, k, v, None, kernels(name))
     q[0, 50] = bad
-    found = attend_prompts(SIZES, q, k, v, None, kernels(name))
+    found = prefill_attention(SIZES, q, k, v, None, kernels(name))
     assert bool(found[0, 50].isnan().all())
     found[0, 50] = clean[0, 50]
     assert torch.equal(found, clean)
@@ -134,4 +139,4 @@ def test_what_is_not_a_number_stays_with_its_token(name: str, bad: float) -> Non
 
 def test_prompts_need_a_processor_that_multiplies_bf16() -> None:
     assert PAIRS == [name for name in AVAILABLE if name == "avx512"]
-    assert not any(attends_prompts(Heads(2, 2, 7), kernels(name)) for name in AVAILABLE)
+    assert not any(has_prefill_attention(Heads(2, 2, 7), kernels(name)) for name in AVAILABLE)

@@ -25,7 +25,7 @@ def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) ->
     random = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, width + 3, generator=random).bfloat16()[:, 3:]
     lower = torch.full((width, width), 2.0)
-    bf16_linear.add_gram_(lower, x, kernels(name), alpha=0.5, beta=0.25)
+    bf16_linear.syrk_(lower, x, kernels(name), alpha=0.5, beta=0.25)
     wanted = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
     error = (lower.double() - wanted).tril().abs().max() / wanted.abs().max()
     assert float(error) < 5e-6
@@ -34,9 +34,9 @@ def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) ->
 def test_other_types_are_not_summed() -> None:
     best = kernels(AVAILABLE[0])
     with pytest.raises(ValueError, match=r"x is torch.float32, lower torch.float32; they must"):
-        bf16_linear.add_gram_(torch.zeros(4, 4), torch.zeros(2, 4), best)
+        bf16_linear.syrk_(torch.zeros(4, 4), torch.zeros(2, 4), best)
     with pytest.raises(ValueError, match=r"x is \(2, 4\), lower \(3, 3\)"):
-        bf16_linear.add_gram_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
+        bf16_linear.syrk_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -50,7 +50,7 @@ def test_products_with_weights_as_they_are_stored(
     x = torch.randn(rows, 2 * width, generator=random).bfloat16()[:, width:]
     weight = torch.randn(columns, width, generator=random).bfloat16()
     bias = torch.randn(columns, generator=random).bfloat16()
-    for multiply in (bf16_linear.multiply_few, bf16_linear.multiply_many):
+    for multiply in (bf16_linear.gemv, bf16_linear.gemm):
         for shift in (None, bias):
             found = multiply(x, weight, kernels(name), shift)
             exact = x.double() @ weight.double().T + (0 if shift is None else shift.double())
@@ -65,7 +65,7 @@ def test_products_of_many_rows(name: str, rows: int) -> None:
     random = torch.Generator().manual_seed(rows)
     x = torch.randn(2, rows, 1100, generator=random).bfloat16()
     weight = torch.randn(130, 1100, generator=random).bfloat16()
-    found = bf16_linear.multiply_many(x, weight, kernels(name))
+    found = bf16_linear.gemm(x, weight, kernels(name))
     exact = x.double() @ weight.double().T
     assert found.shape == exact.shape
     assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
@@ -75,36 +75,36 @@ def test_products_of_many_rows(name: str, rows: int) -> None:
 def test_many_rows_go_through_where_torch_is_slow(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert set(bf16_linear.WITHOUT_BF16) < set(library.NAMES)
+    assert set(bf16_linear.WITHOUT_BF16_UNITS) < set(library.NAMES)
     called: list[int] = []
 
     def many(x: Tensor, *_: object) -> Tensor:
         called.append(len(x))
         return x
 
-    monkeypatch.setattr(bf16_linear, "multiply_many", many)
-    product = bf16_linear.Product(kernels(name))
+    monkeypatch.setattr(bf16_linear, "gemm", many)
+    product = bf16_linear.Bf16Linear(kernels(name))
     weight = torch.ones(3, 8, dtype=torch.bfloat16)
-    for rows in (bf16_linear.FEW_ROWS, bf16_linear.FEW_ROWS + 1):
+    for rows in (bf16_linear.GEMV_ROWS, bf16_linear.GEMV_ROWS + 1):
         product(torch.ones(rows, 8, dtype=torch.bfloat16), weight)
         product(torch.ones(rows, 8), weight.float())
     with torch.enable_grad():
         product(torch.ones(40, 8, dtype=torch.bfloat16, requires_grad=True), weight)
-    assert called == ([bf16_linear.FEW_ROWS + 1] if name in bf16_linear.WITHOUT_BF16 else [])
+    assert called == ([bf16_linear.GEMV_ROWS + 1] if name in bf16_linear.WITHOUT_BF16_UNITS else [])
 
 
 def test_other_types_are_not_multiplied() -> None:
     best = kernels(AVAILABLE[0])
     with pytest.raises(ValueError, match="both must be bf16"):
-        bf16_linear.multiply_few(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
+        bf16_linear.gemv(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
     with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
         zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
-        bf16_linear.multiply_few(zeros[:2], zeros[:, :4].contiguous(), best)
+        bf16_linear.gemv(zeros[:2], zeros[:, :4].contiguous(), best)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_a_compiler_sees_the_product_of_torch(name: str) -> None:
-    product = bf16_linear.Product(kernels(name))
+    product = bf16_linear.Bf16Linear(kernels(name))
     x, weight = torch.randn(40, 24).bfloat16(), torch.randn(8, 24).bfloat16()
     compiled = torch.compile(product, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x, weight), torch.nn.functional.linear(x, weight))

@@ -69,8 +69,8 @@ class Weight:
     def tiles(self) -> cpu_layout.TiledWeight:
         return cpu_layout.prepack(self.integers, self.scales, self.zeros, self.bits, self.index)
 
-    def product(self, name: str) -> cpu.Product:
-        return cpu.Product([self.tiles()], [self.bias], kernels(name))
+    def product(self, name: str) -> cpu.CpuLinear:
+        return cpu.CpuLinear([self.tiles()], [self.bias], kernels(name))
 
     def floats(self, x: Tensor) -> Tensor:
         """The exact product, near enough: the reference in float32."""
@@ -103,7 +103,7 @@ def test_the_kernels_are_built_here() -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 def test_prepacked_weights_come_back(bits: int, symmetric: bool, ordered: bool) -> None:
     weight = Weight(70, 128, 32, bits, symmetric=symmetric, ordered=ordered)
-    integers, scales, zeros = cpu_layout.restore(weight.tiles())
+    integers, scales, zeros = cpu_layout.unprepack(weight.tiles())
     assert torch.equal(integers, weight.integers)
     assert torch.equal(scales, weight.scales)
     assert torch.equal(zeros, weight.zeros)
@@ -177,7 +177,7 @@ def test_nothing_is_written_beside_the_output(name: str, dtype: torch.dtype) -> 
         room = torch.full((rows * columns + 128,), 7.0, dtype=dtype)
         inside = room[64:-64].view(rows, columns)
         x = inputs(rows, 64, dtype)
-        product.into(x, [inside])
+        product.compute_into(x, [inside])
         check(inside, weight.floats(x), dtype)
         assert bool((room[:64] == 7).all()) and bool((room[-64:] == 7).all())
 
@@ -207,7 +207,7 @@ def test_more_rows_than_a_block(name: str) -> None:
 def test_several_weights_in_one_call(name: str, integers: bool) -> None:
     scale = 0.0 if integers else None
     weights = [Weight(n, 128, 32, 4, symmetric=n == 64, seed=n) for n in (64, 17, 200)]
-    joint = cpu.Product([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
+    joint = cpu.CpuLinear([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
     for rows in (1, 40):
         x = inputs(rows, 128, torch.bfloat16)
         for weight, found in zip(weights, joint(x, scale), strict=True):
@@ -325,15 +325,15 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ONE_POOL = """
 import os, torch
-from vlpress.quant.kernels import cpu, dense, library, reference, tiles
+from vlpress.quant.kernels import cpu, cpu_layout, library
 torch.set_num_threads(2)
 torch.randn(500, 500) @ torch.randn(500, 500)
 torch.randn(1 << 20).exp_()  # torch's pool is there now
 before = len(os.listdir("/proc/self/task"))
-weight = tiles.prepack(
+weight = cpu_layout.prepack(
     torch.zeros(512, 512, dtype=torch.uint8), torch.ones(512, 1),
     torch.full((512, 1), 8, dtype=torch.uint8), 4, None)
-product = cpu.Product([weight], [None], library.find_kernels())
+product = cpu.CpuLinear([weight], [None], library.find_kernels())
 for _ in range(10):
     product(torch.randn(64, 512))
 maps = open("/proc/self/maps").read()

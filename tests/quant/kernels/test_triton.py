@@ -127,7 +127,7 @@ def test_a_given_scale_is_used() -> None:
 
 def test_the_product_of_a_layer() -> None:
     weight = Weight(40, 64, 32, 4, False)
-    product, x = gpu.Product(*weight.grid), inputs(2, 64)
+    product, x = gpu.TritonLinear(*weight.grid), inputs(2, 64)
     check(product(x)[0], reference.weight_only_linear(x, *weight.grid))
     check(product(x, 0.0)[0], reference.integer_linear(x, *weight.grid))
     scale = torch.tensor(0.02, device=DEVICE)

@@ -176,7 +176,7 @@ def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.M
     assert kernels_of(fast) == {"portable": 1}
     assert set(fast.state_dict()) == names
     random = torch.Generator().manual_seed(2)
-    for rows in (1, bf16_linear.FEW_ROWS, bf16_linear.FEW_ROWS + 1):
+    for rows in (1, bf16_linear.GEMV_ROWS, bf16_linear.GEMV_ROWS + 1):
         hidden = torch.randn(rows, plain.config.text.hidden_size, generator=random).bfloat16()
         with torch.inference_mode():
             wanted, found = plain.logits(hidden), fast.logits(hidden)
@@ -203,7 +203,7 @@ def test_layers_in_bf16_run_on_kernels_without_bf16_units(
     speed_layers_(fast, torch.device("cuda"))
     assert kernels_of(fast) == {}
     speed_layers_(fast, fast.device)
-    pays = name in bf16_linear.WITHOUT_BF16
+    pays = name in bf16_linear.WITHOUT_BF16_UNITS
     assert kernels_of(fast) == ({name: len(layers)} if pays else {})
     assert set(fast.state_dict()) == names
     tokens = torch.arange(40, 80)[None]
