@@ -16,8 +16,11 @@ from typing import Any, Literal
 import torch
 
 from ..common.json_files import read_json
-from .config_fields import DEPTH, POSITIONS, VOCABULARY, WIDTH, Fields
+from ..common.validation import parse
+from .config_fields import Qwen2VisionSection, Qwen25VisionSection, TextSection, TokenSection
 
+FILE = "config.json"
+REMEDY = "take the file from the original checkpoint"
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 2**28  # bytes; the largest there are, tokenizers, have 2**25
@@ -148,38 +151,22 @@ class ModelConfig:
                 f"config.json: model_type {family!r} is not supported; allowed: "
                 f"{', '.join(MODEL_TYPES)}; choose a Qwen2-VL or Qwen2.5-VL checkpoint"
             )
-        vision_raw = raw.get("vision_config")
-        if not isinstance(vision_raw, Mapping):
-            raise ValueError(
-                "config.json: vision_config is missing or not an object; "
-                "take the file from the original checkpoint"
-            )
+        vision = _vision(family, raw.get("vision_config"))
         nested = raw.get("text_config")
         text_raw: Mapping[str, Any] = nested if isinstance(nested, Mapping) else raw
-        where = "text_config" if isinstance(nested, Mapping) else ""
-        try:
-            read_vision = _vision_qwen2 if family == "qwen2_vl" else _vision_qwen2_5
-            vision = read_vision(vision_raw)
-            text = _text(text_raw, where, tied=_is_tied(raw, text_raw))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"config.json: a field is missing or has the wrong type ({error}); "
-                "take the file from the original checkpoint"
-            ) from None
+        at = "text_config" if isinstance(nested, Mapping) else ""
+        section = parse(TextSection, text_raw, FILE, at, remedy=REMEDY)
+        text = _text(section, tied=_is_tied(raw, text_raw))
         if vision.out_hidden_size != text.hidden_size:
             raise ValueError(
                 f"config.json: the vision tower ends in {vision.out_hidden_size} features and the "
                 f"decoder is {text.hidden_size} wide; both must be equal"
             )
-        fields, last = Fields(raw), text.vocab_size - 1
         return cls(
             family=family,
             vision=vision,
             text=text,
-            image_token_id=fields.whole("image_token_id", 151655, least=0, most=last),
-            video_token_id=fields.whole("video_token_id", 151656, least=0, most=last),
-            vision_start_token_id=fields.whole("vision_start_token_id", 151652, least=0, most=last),
-            vision_end_token_id=fields.whole("vision_end_token_id", 151653, least=0, most=last),
+            **_token_ids(raw, text.vocab_size),
             dtype=_dtype(raw, text_raw),
             raw=raw,
         )
@@ -225,101 +212,44 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
-def _vision_qwen2(raw: Mapping[str, Any]) -> VisionConfig:
-    fields = Fields(raw, "vision_config")
-    hidden_size = fields.whole("embed_dim", 1280, most=WIDTH)
-    _require_act("vision_config", raw.get("hidden_act", "quick_gelu"), "quick_gelu")
-    return VisionConfig(
-        depth=fields.whole("depth", 32, most=DEPTH),
-        hidden_size=hidden_size,
-        intermediate_size=int(hidden_size * fields.positive("mlp_ratio", 4, most=64)),
-        num_heads=fields.whole("num_heads", 16, most=DEPTH),
-        out_hidden_size=fields.whole("hidden_size", 3584, most=WIDTH),
-        norm="layer",
-        hidden_act="quick_gelu",
-        **_patch_fields(fields, raw),
-    )
+def _vision(family: str, raw: object) -> VisionConfig:
+    if family == "qwen2_vl":
+        older = parse(Qwen2VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
+        sizes = older.model_dump(exclude={"mlp_ratio"})
+        width = int(older.hidden_size * older.mlp_ratio)
+        return VisionConfig(**sizes, intermediate_size=width, norm="layer")
+    section = parse(Qwen25VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
+    return VisionConfig(**section.model_dump(), norm="rms")
 
 
-def _vision_qwen2_5(raw: Mapping[str, Any]) -> VisionConfig:
-    fields = Fields(raw, "vision_config")
-    _require_act("vision_config", raw.get("hidden_act", "silu"), "silu")
-    return VisionConfig(
-        depth=fields.whole("depth", 32, most=DEPTH),
-        hidden_size=fields.whole("hidden_size", 3584, most=WIDTH),
-        intermediate_size=fields.whole("intermediate_size", 3420, most=WIDTH),
-        num_heads=fields.whole("num_heads", 16, most=DEPTH),
-        out_hidden_size=fields.whole("out_hidden_size", 3584, most=WIDTH),
-        norm="rms",
-        hidden_act="silu",
-        window_size=fields.whole("window_size", 112, least=0, most=WIDTH),
-        fullatt_block_indexes=fields.wholes("fullatt_block_indexes", (7, 15, 23, 31), most=DEPTH),
-        tokens_per_second=fields.whole("tokens_per_second", 4, least=0, most=1000),
-        **_patch_fields(fields, raw),
-    )
-
-
-def _patch_fields(fields: Fields, raw: Mapping[str, Any]) -> dict[str, Any]:
-    channels = "in_channels" if "in_channels" in raw else "in_chans"
-    return {
-        "in_channels": fields.whole(channels, 3, most=16),
-        "patch_size": fields.whole("patch_size", 14, most=256),
-        "temporal_patch_size": fields.whole("temporal_patch_size", 2, most=64),
-        "spatial_merge_size": fields.whole("spatial_merge_size", 2, most=64),
-    }
-
-
-def _text(raw: Mapping[str, Any], where: str, *, tied: bool) -> TextConfig:
-    fields = Fields(raw, where)
-    _require_act("text config", raw.get("hidden_act", "silu"), "silu")
-    layers = fields.whole("num_hidden_layers", 80, most=DEPTH)
-    if raw.get("use_sliding_window") and layers > fields.whole("max_window_layers", 80, most=DEPTH):
-        raise ValueError(
-            "config.json: use_sliding_window is true; allowed: false "
-            "(sliding-window attention is not implemented)"
-        )
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ValueError(
-            f"config.json: rope type {kind!r} is not supported; allowed: default, mrope; "
-            "remove the long-context scaling from the file"
-        )
-    heads = fields.whole("num_attention_heads", 64, most=DEPTH)
-    kv_heads = None
-    if raw.get("num_key_value_heads", 8) is not None:
-        kv_heads = fields.whole("num_key_value_heads", 8, most=DEPTH)
-    hidden_size = fields.whole("hidden_size", 8192, most=WIDTH)
-    section = Fields(rope, "rope").wholes("mrope_section", (16, 24, 24), most=WIDTH)
-    if len(section) != 3:
-        raise ValueError(
-            f"config.json: mrope_section has {len(section)} entries; allowed: 3, the rotary pairs "
-            "for time, height and width"
-        )
-    theta = Fields(rope if "rope_theta" in rope else raw, where)
+def _text(section: TextSection, *, tied: bool) -> TextConfig:
+    heads = section.num_attention_heads
     return TextConfig(
-        vocab_size=fields.whole("vocab_size", 152064, most=VOCABULARY),
-        hidden_size=hidden_size,
-        intermediate_size=fields.whole("intermediate_size", 29568, most=WIDTH),
-        num_hidden_layers=layers,
+        vocab_size=section.vocab_size,
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_hidden_layers=section.num_hidden_layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads if kv_heads is None else kv_heads,
-        head_dim=fields.whole("head_dim", 128, most=WIDTH)
-        if raw.get("head_dim")
-        else hidden_size // heads,
-        rms_norm_eps=fields.positive("rms_norm_eps", 1e-5, most=1.0),
-        rope_theta=theta.positive("rope_theta", 1_000_000.0, most=1e12),
-        mrope_section=(section[0], section[1], section[2]),
+        num_key_value_heads=section.num_key_value_heads or heads,
+        head_dim=section.head_dim or section.hidden_size // heads,
+        rms_norm_eps=float(section.rms_norm_eps),
+        rope_theta=float(section.rope_base),
+        mrope_section=section.rope.mrope_section,
         tie_word_embeddings=tied,
-        max_position_embeddings=fields.whole("max_position_embeddings", 32768, most=POSITIONS),
+        max_position_embeddings=section.max_position_embeddings,
     )
 
 
-def _require_act(where: str, found: str, allowed: str) -> None:
-    if found != allowed:
-        raise ValueError(
-            f"config.json: {where} hidden_act {found!r} is not supported; allowed: {allowed}"
-        )
+def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+    """Ids of the special tokens by field name, each below `vocab_size`."""
+    ids: dict[str, int] = parse(TokenSection, raw, FILE, remedy=REMEDY).model_dump()
+    for name, token in ids.items():
+        if token >= vocab_size:
+            raise ValueError(
+                f"{FILE}: {name} is {token}; allowed: a whole number from 0 to {vocab_size - 1}, "
+                f"the vocabulary's last; {REMEDY}"
+            )
+    return ids
 
 
 def _is_tied(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Config files that lie: one line, or a model that can be."""
+"""Config files with wrong values: an error of one line, or a model within bounds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, TinyConfig
 
+from vlpress.common.validation import parse
 from vlpress.model.config import ModelConfig, read_checkpoint_json
-from vlpress.model.config_fields import Fields
+from vlpress.model.config_fields import (
+    Qwen2VisionSection,
+    Qwen25VisionSection,
+    Section,
+    TextSection,
+    TokenSection,
+    VisionSection,
+)
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**30)
@@ -51,44 +59,70 @@ def test_any_value_anywhere_gives_a_config_or_one_line(
         section = section[key]
     section[last] = data.draw(VALUES)
     try:
-        found = ModelConfig.from_dict(raw)
+        config = ModelConfig.from_dict(raw)
     except ValueError as error:
         assert str(error).startswith("config.json: ") and "\n" not in str(error)
         assert len(str(error)) < 400
     else:
-        sizes = found.text.vocab_size, found.text.num_hidden_layers, found.vision.depth
+        sizes = config.text.vocab_size, config.text.num_hidden_layers, config.vision.depth
         assert all(0 < size <= 2**24 for size in sizes)
-        assert 0 <= found.image_token_id < found.text.vocab_size
+        assert 0 <= config.image_token_id < config.text.vocab_size
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("section", "field", "value", "allowed"),
     [
-        (0, "a.x is 0; allowed: a whole number from 1 to 9"),
-        (10, "a.x is 10;"),
-        (2.5, "a.x is 2.5;"),
-        (True, "a.x is True;"),
-        (None, "a.x is None;"),
-        ("1" * 99, "a.x is '" + "1" * 36 + "...;"),
+        (VisionSection, "depth", 0, "a whole number from 1 to 4096"),
+        (VisionSection, "depth", 4097, "a whole number from 1 to 4096"),
+        (VisionSection, "depth", 2.5, "a whole number"),
+        (VisionSection, "depth", True, "a whole number"),
+        (VisionSection, "depth", None, "a whole number"),
+        (VisionSection, "depth", "3", "a whole number"),
+        (VisionSection, "in_chans", 17, "a whole number from 1 to 16"),
+        (Qwen2VisionSection, "embed_dim", 2**20 + 1, "a whole number from 1 to 1048576"),
+        (Qwen2VisionSection, "mlp_ratio", 65, "a number above 0, at most 64"),
+        (Qwen2VisionSection, "hidden_act", "silu", "quick_gelu"),
+        (Qwen25VisionSection, "window_size", -1, "a whole number from 0"),
+        (Qwen25VisionSection, "fullatt_block_indexes", "12", "a list"),
+        (Qwen25VisionSection, "fullatt_block_indexes", {"7": 1}, "a list"),
+        (TextSection, "rms_norm_eps", 0, "a number above 0, at most 1"),
+        (TextSection, "rms_norm_eps", float("nan"), "a number above 0, at most 1"),
+        (TextSection, "rope_theta", float("inf"), "a number above 0, at most 1e+12"),
+        (TextSection, "rope_theta", 10**400, "a number above 0, at most 1e+12"),
+        (TextSection, "vocab_size", 10**400, "a whole number from 1 to 16777216"),
+        (TokenSection, "image_token_id", -1, "a whole number from 0"),
     ],
 )
-def test_whole_numbers_are_within_bounds(value: object, said: str) -> None:
-    with pytest.raises(ValueError, match=r"^config\.json: ") as caught:
-        Fields({"x": value}, "a").whole("x", 1, most=9)
-    assert said in str(caught.value)
+def test_values_out_of_bounds_are_refused(
+    section: type[Section], field: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^config\.json: a\.{field} is ") as caught:
+        parse(section, {field: value}, "config.json", "a")
+    assert f"; allowed: {allowed}" in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
-def test_what_is_missing_takes_the_default_and_a_point_does_no_harm() -> None:
-    fields = Fields({"point": 3.0, "list": [1, 2.0]})
-    assert fields.whole("x", 7, most=9) == 7 and fields.whole("point", 7, most=9) == 3
-    assert fields.wholes("list", (), most=2) == (1, 2) and fields.wholes("y", (4,), most=4) == (4,)
-    assert fields.positive("point", 1, most=3) == 3.0
-    for wrong in (0, -1, float("nan"), float("inf"), "1", None):
-        with pytest.raises(ValueError, match=r"z is .*; allowed: a number above 0, at most 3"):
-            Fields({"z": wrong}).positive("z", 1, most=3)
-    for odd in ("12", 5, [1, "2"], [3]):
-        with pytest.raises(ValueError, match=r"config\.json: z is "):
-            Fields({"z": odd}).wholes("z", (), most=2)
+def test_elements_of_lists_are_named() -> None:
+    with pytest.raises(ValueError, match=r"fullatt_block_indexes\[1\] is '2'; allowed: a whole"):
+        parse(Qwen25VisionSection, {"fullatt_block_indexes": [1, "2"]})
+
+
+def test_missing_keys_take_defaults_and_whole_floats_are_read() -> None:
+    section = parse(Qwen25VisionSection, {"depth": 3.0, "fullatt_block_indexes": [1, 2.0]})
+    assert (section.depth, section.num_heads, section.fullatt_block_indexes) == (3, 16, (1, 2))
+    assert type(section.depth) is int and type(section.fullatt_block_indexes[1]) is int
+    assert parse(VisionSection, {"in_chans": 1}).in_channels == 1
+    assert parse(VisionSection, {"in_channels": 2, "in_chans": 1}).in_channels == 2
+
+
+def test_keys_without_effect_are_not_checked() -> None:
+    unused = {"use_sliding_window": False, "max_window_layers": None, "unknown": [1]}
+    assert parse(TextSection, unused).max_window_layers == 80
+    nested = {"rope_parameters": {"rope_theta": 5}, "rope_scaling": 3, "rope_theta": None}
+    assert parse(TextSection, nested).rope_base == 5
+    empty = parse(TextSection, {"rope_parameters": {}, "rope_scaling": None, "head_dim": 0})
+    assert (empty.rope.mrope_section, empty.rope_base) == ((16, 24, 24), 1e6)
+    assert empty.head_dim is None
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "1" * 10**5, "{", "\ud800", ""])

@@ -139,10 +139,12 @@ def validated(cls: type[T]) -> type[T]:
 
     @functools.wraps(check)
     def __init__(self: object, *args: Any, **values: Any) -> None:
-        # pydantic would name a positional argument by its index.
-        by_name = dict(zip(names, args, strict=False)) if len(args) <= len(names) else {}
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} has {len(names)} fields, but {len(args)} are given")
+        # By name: pydantic would call a positional argument by its index.
+        by_name = dict(zip(names, args, strict=False))
         try:
-            check(self, *args[len(by_name) :], **by_name, **values)
+            check(self, **by_name, **values)
         except ValidationError as error:
             raise ValueError(explain(error, keys=names)) from None
 
