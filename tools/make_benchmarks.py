@@ -22,8 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlpress.calib.samples import synthetic
-from vlpress.synthetic import scenes, text_scenes
+from vlpress.synthetic import scenes, text_scenes, wording
 from vlpress.synthetic.scene import Question, Scene
 
 QUESTIONS_PER_CATEGORY = 33
@@ -118,14 +117,14 @@ class Picker:
     """
 
     def __init__(self, seed: int) -> None:
-        self.rng = synthetic.generator(synthetic.Stream.BENCHMARK, seed)
+        self.rng = scenes.stream_random(scenes.Stream.BENCHMARK, seed)
         self._turn: dict[str, int] = {}
 
     def pick(self, skill: str, kinds: Sequence[str]) -> tuple[Scene, Question]:
         """A scene of one of ``kinds`` and its question of ``skill``; answers take turns."""
         wanted = self._wanted(skill)
         for _ in range(10_000):
-            scene = synthetic.draw_scene(self.rng, kinds)
+            scene = scenes.draw_scene(self.rng, kinds)
             fitting = [q for q in scene.questions if q.skill == skill]
             if wanted is not None:
                 fitting = [q for q in fitting if q.answer == wanted]
@@ -155,21 +154,21 @@ def mmbench() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     for number in range(QUESTIONS_PER_CATEGORY):
         for category, (group, skills, kinds) in MMBENCH.items():
             scene, question = picker.pick(skills[number % len(skills)], kinds)
-            options = synthetic.choose_options(question, picker.rng, 4)
+            options = wording.choose_options(question, picker.rng, 4)
             image = encode(scene.pictures[0].image)
             for rows, language in ((english, "en"), (chinese, "zh")):
-                asked = synthetic.word_question(question, options, picker.rng, language=language)
+                asked = wording.word_question(question, options, picker.rng, language=language)
                 rows += _rolled(index, asked, image, category, group)
             index += 1
     return english, chinese
 
 
 def _rolled(
-    index: int, asked: synthetic.Asked, image: str, category: str, group: str
+    index: int, asked: wording.WordedQuestion, image: str, category: str, group: str
 ) -> Iterable[dict[str, str]]:
     """The base row and one row for each further rotation of the options."""
     count = len(asked.options)
-    right = synthetic.LETTERS.index(asked.answer)
+    right = wording.LETTERS.index(asked.answer)
     for roll in range(count):
         shifted = asked.options[roll:] + asked.options[:roll]
         yield {
@@ -180,7 +179,7 @@ def _rolled(
                 letter: shifted[i] if i < count else ""
                 for i, letter in enumerate("ABCD")
             },
-            "answer": synthetic.LETTERS[(right - roll) % count],
+            "answer": wording.LETTERS[(right - roll) % count],
             "category": category,
             "image": str(index) if roll else image,
             "l2-category": group,
@@ -190,13 +189,13 @@ def _rolled(
 
 def ocrbench() -> list[dict[str, str]]:
     """Rows of the OCRBench file; recognition questions are worded as in the original."""
-    rng = synthetic.generator(synthetic.Stream.BENCHMARK, 2)
+    rng = scenes.stream_random(scenes.Stream.BENCHMARK, 2)
     rows: list[dict[str, str]] = []
     for category, (count, kind, manner) in OCRBENCH.items():
         for _ in range(count):
             scene = text_scenes.text(rng, manner) if manner else scenes.SCENES[kind](rng)
             question = rng.choice([q for q in scene.questions if q.skill not in EASY])
-            asked = synthetic.word_question(question, (), rng)
+            asked = wording.word_question(question, (), rng)
             fixed = {
                 "read": "what is written in the image?",
                 "number": "what is the number in the image?",
@@ -241,8 +240,8 @@ def mmmu() -> list[dict[str, str]]:
 def _mmmu_row(
     index: int, name: str, scene: Scene, question: Question, rng: random.Random, *, is_open: bool
 ) -> dict[str, str]:
-    options = () if is_open else synthetic.choose_options(question, rng, 5 if index % 5 == 0 else 4)
-    asked = synthetic.word_question(question, options, rng)
+    options = () if is_open else wording.choose_options(question, rng, 5 if index % 5 == 0 else 4)
+    asked = wording.word_question(question, options, rng)
     images = [encode(p.image) for p in scene.pictures]
     paths = [f"{name}_{i + 1}.png" for i in range(len(images))]
     tokens = " ".join(f"<image {i + 1}>" for i in range(len(images)))
@@ -254,7 +253,7 @@ def _mmmu_row(
         "image_path": repr(paths),
         **{
             letter: asked.options[i] if i < len(asked.options) else ""
-            for i, letter in enumerate(synthetic.LETTERS)
+            for i, letter in enumerate(wording.LETTERS)
         },
         "answer": asked.answer,
     }

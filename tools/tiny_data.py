@@ -12,7 +12,6 @@ from tiny_talk import CUES, IGNORE, Conversation, Writer
 from tiny_truth import LABELS, PATCH, patch_labels, patches
 from torch import Tensor
 
-from vlpress.calib.samples import synthetic
 from vlpress.synthetic import scenes, text_scenes
 from vlpress.synthetic.canvas import Picture
 from vlpress.synthetic.scene import Scene
@@ -151,7 +150,7 @@ def batches(
         looks: Share of looking drills among the others.
         focus: Skills that half of the conversations are about; none: as ``SHARES`` says.
     """
-    rng = synthetic.generator(synthetic.Stream.TRAINING, seed)
+    rng = scenes.stream_random(scenes.Stream.TRAINING, seed)
     skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     while True:
         if stage == "vision":

@@ -15,7 +15,7 @@ from functools import lru_cache
 from tiny_truth import PATCH
 from tokenizers import Tokenizer
 
-from vlpress.calib.samples import synthetic
+from vlpress.synthetic import wording
 from vlpress.synthetic.canvas import INKS, SHAPES, Picture
 from vlpress.synthetic.phrases import translate
 from vlpress.synthetic.scene import DIRECTIONS, PLACES, Question, Scene
@@ -108,7 +108,7 @@ class Writer:
         out = Conversation([])
         pool = rng.choice((INKS, SHAPES, tuple("123456789"), PLACES, INKS + SHAPES))
         chosen = rng.sample(pool, min(4, len(pool)))
-        letters = synthetic.LETTERS[: len(chosen)]
+        letters = wording.LETTERS[: len(chosen)]
         text = "".join(f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True))
         self._append(out, self.lines(text), 0, 0)
         for _ in range(pairs):
@@ -164,15 +164,15 @@ class Writer:
         options = rng.choices((4, 3, 5, 2), (0.8, 0.08, 0.06, 0.06))[0]
         if question.skill != "repeat" and rng.random() > closed:
             options = 0
-        listed = synthetic.choose_options(question, rng, options) if options else ()
-        asked = synthetic.word_question(question, listed, rng, language=language)
+        listed = wording.choose_options(question, rng, options) if options else ()
+        asked = wording.word_question(question, listed, rng, language=language)
         body = asked.body(language=language if rng.random() < 0.3 else "en", bare=bare)
         body = f" {body}" if bare else body
         if not asked.options:
             body += "\n" if bare else ""
             if rng.random() < 0.15:
-                body += f"\n{synthetic.SHORT_ANSWER_SUFFIX}"
-        right = synthetic.LETTERS.find(asked.answer) if asked.options else -1
+                body += f"\n{wording.SHORT_ANSWER_SUFFIX}"
+        right = wording.LETTERS.find(asked.answer) if asked.options else -1
         seen = -1
         for line in body.splitlines(keepends=True):
             ids = list(self.encode(line))

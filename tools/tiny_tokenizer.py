@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from vlpress.calib.samples import synthetic
+from vlpress.synthetic import scenes, wording
 from vlpress.synthetic.phrases import CHINESE, CHINESE_PHRASES, ENGLISH_PHRASES
 
 VOCAB_SIZE = 1280  # a multiple of 128, special tokens included
@@ -54,20 +54,20 @@ CHAT_TEMPLATE = """\
 
 def sentences(count: int = 20000) -> list[str]:
     """Bodies and answers from the training stream, and every wording once."""
-    rng = synthetic.generator(synthetic.Stream.TRAINING, 0)
+    rng = scenes.stream_random(scenes.Stream.TRAINING, 0)
     out = ["You are a helpful assistant.", "system", "user", "assistant"] * 50
     for phrases in (*ENGLISH_PHRASES.values(), *CHINESE_PHRASES.values()):
         out += phrases
     out += [f" {word}" for word in CHINESE] * 20 + list(CHINESE.values()) * 20
     for _ in range(count // 4):
-        scene = synthetic.draw_scene(rng)
+        scene = scenes.draw_scene(rng)
         for question in rng.sample(scene.questions, min(4, len(scene.questions))):
             language = "zh" if rng.random() < 0.2 else "en"
-            options = synthetic.choose_options(question, rng, 4) if rng.random() < 0.5 else ()
-            asked = synthetic.word_question(question, options, rng, language=language)
+            options = wording.choose_options(question, rng, 4) if rng.random() < 0.5 else ()
+            asked = wording.word_question(question, options, rng, language=language)
             out += [asked.body(language=language), asked.answer]
             if rng.random() < 0.1:
-                out.append(synthetic.SHORT_ANSWER_SUFFIX)
+                out.append(wording.SHORT_ANSWER_SUFFIX)
     random.Random(0).shuffle(out)
     return out
 

@@ -45,9 +45,9 @@ def test_the_library_reads_the_written_files(
         assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
     with safe_open(str(path), "pt") as file:
         assert file.metadata() == {"format": "pt"}
-    later = lazy_tensors(path)
-    assert all(torch.equal(later[name].read(), tensor) for name, tensor in tensors.items())
-    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in later.items()} == {
+    lazy = lazy_tensors(path)
+    assert all(torch.equal(lazy[name].read(), tensor) for name, tensor in tensors.items())
+    assert {n: (t.dtype, t.shape, t.nbytes) for n, t in lazy.items()} == {
         n: (t.dtype, tuple(t.shape), t.nbytes) for n, t in tensors.items()
     }
 

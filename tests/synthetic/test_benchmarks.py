@@ -13,7 +13,7 @@ import paths
 import pytest
 from PIL import Image
 
-from vlpress.calib.samples import synthetic
+from vlpress.calib.samples.synthetic import calibration_samples
 
 DATA = paths.ROOT / "eval" / "data"
 NAMES = ("mmbench", "mmbench_cn", "ocrbench", "mmmu")
@@ -104,7 +104,7 @@ def test_every_picture_decodes_and_none_is_in_the_calibration_set(files: dict[st
                 image = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
                 seen.add(hashlib.sha256(image.tobytes()).hexdigest())
     ours = set()
-    for sample in synthetic.calibration_samples(256, seed=0):
+    for sample in calibration_samples(256, seed=0):
         for part in sample.messages[0]["content"]:
             if part["type"] == "image":
                 ours.add(hashlib.sha256(part["image"].tobytes()).hexdigest())

@@ -6,7 +6,7 @@ import pytest
 from vlpress.synthetic import canvas, glyphs
 
 
-def canvas(background: canvas.Colour = (255, 255, 255)) -> canvas.Canvas:
+def new_canvas(background: canvas.Colour = (255, 255, 255)) -> canvas.Canvas:
     return canvas.Canvas(112, 112, background, random.Random(0))
 
 
@@ -19,7 +19,7 @@ def ink_box(picture: canvas.Picture) -> tuple[int, int, int, int]:
 
 @pytest.mark.parametrize("face", canvas.FACES)
 def test_glyph_is_drawn_where_its_mark_says(face: str) -> None:
-    page = canvas()
+    page = new_canvas()
     page.glyph("H", 40, 70, "black", canvas.TextStyle(face, height=18))
     picture = page.finish()
     left, top, right, bottom = ink_box(picture)
@@ -31,7 +31,7 @@ def test_glyph_is_drawn_where_its_mark_says(face: str) -> None:
 
 @pytest.mark.parametrize("kind", canvas.SHAPES)
 def test_shape_has_its_colour_at_its_place(kind: str) -> None:
-    page = canvas()
+    page = new_canvas()
     page.shape(kind, 60, 50, 16, "red", "large")
     picture = page.finish()
     left, top, right, bottom = ink_box(picture)
@@ -43,14 +43,14 @@ def test_shape_has_its_colour_at_its_place(kind: str) -> None:
 
 
 def test_text_advances_along_its_angle() -> None:
-    page = canvas()
+    page = new_canvas()
     page.text("ABC", 56, 56, "black", canvas.TextStyle("round", advance=16, angle=90))
     assert [round(m.x) for m in page.marks] == [56, 56, 56]
     assert [round(m.y) for m in page.marks] == [40, 56, 72]
 
 
 def test_text_on_a_sign_is_labelled_with_the_colour_of_the_sign() -> None:
-    page = canvas()
+    page = new_canvas()
     page.text("A", 56, 56, "white", canvas.TextStyle("sans"), on="blue")
     assert page.marks[0].colour == "blue"
 
@@ -59,7 +59,7 @@ def test_all_glyphs_look_different_in_every_plain_face() -> None:
     for face in ("sans", "round", "angular", "slanted", "wide"):
         seen = set()
         for character in glyphs.GLYPHS:
-            page = canvas()
+            page = new_canvas()
             page.rng.seed(1)  # the same jitter of the ink
             page.glyph(character, 56, 56, "black", canvas.TextStyle(face, height=20))
             seen.add(page.finish().image.tobytes())
@@ -67,5 +67,5 @@ def test_all_glyphs_look_different_in_every_plain_face() -> None:
 
 
 def test_dark_background_is_told_from_light() -> None:
-    assert all(canvas(c).is_dark for c in canvas.DARK)
-    assert not any(canvas(c).is_dark for c in canvas.LIGHT)
+    assert all(new_canvas(c).is_dark for c in canvas.DARK)
+    assert not any(new_canvas(c).is_dark for c in canvas.LIGHT)

@@ -123,3 +123,13 @@ def test_codes_avoid_glyphs_that_look_alike() -> None:
     rng = random.Random(0)
     text = "".join(words.code(rng, 5) for _ in range(500))
     assert not set("IOQ01") & set(text)
+
+
+@pytest.mark.parametrize("stream", [scenes.Stream.TRAINING, scenes.Stream.BENCHMARK])
+def test_streams_share_no_image(stream: scenes.Stream) -> None:
+    def images(of: scenes.Stream) -> set[bytes]:
+        rng = scenes.stream_random(of, 0)
+        return {scenes.draw_scene(rng).pictures[0].image.tobytes() for _ in range(200)}
+
+    assert len(images(stream)) > 190
+    assert not images(stream) & images(scenes.Stream.CALIBRATION)

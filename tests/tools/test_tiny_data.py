@@ -8,7 +8,6 @@ import tiny_talk
 import torch
 from tokenizers import Tokenizer
 
-from vlpress.calib.samples import synthetic
 from vlpress.model.loading import resolve_model
 from vlpress.synthetic import scenes
 
@@ -30,7 +29,7 @@ def test_mask_lets_a_question_see_the_prefix_and_itself_only(writer: tiny_talk.W
 
 def test_groups_keep_to_their_budget_and_lose_nothing(writer: tiny_talk.Writer) -> None:
     rng = random.Random(4)
-    packed = [writer.conversation(synthetic.draw_scene(rng), rng, 4) for _ in range(40)]
+    packed = [writer.conversation(scenes.draw_scene(rng), rng, 4) for _ in range(40)]
     groups = tiny_data.by_length(packed, 1500)
     assert sum(len(g) for g in groups) == 40
     assert all(max(len(c.ids) for c in g) * len(g) <= 1500 or len(g) == 1 for g in groups)

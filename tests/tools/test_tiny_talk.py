@@ -7,10 +7,9 @@ import tiny_talk
 import torch
 from tokenizers import Tokenizer
 
-from vlpress.calib.samples import synthetic
 from vlpress.model.loading import resolve_model
 from vlpress.model.processing.processor import Processor
-from vlpress.synthetic import scenes
+from vlpress.synthetic import scenes, wording
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def test_a_question_has_the_tokens_and_positions_of_a_single_turn(
         asked = [packed.ids[i] for i in own if packed.segment[i] == last][: turn + len(start)]
         body = writer.tokenizer.decode(asked, skip_special_tokens=False).split("<|im_end|>")[0]
         images = [p.image for p in scene.pictures]
-        prompt = processor.encode(synthetic.user_turn(images, body))
+        prompt = processor.encode(wording.user_turn(images, body))
         length = len(prompt)
         assert prompt.input_ids.tolist() == ids[:length]
         positions = torch.tensor([packed.position[i] for i in own[:length]]).T

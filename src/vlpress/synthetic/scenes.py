@@ -1,14 +1,19 @@
-"""All scenes: each draws one picture (or several) and lists what can be asked about it.
+"""All scenes, and the random streams of their three uses.
 
-A scene function takes a ``random.Random`` and returns a ``Scene``. Questions name a skill (the key
-of the phrasings), the slots to fill, the answer, and a pool of wrong answers of the same kind, so
-that nothing but the picture tells the right one.
+A scene function takes a `random.Random` and returns a `Scene`: one or several images with
+questions. A question names a skill (the key of the phrasings), the slots of the phrasing, the
+answer, and a pool of wrong answers of the same kind, so that only the image distinguishes the right
+one.
+
+The generator has three disjoint uses: training of the built-in model, calibration, and the built-in
+benchmarks. Each has a random stream of its own, so that no image is in two of them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import IntEnum
 
 from PIL import Image
 
@@ -30,7 +35,7 @@ from .text_scenes import form, formula, lines, signs, text
 
 
 def album(rng: random.Random) -> Scene:
-    """Two or three pictures, each with one shape or one short word."""
+    """Draw two or three images, each with one shape or one short word."""
     count = rng.randint(2, 3)
     kinds, colours = rng.sample(SHAPES, count), rng.sample(INKS, count)
     pictures, questions = [], []
@@ -71,6 +76,24 @@ SCENES: dict[str, Callable[[random.Random], Scene]] = {
 }  # fmt: skip
 
 
+class Stream(IntEnum):
+    """Use of the generator; different streams never have the same seed."""
+
+    TRAINING = 1
+    CALIBRATION = 2
+    BENCHMARK = 3
+
+
+def stream_random(stream: Stream, seed: int) -> random.Random:
+    """Return the random generator of a stream and seed."""
+    return random.Random(f"vlpress/{int(stream)}/{seed}")
+
+
+def draw_scene(rng: random.Random, kinds: Sequence[str] | None = None) -> Scene:
+    """Draw a random scene of one of `kinds` (default: all)."""
+    return SCENES[rng.choice(tuple(kinds or SCENES))](rng)
+
+
 def blank(picture: Image.Image) -> Image.Image:
-    """A uniform gray picture of the same size: what is left when nothing can be seen."""
+    """Return a uniform gray image of the same size."""
     return Image.new("RGB", picture.size, (128, 128, 128))
