@@ -1,8 +1,8 @@
-"""Which chat template of a checkpoint folder is used, and whether it places images.
+"""Selection, check and rendering of a checkpoint's chat template.
 
-A checkpoint may hold several: the one of the processor, which knows images, and the one of the
-tokenizer, which often knows text only. The order is that of transformers: the processor's come
-first, from whichever file they are in.
+A checkpoint can contain several templates: the processor's, which supports images, and the
+tokenizer's, which often supports text only. The precedence is that of transformers: the processor's
+files first.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ LEGACY_FILE = "chat_template.json"
 FILE = "chat_template.jinja"
 FOLDER = "additional_chat_templates"
 TOKENIZER_FILE = "tokenizer_config.json"
-DEFAULT = "default"  # of several named templates, the one that is used
+DEFAULT = "default"  # name of the template that is used if there are several
 
 QUESTION = "What is shown?"
-LONGEST = 2**18  # characters; far more than any system prompt, and tokenized in an instant
+MAX_RENDERED = 2**18  # characters; far more than any system prompt, and fast to tokenize
 PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template, and the file that it was read from."""
+    """A Jinja template and the file that contains it."""
 
     text: str
     file: Path
 
 
 def read_chat_template(folder: Path) -> ChatTemplate:
-    """Choose the chat template of a checkpoint folder.
+    """Select the chat template of a checkpoint folder.
 
-    The first of these wins: `chat_template` of processor_config.json, chat_template.json,
+    The first that exists is used: `chat_template` of processor_config.json, chat_template.json,
     chat_template.jinja (or default.jinja in additional_chat_templates/), `chat_template` of
-    tokenizer_config.json. Of named templates the one called "default" counts.
+    tokenizer_config.json. Of several named templates it is the one called "default".
 
     Raises:
-        ValueError: There is no template, or a file does not hold one.
+        ValueError: there is no template, or a file has an invalid one.
     """
-    for file, found in _candidates(folder):
-        if found is not None:
-            return ChatTemplate(_text(file, found), file)
+    for file, value in _candidates(folder):
+        if value is not None:
+            return ChatTemplate(_text(file, value), file)
     raise ValueError(
         f"{folder}: no chat template in {PROCESSOR_FILE}, {LEGACY_FILE}, {FILE}, {FOLDER}/ or "
         f"{TOKENIZER_FILE}; take the files of an instruction-tuned checkpoint"
@@ -54,13 +54,13 @@ def read_chat_template(folder: Path) -> ChatTemplate:
 
 
 def _candidates(folder: Path) -> Iterator[tuple[Path, object]]:
-    """Files in the order in which they are asked, and what they give; None: nothing."""
+    """Yield files in order of precedence with their templates; None: the file has none."""
     yield folder / PROCESSOR_FILE, _entry(folder / PROCESSOR_FILE)
     legacy, named = folder / LEGACY_FILE, sorted((folder / FOLDER).glob("*.jinja"))
     if legacy.is_file() and named:
         raise ValueError(
-            f"{legacy}: stands beside {named[0].relative_to(folder)}, and only one of the two can "
-            f"hold the chat template; delete {LEGACY_FILE} or the folder {FOLDER}"
+            f"{legacy}: the folder has {named[0].relative_to(folder)} too, and only one of the two "
+            f"can be the chat template; delete {LEGACY_FILE} or the folder {FOLDER}"
         )
     yield legacy, _entry(legacy)
     if (folder / FILE).is_file():
@@ -88,54 +88,56 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 ({error}); fetch the file again") from None
 
 
-def _text(file: Path, found: object) -> str:
-    """The template of a string, of `{name: template}` or of `[{"name", "template"}]`."""
-    if isinstance(found, list) and all(isinstance(entry, Mapping) for entry in found):
-        found = {str(entry.get("name")): entry.get("template") for entry in found}
-    if isinstance(found, Mapping):
-        names = ", ".join(map(repr, list(found)[:8])) or "nothing"
-        if DEFAULT not in found:
+def _text(file: Path, value: object) -> str:
+    """Return the template of a string, `{name: template}` or `[{"name", "template"}]`."""
+    if isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+        value = {str(entry.get("name")): entry.get("template") for entry in value}
+    if isinstance(value, Mapping):
+        names = ", ".join(map(repr, list(value)[:8])) or "nothing"
+        if DEFAULT not in value:
             raise ValueError(
                 f"{file}: chat_template holds {names}; name the one to use {DEFAULT!r}"
             )
-        found = found[DEFAULT]
-    if not isinstance(found, str):
+        value = value[DEFAULT]
+    if not isinstance(value, str):
         raise ValueError(
-            f"{file}: chat_template is a {type(found).__name__}; allowed: a string, or named "
+            f"{file}: chat_template is a {type(value).__name__}; allowed: a string, or named "
             f"templates of which one is {DEFAULT!r}; take the file from the original checkpoint"
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in found):
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ValueError(
-            f"{file}: chat_template holds half of a surrogate pair, which is no text; "
+            f"{file}: chat_template contains half of a surrogate pair, which is not valid Unicode; "
             "take the file from the original checkpoint"
         )
-    return found
+    return value
 
 
 def check_chat_template(tokenizer: Any, file: Path, image_token_id: int) -> None:
-    """Render a question about an image and look for its placeholder.
+    """Render a question about an image and check that it contains the placeholder and the text.
+
+    Text-only templates drop images silently, so a model would answer without the image.
 
     Args:
-        tokenizer: A transformers tokenizer with the template set.
-        file: Where the template is from, for messages.
-        image_token_id: The placeholder, which must appear once.
+        tokenizer: a transformers tokenizer with the template set.
+        file: the template's file, for messages.
+        image_token_id: the placeholder, which must appear once.
 
     Raises:
-        ValueError: The template fails, leaves out the image or leaves out the text.
+        ValueError: the template fails, drops the image or drops the text.
     """
     advice = "take the chat template of the original vision-language checkpoint"
     try:
         text = _render(tokenizer, PROBE, add_generation_prompt=True)
-        ids = tokenizer.encode(text[: LONGEST + 1], add_special_tokens=False)
+        ids = tokenizer.encode(text[: MAX_RENDERED + 1], add_special_tokens=False)
     except Exception as error:  # a template is a program: it can fail in any way
         raise ValueError(
             f"{file}: the chat template fails for a question about an image "
             f"({one_line(error)}); {advice}"
         ) from None
-    if len(text) > LONGEST:
+    if len(text) > MAX_RENDERED:
         raise ValueError(
             f"{file}: the chat template writes {len(text)} characters around a short question; "
-            f"allowed: {LONGEST}; {advice}"
+            f"allowed: {MAX_RENDERED}; {advice}"
         )
     count = ids.count(image_token_id)
     if count != 1:
@@ -146,22 +148,22 @@ def check_chat_template(tokenizer: Any, file: Path, image_token_id: int) -> None
         )
     if QUESTION not in text:
         raise ValueError(
-            f"{file}: the chat template leaves out the text that stands beside an image; {advice}"
+            f"{file}: the chat template leaves out the text of a message with an image; {advice}"
         )
 
 
 def render_chat(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
 ) -> str:
-    """Write messages as the chat template says.
+    """Render messages with the chat template.
 
     Args:
-        tokenizer: A transformers tokenizer with the template set.
-        messages: With bare placeholders for images and videos.
-        add_generation_prompt: Whether the assistant's turn is opened.
+        tokenizer: a transformers tokenizer with the template set.
+        messages: messages with placeholders for images and videos.
+        add_generation_prompt: whether to open the assistant's turn.
 
     Raises:
-        ValueError: The template fails for these messages.
+        ValueError: the template fails for these messages.
     """
     try:
         return _render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
@@ -179,12 +181,12 @@ def _render(
     text = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    text.encode("utf-8")  # escapes in a template can write what is no text
+    text.encode("utf-8")  # an escape in a template can produce half of a surrogate pair
     return str(text)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line, at most 200 characters; the type of most in front."""
+    """Format an error in one line of at most 200 characters, with its type if it is unusual."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     text = text if isinstance(error, ValueError | OSError) and text else f"{name}: {text}"

@@ -1,7 +1,7 @@
-"""How images are scaled and normalized, as the files of a checkpoint say.
+"""Scaling and normalization of images, from the files of a checkpoint.
 
-The files are read with the precedence of transformers: `image_processor` in processor_config.json
-goes before preprocessor_config.json, and `min_pixels` and `max_pixels` go before `size`.
+Precedence is that of transformers: `image_processor` in processor_config.json overrides
+preprocessor_config.json, and `min_pixels` and `max_pixels` override `size`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = 3  # Pillow's number for the filter
 EDGES = ("shortest_edge", "longest_edge")  # transformers' names for the bounds, both in pixels
-LARGEST_MINIMUM = 2**26  # every image would be enlarged to more
-LARGEST_MAXIMUM = 2**40
+MAX_MIN_PIXELS = 2**26  # images are enlarged to the minimum, so a larger one exhausts memory
+MAX_MAX_PIXELS = 2**40
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class PixelSettings:
     """Bounds and normalization of images.
 
     Args:
-        min_pixels: Least pixels of a scaled image.
-        max_pixels: Most pixels of a scaled image.
-        mean: Of each channel, after rescaling.
-        std: Of each channel, after rescaling.
-        rescale_factor: From 0..255 to the range of `mean` and `std`.
+        min_pixels: minimum area of a scaled image.
+        max_pixels: maximum area of a scaled image.
+        mean: mean of each channel after rescaling.
+        std: standard deviation of each channel after rescaling.
+        rescale_factor: factor from 0..255 to the range of `mean` and `std`.
+
+    Raises:
+        ValueError: the bounds are not positive or in the wrong order.
     """
 
     min_pixels: int = 56 * 56
@@ -56,12 +59,11 @@ class PixelSettings:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> PixelSettings:
-        """Read the settings of a checkpoint folder; the arguments override the file.
+        """Read the settings of a checkpoint folder; `min_pixels`, `max_pixels` override the file.
 
         Raises:
-            FileNotFoundError: The folder has no preprocessor configuration.
-            ValueError: It asks for something other than this preprocessing, or holds values of a
-                wrong type.
+            FileNotFoundError: the folder has no preprocessor configuration.
+            ValueError: the configuration requires another preprocessing, or has invalid values.
         """
         section = _read_section(folder)
         section.check_supported(vision)
@@ -92,7 +94,7 @@ def _read_section(folder: Path) -> _Section:
 
 @dataclass(frozen=True)
 class _Section:
-    """The settings of an image processor, and the file that they are in."""
+    """The settings of an image processor, and the file that contains them."""
 
     path: Path
     raw: Mapping[str, Any]
@@ -101,8 +103,8 @@ class _Section:
         _refuse(self.path, key, value, allowed)
 
     def check_supported(self, vision: VisionConfig) -> None:
-        """Refuse steps that are not those of Qwen2-VL, and patches that are not the model's."""
-        wanted = {
+        """Refuse processing steps other than Qwen2-VL's, and patch sizes other than the model's."""
+        required = {
             "patch_size": vision.patch_size,
             "temporal_patch_size": vision.temporal_patch_size,
             "merge_size": vision.spatial_merge_size,
@@ -112,7 +114,7 @@ class _Section:
             "do_normalize": True,
             "do_convert_rgb": True,
         }
-        for key, value in wanted.items():
+        for key, value in required.items():
             if self.raw.get(key, value) != value:
                 self.refuse(key, self.raw[key], f"{value!r}, which this model needs")
         kind = self.raw.get("image_processor_type")
@@ -120,7 +122,7 @@ class _Section:
             self.refuse("image_processor_type", kind, "Qwen2VLImageProcessor and its variants")
 
     def bounds(self) -> tuple[int, int]:
-        """Least and most pixels."""
+        """Return minimum and maximum area in pixels."""
         size = self.raw.get("size")
         if size is None:
             defaults = (PixelSettings.min_pixels, PixelSettings.max_pixels)
@@ -130,6 +132,7 @@ class _Section:
         size, names = dict(size), {}
         for edge, key in zip(EDGES, ("min_pixels", "max_pixels"), strict=True):
             names[edge] = f"size.{edge}"
+            # Both spellings are in use; names[edge] is the one to report.
             if self.raw.get(key) is not None:
                 size[edge], names[edge] = self.raw[key], key
                 size.pop(key, None)
@@ -137,43 +140,43 @@ class _Section:
             self.refuse(
                 "size",
                 self.raw.get("size"),
-                f"{' and '.join(EDGES)}, or min_pixels and max_pixels beside it",
+                f"{' and '.join(EDGES)}, or the keys min_pixels and max_pixels",
             )
         least, most = (self._whole(names[edge], size[edge]) for edge in EDGES)
-        if least > LARGEST_MINIMUM:
-            self.refuse(names[EDGES[0]], least, f"at most {LARGEST_MINIMUM}")
+        if least > MAX_MIN_PIXELS:
+            self.refuse(names[EDGES[0]], least, f"at most {MAX_MIN_PIXELS}")
         return least, most
 
     def _whole(self, name: str, value: object) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if type(value) is not int or not 0 < value <= LARGEST_MAXIMUM:
-            self.refuse(name, value, f"a whole number of pixels from 1 to {LARGEST_MAXIMUM}")
+        if type(value) is not int or not 0 < value <= MAX_MAX_PIXELS:
+            self.refuse(name, value, f"a whole number of pixels from 1 to {MAX_MAX_PIXELS}")
         return value
 
     def channels(
         self, key: str, default: tuple[float, ...], count: int, *, positive: bool = False
     ) -> tuple[float, ...]:
-        """A number for each channel; one number in the file counts for all of them."""
-        found = self.raw.get(key, default)
-        values = list(found) if isinstance(found, list | tuple) else [found] * count
-        sound = all(_is_number(value) and (value > 0 or not positive) for value in values)
-        if len(values) != count or not sound:
+        """Return a number for each channel; a single number in the file applies to all."""
+        entry = self.raw.get(key, default)
+        values = list(entry) if isinstance(entry, list | tuple) else [entry] * count
+        is_valid = all(_is_number(value) and (value > 0 or not positive) for value in values)
+        if len(values) != count or not is_valid:
             sign = "positive " if positive else ""
-            self.refuse(key, found, f"{count} {sign}numbers")
+            self.refuse(key, entry, f"{count} {sign}numbers")
         return tuple(float(value) for value in values)
 
     def rescale_factor(self) -> float:
-        """The factor of pixel values, a positive number."""
-        found = self.raw.get("rescale_factor", PixelSettings.rescale_factor)
-        if not _is_number(found) or not found > 0:
-            self.refuse("rescale_factor", found, "a positive number")
-        return float(found)
+        """Return the factor of pixel values, a positive number."""
+        factor = self.raw.get("rescale_factor", PixelSettings.rescale_factor)
+        if not _is_number(factor) or not factor > 0:
+            self.refuse("rescale_factor", factor, "a positive number")
+        return float(factor)
 
 
 def _is_number(value: object) -> bool:
     if type(value) is int:
-        return abs(value) < LARGEST_MAXIMUM
+        return abs(value) < MAX_MAX_PIXELS
     return type(value) is float and math.isfinite(value)
 
 

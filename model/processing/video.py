@@ -1,9 +1,9 @@
-"""Videos: which frames are looked at, at what size, and how a file is decoded.
+"""Videos: frame selection, size of frames, decoding of files.
 
-The rules are those of qwen-vl-utils, which Qwen2-VL and Qwen2.5-VL are used with: two frames a
-second, between 4 and 768 of them, and a pixel budget for the whole clip that is shared out among
-the frames; each of these can be asked for otherwise (`VideoOptions`). Files are
-decoded with PyAV (the extra `video`), one frame at a time, so that only the scaled frames are kept.
+The defaults are those of qwen-vl-utils, the usual preprocessing of Qwen2-VL and Qwen2.5-VL: two
+frames per second, 4 to 768 frames, and a pixel budget for the whole clip that its frames share.
+`VideoOptions` change each of them. Files are decoded with PyAV (the extra `video`), one frame at a
+time, so that only scaled frames stay in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIN_FRAMES = 4
 MAX_FRAMES = 768
 FRAME_MIN_PIXELS = 128 * 28 * 28
 FRAME_MAX_PIXELS = 768 * 28 * 28
-# 24576 tokens of 28 x 28 pixels: a clip leaves a quarter of a 32768-token context to the text.
+# 24576 tokens of 28 x 28 pixels leave a quarter of a 32768-token context to the text.
 TOTAL_PIXELS = 24576 * 28 * 28
 
 logger = logging.getLogger(__name__)
@@ -35,20 +35,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video, to be read once, in order."""
+    """Selected frames of a video; they can be iterated once."""
 
     frames: Iterator[Image.Image]
-    count: int  # how many frames there will be
-    fps: float  # frames per second of this selection
+    count: int  # number of frames
+    fps: float  # frames per second of the selection
 
 
 def frame_indices(total: int, rate: float, options: VideoOptions | None = None) -> list[int]:
-    """Which of `total` frames, recorded at `rate` per second, are looked at.
+    """Select frames, evenly spaced from the first to the last (or `video_start` to `video_end`).
 
-    Spread evenly from the first to the last frame, or those at `video_start` and `video_end`.
+    Args:
+        total: number of frames of the video.
+        rate: frames per second of the video.
+        options: see `frame_count`; None: the defaults.
 
     Raises:
-        ValueError: The options ask for frames that the video does not have.
+        ValueError: the options require frames that the video does not have.
 
     >>> frame_indices(30, 10.0)
     [0, 6, 12, 17, 23, 29]
@@ -56,19 +59,24 @@ def frame_indices(total: int, rate: float, options: VideoOptions | None = None) 
     options = options or VideoOptions()
     first, last = _range(total, rate, options)
     count = frame_count(last - first + 1, rate, options)
-    # torch's rounding is the one that the models are used with elsewhere.
+    # Rounding by torch gives the same frames as qwen-vl-utils.
     return [int(index) for index in torch.linspace(first, last, count).round()]
 
 
 def frame_count(total: int, rate: float, options: VideoOptions) -> int:
-    """How many of `total` frames, recorded at `rate` per second, are looked at.
+    """Compute the number of frames to use.
 
-    `nframes` rounded to an even number; or else as many as `fps` says, an even number from
-    `min_frames` to `max_frames` and no more than there are. Where nothing is asked for, a video of
-    fewer than `MIN_FRAMES` frames gives all it has.
+    This is `nframes` rounded to an even number, or else the duration x `fps`, an even number from
+    `min_frames` to `max_frames` and at most `total`. Without any of these options, all frames of a
+    video of fewer than `MIN_FRAMES` are used.
+
+    Args:
+        total: number of frames of the selected time range.
+        rate: frames per second of the video.
+        options: frame options.
 
     Raises:
-        ValueError: `nframes` is over the number of frames or under 2.
+        ValueError: `nframes` is larger than the number of frames, or under 2.
     """
     if options.nframes is not None:
         count = round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
@@ -79,8 +87,8 @@ def frame_count(total: int, rate: float, options: VideoOptions) -> int:
             )
         return count
     names = ("fps", "min_frames", "max_frames", "video_start", "video_end")
-    is_asked = any(getattr(options, name) is not None for name in names)
-    if total < FRAME_FACTOR or (total < MIN_FRAMES and not is_asked):
+    has_options = any(getattr(options, name) is not None for name in names)
+    if total < FRAME_FACTOR or (total < MIN_FRAMES and not has_options):
         return total
     low = -(-(options.min_frames or MIN_FRAMES) // FRAME_FACTOR) * FRAME_FACTOR
     high = (options.max_frames or min(MAX_FRAMES, total)) // FRAME_FACTOR * FRAME_FACTOR
@@ -89,7 +97,7 @@ def frame_count(total: int, rate: float, options: VideoOptions) -> int:
 
 
 def _range(total: int, rate: float, options: VideoOptions) -> tuple[int, int]:
-    """First and last frame from `video_start` to `video_end`."""
+    """Return the first and the last frame from `video_start` to `video_end`."""
     start, end = options.video_start, options.video_end
     if start is None and end is None:
         return 0, total - 1
@@ -107,13 +115,13 @@ def _range(total: int, rate: float, options: VideoOptions) -> tuple[int, int]:
 def frame_budget(
     count: int, min_pixels: int, max_pixels: int, options: VideoOptions | None = None
 ) -> tuple[int, int]:
-    """Least and most pixels of one frame when `count` frames share the clip's budget.
+    """Compute minimum and maximum area of one frame if `count` frames share the clip's budget.
 
     Args:
-        count: Frames of the clip.
-        min_pixels: Least pixels of an image; a frame's own bounds are usually narrower.
-        max_pixels: Most pixels of an image; a frame never gets more unless the options ask for it.
-        options: Their `min_pixels` and `max_pixels` take the place of the bounds above.
+        count: number of frames of the clip.
+        min_pixels: minimum area of an image; the bounds of a frame are usually narrower.
+        max_pixels: maximum area of an image, and of a frame without options.
+        options: their `min_pixels` and `max_pixels` replace the bounds above.
     """
     options = options or VideoOptions()
     least = options.min_pixels or FRAME_MIN_PIXELS
@@ -133,14 +141,14 @@ def frame_budget(
 
 
 def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
-    """Choose the frames of a video file; they are decoded while `Clip.frames` is read.
+    """Select the frames of a video file; iterating over `Clip.frames` decodes them.
 
     Args:
-        path: Any container and codec that FFmpeg reads.
-        options: Which frames to look at; None: the defaults.
+        path: a file of any container and codec that FFmpeg supports.
+        options: frames to select; None: the defaults.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: PyAV is not installed, or the file has no readable video stream.
     """
     av = _import_av()
@@ -154,7 +162,7 @@ def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
             stream = container.streams.video[0]
             _check_size(path, stream.codec_context.width, stream.codec_context.height)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            # Counting packets is cheap and right where the container's own count is missing.
+            # Counting packets is cheap, and correct even if the container has no frame count.
             total = sum(1 for packet in container.demux(stream) if packet.size)
     except (av.error.FFmpegError, OSError) as error:
         raise _unreadable(path, error) from None
@@ -163,27 +171,28 @@ def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
     options = options or VideoOptions()
     try:
         first, last = _range(total, rate, options)
-        wanted = frame_indices(total, rate, options)
+        indices = frame_indices(total, rate, options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Clip(_decode(path, wanted), len(wanted), len(wanted) / (last - first + 1) * rate)
+    return Clip(_decode(path, indices), len(indices), len(indices) / (last - first + 1) * rate)
 
 
-def _decode(path: Path, wanted: Sequence[int]) -> Iterator[Image.Image]:
+def _decode(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
+    """Yield the frames at ascending indices; the last decodable frame replaces missing ones."""
     av = _import_av()
-    chosen = set(wanted)
-    given, latest = 0, None
+    selected = set(indices)
+    yielded, latest = 0, None
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for index, frame in enumerate(container.decode(stream)):
                 latest = frame
-                if index in chosen:
+                if index in selected:
                     _check_size(path, frame.width, frame.height)
-                    given += 1
+                    yielded += 1
                     yield frame.to_image()
-                if given == len(wanted):
+                if yielded == len(indices):
                     return
     except (av.error.FFmpegError, OSError) as error:
         raise _unreadable(path, error) from None
@@ -192,10 +201,10 @@ def _decode(path: Path, wanted: Sequence[int]) -> Iterator[Image.Image]:
     logger.warning(
         "%s: only %d of %d chosen frames could be decoded; the last one is repeated",
         path,
-        given,
-        len(wanted),
+        yielded,
+        len(indices),
     )
-    for _ in range(len(wanted) - given):
+    for _ in range(len(indices) - yielded):
         yield latest.to_image()
 
 

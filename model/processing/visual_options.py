@@ -1,7 +1,7 @@
-"""What a message asks of one image or video: size, and which frames are shown.
+"""Options of one image or video in a message: its size, and the frames to use.
 
-Names and meanings are those of the package qwen-vl-utils, which records for these models are
-written for.
+Names and meanings are those of the package qwen-vl-utils, for which data sets of these models are
+written.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from .images import MAX_IMAGE_PIXELS
 from .media import shorten
 
 _RATES = ("fps", "sample_fps", "video_start", "video_end")
-_MOST = 10**9  # of a number that is not pixels: no video is longer or faster
+_MAX_NUMBER = 10**9  # of frames, seconds, or frames per second
 
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """Size after scaling; None leaves it to the checkpoint's settings."""
+    """Size after scaling in pixels; None: the checkpoint's settings.
+
+    Raises:
+        ValueError: a value is out of range, or two of them contradict each other.
+    """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
-    resized_height: int | None = None  # with resized_width: the size, whatever the bounds say
+    resized_height: int | None = None  # with resized_width: the size; overrides the bounds
     resized_width: int | None = None
 
     def __post_init__(self) -> None:
@@ -37,15 +41,15 @@ class SizeOptions:
 
     @property
     def resized(self) -> tuple[int, int] | None:
-        """Height and width that are asked for, before they are rounded to whole patches."""
+        """Given height and width, before they are rounded to whole patches; None: not given."""
         if self.resized_height is None or self.resized_width is None:
             return None
         return self.resized_height, self.resized_width
 
     def bounds(self, low: int, high: int) -> tuple[int, int]:
-        """`low` and `high` pixels with the ones that are given in their place.
+        """Replace the default bounds `low` and `high` by the given ones.
 
-        A default gives way where only the other bound is given and lies beyond it.
+        If only one bound is given and the default of the other contradicts it, both are equal.
         """
         if self.min_pixels is not None:
             return self.min_pixels, self.max_pixels or max(high, self.min_pixels)
@@ -63,12 +67,12 @@ class ImageOptions(SizeOptions):
 class VideoOptions(SizeOptions):
     """Options of a video; pixels are those of one frame.
 
-    Of a file, `nframes` frames are shown or else `fps` a second, `min_frames` to `max_frames` of
-    them, from `video_start` to `video_end` in seconds. Of a list of frames all are shown, and `fps`
-    or `sample_fps` says how many there are a second.
+    The model sees `nframes` frames of a file, or else `fps` per second, `min_frames` to
+    `max_frames` of them, from `video_start` to `video_end` (in seconds). It sees all frames of a
+    list; `fps` or `sample_fps` is then the rate at which they were sampled.
     """
 
-    total_pixels: int | None = None  # of all frames together, a pair of frames counted once
+    total_pixels: int | None = None  # budget of all frames; a pair of frames counts once
     fps: float | None = None
     sample_fps: float | None = None
     nframes: int | None = None
@@ -79,13 +83,13 @@ class VideoOptions(SizeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("total_pixels", self.total_pixels, 1, _MOST * MAX_IMAGE_PIXELS, whole=True)
+        _check("total_pixels", self.total_pixels, 1, _MAX_NUMBER * MAX_IMAGE_PIXELS, whole=True)
         for name in ("nframes", "min_frames", "max_frames"):
-            _check(name, getattr(self, name), 1, _MOST, whole=True)
+            _check(name, getattr(self, name), 1, _MAX_NUMBER, whole=True)
         for name in ("fps", "sample_fps"):
-            _check(name, getattr(self, name), 1 / _MOST, _MOST, whole=False)
+            _check(name, getattr(self, name), 1 / _MAX_NUMBER, _MAX_NUMBER, whole=False)
         for name in ("video_start", "video_end"):
-            _check(name, getattr(self, name), 0, _MOST, whole=False)
+            _check(name, getattr(self, name), 0, _MAX_NUMBER, whole=False)
         self._refuse_together("nframes", "fps", "min_frames", "max_frames")
         if self.max_frames is not None and self.max_frames < max(self.min_frames or 2, 2):
             raise ValueError(
@@ -95,7 +99,7 @@ class VideoOptions(SizeOptions):
             raise ValueError(f"fps {self.fps} and sample_fps {self.sample_fps} differ; keep one")
 
     def check_of_file(self) -> None:
-        """Refuse what has no meaning for a file.
+        """Refuse options that do not apply to a file.
 
         Raises:
             ValueError: such an option is given.
@@ -103,19 +107,19 @@ class VideoOptions(SizeOptions):
         self._refuse(("sample_fps",), "frames that were taken from a video", "write fps")
 
     def check_of_frames(self) -> None:
-        """Refuse what has no meaning for a list of frames.
+        """Refuse options that do not apply to a list of frames.
 
         Raises:
             ValueError: such an option is given.
         """
         names = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
-        self._refuse(names, "a video file", "a list of frames is shown whole")
+        self._refuse(names, "a video file", "all frames of a list are used")
 
-    def _refuse(self, names: tuple[str, ...], meant: str, advice: str) -> None:
+    def _refuse(self, names: tuple[str, ...], owner: str, advice: str) -> None:
         for name in names:
             if getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name} {getattr(self, name)}: is an option of {meant} only; {advice}"
+                    f"{name} {getattr(self, name)}: is an option of {owner} only; {advice}"
                 )
 
     def _refuse_together(self, name: str, *others: str) -> None:
@@ -128,21 +132,21 @@ Options = TypeVar("Options", bound=SizeOptions)
 
 
 def option_names(kind: type[SizeOptions]) -> tuple[str, ...]:
-    """Keys of a content part that are options."""
+    """Return the keys of a content part that are options."""
     return tuple(field.name for field in fields(kind))
 
 
 def read_options(kind: type[Options], part: Mapping[str, Any]) -> Options:
-    """The options among the keys of a content part; null is as good as absent.
+    """Read the options of a content part; null counts as absent.
 
     Raises:
-        ValueError: A value is of a wrong type or out of bounds.
+        ValueError: a value has the wrong type or is out of range.
     """
     return kind(**{name: _number(name, part.get(name)) for name in option_names(kind)})
 
 
 def _number(name: str, value: Any) -> Any:
-    # Tables with gaps turn whole numbers into floats.
+    # Data frames with missing values store whole numbers as floats.
     is_whole = name not in _RATES and isinstance(value, float) and value.is_integer()
     return int(value) if is_whole else value
 
