@@ -48,13 +48,15 @@ def verb(
 
 
 def _parameter(field: OptionField) -> inspect.Parameter:
-    """Convert a field to a parameter that typer understands."""
+    """Convert a field to a parameter that typer understands.
+
+    Ranges are not passed on: `Options` checks them, with the same message as in Python.
+    """
     option, default = field.option, field.default
+    is_ranged = option.minimum is not None or option.maximum is not None
     described: dict[str, Any] = {
-        "help": option.help,
+        "help": f"{option.help} Allowed: {field.allowed}." if is_ranged else option.help,
         "metavar": option.metavar,
-        "min": option.minimum,
-        "max": option.maximum,
         "envvar": option.variable,
         "show_default": option.default_text or default not in (None, MISSING),
         "rich_help_panel": option.panel,

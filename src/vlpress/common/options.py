@@ -87,13 +87,13 @@ class OptionField:
 
     @property
     def allowed(self) -> str:
-        """Description of the allowed values: choices, a pattern's, or a range."""
+        """Description of the allowed values: choices, a range, or a pattern's; may be empty."""
         low, high = self.option.minimum, self.option.maximum
         if low is None and high is None:
             return ", ".join(self.choices) or self.option.allowed
         if high is None:
-            return f"x>={low}"
-        return f"x<={high}" if low is None else f"{low}<=x<={high}"
+            return f"{low:g} or more"
+        return f"{high:g} or less" if low is None else f"{low:g} to {high:g}"
 
     def convert(self, value: Any) -> Any:
         """Turn a string into a path where the option is one, and vice versa."""
@@ -106,18 +106,17 @@ class OptionField:
         Raises:
             ValueError: it is none of the choices, does not match the pattern, or is out of range.
         """
-        option = self.option
-        low, high = option.minimum, option.maximum
-        if (low is not None and not value >= low) or (high is not None and not value <= high):
-            # The command line's own check of ranges, which the help shows, has the same wording.
-            fault = f"{value} is not in the range {self.allowed}."
-        elif (self.choices and value not in self.choices) or (
-            option.pattern and not re.fullmatch(option.pattern, value)
-        ):
-            fault = f"{value!r}; allowed: {self.allowed}"
-        else:
-            return
-        raise ValueError(f"Invalid value for '{self.label}': {fault}")
+        low, high, pattern = self.option.minimum, self.option.maximum, self.option.pattern
+        is_allowed = (
+            (low is None or value >= low)
+            and (high is None or value <= high)
+            and (not self.choices or value in self.choices)
+            and (not pattern or re.fullmatch(pattern, value))
+        )
+        if not is_allowed:
+            raise ValueError(
+                f"Invalid value for '{self.label}': {value!r}; allowed: {self.allowed}"
+            )
 
 
 @dataclass(frozen=True)
