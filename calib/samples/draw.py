@@ -1,9 +1,9 @@
-"""Calibration samples: drawing them from a source.
+"""Draw calibration samples from a source.
 
 A sample is a conversation with its images and the answer, see `sample`. Sources are the built-in
-drawings, and what `sources` opens: a JSONL file of `records`, a text file, a `datasets` dataset.
-Images stay encoded until they are needed; each chosen one is decoded once here, so that a broken
-file is reported with its line.
+drawings, a JSONL file of `records`, a text file, and a `datasets` dataset. Images stay encoded
+until they are needed; each drawn one is decoded once here, so that an error names the line of a
+broken file.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def load_samples(source: str | Path | None, *, n: int, seed: int) -> list[Sample
     Args:
         source: None or "synthetic" for the built-in drawings; a .jsonl or .txt file; a folder
             written by `datasets` or readable by it; otherwise a dataset's hub id.
-        n: samples wanted; a smaller source is used whole, with a warning.
-        seed: of the draw.
+        n: number of samples; of a smaller source all are used, with a warning.
+        seed: seed of the draw.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: the source is empty or entries are unusable (file and line are named).
+        FileNotFoundError: the source or a file of a sample does not exist.
+        ValueError: the source is empty or entries are unusable; the message names file and line.
     """
     return draw_samples(source, n=n, seed=seed, measure=_decode).samples
 
@@ -40,32 +40,34 @@ def draw_samples(
     measure: Callable[[Sample], int],
     skip_bad: int = 0,
 ) -> Draw[Sample]:
-    """Draw `n` samples that can be used from a source, in the source's order.
+    """Draw `n` usable samples from a source, in the source's order.
 
     Args:
         source: as for `load_samples`.
-        n: samples wanted; a smaller source is used whole, with a warning.
-        seed: of the draw; it alone decides which samples are drawn if all can be used.
-        measure: tokens of a sample's prompt; raises ValueError or OSError if it has none.
-        skip_bad: most unusable samples that others take the place of.
+        n: number of samples; of a smaller source all are used, with a warning.
+        seed: seed of the draw. If all samples are usable, it alone decides which are drawn.
+        measure: returns the number of tokens of a sample; raises ValueError or OSError if it is
+            unusable.
+        skip_bad: maximum number of unusable samples to replace by others.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: the source is empty, or more samples are unusable (file and line are named).
+        FileNotFoundError: the source or a file of a sample does not exist.
+        ValueError: the source is empty, or more samples are unusable; the message names file and
+            line.
     """
     if n < 1:
-        raise ValueError(f"{n} calibration samples were asked for; it must be at least 1")
+        raise ValueError(f"number of calibration samples is {n}; it must be at least 1")
     if source is None or str(source) == "synthetic":
         from .synthetic import calibration_samples
 
         drawings = calibration_samples(n, seed)
-        found = Source("synthetic", n, drawings.__getitem__, lambda index: drawings[index].id)
+        opened = Source("synthetic", n, drawings.__getitem__, lambda index: drawings[index].id)
     else:
-        found = open_source(source)
-    return draw(found, n, seed, measure=measure, skip_bad=skip_bad)
+        opened = open_source(source)
+    return draw(opened, n, seed, measure=measure, skip_bad=skip_bad)
 
 
 def _decode(sample: Sample) -> int:
-    """Prove that the images decode; nothing is measured."""
+    """Check that the images decode; the length does not matter."""
     image_digests([sample])
     return 0

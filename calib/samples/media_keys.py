@@ -1,7 +1,7 @@
-"""Keys of a record that hold images, videos or sounds but are not the ones that are read.
+"""Refuse records with images, videos or audio under keys that are not read.
 
-Such a record would be calibrated on without what it shows, so it is refused. A key is told by its
-name, or by a value that can be nothing else.
+Such a record would be calibrated on without its media. A media key is recognized by its name, or by
+a value that can only be media.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 READ = ("image", "images", "video", "videos")
-"""The keys that are read."""
+"""Media keys that are read."""
 
 _KIND = (
     "image|img|picture|pic|photo|photograph|screenshot|thumbnail|figure|visual|media|multimedia|"
@@ -27,25 +27,25 @@ _EXTENSION = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 1024  # characters of a path or URL; longer texts are prose
-_DEPTH = 3  # of lists in lists
+_DEPTH = 3  # maximum nesting of lists
 
 
-def refuse_media_keys(record: Mapping[Any, Any], known: Iterable[str]) -> None:
+def refuse_media_keys(record: Mapping[Any, Any], read_keys: Iterable[str]) -> None:
     """Refuse a record that holds media under a key that is not read.
 
     Args:
-        record: one row.
-        known: keys that are read.
+        record: one record.
+        read_keys: keys that are read.
 
     Raises:
-        ValueError: it does; the message names the key.
+        ValueError: the record has such a key; the message names it.
     """
-    known = frozenset(known)
+    read_keys = frozenset(read_keys)
     for key, value in record.items():
-        if key not in known and _holds_media(str(key), value):
+        if key not in read_keys and _holds_media(str(key), value):
             raise ValueError(
                 f"key {str(key)!r:.60} holds media but is not read; read are {', '.join(READ)}; "
-                "rename it, or leave it out"
+                "rename it, or remove it"
             )
 
 
@@ -57,7 +57,7 @@ def _holds_media(key: str, value: Any) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether there is nothing that could be media: null, a number, or only such in a list."""
+    """Whether a value cannot be media: null, a number, or a container of such values."""
     if value is None or isinstance(value, bool | int | float):
         return True
     if isinstance(value, str | bytes | bytearray):
@@ -72,7 +72,7 @@ def _is_media(value: Any, depth: int) -> bool:
         return True
     if isinstance(value, str):
         return _names_media(value.strip())
-    if isinstance(value, Mapping):  # as `datasets` writes an image
+    if isinstance(value, Mapping):  # `datasets` stores an image like this
         return value.keys() <= {"bytes", "path"} or any(
             _is_media(item, depth - 1) for item in value.values() if depth
         )
@@ -82,10 +82,10 @@ def _is_media(value: Any, depth: int) -> bool:
 
 
 def _names_media(text: str) -> bool:
-    """Whether a text is a `data:` URL, or a path or URL of a media file and nothing else."""
+    """Whether a text is a `data:` URL, or only a path or URL of a media file."""
     if re.match(r"data:[\w.+-]*/?[\w.+-]*(;[\w=.+-]+)*,", text, re.IGNORECASE):
         return True
     if len(text) > _LONGEST or "\n" in text:
         return False
-    found = list(_EXTENSION.finditer(text))
-    return bool(found) and found[-1].end() == len(text)
+    matches = list(_EXTENSION.finditer(text))
+    return bool(matches) and matches[-1].end() == len(text)

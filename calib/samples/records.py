@@ -1,4 +1,4 @@
-"""From one record of a JSONL file or a dataset to a calibration sample.
+"""Parse one record of a JSONL file or a dataset into a calibration sample.
 
 A record is a question, a conversation, or a text:
 
@@ -8,20 +8,21 @@ A record is a question, a conversation, or a text:
     {"conversations": [{"from": "human", "value": "<image>What is this?"}, ...], "image": "cat.png"}
     {"text": "A cat sat on a mat."}
 
-`model.processing.chat` lists the forms of messages, `model.processing.media` those of images.
+See `model.processing.chat` for the forms of messages, and `model.processing.media` for those of
+images.
 
-- `image` and `images` are the same: one image or a list of them; null and an empty list are none.
+- `image` and `images` are synonyms: one image or a list of them; null and an empty list mean none.
   `videos` is a list of videos, `video` is one, as a file or as a list of its frames.
-- In messages, each mark `<image>` or `<video>` and each part without data takes the next entry of
-  its column. In a question or text, marks place the images too, also numbered ones (`<image 1>`);
-  without marks, images and videos come first.
-- The answer is `answer`, or else the text of the last message, if it is the assistant's. It is a
-  text, or a number, which becomes text as it is written; of a list of accepted answers the first
-  one is taken. An empty answer is allowed: the sample is then the conversation alone, as it is for
-  `text`. No answer at all is an error, and so are null and blanks.
-- Earlier turns and system prompts stay as they are; a conversation is one sample. A text in
-  `system` becomes the system prompt.
-- Keys that are not named here are ignored, unless they hold media, see `media_keys`.
+- In messages, each mark `<image>` or `<video>` and each part without data is replaced by the next
+  entry of its column. In a question or text, marks also set the positions of images, and may be
+  numbered (`<image 1>`); without marks, images and videos come first.
+- The answer is `answer`, or the text of the last message if its role is assistant. It is a text,
+  or a number, whose text is kept exactly; of a list of accepted answers the first one is used. An
+  empty answer is allowed: the sample is then the conversation alone, as for `text`. A missing
+  answer, null and blanks are errors.
+- Earlier turns and system prompts are kept; a conversation is one sample. A text in `system`
+  becomes the system prompt.
+- Other keys are ignored, unless they hold media, see `media_keys`.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ from .media_keys import READ, refuse_media_keys
 from .sample import Message, Sample
 
 CONVERSATIONS = ("messages", "conversations")
-KNOWN = (*READ, *CONVERSATIONS, "question", "answer", "text", "system", "id")
+READ_KEYS = (*READ, *CONVERSATIONS, "question", "answer", "text", "system", "id")
 _MARK = re.compile(r"<(?:image|video)>")
 _NUMBERED = re.compile(r"<image (\d{1,9})>")
 
 
 def read_record(record: Mapping[str, Any], folder: Path, name: str) -> Sample:
-    """The sample that a record describes.
+    """Parse a record into a sample.
 
     Args:
-        record: see above.
-        folder: what relative paths start from.
+        record: see the module's docstring.
+        folder: base of relative paths.
         name: id of the sample if the record has none.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
+        FileNotFoundError: an image or video file does not exist.
         ValueError: the record has another form.
     """
-    refuse_media_keys(record, KNOWN)
+    refuse_media_keys(record, READ_KEYS)
     messages, answer = _messages_and_answer(record, folder)
     _check_marks(messages)
     identity = name if record.get("id") is None else str(record["id"])
@@ -63,10 +64,10 @@ def read_record(record: Mapping[str, Any], folder: Path, name: str) -> Sample:
 
 
 def plain_text(text: str, name: str) -> Sample:
-    """A text as a user's turn, without an answer.
+    """Return a sample with the text as the user's turn and no answer.
 
     Raises:
-        ValueError: it holds a placeholder token.
+        ValueError: the text contains a placeholder token.
     """
     return Sample([{"role": "user", "content": [read_text(text)]}], "", name)
 
@@ -87,61 +88,63 @@ def _messages_and_answer(record: Mapping[str, Any], folder: Path) -> tuple[list[
     if (text := record.get("text")) is not None:
         return _ask("text", text, images, videos, folder), ""
     raise ValueError(
-        f"found keys {', '.join(map(str, record))[:200] or 'none'}; needed are question and "
+        f"keys are {', '.join(map(str, record))[:200] or 'none'}; expected question and "
         "answer (and image), or messages, or text"
     )
 
 
 def _system(prompt: Any, messages: list[Message]) -> list[Message]:
-    """The messages with the system prompt of a column before them."""
+    """Add the system prompt of a column to the messages."""
     if prompt is None or prompt == "":
         return messages
     if messages[0]["role"] == "system":
-        raise ValueError("system beside messages that begin with a system prompt; keep one of them")
+        raise ValueError(
+            "the record has `system` and its messages start with a system prompt; keep one of them"
+        )
     content = read_text(prompt)["text"]
     return [{"role": "system", "content": content}, *messages]
 
 
-class Written(float):
-    """A number that is shown as it was written.
+class ExactFloat(float):
+    """A number that keeps its text.
 
-    >>> str(Written("1.50"))
+    >>> str(ExactFloat("1.50"))
     '1.50'
     """
 
     text: str
 
-    def __new__(cls, text: str) -> Written:
-        """Read a number's text."""
+    def __new__(cls, text: str) -> ExactFloat:
+        """Parse the text of a number."""
         number = super().__new__(cls, text)
         number.text = text
         return number
 
     def __str__(self) -> str:
-        """The text."""
+        """Return the original text."""
         return self.text
 
 
 def _conversation(messages: list[Message], answer: Any) -> tuple[list[Message], str]:
-    """The messages before the answer, and the answer."""
-    said = None
+    """Split messages into those before the answer, and the answer."""
+    last_reply = None
     if messages[-1]["role"] == "assistant":
-        said = _spoken(messages.pop())
+        last_reply = _reply_text(messages.pop())
     if not any(message["role"] == "user" for message in messages):
         raise ValueError("messages have no user turn before the answer")
     if answer is None:
-        if said is None:
+        if last_reply is None:
             raise ValueError(
                 "no answer: end messages with the assistant's, or give 'answer' (\"\" for none)"
             )
-        return messages, said
-    wanted = _answer(answer)
-    if said is not None and said != wanted:
+        return messages, last_reply
+    answer_text = _answer(answer)
+    if last_reply is not None and last_reply != answer_text:
         raise ValueError("answer differs from the assistant's last message; keep one of them")
-    return messages, wanted
+    return messages, answer_text
 
 
-def _spoken(message: Message) -> str:
+def _reply_text(message: Message) -> str:
     content = message["content"]
     if "tool_calls" in message:
         raise ValueError("the last message calls tools; end messages with an answer in text")
@@ -153,7 +156,7 @@ def _spoken(message: Message) -> str:
 
 
 def _answer(value: Any) -> str:
-    """An answer as text."""
+    """Convert an answer to text."""
     answer = value[0] if isinstance(value, list | tuple) and value else value
     if answer is None:
         raise ValueError("no answer: give 'answer' as text (\"\" for none)")
@@ -166,19 +169,19 @@ def _answer(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    # It is tokenized as it is: a placeholder in it would stand for an image that is not there.
+    # The answer is tokenized verbatim: a placeholder in it would need an image.
     checked: str = read_text(text)["text"]
     return checked
 
 
 def _ask(key: str, text: Any, images: list[Any], videos: list[Any], folder: Path) -> list[Message]:
-    """One turn of the user, images and videos first or where marks of the text are."""
+    """Return the user's turn, with images and videos at the marks of the text or first."""
     if not isinstance(text, str):
         raise ValueError(f"{key} is {text!r:.60}; it must be a text")
     if numbers := _NUMBERED.findall(text):
         if _MARK.search(text) or videos:
-            raise ValueError(f"{key} has numbered marks, and others or videos; use one kind")
-        return _parsed(_place(text, [int(number) for number in numbers], images), folder)
+            raise ValueError(f"{key} mixes numbered marks with other marks or videos; use one kind")
+        return _parsed(_fill_marks(text, [int(number) for number in numbers], images), folder)
     if (images or videos) and _MARK.search(text):
         turn = [{"role": "user", "content": text}]
         return parse_messages(turn, images=images or None, videos=videos or None, folder=folder)
@@ -193,12 +196,12 @@ def _parsed(parts: list[dict[str, Any]], folder: Path) -> list[Message]:
     return parse_messages([{"role": "user", "content": parts}], folder=folder)
 
 
-def _place(text: str, numbers: list[int], images: list[Any]) -> list[dict[str, Any]]:
-    """The parts of a text whose marks are numbered from 1."""
-    wrong = sorted(set(numbers) ^ set(range(1, len(images) + 1)))
-    if wrong:
+def _fill_marks(text: str, numbers: list[int], images: list[Any]) -> list[dict[str, Any]]:
+    """Return the parts of a text with marks that are numbered from 1."""
+    unmatched = sorted(set(numbers) ^ set(range(1, len(images) + 1)))
+    if unmatched:
         raise ValueError(
-            f"marks and images do not fit: <image {wrong[0]}> is in only one of the text and "
+            f"marks and images do not match: <image {unmatched[0]}> is in only one of the text and "
             f"the {len(images)} images"
         )
     pieces = _NUMBERED.split(text)
@@ -238,13 +241,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check_marks(messages: list[Message]) -> None:
-    """Refuse marks that no image or video was found for."""
+    """Refuse marks without an image or video."""
     for message in messages:
         content = message["content"]
         parts = [read_text(content)] if isinstance(content, str) else content
         for part in parts:
             if part["type"] == "text" and (mark := _MARK.search(part["text"])):
                 raise ValueError(
-                    f"the text has the mark {mark.group()}, but there is nothing in a column for "
-                    "it; name the file in 'images' or 'videos', or take the mark out"
+                    f"the text has the mark {mark.group()}, but no column has an entry for it; "
+                    "name the file in 'images' or 'videos', or remove the mark"
                 )

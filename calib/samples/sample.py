@@ -1,4 +1,4 @@
-"""What a calibration sample is, and what tells it from others."""
+"""Calibration samples, their digests and fingerprints."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation to calibrate on."""
+    """One conversation for calibration."""
 
     messages: list[Message]
-    """Chat form, images and videos inside the content parts; ends before the answer."""
+    """Chat messages with images and videos in their content parts, up to the answer."""
     answer: str
-    """Empty: calibrated on the conversation alone."""
+    """If empty, the sample is the conversation alone."""
     id: str
 
 
 def image_digest(image: ImageSource) -> str:
-    """sha256 of an image's size and RGB pixels, however it is stored.
+    """Return the sha256 of an image's size and RGB pixels, independent of its encoding.
 
     Args:
         image: PIL image, encoded bytes, path, or `data:` URL.
@@ -37,9 +37,9 @@ def image_digest(image: ImageSource) -> str:
 
 
 def image_digests(samples: Iterable[Sample]) -> set[str]:
-    """Digests of all images in the samples, also of frames that are given as such.
+    """Return the digests of all images in the samples, including video frames given as images.
 
-    Compare them with an evaluation set's. Video files are not looked into.
+    They are compared with those of an evaluation set. Video files are not decoded.
     """
     return {
         image_digest(image)
@@ -49,13 +49,13 @@ def image_digests(samples: Iterable[Sample]) -> set[str]:
     }
 
 
-def has_pictures(sample: Sample) -> bool:
-    """Whether there is an image or video in it."""
+def has_images(sample: Sample) -> bool:
+    """Return whether a sample has an image or video."""
     return any(True for _ in _visual_parts(sample))
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """sha256 over ids, texts, answers and pixels, in order: equal means the same calibration."""
+    """Return the sha256 of ids, texts, answers and pixels in order; it identifies a calibration."""
     digest = hashlib.sha256()
     for sample in samples:
         record = [sample.id, _describe(sample.messages), sample.answer]
@@ -78,7 +78,7 @@ def _images(part: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _describe(messages: Iterable[Message]) -> list[Any]:
-    """The messages with every image replaced by its digest, and every video by its bytes'."""
+    """Return the messages with images and videos replaced by their digests."""
     return [
         [message["role"], message["content"]]
         if isinstance(message["content"], str)

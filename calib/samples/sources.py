@@ -1,4 +1,4 @@
-"""Where calibration samples come from: a JSONL file, a text file, or a `datasets` dataset."""
+"""Sources of calibration samples: JSONL files, text files and `datasets` datasets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...common.text_files import decode_utf8, read_object
-from .records import Written, plain_text, read_record
+from .records import ExactFloat, plain_text, read_record
 from .sample import Sample
 from .selection import Source
 
@@ -15,32 +15,32 @@ logger = logging.getLogger(__name__)
 
 
 def open_source(source: str | Path) -> Source[Sample]:
-    """Open what is named, reading no sample.
+    """Open a source without reading samples.
 
     Args:
         source: a .jsonl or .txt file (cut into samples at blank lines); a folder written by
             `datasets` or readable by it; otherwise a dataset's hub id.
 
     Raises:
-        FileNotFoundError: a file that is named does not exist.
-        ValueError: it cannot be read at all, or is empty.
+        FileNotFoundError: the source does not exist.
+        ValueError: the source is of an unknown type, cannot be read, or is empty.
     """
     path = Path(source)
     kind = path.suffix.lower()
     if kind in (".jsonl", ".txt"):
         if not path.is_file():
             raise FileNotFoundError(f"calibration file {path} does not exist")
-        found = _jsonl(path) if kind == ".jsonl" else _paragraphs(path)
+        opened = _jsonl(path) if kind == ".jsonl" else _paragraphs(path)
     elif path.is_file():
         raise ValueError(
             f"calibration file {path}: unknown type {path.suffix!r}; use .jsonl or .txt, "
             "or a datasets folder"
         )
     else:
-        found = _dataset(str(source))
-    if found.count == 0:
+        opened = _dataset(str(source))
+    if opened.count == 0:
         raise ValueError(f"calibration source {source} has no samples")
-    return found
+    return opened
 
 
 def _text(path: Path) -> str:
@@ -51,14 +51,14 @@ def _text(path: Path) -> str:
 def _jsonl(path: Path) -> Source[Sample]:
     lines = [
         (number, line)
-        # Not splitlines: JSON strings may hold line separators of Unicode as they are.
+        # Not splitlines: JSON strings may contain unescaped Unicode line separators.
         for number, line in enumerate(_text(path).split("\n"), start=1)
         if line.strip()
     ]
 
     def read(index: int) -> Sample:
         number, line = lines[index]
-        record = read_object(line, parse_float=Written)
+        record = read_object(line, parse_float=ExactFloat)
         return read_record(record, path.parent, f"{path.name}:{number}")
 
     return Source(str(path), len(lines), read, lambda index: f"{path}:{lines[index][0]}")
@@ -85,7 +85,7 @@ def _dataset(source: str) -> Source[Sample]:
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         data = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
-    except Exception as error:  # datasets raises a dozen unrelated types
+    except Exception as error:  # datasets raises many unrelated types
         line = str(error).strip().splitlines()
         raise ValueError(
             f"calibration dataset {source} cannot be loaded: {line[0] if line else error!r}"
@@ -94,8 +94,8 @@ def _dataset(source: str) -> Source[Sample]:
         split = "train" if "train" in data else next(iter(data))
         logger.info("calibration dataset %s: split %s of %s", source, split, list(data))
         data = data[split]
-    # Rows as they are stored: media are then decoded as everywhere here. A cast of the features
-    # would have `datasets` write the whole dataset once more, beside its files.
+    # The arrow format returns stored values, so that media are decoded by `model.processing` as in
+    # other sources. Casting the features would make `datasets` write a second copy of the dataset.
     rows = data.with_format("arrow")
 
     def read(index: int) -> Sample:

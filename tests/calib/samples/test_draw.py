@@ -28,7 +28,7 @@ def ask(index: int) -> dict[str, str]:
     return {"question": f"What is {index}?", "answer": str(index)}
 
 
-def test_three_ways_to_store_a_picture(tmp_path: Path) -> None:
+def test_three_ways_to_store_an_image(tmp_path: Path) -> None:
     encoded = base64.b64encode(png()).decode()
     path = write_jsonl(
         tmp_path,
@@ -43,7 +43,7 @@ def test_three_ways_to_store_a_picture(tmp_path: Path) -> None:
     assert image_digests(samples) == {image_digest(png())}
 
 
-def test_several_pictures_and_ids(tmp_path: Path) -> None:
+def test_several_images_and_ids(tmp_path: Path) -> None:
     record = {"images": ["red.png", "red.png"], "question": "Same?", "answer": "Yes", "id": 7}
     sample = load_samples(write_jsonl(tmp_path, record), n=1, seed=0)[0]
     assert [part["type"] for part in sample.messages[0]["content"]] == ["image", "image", "text"]
@@ -62,7 +62,7 @@ def test_draw_is_seeded_and_ordered(tmp_path: Path) -> None:
 def test_too_few_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_jsonl(tmp_path, ask(0), ask(1))
     assert len(load_samples(path, n=5, seed=0)) == 2
-    assert "has only 2 samples, 5 wanted" in caplog.text
+    assert "has only 2 samples of 5" in caplog.text
 
 
 def test_only_newlines_end_a_line(tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_saved_dataset(tmp_path: Path) -> None:
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         load_samples(tmp_path / "gone.jsonl", n=1, seed=0)
-    with pytest.raises(FileNotFoundError, match="does not exist; give a"):
+    with pytest.raises(FileNotFoundError, match="folder does not exist"):
         load_samples(tmp_path / "no" / "folder", n=1, seed=0)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no samples"):
         load_samples(tmp_path / "empty.jsonl", n=1, seed=0)
     (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"unknown type '\.csv'"):
+    with pytest.raises(ValueError, match=r"\.csv"):
         load_samples(tmp_path / "data.csv", n=1, seed=0)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="cannot be loaded"):
@@ -144,7 +144,7 @@ def test_bad_lines_are_named_all_at_once(tmp_path: Path) -> None:
     assert "no.png" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_unusable_lines_are_replaced_where_that_is_allowed(tmp_path: Path) -> None:
+def test_unusable_lines_are_replaced_if_allowed(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, *[ask(i) for i in range(30)])
     plain = [sample.answer for sample in load_samples(path, n=5, seed=1)]
 
@@ -155,11 +155,11 @@ def test_unusable_lines_are_replaced_where_that_is_allowed(tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match=rf"samples\.jsonl:{int(plain[0]) + 1}: too long"):
         draw_samples(path, n=5, seed=1, measure=length)
-    found = draw_samples(path, n=5, seed=1, measure=length, skip_bad=1)
-    answers = [sample.answer for sample in found.samples]
+    drawn = draw_samples(path, n=5, seed=1, measure=length, skip_bad=1)
+    answers = [sample.answer for sample in drawn.samples]
     assert len(set(answers)) == 5 and set(plain[1:]) < set(answers)
-    assert found.tokens == [len(answer) for answer in answers]
-    assert found.skipped == (f"{path}:{int(plain[0]) + 1}: too long",)
+    assert drawn.tokens == [len(answer) for answer in answers]
+    assert drawn.skipped == (f"{path}:{int(plain[0]) + 1}: too long",)
 
 
 def test_drawings_that_do_not_fit_are_named() -> None:
@@ -184,8 +184,8 @@ def test_files_of_other_systems(tmp_path: Path) -> None:
         assert samples[-1].messages[0]["content"][0]["text"] == "你好？"
     text = tmp_path / "corpus.txt"
     text.write_bytes(b"\xef\xbb\xbf" + "你好\r\nb\r\n\r\nc".encode())
-    found = [s.messages[0]["content"][0]["text"] for s in load_samples(text, n=9, seed=0)]
-    assert found == ["你好\nb", "c"]
+    texts = [s.messages[0]["content"][0]["text"] for s in load_samples(text, n=9, seed=0)]
+    assert texts == ["你好\nb", "c"]
     for name in ("samples.jsonl", "corpus.txt"):
         for encoding in ("utf-16", "gbk"):
             (tmp_path / name).write_bytes(record.encode(encoding))

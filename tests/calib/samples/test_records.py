@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlpress.calib.samples.records import Written, plain_text, read_record
+from vlpress.calib.samples.records import ExactFloat, plain_text, read_record
 from vlpress.calib.samples.sample import Sample, image_digest
 from vlpress.common.text_files import read_object
 
@@ -28,7 +28,7 @@ RED, BLUE = image_digest(png()), image_digest(png("blue"))
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "red.png").write_bytes(png())
     (tmp_path / "blue.png").write_bytes(png("blue"))
-    (tmp_path / "v.mp4").write_bytes(b"not looked at")
+    (tmp_path / "v.mp4").write_bytes(b"not decoded")
     return tmp_path
 
 
@@ -37,25 +37,25 @@ def read(folder: Path, record: dict[str, Any]) -> Sample:
 
 
 def parts(sample: Sample) -> list[Any]:
-    """What each part of all turns shows: a text, the digest of an image, or a file name."""
-    found: list[Any] = []
+    """Describe each part of all turns: a text, the digest of an image, or a file name."""
+    described: list[Any] = []
     for message in sample.messages:
         content = message["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part["type"] == "text":
-                found.append(part["text"])
+                described.append(part["text"])
             elif part["type"] == "image":
-                found.append(image_digest(part["image"]))
+                described.append(image_digest(part["image"]))
             elif isinstance(part["video"], list):
-                found.append([image_digest(frame) for frame in part["video"]])
+                described.append([image_digest(frame) for frame in part["video"]])
             else:
-                found.append(Path(part["video"]).name)
-    return found
+                described.append(Path(part["video"]).name)
+    return described
 
 
 def chat(*content: Any, **columns: Any) -> dict[str, Any]:
-    said = content[0] if isinstance(content[0], str) else list(content)
-    return {"messages": [{"role": "user", "content": said}, ANSWERED], **columns}
+    user_content = content[0] if isinstance(content[0], str) else list(content)
+    return {"messages": [{"role": "user", "content": user_content}, ANSWERED], **columns}
 
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "Colour?"}
@@ -91,7 +91,7 @@ IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "Colour?"}
         },
     ],
 )
-def test_an_image_is_never_left_out(folder: Path, record: dict[str, Any]) -> None:
+def test_no_image_is_lost(folder: Path, record: dict[str, Any]) -> None:
     sample = read(folder, record)
     assert parts(sample) == [RED, "Colour?"]
     assert sample.answer == "Red."
@@ -107,12 +107,12 @@ def test_marks_place_images(folder: Path) -> None:
 
 
 def test_videos(folder: Path) -> None:
-    asked = {"question": "What?", "answer": "x"}
-    assert parts(read(folder, {**asked, "video": "v.mp4"})) == ["v.mp4", "What?"]
-    assert parts(read(folder, {**asked, "videos": ["v.mp4", "v.mp4"]}))[:2] == ["v.mp4"] * 2
+    question = {"question": "What?", "answer": "x"}
+    assert parts(read(folder, {**question, "video": "v.mp4"})) == ["v.mp4", "What?"]
+    assert parts(read(folder, {**question, "videos": ["v.mp4", "v.mp4"]}))[:2] == ["v.mp4"] * 2
     frames = ["red.png", "blue.png"]
-    assert parts(read(folder, {**asked, "video": frames})) == [[RED, BLUE], "What?"]
-    assert parts(read(folder, {**asked, "videos": [frames]})) == [[RED, BLUE], "What?"]
+    assert parts(read(folder, {**question, "video": frames})) == [[RED, BLUE], "What?"]
+    assert parts(read(folder, {**question, "videos": [frames]})) == [[RED, BLUE], "What?"]
     assert parts(read(folder, chat("<video>What?", videos=["v.mp4"]))) == ["v.mp4", "What?"]
     part = {"type": "video", "video": "v.mp4", "fps": 1.0, "max_pixels": 3136}
     content = read(folder, chat(part, TEXT)).messages[0]["content"]
@@ -135,13 +135,13 @@ def test_videos(folder: Path) -> None:
     ],
 )
 def test_answers_are_text_as_written(folder: Path, written: str, answer: str) -> None:
-    record = read_object(f'{{"question": "x", "answer": {written}}}', parse_float=Written)
+    record = read_object(f'{{"question": "x", "answer": {written}}}', parse_float=ExactFloat)
     assert read(folder, record).answer == answer
 
 
 @pytest.mark.parametrize("written", ["null", "true", "[]", "{}", "[null]", "[[1]]", "1e999"])
 def test_other_answers_are_refused(folder: Path, written: str) -> None:
-    record = read_object(f'{{"question": "x", "answer": {written}}}', parse_float=Written)
+    record = read_object(f'{{"question": "x", "answer": {written}}}', parse_float=ExactFloat)
     with pytest.raises(ValueError, match="answer"):
         read(folder, record)
 
@@ -227,7 +227,7 @@ def test_ids_and_other_keys(folder: Path) -> None:
         ({"question": "x", "answer": "y", "img": "red.png"}, "img"),
     ],
 )
-def test_records_that_cannot_be_used(folder: Path, record: dict[str, Any], names: str) -> None:
+def test_unusable_records(folder: Path, record: dict[str, Any], names: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=names) as caught:
         read(folder, json.loads(json.dumps(record)))
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ from PIL import Image
 from vlpress.calib.samples.sample import (
     Sample,
     fingerprint,
-    has_pictures,
+    has_images,
     image_digest,
     image_digests,
 )
@@ -66,5 +66,5 @@ def test_frames_are_images_and_video_files_are_not() -> None:
 
     text = Sample([{"role": "user", "content": "What?"}], "x", "a")
     frames, file = sample([png(), png("blue")]), sample(Path("v.mp4"))
-    assert has_pictures(frames) and has_pictures(file) and not has_pictures(text)
+    assert has_images(frames) and has_images(file) and not has_images(text)
     assert image_digests([frames, file, text]) == {image_digest(png()), image_digest(png("blue"))}
