@@ -85,15 +85,15 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row for each batch size above 1."""
     model = load_model(folder, device="cpu", dtype=dtype)
-    said = {}
+    features, said = FeatureCache(model, processor), {}
     for size in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
-            path, responder = Path(scratch) / "answers.jsonl", ModelResponder(model, processor)
+            path, responder = Path(scratch) / "answers.jsonl", ModelResponder(features)
             said[size] = answer_task(task, responder, path, {}, batch_size=size)
-    alone, cache = said[1], FeatureCache(processor, [model])
+    alone = said[1]
 
     def force(items: Sequence[Item], answers: Answers) -> list[ForcedAnswer]:
-        return read_answers(model, cache, items, [answers[item.id] for item in items])
+        return read_answers(features, items, [answers[item.id] for item in items])
 
     some = task.items[:: max(1, len(task.items) // read)]
 

@@ -25,8 +25,8 @@ from tabulate import tabulate
 
 from vlpress.eval import open_task
 from vlpress.eval.answering.runner import ModelResponder, answer_task
-from vlpress.eval.answering.vision_features import pictures
-from vlpress.eval.fidelity.noise import noise_sample
+from vlpress.eval.answering.vision_features import FeatureCache
+from vlpress.eval.fidelity.noise_floor import noise_sample
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
@@ -96,7 +96,7 @@ def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answer
     def answer(task: Task) -> Answers:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "predictions.jsonl"
-            responder = ModelResponder(model, processor)
+            responder = ModelResponder(FeatureCache(model, processor))
             found = answer_task(task, responder, path, {}, batch_size=batch_size)
         return {key: prediction.prediction for key, prediction in found.items()}
 
@@ -117,7 +117,7 @@ def transformers_loop(folder: Path, dtype: str) -> Callable[[Task], Answers]:
 
     @torch.inference_mode()
     def one(item: Item) -> str:
-        shown = shrink([picture.open() for picture in pictures(item)], return_tensors="pt")
+        shown = shrink([image.open() for image in item.images], return_tensors="pt")
         text = tokenizer.apply_chat_template(
             plain(item.messages), tokenize=False, add_generation_prompt=True
         )

@@ -85,11 +85,11 @@ def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[
         some = task.items[:: max(1, len(task.items) // read)]
 
         def force(model: QwenVL) -> list[ForcedAnswer]:
-            cache = FeatureCache(processor, [model])
+            features = FeatureCache(model, processor)
             found: list[ForcedAnswer] = []
             for start in range(0, len(some), BATCH):
                 part = some[start : start + BATCH]
-                found += read_answers(model, cache, part, [answers[item.id] for item in part])
+                found += read_answers(features, part, [answers[item.id] for item in part])
             return found
 
         base = force(reference)
@@ -138,7 +138,7 @@ def answer(
     """Let a model answer everything."""
     path = scratch / "answers.jsonl"
     path.unlink(missing_ok=True)
-    responder = ModelResponder(model, processor)
+    responder = ModelResponder(FeatureCache(model, processor))
     found: Mapping[str, Prediction] = answer_task(task, responder, path, {}, batch_size=BATCH)
     return found
 

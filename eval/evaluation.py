@@ -413,7 +413,7 @@ def _measure_fidelity(
 
 
 def finish(out: Path, info: dict[str, Any]) -> EvalResult:
-    """Score all finished tasks in the folder, including those of earlier calls; store the scores."""
+    """Score all finished tasks in the folder, those of earlier calls included; store the scores."""
     write_info(out, info)
     run = read_run(out)
     info["speed"] = speed(run)

@@ -13,6 +13,7 @@ from ..common.output_dir import discard, refuse_foreign
 from ..common.progress import Reporter
 from ..model.processing.processor import Processor
 from ..quant.resolve import Source
+from .answering.vision_features import FeatureCache
 from .config import EvaluateOptions
 from .evaluation import evaluate_model, find_reference
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
@@ -58,6 +59,7 @@ def evaluate_local(
 
     source, processor, tasks, text = rank_zero_first(comm, open_all)
     model = source.load()
+    features = FeatureCache(model, processor)  # shared with the noise floor
 
     def setup() -> dict[str, Any]:
         return run_fingerprint(
@@ -80,17 +82,18 @@ def evaluate_local(
             source=source.folder,
             seed=seed,
             are_checked=True,
+            features=features,
             on_progress=update,
             comm=comm,
         )
     if options.noise:
         sizes = {"batch_size": batch_size, "units": options.noise}
-        measure_batch_floor(out, tasks, model, processor, **sizes, reporter=reporter)
+        measure_batch_floor(out, tasks, features, **sizes, reporter=reporter)
         dtype = model.dtype
-        del model  # before it is loaded in another dtype
+        del model, features  # before the model is loaded in another dtype
         measure_dtype_floor(out, tasks, source, dtype=dtype, **sizes, reporter=reporter)
     elif reference is not None and comm.world_size == 1:
-        del model  # before both models are loaded
+        del model, features  # before both models are loaded
         _time_against(reference, out, tasks, source, batch_size, reporter)
     return result.to_dict()
 

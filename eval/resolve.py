@@ -8,16 +8,14 @@ from ..calib.samples.sample import Sample, image_digest, image_digests
 from ..model.processing.processor import Processor
 from ..quant.config import ModelSettings
 from ..quant.resolve import Source
-from .answering.vision_features import pictures
 from .config import BUILTIN_BENCHES, BenchmarkOptions, QuestionOptions
 from .fidelity.perplexity import read_text
-from .tasks import find, open_task
+from .tasks import check_spec, open_task
 from .tasks.askable import mark_unaskable
-from .tasks.extract import DEFAULT_PROFILE, rule_profile
-from .tasks.files.image_store import Picture
-from .tasks.prompts import default_prompt_style, prompt_style
+from .tasks.extract import DEFAULT_PROFILE
+from .tasks.files.image_store import StoredImage
+from .tasks.prompts import default_prompt_style
 from .tasks.resolution import DEFAULT as MODEL_PIXELS
-from .tasks.resolution import pixel_budget
 from .tasks.task import Task
 
 
@@ -29,14 +27,19 @@ def check_questions(questions: BenchmarkOptions, settings: ModelSettings) -> Non
         ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
             repeated, or the bounds of image areas are given twice.
     """
-    benches = questions.bench or BUILTIN_BENCHES
-    names = [find(spec, questions.data_root).name for spec in benches]
+    names = [
+        check_spec(
+            spec,
+            prompt_style=questions.prompt_style,
+            profile=questions.rules or DEFAULT_PROFILE,
+            pixels=questions.pixels,
+            data_root=questions.data_root,
+        ).name
+        for spec in questions.bench or BUILTIN_BENCHES
+    ]
     if len(set(names)) < len(names):
         raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
-    if questions.prompt_style is not None:
-        prompt_style(questions.prompt_style)
-    rule_profile(questions.rules or DEFAULT_PROFILE)
-    if pixel_budget(questions.pixels) != MODEL_PIXELS and (
+    if questions.pixels != MODEL_PIXELS and (
         settings.min_pixels is not None or settings.max_pixels is not None
     ):
         raise ValueError(
@@ -102,15 +105,15 @@ def refuse_leak(samples: Sequence[Sample], tasks: Sequence[Task]) -> None:
     seen = image_digests(samples)
     if not seen:
         return
-    checked: set[Picture] = set()
+    checked: set[StoredImage] = set()
     for task in tasks:
         for item in task.items:
-            for picture in pictures(item):
-                if picture in checked:
+            for image in item.images:
+                if image in checked:
                     continue
-                if seen & {image_digest(picture.read()), image_digest(picture.open())}:
+                if any(image_digest(variant.open()) in seen for variant in image.variants()):
                     raise ValueError(
                         f"a calibration image is also an image of {task.name} item {item.id}; "
                         "take calibration samples that the evaluation does not use"
                     )
-                checked.add(picture)
+                checked.add(image)

@@ -21,7 +21,7 @@ from ..common.atomic import write_json
 from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from .answering.predictions import Prediction, read_predictions, read_records
 from .report.health import MODEL, Signs, read_signs, violations
-from .tasks import KINDS
+from .tasks import TASK_KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
@@ -62,7 +62,7 @@ class StoredTask:
         """
         require_all(self.name, self.items, self.predictions)
         texts = {key: p.prediction for key, p in self.predictions.items()}
-        return KINDS[self.info["kind"]].score(self.items, texts, self.info["profile"])
+        return TASK_KINDS[self.info["kind"]].score(self.items, texts, self.info["profile"])
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def summarize(task: StoredTask) -> dict[str, Any]:
 
 def signs(task: StoredTask, score: TaskScore) -> Signs:
     """What the health rules look at."""
-    scorer = KINDS[task.info["kind"]].score
+    scorer = TASK_KINDS[task.info["kind"]].score
     return read_signs(task.items, task.predictions, score, scorer, task.info["profile"])
 
 

@@ -20,9 +20,10 @@ from ..quant.config import BUILTIN_MODELS, ModelSettings
 from ..quant.job import Job
 from ..quant.resolve import Source
 from . import compare
+from .answering.vision_features import FeatureCache
 from .config import QuestionOptions, RunOptions
 from .evaluation import evaluate_model
-from .fidelity.noise import KINDS, UNITS, read_noise
+from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import text_identity
 from .report.report import check_margin
@@ -153,11 +154,13 @@ class _Run:
         except ValueError:  # measured in part
             return False
         floors = [read_noise([task]) for task in base.tasks.values()]
-        return measured and (not self._noise or all(len(floor) == len(KINDS) for floor in floors))
+        has_noise = all(len(floor) == len(NOISE_KINDS) for floor in floors)
+        return measured and (not self._noise or has_noise)
 
     def _evaluate_base(self, job: Job, tasks: Sequence[Task], text: str | None) -> None:
         """Evaluate the original, cache its log-probabilities and measure its noise floor."""
         model, batch_size = job.source.load(), self._options.batch_size
+        features = FeatureCache(model, job.processor)  # shared with the noise floor
         with self._reporter.stages("original", again="expectations") as update:
             evaluate_model(
                 model,
@@ -171,14 +174,15 @@ class _Run:
                 is_reference=True,
                 text=text,
                 are_checked=True,
+                features=features,
                 on_progress=update,
             )
         if self._noise:
             sizes: dict[str, Any] = {"batch_size": batch_size, "units": self._noise}
             sizes["reporter"] = self._reporter
-            measure_batch_floor(self._base, tasks, model, job.processor, **sizes)
+            measure_batch_floor(self._base, tasks, features, **sizes)
             dtype = model.dtype
-            del model  # before it is loaded in another dtype
+            del model, features  # before the model is loaded in another dtype
             measure_dtype_floor(self._base, tasks, job.source, dtype=dtype, **sizes)
 
     def _evaluate_candidate(self, tasks: Sequence[Task], text: str | None) -> None:

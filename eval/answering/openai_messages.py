@@ -1,6 +1,6 @@
-"""The OpenAI-compatible chat form: items as messages, a server's reply as an answer.
+"""Conversion of items to OpenAI-compatible chat messages, and of replies to answers.
 
-Nothing here talks to a server; `endpoint.py` does.
+`openai_client` sends them.
 """
 
 from __future__ import annotations
@@ -13,82 +13,71 @@ from typing import Any
 
 from PIL import Image
 
-from ...model.processing.images import ORIENTATION, open_header
-from ..tasks.files.image_store import Picture
+from ...model.processing.images import open_header
+from ..tasks.files.image_store import StoredImage, is_plain
 from ..tasks.task import Item
-from .runner import Answer
-from .vision_features import pictures
+from .runner import Completion
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-PLAIN_MODES = ("RGB", "L", "P", "1")  # every decoder makes the same RGB of these
-PICTURES = "original bytes; RGB PNG where decoders disagree"
+IMAGE_ENCODING = "original bytes; RGB PNG where decoders disagree"
+"""Named in the fingerprint of a served run."""
 
 
 def chat_messages(item: Item) -> list[dict[str, Any]]:
-    """The item's messages with each picture as a data URL, in the same order."""
-    shown = pictures(item)
-    found = []
-    for message in item.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [
-                {"type": "image_url", "image_url": {"url": data_url(next(shown))}}
-                if part["type"] == "image"
-                else {"type": "text", "text": part["text"]}
-                for part in content
-            ]
-        found.append({"role": message["role"], "content": content})
-    return found
+    """Convert the messages of an item; images become data URLs and keep their positions."""
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"]
+            if isinstance(message["content"], str)
+            else [_convert_part(part) for part in message["content"]],
+        }
+        for message in item.messages
+    ]
 
 
-def data_url(picture: Picture) -> str:
-    """An image as a data URL: its own bytes wherever every server reads the same pixels in them.
+def _convert_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "image":
+        return {"type": "image_url", "image_url": {"url": data_url(part["image"])}}
+    return {"type": "text", "text": part["text"]}
+
+
+def data_url(image: StoredImage) -> str:
+    """Encode an image as a data URL, by its own bytes if all servers read the same pixels in them.
 
     Other formats, and images with transparency, an EXIF orientation, 16 bits per channel or several
-    frames, which servers treat in different ways, are sent as lossless PNG of the pixels that a
-    model in this process is shown.
+    frames, which servers treat differently, are sent as lossless PNG of the pixels that a local
+    model gets.
 
     Raises:
         ValueError: the image does not decode.
     """
-    data = picture.read()
+    data = image.read()
     media = _media_type(data)
     if media is None:
         buffer = io.BytesIO()
-        picture.open().save(buffer, format="PNG")
+        image.open().save(buffer, format="PNG")
         media, data = MEDIA_TYPES["PNG"], buffer.getvalue()
     return f"data:{media};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _media_type(data: bytes) -> str | None:
-    """Media type of bytes that can be sent as they are; None for the rest."""
+    """Return the media type of an encoded image if its bytes can be sent; else None."""
     try:
-        with open_header(data) as image:
-            is_plain = (
-                image.mode in PLAIN_MODES
-                and not _is_deep(image)
-                and "transparency" not in image.info
-                and getattr(image, "n_frames", 1) == 1
-                and image.getexif().get(ORIENTATION, 1) == 1
-            )
-            return MEDIA_TYPES.get(image.format or "") if is_plain else None
+        with open_header(data) as header:
+            return MEDIA_TYPES.get(header.format or "") if is_plain(header) else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # let `Picture.open` say what is wrong with it
+        return None  # `StoredImage.open` raises the error to show
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether Pillow reads 8 of 16 bits: colours in PNG, which it has no mode of 16 bits for."""
-    return any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+def parse_reply(reply: object) -> Completion:
+    """Parse the body of a chat completion.
 
-
-def parse_reply(reply: object) -> Answer:
-    """Read the body of a chat completion.
-
-    A reply without text is an empty answer. Only the finish reason "stop" counts as an end of the
-    model's own; token counts and log-probabilities are None where the server gives none.
+    A reply without text is an empty answer. Only the finish reason "stop" means that the model
+    ended by itself; token counts and log-probabilities are None if the server reports none.
 
     Raises:
-        ValueError: the body is no chat completion; the message says what it is.
+        ValueError: the body is not a chat completion; the message quotes it.
     """
     try:
         choice = _mapping(_mapping(reply)["choices"][0])
@@ -98,7 +87,7 @@ def parse_reply(reply: object) -> Answer:
     if text is not None and not isinstance(text, str):
         raise ValueError(f"the reply's content is {type(text).__name__}, not text")
     usage = _mapping(reply).get("usage")
-    return Answer(
+    return Completion(
         text or "",
         _count(usage, "completion_tokens"),
         choice.get("finish_reason") == "stop",
@@ -119,14 +108,14 @@ def _count(usage: object, key: str) -> int | None:
 
 
 def _first_logprobs(choice: Mapping[str, Any]) -> dict[str, float] | None:
-    """The first answer token's alternatives; of tokens with one text the likeliest."""
+    """Return the alternatives of the first token; among tokens of equal text the likeliest."""
     try:
         offered = choice["logprobs"]["content"][0]["top_logprobs"]
         pairs = [(str(each["token"]), float(each["logprob"])) for each in offered]
     except (KeyError, IndexError, TypeError, ValueError):
         return None
-    found: dict[str, float] = {}
+    logprobs: dict[str, float] = {}
     for token, logprob in pairs:
         if isfinite(logprob):  # JSON has no infinities
-            found[token] = max(logprob, found.get(token, logprob))
-    return found or None
+            logprobs[token] = max(logprob, logprobs.get(token, logprob))
+    return logprobs or None

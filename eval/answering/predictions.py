@@ -94,7 +94,7 @@ def open_shared(
 ) -> RecordStore:
     """Open a store on every rank; all add the same records, and rank 0 writes them."""
     return rank_zero_first(
-        comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.index == 0)
+        comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.rank == 0)
     )
 
 

@@ -1,8 +1,8 @@
 """Throughput of two models on the same questions, measured in alternation.
 
-Rates from two evaluations that ran at different times compare the load of the machine as much as
-the models. Here base and candidate answer the same batches in turn, the order reversed from batch
-to batch, and each ratio is taken within a pair of neighbouring measurements.
+Rates from two evaluations at different times depend on the load of the machine as much as on the
+models. Here base and candidate answer the same batches alternately, in an order that is reversed
+from batch to batch, and each ratio is computed within a pair of consecutive measurements.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from .vision_features import FeatureCache
 BATCHES = 5
 """Pairs of measurements; odd, so that the median is one of them."""
 SHARE = 50
-"""A batch has one in so many of all questions: timing costs about a tenth of an evaluation."""
+"""A batch has one question in this many: timing costs about a tenth of an evaluation."""
 LEAST = 2
-"""Questions in a batch at least."""
+"""Minimum number of questions in a batch."""
 DECODE_TOKENS = 16
-"""Tokens whose decoding is timed; stop tokens are ignored, since answers may be one token long."""
+"""Decoded tokens that are timed; stop tokens are ignored, since answers may have one token."""
 DECODE_ROWS = 4
-"""Prompts that are decoded together there at most."""
+"""Maximum number of prompts in the timed decoding."""
 RATES = ("items_per_second", "prefill_tokens_per_second", "decode_tokens_per_second")
 SIDES = ("base", "candidate")
 
-OnProgress = Callable[[int, int, str], None]
+OnPair = Callable[[int, int, str], None]
+"""`on_progress(done, total, detail)`, called after every pair of measurements."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one model took for one batch."""
+    """Times of one model for one batch."""
 
     items: int
     seconds: float  # image preprocessing, vision tower, prefill and decoding of the answers
@@ -53,7 +54,7 @@ class Timing:
     decode_seconds: float  # of the tokens after the first
 
     def rates(self) -> dict[str, float]:
-        """Items and tokens per second, by the names of `RATES`."""
+        """Return items and tokens per second by the names of `RATES`."""
         values = (
             self.items / self.seconds,
             self.prompt_tokens / self.prefill_seconds,
@@ -63,11 +64,11 @@ class Timing:
 
 
 class TimedModel:
-    """A model whose answers are timed.
+    """A model with a timer.
 
     Args:
         model: in eval mode.
-        processor: prepares its inputs.
+        processor: processor of the model.
     """
 
     def __init__(self, model: QwenVL, processor: Processor) -> None:
@@ -75,14 +76,14 @@ class TimedModel:
 
     @torch.inference_mode()
     def time(self, items: Sequence[Item]) -> Timing:
-        """Answer a batch as an evaluation does; then decode a few of its prompts to a fixed length.
+        """Time a batch as in an evaluation, then a few of its prompts decoded to a fixed length.
 
         Args:
             items: one batch, not empty.
         """
         begin = time.perf_counter()
-        # A new cache each time: encoding the images is a part of what answers cost.
-        prompts, (features,) = FeatureCache(self._processor, [self.model]).prompts(items)
+        # A new cache each time, because image encoding is part of the time to answer.
+        prompts, features = FeatureCache(self.model, self._processor).prompts(items)
         generate(
             self.model,
             prompts,
@@ -91,21 +92,21 @@ class TimedModel:
             features=features,
         )
         seconds = time.perf_counter() - begin
-        few = prompts[:DECODE_ROWS]
-        prefill, decode = self._phases(few, features[:DECODE_ROWS])
+        rows = prompts[:DECODE_ROWS]
+        prefill, decode = self._time_phases(rows, features[:DECODE_ROWS])
         return Timing(
             items=len(items),
             seconds=seconds,
-            prompt_tokens=sum(map(len, few)),
+            prompt_tokens=sum(map(len, rows)),
             prefill_seconds=prefill,
-            decoded_tokens=DECODE_TOKENS * len(few),
+            decoded_tokens=DECODE_TOKENS * len(rows),
             decode_seconds=decode,
         )
 
-    def _phases(
+    def _time_phases(
         self, prompts: Sequence[Prompt], features: Sequence[Sequence[Tensor]]
     ) -> tuple[float, float]:
-        """Seconds until the first token, and of the `DECODE_TOKENS` after it."""
+        """Return the seconds until the first token, and those of the `DECODE_TOKENS` after it."""
         times: list[float] = []
         begin = time.perf_counter()
         generate(
@@ -114,7 +115,7 @@ class TimedModel:
             max_new_tokens=1 + DECODE_TOKENS,
             stop_ids=(),
             features=features,
-            # Called when a token's id is on the host, so that a GPU has finished.
+            # Called when the token id is on the host, so a GPU has finished.
             on_token=lambda *_: times.append(time.perf_counter()),
         )
         return times[0] - begin, times[-1] - times[0]
@@ -127,30 +128,30 @@ def measure_throughput(
     *,
     batch_size: int,
     seed: int = 0,
-    on_progress: OnProgress | None = None,
+    on_progress: OnPair | None = None,
 ) -> dict[str, Any]:
     """Time both models on the same batches in alternation.
 
     Args:
         base: the original.
         candidate: the quantized model.
-        tasks: where the questions come from.
-        batch_size: of the evaluation; a batch here has at most so many questions.
-        seed: of the choice of questions.
-        on_progress: `on_progress(done, total, detail)`, called after every pair.
+        tasks: source of the questions.
+        batch_size: batch size of the evaluation, an upper bound of the one here.
+        seed: seed of the sample of questions.
+        on_progress: called after every pair of measurements.
 
     Returns:
-        `batches`, `batch_size`, `questions` (how many each model answered), `load` (see
-        `machine_load`), and for each of `RATES` the medians `base` and `candidate`, the median
-        `ratio` (candidate / base, taken pair by pair) and its `spread` (smallest and largest).
+        `batches`, `batch_size`, `questions` (number per model), `load` (see `machine_load`), and
+        for each of `RATES` the medians `base` and `candidate`, the median `ratio` (candidate /
+        base within pairs) and its `spread` (smallest and largest).
 
     Raises:
-        ValueError: there is no question to ask.
+        ValueError: the tasks have no items.
     """
     batches = choose_batches(tasks, batch_size, seed)
     timed: list[dict[str, Timing]] = []
     for side in (base, candidate):
-        side.time(batches[0][:LEAST])  # warms up: caches, kernels, memory
+        side.time(batches[0][:LEAST])  # warm-up: caches, kernels, memory
     meter = LoadMeter()
     for number, batch in enumerate(batches):
         pair = {"base": base, "candidate": candidate}
@@ -163,15 +164,15 @@ def measure_throughput(
         "batch_size": len(batches[0]),
         "questions": sum(map(len, batches)),
         "load": meter.read(),
-        **_summary([{side: t.rates() for side, t in pair.items()} for pair in timed]),
+        **_summarize([{side: t.rates() for side, t in pair.items()} for pair in timed]),
     }
 
 
 def choose_batches(tasks: Sequence[Task], batch_size: int, seed: int = 0) -> list[list[Item]]:
-    """Draw questions from all tasks, in `BATCHES` batches of equal size; fewer for few questions.
+    """Sample questions of all tasks in `BATCHES` batches of equal size; fewer for few questions.
 
     Raises:
-        ValueError: there is no question to ask.
+        ValueError: the tasks have no items.
     """
     items = [item for task in tasks for item in task.items]
     if not items:
@@ -182,13 +183,14 @@ def choose_batches(tasks: Sequence[Task], batch_size: int, seed: int = 0) -> lis
     return [drawn[begin : begin + size] for begin in range(0, len(drawn), size)]
 
 
-def _summary(pairs: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    found = {}
+def _summarize(pairs: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Compute medians, ratio and spread of each rate over the pairs."""
+    summary = {}
     for rate in RATES:
         ratios = [pair["candidate"][rate] / pair["base"][rate] for pair in pairs]
-        found[rate] = {
+        summary[rate] = {
             **{side: median(pair[side][rate] for pair in pairs) for side in SIDES},
             "ratio": median(ratios),
             "spread": [min(ratios), max(ratios)],
         }
-    return found
+    return summary

@@ -1,14 +1,14 @@
-"""Vision features, computed once per picture and model.
+"""Vision features, computed once per image and model.
 
-The rotated rows of a question and repeated pictures share them. Each picture is encoded by
-itself, so that its features do not depend on which other pictures were asked about before, in
-this run or before it was interrupted.
+One cache serves every pass over the items of an evaluation: answers, log-probabilities or
+divergences, and the noise floor. The rotations of a question and repeated images share entries.
+Each image is encoded by itself, so that its features do not depend on the images encoded before
+it, in this run or before an interruption.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,107 +18,101 @@ from ...model.finite import NotFiniteError
 from ...model.processing.inputs import Prompt, Visual
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
-from ..tasks.files.image_store import Picture
-from ..tasks.resolution import Bounds
+from ..bounded_cache import BoundedCache
+from ..tasks.files.image_store import StoredImage
+from ..tasks.resolution import PixelBounds
 from ..tasks.task import Item
+from .prompt_lengths import prompt_length
 
 CACHE_BYTES = 2 << 30
+"""Default budget for features, on the device of the model."""
 
-_Key = tuple[Picture, Bounds | None]  # how large it is shown
+_Key = tuple[StoredImage, PixelBounds | None]
 
 
 @dataclass(frozen=True)
-class _Entry:
-    visual: Visual  # patches replaced by as many zeros without memory: only their number is read
-    features: tuple[Tensor, ...]  # one per model, [tokens, hidden]
+class _Encoded:
+    """One encoded image."""
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.features)
+    visual: Visual
+    """Its patches are zeros without memory: only their number is read."""
+    features: Tensor
+    """`[tokens, hidden]` in the dtype of the model."""
 
 
 class FeatureCache:
-    """Turns items into prompts and their pictures into features, least recently used dropped.
+    """Prompts of items and features of their images, for one model.
 
     Args:
-        processor: shared by all models.
-        models: each gets its own features.
-        max_bytes: what the features may hold; a single batch may exceed it.
+        model: in eval mode.
+        processor: processor of the model.
+        max_bytes: budget for features; the features of a batch in progress are not counted.
     """
 
     def __init__(
-        self, processor: Processor, models: Sequence[QwenVL], max_bytes: int = CACHE_BYTES
+        self, model: QwenVL, processor: Processor, *, max_bytes: int = CACHE_BYTES
     ) -> None:
-        self.encoded = 0  # pictures encoded so far, repeats after eviction included
-        self._processor = processor
-        self._models = tuple(models)
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        self._bytes = 0
+        self.model = model
+        self.processor = processor
+        self.encoded = 0
+        """Images encoded so far, including those encoded again after eviction."""
+        self._entries: BoundedCache[_Key, _Encoded] = BoundedCache(max_bytes)
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Count the tokens of each item's prompt; decodes and encodes no image."""
+        return [prompt_length(item, self.processor) for item in items]
 
     def prompts(
         self, items: Sequence[Item], answers: Sequence[str] | None = None
-    ) -> tuple[list[Prompt], list[list[list[Tensor]]]]:
-        """Prepare items.
+    ) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """Build the prompts of a batch.
 
         Args:
-            items: what to ask.
-            answers: appended to each prompt with the end-of-turn token; None asks for one.
+            items: the questions.
+            answers: appended to each prompt with the end-of-turn token; None leaves the prompts
+                open for generation.
 
         Returns:
-            The prompts, and for each model the features of each prompt's pictures.
+            The prompts, and the features `[tokens, hidden]` of each prompt's images.
 
         Raises:
-            NotFiniteError: features of a picture are NaN or infinite; the message names the item.
+            NotFiniteError: features of an image are NaN or infinite; the message names the item.
         """
         prompts: list[Prompt] = []
-        features: list[list[list[Tensor]]] = [[] for _ in self._models]
+        features: list[list[Tensor]] = []
+        # Keeps the batch together whatever the cache evicts meanwhile.
+        batch: dict[_Key, _Encoded] = {}
         for row, item in enumerate(items):
+            keys = [(image, item.pixels) for image in item.images]
             try:
-                entries = [self._entry(picture, item.pixels) for picture in pictures(item)]
+                batch.update({key: self._encode(key) for key in keys if key not in batch})
             except NotFiniteError as error:
                 raise error.within(f"item {item.id}") from error
             prompts.append(
-                self._processor.encode(
+                self.processor.encode(
                     item.messages,
                     answer=None if answers is None else answers[row],
                     answer_is_generated=True,
-                    visuals=[entry.visual for entry in entries],
+                    visuals=[batch[key].visual for key in keys],
                 )
             )
-            for place in range(len(self._models)):
-                features[place].append([entry.features[place] for entry in entries])
-        self._evict()
+            features.append([batch[key].features for key in keys])
         return prompts, features
 
+    def clear(self) -> None:
+        """Drop all features."""
+        self._entries.clear()
+
     @torch.inference_mode()
-    def _entry(self, picture: Picture, bounds: Bounds | None) -> _Entry:
-        key = picture, bounds
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        # Decoded here and not by the processor: published scores were taken with another decoding.
-        area = (bounds.min_pixels, bounds.max_pixels) if bounds else None
-        visual = self._processor.image(picture.open(), area)
-        features = tuple(model.encode([visual])[0] for model in self._models)
+    def _encode(self, key: _Key) -> _Encoded:
+        if (cached := self._entries.get(key)) is not None:
+            return cached
+        image, bounds = key
+        # Decoded here and not by the processor: published scores use another way of decoding.
+        visual = self.processor.image(image.open(), bounds.area if bounds else None)
+        [features] = self.model.encode([visual])
         self.encoded += 1
         count = visual.patches.shape[0]
-        entry = _Entry(replace(visual, patches=torch.zeros(1, 1).expand(count, 1)), features)
-        self._entries[key] = entry
-        self._bytes += entry.nbytes
-        return entry
-
-    def _evict(self) -> None:
-        while self._bytes > self._max_bytes and self._entries:
-            _, entry = self._entries.popitem(last=False)
-            self._bytes -= entry.nbytes
-
-
-def pictures(item: Item) -> Iterator[Picture]:
-    """The pictures of an item, in order of appearance."""
-    for message in item.messages:
-        if isinstance(message["content"], str):
-            continue
-        for part in message["content"]:
-            if part["type"] == "image":
-                yield part["image"]
+        encoded = _Encoded(replace(visual, patches=torch.zeros(1, 1).expand(count, 1)), features)
+        self._entries.add(key, encoded, features.numel() * features.element_size())
+        return encoded

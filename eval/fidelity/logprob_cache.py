@@ -1,9 +1,9 @@
-"""What a base model expected, on disk: candidates are measured against it without the model.
+"""Cached baseline log-probabilities: candidates are compared without loading the baseline.
 
-Of each answer token either all log-probabilities are kept, as fp16 ("full"), or those of the 1024
-likeliest tokens and one number for all others together ("lumped"). A task is of one kind as a
-whole: full if that stays below `FULL_BYTES`. Divergences of the two kinds do not compare, the
-lumped one is smaller; next to a full one the lumped one can be computed as well.
+For each answer token either all log-probabilities are stored as fp16 ("full"), or those of the
+1024 likeliest tokens and the total probability of the others ("lumped"). All answers of a task
+have the same kind: full if that takes at most `FULL_BYTES`. Divergences of the two kinds are not
+comparable, because the lumped one is smaller; the lumped one can be computed from full rows too.
 """
 
 from __future__ import annotations
@@ -20,122 +20,122 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...common.atomic import atomic_path
-from ...common.distributed import SINGLE_PROCESS, Communicator, Message
+from ...common.distributed import SINGLE_PROCESS, Communicator
 from ..answering.predictions import Record, open_shared, read_records
 from .teacher_forcing import ForcedAnswer
 
 FULL_BYTES = 2 << 30
 LOWEST = torch.finfo(torch.float16).min
-"""Log-probabilities are kept as fp16: smaller ones, of probability 0 by then, are kept as this."""
+"""Smallest stored log-probability: the fp16 minimum, at which the probability is 0."""
 TOP = 1024
 INDEX = "index.jsonl"
-KIND = "log-probabilities"
+RECORD_KIND = "log-probabilities"
 
-Kind = Literal["full", "lumped"]
+KLKind = Literal["full", "lumped"]
 
 
-def choose_kind(tokens: int, vocabulary: int) -> Kind:
-    """Full if all log-probabilities of so many tokens fit in `FULL_BYTES`."""
+def choose_kind(tokens: int, vocabulary: int) -> KLKind:
+    """Choose full if all log-probabilities of this many tokens take at most `FULL_BYTES`."""
     return "full" if tokens * vocabulary * 2 <= FULL_BYTES else "lumped"
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What the base expected along one answer; `log_softmax` rows in float32."""
+class BaseLogProbs:
+    """Log-probabilities of the base along one answer; `log_softmax` rows in float32."""
 
     logprobs: Tensor
-    """``[tokens, vocab]`` if full, ``[tokens, TOP]`` of `ids` if lumped."""
+    """`[tokens, vocab]` if full, `[tokens, TOP]` of `ids` if lumped."""
     ids: Tensor | None
-    """int64 ``[tokens, TOP]``; None if full."""
+    """int64 `[tokens, TOP]`; None if full."""
     rest: Tensor | None
-    """Probability of all other tokens together, ``[tokens]``; None if full."""
+    """Total probability of all other tokens, `[tokens]`; None if full."""
     tokens: Tensor
-    """The answer's tokens, int64 ``[tokens]``."""
-    said: Tensor
-    """Log-probability of each of them, not rounded, ``[tokens]``."""
+    """The answer's tokens, int64 `[tokens]`."""
+    token_logprobs: Tensor
+    """Log-probability of each of them, not rounded, `[tokens]`."""
     letters: Mapping[str, float]
-    """Log-probability of each option letter in the first place, not rounded."""
+    """Log-probability of each option letter as the first token, not rounded."""
     ended: bool
+    """See `ForcedAnswer.ended`."""
 
     @property
     def top1(self) -> Tensor:
-        """The likeliest token of each row, ``[tokens]``."""
+        """Likeliest token of each row, int64 `[tokens]`."""
         best = self.logprobs.argmax(-1)
         return best if self.ids is None else self.ids.gather(-1, best[:, None])[:, 0]
 
 
 class LogProbWriter:
-    """Keeps what a base expected; a stopped run goes on where it was.
+    """Writes a base's log-probabilities; resumes after an interruption.
 
     Args:
-        folder: made if absent; an index and one file per batch.
-        kind: of the whole task.
-        fingerprint: everything that the numbers depend on.
-        comm: who shares the work: each process writes what it has read, the first one the index.
+        folder: created if missing; an index and one safetensors file per batch.
+        kind: kind of the task.
+        fingerprint: JSON values that the numbers depend on.
+        comm: ranks that share the work: each writes the batches it has read, rank 0 the index.
 
     Raises:
-        ValueError: the folder was made with another fingerprint or kind.
+        ValueError: the folder has another fingerprint or kind.
     """
 
     def __init__(
         self,
         folder: Path,
-        kind: Kind,
+        kind: KLKind,
         fingerprint: Mapping[str, Any],
         comm: Communicator = SINGLE_PROCESS,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._kind = folder, kind
-        made_from = {**fingerprint, "kl_kind": kind}
-        self._store = open_shared(comm, folder / INDEX, KIND, made_from)
+        self._store = open_shared(
+            comm, folder / INDEX, RECORD_KIND, {**fingerprint, "kl_kind": kind}
+        )
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._store.records
-
-    def __len__(self) -> int:
-        return len(self._store.records)
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """Index records by item id."""
+        return self._store.records
 
     def write(
         self,
         keys: Sequence[str],
         answers: Sequence[ForcedAnswer],
         letters: Sequence[Mapping[str, float]],
-    ) -> Message:
-        """Put one batch into a file; `add` is to be given what this returns.
+    ) -> list[Record]:
+        """Write one batch to a file; return the index records for `append`.
 
         Args:
             keys: ids of the items.
-            answers: as the base read them.
-            letters: log-probability of each item's option letters in the first place.
+            answers: logits of the base along its answers.
+            letters: log-probability of each item's option letters as the first token.
         """
         name = f"{hashlib.sha256(keys[0].encode()).hexdigest()[:16]}.safetensors"
         tensors: dict[str, Tensor] = {}
         for key, answer in zip(keys, answers, strict=True):
-            for part, tensor in _packed(answer, self._kind).items():
+            for part, tensor in _pack(answer, self._kind).items():
                 tensors[f"{key}/{part}"] = tensor.contiguous().cpu()
         # Flushed before the index refers to it.
         with atomic_path(self._folder / name, sync=True) as temporary:
             save_file(tensors, temporary)
-        return Message(
-            [
-                {"id": key, "file": name, "letters": dict(of_item), "ended": answer.ended}
-                for key, answer, of_item in zip(keys, answers, letters, strict=True)
-            ]
-        )
+        return [
+            {"id": key, "file": name, "letters": dict(of_item), "ended": answer.ended}
+            for key, answer, of_item in zip(keys, answers, letters, strict=True)
+        ]
 
-    def add(self, written: Message) -> None:
-        """Take a batch that was written into the index and wait until that is on the disk."""
-        self._store.append(written.value)
+    def append(self, records: Sequence[Record]) -> None:
+        """Add the records of a written batch to the index and wait until they are on disk."""
+        self._store.append(records)
 
     def close(self) -> None:
         """Close the index."""
         self._store.close()
 
 
-def _packed(answer: ForcedAnswer, kind: Kind) -> dict[str, Tensor]:
+def _pack(answer: ForcedAnswer, kind: KLKind) -> dict[str, Tensor]:
+    """Convert one answer to the stored tensors by their names in the file."""
     rows = answer.logits.float().log_softmax(-1)
-    said = rows.gather(-1, answer.tokens[:, None])[:, 0]
-    parts = {"tokens": answer.tokens, "said": said}
+    token_logprobs = rows.gather(-1, answer.tokens[:, None])[:, 0]
+    parts = {"tokens": answer.tokens, "said": token_logprobs}
     if kind == "full":
         return {"logprobs": rows.clamp_min(LOWEST).half(), **parts}
     values, ids, rest = lump(rows)
@@ -147,35 +147,39 @@ def _packed(answer: ForcedAnswer, kind: Kind) -> dict[str, Tensor]:
     }
 
 
-_PARTS: Mapping[Kind, tuple[str, ...]] = {
+_PARTS: Mapping[KLKind, tuple[str, ...]] = {
     "full": ("logprobs", "tokens", "said"),
     "lumped": ("logprobs", "tokens", "said", "ids", "rest"),
 }
 
 
 class LogProbReader:
-    """Reads what `LogProbWriter` wrote.
+    """Reads the files of `LogProbWriter`.
 
     Raises:
-        FileNotFoundError: nothing was written.
+        FileNotFoundError: the folder has no index.
         ValueError: the index is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.fingerprint, self._records = read_records(folder / INDEX, KIND)
-        self.kind: Kind = self.fingerprint["kl_kind"]
+        self.fingerprint, self._records = read_records(folder / INDEX, RECORD_KIND)
+        self.kind: KLKind = self.fingerprint["kl_kind"]
         self._folder = folder
 
     def __contains__(self, key: str) -> bool:
         return key in self._records
 
-    def read(self, key: str, device: torch.device) -> Expected:
-        """What the base expected along one answer.
+    def read(self, key: str, device: torch.device) -> BaseLogProbs:
+        """Read the log-probabilities of one answer.
 
-        Full rows are normalized again: rounding to fp16 moves their sum by some 1e-4.
+        Full rows are normalized again: rounding to fp16 changes their sum by about 1e-4.
+
+        Args:
+            key: id of the item.
+            device: device of the returned tensors.
 
         Raises:
-            ValueError: it was not stored, its file is missing or damaged, or a value in it is not
+            ValueError: the answer is not stored, its file is missing or damaged, or a value is not
                 finite.
         """
         if key not in self._records:
@@ -196,20 +200,28 @@ class LogProbReader:
                 f"{self._folder} and measure the base again, in bf16 or fp32 if it overflows fp16"
             )
         rows = parts["logprobs"].float()
-        full = self.kind == "full"
-        return Expected(
-            logprobs=rows.log_softmax(-1) if full else rows,
-            ids=None if full else parts["ids"].long(),
-            rest=None if full else parts["rest"],
+        is_full = self.kind == "full"
+        return BaseLogProbs(
+            logprobs=rows.log_softmax(-1) if is_full else rows,
+            ids=None if is_full else parts["ids"].long(),
+            rest=None if is_full else parts["rest"],
             tokens=parts["tokens"],
-            said=parts["said"],
+            token_logprobs=parts["said"],
             letters=record["letters"],
             ended=bool(record["ended"]),
         )
 
 
 def lump(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The top log-probabilities of full rows, their ids, and the rest's probability."""
+    """Split full rows into the `TOP` likeliest tokens and the total of the others.
+
+    Args:
+        logprobs: float32 `[tokens, vocab]`, normalized.
+
+    Returns:
+        Log-probabilities `[tokens, TOP]`, their ids int64 `[tokens, TOP]`, and the probability of
+        all other tokens float32 `[tokens]`.
+    """
     top = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
     rest = (1 - top.values.double().exp().sum(-1)).clamp_min(0).float()
     return top.values, top.indices, rest

@@ -1,62 +1,64 @@
-"""The noise floor of an original: how far it is from itself in another batch size or dtype."""
+"""Measurement of the noise floor: the base against itself with another batch size or dtype.
+
+A sample of whole questions is answered again with the changed setup, and the stored answers are
+read again for their divergence. `noise` reads the results.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...common.progress import Reporter
-from ...model.processing.processor import Processor
-from ...model.qwen_vl import QwenVL
 from ...quant.resolve import Source
-from ..tasks.task import Task
-from .noise import BATCH, DTYPE, measure_noise
+from ..answering.batches import OnProgress
+from ..answering.runner import ModelResponder, answer_task
+from ..answering.vision_features import FeatureCache
+from ..results import read_run
+from ..tasks.task import Task, by_unit, is_broken, sample_units
+from .logprob_cache import LogProbReader
+from .measure import FOLDER, measure_task
+from .noise import BATCH, DTYPE, NOISE, UNITS, noise_folder
 
-ALONE = 1
-PAIRS = 2  # where the evaluation itself asks one question at a time
+SINGLE = 1
+PAIRS = 2
+"""Batch size of the measurement if the evaluation has a batch size of 1."""
 
 
 def measure_batch_floor(
-    folder: Path,
+    run_dir: Path,
     tasks: Sequence[Task],
-    model: QwenVL,
-    processor: Processor,
+    features: FeatureCache,
     *,
     batch_size: int,
     units: int,
     reporter: Reporter,
 ) -> None:
-    """Ask a part of the questions again, one at a time.
+    """Measure the noise of the batch size: questions one by one, or in pairs.
 
     Args:
-        folder: the original's evaluation.
+        run_dir: the base's finished evaluation, with its log-probabilities.
         tasks: the same benchmarks.
-        model: the original.
-        processor: of the original.
-        batch_size: of the evaluation.
+        features: the base with the image features of its evaluation.
+        batch_size: batch size of the evaluation.
         units: questions of each benchmark.
         reporter: shows progress.
+
+    Raises:
+        FileNotFoundError: the base's log-probabilities are not stored.
+        ValueError: the stored measurement has another setup.
     """
-    other = ALONE if batch_size > ALONE else PAIRS
-    title = f"noise, batches of {other}:"
-    with reporter.stages(title, again=f"{title} reading") as update:
-        measure_noise(
-            folder,
-            tasks,
-            model,
-            processor,
-            BATCH,
-            batch_size=other,
-            units=units,
-            on_progress=update,
-        )
+    other = SINGLE if batch_size > SINGLE else PAIRS
+    sizes = {"batch_size": other, "units": units}
+    _report_floor(run_dir, tasks, features, BATCH, f"noise, batches of {other}:", sizes, reporter)
 
 
 def measure_dtype_floor(
-    folder: Path,
+    run_dir: Path,
     tasks: Sequence[Task],
     source: Source,
     *,
@@ -65,28 +67,101 @@ def measure_dtype_floor(
     units: int,
     reporter: Reporter,
 ) -> None:
-    """Ask a part of the questions again, in float32, or in bfloat16 if that is what was used.
+    """Measure the noise of the dtype: float32, or bfloat16 if the evaluation used float32.
 
     Args:
-        folder: the original's evaluation.
+        run_dir: the base's finished evaluation, with its log-probabilities.
         tasks: the same benchmarks.
-        source: the original; is loaded here, so that the first one can be let go before.
-        dtype: of the evaluation.
-        batch_size: of the evaluation.
+        source: the base; loaded here, so that the caller can release the other copy before.
+        dtype: dtype of the evaluation.
+        batch_size: batch size of the evaluation.
         units: questions of each benchmark.
         reporter: shows progress.
+
+    Raises:
+        FileNotFoundError: the base's log-probabilities are not stored.
+        ValueError: the stored measurement has another setup.
     """
     other = "bf16" if dtype == torch.float32 else "fp32"
     again = replace(source, settings=replace(source.settings, dtype=other))
-    title = f"noise, {other}:"
+    features = FeatureCache(again.load(), again.processor())
+    sizes = {"batch_size": batch_size, "units": units}
+    _report_floor(run_dir, tasks, features, DTYPE, f"noise, {other}:", sizes, reporter)
+
+
+def _report_floor(
+    run_dir: Path,
+    tasks: Sequence[Task],
+    features: FeatureCache,
+    kind: str,
+    title: str,
+    sizes: dict[str, Any],
+    reporter: Reporter,
+) -> None:
     with reporter.stages(title, again=f"{title} reading") as update:
-        measure_noise(
-            folder,
-            tasks,
-            again.load(),
-            again.processor(),
-            DTYPE,
-            batch_size=batch_size,
-            units=units,
-            on_progress=update,
+        measure_noise(run_dir, tasks, features, kind, **sizes, on_progress=update)
+
+
+def measure_noise(
+    run_dir: str | Path,
+    tasks: Sequence[Task],
+    features: FeatureCache,
+    kind: str,
+    *,
+    batch_size: int,
+    units: int = UNITS,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Measure the base against its stored answers and log-probabilities; resumes.
+
+    Args:
+        run_dir: the base's finished evaluation, with its log-probabilities.
+        tasks: the same benchmarks.
+        features: the base, or the base in another dtype, with its image features.
+        kind: the changed part of the setup, `BATCH` or `DTYPE`.
+        batch_size: prompts per batch of this measurement.
+        units: questions of each benchmark.
+        on_progress: called after every batch.
+
+    Raises:
+        FileNotFoundError: the base's log-probabilities are not stored.
+        ValueError: the stored measurement has another setup.
+    """
+    base = read_run(run_dir)
+    for task in tasks:
+        stored = base.tasks[task.name]
+        sample = noise_sample(task, units)
+        folder = noise_folder(stored, kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        changed = {
+            "kind": kind,
+            "batch_size": batch_size,
+            "dtype": str(features.model.dtype).removeprefix("torch."),
+            "units": units,
+        }
+        setup = {**base.fingerprint, "task": dict(task.fingerprint), NOISE: changed}
+        batching: dict[str, Any] = {"batch_size": batch_size, "on_progress": on_progress}
+        answer_task(
+            sample, ModelResponder(features), folder / "predictions.jsonl", setup, **batching
         )
+        measure_task(
+            sample,
+            features,
+            stored.predictions,
+            LogProbReader(stored.folder / FOLDER),
+            folder / "fidelity.jsonl",
+            setup,
+            **batching,
+        )
+
+
+def noise_sample(task: Task, units: int = UNITS) -> Task:
+    """Sample whole questions of a task, spread over the categories; always the same ones."""
+    sound = {u: rows for u, rows in by_unit(task.fields).items() if not any(map(is_broken, rows))}
+    categories = {unit: rows[0]["category"] for unit, rows in sound.items()}
+    chosen = sample_units(categories, units, seed=0)
+    return replace(
+        task,
+        items=tuple(item for item in task.items if item.fields["unit"] in chosen),
+        fields=tuple(fields for fields in task.fields if fields["unit"] in chosen),
+    )

@@ -1,7 +1,7 @@
-"""Teacher forcing: what a model expects at each token of an answer that is given.
+"""Teacher forcing: a model's logits at each token of a given answer.
 
-The end-of-turn token comes last and apart: it is nearly certain in most models and would flatter
-short answers.
+The end-of-turn token is last and reported separately: it is nearly certain in most models and
+would dominate short answers.
 """
 
 from __future__ import annotations
@@ -14,67 +14,67 @@ from torch import Tensor
 
 from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
-from ...model.qwen_vl import QwenVL
 from ..answering.predictions import Prediction
 from ..answering.vision_features import FeatureCache
 from ..tasks.task import Item
 
-ANSWER_TOKENS = 512  # of an answer that are read at most; bounds the logits held at once
+ANSWER_TOKENS = 512
+"""Tokens of an answer that are read; bounds the logits in memory."""
 
 
 @dataclass(frozen=True)
 class ForcedAnswer:
-    """One answer as a model read it."""
+    """Logits of one answer under teacher forcing."""
 
     logits: Tensor
-    """Before each token of the answer, ``[tokens, vocab]``; the end of turn last if `ended`."""
+    """Logits that predict each token of the answer, `[tokens, vocab]`; the end-of-turn token is
+    last if `ended`."""
     tokens: Tensor
-    """The tokens themselves, int64 ``[tokens]``."""
+    """The tokens, int64 `[tokens]`."""
     first: Tensor
-    """Before the first token, ``[vocab]``, even if there is none."""
+    """Logits that predict the first token, `[vocab]`; present even for an empty answer."""
     ended: bool
-    """Whether the end-of-turn token is among them: the model ended by itself, within the cap."""
+    """Whether the end-of-turn token is included: the model stopped by itself, within the cap."""
 
 
 @torch.inference_mode()
 def read_answers(
-    model: QwenVL, cache: FeatureCache, items: Sequence[Item], answers: Sequence[Prediction]
+    features: FeatureCache, items: Sequence[Item], answers: Sequence[Prediction]
 ) -> list[ForcedAnswer]:
-    """Let a model read one batch of questions with their answers.
+    """Run a model over one batch of questions with their answers.
 
     Args:
-        model: one of the models of the cache, which must hold it alone.
-        cache: turns items into prompts.
+        features: the model with its processor and image features.
         items: the questions.
-        answers: what is said to each.
+        answers: the answer to each question.
 
     Raises:
         NotFiniteError: a logit is NaN or infinite; the message names the item.
     """
-    asked, _ = cache.prompts(items)
-    full, (features,) = cache.prompts(items, [answer.prediction for answer in answers])
+    model = features.model
+    starts = features.lengths(items)
+    prompts, images = features.prompts(items, [answer.prediction for answer in answers])
     counts, ends = [], []
-    for row, (prompt, question, answer) in enumerate(zip(full, asked, answers, strict=True)):
-        # The last token is the end of turn; who was cut off did not choose it.
-        count = len(prompt) - len(question) - int(not answer.stopped)
+    for row, (prompt, start, answer) in enumerate(zip(prompts, starts, answers, strict=True)):
+        # The last token is the end of turn, which a truncated answer did not generate.
+        count = len(prompt) - start - int(not answer.stopped)
         ends.append(answer.stopped and count <= ANSWER_TOKENS)
         counts.append(min(count, ANSWER_TOKENS))
-        full[row] = _cut(prompt, len(question) + counts[row])
-    read = model(full, features, [count + 1 for count in counts])
-    found = []
-    for item, logits in zip(items, read, strict=True):
+        prompts[row] = _truncate(prompt, start + counts[row])
+    all_logits = model(prompts, images, [count + 1 for count in counts])
+    forced = []
+    for row, (item, prompt, logits) in enumerate(zip(items, prompts, all_logits, strict=True)):
         try:
             check_finite(logits, "the scores along the given answer are", model)
         except NotFiniteError as error:
             raise error.within(f"item {item.id}") from error
-    for prompt, question, logits, count, ended in zip(full, asked, read, counts, ends, strict=True):
-        # The row before a token predicts it, so the last row says what would come next.
-        tokens = prompt.input_ids[len(question) :].to(logits.device)
-        found.append(ForcedAnswer(logits[:count], tokens, logits[0], ended))
-    return found
+        # The row before a token predicts it, so the last row predicts the token after the answer.
+        tokens = prompt.input_ids[starts[row] :].to(logits.device)
+        forced.append(ForcedAnswer(logits[: counts[row]], tokens, logits[0], ends[row]))
+    return forced
 
 
-def _cut(prompt: Prompt, tokens: int) -> Prompt:
+def _truncate(prompt: Prompt, tokens: int) -> Prompt:
     return replace(
         prompt,
         input_ids=prompt.input_ids[:tokens],

@@ -1,8 +1,8 @@
-"""The benchmarks, opened by name: packaged drawings, published files, one's own questions.
+"""Benchmarks, opened by name: packaged drawings, published files, custom questions.
 
 `open_task("builtin-mmbench")` reads a packaged file, `open_task("MMBench_DEV_EN=PATH")` a copy of
-the published one, `open_task("mine=questions.jsonl")` one's own. Nothing is fetched but a dataset
-that is given by its hub id.
+the published one, `open_task("mine=questions.jsonl")` custom questions. Only datasets given by a
+hub id are fetched.
 """
 
 from __future__ import annotations
@@ -17,26 +17,56 @@ from typing import Any
 from PIL import Image
 
 from . import registry
-from .broken import mark_broken, text_faults
-from .extract import DEFAULT_PROFILE, rule_profile
-from .files.hf_datasets import fetch, read_dataset
-from .files.image_store import Picture
+from .broken import find_text_faults, mark_broken
+from .extract import DEFAULT_PROFILE, find_profile
+from .files.hf_datasets import fetch_dataset, read_dataset
+from .files.image_store import StoredImage
 from .files.jsonl import read_jsonl
-from .files.table import Row, Table, picture_faults
+from .files.rows import BenchmarkTable, Row, find_image_faults
 from .files.tsv import read_table
-from .prompts import DEFAULT, prompt_hash, prompt_style
-from .registry import BUILTIN, KINDS, Found, Kind, Published, find
+from .prompts import DEFAULT, find_prompt_style, prompt_hash
+from .registry import (
+    BUILTIN,
+    TASK_KINDS,
+    Benchmark,
+    Published,
+    TaskKind,
+    check_table,
+    find_benchmark,
+    where_to_get,
+)
 from .resolution import DEFAULT as MODEL_PIXELS
-from .resolution import bounds_of
+from .resolution import check_budget, find_bounds
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
 
-MAX_NEW_TOKENS = 2048  # the cap the published scores were taken with
-BUILTIN_MAX_NEW_TOKENS = 64  # the longest gold answer of the drawings is far below
+MAX_NEW_TOKENS = 2048  # cap of the published scores
+BUILTIN_MAX_NEW_TOKENS = 64  # far above the longest gold answer of the drawings
 SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
-_CONFIGS = {"MMBench_DEV_EN": "en", "MMBench_DEV_CN": "cn"}  # folders of the hub's form
+_CONFIGS = {"MMBench_DEV_EN": "en", "MMBench_DEV_CN": "cn"}  # folders of the Hugging Face form
 
-__all__ = ["BUILTIN", "KINDS", "find", "open_task"]
+__all__ = ["BUILTIN", "TASK_KINDS", "check_spec", "open_task"]
+
+
+def check_spec(
+    spec: str,
+    *,
+    prompt_style: str | None = None,
+    profile: str = DEFAULT_PROFILE,
+    pixels: str = MODEL_PIXELS,
+    data_root: str | Path | None = None,
+) -> Benchmark:
+    """Check the arguments of `open_task` and locate the file without reading it.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a name is unknown, or a path is missing or superfluous.
+    """
+    if prompt_style is not None:
+        find_prompt_style(prompt_style)
+    find_profile(profile)
+    check_budget(pixels)
+    return find_benchmark(spec, data_root)
 
 
 def open_task(
@@ -51,43 +81,46 @@ def open_task(
     pixels: str = MODEL_PIXELS,
     data_root: str | Path | None = None,
 ) -> Task:
-    """Open a benchmark; rows that no model can be asked are broken, see `broken`.
+    """Open a benchmark; rows that no model can be given are broken, see `broken`.
 
     Args:
-        spec: a name or `NAME=PLACE`, see `catalogue`.
-        limit: keep this many questions (a circular group is one), spread over the categories.
-        prompt_style: a name of `prompts.STYLES`; None is the dataset's own layout. Pass
-            `default_prompt_style(config.family)` for the layout a family was published with.
-        profile: extraction rules, a name of `extract.PROFILES`.
-        blank: replace every picture by a gray one of its size, to see what guessing scores.
-        seed: of the choice that `limit` makes.
+        spec: `NAME` or `NAME=LOCATION`, see `registry`.
+        limit: number of questions to keep (a circular group is one), spread over the categories.
+        prompt_style: a name of `prompts.STYLES`; None: the dataset's layout. Pass
+            `default_prompt_style(config.family)` for the layout of a family's published scores.
+        profile: answer-extraction rules, a name of `extract.PROFILES`.
+        blank: replace every image by a gray one of its size, to measure the score of guessing.
+        seed: seed of the sample that `limit` draws.
         max_new_tokens: cap on an answer; None is 2048, or 64 for the packaged files.
-        pixels: how large pictures are shown, a name of `pixels.BUDGETS`.
-        data_root: folder that holds published files under their names.
+        pixels: bounds of the images' area, a name of `resolution.BUDGETS`.
+        data_root: folder of published files under their names.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: unknown name, missing or superfluous path, or a file that fails its checks.
+        ValueError: a name is unknown, a path is missing or superfluous, or the file fails its
+            checks.
     """
-    style = _style(prompt_style)
-    rule_profile(profile)
-    found = find(spec, data_root)
-    kind = KINDS[found.kind]
-    bounds = bounds_of(pixels, found.kind)
-    table, notes = _read(found)
-    rows, split = _split(found, table, notes)
-    fields, checked = _checked(found, table, rows, split)
-    notes += checked
+    benchmark = check_spec(
+        spec, prompt_style=prompt_style, profile=profile, pixels=pixels, data_root=data_root
+    )
+    style = DEFAULT if prompt_style is None else find_prompt_style(prompt_style)
+    kind = TASK_KINDS[benchmark.kind]
+    bounds = find_bounds(pixels, benchmark.kind)
+    table, notes = _read(benchmark)
+    rows, split = _select_split(benchmark, table, notes)
+    fields, check_notes = _make_fields(benchmark, table, rows, split)
+    notes += check_notes
     if limit is not None:
-        rows, fields = _limited(rows, fields, limit, seed)
-    fields = _seen(rows, fields, kind, style)
+        rows, fields = _sample(rows, fields, limit, seed)
+    fields = _mark_unusable(rows, fields, kind, style)
     synthetic = table.md5 in _packaged_md5s().values()
     cap = max_new_tokens or (BUILTIN_MAX_NEW_TOKENS if synthetic else MAX_NEW_TOKENS)
-    blanks = _Blanks() if blank else None
+    blanks = _BlankImages() if blank else None
 
-    def item(row: Row, about: Fields) -> Item:
-        content = kind.content(blanks.of(row) if blanks else row, style)
-        return Item(about["id"], [{"role": "user", "content": content}], cap, about, bounds)
+    def make_item(row: Row, row_fields: Fields) -> Item:
+        content = kind.content(blanks.replace_images(row) if blanks else row, style)
+        messages = [{"role": "user", "content": content}]
+        return Item(row_fields["id"], messages, cap, row_fields, bounds)
 
     fingerprint: dict[str, Any] = {
         "md5": table.md5,
@@ -104,10 +137,10 @@ def open_task(
         "max_new_tokens": cap,
     }
     task = Task(
-        name=found.name,
-        kind=found.kind,
+        name=benchmark.name,
+        kind=benchmark.kind,
         metric=kind.metric,
-        items=tuple(item(r, f) for r, f in zip(rows, fields, strict=True) if not is_broken(f)),
+        items=tuple(make_item(r, f) for r, f in zip(rows, fields, strict=True) if not is_broken(f)),
         fields=tuple(fields),
         profile=profile,
         synthetic=synthetic,
@@ -119,82 +152,61 @@ def open_task(
     return mark_broken(task, {})
 
 
-def _style(name: str | None) -> str:
-    return DEFAULT if name is None else prompt_style(name)
-
-
-def _checked(
-    found: Found, table: Table, rows: Sequence[Row], split: str | None
-) -> tuple[list[Fields], list[str]]:
-    """Fields of the rows, with what is wrong with the broken ones; and notes."""
-    findings = registry.check(found, table)
-    faults = {**findings.faults, **table.faults}  # what was found while reading is the cause
-    if split is not None:
-        lost = (row for row in rows if row.get("split") != split)
-        unknown = {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in lost}
-        faults = {**unknown, **faults}
-    make = KINDS[found.kind].fields
-    return [with_fault(make(row), faults.get(row.index)) for row in rows], findings.notes
-
-
-def _seen(rows: Sequence[Row], fields: Sequence[Fields], kind: Kind, style: str) -> list[Fields]:
-    """The fields again, those of rows marked whose images or text no model can be shown."""
-    sound = [row for row, f in zip(rows, fields, strict=True) if not is_broken(f)]
-    faults = {**text_faults(sound, kind.content, style), **picture_faults(sound)}
-    return [with_fault(f, faults.get(row.index)) for row, f in zip(rows, fields, strict=True)]
-
-
-def _read(found: Found) -> tuple[Table, list[str]]:
-    """The rows of a benchmark, and in what it is not the published one."""
-    if found.form == "jsonl":
-        return read_jsonl(found.place), []
-    required = registry.required_columns(found)
-    if found.form == "packaged":
-        table = read_table(found.place, required=required)
+def _read(benchmark: Benchmark) -> tuple[BenchmarkTable, list[str]]:
+    """Read the rows of a benchmark; return notes on its deviations from the published file."""
+    if benchmark.form == "jsonl":
+        return read_jsonl(benchmark.location), []
+    required = TASK_KINDS[benchmark.kind].required
+    if benchmark.form == "packaged":
+        table = read_table(benchmark.location, required=required)
         _check_packaged(table)
         return table, []
-    assert found.release is not None  # all other forms are of published benchmarks
-    if found.form == "tsv":
-        table = read_table(found.place, required=required)
-        return table, _release_notes(found.name, found.release, table)
-    config = _CONFIGS.get(found.name)
-    if found.kind == "mmbench" and config is None:
-        raise ValueError(f"{found.name} is published as a TSV only; {_get(found.name)}")
-    hub = found.form == "hub"
-    folder = fetch(found.place, found.kind, config) if hub else Path(found.place)
-    table = read_dataset(folder, found.kind, config)
-    origin = found.place if hub else "local files"
+    assert benchmark.release is not None  # all other forms are of published benchmarks
+    if benchmark.form == "tsv":
+        table = read_table(benchmark.location, required=required)
+        return table, _release_notes(benchmark.name, benchmark.release, table)
+    return _read_dataset(benchmark, benchmark.release)
+
+
+def _read_dataset(benchmark: Benchmark, release: Published) -> tuple[BenchmarkTable, list[str]]:
+    """Read the Hugging Face form of a published benchmark, from a folder or the hub."""
+    name = benchmark.name
+    config = _CONFIGS.get(name)
+    if benchmark.kind == "mmbench" and config is None:
+        raise ValueError(f"{name} is published as a TSV only; {where_to_get(name)}")
+    is_hub = benchmark.form == "hub"
+    location = benchmark.location
+    folder = fetch_dataset(location, benchmark.kind, config) if is_hub else Path(location)
+    table = read_dataset(folder, benchmark.kind, config)
+    origin = location if is_hub else "local files"
     notes = [
         f"read from the Hugging Face form ({origin}), whose pictures may be encoded otherwise than "
         "those of the TSV that published scores were taken with"
     ]
-    wanted = found.release.scored or found.release.rows
-    return table, notes + _row_note(found.name, wanted, table)
+    return table, notes + _row_notes(name, release.scored or release.rows, table)
 
 
-def _get(name: str) -> str:
-    return registry.where_to_get(name)
-
-
-def _release_notes(name: str, release: Published, table: Table) -> list[str]:
+def _release_notes(name: str, release: Published, table: BenchmarkTable) -> list[str]:
     notes = []
     if table.md5 != release.md5:
         notes.append(f"md5 {table.md5} is not that of the published {name} ({release.md5})")
-    return notes + _row_note(name, release.rows, table)
+    return notes + _row_notes(name, release.rows, table)
 
 
-def _row_note(name: str, wanted: int, table: Table) -> list[str]:
-    if wanted and len(table.rows) != wanted:
-        return [f"{len(table.rows)} rows, the published {name} has {wanted}"]
+def _row_notes(name: str, expected: int, table: BenchmarkTable) -> list[str]:
+    if expected and len(table.rows) != expected:
+        return [f"{len(table.rows)} rows, the published {name} has {expected}"]
     return []
 
 
-def _split(found: Found, table: Table, notes: list[str]) -> tuple[list[Row], str | None]:
-    """The rows that count; a note if none is marked as doing so.
+def _select_split(
+    benchmark: Benchmark, table: BenchmarkTable, notes: list[str]
+) -> tuple[list[Row], str | None]:
+    """Return the rows of the scored split and its name; add a note if no row has it.
 
-    A row of a split that the benchmark does not have counts too: it is broken.
+    Rows with an unknown split are included: they are broken.
     """
-    split = found.release.split if found.release else None
+    split = benchmark.release.split if benchmark.release else None
     if split is None:
         return list(table.rows), None
     if any(row.get("split") == split for row in table.rows):
@@ -204,12 +216,36 @@ def _split(found: Found, table: Table, notes: list[str]) -> tuple[list[Row], str
     return list(table.rows), None
 
 
-def _limited(
+def _make_fields(
+    benchmark: Benchmark, table: BenchmarkTable, rows: Sequence[Row], split: str | None
+) -> tuple[list[Fields], list[str]]:
+    """Return the fields of the rows, with the faults of broken ones, and notes."""
+    findings = check_table(benchmark, table)
+    faults = {**findings.faults, **table.faults}  # a fault found while reading is the cause
+    if split is not None:
+        strays = (row for row in rows if row.get("split") != split)
+        unknown = {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in strays}
+        faults = {**unknown, **faults}
+    make = TASK_KINDS[benchmark.kind].fields
+    return [with_fault(make(row), faults.get(row.index)) for row in rows], findings.notes
+
+
+def _mark_unusable(
+    rows: Sequence[Row], fields: Sequence[Fields], kind: TaskKind, style: str
+) -> list[Fields]:
+    """Return the fields, with faults added to rows whose images or text no model can be given."""
+    sound = [row for row, f in zip(rows, fields, strict=True) if not is_broken(f)]
+    faults = {**find_text_faults(sound, kind.content, style), **find_image_faults(sound)}
+    return [with_fault(f, faults.get(row.index)) for row, f in zip(rows, fields, strict=True)]
+
+
+def _sample(
     rows: Sequence[Row], fields: Sequence[Fields], limit: int, seed: int
 ) -> tuple[list[Row], list[Fields]]:
+    """Return the rows of `limit` sampled questions with their fields."""
     units = {unit: members[0]["category"] for unit, members in by_unit(fields).items()}
-    kept = sample_units(units, limit, seed)
-    chosen = [(r, f) for r, f in zip(rows, fields, strict=True) if f["unit"] in kept]
+    sample = sample_units(units, limit, seed)
+    chosen = [(r, f) for r, f in zip(rows, fields, strict=True) if f["unit"] in sample]
     return [r for r, _ in chosen], [f for _, f in chosen]
 
 
@@ -218,7 +254,7 @@ def _packaged_md5s() -> dict[str, str]:
     return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
-def _check_packaged(table: Table) -> None:
+def _check_packaged(table: BenchmarkTable) -> None:
     expected = _packaged_md5s().get(table.path.name)
     if table.md5 != expected:
         raise ValueError(
@@ -226,19 +262,19 @@ def _check_packaged(table: Table) -> None:
         )
 
 
-class _Blanks:
-    """Gray images of the sizes that others are shown in, each made once."""
+class _BlankImages:
+    """Gray images, one per size."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, int], Picture] = {}
+        self._by_size: dict[tuple[int, int], StoredImage] = {}
 
-    def of(self, row: Row) -> Row:
-        """The row with gray pictures."""
-        return replace(row, images=tuple(self._gray(p.size()) for p in row.images))
+    def replace_images(self, row: Row) -> Row:
+        """Return the row with gray images of the same sizes."""
+        return replace(row, images=tuple(self._make(image.size) for image in row.images))
 
-    def _gray(self, size: tuple[int, int]) -> Picture:
-        if size not in self._made:
+    def _make(self, size: tuple[int, int]) -> StoredImage:
+        if size not in self._by_size:
             buffer = io.BytesIO()
             Image.new("RGB", size, BLANK_GRAY).save(buffer, format="PNG")
-            self._made[size] = Picture.of(buffer.getvalue())
-        return self._made[size]
+            self._by_size[size] = StoredImage.of(buffer.getvalue())
+        return self._by_size[size]

@@ -1,6 +1,6 @@
-"""Broken rows: what makes a row of any benchmark impossible to ask, found without a model.
+"""Broken rows: rows of a benchmark that no model can be given, found without a model.
 
-The rows that only a model's tokenizer and context length rule out are found by `askable`.
+Rows that a model's tokenizer or context length excludes are found by `askable`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from .files.table import Faults, Row, accept_faults
+from .files.rows import Faults, Row, accept_faults
 from .prompts import Builder
 from .task import Task, is_broken, with_fault
 
-# How both model families write the places of images and videos: in a question they would count as
-# images that are not there.
+# Placeholder tokens of images and videos in both model families: in a question they would count as
+# images that do not exist.
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 
 
-def text_faults(rows: Iterable[Row], content: Builder, style: str) -> Faults:
-    """Rows with text that no prompt can hold: placeholder tokens, half a surrogate pair.
+def find_text_faults(rows: Iterable[Row], content: Builder, style: str) -> Faults:
+    """Return the rows whose text cannot be in a prompt: placeholder tokens, lone surrogates.
 
     Args:
-        rows: sound so far.
-        content: makes a prompt of each.
-        style: its layout.
+        rows: rows without other faults.
+        content: builds the prompt of a row.
+        style: prompt layout.
     """
     faults: Faults = {}
     for row in rows:
@@ -45,14 +45,14 @@ def _is_encodable(text: str) -> bool:
 
 
 def mark_broken(task: Task, faults: Mapping[str, str]) -> Task:
-    """The task with further rows broken: not asked, named in its notes, counted as wrong.
+    """Mark further rows as broken: removed from the items, named in the notes, counted as wrong.
 
     Args:
-        task: as opened.
-        faults: id of a row -> what is wrong with it.
+        task: an opened task.
+        faults: id of a row -> reason; rows that are broken already keep their reason.
 
     Raises:
-        ValueError: more than a few rows of the file are broken now.
+        ValueError: too many rows are broken, see `accept_faults`.
     """
     fields = tuple(
         with_fault(f, None if is_broken(f) else faults.get(f["id"])) for f in task.fields

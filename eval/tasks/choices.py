@@ -1,8 +1,8 @@
-"""Options of one's own questions: reading them, and which of them an answer means.
+"""Options of custom questions and the option that their answer denotes.
 
-Options are a list or an object of letter and text. Those that carry their own letter
-(`["A. left", "B. right"]`) lose it, since the prompt writes it; a null or blank one is no option,
-as in VLMEvalKit's tables. An answer is a letter or the text of one option.
+Options are a list or an object of letter and text. If all of them begin with their letter
+(`["A. left", "B. right"]`), it is removed, because the prompt adds it; a null or blank option does
+not exist, as in VLMEvalKit's tables. An answer is a letter or the text of one option.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _LETTER = re.compile(r"\s*\(?([A-Za-z])[.):]?\)?\s*")
 
 
 def fold(text: str) -> str:
-    """Text without what never counts: case, outer and repeated blanks, a final full stop."""
+    """Normalize text: fold case, strip and collapse blanks, remove a final full stop."""
     folded = " ".join(text.casefold().split())
     return folded.removesuffix(".").rstrip() or folded
 
 
 def read_options(value: object) -> Options:
-    """Options by letter, in order; empty for None.
+    """Parse options into letter -> text, in letter order; empty for None.
 
     Raises:
-        ValueError: they are no list or object of texts and numbers, or there are more than 26.
+        ValueError: the value is not a list or object of texts and numbers, or has more than 26.
     """
     if value is None:
         return {}
@@ -51,38 +51,39 @@ def read_options(value: object) -> Options:
         options[letter] = text
     if not options:
         raise ValueError("choices hold no text; leave them out or give at least one")
-    return _without_labels(dict(sorted(options.items())))
+    return _strip_labels(dict(sorted(options.items())))
 
 
-def _without_labels(options: Options) -> Options:
-    """The options without their letters, if each of several carries its own."""
+def _strip_labels(options: Options) -> Options:
+    """Remove the leading letters if there are several options and each begins with its letter."""
     labels = {letter: _LABEL.match(str(text)) for letter, text in options.items()}
     if len(options) < 2 or not all(m and m[1].upper() == key for key, m in labels.items()):
         return options
     return {key: str(options[key])[m.end() :] for key, m in labels.items() if m}
 
 
-def letter_of(answer: Value, options: Mapping[str, Value]) -> str:
-    """The letter of the option that an answer means.
+def find_letter(answer: Value, options: Mapping[str, Value]) -> str:
+    """Return the letter of the option that an answer denotes.
 
-    A capital letter is always a letter, never an option's text. A number means the option that is
-    this number; among texts it could as well be a position, counted from 0 or 1, and is refused.
+    A capital letter is always a letter, never the text of an option. A number denotes the option
+    with this number; among texts it could also be an index, from 0 or 1, and is refused.
 
     Raises:
-        ValueError: it means none, or may mean several.
+        ValueError: the answer denotes no option, or is ambiguous.
     """
     if isinstance(answer, str) and answer in options:
         return answer
-    meant = [letter for letter, text in options.items() if _is_meant(answer, letter, text)]
-    if len(meant) == 1:
-        return meant[0]
+    matches = [letter for letter, text in options.items() if _denotes(answer, letter, text)]
+    if len(matches) == 1:
+        return matches[0]
     letters = ", ".join(options)
-    if meant:
-        raise ValueError(f"answer {answer!r} may be {' or '.join(meant)}; write the letter")
+    if matches:
+        raise ValueError(f"answer {answer!r} may be {' or '.join(matches)}; write the letter")
     raise ValueError(f"answer {answer!r} is none of the choices; write a letter of {letters}")
 
 
-def _is_meant(answer: Value, letter: str, text: Value) -> bool:
+def _denotes(answer: Value, letter: str, text: Value) -> bool:
+    """Whether an answer is the letter, the labelled text or the text of an option."""
     if not isinstance(answer, str):
         return not isinstance(text, str) and answer == text
     bare, label = _LETTER.fullmatch(answer), _LABEL.match(answer)

@@ -1,12 +1,13 @@
-"""Questions of one's own, see `jsonl` for the file.
+"""Custom benchmarks: questions supplied by the user, see `files.jsonl` for the file format.
 
-Images are shown where marks of the question say so: `<image 1>` is the place of the first one,
-`<image>` that of the next one, in order (not both in one question). Without marks they come first.
+Marks in the question place the images: `<image 1>` is the first image, `<image>` the next one in
+order; one question uses one kind of mark. Without marks, images come first.
 
 An answer is right by the metric of its row:
 
-- exact: it equals an accepted one, but for case, outer and repeated blanks and a final full stop;
-- contains: an accepted one occurs in it, blanks and case as above;
+- exact: it equals an accepted answer, ignoring case, outer and repeated blanks and a final full
+  stop;
+- contains: an accepted answer occurs in it, with the same normalization;
 - choice: it names the right option letter;
 - relaxed: numbers may differ by 5 %, other answers are exact (Masry et al., "ChartQA", ACL
   Findings 2022, section 5.1).
@@ -20,31 +21,40 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .choices import fold
-from .extract import REFUSAL, extract_choice
-from .files.table import Findings, Row, Table
+from .extract import count_failures, extract_choice
+from .files.rows import BenchmarkTable, Findings, Row
 from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
-from .task import Fields, TaskScore, Unit, accuracy_table, is_broken, percent
+from .task import (
+    Fields,
+    TaskScore,
+    Unit,
+    is_broken,
+    percent,
+    row_answer,
+    row_unit,
+    tabulate_units,
+)
 
 METRIC = "accuracy"
 REQUIRED = ("question", "answer")
-TOLERANCE = 0.05  # of the gold number, in "relaxed"
+TOLERANCE = 0.05  # relative error of a number in "relaxed"
 _MARK = re.compile(r"<image(?: (\d{1,9}))?>")
 
 
 def content(row: Row, style: str) -> Content:
-    """The question as it is written; with choices, in the layout of MMBench.
+    """Build the user turn: the question verbatim; with choices, in the layout of MMBench.
 
     Raises:
-        ValueError: its marks name other images than the row holds.
+        ValueError: the marks do not match the images of the row.
     """
     if not row.options:
-        return _placed(row, row["question"])
+        return _place_images(row, row["question"])
     text = question_block(row) + SELECT
-    return _placed(row, text.rstrip() if style == QWEN2 else text)
+    return _place_images(row, text.rstrip() if style == QWEN2 else text)
 
 
-def _placed(row: Row, text: str) -> Content:
-    """Put the images where the marks of a text are."""
+def _place_images(row: Row, text: str) -> Content:
+    """Replace the marks of a text by the images."""
     marks = _MARK.findall(text)
     if not marks:
         return images_first(row, text)
@@ -66,7 +76,7 @@ def _placed(row: Row, text: str) -> Content:
 
 
 def fields(row: Row) -> Fields:
-    """What scoring and reports need of a row."""
+    """Return the values of a row that scoring and reports need."""
     return {
         "id": str(row.index),
         "line": row.line,
@@ -80,77 +90,83 @@ def fields(row: Row) -> Fields:
     }
 
 
-def check(table: Table, *, published: bool) -> Findings:
-    """Check that marks and images fit each other; the rest was checked while reading."""
-    found = Findings()
+def check(table: BenchmarkTable, *, published: bool) -> Findings:
+    """Check that marks and images match; the rest is checked while reading.
+
+    Args:
+        table: the file.
+        published: not used; see `mmbench.check`.
+    """
+    findings = Findings()
     for row in table.rows:
         if row.index not in table.faults:
             try:
                 parts = content(row, QWEN2)
             except ValueError as error:
-                found.faults[row.index] = str(error)
+                findings.faults[row.index] = str(error)
                 continue
             shown = {id(part["image"]) for part in parts if part["type"] == "image"}
             unseen = [n for n, image in enumerate(row.images, 1) if id(image) not in shown]
             if unseen:
-                found.faults[row.index] = (
+                findings.faults[row.index] = (
                     f"its image {unseen[0]} is never shown; write <image {unseen[0]}> where it "
                     "belongs, or leave it out"
                 )
-    return found
+    return findings
 
 
 def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:
-    """Score every row once by its own metric; each metric also apart, in `extra`."""
+    """Score every row once by its metric; `extra` has the score per metric if there are several.
+
+    Args:
+        items: fields of all rows, broken ones included.
+        predictions: item id -> answer.
+        profile: a name in `extract.PROFILES`.
+    """
     units: list[Unit] = []
     letters: list[str | None] = []
     by_metric: dict[str, list[bool]] = {}
     for item in items:
-        said = "" if is_broken(item) else predictions[item["id"]]
-        letter = extract_choice(said, item["choices"], profile) if item["choices"] else said
+        answer = row_answer(item, predictions)
+        letter = extract_choice(answer, item["choices"], profile) if item["choices"] else answer
         if not is_broken(item) and item["metric"] == "choice":
             letters.append(letter)
-        hit = not is_broken(item) and is_right(item, said, letter)
-        by_metric.setdefault(item["metric"], []).append(hit)
-        units.append(
-            Unit(
-                id=item["unit"],
-                correct=hit,
-                category=item["category"],
-                group=item["group"],
-                rows=(item["id"],),
-                answers=(letter or fold(said),),
-            )
-        )
-    rows = [{"hit": int(u.correct), "l2-category": u.group, "category": u.category} for u in units]
+        unit = row_unit(item, is_right(item, answer, letter), letter or fold(answer))
+        by_metric.setdefault(item["metric"], []).append(unit.correct)
+        units.append(unit)
     return TaskScore(
         metric=METRIC,
         units=tuple(units),
         n_rows=len(items),
         broken=sum(map(is_broken, items)),
-        parse_failures=sum(letter is None for letter in letters),
-        refusals=sum(letter == REFUSAL for letter in letters),
+        **count_failures(letters),
         extra={m: percent(hits) for m, hits in by_metric.items()} if len(by_metric) > 1 else {},
-        table=accuracy_table(rows),
+        table=tabulate_units(units, [None] * len(units)),
     )
 
 
-def is_right(item: Fields, said: str, letter: str | None) -> bool:
-    """Whether an answer is right by the row's metric."""
+def is_right(item: Fields, answer: str, letter: str | None) -> bool:
+    """Whether an answer is right by the metric of its row.
+
+    Args:
+        item: fields of the row.
+        answer: the model's answer.
+        letter: option letter extracted from it, for the metric "choice".
+    """
     if item["metric"] == "choice":
         return letter in item["answers"]
-    told, golds = fold(said), [fold(answer) for answer in item["answers"]]
+    text, golds = fold(answer), [fold(gold) for gold in item["answers"]]
     if item["metric"] == "contains":
-        return any(gold in told for gold in golds)
+        return any(gold in text for gold in golds)
     if item["metric"] == "relaxed":
-        return any(told == gold or _is_near(told, gold) for gold in golds)
-    return told in golds
+        return any(text == gold or _is_near(text, gold) for gold in golds)
+    return text in golds
 
 
-def _is_near(told: str, gold: str) -> bool:
-    """Whether two texts are numbers (maybe both in percent) that differ by little."""
+def _is_near(text: str, gold: str) -> bool:
+    """Whether two texts are numbers, optionally in percent, within `TOLERANCE`."""
     try:
-        value, wanted = (float(text.removesuffix("%").replace(",", "")) for text in (told, gold))
+        value, expected = (float(t.removesuffix("%").replace(",", "")) for t in (text, gold))
     except ValueError:
         return False
-    return math.isfinite(value) and abs(value - wanted) <= TOLERANCE * abs(wanted)
+    return math.isfinite(value) and abs(value - expected) <= TOLERANCE * abs(expected)

@@ -1,16 +1,16 @@
-"""Which option a free-text answer chose: rule profiles with names and dates.
+"""Extraction of the chosen option from a free-text answer, by named rule profiles.
 
-The rules restate VLMEvalKit's judge-free matching, which changed twice, and the copy of it that
-Qwen's own MMMU script carries; the same text can score differently under each, so a score is only
-meaningful with its profile. A profile is data (`RuleProfile`), the two steps below are the only
-code. No rule guesses at random: an answer nothing can be inferred from stays a parse failure and
-counts as wrong.
+The rules restate VLMEvalKit's matching without a judge model, which changed twice, and its copy in
+Qwen's MMMU script. The same text can score differently under each, so a score is only meaningful
+with its profile. A profile is data (`RuleProfile`); the code is two steps, letters then texts. No
+rule guesses at random: an answer without a recognizable option is a parse failure and counts as
+wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 REFUSAL = "Z"
@@ -24,7 +24,7 @@ _REFUSALS = (
     "Cannot determine the answer",
 )
 _SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
-# No word boundary behind the letter: "The answer is cat" gives C in this version, as published.
+# No word boundary after the letter: "The answer is cat" gives C in this version, as published.
 _ANSWER_IS = re.compile(r"answer is\s*(?:\*\*)?\s*([A-D])", re.IGNORECASE)
 
 
@@ -32,18 +32,18 @@ _ANSWER_IS = re.compile(r"answer is\s*(?:\*\*)?\s*([A-D])", re.IGNORECASE)
 class RuleProfile:
     """One published version of the matching rules.
 
-    Years and months are those since which VLMEvalKit has them; "qwen" is Qwen's own MMMU script.
+    The name is the date of its introduction in VLMEvalKit; "qwen" is Qwen's MMMU script.
     """
 
     name: str
     letter_window: int | None
-    """The chosen letter must stand among this many last tokens; None = anywhere."""
+    """The chosen letter must be among this many last tokens; None: anywhere."""
     length_guard: bool
     """No text match in answers longer than twice all options together."""
     answer_is: bool
-    """Read the letter behind "answer is" when the letter rule found nothing."""
+    """Read the letter after "answer is" if the letter rule found none."""
     article_guard: bool = False
-    """In answers of more than three tokens a lone A may be an article: the letter rule passes."""
+    """Skip the letter rule for a lone A in answers of more than three tokens: an article."""
 
 
 PROFILES: Mapping[str, RuleProfile] = {
@@ -60,11 +60,11 @@ PROFILES: Mapping[str, RuleProfile] = {
 DEFAULT_PROFILE = "2025-08"
 
 
-def rule_profile(name: str) -> RuleProfile:
-    """Look a profile up by name.
+def find_profile(name: str) -> RuleProfile:
+    """Look up a profile by name.
 
     Raises:
-        ValueError: no such profile.
+        ValueError: the name is unknown.
     """
     if name not in PROFILES:
         raise ValueError(
@@ -76,23 +76,35 @@ def rule_profile(name: str) -> RuleProfile:
 def extract_choice(
     prediction: object, choices: Mapping[str, object], profile: str = DEFAULT_PROFILE
 ) -> str | None:
-    """Infer the option letter that an answer names.
+    """Extract the letter of the option that an answer names.
 
     Args:
-        prediction: the answer; anything but a string is taken by its `str()`.
+        prediction: the answer; converted by `str()` if it is not a string.
         choices: option letter -> option text, in letter order, existing options only.
         profile: a name in `PROFILES`.
 
     Returns:
-        A letter of `choices`, `REFUSAL` ("Z"), or None when the rules infer nothing.
+        A letter of `choices`, `REFUSAL` ("Z"), or None if no rule applies.
+
+    Raises:
+        ValueError: the profile is unknown.
 
     Example:
         >>> extract_choice("A dog is in the picture", {"A": "cat", "B": "dog"}, "2024")
         'A'
     """
-    rules = rule_profile(profile)
+    rules = find_profile(profile)
     text = str(prediction)
     return _match_letter(text, choices, rules) or _match_text(text, choices, rules)
+
+
+def count_failures(letters: Iterable[str | None]) -> dict[str, int]:
+    """Count `parse_failures` (None) and `refusals` among extracted letters."""
+    extracted = list(letters)
+    return {
+        "parse_failures": sum(letter is None for letter in extracted),
+        "refusals": sum(letter == REFUSAL for letter in extracted),
+    }
 
 
 def _match_letter(text: str, choices: Mapping[str, object], rules: RuleProfile) -> str | None:
@@ -110,8 +122,8 @@ def _match_letter(text: str, choices: Mapping[str, object], rules: RuleProfile) 
             return letters[0]
     elif not letters and REFUSAL in tokens:
         return REFUSAL
-    if rules.answer_is and (found := _ANSWER_IS.search(text)):
-        letter = found.group(1).upper()
+    if rules.answer_is and (match := _ANSWER_IS.search(text)):
+        letter = match.group(1).upper()
         if letter in choices:
             return letter
     return None
@@ -122,5 +134,5 @@ def _match_text(text: str, choices: Mapping[str, object], rules: RuleProfile) ->
     if rules.length_guard and len(text) > 2 * sum(len(str(o)) for o in choices.values()):
         return None
     lowered = text.lower()
-    found = [letter for letter, option in options.items() if option in lowered]
-    return found[0] if len(found) == 1 else None
+    contained = [letter for letter, option in options.items() if option in lowered]
+    return contained[0] if len(contained) == 1 else None

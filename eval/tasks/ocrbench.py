@@ -1,10 +1,10 @@
-"""OCRBench: read what stands in a picture; right if an accepted answer occurs in the output.
+"""OCRBench: reading text in images; right if an accepted answer occurs in the output.
 
-Ten categories in five groups, no judge. Rules of the published scorer: outside handwritten
-mathematics both sides are lower-cased, stripped, newlines become spaces; in handwritten
-mathematics case counts and all spaces go. Tabs, double spaces, accents and full-width forms
-count everywhere. Liu et al., "OCRBench: On the Hidden Mystery of OCR in Large Multimodal
-Models", arXiv 2305.07895, section 3.
+Ten categories in five groups, no judge model. Rules of the published scorer: outside handwritten
+mathematics both sides are lower-cased and stripped, and newlines become spaces; in handwritten
+mathematics case is significant and all spaces are removed. Tabs, double spaces, accents and
+full-width forms are significant everywhere. Liu et al., "OCRBench: On the Hidden Mystery of OCR in
+Large Multimodal Models", arXiv 2305.07895, section 3.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .files.answer_cells import accepted_answers
-from .files.table import Findings, Row, Table
+from .files.rows import BenchmarkTable, Findings, Row
 from .prompts import QWEN2, SHORT_WORDS, Content, images_first
-from .task import Fields, TaskScore, Unit, is_broken, percent
+from .task import Fields, TaskScore, Unit, is_broken, percent, row_answer, row_unit
 
 METRIC = "accuracy"
 REQUIRED = ("question", "answer", "category")
@@ -36,12 +36,12 @@ GROUPS: Mapping[str, str] = {
 
 
 def content(row: Row, style: str) -> Content:
-    """Build the user turn: the picture, then the bare question (Qwen2-VL: asked for brevity)."""
+    """Build the user turn: the image, then the question (Qwen2-VL: with a request for brevity)."""
     return images_first(row, row["question"] + (SHORT_WORDS if style == QWEN2 else ""))
 
 
 def fields(row: Row) -> Fields:
-    """What scoring and reports need of a row."""
+    """Return the values of a row that scoring and reports need."""
     return {
         "id": str(row.index),
         "unit": str(row.index),
@@ -52,23 +52,34 @@ def fields(row: Row) -> Fields:
     }
 
 
-def check(table: Table, *, published: bool) -> Findings:
-    """Check that every row has a question, an answer and one of the ten categories."""
-    found = Findings()
+def check(table: BenchmarkTable, *, published: bool) -> Findings:
+    """Check that every row has a question, an answer and one of the ten categories.
+
+    Args:
+        table: the file.
+        published: not used; see `mmbench.check`.
+    """
+    findings = Findings()
     for row in table.rows:
         for column in ("question", "answer"):
             if column not in row.values:
-                found.faults[row.index] = f"it has no {column}"
+                findings.faults[row.index] = f"it has no {column}"
         if (category := row.get("category")) not in GROUPS:
-            found.faults[row.index] = f"OCRBench has no category {category[:40]!r}"
-    return found
+            findings.faults[row.index] = f"OCRBench has no category {category[:40]!r}"
+    return findings
 
 
 def ocrbench_hit(category: str, answers: Sequence[str], prediction: object) -> bool:
-    """Whether any accepted answer occurs in the prediction; an empty one always does."""
+    """Whether any accepted answer occurs in the prediction; an empty one always does.
+
+    Args:
+        category: category of the row; decides whether case and spaces are significant.
+        answers: accepted answers.
+        prediction: the model's answer; converted by `str()` if it is not a string.
+    """
     fold = _fold_math if category == HANDWRITTEN_MATH else _fold_text
-    said = fold(str(prediction))
-    return any(fold(answer) in said for answer in answers)
+    text = fold(str(prediction))
+    return any(fold(answer) in text for answer in answers)
 
 
 def _fold_text(text: str) -> str:
@@ -80,21 +91,18 @@ def _fold_math(text: str) -> str:
 
 
 def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:
-    """Score by containment; `profile` plays no part, there are no options to extract."""
+    """Score by containment.
+
+    Args:
+        items: fields of all rows, broken ones included.
+        predictions: item id -> answer.
+        profile: not used; there are no options to extract.
+    """
     units = []
     for item in items:
-        said = "" if is_broken(item) else predictions[item["id"]]
-        hit = ocrbench_hit(item["category"], item["answers"], said)
-        units.append(
-            Unit(
-                id=item["unit"],
-                correct=hit and not is_broken(item),
-                category=item["category"],
-                group=item["group"],
-                rows=(item["id"],),
-                answers=(_fold_text(said),),
-            )
-        )
+        answer = row_answer(item, predictions)
+        hit = ocrbench_hit(item["category"], item["answers"], answer)
+        units.append(row_unit(item, hit, _fold_text(answer)))
     return TaskScore(
         metric=METRIC,
         units=tuple(units),
@@ -112,7 +120,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
 
 
 def score_table(units: Sequence[Unit]) -> dict[str, Any]:
-    """Points per group, their sum, and the sum over ten (on subsets too, as published)."""
+    """Return points per group, their sum, and the sum over ten (also for subsets, as published)."""
     table: dict[str, Any] = dict.fromkeys(GROUPS.values(), 0)
     for unit in units:
         table[unit.group] = table.get(unit.group, 0) + int(unit.correct)

@@ -1,8 +1,8 @@
-"""How a row becomes a prompt: the two layouts VLMEvalKit uses for Qwen models.
+"""Prompt layouts: the two that VLMEvalKit uses for Qwen models.
 
-`vlmevalkit-qwen2` is the model's own layout (Qwen2-VL entries), `vlmevalkit-default` the
-dataset's (Qwen2.5-VL entries since February 2025). They differ by suffixes, by a trailing space
-and newline, and by where MMMU's pictures stand; each difference moves scores.
+`vlmevalkit-qwen2` is the layout of the model (Qwen2-VL entries), `vlmevalkit-default` that of the
+dataset (Qwen2.5-VL entries since February 2025). They differ in suffixes, in a trailing space and
+newline, and in the position of MMMU's images; each difference changes scores.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .files.image_store import Picture
-from .files.table import Row
+from .files.image_store import StoredImage
+from .files.rows import Row
 
 QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"
@@ -32,11 +32,11 @@ _CJK = re.compile("[\u4e00-\u9fff]")
 _PLACEHOLDER = re.compile(r"<image (\d)>")
 
 
-def prompt_style(name: str) -> str:
-    """Normalize a style's name.
+def find_prompt_style(name: str) -> str:
+    """Resolve the name or alias of a style.
 
     Raises:
-        ValueError: no such style.
+        ValueError: the name is unknown.
     """
     style = _ALIASES.get(name, name)
     if style not in STYLES:
@@ -47,10 +47,10 @@ def prompt_style(name: str) -> str:
 
 
 def default_prompt_style(family: str) -> str:
-    """The style a model family's published scores were taken with.
+    """Return the style of a model family's published scores.
 
     Raises:
-        ValueError: unknown family.
+        ValueError: the family is unknown.
     """
     if family not in _FAMILY_STYLES:
         raise ValueError(
@@ -61,7 +61,7 @@ def default_prompt_style(family: str) -> str:
 
 
 def question_block(row: Row) -> str:
-    """Hint, question and options, each on its own line, ending in a newline."""
+    """Format hint, question and options, each on its own line, ending in a newline."""
     lines = [f"Hint: {row['hint']}"] if row.get("hint") else []
     lines.append(f"Question: {row['question']}")
     if row.options:
@@ -71,27 +71,27 @@ def question_block(row: Row) -> str:
 
 
 def has_chinese(text: str) -> bool:
-    """Whether any character lies in U+4E00..U+9FFF."""
+    """Whether any character is in the range U+4E00 to U+9FFF."""
     return _CJK.search(text) is not None
 
 
 def images_first(row: Row, text: str) -> Content:
-    """All pictures, then the text with any placeholder left as it is."""
+    """Build content of all images, then the text with its placeholders unchanged."""
     return [*map(image_part, row.images), text_part(text)]
 
 
 def interleave(row: Row, text: str) -> Content:
-    """Put pictures where `<image N>` stands (one digit); without any, pictures come first.
+    """Replace `<image N>` (one digit) by the images; without placeholders, images come first.
 
     Raises:
-        ValueError: a placeholder's number exceeds the row's pictures.
+        ValueError: the number of a placeholder exceeds the number of images.
     """
     pieces = _PLACEHOLDER.split(text)
     if len(pieces) == 1:
         return images_first(row, text)
     content: Content = []
-    for place, piece in enumerate(pieces):
-        if place % 2 == 0:
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:  # text; the odd pieces are placeholder numbers
             content += [text_part(piece)] if piece else []
             continue
         number = int(piece)
@@ -105,23 +105,27 @@ def interleave(row: Row, text: str) -> Content:
 
 
 def prompt_hash(builder: Builder, style: str) -> str:
-    """Digest of what a builder makes of fixed probe rows: changes when any template does."""
+    """Hash the prompts of fixed probe rows: the hash changes with any template."""
     probes: list[Mapping[str, str]] = [
         {"question": "q", "hint": "h", "A": "a", "B": "b"},
         {"question": "问", "A": "甲", "B": "<image 2>"},
         {"question": "<image 1> q"},
     ]
-    pictures = (Picture.of(b"1"), Picture.of(b"2"))
-    rows = [Row(i, values, pictures) for i, values in enumerate(probes)]
-    rendered = [[repr(part) for part in builder(row, style)] for row in rows]
+    images = (StoredImage.of(b"1"), StoredImage.of(b"2"))
+    rows = [Row(i, values, images) for i, values in enumerate(probes)]
+    # Stored hashes were made when the class of images was called Picture.
+    rendered = [
+        [repr(part).replace("StoredImage(", "Picture(") for part in builder(row, style)]
+        for row in rows
+    ]
     return hashlib.sha256(json.dumps(rendered).encode()).hexdigest()
 
 
-def image_part(picture: Picture) -> dict[str, Any]:
-    """A content part that shows an image."""
-    return {"type": "image", "image": picture}
+def image_part(image: StoredImage) -> dict[str, Any]:
+    """Build a content part of an image."""
+    return {"type": "image", "image": image}
 
 
 def text_part(text: str) -> dict[str, Any]:
-    """A content part of text."""
+    """Build a content part of text."""
     return {"type": "text", "text": text}

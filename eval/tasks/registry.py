@@ -1,19 +1,19 @@
-"""Which benchmarks there are and where their files lie; nothing is read here but folder listings.
+"""Registry of benchmarks and lookup of their files; no file is read here.
 
-A benchmark is named `builtin-...` (packaged drawings), `NAME` or `NAME=PATH` (published: a TSV, a
-folder of parquet files, or a dataset's hub id), or `ANYNAME=FILE.jsonl` (one's own questions).
+A benchmark spec is `builtin-...` (packaged drawings), `NAME` or `NAME=PATH` (published: a TSV, a
+folder of parquet files, or a dataset's hub id), or `ANYNAME=FILE.jsonl` (custom questions).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import custom, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
-from .files.table import Findings, Row, Table
+from .files.rows import BenchmarkTable, Findings, Row
 from .prompts import Builder
 from .task import Fields, Scorer
 
@@ -25,16 +25,16 @@ _NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How one benchmark family is checked, asked and scored."""
+class TaskKind:
+    """Implementation of a benchmark family: checks, prompts and scoring."""
 
     metric: str
-    required: tuple[str, ...]
+    required: tuple[str, ...]  # columns
     check: Callable[..., Findings]
     content: Builder
     fields: Callable[[Row], Fields]
     score: Scorer
-    decoding: Decoding  # of its images
+    decoding: Decoding
 
 
 @dataclass(frozen=True)
@@ -44,34 +44,34 @@ class Published:
     kind: str
     url_tail: str
     md5: str
-    rows: int
-    split: str | None = None  # the split that counts, where the file holds several
+    rows: int  # 0: unknown
+    split: str | None = None  # the scored split of a file with several
     scored: int = 0  # rows of that split
 
 
 @dataclass(frozen=True)
-class Found:
-    """A benchmark that was named and found, not yet read."""
+class Benchmark:
+    """A benchmark whose file is located but not read."""
 
     name: str  # key in reports
-    kind: str
-    place: str
+    kind: str  # a key of `TASK_KINDS`
+    location: str
     """Path of a file or folder, or a hub id."""
     form: str  # packaged, tsv, jsonl, dataset (a folder) or hub
     release: Published | None = None
 
 
-KINDS: Mapping[str, Kind] = {
-    name: Kind(
-        room.METRIC,
-        room.REQUIRED,
-        room.check,
-        room.content,
-        room.fields,
-        room.score,
-        AS_DISPLAYED if room is custom else VLMEVALKIT,
+TASK_KINDS: Mapping[str, TaskKind] = {
+    name: TaskKind(
+        module.METRIC,
+        module.REQUIRED,
+        module.check,
+        module.content,
+        module.fields,
+        module.score,
+        AS_DISPLAYED if module is custom else VLMEVALKIT,
     )
-    for name, room in (
+    for name, module in (
         ("mmbench", mmbench),
         ("ocrbench", ocrbench),
         ("mmmu", mmmu),
@@ -125,64 +125,66 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 
-def find(spec: str, data_root: str | Path | None = None) -> Found:
-    """The benchmark that a spec names and its file, found but not read.
+def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
+    """Resolve a spec to a benchmark and locate its file.
 
     Args:
-        spec: see the module.
-        data_root: folder that holds published files under their names.
+        spec: name and location, see the module.
+        data_root: folder of published files under their names.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: unknown name, missing or superfluous path.
+        ValueError: the name is unknown, or a path is missing or superfluous.
     """
-    name, _, place = spec.partition("=")
-    if not place and name.endswith(".jsonl"):
-        name, place = Path(name).stem, name
+    name, _, location = spec.partition("=")
+    if not location and name.endswith(".jsonl"):
+        name, location = Path(name).stem, name
     if name.lower() in BUILTIN:
         name = name.lower()
-        if place:
+        if location:
             raise ValueError(f"{name} is packaged and takes no path; got {spec!r}")
         kind, file = BUILTIN[name]
-        return Found(name, kind, str(DATA / file), "packaged")
-    if place.endswith(".jsonl"):
-        return _find_own(name, Path(place).expanduser())
-    names = {known.lower(): known for known in PUBLISHED}
-    if name.lower() not in names:
-        known = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.jsonl"))
-        raise ValueError(f"unknown benchmark {name!r}; choose one of {known}")
-    name = names[name.lower()]
-    return _find_published(name, place or _under(data_root, name))
+        return Benchmark(name, kind, str(DATA / file), "packaged")
+    if location.endswith(".jsonl"):
+        return _find_custom(name, Path(location).expanduser())
+    published = {known.lower(): known for known in PUBLISHED}
+    if name.lower() not in published:
+        allowed = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.jsonl"))
+        raise ValueError(f"unknown benchmark {name!r}; choose one of {allowed}")
+    name = published[name.lower()]
+    return _find_published(name, location or _find_in(data_root, name))
 
 
-def _find_own(name: str, file: Path) -> Found:
+def _find_custom(name: str, file: Path) -> Benchmark:
     if not _NAME.fullmatch(name) or name.lower() in {known.lower() for known in PUBLISHED}:
         raise ValueError(
-            f"{name!r} cannot name questions of your own; use letters, digits, '.', '_' and '-', "
-            "and no name of a published benchmark"
+            f"{name!r} cannot name custom questions; use letters, digits, '.', '_' and '-', and no "
+            "name of a published benchmark"
         )
     if not file.is_file():
-        raise FileNotFoundError(f"benchmark file {file} does not exist; docs/own-tasks.md has one")
-    return Found(name, "own", str(file), "jsonl")
+        raise FileNotFoundError(
+            f"benchmark file {file} does not exist; docs/own-tasks.md describes the format"
+        )
+    return Benchmark(name, "own", str(file), "jsonl")
 
 
-def _find_published(name: str, place: str) -> Found:
+def _find_published(name: str, location: str) -> Benchmark:
     release = PUBLISHED[name]
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     if path.is_dir():
-        return Found(name, release.kind, str(path), "dataset", release)
+        return Benchmark(name, release.kind, str(path), "dataset", release)
     if path.is_file():
-        return Found(name, release.kind, str(path), "tsv", release)
-    if _HUB_ID.fullmatch(place) and not place.endswith(_SUFFIXES):
-        return Found(name, release.kind, place, "hub", release)
+        return Benchmark(name, release.kind, str(path), "tsv", release)
+    if _HUB_ID.fullmatch(location) and not location.endswith(_SUFFIXES):
+        return Benchmark(name, release.kind, location, "hub", release)
     raise FileNotFoundError(
-        f"benchmark file {place} does not exist; give the path of a TSV, a folder of parquet "
+        f"benchmark file {location} does not exist; give the path of a TSV, a folder of parquet "
         f"files or a hub id; {where_to_get(name)}"
     )
 
 
-def _under(data_root: str | Path | None, name: str) -> str:
-    """What a data root holds for a published benchmark."""
+def _find_in(data_root: str | Path | None, name: str) -> str:
+    """Return the path of a published benchmark in a data root."""
     if data_root is None:
         raise ValueError(
             f"{name} needs a local file: write {name}=PATH or give its folder as --data-root; "
@@ -199,21 +201,16 @@ def _under(data_root: str | Path | None, name: str) -> str:
 
 
 def where_to_get(name: str) -> str:
-    """Say where a published benchmark file comes from."""
+    """Describe the download address of a published benchmark file."""
     release = PUBLISHED[name]
     return f"VLMEvalKit publishes it at {_SOURCE}{release.url_tail} (md5 {release.md5})"
 
 
-def required_columns(found: Found) -> Sequence[str]:
-    """Columns that the file must have besides index and image."""
-    return KINDS[found.kind].required
-
-
-def check(found: Found, table: Table) -> Findings:
+def check_table(benchmark: Benchmark, table: BenchmarkTable) -> Findings:
     """Apply the checks of the benchmark's kind.
 
     Raises:
         ValueError: the file as a whole is unusable.
     """
-    published = found.release is not None and table.md5 == found.release.md5
-    return KINDS[found.kind].check(table, published=published)
+    published = benchmark.release is not None and table.md5 == benchmark.release.md5
+    return TASK_KINDS[benchmark.kind].check(table, published=published)

@@ -1,49 +1,57 @@
-"""How large pictures are shown: bounds of their area, under the name of who measured with them.
+"""Image sizes: bounds of the area after scaling, named after the publisher of the scores.
 
-VLMEvalKit's hold for all its Qwen2-VL and Qwen2.5-VL entries: at least 1,280 tokens for a picture,
-so that small ones are enlarged, and at least 100 for OCRBench alone.
+VLMEvalKit uses one pair of bounds for all its Qwen2-VL and Qwen2.5-VL entries: at least 1,280
+tokens per image, which enlarges small images, and at least 100 for OCRBench.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_TOKEN = 28 * 28  # pixels behind one token of the model
+_TOKEN = 28 * 28  # pixels per token of Qwen2-VL and Qwen2.5-VL
 
 DEFAULT = "model"
 BUDGETS = (DEFAULT, "vlmevalkit")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """Of a picture's area after scaling, in pixels."""
+class PixelBounds:
+    """Bounds of an image's area after scaling, in pixels."""
 
     min_pixels: int
     max_pixels: int
 
+    @property
+    def area(self) -> tuple[int, int]:
+        """The bounds as `Processor.image` takes them."""
+        return self.min_pixels, self.max_pixels
 
-_USUAL = Bounds(1280 * _TOKEN, 16384 * _TOKEN)
-_OCR = Bounds(100 * _TOKEN, 16384 * _TOKEN)
+
+_USUAL = PixelBounds(1280 * _TOKEN, 16384 * _TOKEN)
+_OCR = PixelBounds(100 * _TOKEN, 16384 * _TOKEN)
 
 
-def pixel_budget(name: str) -> str:
-    """Check the name of a budget and return it.
+def check_budget(name: str) -> str:
+    """Return the name of a budget if it exists.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if name not in BUDGETS:
         raise ValueError(f"unknown pixel budget {name!r}; choose one of {', '.join(BUDGETS)}")
     return name
 
 
-def bounds_of(budget: str, kind: str) -> Bounds | None:
-    """The bounds of a budget for a kind of benchmark; None leaves them to the processor.
+def find_bounds(budget: str, kind: str) -> PixelBounds | None:
+    """Return the bounds of a budget for a kind of benchmark; None: those of the processor.
 
     Args:
         budget: a name of `BUDGETS`.
-        kind: of the benchmark, a key of `catalogue.KINDS`.
+        kind: kind of the benchmark, a key of `registry.TASK_KINDS`.
+
+    Raises:
+        ValueError: the budget is unknown.
     """
-    if pixel_budget(budget) == DEFAULT:
+    if check_budget(budget) == DEFAULT:
         return None
     return _OCR if kind == "ocrbench" else _USUAL

@@ -1,9 +1,8 @@
-"""What a benchmark is to the rest of the room: items to answer and a way to score answers.
+"""Items, tasks and scores: the interface between benchmarks and the rest of the evaluation.
 
-Scoring reads only `fields` (plain JSON), so a run folder that stores them can be scored again
-without the benchmark file. A row that is broken (`table`) has fields but is not asked. The unit
-of analysis is what counts once in the headline number: a circular group in MMBench, a row
-elsewhere.
+Scoring reads only `fields` (JSON values), so that a run folder can be scored again without the
+benchmark file. A broken row (see `files.rows`) has fields but no item. The unit of analysis counts
+once in the headline score: a circular group in MMBench, a row elsewhere.
 """
 
 from __future__ import annotations
@@ -12,9 +11,13 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .resolution import Bounds
+from .resolution import PixelBounds
+
+if TYPE_CHECKING:
+    from .files.image_store import StoredImage
+    from .files.rows import Row
 
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
@@ -22,43 +25,50 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question to put to the model."""
+    """One question for the model."""
 
     id: str
-    messages: list[Message]  # chat form; pictures as `pictures.Picture`
+    messages: list[Message]  # chat form; images are `StoredImage` handles
     max_new_tokens: int
     fields: Fields  # JSON values: unit, question, choices, answer, category, group, ...
-    pixels: Bounds | None = None  # of its pictures; None: what the processor says
+    pixels: PixelBounds | None = None  # bounds of the images' area; None: the processor's
+
+    @property
+    def images(self) -> list[StoredImage]:
+        """The images in order of appearance."""
+        contents = (message["content"] for message in self.messages)
+        parts = (part for content in contents if not isinstance(content, str) for part in content)
+        return [part["image"] for part in parts if part["type"] == "image"]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What counts once: scored right or wrong as a whole."""
+    """The unit of analysis: scored right or wrong as a whole."""
 
     id: str
     correct: bool
     category: str
     group: str  # coarse category
     rows: tuple[str, ...]  # ids of its items
-    answers: tuple[str, ...]  # what each row was taken to say, comparable between models
+    answers: tuple[str, ...]  # normalized answer of each row, comparable between models
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A benchmark's outcome; `percent` is the headline."""
+    """Score of a benchmark; `percent` is the headline."""
 
     metric: str
     units: tuple[Unit, ...]
     n_rows: int  # broken ones included
-    broken: int  # rows that cannot be asked or scored; they count as wrong
-    parse_failures: int  # rows whose answer names no option by the rules
-    refusals: int  # rows that decline to answer
+    broken: int  # rows that cannot be used; they count as wrong
+    parse_failures: int  # answers from which the rules extract no option
+    refusals: int  # answers that decline to choose
     extra: Mapping[str, float]  # further metrics in percent
-    table: Mapping[str, Any]  # the benchmark's customary table
+    table: Mapping[str, Any]  # the benchmark's customary results table
 
     @property
     def percent(self) -> float:
-        """Units scored right, in percent of all units."""
+        """Units scored right as a percentage of all units."""
         return percent(unit.correct for unit in self.units)
 
 
@@ -70,17 +80,17 @@ class Task:
     """A benchmark opened for evaluation; see `broken.mark_broken` for its broken rows."""
 
     name: str  # key in reports
-    kind: str  # which scorer applies: mmbench, ocrbench, mmmu or own
+    kind: str  # a key of `registry.TASK_KINDS`
     metric: str
-    items: tuple[Item, ...]  # to ask
-    fields: tuple[Fields, ...]  # to score: those of all items and of the broken rows
-    profile: str  # extraction rules
-    synthetic: bool  # drawn pictures, not the published benchmark
-    fingerprint: Mapping[str, Any]  # everything that changes prompts, pictures or scores
+    items: tuple[Item, ...]  # without the broken rows
+    fields: tuple[Fields, ...]  # of all items and of the broken rows, for scoring
+    profile: str  # answer-extraction rules
+    synthetic: bool  # packaged drawings, not the published benchmark
+    fingerprint: Mapping[str, Any]  # everything that changes prompts, images or scores
     scorer: Scorer = field(repr=False)
-    source: str = ""  # name of the file, for messages
+    source: str = ""  # file name, for messages
     deviations: tuple[str, ...] = ()  # from the published file
-    notes: tuple[str, ...] = ()  # for the report: the deviations, and which rows are broken
+    notes: tuple[str, ...] = ()  # for the report: the deviations and the broken rows
 
     def score(self, predictions: Mapping[str, str]) -> TaskScore:
         """Score one answer per item (item id -> text).
@@ -93,25 +103,25 @@ class Task:
 
 
 def is_broken(fields: Fields) -> bool:
-    """Whether a row cannot be asked or scored."""
+    """Whether a row is broken: not answered by the model, and counted as wrong."""
     return bool(fields.get("fault"))
 
 
 def with_fault(fields: Fields, fault: str | None) -> Fields:
-    """The fields of a row with what is wrong with it, and on which line if the row is one."""
+    """Add a fault to the fields of a row, with its line in formats with one row per line."""
     if not fault:
         return fields
-    place = f"line {fields['line']}: " if fields.get("line") else ""
-    return {**fields, "fault": place + fault.removeprefix(place)}
+    prefix = f"line {fields['line']}: " if fields.get("line") else ""
+    return {**fields, "fault": prefix + fault.removeprefix(prefix)}
 
 
 def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str]) -> None:
-    """Refuse to score an unfinished run: leaving rows out would shrink the denominator.
+    """Refuse to score an unfinished run: omitting rows would shrink the denominator.
 
     Args:
-        name: of the task.
-        fields: of all its items.
-        predictions: ids of the answered ones.
+        name: name of the task.
+        fields: fields of all its items and broken rows.
+        predictions: ids of the answered items.
 
     Raises:
         ValueError: an item has no prediction.
@@ -126,7 +136,7 @@ def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str
 
 
 def percent(hits: Iterable[bool]) -> float:
-    """Share of true values in percent; 0 for none at all."""
+    """Return the percentage of true values; 0 if there are no values."""
     values = [bool(hit) for hit in hits]
     return 100.0 * sum(values) / len(values) if values else 0.0
 
@@ -140,12 +150,12 @@ def by_unit(fields: Iterable[Fields]) -> dict[str, list[Fields]]:
 
 
 def sample_units(units: Mapping[str, str], limit: int, seed: int) -> set[str]:
-    """Choose `limit` units, spread over categories in proportion to their size.
+    """Sample `limit` units, spread over categories in proportion to their size.
 
     Args:
         units: unit id -> category.
-        limit: how many units to keep; all of them when there are no more than that.
-        seed: same units, limit and seed give the same choice.
+        limit: number of units, at least 1; all units if there are no more.
+        seed: the same units, limit and seed give the same sample.
 
     Raises:
         ValueError: `limit` is not positive.
@@ -171,6 +181,40 @@ def sample_units(units: Mapping[str, str], limit: int, seed: int) -> set[str]:
     return {unit for c, pool in pools.items() for unit in pool[: quota[c]]}
 
 
+def choice_fields(row: Row) -> dict[str, Any]:
+    """Return the fields shared by the benchmarks with options; the key order is stored."""
+    return {
+        "choices": row.options,
+        "answer": row.get("answer"),
+        "category": row.get("category", "none"),
+        "group": row.l2_category or "none",
+        "split": row.get("split"),
+    }
+
+
+def row_answer(item: Fields, predictions: Mapping[str, str]) -> str:
+    """Return the answer of a row; empty for a broken one."""
+    return "" if is_broken(item) else predictions[item["id"]]
+
+
+def row_unit(item: Fields, correct: bool, answer: str) -> Unit:
+    """Return the unit of a benchmark whose rows count one by one.
+
+    Args:
+        item: fields of the row.
+        correct: whether its answer is right; ignored for a broken row, which is wrong.
+        answer: its normalized answer.
+    """
+    return Unit(
+        id=item["unit"],
+        correct=correct and not is_broken(item),
+        category=item["category"],
+        group=item["group"],
+        rows=(item["id"],),
+        answers=(answer,),
+    )
+
+
 _SHORT = {
     "coarse_perception": "CP",
     "finegrained_perception (instance-level)": "FP-S",
@@ -181,8 +225,28 @@ _SHORT = {
 }
 
 
+def tabulate_units(
+    units: Sequence[Unit], splits: Iterable[str | None]
+) -> dict[str, dict[str, float]]:
+    """Compute the `accuracy_table` of units.
+
+    Args:
+        units: the scored units.
+        splits: split of each unit; None or empty where the benchmark has none.
+    """
+    return accuracy_table(
+        {
+            "hit": int(unit.correct),
+            "split": split,
+            "l2-category": unit.group,
+            "category": unit.category,
+        }
+        for unit, split in zip(units, splits, strict=True)
+    )
+
+
 def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Accuracy per split: overall, per coarse category, per category, as fractions.
+    """Compute accuracy per split: overall, per coarse category, per category, as fractions.
 
     Args:
         rows: mappings with `hit` (0 or 1) and, where known, `split`, `l2-category`, `category`.

@@ -1,4 +1,4 @@
-"""Small benchmark files in the published form, written by the tests themselves."""
+"""Small benchmark files in the published form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_tsv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def mmbench_rows(n: int = 6, categories: int = 2) -> list[dict[str, object]]:
-    """n questions of four options with their rotations; rotated rows refer to base pictures."""
+    """n questions of four options with their rotations; rotated rows refer to the base image."""
     rows: list[dict[str, object]] = []
     for q in range(n):
         base = 241 + q
@@ -121,7 +121,7 @@ def mmmu_rows() -> list[dict[str, object]]:
 
 
 def package_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put stand-ins in the place of the packaged benchmark files."""
+    """Replace the packaged benchmark files by small ones."""
     data = tmp_path / "data"
     data.mkdir()
     files = {

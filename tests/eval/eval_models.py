@@ -1,15 +1,17 @@
-"""Stand-ins for models in evaluation tests: random small ones, and answers from a table."""
+"""Test models: random small ones, and answers from a function in place of a model's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_models import make_random_model, write_checkpoint_folder
 
-from vlpress.eval.answering.runner import Answer
-from vlpress.eval.tasks.task import Item
+from vlpress.eval import evaluation
+from vlpress.eval.answering.runner import Completion, Responder
+from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
@@ -17,13 +19,13 @@ Say = Callable[[Item], str]
 
 
 def right(item: Item) -> str:
-    """The answer that scores."""
+    """The right answer of an item."""
     answers = item.fields.get("answers")
     return str(answers[0] if answers else item.fields["answer"])
 
 
 def read_messages(item: Item) -> list[dict[str, Any]]:
-    """An item's messages with its pictures' bytes in them, as a processor takes them."""
+    """An item's messages with encoded images, as a processor takes them."""
     return [
         {
             **message,
@@ -37,7 +39,12 @@ def read_messages(item: Item) -> list[dict[str, Any]]:
 
 
 class TableResponder:
-    """Says what it is told to, counts what it was asked, and may be interrupted."""
+    """Answers by a function, records the items it gets, and may be interrupted.
+
+    Args:
+        say: the answer to an item.
+        interrupt_after: batches before a KeyboardInterrupt; None: never.
+    """
 
     def __init__(self, say: Say = right, *, interrupt_after: int | None = None) -> None:
         self.asked: list[str] = []
@@ -48,7 +55,7 @@ class TableResponder:
     def lengths(self, items: Sequence[Item]) -> list[int]:
         return [len(str(item.fields["question"])) for item in items]
 
-    def generate(self, items: Sequence[Item]) -> list[Answer]:
+    def generate(self, items: Sequence[Item]) -> list[Completion]:
         if self._left == 0:
             raise KeyboardInterrupt
         if self._left is not None:
@@ -56,7 +63,39 @@ class TableResponder:
         self.asked += [item.id for item in items]
         self.batches.append([item.id for item in items])
         texts = [self._say(item) for item in items]
-        return [Answer(text, len(text.split()), True) for text in texts]
+        return [Completion(text, len(text.split()), True) for text in texts]
+
+
+def evaluate_answers(
+    responder: Responder,
+    model: QwenVL,
+    processor: Processor,
+    tasks: Sequence[Task],
+    out: Path,
+    *,
+    fingerprint_extra: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> evaluation.EvalResult:
+    """Evaluate a model with the answers of `responder`; all else is the model's.
+
+    Args:
+        responder: answers the items.
+        model: computes log-probabilities and divergences.
+        processor: processor of the model.
+        tasks: the benchmarks.
+        out: folder of the run.
+        fingerprint_extra: further parts of the run's fingerprint.
+        options: of `evaluate_model`.
+    """
+    original = evaluation.run_fingerprint
+
+    def fingerprint(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**original(*args, **kwargs), **(fingerprint_extra or {})}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "ModelResponder", lambda features: responder)
+        patch.setattr(evaluation, "run_fingerprint", fingerprint)
+        return evaluation.evaluate_model(model, processor, tasks, out, **options)
 
 
 def small_model(seed: int = 0) -> QwenVL:

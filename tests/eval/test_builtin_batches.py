@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlpress.eval.answering.runner import ModelResponder, answer_task
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.prompts import default_prompt_style
 from vlpress.eval.tasks.task import Task
@@ -23,7 +24,7 @@ ALL = dict.fromkeys((*SAMPLE, "builtin-mmbench-cn"), None)
 def responder() -> ModelResponder:
     folder = resolve_model("tiny")
     model = load_model(folder, device="cpu", dtype="fp32")
-    return ModelResponder(model, Processor.from_folder(folder))
+    return ModelResponder(FeatureCache(model, Processor.from_folder(folder)))
 
 
 def mixed(sample: dict[str, int | None] | dict[str, int]) -> Task:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, table
 from eval_files import package_files
-from eval_models import TableResponder, right, small_model
+from eval_models import TableResponder, evaluate_answers, right, small_model
 from workbench import reseal
 
 from vlpress.cli.console import comparison_table, headline
 from vlpress.eval import compare, compare_many, evaluate_endpoint, evaluate_model, open_task
 from vlpress.eval.answering.openai_client import Endpoint, request_fields
-from vlpress.eval.answering.runner import Answer
+from vlpress.eval.answering.runner import Completion
 from vlpress.eval.comparability import check_comparable
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks.task import Item, Task
@@ -24,15 +24,15 @@ Say = Callable[[Item], str]
 
 
 class CountingResponder(TableResponder):
-    """A model in this process, which knows the length of its prompts."""
+    """Answers of a local model, with prompt lengths."""
 
-    def generate(self, items: Sequence[Item]) -> list[Answer]:
+    def generate(self, items: Sequence[Item]) -> list[Completion]:
         answers = super().generate(items)
-        return [Answer(a.text, a.n_tokens, a.stopped, PROMPT) for a in answers]
+        return [Completion(a.text, a.n_tokens, a.stopped, PROMPT) for a in answers]
 
 
 class Workbench:
-    """Evaluates one benchmark here and behind a server."""
+    """Evaluates one benchmark locally and through a server."""
 
     def __init__(self, processor: Processor, folder: Path) -> None:
         self.processor, self.folder = processor, folder
@@ -41,12 +41,12 @@ class Workbench:
         return [open_task("builtin-ocrbench", **{"max_new_tokens": 9, **options})]
 
     def local(self, name: str, say: Say = right, **options: Any) -> Path:
-        evaluate_model(
+        evaluate_answers(
+            CountingResponder(say),
             small_model(),
             self.processor,
             self.tasks(**options),
             self.folder / name,
-            responder=CountingResponder(say),
             name=name,
         )
         return self.folder / name
@@ -212,4 +212,6 @@ def test_the_flag_changes_nothing_within_one_engine(bench: Workbench) -> None:
 def test_served_run_is_no_reference_of_a_local_one(bench: Workbench) -> None:
     base = bench.served("base")
     with pytest.raises(ValueError, match="was answered by a server; the divergence needs the"):
-        evaluate_model(small_model(), bench.processor, bench.tasks(), bench.folder / "x", reference=base)
+        evaluate_model(
+            small_model(), bench.processor, bench.tasks(), bench.folder / "x", reference=base
+        )

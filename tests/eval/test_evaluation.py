@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from eval_files import ocrbench_rows, write_tsv
-from eval_models import TableResponder, small_model
+from eval_models import TableResponder, evaluate_answers, small_model
 from tiny_models import CHAT_TEMPLATE, write_checkpoint_folder
 from torch import nn
 
@@ -31,7 +31,10 @@ NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 def run(processor: Processor, out: Path, *names: str, **options: Any) -> EvalResult:
     cap = options.pop("max_new_tokens", 3)
     tasks = [open_task(name, max_new_tokens=cap) for name in names or NAMES]
-    return evaluate_model(options.pop("model", small_model()), processor, tasks, out, **options)
+    model = options.pop("model", small_model())
+    if (responder := options.pop("responder", None)) is not None:
+        return evaluate_answers(responder, model, processor, tasks, out, **options)
+    return evaluate_model(model, processor, tasks, out, **options)
 
 
 def test_stored_scores_are_recomputable(processor: Processor, tmp_path: Path) -> None:
@@ -142,8 +145,9 @@ def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:
         run(processor, out, "builtin-ocrbench", responder=TableResponder(), model=small_model(1))
     with pytest.raises(ValueError, match=r"another setup \(max_new_tokens: 3 -> 5\)"):
         run(processor, out, "builtin-ocrbench", responder=TableResponder(), max_new_tokens=5)
-    with pytest.raises(ValueError, match=r"another setup \(kernel: absent -> x\)"):
-        run(processor, out, "builtin-ocrbench", fingerprint_extra={"kernel": "x"})
+    with pytest.raises(ValueError, match=r"kernel: absent -> x"):
+        extra = {"fingerprint_extra": {"kernel": "x"}}
+        run(processor, out, "builtin-ocrbench", responder=TableResponder(), **extra)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from vlpress.common.checksum import KEY, verify_checksum, with_checksum
 from vlpress.eval import compare, evaluate_model, open_task
 from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder, answer_task
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.fidelity import measure, perplexity
 from vlpress.eval.fidelity.logprob_cache import LOWEST, LogProbReader
-from vlpress.eval.fidelity.measure import keep_logprobs, measure_task
+from vlpress.eval.fidelity.measure import measure_task, store_logprobs
 from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text
 from vlpress.eval.results import QUANTIZATION, read_quantization, read_run
 from vlpress.eval.stats.statistics import mean_interval
@@ -81,16 +82,22 @@ def test_an_evaluation_names_the_items_and_resumes(
     # Two steps for each batch of four: the third batch's first step is the fifth call.
     model = failing(small_model(), after=4)
     with pytest.raises(NotFiniteError) as error:
-        answer_task(task, ModelResponder(model, processor), path, {}, batch_size=4)
+        answer_task(task, ModelResponder(FeatureCache(model, processor)), path, {}, batch_size=4)
     kept = read_predictions(path)
     assert len(kept) == 8
     [missing] = {item.id for item in task.items} - set(kept)
     assert str(error.value).startswith(f"{OCR}: item {missing}: ")
     assert "\n" not in str(error.value) and "fp32" in str(error.value)
     whole = answer_task(
-        task, ModelResponder(small_model(), processor), tmp_path / "whole.jsonl", {}, batch_size=4
+        task,
+        ModelResponder(FeatureCache(small_model(), processor)),
+        tmp_path / "whole.jsonl",
+        {},
+        batch_size=4,
     )
-    resumed = answer_task(task, ModelResponder(small_model(), processor), path, {}, batch_size=4)
+    resumed = answer_task(
+        task, ModelResponder(FeatureCache(small_model(), processor)), path, {}, batch_size=4
+    )
     assert {k: p.prediction for k, p in resumed.items()} == {
         k: p.prediction for k, p in whole.items()
     }
@@ -102,7 +109,9 @@ def test_features_of_an_image_name_the_item(
     model = small_model()
     model.get_parameter("visual.merger.mlp.2.weight")[0, 0] = torch.inf
     with pytest.raises(NotFiniteError, match=rf"{OCR}: item \d+: .*visual\.merger\.mlp\.2"):
-        answer_task(task, ModelResponder(model, processor), tmp_path / "p", {}, batch_size=4)
+        answer_task(
+            task, ModelResponder(FeatureCache(model, processor)), tmp_path / "p", {}, batch_size=4
+        )
 
 
 def test_nothing_of_a_failed_evaluation_is_scored(
@@ -137,11 +146,15 @@ def test_fidelity_names_benchmark_and_item(
 ) -> None:
     answers, bad = stored(task), loud(torch.float16)
     with pytest.raises(NotFiniteError, match=rf"{OCR}: item \d+: .*fp16"):
-        keep_logprobs(task, bad, processor, answers, tmp_path / "bad", {}, batch_size=4)
-    keep_logprobs(task, loud(), processor, answers, tmp_path / "kept", {}, batch_size=4)
+        store_logprobs(
+            task, FeatureCache(bad, processor), answers, tmp_path / "bad", {}, batch_size=4
+        )
+    store_logprobs(
+        task, FeatureCache(loud(), processor), answers, tmp_path / "kept", {}, batch_size=4
+    )
     reader, path = LogProbReader(tmp_path / "kept"), tmp_path / "f.jsonl"
     with pytest.raises(NotFiniteError, match=rf"{OCR}: item \d+: .*fp16"):
-        measure_task(task, bad, processor, answers, reader, path, {}, batch_size=4)
+        measure_task(task, FeatureCache(bad, processor), answers, reader, path, {}, batch_size=4)
     assert path.read_bytes().count(b"\n") == 1, "only the header"
 
 
@@ -149,7 +162,9 @@ def test_fidelity_names_benchmark_and_item(
 def test_kept_log_probabilities_that_are_not_finite(
     task: Task, processor: Processor, tmp_path: Path, part: str
 ) -> None:
-    keep_logprobs(task, small_model(), processor, stored(task), tmp_path, {}, batch_size=4)
+    store_logprobs(
+        task, FeatureCache(small_model(), processor), stored(task), tmp_path, {}, batch_size=4
+    )
     reader, key = LogProbReader(tmp_path), task.items[0].id
     for file in tmp_path.glob("*.safetensors"):
         tensors = load_file(file)
@@ -168,18 +183,24 @@ def test_improbable_tokens_stay_finite_in_half_precision(
     assert isinstance(model.lm_head, torch.nn.Linear)
     model.lm_head.weight.mul_(1e5)
     kept, out = tmp_path / "kept", tmp_path / "f.jsonl"
-    keep_logprobs(task, model, processor, stored(task), kept, {}, batch_size=4)
+    store_logprobs(task, FeatureCache(model, processor), stored(task), kept, {}, batch_size=4)
     expected = LogProbReader(kept).read(task.items[0].id, torch.device("cpu"))
     assert float(expected.logprobs.min()) >= LOWEST and bool(expected.logprobs.isfinite().all())
     records = measure_task(
-        task, model, processor, stored(task), LogProbReader(kept), out, {}, batch_size=4
+        task,
+        FeatureCache(model, processor),
+        stored(task),
+        LogProbReader(kept),
+        out,
+        {},
+        batch_size=4,
     )
     assert all(math.isfinite(kl) for record in records.values() for kl in record["kl"])
 
 
 def test_gold_letters_of_vanishing_probability() -> None:
     fields = {"choices": {"A": "x", "B": "y"}, "answer": "A"}
-    found = measure._gold(fields, {"A": -1e4, "B": -1e4}, {"A": -2e4, "B": -1e4})
+    found = measure._compare_gold(fields, {"A": -1e4, "B": -1e4}, {"A": -2e4, "B": -1e4})
     assert found["gold"] == [-1e4, -2e4]
     assert found["choice"] == pytest.approx([-math.log(2), -1e4])
 

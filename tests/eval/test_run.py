@@ -13,7 +13,6 @@ from processes import stop_when
 from vlpress.calib.samples.sample import Sample
 from vlpress.cli.exit_codes import RESUME
 from vlpress.common.environment import versions
-from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.report.summary import summarize_report
 from vlpress.eval.resolve import open_tasks, refuse_leak
@@ -175,7 +174,7 @@ def test_quantized_model_is_refused(finished: Path, tmp_path: Path) -> None:
 def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
     source = Source.find(checkpoint, ModelSettings(device="cpu"))
     (task,) = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
-    (picture,) = pictures(task.items[2])
+    (picture,) = task.items[2].images
     lines = tmp_path / "leak.jsonl"
     (tmp_path / "leaked.png").write_bytes(picture.read())
     sample = {"image": "leaked.png", "question": "What is it?", "answer": "It is known."}

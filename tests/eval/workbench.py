@@ -1,4 +1,4 @@
-"""Evaluations of models that say what a test wants, made in a moment."""
+"""Quick evaluations with given answers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval_models import Say, TableResponder, right, small_model
+from eval_models import Say, TableResponder, evaluate_answers, right, small_model
 from tiny_models import write_checkpoint_folder
 
 from vlpress.common.checksum import KEY, digest_bytes, with_checksum
-from vlpress.eval import evaluate_model, open_task
+from vlpress.eval import open_task
 from vlpress.model.processing.processor import Processor
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 
 
 class Workbench:
-    """Evaluates models that say what a test wants."""
+    """Evaluates small models with given answers."""
 
     def __init__(self, processor: Processor, folder: Path) -> None:
         self.processor = processor
@@ -26,12 +26,12 @@ class Workbench:
 
     def run(self, name: str, say: Say = right, *, names: Any = NAMES, **options: Any) -> Path:
         opened = options.pop("open", {})
-        evaluate_model(
+        evaluate_answers(
+            TableResponder(say),
             small_model(options.pop("seed", 0)),
             self.processor,
             [open_task(task, max_new_tokens=3, **opened) for task in names],
             self.folder / name,
-            responder=None if say is None else TableResponder(say),
             name=name,
             source=self.source,
             **options,
@@ -40,12 +40,12 @@ class Workbench:
 
 
 def reseal(run: Path) -> Path:
-    """Make an edited evaluation look as if it had been stored like that."""
+    """Recompute the checksums of an edited evaluation."""
     for path in run.glob("*/*.jsonl"):
         if path.name != "items.jsonl":
             lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-            kept = [with_checksum({k: v for k, v in line.items() if k != KEY}) for line in lines]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            sealed = [with_checksum({k: v for k, v in line.items() if k != KEY}) for line in lines]
+            path.write_text("".join(json.dumps(line) + "\n" for line in sealed), "utf-8")
     info = json.loads((run / "run.json").read_text("utf-8"))
     for name, task in info["tasks"].items():
         if (path := run / name / "items.jsonl").is_file():
@@ -56,5 +56,5 @@ def reseal(run: Path) -> Path:
 
 
 def lossy(*wrong: str) -> Say:
-    """Right but for the named items, where it babbles."""
+    """Right answers except for the named items."""
     return lambda item: "no idea | <b>" if item.id in wrong else right(item)

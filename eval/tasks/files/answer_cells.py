@@ -6,7 +6,7 @@ import ast
 
 
 def accepted_answers(cell: str) -> list[str]:
-    """Read an answer cell: a Python list literal of strings, or one bare answer.
+    """Parse an answer cell: a Python list literal, or one bare answer.
 
     Example:
         >>> accepted_answers("['12', 12.5]"), accepted_answers("[sic]")

@@ -1,9 +1,9 @@
-"""Published benchmarks in their Hugging Face forms, read through `datasets` row by row.
+"""Published benchmarks in their Hugging Face forms, read row by row through `datasets`.
 
-A folder of parquet files (a dataset repository, or a part of one), a folder written by
-`save_to_disk`, or a hub id, of which only the files of the wanted split are fetched. Columns become
-those of VLMEvalKit's TSV. Pictures keep the bytes that the files hold; these may be other bytes
-than the TSV's (OCRBench was encoded anew as JPEG), so scores of the two forms do not compare.
+The source is a folder of parquet files (a dataset repository or a part of one), a folder written
+by `save_to_disk`, or a hub id, from which only the files of one split are fetched. Columns are
+renamed to those of VLMEvalKit's TSV. Images keep the bytes of the files, which may differ from the
+TSV's (OCRBench was re-encoded as JPEG), so scores of the two forms are not comparable.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ....model.processing.media import read_image_bytes
-from .image_store import VLMEVALKIT, Picture, PictureStore
-from .table import Faults, Index, Row, Table, fail_rows
+from .image_store import VLMEVALKIT, ImageStore
+from .rows import BenchmarkTable, Faults, Index, Row, refuse_rows
 
-MISSING = "nan"  # how one form writes an empty cell
-_PICTURES = 7  # image_1 to image_7
+MISSING = "nan"  # empty cell in the MMBench form
+_IMAGES = 7  # columns image_1 to image_7 of MMMU
 _DISCIPLINES = {
     "Art & Design": "Art Art_Theory Design Music",
     "Business": "Accounting Economics Finance Manage Marketing",
@@ -39,21 +39,21 @@ DISCIPLINE_OF = {
 
 Record = Mapping[str, Any]
 Cells = tuple[Index, dict[str, Any], list[Any]]
-"""Index, values (None: absent) and picture cells of a row."""
+"""Index, values (None: absent) and image cells of a row."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a kind of benchmark is laid out on the hub."""
+    """Layout of a kind of benchmark on the hub."""
 
     split: str
-    columns: tuple[str, ...]  # that tell the form
+    columns: tuple[str, ...]  # required
     convert: Callable[[Record, int], Cells]
 
 
 def _mmbench(record: Record, number: int) -> Cells:
-    kept = {k: v for k, v in record.items() if k not in ("image", "index")}
-    values = {k: None if v == MISSING and k != "question" else v for k, v in kept.items()}
+    cells = {k: v for k, v in record.items() if k not in ("image", "index")}
+    values = {k: None if v == MISSING and k != "question" else v for k, v in cells.items()}
     return int(record["index"]), values, [record.get("image")]
 
 
@@ -84,8 +84,8 @@ def _mmmu(record: Record, number: int) -> Cells:
         if len(options) > len(string.ascii_uppercase):
             raise ValueError(f"{len(options)} options; at most {len(string.ascii_uppercase)}")
         values |= dict(zip(string.ascii_uppercase, options, strict=False))
-    pictures = [record.get(f"image_{place + 1}") for place in range(_PICTURES)]
-    return name, values, [cell for cell in pictures if cell is not None]
+    images = [record.get(f"image_{number}") for number in range(1, _IMAGES + 1)]
+    return name, values, [cell for cell in images if cell is not None]
 
 
 FORMS: Mapping[str, Form] = {
@@ -95,20 +95,20 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-def fetch(place: str, kind: str, config: str | None) -> Path:
-    """Fetch the files of the wanted split from the hub; what is cached is not fetched again.
+def fetch_dataset(repo: str, kind: str, config: str | None) -> Path:
+    """Fetch the files of a benchmark's split from the hub into its cache.
 
     Args:
-        place: hub id, with `@revision` if it shall not be the newest.
-        kind: of the benchmark.
-        config: folder within the repository, where it has one per language.
+        repo: hub id; `@revision` selects another revision than the newest.
+        kind: mmbench, ocrbench or mmmu.
+        config: folder in the repository, for repositories with one folder per language.
 
     Raises:
-        ValueError: it cannot be fetched.
+        ValueError: the files cannot be fetched.
     """
     from huggingface_hub import snapshot_download
 
-    name, _, revision = place.partition("@")
+    name, _, revision = repo.partition("@")
     split = FORMS[kind].split
     pattern = f"*{config}/{split}-*.parquet" if config else f"*{split}-*.parquet"
     try:
@@ -118,24 +118,24 @@ def fetch(place: str, kind: str, config: str | None) -> Path:
     except Exception as error:  # huggingface_hub raises a dozen unrelated types
         line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ValueError(
-            f"dataset {place} cannot be fetched ({line}); give the path of a local copy"
+            f"dataset {repo} cannot be fetched ({line}); give the path of a local copy"
         ) from error
     return Path(folder)
 
 
-def read_dataset(folder: Path, kind: str, config: str | None) -> Table:
+def read_dataset(folder: Path, kind: str, config: str | None) -> BenchmarkTable:
     """Read a local folder of a published dataset.
 
     Args:
-        folder: parquet files anywhere below, or what `save_to_disk` wrote.
+        folder: parquet files at any depth, or a folder written by `save_to_disk`.
         kind: mmbench, ocrbench or mmmu.
-        config: folder to keep to, where there is one of this name.
+        config: subfolder to read if it exists; None reads all.
 
     Raises:
-        ValueError: no files of the wanted split, or other columns than the form's.
+        ValueError: the folder has no files of the split, or a column is missing.
     """
     form = FORMS[kind]
-    store, digest = PictureStore(VLMEVALKIT), hashlib.md5()
+    store, digest = ImageStore(VLMEVALKIT), hashlib.md5()
     rows: list[Row] = []
     faults: Faults = {}
     for number, record in enumerate(_records(folder, form, config)):
@@ -147,38 +147,37 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> Table:
         rows.append(row)
         if fault:
             faults[row.index] = fault
-        digests = [picture.digest for picture in row.images]
+        digests = [image.digest for image in row.images]
         described = json.dumps([row.index, dict(row.values), digests], ensure_ascii=False)
         digest.update(described.encode("utf-8", "surrogatepass"))
     if not rows:
         raise ValueError(f"{folder.name} holds no rows of split {form.split}; fetch it again")
     indices = [row.index for row in rows]
     if len(set(indices)) < len(indices):
-        fail_rows(folder, "repeat an index", sorted({i for i in indices if indices.count(i) > 1}))
+        refuse_rows(folder, "repeat an index", sorted({i for i in indices if indices.count(i) > 1}))
     columns = tuple(dict.fromkeys(column for row in rows for column in row.values))
-    return Table(folder, digest.hexdigest(), columns, tuple(rows), faults)
+    return BenchmarkTable(folder, digest.hexdigest(), columns, tuple(rows), faults)
 
 
 def _row(
-    record: Record, number: int, form: Form, store: PictureStore, folder: Path
+    record: Record, number: int, form: Form, store: ImageStore, folder: Path
 ) -> tuple[Row, str]:
+    """Convert a record to a row; return its fault as well, empty if it has none."""
     try:
         index, values, cells = form.convert(record, number)
     except (ValueError, TypeError, SyntaxError, KeyError) as error:
         return Row(f"row {number}", {}, ()), f"it cannot be read ({error})"
     texts = {column: str(v) for column, v in values.items() if v is not None and v != ""}
     try:
-        given = [cell for cell in cells if cell is not None]
-        pictures: tuple[Picture, ...] = tuple(
-            store.add(read_image_bytes(cell, folder)) for cell in given
-        )
+        present = [cell for cell in cells if cell is not None]
+        images = tuple(store.add(read_image_bytes(cell, folder)) for cell in present)
     except (ValueError, OSError) as error:
         return Row(index, texts, ()), f"its image cannot be read ({error})"
-    return Row(index, texts, pictures), "" if pictures else "it has no image"
+    return Row(index, texts, images), "" if images else "it has no image"
 
 
 def _records(folder: Path, form: Form, config: str | None) -> Iterator[Record]:
-    """All rows of the wanted split, pictures undecoded."""
+    """Yield the rows of the split with undecoded images."""
     import datasets  # type: ignore[import-untyped]  # ships no annotations
 
     try:
@@ -187,14 +186,14 @@ def _records(folder: Path, form: Form, config: str | None) -> Iterator[Record]:
             data = data[form.split] if isinstance(data, dict) else data
         else:
             files = [str(file) for file in _files(folder, form.split, config)]
-            # The files are streamed as they are; otherwise a copy of all would be cached.
+            # Streaming avoids a copy of all files in the cache of `datasets`.
             data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        yield from _undecoded(data, datasets.Image)
+        yield from _disable_decoding(data, datasets.Image)
     except Exception as error:  # datasets and pyarrow raise a dozen unrelated types
         raise ValueError(f"{folder.name} cannot be read: {_first_line(error)}") from error
 
 
-def _undecoded(data: Any, image: Any) -> Iterable[Record]:
+def _disable_decoding(data: Any, image: Any) -> Iterable[Record]:
     features = data.features or {}
     for column, feature in features.items():
         if isinstance(feature, image):
@@ -208,10 +207,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _files(folder: Path, split: str, config: str | None) -> list[Path]:
+    """List the parquet files of a split, those of the config if it has any."""
     files = sorted(folder.rglob("*.parquet"))
     chosen = [f for f in files if f.stem == split or f.stem.startswith(f"{split}-")]
     in_config = [f for f in chosen if config in f.relative_to(folder).parts[:-1]]
     if not chosen:
-        found = ", ".join(str(f.relative_to(folder)) for f in files[:3]) or "none at all"
-        raise ValueError(f"no parquet file is named {split}-...; found {found}")
+        names = ", ".join(str(f.relative_to(folder)) for f in files[:3]) or "none at all"
+        raise ValueError(f"no parquet file is named {split}-...; found {names}")
     return in_config or chosen

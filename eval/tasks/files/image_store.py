@@ -20,13 +20,20 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
 
-from ....model.processing.images import MAX_PICTURE_PIXELS, check_sides, open_header, open_image
+from ....model.processing.images import (
+    MAX_IMAGE_PIXELS,
+    ORIENTATION,
+    check_sides,
+    open_header,
+    open_image,
+    upright_size,
+)
 from ...bounded_cache import BoundedCache
 
 Decoding = Literal["as-displayed", "vlmevalkit"]
@@ -36,12 +43,10 @@ VLMEVALKIT: Decoding = "vlmevalkit"
 DECODED_BYTES = 256 << 20
 """Budget for the decoded images of the process, 3 bytes per pixel."""
 
-ORIENTATION = 0x0112  # EXIF tag
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 _PLAIN_MODES = ("RGB", "L", "P", "1")  # all decoders convert these to the same RGB
 
-decoded_images: BoundedCache[StoredImage, Image.Image] = BoundedCache(DECODED_BYTES)
-"""Decoded images by handle. `StoredImage.open` returns copies of them."""
+decoded_images: BoundedCache[tuple[str, Decoding], Image.Image] = BoundedCache(DECODED_BYTES)
+"""Decoded images by digest and way of decoding; `StoredImage.open` returns copies of them."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,19 @@ class StoredImage:
         Raises:
             ValueError: the image does not decode, or models cannot be shown its size.
         """
-        image = decoded_images.get(self)
+        # Not keyed by the handle, which would keep the temporary file open.
+        key = self.digest, self.decoding
+        image = decoded_images.get(key)
         if image is None:
             image = decode_image(self.read(), self.decoding)
-            decoded_images.add(self, image, 3 * image.width * image.height)
+            decoded_images.add(key, image, 3 * image.width * image.height)
         return image.copy()
+
+    def variants(self) -> tuple[StoredImage, ...]:
+        """Return this image and, where its pixels differ, the image that calibration decodes."""
+        if self.decoding == AS_DISPLAYED or is_plain(_read_header(self.read())):
+            return (self,)
+        return self, replace(self, decoding=AS_DISPLAYED)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -81,13 +94,8 @@ class StoredImage:
         Raises:
             ValueError: the bytes are not an image.
         """
-        image = _read_header(self.read())
-        width, height = image.size
-        # Pillow applies the orientation of TIFF files itself and reports the resulting size.
-        is_stored_size = self.decoding == VLMEVALKIT or image.format == "TIFF"
-        if not is_stored_size and image.getexif().get(ORIENTATION) in _SIDEWAYS:
-            return height, width
-        return width, height
+        header = _read_header(self.read())
+        return header.size if self.decoding == VLMEVALKIT else upright_size(header)
 
 
 class ImageStore:
@@ -126,7 +134,7 @@ def decode_image(data: bytes, decoding: Decoding) -> Image.Image:
         decoding: way of decoding, see the module.
 
     Raises:
-        ValueError: the image does not decode, is empty, has more than `MAX_PICTURE_PIXELS` pixels,
+        ValueError: the image does not decode, is empty, has more than `MAX_IMAGE_PIXELS` pixels,
             or is too elongated for the model.
     """
     header = _read_header(data)
@@ -165,7 +173,7 @@ def _read_header(data: bytes) -> Image.Image:
             return open_header(data)
     except Image.DecompressionBombError:
         raise ValueError(
-            f"its image is over the limit of {MAX_PICTURE_PIXELS} pixels; scale it down"
+            f"its image is over the limit of {MAX_IMAGE_PIXELS} pixels; scale it down"
         ) from None
     except Exception as error:
         raise _describe_failure(error) from None

@@ -1,4 +1,4 @@
-"""One's own questions as a file: one JSON object per line.
+"""Custom benchmark files: one JSON object per line.
 
     {"image": "cat.png", "question": "What is this?", "answer": "a cat"}
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "choices": ["left", "right"],
@@ -6,9 +6,9 @@
 
 `image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:`
 URL, base64, or an object with one of them; a list of those, or absent. `tasks.custom` documents
-where marks in the question place the images, `tasks.choices` how options and their answer may be
-written. `answer` is a text or a number, or a list of accepted ones. `metric` is one of `METRICS`,
-by default choice if there are choices, else exact.
+the image marks in questions, `tasks.choices` the forms of options and their answer. `answer` is a
+text or a number, or a list of accepted ones. `metric` is one of `METRICS`; the default is choice
+if there are choices, else exact.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ from typing import Any
 
 from ....common.text_files import decode_utf8, read_object
 from ....model.processing.media import read_image_bytes
-from ..choices import Options, Value, letter_of, read_options
-from .image_store import AS_DISPLAYED, PictureStore
-from .table import Faults, Index, Row, Table
+from ..choices import Options, Value, find_letter, read_options
+from .image_store import AS_DISPLAYED, ImageStore
+from .rows import BenchmarkTable, Faults, Index, Row
 
 METRICS = ("exact", "contains", "choice", "relaxed")
 _KEYS = ("id", "image", "images", "question", "answer", "choices", "metric", "category", "group")
 _VIDEOS = ("video", "videos")
 
 
-def read_jsonl(path: str | Path) -> Table:
-    """Read such a file; a line that cannot be used is among the table's faults.
+def read_jsonl(path: str | Path) -> BenchmarkTable:
+    """Read a custom benchmark file; lines that cannot be used are among the table's faults.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not UTF-8, no line at all, or a repeated id.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not UTF-8 or has no lines, or an id is repeated.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"benchmark file {path} does not exist")
     raw = path.read_bytes()
-    store, digest = PictureStore(AS_DISPLAYED), hashlib.md5(raw)
+    store, digest = ImageStore(AS_DISPLAYED), hashlib.md5(raw)
     rows: list[Row] = []
-    known: set[Index] = set()
+    indices: set[Index] = set()
     faults: Faults = {}
     for number, line in enumerate(decode_utf8(raw, path.name).split("\n"), start=1):
         if not line.strip():
             continue
         row, fault = _read_line(line, number, path.parent, store)
-        if row.index in known:
+        if row.index in indices:
             raise ValueError(f"{path.name}:{number} repeats id {row.index!r}; give each its own")
-        known.add(row.index)
+        indices.add(row.index)
         rows.append(row)
         if fault:
             faults[row.index] = fault
-        for picture in row.images:  # an image file may change without the JSONL file
-            digest.update(picture.digest.encode())
+        for image in row.images:  # an image file may change without the JSONL file
+            digest.update(image.digest.encode())
     if not rows:
         raise ValueError(f"{path.name} holds no questions; write one JSON object per line")
-    return Table(path, digest.hexdigest(), _KEYS, tuple(rows), faults)
+    return BenchmarkTable(path, digest.hexdigest(), _KEYS, tuple(rows), faults)
 
 
-def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tuple[Row, str]:
-    """The row of a line, empty if the line cannot be used, and why it cannot."""
+def _read_line(line: str, number: int, folder: Path, store: ImageStore) -> tuple[Row, str]:
+    """Parse a line; return an empty row and the reason if the line cannot be used."""
     index = str(number)
     try:
-        record = _record(line)
-        index = _id(record.get("id")) or index
+        record = _parse_record(line)
+        index = _plain("id", record.get("id")) or index
         cells = _cells(record)
         images = tuple(store.add(read_image_bytes(cell, folder)) for cell in _images(record))
         return Row(index, cells, images, number), ""
@@ -76,7 +76,7 @@ def _read_line(line: str, number: int, folder: Path, store: PictureStore) -> tup
         return Row(index, {}, (), number), " ".join(str(error).split())
 
 
-def _record(line: str) -> Mapping[str, Any]:
+def _parse_record(line: str) -> Mapping[str, Any]:
     record = read_object(line)
     for key in record:
         if key in _VIDEOS:
@@ -86,12 +86,8 @@ def _record(line: str) -> Mapping[str, Any]:
     return record
 
 
-def _id(value: object) -> str:
-    return _plain("id", value)
-
-
 def _plain(key: str, value: object) -> str:
-    """A text or number as text; empty for None."""
+    """Convert a text or number to text; empty for None."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -105,7 +101,7 @@ def _plain(key: str, value: object) -> str:
 
 
 def _cells(record: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of a row; lists as JSON."""
+    """Convert a record to the cells of a row; lists become JSON."""
     question = record.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("question must be a text")
@@ -129,16 +125,16 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _answers(value: object, options: Options, metric: str) -> list[str]:
-    answers: list[Any] = value if isinstance(value, list) else [value]
+    answers = _as_list(value)
     if not answers or not all(map(_is_answer, answers)):
         raise ValueError(
-            f"answer is {_shown(value)}; it must be a text, a finite number or a list of those"
+            f"answer is {_shorten(value)}; it must be a text, a finite number or a list of those"
         )
     if metric != "choice":
         return [text for answer in answers for text in _texts(answer)]
     if not options:
         raise ValueError("metric choice needs choices; give them or another metric")
-    return list(dict.fromkeys(letter_of(answer, options) for answer in answers))
+    return list(dict.fromkeys(find_letter(answer, options) for answer in answers))
 
 
 def _is_answer(value: object) -> bool:
@@ -148,25 +144,25 @@ def _is_answer(value: object) -> bool:
 
 
 def _texts(answer: Value) -> list[str]:
-    """How an answer may be written: a whole number that JSON holds as 12.0 also as 12."""
+    """Return the accepted spellings of an answer: an integral float such as 12.0 also as 12."""
     if isinstance(answer, float) and answer.is_integer():
         return [str(answer), str(int(answer))]
     return [str(answer)]
 
 
 def _images(record: Mapping[str, Any]) -> list[Any]:
-    """What stands for the images of a row, under either key."""
-    given = [_listed(record[key]) for key in ("image", "images") if record.get(key) is not None]
-    given = [cells for cells in given if cells]
-    if len(given) == 2 and given[0] != given[1]:
+    """Return the image cells of a row, from either key."""
+    lists = [_as_list(record[key]) for key in ("image", "images") if record.get(key) is not None]
+    lists = [cells for cells in lists if cells]
+    if len(lists) == 2 and lists[0] != lists[1]:
         raise ValueError("image and images hold different images; keep one of the keys")
-    return given[0] if given else []
+    return lists[0] if lists else []
 
 
-def _listed(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."

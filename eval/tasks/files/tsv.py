@@ -1,9 +1,9 @@
 """Benchmark files in VLMEvalKit's TSV form, read line by line.
 
-Values are kept as written. Reading such a file with pandas' defaults turns options like "None"
-or "NA" into missing values and shifts nothing visibly; here only the empty string is missing.
-A picture cell holds base64, a reference to another row's picture (at most 64 characters), or a
-Python list literal of base64 strings.
+Values are kept as written. With the defaults of pandas, options like "None" or "NA" would silently
+become missing values; here only the empty string is missing. An image cell contains base64, a
+reference to the row with the image (at most 64 characters), or a Python list literal of base64
+strings.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ....model.processing.media import decode_base64, read_image_bytes
-from .image_store import VLMEVALKIT, Picture, PictureStore
-from .table import Row, Table, fail_rows
+from .image_store import VLMEVALKIT, ImageStore, StoredImage
+from .rows import BenchmarkTable, Row, refuse_rows
 
-REFERENCE_LENGTH = 64  # longer cells are pictures, shorter ones name the row that holds one
-_CELL_LIMIT = 2**31 - 1  # of the csv module, whose default pictures exceed by far
-_CHUNK = 1 << 20
+REFERENCE_LENGTH = 64  # characters; longer cells are images, others refer to another row
+_CELL_LIMIT = 2**31 - 1  # characters; images exceed the default of the csv module
+_CHUNK = 1 << 20  # bytes read at a time
 
 
-def read_table(path: str | Path, *, required: Sequence[str] = ()) -> Table:
-    """Read a benchmark TSV (`.tsv` or `.tsv.gz`) and resolve its pictures.
+def read_table(path: str | Path, *, required: Sequence[str] = ()) -> BenchmarkTable:
+    """Read a benchmark TSV (`.tsv` or `.tsv.gz`) and resolve its image references.
 
     Args:
         path: the file; UTF-8, tab-separated, quoted as by the csv module, with a header row.
-        required: columns that must exist, besides `index` and `image`.
+        required: columns that must exist, in addition to `index` and `image`.
 
     Returns:
-        The rows; those whose picture is missing or not base64 are among its faults.
+        The rows; those whose image is missing or not base64 are among its faults.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or a ragged or repeated row.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not in this format, or a row is ragged or repeated.
     """
     path = Path(path)
     digest = hashlib.md5()
@@ -50,30 +50,32 @@ def read_table(path: str | Path, *, required: Sequence[str] = ()) -> Table:
         lines = _lines(binary, digest, path)
         header = next(lines, [])
         if missing := [c for c in ("index", "image", *required) if c not in header]:
-            found = ", ".join(header)[:200] or "nothing"
-            raise ValueError(f"{path.name}: column {', '.join(missing)} missing; found {found}")
+            columns = ", ".join(header)[:200] or "nothing"
+            raise ValueError(f"{path.name}: column {', '.join(missing)} missing; found {columns}")
         if repeated := [c for c, count in Counter(header).items() if count > 1]:
-            raise ValueError(f"{path.name}: column {', '.join(repeated)} stands twice; repair it")
-        records, pictures = _read_records(path, header, lines)
+            raise ValueError(
+                f"{path.name}: duplicate column {', '.join(repeated)} in the header; remove one"
+            )
+        records, images = _read_records(path, header, lines)
     if not records:
         raise ValueError(f"{path.name} holds no rows; a header and at least one row are needed")
     keys = Counter(record["index"] for record in records)
-    fail_rows(path, "repeat an index", [key for key, count in keys.items() if count > 1])
+    refuse_rows(path, "repeat an index", [key for key, count in keys.items() if count > 1])
     numeric = all(re.fullmatch(r"-?\d{1,18}", key) for key in keys)
     rows, faults = [], {}
     for record in records:
         index = int(record["index"]) if numeric else record["index"]
-        images, fault = pictures.of(record["index"])
+        handles, fault = images.resolve(record["index"])
         if fault:
             faults[index] = fault
         values = {c: v for c, v in record.items() if v != "" and c != "image"}
-        rows.append(Row(index, values, images))
-    return Table(path, digest.hexdigest(), tuple(header), tuple(rows), faults)
+        rows.append(Row(index, values, handles))
+    return BenchmarkTable(path, digest.hexdigest(), tuple(header), tuple(rows), faults)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, uncompressed if its name ends in `.gz`."""
+    """Open a file for its bytes, decompressed if its name ends in `.gz`."""
     if not path.is_file():
         raise FileNotFoundError(f"benchmark file {path} does not exist; give the path of a TSV")
     with path.open("rb") as file:
@@ -86,6 +88,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _large_cells() -> Iterator[None]:
+    """Raise the cell limit of the csv module, which is global."""
     limit = csv.field_size_limit(_CELL_LIMIT)
     try:
         yield
@@ -94,9 +97,9 @@ def _large_cells() -> Iterator[None]:
 
 
 def _lines(binary: BinaryIO, digest: hashlib._Hash, path: Path) -> Iterator[list[str]]:
-    """Cells of every line that is not empty; what is read goes into the digest."""
+    """Yield the cells of every line that is not empty; feed the bytes to the digest."""
     text = io.TextIOWrapper(
-        io.BufferedReader(_Tap(binary, digest), _CHUNK), encoding="utf-8-sig", newline=""
+        io.BufferedReader(_HashingReader(binary, digest), _CHUNK), encoding="utf-8-sig", newline=""
     )
     try:
         yield from (row for row in csv.reader(text, delimiter="\t", strict=True) if row)
@@ -108,8 +111,8 @@ def _lines(binary: BinaryIO, digest: hashlib._Hash, path: Path) -> Iterator[list
         raise ValueError(f"{path.name} does not decompress ({error}); fetch it again") from error
 
 
-class _Tap(io.RawIOBase):
-    """Reads from a file and feeds a digest."""
+class _HashingReader(io.RawIOBase):
+    """Raw stream that feeds all bytes read to a digest."""
 
     def __init__(self, source: BinaryIO, digest: hashlib._Hash) -> None:
         self._source, self._digest = source, digest
@@ -124,16 +127,17 @@ class _Tap(io.RawIOBase):
         return len(data)
 
 
-class _Pictures:
-    """Pictures of all rows; those that are references are followed when all rows are known."""
+class _RowImages:
+    """Images of all rows; references are resolved once all rows are read."""
 
     def __init__(self) -> None:
-        self._store = PictureStore(VLMEVALKIT)
-        self._images: dict[str, tuple[Picture, ...]] = {}
+        self._store = ImageStore(VLMEVALKIT)
+        self._images: dict[str, tuple[StoredImage, ...]] = {}
         self._bad: set[str] = set()
         self._references: dict[str, str] = {}
 
     def add(self, index: str, cell: str) -> None:
+        """Store the images of a row, or its reference."""
         if len(cell) <= REFERENCE_LENGTH:
             self._references[index] = cell
             return
@@ -142,8 +146,8 @@ class _Pictures:
         except ValueError:
             self._bad.add(index)
 
-    def of(self, index: str) -> tuple[tuple[Picture, ...], str]:
-        """Pictures of a row, and what is wrong with them."""
+    def resolve(self, index: str) -> tuple[tuple[StoredImage, ...], str]:
+        """Return the images of a row and its fault, empty if it has none."""
         target = self._references.get(index, index)
         if target in self._images:
             return self._images[target], ""
@@ -158,23 +162,28 @@ class _Pictures:
 
 def _read_records(
     path: Path, header: Sequence[str], lines: Iterator[list[str]]
-) -> tuple[list[Mapping[str, str]], _Pictures]:
-    """All rows without their pictures, and the pictures."""
+) -> tuple[list[Mapping[str, str]], _RowImages]:
+    """Read all rows; return their cells without the image column, and their images."""
     records: list[Mapping[str, str]] = []
-    pictures = _Pictures()
+    images = _RowImages()
     ragged = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):
             ragged.append(number)
             continue
         record = dict(zip(header, cells, strict=True))
-        pictures.add(record["index"], record.pop("image"))
+        images.add(record["index"], record.pop("image"))
         records.append(record)
-    fail_rows(path, f"do not have the header's {len(header)} columns", ragged)
-    return records, pictures
+    refuse_rows(path, f"do not have the header's {len(header)} columns", ragged)
+    return records, images
 
 
 def _decode_cell(cell: str) -> list[bytes]:
+    """Decode an image cell to encoded images.
+
+    Raises:
+        ValueError: the cell is neither base64 nor a list literal of base64 strings.
+    """
     if not (cell.startswith("[") and cell.endswith("]")):
         return [_decode_base64(cell)]
     try:
@@ -187,5 +196,5 @@ def _decode_cell(cell: str) -> list[bytes]:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Bytes of base64 text in any of its forms; never of a path, which the format does not have."""
+    """Decode base64 or a `data:` URL; never reads a path, which the format does not have."""
     return read_image_bytes(text) if text.startswith("data:") else decode_base64(text, "image")

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from vlpress.eval.answering.openai_messages import chat_messages, data_url, parse_reply
-from vlpress.eval.answering.runner import Answer
-from vlpress.eval.answering.vision_features import pictures
+from vlpress.eval.answering.runner import Completion
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files.image_store import (
     AS_DISPLAYED,
     VLMEVALKIT,
     Decoding,
-    Picture,
+    StoredImage,
 )
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.images import ORIENTATION
@@ -49,7 +48,7 @@ def encoded(mode: str, form: str, **options: Any) -> bytes:
 
 def sent(data: bytes, decoding: Decoding = VLMEVALKIT) -> tuple[str, bytes]:
     """Media type and bytes of a data URL."""
-    head, _, body = data_url(Picture.of(data, decoding)).partition(",")
+    head, _, body = data_url(StoredImage.of(data, decoding)).partition(",")
     assert head.startswith("data:") and head.endswith(";base64")
     return head[5:-7], base64.b64decode(body, validate=True)
 
@@ -117,7 +116,7 @@ def test_images_that_decoders_read_differently_are_sent_as_the_local_model_sees_
     assert media == "image/png" and png != data
     with Image.open(io.BytesIO(png)) as image:
         assert image.mode == "RGB" and not image.getexif()
-        shown = Picture.of(data, decoding).open()
+        shown = StoredImage.of(data, decoding).open()
         assert ImageChops.difference(image, shown).getbbox() is None
     assert sent(png, decoding) == (media, png)
 
@@ -125,7 +124,7 @@ def test_images_that_decoders_read_differently_are_sent_as_the_local_model_sees_
 def test_what_does_not_decode_is_an_error() -> None:
     for data in (b"", b"GIF89a", encoded("RGB", "PNG")[:40]):
         with pytest.raises(ValueError, match="image does not decode"):
-            data_url(Picture.of(data))
+            data_url(StoredImage.of(data))
 
 
 def test_pictures_and_text_keep_their_order(
@@ -136,7 +135,7 @@ def test_pictures_and_text_keep_their_order(
     [message] = chat_messages(item)
     [original] = item.messages
     assert message["role"] == original["role"] == "user"
-    shown = [data_url(picture) for picture in pictures(item)]
+    shown = [data_url(picture) for picture in item.images]
     assert len(set(shown)) == 2
     expected = [
         {"type": "image_url", "image_url": {"url": shown.pop(0)}}
@@ -154,18 +153,18 @@ def test_messages_of_plain_text_stay_plain() -> None:
 
 
 def test_reply_becomes_an_answer() -> None:
-    assert parse_reply(completion("B.", **usage(301, 3))) == Answer("B.", 3, True, 301)
+    assert parse_reply(completion("B.", **usage(301, 3))) == Completion("B.", 3, True, 301)
 
 
 @pytest.mark.parametrize("finish", ["length", "content_filter", "abort", None])
 def test_only_stop_is_an_end_of_its_own(finish: str | None) -> None:
     reply = completion("B")
     reply["choices"][0]["finish_reason"] = finish
-    assert parse_reply(reply) == Answer("B", None, False)
+    assert parse_reply(reply) == Completion("B", None, False)
 
 
 def test_reply_without_text_is_an_empty_answer() -> None:
-    assert parse_reply(completion(None)) == Answer("", None, True)
+    assert parse_reply(completion(None)) == Completion("", None, True)
     assert parse_reply(completion("")).text == ""
     reply = completion(None)
     del reply["choices"][0]["message"]["content"]

@@ -16,7 +16,7 @@ import pytest
 from chat_server import ChatServer, Reply, completion, table, usage
 from eval_models import right, small_model
 
-from vlpress.eval import evaluate_model, evaluate_endpoint, open_task
+from vlpress.eval import evaluate_endpoint, evaluate_model, open_task
 from vlpress.eval.answering.openai_client import Endpoint, EndpointError, request_fields
 from vlpress.eval.answering.openai_responder import (
     EndpointResponder,
@@ -25,10 +25,11 @@ from vlpress.eval.answering.openai_responder import (
 )
 from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.comparability import check_comparable
 from vlpress.eval.evaluation import EvalResult
 from vlpress.eval.results import read_run
-from vlpress.eval.tasks.files.image_store import Picture
+from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
 
@@ -284,14 +285,14 @@ def test_responder_answers_where_a_loop_runs_already() -> None:
 def test_served_model_says_what_the_local_one_says(checkpoint: Path, tmp_path: Path) -> None:
     """The server's side is our own model, which sees nothing but the request."""
     model, processor = small_model(), Processor.from_folder(checkpoint)
-    behind, one_by_one = ModelResponder(model, processor), threading.Lock()
+    behind, one_by_one = ModelResponder(FeatureCache(model, processor)), threading.Lock()
 
     def part(sent: dict[str, Any]) -> dict[str, Any]:
         if sent["type"] == "text":
             return sent
         head, _, body = sent["image_url"]["url"].partition(",")
         assert head == "data:image/png;base64"
-        return {"type": "image", "image": Picture.of(base64.b64decode(body))}
+        return {"type": "image", "image": StoredImage.of(base64.b64decode(body))}
 
     def answer(body: dict[str, Any]) -> Reply:
         [message] = body["messages"]

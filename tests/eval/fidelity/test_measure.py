@@ -11,11 +11,17 @@ from eval_models import read_messages, small_model
 from scipy.stats import entropy  # type: ignore[import-untyped]  # scipy has no annotations
 
 from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.fidelity import logprob_cache, teacher_forcing
 from vlpress.eval.fidelity import measure as measure_module
 from vlpress.eval.fidelity.divergences import summarize_fidelity, unit_divergences
 from vlpress.eval.fidelity.logprob_cache import LogProbReader, lump
-from vlpress.eval.fidelity.measure import divergence, keep_logprobs, lumped_divergence, measure_task
+from vlpress.eval.fidelity.measure import (
+    compute_divergence,
+    compute_lumped_divergence,
+    measure_task,
+    store_logprobs,
+)
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
@@ -35,10 +41,13 @@ def stored(task: Task, text: str = "abc", stopped: bool = True) -> dict[str, Pre
 def measure(
     task: Task, base: QwenVL, cand: QwenVL, processor: Processor, path: Path, **answer: Any
 ) -> dict[str, dict[str, Any]]:
-    answers, kept = stored(task, **answer), path.with_suffix("")
-    keep_logprobs(task, base, processor, answers, kept, {"a": 1}, batch_size=4)
-    reader = LogProbReader(kept)
-    return measure_task(task, cand, processor, answers, reader, path, {"a": 1}, batch_size=4)
+    answers, folder = stored(task, **answer), path.with_suffix("")
+    features = FeatureCache(base, processor)
+    store_logprobs(task, features, answers, folder, {"a": 1}, batch_size=4)
+    if cand is not base:
+        features = FeatureCache(cand, processor)
+    reader = LogProbReader(folder)
+    return measure_task(task, features, answers, reader, path, {"a": 1}, batch_size=4)
 
 
 def test_divergence_against_scipy() -> None:
@@ -48,20 +57,20 @@ def test_divergence_against_scipy() -> None:
     expected = entropy(
         base.softmax(-1).double().numpy(), candidate.softmax(-1).double().numpy(), axis=1
     )
-    assert np.allclose(divergence(base, candidate).numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert np.allclose(compute_divergence(base, candidate).numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_divergence_is_zero_only_for_equal_distributions() -> None:
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(1))
-    assert divergence(logits, logits + 3.0).max() < 1e-6
-    assert divergence(logits, logits * 2).min() > 0
-    assert divergence(logits[:0], logits[:0]).shape == (0,)
+    assert compute_divergence(logits, logits + 3.0).max() < 1e-6
+    assert compute_divergence(logits, logits * 2).min() > 0
+    assert compute_divergence(logits[:0], logits[:0]).shape == (0,)
 
 
 def test_divergence_refuses_what_is_not_finite() -> None:
     logits = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="logits that are not finite"):
-        divergence(logits, logits.clone().fill_(torch.nan))
+        compute_divergence(logits, logits.clone().fill_(torch.nan))
 
 
 def test_a_model_does_not_differ_from_itself(
@@ -87,7 +96,7 @@ def test_records_equal_a_direct_computation(
         prompt = processor.encode(read_messages(item), answer="xyz!")
         start = len(processor.encode(read_messages(item))) - 1
         p, q = base([prompt])[0][start:-1], cand([prompt])[0][start:-1]
-        kl = divergence(p, q).tolist()
+        kl = compute_divergence(p, q).tolist()
         assert records[item.id]["kl"] == pytest.approx(kl[:-1], rel=1e-3)
         assert records[item.id]["end"]["kl"] == pytest.approx(kl[-1], rel=1e-3)
         same = (p.argmax(-1) == q.argmax(-1)).int().tolist()
@@ -135,11 +144,11 @@ def test_measurement_resumes(
     left = {"base": 2, "candidate": 5}[stage]  # the base's reading takes three batches
     original = teacher_forcing.read_answers
 
-    def limited(model: Any, cache: Any, items: Any, answers: Any) -> Any:
+    def limited(features: Any, items: Any, answers: Any) -> Any:
         if len(batches) == left:
             raise KeyboardInterrupt
         batches.append([item.id for item in items])
-        return original(model, cache, items, answers)
+        return original(features, items, answers)
 
     batches: list[list[str]] = []
     monkeypatch.setattr(measure_module, "read_answers", limited)
@@ -157,7 +166,7 @@ def test_lumped_divergence_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2]])
     q = torch.tensor([[0.4, 0.2, 0.4]])
     ids = torch.tensor([[0]])
-    found = lumped_divergence(p.log()[:, :1], ids, torch.tensor([0.5]), q.log())
+    found = compute_lumped_divergence(p.log()[:, :1], ids, torch.tensor([0.5]), q.log())
     expected = 0.5 * np.log(0.5 / 0.4) + 0.5 * np.log(0.5 / 0.6)
     assert found.tolist() == pytest.approx([expected], rel=1e-6)
 
@@ -166,16 +175,16 @@ def test_lumping_loses_and_never_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
     base = torch.randn(200, 50, generator=generator) * 2
     candidate = base + torch.randn(200, 50, generator=generator)
-    full = divergence(base, candidate)
+    full = compute_divergence(base, candidate)
     last = torch.zeros(200)
     for top in (1, 5, 20, 49):
         monkeypatch.setattr(logprob_cache, "TOP", top)
-        lumped = lumped_divergence(*lump(base.log_softmax(-1)), candidate)
+        lumped = compute_lumped_divergence(*lump(base.log_softmax(-1)), candidate)
         assert (lumped <= full + 1e-6).all()
         assert (lumped >= last - 1e-6).all()  # finer lumps lose less
         last = lumped
     monkeypatch.setattr(logprob_cache, "TOP", 50)
-    whole = lumped_divergence(*lump(base.log_softmax(-1)), candidate)
+    whole = compute_lumped_divergence(*lump(base.log_softmax(-1)), candidate)
     assert torch.allclose(whole, full, atol=1e-5)
 
 
@@ -216,7 +225,7 @@ def test_what_is_kept_is_close_to_what_was_computed(
         start = len(processor.encode(read_messages(item))) - 1
         p, q = base([prompt])[0][start:-1], cand([prompt])[0][start:-1]
         assert records[item.id]["kl"] == pytest.approx(
-            divergence(p, q).tolist()[:-1], rel=2e-2, abs=1e-6
+            compute_divergence(p, q).tolist()[:-1], rel=2e-2, abs=1e-6
         )
 
 

@@ -10,14 +10,9 @@ from eval_files import package_files
 from eval_models import small_model
 
 from vlpress.eval import evaluate_model, open_task
-from vlpress.eval.fidelity.noise import (
-    BATCH,
-    DTYPE,
-    measure_noise,
-    multiples,
-    noise_sample,
-    read_noise,
-)
+from vlpress.eval.answering.vision_features import FeatureCache
+from vlpress.eval.fidelity.noise import BATCH, DTYPE, multiples, read_noise
+from vlpress.eval.fidelity.noise_floor import measure_noise, noise_sample
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
@@ -51,9 +46,9 @@ def test_the_sample_holds_whole_questions_of_all_categories(tasks: list[Task]) -
 def test_another_batch_size_is_a_smaller_change_than_another_dtype(
     base: Path, tasks: list[Task], processor: Processor
 ) -> None:
-    measure_noise(base, tasks, small_model(), processor, BATCH, batch_size=1, units=4)
+    measure_noise(base, tasks, FeatureCache(small_model(), processor), BATCH, batch_size=1, units=4)
     other = small_model().to(torch.bfloat16)
-    measure_noise(base, tasks, other, processor, DTYPE, batch_size=4, units=4)
+    measure_noise(base, tasks, FeatureCache(other, processor), DTYPE, batch_size=4, units=4)
     for task in read_run(base).tasks.values():
         found = read_noise([task])
         batch, dtype = found[BATCH], found[DTYPE]
@@ -71,7 +66,7 @@ def test_changed_answers_and_flips_are_counted(
     base: Path, tasks: list[Task], processor: Processor
 ) -> None:
     other = small_model(7)  # far more than noise, so that answers do change
-    measure_noise(base, tasks, other, processor, BATCH, batch_size=1, units=4)
+    measure_noise(base, tasks, FeatureCache(other, processor), BATCH, batch_size=1, units=4)
     stored = read_run(base).tasks["builtin-ocrbench"]
     found = read_noise([stored])[BATCH]
     assert found["answers"] == 4
@@ -81,10 +76,16 @@ def test_changed_answers_and_flips_are_counted(
 def test_measuring_again_in_another_way_is_refused(
     base: Path, tasks: list[Task], processor: Processor
 ) -> None:
-    measure_noise(base, tasks[1:], small_model(), processor, BATCH, batch_size=1, units=4)
-    measure_noise(base, tasks[1:], small_model(), processor, BATCH, batch_size=1, units=4)
+    measure_noise(
+        base, tasks[1:], FeatureCache(small_model(), processor), BATCH, batch_size=1, units=4
+    )
+    measure_noise(
+        base, tasks[1:], FeatureCache(small_model(), processor), BATCH, batch_size=1, units=4
+    )
     with pytest.raises(ValueError, match=r"noise.batch_size: 1 -> 2"):
-        measure_noise(base, tasks[1:], small_model(), processor, BATCH, batch_size=2, units=4)
+        measure_noise(
+            base, tasks[1:], FeatureCache(small_model(), processor), BATCH, batch_size=2, units=4
+        )
 
 
 def test_without_the_bases_expectations_there_is_nothing_to_measure(
@@ -93,7 +94,7 @@ def test_without_the_bases_expectations_there_is_nothing_to_measure(
     out = tmp_path / "plain"
     evaluate_model(small_model(), processor, tasks[1:], out, batch_size=4)
     with pytest.raises(FileNotFoundError, match=r"index.jsonl does not exist"):
-        measure_noise(out, tasks[1:], small_model(), processor, BATCH, batch_size=1)
+        measure_noise(out, tasks[1:], FeatureCache(small_model(), processor), BATCH, batch_size=1)
     assert read_noise(read_run(out).tasks.values()) == {}
 
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 from eval_files import mmbench_rows, picture, write_tsv
-from eval_models import TableResponder, right, small_model
+from eval_models import TableResponder, evaluate_answers, right, small_model
 from tiny_models import make_random_model, write_checkpoint_folder
 
-from vlpress.eval import evaluate_model
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.askable import mark_as_reference, mark_unaskable
-from vlpress.eval.tasks.resolution import Bounds
+from vlpress.eval.tasks.resolution import PixelBounds
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.config import ModelSettings
@@ -36,8 +35,8 @@ def own_file(folder: Path, changes: dict[int, Any], count: int = 40) -> Path:
 
 
 def prompt_tokens(task: Task, processor: Processor) -> list[int]:
-    cache = FeatureCache(processor, [])
-    return [len(cache.prompts([item])[0][0]) for item in task.items]
+    features = FeatureCache(small_model(), processor)
+    return [len(features.prompts([item])[0][0]) for item in task.items]
 
 
 def with_context(processor: Processor, context: int) -> Processor:
@@ -46,9 +45,9 @@ def with_context(processor: Processor, context: int) -> Processor:
     return Processor(config, processor.tokenizer, processor.settings)
 
 
-@pytest.mark.parametrize("bounds", [None, Bounds(112 * 112, 224 * 224)])
+@pytest.mark.parametrize("bounds", [None, PixelBounds(112 * 112, 224 * 224)])
 def test_the_limit_is_exact_and_leaves_room_for_one_token(
-    tmp_path: Path, processor: Processor, bounds: Bounds | None
+    tmp_path: Path, processor: Processor, bounds: PixelBounds | None
 ) -> None:
     change = {"image": [picture(1, (300, 90)), picture(2)], "question": "Which is larger?"}
     opened = open_task(f"x={own_file(tmp_path, {4: change})}")
@@ -128,7 +127,7 @@ def test_a_served_model_is_asked_what_the_reference_was(
     changes = {4: {"question": "a " * CONTEXT}, 9: {"image": picture(1, (1093, 5))}}
     opened = open_task(f"x={own_file(tmp_path, changes)}")
     local = mark_unaskable(opened, processor)
-    evaluate_model(small_model(), processor, [local], tmp_path / "base", responder=TableResponder())
+    evaluate_answers(TableResponder(), small_model(), processor, [local], tmp_path / "base")
     [served] = mark_as_reference([opened], read_run(tmp_path / "base"))
     assert served.fingerprint == local.fingerprint
     assert served.fields == local.fields

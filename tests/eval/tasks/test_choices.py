@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.tasks.choices import fold, letter_of, read_options
+from vlpress.eval.tasks.choices import find_letter, fold, read_options
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_answers(answer: Any, choices: list[Any], letter: str | None) -> None:
     options = read_options(choices)
     if letter is None:
         with pytest.raises(ValueError, match=r"answer .*; write (the|a) letter"):
-            letter_of(answer, options)
+            find_letter(answer, options)
     else:
-        assert letter_of(answer, options) == letter
+        assert find_letter(answer, options) == letter
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -108,9 +108,9 @@ def test_a_letter_is_read_as_itself_and_a_text_as_its_own_option(
 ) -> None:
     options = read_options(texts)
     letter = data.draw(st.sampled_from(sorted(options)))
-    assert letter_of(letter, options) == letter
+    assert find_letter(letter, options) == letter
     try:
-        found = letter_of(options[letter], options)
+        found = find_letter(options[letter], options)
     except ValueError:  # two options are alike, or a text looks like a letter
         return
     text = str(options[letter])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlpress.calib.samples.sample import Sample, image_digest
-from vlpress.eval.answering.vision_features import FeatureCache, pictures
+from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.report.thumbnails import shrink
 from vlpress.eval.resolve import refuse_leak
 from vlpress.eval.tasks import open_task
@@ -24,9 +24,9 @@ from vlpress.eval.tasks.files.image_store import (
     AS_DISPLAYED,
     VLMEVALKIT,
     Decoding,
-    Picture,
-    PictureStore,
-    decode,
+    ImageStore,
+    StoredImage,
+    decode_image,
 )
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.images import MAX_IMAGE_PIXELS, ORIENTATION, open_image
@@ -81,31 +81,31 @@ def close(found: Any, wanted: Pixel, tolerance: int = 8) -> bool:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_orientation_is_applied_unless_published_scores_were_taken_without(form: str) -> None:
-    upright, stored = (Picture.of(turned(form), how) for how in (AS_DISPLAYED, VLMEVALKIT))
-    assert upright.open().size == upright.size() == (60, 40)
-    assert stored.open().size == stored.size() == (40, 60)
+    upright, stored = (StoredImage.of(turned(form), how) for how in (AS_DISPLAYED, VLMEVALKIT))
+    assert upright.open().size == upright.size == (60, 40)
+    assert stored.open().size == stored.size == (40, 60)
     assert close(upright.open().getpixel((10, 20)), BLUE)
     assert close(upright.open().getpixel((50, 20)), RED)
 
 
 def test_tiff_is_upright_in_either_way() -> None:
     for how in (AS_DISPLAYED, VLMEVALKIT):
-        shown = Picture.of(turned("TIFF"), how)
-        assert shown.open().size == shown.size() == (60, 40)
+        shown = StoredImage.of(turned("TIFF"), how)
+        assert shown.open().size == shown.size == (60, 40)
         assert close(shown.open().getpixel((10, 20)), BLUE)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pixels_are_white_unless_published_scores_were_taken_without(mode: str) -> None:
     data = see_through(mode)
-    assert decode(data, AS_DISPLAYED).getpixel((10, 20)) == WHITE
-    assert decode(data, AS_DISPLAYED).getpixel((50, 20)) == (80, 80, 80)
-    assert decode(data, VLMEVALKIT).getpixel((10, 20)) == (0, 0, 0)
+    assert decode_image(data, AS_DISPLAYED).getpixel((10, 20)) == WHITE
+    assert decode_image(data, AS_DISPLAYED).getpixel((50, 20)) == (80, 80, 80)
+    assert decode_image(data, VLMEVALKIT).getpixel((10, 20)) == (0, 0, 0)
 
 
 def test_deep_grey_is_scaled_unless_published_scores_were_taken_without() -> None:
-    assert decode(deep(), AS_DISPLAYED).getpixel((10, 20)) == (128, 128, 128)
-    assert decode(deep(), VLMEVALKIT).getpixel((10, 20)) == WHITE  # clipped
+    assert decode_image(deep(), AS_DISPLAYED).getpixel((10, 20)) == (128, 128, 128)
+    assert decode_image(deep(), VLMEVALKIT).getpixel((10, 20)) == WHITE  # clipped
 
 
 def test_other_modes_decode_to_the_same_colours() -> None:
@@ -114,7 +114,7 @@ def test_other_modes_decode_to_the_same_colours() -> None:
     cmyk = encoded(halves().convert("CMYK"), "JPEG", quality=95)
     for data in (moving, cmyk, encoded(halves().quantize(4)), encoded(halves(), "BMP")):
         for how in (AS_DISPLAYED, VLMEVALKIT):
-            image = decode(data, how)
+            image = decode_image(data, how)
             assert image.mode == "RGB" and close(image.getpixel((10, 20)), BLUE)
             assert close(image.getpixel((50, 20)), RED)
 
@@ -127,7 +127,7 @@ def test_own_images_are_shown_as_generate_and_calibration_show_them(
     record = {"image": "a.png", "question": "What is it?", "answer": "x"}
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     item = open_task(str(tmp_path / "a.jsonl")).items[0]
-    [shown] = pictures(item)
+    [shown] = item.images
     assert shown.open().tobytes() == open_image(data).tobytes()
     assert processor.image(shown.open()).digest == processor.image(data).digest
     with Image.open(io.BytesIO(shrink(shown))) as small:
@@ -136,21 +136,21 @@ def test_own_images_are_shown_as_generate_and_calibration_show_them(
 
 
 def test_published_images_keep_their_decoding(tmp_path: Path) -> None:
-    cell = base64.b64encode(turned("PNG")).decode()
+    cell = base64.b64encode(turned("PNG")).decode_image()
     row = {"index": 1, "image": cell, "question": "q", "answer": "x"}
     path = write_tsv(tmp_path / "a.tsv", [{**row, "category": "Doc-oriented VQA"}])
-    [shown] = pictures(open_task(f"OCRBench={path}").items[0])
+    [shown] = open_task(f"OCRBench={path}").items[0].images
     assert shown.open().size == (40, 60)
 
 
 def test_one_cache_keeps_both_decodings_apart(processor: Processor) -> None:
     def item(how: Decoding) -> Item:
-        content = [{"type": "image", "image": Picture.of(turned("PNG"), how)}]
+        content = [{"type": "image", "image": StoredImage.of(turned("PNG"), how)}]
         return Item("1", [{"role": "user", "content": content}], 4, {})
 
-    cache = FeatureCache(processor, [small_model()])
-    prompts, _ = cache.prompts([item(AS_DISPLAYED), item(VLMEVALKIT), item(AS_DISPLAYED)])
-    assert cache.encoded == 2
+    features = FeatureCache(small_model(), processor)
+    prompts, _ = features.prompts([item(AS_DISPLAYED), item(VLMEVALKIT), item(AS_DISPLAYED)])
+    assert features.encoded == 2
     (_, height, width), turned_grid = prompts[0].visuals[0].grid, prompts[1].visuals[0].grid
     assert turned_grid == (1, width, height) and width > height
 
@@ -159,7 +159,7 @@ def test_blank_images_have_the_size_of_the_upright_ones(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(turned("JPEG"))
     record = {"image": "a.jpg", "question": "What is it?", "answer": "x"}
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
-    [blank] = pictures(open_task(str(tmp_path / "a.jsonl"), blank=True).items[0])
+    [blank] = open_task(str(tmp_path / "a.jsonl"), blank=True).items[0].images
     assert blank.open().size == (60, 40)
     assert blank.open().getcolors() == [(2400, (127, 127, 127))]
 
@@ -170,10 +170,15 @@ def test_a_leak_is_found_whichever_way_the_evaluation_decodes(tmp_path: Path) ->
         return Sample([{"role": "user", "content": content}], "x", "s")
 
     data = see_through("RGBA")
-    row = {"index": 1, "image": base64.b64encode(data).decode(), "question": "q", "answer": "x"}
+    row = {
+        "index": 1,
+        "image": base64.b64encode(data).decode_image(),
+        "question": "q",
+        "answer": "x",
+    }
     path = write_tsv(tmp_path / "a.tsv", [{**row, "category": "Doc-oriented VQA"}])
     task = open_task(f"OCRBench={path}")
-    shown = [decode(data, how) for how in (AS_DISPLAYED, VLMEVALKIT)]
+    shown = [decode_image(data, how) for how in (AS_DISPLAYED, VLMEVALKIT)]
     assert image_digest(shown[0]) != image_digest(shown[1])
     for image in shown:
         with pytest.raises(ValueError, match="OCRBench item 1"):
@@ -197,10 +202,10 @@ def test_the_bounds_are_those_of_the_processor(
 ) -> None:
     data = encoded(Image.new("RGB", size))
     if is_shown:
-        assert processor.image(decode(data, how)).grid[0] == 1
+        assert processor.image(decode_image(data, how)).grid[0] == 1
         return
     with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels: aspect ratio .* 200"):
-        decode(data, how)
+        decode_image(data, how)
     with pytest.raises(ValueError, match="aspect ratio"):
         processor.image(data)
 
@@ -214,7 +219,7 @@ def black(height: int) -> bytes:
 @pytest.mark.parametrize("height", [9500, 30_000])
 def test_too_many_pixels_are_refused_before_they_are_decoded(how: Decoding, height: int) -> None:
     with pytest.raises(ValueError, match=str(MAX_IMAGE_PIXELS)):
-        decode(black(height), how)
+        decode_image(black(height), how)
 
 
 SAMPLES = {
@@ -230,7 +235,7 @@ SAMPLES = {
 @given(st.binary(max_size=80), st.sampled_from([AS_DISPLAYED, VLMEVALKIT]))
 def test_bytes_that_are_no_image_are_one_line(data: bytes, how: Decoding) -> None:
     with pytest.raises(ValueError, match=r"^its image does not decode \([^\n]+\)$"):
-        decode(data, how)
+        decode_image(data, how)
 
 
 @given(
@@ -246,15 +251,15 @@ def test_damaged_images_decode_or_are_one_line(
     place %= len(data)
     damaged = data[:place] + other + data[place + len(other) :]
     try:
-        image = decode(damaged, how)
+        image = decode_image(damaged, how)
     except ValueError as error:
         assert str(error).startswith("its image") and "\n" not in str(error)
     else:
-        assert image.mode == "RGB" and image.size == Picture.of(damaged, how).size()
+        assert image.mode == "RGB" and image.size == StoredImage.of(damaged, how).size
 
 
 def test_a_store_gives_its_decoding_to_what_it_holds() -> None:
     data = base64.b64decode(picture(1))
-    own, published = (PictureStore(how).add(data) for how in (AS_DISPLAYED, VLMEVALKIT))
+    own, published = (ImageStore(how).add(data) for how in (AS_DISPLAYED, VLMEVALKIT))
     assert own.digest == published.digest and own != published
-    assert own == Picture.of(data) and published.read() == data
+    assert own == StoredImage.of(data) and published.read() == data

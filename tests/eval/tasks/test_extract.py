@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.tasks.extract import PROFILES, REFUSAL, extract_choice, rule_profile
+from vlpress.eval.tasks.extract import PROFILES, REFUSAL, extract_choice, find_profile
 
 GOLDEN = paths.GOLDEN / "eval_vectors.json"
 VECTORS: list[dict[str, Any]] = json.loads(GOLDEN.read_text("utf-8"))["option_extraction"]
@@ -51,4 +51,4 @@ def test_a_lone_letter_wins_under_all_profiles(letter: str, form: str) -> None:
 
 def test_unknown_profile_is_named() -> None:
     with pytest.raises(ValueError, match=r"unknown extraction profile 'v9'; choose one of 2024"):
-        rule_profile("v9")
+        find_profile("v9")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from eval_files import mmbench_rows, vectors, write_tsv
 
-from vlpress.eval.tasks import KINDS, mmbench
-from vlpress.eval.tasks.files.image_store import Picture
-from vlpress.eval.tasks.files.table import Findings, Row, Table
+from vlpress.eval.tasks import TASK_KINDS, mmbench
+from vlpress.eval.tasks.files.image_store import StoredImage
+from vlpress.eval.tasks.files.rows import Findings, Row, Table
 from vlpress.eval.tasks.files.tsv import read_table
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2, Content
 from vlpress.eval.tasks.task import accuracy_table
@@ -20,7 +20,7 @@ def as_messages(content: Content) -> list[dict[str, str]]:
     return [
         {"type": part["type"], "value": part["text"]}
         if part["type"] == "text"
-        else {"type": "image", "value": part["image"].read().decode()}
+        else {"type": "image", "value": part["image"].read().decode_image()}
         for part in content
     ]
 
@@ -32,9 +32,9 @@ def as_messages(content: Content) -> list[dict[str, str]]:
 )
 def test_recorded_prompts(case: dict[str, Any], style: str, column: str) -> None:
     kinds = {"MMBench_DEV_EN": "mmbench", "MMBench_DEV_CN": "mmbench", "MMMU_DEV_VAL": "mmmu"}
-    kind = KINDS[kinds.get(case["dataset"], "ocrbench")]
+    kind = TASK_KINDS[kinds.get(case["dataset"], "ocrbench")]
     values = {k: v for k, v in case["line"].items() if v is not None and k != "_img"}
-    row = Row(1, values, tuple(Picture.of(name.encode()) for name in case["line"]["_img"]))
+    row = Row(1, values, tuple(StoredImage.of(name.encode()) for name in case["line"]["_img"]))
     assert as_messages(kind.content(row, style)) == case[column]
 
 

@@ -7,8 +7,8 @@ import pytest
 from eval_files import mmmu_rows, vectors, write_tsv
 
 from vlpress.eval.tasks import mmmu
-from vlpress.eval.tasks.files.image_store import Picture
-from vlpress.eval.tasks.files.table import Row
+from vlpress.eval.tasks.files.image_store import StoredImage
+from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.files.tsv import read_table
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 
@@ -44,7 +44,7 @@ def test_option_named_none_is_an_option(tmp_path: Path) -> None:
 
 
 def test_pictures_stand_where_the_style_wants_them() -> None:
-    one, two = Picture.of(b"one"), Picture.of(b"two")
+    one, two = StoredImage.of(b"one"), StoredImage.of(b"two")
     row = Row(1, {"question": "Is <image 2> like <image 1>?"}, (one, two))
     kinds = [part.get("image") for part in mmmu.content(row, DEFAULT)]
     assert kinds == [None, two, None, one, None]

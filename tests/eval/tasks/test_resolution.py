@@ -12,14 +12,13 @@ from eval_models import right, small_model
 from typer.testing import CliRunner
 
 from vlpress.cli import main
-from vlpress.eval import evaluate_model, evaluate_endpoint
+from vlpress.eval import evaluate_endpoint, evaluate_model
 from vlpress.eval.answering.openai_client import PIXELS, Endpoint, request_fields
 from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.answering.vision_features import pictures as pictures_of
 from vlpress.eval.report.reproduce import reproduce_command
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.resolution import Bounds, bounds_of, pixel_budget
+from vlpress.eval.tasks.resolution import PixelBounds, check_budget, find_bounds
 from vlpress.model.processing.processor import Processor
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -34,14 +33,16 @@ def test_bounds_are_those_of_the_published_scores(kind: str, name: str) -> None:
     cases = [c for c in json.loads(GOLDEN.read_text()) if c["config"] == name]
     assert cases
     for case in cases:
-        assert bounds_of("vlmevalkit", kind) == Bounds(case["min_pixels"], case["max_pixels"])
-    assert bounds_of("vlmevalkit", "mmmu") == Bounds(1_003_520, 12_845_056)
-    assert bounds_of("model", kind) is None
+        assert find_bounds("vlmevalkit", kind) == PixelBounds(
+            case["min_pixels"], case["max_pixels"]
+        )
+    assert find_bounds("vlmevalkit", "mmmu") == PixelBounds(1_003_520, 12_845_056)
+    assert find_bounds("model", kind) is None
 
 
 def test_unknown_budget_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown pixel budget 'hd'; choose .*model, vlmevalkit"):
-        pixel_budget("hd")
+        check_budget("hd")
     with pytest.raises(ValueError, match="unknown pixel budget 'hd'"):
         open_task("builtin-mmmu", pixels="hd")
 
@@ -54,19 +55,19 @@ def test_budget_is_a_named_part_of_the_fingerprint() -> None:
         "min_pixels": 78_400,
         "max_pixels": 12_845_056,
     }
-    assert {item.pixels for item in named.items} == {Bounds(78_400, 12_845_056)}
+    assert {item.pixels for item in named.items} == {PixelBounds(78_400, 12_845_056)}
 
 
 def test_pictures_are_scaled_to_the_items_bounds(checkpoint: Path) -> None:
     model, processor = small_model(), Processor.from_folder(checkpoint)
     item = open_task("builtin-ocrbench").items[0]
-    large = replace(item, pixels=Bounds(112 * 112, 224 * 224))
-    cache = FeatureCache(processor, [model])
-    [small_one, again, large_one], _ = cache.prompts([item, item, large])
-    assert cache.encoded == 2  # one picture in two sizes
+    large = replace(item, pixels=PixelBounds(112 * 112, 224 * 224))
+    features = FeatureCache(model, processor)
+    [small_one, again, large_one], _ = features.prompts([item, item, large])
+    assert features.encoded == 2  # one image in two sizes
     assert len(small_one.input_ids) == len(again.input_ids) < len(large_one.input_ids)
     [shown] = large_one.visuals
-    [source] = pictures_of(item)
+    [source] = item.images
     assert shown.grid == processor.image(source.open(), (112 * 112, 224 * 224)).grid
     bounded = Processor.from_folder(checkpoint, min_pixels=112 * 112, max_pixels=224 * 224)
     assert shown.grid == bounded.image(source.open()).grid
@@ -84,7 +85,7 @@ def test_a_served_model_is_sent_each_items_bounds(tmp_path: Path) -> None:
 
 def test_the_command_that_reproduces_names_the_budget(checkpoint: Path, tmp_path: Path) -> None:
     task = open_task("builtin-ocrbench", limit=2, max_new_tokens=2)
-    small = Bounds(3136, 3136)  # the real ones would take a minute
+    small = PixelBounds(3136, 3136)  # the real ones would take a minute
     shown = replace(
         task,
         items=tuple(replace(item, pixels=small) for item in task.items),

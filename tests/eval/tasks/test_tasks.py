@@ -11,10 +11,9 @@ from eval_files import mmbench_rows, mmmu_rows, ocrbench_rows, package_files, wr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.files.image_store import AS_DISPLAYED, VLMEVALKIT, decode
-from vlpress.eval.tasks.prompts import default_prompt_style, prompt_style
+from vlpress.eval.tasks.files.image_store import AS_DISPLAYED, VLMEVALKIT, decode_image
+from vlpress.eval.tasks.prompts import default_prompt_style, find_prompt_style
 from vlpress.eval.tasks.task import sample_units
 
 
@@ -126,8 +125,8 @@ def test_limit_must_be_positive() -> None:
 def test_blank_pictures_keep_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package_files(tmp_path, monkeypatch)
     seen, blank = open_task("builtin-mmmu"), open_task("builtin-mmmu", blank=True)
-    image = decode(first_image(blank), VLMEVALKIT)
-    assert image.size == decode(first_image(seen), VLMEVALKIT).size
+    image = decode_image(first_image(blank), VLMEVALKIT)
+    assert image.size == decode_image(first_image(seen), VLMEVALKIT).size
     assert image.getcolors() == [(image.width * image.height, (127, 127, 127))]
     assert seen.fingerprint != blank.fingerprint
     texts = [[p.get("text") for p in i.messages[0]["content"]] for i in seen.items]
@@ -152,9 +151,7 @@ def test_image_decoding_is_a_named_part_of_the_fingerprint(
     for name in ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu"):
         task = open_task(name)
         assert task.fingerprint["image_decoding"] == VLMEVALKIT == "vlmevalkit"
-        assert {picture.decoding for item in task.items for picture in pictures(item)} == {
-            VLMEVALKIT
-        }
+        assert {picture.decoding for item in task.items for picture in item.images} == {VLMEVALKIT}
     own = open_task(str(tmp_path / "own.jsonl"))
     assert own.fingerprint["image_decoding"] == AS_DISPLAYED == "as-displayed"
 
@@ -165,7 +162,7 @@ def test_style_of_a_family() -> None:
     with pytest.raises(ValueError, match="no default prompt style for model family 'llava'"):
         default_prompt_style("llava")
     with pytest.raises(ValueError, match="unknown prompt style 'mine'"):
-        prompt_style("mine")
+        find_prompt_style("mine")
 
 
 def test_scoring_an_unfinished_run_is_refused(

@@ -15,7 +15,7 @@ from eval_files import mmbench_rows, picture
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files import hf_datasets
 from vlpress.eval.tasks.files.hf_datasets import DISCIPLINE_OF, read_dataset
-from vlpress.eval.tasks.files.image_store import VLMEVALKIT, PictureStore
+from vlpress.eval.tasks.files.image_store import VLMEVALKIT, ImageStore
 
 PICTURE = datasets.Image()
 
@@ -167,10 +167,10 @@ def test_an_image_that_is_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(base64.b64decode(picture(1)))
     form = hf_datasets.FORMS["ocrbench"]
     record = {**ocrbench_records()[0], "image": {"bytes": None, "path": "a.png"}}
-    row, fault = hf_datasets._row(record, 0, form, PictureStore(VLMEVALKIT), tmp_path)
+    row, fault = hf_datasets._row(record, 0, form, ImageStore(VLMEVALKIT), tmp_path)
     assert (fault, row.images[0].read()) == ("", (tmp_path / "a.png").read_bytes())
     record["image"]["path"] = "none.png"
-    row, fault = hf_datasets._row(record, 0, form, PictureStore(VLMEVALKIT), tmp_path)
+    row, fault = hf_datasets._row(record, 0, form, ImageStore(VLMEVALKIT), tmp_path)
     assert row.images == () and "none.png" in fault
 
 

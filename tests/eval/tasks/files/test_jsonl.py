@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.eval.answering.vision_features import pictures
 from vlpress.eval.tasks import custom, open_task
 from vlpress.eval.tasks.files.jsonl import read_jsonl
-from vlpress.eval.tasks.files.table import Row
+from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.prompts import DEFAULT
 
 PNG = base64.b64decode(picture(1))
@@ -310,7 +309,7 @@ def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path: Path) -> 
 def test_equal_images_of_one_row_are_all_shown(tmp_path: Path) -> None:
     record = {**ASK, "images": [picture(1), picture(1)]}
     item = open_task(str(write(tmp_path / "a.jsonl", record))).items[0]
-    assert len(list(pictures(item))) == 2
+    assert len(list(item.images)) == 2
 
 
 JSON = st.recursive(

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.eval.tasks.files.image_store import VLMEVALKIT, decode
-from vlpress.eval.tasks.files.table import answer_faults, picture_faults
+from vlpress.eval.tasks.files.image_store import VLMEVALKIT, decode_image
+from vlpress.eval.tasks.files.rows import answer_faults, picture_faults
 from vlpress.eval.tasks.files.tsv import read_table
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
@@ -88,15 +88,18 @@ def test_several_pictures_in_one_cell(tmp_path: Path) -> None:
 def test_transparency_is_dropped_without_a_background(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(buffer, format="PNG")
-    assert decode(buffer.getvalue(), VLMEVALKIT).getpixel((0, 0)) == (10, 20, 30)
+    assert decode_image(buffer.getvalue(), VLMEVALKIT).getpixel((0, 0)) == (10, 20, 30)
 
 
 def test_forms_of_base64(tmp_path: Path) -> None:
     data = base64.b64decode(picture(1))
-    plain, safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    plain, safe = (
+        base64.b64encode(data).decode_image(),
+        base64.urlsafe_b64encode(data).decode_image(),
+    )
     for cell in (
         plain,
-        base64.encodebytes(data).decode(),
+        base64.encodebytes(data).decode_image(),
         plain.rstrip("="),
         safe,
         f"data:image/png;base64,{plain}",
@@ -170,7 +173,7 @@ def test_rows_that_cannot_be_scored_are_broken(
 
 def test_each_distinct_picture_is_kept_once_and_not_in_memory(tmp_path: Path) -> None:
     noise = random.Random(0)
-    cells = [base64.b64encode(noise.randbytes(1 << 20)).decode() for _ in range(24)]
+    cells = [base64.b64encode(noise.randbytes(1 << 20)).decode_image() for _ in range(24)]
     rows = [{"index": i, "image": cells[i % 24], "question": "q"} for i in range(48)]
     path = write_tsv(tmp_path / "a.tsv", rows)
     del rows

@@ -1,9 +1,9 @@
-"""Rows of a benchmark, whatever file they came from, and what must hold for each.
+"""Rows of a benchmark, independent of the file format, and the checks that apply to all of them.
 
-A row that cannot be asked or scored (an image that does not decode or is too large, a placeholder
-token in its text, an answer that is no option) is broken. It is named in the report and counts as
-wrong for every model: leaving it out would change the denominator in silence. A file with many of
-them is refused.
+A broken row cannot be used: its image does not decode or is too large, its text contains a
+placeholder token, or its answer is not an option. Broken rows are named in the report and count
+as wrong for every model, because omitting them would change the denominator silently. A file with
+many of them is refused.
 """
 
 from __future__ import annotations
@@ -13,52 +13,52 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .image_store import Picture
+from .image_store import StoredImage
 
-MAX_BROKEN = 0.05  # of all rows; one of several is always allowed
+MAX_BROKEN = 0.05  # of all rows; a single broken row among several is always allowed
 _OPTION = re.compile(r"[A-Z]")
 _NAMED_ROWS = 5  # rows named in a message
-_REASON_LENGTH = 240  # characters of an id and what is wrong with its row, in a message
+_REASON_LENGTH = 240  # characters of a row's id and fault in a message
 
 Index = int | str
 Faults = dict[Index, str]
-"""Index of a broken row -> what is wrong with it."""
+"""Index of a broken row -> reason."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark file."""
+    """One row of a benchmark file."""
 
     index: Index
     values: Mapping[str, str]  # column -> cell as written; empty cells are absent
-    images: tuple[Picture, ...]  # in order of appearance
-    line: int | None = None  # of the file, where a row is one
+    images: tuple[StoredImage, ...]  # in order of appearance
+    line: int | None = None  # line of the file, for formats with one row per line
 
     def __getitem__(self, column: str) -> str:
         return self.values[column]
 
     def get(self, column: str, default: str = "") -> str:
-        """Return a cell, or `default` where it is missing."""
+        """Return a cell, or `default` where it is absent."""
         return self.values.get(column, default)
 
     @property
     def options(self) -> dict[str, str]:
-        """The options that exist: capital-letter columns with a value, in letter order."""
+        """Existing options: capital-letter columns with a value, in letter order."""
         letters = sorted(column for column in self.values if _OPTION.fullmatch(column))
         return {letter: self.values[letter] for letter in letters}
 
     @property
     def l2_category(self) -> str:
-        """The coarse category; one published form spells the column with a capital L."""
+        """Coarse category; one published form spells the column with a capital L."""
         return self.get("l2-category") or self.get("L2-category")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A benchmark file as read."""
+class BenchmarkTable:
+    """A benchmark file in memory, its images on disk."""
 
     path: Path
-    md5: str  # of the uncompressed bytes; of a folder, of what its rows hold
+    md5: str  # of the uncompressed bytes; for a folder, of the row contents
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     faults: Mapping[Index, str] = field(default_factory=dict)  # found while reading
@@ -66,39 +66,40 @@ class Table:
 
 @dataclass
 class Findings:
-    """What the checks of a benchmark found."""
+    """Results of a benchmark's checks."""
 
     notes: list[str] = field(default_factory=list)
     faults: Faults = field(default_factory=dict)
 
 
-def picture_faults(rows: Iterable[Row]) -> Faults:
-    """Decode every image once; rows with one that cannot be shown to a model are broken."""
-    reasons: dict[Picture, str] = {}
+def find_image_faults(rows: Iterable[Row]) -> Faults:
+    """Decode every distinct image once; return the rows with an image no model can be shown."""
+    reasons: dict[StoredImage, str] = {}
     faults: Faults = {}
     for row in rows:
-        for picture in row.images:
-            if picture not in reasons:
-                reasons[picture] = _reason(picture)
-            if reason := reasons[picture]:
+        for image in row.images:
+            if image not in reasons:
+                reasons[image] = _try_to_open(image)
+            if reason := reasons[image]:
                 faults[row.index] = reason
     return faults
 
 
-def _reason(picture: Picture) -> str:
+def _try_to_open(image: StoredImage) -> str:
+    """Return why an image cannot be used; empty if it can."""
     try:
-        picture.open()
+        image.open()
     except ValueError as error:
         return str(error)
     return ""
 
 
-def answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Faults:
-    """Rows without an answer, or whose answer is none of their options.
+def find_answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Faults:
+    """Return the rows without an answer or question, or whose answer is not an option.
 
     Args:
         rows: the rows to check.
-        open_allowed: rows without any option carry a free answer.
+        open_allowed: whether rows without options may have a free-text answer.
     """
     faults: Faults = {}
     for row in rows:
@@ -112,20 +113,20 @@ def answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Faults:
 
 
 def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
-    """Notes on broken rows.
+    """Return notes on broken rows.
 
     Args:
-        name: of the file.
-        faults: id of a broken row -> what is wrong with it.
-        rows: how many there are, broken ones included.
+        name: file name, for messages.
+        faults: id of a broken row -> reason.
+        rows: number of rows, broken ones included.
 
     Raises:
-        ValueError: there are more than a few, or none is left to ask.
+        ValueError: more than `MAX_BROKEN` of the rows are broken, or all of them.
     """
     if not faults:
         return []
     first = [*faults.items()][:_NAMED_ROWS]
-    shown = "; ".join(_one_line(f"{index}: {reason}") for index, reason in first)
+    shown = "; ".join(_shorten(f"{index}: {reason}") for index, reason in first)
     more = f" and {len(faults) - _NAMED_ROWS} more" if len(faults) > _NAMED_ROWS else ""
     if len(faults) > max(1, MAX_BROKEN * rows) or len(faults) == rows:
         raise ValueError(
@@ -135,18 +136,23 @@ def accept_faults(name: str, faults: Mapping[str, str], rows: int) -> list[str]:
     return [f"{len(faults)} of {rows} rows are broken and count as wrong ({shown}{more})"]
 
 
-def _one_line(text: str) -> str:
+def _shorten(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 3] + "..."
 
 
-def fail_rows(path: Path, what: str, rows: Sequence[object]) -> None:
-    """Raise one line that says what is wrong with which rows; nothing for no rows.
+def refuse_rows(path: Path, fault: str, rows: Sequence[object]) -> None:
+    """Raise a one-line error that names rows and their common fault, unless `rows` is empty.
+
+    Args:
+        path: the file.
+        fault: predicate of the message, such as "repeat an index".
+        rows: indices or line numbers of the rows.
 
     Raises:
         ValueError: `rows` is not empty.
     """
     if rows:
-        named = ", ".join(str(r) for r in rows[:_NAMED_ROWS])
+        named = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
         more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
-        raise ValueError(f"{path.name}: rows {named}{more} {what}; fetch or repair the file")
+        raise ValueError(f"{path.name}: rows {named}{more} {fault}; fetch or repair the file")
