@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..calib.samples.sample import has_pictures
+from ..calib.samples.sample import has_images
 from ..common.distributed import broadcast_result, rank_zero_first
 from ..common.options import verb
-from ..common.output_dir import claim_result, place, shared_use, sole_use
+from ..common.output_dir import claim_result, shared_use, sole_use, staged_result
 from ..common.progress import peak_memory, reporting
 from ..common.threads import use_threads
 from ..model.checkpoint import CheckpointReader
@@ -104,7 +104,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         "time": {"solve_seconds": solve, "seconds_per_token": per_token},
         "estimate": {
             "samples": len(drawn.samples),
-            "with_images": sum(map(has_pictures, drawn.samples)),
+            "with_images": sum(map(has_images, drawn.samples)),
             "tokens": tokens,
             "seconds": solve + per_token * tokens,
             "process_bytes": process,
@@ -141,7 +141,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         if claim_result(out, fingerprint, overwrite=options.overwrite, fresh=options.fresh):
             reporter.note(f"{out} is finished already")
         else:
-            with place(out, fingerprint) as staged:
+            with staged_result(out, fingerprint) as staged:
                 export_into(staged, folder, format_.name)
     return inspect_checkpoint(out)
 

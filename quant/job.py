@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ..calib.samples.sample import Sample, has_pictures
+from ..calib.samples.sample import Sample, has_images
 from ..calib.samples.sample import fingerprint as samples_fingerprint
 from ..calib.samples.selection import Draw
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.environment import device_name, versions
-from ..common.output_dir import claim, place
+from ..common.output_dir import claim, staged_result
 from ..common.progress import Reporter
 from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
@@ -59,7 +59,7 @@ def calibration_warnings(
     warnings = []
     if are_foreign_drawings(name, drawn, calibration):
         warnings.append(DRAWINGS)
-    if drawn.samples and not any(map(has_pictures, drawn.samples)):
+    if drawn.samples and not any(map(has_images, drawn.samples)):
         warnings.append(TEXT_ALONE)
     return warnings + [f"calibration sample skipped: {fault}" for fault in drawn.skipped]
 
@@ -112,7 +112,7 @@ class Job:
         processor = source.processor()
         drawn = open_samples(recipe, calibration, processor)
         if drawn.samples:
-            check_images(plan, present=any(map(has_pictures, drawn.samples)))
+            check_images(plan, present=any(map(has_images, drawn.samples)))
         return cls(source, recipe, plan, drawn, processor, calibration)
 
     @property
@@ -136,7 +136,7 @@ class Job:
         return {
             "source": self.calibration.calib or "synthetic",
             "samples": len(self.samples),
-            "with_images": sum(map(has_pictures, self.samples)),
+            "with_images": sum(map(has_images, self.samples)),
             "warning": DRAWINGS if is_foreign else None,
             "warnings": self.warnings,
         }
@@ -197,7 +197,7 @@ class Job:
             report = quantizer.quantize(journal, update)
 
         def finish() -> None:
-            with place(out, fingerprint) as staged:
+            with staged_result(out, fingerprint) as staged:
                 save_finished(journal.tensors(), report, self.source.folder, staged)
                 with reporter.stage("verify") as update:
                     update(0, SMOKE_TEST_TOKENS, "")

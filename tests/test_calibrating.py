@@ -100,13 +100,14 @@ def test_what_the_report_says_about_the_samples(checkpoint: Path, tmp_path: Path
     del text["image"]
     mixed = write(tmp_path / "mixed.jsonl", [row(0), text, row(2, answer=None)])
     job = prepare(checkpoint, calib=mixed, calib_samples=3, skip_bad_samples=1)
-    found = job.describe_calibration()
-    (warning,) = found.pop("warnings")
+    described = job.describe_calibration()
+    (warning,) = described.pop("warnings")
     assert "mixed.jsonl:3: " in warning
-    assert found == {"source": mixed, "samples": 2, "with_images": 1, "warning": None}
+    assert described == {"source": mixed, "samples": 2, "with_images": 1, "warning": None}
     alone = prepare(checkpoint, calib=write(tmp_path / "text.jsonl", [text]))
-    found = alone.describe_calibration()
-    assert (found["with_images"], found["warning"], found["warnings"]) == (0, None, [TEXT_ALONE])
+    described = alone.describe_calibration()
+    assert (described["with_images"], described["warning"]) == (0, None)
+    assert described["warnings"] == [TEXT_ALONE]
     drawn = prepare(checkpoint, calib_samples=2).describe_calibration()
     assert (drawn["with_images"], drawn["warning"], drawn["warnings"]) == (2, DRAWINGS, [DRAWINGS])
     rounded = prepare(checkpoint, recipe="w4a16-rtn").describe_calibration()

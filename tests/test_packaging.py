@@ -14,7 +14,7 @@ import vlpress
 from vlpress.quant.kernels import library
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("model", "calib", "quant", "eval")
+PACKAGES = ("model", "calib", "quant", "eval")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -63,17 +63,17 @@ def site_packages(python: Path) -> Path:
 
 def packaged_files() -> set[str]:
     """Return every file of the source tree that the wheel must hold, by its name inside it."""
-    sources = {"vlpress": ROOT / "src" / "vlpress"} | {f"vlpress/{r}": ROOT / r for r in ROOMS}
-    found = set()
+    sources = {"vlpress": ROOT / "src" / "vlpress"} | {f"vlpress/{r}": ROOT / r for r in PACKAGES}
+    names = set()
     for prefix, folder in sources.items():
         for path in folder.rglob("*"):
             inside = path.relative_to(folder)
-            linked = prefix == "vlpress" and inside.parts[0] in ROOMS
+            linked = prefix == "vlpress" and inside.parts[0] in PACKAGES
             # C++ is compiled into the library that the wheel holds.
             compiled = path.suffix in (".cpp", ".h") or "__pycache__" in inside.parts
             if path.is_file() and not linked and not compiled:
-                found.add(f"{prefix}/{inside.as_posix()}")
-    return found
+                names.add(f"{prefix}/{inside.as_posix()}")
+    return names
 
 
 def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
@@ -99,10 +99,10 @@ def test_version_from_another_directory(installed: Path, tmp_path: Path) -> None
         assert run(*command, "--version", cwd=tmp_path) == f"vlpress {vlpress.__version__}\n"
 
 
-def test_rooms_import_beside_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
+def test_packages_import_beside_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
     """A user's own model.py in the working directory must not get in the way."""
-    for room in ROOMS:
-        (tmp_path / f"{room}.py").write_text("raise ImportError('the wrong module')\n")
+    for package in PACKAGES:
+        (tmp_path / f"{package}.py").write_text("raise ImportError('the wrong module')\n")
     code = (
         "import vlpress, vlpress.model.loading, vlpress.calib, vlpress.quant, vlpress.eval\n"
         "for name in vlpress.__all__: getattr(vlpress, name)\n"

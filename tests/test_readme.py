@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import vlpress
-
 README = Path(__file__).parents[1] / "README.md"
 
 

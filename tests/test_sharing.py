@@ -1,4 +1,4 @@
-"""What torchrun starts: the same bytes from several processes, and an end when one of them dies."""
+"""Distributed runs under torchrun: equal bytes, and the end of all processes when one dies."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_a_checkpoint_by_one_two_and_three(checkpoint: Path, tmp_path: Path) -> 
 
 
 def test_an_evaluation_by_one_two_and_three(checkpoint: Path, tmp_path: Path) -> None:
-    asked = ["--bench", "builtin-mmbench", "--limit", "12", "--batch-size", "4"]
+    options = ["--bench", "builtin-mmbench", "--limit", "12", "--batch-size", "4"]
     outs = [tmp_path / str(count) for count in (1, 2, 3)]
     for count, out in enumerate(outs, start=1):
-        done = ended(start(count, "eval", str(checkpoint), "-o", str(out), *asked))
+        done = ended(start(count, "eval", str(checkpoint), "-o", str(out), *options))
         assert json.loads(done.stdout)["benchmarks"]["builtin-mmbench"]["n"] == 12
     assert answers(outs[0]) == answers(outs[1]) == answers(outs[2])
     measured = ["--reference", str(outs[0])]
     for count, out in enumerate(outs[1:], start=2):
-        ended(start(count, "eval", str(checkpoint), "-o", str(out), *asked, *measured))
+        ended(start(count, "eval", str(checkpoint), "-o", str(out), *options, *measured))
     stored = [(out / "builtin-mmbench" / "fidelity.jsonl").read_bytes() for out in outs[1:]]
     assert stored[0] == stored[1]
 
@@ -84,10 +84,10 @@ def test_the_death_of_one_ends_all_within_a_minute(
     children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[victim]), signal.SIGKILL)
     killed = time.monotonic()
-    _, said = run.communicate(timeout=60)
+    _, stderr = run.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert run.returncode != 0 and not out.exists()
-    assert "another process of this run ended" in said
+    assert "another process of this run ended" in stderr
     done = ended(command)
     assert f"resuming {out} from " in done.stderr
     ended(start(1, *quantize(checkpoint, tmp_path / "alone"), "--calib-samples", "8"))

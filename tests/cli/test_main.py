@@ -246,9 +246,9 @@ def test_strength_and_token_weights_are_part_of_the_question(
 
 
 def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
-    found = parsed(call("inspect", done / "checkpoint", "--json"))
-    assert len(found["layers"]) == 21 and len(found["kept"]) == 23
-    layer = next(x for x in found["layers"] if x["name"] == "model.layers.1.mlp.down_proj")
+    inspected = parsed(call("inspect", done / "checkpoint", "--json"))
+    assert len(inspected["layers"]) == 21 and len(inspected["kept"]) == 23
+    layer = next(x for x in inspected["layers"] if x["name"] == "model.layers.1.mlp.down_proj")
     assert (layer["in_features"], layer["out_features"]) == (256, 128)
     assert 0 < layer["final_error"] <= layer["rtn_error"]
     assert "model.layers.1.mlp.down_proj" in call("inspect", done / "checkpoint").stdout
@@ -257,9 +257,9 @@ def test_inspect_shows_each_layer_with_its_error(done: Path) -> None:
 def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
     source, there, back = done / "checkpoint", tmp_path / "ct", tmp_path / "gptq"
     command: Command = ["export", source, "-o", there, "--format", "compressed-tensors"]
-    found = parsed(call(*command, "--json"))
-    assert found["format"] == "compressed-tensors" and len(found["layers"]) == 21
-    assert {layer["scheme"] for layer in found["layers"]} == {"int4 g128 sym"}
+    inspected = parsed(call(*command, "--json"))
+    assert inspected["format"] == "compressed-tensors" and len(inspected["layers"]) == 21
+    assert {layer["scheme"] for layer in inspected["layers"]} == {"int4 g128 sym"}
     again = call(*command)
     assert "is finished already" in again.stderr and "compressed-tensors, 21 quant" in again.stdout
     assert call("export", there, "-o", back, "--format", "gptq").exit_code == 0
@@ -293,20 +293,21 @@ def test_a_format_that_is_not_the_first_choice_is_explained(
     plan = parsed(call("plan", checkpoint, "-r", recipe, "--json"))
     made = call("quantize", checkpoint, "-r", recipe, "-o", tmp_path / "out", "--json")
     assert f"writing compressed-tensors, {reason}" in made.stderr
-    found = parsed(made)
-    assert (found["format"], found["bytes"]) == ("compressed-tensors", plan["candidate_bytes"])
+    inspected = parsed(made)
+    assert inspected["format"] == "compressed-tensors"
+    assert inspected["bytes"] == plan["candidate_bytes"]
     refused = call("plan", checkpoint, "-r", recipe, "--format", "gptq")
     assert refused.exit_code == 2 and "which only compressed-tensors can ask for" in refused.stderr
 
 
 def test_sizes_agree_between_plan_inspection_and_disk(checkpoint: Path, done: Path) -> None:
     plan = parsed(call("plan", checkpoint, "--json"))
-    found = parsed(call("inspect", done / "checkpoint", "--json"))
+    inspected = parsed(call("inspect", done / "checkpoint", "--json"))
     after = {row["name"]: row["bytes_after"] for row in plan["rows"]}
-    assert all(layer["bytes"] == after[layer["name"]] for layer in found["layers"])
-    assert found["bytes"] == plan["candidate_bytes"]
+    assert all(layer["bytes"] == after[layer["name"]] for layer in inspected["layers"])
+    assert inspected["bytes"] == plan["candidate_bytes"]
     stored = (done / "checkpoint" / "model.safetensors").stat().st_size
-    assert found["bytes"] < stored < found["bytes"] * 1.1
+    assert inspected["bytes"] < stored < inspected["bytes"] * 1.1
 
 
 def test_eval_measures_against_a_reference_and_resumes(done: Path, tmp_path: Path) -> None:
@@ -339,11 +340,11 @@ def test_eval_of_another_setup_needs_overwrite(done: Path, tmp_path: Path) -> No
     assert refused.exit_code == 2 and "blank_images: False -> True" in refused.stderr
     scores = parsed(call(*blank, "--overwrite"))
     assert scores["benchmarks"]["builtin-ocrbench"]["blank_images"] is True
-    kept = (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns
+    written = (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns
     parsed(call(*blank, "--overwrite"))
-    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns == kept
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns == written
     parsed(call(*blank, "--fresh"))
-    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > kept
+    assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > written
 
 
 def test_eval_without_a_folder_leaves_nothing(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlpress.common.output_dir import MARKER, claim, claim_result, is_same, place, sole_use
+from vlpress.common.output_dir import MARKER, claim, claim_result, is_same, sole_use, staged_result
 from vlpress.model.weight_files import digest_folder
 
 OWN = ("checkpoint", "plan.json")
@@ -42,7 +42,7 @@ def test_other_fingerprint_is_refused_by_name_and_value(tmp_path: Path) -> None:
 def test_discards_only_what_is_ours(tmp_path: Path, flag: str) -> None:
     claim(tmp_path, {"seed": 0}, own=OWN)
     work_in(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("text")
     assert claim(tmp_path, {"seed": 1}, own=OWN, **{flag: True}) is False
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", MARKER]
     assert json.loads((tmp_path / MARKER).read_text()) == {"fingerprint": {"seed": 1}}
@@ -58,10 +58,10 @@ def test_overwrite_resumes_the_same_work_and_fresh_does_not(tmp_path: Path) -> N
 
 
 def test_foreign_folder_is_never_taken(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "thesis.tex").write_text("text")
     with pytest.raises(ValueError, match=r"not written by this command \(it holds thesis.tex\)"):
         claim(tmp_path, {"seed": 0}, own=OWN, overwrite=True, fresh=True)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "thesis.tex").read_text() == "text"
 
 
 def test_marker_that_a_kill_left_unfinished_is_ours(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_digest_follows_content_and_names(tmp_path: Path) -> None:
 def test_placed_result_is_found_the_same_or_other(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     assert not claim_result(out, {"seed": 0})
-    with place(out, {"seed": 0}) as staged:
+    with staged_result(out, {"seed": 0}) as staged:
         work_in_new(staged)
         assert not out.exists()
     assert is_same(out, {"seed": 0}) and not is_same(out, {"seed": 1})
@@ -115,7 +115,7 @@ def test_placed_result_is_found_the_same_or_other(tmp_path: Path) -> None:
 def test_placing_replaces_the_old_folder_whole(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     for name in ("old.json", "new.json"):
-        with place(out, {"name": name}) as staged:
+        with staged_result(out, {"name": name}) as staged:
             work_in_new(staged, name)
     assert sorted(path.name for path in out.iterdir()) == ["new.json", MARKER]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -123,13 +123,13 @@ def test_placing_replaces_the_old_folder_whole(tmp_path: Path) -> None:
 
 def test_failed_placing_leaves_what_was_there(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
-    with place(out, {"seed": 0}) as staged:
+    with staged_result(out, {"seed": 0}) as staged:
         work_in_new(staged)
-    with pytest.raises(RuntimeError), place(out, {"seed": 1}) as staged:
+    with pytest.raises(RuntimeError), staged_result(out, {"seed": 1}) as staged:
         work_in_new(staged, "half.json")
         raise RuntimeError
     assert is_same(out, {"seed": 0})
-    with place(out, {"seed": 2}) as staged:
+    with staged_result(out, {"seed": 2}) as staged:
         work_in_new(staged)
     assert not (out / "half.json").exists()
 

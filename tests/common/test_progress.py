@@ -87,8 +87,8 @@ def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
         f"subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
     )
     command = [sys.executable, "-c", outer]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 10 << 20 < int(found.stdout) < 1 << 29
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 10 << 20 < int(done.stdout) < 1 << 29
 
 
 def test_stages_follow_tasks_and_their_second_pass() -> None:

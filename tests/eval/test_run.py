@@ -75,12 +75,13 @@ def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> Non
 
 def test_report_repeats_the_warning_about_drawings(finished: Path) -> None:
     report = json.loads((finished / "report" / "report.json").read_text())
-    found = report["calibration"]
-    assert found["warnings"] == [found["warning"]] and "built-in drawings" in found["warning"]
-    assert (found["samples"], found["with_images"]) == (2, 2)
+    calibration = report["calibration"]
+    assert calibration["warnings"] == [calibration["warning"]]
+    assert "built-in drawings" in calibration["warning"]
+    assert (calibration["samples"], calibration["with_images"]) == (2, 2)
     page = (finished / "report" / "report.html").read_text()
-    assert found["warning"][1:] in page and "2 of them with images" in page
-    assert f"warning: {found['warning']}" in summarize_report(report)
+    assert calibration["warning"][1:] in page and "2 of them with images" in page
+    assert f"warning: {calibration['warning']}" in summarize_report(report)
     lines = (finished / "report" / "report.md").read_text().splitlines()
     assert lines[0].startswith("# ") and "**Warning**: calibrated on built-in drawings" in lines[2]
 
@@ -139,13 +140,13 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
     command += ["--calib-samples", "2", "--noise", "0", "--device", "cpu", "--json"]
     killed = stop_when(command, signal.SIGKILL, lambda: len(answers(out, "base")) >= 3)
     assert killed.returncode == -signal.SIGKILL
-    kept = answers(out, "base")
-    assert 3 <= len(kept) < 9 and not answers(out, "candidate")
+    first = answers(out, "base")
+    assert 3 <= len(first) < 9 and not answers(out, "candidate")
 
     stopped = stop_when(command, signal.SIGTERM, lambda: len(answers(out, "candidate")) >= 3)
     assert stopped.returncode == 3
     assert f"interrupted; {RESUME}" in stopped.stderr
-    assert answers(out, "base")[: len(kept)] == kept
+    assert answers(out, "base")[: len(first)] == first
     half = answers(out, "candidate")
     assert 3 <= len(half) < 9
 
@@ -174,9 +175,9 @@ def test_quantized_model_is_refused(finished: Path, tmp_path: Path) -> None:
 def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
     source = Source.find(checkpoint, ModelSettings(device="cpu"))
     (task,) = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
-    (picture,) = task.items[2].images
+    (image,) = task.items[2].images
     lines = tmp_path / "leak.jsonl"
-    (tmp_path / "leaked.png").write_bytes(picture.read())
+    (tmp_path / "leaked.png").write_bytes(image.read())
     sample = {"image": "leaked.png", "question": "What is it?", "answer": "It is known."}
     lines.write_text(json.dumps(sample) + "\n")
     leaking = options_for(checkpoint, tmp_path / "out", calib=lines, calib_samples=1)
@@ -193,5 +194,5 @@ def test_built_in_drawings_never_leak(checkpoint: Path) -> None:
     source = Source.find(checkpoint, ModelSettings(device="cpu"))
     tasks = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
     refuse_leak(samples, tasks)
-    text_only = [Sample([{"role": "user", "content": "no picture"}], "", "text")]
+    text_only = [Sample([{"role": "user", "content": "no image"}], "", "text")]
     refuse_leak(text_only, tasks)

@@ -17,7 +17,7 @@ from chat_server import ChatServer, Reply, completion, table
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
-from vlpress.cli.exit_codes import INTERRUPTED
+from vlpress.cli.exit_codes import INTERRUPTED, RESUME
 from vlpress.eval.answering.predictions import read_predictions
 from vlpress.eval.tasks import open_task
 
@@ -86,13 +86,13 @@ def test_served_models_are_evaluated_and_compared(
         scores = parsed(call(*command, *STYLE, "-o", base))
         assert (scores["model"], scores["benchmarks"]["builtin-ocrbench"]["score"]) == ("m", 100)
         assert scores["memory"]["peak_bytes"] is None
-        found = call(*command, "--reference", base, "-o", cand)
-        assert parsed(found)["benchmarks"] == scores["benchmarks"]
-        assert "the divergence is not measured" in found.stderr
-        assert "WARNING" not in found.stderr
+        result = call(*command, "--reference", base, "-o", cand)
+        assert parsed(result)["benchmarks"] == scores["benchmarks"]
+        assert "the divergence is not measured" in result.stderr
+        assert "WARNING" not in result.stderr
         server.models = [{"id": "m", "owned_by": "sglang"}]
-        found = call(*command, "--reference", base, "-o", tmp_path / "other")
-        assert "WARNING: " in found.stderr and "will need --across-engines" in found.stderr
+        result = call(*command, "--reference", base, "-o", tmp_path / "other")
+        assert "WARNING: " in result.stderr and "will need --across-engines" in result.stderr
     assert len(server.bodies) == 18
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers in server.headers)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -105,8 +105,8 @@ def test_refused_field_can_be_left_out_in_the_same_folder(answer: Any, tmp_path:
     def strict(body: dict[str, Any]) -> Reply:
         if "repetition_penalty" in body:
             return Reply({"detail": "unexpected: repetition_penalty"}, 422)
-        found: Reply = answer(body)
-        return found
+        reply: Reply = answer(body)
+        return reply
 
     with ChatServer(strict, models=MODELS) as server:
         command = ["eval", "--endpoint", server.url, *STYLE, *BENCH, "-o", str(tmp_path / "out")]
@@ -118,9 +118,9 @@ def test_refused_field_can_be_left_out_in_the_same_folder(answer: Any, tmp_path:
         parsed(call(*command, *left_out))
         other = call(*command, "--endpoint-extra", '{"repetition_penalty": null, "top_k": 1}')
         assert other.exit_code == 2 and "request.top_k: absent -> 1" in other.stderr
-        asked = len(server.bodies)
+        requests = len(server.bodies)
         parsed(call(*command, *left_out))
-        assert len(server.bodies) == asked
+        assert len(server.bodies) == requests
 
 
 def interrupted(command: list[str], stored: Path, answers: int) -> subprocess.CompletedProcess[str]:
@@ -148,8 +148,8 @@ def test_ctrl_c_leaves_a_served_run_that_resumes(answer: Any, tmp_path: Path) ->
         arrived[0] += 1
         if arrived[0] > 4:
             hold.wait(30)
-        found: Reply = answer(body)
-        return found
+        reply: Reply = answer(body)
+        return reply
 
     with ChatServer(slow, models=MODELS) as server:
         command = ["eval", "--endpoint", server.url, *STYLE, *BENCH, "-o", str(out)]
@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_a_served_run_that_resumes(answer: Any, tmp_path: Path) ->
         stopped = interrupted(command, predictions, 4)
         hold.set()
         assert stopped.returncode == INTERRUPTED
-        assert "interrupted; the same command goes on where it stopped" in stopped.stderr
+        assert f"interrupted; {RESUME}" in stopped.stderr
         assert "Traceback" not in stopped.stderr
         assert len(read_predictions(predictions)) == 4
         server.bodies, server.answer = [], answer
@@ -172,10 +172,10 @@ def test_ctrl_c_leaves_a_local_run_that_resumes(checkpoint: Path, tmp_path: Path
     command = ["eval", str(checkpoint), *bench, "--device", "cpu", "-o", str(out)]
     stopped = interrupted(command, predictions, 2)
     assert stopped.returncode == INTERRUPTED
-    assert "interrupted; the same command goes on where it stopped" in stopped.stderr
+    assert f"interrupted; {RESUME}" in stopped.stderr
     before = predictions.read_bytes()
-    kept = read_predictions(predictions)
-    assert 2 <= len(kept) < 10
+    stored = read_predictions(predictions)
+    assert 2 <= len(stored) < 10
     assert parsed(call(*command, "--json"))["benchmarks"]["builtin-ocrbench"]["n"] == 10
     assert predictions.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
 

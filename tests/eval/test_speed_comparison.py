@@ -56,12 +56,12 @@ def measure(checkpoint: Path, out: Path) -> dict[str, object]:
 
 def test_a_run_times_both_models_on_the_same_questions(finished: Path) -> None:
     report = json.loads((finished / "report" / "report.json").read_text())
-    found = report["speed"]["alternating"]
-    assert found["questions"] == found["batches"] * found["batch_size"] == 6
+    speed = report["speed"]["alternating"]
+    assert speed["questions"] == speed["batches"] * speed["batch_size"] == 6
     for rate in ("items", "prefill_tokens", "decode_tokens"):
-        assert found[f"{rate}_per_second"]["base"] > 0
-        low, high = found[f"{rate}_per_second"]["spread"]
-        assert 0 < low <= found[f"{rate}_per_second"]["ratio"] <= high
+        assert speed[f"{rate}_per_second"]["base"] > 0
+        low, high = speed[f"{rate}_per_second"]["spread"]
+        assert 0 < low <= speed[f"{rate}_per_second"]["ratio"] <= high
 
 
 def test_what_was_measured_is_kept(checkpoint: Path, finished: Path) -> None:
@@ -77,16 +77,16 @@ def test_two_models_that_do_not_fit_into_memory_are_not_loaded(
     free = SimpleNamespace(available=100 * 2**10)
     monkeypatch.setattr("vlpress.eval.speed_comparison.psutil.virtual_memory", lambda: free)
     monkeypatch.delattr(Source, "load")
-    found = measure(checkpoint, untimed)
-    assert found["rates"] is None and "100.0 KiB" in str(found["reason"])
+    throughput = measure(checkpoint, untimed)
+    assert throughput["rates"] is None and "100.0 KiB" in str(throughput["reason"])
 
 
 def test_models_that_run_on_other_kernels_than_before_are_not_timed(
     checkpoint: Path, untimed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
-    found = measure(checkpoint, untimed)
-    assert found["rates"] is None and "kernels" in str(found["reason"])
+    throughput = measure(checkpoint, untimed)
+    assert throughput["rates"] is None and "kernels" in str(throughput["reason"])
 
 
 def test_an_evaluation_against_a_reference_times_both(
@@ -95,5 +95,5 @@ def test_an_evaluation_against_a_reference_times_both(
     base = finished / "eval" / "base"
     again = tmp_path / "again"
     evaluate(finished / "checkpoint", again, **QUESTIONS, device="cpu", reference=base)
-    found = read_throughput(read_run(base), read_run(again))
-    assert found["rates"]["items_per_second"]["ratio"] > 0
+    throughput = read_throughput(read_run(base), read_run(again))
+    assert throughput["rates"]["items_per_second"]["ratio"] > 0

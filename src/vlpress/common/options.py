@@ -223,10 +223,10 @@ def command_words(kind: type[Options], values: Mapping[str, Any]) -> list[str]:
         kind: the verb's dataclass.
         values: by field name, in the order of the words; None and False are left out.
     """
-    known = {field.name: field for field in option_fields(kind)}
+    by_name = {field.name: field for field in option_fields(kind)}
     words = []
     for name, value in values.items():
-        field = known[name]
+        field = by_name[name]
         if value is None or value is False:
             continue
         flag = [] if field.option.is_argument else [field.option.command_flag or field.flags[0]]

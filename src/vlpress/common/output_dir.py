@@ -88,7 +88,7 @@ def claim_result(
 ) -> bool:
     """Check a folder that is itself the result; return True if it is finished and equal.
 
-    Nothing is removed: `place` replaces the folder once the new one is complete.
+    Nothing is removed: `staged_result` replaces the folder once the new one is complete.
 
     Raises:
         ValueError: as `claim`.
@@ -107,7 +107,7 @@ def claim_result(
 
 
 @contextmanager
-def place(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
+def staged_result(out: Path, fingerprint: Mapping[str, Any]) -> Iterator[Path]:
     """Yield an empty folder for a result, which is renamed to `out` with its fingerprint.
 
     A kill at any point leaves the old folder, none, or the complete new one.

@@ -30,8 +30,8 @@ def test_command_names_models_setup_and_margin(bench: Workbench) -> None:
     first, second, last = (shlex.split(part) for part in line.split(" && "))
     assert first[:5] == ["vlpress", "eval", "a model", "-o", "base"]
     assert second[2] == "cand" and first[5:] == second[5:]
-    wanted = "--bench builtin-mmbench --bench builtin-ocrbench --limit 5 --batch-size 4"
-    assert wanted in " ".join(first) and first[-1] == "--blank-images"
+    setup = "--bench builtin-mmbench --bench builtin-ocrbench --limit 5 --batch-size 4"
+    assert setup in " ".join(first) and first[-1] == "--blank-images"
     assert last[-1] == "1.5" and "--reference" not in line and "\n" not in line
 
 
@@ -76,8 +76,8 @@ def test_served_model_is_asked_again_in_the_same_way(
         evaluate_endpoint(Endpoint(server.url, "m", fields), [task], tmp_path / "first", seed=5)
         first = read_run(tmp_path / "first")
         line = reproduce_command(first, first, 2)
-        found = CliRunner().invoke(main.app, shlex.split(line.split(" && ")[0])[1:])
-        assert found.exit_code == 0, found.stderr
+        result = CliRunner().invoke(main.app, shlex.split(line.split(" && ")[0])[1:])
+        assert result.exit_code == 0, result.stderr
     again = read_run(tmp_path / "base")
     assert again.fingerprint == first.fingerprint
     infos = [run.tasks["builtin-ocrbench"].info["fingerprint"] for run in (first, again)]
