@@ -155,7 +155,7 @@ def mmbench() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         for category, (group, skills, kinds) in MMBENCH.items():
             scene, question = picker.pick(skills[number % len(skills)], kinds)
             options = wording.choose_options(question, picker.rng, 4)
-            image = encode(scene.pictures[0].image)
+            image = encode(scene.images[0].image)
             for rows, language in ((english, "en"), (chinese, "zh")):
                 asked = wording.word_question(question, options, picker.rng, language=language)
                 rows += _rolled(index, asked, image, category, group)
@@ -207,7 +207,7 @@ def ocrbench() -> list[dict[str, str]]:
             rows.append(
                 {
                     "index": str(len(rows)),
-                    "image": encode(scene.pictures[0].image),
+                    "image": encode(scene.images[0].image),
                     "question": fixed.get(question.skill, asked.question),
                     "answer": repr([asked.answer]),
                     "category": category,
@@ -242,7 +242,7 @@ def _mmmu_row(
 ) -> dict[str, str]:
     options = () if is_open else wording.choose_options(question, rng, 5 if index % 5 == 0 else 4)
     asked = wording.word_question(question, options, rng)
-    images = [encode(p.image) for p in scene.pictures]
+    images = [encode(p.image) for p in scene.images]
     paths = [f"{name}_{i + 1}.png" for i in range(len(images))]
     tokens = " ".join(f"<image {i + 1}>" for i in range(len(images)))
     return {

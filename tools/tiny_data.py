@@ -13,7 +13,7 @@ from tiny_truth import LABELS, PATCH, patch_labels, patches
 from torch import Tensor
 
 from vlpress.synthetic import scenes, text_scenes
-from vlpress.synthetic.canvas import Picture
+from vlpress.synthetic.canvas import AnnotatedImage
 from vlpress.synthetic.scene import Scene
 
 TOKENS = 280  # of a conversation, for the size of a batch
@@ -118,12 +118,12 @@ def draw(rng: random.Random, skill: str) -> Scene:
             return scene
 
 
-def pictures(rng: random.Random, count: int) -> list[Picture]:
+def pictures(rng: random.Random, count: int) -> list[AnnotatedImage]:
     """Pictures for the training of the vision tower alone."""
     skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
-    out: list[Picture] = []
+    out: list[AnnotatedImage] = []
     while len(out) < count:
-        out += draw(rng, rng.choices(skills, shares)[0]).pictures
+        out += draw(rng, rng.choices(skills, shares)[0]).images
     return out[:count]
 
 

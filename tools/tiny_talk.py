@@ -16,7 +16,7 @@ from tiny_truth import PATCH
 from tokenizers import Tokenizer
 
 from vlpress.synthetic import wording
-from vlpress.synthetic.canvas import INKS, SHAPES, Picture
+from vlpress.synthetic.canvas import INKS, SHAPES, AnnotatedImage
 from vlpress.synthetic.phrases import translate
 from vlpress.synthetic.scene import DIRECTIONS, PLACES, Question, Scene
 
@@ -56,7 +56,7 @@ class Conversation:
     the prefix.
     """
 
-    pictures: list[Picture]
+    pictures: list[AnnotatedImage]
     ids: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     flag: list[int] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Writer:
         self, scene: Scene, rng: random.Random, questions: int, wanted: Sequence[str] = ()
     ) -> Conversation:
         """A scene with at most ``questions`` questions about it, those of wanted skills first."""
-        out = Conversation(list(scene.pictures))
+        out = Conversation(list(scene.images))
         bare = rng.random() < 0.2  # the layout in which the question begins before the picture
         start = self._prefix(out, bare=bare)
         asked = scene.questions
@@ -121,7 +121,7 @@ class Writer:
 
     def look(self, scene: Scene, rng: random.Random, wanted: Sequence[str] = ()) -> Conversation:
         """Cues and answers about one scene: many things to look up for few tokens."""
-        out = Conversation(list(scene.pictures))
+        out = Conversation(list(scene.images))
         start = self._prefix(out, bare=rng.random() < 0.2)
         facts = [q for q in scene.questions if q.skill in CUES]
         rng.shuffle(facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlpress.synthetic.canvas import INKS, ROLES, SHAPES, Picture
+from vlpress.synthetic.canvas import INKS, ROLES, SHAPES, AnnotatedImage
 from vlpress.synthetic.glyphs import GLYPHS
 
 PATCH = 14
@@ -26,7 +26,7 @@ THINGS = LABELS - PLACED - GROUPS["blur"] - len(ROLES)  # labels that say what s
 FIRST = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]).tolist(), strict=False))
 
 
-def patch_labels(picture: Picture) -> np.ndarray:
+def patch_labels(picture: AnnotatedImage) -> np.ndarray:
     """Labels of every merged token, float32 ``[tokens, 4 * LABELS]`` of 0 and 1."""
     columns, rows = picture.image.width // PATCH, picture.image.height // PATCH
     grid = np.zeros((rows, columns, LABELS), dtype=np.float32)
@@ -56,7 +56,7 @@ def patch_labels(picture: Picture) -> np.ndarray:
     return tiles.reshape(rows * columns // 4, 4 * LABELS)
 
 
-def patches(picture: Picture) -> np.ndarray:
+def patches(picture: AnnotatedImage) -> np.ndarray:
     """Normalized patches in merge order, float32 ``[patches, 1176]``."""
     pixels = (np.asarray(picture.image, dtype=np.float32) / 255 - MEAN) / STD
     rows, columns = pixels.shape[0] // (2 * PATCH), pixels.shape[1] // (2 * PATCH)

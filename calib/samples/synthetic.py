@@ -21,7 +21,7 @@ def calibration_samples(n: int, seed: int) -> list[Sample]:
         question = rng.choice(scene.questions)
         options = choose_options(question, rng, 4) if rng.random() < 0.5 else ()
         worded = word_question(question, options, rng, language=language)
-        images = [picture.image for picture in scene.pictures]
+        images = [drawn.image for drawn in scene.images]
         messages = user_turn(images, worded.body(language=language))
         samples.append(Sample(messages=messages, answer=worded.answer, id=f"synthetic-{seed}-{i}"))
     return samples

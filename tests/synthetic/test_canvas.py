@@ -10,9 +10,9 @@ def new_canvas(background: canvas.Colour = (255, 255, 255)) -> canvas.Canvas:
     return canvas.Canvas(112, 112, background, random.Random(0))
 
 
-def ink_box(picture: canvas.Picture) -> tuple[int, int, int, int]:
+def ink_box(image: canvas.AnnotatedImage) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of what differs from a white background."""
-    marked = np.asarray(picture.image).min(axis=2) < 200
+    marked = np.asarray(image.image).min(axis=2) < 200
     rows, columns = np.nonzero(marked.any(1))[0], np.nonzero(marked.any(0))[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
@@ -21,23 +21,23 @@ def ink_box(picture: canvas.Picture) -> tuple[int, int, int, int]:
 def test_glyph_is_drawn_where_its_mark_says(face: str) -> None:
     page = new_canvas()
     page.glyph("H", 40, 70, "black", canvas.TextStyle(face, height=18))
-    picture = page.finish()
-    left, top, right, bottom = ink_box(picture)
+    image = page.finish()
+    left, top, right, bottom = ink_box(image)
     assert (left + right) / 2 == pytest.approx(40, abs=3)
     assert (top + bottom) / 2 == pytest.approx(70, abs=3)
     assert bottom - top == pytest.approx(18, abs=6)
-    assert picture.marks == (canvas.Mark(40, 70, "black", glyph="H", rank=1, line=1),)
+    assert image.marks == (canvas.Mark(40, 70, "black", glyph="H", rank=1, line=1),)
 
 
 @pytest.mark.parametrize("kind", canvas.SHAPES)
 def test_shape_has_its_colour_at_its_place(kind: str) -> None:
     page = new_canvas()
     page.shape(kind, 60, 50, 16, "red", "large")
-    picture = page.finish()
-    left, top, right, bottom = ink_box(picture)
+    image = page.finish()
+    left, top, right, bottom = ink_box(image)
     assert left >= 60 - 19 and right <= 60 + 19 and top >= 50 - 19 and bottom <= 50 + 19
     assert right - left >= 20 and bottom - top >= 20
-    pixels = np.asarray(picture.image).reshape(-1, 3).astype(int)
+    pixels = np.asarray(image.image).reshape(-1, 3).astype(int)
     red = (pixels[:, 0] > 190) & (pixels[:, 1] < 60) & (pixels[:, 2] < 60)
     assert red.sum() > 150
 

@@ -28,16 +28,16 @@ def test_every_question_can_be_worded_and_has_its_answer_once(kind: str) -> None
 @pytest.mark.parametrize("kind", SCENES)
 def test_every_mark_lies_on_its_picture(kind: str) -> None:
     for scene in many(kind):
-        for picture in scene.pictures:
-            for mark in picture.marks:
-                assert 0 <= mark.x < picture.image.width, (kind, mark)
-                assert 0 <= mark.y < picture.image.height, (kind, mark)
+        for image in scene.images:
+            for mark in image.marks:
+                assert 0 <= mark.x < image.image.width, (kind, mark)
+                assert 0 <= mark.y < image.image.height, (kind, mark)
 
 
 @pytest.mark.parametrize("kind", ["shapes", "pair", "odd", "frame"])
 def test_counts_and_attributes_agree_with_the_marks(kind: str) -> None:
     for scene in many(kind):
-        marks = [m for m in scene.pictures[0].marks if m.shape]
+        marks = [m for m in scene.images[0].marks if m.shape]
         for question in scene.questions:
             shape, colour = question.slots.get("shape"), question.slots.get("colour")
             if question.skill == "count":
@@ -56,7 +56,7 @@ def test_counts_and_attributes_agree_with_the_marks(kind: str) -> None:
 def test_directions_agree_with_the_marks(kind: str) -> None:
     checked = 0
     for scene in many(kind, 200):
-        at = {m.shape: m for m in scene.pictures[0].marks}
+        at = {m.shape: m for m in scene.images[0].marks}
         for question in scene.questions:
             if question.skill != "direction":
                 continue
@@ -71,7 +71,7 @@ def test_directions_agree_with_the_marks(kind: str) -> None:
 
 def test_chart_answers_agree_with_the_heights_of_the_bars() -> None:
     for scene in many("chart"):
-        bars = [m for m in scene.pictures[0].marks if m.shape == "bar"]
+        bars = [m for m in scene.images[0].marks if m.shape == "bar"]
         answers = {q.skill: q.answer for q in scene.questions}
         assert answers["tallest"] == min(bars, key=lambda m: m.y).colour
         assert answers["shortest"] == max(bars, key=lambda m: m.y).colour
@@ -80,7 +80,7 @@ def test_chart_answers_agree_with_the_heights_of_the_bars() -> None:
 
 def test_strings_that_are_asked_for_are_drawn_in_reading_order() -> None:
     for scene in many("text"):
-        glyphs = [m for m in scene.pictures[0].marks if m.glyph]
+        glyphs = [m for m in scene.images[0].marks if m.glyph]
         drawn = "".join(m.glyph for m in sorted(glyphs, key=lambda m: m.x))
         assert scene.questions[0].answer == drawn
 
@@ -88,7 +88,7 @@ def test_strings_that_are_asked_for_are_drawn_in_reading_order() -> None:
 def test_no_glyph_hides_another_in_its_patch() -> None:
     for kind in ("text", "lines", "form", "formula", "signs"):
         for scene in many(kind):
-            marks = [m for m in scene.pictures[0].marks if m.glyph]
+            marks = [m for m in scene.images[0].marks if m.glyph]
             for i, a in enumerate(marks):
                 assert all(max(abs(a.x - b.x), abs(a.y - b.y)) > 9 for b in marks[:i]), kind
 
@@ -97,21 +97,21 @@ def test_same_seed_draws_the_same_pixels() -> None:
     for draw in SCENES.values():
         first, second = draw(random.Random(5)), draw(random.Random(5))
         assert first.questions == second.questions
-        assert [p.image.tobytes() for p in first.pictures] == [
-            p.image.tobytes() for p in second.pictures
+        assert [p.image.tobytes() for p in first.images] == [
+            p.image.tobytes() for p in second.images
         ]
 
 
 def test_album_has_two_or_three_pictures_and_asks_across_them() -> None:
     found = many("album")
-    assert {len(s.pictures) for s in found} == {2, 3}
+    assert {len(s.images) for s in found} == {2, 3}
     assert {"which_image", "nth_colour"} <= {q.skill for s in found for q in s.questions}
 
 
 def test_blank_keeps_the_size_and_nothing_else() -> None:
-    picture = many("chart", 1)[0].pictures[0].image
-    gray = scenes.blank(picture)
-    assert gray.size == picture.size
+    image = many("chart", 1)[0].images[0].image
+    gray = scenes.blank(image)
+    assert gray.size == image.size
     assert gray.getcolors() == [(112 * 112, (128, 128, 128))]
 
 
@@ -129,7 +129,7 @@ def test_codes_avoid_glyphs_that_look_alike() -> None:
 def test_streams_share_no_image(stream: scenes.Stream) -> None:
     def images(of: scenes.Stream) -> set[bytes]:
         rng = scenes.stream_random(of, 0)
-        return {scenes.draw_scene(rng).pictures[0].image.tobytes() for _ in range(200)}
+        return {scenes.draw_scene(rng).images[0].image.tobytes() for _ in range(200)}
 
     assert len(images(stream)) > 190
     assert not images(stream) & images(scenes.Stream.CALIBRATION)

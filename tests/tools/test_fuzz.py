@@ -112,6 +112,8 @@ def test_an_error_of_another_kind_ends_the_run(tmp_path: Path) -> None:
 
 def test_own_functions_are_those_of_vlpress() -> None:
     found = {function.__qualname__: function for function in fuzz.own_functions()}
-    assert {"read_checkpoint_json", "ModelConfig.from_folder", "VisionConfig.head_dim"} <= set(found)
+    assert {"read_checkpoint_json", "ModelConfig.from_folder", "VisionConfig.head_dim"} <= set(
+        found
+    )
     assert all(function.__module__.startswith("vlpress") for function in found.values())
     assert "ModelConfig.__init__" not in found  # generated

@@ -41,7 +41,7 @@ def test_a_question_has_the_tokens_and_positions_of_a_single_turn(
         turn = max(i for i in range(len(ids)) if ids[i : i + len(start)] == start)
         asked = [packed.ids[i] for i in own if packed.segment[i] == last][: turn + len(start)]
         body = writer.tokenizer.decode(asked, skip_special_tokens=False).split("<|im_end|>")[0]
-        images = [p.image for p in scene.pictures]
+        images = [p.image for p in scene.images]
         prompt = processor.encode(wording.user_turn(images, body))
         length = len(prompt)
         assert prompt.input_ids.tolist() == ids[:length]

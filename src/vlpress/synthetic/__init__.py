@@ -1,1 +1,1 @@
-"""Drawn scenes and questions: the built-in benchmark and calibration data."""
+"""Synthetic scenes and questions: the data of the built-in benchmarks and calibration."""

@@ -1,9 +1,9 @@
-"""Drawing: a small canvas that remembers what it put where.
+"""A small drawing canvas that records its marks.
 
-Every mark (glyph or shape) is recorded with its centre, so that a picture comes with the truth
-about itself: questions are asked from it, and the training of the built-in model uses it as the
-target of an auxiliary loss. Everything is drawn at twice the size and reduced: anti-aliased, and
-independent of the fonts of the machine (one face is Pillow's own).
+Every mark (glyph or shape) is recorded with its centre. These annotations are the ground truth of
+an image: questions are derived from them, and the training of the built-in model uses them as
+targets of an auxiliary loss. Images are drawn at twice their size and reduced, for anti-aliasing.
+They do not depend on installed fonts (one face is part of Pillow).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLOURS: dict[str, Colour] = {
     "black": (15, 15, 15),
     "white": (250, 250, 250),
 }
-INKS = tuple(COLOURS)[:8]  # the colours that questions are asked about
+INKS = tuple(COLOURS)[:8]  # colours of questions
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "moon")
 MARKS = (*SHAPES, "bar", "frame")
 SIZES = ("small", "large")
@@ -45,7 +45,7 @@ SUPERSAMPLE = 2
 
 @dataclass(frozen=True)
 class Mark:
-    """One thing on the canvas: its centre in pixels and what it is."""
+    """A glyph or shape on the canvas, with its centre in pixels."""
 
     x: float
     y: float
@@ -53,15 +53,15 @@ class Mark:
     glyph: str = ""
     shape: str = ""
     size: str = ""
-    rank: int = 0  # place of a glyph in its string, from 1; 0 if it is not asked for
+    rank: int = 0  # position of a glyph in its string, from 1; 0 if no question covers it
     line: int = 0  # line of a glyph, from 1
     blurred: bool = False
-    role: str = ""  # one of ROLES: what makes this mark the one that a question is after
+    role: str = ""  # one of ROLES, if this mark is the answer to such a question
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A finished picture with the truth about it."""
+class AnnotatedImage:
+    """A finished image with its annotations."""
 
     image: Image.Image
     marks: tuple[Mark, ...]
@@ -69,19 +69,19 @@ class Picture:
 
 @dataclass(frozen=True)
 class TextStyle:
-    """How a line of text is drawn: ``height`` and ``advance`` in pixels, ``angle`` in degrees."""
+    """Style of a line of text: `height` and `advance` in pixels, `angle` in degrees."""
 
     face: str = "sans"
     height: float = 16.0
     advance: float = 16.0
     angle: float = 0.0
-    wave: float = 0.0  # amplitude in pixels of the up and down of the baseline
+    wave: float = 0.0  # amplitude of the baseline in pixels
     weight: float = 2.4  # stroke width in pixels
 
 
 @dataclass
 class Canvas:
-    """A canvas of ``width`` x ``height`` pixels; coordinates are those of the final picture."""
+    """A canvas of `width` x `height` pixels; coordinates are those of the final image."""
 
     width: int
     height: int
@@ -96,22 +96,22 @@ class Canvas:
 
     @property
     def is_dark(self) -> bool:
-        """Whether light ink is needed."""
+        """Whether the background is dark, so that light ink is needed."""
         return sum(self.background) < 300
 
     def ink(self, colour: str) -> Colour:
-        """The RGB of a named colour with a little jitter, so that a name is not one value."""
+        """Return the RGB of a named colour with jitter, so that a name covers a range of values."""
         red, green, blue = (
             min(255, max(0, v + self.rng.randint(-10, 10))) for v in COLOURS[colour]
         )
         return red, green, blue
 
-    def finish(self) -> Picture:
-        """Reduce to the final size."""
-        return Picture(self._image.reduce(SUPERSAMPLE), tuple(self.marks))
+    def finish(self) -> AnnotatedImage:
+        """Reduce the image to its final size."""
+        return AnnotatedImage(self._image.reduce(SUPERSAMPLE), tuple(self.marks))
 
     def line(self, points: Sequence[glyphs.Point], fill: Colour, width: float) -> None:
-        """A polyline with round joints; ``width`` in pixels. Leaves no mark."""
+        """Draw a polyline with round joints, `width` in pixels; records no mark."""
         scaled = [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
         pen_width = max(1, round(width * SUPERSAMPLE))
         self._pen.line(scaled, fill=fill, width=pen_width, joint="curve")
@@ -120,16 +120,16 @@ class Canvas:
             self._pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
     def polygon(self, points: Sequence[glyphs.Point], fill: Colour) -> None:
-        """A filled polygon. Leaves no mark."""
+        """Draw a filled polygon; records no mark."""
         self._pen.polygon([(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points], fill=fill)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: Colour) -> None:
-        """A filled rectangle. Leaves no mark."""
+        """Draw a filled rectangle; records no mark."""
         corners = tuple(v * SUPERSAMPLE for v in (x0, y0, x1, y1))
         self._pen.rectangle(corners, fill=fill)
 
     def disc(self, x: float, y: float, radius: float, fill: Colour) -> None:
-        """A filled circle. Leaves no mark."""
+        """Draw a filled circle; records no mark."""
         corners = tuple(v * SUPERSAMPLE for v in (x - radius, y - radius, x + radius, y + radius))
         self._pen.ellipse(corners, fill=fill)
 
@@ -137,7 +137,7 @@ class Canvas:
         self, character: str, x: float, y: float, colour: str, style: TextStyle, *,
         on: str = "", rank: int = 1, line: int = 1,
     ) -> None:  # fmt: skip
-        """One character centred at (x, y); ``on`` names the colour of what it belongs to."""
+        """Draw a character centred at (x, y); `on` names the colour of the sign it is on."""
         fill = self.ink(colour)
         if style.face == "sans":
             self._paste_sans(character, x, y, fill, style)
@@ -149,7 +149,7 @@ class Canvas:
         self, string: str, x: float, y: float, colour: str, style: TextStyle, *,
         on: str = "", line: int = 1, skip: int = 0,
     ) -> None:  # fmt: skip
-        """A line of text centred at (x, y); the first ``skip`` glyphs get no rank."""
+        """Draw a line of text centred at (x, y); the first `skip` glyphs get no rank."""
         cos, sin = math.cos(math.radians(style.angle)), math.sin(math.radians(style.angle))
         for i, character in enumerate(string):
             along = (i - (len(string) - 1) / 2) * style.advance
@@ -199,7 +199,7 @@ class Canvas:
         self, kind: str, x: float, y: float, radius: float, colour: str, size: str, *,
         role: str = "",
     ) -> None:  # fmt: skip
-        """A filled shape of ``SHAPES`` with its centre at (x, y)."""
+        """Draw a filled shape of `SHAPES` with its centre at (x, y)."""
         fill = self.ink(colour)
         if kind == "circle":
             self.disc(x, y, radius, fill)
@@ -219,7 +219,7 @@ class Canvas:
 
 
 def _outline(kind: str) -> list[glyphs.Point]:
-    """Corners of a polygon shape of radius 1."""
+    """Return the corners of a polygon shape of radius 1."""
     if kind == "square":
         return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
     if kind == "diamond":
@@ -236,7 +236,7 @@ def _outline(kind: str) -> list[glyphs.Point]:
 
 @lru_cache(maxsize=4096)
 def _sans_mask(character: str, size: int) -> Image.Image:
-    """A character in Pillow's own scalable face, cropped to its ink."""
+    """Render a character in Pillow's built-in scalable face, cropped to its ink."""
     font = ImageFont.load_default(size)
     left, top, right, bottom = font.getbbox(character)
     mask = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2), 0)

@@ -1,9 +1,8 @@
-"""A stroke font of our own: 44 characters as polylines on a 5 x 7 grid.
+"""A stroke font: 44 characters as polylines on a 5 x 7 grid.
 
-The built-in pictures must look the same on every machine, so they cannot depend on the fonts
-that happen to be installed. Each stroke is a string of ``xy`` points, x in 0..4 (left to right)
-and y in 0..6 (top to bottom). One table serves many faces: round, angular, slanted, wide,
-hand-drawn, hollow.
+The built-in images must be the same on every machine, so they cannot depend on installed fonts.
+Each stroke is a string of `xy` points, x in 0..4 (left to right) and y in 0..6 (top to bottom). One
+table serves several faces: round, angular, slanted, wide, hand-drawn, hollow.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from itertools import pairwise
 Point = tuple[float, float]
 Stroke = list[Point]
 
-WIDTH, HEIGHT = 4.0, 6.0  # of the grid that STROKES is written in
+WIDTH, HEIGHT = 4.0, 6.0  # of the grid of STROKES
 
 STROKES: dict[str, tuple[str, ...]] = {
     "A": ("06 20 46", "14 34"),
@@ -68,10 +67,10 @@ GLYPHS = tuple(STROKES)
 
 
 def strokes(character: str) -> list[Stroke]:
-    """Polylines of one character, in grid units centred on the origin.
+    """Return the polylines of one character, in grid units centred on the origin.
 
     Raises:
-        ValueError: the character is not one of ``GLYPHS``.
+        ValueError: the character is not one of `GLYPHS`.
     """
     if character not in STROKES:
         raise ValueError(f"no glyph for {character!r}; the stroke font has {''.join(GLYPHS)}")
@@ -82,7 +81,7 @@ def strokes(character: str) -> list[Stroke]:
 
 
 def smooth(stroke: Stroke) -> Stroke:
-    """One round of Chaikin corner cutting (CGIP 3, 1974); the ends stay where they are."""
+    """Apply one round of Chaikin's corner cutting (CGIP 3, 1974); the ends do not move."""
     if len(stroke) < 3:
         return stroke
     closed = stroke[0] == stroke[-1]
@@ -95,12 +94,12 @@ def smooth(stroke: Stroke) -> Stroke:
 
 
 def jitter(stroke: Stroke, amount: float, rng: random.Random) -> Stroke:
-    """Move every point by up to ``amount`` grid units: the unsteady hand."""
+    """Move every point by up to `amount` grid units, like handwriting."""
     return [(x + rng.uniform(-amount, amount), y + rng.uniform(-amount, amount)) for x, y in stroke]
 
 
 def transform(stroke: Stroke, *, scale: Point, slant: float, angle: float, origin: Point) -> Stroke:
-    """Grid units to pixels: scale (x, y), shear by ``slant``, rotate by ``angle`` degrees, move."""
+    """Convert grid units to pixels: scale, shear by `slant`, rotate by `angle` degrees, move."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     out: Stroke = []
     for x, y in stroke:

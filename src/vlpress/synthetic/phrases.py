@@ -1,7 +1,7 @@
-"""How the built-in questions are worded: at least ten English phrasings a skill, and Chinese ones.
+"""Phrasings of the built-in questions: at least ten English ones per skill, and Chinese ones.
 
-Slots in braces are filled by the scene that asks. Words of answers and slots have one Chinese form
-in ``CHINESE``; strings read from a picture (text, numbers) are the same in both languages.
+Scenes fill the slots in braces. Words of answers and slots have one Chinese form in `CHINESE`;
+strings in an image (text, numbers) are the same in both languages.
 """
 
 from __future__ import annotations
@@ -322,12 +322,12 @@ CHINESE_PHRASES: dict[str, tuple[str, ...]] = {
 
 
 def translate(word: str, language: str) -> str:
-    """A slot or answer in ``"en"`` or ``"zh"``; strings read from pictures stay as they are."""
+    """Translate a slot or answer to `language`, `en` or `zh`; strings in images do not change."""
     return CHINESE.get(word, word) if language == "zh" else word
 
 
 def translate_list(text: str, language: str) -> str:
-    """A list such as ``red circle, blue star`` in ``"en"`` or ``"zh"``, word by word."""
+    """Translate a list such as `red circle, blue star` to `language`, word by word."""
     if language == "en":
         return text
     parts = (part.split(" ") for part in text.split(", "))
@@ -335,5 +335,5 @@ def translate_list(text: str, language: str) -> str:
 
 
 def phrasings(skill: str, language: str) -> tuple[str, ...]:
-    """All wordings of a skill in ``"en"`` or ``"zh"``."""
+    """Return all phrasings of a skill in `language`, `en` or `zh`."""
     return (CHINESE_PHRASES if language == "zh" else ENGLISH_PHRASES)[skill]

@@ -1,4 +1,4 @@
-"""What scenes are made of: questions, and the helpers that every kind of scene needs."""
+"""Scenes, questions, and the helpers that all kinds of scenes share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import words
-from .canvas import DARK, INKS, LIGHT, Canvas, Mark, Picture, TextStyle
+from .canvas import DARK, INKS, LIGHT, AnnotatedImage, Canvas, Mark, TextStyle
 
 PLACES = ("top left", "top right", "bottom left", "bottom right", "center")
 DIRECTIONS = ("left", "right", "above", "below")
 ORDINALS = ("first", "second", "third")
 KINDS = ("words", "shapes", "chart", "form", "formula")
-SIDE = 112  # pixels of a single picture
-SMALL_SIDE = 84  # pixels of each picture of a multi-image question
+SIDE = 112  # pixels of a single image
+SMALL_SIDE = 84  # pixels of each image of a multi-image question
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask; ``wrong`` is a pool of wrong answers, empty if options make no sense."""
+    """A question; `wrong` is a pool of wrong answers, empty if the question has no options."""
 
     skill: str
     answer: str
@@ -29,36 +29,39 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scene function returns; ``kind`` is the name of the function without its prefix."""
+    """Images with their questions; `kind` is the name of the scene function."""
 
     kind: str
-    pictures: tuple[Picture, ...]
+    images: tuple[AnnotatedImage, ...]
     questions: tuple[Question, ...]
 
 
 def others(pool: Sequence[str], answer: str) -> tuple[str, ...]:
-    """``pool`` without the answer."""
+    """Return `pool` without the answer."""
     return tuple(x for x in pool if x != answer)
 
 
 def near_counts(count: int, rng: random.Random, lowest: int = 1) -> tuple[str, ...]:
-    """Three wrong counts such that the right one has a random rank among the four."""
+    """Return three wrong counts, such that the right one has a random rank among the four."""
     first = max(lowest, count - rng.randint(0, 3))
     return others([str(first + i) for i in range(4)], str(count))
 
 
 def wrong_strings(answer: str, make: Callable[[], str]) -> tuple[str, ...]:
-    """Four wrong strings from the source of the right one: unseen, all are equally likely."""
-    found: dict[str, None] = {}
-    while len(found) < 4:
-        wrong = make()
-        if wrong != answer:
-            found[wrong] = None
-    return tuple(found)
+    """Return four wrong strings from the generator of the right one.
+
+    Without the image, all of them are equally likely.
+    """
+    strings: dict[str, None] = {}
+    while len(strings) < 4:
+        string = make()
+        if string != answer:
+            strings[string] = None
+    return tuple(strings)
 
 
 def number_or_word(rng: random.Random, words_share: float) -> Callable[[], str]:
-    """A source of short words, or of numbers of one length."""
+    """Return a generator of short words, or of numbers of one length."""
     if rng.random() < words_share:
         return lambda: words.word(rng, 5)
     length = rng.randint(2, 4)
@@ -66,13 +69,13 @@ def number_or_word(rng: random.Random, words_share: float) -> Callable[[], str]:
 
 
 def new_canvas(rng: random.Random, side: int = SIDE) -> Canvas:
-    """A square canvas, three times in four with a light background."""
+    """Create a square canvas, three times in four with a light background."""
     background = rng.choice(LIGHT if rng.random() < 0.75 else DARK)
     return Canvas(side, side, background, rng)
 
 
 def text_colour(canvas: Canvas, rng: random.Random) -> str:
-    """A text colour that can be told from the background."""
+    """Choose a text colour that contrasts with the background."""
     if rng.random() < 0.4:
         return "white" if canvas.is_dark else "black"
     dull = ("yellow", "pink") if not canvas.is_dark else ("purple", "brown", "blue")
@@ -80,7 +83,7 @@ def text_colour(canvas: Canvas, rng: random.Random) -> str:
 
 
 def add_clutter(canvas: Canvas, rng: random.Random, amount: int) -> None:
-    """Thin lines and dots in a colour near the background's."""
+    """Draw thin lines and dots in a colour near the background's."""
     shift = 38 if canvas.is_dark else -38
     red, green, blue = (min(255, max(0, v + shift)) for v in canvas.background)
     faint = (red, green, blue)
@@ -93,20 +96,20 @@ def add_clutter(canvas: Canvas, rng: random.Random, amount: int) -> None:
 
 
 def fitting_style(rng: random.Random, face: str, length: int, side: int = SIDE) -> TextStyle:
-    """Size and spacing that fit ``length`` glyphs; the advance keeps one glyph to a patch."""
+    """Choose size and spacing for `length` glyphs, with at most one glyph per patch."""
     advance = rng.uniform(15.5, max(15.6, min(21.0, (side - 12) / length)))
     height = rng.uniform(14, min(23, advance * 1.35))
     return TextStyle(face, height, advance, weight=rng.uniform(1.8, 2.6) * height / 17)
 
 
 def listing(marks: Sequence[Mark]) -> list[Question]:
-    """The open question that asks for everything, row by row: what ``marks`` stand for.
+    """Return the open question that asks for everything in the image, row by row.
 
-    Glyphs of a row make one string; a shape is named with its colour, a bar by its colour.
+    Glyphs of a row form one string; a shape is listed with its colour.
     """
     rows: list[list[Mark]] = []
     for mark in sorted(marks, key=lambda m: m.y):
-        if rows and mark.y - rows[-1][0].y < 12:  # pixels: less than any two rows are apart
+        if rows and mark.y - rows[-1][0].y < 12:  # pixels: less than the distance of two rows
             rows[-1].append(mark)
         else:
             rows.append([mark])
@@ -120,11 +123,11 @@ def listing(marks: Sequence[Mark]) -> list[Question]:
 
 
 def about(canvas: Canvas, kind: str) -> list[Question]:
-    """Questions that fit every single picture."""
+    """Return the questions that apply to every single image."""
     tone = "dark" if canvas.is_dark else "light"
-    asked = [] if kind == "formula" else listing(canvas.marks)
+    open_questions = [] if kind == "formula" else listing(canvas.marks)
     return [
-        *asked,
+        *open_questions,
         Question("kind", kind, others(KINDS, kind)),
         Question("background", tone, others(("light", "dark"), tone)),
     ]

@@ -38,7 +38,7 @@ def album(rng: random.Random) -> Scene:
     """Draw two or three images, each with one shape or one short word."""
     count = rng.randint(2, 3)
     kinds, colours = rng.sample(SHAPES, count), rng.sample(INKS, count)
-    pictures, questions = [], []
+    images, questions = [], []
     ordinals = ORDINALS[:count]
     for i in range(count):
         canvas = new_canvas(rng, SMALL_SIDE)
@@ -65,8 +65,8 @@ def album(rng: random.Random) -> Scene:
             ):
                 wrong = others(ordinals, ordinals[i])
                 questions.append(Question(skill, ordinals[i], wrong, {name: value}))
-        pictures.append(canvas.finish())
-    return Scene("album", tuple(pictures), tuple(questions))
+        images.append(canvas.finish())
+    return Scene("album", tuple(images), tuple(questions))
 
 
 SCENES: dict[str, Callable[[random.Random], Scene]] = {
@@ -94,6 +94,6 @@ def draw_scene(rng: random.Random, kinds: Sequence[str] | None = None) -> Scene:
     return SCENES[rng.choice(tuple(kinds or SCENES))](rng)
 
 
-def blank(picture: Image.Image) -> Image.Image:
+def blank(image: Image.Image) -> Image.Image:
     """Return a uniform gray image of the same size."""
-    return Image.new("RGB", picture.size, (128, 128, 128))
+    return Image.new("RGB", image.size, (128, 128, 128))

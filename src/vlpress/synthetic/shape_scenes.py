@@ -1,4 +1,4 @@
-"""Scenes to look at: shapes, their places, colours and counts, and bar charts."""
+"""Scenes of shapes (positions, colours, counts) and bar charts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import ImageFilter
 
-from .canvas import INKS, SHAPES, Canvas, Mark, Picture, TextStyle
+from .canvas import INKS, SHAPES, AnnotatedImage, Canvas, Mark, TextStyle
 from .scene import (
     DIRECTIONS,
     PLACES,
@@ -43,7 +43,7 @@ def _place(canvas: Canvas, things: Sequence[_Thing], columns: int, rng: random.R
 
 
 def _role(thing: _Thing, things: Sequence[_Thing]) -> str:
-    """Whether a thing is the only one of its colour or shape among at least two that are alike."""
+    """Return the role of a thing that alone differs in colour or shape from at least two others."""
     rest = [t for t in things if t is not thing]
     for role, of in (("odd colour", "colour"), ("odd shape", "shape")):
         values = {getattr(t, of) for t in rest}
@@ -61,7 +61,7 @@ def _inks(canvas: Canvas, rng: random.Random, count: int) -> list[str]:
 
 
 def shapes(rng: random.Random) -> Scene:
-    """One to six shapes on a loose 3 x 3 grid."""
+    """Draw one to six shapes on a loose 3 x 3 grid."""
     canvas = new_canvas(rng)
     add_clutter(canvas, rng, 3)
     count = rng.randint(1, 6)
@@ -80,19 +80,19 @@ def shapes(rng: random.Random) -> Scene:
     _place(canvas, things, 3, rng)
     questions = [Question("count", str(count), near_counts(count, rng))]
     questions += _counts(things, rng) + _attributes(things) + _positions(things, rng)
-    picture = canvas.finish()
+    image = canvas.finish()
     if rng.random() < 0.3:
-        picture, blurred = _blur(picture, rng)
+        image, blurred = _blur(image, rng)
         answer = "blurred" if blurred else "sharp"
         questions.append(Question("quality", answer, others(("sharp", "blurred"), answer)))
-    return Scene("shapes", (picture,), (*questions, *about(canvas, "shapes")))
+    return Scene("shapes", (image,), (*questions, *about(canvas, "shapes")))
 
 
-def _blur(picture: Picture, rng: random.Random) -> tuple[Picture, bool]:
+def _blur(image: AnnotatedImage, rng: random.Random) -> tuple[AnnotatedImage, bool]:
     if rng.random() < 0.5:
-        return picture, False
-    blurred = picture.image.filter(ImageFilter.GaussianBlur(rng.uniform(1.6, 2.2)))
-    return Picture(blurred, tuple(replace(mark, blurred=True) for mark in picture.marks)), True
+        return image, False
+    blurred = image.image.filter(ImageFilter.GaussianBlur(rng.uniform(1.6, 2.2)))
+    return AnnotatedImage(blurred, tuple(replace(mark, blurred=True) for mark in image.marks)), True
 
 
 def _counts(things: Sequence[_Thing], rng: random.Random) -> list[Question]:
@@ -158,7 +158,7 @@ def _positions(things: Sequence[_Thing], rng: random.Random) -> list[Question]:
 
 
 def _direction(a: _Thing, b: _Thing) -> str:
-    """Where ``a`` lies seen from ``b`` if they share a row or a column, else nothing."""
+    """Return the direction from `b` to `a` if they share a row or column, else an empty string."""
     if a.row == b.row and a.column != b.column:
         return "left" if a.column < b.column else "right"
     if a.column == b.column and a.row != b.row:
@@ -167,7 +167,7 @@ def _direction(a: _Thing, b: _Thing) -> str:
 
 
 def pair(rng: random.Random) -> Scene:
-    """Two or three different shapes in one row or column: positions and equal colours."""
+    """Draw two or three different shapes in one row or column: positions and equal colours."""
     canvas = new_canvas(rng)
     count = rng.randint(2, 3)
     across, line = rng.random() < 0.5, rng.randrange(3)
@@ -191,7 +191,7 @@ def pair(rng: random.Random) -> Scene:
 
 
 def odd(rng: random.Random) -> Scene:
-    """Three to six shapes, all alike but for one."""
+    """Draw three to six shapes, one of which differs from the others."""
     canvas = new_canvas(rng)
     count = rng.randint(3, 6)
     colour, other_colour = rng.sample(INKS, 2)
@@ -217,7 +217,7 @@ def odd(rng: random.Random) -> Scene:
 
 
 def row(rng: random.Random) -> Scene:
-    """A row of shapes whose colours repeat: what comes next?"""
+    """Draw a row of shapes with periodic colours; the question is the next colour."""
     canvas = new_canvas(rng)
     period = rng.randint(2, 3)
     count = rng.randint(max(4, period + 1), 5)
@@ -226,7 +226,7 @@ def row(rng: random.Random) -> Scene:
     pitch, y = SIDE / 5, rng.uniform(30, SIDE - 30)
     for i in range(count):
         x = (i + 0.5) * pitch + rng.uniform(-1, 1)
-        role = "next" if i == count - period else ""  # its colour comes again
+        role = "next" if i == count - period else ""  # its colour repeats next
         lower = y + rng.uniform(-2, 2)
         canvas.shape(shape, x, lower, 8.0, colours[i % period], "small", role=role)
     answer = colours[count % period]
@@ -238,7 +238,7 @@ def row(rng: random.Random) -> Scene:
 
 
 def frame(rng: random.Random) -> Scene:
-    """Three or four shapes, one of them inside a frame."""
+    """Draw two to four shapes, one of them inside a frame."""
     canvas = new_canvas(rng)
     count = rng.randint(2, 4)
     kinds = rng.sample(SHAPES, count)
@@ -265,7 +265,7 @@ def frame(rng: random.Random) -> Scene:
 
 
 def chart(rng: random.Random) -> Scene:
-    """A bar chart with the values written above the bars."""
+    """Draw a bar chart with the values above the bars."""
     canvas = new_canvas(rng)
     count = rng.randint(2, 4)
     colours = rng.sample(INKS, count)

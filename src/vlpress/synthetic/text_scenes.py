@@ -1,4 +1,4 @@
-"""Scenes to read: single strings, signs, lines, forms and formulas."""
+"""Scenes of text: single strings, signs, lines, forms and formulas."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT_KINDS = ("regular", "irregular", "artistic", "handwriting", "digits", "non_
 
 
 def text(rng: random.Random, kind: str = "") -> Scene:
-    """One string, drawn in the manner of ``kind`` (one of ``TEXT_KINDS``, random if empty)."""
+    """Draw one string in the style of `kind` (one of `TEXT_KINDS`, random if empty)."""
     kind = kind or rng.choice(TEXT_KINDS)
     canvas = new_canvas(rng)
     length = rng.randint(2, 6) if kind == "digits" else rng.randint(3, 5)
@@ -71,7 +71,7 @@ def text(rng: random.Random, kind: str = "") -> Scene:
 
 
 def signs(rng: random.Random) -> Scene:
-    """Two or three words: each in its own ink, or white on signs of different colours."""
+    """Draw two or three words: each in its own ink, or white on signs of different colours."""
     canvas = new_canvas(rng)
     as_signs = rng.random() < 0.5
     count = rng.randint(2, 3)
@@ -100,7 +100,7 @@ def signs(rng: random.Random) -> Scene:
 
 
 def lines(rng: random.Random) -> Scene:
-    """A small document: two to four lines, flush left."""
+    """Draw a small document of two to four lines, flush left."""
     canvas = new_canvas(rng)
     count = rng.randint(2, 4)
     colour = text_colour(canvas, rng)
@@ -121,7 +121,7 @@ def lines(rng: random.Random) -> Scene:
 
 
 def form(rng: random.Random) -> Scene:
-    """Two to four lines ``KEY:VALUE``."""
+    """Draw two to four lines `KEY:VALUE`."""
     canvas = new_canvas(rng)
     count = rng.randint(2, 4)
     colour = text_colour(canvas, rng)
@@ -141,7 +141,7 @@ def form(rng: random.Random) -> Scene:
 
 
 def formula(rng: random.Random) -> Scene:
-    """A handwritten formula."""
+    """Draw a handwritten formula."""
     canvas = new_canvas(rng)
     parts = words.formula(rng)
     style = fitting_style(rng, "hand", len(parts))

@@ -1,4 +1,4 @@
-"""What is written in the built-in pictures: words, codes, numbers, form keys and formulas."""
+"""Texts of the built-in images: words, codes, numbers, form keys and formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DIGITS = "23456789"
 
 
 def word(rng: random.Random, longest: int = 6) -> str:
-    """A common English word of 3 to ``longest`` letters, in capitals."""
+    """Choose a common English word of at most `longest` letters, in capitals."""
     while True:
         choice = rng.choice(WORDS)
         if len(choice) <= longest:
@@ -32,22 +32,22 @@ def word(rng: random.Random, longest: int = 6) -> str:
 
 
 def letters(rng: random.Random, length: int) -> str:
-    """Random capitals that spell nothing."""
+    """Return random capitals."""
     return "".join(rng.choice(_LETTERS) for _ in range(length))
 
 
 def code(rng: random.Random, length: int) -> str:
-    """Capitals and digits mixed."""
+    """Return random capitals and digits."""
     return "".join(rng.choice(_LETTERS + _DIGITS) for _ in range(length))
 
 
 def number(rng: random.Random, length: int) -> str:
-    """A number of ``length`` digits that does not begin with 0."""
+    """Return a random number of `length` digits that does not start with 0."""
     return rng.choice("123456789") + "".join(rng.choice("0123456789") for _ in range(length - 1))
 
 
 def formula(rng: random.Random) -> list[tuple[str, bool]]:
-    """Glyphs of a small formula, each with whether it is a superscript (4 to 6 glyphs)."""
+    """Return 4 to 6 glyphs of a random formula, each with whether it is a superscript."""
     out: list[tuple[str, bool]] = []
 
     def term() -> None:
@@ -73,5 +73,5 @@ def formula(rng: random.Random) -> list[tuple[str, bool]]:
 
 
 def latex(parts: list[tuple[str, bool]]) -> str:
-    """LaTeX of ``formula``'s glyphs: ``x^{2}+3``."""
+    """Convert the glyphs of `formula` to LaTeX, such as `x^{2}+3`."""
     return "".join(f"^{{{c}}}" if raised else c for c, raised in parts)
