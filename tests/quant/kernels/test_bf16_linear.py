@@ -1,4 +1,4 @@
-"""Products of bf16 matrices as they are: Hessians and the output head."""
+"""Products of unquantized bf16 matrices: Hessians and the output head."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if not AVAILABLE:
 
 
 def kernels(name: str) -> library.Kernels:
-    found = library.find_kernels(name)
-    assert not isinstance(found, str)
-    return found
+    actual = library.find_kernels(name)
+    assert not isinstance(actual, str)
+    return actual
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize(("tokens", "width"), [(1, 5), (7, 64), (40, 70), (600, 200), (33, 1100)])
-def test_sums_of_products_for_calibration(name: str, tokens: int, width: int) -> None:
+def test_syrk(name: str, tokens: int, width: int) -> None:
     random = torch.Generator().manual_seed(tokens)
     x = torch.randn(tokens, width + 3, generator=random).bfloat16()[:, 3:]
     lower = torch.full((width, width), 2.0)
     bf16_linear.syrk_(lower, x, kernels(name), alpha=0.5, beta=0.25)
-    wanted = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
-    error = (lower.double() - wanted).tril().abs().max() / wanted.abs().max()
+    expected = 0.25 * 2 + 0.5 * (x.double().t() @ x.double())
+    error = (lower.double() - expected).tril().abs().max() / expected.abs().max()
     assert float(error) < 5e-6
 
 
-def test_other_types_are_not_summed() -> None:
+def test_syrk_rejects_other_dtypes_and_shapes() -> None:
     best = kernels(AVAILABLE[0])
-    with pytest.raises(ValueError, match=r"x is torch.float32, lower torch.float32; they must"):
+    with pytest.raises(ValueError, match=r"torch\.float32, lower torch\.float32.*bf16"):
         bf16_linear.syrk_(torch.zeros(4, 4), torch.zeros(2, 4), best)
-    with pytest.raises(ValueError, match=r"x is \(2, 4\), lower \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 4\), lower \(3, 3\)"):
         bf16_linear.syrk_(torch.zeros(3, 3), torch.zeros(2, 4, dtype=torch.bfloat16), best)
 
 
@@ -43,46 +43,42 @@ def test_other_types_are_not_summed() -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "width"), [(1, 64, 128), (3, 130, 72), (8, 65, 300), (19, 5, 31), (2, 1, 1)]
 )
-def test_products_with_weights_as_they_are_stored(
-    name: str, rows: int, columns: int, width: int
-) -> None:
+def test_gemv_and_gemm(name: str, rows: int, columns: int, width: int) -> None:
     random = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 2 * width, generator=random).bfloat16()[:, width:]
     weight = torch.randn(columns, width, generator=random).bfloat16()
     bias = torch.randn(columns, generator=random).bfloat16()
     for multiply in (bf16_linear.gemv, bf16_linear.gemm):
         for shift in (None, bias):
-            found = multiply(x, weight, kernels(name), shift)
+            actual = multiply(x, weight, kernels(name), shift)
             exact = x.double() @ weight.double().T + (0 if shift is None else shift.double())
-            assert found.shape == exact.shape
-            # Rounded once: half a unit in the last place, and what float32 sums add to it.
-            assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+            assert actual.shape == exact.shape
+            # Rounded once: half a unit in the last place, plus the rounding of float32 sums.
+            assert ((actual.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize("rows", [0, 1, 47, 700])
-def test_products_of_many_rows(name: str, rows: int) -> None:
+def test_gemm_of_many_rows(name: str, rows: int) -> None:
     random = torch.Generator().manual_seed(rows)
     x = torch.randn(2, rows, 1100, generator=random).bfloat16()
     weight = torch.randn(130, 1100, generator=random).bfloat16()
-    found = bf16_linear.gemm(x, weight, kernels(name))
+    actual = bf16_linear.gemm(x, weight, kernels(name))
     exact = x.double() @ weight.double().T
-    assert found.shape == exact.shape
-    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+    assert actual.shape == exact.shape
+    assert ((actual.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_many_rows_go_through_where_torch_is_slow(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gemm_is_used_where_torch_is_slow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(bf16_linear.WITHOUT_BF16_UNITS) < set(library.NAMES)
     called: list[int] = []
 
-    def many(x: Tensor, *_: object) -> Tensor:
+    def record(x: Tensor, *_: object) -> Tensor:
         called.append(len(x))
         return x
 
-    monkeypatch.setattr(bf16_linear, "gemm", many)
+    monkeypatch.setattr(bf16_linear, "gemm", record)
     product = bf16_linear.Bf16Linear(kernels(name))
     weight = torch.ones(3, 8, dtype=torch.bfloat16)
     for rows in (bf16_linear.GEMV_ROWS, bf16_linear.GEMV_ROWS + 1):
@@ -93,17 +89,17 @@ def test_many_rows_go_through_where_torch_is_slow(
     assert called == ([bf16_linear.GEMV_ROWS + 1] if name in bf16_linear.WITHOUT_BF16_UNITS else [])
 
 
-def test_other_types_are_not_multiplied() -> None:
+def test_products_reject_other_dtypes_and_shapes() -> None:
     best = kernels(AVAILABLE[0])
-    with pytest.raises(ValueError, match="both must be bf16"):
+    with pytest.raises(ValueError, match=r"torch\.float32, the weight torch\.bfloat16"):
         bf16_linear.gemv(torch.zeros(2, 4), torch.zeros(3, 4, dtype=torch.bfloat16), best)
-    with pytest.raises(ValueError, match=r"x is \(2, 5\), the weight \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 5\), the weight \(3, 4\)"):
         zeros = torch.zeros(3, 5, dtype=torch.bfloat16)
         bf16_linear.gemv(zeros[:2], zeros[:, :4].contiguous(), best)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_a_compiler_sees_the_product_of_torch(name: str) -> None:
+def test_compiled_code_uses_the_product_of_torch(name: str) -> None:
     product = bf16_linear.Bf16Linear(kernels(name))
     x, weight = torch.randn(40, 24).bfloat16(), torch.randn(8, 24).bfloat16()
     compiled = torch.compile(product, backend="eager", fullgraph=True)

@@ -18,23 +18,23 @@ from torch import Tensor
 from vlpress.quant.kernels import cpu, cpu_layout, library, reference
 
 AVAILABLE = [name for name in library.NAMES if not isinstance(library.find_kernels(name), str)]
-# CI builds them and says so, so that these tests cannot be skipped unseen.
+# CI builds the kernels and sets this variable, so that the tests cannot be skipped unnoticed.
 if not AVAILABLE and os.environ.get("VLPRESS_NEED_KERNELS") != "1":
     pytest.skip(f"{library.find_kernels()}", allow_module_level=True)
-# bf16 keeps 8 bits: half a unit in the last place of the largest output, and what sums add to it.
+# bf16 has 8 bits: half a unit in the last place of the largest output, plus the rounding of sums.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
 SHAPES += [(70, 2048, 1024), (66, 2560, 640)]  # several groups wider than a panel
 
 
 def kernels(name: str) -> library.Kernels:
-    found = library.find_kernels(name)
-    assert not isinstance(found, str)
-    return found
+    actual = library.find_kernels(name)
+    assert not isinstance(actual, str)
+    return actual
 
 
 class Weight:
-    """A random weight with everything that both sides need."""
+    """A random weight for the kernels and the reference."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Weight:
             )
         self.index = None
         if ordered:
-            places = torch.randperm(columns, generator=random)
-            self.index = (places % groups).int()
+            order = torch.randperm(columns, generator=random)
+            self.index = (order % groups).int()
         self.bias = None if symmetric else torch.randn(rows, generator=random)
 
     def tiles(self) -> cpu_layout.TiledWeight:
@@ -73,12 +73,13 @@ class Weight:
         return cpu.CpuLinear([self.tiles()], [self.bias], kernels(name))
 
     def floats(self, x: Tensor) -> Tensor:
-        """The exact product, near enough: the reference in float32."""
+        """The weight-only product of the reference in float32."""
         packed = reference.prepack(self.integers, self.bits)
         grid = (packed, self.scales, self.zeros, self.bits, self.bias, self.index)
         return reference.weight_only_linear(x.float(), *grid)
 
     def integer(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The product with int8 activations of the reference."""
         packed = reference.prepack(self.integers, self.bits)
         grid = (packed, self.scales, self.zeros, self.bits, self.bias, self.index)
         return reference.integer_linear(x, *grid, scale)
@@ -88,9 +89,9 @@ def inputs(rows: int, columns: int, dtype: torch.dtype, seed: int = 1) -> Tensor
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def check(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
-    assert found.dtype == dtype
-    error = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+def check(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.dtype == dtype
+    error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
     assert float(error) < TOLERANCE[dtype]
 
 
@@ -101,7 +102,7 @@ def test_the_kernels_are_built_here() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_prepacked_weights_come_back(bits: int, symmetric: bool, ordered: bool) -> None:
+def test_unprepack_inverts_prepack(bits: int, symmetric: bool, ordered: bool) -> None:
     weight = Weight(70, 128, 32, bits, symmetric=symmetric, ordered=ordered)
     integers, scales, zeros = cpu_layout.unprepack(weight.tiles())
     assert torch.equal(integers, weight.integers)
@@ -125,7 +126,7 @@ def test_layout_by_hand() -> None:
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [3, 4, 8])
-def test_products_are_those_of_the_reference(name: str, dtype: torch.dtype, bits: int) -> None:
+def test_matches_the_reference(name: str, dtype: torch.dtype, bits: int) -> None:
     for shape, symmetric, ordered in itertools.product(SHAPES, (True, False), (True, False)):
         if ordered and shape[2] == -1:
             continue
@@ -150,40 +151,40 @@ def test_sums_of_integers_are_exact(name: str, bits: int, group: int, rows: int)
     levels = torch.randint(-127, 128, (rows, 4096), generator=torch.Generator().manual_seed(4))
     levels[:, 0] = 127
     zeros = weight.zeros.long().repeat_interleave(4096 // weight.zeros.shape[1], 1)
-    wanted = levels @ (weight.integers.long() - zeros).t()
-    assert int(wanted.abs().max()) < 2**24  # float32 holds them
-    assert torch.equal(weight.product(name)(levels.float(), 0.0)[0].long(), wanted)
+    expected = levels @ (weight.integers.long() - zeros).t()
+    assert int(expected.abs().max()) < 2**24  # float32 holds them
+    assert torch.equal(weight.product(name)(levels.float(), 0.0)[0].long(), expected)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_extreme_levels_do_not_overflow_on_the_way(name: str) -> None:
+def test_extreme_levels_do_not_overflow(name: str) -> None:
     weight = Weight(64, 2048, -1, 8)
     weight.integers.fill_(255)
     weight.zeros.fill_(0)
     weight.scales.fill_(1.0)
     x = torch.full((2, 2048), 127.0)
-    found = weight.product(name)(torch.cat((x, -x)), 0.0)[0]
-    assert torch.equal(found[0], torch.full((64,), 127.0 * 255 * 2048))
-    assert torch.equal(found[2], -found[0])
+    actual = weight.product(name)(torch.cat((x, -x)), 0.0)[0]
+    assert torch.equal(actual[0], torch.full((64,), 127.0 * 255 * 2048))
+    assert torch.equal(actual[2], -actual[0])
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_is_written_beside_the_output(name: str, dtype: torch.dtype) -> None:
-    """Outputs between sentinels: rows of other widths than a tile's would reach them."""
+def test_nothing_is_written_outside_the_output(name: str, dtype: torch.dtype) -> None:
+    """Sentinels around the output; widths that are no multiple of a tile would reach them."""
     for rows, columns in itertools.product((1, 9), (1, 63, 65, 100)):
         weight = Weight(columns, 64, 32, 4)
         product = weight.product(name)
-        room = torch.full((rows * columns + 128,), 7.0, dtype=dtype)
-        inside = room[64:-64].view(rows, columns)
+        memory = torch.full((rows * columns + 128,), 7.0, dtype=dtype)
+        output = memory[64:-64].view(rows, columns)
         x = inputs(rows, 64, dtype)
-        product.compute_into(x, [inside])
-        check(inside, weight.floats(x), dtype)
-        assert bool((room[:64] == 7).all()) and bool((room[-64:] == 7).all())
+        product.compute_into(x, [output])
+        check(output, weight.floats(x), dtype)
+        assert bool((memory[:64] == 7).all()) and bool((memory[-64:] == 7).all())
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_views_and_odd_addresses(name: str) -> None:
+def test_views_and_unaligned_addresses(name: str) -> None:
     weight = Weight(70, 128, 32, 4)
     product = weight.product(name)
     whole = inputs(6, 300, torch.bfloat16)
@@ -207,38 +208,38 @@ def test_more_rows_than_a_block(name: str) -> None:
 def test_several_weights_in_one_call(name: str, integers: bool) -> None:
     scale = 0.0 if integers else None
     weights = [Weight(n, 128, 32, 4, symmetric=n == 64, seed=n) for n in (64, 17, 200)]
-    joint = cpu.CpuLinear([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
+    fused = cpu.CpuLinear([w.tiles() for w in weights], [w.bias for w in weights], kernels(name))
     for rows in (1, 40):
         x = inputs(rows, 128, torch.bfloat16)
-        for weight, found in zip(weights, joint(x, scale), strict=True):
-            assert torch.equal(found, weight.product(name)(x, scale)[0])
+        for weight, actual in zip(weights, fused(x, scale), strict=True):
+            assert torch.equal(actual, weight.product(name)(x, scale)[0])
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_the_number_of_threads_changes_nothing(name: str) -> None:
+def test_results_are_independent_of_the_number_of_threads(name: str) -> None:
     weight = Weight(300, 256, 64, 4)
     product, x = weight.product(name), inputs(33, 256, torch.bfloat16)
     before = torch.get_num_threads()
     try:
-        found = []
+        actual = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append((product(x)[0], product(x[:1])[0], product(x, 0.0)[0]))
+            actual.append((product(x)[0], product(x[:1])[0], product(x, 0.0)[0]))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in actual[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(actual[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_what_is_not_a_number_stays_seen(name: str) -> None:
+def test_nan_affects_only_its_row(name: str) -> None:
     weight = Weight(64, 64, 32, 8)
     product = weight.product(name)
     x = inputs(3, 64, torch.float32)
     x[1, 5] = float("nan")
-    for found in (product(x)[0], product(x, 0.0)[0]):
-        assert bool(found[1].isnan().all())
-        assert bool(found[[0, 2]].isfinite().all())
+    for actual in (product(x)[0], product(x, 0.0)[0]):
+        assert bool(actual[1].isnan().all())
+        assert bool(actual[[0, 2]].isfinite().all())
     levels = weight.integer(x, torch.tensor(0.01))
     assert torch.allclose(product(x, 0.01)[0], levels, rtol=1e-4, atol=1e-3)
     zero = product(torch.zeros(1, 64), 0.0)[0]
@@ -262,21 +263,21 @@ def test_any_shape(
     x = inputs(tokens, groups * group, torch.float32, seed)
     for name in AVAILABLE:
         product = weight.product(name)
-        # Of sums that cancel little is left; what is kept is measured by what was added.
+        # Sums may cancel: the error is relative to the size of the terms.
         size = float(weight.scales.abs().max()) * 2**bits * float(x.abs().sum(-1).max())
         assert float((product(x)[0] - weight.floats(x)).abs().max()) < 1e-6 * size
         assert float((product(x, 0.0)[0] - weight.integer(x)).abs().max()) < 1e-6 * size
 
 
-def test_half_precision_goes_through_float32() -> None:
+def test_fp16_is_computed_in_float32() -> None:
     weight = Weight(64, 64, 32, 4)
     x = inputs(2, 64, torch.float16)
-    found = weight.product("portable")(x)[0]
-    assert found.dtype == torch.float16
-    assert torch.allclose(found.float(), weight.floats(x), rtol=1e-3, atol=1e-2)
+    actual = weight.product("portable")(x)[0]
+    assert actual.dtype == torch.float16
+    assert torch.allclose(actual.float(), weight.floats(x), rtol=1e-3, atol=1e-2)
 
 
-def test_scales_that_fp16_cannot_hold_stay_float32() -> None:
+def test_inexact_fp16_scales_stay_float32() -> None:
     weight = Weight(64, 64, 32, 4)
     assert weight.tiles().scales.dtype == torch.float16
     weight.scales *= 1 + 2.0**-20
@@ -289,13 +290,13 @@ def test_scales_that_fp16_cannot_hold_stay_float32() -> None:
 def test_a_gradient_is_refused() -> None:
     product = Weight(64, 64, 32, 4).product("portable")
     x = inputs(1, 64, torch.float32).requires_grad_()
-    with pytest.raises(RuntimeError, match="have no gradient"):
+    with pytest.raises(RuntimeError, match="no gradient"):
         product(x)
     with torch.no_grad():
         assert product(x)[0].shape == (1, 64)
 
 
-def test_widths_that_do_not_fit_are_named() -> None:
+def test_reasons_for_unsupported_widths() -> None:
     assert cpu_layout.why_not(64, 4, 2) is None
     assert cpu_layout.why_not(60, 8, 1) is None
     assert cpu_layout.why_not(60, 4, 1) == (
@@ -307,15 +308,15 @@ def test_widths_that_do_not_fit_are_named() -> None:
     )
 
 
-def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_selects_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "portable")
-    found = library.chosen_kernels()
-    assert not isinstance(found, str) and found.name == "portable"
+    actual = library.chosen_kernels()
+    assert not isinstance(actual, str) and actual.name == "portable"
     monkeypatch.setenv(library.VARIABLE, "reference")
     assert library.chosen_kernels() == "VLPRESS_KERNEL is reference"
     monkeypatch.setenv(library.VARIABLE, "avx1024")
     with pytest.raises(
-        ValueError, match="is 'avx1024'; it can be avx512, avx512_vnni, avx2, portable or ref"
+        ValueError, match="'avx1024'.*avx512, avx512_vnni, avx2, portable or reference"
     ):
         library.chosen_kernels()
     monkeypatch.delenv(library.VARIABLE)
@@ -328,7 +329,7 @@ import os, torch
 from vlpress.quant.kernels import cpu, cpu_layout, library
 torch.set_num_threads(2)
 torch.randn(500, 500) @ torch.randn(500, 500)
-torch.randn(1 << 20).exp_()  # torch's pool is there now
+torch.randn(1 << 20).exp_()  # creates torch's thread pool
 before = len(os.listdir("/proc/self/task"))
 weight = cpu_layout.prepack(
     torch.zeros(512, 512, dtype=torch.uint8), torch.ones(512, 1),
@@ -343,7 +344,7 @@ print(len(os.listdir("/proc/self/task")) - before, len(runtimes), library.has_th
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
-def test_there_is_one_pool_of_threads() -> None:
+def test_one_thread_pool() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", ONE_POOL],
@@ -355,16 +356,16 @@ def test_there_is_one_pool_of_threads() -> None:
     assert done.stdout.split() == ["0", "1", "True"]
 
 
-def test_one_layer_serves_several_threads() -> None:
+def test_a_layer_is_thread_safe() -> None:
     weight = Weight(200, 256, 64, 4)
     product = weight.product(AVAILABLE[0])
     batches = [inputs(5, 256, torch.float32, seed) for seed in range(4)]
-    wanted = [product(x)[0] for x in batches]
+    expected = [product(x)[0] for x in batches]
     wrong: list[int] = []
 
     def work(number: int) -> None:
         for _ in range(50):
-            if not torch.equal(product(batches[number])[0], wanted[number]):
+            if not torch.equal(product(batches[number])[0], expected[number]):
                 wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]

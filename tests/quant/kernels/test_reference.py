@@ -36,7 +36,7 @@ def product(
 
 
 def expected_sums(x: Tensor, weight: QuantizedWeight, scale: Tensor | None = None) -> Tensor:
-    """int64 ``[T, N, G]``: the integer part, by another way."""
+    """int64 `[T, N, G]`: the integer part, by another way."""
     levels, _ = reference.quantize_activations(x, scale)
     groups = weight.column_groups().long()
     centred = weight.integers.long() - weight.zero_points.long()[:, groups]
@@ -105,7 +105,7 @@ def test_integer_part_is_exact(tokens: int, scheme: QuantScheme) -> None:
     torch.testing.assert_close(product(x, plain), sums * scales, rtol=1e-6, atol=0)
 
 
-def test_largest_sums_do_not_lose_a_unit() -> None:
+def test_largest_sums_are_exact() -> None:
     columns = 18944 + 2  # past 2**24 in float32, and no multiple of the inner chunk
     integers = torch.full((2, columns), 255, dtype=torch.uint8)
     integers[1, -1] = 254
@@ -121,25 +121,27 @@ def test_largest_sums_do_not_lose_a_unit() -> None:
 
 @pytest.mark.parametrize("scheme", [QuantScheme(8, -1), QuantScheme(4, 128, symmetric=False)])
 @pytest.mark.parametrize("static", [False, True])
-def test_is_the_float_product_of_both_rounded_sides(scheme: QuantScheme, static: bool) -> None:
+def test_equals_the_float_product_of_the_quantized_values(
+    scheme: QuantScheme, static: bool
+) -> None:
     weight, bias = rtn(randn(24, 256, seed=3), scheme), randn(24, seed=4)
     x = randn(2, 5, 256, seed=5)
     scale = torch.tensor(0.03125) if static else None
     levels, scales = reference.quantize_activations(x, scale)
     rounded = levels.double() * scales.double()
     expected = rounded @ weight.dequantize().double().t() + bias.double()
-    found = product(x, weight, bias, scale)
-    assert found.shape == (2, 5, 24)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    actual = product(x, weight, bias, scale)
+    assert actual.shape == (2, 5, 24)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_result_has_the_dtype_of_the_input() -> None:
     weight = rtn(randn(8, 64, seed=6), QuantScheme(8, -1))
     x = randn(3, 64, seed=7).to(torch.bfloat16)
-    found = product(x, weight, randn(8, seed=8).to(torch.bfloat16))
-    assert found.dtype == torch.bfloat16
+    actual = product(x, weight, randn(8, seed=8).to(torch.bfloat16))
+    assert actual.dtype == torch.bfloat16
     exact = product(x.float(), weight, randn(8, seed=8).to(torch.bfloat16).float())
-    assert torch.equal(found, exact.to(torch.bfloat16))
+    assert torch.equal(actual, exact.to(torch.bfloat16))
 
 
 def test_groups_in_any_order() -> None:
@@ -156,14 +158,14 @@ def test_groups_in_any_order() -> None:
     assert torch.equal(product(x[:, order], shuffled), product(x, plain))
 
 
-def test_a_token_that_is_not_finite_shows_and_stays_alone() -> None:
+def test_a_token_that_is_not_finite_affects_only_itself() -> None:
     weight = rtn(randn(8, 64, seed=12), QuantScheme(8, -1))
     x = randn(3, 64, seed=13)
     clean = product(x, weight)
     x[1, 5] = float("inf")
-    found = product(x, weight)
-    assert not bool(torch.isfinite(found[1]).any())
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    actual = product(x, weight)
+    assert not bool(torch.isfinite(actual[1]).any())
+    assert torch.equal(actual[[0, 2]], clean[[0, 2]])
 
 
 def test_tokens_do_not_depend_on_each_other() -> None:
