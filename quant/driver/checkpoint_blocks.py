@@ -40,7 +40,7 @@ class CheckpointBlocks:
         """See `BlockSource.release`."""
         release_block(self._model.get_submodule(path))
 
-    def _prepare(self, name: str, value: Tensor) -> Tensor:
+    def _check_and_pad(self, name: str, value: Tensor) -> Tensor:
         """Refuse values that are not finite; pad the widths that grow."""
         if value.is_floating_point() and not is_finite(value):
             kind = "NaN" if bool(value.isnan().any()) else "infinity"
