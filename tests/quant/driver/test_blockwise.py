@@ -13,6 +13,7 @@ from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model, load_model
 from vlpress.model.processing.inputs import Prompt
+from vlpress.quant.checkpoint.formats.folder import checkpoint_folder
 from vlpress.quant.checkpoint.saving import save_finished
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
@@ -58,10 +59,10 @@ def job(
 
 
 def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, bytes]:
-    done = Journal(work)
-    report = streaming.quantize(done)
-    out.mkdir()
-    save_finished(done.tensors(), report, streaming.source, out)
+    journal = Journal(work)
+    report = streaming.quantize(journal)
+    with checkpoint_folder(out, streaming.source) as folder:
+        save_finished(journal.tensors(), report, streaming.source, folder)
     return contents(out)
 
 

@@ -224,7 +224,7 @@ def test_tokens_that_count_nothing_are_left_out() -> None:
 
 def test_gradient_weights_without_pictures_fail_before_anything_changes() -> None:
     model = random_model()
-    with pytest.raises(ValueError, match="no calibration sample has a picture with text behind"):
+    with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):
         quantize_(model, recipe({"token_weights": "gradient"}), prompts(model.config)[:1])
     assert not quantized_layers(model)
 
@@ -237,7 +237,7 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         failing = torch.equal(weight, random_model().get_parameter(name))
         with monkeypatch.context() as patch:
             if failing:
-                patch.setattr("vlpress.quant.methods.cholesky._cholesky_", lambda matrix: None)
+                patch.setattr("vlpress.quant.methods.cholesky.cholesky_", lambda matrix: None)
             return gptq(weight, *args, **options)
 
     monkeypatch.setattr(layer_solver, "gptq", solve)
@@ -270,7 +270,12 @@ def test_too_many_fallback_rows_fail_the_run_at_once(monkeypatch: pytest.MonkeyP
     message = r"on 64 of 1024 rows .* most in model\.layers\.0\.self_attn\.q_proj \(no Cholesky"
     with pytest.raises(ValueError, match=message):
         quantize_(model, recipe(), prompts(model.config))
-    assert list(quantized_layers(model)) == ["model.layers.0.self_attn.q_proj"]
+    replaced = [
+        name
+        for name, _ in random_model().named_modules()
+        if type(model.get_submodule(name)) is not type(random_model().get_submodule(name))
+    ]
+    assert replaced == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_overflow_names_the_layer() -> None:
@@ -373,11 +378,11 @@ def test_rejects() -> None:
     model = random_model()
     with pytest.raises(ValueError, match="no calibration prompts"):
         quantize_(copy.deepcopy(model), recipe())
-    with pytest.raises(ValueError, match="format 'hqq' is unknown; allowed are auto, gptq, gptq_"):
+    with pytest.raises(ValueError, match=r"'hqq' is unknown.*gptq_v2, compressed-tensors, awq"):
         check_format(make_plan(model.config, recipe()), "hqq")
-    with pytest.raises(ValueError, match="asymmetric scheme, and zero points minus one cannot say"):
+    with pytest.raises(ValueError, match=r"format gptq: .*asymmetric"):
         check_format(make_plan(model.config, recipe(symmetric=False)), "gptq")
-    with pytest.raises(ValueError, match="have 5 bits; it holds 2, 3, 4, 8"):
+    with pytest.raises(ValueError, match=r"5 bits.*2, 3, 4, 8"):
         check_format(make_plan(model.config, recipe(bits=5)), "gptq")
     quantize_(model, recipe(method="rtn"))
     with pytest.raises(ValueError, match="is quantized already"):
@@ -406,7 +411,7 @@ def test_activations_beyond_float16_are_warned_of_once(caplog: pytest.LogCapture
     quantize_(model, recipe(), prompts(model.config))
     said = [record.message for record in caplog.records if "float16" in record.message]
     assert len(said) == 1
-    assert said[0].startswith("what comes out of model.layers.0 reaches ")
+    assert said[0].startswith("the output of model.layers.0 reaches ")
     caplog.clear()
     quantize_(model := grown(1.0), recipe(), prompts(model.config))
     assert not caplog.records

@@ -184,7 +184,7 @@ def test_an_error_during_the_search_leaves_the_block_whole(
     def fail(*args: object) -> float:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr("vlpress.quant.driver.transforms._output_error", fail)
+    monkeypatch.setattr(BlockView, "evaluate", fail)
     model, original = random_model(), random_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     with pytest.raises(RuntimeError, match="stop"):
@@ -266,7 +266,7 @@ def test_transforms_run_in_the_order_written() -> None:
     assert distance(model, random_model()) < 1e-5
 
 
-def test_bindings_that_are_left_alone_are_reported() -> None:
+def test_skipped_groups_are_reported() -> None:
     model = random_model()
     rounding = INT8 | {"ignore": ["*.down_proj"]}
     done = transform(model, recipe({"method": "smoothquant"}, rounding), prompts(model.config))
@@ -352,7 +352,7 @@ def test_a_dead_channel_changes_nothing() -> None:
     assert distance(model, original) < 1e-5
 
 
-def test_overflow_names_the_binding() -> None:
+def test_overflow_names_the_source() -> None:
     model = random_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
     for method in ("smoothquant", "awq"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from vlpress.model.families import NormBinding, PairBinding, family_of
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.methods.channel_scaling import (
-    Binding,
+    ChannelGroup,
     channel_index,
     count_channels,
     reader_names,
@@ -26,13 +26,13 @@ def tensors_of(model: QwenVL) -> dict[str, Tensor]:
     return {name: parameter.data for name, parameter in model.named_parameters()}
 
 
-def bindings_of(family: str) -> Iterator[tuple[str, Binding]]:
-    """The last block of each stage with each of its bindings."""
+def groups_of(family: str) -> Iterator[tuple[str, ChannelGroup]]:
+    """The last block of each stage with each of its channel groups."""
     config = random_model(raw_config(family)).config
     for stage in family_of(config).stages:
         for block in stage.blocks(config)[-1:]:
-            for binding in stage.bindings:
-                yield block, binding
+            for group in stage.bindings:
+                yield block, group
 
 
 def random_factors(count: int, seed: int = 0) -> Tensor:
@@ -50,48 +50,48 @@ def distance(found: Tensor, wanted: Tensor) -> float:
 
 
 CASES = [
-    pytest.param(family, block, binding, id=f"{family}-{block}-{source_of(binding)}")
+    pytest.param(family, block, group, id=f"{family}-{block}-{source_of(group)}")
     for family in FAMILIES
-    for block, binding in bindings_of(family)
+    for block, group in groups_of(family)
 ]
 
 
-@pytest.mark.parametrize(("family", "block", "binding"), CASES)
-def test_the_float_function_stays(family: str, block: str, binding: Binding) -> None:
-    """In float64, so that only a wrong binding could show; then in float32."""
+@pytest.mark.parametrize(("family", "block", "group"), CASES)
+def test_the_float_function_stays(family: str, block: str, group: ChannelGroup) -> None:
+    """In float64, so that only a wrong group could show; then in float32."""
     for dtype, bound in ((torch.float64, 1e-7), (torch.float32, 1e-5)):
         base, scaled = (random_model(raw_config(family), dtype=dtype) for _ in range(2))
         tensors = tensors_of(scaled)
-        factors = random_factors(count_channels(tensors, block, binding))
-        rescale_(tensors, block, binding, factors, scaled.config)
-        for name in source_names(tensors, block, binding) + reader_names(block, binding):
+        factors = random_factors(count_channels(tensors, block, group))
+        rescale_(tensors, block, group, factors, scaled.config)
+        for name in source_names(tensors, block, group) + reader_names(block, group):
             assert not torch.equal(tensors[name], base.get_parameter(name))
         assert distance(logits(scaled), logits(base)) < bound
 
 
-@pytest.mark.parametrize(("family", "block", "binding"), CASES)
-def test_readers_see_their_input_scaled(family: str, block: str, binding: Binding) -> None:
+@pytest.mark.parametrize(("family", "block", "group"), CASES)
+def test_readers_see_their_input_scaled(family: str, block: str, group: ChannelGroup) -> None:
     model = random_model(raw_config(family), dtype=torch.float64)
     inputs: list[Tensor] = []
-    reader = model.get_submodule(f"{block}.{readers_of(binding)[0]}")
+    reader = model.get_submodule(f"{block}.{readers_of(group)[0]}")
     handle = reader.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     logits(model)
     tensors = tensors_of(model)
-    channels = count_channels(tensors, block, binding)
+    channels = count_channels(tensors, block, group)
     factors = random_factors(channels)
-    rescale_(tensors, block, binding, factors, model.config)
+    rescale_(tensors, block, group, factors, model.config)
     logits(model)
     handle.remove()
     before, after = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
-    columns = factors[channel_index(binding, channels, model.config)].double()
+    columns = factors[channel_index(group, channels, model.config)].double()
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(new, old * columns, rtol=1e-6, atol=1e-9)
 
 
-def test_every_kind_of_binding_is_covered() -> None:
+def test_every_kind_of_group_is_covered() -> None:
     kinds = {
         (b.tiles if isinstance(b, NormBinding) else b.part)
-        for _, b in (case for family in FAMILIES for case in bindings_of(family))
+        for _, b in (case for family in FAMILIES for case in groups_of(family))
     }
     assert kinds == {1, 4, (0, 1), (2, 3)}
 

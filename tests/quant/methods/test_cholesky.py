@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpress.quant.methods.cholesky import LADDER, ROWS_AT_ONCE, Factor, find_factor, is_finite
+from vlpress.quant.methods.cholesky import COPY_ROWS, LADDER, Factor, find_factor, is_finite
 from vlpress.quant.methods.layer_error import row_energy
 
 
@@ -22,7 +22,7 @@ def first(hessian: Tensor, order: Tensor, damp_percent: float = 0.01) -> Factor:
     return found
 
 
-@pytest.mark.parametrize("columns", [1, 7, 96, ROWS_AT_ONCE + 9])
+@pytest.mark.parametrize("columns", [1, 7, 96, COPY_ROWS + 9])
 def test_the_factor_is_that_of_the_matrix_in_the_wanted_order(columns: int) -> None:
     hessian = hessian_of(columns)
     kept = hessian.clone()
@@ -95,7 +95,7 @@ def test_torchs_routines_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         return found.energies(rows[:, order]), found.lower.tril()
 
     ours = both()
-    monkeypatch.setattr("vlpress.quant.methods.blas.reaches", lambda matrix: False)
+    monkeypatch.setattr("vlpress.quant.methods.blas.is_supported", lambda matrix: False)
     for left, right in zip(ours, both(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
     bad = torch.eye(4)
@@ -109,9 +109,9 @@ def test_wide_ones_are_factored_by_blocks(monkeypatch: pytest.MonkeyPatch, colum
     whole = first(hessian, order).lower.tril()
     hopeless = hessian.clone()
     hopeless[-1, -2] = hopeless[-2, -1] = 1e6
-    monkeypatch.setattr("vlpress.quant.methods.cholesky.LARGEST", 64)
+    monkeypatch.setattr("vlpress.quant.methods.cholesky.LAPACK_MAX_BYTES", 64)
     monkeypatch.setattr("vlpress.quant.methods.cholesky.BLOCK", 16)
-    monkeypatch.setattr("vlpress.quant.methods.cholesky.SOLVED_AT_ONCE", 7)
+    monkeypatch.setattr("vlpress.quant.methods.cholesky.SOLVE_ROWS", 7)
     found = first(hessian, order).lower.tril()
     torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert find_factor(hopeless, order, torch.zeros(columns), 0.01) is None

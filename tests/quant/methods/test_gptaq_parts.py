@@ -66,8 +66,8 @@ def test_gptq_on_the_target_answers_better_to_bent_inputs() -> None:
     [
         ({"hessian": torch.eye(3)}, r"hessian is \(3, 3\); a weight of 48 columns needs"),
         ({"cross": torch.full((K, K), torch.inf)}, "cross is not finite"),
-        ({"strength": 1.5}, "strength is 1.5; it is a share from 0 to 1"),
-        ({"damp_percent": 0.0}, "damp_percent is 0.0; it is a fraction above 0"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"damp_percent": 0.0}, "damp_percent is 0.0"),
         ({"hessian": -torch.eye(K)}, "no Cholesky factor up to damping 1;"),
     ],
 )

@@ -167,8 +167,8 @@ def test_float64_is_tried_after_the_ladder(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(matrix.dtype)
         return None if matrix.dtype == torch.float32 else original(matrix)
 
-    original = cholesky._cholesky_
-    monkeypatch.setattr(cholesky, "_cholesky_", fail_in_float32)
+    original = cholesky.cholesky_
+    monkeypatch.setattr(cholesky, "cholesky_", fail_in_float32)
     weight, hessian = problem()
     result = gptq(weight, hessian, QuantScheme(4, 32))
     assert seen == [torch.float32] * len(cholesky.LADDER) + [torch.float64]

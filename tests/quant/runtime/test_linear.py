@@ -9,13 +9,14 @@ from vlpress.quant.kernels import library, op, reference
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.runtime.linear import Fused, QuantLinear, can_fuse, storable_bias
+from vlpress.quant.runtime.linear import FusedLinears, QuantLinear, can_fuse, storable_bias
+from vlpress.quant.runtime.unpacked_linear import UnpackedLinear
 
 
 def make(bits: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantLinear]:
     torch.manual_seed(0)
     linear = nn.Linear(64, 24, dtype=dtype).requires_grad_(False)
-    return linear, QuantLinear.from_linear(linear, rtn(linear.weight, QuantScheme(bits, 32)))
+    return linear, UnpackedLinear(rtn(linear.weight, QuantScheme(bits, 32)), linear.bias).pack()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
@@ -126,7 +127,7 @@ def test_only_layers_alike_are_fused() -> None:
     assert can_fuse((four[0], four[1]))
     found = library.find_kernels("portable")
     assert not isinstance(found, str)
-    fused = Fused((four[0], four[1]), found)
+    fused = FusedLinears((four[0], four[1]), found)
     x = torch.randn(2, 64)
     for layer, out in zip(four, fused(x), strict=True):
         assert torch.equal(layer(x), out)
@@ -214,7 +215,7 @@ def test_a_compiler_sees_products_as_operators() -> None:
     layers = tuple(QuantLinear(rtn(weight, QuantScheme(4, 64))) for weight in weights)
     for layer in layers:
         layer.prepare(found)
-    joint = Fused(layers, found)
+    joint = FusedLinears(layers, found)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -228,4 +229,4 @@ def test_a_compiler_sees_products_as_operators() -> None:
         exported = torch.export.export(layers[1], (x,))
     assert "vlpress.products" in exported.graph_module.code
     assert torch.equal(exported.module()(x), layers[1](x))
-    torch.library.opcheck(op.products, (x, layers[0].number, [64], 0.0))
+    torch.library.opcheck(op.quantized_linear, (x, layers[0].number, [64], 0.0))

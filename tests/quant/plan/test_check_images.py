@@ -1,4 +1,4 @@
-"""Samples of text alone, and recipes that reach into the vision tower."""
+"""Text-only samples with recipes that quantize the vision tower."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from vlpress.cli.main import app
 from vlpress.model.config import ModelConfig
 from vlpress.quant.driver.pipeline import make_plan, quantize_
-from vlpress.quant.plan.coverage import check_pictures
+from vlpress.quant.plan.plan import check_images
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.targets import quantized_layers
 
@@ -27,13 +27,13 @@ NEEDY: dict[str, list[dict[str, Any]]] = {
         TOWER | ROWS | {"method": "rtn", "activations": "dynamic"},
     ],
     "scaled": [TOWER | {"method": "awq"}, TOWER | ROWS | {"method": "rtn"}],
-    "beside the decoder": [TOWER | ROWS | {"method": "gptq"}, DECODER],
+    "with the decoder": [TOWER | ROWS | {"method": "gptq"}, DECODER],
 }
 MODEST: dict[str, list[dict[str, Any]]] = {
     "rounded": [TOWER | ROWS | {"method": "rtn"}],
     "dynamic": [TOWER | ROWS | {"method": "rtn", "activations": "dynamic"}],
-    "beside the decoder": [TOWER | ROWS | {"method": "rtn"}, DECODER],
-    "beside a smoothed decoder": [
+    "with the decoder": [TOWER | ROWS | {"method": "rtn"}, DECODER],
+    "with a smoothed decoder": [
         {"method": "smoothquant"},
         TOWER | ROWS | {"method": "rtn"},
         DECODER | {"activations": "dynamic"},
@@ -50,7 +50,7 @@ def test_refused_before_any_work(name: str) -> None:
     model = random_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     texts = [prompt(model.config, [], 20, seed) for seed in range(3)]
-    message = r"^no calibration sample has a picture, and visual\.blocks\.0\.\S+ and \d+ more of"
+    message = r"^no calibration sample has an image, and visual\.blocks\.0\.\S+ and \d+ more of"
     with pytest.raises(ValueError, match=message) as caught:
         quantize_(model, recipe(NEEDY[name]), texts)
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def test_refused_before_any_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEEDY)
-def test_one_picture_is_enough(name: str) -> None:
+def test_one_image_is_enough(name: str) -> None:
     model = random_model()
     samples = [prompt(model.config, [], 20, 1), prompt(model.config, [(1, 8, 8)], 12, 2)]
     quantize_(model, recipe(NEEDY[name]), samples)
@@ -67,8 +67,8 @@ def test_one_picture_is_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODEST)
-def test_what_is_only_rounded_needs_no_picture(name: str) -> None:
-    """It comes out as it does with pictures, and the decoder is calibrated."""
+def test_rounded_layers_need_no_image(name: str) -> None:
+    """The result is the same as with images, and the decoder is calibrated."""
     model, seeing = random_model(), random_model()
     texts = [prompt(model.config, [], 40, seed) for seed in range(3)]
     report = quantize_(model, recipe(MODEST[name]), texts)
@@ -83,18 +83,18 @@ def test_what_is_only_rounded_needs_no_picture(name: str) -> None:
         assert (count > 0) == layer.startswith("model")
 
 
-def test_a_transform_that_leaves_the_tower_alone_asks_for_nothing() -> None:
+def test_a_transform_outside_the_tower_needs_no_image() -> None:
     config = ModelConfig.from_dict(raw_config("qwen2_vl"))
-    feed_forward = {"targets": ["visual.blocks.*.mlp.fc2"]}
-    plan = make_plan(config, recipe([feed_forward | ROWS | {"method": "rtn"}]))
-    check_pictures(plan, present=False)
-    plan = make_plan(config, recipe([feed_forward | ROWS | {"method": "gptq"}]))
-    check_pictures(plan, present=True)
+    fc2 = {"targets": ["visual.blocks.*.mlp.fc2"]}
+    plan = make_plan(config, recipe([fc2 | ROWS | {"method": "rtn"}]))
+    check_images(plan, present=False)
+    plan = make_plan(config, recipe([fc2 | ROWS | {"method": "gptq"}]))
+    check_images(plan, present=True)
     with pytest.raises(ValueError, match=r"visual\.blocks\.0\.mlp\.fc2 and 1 more of the vision"):
-        check_pictures(plan, present=False)
+        check_images(plan, present=False)
 
 
-def test_the_command_says_so_before_it_loads_the_model(
+def test_the_command_fails_before_it_loads_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -105,5 +105,5 @@ def test_the_command_says_so_before_it_loads_the_model(
     arguments = ["quantize", "tiny", "-r", "vision-w8a8+decoder-w4a16", "--calib", str(texts)]
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert "no calibration sample has a picture, and visual.blocks.0.attn.qkv" in result.output
+    assert "no calibration sample has an image, and visual.blocks.0.attn.qkv" in result.output
     assert not (tmp_path / "out").exists()
