@@ -22,9 +22,9 @@ SIZES = Heads(heads=6, kv_heads=2, head_dim=48)
 
 
 def kernels(name: str) -> library.Kernels:
-    actual = library.find_kernels(name)
-    assert not isinstance(actual, str)
-    return actual
+    table = library.find_kernels(name)
+    assert not isinstance(table, str)
+    return table
 
 
 WITH_PREFILL = [name for name in AVAILABLE if has_prefill_attention(SIZES, kernels(name))]
@@ -121,14 +121,14 @@ def test_one_mask_for_all_prompts(name: str) -> None:
 @pytest.mark.parametrize("name", WITH_PREFILL)
 def test_results_are_independent_of_the_number_of_threads(name: str) -> None:
     q, k, v = prompts(SIZES, 2, 130, 130, cached=False)
-    before, actual = torch.get_num_threads(), []
+    before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            actual.append(prefill_attention(SIZES, q, k, v, None, kernels(name)))
+            results.append(prefill_attention(SIZES, q, k, v, None, kernels(name)))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(actual[0], actual[1]) and torch.equal(actual[0], actual[2])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("name", WITH_PREFILL)

@@ -14,9 +14,9 @@ if not AVAILABLE:
 
 
 def kernels(name: str) -> library.Kernels:
-    actual = library.find_kernels(name)
-    assert not isinstance(actual, str)
-    return actual
+    table = library.find_kernels(name)
+    assert not isinstance(table, str)
+    return table
 
 
 @pytest.mark.parametrize("name", AVAILABLE)

@@ -28,9 +28,9 @@ SHAPES += [(70, 2048, 1024), (66, 2560, 640)]  # several groups wider than a pan
 
 
 def kernels(name: str) -> library.Kernels:
-    actual = library.find_kernels(name)
-    assert not isinstance(actual, str)
-    return actual
+    table = library.find_kernels(name)
+    assert not isinstance(table, str)
+    return table
 
 
 class Weight:
@@ -221,14 +221,14 @@ def test_results_are_independent_of_the_number_of_threads(name: str) -> None:
     product, x = weight.product(name), inputs(33, 256, torch.bfloat16)
     before = torch.get_num_threads()
     try:
-        actual = []
+        results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            actual.append((product(x)[0], product(x[:1])[0], product(x, 0.0)[0]))
+            results.append((product(x)[0], product(x[:1])[0], product(x, 0.0)[0]))
     finally:
         torch.set_num_threads(before)
-    for other in actual[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(actual[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -310,13 +310,13 @@ def test_reasons_for_unsupported_widths() -> None:
 
 def test_environment_variable_selects_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "portable")
-    actual = library.chosen_kernels()
-    assert not isinstance(actual, str) and actual.name == "portable"
+    chosen = library.chosen_kernels()
+    assert not isinstance(chosen, str) and chosen.name == "portable"
     monkeypatch.setenv(library.VARIABLE, "reference")
     assert library.chosen_kernels() == "VLPRESS_KERNEL is reference"
     monkeypatch.setenv(library.VARIABLE, "avx1024")
     with pytest.raises(
-        ValueError, match="'avx1024'.*avx512, avx512_vnni, avx2, portable or reference"
+        ValueError, match=r"'avx1024'.*avx512, avx512_vnni, avx2, portable or reference"
     ):
         library.chosen_kernels()
     monkeypatch.delenv(library.VARIABLE)

@@ -1,4 +1,4 @@
-"""The compiled kernels with Clang, and for arm64 in an emulator, where these are installed."""
+"""The kernels compiled by Clang, and for arm64 in an emulator, where these are installed."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 
 
 def flags() -> dict[str, list[str]]:
-    """Of each instruction set's source, as CMakeLists.txt has them."""
+    """Compiler flags of each instruction set's source file, from CMakeLists.txt."""
     text = (ROOT / "CMakeLists.txt").read_text()
-    known: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for name, value in re.findall(r"^set\((AVX\w+) ([^)]*)\)", text, re.M):
-        for other, its in known.items():
-            value = value.replace(f"${{{other}}}", its)
-        known[name] = value
-    return {f"{name.lower()}.cpp": value.split() for name, value in known.items()}
+        for other, expansion in variables.items():
+            value = value.replace(f"${{{other}}}", expansion)
+        variables[name] = value
+    return {f"{name.lower()}.cpp": value.split() for name, value in variables.items()}
 
 
 def build(compiler: str, folder: Path, *, x86: bool, static: bool = False) -> Path:
-    """Compile the kernels without a warning, and the program that checks them."""
+    """Compile the kernels, with warnings as errors, and the program that checks them."""
     objects = []
     for source in sorted(SOURCES.glob("*.cpp")):
-        own = flags().get(source.name, []) if x86 else []
+        extra = flags().get(source.name, []) if x86 else []
         objects.append(folder / f"{source.stem}.o")
-        command = [compiler, "-std=gnu++17", "-O3", *WARNINGS, *own, "-c", str(source)]
+        command = [compiler, "-std=gnu++17", "-O3", *WARNINGS, *extra, "-c", str(source)]
         subprocess.run([*command, "-o", str(objects[-1])], check=True)
     program = folder / "check"
-    # GCC 12 for arm64 breaks off over this file's own loops if it is to make vectors of them.
+    # -O1, because GCC 12 for arm64 crashes when it vectorizes the loops of this file.
     command = [compiler, "-std=gnu++17", "-O1", f"-I{SOURCES}", str(CHECK), *map(str, objects)]
     command += ["-static"] if static else []
     subprocess.run([*command, "-o", str(program), "-ldl"], check=True)

@@ -1,4 +1,4 @@
-"""The integer product of `kernels/reference.py`; weight-only products are in `test_linear.py`."""
+"""The integer product of `kernels/reference.py`; weight-only products are in `runtime/test_linear.py`."""
 
 import pytest
 import torch
@@ -121,9 +121,7 @@ def test_largest_sums_are_exact() -> None:
 
 @pytest.mark.parametrize("scheme", [QuantScheme(8, -1), QuantScheme(4, 128, symmetric=False)])
 @pytest.mark.parametrize("static", [False, True])
-def test_equals_the_float_product_of_the_quantized_values(
-    scheme: QuantScheme, static: bool
-) -> None:
+def test_equals_the_float_product_of_quantized_values(scheme: QuantScheme, static: bool) -> None:
     weight, bias = rtn(randn(24, 256, seed=3), scheme), randn(24, seed=4)
     x = randn(2, 5, 256, seed=5)
     scale = torch.tensor(0.03125) if static else None

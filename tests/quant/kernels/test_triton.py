@@ -112,10 +112,10 @@ def test_quantized_activations_match_the_reference() -> None:
     x[3, 5] = float("nan")
     for scale in (None, torch.tensor(0.01, device=DEVICE)):
         levels, scales = triton_integer.quantize_activations(x, scale)
-        expected, expected_scales = reference.quantize_activations(x, scale)
-        assert torch.equal(levels, expected)
-        expected = expected_scales.reshape(-1).expand(7)
-        assert torch.equal(scales.nan_to_num(-1), expected.nan_to_num(-1))
+        expected_levels, expected_scales = reference.quantize_activations(x, scale)
+        assert torch.equal(levels, expected_levels)
+        per_token = expected_scales.reshape(-1).expand(7)
+        assert torch.equal(scales.nan_to_num(-1), per_token.nan_to_num(-1))
 
 
 def test_static_input_scale() -> None:
