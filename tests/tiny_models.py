@@ -1,14 +1,17 @@
-"""Small random models of both families, and checkpoint folders made of them.
+"""Small random models of both families, their checkpoints and prompts.
 
-`conftest.py` offers these functions as fixtures; tests import the types.
+There are two sizes. `TINY` has the vocabulary of a byte-level tokenizer, for tests with texts.
+`SMALL` is as small as the quantization formats allow, for tests that calibrate and solve.
+`conftest.py` offers some of these functions as fixtures; tests import the types.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -16,7 +19,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model
+from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.model.rope import mrope_ids
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
@@ -42,6 +47,117 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model, as entries of its config.json, and the scale of its random weights."""
+
+    text: Mapping[str, Any]
+    mrope_section: tuple[int, int, int]
+    vision: Mapping[str, Mapping[str, Any]]
+    """By family."""
+    token_ids: Mapping[str, int]
+    gain: float
+    """Standard deviation of matrices, times the root of their inputs."""
+    embedding_gain: float
+    norm_bias: float
+    """Mean of the biases of norms."""
+
+
+PATCHES = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
+
+TINY = Size(
+    text={
+        "vocab_size": 288,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096,
+    },
+    mrope_section=(4, 6, 6),
+    vision={
+        "qwen2_vl": {
+            "depth": 3,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "mlp_ratio": 2,
+            "num_heads": 4,
+            **PATCHES,
+        },
+        "qwen2_5_vl": {
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 92,  # divisible by 4 but not by 8, as the published 3420
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "window_size": 112,
+            "fullatt_block_indexes": [1, 3],
+            "tokens_per_second": 2,
+            **PATCHES,
+        },
+    },
+    token_ids={
+        "image_token_id": TOKEN_ID["<|image_pad|>"],
+        "video_token_id": TOKEN_ID["<|video_pad|>"],
+        "vision_start_token_id": TOKEN_ID["<|vision_start|>"],
+        "vision_end_token_id": TOKEN_ID["<|vision_end|>"],
+        "bos_token_id": TOKEN_ID["<|endoftext|>"],
+        "eos_token_id": TOKEN_ID["<|im_end|>"],
+    },
+    gain=1.2,
+    embedding_gain=1.0,
+    norm_bias=1.0,
+)
+
+SMALL = Size(
+    text={
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+    },
+    mrope_section=(2, 3, 3),
+    vision={
+        "qwen2_vl": {
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "in_chans": 3,
+            "mlp_ratio": 4,
+            "num_heads": 2,
+            **PATCHES,
+        },
+        "qwen2_5_vl": {
+            "depth": 2,
+            "hidden_size": 32,
+            "in_chans": 3,
+            "intermediate_size": 36,  # divisible by 4 only, as the published 3420
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+            **PATCHES,
+        },
+    },
+    token_ids={
+        "image_token_id": 90,
+        "video_token_id": 91,
+        "vision_start_token_id": 92,
+        "vision_end_token_id": 93,
+    },
+    gain=1.0,
+    embedding_gain=8.0,
+    norm_bias=0.0,
 )
 
 
@@ -88,6 +204,35 @@ class WriteCheckpoint(Protocol):
     ) -> Path: ...
 
 
+def raw_config(
+    family: str,
+    size: Size,
+    *,
+    tied: bool,
+    nested: bool = False,
+    dtype: str | None = None,
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a config.json in the hub's flat form, or nested as newer libraries write it."""
+    rope: dict[str, Any] = {"mrope_section": list(size.mrope_section)}
+    text_raw: dict[str, Any] = {**size.text, "tie_word_embeddings": tied}
+    if nested:
+        text_raw["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": 10000.0}
+    else:
+        text_raw |= {"rope_scaling": {**rope, "type": "mrope"}, "rope_theta": 10000.0}
+    text_raw |= text or {}
+    raw: dict[str, Any] = {
+        "model_type": family,
+        "vision_config": {**size.vision[family], **(vision or {})},
+        **size.token_ids,
+    }
+    if dtype is not None:
+        raw["dtype" if nested else "torch_dtype"] = dtype
+    raw |= {"text_config": text_raw, "tie_word_embeddings": tied} if nested else text_raw
+    return raw
+
+
 def make_tiny_config(
     family: str = "qwen2_5_vl",
     *,
@@ -97,61 +242,15 @@ def make_tiny_config(
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-    """A small config in the hub's flat form, or nested as newer libraries write it."""
-    rope: dict[str, Any] = {"mrope_section": [4, 6, 6]}
-    text_raw: dict[str, Any] = {
-        "vocab_size": 288,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": tied,
-    }
-    if nested:
-        text_raw["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": 10000.0}
-    else:
-        text_raw |= {"rope_scaling": {**rope, "type": "mrope"}, "rope_theta": 10000.0}
-    patches = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
-    if family == "qwen2_vl":
-        vision_raw: dict[str, Any] = {
-            "depth": 3,
-            "embed_dim": 64,
-            "hidden_size": 128,
-            "mlp_ratio": 2,
-            "num_heads": 4,
-            **patches,
-        }
-    else:
-        vision_raw = {
-            "depth": 4,
-            "hidden_size": 64,
-            "intermediate_size": 92,  # divisible by 4 but not by 8, as the published 3420
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "window_size": 112,
-            "fullatt_block_indexes": [1, 3],
-            "tokens_per_second": 2,
-            **patches,
-        }
-    text_raw |= text or {}
-    raw: dict[str, Any] = {
-        "model_type": family,
-        "vision_config": vision_raw | dict(vision or {}),
-        "image_token_id": TOKEN_ID["<|image_pad|>"],
-        "video_token_id": TOKEN_ID["<|video_pad|>"],
-        "vision_start_token_id": TOKEN_ID["<|vision_start|>"],
-        "vision_end_token_id": TOKEN_ID["<|vision_end|>"],
-        "bos_token_id": TOKEN_ID["<|endoftext|>"],
-        "eos_token_id": TOKEN_ID["<|im_end|>"],
-    }
-    if dtype is not None:
-        raw["dtype" if nested else "torch_dtype"] = dtype
-    raw |= {"text_config": text_raw, "tie_word_embeddings": tied} if nested else text_raw
+    """Make the config of a `TINY` model."""
+    raw = raw_config(family, TINY, tied=tied, nested=nested, dtype=dtype, text=text, vision=vision)
     return ModelConfig.from_dict(raw)
+
+
+def small_config(family: str = "qwen2_5_vl", *, tied: bool = True, **text: Any) -> dict[str, Any]:
+    """Make the config.json of a `SMALL` model; `text` replaces its entries."""
+    raw = raw_config(family, SMALL, tied=tied, dtype="float32", text=text)
+    return {"architectures": ["Qwen2_5_VLForConditionalGeneration"], **raw}
 
 
 def make_random_model(
@@ -160,18 +259,65 @@ def make_random_model(
     config: ModelConfig | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    size: Size = TINY,
 ) -> QwenVL:
-    """A model on the CPU with every parameter random, biases and norms included."""
+    """Make a model on the CPU with every parameter random, biases and norms included."""
     model = build_model(config or make_tiny_config(family), device="cpu", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                parameter.copy_(noise * 1.2 / parameter[0].numel() ** 0.5)
+                parameter.copy_(noise * size.gain / parameter[0].numel() ** 0.5)
+            elif "norm" in name or "ln_q" in name:
+                parameter.copy_(0.2 * noise + (1 if name.endswith("weight") else size.norm_bias))
             else:
-                parameter.copy_(0.2 * noise + (1.0 if "norm" in name or "ln_q" in name else 0.0))
+                parameter.copy_(0.2 * noise)
+        model.model.embed_tokens.weight.mul_(size.embedding_gain)
     return model.to(dtype).requires_grad_(False)
+
+
+def small_model(
+    raw: dict[str, Any] | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> QwenVL:
+    """Make a random model of a config.json, by default `small_config()`."""
+    config = ModelConfig.from_dict(raw or small_config())
+    return make_random_model(config=config, seed=seed, dtype=dtype, size=SMALL)
+
+
+def visual(
+    grid: tuple[int, int, int], seed: int, kind: Literal["image", "video"] = "image"
+) -> Visual:
+    """Make random patches of one image or video."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randn(grid[0] * grid[1] * grid[2], 3 * 2 * 14 * 14, generator=generator)
+    return Visual(kind, patches, grid, 1.0 if kind == "video" else 0.0, f"digest-{grid}-{seed}")
+
+
+def prompt(config: ModelConfig, grids: list[tuple[int, int, int]], words: int, seed: int) -> Prompt:
+    """Make a prompt of random tokens and visuals; a grid of several frames is a video."""
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(90, (3,), generator=generator).tolist()
+    visuals = []
+    for index, grid in enumerate(grids):
+        visuals.append(visual(grid, seed * 100 + index, "video" if grid[0] > 1 else "image"))
+        tokens = grid[0] * grid[1] * grid[2] // 4
+        pad = config.video_token_id if grid[0] > 1 else config.image_token_id
+        ids += [config.vision_start_token_id, *[pad] * tokens, config.vision_end_token_id]
+    ids += torch.randint(90, (words,), generator=generator).tolist()
+    input_ids = torch.tensor(ids)
+    seconds = [v.seconds_per_grid for v in visuals]
+    return Prompt(input_ids, mrope_ids(input_ids, grids, seconds, config), tuple(visuals))
+
+
+def prompts(config: ModelConfig) -> list[Prompt]:
+    """Make four prompts: text, one image, three images of different sizes, a video."""
+    return [
+        prompt(config, [], 20, 1),
+        prompt(config, [(1, 4, 4)], 12, 2),
+        prompt(config, [(1, 4, 6), (1, 2, 2), (1, 8, 4)], 9, 3),
+        prompt(config, [(3, 4, 4)], 7, 4),
+    ]
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -208,12 +354,12 @@ def write_checkpoint_folder(
     """Write a checkpoint folder.
 
     Args:
-        folder: Created if needed.
-        model: What is written; a random one when None.
+        folder: created if missing.
+        model: its model; default a random one.
         naming: `hub` (`visual.*`, `model.layers.*`) or `new` (`model.visual.*`, ...).
         shards: 1 writes `model.safetensors`, more write an index.
-        tokenizer: Whether the side files are written too.
-        extra: Further tensors under their own names.
+        tokenizer: whether the tokenizer and other side files are written too.
+        extra: further tensors under their own names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model or make_random_model()
@@ -236,6 +382,25 @@ def write_checkpoint_folder(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if tokenizer:
         write_tokenizer(folder)
+    return folder
+
+
+def write_small_checkpoint(
+    folder: Path,
+    model: QwenVL,
+    *,
+    nested: bool = False,
+    shards: int = 1,
+    side_files: bool = True,
+) -> Path:
+    """Write a checkpoint with side files whose bytes no library would reproduce."""
+    naming = "new" if nested else "hub"
+    write_checkpoint_folder(folder, model, naming=naming, shards=shards, tokenizer=False)
+    if side_files:
+        (folder / "tokenizer_config.json").write_bytes(b'{ "odd" :\t"spacing"}\r\n')
+        (folder / "preprocessor_config.json").write_bytes(b'{"min_pixels":3136}')
+        (folder / "chat_template.jinja").write_bytes("{{ '中' }}".encode())
+        (folder / "README.md").write_text("not a side file")
     return folder
 
 

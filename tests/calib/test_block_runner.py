@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from calib_models import prompt, prompts, random_model, raw_config
+from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, State
@@ -49,8 +49,8 @@ def shrink(model: QwenVL, group: TapGroup) -> None:
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequential: bool) -> None:
     """Everything is calibrated and changed, from the tower to the head."""
-    raw = raw_config(family, tied=False)
-    model, original = random_model(raw), random_model(raw)
+    raw = small_config(family, tied=False)
+    model, original = small_model(raw), small_model(raw)
     samples = prompts(model.config)
     targets = linears(model, *STAGES)
     seen: list[str] = []
@@ -102,7 +102,7 @@ def block_inputs(model: QwenVL, sample: Prompt, block: str) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
-    model, original = (random_model(raw_config(family)) for _ in range(2))
+    model, original = (small_model(small_config(family)) for _ in range(2))
     samples = prompts(model.config)
     store = RecordingStore()
     targets = linears(model, "vision", "merger", "decoder")
@@ -136,14 +136,14 @@ def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
 
 
 def test_no_second_state_where_both_agree_or_nobody_needs_it() -> None:
-    model = random_model()
+    model = small_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
 
     def floats(*asymmetric: str) -> set[str]:
         store = RecordingStore()
         run_sequential(
-            random_model(), samples, targets, lambda *_: None, asymmetric=asymmetric, store=store
+            small_model(), samples, targets, lambda *_: None, asymmetric=asymmetric, store=store
         )
         assert len(store) == 0
         return {block for block, _ in store.seen if block.endswith("(float)")}
@@ -155,7 +155,7 @@ def test_no_second_state_where_both_agree_or_nobody_needs_it() -> None:
 
 def test_blocks_that_nothing_changes_run_once_for_each_stream() -> None:
     """Only the first vision block and the last decoder layer are targeted."""
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     samples = prompts(model.config)
     decoder = linears(model, "decoder")
     targets = [*linears(model, "vision")[:1], *[s for s in decoder if s.block == 1]]
@@ -177,7 +177,7 @@ def test_blocks_that_nothing_changes_run_once_for_each_stream() -> None:
 
 
 def test_token_weights_are_in_both_moments() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     visual = sample.input_ids == model.config.image_token_id
     weights = torch.where(visual, 0.25, 2.0)
@@ -207,7 +207,7 @@ def test_token_weights_are_in_both_moments() -> None:
 
 def test_the_float_copy_has_what_prepare_changed() -> None:
     """Inner inputs are compared channel by channel, so both paths must be scaled alike."""
-    model = random_model()
+    model = small_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
     found: dict[str, float] = {}
@@ -228,7 +228,7 @@ def test_the_float_copy_has_what_prepare_changed() -> None:
 
 
 def test_the_model_keeps_its_own_modules() -> None:
-    model = random_model()
+    model = small_model()
     before = {name: id(module) for name, module in model.named_modules()}
 
     def fail(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from calib_models import prompt, prompts, random_model, raw_config
+from tiny_models import prompt, prompts, small_config, small_model
 
 from vlpress.calib.gradients import (
     loss_gradients,
@@ -39,7 +39,7 @@ def plain_gradients(model: QwenVL, given: Prompt, count: int) -> list[torch.Tens
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_the_loss_is_of_the_answer(tokens: int) -> None:
-    model = random_model()
+    model = small_model()
     given = answered(model, tokens)
     assert predicted_tokens(given, model.config) == tokens
     wanted = plain_gradients(model, given, tokens)
@@ -48,7 +48,7 @@ def test_the_loss_is_of_the_answer(tokens: int) -> None:
 
 
 def test_without_an_answer_all_behind_the_last_picture_is_predicted() -> None:
-    model = random_model()
+    model = small_model()
     given = answered(model, 0)
     last = int(visual_tokens(given, model.config).nonzero().max())
     # The first token behind the picture is predicted by a picture token, which is left out.
@@ -59,7 +59,7 @@ def test_without_an_answer_all_behind_the_last_picture_is_predicted() -> None:
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_tokens_weigh_as_the_norms_of_their_gradients(family: str) -> None:
-    model = random_model(raw_config(family))
+    model = small_model(small_config(family))
     first, second = answered(model, 4), replace(prompt(model.config, [], 9, 2), answer_tokens=2)
     weights = token_sensitivities(model, [first, second], floor=0.25)
     norms = [
@@ -76,7 +76,7 @@ def test_tokens_weigh_as_the_norms_of_their_gradients(family: str) -> None:
 
 
 def test_a_sample_with_nothing_to_predict_keeps_the_floor() -> None:
-    model = random_model()
+    model = small_model()
     given = answered(model, 4)
     silent = prompt(model.config, [(1, 4, 8)], 12, 5)
     silent = replace(silent, input_ids=silent.input_ids[:-1])
@@ -90,7 +90,7 @@ def test_a_sample_with_nothing_to_predict_keeps_the_floor() -> None:
 
 
 def test_nothing_to_predict_at_all_is_an_error() -> None:
-    model = random_model()
+    model = small_model()
     lone = prompt(model.config, [], 8, 1)
     lone = Prompt(lone.input_ids[:1], lone.position_ids[:, :1])
     with pytest.raises(ValueError, match="no calibration sample has a token to predict"):
@@ -98,7 +98,7 @@ def test_nothing_to_predict_at_all_is_an_error() -> None:
 
 
 def test_token_gradient_weights_by_block_and_sample() -> None:
-    model = random_model(raw_config(tied=False))
+    model = small_model(small_config(tied=False))
     given = prompts(model.config)
     wanted = token_sensitivities(model, given)
     found = find_token_weights("token-gradient", model, given)

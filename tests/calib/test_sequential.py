@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from calib_models import prompt, prompts, random_model, raw_config
+from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
@@ -46,7 +46,7 @@ def scale_weights(model: QwenVL, group: TapGroup) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool) -> None:
-    model = random_model(raw_config(family, tied=False))
+    model = small_model(small_config(family, tied=False))
     samples = prompts(model.config)
     targets = linears(model, "vision", "merger", "decoder", "head")
     seen: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool)
 
 def test_each_block_sees_the_solved_blocks_before_it() -> None:
     """Hessians equal those of a model in which everything earlier is already changed."""
-    model = random_model()
+    model = small_model()
     samples = prompts(model.config)
     targets = linears(model, "vision", "decoder")
 
@@ -77,7 +77,7 @@ def test_each_block_sees_the_solved_blocks_before_it() -> None:
 
 
 def test_without_true_sequential_a_block_sees_its_own_original() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
     seen: dict[str, Tensor] = {}
@@ -96,7 +96,7 @@ def test_without_true_sequential_a_block_sees_its_own_original() -> None:
 
 
 def test_shared_inputs_are_captured_once() -> None:
-    model = random_model()
+    model = small_model()
     groups = tap_groups(linears(model, "decoder"), "model.layers.1")
     assert [group.tap for group in groups] == ["qkv", "o", "gate_up", "down"]
     assert [len(group.linears) for group in groups] == [3, 1, 2, 1]
@@ -113,7 +113,7 @@ def quarter(model: QwenVL) -> TokenWeightFn:
 
 
 def test_image_tokens_can_count_less() -> None:
-    model = random_model()
+    model = small_model()
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     target = linears(model, "decoder")[:1]
     seen: list[Hessian] = []
@@ -132,7 +132,7 @@ def test_image_tokens_can_count_less() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
-    model, original = random_model(raw_config(family)), random_model(raw_config(family))
+    model, original = small_model(small_config(family)), small_model(small_config(family))
     samples = prompts(model.config)
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
 
@@ -181,7 +181,7 @@ def largest_inputs(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tenso
 
 
 def test_blocks_without_targets_are_not_prepared() -> None:
-    model = random_model()
+    model = small_model()
     targets = [spec for spec in linears(model, "decoder") if spec.block == 1]
     order: list[str] = []
     run_sequential(
@@ -195,7 +195,7 @@ def test_blocks_without_targets_are_not_prepared() -> None:
 
 
 def test_a_view_has_the_token_weights_of_the_hessians() -> None:
-    model = random_model()
+    model = small_model()
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     targets = linears(model, "vision", "decoder")
     found: dict[str, Tensor | None] = {}
@@ -218,7 +218,7 @@ def test_a_view_has_the_token_weights_of_the_hessians() -> None:
 
 
 def test_a_view_that_no_sample_reaches() -> None:
-    model = random_model()
+    model = small_model()
     text = [prompt(model.config, [], 5, 0)]
     target = linears(model, "vision")
 
@@ -247,7 +247,7 @@ class CountingBlocks(ModelBlocks):
 
 
 def test_one_block_at_a_time_and_nothing_left_behind() -> None:
-    model = random_model()
+    model = small_model()
     blocks, store = CountingBlocks(model), MemoryActivationStore()
     targets = [s for s in linears(model, "decoder") if s.block == 0]
     run_sequential(
@@ -269,7 +269,7 @@ def test_one_block_at_a_time_and_nothing_left_behind() -> None:
 
 
 def test_blocks_are_released_after_an_error() -> None:
-    model = random_model()
+    model = small_model()
     blocks = CountingBlocks(model)
 
     def fail(group: TapGroup, hessian: Hessian, cross: object) -> None:
@@ -282,7 +282,7 @@ def test_blocks_are_released_after_an_error() -> None:
 
 
 def test_rejects() -> None:
-    model = random_model()
+    model = small_model()
     with pytest.raises(ValueError, match="no calibration prompts"):
         run_sequential(model, [], linears(model, "decoder"), lambda g, h, _: None)
     text = [prompt(model.config, [], 5, 0)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from calib_models import prompt, prompts, random_model, raw_config
+from tiny_models import prompt, prompts, small_config, small_model
 
 from vlpress.calib.gradients import visual_tokens
 from vlpress.calib.token_weights import (
@@ -16,7 +16,7 @@ from vlpress.calib.token_weights import (
 
 
 def test_balanced_gives_both_kinds_the_same_total() -> None:
-    model = random_model()
+    model = small_model()
     given = prompts(model.config)
     weight = balanced_image_weight(given, model.config)
     visual = torch.cat([visual_tokens(p, model.config) for p in given])
@@ -25,13 +25,13 @@ def test_balanced_gives_both_kinds_the_same_total() -> None:
 
 
 def test_balanced_without_pictures_is_one() -> None:
-    model = random_model()
+    model = small_model()
     assert balanced_image_weight([prompt(model.config, [], 8, 1)], model.config) == 1.0
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_gradient_weights_are_those_of_a_plain_backward_pass(family: str) -> None:
-    model = random_model(raw_config(family)).requires_grad_(True)
+    model = small_model(small_config(family)).requires_grad_(True)
     given = prompt(model.config, [(1, 4, 8), (1, 8, 4)], 12, 3)
     weights = gradient_image_weights(model, [given])
 
@@ -57,7 +57,7 @@ def test_gradient_weights_are_those_of_a_plain_backward_pass(family: str) -> Non
 
 
 def test_gradient_weights_leave_the_model_as_it_was() -> None:
-    model = random_model().requires_grad_(True)
+    model = small_model().requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradient_image_weights(model, prompts(model.config))
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -65,13 +65,13 @@ def test_gradient_weights_leave_the_model_as_it_was() -> None:
 
 
 def test_gradient_weights_need_a_picture_with_text_behind_it() -> None:
-    model = random_model()
+    model = small_model()
     with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):
         gradient_image_weights(model, [prompt(model.config, [], 8, 1)])
 
 
 def weights_at(block: str, wanted: str | FixedWeights) -> list[torch.Tensor | None]:
-    model = random_model(raw_config(tied=False))
+    model = small_model(small_config(tied=False))
     given = prompts(model.config)
     found = find_token_weights(wanted, model, given)
     return [found(block, sample) for sample in given]
@@ -82,7 +82,7 @@ BLOCKS = ["model.layers.0", "model.layers.1", "lm_head"]
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_numbers_go_to_image_video_and_all_other_tokens(block: str) -> None:
-    given = prompts(random_model().config)
+    given = prompts(small_model().config)
     for sample, weights in zip(given, weights_at(block, FixedWeights(0.25, 2.0)), strict=True):
         assert weights is not None
         places = torch.tensor([int(i) in (90, 91) for i in sample.input_ids])
@@ -95,7 +95,7 @@ def test_numbers_go_to_image_video_and_all_other_tokens(block: str) -> None:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_balanced_sums_are_equal(block: str) -> None:
     image = text = 0.0
-    given = prompts(random_model().config)
+    given = prompts(small_model().config)
     for sample, weights in zip(given, weights_at(block, "balanced"), strict=True):
         assert weights is not None
         visual = (sample.input_ids == 90) | (sample.input_ids == 91)
@@ -105,7 +105,7 @@ def test_balanced_sums_are_equal(block: str) -> None:
 
 
 def test_gradient_weights_differ_from_block_to_block() -> None:
-    model = random_model(raw_config(tied=False, num_hidden_layers=3))
+    model = small_model(small_config(tied=False, num_hidden_layers=3))
     given = prompts(model.config)
     found = find_token_weights("gradient", model, given)
     assert isinstance(found, ModalityTokenWeights)
@@ -129,7 +129,7 @@ def test_gradient_weights_differ_from_block_to_block() -> None:
     ],
 )
 def test_plain_data(wanted: str | FixedWeights, data: dict[str, float]) -> None:
-    assert find_token_weights(wanted, random_model(), []).to_dict() == data
+    assert find_token_weights(wanted, small_model(), []).to_dict() == data
 
 
 def test_weights_that_are_alike_are_none() -> None:
@@ -140,7 +140,7 @@ def test_weights_that_are_alike_are_none() -> None:
 
 
 def test_unusable_weights() -> None:
-    model = random_model()
+    model = small_model()
     with pytest.raises(ValueError, match="token_weights is 'mean'; allowed are uniform, balanced"):
         find_token_weights("mean", model, [])
     with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.model.config import ModelConfig
@@ -48,7 +48,7 @@ def contents(
     schemes: dict[str, QuantScheme] | QuantScheme, *, family: str = "qwen2_5_vl", **text: Any
 ) -> Contents:
     """Contents of a small model; one scheme means all decoder layers."""
-    config = ModelConfig.from_dict(raw_config(family, **text))
+    config = ModelConfig.from_dict(small_config(family, **text))
     if isinstance(schemes, QuantScheme):
         linears = Contents(config, {}).linears.values()
         schemes = {spec.name: schemes for spec in linears if spec.stage == "decoder"}
@@ -70,11 +70,11 @@ def checkpoint(
     **source_form: Any,
 ) -> tuple[QwenVL, QuantReport, Path]:
     """A small model, quantized and written; the folder is `tmp_path` / format."""
-    raw = (raw or raw_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    model = random_model(raw, dtype=dtype)
+    raw = (raw or small_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    model = small_model(raw, dtype=dtype)
     source = tmp_path / "source"
     if not source.exists():
-        write_checkpoint(source, model, **source_form)
+        write_small_checkpoint(source, model, **source_form)
     report = quantize_(model, rule, prompts(model.config))
     save_quantized(model, report, source, tmp_path / format, format=format)
     return model, report, tmp_path / format

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
 from safetensors.torch import load_file
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.model.qwen_vl import QwenVL
@@ -30,9 +30,9 @@ def export(
     dtype: torch.dtype = torch.bfloat16,
     **source_form: Any,
 ) -> Exported:
-    raw = (raw or raw_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    model = random_model(raw, dtype=dtype)
-    source = write_checkpoint(tmp_path / "source", model, **source_form)
+    raw = (raw or small_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    model = small_model(raw, dtype=dtype)
+    source = write_small_checkpoint(tmp_path / "source", model, **source_form)
     report = quantize_(model, rule, prompts(model.config))
     save_quantized(model, report, source, tmp_path / "out")
     return model, report, source, tmp_path / "out"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import raw_config
 from format_files import (
     checkpoint,
     edit_config,
@@ -20,6 +19,7 @@ from format_files import (
 )
 from gptq_files import all_tensors
 from safetensors.torch import save_file
+from tiny_models import small_config
 
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.checkpoint.formats import FORMATS
@@ -109,12 +109,12 @@ def test_several_schemes_and_the_tower(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
 def test_rounded_activations_stay_in_compressed_tensors(tmp_path: Path, activations: str) -> None:
-    from calib_models import prompts, random_model, write_checkpoint
+    from tiny_models import prompts, small_model, write_small_checkpoint
 
     from vlpress.quant.driver.pipeline import quantize_, save_quantized
 
-    model = random_model(raw_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
-    source = write_checkpoint(tmp_path / "source", model)
+    model = small_model(small_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
+    source = write_small_checkpoint(tmp_path / "source", model)
     rule = recipe({"method": "gptq", "bits": 8, "group_size": -1, "activations": activations})
     report = quantize_(model, rule, prompts(model.config))
     out = tmp_path / "w8a8"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -40,8 +40,8 @@ def input_ranges(model: QwenVL) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_stay_and_ranges_grow(family: str, dtype: torch.dtype, tied: bool) -> None:
-    base = random_model(raw_config(family, tied=tied), dtype=dtype)
-    scaled = random_model(raw_config(family, tied=tied), dtype=dtype)
+    base = small_model(small_config(family, tied=tied), dtype=dtype)
+    scaled = small_model(small_config(family, tied=tied), dtype=dtype)
     tensors = {name: parameter.data for name, parameter in scaled.named_parameters()}
     add_outliers_(tensors, scaled.config)
     changed = {
@@ -66,7 +66,7 @@ def test_logits_stay_and_ranges_grow(family: str, dtype: torch.dtype, tied: bool
 
 def test_a_wrong_binding_would_show() -> None:
     """The identity above is no accident: without its counterpart a factor changes the logits."""
-    base, broken = random_model(), random_model()
+    base, broken = small_model(), small_model()
     broken.get_parameter("model.layers.0.input_layernorm.weight").data[3] *= 16
     with torch.no_grad():
         assert not torch.equal(base(prompts(base.config))[0], broken(prompts(base.config))[0])
@@ -83,8 +83,8 @@ def test_factors() -> None:
 
 
 def test_derived_folder(tmp_path: Path) -> None:
-    model = random_model(dtype=torch.bfloat16)
-    source = write_checkpoint(tmp_path / "source", model, nested=True, shards=2)
+    model = small_model(dtype=torch.bfloat16)
+    source = write_small_checkpoint(tmp_path / "source", model, nested=True, shards=2)
     (tmp_path / "out").mkdir()
     derive_outliers(source, tmp_path / "out")
     for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -97,13 +97,13 @@ def test_derived_folder(tmp_path: Path) -> None:
 
 def test_cache_is_keyed_by_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLPRESS_CACHE", str(tmp_path / "cache"))
-    source = write_checkpoint(tmp_path / "source", random_model())
+    source = write_small_checkpoint(tmp_path / "source", small_model())
     first = outlier_folder(source)
     assert first.parent == tmp_path / "cache"
     stamp = (first / "model.safetensors").stat().st_mtime_ns
     assert outlier_folder(source) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
-    other = outlier_folder(write_checkpoint(tmp_path / "other", random_model(seed=1)))
+    other = outlier_folder(write_small_checkpoint(tmp_path / "other", small_model(seed=1)))
     assert other != first
     assert outlier_folder(source, seed=1) not in (first, other)
     assert [path for path in first.parent.iterdir() if path.name.startswith(".")] == []
@@ -115,7 +115,7 @@ def test_cache_is_keyed_by_the_source(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", random_model())
+    source = write_small_checkpoint(tmp_path / "source", small_model())
     raw = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(raw | {"quantization_config": {}}))
     with pytest.raises(ValueError, match="is quantized; outliers are made in the original"):
@@ -124,6 +124,6 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_config_is_a_model(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", random_model())
+    source = write_small_checkpoint(tmp_path / "source", small_model())
     folder = outlier_folder(source, cache=tmp_path / "cache")
     assert ModelConfig.from_folder(folder) == ModelConfig.from_folder(source)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
 from format_files import quantization_config, same_logits, same_weights
 from gptq_files import all_tensors
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
@@ -31,9 +31,9 @@ def saved(
     computed: torch.dtype = torch.bfloat16,
     **source_form: Any,
 ) -> tuple[Any, QuantReport, Path]:
-    raw = raw_config(family) | {"torch_dtype": str(stored).removeprefix("torch.")}
-    original = random_model(raw, dtype=stored)
-    source = write_checkpoint(tmp_path / "source", original, **source_form)
+    raw = small_config(family) | {"torch_dtype": str(stored).removeprefix("torch.")}
+    original = small_model(raw, dtype=stored)
+    source = write_small_checkpoint(tmp_path / "source", original, **source_form)
     model = original.to(computed)
     rule = Recipe.from_dict({"name": "test", "step": list(steps)})
     report = quantize_(model, rule, prompts(model.config))

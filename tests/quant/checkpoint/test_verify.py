@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompt, prompts, random_model, raw_config, write_checkpoint
 from safetensors.torch import load_file, save_file
+from tiny_models import prompt, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.generation import Sampling, generate
@@ -22,9 +22,9 @@ EVERYWHERE = ROUND | {"targets": ["visual.blocks.*", "visual.merger.*", "model.l
 
 
 def written(tmp_path: Path, family: str, tied: bool, step: dict[str, Any]) -> Path:
-    raw = raw_config(family, tied=tied) | {"torch_dtype": "float32"}
-    model = random_model(raw)
-    source = write_checkpoint(tmp_path / "source", model)
+    raw = small_config(family, tied=tied) | {"torch_dtype": "float32"}
+    model = small_model(raw)
+    source = write_small_checkpoint(tmp_path / "source", model)
     report = quantize_(model, Recipe.from_dict({"name": "test", "step": [step]}))
     save_quantized(model, report, source, tmp_path / "out")
     return tmp_path / "out"

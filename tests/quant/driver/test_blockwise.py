@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
@@ -44,9 +44,9 @@ STEPS: dict[str, list[dict[str, Any]]] = {
 
 def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
     tied = not any("lm_head" in str(step) for step in form.pop("steps", ()))
-    raw = raw_config(family, tied=tied) | {"torch_dtype": "bfloat16"}
-    model = random_model(raw, dtype=torch.bfloat16)
-    return write_checkpoint(tmp_path / "source", model, **form)
+    raw = small_config(family, tied=tied) | {"torch_dtype": "bfloat16"}
+    model = small_model(raw, dtype=torch.bfloat16)
+    return write_small_checkpoint(tmp_path / "source", model, **form)
 
 
 def job(
@@ -198,10 +198,10 @@ def block_of(name: str) -> str:
 
 @pytest.mark.parametrize(("bad", "said"), [(torch.nan, "NaN"), (-torch.inf, "infinity")])
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, said: str) -> None:
-    model = random_model(raw_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
+    model = small_model(small_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
     name = "model.layers.1.mlp.up_proj.weight"
     model.get_parameter(name).data[3, 5] = bad
-    source = write_checkpoint(tmp_path / "source", model)
+    source = write_small_checkpoint(tmp_path / "source", model)
     streaming = job(source, BOTH, prompts(model.config))
     with pytest.raises(ValueError, match=rf"source: {name} holds {said}; the checkpoint is broken"):
         streaming.quantize(Journal(tmp_path / "work"))

@@ -4,8 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config
-from tiny_models import make_random_model, make_tiny_config, write_checkpoint_folder
+from tiny_models import (
+    make_random_model,
+    make_tiny_config,
+    prompts,
+    small_config,
+    small_model,
+    write_checkpoint_folder,
+)
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
@@ -28,7 +34,7 @@ def names(config: ModelConfig, *stages: str) -> list[str]:
 
 def published(**widths: int) -> ModelConfig:
     """A config with the widths of published models; no weights are made."""
-    raw = raw_config(intermediate_size=widths.get("mlp", 128))
+    raw = small_config(intermediate_size=widths.get("mlp", 128))
     raw["vision_config"]["intermediate_size"] = widths.get("vision_mlp", 128)
     return ModelConfig.from_dict(raw)
 
@@ -117,7 +123,7 @@ def test_nothing_to_pad() -> None:
     config = published()
     assert all_paddings(config) == ()
     assert padded_config(config, ()) is config
-    model = random_model()
+    model = small_model()
     pad_model_(model, ())
     assert model.config.vision.intermediate_size == 36
 

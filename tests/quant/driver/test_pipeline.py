@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.token_weights import find_token_weights, gradient_image_weights
@@ -37,19 +37,19 @@ def distance(model: QwenVL, reference: QwenVL) -> float:
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_replaces_decoder_linears_only(family: str) -> None:
-    model = random_model(raw_config(family))
+    model = small_model(small_config(family))
     report = quantize_(model, recipe(), prompts(model.config))
     layers = quantized_layers(model)
     assert sorted(layers) == sorted(row.name for row in report.plan.quantized)
     assert len(layers) == 14
     assert all(name.startswith("model.layers.") for name in layers)
     assert [layer.row.name for layer in report.layers] == [r.name for r in report.plan.quantized]
-    assert 0 < distance(model, random_model(raw_config(family))) < 0.5
+    assert 0 < distance(model, small_model(small_config(family))) < 0.5
     assert all(not module._forward_pre_hooks for module in model.modules())
 
 
 def test_first_group_equals_gptq_by_hand() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     quantize_(model, recipe(), prompts(model.config))
     name = "model.layers.0.self_attn.k_proj"
     rows: list[torch.Tensor] = []
@@ -65,7 +65,7 @@ def test_first_group_equals_gptq_by_hand() -> None:
 
 
 def test_gptq_is_closer_than_rounding_on_its_calibration_set() -> None:
-    model, rounded, original = random_model(), random_model(), random_model()
+    model, rounded, original = small_model(), small_model(), small_model()
     quantize_(model, recipe(bits=3), prompts(model.config))
     quantize_(rounded, recipe(method="rtn", bits=3))
     assert distance(model, original) < 0.9 * distance(rounded, original)
@@ -74,15 +74,15 @@ def test_gptq_is_closer_than_rounding_on_its_calibration_set() -> None:
 def test_more_bits_are_closer() -> None:
     distances = []
     for bits in (3, 4, 8):
-        model = random_model()
+        model = small_model()
         quantize_(model, recipe(method="rtn", bits=bits))
-        distances.append(distance(model, random_model()))
+        distances.append(distance(model, small_model()))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.02
 
 
 def test_rtn_needs_no_prompts() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     report = quantize_(model, recipe(method="rtn"))
     layer = quantized_layers(model)["model.layers.1.mlp.down_proj"]
     weight = original.get_parameter("model.layers.1.mlp.down_proj.weight")
@@ -93,7 +93,7 @@ def test_rtn_needs_no_prompts() -> None:
 
 
 def test_two_methods_in_one_recipe() -> None:
-    model = random_model()
+    model = small_model()
     both = Recipe.from_dict(
         {
             "step": [
@@ -119,9 +119,9 @@ def test_two_methods_in_one_recipe() -> None:
 
 
 def test_quantized_vision_tower_is_not_written_as_gptq(tmp_path: Path) -> None:
-    original = random_model()
-    source = write_checkpoint(tmp_path / "source", original)
-    model = random_model()
+    original = small_model()
+    source = write_small_checkpoint(tmp_path / "source", original)
+    model = small_model()
     only = recipe(targets=["visual.*.attn.*"], group_size=-1, bits=8)
     report = quantize_(model, only, prompts(model.config))
     assert all(name.startswith("visual.blocks.") for name in quantized_layers(model))
@@ -133,7 +133,7 @@ def test_quantized_vision_tower_is_not_written_as_gptq(tmp_path: Path) -> None:
 
 
 def test_report() -> None:
-    model = random_model()
+    model = small_model()
     seen: list[tuple[int, int, str]] = []
     report = quantize_(
         model, recipe(), prompts(model.config), on_progress=lambda *args: seen.append(args)
@@ -154,8 +154,8 @@ def test_report() -> None:
 
 
 def test_calibration_fingerprint_notices_the_prompts() -> None:
-    config = random_model().config
-    weights = find_token_weights("uniform", random_model(), [])
+    config = small_model().config
+    weights = find_token_weights("uniform", small_model(), [])
 
     def record(samples: list[Prompt]) -> report_module.CalibrationRecord:
         return report_module.CalibrationRecord.of(samples, weights)
@@ -169,7 +169,7 @@ def test_calibration_fingerprint_notices_the_prompts() -> None:
 
 
 def test_same_input_same_integers() -> None:
-    first, second = random_model(), random_model()
+    first, second = small_model(), small_model()
     quantize_(first, recipe(), prompts(first.config))
     quantize_(second, recipe(), prompts(second.config))
     for name, layer in quantized_layers(first).items():
@@ -177,7 +177,7 @@ def test_same_input_same_integers() -> None:
 
 
 def test_token_weights_change_the_result() -> None:
-    first, second = random_model(), random_model()
+    first, second = small_model(), small_model()
     quantize_(first, recipe(), prompts(first.config))
     quantize_(second, recipe({"token_weights": {"image": 0.1}}), prompts(second.config))
     name = "model.layers.0.self_attn.q_proj"
@@ -186,7 +186,7 @@ def test_token_weights_change_the_result() -> None:
 
 
 def test_found_token_weights_are_in_the_report() -> None:
-    samples = prompts(random_model().config)
+    samples = prompts(small_model().config)
     used = {}
     for kind in ("uniform", "balanced", "gradient"):
         lines: list[tuple[int, int, str]] = []
@@ -195,7 +195,7 @@ def test_found_token_weights_are_in_the_report() -> None:
             lines.append(line)
 
         wanted = recipe({"token_weights": kind})
-        report = quantize_(random_model(), wanted, samples, on_progress=note)
+        report = quantize_(small_model(), wanted, samples, on_progress=note)
         data = report.to_dict()
         assert data["recipe"]["calibration"]["token_weights"] == kind
         assert Recipe.from_dict(data["recipe"]) == report.recipe
@@ -206,24 +206,24 @@ def test_found_token_weights_are_in_the_report() -> None:
     assert used["uniform"] == {"image": 1.0, "text": 1.0}
     assert used["balanced"] == {"image": texts / images, "text": 1.0}
     # Of the float model, before anything was quantized; two blocks share the first one's weight.
-    found = gradient_image_weights(random_model(), samples)
+    found = gradient_image_weights(small_model(), samples)
     assert used["gradient"] == {"image": found["model.layers.0"], "text": 1.0}
 
 
 def test_tokens_that_count_nothing_are_left_out() -> None:
-    samples = prompts(random_model().config)
+    samples = prompts(small_model().config)
     weights = {"image": 0, "text": 1}
-    report = quantize_(random_model(), recipe({"token_weights": weights}), samples)
+    report = quantize_(small_model(), recipe({"token_weights": weights}), samples)
     images = sum(len(v.patches) // 4 for sample in samples for v in sample.visuals)
     tokens = sum(len(sample) for sample in samples)
     assert {layer.tokens for layer in report.layers} == {tokens - images}
     only_pictures = recipe({"token_weights": {"text": 0}})
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: no calibration sample"):
-        quantize_(random_model(), only_pictures, samples[:1])
+        quantize_(small_model(), only_pictures, samples[:1])
 
 
 def test_gradient_weights_without_pictures_fail_before_anything_changes() -> None:
-    model = random_model()
+    model = small_model()
     with pytest.raises(ValueError, match="no calibration sample has an image followed by text"):
         quantize_(model, recipe({"token_weights": "gradient"}), prompts(model.config)[:1])
     assert not quantized_layers(model)
@@ -234,7 +234,7 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlpress.quant.driver import layer_solver
 
     def solve(weight: torch.Tensor, *args: Any, **options: Any) -> GPTQResult:
-        failing = torch.equal(weight, random_model().get_parameter(name))
+        failing = torch.equal(weight, small_model().get_parameter(name))
         with monkeypatch.context() as patch:
             if failing:
                 patch.setattr("vlpress.quant.methods.cholesky.cholesky_", lambda matrix: None)
@@ -248,7 +248,7 @@ def test_a_layer_without_a_factor_is_in_the_report(
 ) -> None:
     name = "model.layers.0.self_attn.k_proj"  # 32 of 1024 rows: within the allowed 5 %
     fail_for(f"{name}.weight", monkeypatch)
-    model = random_model()
+    model = small_model()
     seen: list[str] = []
     report = quantize_(
         model,
@@ -266,20 +266,20 @@ def test_a_layer_without_a_factor_is_in_the_report(
 
 def test_too_many_fallback_rows_fail_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_for("model.layers.0.self_attn.q_proj.weight", monkeypatch)  # 64 of 1024 rows
-    model = random_model()
+    model = small_model()
     message = r"on 64 of 1024 rows .* most in model\.layers\.0\.self_attn\.q_proj \(no Cholesky"
     with pytest.raises(ValueError, match=message):
         quantize_(model, recipe(), prompts(model.config))
     replaced = [
         name
-        for name, _ in random_model().named_modules()
-        if type(model.get_submodule(name)) is not type(random_model().get_submodule(name))
+        for name, _ in small_model().named_modules()
+        if type(model.get_submodule(name)) is not type(small_model().get_submodule(name))
     ]
     assert replaced == ["model.layers.0.self_attn.q_proj"]
 
 
 def test_overflow_names_the_layer() -> None:
-    model = random_model()
+    model = small_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
     with pytest.raises(
         ValueError, match=r"input of model\.layers\.1\.self_attn\.q_proj is not fin"
@@ -289,7 +289,7 @@ def test_overflow_names_the_layer() -> None:
 
 def test_static_scales_come_from_the_inputs_at_the_time() -> None:
     """Of the first layer by hand; of a later one, on what the quantized ones before it give."""
-    model = random_model()
+    model = small_model()
     static = recipe(method="rtn", bits=8, group_size=-1, activations="static")
     report = quantize_(model, static, prompts(model.config))
     layers = quantized_layers(model)
@@ -312,13 +312,13 @@ def test_static_scales_come_from_the_inputs_at_the_time() -> None:
     assert layers["model.layers.1.self_attn.q_proj"].input_scale == (
         layers["model.layers.1.self_attn.v_proj"].input_scale
     )
-    assert 0 < distance(model, random_model()) < 0.1
+    assert 0 < distance(model, small_model()) < 0.1
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
 @pytest.mark.parametrize(("bits", "group_size"), [(8, -1), (4, 32)])
 def test_gptq_with_rounded_activations(activations: str, bits: int, group_size: int) -> None:
-    model, weights_only, original = random_model(), random_model(), random_model()
+    model, weights_only, original = small_model(), small_model(), small_model()
     grid: dict[str, Any] = {"bits": bits, "group_size": group_size}
     quantize_(model, recipe(**grid, activations=activations), prompts(model.config))
     quantize_(weights_only, recipe(**grid), prompts(model.config))
@@ -330,7 +330,7 @@ def test_gptq_with_rounded_activations(activations: str, bits: int, group_size: 
 
 
 def test_rounding_with_calibration_reports_errors() -> None:
-    model, uncalibrated = random_model(), random_model()
+    model, uncalibrated = small_model(), small_model()
     both = Recipe.from_dict(
         {
             "step": [
@@ -349,11 +349,11 @@ def test_rounding_with_calibration_reports_errors() -> None:
     name = "model.layers.0.mlp.down_proj"
     first, second = quantized_layers(model)[name], quantized_layers(uncalibrated)[name]
     assert first.quantized().equals(second.quantized())
-    assert "error" not in quantize_(random_model(), recipe(method="rtn")).to_dict()["layers"][0]
+    assert "error" not in quantize_(small_model(), recipe(method="rtn")).to_dict()["layers"][0]
 
 
 def test_progress_shows_the_transforms() -> None:
-    model = random_model()
+    model = small_model()
     steps = [{"method": "awq"}, {"method": "rtn", "bits": 4, "group_size": 32}]
     seen: list[tuple[int, int, str]] = []
     quantize_(
@@ -367,7 +367,7 @@ def test_progress_shows_the_transforms() -> None:
 
 
 def test_inputs_too_large_for_a_static_scale() -> None:
-    model = random_model()
+    model = small_model()
     model.get_parameter("model.layers.0.input_layernorm.weight").data.mul_(1e9)
     static = recipe(method="rtn", bits=8, group_size=-1, activations="static")
     with pytest.raises(ValueError, match=r"q_proj: the inputs reach .*; a static scale covers at"):
@@ -375,7 +375,7 @@ def test_inputs_too_large_for_a_static_scale() -> None:
 
 
 def test_rejects() -> None:
-    model = random_model()
+    model = small_model()
     with pytest.raises(ValueError, match="no calibration prompts"):
         quantize_(copy.deepcopy(model), recipe())
     with pytest.raises(ValueError, match=r"'hqq' is unknown.*gptq_v2, compressed-tensors, awq"):
@@ -393,7 +393,7 @@ def test_rejects() -> None:
 def test_runs_on_the_accelerator() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no accelerator")
-    model = random_model().to("cuda")
+    model = small_model().to("cuda")
     report = quantize_(model, recipe(), prompts(model.config))
     packed = [layer.packed for layer in quantized_layers(model).values()]
     assert all(part is not None and part.is_cuda for part in packed)
@@ -401,7 +401,7 @@ def test_runs_on_the_accelerator() -> None:
 
 
 def grown(factor: float) -> QwenVL:
-    model = random_model()
+    model = small_model()
     model.model.embed_tokens.weight.data.mul_(factor)
     return model
 

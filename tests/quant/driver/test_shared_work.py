@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from calib_models import prompts
 from ranks_of_threads import run_ranks
+from tiny_models import prompts
 
 from vlpress.common.distributed import Communicator, rank_zero_first
 from vlpress.model.config import ModelConfig

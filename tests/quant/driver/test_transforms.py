@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompt, prompts, random_model, raw_config
+from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -62,7 +62,7 @@ def distance(model: QwenVL, reference: QwenVL) -> float:
 
 
 def with_outliers(seed: int = 0) -> QwenVL:
-    model = random_model(seed=seed)
+    model = small_model(seed=seed)
     add_outliers_({name: p.data for name, p in model.named_parameters()}, model.config)
     return model
 
@@ -70,10 +70,10 @@ def with_outliers(seed: int = 0) -> QwenVL:
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("method", ["smoothquant", "awq"])
 def test_the_float_function_stays(family: str, method: str) -> None:
-    raw = raw_config(family)
+    raw = small_config(family)
     if family == "qwen2_5_vl":
         raw["vision_config"]["intermediate_size"] = 128  # nothing to pad
-    model, original = random_model(raw), random_model(raw)
+    model, original = small_model(raw), small_model(raw)
     done = transform(
         model, recipe({"method": method, **ALL}, {**INT8, **ALL}), prompts(model.config)
     )
@@ -89,7 +89,7 @@ def test_the_float_function_stays(family: str, method: str) -> None:
 
 
 def test_fixed_alpha_is_the_formula() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     steps = {"method": "smoothquant", "alpha": 0.3, "targets": ["model.layers.0.*.q_proj"]}
     done = transform(model, recipe(steps, INT8), prompts(model.config))
     rows: list[Tensor] = []
@@ -111,7 +111,7 @@ def test_fixed_alpha_is_the_formula() -> None:
 
 
 def test_changed_are_the_tensors_that_stay_in_float() -> None:
-    model, original = random_model(raw_config("qwen2_vl")), random_model(raw_config("qwen2_vl"))
+    model, original = small_model(small_config("qwen2_vl")), small_model(small_config("qwen2_vl"))
     only = {"targets": ["visual.blocks.0.*", "model.layers.0.*.o_proj"]}
     done = transform(
         model, recipe({"method": "smoothquant", **only}, {**INT8, **only}), prompts(model.config)
@@ -168,7 +168,7 @@ def test_search_leaves_a_block_alone_if_smoothing_only_hurts(
         return torch.logspace(-3, 3, len(act))
 
     monkeypatch.setattr("vlpress.quant.driver.transforms.smooth_scales", harmful)
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     done = transform(model, searching, prompts(model.config))
     assert [report.strength for report in done.reports] == [None] * 8
@@ -185,7 +185,7 @@ def test_an_error_during_the_search_leaves_the_block_whole(
         raise RuntimeError("stop")
 
     monkeypatch.setattr(BlockView, "evaluate", fail)
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     with pytest.raises(RuntimeError, match="stop"):
         transform(model, searching, prompts(model.config))
@@ -197,7 +197,7 @@ def test_an_error_during_the_search_leaves_the_block_whole(
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
 def test_smoothing_recovers_what_outliers_cost(activations: str) -> None:
     rounding = INT8 | {"activations": activations}
-    samples = prompts(random_model().config)
+    samples = prompts(small_model().config)
     plain, smoothed, fixed, original = (with_outliers() for _ in range(4))
     quantize_(plain, recipe(rounding), samples)
     quantize_(smoothed, recipe({"method": "smoothquant", "alpha": "search"}, rounding), samples)
@@ -207,7 +207,7 @@ def test_smoothing_recovers_what_outliers_cost(activations: str) -> None:
 
 
 def test_awq_beats_rounding_and_reports_it() -> None:
-    samples = prompts(random_model().config)
+    samples = prompts(small_model().config)
     plain, scaled, original = (with_outliers() for _ in range(3))
     quantize_(plain, recipe(INT4))
     report = quantize_(scaled, recipe({"method": "awq", "clip": False}, INT4), samples)
@@ -232,8 +232,8 @@ def test_awq_foresees_the_error_of_rounding() -> None:
 
 
 def test_clipping_searches_the_scales_of_rounded_layers() -> None:
-    samples = prompts(random_model().config)
-    clipped, plain = random_model(), random_model()
+    samples = prompts(small_model().config)
+    clipped, plain = small_model(), small_model()
     first = quantize_(clipped, recipe({"method": "awq"}, INT4), samples)
     second = quantize_(plain, recipe({"method": "awq", "clip": False}, INT4), samples)
 
@@ -245,7 +245,7 @@ def test_clipping_searches_the_scales_of_rounded_layers() -> None:
 
 def test_awq_before_gptq() -> None:
     solving = INT4 | {"method": "gptq"}
-    samples = prompts(random_model().config)
+    samples = prompts(small_model().config)
     plain, scaled = with_outliers(), with_outliers()
     first = quantize_(plain, recipe(solving), samples)
     second = quantize_(scaled, recipe({"method": "awq"}, solving), samples)
@@ -258,16 +258,16 @@ def test_awq_before_gptq() -> None:
 
 
 def test_transforms_run_in_the_order_written() -> None:
-    model = random_model()
+    model = small_model()
     steps = ({"method": "awq"}, {"method": "smoothquant"}, INT8)
     done = transform(model, recipe(*steps), prompts(model.config))
     methods = [report.planned.transform.method for report in done.reports]
     assert methods == (["awq"] * 4 + ["smoothquant"] * 4) * 2
-    assert distance(model, random_model()) < 1e-5
+    assert distance(model, small_model()) < 1e-5
 
 
 def test_skipped_groups_are_reported() -> None:
-    model = random_model()
+    model = small_model()
     rounding = INT8 | {"ignore": ["*.down_proj"]}
     done = transform(model, recipe({"method": "smoothquant"}, rounding), prompts(model.config))
     left = [report for report in done.reports if report.planned.reason]
@@ -278,7 +278,7 @@ def test_skipped_groups_are_reported() -> None:
 
 
 def test_report_is_json_and_sorted() -> None:
-    model = random_model()
+    model = small_model()
     steps = ({"method": "awq"}, {"method": "smoothquant", "alpha": "search"}, INT8)
     report = quantize_(model, recipe(*steps), prompts(model.config))
     data = report.to_dict()
@@ -295,7 +295,7 @@ def test_report_is_json_and_sorted() -> None:
 
 def test_same_input_same_factors() -> None:
     def run() -> list[dict[str, Any]]:
-        model = random_model()
+        model = small_model()
         steps = ({"method": "awq"}, {"method": "smoothquant", "alpha": "search"}, INT8)
         done = transform(model, recipe(*steps), prompts(model.config))
         return [report.to_dict() for report in done.reports]
@@ -305,7 +305,7 @@ def test_same_input_same_factors() -> None:
 
 def in_stored_bf16() -> QwenVL:
     """A model whose files hold bf16 and that computes in float32."""
-    model = random_model(dtype=torch.bfloat16).float()
+    model = small_model(dtype=torch.bfloat16).float()
     model.config = replace(model.config, dtype=torch.bfloat16)
     return model
 
@@ -327,7 +327,7 @@ def test_what_is_stored_is_what_was_calibrated() -> None:
 
 
 def test_a_model_in_half_precision() -> None:
-    model, original = (random_model(dtype=torch.bfloat16) for _ in range(2))
+    model, original = (small_model(dtype=torch.bfloat16) for _ in range(2))
     steps = ({"method": "smoothquant", "alpha": "search"}, {"method": "awq"}, INT8)
     report = quantize_(model, recipe(*steps), prompts(model.config))
     assert model.get_parameter("model.layers.0.input_layernorm.weight").dtype == torch.bfloat16
@@ -338,7 +338,7 @@ def test_a_model_in_half_precision() -> None:
 
 
 def test_a_dead_channel_changes_nothing() -> None:
-    model, original = random_model(), random_model()
+    model, original = small_model(), small_model()
     for each in (model, original):
         each.get_parameter("model.layers.0.input_layernorm.weight").data[[3, 9]] = 0
         each.get_parameter("model.layers.1.mlp.down_proj.weight").data[:, 5] = 0
@@ -353,7 +353,7 @@ def test_a_dead_channel_changes_nothing() -> None:
 
 
 def test_overflow_names_the_source() -> None:
-    model = random_model()
+    model = small_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
     for method in ("smoothquant", "awq"):
         with pytest.raises(ValueError, match=r"^model\.layers\.1\.input_layernorm: .*calibrate in"):
@@ -361,7 +361,7 @@ def test_overflow_names_the_source() -> None:
 
 
 def test_text_alone_cannot_smooth_the_tower() -> None:
-    model = random_model(raw_config("qwen2_vl"))
+    model = small_model(small_config("qwen2_vl"))
     vision = {"targets": ["visual.*"]}
     text = [prompt(model.config, [], 5, 0)]
     with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompt, prompts
 from safetensors.torch import load_file
-from tiny_models import make_random_model, make_tiny_config, write_checkpoint_folder
+from tiny_models import (
+    make_random_model,
+    make_tiny_config,
+    prompt,
+    prompts,
+    write_checkpoint_folder,
+)
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config
+from tiny_models import prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.model.families import NormBinding, PairBinding, family_of
@@ -28,7 +28,7 @@ def tensors_of(model: QwenVL) -> dict[str, Tensor]:
 
 def groups_of(family: str) -> Iterator[tuple[str, ChannelGroup]]:
     """The last block of each stage with each of its channel groups."""
-    config = random_model(raw_config(family)).config
+    config = small_model(small_config(family)).config
     for stage in family_of(config).stages:
         for block in stage.blocks(config)[-1:]:
             for group in stage.bindings:
@@ -60,7 +60,7 @@ CASES = [
 def test_the_float_function_stays(family: str, block: str, group: ChannelGroup) -> None:
     """In float64, so that only a wrong group could show; then in float32."""
     for dtype, bound in ((torch.float64, 1e-7), (torch.float32, 1e-5)):
-        base, scaled = (random_model(raw_config(family), dtype=dtype) for _ in range(2))
+        base, scaled = (small_model(small_config(family), dtype=dtype) for _ in range(2))
         tensors = tensors_of(scaled)
         factors = random_factors(count_channels(tensors, block, group))
         rescale_(tensors, block, group, factors, scaled.config)
@@ -71,7 +71,7 @@ def test_the_float_function_stays(family: str, block: str, group: ChannelGroup) 
 
 @pytest.mark.parametrize(("family", "block", "group"), CASES)
 def test_readers_see_their_input_scaled(family: str, block: str, group: ChannelGroup) -> None:
-    model = random_model(raw_config(family), dtype=torch.float64)
+    model = small_model(small_config(family), dtype=torch.float64)
     inputs: list[Tensor] = []
     reader = model.get_submodule(f"{block}.{readers_of(group)[0]}")
     handle = reader.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -97,7 +97,7 @@ def test_every_kind_of_group_is_covered() -> None:
 
 
 def test_channels_by_hand() -> None:
-    config = random_model().config  # 4 query heads of 16 share 2 key/value heads
+    config = small_model().config  # 4 query heads of 16 share 2 key/value heads
     pair = PairBinding("self_attn.v_proj", "self_attn.o_proj", grouped_heads=True)
     heads = torch.arange(32).reshape(2, 16)
     expected = torch.cat([heads[0], heads[0], heads[1], heads[1]])
@@ -134,7 +134,7 @@ def outputs(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def rescale_small(tensors: dict[str, Tensor], factors: Tensor, **options: object) -> Tensor:
-    config = random_model().config
+    config = small_model().config
     return rescale_(tensors, "x", NORM, factors, config, **options)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config
+from tiny_models import prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -34,7 +34,7 @@ def recipe(*steps: dict[str, Any], **calibration: Any) -> Recipe:
 
 
 def quantized(wanted: Recipe, raw: dict[str, Any], seed: int = 0) -> tuple[QwenVL, QuantReport]:
-    model = random_model(raw, seed=seed)
+    model = small_model(raw, seed=seed)
     return model, quantize_(model, wanted, prompts(model.config))
 
 
@@ -53,8 +53,12 @@ def same_weights(first: QwenVL, second: QwenVL) -> bool:
 
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_without_strength_it_is_gptq_to_the_bit(true_sequential: bool) -> None:
-    plain, _ = quantized(recipe({"method": "gptq"}, true_sequential=true_sequential), raw_config())
-    none, report = quantized(recipe({"strength": 0}, true_sequential=true_sequential), raw_config())
+    plain, _ = quantized(
+        recipe({"method": "gptq"}, true_sequential=true_sequential), small_config()
+    )
+    none, report = quantized(
+        recipe({"strength": 0}, true_sequential=true_sequential), small_config()
+    )
     assert same_weights(plain, none)
     assert {layer.target_shift for layer in report.layers} == {0.0}
 
@@ -63,8 +67,8 @@ def test_without_strength_it_is_gptq_to_the_bit(true_sequential: bool) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_model_stays_closer_to_the_original_than_with_gptq(family: str, seed: int) -> None:
     """On the calibration samples: 0.51 to 0.58 of gptq's distance for twelve models like these."""
-    raw = raw_config(family)
-    wanted = final_hidden(random_model(raw, seed=seed))
+    raw = small_config(family)
+    wanted = final_hidden(small_model(raw, seed=seed))
 
     def distance(method: str) -> float:
         model, _ = quantized(recipe({"method": method}), raw, seed)
@@ -75,8 +79,8 @@ def test_the_model_stays_closer_to_the_original_than_with_gptq(family: str, seed
 
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_tower_and_decoder_together(true_sequential: bool) -> None:
-    raw = raw_config()
-    wanted = final_hidden(random_model(raw))
+    raw = small_config()
+    wanted = final_hidden(small_model(raw))
 
     def distance(method: str) -> float:
         steps = {"method": method, "targets": TOWER}, {"method": method}
@@ -98,8 +102,8 @@ def inputs_of(model: QwenVL, name: str) -> Tensor:
 def test_a_layer_by_hand() -> None:
     """The last layer reads what the finished model gives it, so the run can be done again."""
     name = "model.layers.1.mlp.down_proj"
-    model, report = quantized(recipe({"strength": 0.75, "damp_percent": 0.02}), raw_config())
-    original = random_model()
+    model, report = quantized(recipe({"strength": 0.75, "damp_percent": 0.02}), small_config())
+    original = small_model()
     clean, seen = inputs_of(original, name), inputs_of(model, name)
     weight = original.get_parameter(f"{name}.weight")
     hessian, cross = seen.t() @ seen / len(seen), (clean - seen).t() @ seen / len(seen)
@@ -120,7 +124,7 @@ def test_a_layer_by_hand() -> None:
 
 
 def test_report_and_progress() -> None:
-    model = random_model()
+    model = small_model()
     lines: list[str] = []
     mixed = recipe(
         {"ignore": ["*.down_proj"]},
@@ -152,8 +156,8 @@ def test_report_and_progress() -> None:
 def test_behind_transforms_and_with_rounded_activations(before: str, activations: str) -> None:
     grid = {"bits": 4, "group_size": -1, "activations": activations}
     steps = [{"method": before}, {"method": "gptaq", **grid}]
-    model, report = quantized(Recipe.from_dict({"step": steps}), raw_config())
-    original = random_model()
+    model, report = quantized(Recipe.from_dict({"step": steps}), small_config())
+    original = small_model()
     wanted = final_hidden(original)
     assert 0 < float((final_hidden(model) - wanted).norm() / wanted.norm()) < 0.3
     # The float copy has the transforms' scales: the first input is still that of the float model.
@@ -162,18 +166,18 @@ def test_behind_transforms_and_with_rounded_activations(before: str, activations
 
 
 def test_token_weights_reach_the_target() -> None:
-    uniform, _ = quantized(recipe({}), raw_config())
-    weighted, report = quantized(recipe({}, token_weights={"image": 0.1}), raw_config())
+    uniform, _ = quantized(recipe({}), small_config())
+    weighted, report = quantized(recipe({}, token_weights={"image": 0.1}), small_config())
     assert not same_weights(uniform, weighted)
     assert report.to_dict()["calibration"]["token_weights"] == {"image": 0.1, "text": 1.0}
 
 
 def test_same_input_same_integers() -> None:
-    assert same_weights(*(quantized(recipe({}), raw_config())[0] for _ in range(2)))
+    assert same_weights(*(quantized(recipe({}), small_config())[0] for _ in range(2)))
 
 
 def test_a_bad_float_path_names_the_layer() -> None:
-    model = random_model()
+    model = small_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
     with pytest.raises(
         ValueError, match=r"input of model\.layers\.1\.self_attn\.q_proj is not fin"
@@ -188,7 +192,7 @@ def test_relative_change() -> None:
 
 
 def test_memory_counts_the_second_stream() -> None:
-    config = random_model().config
+    config = small_model().config
     plain, both = (make_plan(config, recipe({"method": m})).memory for m in ("gptq", "gptaq"))
     more = 4 * 4 * (32 + 16)  # hidden states in the tower, and their angles
     assert both.states_per_token - plain.states_per_token == more

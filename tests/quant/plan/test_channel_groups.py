@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from calib_models import raw_config
+from tiny_models import small_config
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
@@ -15,7 +15,7 @@ ROUND = {"method": "rtn", "bits": 8, "group_size": -1}
 def plan(
     *transforms: dict[str, Any], family: str = "qwen2_5_vl", **step: Any
 ) -> tuple[PlannedTransform, ...]:
-    config = ModelConfig.from_dict(raw_config(family, tied=False))
+    config = ModelConfig.from_dict(small_config(family, tied=False))
     recipe = Recipe.from_dict({"name": "mine", "step": [*transforms, ROUND | step]})
     claims = claim_layers(family_of(config).linears(config), recipe)
     quantized = [name for name, (claim, _) in claims.items() if claim is not None]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompt, random_model, raw_config
+from tiny_models import prompt, small_config, small_model
 from typer.testing import CliRunner
 
 from vlpress.cli.main import app
@@ -47,7 +47,7 @@ def recipe(steps: list[dict[str, Any]]) -> Recipe:
 
 @pytest.mark.parametrize("name", NEEDY)
 def test_refused_before_any_work(name: str) -> None:
-    model = random_model()
+    model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     texts = [prompt(model.config, [], 20, seed) for seed in range(3)]
     message = r"^no calibration sample has an image, and visual\.blocks\.0\.\S+ and \d+ more of"
@@ -60,7 +60,7 @@ def test_refused_before_any_work(name: str) -> None:
 
 @pytest.mark.parametrize("name", NEEDY)
 def test_one_image_is_enough(name: str) -> None:
-    model = random_model()
+    model = small_model()
     samples = [prompt(model.config, [], 20, 1), prompt(model.config, [(1, 8, 8)], 12, 2)]
     quantize_(model, recipe(NEEDY[name]), samples)
     assert any(layer.startswith("visual") for layer in quantized_layers(model))
@@ -69,7 +69,7 @@ def test_one_image_is_enough(name: str) -> None:
 @pytest.mark.parametrize("name", MODEST)
 def test_rounded_layers_need_no_image(name: str) -> None:
     """The result is the same as with images, and the decoder is calibrated."""
-    model, seeing = random_model(), random_model()
+    model, seeing = small_model(), small_model()
     texts = [prompt(model.config, [], 40, seed) for seed in range(3)]
     report = quantize_(model, recipe(MODEST[name]), texts)
     quantize_(seeing, recipe(MODEST[name]), [*texts, prompt(model.config, [(1, 8, 8)], 12, 2)])
@@ -84,7 +84,7 @@ def test_rounded_layers_need_no_image(name: str) -> None:
 
 
 def test_a_transform_outside_the_tower_needs_no_image() -> None:
-    config = ModelConfig.from_dict(raw_config("qwen2_vl"))
+    config = ModelConfig.from_dict(small_config("qwen2_vl"))
     fc2 = {"targets": ["visual.blocks.*.mlp.fc2"]}
     plan = make_plan(config, recipe([fc2 | ROWS | {"method": "rtn"}]))
     check_images(plan, present=False)

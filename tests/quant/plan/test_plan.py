@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompt, random_model, raw_config
+from tiny_models import prompt, small_config, small_model
 
 from vlpress.calib.token_weights import gradient_image_weights
 from vlpress.model.config import ModelConfig
@@ -18,7 +18,7 @@ def recipe(*steps: dict[str, Any]) -> Recipe:
 
 
 def config(family: str = "qwen2_5_vl", **overrides: Any) -> ModelConfig:
-    return ModelConfig.from_dict(raw_config(family, **overrides))
+    return ModelConfig.from_dict(small_config(family, **overrides))
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -131,8 +131,8 @@ def test_a_block_or_the_embedding_is_held() -> None:
 
 def test_memory_of_gradients_is_what_autograd_keeps() -> None:
     """On a model that is large beside a token's odds and ends; the outputs' gradients are extra."""
-    raw = raw_config(hidden_size=256, intermediate_size=512, num_attention_heads=16)
-    model = random_model(raw | {"vision_config": raw["vision_config"] | {"out_hidden_size": 256}})
+    raw = small_config(hidden_size=256, intermediate_size=512, num_attention_heads=16)
+    model = small_model(raw | {"vision_config": raw["vision_config"] | {"out_hidden_size": 256}})
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     alive: list[torch.Tensor] = []  # so that no address is given out again

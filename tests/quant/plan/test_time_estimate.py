@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import raw_config
+from tiny_models import small_config
 
 from vlpress.model.config import ModelConfig
 from vlpress.quant.methods.smoothquant import ALPHAS
@@ -23,7 +23,7 @@ def plan(method: str = "gptq", *targets: str, before: dict[str, Any] | None = No
     step: dict[str, Any] = {"method": method, "bits": 8, "group_size": -1}
     if targets:
         step["targets"] = list(targets)
-    config = ModelConfig.from_dict(raw_config())
+    config = ModelConfig.from_dict(small_config())
     return make_plan(config, Recipe.from_dict({"step": [*([before] if before else []), step]}))
 
 
@@ -94,7 +94,7 @@ def test_the_float_stream_by_hand() -> None:
 
 
 def test_the_float_stream_begins_at_the_first_quantized_block() -> None:
-    config = ModelConfig.from_dict(raw_config())
+    config = ModelConfig.from_dict(small_config())
     grid = {"bits": 8, "group_size": -1}
 
     def macs(tower: str, decoder: str) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import paths
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
@@ -21,10 +21,10 @@ EXAMPLES = paths.EXAMPLES / "recipes"
 SHARED = sorted(path.stem for path in EXAMPLES.glob("*.toml") if path.stem in PRESETS)
 
 
-def small_model() -> QwenVL:
-    raw = raw_config(hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
+def wider_model() -> QwenVL:
+    raw = small_config(hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
     raw["vision_config"]["out_hidden_size"] = 128
-    return random_model(raw)
+    return small_model(raw)
 
 
 def test_names_tell_the_recipe() -> None:
@@ -66,8 +66,8 @@ def test_most_examples_are_presets() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_runs_and_is_written_without_saying_a_format(name: str, tmp_path: Path) -> None:
-    model, original = small_model(), small_model()
-    source = write_checkpoint(tmp_path / "source", original)
+    model, original = wider_model(), wider_model()
+    source = write_small_checkpoint(tmp_path / "source", original)
     samples = prompts(model.config)
     report = quantize_(model, Recipe.resolve(name), samples)
     save_quantized(model, report, source, tmp_path / "out")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import raw_config
 from format_files import (
     checkpoint,
     contents,
@@ -20,6 +19,7 @@ from format_files import (
 )
 from gptq_files import all_tensors
 from safetensors.torch import save_file
+from tiny_models import small_config
 from torch import Tensor
 
 from vlpress.quant.checkpoint.formats import FORMATS
@@ -224,7 +224,7 @@ def test_names_of_the_ignored_are_those_of_the_file(tmp_path: Path) -> None:
 
 def test_an_untied_head_can_be_quantized(tmp_path: Path) -> None:
     rule = recipe({}, {"bits": 8, "targets": ["lm_head"]})
-    raw = raw_config(tied=False)
+    raw = small_config(tied=False)
     model, _, out = checkpoint(tmp_path, rule, "compressed-tensors", raw=raw)
     config = quantization_config(out)
     assert config["config_groups"]["group_1"]["targets"] == ["re:.*lm_head.*"]

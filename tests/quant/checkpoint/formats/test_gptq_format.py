@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts, random_model, raw_config, write_checkpoint
 from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.quant.checkpoint.formats import FORMATS, writer
@@ -175,7 +175,7 @@ def test_reloading_gives_the_same_logits(
 def test_names_and_shards_of_the_source_are_kept(
     tmp_path: Path, family: str, nested: bool, shards: int, tied: bool
 ) -> None:
-    raw = raw_config(family, tied=tied)
+    raw = small_config(family, tied=tied)
     model, _, source, out = export(tmp_path, recipe(), raw=raw, nested=nested, shards=shards)
     before, after = all_tensors(source), all_tensors(out)
     prefix = "model.language_model.layers" if nested else "model.layers"
@@ -270,8 +270,8 @@ def test_folder_appears_whole_or_not_at_all(
 
 
 def test_tied_head_is_not_written_twice(tmp_path: Path) -> None:
-    model = random_model(raw_config(tied=True))
-    source = write_checkpoint(tmp_path / "source", model)
+    model = small_model(small_config(tied=True))
+    source = write_small_checkpoint(tmp_path / "source", model)
     tensors = all_tensors(source)
     head = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors | {"lm_head.weight": head}, source / "model.safetensors")
@@ -305,11 +305,11 @@ def test_source_is_never_written(tmp_path: Path) -> None:
 
 def test_wrong_source_or_model_is_refused(tmp_path: Path) -> None:
     model, report, source, _ = export(tmp_path, recipe())
-    other = write_checkpoint(tmp_path / "other", random_model(seed=1))
+    other = write_small_checkpoint(tmp_path / "other", small_model(seed=1))
     with pytest.raises(ValueError, match="differs between the model and its source"):
         save_quantized(model, report, other, tmp_path / "new")
     with pytest.raises(ValueError, match="model and report disagree about model"):
-        save_quantized(random_model(), report, source, tmp_path / "new")
+        save_quantized(small_model(), report, source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -378,7 +378,7 @@ def test_an_untied_head_can_be_quantized(tmp_path: Path) -> None:
     decoder = {"method": "rtn", "bits": 4, "group_size": 32}
     head = {"method": "rtn", "bits": 8, "group_size": 32, "targets": ["lm_head"]}
     rule = Recipe.from_dict({"step": [decoder, head]})
-    model, _, _, out = export(tmp_path, rule, raw=raw_config(tied=False))
+    model, _, _, out = export(tmp_path, rule, raw=small_config(tied=False))
     config = json.loads((out / "quantize_config.json").read_text())
     assert config["lm_head"] is True
     assert config["modules_in_block_to_quantize"][-1] == ["lm_head"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from calib_models import prompts
 from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors.torch import save_file
+from tiny_models import prompts
 
 from vlpress.quant.checkpoint.formats import FORMATS
 from vlpress.quant.driver.pipeline import is_quantized, load_quantized, open_model
