@@ -1,3 +1,5 @@
+"""The CPU load of a measurement, on a machine with fake clocks."""
+
 from __future__ import annotations
 
 from collections import namedtuple
@@ -14,7 +16,7 @@ All = namedtuple("All", "user nice system idle iowait irq softirq steal guest gu
 
 
 class FakeMachine:
-    """Two cores whose clocks are set by hand."""
+    """Two cores and their CPU times, advanced by `run`."""
 
     def __init__(self) -> None:
         self.wall = 100.0
@@ -25,7 +27,7 @@ class FakeMachine:
         self.wall += seconds
         self.own = self.own._replace(user=self.own.user + own)
         used = self.all.user + own + others
-        # A guest's time is in `user` as well, and waiting for a disk uses no core.
+        # Linux counts guest time in `user` too; iowait uses no core.
         self.all = self.all._replace(
             user=used,
             steal=self.all.steal + stolen,
@@ -50,7 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     return machine
 
 
-def test_cores_are_split_between_this_process_and_others(fake: FakeMachine) -> None:
+def test_used_cores_of_this_process_and_of_others(fake: FakeMachine) -> None:
     meter = LoadMeter()
     fake.run(10.0, own=12.0, others=5.0, stolen=2.0)
     load = meter.read()
@@ -62,7 +64,7 @@ def test_cores_are_split_between_this_process_and_others(fake: FakeMachine) -> N
     ("threads", "others", "busy"),
     [(2, 0.0, False), (2, 0.2, False), (2, 0.9, True), (1, 0.9, False)],
 )
-def test_a_machine_is_busy_if_threads_and_others_exceed_its_cores(
+def test_machine_is_busy_if_threads_and_others_exceed_its_cores(
     threads: int, others: float, busy: bool
 ) -> None:
     assert is_busy({"threads": threads, "other_cores": others, "cores": 2}) is busy
@@ -81,7 +83,7 @@ def made_load(**changed: Any) -> dict[str, Any]:
     }
 
 
-def test_a_description_names_time_threads_and_a_busy_machine() -> None:
+def test_description_has_time_threads_and_a_busy_machine() -> None:
     idle = describe_load(made_load())
     assert "2026-11-29 23:58 to 23:59" in idle and "2 threads on 2 cores" in idle
     assert "BUSY" not in idle
@@ -91,7 +93,7 @@ def test_a_description_names_time_threads_and_a_busy_machine() -> None:
 
 
 @given(st.floats(0.1, 1e5), st.floats(0.1, 1e5), st.floats(0, 64), st.floats(0, 64))
-def test_joined_periods_keep_the_cpu_time(a: float, b: float, left: float, right: float) -> None:
+def test_joined_loads_keep_the_cpu_time(a: float, b: float, left: float, right: float) -> None:
     first = made_load(seconds=a, other_cores=left, began="2026-11-01T00:00:00+00:00")
     both = joined_load(first, made_load(seconds=b, other_cores=right))
     assert both["began"] == first["began"] and both["ended"] == made_load()["ended"]
@@ -99,5 +101,5 @@ def test_joined_periods_keep_the_cpu_time(a: float, b: float, left: float, right
     assert both["other_cores"] == pytest.approx((a * left + b * right) / (a + b), abs=0.006)
 
 
-def test_the_first_period_is_kept_as_it_is() -> None:
+def test_join_with_no_earlier_load() -> None:
     assert joined_load(None, made_load()) == made_load()

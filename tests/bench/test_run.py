@@ -20,7 +20,7 @@ NEEDS = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is tested here is not how steady the numbers are."""
+    """One short turn: these tests do not check how precise the times are."""
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(timing, "BUDGET", 0.01)
     monkeypatch.setattr(timing, "COPIES_BYTES", 2**20)
@@ -31,37 +31,40 @@ def call(*arguments: str) -> Any:
 
 
 @NEEDS
-def test_layers_as_table_and_json() -> None:
+def test_kernels_as_table_and_json() -> None:
     size = ["kernels", "--size", "256x192", "--rows", "1"]
-    shown = call(*size)
-    assert shown.exit_code == 0
-    assert "256 x 192" in shown.stdout and "GB/s" in shown.stdout
-    found = json.loads(call(*size, "--json").stdout)
-    assert {row["rows"] for row in found["rows"]} == {1}
+    table = call(*size)
+    assert table.exit_code == 0
+    assert "256 x 192" in table.stdout and "GB/s" in table.stdout
+    report = json.loads(call(*size, "--json").stdout)
+    assert {row["rows"] for row in report["rows"]} == {1}
 
 
 @NEEDS
-def test_a_model_as_table_and_json() -> None:
-    short = ["model", "--prompt-tokens", "8", "--new-tokens", "2"]
-    shown = call(*short)
-    assert shown.exit_code == 0 and re.search(r"kernels: \w+ \(\d+\)", shown.stdout)
-    found = json.loads(call(*short, "--json").stdout)
-    assert found["model"] == "tiny" and found["prompt_tokens"] == 8
+def test_model_as_table_and_json() -> None:
+    arguments = ["model", "--prompt-tokens", "8", "--new-tokens", "2"]
+    table = call(*arguments)
+    assert table.exit_code == 0 and re.search(r"kernels: \w+ \(\d+\)", table.stdout)
+    report = json.loads(call(*arguments, "--json").stdout)
+    assert report["model"] == "tiny" and report["prompt_tokens"] == 8
 
 
-def test_what_cannot_be_measured_is_named() -> None:
-    refused = call("everything")
-    assert refused.exit_code == 2 and "allowed: kernels, model" in refused.stderr
-    elsewhere = call("kernels", "--device", "cuda")
-    assert elsewhere.exit_code == 2 and "timed on the CPU only so far" in elsewhere.stderr
-    for size, message in {
-        "2048": "give in_features x out_features, such as 2048x11008",
-        "100x64": "100 is no multiple of 128",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            run.bench_kernels([size])
+def test_unsupported_arguments_are_errors() -> None:
+    unknown = call("everything")
+    assert unknown.exit_code == 2 and "allowed: kernels, model" in unknown.stderr
+    cuda = call("kernels", "--device", "cuda")
+    assert cuda.exit_code == 2 and "cuda" in cuda.stderr and "CPU only" in cuda.stderr
 
 
-def test_the_usual_sizes_are_those_of_real_models() -> None:
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [("2048", r"'2048'.*such as 2048x11008"), ("100x64", r"'100x64'.*100 .*128")],
+)
+def test_sizes_are_checked(size: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run.bench_kernels([size])
+
+
+def test_default_sizes_are_those_of_real_models() -> None:
     assert all(k % kernel_speed.GROUP == 0 for k, _ in kernel_speed.SHAPES)
     assert (2048, 11008) in kernel_speed.SHAPES and (18944, 3584) in kernel_speed.SHAPES

@@ -1,4 +1,4 @@
-"""`vlpress bench`: speed here, beside torch's own."""
+"""`vlpress bench`: speed of kernels and models on this machine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     """Measure the speed of single layers, or of a model.
 
     Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: an option does not fit, or a layer's output is wrong.
+        FileNotFoundError: the model does not exist.
+        ValueError: an option is not supported, or a layer's output is wrong.
         OSError: the kernels are not built.
     """
     if options.what == "kernels":
@@ -40,12 +40,16 @@ def bench_kernels(sizes: Sequence[str] = (), rows: Sequence[int] = ()) -> dict[s
     """Time single layers.
 
     Args:
-        sizes: in_features x out_features such as ``2048x11008``; empty takes those of the MLPs of
-            the 3B and 7B models.
-        rows: tokens at a time; empty takes one to 1024.
+        sizes: in_features x out_features such as `2048x11008`; empty for the MLPs of the 3B and 7B
+            models.
+        rows: tokens per call; empty for `kernel_speed.ROWS`.
+
+    Returns:
+        As `kernel_speed.measure`.
 
     Raises:
-        ValueError: a size cannot be read, or a layer's output is wrong.
+        ValueError: a size is malformed or not a multiple of the group size, or a layer's output is
+            wrong.
         OSError: the kernels are not built.
     """
     shapes = [_shape(size) for size in sizes] or kernel_speed.SHAPES
@@ -58,7 +62,9 @@ def _shape(size: str) -> tuple[int, int]:
         raise ValueError(f"size {size!r}; give in_features x out_features, such as 2048x11008")
     k, n = map(int, parts)
     if k % kernel_speed.GROUP:
-        raise ValueError(f"size {size!r}: {k} is no multiple of {kernel_speed.GROUP}")
+        raise ValueError(
+            f"size {size!r}: {k} is no multiple of the group size {kernel_speed.GROUP}"
+        )
     return k, n
 
 
@@ -73,10 +79,13 @@ def bench_model(
         prompt_tokens: length of the prompts.
         new_tokens: length of the answers.
 
+    Returns:
+        As `model_speed.measure`, and `model`.
+
     Raises:
-        FileNotFoundError: there is no such model.
-        ValueError: the checkpoint is damaged or of an unknown kind.
+        FileNotFoundError: the model does not exist.
+        ValueError: the checkpoint is damaged or of an unknown type.
     """
     model = Source.find(name, settings).load()
-    found = model_speed.measure(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    return {"model": name, **found}
+    speed = model_speed.measure(model, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    return {"model": name, **speed}

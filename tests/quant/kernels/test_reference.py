@@ -1,4 +1,4 @@
-"""The integer product of `kernels/reference.py`; weight-only products are in `runtime/test_linear.py`."""
+"""The integer product of the reference kernel; weight-only products are in `test_linear.py`."""
 
 import pytest
 import torch
