@@ -1,4 +1,4 @@
-"""Quantization targets: a name, a weight seen as ``[out_features, in_features]``, an input tap.
+"""Quantization targets: a name, a weight seen as `[out_features, in_features]`, an input tap.
 
 `LinearSpec` carries name and tap; this module is the only one that knows how the weight is stored
 in the model. A family whose weights are not `nn.Linear` (experts in one 3-D tensor) extends these
@@ -15,7 +15,7 @@ from .runtime.unpacked_linear import UnpackedLinear
 
 
 def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:
-    """Return the weight of a target, ``[out_features, in_features]``; a view, not a copy.
+    """Return the weight of a target, `[out_features, in_features]`; a view, not a copy.
 
     Raises:
         ValueError: the layer is quantized already or differs from the family table.

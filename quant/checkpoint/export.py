@@ -1,4 +1,4 @@
-"""From one checkpoint format to another: the same integers, scales and zero points elsewhere."""
+"""Convert a quantized checkpoint to another format, with the same integers and scales."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,21 +16,21 @@ from .loading import resolve_folder
 def export(
     checkpoint: str | Path, out: str | Path, format: str, *, overwrite: bool = False
 ) -> None:
-    """Write a quantized checkpoint in another format; nothing is rounded again.
+    """Write a quantized checkpoint in another format, atomically; no value is rounded again.
 
-    Tensors that are not quantized, biases and side files are copied byte for byte. A bias of zeros
-    where the model has none, and a copy of a tied head, are left out.
+    Float tensors, biases and side files are copied byte for byte. A zero bias of a layer without
+    bias, and a copy of a tied head, are omitted.
 
     Args:
-        checkpoint: folder or hub id, of any format and writer that can be read.
-        out: folder to make.
-        format: as for `save_quantized`.
+        checkpoint: folder or hub id, in any format that can be read, by any writer.
+        out: output folder.
+        format: see `save_quantized`.
         overwrite: replace an existing folder.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the checkpoint is not quantized or damaged, the format cannot say what it
-            holds, or `out` exists.
+        ValueError: the checkpoint is not quantized or damaged, the format cannot hold it, or `out`
+            exists.
     """
     folder = resolve_folder(checkpoint)
     with checkpoint_folder(Path(out), folder, overwrite=overwrite) as target:
@@ -54,15 +54,15 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
 
     dtype = computing_dtype(contents.config, source.reader)
 
-    def encoded(name: str) -> Mapping[str, Tensor]:
+    def encode(name: str) -> Mapping[str, Tensor]:
         return encode_layer(source.weight(name), chosen, dtype, name)
 
-    def tensor(name: str) -> LazyTensor | None:
+    def other(name: str) -> LazyTensor | None:
         is_copy = name == "lm_head.weight" and contents.config.text.tie_word_embeddings
         return None if is_copy or source.is_spurious(name) else source.reader.lazy(name)
 
     write_checkpoint(
-        Origin(source.reader, source.format.parts, encoded, tensor),
+        Origin(source.reader, source.format.parts, encode, other),
         contents,
         chosen,
         target,

@@ -1,7 +1,6 @@
-"""Opening models by name, quantized ones included.
+"""Load models by name, float or quantized.
 
-The kind of a checkpoint is read from its `config.json`; nothing of calibration is needed to load
-one.
+The kind of a checkpoint is read from its `config.json`; loading needs no calibration data.
 """
 
 from pathlib import Path
@@ -21,11 +20,11 @@ from ...model.loading import (
 )
 from ...model.qwen_vl import QwenVL
 from ..runtime.kernel_selection import (
+    accelerate_head_,
+    accelerate_layers_,
     prepare_,
     round_head_,
     round_inputs_,
-    speed_head_,
-    speed_layers_,
 )
 from ..runtime.linear import QuantLinear
 from ..targets import put_module
@@ -35,15 +34,16 @@ from .outliers import OUTLIERS, outlier_folder
 Activations = Literal["recipe", "int8"]
 Head = Literal["recipe", "w8a16", "w4a16"]
 HEAD_BITS = {"w8a16": 8, "w4a16": 4}
+"""Bits of a head that is quantized at load time, by `Head`."""
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """Folder of a model: as `resolve_model`, and ``tiny-outliers`` is derived on demand."""
+    """Find the folder of a model: see `resolve_model`; `tiny-outliers` is derived on demand."""
     return outlier_folder(resolve_model("tiny")) if name == OUTLIERS else resolve_model(name)
 
 
 def is_quantized(path: str | Path) -> bool:
-    """Whether a checkpoint folder says that it is quantized.
+    """Whether the config of a checkpoint folder contains a quantization.
 
     Raises:
         FileNotFoundError: there is no config.json.
@@ -60,26 +60,26 @@ def open_model(
     head: Head = "recipe",
     kv_cache: CacheType = "model",
 ) -> QwenVL:
-    """Load a model by name or folder, whether it is quantized or not.
+    """Load a float or quantized model by name or folder, with the fastest kernels.
 
     Args:
-        name: as `resolve_folder` takes it.
+        name: see `resolve_folder`.
         device: auto, cpu, cuda, cuda:n.
         dtype: auto, bf16, fp16, fp32.
-        activations: ``int8`` rounds the inputs of weight-only layers too, see `round_inputs_`.
-        head: ``w8a16`` or ``w4a16`` rounds the output head, see `round_head_`.
-        kv_cache: ``int8`` rounds keys and values, see `KVCache`.
+        activations: `int8` quantizes the inputs of weight-only layers too, see `round_inputs_`.
+        head: `w8a16` or `w4a16` quantizes the output head, see `round_head_`.
+        kv_cache: `int8` quantizes keys and values, see `KVCache`.
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: the checkpoint is damaged or of an unknown kind, or int8 activations are asked
-            of one that is not quantized, or the head is quantized already.
+        ValueError: the checkpoint is damaged or of an unknown kind, or int8 activations are
+            requested for a float one, or the head is quantized already.
     """
     folder = resolve_folder(name)
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
-    speed_head_(model)
-    speed_layers_(model, model.device)
+    accelerate_head_(model)
+    accelerate_layers_(model, model.device)
     if activations == "int8":
         round_inputs_(model)
     if head != "recipe":
@@ -94,13 +94,12 @@ def load_quantized(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
 ) -> QwenVL:
-    """Load a quantized checkpoint; its layers stay quantized, see `runtime.py` for their kernels.
+    """Load a quantized checkpoint; its layers stay quantized, see `kernel_selection.py`.
 
     Args:
         path: checkpoint folder or hub id.
         device: auto, cpu, cuda, cuda:n.
-        dtype: of everything that is not quantized, and of the activations; ``auto`` takes what
-            the checkpoint says.
+        dtype: of float tensors and activations; `auto` takes the checkpoint's.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -113,7 +112,7 @@ def load_quantized(
     for name in checkpoint.schemes:
         bias = checkpoint.bias(name)
         if bias is not None:
-            # A copy: what was read is a view of the file.
+            # A copy: the tensor is a view of the memory-mapped file.
             bias = bias.to(chosen, model.dtype, copy=True)
         put_module(model, name, QuantLinear(checkpoint.weight(name, chosen), bias))
     load_block(reader, model, "", device=chosen)

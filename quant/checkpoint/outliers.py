@@ -1,13 +1,13 @@
-"""`tiny-outliers`: the built-in model with activation outliers, and the same answers.
+"""`tiny-outliers`: the built-in model with activation outliers and bit-identical logits.
 
 Large language models have a few channels of huge activations (Dettmers et al., arXiv 2208.07339,
-section 4); a small one has none, and so hides what they do to integer activations. Here 1.5 % of
-the channels behind every norm, value and up projection are scaled up by powers of two of at most
-16, and the columns that read them down. All logits stay the same to the last bit, while the range
-of the tensors grows.
+section 4), which make int8 activations lossy. A small model has none. Here 1.5 % of the output
+channels of every norm, value and up projection are scaled up by powers of two, at most 16, and the
+columns that read them are scaled down. Powers of two round nothing: all logits stay bit-identical,
+while the range of the activations grows.
 
-The final norm is left alone: with a tied head the column that would have to shrink is the token
-embedding, which is the model's input as well.
+The final norm is not scaled: with a tied head the column to scale down is the token embedding,
+which is the model's input as well.
 """
 
 import hashlib
@@ -29,18 +29,19 @@ from .formats.folder import copy_side_files
 
 OUTLIERS = "tiny-outliers"
 SHARE = 0.015
-"""Share of the channels of each tensor that is scaled."""
+"""Fraction of the channels of each tensor that is scaled."""
 FACTORS = (4.0, 8.0, 16.0)
-_VERSION = 1  # of the derivation: part of the cache's key
+"""Factors to draw from."""
+_VERSION = 1  # of the derivation; part of the cache key
 
 
 def outlier_folder(source: Path, *, seed: int = 0, cache: Path | None = None) -> Path:
-    """The derived checkpoint of `source`, made on the first call and kept in a cache.
+    """Return the derived checkpoint of `source`, created on the first call and cached.
 
     Args:
-        source: a checkpoint in float weights.
-        seed: decides the channels.
-        cache: where it is kept; default ``$VLPRESS_CACHE`` or ``~/.cache/vlpress``.
+        source: a float checkpoint.
+        seed: random seed of the channels.
+        cache: cache folder; default `$VLPRESS_CACHE` or `~/.cache/vlpress`.
 
     Raises:
         ValueError: the source is quantized.
@@ -64,7 +65,7 @@ def derive_outliers(source: Path, out: Path, *, seed: int = 0) -> None:
     """
     config = ModelConfig.from_folder(source)
     if config.raw.get("quantization_config") is not None:
-        raise ValueError(f"{source}: is quantized; outliers are made in the original model only")
+        raise ValueError(f"{source} is quantized; outliers can be added to the original model only")
     reader = CheckpointReader(source)
     tensors = {name: reader.tensor(name).clone() for name in reader.names()}
     add_outliers_(tensors, config, seed=seed)
@@ -74,12 +75,12 @@ def derive_outliers(source: Path, out: Path, *, seed: int = 0) -> None:
 
 
 def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int = 0) -> None:
-    """Rescale a model's tensors in place; the function they compute stays bit-identical.
+    """Rescale a model's tensors in place; its function stays bit-identical.
 
     Args:
         tensors: all weights by canonical name.
-        config: the model they belong to.
-        seed: decides channels and factors, together with each tensor's name.
+        config: of the model.
+        seed: random seed of channels and factors, together with each tensor's name.
     """
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
@@ -90,9 +91,9 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
 
 
 def choose_factors(channels: int, key: str) -> Tensor:
-    """float32 ``[channels]`` of ones with a few powers of two, fixed by `key`.
+    """Draw factors, float32 `[channels]`: ones with a few powers of two, determined by `key`.
 
-    The first channel drawn takes the largest factor, so that every tensor has one.
+    The first channel drawn gets the largest factor, so that every tensor has one.
     """
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +107,7 @@ def choose_factors(channels: int, key: str) -> Tensor:
 
 
 def _key(source: Path, seed: int) -> str:
+    """Hash the source's files and the parameters of the derivation."""
     digest = hashlib.sha256(json.dumps([_VERSION, seed, SHARE, FACTORS]).encode())
     for path in sorted(source.iterdir()):
         if path.is_file():

@@ -52,10 +52,10 @@ def save_quantized(
         model: as `quantize_` left it; its `config.raw` becomes config.json.
         report: returned by `quantize_`. Tensors listed as changed are written from the model, and
             padded ones with their zeros.
-        source: the checkpoint that the model was loaded from (folder, hub id, ``tiny``); all other
+        source: the checkpoint that the model was loaded from (folder, hub id, `tiny`); all other
             tensors and all side files are copied from there.
         out: output folder.
-        format: ``gptq``, ``gptq_v2``, ``compressed-tensors``, ``awq``; ``auto`` takes gptq if it
+        format: `gptq`, `gptq_v2`, `compressed-tensors`, `awq`; `auto` takes gptq if it
             can hold the model, else compressed-tensors.
         overwrite: replace an existing folder.
 

@@ -42,7 +42,7 @@ from ..checkpoint.formats import choose_format
 from ..checkpoint.saving import changed_tensors, encode_layers
 from ..plan.plan import Plan, check_images
 from ..recipe.recipe import Recipe
-from ..runtime.kernel_selection import speed_layers_
+from ..runtime.kernel_selection import accelerate_layers_
 from .checkpoint_blocks import CheckpointBlocks
 from .journal import Journal
 from .layer_solver import Progress, QuantizationRun
@@ -106,7 +106,7 @@ class BlockwiseQuantizer:
             # Gradients need the whole model in memory; it is freed before calibration starts.
             run.show_progress("token weights by gradient")
             model = load_model(self.source, device=run.device, dtype=model.dtype)
-            speed_layers_(model, run.device)
+            accelerate_layers_(model, run.device)
         return find_token_weights(self.recipe.calibration.token_weights, model, self.prompts)
 
 

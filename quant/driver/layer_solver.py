@@ -23,7 +23,7 @@ from ..methods.layer_error import relative_error
 from ..methods.rtn import rtn
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
-from ..runtime.kernel_selection import speed_layers_
+from ..runtime.kernel_selection import accelerate_layers_
 from ..runtime.unpacked_linear import UnpackedLinear
 from ..targets import put_module, put_unpacked, weight_of
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
@@ -64,7 +64,7 @@ class QuantizationRun:
         """
         self.comm = comm
         self.model, self.recipe, self.plan, self.device = model, recipe, plan, device
-        speed_layers_(model, device)
+        accelerate_layers_(model, device)
         self.rows = {row.name: row for row in plan.quantized}
         self.layer_reports: dict[str, LayerReport] = {}
         """Reports of the finished layers by name."""

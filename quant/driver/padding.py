@@ -3,7 +3,7 @@
 The vision MLP of Qwen2.5-VL is 3420 wide, which is divisible by 4 only: no group of int4 weights
 and no tile of an int8 kernel fits. The 29568 channels of the 72B decoder fit until they are split
 over two devices. Zero rows in the layers that output such a width, and zero columns in the layers
-that read it, add channels of ``silu(0) * 0``, which change no output. The family tables list the
+that read it, add channels of `silu(0) * 0`, which change no output. The family tables list the
 widths that may be padded (`PaddedWidth`); config.json gets the new width.
 """
 

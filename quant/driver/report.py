@@ -85,7 +85,7 @@ class TransformReport:
     strength: float | None = None
     """alpha of smoothquant, ratio of awq; None = the group was not scaled."""
     scales: Tensor | None = None
-    """float32 ``[channels]``; the source was divided by them."""
+    """float32 `[channels]`; the source was divided by them."""
     error: float | None = None
     """Relative squared error with plain rounding: of the block's output (smoothquant with a
     searched alpha) or of the outputs of the group's layers (awq)."""

@@ -1,9 +1,9 @@
 """Affine quantization of weight matrices: choose a grid, quantize, dequantize.
 
-Letters: N = out_features, K = in_features, G = groups per row, ``K == G * width``.
+Letters: N = out_features, K = in_features, G = groups per row, `K == G * width`.
 
 Integers are unsigned with a zero point (z = 8 for symmetric int4). A symmetric scale is
-``max|W| / ((2**bits - 1) / 2)``: the grid, which has one level more on the negative side, then
+`max|W| / ((2**bits - 1) / 2)`: the grid, which has one level more on the negative side, then
 exceeds the group's range by half a step there and falls short by half a step on the positive side.
 A signed scale avoids this: its sign puts the side with one more level where the group's largest
 weight is.
@@ -30,14 +30,14 @@ class QuantizedWeight:
     """A quantized matrix, unpacked; file formats and kernel layouts are derived from it."""
 
     integers: Tensor
-    """uint8 ``[N, K]``, values 0 to ``2**bits - 1``."""
+    """uint8 `[N, K]`, values 0 to `2**bits - 1`."""
     scales: Tensor
-    """float32 ``[N, G]``, not zero; a negative scale mirrors the grid."""
+    """float32 `[N, G]`, not zero; a negative scale mirrors the grid."""
     zero_points: Tensor
-    """uint8 ``[N, G]``."""
+    """uint8 `[N, G]`."""
     scheme: QuantScheme
     group_index: Tensor | None = None
-    """int32 ``[K]``, the group of each input feature; None = consecutive groups."""
+    """int32 `[K]`, the group of each input feature; None = consecutive groups."""
     input_scale: Tensor | None = None
     """float32 scalar: the scale of the int8 input, with static activations only."""
 
@@ -52,7 +52,7 @@ class QuantizedWeight:
         return self.integers.shape[1]
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Compute the float matrix ``[N, K]`` in float32, rounded once to `dtype`."""
+        """Compute the float matrix `[N, K]` in float32, rounded once to `dtype`."""
         return dequantize(self.integers, self.scales, self.zero_points, dtype, self.group_index)
 
     def equals(self, other: "QuantizedWeight") -> bool:
@@ -72,7 +72,7 @@ class QuantizedWeight:
         )
 
     def column_groups(self) -> Tensor:
-        """Return the group of every input feature, int32 ``[K]``."""
+        """Return the group of every input feature, int32 `[K]`."""
         if self.group_index is not None:
             return self.group_index
         width = self.in_features // self.scales.shape[1]
@@ -107,7 +107,7 @@ def round_scales(scales: Tensor) -> Tensor:
 
 
 def choose_input_scale(largest: float) -> Tensor:
-    """Choose the scale of a static int8 input, ``largest / 127``, see `round_scales`.
+    """Choose the scale of a static int8 input, `largest / 127`, see `round_scales`.
 
     Args:
         largest: largest magnitude of the input during calibration; 0 gives scale 1.
@@ -131,17 +131,17 @@ def choose_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Choose scales and zero points from each group's range.
 
-    Symmetric: ``max|W| / ((2**bits - 1) / 2)`` and the fixed midpoint; signed: the scale with which
+    Symmetric: `max|W| / ((2**bits - 1) / 2)` and the fixed midpoint; signed: the scale with which
     the weight of largest magnitude is exactly the level 0. Asymmetric: the range, extended to
-    contain zero, over ``2**bits - 1``. A group of zeros gets scale 1.
+    contain zero, over `2**bits - 1`. A group of zeros gets scale 1.
 
     Args:
-        weight: ``[N, K]``, finite.
+        weight: `[N, K]`, finite.
         scheme: the grid.
         signed: whether symmetric scales may be negative; asymmetric scales never are.
 
     Returns:
-        scales float32 ``[N, G]`` (see `round_scales`) and zero_points uint8 ``[N, G]``.
+        scales float32 `[N, G]` (see `round_scales`) and zero_points uint8 `[N, G]`.
 
     Raises:
         ValueError: a weight is not finite, the width does not divide into groups, or a scale is
@@ -179,13 +179,13 @@ def quantize(weight: Tensor, scales: Tensor, zero_points: Tensor, scheme: QuantS
     """Round each weight to the nearest level of its group (ties to even), clamped to the grid.
 
     Args:
-        weight: ``[N, K]``.
-        scales: float32 ``[N, G]``.
-        zero_points: uint8 ``[N, G]``.
+        weight: `[N, K]`.
+        scales: float32 `[N, G]`.
+        zero_points: uint8 `[N, G]`.
         scheme: the grid.
 
     Returns:
-        uint8 ``[N, K]``.
+        uint8 `[N, K]`.
     """
     rows, groups = scales.shape
     grouped = weight.float().reshape(rows, groups, -1)
@@ -200,17 +200,17 @@ def dequantize(
     dtype: torch.dtype = torch.float32,
     group_index: Tensor | None = None,
 ) -> Tensor:
-    """Compute ``scale * (q - zero_point)`` in float32, rounded once to `dtype`.
+    """Compute `scale * (q - zero_point)` in float32, rounded once to `dtype`.
 
     Args:
-        integers: uint8 ``[N, K]``.
-        scales: ``[N, G]``.
-        zero_points: ``[N, G]``.
+        integers: uint8 `[N, K]`.
+        scales: `[N, G]`.
+        zero_points: `[N, G]`.
         dtype: of the result.
-        group_index: int32 ``[K]``, or None for consecutive groups.
+        group_index: int32 `[K]`, or None for consecutive groups.
 
     Returns:
-        ``[N, K]``.
+        `[N, K]`.
     """
     if group_index is not None:
         columns = group_index.long()

@@ -3,14 +3,14 @@
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration", arXiv
 2306.00978, section 3.2: a column multiplied by s before it is rounded has an error about s times
 smaller, and the activations are divided by s (`channel_scaling.py`). The scales follow the
-activations, ``s = mean|x|**ratio`` (equation 5), and the ratio is searched on a grid.
+activations, `s = mean|x|**ratio` (equation 5), and the ratio is searched on a grid.
 
 Differences from the paper:
 
-- The error of a candidate is ``sum tr(E H E')`` under the Hessian of the input. This equals the
+- The error of a candidate is `sum tr(E H E')` under the Hessian of the input. This equals the
   paper's squared output error over all calibration tokens, without running them again.
 - A second grid also divides by the magnitude of the weights,
-  ``mean|x|**ratio / mean|w|**(1 - ratio)``, which suits columns with outliers.
+  `mean|x|**ratio / mean|w|**(1 - ratio)`, which suits columns with outliers.
 - The first candidate has no scales and wins ties.
 """
 
@@ -35,7 +35,7 @@ class AWQResult:
     """The scales with the smallest error."""
 
     scales: Tensor
-    """float32 ``[channels]``; columns are multiplied by them, activations divided."""
+    """float32 `[channels]`; columns are multiplied by them, activations divided."""
     ratio: float
     """Exponent of the mean magnitude of the activations, 0 to 1."""
     balanced: bool
@@ -60,11 +60,11 @@ def awq_scales(
     """Search scales for an input and the layers that read it.
 
     Args:
-        weights: ``[N, K]`` each, any float dtype.
-        hessian: ``[K, K]``, ``X' X`` of the input up to a positive factor.
-        magnitudes: float32 ``[channels]``, mean magnitude of each channel of the input.
+        weights: `[N, K]` each, any float dtype.
+        hessian: `[K, K]`, `X' X` of the input up to a positive factor.
+        magnitudes: float32 `[channels]`, mean magnitude of each channel of the input.
         scheme: the grid that the layers are rounded to.
-        index: int64 ``[K]``, the channel of each column; None if each column is a channel.
+        index: int64 `[K]`, the channel of each column; None if each column is a channel.
         points: number of grid steps between ratio 0 and 1.
         clip: measure candidates with clipped scales, as `rtn` with a Hessian rounds.
         signed: see `rtn`; False for layers that a solver will quantize.
@@ -109,11 +109,11 @@ def column_magnitudes(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
     """Compute the mean magnitude of each input column, relative to the largest weights of groups.
 
     Args:
-        weights: ``[N, K]`` each.
+        weights: `[N, K]` each.
         scheme: defines the groups.
 
     Returns:
-        float32 ``[K]``, 0 to 1.
+        float32 `[K]`, 0 to 1.
     """
     sizes = []
     for weight in weights:
@@ -124,15 +124,15 @@ def column_magnitudes(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:
 
 
 def scales_at(magnitudes: Tensor, ratio: float, sizes: Tensor | None = None) -> Tensor:
-    """Compute ``magnitudes**ratio / sizes**(1 - ratio)``, normalized: max times min is 1.
+    """Compute `magnitudes**ratio / sizes**(1 - ratio)`, normalized: max times min is 1.
 
     Args:
-        magnitudes: float32 ``[channels]``, of the activations; a zero gives scale 1.
+        magnitudes: float32 `[channels]`, of the activations; a zero gives scale 1.
         ratio: 0 to 1.
-        sizes: float32 ``[channels]``, of the weights; None omits the denominator.
+        sizes: float32 `[channels]`, of the weights; None omits the denominator.
 
     Returns:
-        float32 ``[channels]``, positive and finite.
+        float32 `[channels]`, positive and finite.
     """
     excited = magnitudes > 0
     if not bool(excited.any()):

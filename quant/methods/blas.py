@@ -21,7 +21,7 @@ def factor_(matrix: Tensor) -> bool:
     """Replace a symmetric matrix by its lower Cholesky factor (LAPACK potrf).
 
     Args:
-        matrix: float32 or float64 ``[K, K]``, contiguous. Values above the diagonal stay.
+        matrix: float32 or float64 `[K, K]`, contiguous. Values above the diagonal stay.
 
     Returns:
         Whether the matrix is positive definite; otherwise its values are undefined.
@@ -33,24 +33,24 @@ def factor_(matrix: Tensor) -> bool:
 
 
 def multiply_lower_(rows: Tensor, lower: Tensor) -> None:
-    """Compute ``rows = rows @ lower`` in place (BLAS trmm).
+    """Compute `rows = rows @ lower` in place (BLAS trmm).
 
     Args:
-        rows: float32 ``[N, K]``, contiguous.
-        lower: float32 ``[K, K]``, contiguous; only its lower triangle is read.
+        rows: float32 `[N, K]`, contiguous.
+        lower: float32 `[K, K]`, contiguous; only its lower triangle is read.
     """
     blas.strmm(1.0, lower.numpy().T, rows.numpy().T, overwrite_b=1)
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
-    """Compute ``left' @ right`` (BLAS gemm).
+    """Compute `left' @ right` (BLAS gemm).
 
     Args:
-        left: float32 ``[K, M]``.
-        right: float32 ``[K, N]``, contiguous.
+        left: float32 `[K, M]`.
+        right: float32 `[K, N]`, contiguous.
 
     Returns:
-        float32 ``[M, N]``.
+        float32 `[M, N]`.
     """
     if not is_supported(right) or not len(left):
         return left.t() @ right

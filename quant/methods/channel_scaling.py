@@ -1,6 +1,6 @@
 """Move a factor per channel from activations into the weights on both sides.
 
-``y = W x`` equals ``(W diag(1/f)) (diag(f) x)``: if the operation before the layer outputs ``f x``
+`y = W x` equals `(W diag(1/f)) (diag(f) x)`: if the operation before the layer outputs `f x`
 instead of x and the columns of W are divided by f, the float function stays the same. This is the
 algebra of SmoothQuant (Xiao et al., arXiv 2211.10438, equation 3, with f the inverse of its s);
 with large f it creates activation outliers on purpose.
@@ -47,7 +47,7 @@ def count_channels(tensors: Mapping[str, Tensor], block: str, group: ChannelGrou
 
 
 def channel_index(group: ChannelGroup, channels: int, config: ModelConfig) -> Tensor:
-    """Return the channel of each input column of the readers, int64 ``[K]``."""
+    """Return the channel of each input column of the readers, int64 `[K]`."""
     index = torch.arange(channels)
     if isinstance(group, NormBinding):
         return index.repeat(group.tiles)
@@ -65,13 +65,13 @@ def reduce_columns(
     """Reduce values per column to values per channel.
 
     Args:
-        values: float32 ``[K]``.
+        values: float32 `[K]`.
         index: from `channel_index`.
         channels: number of channels.
         how: largest or mean value of a channel's columns.
 
     Returns:
-        float32 ``[channels]``.
+        float32 `[channels]`.
     """
     start = torch.zeros(channels, dtype=values.dtype, device=values.device)
     return start.scatter_reduce(0, index.to(values.device), values, how, include_self=False)
@@ -111,12 +111,12 @@ def rescale_(
         tensors: weights by name, modified in place.
         block: module path of the block.
         group: channel group of that block.
-        factors: ``[channels]``, positive and finite.
+        factors: `[channels]`, positive and finite.
         config: of the model; gives heads and head width.
         stored: dtypes in the checkpoint by tensor name, where they differ from the tensors'.
 
     Returns:
-        float32 ``[channels]``, the factors that the columns were divided by.
+        float32 `[channels]`, the factors that the columns were divided by.
     """
     stored = stored or {}
     channels = len(factors)

@@ -39,25 +39,25 @@ class Factor:
         self, lower: Tensor, damping: Tensor, fraction: float, precision: Precision
     ) -> None:
         self.lower = lower
-        """float32 ``[K, K]``; undefined above the diagonal."""
+        """float32 `[K, K]`; undefined above the diagonal."""
         self.damping = damping
-        """float32 ``[K]``, added to the diagonal of the Hessian."""
+        """float32 `[K]`, added to the diagonal of the Hessian."""
         self.fraction = fraction
         """The damping as a fraction of the mean diagonal."""
         self.precision = precision
         """Precision of the factorization."""
 
     def energies(self, rows: Tensor) -> Tensor:
-        """Compute ``e H e'`` of each row under the undamped Hessian.
+        """Compute `e H e'` of each row under the undamped Hessian.
 
-        With the damping D, ``e (H + D) e' = |e L|^2``, so ``e H e' = |e L|^2 - e D e'``. The
+        With the damping D, `e (H + D) e' = |e L|^2`, so `e H e' = |e L|^2 - e D e'`. The
         triangular product costs half of one with H, and H need not be kept.
 
         Args:
-            rows: float32 ``[N, K]``, overwritten.
+            rows: float32 `[N, K]`, overwritten.
 
         Returns:
-            float32 ``[N]``, not negative.
+            float32 `[N]`, not negative.
         """
         added = rows.square() @ self.damping
         if blas.is_supported(rows):
@@ -87,9 +87,9 @@ def find_factor(
     half of the memory, and suffices for all but degenerate Hessians.
 
     Args:
-        hessian: ``[K, K]`` float32 or float64, symmetric.
-        order: int64 ``[K]``, columns in the order of the factor.
-        missing: float32 ``[K]``, by column of `hessian`: added to the diagonal with the damping.
+        hessian: `[K, K]` float32 or float64, symmetric.
+        order: int64 `[K]`, columns in the order of the factor.
+        missing: float32 `[K]`, by column of `hessian`: added to the diagonal with the damping.
         damp_percent: first damping, as a fraction of the mean diagonal including `missing`.
 
     Returns:
@@ -123,10 +123,10 @@ def cholesky_(matrix: Tensor) -> Tensor | None:
     """Compute the lower Cholesky factor, in place where LAPACK can work on the matrix.
 
     Args:
-        matrix: float32 or float64 ``[K, K]``, symmetric, contiguous; undefined afterwards.
+        matrix: float32 or float64 `[K, K]`, symmetric, contiguous; undefined afterwards.
 
     Returns:
-        ``[K, K]``, undefined above the diagonal; None if the matrix is not positive definite.
+        `[K, K]`, undefined above the diagonal; None if the matrix is not positive definite.
     """
     if not blas.is_supported(matrix):
         lower, info = torch.linalg.cholesky_ex(matrix)

@@ -1,7 +1,7 @@
 """Asymmetric calibration: correct a weight for inputs that differ from the float model's.
 
 When block k is solved, its inputs X come from quantized blocks, while the float model has inputs
-X~. GPTQ preserves ``W X``; the output to preserve is ``W X~``. Li et al., "GPTAQ: Efficient
+X~. GPTQ preserves `W X`; the output to preserve is `W X~`. Li et al., "GPTAQ: Efficient
 Finetuning-Free Quantization for Asymmetric Calibration" (arXiv 2504.02692, section 3), add the
 difference to the column updates; Arai and Ichikawa, "Quantization Error Propagation" (arXiv
 2504.09629, section 4), add it to the weights beforehand. Both minimize the same least squares,
@@ -10,7 +10,7 @@ difference to the column updates; Arai and Ichikawa, "Quantization Error Propaga
     H = X X',  D = (X~ - X) X',
 
 so one linear solve moves the target from W to W', and GPTQ itself stays unchanged. (The residual of
-the regression of ``W X~`` on X is orthogonal to X: it is the constant.)
+the regression of `W X~` on X is orthogonal to X: it is the constant.)
 """
 
 import torch
@@ -30,16 +30,16 @@ def asymmetric_target(
     """Compute the weight whose outputs on quantized inputs come closest to the float outputs.
 
     Args:
-        weight: ``[N, K]``, any float dtype.
-        hessian: ``[K, K]``, ``X X'`` of the inputs from quantized blocks.
-        cross: ``[K, K]``, ``(X~ - X) X'`` with the same normalization.
+        weight: `[N, K]`, any float dtype.
+        hessian: `[K, K]`, `X X'` of the inputs from quantized blocks.
+        cross: `[K, K]`, `(X~ - X) X'` with the same normalization.
         strength: fraction of the correction that is applied, 0 (none) to 1 (all). The full
             correction fits the calibration set best and generalizes worse; both papers stay
             below 1.
         damp_percent: fraction of the Hessian's mean diagonal added to it, see `damping_fractions`.
 
     Returns:
-        float32 ``[N, K]``.
+        float32 `[N, K]`.
 
     Raises:
         ValueError: shapes do not match, a value is not finite, a parameter is out of range, or

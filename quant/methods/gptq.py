@@ -43,7 +43,7 @@ _TIE = 1e-5  # relative; a smaller difference between two errors is noise of flo
 class SolveStats:
     """Errors of a quantized matrix and the decisions taken on the way.
 
-    Errors are ``sum_n e_n H e_n'`` with ``e_n`` the difference of row n from the original and H
+    Errors are `sum_n e_n H e_n'` with `e_n` the difference of row n from the original and H
     the undamped Hessian, relative to the same form of the original rows. `error` and `rtn_error`
     are measured before any row falls back to rounding.
     """
@@ -91,8 +91,8 @@ def gptq(
     """Quantize `weight` so that its outputs on the calibration inputs change least.
 
     Args:
-        weight: ``[N, K]``, any float dtype.
-        hessian: ``[K, K]``, ``X' X`` of the layer's inputs up to a positive factor.
+        weight: `[N, K]`, any float dtype.
+        hessian: `[K, K]`, `X' X` of the layer's inputs up to a positive factor.
         scheme: the grid.
         damp_percent: fraction of the mean diagonal that is added to the diagonal; the first rung
             of `damping_fractions`.
@@ -207,18 +207,18 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:
     """Solve the columns from the last one of `order` to the first.
 
-    With ``H = L L'``, the output error of a row with weight error e is ``|e L|^2``. Its term for
-    column i is ``(e_i L_ii + c_i)^2`` with ``c_i = sum_{k > i} e_k L_ki``: only columns after i,
+    With `H = L L'`, the output error of a row with weight error e is `|e L|^2`. Its term for
+    column i is `(e_i L_ii + c_i)^2` with `c_i = sum_{k > i} e_k L_ki`: only columns after i,
     which are solved already, and i itself contribute. The term is least for the grid value nearest
-    to ``w_i + c_i / L_ii``. This is Babai's nearest plane, and equals the paper's update.
+    to `w_i + c_i / L_ii`. This is Babai's nearest plane, and equals the paper's update.
 
     The sums c are added lazily ("Step 2: Lazy Batch-Updates" of section 4), on three levels: one
     product per panel over all solved columns, one per block over the solved columns of the panel,
     and a rank-1 update per column inside the block.
 
     Returns:
-        uint8 ``[N, K]`` in the original order, and each row's error under the undamped Hessian,
-        float32 ``[N]``.
+        uint8 `[N, K]` in the original order, and each row's error under the undamped Hessian,
+        float32 `[N]`.
     """
     # Transposed: a column of the weight is a contiguous row here, which each step reads and writes.
     # Rows that are solved hold their errors e instead of weights.
@@ -265,13 +265,13 @@ def _measure_rows(
     """Apply `measure` to the rows of the weight, or of its error with a candidate, in chunks.
 
     Args:
-        weight: float32 ``[N, K]``.
+        weight: float32 `[N, K]`.
         candidate: its quantized form; None measures the weight itself.
-        order: int64 ``[K]``, order of the columns that `measure` gets.
-        measure: maps float32 ``[n, K]``, which it may overwrite, to ``[n]``.
+        order: int64 `[K]`, order of the columns that `measure` gets.
+        measure: maps float32 `[n, K]`, which it may overwrite, to `[n]`.
 
     Returns:
-        ``[N]``.
+        `[N]`.
     """
     step = max(1, CHUNK_ELEMENTS // weight.shape[1])
     results = []

@@ -1,6 +1,6 @@
 """Output error of a layer, from the difference of its weights and the Hessian of its inputs.
 
-With ``H = X' X`` over the calibration inputs, the squared outputs of a row e are ``e H e'``. Summed
+With `H = X' X` over the calibration inputs, the squared outputs of a row e are `e H e'`. Summed
 over the rows of a difference of weights, this is the squared error of the outputs.
 """
 
@@ -14,11 +14,11 @@ def row_energy(rows: Tensor, hessian: Tensor) -> Tensor:
     """Compute each row's quadratic form under the Hessian.
 
     Args:
-        rows: float32 ``[N, K]``.
-        hessian: ``[K, K]``, symmetric, positive semidefinite.
+        rows: float32 `[N, K]`.
+        hessian: `[K, K]`, symmetric, positive semidefinite.
 
     Returns:
-        float32 ``[N]``, not negative.
+        float32 `[N]`, not negative.
     """
     return ((rows @ hessian.float()) * rows).sum(dim=1).clamp_min(0)
 
@@ -29,9 +29,9 @@ def relative_error(
     """Compute the squared output error of layers that share an input, over their squared outputs.
 
     Args:
-        weights: ``[N, K]`` each, any float dtype.
+        weights: `[N, K]` each, any float dtype.
         candidates: replacements of the weights, same shapes.
-        hessian: ``[K, K]``.
+        hessian: `[K, K]`.
 
     Returns:
         0 without an error; 1 if the candidates are zero.

@@ -17,9 +17,9 @@ def rtn(
     """Quantize a matrix by rounding every weight to the nearest level of its group.
 
     Args:
-        weight: ``[out_features, in_features]``, any float dtype.
+        weight: `[out_features, in_features]`, any float dtype.
         scheme: the grid.
-        hessian: ``[in_features, in_features]``. If given, scales are searched: the largest weights
+        hessian: `[in_features, in_features]`. If given, scales are searched: the largest weights
             of a group are clipped where that lowers the output error (`scale_search.py`).
         signed: whether symmetric scales may be negative; None decides by `may_be_signed`.
 

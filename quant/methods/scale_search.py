@@ -33,7 +33,7 @@ EXPONENT = 2.4
 """Power of the rounding error before a solver, as in GPTQ's reference code (`quant.py`, norm)."""
 
 Loss = Callable[[Tensor], Tensor]
-"""Maps errors ``[N, G, W]``, which it may overwrite, to losses ``[N, G]``."""
+"""Maps errors `[N, G, W]`, which it may overwrite, to losses `[N, G]`."""
 
 CHUNK_ELEMENTS = 2**18
 """Weights per chunk; the temporaries of a candidate, 1 MiB in float32, stay in the L2 cache."""
@@ -45,13 +45,13 @@ def search_scales(
     """Choose the best of `SOLVER_RATIOS` for each scale of a weight that a solver will move.
 
     Args:
-        weight: float32 ``[N, K]``.
-        scales: float32 ``[N, G]``, from the groups' ranges.
-        zero_points: uint8 ``[N, G]``; they stay.
+        weight: float32 `[N, K]`.
+        scales: float32 `[N, G]`, from the groups' ranges.
+        zero_points: uint8 `[N, G]`; they stay.
         scheme: the grid.
 
     Returns:
-        float32 ``[N, G]``, see `round_scales`.
+        float32 `[N, G]`, see `round_scales`.
     """
 
     def loss(error: Tensor) -> Tensor:
@@ -76,14 +76,14 @@ def clip_scales(
     """Choose the best of `CLIPPING_RATIOS` for each scale of a weight that is rounded.
 
     Args:
-        weight: float32 ``[N, K]``.
-        scales: float32 ``[N, G]``, from the groups' ranges, of either sign.
-        zero_points: uint8 ``[N, G]``; they stay.
-        hessian: ``[K, K]``, ``X' X`` of the layer's inputs up to a positive factor.
+        weight: float32 `[N, K]`.
+        scales: float32 `[N, G]`, from the groups' ranges, of either sign.
+        zero_points: uint8 `[N, G]`; they stay.
+        hessian: `[K, K]`, `X' X` of the layer's inputs up to a positive factor.
         scheme: the grid.
 
     Returns:
-        float32 ``[N, G]``, see `round_scales`.
+        float32 `[N, G]`, see `round_scales`.
     """
     blocks = group_blocks(hessian.float(), scales.shape[1])
 
@@ -96,7 +96,7 @@ def clip_scales(
 
 
 def group_blocks(hessian: Tensor, groups: int) -> Tensor:
-    """Extract the diagonal blocks ``[G, W, W]`` of a Hessian ``[K, K]``, one for each group."""
+    """Extract the diagonal blocks `[G, W, W]` of a Hessian `[K, K]`, one for each group."""
     width = hessian.shape[0] // groups
     blocks = hessian.reshape(groups, width, groups, width)
     return torch.stack([blocks[group, :, group] for group in range(groups)])

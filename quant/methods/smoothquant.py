@@ -25,24 +25,24 @@ def weight_absmax(weights: Sequence[Tensor]) -> Tensor:
     """Compute the largest magnitude of each input column over all layers that read the input.
 
     Args:
-        weights: ``[N, K]`` each, with the same K.
+        weights: `[N, K]` each, with the same K.
 
     Returns:
-        float32 ``[K]``.
+        float32 `[K]`.
     """
     return torch.stack([weight.float().abs().amax(dim=0) for weight in weights]).amax(dim=0)
 
 
 def smooth_scales(act_scales: Tensor, weight_scales: Tensor, alpha: float) -> Tensor:
-    """Compute ``s = max|X|**alpha / max|W|**(1 - alpha)`` per channel (equation 4).
+    """Compute `s = max|X|**alpha / max|W|**(1 - alpha)` per channel (equation 4).
 
     Args:
-        act_scales: float32 ``[channels]``, largest magnitude of each channel's activations.
-        weight_scales: float32 ``[channels]``, of the columns that read the channel.
+        act_scales: float32 `[channels]`, largest magnitude of each channel's activations.
+        weight_scales: float32 `[channels]`, of the columns that read the channel.
         alpha: migration strength, 0 (equalizes the weights) to 1 (equalizes the activations).
 
     Returns:
-        float32 ``[channels]``, positive and finite.
+        float32 `[channels]`, positive and finite.
 
     Raises:
         ValueError: alpha is out of range, or a magnitude is not finite.

@@ -1,1 +1,1 @@
-"""The plan: what happens to every linear layer, with memory and time estimates."""
+"""The plan of every linear layer, with memory and time estimates."""

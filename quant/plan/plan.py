@@ -1,8 +1,8 @@
-"""The plan: what will happen to every linear layer, and why, before anything runs.
+"""The plan: how every linear layer will be quantized, or why it stays in float.
 
-Every linear of the model has exactly one row, the ones that are kept included. What cannot work is
-found here (a pattern that matches nothing, a width that does not divide, fused layers that would
-differ), not after an hour of calibration.
+Every linear layer of the model has exactly one row. Errors of the recipe are found here (a pattern
+without a match, a width that does not divide, fused layers with different schemes), not after an
+hour of calibration.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ from ..checkpoint.formats.format import Contents, Format
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
 from ..recipe.recipe import Recipe
-from ..recipe.scheme import QuantScheme
 from ..recipe.steps import Step
 from .channel_groups import PlannedTransform, plan_transforms
 from .memory_estimate import MemoryEstimate, count_memory
@@ -28,24 +27,24 @@ from .target_matching import check_groups, claim_layers
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The fate of one linear layer."""
+    """Plan of one linear layer."""
 
     spec: LinearSpec
-    """As it will be: padded, if a width of it grows."""
+    """The layer with padded widths."""
     step: Step | None
-    """The step that quantizes it; None = kept."""
+    """The step that quantizes it; None = stays in float."""
     reason: str
-    """Why it is kept; empty if it is not."""
+    """Why it stays in float; empty if it is quantized."""
     bytes_before: int
-    """Weight and bias as stored now."""
+    """Bytes of weight and bias in the source."""
     bytes_after: int
-    """All its tensors as written in the plan's format."""
+    """Bytes of all its tensors in the plan's format."""
     packed_bytes: int = 0
-    """Of these, what stands for the weight of a quantized layer: all but the bias."""
+    """`bytes_after` of a quantized layer without its bias."""
     source: LinearSpec | None = None
-    """As it is now; None = no width of it grows."""
+    """The unpadded layer; None if it is not padded."""
     padding: Padding | None = None
-    """What makes it grow."""
+    """Padding of one of its widths."""
 
     @property
     def name(self) -> str:
@@ -54,7 +53,7 @@ class PlanRow:
 
     @property
     def fate(self) -> str:
-        """What happens, in words."""
+        """Description of the row: method and scheme, or why it stays in float; and its padding."""
         if self.step is None:
             fate = f"kept, because {self.reason}"
         else:
@@ -63,7 +62,7 @@ class PlanRow:
 
     @property
     def growth(self) -> str:
-        """Which width grows, from what to what, and why; empty if none does."""
+        """Description of the padding; empty without one."""
         if self.source is None or self.padding is None:
             return ""
         inward = self.source.in_features != self.spec.in_features
@@ -71,7 +70,7 @@ class PlanRow:
         return f"{side} {self.padding.before} padded to {self.padding.after}: {self.padding.reason}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         return {
             "name": self.name,
             "stage": self.spec.stage,
@@ -89,22 +88,23 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows in the order of computation, and the sums."""
+    """Plan of a whole model."""
 
     config: ModelConfig
-    """Of the model as it will be, with the widths that grow."""
+    """Of the padded model."""
     rows: tuple[PlanRow, ...]
+    """All linear layers, in the order of computation."""
     other_bytes: int
-    """Embeddings, norms, convolution: everything that is not a linear layer."""
+    """Bytes of all other tensors: embeddings, norms, convolution."""
     memory: MemoryEstimate
     padding: tuple[Padding, ...] = ()
-    """Inner widths that grow by zero channels before anything else happens."""
+    """Inner widths that are padded with zero channels before anything else."""
     format: str = "gptq"
     """Name of the checkpoint format that bytes are counted for."""
     passed_over: str = ""
-    """Why a more common format was not chosen; empty if it was, or if the format was asked for."""
+    """Why a more common format was not chosen; empty if it was, or if a format was given."""
     transforms: tuple[PlannedTransform, ...] = ()
-    """What is done to float weights before they are quantized, in the order of the recipe."""
+    """Transforms of float weights before they are quantized, in the order of the recipe."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -118,22 +118,22 @@ class Plan:
 
     @property
     def calibrated(self) -> bool:
-        """Whether samples run through the model."""
+        """Whether calibration samples run through the model."""
         return bool(self.transforms) or any(row.step.looks for row in self.quantized if row.step)
 
     @property
     def base_bytes(self) -> int:
-        """Tensor bytes of the checkpoint as it is."""
+        """Tensor bytes of the source."""
         return self.other_bytes + sum(row.bytes_before for row in self.rows)
 
     @property
     def candidate_bytes(self) -> int:
-        """Tensor bytes of the checkpoint that will be written."""
+        """Tensor bytes of the quantized checkpoint."""
         return self.other_bytes + sum(row.bytes_after for row in self.rows)
 
     @property
     def packed_bytes(self) -> int:
-        """Tensor bytes of the quantized layers, as they will be written."""
+        """Tensor bytes of the quantized layers in the plan's format, without biases."""
         return sum(row.packed_bytes for row in self.quantized)
 
     @property
@@ -144,12 +144,12 @@ class Plan:
 
     @property
     def contents(self) -> Contents:
-        """What the checkpoint will hold."""
+        """Contents of the quantized checkpoint, as formats need them."""
         schemes = {row.name: row.step.scheme for row in self.rows if row.step is not None}
         return Contents(self.config, schemes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         return {
             "rows": [row.to_dict() for row in self.rows],
             "base_bytes": self.base_bytes,
@@ -167,13 +167,13 @@ class Plan:
 def make_plan(
     config: ModelConfig, recipe: Recipe, *, dtype: torch.dtype | None = None, format: str = AUTO
 ) -> Plan:
-    """Decide the fate of every linear layer of a model.
+    """Plan the quantization of every linear layer of a model, without reading weights.
 
     Args:
-        config: the model; no weights are needed.
-        recipe: its steps.
-        dtype: of the stored weights; default what the config says.
-        format: checkpoint format to count bytes for; `check_format` says whether it fits.
+        config: of the model.
+        recipe: the recipe.
+        dtype: of the stored weights; default the config's.
+        format: checkpoint format to count bytes for; `check_format` checks whether it fits.
 
     Raises:
         ValueError: a pattern matches nothing, two steps claim a layer, a shape does not fit its
@@ -190,17 +190,17 @@ def make_plan(
     padded = padded_config(config, padding)
     specs = family.linears(padded)
     for step in recipe.steps:
-        mine = [spec for spec in specs if claims[spec.name][0] is step]
-        for spec in mine:
-            _check_shape(spec, step.scheme)
-        check_groups(mine, step.scheme, recipe.tp)
+        of_step = [spec for spec in specs if claims[spec.name][0] is step]
+        for spec in of_step:
+            _check_shape(spec)
+        check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     written, passed_over = find_format(Contents(padded, schemes), format)
     kind = dtype or config.dtype or torch.float32
     itemsize = kind.itemsize
-    growing = padded_layers(config, padding)
+    padding_of = padded_layers(config, padding)
     rows = tuple(
-        _row(source, spec, *claims[spec.name], growing.get(spec.name), kind, written)
+        _row(source, spec, *claims[spec.name], padding_of.get(spec.name), kind, written)
         for source, spec in zip(sources, specs, strict=True)
     )
     _check_fused(config, rows)
@@ -208,9 +208,9 @@ def make_plan(
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
     other = parameters - sum(row.bytes_before for row in rows)
-    in_float = other + sum(_float_bytes(spec, itemsize) for spec in specs)
-    fates = ((row.spec, row.step) for row in rows)
-    memory = count_memory(padded, fates, in_float, itemsize, recipe)
+    float_bytes = other + sum(_float_bytes(spec, itemsize) for spec in specs)
+    layers = ((row.spec, row.step) for row in rows)
+    memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, claimed)
     return Plan(padded, rows, other, memory, padding, written.name, passed_over, transforms)
 
@@ -267,10 +267,12 @@ def _row(
 
 
 def _float_bytes(spec: LinearSpec, itemsize: int) -> int:
+    """Count the bytes of weight and bias in float."""
     return itemsize * (spec.weights + (spec.out_features if spec.bias else 0))
 
 
-def _check_shape(spec: LinearSpec, scheme: QuantScheme) -> None:
+def _check_shape(spec: LinearSpec) -> None:
+    """Refuse widths that packed formats cannot hold."""
     for side, size in (("in_features", spec.in_features), ("out_features", spec.out_features)):
         if size % VALUES:
             raise ValueError(
@@ -280,7 +282,7 @@ def _check_shape(spec: LinearSpec, scheme: QuantScheme) -> None:
 
 
 def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
-    """Layers that engines run as one must share scheme and fate."""
+    """Refuse different schemes for layers that engines fuse into one matrix."""
     steps = {row.name: row.step for row in rows}
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
@@ -288,17 +290,19 @@ def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
                 names = [f"{block}.{member}" for member in members]
                 schemes = {name: step.scheme if (step := steps[name]) else None for name in names}
                 if len(set(schemes.values())) > 1:
-                    fates = ", ".join(
+                    schemes_text = ", ".join(
                         f"{name}: {scheme.label if scheme else 'kept'}"
                         for name, scheme in schemes.items()
                     )
                     raise ValueError(
                         "engines fuse these layers into one matrix, which has one scheme, so "
-                        f"they must share it ({fates}); give all the same bits and group_size"
+                        f"they must share it ({schemes_text}); give all the same bits and "
+                        "group_size"
                     )
 
 
 def _tied_head(config: ModelConfig) -> PlanRow:
+    """Make the row of a head without a weight of its own."""
     text = config.text
     spec = LinearSpec("lm_head", text.hidden_size, text.vocab_size, False, "head", 0, "head")
     return PlanRow(spec, None, "it shares its weight with the token embedding", 0, 0)

@@ -14,7 +14,7 @@ from itertools import groupby
 import torch
 
 from ..driver.transforms import SEARCH_SHARE
-from ..kernels.bf16_linear import select_syrk, select_linear
+from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
 from ..methods.smoothquant import ALPHAS

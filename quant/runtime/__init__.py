@@ -1,1 +1,1 @@
-"""Quantized layers at inference, and the choice of their kernels."""
+"""Quantized layers at inference, and the selection of their kernels."""

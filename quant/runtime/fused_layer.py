@@ -1,4 +1,4 @@
-"""A decoder layer whose products are all quantized, run as one on the CPU."""
+"""Fused quantized decoder layer for the CPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ BF16 = torch.bfloat16
 
 
 class FusedDecoderLayer:
-    """Does what a `DecoderLayer` does, where `supports` says so."""
+    """Drop-in computation of a `DecoderLayer`, for inputs that `supports` accepts.
+
+    Norms, rotary embedding, activation function and residual additions run inside the matrix
+    products' calls, without torch operations in between: at one token per step their overhead is
+    larger than the arithmetic.
+    """
 
     def __init__(self, layer: DecoderLayer) -> None:
-        """Join the parts of a layer; see `of`."""
+        """Collect the tensors of a layer; see `of` for the layers that can be fused."""
         attention, mlp = layer.self_attn, layer.mlp
         self._attention = attention
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
@@ -45,7 +50,10 @@ class FusedDecoderLayer:
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
-        """For a layer in bf16 whose products are all prepared in the joint form; else None."""
+        """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
+
+        q, k and v, and gate and up, must be fused already.
+        """
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):
             return None
@@ -55,9 +63,9 @@ class FusedDecoderLayer:
         return cls(layer)
 
     def supports(self, hidden: Tensor) -> bool:
-        """Whether an input is of the right type, and the layer still what it was."""
+        """Whether an input has the right dtype and device, and the layer has not changed since."""
         return (
-            not torch.compiler.is_compiling()  # which sees products only, see kernels/op.py
+            not torch.compiler.is_compiling()  # it traces linears only, see kernels/op.py
             and hidden.dtype == BF16
             and hidden.device.type == "cpu"
             and not (hidden.requires_grad and torch.is_grad_enabled())
@@ -68,7 +76,7 @@ class FusedDecoderLayer:
     def __call__(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """As `DecoderLayer.forward`."""
+        """Compute `DecoderLayer.forward`."""
         scales = [part.int8_scale for part in self._linears if isinstance(part, QuantLinear)]
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self._block.pre_attention(hidden, cos, sin, scales)
@@ -82,7 +90,7 @@ class FusedDecoderLayer:
     def _attend(
         self, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """Of several tokens, or without a cache."""
+        """Compute attention for several tokens, or without a cache."""
         q, k, v = (part.transpose(1, 2) for part in qkv)
         if cache is not None:
             k, v = cache.update(self._attention.index, k, v)
@@ -91,20 +99,21 @@ class FusedDecoderLayer:
         return self._attention.attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def _norm_addresses(self) -> tuple[int, ...]:
+        # The C struct holds these pointers; a model that moves or casts has others.
         return tuple(norm.weight.data_ptr() for norm in self._norms)
 
 
 def _linears(layer: DecoderLayer) -> tuple[nn.Module, ...]:
-    """The first of each product."""
+    """Return the linear layer that holds each product: the first one of fused layers."""
     attention, mlp = layer.self_attn, layer.mlp
     return attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj
 
 
 def _products(linears: Sequence[nn.Module]) -> list[CpuLinear | None]:
-    """Of q, k and v, of the output, of gate and up, and of down, as they are now."""
-    found: list[CpuLinear | None] = []
-    for linear, joint in zip(linears, (True, False, True, False), strict=True):
-        holder = linear.fused if joint and isinstance(linear, QuantLinear) else linear
-        product = getattr(holder, "product", None)
-        found.append(product if isinstance(product, CpuLinear) else None)
-    return found
+    """Return the current products: q with k and v, output, gate with up, and down."""
+    products: list[CpuLinear | None] = []
+    for linear, is_fused in zip(linears, (True, False, True, False), strict=True):
+        owner = linear.fused if is_fused and isinstance(linear, QuantLinear) else linear
+        product = getattr(owner, "product", None)
+        products.append(product if isinstance(product, CpuLinear) else None)
+    return products

@@ -1,8 +1,9 @@
-"""Which kernel computes which quantized layer, decided once after a model is loaded.
+"""Select a kernel for every quantized layer, once after a model is loaded.
 
-On the CPU a layer is laid out for the compiled kernels if they take it, and layers that read the
-same input (q, k and v; gate and up) then run in one call. On a GPU the Triton kernels compute it.
-Everything else stays with the reference kernel, and the reason is kept: never a silent choice.
+On the CPU, the weights of supported layers are converted to the layout of the compiled kernels, and
+layers that share an input (q, k and v; gate and up) are fused into one call. On a GPU, the Triton
+kernels compute them. All other layers fall back to the reference kernel, with a warning that gives
+the reason.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from .linear import FloatLinear, FusedLinears, QuantLinear, can_fuse
 
 logger = logging.getLogger(__name__)
 HEAD_GROUP = 128
-HEAD_ROWS = 8192  # of the head at a time: in float32 the whole takes gigabytes
+"""Group size of a head that is quantized at load time."""
+HEAD_ROWS = 8192
+"""Rows of the head that are quantized at a time; in float32 the whole head takes gigabytes."""
 
 
 def prepare_(model: QwenVL) -> dict[str, str]:
-    """Lay out the quantized layers of a model for the fastest kernels that take them.
+    """Prepare the quantized layers of a model for the fastest kernels that support them.
 
     Returns:
-        For each layer by name the kernels' name, or ``reference: `` and why.
+        For each layer by name the name of its kernel, or `reference: ` with the reason.
 
     Raises:
-        ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
+        ValueError: the environment variable VLPRESS_KERNEL names a kernel that cannot run here.
     """
     layers = quantized_layers(model)
     kernels = library.chosen_kernels() if layers else ""
@@ -47,8 +50,8 @@ def prepare_(model: QwenVL) -> dict[str, str]:
         for name, reason in reasons.items()
     }
     if not isinstance(kernels, str):
-        _fuse(model, kernels)
-        _join_layers(model)
+        _fuse_linears(model, kernels)
+        _fuse_decoder_layers(model)
         if not library.has_threads():
             logger.warning("torch has no OpenMP here: the CPU kernels run on one thread")
     _report([reasons.get(name) for name in layers])
@@ -56,18 +59,19 @@ def prepare_(model: QwenVL) -> dict[str, str]:
 
 
 def _report(reasons: Sequence[str | None]) -> None:
-    """Warn of layers that keep the reference."""
+    """Warn of layers that fall back to the reference kernel."""
     for reason, count in Counter(reason for reason in reasons if reason is not None).items():
         logger.warning("%d of %d quantized layers: reference: %s", count, len(reasons), reason)
 
 
-def speed_head_(model: QwenVL) -> None:
-    """Let a head in bf16 be read at the speed of memory when there are few tokens, on the CPU.
+def accelerate_head_(model: QwenVL) -> None:
+    """Compute a bf16 output head with the compiled kernels, on the CPU.
 
-    Sums are rounded as torch rounds them but added in another order.
+    For few tokens torch reads the head, the largest weight of a decoding step, more slowly than
+    memory allows. Results differ from torch's in the order of summation only.
 
     Raises:
-        ValueError: the environment variable VLPRESS_KERNEL asks for what cannot run here.
+        ValueError: the environment variable VLPRESS_KERNEL names a kernel that cannot run here.
     """
     product = bf16_linear.select_linear(model.device)
     if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Bf16Linear):
@@ -78,17 +82,18 @@ def speed_head_(model: QwenVL) -> None:
         model.lm_head = FloatLinear(model.lm_head, product)
 
 
-def speed_layers_(model: QwenVL, device: torch.device) -> None:
-    """Let layers in bf16 run on the compiled kernels if the processor has no units for bf16.
+def accelerate_layers_(model: QwenVL, device: torch.device) -> None:
+    """Compute bf16 layers with the compiled kernels on processors without bf16 instructions.
 
-    Torch multiplies bf16 several times slower there than float32. As `speed_head_` otherwise.
+    There, torch multiplies bf16 several times slower than float32. Results as in
+    `accelerate_head_`.
 
     Args:
-        model: perhaps without weights.
-        device: where it will run.
+        model: may be on `meta`.
+        device: on which it will run.
 
     Raises:
-        ValueError: as `speed_head_`.
+        ValueError: see `accelerate_head_`.
     """
     product = bf16_linear.select_linear(device)
     if model.dtype != torch.bfloat16 or not isinstance(product, bf16_linear.Bf16Linear):
@@ -100,9 +105,9 @@ def speed_layers_(model: QwenVL, device: torch.device) -> None:
 
 
 def round_inputs_(model: QwenVL) -> None:
-    """Round the inputs of weight-only layers to int8 as well, a scale for each token.
+    """Quantize the inputs of weight-only layers to int8, with a scale per token.
 
-    For speed, at a cost that no recipe has measured: an evaluation of it says so.
+    This is faster, but no recipe has measured the loss; evaluations record it in the fingerprint.
 
     Raises:
         ValueError: no layer is quantized.
@@ -117,13 +122,13 @@ def round_inputs_(model: QwenVL) -> None:
 
 
 def round_head_(model: QwenVL, bits: int) -> None:
-    """Round the output head to groups of 128; a shared token embedding stays as it is beside it.
+    """Quantize the output head by rounding, with groups of 128; a tied embedding stays in float.
 
-    No checkpoint format holds a head of its own beside a tied embedding, so this is done to the
-    model in memory, and an evaluation of it says so.
+    No checkpoint format can store a separate head with a tied embedding, so it is quantized in
+    memory. Evaluations record it in the fingerprint.
 
     Args:
-        model: in float, at least its head.
+        model: with a float head.
         bits: 4 or 8.
 
     Raises:
@@ -146,7 +151,7 @@ def round_head_(model: QwenVL, bits: int) -> None:
 
 
 def _prepare(layer: QuantLinear, kernels: library.Kernels | str) -> str | None:
-    """Give a layer its kernel; returns why it keeps the reference."""
+    """Select the kernel of a layer; returns why it falls back to the reference, or None."""
     if isinstance(kernels, str) and (layer.on_cpu or kernels == library.REFERENCE_REQUESTED):
         return kernels
     if (reason := layer.why_not()) is not None:
@@ -158,7 +163,8 @@ def _prepare(layer: QuantLinear, kernels: library.Kernels | str) -> str | None:
     return None
 
 
-def _fuse(model: QwenVL, kernels: library.Kernels) -> None:
+def _fuse_linears(model: QwenVL, kernels: library.Kernels) -> None:
+    """Fuse prepared layers that share an input, where their grids allow it."""
     for stage in family_of(model.config).stages:
         for path in stage.blocks(model.config):
             for members in stage.fused:
@@ -168,8 +174,8 @@ def _fuse(model: QwenVL, kernels: library.Kernels) -> None:
                     prepared[0].fused = FusedLinears(prepared, kernels)
 
 
-def _join_layers(model: QwenVL) -> None:
-    """Let decoder layers that are quantized throughout run as one."""
+def _fuse_decoder_layers(model: QwenVL) -> None:
+    """Fuse decoder layers in which every linear layer is quantized."""
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
         layer.fused_layer = FusedDecoderLayer.of(layer)

@@ -31,7 +31,7 @@ class QuantLinear(nn.Module):
 
         Args:
             weight: unpacked.
-            bias: ``[out_features]`` or None.
+            bias: `[out_features]` or None.
 
         Raises:
             ValueError: see `check_input_scale`.
@@ -125,7 +125,7 @@ class QuantLinear(nn.Module):
             setattr(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
+        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         if self.product is not None:
             return _run(self.product, self.number, x, self.int8_scale)[0]
         assert self.packed is not None
@@ -181,7 +181,7 @@ class FloatLinear(nn.Linear):
         self.product = product
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
+        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         return self.product(x, self.weight, self.bias)
 
 

@@ -35,7 +35,7 @@ class UnpackedLinear(nn.Module):
 
         Args:
             weight: unpacked.
-            bias: ``[out_features]`` or None, see `storable_bias`.
+            bias: `[out_features]` or None, see `storable_bias`.
             dtype: of the activations. A weight-only layer is dequantized to it here, once for all
                 samples; None if the layer will not run.
 
@@ -74,7 +74,7 @@ class UnpackedLinear(nn.Module):
         return QuantLinear(self.quantized(), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``, in the dtype of `x`."""
+        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         if self.scheme.activations == "none":
             assert self.dequantized is not None
             bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -118,7 +118,7 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     source = write_small_checkpoint(tmp_path / "source", small_model())
     raw = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(raw | {"quantization_config": {}}))
-    with pytest.raises(ValueError, match="is quantized; outliers are made in the original"):
+    with pytest.raises(ValueError, match="is quantized"):
         outlier_folder(source, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -19,11 +19,11 @@ from vlpress.quant.kernels import bf16_linear, library
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.runtime.kernel_selection import (
+    accelerate_head_,
+    accelerate_layers_,
     prepare_,
     round_head_,
     round_inputs_,
-    speed_head_,
-    speed_layers_,
 )
 from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
@@ -172,7 +172,7 @@ def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.M
         fast.lm_head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         fast.lm_head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
     names = set(fast.state_dict())
-    speed_head_(fast)
+    accelerate_head_(fast)
     assert kernels_of(fast) == {"portable": 1}
     assert set(fast.state_dict()) == names
     random = torch.Generator().manual_seed(2)
@@ -200,9 +200,9 @@ def test_layers_in_bf16_run_on_kernels_without_bf16_units(
     layers = [path for path, module in plain.named_modules() if isinstance(module, nn.Linear)]
     names = set(fast.state_dict())
     monkeypatch.setenv(library.VARIABLE, name)
-    speed_layers_(fast, torch.device("cuda"))
+    accelerate_layers_(fast, torch.device("cuda"))
     assert kernels_of(fast) == {}
-    speed_layers_(fast, fast.device)
+    accelerate_layers_(fast, fast.device)
     pays = name in bf16_linear.WITHOUT_BF16_UNITS
     assert kernels_of(fast) == ({name: len(layers)} if pays else {})
     assert set(fast.state_dict()) == names
