@@ -61,7 +61,7 @@ def mrope_ids(
         is_video = int(ids[first]) == config.video_token_id
         segments.append(_text_ids(first - cursor, start))
         start += first - cursor
-        # An image has one frame, so its time id is 0 whatever the seconds are.
+        # An image has one frame, so its time id is 0 without seconds.
         segments.append(_grid_ids(grid, seconds if is_video else 0.0, config) + start)
         # The largest id over all three axes: a grid of h x w uses max(h, w) positions, far fewer
         # than its tokens, which is how M-RoPE extends the context.
