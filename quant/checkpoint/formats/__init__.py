@@ -1,4 +1,4 @@
-"""How quantized weights lie on disk: one module per checkpoint format, and the table of them."""
+"""Checkpoint formats of quantized weights: one module each, and their registry."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
 from .format import Contents, Format
-from .gptq import GPTQ, form_of
+from .gptq import GPTQ, version_of
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -18,30 +18,30 @@ FORMATS: dict[str, Format] = {
     )
 }
 METHODS = ("gptq", "compressed-tensors", "awq")
-"""Values of `quant_method` that are read."""
+"""Supported values of `quant_method`."""
 AUTO = "auto"
-"""Stands for the first of `PREFERRED` that can hold what is to be written."""
+"""Selects the first of `PREFERRED` that can hold the contents."""
 PREFERRED = ("gptq", "compressed-tensors")
 
 
 def format_of(config: Mapping[str, Any]) -> Format:
-    """The format that a `quantization_config` speaks of.
+    """Return the format of a `quantization_config`.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: its `quant_method` or version is not supported.
     """
     method = config.get("quant_method")
     if method not in METHODS:
-        raise ValueError(f"quant_method is {method!r}; allowed are {', '.join(METHODS)}")
-    return FORMATS[form_of(config) if method == "gptq" else method]
+        raise ValueError(f"quant_method is {method!r}; allowed: {', '.join(METHODS)}")
+    return FORMATS[version_of(config) if method == "gptq" else method]
 
 
 def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
-    """The format of a name; for ``auto`` the first of `PREFERRED` that can hold the contents.
+    """Return a format by name; for `auto` the first of `PREFERRED` that can hold the contents.
 
     Returns:
-        The format, and why a preferred one was passed over (empty if none was). If none can hold
-        the contents it is the last one, and the reasons are those of all.
+        The format, and the reasons against the preferred ones before it (empty if it is the first).
+        If none can hold the contents: the last one, and the reasons against all.
 
     Raises:
         ValueError: the name is unknown.
@@ -49,7 +49,7 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
     if name != AUTO:
         if name not in FORMATS:
             allowed = ", ".join((AUTO, *FORMATS))
-            raise ValueError(f"format {name!r} is unknown; allowed are {allowed}")
+            raise ValueError(f"format {name!r} is unknown; allowed: {allowed}")
         return FORMATS[name], ""
     reasons = []
     for candidate in PREFERRED:
@@ -61,12 +61,13 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
 
 
 def choose_format(contents: Contents, name: str = AUTO) -> Format:
-    """As `find_format`, for contents that are to be written.
+    """Return a format by name, as `find_format`, which can hold the contents.
 
     Raises:
-        ValueError: the name is unknown, or the format cannot hold this; with ``auto`` none can.
+        ValueError: the name is unknown, or the format (with `auto`: every preferred one) cannot
+            hold the contents.
     """
-    format, passed_over = find_format(contents, name)
+    format, reasons = find_format(contents, name)
     if reason := format.why_not(contents):
-        raise ValueError(passed_over or f"format {format.name}: {reason}")
+        raise ValueError(reasons or f"format {format.name}: {reason}")
     return format

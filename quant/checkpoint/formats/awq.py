@@ -1,41 +1,45 @@
 """AWQ checkpoints (`quant_method: awq`, version `gemm`), the layout of AutoAWQ.
 
-Per layer: `qweight` int32 [K, N / 8] packed along N, `qzeros` int32 [G, N / 8] likewise, `scales`
-fp16 [G, N], `bias` fp16 [N] if the source has one. Slot i of a word, lowest bits first, holds
-column `ORDER[i]` of its eight. Zero points are stored as they are. 4 bits only.
+Per layer: `qweight` int32 [K, N / 8] packed along N, `qzeros` int32 [G, N / 8] packed along N,
+`scales` fp16 [G, N], `bias` fp16 [N] if the source has one. Slot i of a word, lowest bits first,
+holds column `ORDER[i]` of its eight. Zero points are stored unchanged. 4 bits only.
 
 Letters: N = out_features, K = in_features, G = groups per row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import AliasChoices, BaseModel, Field
 from torch import Tensor
 
+from ....common.validation import Truthy, parse
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme
+from ...recipe.scheme import GroupSize, QuantScheme
 from .format import (
+    CONFIG,
     FLOATS,
-    ROUNDED_INPUTS,
+    QUANTIZED_INPUTS,
     Contents,
     check_parts,
     check_symmetric,
     fp16_scales,
-    need,
-    say,
+    layers_phrase,
+    require_part,
 )
 
 BITS = 4
 SLOTS = 32 // BITS
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Column in each slot of a word: AutoAWQ's kernels unpack even and odd columns in two halves."""
 
 
 @dataclass(frozen=True)
 class AWQ:
-    """The one layout that is written today."""
+    """AutoAWQ's layout `gemm`, the only one that writers still produce."""
 
     name: str = "awq"
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
@@ -45,35 +49,35 @@ class AWQ:
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
-        if found := contents.where(lambda spec, _: spec.stage != "decoder"):
+        if names := contents.where(lambda spec, _: spec.stage != "decoder"):
             return (
-                f"{say(found, 'is', 'are')} outside the decoder, where engines that read AWQ take "
-                "nothing quantized; leave it out, or use compressed-tensors"
+                f"{layers_phrase(names, 'is', 'are')} outside the decoder, where engines that read "
+                "AWQ do not support quantized layers; leave it out, or use compressed-tensors"
             )
-        if found := contents.where(lambda _, scheme: scheme.activations != "none"):
-            return f"{say(found, 'has', 'have')} {ROUNDED_INPUTS}"
-        if found := contents.where(lambda _, scheme: scheme.bits != BITS):
-            bits = contents.schemes[found[0]].bits
-            return f"{say(found, 'has', 'have')} {bits} bits; it holds {BITS} only"
+        if names := contents.where(lambda _, scheme: scheme.activations != "none"):
+            return f"{layers_phrase(names, 'has', 'have')} {QUANTIZED_INPUTS}"
+        if names := contents.where(lambda _, scheme: scheme.bits != BITS):
+            bits = contents.schemes[names[0]].bits
+            return f"{layers_phrase(names, 'has', 'have')} {bits} bits; it holds {BITS} only"
         if len(contents.by_scheme) > 1:
             labels = ", ".join(sorted(scheme.label for scheme in contents.by_scheme))
             return f"it holds one scheme for all layers, and there are {labels}"
-        if found := contents.where(lambda spec, _: spec.name in contents.reordered):
+        if names := contents.where(lambda spec, _: spec.name in contents.reordered):
             return (
-                f"{say(found, 'has', 'have')} groups that are no runs of neighbours (g_idx), for "
-                "which it has no place; use gptq"
+                f"{layers_phrase(names, 'has', 'have')} non-contiguous groups (g_idx), which AWQ "
+                "cannot represent; use gptq"
             )
-        if found := contents.where(lambda spec, _: spec.out_features % SLOTS):
+        if names := contents.where(lambda spec, _: spec.out_features % SLOTS):
             return (
-                f"{say(found, 'has', 'have')} out_features that are no multiple of {SLOTS}, which "
-                "packing needs; use compressed-tensors"
+                f"{layers_phrase(names, 'has', 'have')} out_features that are not a multiple of "
+                f"{SLOTS}, as packing requires; use compressed-tensors"
             )
         return None
 
     def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
-        """See `Format.encode`; scales are fp16 whatever the dtype."""
+        """See `Format.encode`; scales are fp16 for every `dtype`."""
         if weight.group_index is not None:
-            raise ValueError("its groups are no runs of neighbours, for which AWQ has no place")
+            raise ValueError("its groups are not contiguous, which AWQ cannot represent; use gptq")
         return {
             "qweight": pack_columns(weight.integers.t()),
             "qzeros": pack_columns(weight.zero_points.t()),
@@ -84,7 +88,7 @@ class AWQ:
         self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
     ) -> QuantizedWeight:
         """See `Format.decode`."""
-        qweight = need(tensors, "qweight", name)
+        qweight = require_part(tensors, "qweight", name)
         if qweight.dim() != 2 or qweight.dtype != torch.int32:
             raise ValueError(
                 f"{name}.qweight is {qweight.dtype} {list(qweight.shape)}; it must be an int32 "
@@ -92,11 +96,11 @@ class AWQ:
             )
         columns, words = qweight.shape
         groups = scheme.groups(columns)
-        wanted = {
+        expected = {
             "qzeros": ((groups, words), (torch.int32,)),
             "scales": ((groups, words * SLOTS), FLOATS),
         }
-        check_parts(tensors, wanted, name)
+        check_parts(tensors, expected, name)
         weight = QuantizedWeight(
             integers=unpack_columns(qweight).t().contiguous(),
             scales=tensors["scales"].t().to(torch.float32, copy=True).contiguous(),
@@ -107,32 +111,22 @@ class AWQ:
         return weight
 
     def settings(self, config: Mapping[str, Any]) -> "AWQSettings":
-        """See `Format.settings`; AutoAWQ's own file calls bits `w_bit` and the group otherwise."""
+        """See `Format.settings`."""
         version = config.get("version") or config.get("checkpoint_format") or config.get("format")
         if str(version or "gemm").lower() != "gemm":
             raise ValueError(
-                f"quantization_config: version is {version!r}; allowed is gemm, the only layout "
-                "that is not made for one kernel"
+                f"{CONFIG}: version is {version!r}; allowed: gemm, the only layout that is not "
+                "specific to one kernel"
             )
-        bits = config.get("bits", config.get("w_bit"))
-        group_size = config.get("group_size", config.get("q_group_size"))
-        if bits != BITS:
-            raise ValueError(f"quantization_config: bits is {bits!r}; allowed is {BITS}")
-        if type(group_size) is not int:
-            raise ValueError(
-                f"quantization_config: group_size is {group_size!r}; a number is needed"
-            )
-        # Not `sym`: libraries that share their configuration with GPTQ write it true for all.
-        symmetric = not config.get("zero_point", True) or config.get("symmetric") is True
-        return AWQSettings(QuantScheme(BITS, group_size, symmetric))
+        return AWQSettings(parse(AWQConfig, config, CONFIG).scheme())
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
         """See `Format.quantization_config`: AutoAWQ's keys, and `symmetric`.
 
-        Zero points are stored for symmetric schemes too, and `zero_point` is true for both: that is
-        what kernels are there for. `symmetric` tells them apart; other readers pass it over.
+        Zero points are stored for symmetric schemes too, and `zero_point` is true for both: the
+        kernels read them always. `symmetric` tells the two apart; other readers ignore it.
         """
         (scheme,) = contents.by_scheme
         return {
@@ -155,9 +149,24 @@ class AWQ:
         return torch.float16
 
 
+class AWQConfig(BaseModel):
+    """Keys of a `quantization_config` that are read; AutoAWQ's own file has the second names."""
+
+    bits: Literal[4] = Field(validation_alias=AliasChoices("bits", "w_bit"))
+    group_size: GroupSize = Field(validation_alias=AliasChoices("group_size", "q_group_size"))
+    zero_point: Truthy = True
+    symmetric: Any = None
+
+    def scheme(self) -> QuantScheme:
+        """Return the scheme of all layers."""
+        # Not `sym`: libraries that share their configuration with GPTQ set it to true for all.
+        symmetric = not self.zero_point or self.symmetric is True
+        return QuantScheme(self.bits, self.group_size, symmetric)
+
+
 @dataclass(frozen=True)
 class AWQSettings:
-    """What an AWQ configuration says: one scheme."""
+    """Scheme by an AWQ configuration: one for all layers."""
 
     base: QuantScheme
 
@@ -170,13 +179,13 @@ def pack_columns(values: Tensor) -> Tensor:
     """Pack 4-bit values along the second dimension in AWQ's order.
 
     Args:
-        values: integer ``[R, C]`` with entries 0 to 15; C a multiple of 8.
+        values: integers [R, C] from 0 to 15; C a multiple of 8.
 
     Returns:
-        int32 ``[R, C / 8]``.
+        int32 [R, C / 8].
 
     Raises:
-        ValueError: C is not a multiple of 8, or a value does not fit.
+        ValueError: C is not a multiple of 8, or a value is out of range.
 
     Example:
         >>> hex(int(pack_columns(torch.arange(8)[None])[0, 0]) & 0xFFFFFFFF)
@@ -197,7 +206,7 @@ def pack_columns(values: Tensor) -> Tensor:
 
 
 def unpack_columns(words: Tensor) -> Tensor:
-    """Undo `pack_columns`: uint8 ``[R, 8 * W]`` from int32 ``[R, W]``."""
+    """Unpack the words of `pack_columns`: uint8 [R, 8 * W] from int32 [R, W]."""
     shifts = torch.arange(0, 32, BITS, device=words.device, dtype=torch.int32)
     slots = (words[..., None] >> shifts) & (2**BITS - 1)
     values = torch.empty_like(slots)
@@ -206,13 +215,16 @@ def unpack_columns(words: Tensor) -> Tensor:
 
 
 def _not_converted(contents: Contents) -> list[str]:
-    """Parts of names: engines look for them anywhere, or at the start or end of a name."""
+    """Return substrings of the names of unquantized layers.
+
+    Engines match them anywhere in a name, or at its start or end only.
+    """
     stage = family_of(contents.config).stage("decoder")
-    kept = set(contents.kept)
+    unquantized = set(contents.unquantized)
     layers = [
         f"{block}.{linear.name}".removeprefix("model.")
         for block in stage.blocks(contents.config)
         for linear in stage.linears
-        if f"{block}.{linear.name}" in kept
+        if f"{block}.{linear.name}" in unquantized
     ]
     return ["visual", "model.visual", "lm_head", *layers]

@@ -1,4 +1,4 @@
-"""Reading quantized checkpoints of any format, one layer at a time."""
+"""Reading quantized checkpoints of any format, layer by layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import family_of
-from ....model.loading import build_model
+from ....model.loading import build_model, check_tied_head
 from ....model.weight_files import refuse_adapter
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme
@@ -22,17 +22,15 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 class QuantizedCheckpoint:
-    """A folder whose `config.json` says that it is quantized.
-
-    Names are canonical throughout.
+    """A checkpoint folder with a `quantization_config`; all names are canonical.
 
     Args:
-        folder: with config.json and the weights.
+        folder: folder with config.json and the weights.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it is an adapter, not quantized, of an unknown format, or holds layers that
-            its config.json does not have.
+        ValueError: it is an adapter, not quantized, of an unknown format, or has layers that the
+            model of its config.json does not have.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,25 +53,28 @@ class QuantizedCheckpoint:
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What the run that made it wrote down; None if vlpress did not make it."""
+        """Record of the run that wrote it (`vlpress.json`); None if it is not by vlpress."""
         path = self.folder / REPORT_FILE
         return read_checkpoint_json(path) if path.is_file() else None
 
     def contents(self) -> Contents:
-        """What it holds, for another format to judge; reads the order of groups only.
+        """Return the contents, for the check of another format; reads only group indices.
 
         Raises:
-            ValueError: a tensor is damaged.
+            ValueError: a group index is out of range.
         """
         reordered = frozenset(name for name in self.schemes if self._is_reordered(name))
         return Contents(self.config, self.schemes, reordered, Solver.from_record(self.record))
 
     def weight(self, name: str, device: torch.device | None = None) -> QuantizedWeight:
-        """One layer.
+        """Read one layer.
+
+        Args:
+            name: canonical name of the layer.
+            device: of the result; None = CPU.
 
         Raises:
-            ValueError: its tensors are incomplete, damaged, or not of the size that config.json
-                asks for.
+            ValueError: a tensor is missing or damaged, or has a size other than by config.json.
         """
         tensors = {
             part: self.reader.tensor(f"{name}.{part}").to(device or torch.device("cpu"))
@@ -85,51 +86,49 @@ class QuantizedCheckpoint:
         except ValueError as error:
             raise ValueError(f"{self.folder}: {error}") from None
         spec = self._specs[name]
-        found = (weight.out_features, weight.in_features)
-        if found != (spec.out_features, spec.in_features):
+        shape = [weight.out_features, weight.in_features]
+        if shape != [spec.out_features, spec.in_features]:
             raise ValueError(
-                f"{self.folder}: {name} is {list(found)}, config.json asks for "
+                f"{self.folder}: {name} is {shape}, config.json asks for "
                 f"{[spec.out_features, spec.in_features]}; they belong to different models"
             )
         return weight
 
     def bias(self, name: str) -> Tensor | None:
-        """Bias of a layer as stored, if the model has one there."""
+        """Return the stored bias of a layer, if the model has one there."""
         return self.reader.tensor(f"{name}.bias") if self._specs[name].bias else None
 
     def is_spurious(self, name: str) -> bool:
-        """Whether a tensor is a bias where the model has none; AutoGPTQ writes zeros there."""
+        """Tell whether a tensor is a bias where the model has none; AutoGPTQ writes zeros there."""
         owner, _, leaf = name.rpartition(".")
         return leaf == "bias" and owner in self.schemes and not self._specs[owner].bias
 
     def check(self) -> None:
-        """Compare the names of the file with those of the model, reading next to nothing.
+        """Compare the names of the stored tensors with those of the model.
+
+        Reads only the biases that the model does not have, and a tied head that is stored.
 
         Raises:
-            ValueError: a tensor is missing or has no place, a bias that the model has no place for
-                is not zero, or a tied head is stored and differs.
+            ValueError: a tensor is missing or unknown, a bias that the model does not have is not
+                zero, or a tied head is stored and differs from the embedding.
         """
-        parameters = {name for name, _ in build_model(self.config).named_parameters()}
+        model = build_model(self.config)
+        parameters = {name for name, _ in model.named_parameters()}
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
         missing = sorted(parameters - {f"{layer}.weight" for layer in self.schemes} - stored)
-        left = [
+        unknown = [
             name
             for name in sorted(stored - parameters - packed - {"lm_head.weight"})
             if not name.endswith(".inv_freq") and not self.is_spurious(name)
         ]
-        if missing or left:
-            what = f"{missing[0]} is missing" if missing else f"{left[0]} is unknown to this model"
+        if missing or unknown:
+            problem = f"{unknown[0]} is unknown to this model" if unknown else ""
+            problem = f"{missing[0]} is missing" if missing else problem
             raise ValueError(
-                f"{self.folder}: {what}; the checkpoint is incomplete or of another one"
+                f"{self.folder}: {problem}; the checkpoint is incomplete or of another model"
             )
-        if self.config.text.tie_word_embeddings and "lm_head.weight" in stored:
-            head, embedding = map(self.reader.tensor, ("lm_head.weight", EMBEDDING))
-            if not torch.equal(head, embedding):
-                raise ValueError(
-                    f"{self.folder}: config.json says tie_word_embeddings, but lm_head.weight "
-                    "differs from the embedding; set it to false"
-                )
+        check_tied_head(self.reader, model)
         for name in sorted(filter(self.is_spurious, stored)):
             if bool(self.reader.tensor(name).any()):
                 raise ValueError(
@@ -137,15 +136,15 @@ class QuantizedCheckpoint:
                 )
 
     def _stored_layers(self) -> list[str]:
-        """Layers that are stored quantized, in the order of computation."""
+        """Return the layers that are stored quantized, in the order of computation."""
         ending = f".{self.format.marker}"
-        found = {n.removesuffix(ending) for n in self.reader.names() if n.endswith(ending)}
-        for name in sorted(found - set(self._specs)):
+        stored = {n.removesuffix(ending) for n in self.reader.names() if n.endswith(ending)}
+        for name in sorted(stored - set(self._specs)):
             raise ValueError(
                 f"{name} is quantized, but config.json has no such layer; they belong to "
                 "different models"
             )
-        return [name for name in self._specs if name in found]
+        return [name for name in self._specs if name in stored]
 
     def _is_reordered(self, name: str) -> bool:
         part = f"{name}.{self.format.order_part}"
@@ -158,7 +157,7 @@ class QuantizedCheckpoint:
             raise ValueError(f"{self.folder}: {error}") from None
 
     def _names(self, name: str) -> Sequence[str]:
-        """All that configurations may call a layer: our name, the file's, and newer libraries'."""
+        """Return a layer's possible names: canonical, in the file, and in newer libraries."""
         source = self.reader.source_name(f"{name}.{self.format.marker}")
         newer = name
         if name.startswith("model."):

@@ -4,7 +4,7 @@ Weights alone (`pack-quantized`): `weight_packed` int32 [N, K * bits / 32] packe
 `weight_scale` [N, G], `weight_shape` int64 [2], and if the scheme is asymmetric `weight_zero_point`
 int32 [N * bits / 32, G] packed along N. With int8 activations (`int-quantized`): `weight` int8
 [N, K], `weight_scale` [N, G], and `input_scale` [1] if they are static. Integers and zero points
-are signed: what other formats store, less 2**(bits - 1). docs/format.md is exact about all of it.
+are signed: those of other formats minus 2**(bits - 1). docs/format.md is normative.
 
 Letters: N = out_features, K = in_features, G = groups per row.
 """
@@ -28,15 +28,15 @@ from .format import (
     check_symmetric,
     float_tensor,
     group_index,
-    need,
-    say,
+    layers_phrase,
+    require_part,
 )
 from .packing import pack_padded, packed_words, unpack_padded
 
 
 @dataclass(frozen=True)
 class CompressedTensors:
-    """Both ways to store a layer; which one follows from its scheme."""
+    """Both storages of a layer; its scheme determines the one."""
 
     name: str = "compressed-tensors"
     parts: tuple[str, ...] = (
@@ -55,23 +55,23 @@ class CompressedTensors:
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
-        if found := contents.where(lambda spec, _: spec.name in contents.reordered):
+        if names := contents.where(lambda spec, _: spec.name in contents.reordered):
             return (
-                f"{say(found, 'has', 'have')} groups that are no runs of neighbours (g_idx), which "
-                "the library has given up; use gptq"
+                f"{layers_phrase(names, 'has', 'have')} non-contiguous groups (g_idx), which "
+                "compressed-tensors no longer supports; use gptq"
             )
-        if found := contents.where(lambda _, s: s.activations != "none" and not s.symmetric):
+        if names := contents.where(lambda _, s: s.activations != "none" and not s.symmetric):
             return (
-                f"{say(found, 'has', 'have')} int8 activations and an asymmetric weight, which no "
-                "engine computes; make the weight symmetric"
+                f"{layers_phrase(names, 'has', 'have')} int8 activations and an asymmetric weight, "
+                "which no engine supports; make the weight symmetric"
             )
         return None
 
     def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
-        """See `Format.encode`; scales are of the dtype if it holds them, else of a wider one."""
+        """See `Format.encode`; scales have `dtype` if that is exact, else a wider one."""
         scheme = weight.scheme
         if weight.group_index is not None:
-            raise ValueError("its groups are no runs of neighbours, which is not written")
+            raise ValueError("its groups are not contiguous, which is not supported; use gptq")
         scales = {"weight_scale": float_tensor(weight.scales, dtype)}
         if scheme.activations == "none":
             zero_points = {}
@@ -85,11 +85,11 @@ class CompressedTensors:
                 **zero_points,
             }
         if not scheme.symmetric:
-            raise ValueError("its weight is asymmetric, which does not go with int8 activations")
+            raise ValueError("its weight is asymmetric; int8 activations require a symmetric one")
         signed = (weight.integers.to(torch.int16) - scheme.midpoint).to(torch.int8)
         if scheme.activations == "static":
             if weight.input_scale is None:
-                raise ValueError("its activations are static, but it has no input scale")
+                raise ValueError("its activations are static, but it has no input scale; calibrate")
             scales["input_scale"] = float_tensor(weight.input_scale.reshape(1), dtype)
         return {"weight": signed.contiguous(), **scales}
 
@@ -101,8 +101,8 @@ class CompressedTensors:
         integers = _unpacked(tensors, scheme, name) if packed else _integers(tensors, scheme, name)
         rows, columns = integers.shape
         groups = scheme.groups(columns)
-        stored = need(tensors, "weight_scale", name)
-        if stored.numel() == 1 and rows > 1:  # one scale for the whole matrix
+        stored = require_part(tensors, "weight_scale", name)
+        if stored.numel() == 1 and rows > 1:  # strategy tensor: one scale for the whole matrix
             stored = stored.reshape(1, 1).expand(rows, 1)
         check_parts({"weight_scale": stored}, {"weight_scale": ((rows, groups), FLOATS)}, name)
         order = None
@@ -122,7 +122,7 @@ class CompressedTensors:
 
     def settings(self, config: Mapping[str, Any]) -> CompressedTensorsSettings:
         """See `Format.settings`."""
-        return CompressedTensorsSettings.from_config(config)
+        return CompressedTensorsSettings(config)
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
@@ -148,7 +148,7 @@ class CompressedTensors:
 
 
 def _unpacked(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor:
-    """uint8 ``[N, K]`` of a pack-quantized layer."""
+    """Return the integers of a pack-quantized layer, uint8 [N, K]."""
     check_parts(tensors, {"weight_shape": ((2,), INDICES)}, name)
     rows, columns = (int(size) for size in tensors["weight_shape"])
     shape = (rows, packed_words(columns, scheme.bits))
@@ -157,18 +157,18 @@ def _unpacked(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> 
 
 
 def _integers(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor:
-    """uint8 ``[N, K]`` of an int-quantized layer."""
-    stored = need(tensors, "weight", name)
+    """Return the integers of an int-quantized layer, uint8 [N, K]."""
+    stored = require_part(tensors, "weight", name)
     if stored.dim() != 2 or stored.dtype != torch.int8:
         raise ValueError(
-            f"{name}.weight is {stored.dtype} {list(stored.shape)}; it must be an int8 matrix, or "
-            "weight_packed in its place"
+            f"{name}.weight is {stored.dtype} {list(stored.shape)}; it must be an int8 matrix, "
+            "unless there is weight_packed instead"
         )
     integers = stored.to(torch.int16) + scheme.midpoint
     if int(integers.min()) < 0 or int(integers.max()) > scheme.max_level:
         raise ValueError(
             f"{name}.weight runs from {int(stored.min())} to {int(stored.max())}, which is more "
-            f"than {scheme.bits} bits"
+            f"than {scheme.bits} bits hold"
         )
     return integers.to(torch.uint8)
 
@@ -176,11 +176,15 @@ def _integers(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> 
 def _zero_points(
     tensors: Mapping[str, Tensor], scheme: QuantScheme, shape: tuple[int, int], name: str
 ) -> Tensor:
-    """uint8 ``[N, G]``, from packed words, from signed integers, or the midpoint if none are."""
+    """Return the zero points, uint8 [N, G].
+
+    They are stored as packed words (int32) or signed integers (int8); a symmetric scheme may omit
+    them.
+    """
     rows, groups = shape
     if "weight_zero_point" not in tensors:
         if not scheme.symmetric:
-            need(tensors, "weight_zero_point", name)
+            require_part(tensors, "weight_zero_point", name)
         device = tensors["weight_scale"].device
         return torch.full(shape, scheme.midpoint, dtype=torch.uint8, device=device)
     stored = tensors["weight_zero_point"]
@@ -194,10 +198,10 @@ def _zero_points(
 
 def _input_scale(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor | None:
     if "input_zero_point" in tensors and bool(tensors["input_zero_point"].any()):
-        raise ValueError(f"{name}.input_zero_point is not 0; allowed are symmetric activations")
+        raise ValueError(f"{name}.input_zero_point is not 0; allowed: 0 (symmetric activations)")
     if scheme.activations != "static":
         return None
-    stored = need(tensors, "input_scale", name)
+    stored = require_part(tensors, "input_scale", name)
     if stored.numel() != 1 or stored.dtype not in FLOATS or not float(stored) > 0:
         raise ValueError(
             f"{name}.input_scale is {stored.dtype} {list(stored.shape)}; it must be one positive "

@@ -1,124 +1,137 @@
-"""What a compressed-tensors `quantization_config` says: read of any writer, and written.
+"""The `quantization_config` of compressed-tensors: reading any writer's, and writing.
 
-A group of layers shares a scheme; its targets are names, expressions behind `re:`, or the class
+A group of layers shares a scheme; its targets are names, expressions after `re:`, or the class
 name Linear. The fields are those of the library's `QuantizationConfig` and `QuantizationArgs`.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from ...recipe.scheme import Activations, QuantScheme
-from .format import Contents
+from annotated_types import MinLen
+from pydantic import AfterValidator, BaseModel, BeforeValidator, StrictBool, model_validator
+
+from ....common.validation import Allowed, Truthy, empty_to_none, parse
+from ...recipe.scheme import Activations, Bits, QuantScheme
+from .format import CONFIG, Contents, check_expression
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
 PACKED, INTEGER, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
-READABLE = (PACKED, INTEGER, "naive-quantized", MIXED)
+INT8_INPUTS = "symmetric int8, dynamic per token or static per tensor"
+
+Storage = Literal["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"]
+Target = Annotated[str, AfterValidator(lambda target: check_expression(target, ["re:"]))]
+Unset = Annotated[None, BeforeValidator(empty_to_none)]
 
 
-@dataclass(frozen=True)
-class Group:
+class WeightArgs(BaseModel):
+    """`weights` of a group: integers."""
+
+    num_bits: Bits = 8
+    type: Literal["int"] = "int"
+    symmetric: Truthy = True
+    strategy: Literal["group", "channel", "tensor"] | None = None
+    group_size: Any = None
+    """Ignored by other strategies than group, and checked as part of the scheme there."""
+
+    @property
+    def scheme_group_size(self) -> Any:
+        """Group size of the scheme: -1 = one scale per output row."""
+        size = self.group_size
+        strategy = self.strategy or ("group" if isinstance(size, int) and size > 0 else "channel")
+        return size if strategy == "group" else -1
+
+
+class InputArgs(BaseModel):
+    """`input_activations` of a group: int8."""
+
+    num_bits: Literal[8] = 8
+    type: Literal["int"] = "int"
+    symmetric: Annotated[Literal[True], BeforeValidator(bool), Allowed(f"true ({INT8_INPUTS})")] = (
+        True
+    )
+    strategy: Literal["token", "tensor"]
+    dynamic: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dynamic != (self.strategy == "token"):
+            raise ValueError(
+                f"dynamic is {self.dynamic} with strategy {self.strategy}; allowed: {INT8_INPUTS}"
+            )
+        return self
+
+
+class Group(BaseModel):
     """One entry of `config_groups`."""
 
-    targets: tuple[str, ...]
-    scheme: QuantScheme
+    targets: Annotated[tuple[Target, ...], BeforeValidator(lambda value: value or ())] = ()
+    weights: WeightArgs
+    input_activations: Annotated[InputArgs | None, BeforeValidator(empty_to_none)] = None
+    output_activations: Unset = None
+    format: Storage | None = None
 
-    @classmethod
-    def from_config(cls, key: str, config: Any) -> Self:
-        """Read one entry.
-
-        Raises:
-            ValueError: it asks for anything but integer weights and, at most, int8 activations.
-        """
-        if not isinstance(config, Mapping):
-            raise ValueError(f"{key} is {config!r}; a group with weights and targets is needed")
-        weights = config.get("weights")
-        if not isinstance(weights, Mapping) or weights.get("type", "int") != "int":
-            kind = weights.get("type") if isinstance(weights, Mapping) else weights
-            raise ValueError(f"{key}: weights are {kind!r}; allowed are integers (type int)")
-        strategy: str | None = weights.get("strategy")
-        group_size: Any = weights.get("group_size")
-        if strategy is None:
-            strategy = "group" if (group_size or 0) > 0 else "channel"
-        if strategy not in ("group", "channel", "tensor"):
-            raise ValueError(
-                f"{key}: strategy of the weights is {strategy!r}; allowed are group, channel, "
-                "tensor"
-            )
-        if config.get("output_activations"):
-            raise ValueError(f"{key}: output_activations are set; allowed is null")
-        if config.get("format") not in (None, *READABLE):
-            raise ValueError(
-                f"{key}: format is {config['format']!r}; allowed are {', '.join(READABLE)}"
-            )
-        scheme = QuantScheme(
-            bits=weights.get("num_bits", 8),
-            group_size=group_size if strategy == "group" else -1,
-            symmetric=bool(weights.get("symmetric", True)),
-            activations=_activations(key, config.get("input_activations")),
-        )
-        targets = tuple(config.get("targets") or ())
-        for target in targets:
-            try:
-                re.compile(target.removeprefix("re:"))
-            except re.error as error:
-                raise ValueError(
-                    f"{key}: target {target!r} is not a valid expression ({error})"
-                ) from None
-        return cls(targets, scheme)
+    @property
+    def activations(self) -> Activations:
+        """The scheme's name of `input_activations`."""
+        if self.input_activations is None:
+            return "none"
+        return "dynamic" if self.input_activations.dynamic else "static"
 
 
-@dataclass(frozen=True)
+class Sparsity(BaseModel):
+    """`sparsity_config`."""
+
+    format: Literal["dense"] = "dense"
+
+
+class Config(BaseModel):
+    """Keys of a `quantization_config` that are read, of any writer."""
+
+    format: Storage
+    quantization_status: Annotated[
+        Literal["compressed"], Allowed("compressed; save the model compressed")
+    ] = "compressed"
+    kv_cache_scheme: Unset = None
+    transform_config: Unset = None
+    sparsity_config: Annotated[Sparsity | None, BeforeValidator(empty_to_none)] = None
+    config_groups: Annotated[dict[str, Group], MinLen(1)]
+
+
 class CompressedTensorsSettings:
-    """What a compressed-tensors configuration says."""
+    """Schemes by a compressed-tensors configuration: one for each group of targets."""
 
-    groups: tuple[Group, ...]
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """See `Format.settings`."""
-        where = "quantization_config"
-        if config.get("format") not in READABLE:
-            raise ValueError(
-                f"{where}: format is {config.get('format')!r}; allowed are {', '.join(READABLE)}"
-            )
-        status = config.get("quantization_status", "compressed")
-        if status != "compressed":
-            raise ValueError(
-                f"{where}: quantization_status is {status!r}; allowed is compressed (save the "
-                "model compressed)"
-            )
-        for key in ("kv_cache_scheme", "transform_config"):
-            if config.get(key):
-                raise ValueError(f"{where}: {key} is set; allowed is null")
-        sparsity = config.get("sparsity_config") or {}
-        if sparsity.get("format", "dense") != "dense":
-            raise ValueError(
-                f"{where}: sparsity_config has the format {sparsity['format']!r}; allowed is dense"
-            )
-        groups = config.get("config_groups")
-        if not isinstance(groups, Mapping) or not groups:
-            raise ValueError(f"{where}: config_groups is {groups!r}; at least one is needed")
-        try:
-            return cls(tuple(Group.from_config(key, group) for key, group in groups.items()))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Read a `quantization_config`, see `Format.settings`."""
+        self._groups = [
+            (group.targets, _scheme(key, group))
+            for key, group in parse(Config, config, CONFIG).config_groups.items()
+        ]
 
     def scheme(self, names: Sequence[str]) -> QuantScheme:
-        """See `Settings.scheme`: a target that is a name goes before expressions and classes.
+        """See `Settings.scheme`: a target that is a name precedes expressions and classes.
 
-        A single group holds for all layers: their names may have changed since it was written.
+        A single group applies to all layers: their names may have changed since it was written.
         """
-        for kind in (_is_name, _is_expression, _is_class):
-            for group in self.groups:
-                if any(kind(target, name) for target in group.targets for name in names):
-                    return group.scheme
-        if len(self.groups) == 1:
-            return self.groups[0].scheme
+        for matches in (_is_name, _is_expression, _is_class):
+            for targets, scheme in self._groups:
+                if any(matches(target, name) for target in targets for name in names):
+                    return scheme
+        if len(self._groups) == 1:
+            return self._groups[0][1]
         raise ValueError(
-            f"quantization_config: no target of config_groups matches {names[0]}; name it in one"
+            f"{CONFIG}: no target of config_groups matches {names[0]}; name it in one of them"
         )
+
+
+def _scheme(key: str, group: Group) -> QuantScheme:
+    values = {
+        "bits": group.weights.num_bits,
+        "group_size": group.weights.scheme_group_size,
+        "symmetric": group.weights.symmetric,
+        "activations": group.activations,
+    }
+    return parse(QuantScheme, values, CONFIG, f"config_groups.{key}.weights")
 
 
 def _is_name(target: str, name: str) -> bool:
@@ -134,20 +147,20 @@ def _is_class(target: str, name: str) -> bool:
 
 
 def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint, see `Format.quantization_config`."""
+    """Return the `quantization_config` of a checkpoint, see `Format.quantization_config`."""
     formats = {_storage(scheme) for scheme in contents.by_scheme}
     act_order = contents.solver.act_order
     groups = {}
     for index, (scheme, names) in enumerate(contents.by_scheme.items()):
-        # Each layer matches one group only: engines differ in which of several they take.
-        found = layer_patterns(contents.config, names, either=contents.kept)
-        targets = [f"re:{pattern}" for pattern in found]
+        # Each layer matches exactly one group: engines differ in their choice among several.
+        patterns = layer_patterns(contents.config, names, either=contents.unquantized)
+        targets = [f"re:{pattern}" for pattern in patterns]
         groups[f"group_{index}"] = {
             "targets": targets if len(contents.by_scheme) > 1 else ["Linear"],
             "weights": _weight_args(scheme, act_order),
             "input_activations": _input_args(scheme),
             "output_activations": None,
-            # Not for one format alone: earlier versions of the library do not know the key.
+            # Only for several formats: earlier versions of the library do not know the key.
             **({"format": _storage(scheme)} if len(formats) > 1 else {}),
         }
     return {
@@ -193,31 +206,10 @@ def _input_args(scheme: QuantScheme) -> dict[str, Any] | None:
 
 
 def _ignored(contents: Contents, file_name: Callable[[str], str]) -> list[str]:
-    """Layers that are kept, by the names of the file and as expressions for any other naming."""
-    patterns = excluding_patterns(contents.config, contents.kept)
-    names = [file_name(name) for name in contents.kept]
+    """Return the unquantized layers: names in the file, then expressions for other namings."""
+    patterns = excluding_patterns(contents.config, contents.unquantized)
+    names = [file_name(name) for name in contents.unquantized]
     if "lm_head" not in contents.linears:  # tied, but a module of its own in other libraries
         names.append("lm_head")
         patterns.append(HEAD)
     return [*names, *(f"re:{pattern}" for pattern in patterns)]
-
-
-def _activations(key: str, args: Any) -> Activations:
-    """What `input_activations` asks for."""
-    if not args:
-        return "none"
-    kind = (
-        args.get("num_bits", 8),
-        args.get("type", "int"),
-        bool(args.get("symmetric", True)),
-        args.get("strategy"),
-        args.get("dynamic", False),
-    )
-    if kind == (8, "int", True, "token", True):
-        return "dynamic"
-    if kind == (8, "int", True, "tensor", False):
-        return "static"
-    raise ValueError(
-        f"{key}: input_activations are {args!r}; allowed are symmetric int8, dynamic per token or "
-        "static per tensor"
-    )

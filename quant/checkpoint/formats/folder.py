@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from ....common.atomic import atomic_folder, write_json
 from ....common.lazy_tensor import TensorLike
@@ -12,16 +11,11 @@ from ....common.safetensors_writer import write_tensors
 from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 
 
-class ShardSink(Protocol):
-    """Where finished tensors go; the third seam of block-wise work."""
+class ShardWriter:
+    """Writes tensors into the shards of a folder, one shard at a time.
 
-    def write(self, name: str, tensor: TensorLike, file: str) -> None:
-        """Take one tensor for a shard; tensors of one shard come together."""
-        ...
-
-
-class FolderSink:
-    """Writes shards into a folder; holds those tensors of one that need not be read later."""
+    Lazy tensors of the current shard are read when it is written; others are held until then.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -29,13 +23,18 @@ class FolderSink:
         self._tensors: dict[str, TensorLike] = {}
         self._weight_map: dict[str, str] = {}
         self.total_bytes = 0
-        """Tensor bytes taken so far."""
+        """Bytes of all tensors so far."""
 
     def write(self, name: str, tensor: TensorLike, file: str) -> None:
-        """See `ShardSink.write`.
+        """Add a tensor to a shard.
+
+        Args:
+            name: in the checkpoint.
+            tensor: in memory, or lazy.
+            file: name of the shard; all tensors of one shard are added in succession.
 
         Raises:
-            ValueError: the name was written before.
+            ValueError: the name was added before.
         """
         if name in self._weight_map:
             raise ValueError(f"tensor {name} would be written twice; the source is inconsistent")
@@ -47,7 +46,7 @@ class FolderSink:
         self.total_bytes += tensor.nbytes
 
     def close(self) -> None:
-        """Write the last shard and, with more than the one plain file, the index."""
+        """Write the last shard, and the index unless `model.safetensors` holds everything."""
         self._flush()
         if set(self._weight_map.values()) != {SINGLE_FILE}:
             index = {
@@ -81,16 +80,19 @@ def checkpoint_folder(out: Path, source: Path, *, overwrite: bool = False) -> It
 
 
 def copy_side_files(source: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
-    """Copy tokenizer, processor and template files byte for byte; returns the names copied.
+    """Copy tokenizer, processor and template files byte for byte.
 
     Args:
         source: folder of the checkpoint.
-        target: folder that exists.
-        patterns: names relative to `source`; an asterisk stands for any part of one.
+        target: existing folder.
+        patterns: globs relative to `source`.
+
+    Returns:
+        The names of the copied files, relative to `source`.
     """
     files = [path for pattern in patterns for path in sorted(source.glob(pattern))]
-    found = [path.relative_to(source) for path in files if path.is_file()]
-    for name in found:
+    names = [path.relative_to(source) for path in files if path.is_file()]
+    for name in names:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    return [name.as_posix() for name in found]
+    return [name.as_posix() for name in names]

@@ -1,10 +1,11 @@
-"""What every checkpoint format must answer, and what it is asked about.
+"""Interface of the checkpoint formats, and helpers that they share.
 
-A format says how one quantized layer lies on disk and how `config.json` speaks of it. Walking a
-source, copying what is not quantized and making the folder whole is the same for all of them
+A format defines the tensors of one quantized layer and the `quantization_config` in `config.json`.
+Reading a source, copying unquantized tensors and writing the folder are common to all formats
 (`writer.py`, `checkpoint.py`).
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,22 +22,23 @@ from ...recipe.scheme import QuantScheme
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
 Shapes = Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
-"""For each part the shape it must have, and the types it may have."""
-ROUNDED_INPUTS = "int8 activations, which only compressed-tensors can ask for"
+"""Shape and allowed dtypes by part."""
+CONFIG = "quantization_config"
+QUANTIZED_INPUTS = "int8 activations, which only compressed-tensors supports"
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How the integers were found, as far as a configuration says it; None = not known."""
+    """Options of the solver that a configuration records; None = unknown."""
 
     damp_percent: float | None = None
     act_order: bool | None = None
-    """Columns were solved by falling activation energy; nothing is gathered at run time."""
+    """Columns were solved in order of decreasing activation energy; no gather at run time."""
     true_sequential: bool | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any] | None) -> Self:
-        """Read the record of a run, as a report gives it and `vlpress.json` keeps it."""
+        """Read it from the record of a run: `QuantReport.to_dict` or `vlpress.json`."""
         steps = (record or {}).get("recipe", {}).get("step", [])
         if record is None or not steps:
             return cls()
@@ -49,45 +51,51 @@ class Solver:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a quantized checkpoint holds, whatever its format."""
+    """Layers and schemes of a quantized checkpoint, independent of its format."""
 
     config: ModelConfig
     schemes: Mapping[str, QuantScheme]
     """Quantized layers by canonical name."""
     reordered: Collection[str] = ()
-    """Those whose groups are not runs of neighbours, so that scales are gathered at run time."""
+    """Quantized layers with non-contiguous groups: their scales are gathered at run time."""
     solver: Solver = Solver()
 
     @cached_property
     def linears(self) -> dict[str, LinearSpec]:
-        """Every linear layer of the model, in the order of computation."""
+        """All linear layers of the model, in the order of computation."""
         return {spec.name: spec for spec in family_of(self.config).linears(self.config)}
 
     @cached_property
     def quantized(self) -> dict[str, LinearSpec]:
-        """Those that are quantized, in the same order."""
+        """The quantized linear layers, in the same order."""
         return {name: spec for name, spec in self.linears.items() if name in self.schemes}
 
     @cached_property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the others; a tied head is not a layer of its own."""
+    def unquantized(self) -> tuple[str, ...]:
+        """Names of the unquantized linear layers; a tied head is not one of them."""
         return tuple(name for name in self.linears if name not in self.schemes)
 
     @cached_property
     def by_scheme(self) -> dict[QuantScheme, list[str]]:
-        """Layers of each scheme, the scheme of most layers first."""
+        """Names of quantized layers by scheme, the scheme of most layers first."""
         groups: dict[QuantScheme, list[str]] = {}
         for name in self.quantized:
             groups.setdefault(self.schemes[name], []).append(name)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
-    def where(self, holds: Callable[[LinearSpec, QuantScheme], object]) -> list[str]:
-        """Quantized layers for which something holds."""
-        return [name for name, spec in self.quantized.items() if holds(spec, self.schemes[name])]
+    def where(self, condition: Callable[[LinearSpec, QuantScheme], object]) -> list[str]:
+        """Return the names of quantized layers that meet a condition."""
+        return [n for n, spec in self.quantized.items() if condition(spec, self.schemes[n])]
 
 
-def say(names: Sequence[str], one: str, several: str) -> str:
-    """The beginning of a sentence about layers: the first of them, how many more, and the verb."""
+def layers_phrase(names: Sequence[str], one: str, several: str) -> str:
+    """Return the subject and verb of a sentence: the first layer, the number of others, the verb.
+
+    Args:
+        names: of the layers, at least one.
+        one: verb for a single layer.
+        several: verb for more.
+    """
     if len(names) == 1:
         return f"{names[0]} {one}"
     more = f"{len(names) - 1} more layer{'s' if len(names) > 2 else ''}"
@@ -95,71 +103,71 @@ def say(names: Sequence[str], one: str, several: str) -> str:
 
 
 class Settings(Protocol):
-    """What the `quantization_config` of one checkpoint says."""
+    """The `quantization_config` of one checkpoint."""
 
     def scheme(self, names: Sequence[str]) -> QuantScheme:
-        """Scheme of a layer.
+        """Return the scheme of a layer.
 
         Args:
-            names: all that the layer is called: canonical, in the file, in newer libraries.
+            names: all names of the layer: canonical, in the file, in newer libraries.
 
         Raises:
-            ValueError: the configuration does not say, or says what cannot be read.
+            ValueError: the configuration has no scheme for it, or one that is not supported.
         """
         ...
 
 
 class Format(Protocol):
-    """How quantized layers lie on disk."""
+    """A checkpoint format: tensors of quantized layers and their configuration."""
 
     @property
     def name(self) -> str:
-        """As users write it."""
+        """Value of the option `--format`."""
         ...
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Last names of all tensors that a layer may have, its bias apart.
+        """Last name components of all tensors that a layer may have, without its bias.
 
-        The first of them that is there stands where the float weight stood.
+        The first one that exists takes the position of the float weight in the file.
         """
         ...
 
     @property
     def marker(self) -> str:
-        """The part by which a quantized layer is known."""
+        """The part that identifies a quantized layer."""
         ...
 
     @property
     def order_part(self) -> str | None:
-        """The part that says which group each input feature belongs to, if there is one."""
+        """The part with the group index of each input feature, if the format has one."""
         ...
 
     @property
     def config_files(self) -> tuple[str, ...]:
-        """Files beside config.json that hold the same `quantization_config`."""
+        """Further files that hold a copy of `quantization_config`."""
         ...
 
     def why_not(self, contents: Contents) -> str | None:
-        """Why the format cannot hold this, or None."""
+        """Return the reason that the format cannot hold the contents, or None."""
         ...
 
     def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of a layer by part.
+        """Return the tensors of a layer by part.
 
         Args:
             weight: the layer.
             dtype: of the checkpoint's float tensors.
 
         Raises:
-            ValueError: a number of this layer cannot be said.
+            ValueError: the format cannot represent a number of this layer.
         """
         ...
 
     def decode(
         self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
     ) -> QuantizedWeight:
-        """A layer from its tensors; what it keeps is no view of them.
+        """Return a layer from its tensors, of which it holds no views.
 
         Args:
             tensors: those of `parts` that the file has.
@@ -167,7 +175,7 @@ class Format(Protocol):
             name: for messages.
 
         Raises:
-            ValueError: a tensor is missing, or of a shape, type or content that does not belong.
+            ValueError: a tensor is missing, or has a wrong shape, dtype or content.
         """
         ...
 
@@ -175,23 +183,23 @@ class Format(Protocol):
         """Read the `quantization_config` of any writer.
 
         Raises:
-            ValueError: a key is missing or says something that cannot be read.
+            ValueError: a key is missing or has a value that is not supported.
         """
         ...
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
-        """What goes into config.json; every value is what was done.
+        """Return the `quantization_config` for config.json.
 
         Args:
-            contents: what `why_not` has nothing against.
-            file_name: what the checkpoint itself calls a layer.
+            contents: contents for which `why_not` is None.
+            file_name: maps a canonical layer name to its name in the checkpoint.
         """
         ...
 
     def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
-        """Bytes of a layer's tensors, its bias apart.
+        """Return the bytes of a layer's tensors without its bias.
 
         Raises:
             ValueError: the width does not divide into whole groups.
@@ -199,22 +207,18 @@ class Format(Protocol):
         ...
 
     def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
-        """Type that the bias of a layer is written in when its source has this one."""
+        """Return the dtype in which a bias is written, given its dtype in the source."""
         ...
 
 
-def check_parts(
-    tensors: Mapping[str, Tensor],
-    wanted: Shapes,
-    name: str,
-) -> None:
-    """Compare a layer's tensors with the shapes and types that they must have.
+def check_parts(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> None:
+    """Check a layer's tensors for their shapes and dtypes.
 
     Raises:
-        ValueError: one is missing, or another shape or type than allowed.
+        ValueError: one is missing, or has another shape or dtype.
     """
-    for part, (shape, dtypes) in wanted.items():
-        tensor = need(tensors, part, name)
+    for part, (shape, dtypes) in expected.items():
+        tensor = require_part(tensors, part, name)
         if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
             raise ValueError(
                 f"{name}.{part} is {tensor.dtype} {list(tensor.shape)}; expected "
@@ -222,8 +226,8 @@ def check_parts(
             )
 
 
-def need(tensors: Mapping[str, Tensor], part: str, name: str) -> Tensor:
-    """A part that every layer has.
+def require_part(tensors: Mapping[str, Tensor], part: str, name: str) -> Tensor:
+    """Return a part that every layer has.
 
     Raises:
         ValueError: it is missing.
@@ -233,48 +237,72 @@ def need(tensors: Mapping[str, Tensor], part: str, name: str) -> Tensor:
     return tensors[part]
 
 
+def check_expression(text: str, prefixes: Sequence[str] = ()) -> str:
+    """Check that a string is a regular expression after one of the prefixes, if it has one.
+
+    Raises:
+        ValueError: it does not compile.
+    """
+    expression = text
+    for prefix in prefixes:
+        expression = expression.removeprefix(prefix)
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text!r} is not a valid expression ({error})") from None
+    return text
+
+
 def group_index(order: Tensor, groups: int, name: str) -> Tensor | None:
-    """The group of each input feature, checked; None if they are runs of neighbours.
+    """Return the checked group of each input feature; None for contiguous groups.
 
     Args:
-        order: integers ``[K]``, as the file has them.
+        order: integers [K], from the file.
         groups: number of groups.
         name: of the tensor, for messages.
+
+    Returns:
+        int32 [K], a copy, or None.
 
     Raises:
         ValueError: a group is out of range.
     """
     order = order.to(torch.int32)
-    plain = torch.arange(len(order), dtype=torch.int32, device=order.device)
-    if torch.equal(order, plain // (len(order) // groups)):
+    columns = torch.arange(len(order), dtype=torch.int32, device=order.device)
+    if torch.equal(order, columns // (len(order) // groups)):
         return None
     if int(order.min()) < 0 or int(order.max()) >= groups:
         raise ValueError(
             f"{name} runs from {int(order.min())} to {int(order.max())}, but there are "
             f"{groups} groups; the file is damaged"
         )
-    return order.clone()  # what was read is a view of the file
+    return order.clone()  # the input may be a view of the mapped file
 
 
 def check_symmetric(weight: QuantizedWeight, name: str, key: str) -> None:
-    """Refuse zero points that contradict a symmetric scheme.
+    """Check that a symmetric scheme has the zero point of the midpoint only.
+
+    Args:
+        weight: a decoded layer.
+        name: of the layer, for messages.
+        key: of the configuration, which may be wrong instead, for messages.
 
     Raises:
-        ValueError: there are such; engines that trust the configuration ignore them.
+        ValueError: another zero point is stored; engines that trust the configuration ignore it.
     """
     if weight.scheme.symmetric and bool((weight.zero_points != weight.scheme.midpoint).any()):
-        odd = weight.zero_points[weight.zero_points != weight.scheme.midpoint]
+        others = weight.zero_points[weight.zero_points != weight.scheme.midpoint]
         raise ValueError(
-            f"{name} has a zero point of {int(odd[0])}, but the configuration says symmetric, "
+            f"{name} has a zero point of {int(others[0])}, but the configuration says symmetric, "
             f"which means {weight.scheme.midpoint}; correct {key} in quantization_config"
         )
 
 
 def fp16_scales(scales: Tensor) -> Tensor:
-    """Scales as fp16, transposed to ``[G, N]`` as GPTQ and AWQ files have them.
+    """Convert scales [N, G] to fp16 [G, N], the layout of GPTQ and AWQ files.
 
     Raises:
-        ValueError: one is not an fp16 number.
+        ValueError: fp16 does not represent one exactly.
     """
     rounded = scales.t().contiguous().to(torch.float16)
     if not torch.equal(rounded.to(torch.float32), scales.t()):
@@ -283,7 +311,7 @@ def fp16_scales(scales: Tensor) -> Tensor:
 
 
 def float_tensor(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 values in the dtype, or the narrowest other one that holds them exactly."""
+    """Convert float32 values to `dtype`, or to the narrowest other one that is exact."""
     for choice in (dtype, torch.float16):
         if torch.equal(values.to(choice).to(torch.float32), values):
             return values.to(choice).contiguous()

@@ -2,45 +2,51 @@
 
 Per layer: `qweight` int32 [K * bits / 32, N] packed along K, `qzeros` int32 [G, N * bits / 32]
 packed along N, `scales` fp16 [G, N], `g_idx` int32 [K], `bias` fp16 [N] if the source has one.
-v1 stores zero points minus one, v2 as they are. docs/format.md is exact about all of it.
+v1 stores zero points minus one, v2 stores them unchanged. docs/format.md is normative.
 
 Letters: N = out_features, K = in_features, G = groups per row.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 from torch import Tensor
 
+from ....common.validation import Truthy, empty_to_none, parse
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme
+from ...recipe.scheme import GroupSize, QuantScheme
 from .format import (
+    CONFIG,
     FLOATS,
     INDICES,
-    ROUNDED_INPUTS,
+    QUANTIZED_INPUTS,
     Contents,
     Shapes,
+    check_expression,
     check_parts,
     check_symmetric,
     fp16_scales,
     group_index,
-    need,
-    say,
+    layers_phrase,
+    require_part,
 )
 from .packing import VALUES, pack, unpack
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
-BITS = (2, 3, 4, 8)
-FORMS = ("gptq", "gptq_v2")
+GPTQBits = Literal[2, 3, 4, 8]
+BITS = get_args(GPTQBits)
+Rule = Annotated[str, AfterValidator(lambda rule: check_expression(rule, prefixes=("+:", "-:")))]
+VERSIONS = ("gptq", "gptq_v2")
 
 
 @dataclass(frozen=True)
 class GPTQ:
-    """One of the two versions."""
+    """One of the two versions of the format."""
 
     name: str
     zero_offset: bool
@@ -52,40 +58,43 @@ class GPTQ:
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
-        if found := contents.where(lambda spec, _: spec.stage in ("vision", "merger")):
+        if names := contents.where(lambda spec, _: spec.stage in ("vision", "merger")):
             return (
-                f"{say(found, 'is', 'are')} in the vision tower, which engines that read GPTQ load "
-                "unquantized; leave the tower out, or use compressed-tensors"
+                f"{layers_phrase(names, 'is', 'are')} in the vision tower, which engines that read "
+                "GPTQ load unquantized; leave the tower out, or use compressed-tensors"
             )
-        if found := contents.where(lambda _, scheme: scheme.activations != "none"):
-            return f"{say(found, 'has', 'have')} {ROUNDED_INPUTS}"
-        if found := contents.where(lambda _, scheme: scheme.bits not in BITS):
-            bits = contents.schemes[found[0]].bits
+        if names := contents.where(lambda _, scheme: scheme.activations != "none"):
+            return f"{layers_phrase(names, 'has', 'have')} {QUANTIZED_INPUTS}"
+        if names := contents.where(lambda _, scheme: scheme.bits not in BITS):
+            bits = contents.schemes[names[0]].bits
             return (
-                f"{say(found, 'has', 'have')} {bits} bits; it holds {', '.join(map(str, BITS))}, "
-                "compressed-tensors holds 2 to 8"
+                f"{layers_phrase(names, 'has', 'have')} {bits} bits; gptq holds "
+                f"{', '.join(map(str, BITS))}, compressed-tensors holds 2 to 8"
             )
-        if self.zero_offset and (found := contents.where(lambda _, scheme: not scheme.symmetric)):
+        if self.zero_offset and (names := contents.where(lambda _, scheme: not scheme.symmetric)):
             return (
-                f"{say(found, 'has', 'have')} an asymmetric scheme, and zero points minus one "
-                "cannot say 0; use gptq_v2 or compressed-tensors"
+                f"{layers_phrase(names, 'uses', 'use')} an asymmetric scheme; GPTQ v1 stores "
+                "zero_point - 1 and cannot represent 0; use gptq_v2 or compressed-tensors"
             )
-        if found := contents.where(
+        if names := contents.where(
             lambda spec, _: spec.in_features % VALUES or spec.out_features % VALUES
         ):
             return (
-                f"{say(found, 'has', 'have')} a width that is no multiple of {VALUES}, which "
-                "packing needs; use compressed-tensors"
+                f"{layers_phrase(names, 'has', 'have')} a width that is not a multiple of "
+                f"{VALUES}, as packing requires; use compressed-tensors"
             )
         return None
 
     def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
-        """See `Format.encode`; scales are fp16 whatever the dtype."""
+        """See `Format.encode`; scales are fp16 for every `dtype`."""
         bits = weight.scheme.bits
         zero_points = weight.zero_points.t()
         if self.zero_offset:
             if bool((zero_points == 0).any()):
-                raise ValueError("a zero point is 0, which this format cannot say; use gptq_v2")
+                raise ValueError(
+                    "a zero point is 0, which GPTQ v1 cannot represent (it stores zero_point - 1); "
+                    "use gptq_v2"
+                )
             zero_points = zero_points - 1
         return {
             "qweight": pack(weight.integers.t(), bits),
@@ -97,25 +106,25 @@ class GPTQ:
     def decode(
         self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
     ) -> QuantizedWeight:
-        """See `Format.decode`; a missing `g_idx` means runs of neighbours."""
-        bits, qweight = scheme.bits, need(tensors, "qweight", name)
+        """See `Format.decode`; without `g_idx` the groups are contiguous."""
+        bits, qweight = scheme.bits, require_part(tensors, "qweight", name)
         if qweight.dim() != 2 or qweight.dtype != torch.int32 or qweight.shape[0] % bits:
             raise ValueError(
                 f"{name}.qweight is {qweight.dtype} {list(qweight.shape)}; for {bits} bits it must "
-                "be int32 and its rows a multiple of them"
+                f"be an int32 matrix whose rows are a multiple of {bits}"
             )
         columns, rows = qweight.shape[0] * 32 // bits, qweight.shape[1]
         groups = scheme.groups(columns)
         order: Shapes = {"g_idx": ((columns,), INDICES)} if "g_idx" in tensors else {}
-        wanted: Shapes = {
+        expected: Shapes = {
             "qzeros": ((groups, rows * bits // 32), (torch.int32,)),
             "scales": ((groups, rows), FLOATS),
             **order,
         }
-        check_parts(tensors, wanted, name)
+        check_parts(tensors, expected, name)
         zero_points = unpack(tensors["qzeros"].t(), bits)
         if self.zero_offset:
-            # Wraps within the width: writers that packed 0 - 1 left all bits set.
+            # Modulo 2**bits: writers that packed 0 - 1 stored a field with all bits set.
             zero_points = ((zero_points.to(torch.int16) + 1) & scheme.max_level).to(torch.uint8)
         index = None
         if "g_idx" in tensors:
@@ -137,7 +146,7 @@ class GPTQ:
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
-        """See `Format.quantization_config`: Qwen's keys, then what other engines ask for."""
+        """See `Format.quantization_config`: Qwen's keys, then those that other engines require."""
         scheme = next(iter(contents.by_scheme))
         solver = contents.solver
         damp = {} if solver.damp_percent is None else {"damp_percent": solver.damp_percent}
@@ -168,80 +177,71 @@ class GPTQ:
         return torch.float16
 
 
-def form_of(config: Mapping[str, Any]) -> str:
-    """Which version a `quantization_config` names; files without the key are of version 1.
+def version_of(config: Mapping[str, Any]) -> str:
+    """Return the version that a `quantization_config` names; without the key it is version 1.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither of the two.
     """
-    form = config.get("checkpoint_format") or config.get("format") or "gptq"
-    if form not in FORMS:
+    version = config.get("checkpoint_format") or config.get("format") or "gptq"
+    if version not in VERSIONS:
         raise ValueError(
-            f"quantization_config: checkpoint_format is {form!r}; allowed are {', '.join(FORMS)}"
+            f"{CONFIG}: checkpoint_format is {version!r}; allowed: {', '.join(VERSIONS)}"
         )
-    return str(form)
+    return str(version)
+
+
+class GPTQScheme(BaseModel):
+    """Keys of a scheme, in a `quantization_config` and in its rules."""
+
+    bits: GPTQBits
+    group_size: GroupSize
+    sym: Truthy = True
+
+    def scheme(self) -> QuantScheme:
+        """Return the scheme of weights alone."""
+        return QuantScheme(self.bits, self.group_size, self.sym)
+
+
+class GPTQConfig(GPTQScheme):
+    """Keys of a `quantization_config` that are read, of any writer."""
+
+    pack_dtype: Literal["int32"] = "int32"
+    dynamic: Annotated[dict[Rule, Any] | None, BeforeValidator(empty_to_none)] = None
+    """Changes by regular expression, with the prefix `-:` (left out), `+:` or none (changed)."""
 
 
 @dataclass(frozen=True)
 class GPTQSettings:
-    """What a GPTQ configuration says: one scheme, and rules that change it for some layers."""
+    """Schemes by a GPTQ configuration: one for all layers, and rules that change it for some."""
 
     base: QuantScheme
-    rules: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    rules: tuple[tuple[str, Any], ...] = ()
     """Keys of `dynamic` with their values."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """See `Format.settings`."""
-        for key in ("bits", "group_size"):
-            if type(config.get(key)) is not int:
-                raise ValueError(
-                    f"quantization_config: {key} is {config.get(key)!r}; a number is needed"
-                )
-        if config.get("pack_dtype", "int32") != "int32":
-            raise ValueError(
-                f"quantization_config: pack_dtype is {config['pack_dtype']!r}; allowed is int32"
-            )
-        base = QuantScheme(
-            _checked_bits(config["bits"]), config["group_size"], bool(config.get("sym", True))
-        )
-        rules = tuple((config.get("dynamic") or {}).items())
-        for rule, _ in rules:
-            try:
-                re.compile(rule.removeprefix("+:").removeprefix("-:"))
-            except re.error as error:
-                raise ValueError(
-                    f"quantization_config: dynamic rule {rule!r} is not a valid expression "
-                    f"({error})"
-                ) from None
-        return cls(base, rules)
+        values = parse(GPTQConfig, config, CONFIG)
+        return cls(values.scheme(), tuple((values.dynamic or {}).items()))
 
     def scheme(self, names: Sequence[str]) -> QuantScheme:
         """See `Settings.scheme`: the first rule that matches one of the names decides."""
+        base = self.base
         for rule, changes in self.rules:
             expression = rule.removeprefix("+:")
-            # A rule that leaves layers out says nothing about one that is stored quantized.
+            # A rule that leaves layers out does not apply to one that is stored quantized.
             if rule.startswith("-:") or not any(re.match(expression, name) for name in names):
                 continue
-            return replace(
-                self.base,
-                bits=_checked_bits(changes.get("bits", self.base.bits)),
-                group_size=changes.get("group_size", self.base.group_size),
-                symmetric=bool(changes.get("sym", self.base.symmetric)),
-            )
-        return self.base
-
-
-def _checked_bits(bits: Any) -> int:
-    if bits not in BITS:
-        raise ValueError(
-            f"quantization_config: bits is {bits!r}; allowed are {', '.join(map(str, BITS))}"
-        )
-    return int(bits)
+            at = f"dynamic[{rule!r}]"
+            values = {"bits": base.bits, "group_size": base.group_size, "sym": base.symmetric}
+            values |= parse(dict[str, Any], changes, CONFIG, at)
+            return parse(GPTQScheme, values, CONFIG, at).scheme()
+        return base
 
 
 def _modules_in_block(contents: Contents) -> list[list[str]]:
-    """Quantized layers of a decoder block, grouped by shared input; the head at the end."""
+    """Return the quantized layers of a decoder block by shared input; the head comes last."""
     stage = family_of(contents.config).stage("decoder")
     blocks = stage.blocks(contents.config)
     taps: dict[str, list[str]] = {}
@@ -253,13 +253,13 @@ def _modules_in_block(contents: Contents) -> list[list[str]]:
 
 
 def _rules(contents: Contents) -> dict[str, dict[str, Any]]:
-    """Rules as GPTQModel defined them: `-:` leaves layers out, `+:` gives them another scheme."""
-    left_out = excluding_patterns(contents.config, contents.kept)
+    """Return rules in GPTQModel's syntax: `-:` excludes layers, `+:` gives them another scheme."""
+    left_out = excluding_patterns(contents.config, contents.unquantized)
     if "lm_head" not in contents.quantized and HEAD not in left_out:
         left_out.append(HEAD)
     rules: dict[str, dict[str, Any]] = {f"-:{pattern}": {} for pattern in left_out}
     for scheme, names in list(contents.by_scheme.items())[1:]:
         changes = {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
-        for pattern in layer_patterns(contents.config, names, either=contents.kept):
+        for pattern in layer_patterns(contents.config, names, either=contents.unquantized):
             rules[f"+:{pattern}"] = changes
     return rules

@@ -1,30 +1,30 @@
-"""Bits into int32 words and back, exactly as GPTQ checkpoints lay them out.
+"""Packing of integers into int32 words, in the layout of GPTQ checkpoints.
 
 32 consecutive values of b bits fill b words, lowest bits first, as one stream of bits. Where b
-divides 32 a value never crosses a word; for 3 bits this is the layout known as 10-1-10-1-10 (ten
-whole values, one split, ten whole, one split, ten whole).
+divides 32 no value crosses a word boundary; for 3 bits this is the layout known as 10-1-10-1-10
+(ten whole values, one split, ten whole, one split, ten whole).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Values that share a whole number of words for every width.
 VALUES = 32
+"""Values that fill a whole number of words at every width."""
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Pack along the first dimension.
 
     Args:
-        values: integer ``[R, C]`` with entries 0 to ``2**bits - 1``; R a multiple of 32.
+        values: integers [R, C] from 0 to 2**bits - 1; R a multiple of 32.
         bits: 2 to 8.
 
     Returns:
-        int32 ``[R * bits / 32, C]``.
+        int32 [R * bits / 32, C].
 
     Raises:
-        ValueError: R is not a multiple of 32, or a value does not fit.
+        ValueError: R is not a multiple of 32, or a value is out of range.
 
     Example:
         >>> hex(int(pack(torch.full((32, 1), 7), bits=4)[0]))
@@ -43,6 +43,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     for index in range(VALUES):
         word, shift = divmod(index * bits, 32)
         value = grouped[:, index].to(torch.int64)
+        # int64 holds unsigned words; bits beyond the word go into the next one.
         words[:, word] |= (value << shift) & 0xFFFFFFFF
         if shift + bits > 32:
             words[:, word + 1] |= value >> (32 - shift)
@@ -51,21 +52,23 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
-    """Undo `pack`.
+    """Unpack the words of `pack`.
 
     Args:
-        words: int32 ``[R * bits / 32, C]``.
+        words: int32 [R * bits / 32, C].
         bits: 2 to 8.
 
     Returns:
-        uint8 ``[R, C]``.
+        uint8 [R, C].
 
     Raises:
-        ValueError: the words do not hold whole runs of 32 values.
+        ValueError: the number of words is not a multiple of `bits`.
     """
     rows, columns = words.shape
     if rows % bits:
-        raise ValueError(f"cannot unpack {rows} words: {bits}-bit values come in runs of {bits}")
+        raise ValueError(
+            f"cannot unpack {rows} words: for {bits} bits it must be a multiple of {bits}"
+        )
     runs = words.reshape(rows // bits, bits, columns)
     values = torch.empty(rows // bits, VALUES, columns, dtype=torch.uint8, device=words.device)
     for index in range(VALUES):
@@ -78,31 +81,31 @@ def unpack(words: Tensor, bits: int) -> Tensor:
 
 
 def packed_words(count: int, bits: int) -> int:
-    """int32 words that so many values take in `pack_padded`."""
+    """Return the number of int32 words of `count` values in `pack_padded`."""
     return -(-count * bits // 32)
 
 
 def pack_padded(values: Tensor, bits: int) -> Tensor:
-    """As `pack` for any number of rows: the last word is filled up with zero bits.
+    """Pack any number of rows R, see `pack`; the last word is padded with zero bits.
 
     Returns:
-        int32 ``[packed_words(R, bits), C]``.
+        int32 [packed_words(R, bits), C].
     """
     rows = len(values)
-    whole = F.pad(values, (0, 0, 0, -rows % VALUES))
-    return pack(whole, bits)[: packed_words(rows, bits)]
+    padded = F.pad(values, (0, 0, 0, -rows % VALUES))
+    return pack(padded, bits)[: packed_words(rows, bits)]
 
 
 def unpack_padded(words: Tensor, bits: int, count: int) -> Tensor:
-    """Undo `pack_padded`.
+    """Unpack the words of `pack_padded`.
 
     Args:
-        words: int32 ``[packed_words(count, bits), C]``.
+        words: int32 [packed_words(count, bits), C].
         bits: 2 to 8.
         count: rows of the result.
 
     Returns:
-        uint8 ``[count, C]``.
+        uint8 [count, C].
     """
-    whole = F.pad(words, (0, 0, 0, -len(words) % bits))
-    return unpack(whole, bits)[:count]
+    padded = F.pad(words, (0, 0, 0, -len(words) % bits))
+    return unpack(padded, bits)[:count]

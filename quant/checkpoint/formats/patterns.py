@@ -1,7 +1,7 @@
-"""Regular expressions that single layers out under every name that engines give them.
+"""Regular expressions that select layers under all names that engines use.
 
-Engines rename: a prefix may come before `layers.` and `visual.`, q, k and v become one `qkv_proj`,
-gate and up one `gate_up_proj`. Expressions are matched from the start of a name.
+Engines rename layers: a prefix may precede `layers.` and `visual.`; q, k and v are fused to
+`qkv_proj`, gate and up to `gate_up_proj`. Expressions are matched from the start of a name.
 """
 
 import re
@@ -25,45 +25,50 @@ HEAD = r".*lm_head.*"
 
 
 def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]:
-    """Expressions for the named layers, or for all of a stage or the tower that holds no others.
+    """Return expressions for the named layers.
+
+    A stage, or the whole tower, gets a single expression if all of its layers are named.
 
     Args:
-        config: the model.
+        config: of the model.
         names: canonical layer names.
     """
     names, family = set(names), family_of(config)
     tower = {spec.name for spec in family.linears(config) if spec.stage in ("vision", "merger")}
-    found = []
+    patterns = []
     if tower <= names:
-        found.append(TOWER)
+        patterns.append(TOWER)
         names = names - tower
     for stage in family.stages:
         blocks = stage.blocks(config)
         members = {f"{block}.{linear.name}" for block in blocks for linear in stage.linears}
         if stage.name != "head" and members <= names:
-            found.append(rf"(.*\.)?{_path(stage)[0]}.*")
+            patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
         else:
-            found += _in_stage(stage, config, names, set())
-    return found
+            patterns += _in_stage(stage, config, names, set())
+    return patterns
 
 
 def layer_patterns(
     config: ModelConfig, names: Collection[str], either: Collection[str] = ()
 ) -> list[str]:
-    """Expressions that together match the named layers, no other layer, and nothing else.
+    """Return expressions that together match the named layers and no other module.
 
     Args:
-        config: the model.
+        config: of the model.
         names: canonical layer names.
-        either: layers of which it does not matter whether they match.
+        either: layers that may match or not, which allows shorter expressions.
     """
     names, either = set(names), set(either)
     stages = family_of(config).stages
-    return [found for stage in stages for found in _in_stage(stage, config, names, either)]
+    return [pattern for stage in stages for pattern in _in_stage(stage, config, names, either)]
 
 
 def _path(stage: Stage) -> tuple[str, str]:
-    """Of the blocks, before and behind their index; without what not every naming has."""
+    """Return the escaped path of a stage's blocks before and after their index.
+
+    The prefix `model.` is left out, as not every naming has it.
+    """
     before, _, after = (re.escape(part) for part in stage.path.partition("{}"))
     return before.removeprefix("model\\."), after
 
@@ -84,10 +89,10 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
         else:
             index = f"({'|'.join(map(str, hits))})"
         by_blocks.setdefault(index, []).append(linear.name)
-    found = []
+    patterns = []
     for index, linears in by_blocks.items():
         aliases = [_ENGINE_NAMES[name] for name in linears if name in _ENGINE_NAMES]
         ends = "|".join(re.escape(name) for name in dict.fromkeys([*linears, *aliases]))
-        place = f"{before}{index}{after}" if "{}" in stage.path else before
-        found.append(rf"(.*\.)?{place}\.({ends})$")
-    return found
+        path = f"{before}{index}{after}" if "{}" in stage.path else before
+        patterns.append(rf"(.*\.)?{path}\.({ends})$")
+    return patterns

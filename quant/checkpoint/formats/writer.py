@@ -1,7 +1,7 @@
-"""Writing quantized checkpoints: the walk over a source that all formats share.
+"""Writing quantized checkpoints of any format.
 
-What is not quantized is copied with its name, type and bytes; a quantized layer's tensors come
-where its weight was. Each of these is read back and compared before it is written.
+Unquantized tensors are copied with their names, dtypes and bytes. The tensors of a quantized layer
+take the position of its weight; they are decoded and compared before they are written.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,32 +19,32 @@ from ....model.config import ModelConfig
 from ....model.families import family_of
 from ...methods.affine import QuantizedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
-from .folder import FolderSink, ShardSink, copy_side_files
+from .folder import ShardWriter, copy_side_files
 from .format import Contents, Format
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint's tensors come from."""
+    """Source of a checkpoint's tensors."""
 
     reader: CheckpointReader
     parts: tuple[str, ...]
-    """Last names of the tensors that hold a quantized layer's weight in the source; the first that
-    is there marks the place."""
+    """Last name components of the tensors that hold a quantized layer's weight in the source; the
+    new tensors take the position of the first one that exists."""
     encoded: Callable[[str], Mapping[str, TensorLike]]
-    """The tensors of a quantized layer by their last names, see `encode_layer`."""
+    """Returns the tensors of a quantized layer by part, see `encode_layer`."""
     tensor: Callable[[str], TensorLike | None]
-    """Any other tensor by name, biases of quantized layers too; None leaves it out."""
+    """Returns any other tensor by name, biases of quantized layers too; None leaves it out."""
 
 
 @dataclass
-class Sizes:
-    """Bytes written."""
+class Written:
+    """Bytes of the written tensors."""
 
     layers: dict[str, int] = field(default_factory=dict)
-    """Each quantized layer with its bias."""
+    """Bytes of each quantized layer with its bias."""
     packed: int = 0
-    """All quantized layers without their biases."""
+    """Bytes of all quantized layers without their biases."""
     total: int = 0
 
 
@@ -60,22 +60,20 @@ def write_checkpoint(
     """Write a checkpoint into an empty folder, see `checkpoint_folder`.
 
     Args:
-        origin: the tensors.
-        contents: which of them are quantized layers.
-        format: one that has nothing against the contents.
+        origin: source of the tensors.
+        contents: the quantized layers.
+        format: one whose `why_not` is None for the contents.
         folder: existing, empty.
-        config: what config.json says but for its `quantization_config`; a width that was changed
-            is changed here too.
-        record: goes into `vlpress.json`, with the sizes as written; None leaves it out.
+        config: content of config.json without `quantization_config`, with padded widths.
+        record: written to `vlpress.json` together with the sizes; None writes no such file.
 
     Raises:
-        ValueError: a layer holds a number that the format cannot say, or the source is
-            inconsistent.
+        ValueError: the format cannot represent a number of a layer, or the source is inconsistent.
     """
-    sink = FolderSink(folder)
-    sizes = _write_tensors(origin, contents, sink)
-    sink.close()
-    sizes.total = sink.total_bytes
+    writer = ShardWriter(folder)
+    sizes = _write_tensors(origin, contents, writer)
+    writer.close()
+    sizes.total = writer.total_bytes
     described = format.quantization_config(contents, _file_names(origin))
     write_json(folder / "config.json", {**config, "quantization_config": described})
     for name in format.config_files:
@@ -85,17 +83,18 @@ def write_checkpoint(
     copy_side_files(origin.reader.folder, folder, family_of(contents.config).side_files)
 
 
-def _write_tensors(origin: Origin, contents: Contents, sink: ShardSink) -> Sizes:
-    reader, sizes = origin.reader, Sizes()
+def _write_tensors(origin: Origin, contents: Contents, writer: ShardWriter) -> Written:
+    reader, sizes = origin.reader, Written()
+    # By shard, since the writer holds one shard at a time.
     for name in sorted(reader.names(), key=lambda name: (reader.file(name), name)):
         source, file = reader.source_name(name), reader.file(name)
         owner, _, leaf = name.rpartition(".")
         if owner in contents.schemes and leaf in origin.parts:
-            if leaf != _place(origin, owner):
+            if leaf != _first_part(origin, owner):
                 continue
             tensors = origin.encoded(owner)
             for part, tensor in tensors.items():
-                sink.write(source.removesuffix(leaf) + part, tensor, file)
+                writer.write(source.removesuffix(leaf) + part, tensor, file)
             size = sum(tensor.nbytes for tensor in tensors.values())
             sizes.layers[owner] = sizes.layers.get(owner, 0) + size
             sizes.packed += size
@@ -103,30 +102,34 @@ def _write_tensors(origin: Origin, contents: Contents, sink: ShardSink) -> Sizes
         other = origin.tensor(name)
         if other is None:
             continue
-        sink.write(source, other, file)
+        writer.write(source, other, file)
         if owner in contents.schemes:
             sizes.layers[owner] = sizes.layers.get(owner, 0) + other.nbytes
     return sizes
 
 
-def _place(origin: Origin, layer: str) -> str:
-    """The part of a layer in whose place its new tensors come."""
+def _first_part(origin: Origin, layer: str) -> str:
+    """Return the part of a layer in the source whose position its new tensors take."""
     return next(part for part in origin.parts if f"{layer}.{part}" in origin.reader)
 
 
 def encode_layer(
     weight: QuantizedWeight, format: Format, dtype: torch.dtype, name: str
 ) -> dict[str, Tensor]:
-    """A layer's tensors in a format, by their last names, and proof that they read back the same.
+    """Encode a layer, and check that decoding returns the same layer.
 
     Args:
-        weight: unpacked.
+        weight: the layer.
         format: one that can hold it.
-        dtype: what the model computes in, see `computing_dtype`.
-        name: of the layer.
+        dtype: in which the model computes, see `computing_dtype`.
+        name: of the layer, for messages.
+
+    Returns:
+        The tensors by part.
 
     Raises:
-        ValueError: the layer holds a number that the format cannot say.
+        ValueError: the format cannot represent a number of the layer.
+        RuntimeError: the decoded layer differs.
     """
     try:
         tensors = format.encode(weight, dtype)
@@ -138,7 +141,7 @@ def encode_layer(
 
 
 def computing_dtype(config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
-    """What engines will compute a checkpoint in."""
+    """Return the dtype in which engines compute with a checkpoint."""
     return config.dtype or reader.dtype(EMBEDDING)
 
 
@@ -149,15 +152,18 @@ def _file_names(origin: Origin) -> Callable[[str], str]:
     return file_name
 
 
-def _with_sizes(record: Mapping[str, Any], sizes: Sizes, contents: Contents) -> dict[str, Any]:
-    """The record with the bytes of this format.
+def _with_sizes(record: Mapping[str, Any], sizes: Written, contents: Contents) -> dict[str, Any]:
+    """Return the record with the sizes in this format.
 
     Raises:
-        ValueError: it is about other layers.
+        ValueError: its layers are not the quantized ones.
     """
     layers = record.get("layers", [])
-    if odd := {layer["name"] for layer in layers} ^ set(sizes.layers):
-        raise ValueError(f"{REPORT_FILE} and the layers disagree about {min(odd)}; remove the file")
+    if difference := {layer["name"] for layer in layers} ^ set(sizes.layers):
+        raise ValueError(
+            f"{REPORT_FILE} and the quantized layers disagree about {min(difference)}; "
+            "remove the file"
+        )
     weights = sum(spec.weights for spec in contents.quantized.values())
     written = {
         "candidate_bytes": sizes.total,

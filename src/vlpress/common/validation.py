@@ -250,7 +250,8 @@ def _allowed(kind: str, problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         return str(context["expected"]).replace("'", "").replace(" or ", ", ")
     if kind == "too_short":
-        return f"at least {context['min_length']} entries"
+        count = context["min_length"]
+        return f"at least {count} {'entry' if count == 1 else 'entries'}"
     message = str(problem["msg"]).removeprefix("Input should be ")
     return ALLOWED.get(kind, message)
 

@@ -121,7 +121,7 @@ def test_folder(tmp_path: Path, symmetric: bool) -> None:
             [{}, {"targets": ["visual.*.qkv"]}],
             r"visual\.blocks\.0\.attn\.qkv and 1 more layer are outside the decoder",
         ),
-        ([{"activations": "dynamic"}], "have int8 activations, which only compressed-tensors can"),
+        ([{"activations": "dynamic"}], "have int8 activations, which only compressed-tensors"),
         (
             [{"ignore": ["*.down_proj"]}, {"group_size": -1, "targets": ["*layers*.down_proj"]}],
             "it holds one scheme for all layers, and there are int4 g32 sym, int4 per row sym",
@@ -136,9 +136,9 @@ def test_what_does_not_fit(steps: list[dict[str, Any]], message: str) -> None:
 def test_layers_that_do_not_fit() -> None:
     held = contents(QuantScheme(4, 32))
     ordered = Contents(held.config, held.schemes, reordered={LAYER})
-    assert "down_proj has groups that are no runs of neighbours" in str(AWQ.why_not(ordered))
+    assert "down_proj has non-contiguous groups (g_idx)" in str(AWQ.why_not(ordered))
     narrow = contents({"model.layers.0.mlp.up_proj": QuantScheme(4, -1)}, intermediate_size=132)
-    assert "has out_features that are no multiple of 8" in str(AWQ.why_not(narrow))
+    assert "has out_features that are not a multiple of 8" in str(AWQ.why_not(narrow))
     weight = made_layer(QuantScheme(4, 32))
     weight.scales[0, 0] = 1 + 2.0**-20
     with pytest.raises(ValueError, match="a scale is not an fp16 number"):
@@ -178,9 +178,11 @@ class TestReading:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"version": "gemv"}, "version is 'gemv'; allowed is gemm"),
-            ({"bits": 8}, "bits is 8; allowed is 4"),
-            ({"group_size": "128"}, "group_size is '128'; a number is needed"),
+            ({"version": "gemv"}, "version is 'gemv'; allowed: gemm"),
+            ({"bits": 8}, "bits is 8; allowed: 4"),
+            ({"bits": None}, "bits is missing"),
+            ({"group_size": "128"}, "group_size is '128'; allowed: -1 .* or a whole number"),
+            ({"group_size": 0}, "group_size is 0; allowed: -1"),
         ],
     )
     def test_unknown_configurations(

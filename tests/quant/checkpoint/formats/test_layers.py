@@ -132,5 +132,5 @@ def test_formats_are_known_by_their_configuration() -> None:
     assert format_of({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}).name == "gptq_v2"
     assert format_of({"quant_method": "awq", "format": "gemm"}).name == "awq"
     for found in ({"quant_method": "gptq_v2"}, {"quant_method": "bitsandbytes"}, {}):
-        with pytest.raises(ValueError, match="allowed are gptq, compressed-tensors, awq"):
+        with pytest.raises(ValueError, match="allowed: gptq, compressed-tensors, awq"):
             format_of(found)
