@@ -31,7 +31,7 @@ from vlpress.calib.samples.draw import load_samples
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.fidelity.measure import divergence
+from vlpress.eval.fidelity.measure import compute_divergence
 from vlpress.eval.fidelity.teacher_forcing import ForcedAnswer, read_answers
 from vlpress.eval.tasks.task import Task
 from vlpress.model.processing.processor import Processor
@@ -149,7 +149,7 @@ def mean_divergence(base: list[ForcedAnswer], candidate: list[ForcedAnswer]) -> 
     return fmean(
         value
         for left, right in pairs
-        for value in divergence(left.logits.float(), right.logits.float()).tolist()
+        for value in compute_divergence(left.logits.float(), right.logits.float()).tolist()
     )
 
 

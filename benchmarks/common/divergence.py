@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
 from vlpress.calib.samples.sample import Sample
-from vlpress.eval.fidelity.measure import divergence
+from vlpress.eval.fidelity.measure import compute_divergence
 from vlpress.eval.stats.statistics import Interval, mean_interval
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
@@ -89,7 +89,7 @@ class Judge:
         )
         kl, top1 = [], []
         for base, logits in zip(self.logits, self._read(model, features), strict=True):
-            kl.append(divergence(base, logits).tolist())
+            kl.append(compute_divergence(base, logits).tolist())
             top1.append((base.argmax(-1) == logits.argmax(-1)).tolist())
         return Divergence(kl, top1)
 

@@ -138,7 +138,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.jsonl does not exist"):
         open_task(f"mine={tmp_path / 'none.jsonl'}")
     path = write(tmp_path / "a.jsonl", CAT)
-    with pytest.raises(ValueError, match="'OCRBench' cannot name questions of your own"):
+    with pytest.raises(ValueError, match="'OCRBench' cannot name"):
         open_task(f"OCRBench={path}")
 
 

@@ -136,7 +136,7 @@ def test_own_images_are_shown_as_generate_and_calibration_show_them(
 
 
 def test_published_images_keep_their_decoding(tmp_path: Path) -> None:
-    cell = base64.b64encode(turned("PNG")).decode_image()
+    cell = base64.b64encode(turned("PNG")).decode()
     row = {"index": 1, "image": cell, "question": "q", "answer": "x"}
     path = write_tsv(tmp_path / "a.tsv", [{**row, "category": "Doc-oriented VQA"}])
     [shown] = open_task(f"OCRBench={path}").items[0].images
@@ -172,7 +172,7 @@ def test_a_leak_is_found_whichever_way_the_evaluation_decodes(tmp_path: Path) ->
     data = see_through("RGBA")
     row = {
         "index": 1,
-        "image": base64.b64encode(data).decode_image(),
+        "image": base64.b64encode(data).decode(),
         "question": "q",
         "answer": "x",
     }

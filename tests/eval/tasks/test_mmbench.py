@@ -8,7 +8,7 @@ from eval_files import mmbench_rows, vectors, write_tsv
 
 from vlpress.eval.tasks import TASK_KINDS, mmbench
 from vlpress.eval.tasks.files.image_store import StoredImage
-from vlpress.eval.tasks.files.rows import Findings, Row, Table
+from vlpress.eval.tasks.files.rows import BenchmarkTable, Findings, Row
 from vlpress.eval.tasks.files.tsv import read_table
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2, Content
 from vlpress.eval.tasks.task import accuracy_table
@@ -20,7 +20,7 @@ def as_messages(content: Content) -> list[dict[str, str]]:
     return [
         {"type": part["type"], "value": part["text"]}
         if part["type"] == "text"
-        else {"type": "image", "value": part["image"].read().decode_image()}
+        else {"type": "image", "value": part["image"].read().decode()}
         for part in content
     ]
 
@@ -56,7 +56,7 @@ def test_recorded_accuracy_tables() -> None:
     assert accuracy_table(splits["rows"]) == splits["expected_by_split"]
 
 
-def load(tmp_path: Path, rows: list[dict[str, object]]) -> Table:
+def load(tmp_path: Path, rows: list[dict[str, object]]) -> BenchmarkTable:
     return read_table(write_tsv(tmp_path / "a.tsv", rows))
 
 

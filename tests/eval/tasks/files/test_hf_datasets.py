@@ -256,7 +256,7 @@ def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=r"a/b cannot be fetched \(offline\); give the path"):
-        hf_datasets.fetch("a/b", "ocrbench", None)
+        hf_datasets.fetch_dataset("a/b", "ocrbench", None)
 
 
 def test_a_data_root_holds_files_under_their_names(tmp_path: Path) -> None:

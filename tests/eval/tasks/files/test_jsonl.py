@@ -253,7 +253,7 @@ def test_choices_and_their_answer(
         ('{"question": "q", "answer": "A", "choices": {"A": "x", "A": "y"}}', "duplicate key 'A'"),
         ('{"question": "q", "answer": NaN}', "NaN"),
         ('{"question": "q", "answer": "x", "category": Infinity}', "Infinity"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested"),
     ],
 )
 def test_lines_that_cannot_be_used(tmp_path: Path, record: Any, named: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlpress.eval.tasks.files.image_store import VLMEVALKIT, decode_image
-from vlpress.eval.tasks.files.rows import answer_faults, picture_faults
+from vlpress.eval.tasks.files.rows import find_answer_faults, find_image_faults
 from vlpress.eval.tasks.files.tsv import read_table
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
@@ -94,12 +94,12 @@ def test_transparency_is_dropped_without_a_background(tmp_path: Path) -> None:
 def test_forms_of_base64(tmp_path: Path) -> None:
     data = base64.b64decode(picture(1))
     plain, safe = (
-        base64.b64encode(data).decode_image(),
-        base64.urlsafe_b64encode(data).decode_image(),
+        base64.b64encode(data).decode(),
+        base64.urlsafe_b64encode(data).decode(),
     )
     for cell in (
         plain,
-        base64.encodebytes(data).decode_image(),
+        base64.encodebytes(data).decode(),
         plain.rstrip("="),
         safe,
         f"data:image/png;base64,{plain}",
@@ -150,7 +150,7 @@ def test_undecodable_pictures_break_their_rows(tmp_path: Path) -> None:
     rows = mmbench_rows(2)
     cell = str(rows[4]["image"])
     rows[4]["image"] = cell[:100]
-    found = picture_faults(read_table(write_tsv(tmp_path / "a.tsv", rows)).rows)
+    found = find_image_faults(read_table(write_tsv(tmp_path / "a.tsv", rows)).rows)
     group = [242, 1_000_242, 2_000_242, 3_000_242]
     assert list(found) == group
     assert all(fault.startswith("its image does not decode (") for fault in found.values())
@@ -168,12 +168,12 @@ def test_rows_that_cannot_be_scored_are_broken(
     tmp_path: Path, change: dict[str, str], fault: str
 ) -> None:
     table = read_table(one_row(tmp_path / "a.tsv", **change))
-    assert answer_faults(table.rows) == {1: fault}
+    assert find_answer_faults(table.rows) == {1: fault}
 
 
 def test_each_distinct_picture_is_kept_once_and_not_in_memory(tmp_path: Path) -> None:
     noise = random.Random(0)
-    cells = [base64.b64encode(noise.randbytes(1 << 20)).decode_image() for _ in range(24)]
+    cells = [base64.b64encode(noise.randbytes(1 << 20)).decode() for _ in range(24)]
     rows = [{"index": i, "image": cells[i % 24], "question": "q"} for i in range(48)]
     path = write_tsv(tmp_path / "a.tsv", rows)
     del rows
@@ -212,7 +212,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="column image missing; found index, question"):
         read_table(path)
     path.write_text("index\timage\tindex\n1\t\t1\n", "utf-8")
-    with pytest.raises(ValueError, match="column index stands twice"):
+    with pytest.raises(ValueError, match="duplicate column index"):
         read_table(path)
     damaged = tmp_path / "a.tsv.gz"
     damaged.write_bytes(gzip.compress(b"index\timage\n" * 50)[:-9])
