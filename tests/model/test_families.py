@@ -182,5 +182,5 @@ def test_fused_linears_share_their_tap(tiny_config: TinyConfig, family: str) -> 
 def test_stage_by_name(family: str) -> None:
     table = FAMILIES[family]
     assert table.stage("decoder").block_path(3) == "model.layers.3"
-    with pytest.raises(ValueError, match="has no stage 'audio'; allowed: vision, merger, decoder"):
+    with pytest.raises(ValueError, match=r"'audio'.*vision, merger, decoder"):
         table.stage("audio")

@@ -159,10 +159,10 @@ def test_repetition_penalty_weakens_seen_tokens_of_either_sign() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, r"temperature -1\.0: must be 0"),
-        ({"top_p": 0.0}, r"top_p 0\.0: must be above 0"),
-        ({"top_k": -1}, "top_k -1: must be 0"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty 0\.0: must be positive"),
+        ({"temperature": -1.0}, r"temperature -1\.0\b"),
+        ({"top_p": 0.0}, r"top_p 0\.0\b"),
+        ({"top_k": -1}, r"top_k -1\b"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty 0\.0\b"),
     ],
 )
 def test_impossible_sampling(options: dict[str, Any], message: str) -> None:
@@ -171,5 +171,5 @@ def test_impossible_sampling(options: dict[str, Any], message: str) -> None:
 
 
 def test_nothing_to_generate(random_model: RandomModel, prompts: list[Prompt]) -> None:
-    with pytest.raises(ValueError, match="max_new_tokens 0: must be at least 1"):
+    with pytest.raises(ValueError, match=r"max_new_tokens 0\b"):
         generate(random_model(), prompts, max_new_tokens=0, stop_ids=())

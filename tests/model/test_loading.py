@@ -72,7 +72,7 @@ def test_tied_head_may_be_stored_as_well(
     assert states_equal(load_model(tmp_path, device="cpu"), model)
     head["lm_head.weight"][3, 5] += 1
     write_checkpoint(tmp_path, model, extra=head)
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding; set it to"):
+    with pytest.raises(ValueError, match=r"tie_word_embeddings.*lm_head\.weight"):
         load_model(tmp_path, device="cpu")
 
 
@@ -87,7 +87,7 @@ def test_dtype_follows_checkpoint_or_argument(
     assert load_model(tmp_path).dtype is torch.bfloat16
     assert load_model(tmp_path, dtype="fp32").dtype is torch.float32
     assert load_model(tmp_path, dtype=torch.float16).dtype is torch.float16
-    with pytest.raises(ValueError, match="dtype 'int4' is unknown; allowed: auto, bf16"):
+    with pytest.raises(ValueError, match=r"dtype 'int4'.*auto, bf16"):
         load_model(tmp_path, dtype="int4")
 
 
@@ -104,7 +104,7 @@ def test_reader_is_lazy_and_knows_both_names(
     assert reader.shape(name) == (256, 128) and reader.dtype(name) is torch.float32
     assert reader.file(name).startswith("model-0000")
     assert torch.equal(reader.tensor(name), model.state_dict()[name])
-    with pytest.raises(ValueError, match=r"no tensor 'model\.layers\.9\.x'"):
+    with pytest.raises(ValueError, match=r"'model\.layers\.9\.x'"):
         reader.tensor("model.layers.9.x")
 
 
@@ -144,7 +144,7 @@ def test_blocks_load_and_release_one_at_a_time(
 def test_missing_shard(tmp_path: Path, write_checkpoint: WriteCheckpoint) -> None:
     write_checkpoint(tmp_path, shards=3)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"shard 'model-00002-of-00003\.safetensors' named"):
+    with pytest.raises(FileNotFoundError, match=r"'model-00002-of-00003\.safetensors'"):
         load_model(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_missing_shard(tmp_path: Path, write_checkpoint: WriteCheckpoint) -> Non
 def test_truncated_file(tmp_path: Path, write_checkpoint: WriteCheckpoint, keep: int) -> None:
     path = write_checkpoint(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=rf"truncated or not a safetensors file \({keep} bytes"):
+    with pytest.raises(ValueError, match=rf"\b{keep} bytes"):
         load_model(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_index_that_names_a_missing_tensor(
 ) -> None:
     write_checkpoint(tmp_path, shards=2)
     edit_index(tmp_path, **{"model.ghost.weight": "model-00001-of-00002.safetensors"})
-    with pytest.raises(ValueError, match=r"holds 'model\.ghost\.weight', and it does not"):
+    with pytest.raises(ValueError, match=r"'model\.ghost\.weight'"):
         load_model(tmp_path)
 
 
@@ -178,14 +178,14 @@ def test_index_that_leaves_the_folder(
 ) -> None:
     write_checkpoint(tmp_path, shards=2)
     edit_index(tmp_path, **{"model.norm.weight": file})
-    with pytest.raises(ValueError, match="allowed: plain file names inside the folder"):
+    with pytest.raises(ValueError, match="plain file names"):
         load_model(tmp_path)
 
 
 def test_index_without_a_map(tmp_path: Path, write_checkpoint: WriteCheckpoint) -> None:
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="no weight_map"):
+    with pytest.raises(ValueError, match="weight_map"):
         load_model(tmp_path)
 
 
@@ -204,16 +204,16 @@ def test_missing_left_over_and_misshapen_tensors(
     with pytest.raises(ValueError, match=r"visual\.merger\.mlp\.0\.bias is missing"):
         load_model(tmp_path / "a")
     write_checkpoint(tmp_path / "b", extra={"model.layers.7.x": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"model\.layers\.7\.x is unknown to this model"):
+    with pytest.raises(ValueError, match=r"model\.layers\.7\.x is unknown"):
         load_model(tmp_path / "b")
     write_checkpoint(tmp_path / "c")
     rewrite(tmp_path / "c", lambda tensors: tensors.update({"model.norm.weight": torch.ones(64)}))
-    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[64\], .*\[128"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight .*\[64\].*\[128"):
         load_model(tmp_path / "c")
     write_checkpoint(tmp_path / "d")
     integers = torch.ones(128, dtype=torch.int32)
     rewrite(tmp_path / "d", lambda tensors: tensors.update({"model.norm.weight": integers}))
-    with pytest.raises(ValueError, match=r"model\.norm\.weight is stored as torch\.int32"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight .*torch\.int32"):
         load_model(tmp_path / "d")
 
 
@@ -229,7 +229,7 @@ def test_untied_head_must_be_there(
 def test_one_tensor_under_two_names(tmp_path: Path, write_checkpoint: WriteCheckpoint) -> None:
     extra = {"model.language_model.norm.weight": torch.ones(128)}
     write_checkpoint(tmp_path, extra=extra)
-    with pytest.raises(ValueError, match="same tensor under two namings"):
+    with pytest.raises(ValueError, match="same tensor"):
         load_model(tmp_path)
 
 
@@ -238,14 +238,14 @@ def test_folders_without_usable_weights(tmp_path: Path, write_checkpoint: WriteC
     path.rename(tmp_path / "one.safetensors")
     assert load_model(tmp_path, device="cpu").dtype is torch.float32
     (tmp_path / "two.safetensors").write_bytes((tmp_path / "one.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="2 safetensors files but no"):
+    with pytest.raises(ValueError, match=r"\b2 safetensors files .*index\.json"):
         load_model(tmp_path)
     for name in ("one", "two"):
         (tmp_path / f"{name}.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors and no model"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors .*index\.json"):
         load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ValueError, match=r"only pickled weights \(pytorch_model\.bin\)"):
+    with pytest.raises(ValueError, match=r"pickled .*pytorch_model\.bin"):
         load_model(tmp_path)
 
 
@@ -255,20 +255,20 @@ def test_unknown_family_and_quantized_checkpoint(
     path = write_checkpoint(tmp_path) / "config.json"
     raw = json.loads(path.read_text())
     path.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ValueError, match=r"is quantized \(gptq\); load it with load_quantized"):
+    with pytest.raises(ValueError, match=r"\(gptq\).*load_quantized"):
         load_model(tmp_path)
     path.write_text(json.dumps({**raw, "model_type": "qwen3_vl"}))
-    with pytest.raises(ValueError, match="model_type 'qwen3_vl' is not supported"):
+    with pytest.raises(ValueError, match=r"model_type.*qwen3_vl"):
         load_model(tmp_path)
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
     assert resolve_model(tmp_path) == tmp_path
-    with pytest.raises(FileNotFoundError, match="no such folder; give a checkpoint folder, a hub"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder.*hub id"):
         resolve_model(tmp_path / "nowhere")
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match="is a file; allowed: a checkpoint folder"):
+    with pytest.raises(ValueError, match=r"is a file.*checkpoint folder"):
         resolve_model(file)
 
 
@@ -277,18 +277,16 @@ def test_hub_errors_become_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"cannot reach {repo}\nlong explanation")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(
-        ValueError, match=r"neither a local folder nor .*\(cannot reach some/model\)"
-    ):
+    with pytest.raises(ValueError, match=r"hub \(cannot reach some/model\)"):
         resolve_model("some/model")
 
 
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ValueError, match="device 'gpu' is unknown; allowed: auto, cpu, cuda"):
+    with pytest.raises(ValueError, match=r"device 'gpu'.*auto, cpu, cuda"):
         choose_device("gpu")
-    with pytest.raises(ValueError, match=r"this machine has .* CUDA devices"):
+    with pytest.raises(ValueError, match=r"\d+ CUDA devices"):
         choose_device("cuda:99")
 
 

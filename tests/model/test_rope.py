@@ -61,9 +61,9 @@ def test_golden_cases_reach_what_they_are_meant_to() -> None:
 def test_refuses_tokens_that_do_not_fit_the_grids(tiny_config: TinyConfig) -> None:
     config = tiny_config()
     image = config.image_token_id
-    with pytest.raises(ValueError, match="3 image and video tokens but its 1 visuals make 4"):
+    with pytest.raises(ValueError, match=r"\b3\b.* 1 visuals .*\b4\b"):
         mrope_ids(torch.tensor([1, image, image, image]), [(1, 4, 4)], [0.0], config)
-    with pytest.raises(ValueError, match="the 4 tokens of a visual are interrupted at token 1"):
+    with pytest.raises(ValueError, match=r"4 tokens .* token 1"):
         ids = torch.tensor([1, image, image, 5, image, image])
         mrope_ids(ids, [(1, 4, 4)], [0.0], config)
 

@@ -105,7 +105,7 @@ def test_cache_refuses_more_than_it_holds(tiny_config: TinyConfig) -> None:
     cache = KVCache(tiny_config().text, 1, 4)
     cache.update(0, torch.zeros(1, 2, 3, 32), torch.zeros(1, 2, 3, 32))
     cache.advance(3)
-    with pytest.raises(ValueError, match="holds 4 tokens but 5 are needed"):
+    with pytest.raises(ValueError, match=r"\b4 tokens\b.*\b5\b"):
         cache.update(0, torch.zeros(1, 2, 2, 32), torch.zeros(1, 2, 2, 32))
 
 

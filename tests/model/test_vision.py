@@ -138,5 +138,5 @@ def test_patch_embedding_equals_the_convolution(random_model: RandomModel) -> No
 def test_refuses_grids_that_do_not_merge(
     random_model: RandomModel, grid: tuple[int, int, int]
 ) -> None:
-    with pytest.raises(ValueError, match="must be positive multiples of 2 patches"):
+    with pytest.raises(ValueError, match="multiples of 2"):
         random_model().visual(torch.zeros(12, 1176), torch.tensor([grid]))

@@ -228,7 +228,7 @@ def test_a_tensor_in_two_shards_is_refused(
     tensors = load_file(tmp_path / SHARDS[0])
     name = min(tensors)
     save_file(load_file(tmp_path / SHARDS[1]) | {name: tensors[name]}, tmp_path / SHARDS[1])
-    with pytest.raises(ValueError, match=rf"{name}.* {SHARDS[0]} and in {SHARDS[1]}"):
+    with pytest.raises(ValueError, match=rf"{name}.* {SHARDS[0]} .*{SHARDS[1]}"):
         load_model(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_one_shard_of_several_is_refused(tmp_path: Path, write_checkpoint: Write
     write_checkpoint(tmp_path, shards=2)
     (tmp_path / INDEX_FILE).unlink()
     (tmp_path / SHARDS[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{SHARDS[0]} is one of 2 shards"):
+    with pytest.raises(FileNotFoundError, match=rf"{SHARDS[0]} .*\b2 shards"):
         load_model(tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_an_adapter_alone_is_refused(
 
 def test_an_adapter_that_does_not_name_its_base(tmp_path: Path) -> None:
     add_adapter(tmp_path)
-    with pytest.raises(ValueError, match=r"adapter.*base model not named"):
+    with pytest.raises(ValueError, match=r"adapter.*base model"):
         resolve_model(tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_an_adapter_that_is_not_merged_into_the_weights(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, name: str
 ) -> None:
     write_checkpoint(tmp_path, extra={name: torch.zeros(4, 4)})
-    with pytest.raises(ValueError, match=rf"{name}.*adapter.*merge it") as caught:
+    with pytest.raises(ValueError, match=rf"{name}.*adapter.*merge") as caught:
         load_model(tmp_path)
     one_line(caught.value)
 
@@ -325,7 +325,7 @@ def test_a_link_that_leads_nowhere_is_named(
 ) -> None:
     (write_checkpoint(tmp_path) / SINGLE_FILE).unlink()
     (tmp_path / SINGLE_FILE).symlink_to("../../blobs/0123")
-    with pytest.raises(FileNotFoundError, match=r"blobs/0123, which is missing"):
+    with pytest.raises(FileNotFoundError, match=r"blobs/0123\b"):
         load_model(tmp_path)
 
 
@@ -337,7 +337,7 @@ def test_weights_of_another_name_in_config(
     path.write_text(json.dumps(raw | {"transformers_weights": SINGLE_FILE}))
     assert CheckpointReader(tmp_path).names()
     path.write_text(json.dumps(raw | {"transformers_weights": "other.safetensors"}))
-    with pytest.raises(ValueError, match=r"transformers_weights is 'other\.safetensors'"):
+    with pytest.raises(ValueError, match=r"transformers_weights .*'other\.safetensors'"):
         CheckpointReader(tmp_path)
 
 

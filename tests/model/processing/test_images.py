@@ -40,7 +40,7 @@ def test_smart_resize_vectors() -> None:
         arguments = (case["h"], case["w"], 28, case["min_pixels"], case["max_pixels"])
         if case["expected_hw"] is None:
             refused += 1
-            with pytest.raises(ValueError, match=r"aspect ratio \d+ is over 200"):
+            with pytest.raises(ValueError, match=r"aspect ratio \d+.*\b200\b"):
                 smart_resize(*arguments)
         else:
             assert list(smart_resize(*arguments)) == case["expected_hw"], case
@@ -58,9 +58,9 @@ def test_smart_resize_keeps_its_promises(height: int, width: int, low: int) -> N
 
 
 def test_smart_resize_refusals() -> None:
-    with pytest.raises(ValueError, match="image of 2010 x 10 pixels: aspect ratio 201 is over 200"):
+    with pytest.raises(ValueError, match=r"2010 x 10 .*aspect ratio 201\b.*\b200\b"):
         smart_resize(10, 2010)
-    with pytest.raises(ValueError, match="image of 5 x 0 pixels is empty"):
+    with pytest.raises(ValueError, match="5 x 0"):
         smart_resize(0, 5)
 
 
@@ -204,9 +204,9 @@ def test_float_grey_from_0_to_1_is_not_black() -> None:
 @pytest.mark.parametrize("value", [-1.0, 65536.0, float("nan"), float("inf")])
 def test_grey_of_unknown_range_is_refused(value: float) -> None:
     image = Image.fromarray(np.array([[0, value]], np.float32))
-    with pytest.raises(ValueError, match="allowed: 0 to 65535"):
+    with pytest.raises(ValueError, match="0 to 65535"):
         to_rgb(image)
-    with pytest.raises(ValueError, match="allowed: 0 to 65535"):
+    with pytest.raises(ValueError, match="0 to 65535"):
         open_image(encoded(image, "TIFF"))
 
 
@@ -262,7 +262,7 @@ def test_files_that_end_early_are_refused(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
     for share in (0.1, 0.5, 0.9):
-        with pytest.raises(ValueError, match="cannot be decoded as an image") as refusal:
+        with pytest.raises(ValueError, match="decoded") as refusal:
             open_image(data[: int(len(data) * share)])
         assert "\n" not in str(refusal.value)
 
@@ -299,13 +299,11 @@ def test_a_size_that_is_asked_for() -> None:
 def test_pictures_that_do_not_decode() -> None:
     data = encoded(gradient())
     for bad in (b"", b"no image at all", data[: len(data) // 2]):
-        with pytest.raises(
-            ValueError, match=r"cannot be decoded as an image .*give a complete PNG"
-        ):
+        with pytest.raises(ValueError, match=r"decoded .*PNG"):
             open_image(bad)
-    with pytest.raises(ValueError, match="no known image format"):
+    with pytest.raises(ValueError, match="format"):
         open_image(b"no image at all")
-    with pytest.raises(ValueError, match="not valid base64"):
+    with pytest.raises(ValueError, match="base64"):
         open_image("data:image/png;base64,@@@")
 
 
@@ -313,7 +311,7 @@ def test_pictures_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         open_image(tmp_path / "none.png")
     for url in ("https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png"):
-        with pytest.raises(ValueError, match="download it first"):
+        with pytest.raises(ValueError, match="download"):
             open_image(url)
 
 
@@ -322,7 +320,7 @@ def test_decompression_bombs_are_refused_unread(side: int) -> None:
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     length, checksum = struct.pack(">I", len(header) - 4), struct.pack(">I", zlib.crc32(header))
     bomb = b"\x89PNG\r\n\x1a\n" + length + header + checksum + encoded(gradient())[33:]
-    with pytest.raises(ValueError, match=f"too many pixels; allowed: {MAX_IMAGE_PIXELS}"):
+    with pytest.raises(ValueError, match=str(MAX_IMAGE_PIXELS)):
         open_image(bomb)
 
 

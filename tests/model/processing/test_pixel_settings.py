@@ -126,7 +126,7 @@ def test_processor_config_without_image_settings(
 
 
 def test_a_folder_without_settings(tmp_path: Path, tiny_config: TinyConfig) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no preprocessor_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
         ours(tmp_path, tiny_config)
 
 
@@ -236,10 +236,10 @@ def test_arguments_override_the_file(tmp_path: Path, tiny_config: TinyConfig) ->
     assert PixelSettings.from_folder(tmp_path, vision, max_pixels=6272).max_pixels == 6272
     both = PixelSettings.from_folder(tmp_path, vision, min_pixels=784, max_pixels=1568)
     assert (both.min_pixels, both.max_pixels) == (784, 1568)
-    with pytest.raises(ValueError, match="min_pixels 60000 and max_pixels 50176"):
+    with pytest.raises(ValueError, match=r"min_pixels 60000 .*max_pixels 50176"):
         PixelSettings.from_folder(tmp_path, vision, min_pixels=60000)
     for pixels in (0, -5):
-        with pytest.raises(ValueError, match=f"min_pixels {pixels} "):
+        with pytest.raises(ValueError, match=rf"min_pixels {pixels}\b"):
             PixelSettings.from_folder(tmp_path, vision, min_pixels=pixels)
-        with pytest.raises(ValueError, match=f"max_pixels {pixels}:"):
+        with pytest.raises(ValueError, match=rf"max_pixels {pixels}\b"):
             PixelSettings.from_folder(tmp_path, vision, max_pixels=pixels)

@@ -94,9 +94,9 @@ def test_given_visuals_replace_those_of_the_messages(processor: Processor) -> No
     prompt = processor.encode(bare, visuals=[visual])
     assert prompt.visuals == (visual,)
     assert torch.equal(prompt.input_ids, processor.encode(user(image_part(), "What?")).input_ids)
-    with pytest.raises(ValueError, match="2 visuals given for 1 places"):
+    with pytest.raises(ValueError, match=r"\b2 visuals .*\b1\b"):
         processor.encode(bare, visuals=[visual, visual])
-    with pytest.raises(ValueError, match="image part without its image"):
+    with pytest.raises(ValueError, match="image part"):
         processor.encode(bare)
 
 
@@ -302,7 +302,7 @@ def test_unusable_videos(
 
 
 def test_elongated_and_undecodable_pictures(processor: Processor) -> None:
-    with pytest.raises(ValueError, match="aspect ratio 300 is over 200; crop it"):
+    with pytest.raises(ValueError, match=r"aspect ratio 300\b.*\b200\b"):
         processor.image(picture(600, 2))
-    with pytest.raises(ValueError, match="cannot be decoded as an image"):
+    with pytest.raises(ValueError, match="decoded"):
         processor.encode(user({"type": "image", "image": b"no"}))
