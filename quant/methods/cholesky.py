@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...common.validation import check_value
+from ..recipe.ranges import DampPercent
 from . import blas
 
 LADDER = (1, 2, 5, 10, 20, 50, 100)
@@ -73,8 +75,7 @@ def damping_fractions(damp_percent: float) -> tuple[float, ...]:
     Raises:
         ValueError: `damp_percent` is out of range.
     """
-    if not 0 < damp_percent <= 1:
-        raise ValueError(f"damp_percent is {damp_percent}; it is a fraction above 0, at most 1")
+    check_value(DampPercent, damp_percent, "damp_percent")
     return tuple(damp_percent * rung for rung in LADDER)
 
 

@@ -16,6 +16,8 @@ the regression of `W X~` on X is orthogonal to X: it is the constant.)
 import torch
 from torch import Tensor
 
+from ...common.validation import check_value
+from ..recipe.ranges import Share
 from .cholesky import damping_fractions
 
 
@@ -54,8 +56,7 @@ def asymmetric_target(
             )
         if not bool(torch.isfinite(matrix).all()):
             raise ValueError(f"{name} is not finite; calibrate in bf16 or fp32")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}; it is a fraction from 0 to 1")
+    check_value(Share, strength, "strength")
     fractions = damping_fractions(damp_percent)
     original = weight.float()
     if strength == 0 or not bool(cross.any()):

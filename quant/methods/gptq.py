@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ...common.validation import check_value
+from ..recipe.ranges import BlockSize
 from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .blas import transposed_product
@@ -176,8 +178,7 @@ def _check(weight: Tensor, hessian: Tensor, damp_percent: float, block_size: int
             f"({columns}, {columns})"
         )
     damping_fractions(damp_percent)
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+    check_value(BlockSize, block_size, "block_size")
     if not is_finite(hessian):
         raise ValueError(
             "the Hessian is not finite: the layer's inputs overflowed during calibration; "

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...common.validation import check_value
+from ..recipe.ranges import Share
+
 ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Candidates of an `alpha` search, in addition to no smoothing."""
 LARGEST_SCALE = 2.0**16
@@ -47,8 +50,7 @@ def smooth_scales(act_scales: Tensor, weight_scales: Tensor, alpha: float) -> Te
     Raises:
         ValueError: alpha is out of range, or a magnitude is not finite.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; allowed is 0 to 1")
+    check_value(Share, alpha, "alpha")
     for what, values in (("activations", act_scales), ("weights", weight_scales)):
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"{what} are not finite; calibrate in bf16 or fp32")

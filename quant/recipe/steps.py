@@ -10,16 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from annotated_types import MinLen
 from pydantic import StrictBool
 
-from ...common.validation import Allowed, Integer, Real, parse, shown, validated
+from ...common.validation import Allowed, Integer, parse, shown, validated
 from .presets import DECODER, SEARCH
+from .ranges import BlockSize, DampPercent, Share
 from .scheme import QuantScheme
 
 Method = Literal["gptq", "gptaq", "rtn"]
 Patterns = Annotated[tuple[str, ...], Allowed("a list of layer patterns")]
 Targets = Annotated[tuple[str, ...], MinLen(1), Allowed("a list of layer patterns, at least one")]
-DampPercent = Annotated[float, Real(above=0, most=1)]
-BlockSize = Annotated[int, Integer(1)]
-Share = Annotated[float, Real(least=0, most=1)]
 Alpha = Annotated[Share | Literal["search"], Allowed(f"a number from 0 to 1, {SEARCH!r}")]
 
 
