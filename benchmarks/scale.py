@@ -1,19 +1,18 @@
-"""What quantizing large checkpoints takes: memory, disk and time, beside what `plan` said before.
+"""Memory, disk and time of quantizing large checkpoints, compared with the estimates of `plan`.
 
     python benchmarks/scale.py [--case 3b ...] [--work out/scale] [--keep]
 
-Writes checkpoints of random weights with the widths of published models (make_model.py), 32 samples
-of about 400 tokens from the built-in drawings, and quantizes them with the command line in a
-process of its own, of which the peak of resident memory is taken. Adds to results/scale.json and
-rewrites results/scale.md beside this script. A case that was stopped goes on with its next run, but
-is then measured in part only: remove its folder for a whole measurement.
+Writes checkpoints of random weights with the widths of published models (make_model.py) and
+quantizes them by the command line in a separate process, with 32 built-in samples of about 400
+tokens. Peak memory is the high-water mark of that process. Adds to results/scale.json and rewrites
+results/scale.md. An interrupted case resumes with the next run, but then only a part of it is
+measured: remove its folder for a complete measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common.machine import ROOT, describe, provenance
+from common.processes import run_measured
 from tabulate import tabulate
 
 HERE = Path(__file__).resolve().parent
@@ -36,14 +36,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how much memory quantizing it may take."""
+    """A model and the memory limit of its quantization."""
 
     family: str
     size: str
     layers: int | None
-    """Of the decoder; None for all."""
+    """Decoder layers; None for all."""
     limit: int
-    """GiB."""
+    """Memory limit in GiB."""
 
 
 CASES = {
@@ -54,7 +54,7 @@ CASES = {
 
 
 def main() -> None:
-    """Measure the cases that are asked for and write the result files."""
+    """Measure the selected cases and write the result files."""
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     stored = HERE / "results" / "scale.json"
@@ -84,45 +84,46 @@ def measure(name: str, case: Case, work: Path) -> dict[str, Any]:
     if not source.is_dir():
         partial = source.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        # Not in this process: Linux counts the memory of a parent as its children's, see wait4.
-        made = [sys.executable, str(HERE / "make_model.py"), str(partial), "--family", case.family]
+        # In a separate process, so that this one stays small.
+        command = [
+            sys.executable,
+            str(HERE / "make_model.py"),
+            str(partial),
+            "--family",
+            case.family,
+        ]
         layers = [] if case.layers is None else ["--layers", str(case.layers)]
-        subprocess.run([*made, "--size", case.size, *layers], check=True)
+        options = ["--family", case.family, "--size", case.size, *layers]
+        subprocess.run([*script, *options], check=True)
         partial.rename(source)
     shutil.rmtree(out, ignore_errors=True)
-    asked = [str(source), "--recipe", RECIPE, *SAMPLES, "--json"]
-    planned = json.loads(run(["plan", *asked]))["estimate"]
+    arguments = [str(source), "--recipe", RECIPE, *SAMPLES, "--json"]
+    planned = json.loads(run(["plan", *arguments]))["estimate"]
     started = time.monotonic()
     journal = out.with_name(f".{out.name}.vlpress-work") / "journal.jsonl"
-    with Watch(journal) as watch:
-        process = subprocess.Popen(
-            vlpress(["quantize", *asked, "--out", str(out)]), stdout=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - started
-    if status:
-        sys.exit(f"vlpress quantize of {name} ended with {os.waitstatus_to_exitcode(status)}")
+    with JournalWatch(journal) as watch:
+        usage = run_measured(vlpress(["quantize", *arguments, "--out", str(out)]))
     return {
         "planned": planned,
         "limit_bytes": case.limit * GIB,
         "source_bytes": size_of(source),
         "output_bytes": size_of(out),
-        "peak_bytes": usage.ru_maxrss * 1024,
-        "seconds": seconds,
-        "stages": watch.stages(started, seconds),
+        "peak_bytes": usage.peak_bytes,
+        "seconds": usage.seconds,
+        "stages": watch.stages(started, usage.seconds),
     }
 
 
-class Watch:
-    """Notes when each line of a journal comes."""
+class JournalWatch:
+    """Records the time at which each line of a journal appears."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
         self._lines: list[tuple[float, str]] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._poll)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> JournalWatch:
         self._thread.start()
         return self
 
@@ -130,7 +131,7 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._stop.wait(0.5):
             try:
                 lines = self._journal.read_text().splitlines()
@@ -140,14 +141,14 @@ class Watch:
                 self._lines.append((time.monotonic(), json.loads(line)["block"]))
 
     def stages(self, started: float, seconds: float) -> dict[str, float]:
-        """Seconds of each stage: everything before the first block counts as its own."""
-        found: dict[str, float] = {}
+        """Seconds by stage; the time before a block's line belongs to the block's stage."""
+        stages: dict[str, float] = {}
         before = started
         for when, block in self._lines:
             stage = next(name for start, name in STAGES.items() if block.startswith(start))
-            found[stage] = found.get(stage, 0.0) + when - before
+            stages[stage] = stages.get(stage, 0.0) + when - before
             before = when
-        return {**found, "writing": started + seconds - before}
+        return {**stages, "writing": started + seconds - before}
 
 
 def size_of(folder: Path) -> int:
@@ -161,12 +162,12 @@ def vlpress(arguments: list[str]) -> list[str]:
 
 
 def run(arguments: list[str]) -> str:
-    """What a verb prints."""
+    """Standard output of a verb."""
     return subprocess.run(vlpress(arguments), check=True, capture_output=True, text=True).stdout
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The tables of the results."""
+    """Tables of the results."""
     memory = [
         [
             name,
@@ -190,12 +191,11 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         for name, row in rows.items()
     ]
-    made = "\n".join(f"- {name}: {describe(dict(row))}" for name, row in rows.items())
+    origins = "\n".join(f"- {name}: {describe(dict(row))}" for name, row in rows.items())
     head = ["model", "GB", "GB after", "peak GiB", "at most", "planned GiB", "off", "tokens"]
     return (
-        f"# Scale\n\n{made}\n\nThe preset {RECIPE} with 32 samples; a number behind the size is "
-        "how many decoder layers of it there are. Peak: of resident memory, the process as a "
-        "whole.\n\n"
+        f"# Scale\n\n{origins}\n\nThe preset {RECIPE} with 32 samples; a number after the size is "
+        "the number of decoder layers. Peak: resident memory of the process.\n\n"
         f"{tabulate(memory, head, tablefmt='github')}\n\n"
         "Seconds, by stage; the first one includes reading the checkpoint for its fingerprint and "
         "preparing the samples.\n\n"
