@@ -85,13 +85,7 @@ def measure(name: str, case: Case, work: Path) -> dict[str, Any]:
         partial = source.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         # In a separate process, so that this one stays small.
-        command = [
-            sys.executable,
-            str(HERE / "make_model.py"),
-            str(partial),
-            "--family",
-            case.family,
-        ]
+        script = [sys.executable, str(HERE / "make_model.py"), str(partial)]
         layers = [] if case.layers is None else ["--layers", str(case.layers)]
         options = ["--family", case.family, "--size", case.size, *layers]
         subprocess.run([*script, *options], check=True)
