@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from blockwise_jobs import STEPS, contents, finish, job, source_of
 from ranks_of_threads import run_ranks
 from tiny_models import prompts
 
@@ -13,8 +14,6 @@ from vlpress.model.config import ModelConfig
 from vlpress.quant.checkpoint.saving import save_finished
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
-
-from test_blockwise import STEPS, contents, finish, job, source_of  # isort: skip
 
 
 def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> dict[str, bytes]:

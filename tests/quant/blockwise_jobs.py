@@ -1,0 +1,66 @@
+"""Blockwise quantization of small checkpoints, for the tests of the driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import small_config, small_model, write_small_checkpoint
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.processing.inputs import Prompt
+from vlpress.quant.checkpoint.formats.folder import checkpoint_folder
+from vlpress.quant.checkpoint.saving import save_finished
+from vlpress.quant.driver.blockwise import BlockwiseQuantizer
+from vlpress.quant.driver.journal import Journal
+from vlpress.quant.plan.plan import make_plan
+from vlpress.quant.recipe.recipe import Recipe
+
+GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
+RTN: dict[str, Any] = {"method": "rtn", "bits": 8, "group_size": -1}
+STATIC = RTN | {"activations": "static"}
+TOWER = ["visual.blocks.*", "visual.merger.*"]
+DECODER = ["model.layers.*"]
+BOTH = [GPTQ | {"targets": TOWER}, GPTQ | {"targets": DECODER}]
+SMOOTH = {"method": "smoothquant", "alpha": "search"}
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "rounded": [RTN | {"targets": [*TOWER, *DECODER]}],
+    "solved": BOTH,
+    "one block": [GPTQ | {"targets": ["model.layers.0.*"]}],
+    "head": [GPTQ, GPTQ | {"targets": ["lm_head"]}],
+    "smoothed": [
+        SMOOTH | {"targets": [*TOWER, *DECODER]},
+        RTN | {"activations": "static"} | {"targets": [*TOWER, *DECODER]},
+    ],
+    "awq": [{"method": "awq"}, RTN | {"bits": 4, "group_size": 32, "symmetric": False}],
+    "against the float model": [step | {"method": "gptaq"} for step in BOTH],
+}
+
+
+def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
+    tied = not any("lm_head" in str(step) for step in form.pop("steps", ()))
+    raw = small_config(family, tied=tied) | {"torch_dtype": "bfloat16"}
+    model = small_model(raw, dtype=torch.bfloat16)
+    return write_small_checkpoint(tmp_path / "source", model, **form)
+
+
+def job(
+    source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
+) -> BlockwiseQuantizer:
+    calibration = more.pop("calibration", {})
+    rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
+    plan = make_plan(ModelConfig.from_folder(source), rule)
+    return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
+
+
+def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, bytes]:
+    journal = Journal(work)
+    report = streaming.quantize(journal)
+    with checkpoint_folder(out, streaming.source) as folder:
+        save_finished(journal.tensors(), report, streaming.source, folder)
+    return contents(out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
