@@ -1,9 +1,9 @@
 """Typed view of a Qwen-VL `config.json`.
 
-Checkpoints in the wild come in two generations: flat (text fields at the top level, `rope_scaling`,
-`torch_dtype`) and nested (`text_config`, `rope_parameters`, `dtype`). Both become one frozen
-`ModelConfig`; the dictionary as read stays in `raw`, because what is written later must keep the
-source's form. Fields that a file leaves out take the defaults of the two published configurations.
+Published checkpoints use two generations of the file: flat (text fields at the top level,
+`rope_scaling`, `torch_dtype`) and nested (`text_config`, `rope_parameters`, `dtype`). Both become
+one frozen `ModelConfig`. `raw` holds the unchanged dictionary, because written checkpoints keep the
+source's form. Missing fields take the defaults of the two published configurations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LFS_POINTER = b"version https://git-lfs"
-LARGEST_JSON = 2**28  # bytes; the largest there are, tokenizers, have 2**25
+LARGEST_JSON = 2**28  # bytes; the largest published files, tokenizers, have 2**25
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -41,8 +41,8 @@ class VisionConfig:
     in_channels: int = 3
     patch_size: int = 14  # pixels
     temporal_patch_size: int = 2  # frames
-    spatial_merge_size: int = 2  # patches per side that become one token
-    window_size: int = 0  # pixels; 0: every block sees the whole frame
+    spatial_merge_size: int = 2  # patches per side of one token
+    window_size: int = 0  # pixels; 0: full attention in every block
     fullatt_block_indexes: tuple[int, ...] = ()
     tokens_per_second: int = 0  # 0: temporal position ids count patches instead of seconds
 
@@ -66,26 +66,26 @@ class VisionConfig:
 
     @property
     def merge_unit(self) -> int:
-        """Patches that the merger joins into one token."""
+        """Number of patches that the merger joins into one token."""
         return self.spatial_merge_size**2
 
     @property
     def patch_dim(self) -> int:
-        """Values in one flattened patch: channels x frames x height x width."""
+        """Length of a flattened patch: channels x frames x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def pixel_factor(self) -> int:
-        """Picture sides must be multiples of this many pixels."""
+        """Divisor of the image sides, in pixels."""
         return self.patch_size * self.spatial_merge_size
 
     @property
     def is_windowed(self) -> bool:
-        """Whether some blocks attend inside windows only."""
+        """Whether some blocks use window attention."""
         return self.window_size > 0
 
     def has_full_attention(self, index: int) -> bool:
-        """Whether block `index` attends over whole frames."""
+        """Tell whether block `index` attends to the whole frame."""
         return not self.is_windowed or index in self.fullatt_block_indexes
 
 
@@ -126,7 +126,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen-VL model: vision tower, decoder and the tokens that join them."""
+    """Sizes of a Qwen-VL model: vision tower, decoder, and the ids of the vision tokens."""
 
     family: str  # one of MODEL_TYPES
     vision: VisionConfig
@@ -135,15 +135,15 @@ class ModelConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    dtype: torch.dtype | None  # what the checkpoint says it is stored in
-    raw: Mapping[str, Any] = field(repr=False, compare=False)  # config.json as read
+    dtype: torch.dtype | None  # of the stored parameters; None: not in the file
+    raw: Mapping[str, Any] = field(repr=False, compare=False)  # the unchanged config.json
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Read either generation of `config.json`.
 
         Raises:
-            ValueError: `model_type` is unknown, or a field has a value this model cannot have.
+            ValueError: `model_type` is unknown, or a field has a value that is not supported.
         """
         family = raw.get("model_type")
         if family not in MODEL_TYPES:
@@ -159,8 +159,8 @@ class ModelConfig:
         text = _text(section, tied=_is_tied(raw, text_raw))
         if vision.out_hidden_size != text.hidden_size:
             raise ValueError(
-                f"config.json: the vision tower ends in {vision.out_hidden_size} features and the "
-                f"decoder is {text.hidden_size} wide; both must be equal"
+                f"config.json: the vision tower has {vision.out_hidden_size} output features, but "
+                f"the decoder's hidden_size is {text.hidden_size}; both must be equal"
             )
         return cls(
             family=family,
@@ -176,18 +176,18 @@ class ModelConfig:
         """Read `config.json` of a checkpoint folder.
 
         Raises:
-            FileNotFoundError: There is no `config.json`.
-            ValueError: The file is not a JSON object, or `from_dict` refuses it.
+            FileNotFoundError: there is no `config.json`.
+            ValueError: the file is not a JSON object, or see `from_dict`.
         """
         return cls.from_dict(read_checkpoint_json(Path(path) / "config.json"))
 
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from `path`.
+    """Read a JSON file of a checkpoint.
 
     Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file does not hold a JSON object, or is far larger than any of a model.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a JSON object, is a Git LFS pointer, or exceeds `LARGEST_JSON`.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -200,15 +200,15 @@ def read_checkpoint_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has not fetched yet.
+    """Check that a file is not a Git LFS pointer, which takes its place until it is fetched.
 
     Raises:
-        ValueError: It holds a pointer.
+        ValueError: it is one.
     """
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(
-                f"{path}: a Git LFS pointer in place of the file; run `git lfs pull` in its folder"
+                f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` in its folder"
             )
 
 
@@ -253,7 +253,7 @@ def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
 
 
 def _is_tied(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> bool:
-    # Some nested files carry the flag only inside text_config, with a false default outside.
+    # Some nested files have the flag only inside text_config, and a default of false outside.
     return bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
 
 
