@@ -38,11 +38,11 @@ from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
 from .fidelity.teacher_forcing import ANSWER_TOKENS
 from .fingerprint import (
-    folder_identity,
+    count_weight_bytes,
+    count_weights,
+    identify_checkpoint,
     run_fingerprint,
     setup_differences,
-    weight_bytes,
-    weight_count,
 )
 from .report.thumbnails import store_thumbnails
 from .results import (
@@ -146,8 +146,8 @@ def evaluate_model(
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
-        "bytes": weight_bytes(model, folder),
-        "weights": weight_count(model),
+        "bytes": count_weight_bytes(model, folder),
+        "weights": count_weights(model),
     }
     base = None
     if reference is not None:
@@ -348,7 +348,7 @@ def find_reference(base: StoredRun) -> Path:
             "put it back or evaluate the original again"
         ) from error
     identity = base.fingerprint["model"]
-    if "memory" not in identity["files"] and folder_identity(folder) != identity:
+    if "memory" not in identity["files"] and identify_checkpoint(folder) != identity:
         raise ValueError(
             f"{base.path} was made with the model {base.name}, which has changed since; "
             "put it back or evaluate the original again"

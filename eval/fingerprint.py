@@ -1,7 +1,7 @@
-"""What a score depends on: the setup two models must share, and the identity of each.
+"""Fingerprint of an evaluation: its setup and the identity of its model.
 
-Two evaluations may be compared only if everything but the model is equal. The parts that
-describe the model (`MODEL_KEYS`) are therefore kept apart from the rest.
+Two evaluations are comparable only if everything but the model is equal. The parts that describe
+the model are listed in `MODEL_KEYS`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,16 @@ def run_fingerprint(
     batch_size: int,
     seed: int,
     source: Path | None,
-    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe a run, its tasks apart.
+    """Return the fingerprint of a run, without its tasks.
 
     Args:
-        model: the model as it is evaluated.
-        processor: what prepares its inputs.
-        batch_size: prompts per batch; even exact batching moves logits in their last digits.
-        seed: of the choice that a limit makes.
-        source: the checkpoint folder, hashed for the model's identity; None hashes the weights
-            in memory instead.
-        extra: further parts.
+        model: the evaluated model.
+        processor: processor of the model.
+        batch_size: prompts per batch; even exact batching changes logits in their last digits.
+        seed: seed of the sample that a limit draws.
+        source: checkpoint folder, hashed for the model's identity; None: hash the weights in
+            memory.
     """
     quantization = model.config.raw.get("quantization_config")
     return {
@@ -57,7 +55,7 @@ def run_fingerprint(
             "std": list(processor.settings.std),
             "rescale": processor.settings.rescale_factor,
         },
-        "text": text_identity(processor),
+        "text": identify_tokenizer(processor),
         "generation": {"temperature": 0.0, "repetition_penalty": 1.0},
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
@@ -65,43 +63,42 @@ def run_fingerprint(
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "model": folder_identity(source) if source else memory_identity(model),
-        "quantization": quantization and digest(quantization),
-        "kernels": kernels_of(model),
-        "activations": activations_of(model),
-        "head": head_of(model),
+        "model": identify_checkpoint(source) if source else identify_model(model),
+        "quantization": quantization and hash_json(quantization),
+        "kernels": count_kernels(model),
+        "activations": describe_activations(model),
+        "head": describe_head(model),
         "kv_cache": model.cache_type,
-        **(extra or {}),
     }
 
 
-def kernels_of(model: QwenVL) -> dict[str, int]:
-    """How many layers each kind of kernel computes: they round in their own ways.
+def count_kernels(model: QwenVL) -> dict[str, int]:
+    """Count the layers per kernel: kernels differ in rounding.
 
-    Quantized layers, and layers in float and the output head if it is not torch that multiplies
+    Includes quantized layers, and float layers and the output head if a kernel of vlpress computes
     them.
     """
-    found = Counter(layer.kernel for layer in quantized_layers(model).values())
+    counts = Counter(layer.kernel for layer in quantized_layers(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
-    found.update(module.product.kernels.name for module in floats)
+    counts.update(module.product.kernels.name for module in floats)
     if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):
-        found[model.head_product.kernels.name] += 1
-    return dict(sorted(found.items()))
+        counts[model.head_product.kernels.name] += 1
+    return dict(sorted(counts.items()))
 
 
-def activations_of(model: QwenVL) -> str | None:
-    """``int8`` if inputs are rounded though the recipe did not say so; else None."""
-    asked = any(layer.rounds_inputs for layer in quantized_layers(model).values())
-    return "int8" if asked else None
+def describe_activations(model: QwenVL) -> str | None:
+    """Return `int8` if activations are rounded without the recipe requiring it; else None."""
+    is_rounded = any(layer.rounds_inputs for layer in quantized_layers(model).values())
+    return "int8" if is_rounded else None
 
 
-def head_of(model: QwenVL) -> str | None:
-    """The scheme of a quantized output head; else None."""
+def describe_head(model: QwenVL) -> str | None:
+    """Return the scheme of a quantized output head; None if it is not quantized."""
     return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
 
 
 def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
-    """Name the parts in which two runs differ, the model and its quantization left out."""
+    """Describe the differences between two fingerprints, without the parts in `MODEL_KEYS`."""
 
     def setup(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if key not in MODEL_KEYS}
@@ -109,51 +106,51 @@ def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> 
     return differences(setup(base), setup(candidate))
 
 
-def folder_identity(folder: Path) -> dict[str, Any]:
-    """Hash a checkpoint folder: its config and every weight file that is read."""
+def identify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Hash the config and the loaded weight files of a checkpoint folder."""
     return {
         "config": _file_digest(folder / "config.json"),
         "files": {name: _file_digest(folder / name) for name in sorted(find_weights(folder).files)},
     }
 
 
-def text_identity(processor: Processor) -> dict[str, Any]:
-    """What decides how questions become tokens, and where an answer ends."""
+def identify_tokenizer(processor: Processor) -> dict[str, Any]:
+    """Hash everything that determines tokenization and the end of an answer."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)  # only the fast ones have it
     rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    # State of the last call rather than rules: encoding leaves its own padding behind.
+    # Padding and truncation are state of the last call, not rules.
     rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
     return {
-        "tokenizer": digest(rules),
-        "chat_template": digest(tokenizer.chat_template),
+        "tokenizer": hash_json(rules),
+        "chat_template": hash_json(tokenizer.chat_template),
         "stop_ids": sorted(processor.stop_ids),
     }
 
 
-def memory_identity(model: QwenVL) -> dict[str, Any]:
-    """Hash a model as it lies in memory: its config and every tensor's bytes."""
+def identify_model(model: QwenVL) -> dict[str, Any]:
+    """Hash the config and all tensors of a model in memory."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().contiguous().to("cpu").view(-1)
         weights.update(flat.view(torch.uint8).numpy().tobytes())
-    return {"config": digest(model.config.raw), "files": {"memory": weights.hexdigest()}}
+    return {"config": hash_json(model.config.raw), "files": {"memory": weights.hexdigest()}}
 
 
-def weight_bytes(model: QwenVL, source: Path | None) -> int:
-    """Size of the weights: of the checkpoint's files that are read, or of the tensors in memory."""
+def count_weight_bytes(model: QwenVL, source: Path | None) -> int:
+    """Return the bytes of the weights: of the checkpoint's loaded files, or of tensors in memory."""
     if source:
         return find_weights(source).bytes
     tensors = {t.data_ptr(): t for t in model.state_dict().values()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def weight_count(model: QwenVL) -> int:
-    """How many weights the model has, however they are stored; shared ones count once.
+def count_weights(model: QwenVL) -> int:
+    """Count the logical weights of a model; shared ones count once.
 
-    Modules that say `in_features` and `out_features` count by these, because a quantized linear
-    layer holds packed words.
+    Modules with `in_features` and `out_features` count by these, because a quantized linear layer
+    stores packed words.
     """
     total = 0
     seen: set[int] = set()
@@ -170,8 +167,8 @@ def weight_count(model: QwenVL) -> int:
     return total
 
 
-def digest(value: object) -> str:
-    """sha256 of a JSON value, whatever the order of its keys."""
+def hash_json(value: object) -> str:
+    """Return the sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

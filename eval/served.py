@@ -12,7 +12,7 @@ from typing import Any
 from ..common.output_dir import refuse_foreign
 from ..common.progress import Reporter
 from ..quant.config import DeviceOptions, RuntimeOptions
-from .answering.openai_client import Endpoint, base_url, read_api_key, request_fields
+from .answering.openai_client import Endpoint, normalize_url, read_api_key, request_fields
 from .answering.openai_responder import (
     EndpointResponder,
     choose_model,
@@ -95,7 +95,7 @@ def _endpoint(options: EvaluateOptions) -> Endpoint:
         extra=_parse_extra(options.endpoint_extra),
     )
     return Endpoint(
-        base_url(str(options.endpoint)),
+        normalize_url(str(options.endpoint)),
         options.served_model or "",
         fields,
         api_key=read_api_key(options.api_key_env),

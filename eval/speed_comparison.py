@@ -15,7 +15,7 @@ from ..common.progress import Reporter, format_bytes
 from ..model.qwen_vl import QwenVL
 from ..quant.resolve import Source
 from .answering.throughput import TimedModel, measure_throughput
-from .fingerprint import activations_of, head_of, kernels_of
+from .fingerprint import count_kernels, describe_activations, describe_head
 from .report.speed_section import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task
@@ -100,9 +100,9 @@ def _runtime_difference(models: Sequence[QwenVL], runs: Sequence[StoredRun]) -> 
     for model, run in zip(models, runs, strict=True):
         current: dict[str, Any] = {
             "dtype": str(model.dtype).removeprefix("torch."),
-            "kernels": kernels_of(model),
-            "activations": activations_of(model),
-            "head": head_of(model),
+            "kernels": count_kernels(model),
+            "activations": describe_activations(model),
+            "head": describe_head(model),
             "kv_cache": model.cache_type,
         }
         for key, value in current.items():

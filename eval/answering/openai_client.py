@@ -1,7 +1,8 @@
-"""A served model behind the OpenAI-compatible chat API: where it is and how it is asked.
+"""HTTP client for the OpenAI-compatible chat API.
 
-The client repeats what may pass (429, 5xx, timeouts, lost connections) after growing pauses and
-gives up on the rest at once, with the server's own words. The API key is sent and never shown.
+The client retries transient failures (429, 5xx, timeouts, lost connections) with exponential
+backoff and raises all others at once, with the server's message. The API key is sent and never
+shown.
 """
 
 from __future__ import annotations
@@ -27,54 +28,61 @@ from tenacity import (
 )
 
 API_KEY = "OPENAI_API_KEY"  # the customary environment variable
-TOP_LOGPROBS = 20  # the most that servers grant by default
+TOP_LOGPROBS = 20  # the default maximum of servers
 FIXED = (
     *("model", "messages", "max_tokens", "max_completion_tokens"),
     *("temperature", "top_p", "n", "stream"),
 )
+"""Request fields that the evaluation sets."""
 PIXELS = "mm_processor_kwargs"
-PASSING = (408, 425, 429)  # and everything from 500 on
+"""Request field with vLLM's bounds of image areas."""
+TRANSIENT = (408, 425, 429)  # and all from 500
 UNAUTHORIZED = (401, 403)
 CONNECT_SECONDS = 20.0
-LONGEST_PAUSE = 600.0  # seconds, whatever a server asks for
+LONGEST_PAUSE = 600.0  # seconds; cap on Retry-After
 QUOTED = 300  # characters of a server's message
 
 
 class EndpointError(ValueError):
-    """A server that refuses, or cannot be used."""
+    """A request that the server refused or did not answer."""
 
 
-class _Passing(Exception):
-    """What may be over at the next try."""
+class _TransientError(Exception):
+    """A failure that a retry may resolve.
+
+    Args:
+        reason: description for the message.
+        pause: seconds to wait as requested by the server; None: no request.
+    """
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
-        self.pause = pause  # seconds that the server asks for
+        self.pause = pause
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is served and how it is asked."""
+    """Address of a served model and settings of requests to it."""
 
     url: str  # up to /v1
-    model: str  # its name there
-    fields: Mapping[str, Any]  # of every request, beside model, messages and max_tokens
+    model: str  # served name
+    fields: Mapping[str, Any]  # of every request, in addition to model, messages and max_tokens
     api_key: str | None = field(default=None, repr=False)
-    concurrency: int = 8  # requests under way at once
-    timeout: float = 600.0  # seconds for one request, waiting in the server's queue included
+    concurrency: int = 8  # concurrent requests
+    timeout: float = 600.0  # seconds per request, time in the server's queue included
     retries: int = 6
-    first_pause: float = 1.0  # seconds before the first retry; doubled for each one after
+    first_pause: float = 1.0  # seconds before the first retry; doubled for each further one
 
 
-def base_url(text: str) -> str:
-    """The API's base address, `.../v1`, from what a user gives for it.
+def normalize_url(text: str) -> str:
+    """Return the base address of the API, `.../v1`, from an address in any common form.
 
     Raises:
-        ValueError: no http address, or one that carries a password or a query.
+        ValueError: the text is not an http address, or contains a password or a query.
     """
     parts = urlsplit(text if "://" in text else f"http://{text}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        # Not quoted: it is stored and shown, and this may be a secret.
+        # Not quoted in the message: it may contain a secret.
         raise ValueError(
             "an endpoint's address may hold no user, password or query; give an API key in the "
             "environment instead (--api-key-env)"
@@ -86,10 +94,10 @@ def base_url(text: str) -> str:
 
 
 def read_api_key(variable: str | None) -> str | None:
-    """The API key from the environment; None reads the customary variable, if it is set.
+    """Read the API key from an environment variable; None: from `API_KEY` if it is set.
 
     Raises:
-        ValueError: the named variable is not set, or holds what no header can.
+        ValueError: the named variable is not set, or its value cannot be in a header.
     """
     name = variable or API_KEY
     key = os.environ.get(name, "").strip()
@@ -107,18 +115,19 @@ def request_fields(
     max_pixels: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The fields of every request: greedy, without penalty, with log-probabilities.
+    """Return the fields of every request: greedy, without penalty, with log-probabilities.
 
-    A penalty of 1.0 is sent because servers else take that of the model's generation_config.
+    A penalty of 1.0 is sent because servers otherwise use the one in the model's
+    generation_config.
 
     Args:
-        seed: sent along; greedy answers do not depend on it.
-        min_pixels: smallest image area, as vLLM's `mm_processor_kwargs`; None leaves it out.
-        max_pixels: largest image area.
-        extra: further fields; null (None) leaves one of ours out.
+        seed: value of the field; greedy answers do not depend on it.
+        min_pixels: smallest image area, in vLLM's `mm_processor_kwargs`; None: not sent.
+        max_pixels: largest image area; None: not sent.
+        extra: further fields; None as a value removes a default field.
 
     Raises:
-        ValueError: `extra` would change what is measured, or states the pixels twice.
+        ValueError: `extra` sets a field of `FIXED`, or the pixel bounds are given twice.
     """
     extra = dict(extra or {})
     if fixed := [name for name in FIXED if name in extra]:
@@ -126,7 +135,7 @@ def request_fields(
             f"{fixed[0]!r} cannot be set: an evaluation decides it; further fields may be any "
             f"but {', '.join(FIXED)}"
         )
-    ours: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "temperature": 0.0,
         "top_p": 1.0,
         "seed": seed,
@@ -139,18 +148,18 @@ def request_fields(
         given = extra.pop(PIXELS, None) or {}
         if twice := [name for name in pixels if name in given]:
             raise ValueError(f"{twice[0]} is given twice, once in {PIXELS}; give it once")
-        ours[PIXELS] = {**given, **pixels}
-    fields = {name: value for name, value in {**ours, **extra}.items() if value is not None}
+        defaults[PIXELS] = {**given, **pixels}
+    fields = {name: value for name, value in {**defaults, **extra}.items() if value is not None}
     if not fields.get("logprobs"):
-        fields.pop("top_logprobs", None)  # servers refuse the one without the other
+        fields.pop("top_logprobs", None)  # servers refuse it without logprobs
     return fields
 
 
 class ChatClient:
-    """Asks one endpoint; to be used within one event loop.
+    """Client of one endpoint, for use within one event loop.
 
     Args:
-        endpoint: where and how.
+        endpoint: address and request settings.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -165,25 +174,25 @@ class ChatClient:
         self._backoff = wait_exponential(multiplier=pause, max=60.0) + wait_random(0.0, pause)
 
     async def close(self) -> None:
-        """Drop all connections."""
+        """Close all connections."""
         await self._http.aclose()
 
     async def models(self) -> list[dict[str, Any]] | None:
-        """What the server says it serves; None where it does not say.
+        """List the served models; None if the server does not list them.
 
         Raises:
-            EndpointError: nothing answers, or the key is refused.
+            EndpointError: the address cannot be reached, or the key is refused.
         """
         url = f"{self._endpoint.url}/models"
         try:
             response = await self._http.get(url, timeout=CONNECT_SECONDS)
         except httpx2.RequestError as error:
             raise EndpointError(
-                f"nothing answers at {url} ({_named(error)}); start the server or correct "
+                f"nothing answers at {url} ({_describe(error)}); start the server or correct "
                 "the endpoint's address"
             ) from error
         if response.status_code in UNAUTHORIZED:
-            raise self._refusal(response)
+            raise self._make_refusal(response)
         try:
             listed = response.json()["data"]
             return [dict(entry) for entry in listed if "id" in entry]
@@ -196,44 +205,46 @@ class ChatClient:
         max_tokens: int,
         pixels: Mapping[str, int] | None = None,
     ) -> object:
-        """The body of the reply to one conversation.
+        """Request one chat completion; return the body of the reply.
 
         Args:
             messages: in the chat form.
-            max_tokens: cap on the answer.
-            pixels: bounds of the pictures' area, beside what the endpoint's fields say.
+            max_tokens: limit of the answer.
+            pixels: bounds of the images' area, merged into those of the endpoint's fields.
 
         Raises:
-            EndpointError: the server refuses, or still does not answer after all retries.
+            EndpointError: the server refuses the request, or all retries fail.
         """
-        asked = {"model": self._endpoint.model, "messages": messages, "max_tokens": max_tokens}
-        fields = {**asked, **self._endpoint.fields}
+        request = {"model": self._endpoint.model, "messages": messages, "max_tokens": max_tokens}
+        fields = {**request, **self._endpoint.fields}
         if pixels:
             fields[PIXELS] = {**fields.get(PIXELS, {}), **pixels}
         body = json.dumps(fields).encode()
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(_Passing),
+                retry=retry_if_exception_type(_TransientError),
                 stop=stop_after_attempt(1 + self._endpoint.retries),
                 wait=self._pause,
                 reraise=True,
             ):
                 with attempt:
-                    return await self._once(body)
-        except _Passing as error:
+                    return await self._post(body)
+        except _TransientError as error:
             raise EndpointError(
                 f"{self._endpoint.url} failed {1 + self._endpoint.retries} times, at last: "
-                f"{error}; go on with the same command when it is back"
+                f"{error}; repeat the command to resume when it is back"
             ) from error
         raise AssertionError("the loop above returns or raises")
 
     def _pause(self, state: RetryCallState) -> float:
+        """Return the seconds to wait: Retry-After if the server sent it, else the backoff."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _Passing) and error.pause is not None:
+        if isinstance(error, _TransientError) and error.pause is not None:
             return min(error.pause, LONGEST_PAUSE)
         return self._backoff(state)
 
-    async def _once(self, body: bytes) -> object:
+    async def _post(self, body: bytes) -> object:
+        """Send one request; return the parsed reply."""
         try:
             response = await self._http.post(
                 f"{self._endpoint.url}/chat/completions",
@@ -241,23 +252,23 @@ class ChatClient:
                 headers={"Content-Type": "application/json"},
             )
         except httpx2.RequestError as error:
-            raise _Passing(_named(error)) from error
+            raise _TransientError(_describe(error)) from error
         status = response.status_code
-        if status in PASSING or status >= 500:
-            said = f"HTTP {status}: {self._quoted(response)}"
-            raise _Passing(said, retry_after(response.headers.get("Retry-After")))
+        if status in TRANSIENT or status >= 500:
+            reason = f"HTTP {status}: {self._quote(response)}"
+            raise _TransientError(reason, parse_retry_after(response.headers.get("Retry-After")))
         if status != 200:
-            raise self._refusal(response)
+            raise self._make_refusal(response)
         try:
             reply = response.json()
         except ValueError as error:
-            raise _Passing(f"its reply is no JSON: {self._quoted(response)}") from error
+            raise _TransientError(f"its reply is no JSON: {self._quote(response)}") from error
         if isinstance(reply, dict) and reply.get("error"):
-            raise self._refusal(response)
+            raise self._make_refusal(response)
         return reply
 
-    def _refusal(self, response: httpx2.Response) -> EndpointError:
-        message = self._quoted(response)
+    def _make_refusal(self, response: httpx2.Response) -> EndpointError:
+        message = self._quote(response)
         optional = [name for name in self._endpoint.fields if name not in FIXED]
         named = [name for name in optional if re.search(rf"\b{re.escape(name)}\b", message)]
         hint = ""
@@ -270,31 +281,31 @@ class ChatClient:
             f"{self._endpoint.url} refused (HTTP {response.status_code}: {message}){hint}"
         )
 
-    def _quoted(self, response: httpx2.Response) -> str:
-        """What the server says, in one line and without the key that it may repeat."""
-        text = " ".join(error_message(response.text).split())
+    def _quote(self, response: httpx2.Response) -> str:
+        """Return the server's message on one line, without the key that it may contain."""
+        text = " ".join(find_error_message(response.text).split())
         if self._endpoint.api_key:
             text = text.replace(self._endpoint.api_key, "***")
         return text if len(text) <= QUOTED else text[:QUOTED] + "..."
 
 
-def error_message(text: str) -> str:
-    """The message in an error's body, whichever of the customary forms it has."""
+def find_error_message(text: str) -> str:
+    """Return the message in the body of an error, in any of the common forms; else the body."""
     try:
         body = json.loads(text)
     except ValueError:
         return text
     for key in ("error", "message", "detail"):
-        found = body.get(key) if isinstance(body, dict) else None
-        if isinstance(found, dict) and "message" in found:
-            found = found["message"]
-        if found:
-            return found if isinstance(found, str) else json.dumps(found)
+        message = body.get(key) if isinstance(body, dict) else None
+        if isinstance(message, dict) and "message" in message:
+            message = message["message"]
+        if message:
+            return message if isinstance(message, str) else json.dumps(message)
     return text
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or a date."""
+def parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds in a Retry-After header, a number or a date; None if it has neither."""
     if value is None:
         return None
     try:
@@ -307,6 +318,6 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
-def _named(error: httpx2.RequestError) -> str:
-    """The error's kind and, where it has one, its message: a timeout's is empty."""
+def _describe(error: httpx2.RequestError) -> str:
+    """Return the error's type and its message, which is empty for timeouts."""
     return ": ".join(filter(None, [type(error).__name__, str(error)]))

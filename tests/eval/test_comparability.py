@@ -10,11 +10,11 @@ from eval_files import package_files
 from eval_models import TableResponder, evaluate_answers, right, small_model
 from workbench import reseal
 
-from vlpress.cli.console import comparison_table, headline
 from vlpress.eval import compare, compare_many, evaluate_endpoint, evaluate_model, open_task
 from vlpress.eval.answering.openai_client import Endpoint, request_fields
 from vlpress.eval.answering.runner import Completion
 from vlpress.eval.comparability import check_comparable
+from vlpress.eval.report.summary import summarize_comparison, summarize_report
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
@@ -90,7 +90,7 @@ def test_served_runs_of_one_engine_compare_without_a_flag(bench: Workbench) -> N
     text = " ".join((bench.folder / "report" / "report.md").read_text("utf-8").split())
     assert "| weights, bytes | unknown" in text and "unknown bits per weight" in text
     assert "| peak memory, bytes | unknown" in text
-    assert "None" not in text and "size:" not in headline(report)
+    assert "None" not in text and "size:" not in summarize_report(report)
 
 
 def test_local_and_served_runs_need_the_flag(bench: Workbench) -> None:
@@ -116,7 +116,7 @@ def test_what_differs_between_engines_is_noted_in_every_form(bench: Workbench) -
     text = (bench.folder / "report" / "report.md").read_text("utf-8")
     assert text.count("**Note**: ") == 3
     assert text.index("**Note**: the base was answered by vlpress") < text.index("## Scores")
-    assert headline(report).count("note: ") == 3
+    assert summarize_report(report).count("note: ") == 3
     assert report["fingerprint"]["candidate_setup"]["engine"]["software"] == "vllm"
     assert report["fingerprint"]["setup"]["dtype"] == "float32"
     assert report["size"]["base_bytes"] > 0 and report["size"]["bits_per_weight"] is None
@@ -132,7 +132,7 @@ def test_several_candidates_carry_their_notes(bench: Workbench) -> None:
     text = (bench.folder / "many" / "comparison.md").read_text("utf-8")
     assert text.count("**Note on two**: ") == 3 and "Note on one" not in text
     assert "| two         | INCONCLUSIVE |" in text and "| unknown " in text
-    assert comparison_table(found).count("note on two: ") == 3
+    assert summarize_comparison(found).count("note on two: ") == 3
 
 
 def test_two_kinds_of_server_are_two_engines(bench: Workbench) -> None:

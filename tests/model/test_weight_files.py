@@ -1,4 +1,4 @@
-"""Folders with more than one set of weights: which is read, and what is said about the rest."""
+"""Folders with more than one set of weights: selection and warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import RandomModel, WriteCheckpoint, make_random_model
 
-from vlpress.eval.fingerprint import folder_identity, weight_bytes
+from vlpress.eval.fingerprint import count_weight_bytes, identify_checkpoint
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.qwen_vl import QwenVL
@@ -36,8 +36,8 @@ def older() -> QwenVL:
 
 
 def is_loaded(folder: Path, model: QwenVL) -> bool:
-    loaded, wanted = load_model(folder, device="cpu").state_dict(), model.state_dict()
-    return all(torch.equal(loaded[name], wanted[name]) for name in wanted)
+    loaded, expected = load_model(folder, device="cpu").state_dict(), model.state_dict()
+    return all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def add_adapter(folder: Path, base: str | None = None) -> None:
@@ -84,7 +84,7 @@ def test_a_warning_is_given_once(
     assert len(caplog.records) == 1
 
 
-def test_an_index_whose_shards_are_gone_beside_a_single_file(
+def test_an_index_whose_shards_are_missing_with_a_single_file(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     model: QwenVL,
@@ -100,7 +100,7 @@ def test_an_index_whose_shards_are_gone_beside_a_single_file(
 
 
 @pytest.mark.parametrize("leftover", [b"", None], ids=["no bytes", "no tensors"])
-def test_a_single_file_without_tensors_beside_shards(
+def test_a_single_file_without_tensors_and_shards(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     model: QwenVL,
@@ -117,7 +117,7 @@ def test_a_single_file_without_tensors_beside_shards(
     assert SINGLE_FILE in caplog.text
 
 
-def test_a_damaged_single_file_beside_shards_is_refused(
+def test_a_damaged_single_file_with_shards_is_refused(
     tmp_path: Path, write_checkpoint: WriteCheckpoint
 ) -> None:
     write_checkpoint(tmp_path, shards=2)
@@ -138,7 +138,7 @@ def test_a_damaged_single_file_beside_shards_is_refused(
     ],
 )
 @pytest.mark.parametrize("shards", [1, 2])
-def test_weights_beside_the_set_are_named_and_not_read(
+def test_other_weights_are_named_and_not_read(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     model: QwenVL,
@@ -188,7 +188,7 @@ def test_an_index_of_another_save_is_refused(
 
 
 @pytest.mark.parametrize("other", ["pytorch_model.bin", "consolidated.safetensors"])
-def test_a_missing_shard_beside_another_set_names_both(
+def test_a_missing_shard_and_another_set_names_both(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, other: str
 ) -> None:
     write_checkpoint(tmp_path)
@@ -260,9 +260,9 @@ def test_an_adapter_alone_is_refused(
     add_adapter(tmp_path, base="Qwen/Qwen2.5-VL-3B-Instruct")
     (tmp_path / ADAPTER).rename(tmp_path / name)
     (tmp_path / "training_args.bin").write_bytes(b"x")
-    wanted = rf"adapter.*{name}.*Qwen/Qwen2\.5-VL-3B-Instruct.*merge"
+    message = rf"adapter.*{name}.*Qwen/Qwen2\.5-VL-3B-Instruct.*merge"
     for opened in (resolve_model, load_model, CheckpointReader, QuantizedCheckpoint):
-        with pytest.raises(ValueError, match=wanted) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             opened(tmp_path)
         one_line(caught.value)
 
@@ -292,7 +292,7 @@ def test_an_adapter_that_is_not_merged_into_the_weights(
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_an_adapter_beside_a_model_is_not_applied(
+def test_an_adapter_in_a_model_folder_is_not_applied(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     model: QwenVL,
@@ -342,7 +342,7 @@ def test_weights_of_another_name_in_config(
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_only_what_is_read_counts(
+def test_only_used_files_count(
     tmp_path: Path,
     write_checkpoint: WriteCheckpoint,
     random_model: RandomModel,
@@ -350,7 +350,11 @@ def test_only_what_is_read_counts(
 ) -> None:
     model = random_model()
     write_checkpoint(tmp_path, model, shards=shards)
-    before = weight_bytes(model, tmp_path), folder_identity(tmp_path), digest_folder(tmp_path)
+    before = (
+        count_weight_bytes(model, tmp_path),
+        identify_checkpoint(tmp_path),
+        digest_folder(tmp_path),
+    )
     read = (SINGLE_FILE,) if shards == 1 else SHARDS
     assert before[0] == sum((tmp_path / name).stat().st_size for name in read)
     save_file({"x": torch.ones(9)}, tmp_path / "consolidated.safetensors")
@@ -359,7 +363,11 @@ def test_only_what_is_read_counts(
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 1000)
     if shards == 1:
         (tmp_path / INDEX_FILE).write_text("{}")
-    after = weight_bytes(model, tmp_path), folder_identity(tmp_path), digest_folder(tmp_path)
+    after = (
+        count_weight_bytes(model, tmp_path),
+        identify_checkpoint(tmp_path),
+        digest_folder(tmp_path),
+    )
     assert after == before
     save_file({"x": torch.ones(9)}, tmp_path / read[-1])
-    assert folder_identity(tmp_path) != before[1] and digest_folder(tmp_path) != before[2]
+    assert identify_checkpoint(tmp_path) != before[1] and digest_folder(tmp_path) != before[2]

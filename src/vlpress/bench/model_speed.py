@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..eval.fingerprint import activations_of, head_of, kernels_of
+from ..eval.fingerprint import count_kernels, describe_activations, describe_head
 from ..model.generation import generate
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
@@ -56,9 +56,9 @@ def measure(
         "head_seconds": _head(model, new_tokens),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "kernels": kernels_of(model),
-        "activations": activations_of(model),
-        "head": head_of(model),
+        "kernels": count_kernels(model),
+        "activations": describe_activations(model),
+        "head": describe_head(model),
         "kv_cache": model.cache_type,
         "bandwidth": read_bandwidth() if on_cpu else None,
     }

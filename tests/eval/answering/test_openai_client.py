@@ -12,8 +12,8 @@ from vlpress.eval.answering.openai_client import (
     ChatClient,
     Endpoint,
     EndpointError,
-    base_url,
     error_message,
+    normalize_url,
     read_api_key,
     request_fields,
     retry_after,
@@ -64,13 +64,13 @@ def models(url: str, api_key: str | None = None) -> list[dict[str, Any]] | None:
     ],
 )
 def test_address_ends_in_v1(given: str, found: str) -> None:
-    assert base_url(given) == found
+    assert normalize_url(given) == found
 
 
 @pytest.mark.parametrize("given", ["", "ftp://h/v1", "http:///v1", "http://"])
 def test_what_is_no_address_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match=r"is no address; give one like http://localhost:8000/v1"):
-        base_url(given)
+        normalize_url(given)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_is_no_address_is_refused(given: str) -> None:
 )
 def test_address_with_a_secret_is_refused_without_quoting_it(given: str) -> None:
     with pytest.raises(ValueError, match="may hold no user, password or query") as caught:
-        base_url(given)
+        normalize_url(given)
     assert KEY not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlpress.eval.fingerprint import activations_of, head_of, kernels_of
+from vlpress.eval.fingerprint import count_kernels, describe_activations, describe_head
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.text import DecoderLayer
@@ -116,10 +116,10 @@ def test_a_float_model_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_inputs_are_rounded_only_if_asked_for(model: QwenVL) -> None:
     plain = logits(model)
-    assert activations_of(model) is None
+    assert describe_activations(model) is None
     round_inputs_(model)
     rounded = logits(model)
-    assert activations_of(model) == "int8"
+    assert describe_activations(model) == "int8"
     assert not torch.allclose(rounded, plain, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(rounded, plain, rtol=0.2, atol=0.5)
     prepare_(model)
@@ -131,7 +131,7 @@ def test_a_tied_head_is_rounded_in_memory(head: Any, bits: int, close: float) ->
     plain = open_model("tiny", device="cpu", dtype="fp32")
     rounded = open_model("tiny", device="cpu", dtype="fp32", head=head)
     assert isinstance(rounded.lm_head, QuantLinear) and rounded.lm_head.scheme.bits == bits
-    assert head_of(plain) is None and head_of(rounded) == f"int{bits} g128 sym"
+    assert describe_head(plain) is None and describe_head(rounded) == f"int{bits} g128 sym"
     embeddings = plain.model.embed_tokens.weight
     assert torch.equal(embeddings, rounded.model.embed_tokens.weight)
     hidden = torch.randn(3, embeddings.shape[1], generator=torch.Generator().manual_seed(1))
@@ -164,7 +164,7 @@ def test_one_thread_is_said(
 def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "reference")
     plain = open_model("tiny", device="cpu", dtype="bf16")
-    assert kernels_of(plain) == {}
+    assert count_kernels(plain) == {}
     monkeypatch.setenv(library.VARIABLE, "portable")
     fast = load_model("tiny", device="cpu", dtype="bf16")
     if not tied:
@@ -173,7 +173,7 @@ def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.M
         fast.lm_head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
     names = set(fast.state_dict())
     accelerate_head_(fast)
-    assert kernels_of(fast) == {"portable": 1}
+    assert count_kernels(fast) == {"portable": 1}
     assert set(fast.state_dict()) == names
     random = torch.Generator().manual_seed(2)
     for rows in (1, bf16_linear.GEMV_ROWS, bf16_linear.GEMV_ROWS + 1):
@@ -201,10 +201,10 @@ def test_layers_in_bf16_run_on_kernels_without_bf16_units(
     names = set(fast.state_dict())
     monkeypatch.setenv(library.VARIABLE, name)
     accelerate_layers_(fast, torch.device("cuda"))
-    assert kernels_of(fast) == {}
+    assert count_kernels(fast) == {}
     accelerate_layers_(fast, fast.device)
     pays = name in bf16_linear.WITHOUT_BF16_UNITS
-    assert kernels_of(fast) == ({name: len(layers)} if pays else {})
+    assert count_kernels(fast) == ({name: len(layers)} if pays else {})
     assert set(fast.state_dict()) == names
     tokens = torch.arange(40, 80)[None]
     with torch.inference_mode():
@@ -222,4 +222,4 @@ def feed_forward(model: QwenVL, tokens: Tensor) -> Tensor:
 
 @NEEDS
 def test_a_head_in_float32_stays_with_torch() -> None:
-    assert kernels_of(open_model("tiny", device="cpu", dtype="fp32")) == {}
+    assert count_kernels(open_model("tiny", device="cpu", dtype="fp32")) == {}
