@@ -1,4 +1,4 @@
-"""Gradients of the loss, against a plain backward pass and against what they mean."""
+"""Gradients of the loss, against a plain backward pass and their definition."""
 
 from dataclasses import replace
 
@@ -42,16 +42,16 @@ def test_the_loss_is_of_the_answer(tokens: int) -> None:
     model = small_model()
     given = answered(model, tokens)
     assert predicted_tokens(given, model.config) == tokens
-    wanted = plain_gradients(model, given, tokens)
-    for mine, theirs in zip(loss_gradients(model, given), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+    expected = plain_gradients(model, given, tokens)
+    for actual, reference in zip(loss_gradients(model, given), expected, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-7)
 
 
-def test_without_an_answer_all_behind_the_last_picture_is_predicted() -> None:
+def test_without_an_answer_all_tokens_after_the_last_image_are_predicted() -> None:
     model = small_model()
     given = answered(model, 0)
     last = int(visual_tokens(given, model.config).nonzero().max())
-    # The first token behind the picture is predicted by a picture token, which is left out.
+    # The first token after the image is predicted by an image token, which is excluded.
     assert predicted_tokens(given, model.config) == len(given) - last - 2
     text = prompt(model.config, [], 8, 1)
     assert predicted_tokens(text, model.config) == len(text) - 1
@@ -80,13 +80,11 @@ def test_a_sample_with_nothing_to_predict_keeps_the_floor() -> None:
     given = answered(model, 4)
     silent = prompt(model.config, [(1, 4, 8)], 12, 5)
     silent = replace(silent, input_ids=silent.input_ids[:-1])
-    picture_last = int(visual_tokens(silent, model.config).nonzero().max()) + 1
-    silent = Prompt(
-        silent.input_ids[:picture_last], silent.position_ids[:, :picture_last], silent.visuals
-    )
+    length = int(visual_tokens(silent, model.config).nonzero().max()) + 1
+    silent = Prompt(silent.input_ids[:length], silent.position_ids[:, :length], silent.visuals)
     assert predicted_tokens(silent, model.config) == 0
     weights = token_sensitivities(model, [given, silent], floor=0.2)
-    assert all(torch.equal(w, torch.full((picture_last,), 0.2)) for w in weights[silent])
+    assert all(torch.equal(w, torch.full((length,), 0.2)) for w in weights[silent])
 
 
 def test_nothing_to_predict_at_all_is_an_error() -> None:
@@ -100,18 +98,18 @@ def test_nothing_to_predict_at_all_is_an_error() -> None:
 def test_token_gradient_weights_by_block_and_sample() -> None:
     model = small_model(small_config(tied=False))
     given = prompts(model.config)
-    wanted = token_sensitivities(model, given)
+    expected = token_sensitivities(model, given)
     found = find_token_weights("token-gradient", model, given)
     for sample in given:
-        for number, weights in enumerate(wanted[sample]):
+        for number, weights in enumerate(expected[sample]):
             weight = found(f"model.layers.{number}", sample)
             assert weight is not None and torch.equal(weight, weights)
         head = found("lm_head", sample)
-        assert head is not None and torch.equal(head, wanted[sample][-1])
+        assert head is not None and torch.equal(head, expected[sample][-1])
         assert found("visual.blocks.0", sample) is None
     data = found.to_dict()
     assert set(data) == {"image", "text"}
     mask = torch.cat([visual_tokens(sample, model.config) for sample in given])
-    weights = torch.cat([wanted[sample][0] for sample in given])
+    weights = torch.cat([expected[sample][0] for sample in given])
     assert data["image"]["model.layers.0"] == pytest.approx(float(weights[mask].mean()))
     assert data["text"]["model.layers.0"] == pytest.approx(float(weights[~mask].mean()))

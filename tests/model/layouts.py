@@ -1,6 +1,6 @@
 """Checkpoint folders as they are published and as training tools write them, made of `tiny`.
 
-What a folder consists of differs by who wrote it: which files hold the tokenizer, the chat template
+Folders differ by the tool that saved them: the files that contain the tokenizer, the chat template
 and the image settings, whether config.json nests its text part, how tensors are named, and whether
 a tied head is stored. Every part here is written in one of these forms; `LAYOUTS` puts them
 together as publishers and tools do.
@@ -65,7 +65,7 @@ class Layout:
     family: str = "qwen2_5_vl"
 
     def write(self, folder: Path) -> QwenVL:
-        """Write the folder; returns the model that lies in it."""
+        """Write the folder; returns the saved model."""
         model, raw = source(self.family)
         raw = {**raw, "tie_word_embeddings": self.tied}
         write_json(folder / "config.json", self.config(raw))
@@ -145,7 +145,7 @@ def config_of_4_49(raw: Json) -> Json:
 
 
 def config_of_4_52(raw: Json) -> Json:
-    """The text part nested, and beside it the same keys as before."""
+    """The text section nested, in addition to the same keys as before."""
     raw = config_of_4_49(raw)
     skipped = ("vision_config", "model_type", "transformers_version")
     text = {key: value for key, value in raw.items() if key not in skipped}

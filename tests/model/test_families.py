@@ -44,9 +44,7 @@ def test_every_weight_belongs_to_one_block_or_entry(tiny_config: TinyConfig, fam
         assert len(owners) == 1, name
 
 
-def test_inputs_that_are_split_are_those_behind_split_outputs(
-    tiny_config: TinyConfig, family: str
-) -> None:
+def test_split_inputs_follow_split_outputs(tiny_config: TinyConfig, family: str) -> None:
     """Engines split the outputs of one layer and the inputs of the next over their devices."""
     linears = family_of(tiny_config(family)).linears(tiny_config(family))
     split = {spec.tap for spec in linears if spec.input_split}

@@ -62,7 +62,7 @@ def test_activations_that_overflow_fp16(
         )
     assert "\n" not in str(error.value)
     assert error.value.rows == (0, 1)
-    assert seen == [], "nothing is said before the scores are known to be finite"
+    assert seen == [], "no token is reported before its logits are checked"
     whole = overflowing(random_model(), torch.float32)
     assert len(generate(whole, prompts, max_new_tokens=3, stop_ids=())) == 2
 

@@ -22,9 +22,9 @@ def prompts(checkpoint: Path) -> list[Prompt]:
     processor = Processor.from_folder(checkpoint)
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(0, 256, (84, 112, 3), dtype=np.uint8))
-    picture = {"type": "image", "image": image}
+    part = {"type": "image", "image": image}
     return [
-        processor.encode([{"role": "user", "content": [picture, {"type": "text", "text": "?"}]}]),
+        processor.encode([{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]),
         processor.encode([{"role": "user", "content": "a longer question in words alone"}]),
         processor.encode([{"role": "user", "content": "hi"}]),
     ]
@@ -67,18 +67,16 @@ def test_batch_changes_nothing(
     assert run(prompts) == [run([prompt])[0] for prompt in prompts]
 
 
-def test_finished_prompts_leave_and_others_go_on(
-    random_model: RandomModel, prompts: list[Prompt]
-) -> None:
+def test_finished_prompts_leave_the_batch(random_model: RandomModel, prompts: list[Prompt]) -> None:
     model = random_model()
     free = generate(model, prompts, max_new_tokens=12, stop_ids=())
-    # The token that the first prompt makes in place 4, before any other prompt makes it.
+    # Token 4 of the first prompt, which no other prompt generates earlier.
     stop = free[0].token_ids[4]
     results = generate(model, prompts, max_new_tokens=12, stop_ids={stop}, return_logits=True)
     for result, whole in zip(results, free, strict=True):
-        place = whole.token_ids.index(stop) if stop in whole.token_ids else None
-        assert result.token_ids == whole.token_ids[:place]
-        assert result.stopped == (place is not None)
+        end = whole.token_ids.index(stop) if stop in whole.token_ids else None
+        assert result.token_ids == whole.token_ids[:end]
+        assert result.stopped == (end is not None)
         assert result.logits is not None
         assert result.logits.shape == (len(result.token_ids) + result.stopped, 288)
     assert results[0].stopped and not all(result.stopped for result in results)

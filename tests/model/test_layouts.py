@@ -1,7 +1,7 @@
-"""Every form of checkpoint folder gives the inputs that transformers gives, and the same model.
+"""Every form of checkpoint folder gives transformers' inputs, and the same model.
 
-`reference_processor` says how transformers' AutoProcessor runs here without torchvision: all of its
-own code but the processor for videos, so images are compared and videos are not.
+`reference_processor` runs transformers' AutoProcessor without torchvision: all of its own code but
+the processor for videos, so images are compared and videos are not.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 
-def picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-SMALL = {"type": "image", "image": picture(40, 30)}  # enlarged to the lower bound
-LARGE = {"type": "image", "image": picture(310, 205)}  # scaled down to the upper
+SMALL = {"type": "image", "image": make_image(40, 30)}  # enlarged to the lower bound
+LARGE = {"type": "image", "image": make_image(310, 205)}  # scaled down to the upper
 QUESTION = {"type": "text", "text": "What is shown? 这是什么？ Answer: A, B or 12."}
 CONVERSATIONS: dict[str, Sequence[dict[str, Any]]] = {
     "one image": [{"role": "user", "content": [LARGE, QUESTION]}],

@@ -1,7 +1,7 @@
 """Parity with transformers 5: same weights, same patches, same positions, same answers.
 
-For videos transformers gets our position ids: since version 4.52 it advances differently behind
-a video than the models were trained with.
+For videos transformers gets our position ids: since version 4.52 its positions after a
+video differ from those of training.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def pair(request: pytest.FixtureRequest, checkpoint: Path) -> Pair:
     return Pair(ours, build_theirs(ours), processor)
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def make_image(width: int, height: int, seed: int) -> Image.Image:
     """Smooth noise: resizing has something to do."""
     generator = np.random.default_rng(seed)
     small = generator.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-IMAGES = [picture(100, 60, 0), picture(64, 130, 1), picture(180, 170, 2)]
-FRAMES = [picture(90, 120, seed) for seed in range(3, 8)]
+IMAGES = [make_image(100, 60, 0), make_image(64, 130, 1), make_image(180, 170, 2)]
+FRAMES = [make_image(90, 120, seed) for seed in range(3, 8)]
 VIDEO = {"type": "video", "video": FRAMES, "fps": 1.5}
 CASES: dict[str, list[dict[str, Any]]] = {
     "text": [],

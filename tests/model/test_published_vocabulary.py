@@ -182,7 +182,7 @@ def read_ranks() -> dict[bytes, int]:
 
 
 def last_merge(token: bytes, comm: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens of which a token is made: what byte pair encoding has left before it."""
+    """The two tokens that byte pair encoding merges last to make a token."""
     splits = [(token[:at], token[at:]) for at in range(1, len(token))]
     splits = [pair for pair in splits if pair[0] in comm and pair[1] in comm]
     if len(splits) == 1:
@@ -225,7 +225,7 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -251,14 +251,14 @@ def test_texts(ours: Processor, theirs: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [TEXTS[0], TEXTS[2], TEXTS[8]])
-def test_text_beside_images(ours: Processor, theirs: Any, text: str) -> None:
-    images = [{"type": "image", "image": picture(*size)} for size in ((100, 60), (61, 243))]
+def test_text_with_images(ours: Processor, theirs: Any, text: str) -> None:
+    images = [{"type": "image", "image": make_image(*size)} for size in ((100, 60), (61, 243))]
     content = [images[0], {"type": "text", "text": text}, images[1], {"type": "text", "text": text}]
     assert_same_inputs(ours, theirs, [{"role": "user", "content": content}])
 
 
 def test_a_conversation(ours: Processor, theirs: Any) -> None:
-    image = {"type": "image", "image": picture(80, 80)}
+    image = {"type": "image", "image": make_image(80, 80)}
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Answer in one word."},
         {"role": "user", "content": [image, {"type": "text", "text": "Which colour?"}]},

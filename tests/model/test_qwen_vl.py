@@ -17,7 +17,7 @@ from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def make_image(width: int, height: int, seed: int) -> Image.Image:
     generator = np.random.default_rng(seed)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -30,9 +30,9 @@ def prompts(checkpoint: Path) -> list[Prompt]:
     def encode(*parts: Any) -> Prompt:
         return processor.encode([{"role": "user", "content": list(parts)}])
 
-    images = [picture(56, 84, 0), picture(112, 112, 1), picture(140, 60, 2)]
+    images = [make_image(56, 84, 0), make_image(112, 112, 1), make_image(140, 60, 2)]
     parts = [{"type": "image", "image": image} for image in images]
-    frames = [picture(84, 84, seed) for seed in range(3)]
+    frames = [make_image(84, 84, seed) for seed in range(3)]
     video = {"type": "video", "video": frames, "fps": 1.0}
     text = {"type": "text", "text": "Which one?"}
     return [encode(text), encode(parts[0], text), encode(*parts, text), encode(video, parts[1])]

@@ -50,10 +50,10 @@ def test_ids_equal_the_original_implementation(
     assert ids.tolist() == case["position_ids"]
 
 
-def test_golden_cases_reach_what_they_are_meant_to() -> None:
+def test_golden_cases_include_a_long_video() -> None:
     cases = {(case["family"], case["name"]): case for case in GOLDEN["cases"]}
     assert len(cases) == 28
-    # A video longer than it is tall pushes the text behind it beyond its height and width.
+    # After a video longer than tall, text ids exceed its height and width.
     ids = torch.tensor(cases["qwen2_5_vl", "video longer than tall"]["position_ids"])
     assert ids[0].max() > 20
 
@@ -119,7 +119,7 @@ def test_vision_angles_are_rows_then_columns() -> None:
     torch.testing.assert_close(sin[0], expected.sin())
 
 
-def test_rotation_pairs_channels_half_a_head_apart() -> None:
+def test_rotation_pairs_channels_at_half_a_head() -> None:
     x = torch.tensor([1.0, 0.0, 0.0, 2.0])
     angle = torch.tensor([torch.pi / 2, torch.pi])
     turned = rotate(x, angle.cos(), angle.sin())

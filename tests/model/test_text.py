@@ -22,7 +22,7 @@ def test_no_mask_means_causal(random_model: RandomModel) -> None:
     torch.testing.assert_close(model(embeds, ids), model(embeds, ids, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_a_token_sees_nothing_behind_it(random_model: RandomModel) -> None:
+def test_a_token_attends_to_no_later_token(random_model: RandomModel) -> None:
     model = random_model().model
     embeds, ids = inputs()
     changed = embeds.clone()
@@ -32,7 +32,7 @@ def test_a_token_sees_nothing_behind_it(random_model: RandomModel) -> None:
     assert (before[:, 5:] - after[:, 5:]).abs().max() > 0.1
 
 
-def test_a_custom_mask_hides_what_it_says(random_model: RandomModel) -> None:
+def test_a_custom_mask_is_applied(random_model: RandomModel) -> None:
     model = random_model().model
     embeds, ids = inputs()
     mask = causal_mask(9, 9, embeds.device).repeat(2, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""The vision tower: segments, windows, and independence of what it is batched with."""
+"""The vision tower: segments, windows, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def windowed() -> ModelConfig:
 @given(grid=grids)
 def test_windows_hold_neighbours_of_one_frame_only(windowed: ModelConfig, grid: Grids) -> None:
     layout = vision_layout(torch.tensor(grid), windowed.vision)
-    places = [
+    coordinates = [
         (visual, frame, row // 4, column // 4)
         for visual, (t, h, w) in enumerate(grid)
         for frame in range(t)
@@ -46,12 +46,14 @@ def test_windows_hold_neighbours_of_one_frame_only(windowed: ModelConfig, grid: 
         for column in range(w // 2)
     ]
     order = layout["window_index"].tolist()
-    assert sorted(order) == list(range(len(places)))
+    assert sorted(order) == list(range(len(coordinates)))
     bounds = (layout["cu_window_seqlens"] // 4).tolist()
-    windows = [{places[i] for i in order[start:end]} for start, end in itertools.pairwise(bounds)]
+    windows = [
+        {coordinates[i] for i in order[start:end]} for start, end in itertools.pairwise(bounds)
+    ]
     assert all(len(window) == 1 for window in windows)
     assert len({next(iter(window)) for window in windows}) == len(windows)
-    assert len(windows) == len(set(places))
+    assert len(windows) == len(set(coordinates))
     assert layout["cu_seqlens"].diff().tolist() == [h * w for t, h, w in grid for _ in range(t)]
 
 
@@ -130,8 +132,8 @@ def patches_for_tower(tower: Any, grid: Grids) -> torch.Tensor:
 def test_patch_embedding_equals_the_convolution(random_model: RandomModel) -> None:
     embed = random_model().visual.patch_embed
     patches = torch.randn(7, 1176, generator=torch.Generator().manual_seed(0))
-    wanted = embed.proj(patches.view(-1, 3, 2, 14, 14)).flatten(1)
-    torch.testing.assert_close(embed(patches), wanted, atol=1e-5, rtol=1e-5)
+    expected = embed.proj(patches.view(-1, 3, 2, 14, 14)).flatten(1)
+    torch.testing.assert_close(embed(patches), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(1, 3, 4), (1, 4, 0), (0, 4, 4)])

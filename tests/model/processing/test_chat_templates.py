@@ -1,4 +1,4 @@
-"""Which chat template is used, and what a template must do."""
+"""Selection of the chat template, and requirements on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening, sizing and cutting pictures."""
+"""Decoding, scaling and cutting images."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_all_sources_give_the_same_picture(tmp_path: Path) -> None:
+def test_all_sources_give_the_same_image(tmp_path: Path) -> None:
     image = gradient()
     data = encoded(image)
-    path = tmp_path / "a picture.png"
+    path = tmp_path / "an image.png"
     path.write_bytes(data)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     for source in (image, data, path, str(path), path.as_uri(), url):
@@ -229,7 +229,7 @@ def test_first_frame_of_an_animation(kind: str) -> None:
     assert open_image(data).getpixel((4, 4)) == RED
 
 
-def test_a_pillow_image_is_taken_as_it_stands() -> None:
+def test_the_orientation_of_a_pillow_image_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     header = Image.open(io.BytesIO(encoded(gradient(), "JPEG", exif=exif)))
@@ -289,14 +289,14 @@ def test_one_set_of_bounds() -> None:
 def test_a_size_that_is_asked_for() -> None:
     image = Image.new("RGB", (100, 50))
     assert fit_size(image, 28, (784, 10**6)) == smart_resize(50, 100, 28, 784, 10**6)
-    # Rounded to whole patches within 4 and 16384 tokens, whatever the bounds of the checkpoint.
+    # Rounded to whole patches within 4 and 16384 tokens, regardless of the checkpoint's bounds.
     assert fit_size(image, 28, (784, 784), (100, 300)) == (112, 308)
     assert fit_size(image, 28, (10**6, 10**6), (28, 28)) == (56, 56)
     height, width = fit_size(image, 28, (784, 784), (9000, 9000))
     assert height == width == 3584
 
 
-def test_pictures_that_do_not_decode() -> None:
+def test_images_that_do_not_decode() -> None:
     data = encoded(gradient())
     for bad in (b"", b"no image at all", data[: len(data) // 2]):
         with pytest.raises(ValueError, match=r"decoded .*PNG"):
@@ -307,7 +307,7 @@ def test_pictures_that_do_not_decode() -> None:
         open_image("data:image/png;base64,@@@")
 
 
-def test_pictures_that_are_not_there(tmp_path: Path) -> None:
+def test_images_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         open_image(tmp_path / "none.png")
     for url in ("https://example.org/a.png", "HTTP://example.org/a.png", "s3://bucket/a.png"):
@@ -334,9 +334,9 @@ def test_patches_hold_the_right_pixels(tiny_config: TinyConfig) -> None:
         y, x = (2 * row + below) * 14, (2 * column + right) * 14
         for channel, frame in np.ndindex(3, 2):
             pixels = frames[2 * time + frame][y : y + 14, x : x + 14, channel]
-            wanted = (pixels / 255 - settings.mean[channel]) / settings.std[channel]
+            expected = (pixels / 255 - settings.mean[channel]) / settings.std[channel]
             found = patches[time, row, column, below, right, channel, frame]
-            torch.testing.assert_close(found, torch.from_numpy(wanted).float())
+            torch.testing.assert_close(found, torch.from_numpy(expected).float())
 
 
 @pytest.mark.parametrize("name", ["EPS", "PDF"])

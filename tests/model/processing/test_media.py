@@ -155,13 +155,13 @@ def test_shortened_values_fit_a_line(value: Any) -> None:
 def test_a_file_elsewhere_is_taken_from_the_current_folder_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    beside, here = tmp_path / "beside", tmp_path / "here"
-    for folder in (beside, here):
+    given, here = tmp_path / "given", tmp_path / "here"
+    for folder in (given, here):
         folder.mkdir()
         (folder / "both.png").write_bytes(folder.name.encode())
     (here / "one.png").write_bytes(b"one")
     monkeypatch.chdir(here)
-    assert read_image_bytes("both.png", beside) == b"beside"
+    assert read_image_bytes("both.png", given) == b"given"
     assert not caplog.records
-    assert read_image_bytes("one.png", beside) == read_image_bytes("./one.png", beside) == b"one"
-    assert [str(beside) in record.getMessage() for record in caplog.records] == [True]
+    assert read_image_bytes("one.png", given) == read_image_bytes("./one.png", given) == b"one"
+    assert [str(given) in record.getMessage() for record in caplog.records] == [True]

@@ -183,12 +183,12 @@ def test_missing_files_are_named(folder: Path) -> None:
             parse_messages(user(raw), folder=folder)
 
 
-def asked(text: Any) -> list[dict[str, Any]]:
+def user_text(text: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}, {"role": "assistant", "content": "N"}]
 
 
 def test_marks_take_the_columns_in_order(folder: Path) -> None:
-    messages = asked("<image>first <video><image>") + asked("<image>")
+    messages = user_text("<image>first <video><image>") + user_text("<image>")
     parsed = parse_messages(
         messages, images=["0.png", {"bytes": png(1)}, "2.png"], videos=["v.mp4"], folder=folder
     )
@@ -252,7 +252,8 @@ def test_an_index_names_the_next_entry_of_the_column(folder: Path) -> None:
 def test_one_entry_needs_no_list(folder: Path) -> None:
     image = Image.new("RGB", (3, 3))
     for column in ("0.png", png(), {"path": "0.png"}, image):
-        (content,) = parse_messages(asked("<image>"), images=column, folder=folder)[0]["content"]
+        (message,) = parse_messages(user_text("<image>"), images=column, folder=folder)
+        (content,) = message["content"]
         assert content["type"] == "image" and content["image"] in (folder / "0.png", png(), image)
 
 
@@ -270,12 +271,12 @@ def test_marks_and_entries_must_match(
     text: Any, images: list[str], counts: tuple[int, int], folder: Path
 ) -> None:
     with pytest.raises(ValueError, match=rf"\b{counts[0]}\b.*\b{counts[1]} image"):
-        parse_messages(asked(text), images=images, folder=folder)
+        parse_messages(user_text(text), images=images, folder=folder)
 
 
 def test_marks_are_text_without_a_column() -> None:
-    assert parse_messages(asked("<image>a<video>")) == asked("<image>a<video>")
-    assert parse_messages(asked("<video>"), images=[]) == asked("<video>")
+    assert parse_messages(user_text("<image>a<video>")) == user_text("<image>a<video>")
+    assert parse_messages(user_text("<video>"), images=[]) == user_text("<video>")
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -290,9 +291,9 @@ def test_parts_without_data(kind: str) -> None:
 
 def test_column_entries_are_read(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        parse_messages(asked("<image>"), images=["nowhere.png"], folder=folder)
+        parse_messages(user_text("<image>"), images=["nowhere.png"], folder=folder)
     with pytest.raises(ValueError, match="image None"):
-        parse_messages(asked("<image>"), images=[None], folder=folder)
+        parse_messages(user_text("<image>"), images=[None], folder=folder)
 
 
 def test_sharegpt(folder: Path) -> None:
@@ -320,16 +321,16 @@ def test_sharegpt(folder: Path) -> None:
 def test_placeholder_tokens_are_refused(token: str) -> None:
     for content in (f"a{token}", [{"type": "text", "text": token}]):
         with pytest.raises(ValueError, match=re.escape(token)):
-            parse_messages(asked(content))
+            parse_messages(user_text(content))
     with pytest.raises(ValueError, match=re.escape(token)):
-        parse_messages(asked(f"<image>{token}"), images=[png()])
+        parse_messages(user_text(f"<image>{token}"), images=[png()])
 
 
 @pytest.mark.parametrize("key", MEDIA_KEYS)
 def test_media_in_other_keys_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"'{key}'"):
         parse_messages([{"role": "user", "content": "a", key: ["0.png"]}])
-    assert parse_messages([{"role": "user", "content": "a", key: None}]) == asked("a")[:1]
+    assert parse_messages([{"role": "user", "content": "a", key: None}]) == user_text("a")[:1]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +392,7 @@ def test_media_of_any_form_are_stripped() -> None:
 
 def test_parsing_twice_changes_nothing(folder: Path) -> None:
     messages = [
-        *asked("<image>a"),
+        *user_text("<image>a"),
         *user({"type": "video", "video": ["0.png"], "fps": 1.0}, {"type": "image", "image": png()}),
     ]
     parsed = parse_messages(messages, images=["0.png"], folder=folder)

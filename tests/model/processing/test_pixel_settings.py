@@ -65,26 +65,26 @@ def theirs(folder: Path) -> Any:
         return Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
-def picture() -> Image.Image:
+def make_image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 USABLE: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
     "edges": ({"size": EDGES}, None),
-    "edges beside nulls": ({"min_pixels": None, "max_pixels": None, "size": EDGES}, None),
+    "edges with nulls": ({"min_pixels": None, "max_pixels": None, "size": EDGES}, None),
     "pixels go before edges": ({**PIXELS, "size": {**EDGES, "longest_edge": 12845056}}, None),
     "one of the pixels": ({"max_pixels": 50176, "size": {**EDGES, "longest_edge": 12845056}}, None),
     "one edge, one of the pixels": ({"max_pixels": 50176, "size": {"shortest_edge": 3136}}, None),
     "pixels alone": (PIXELS, None),
-    "pixels beside null": ({**PIXELS, "size": None}, None),
-    "pixels in both places": (
+    "pixels with null": ({**PIXELS, "size": None}, None),
+    "pixels in both forms": (
         {**PIXELS, "size": {"min_pixels": 784, "max_pixels": 12845056}},  # transformers 4.45
         None,
     ),
     "nothing": ({}, None),
-    "nested beside older": ({**PIXELS, "max_pixels": 12845056}, {"size": EDGES}),
-    "nested beside refused": ({"size": 448, "resample": 1}, {"size": EDGES}),
+    "nested with older": ({**PIXELS, "max_pixels": 12845056}, {"size": EDGES}),
+    "nested with refused": ({"size": 448, "resample": 1}, {"size": EDGES}),
     "nested alone": (None, {"size": EDGES}),
     "nested with pixels": ({"size": EDGES}, {**PIXELS, "size": {**EDGES, "longest_edge": 99999}}),
     "fast": ({**FAST, **PIXELS}, None),
@@ -105,14 +105,14 @@ def test_settings_are_read_as_transformers_reads_them(
     write(tmp_path, PREPROCESSOR, None if pre is None else {**BASE, **pre})
     write(tmp_path, PROCESSOR, nested and {"image_processor": {**BASE, **nested}})
     settings, vision = ours(tmp_path, tiny_config), tiny_config().vision
-    processor, image = theirs(tmp_path), picture()
+    processor, image = theirs(tmp_path), make_image()
     assert settings.min_pixels == processor.size.shortest_edge
     assert settings.max_pixels == processor.size.longest_edge
     height, width = smart_resize(300, 420, 28, settings.min_pixels, settings.max_pixels)
     patches = to_patches([resize(image, height, width)] * 2, vision, settings).numpy()
-    wanted = processor(images=[image], return_tensors="np")
-    assert wanted["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
-    np.testing.assert_allclose(patches, wanted["pixel_values"], rtol=1e-5, atol=1e-5)
+    expected = processor(images=[image], return_tensors="np")
+    assert expected["image_grid_thw"].tolist() == [[1, height // 14, width // 14]]
+    np.testing.assert_allclose(patches, expected["pixel_values"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("nested", [{}, {"image_processor": None}, {"processor_class": "X"}])
@@ -208,7 +208,7 @@ def test_transformers_cannot_follow_them_either(
 ) -> None:
     write(tmp_path, PREPROCESSOR, {**BASE, **changes})
     with pytest.raises(Exception):  # noqa: B017 - of many types
-        theirs(tmp_path)(images=[picture()], return_tensors="np")
+        theirs(tmp_path)(images=[make_image()], return_tensors="np")
 
 
 @pytest.mark.parametrize("nested", [5, "x", [], [{}], False])

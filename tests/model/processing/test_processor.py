@@ -23,7 +23,7 @@ def processor(checkpoint: Path) -> Processor:
     return Processor.from_folder(checkpoint)
 
 
-def picture(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:
+def make_image(width: int = 56, height: int = 56, seed: int = 0) -> Image.Image:
     generator = np.random.default_rng(seed)
     return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -34,7 +34,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 
 def image_part(**options: Any) -> dict[str, Any]:
-    return {"type": "image", "image": picture(**options)}
+    return {"type": "image", "image": make_image(**options)}
 
 
 def runs(ids: torch.Tensor, token: int) -> list[int]:
@@ -44,7 +44,7 @@ def runs(ids: torch.Tensor, token: int) -> list[int]:
 
 
 def test_placeholders_are_multiplied_in_order(processor: Processor) -> None:
-    video = {"type": "video", "video": [picture(), picture(seed=1), picture(seed=2)]}
+    video = {"type": "video", "video": [make_image(), make_image(seed=1), make_image(seed=2)]}
     prompt = processor.encode(
         user("a", image_part(width=84), "b", video, image_part(height=112), "c")
     )
@@ -56,7 +56,7 @@ def test_placeholders_are_multiplied_in_order(processor: Processor) -> None:
     assert prompt.next_position == int(prompt.position_ids[0, -1]) + 1
 
 
-def test_text_reads_as_the_template_says(processor: Processor) -> None:
+def test_text_follows_the_template(processor: Processor) -> None:
     prompt = processor.encode([{"role": "user", "content": "Grüße, 世界"}])
     shown = processor.tokenizer.decode(prompt.input_ids.tolist())
     assert shown == "<|im_start|>user\nGrüße, 世界<|im_end|>\n<|im_start|>assistant\n"
@@ -89,7 +89,7 @@ def test_a_generated_answer_may_spell_out_a_placeholder(processor: Processor, to
 
 
 def test_given_visuals_replace_those_of_the_messages(processor: Processor) -> None:
-    visual = processor.image(picture())
+    visual = processor.image(make_image())
     bare = user({"type": "image"}, "What?")
     prompt = processor.encode(bare, visuals=[visual])
     assert prompt.visuals == (visual,)
@@ -101,8 +101,8 @@ def test_given_visuals_replace_those_of_the_messages(processor: Processor) -> No
 
 
 def test_image_is_a_frame_repeated(processor: Processor) -> None:
-    image = processor.image(picture())
-    video = processor.video([picture()] * 2)
+    image = processor.image(make_image())
+    video = processor.video([make_image()] * 2)
     assert image.seconds_per_grid == 0.0 and video.seconds_per_grid == 1.0
     frames = image.patches.view(-1, 3, 2, 14, 14)
     assert image.patches.dtype == torch.float32
@@ -110,14 +110,14 @@ def test_image_is_a_frame_repeated(processor: Processor) -> None:
 
 
 def test_odd_videos_repeat_their_last_frame(processor: Processor) -> None:
-    frames = [picture(112, 112, seed) for seed in range(3)]
+    frames = [make_image(112, 112, seed) for seed in range(3)]
     odd, even = processor.video(frames), processor.video([*frames, frames[-1]])
     assert odd.grid == even.grid == (2, 8, 8)
     assert torch.equal(odd.patches, even.patches)
 
 
 def test_frame_rate_sets_the_temporal_positions(processor: Processor) -> None:
-    frames = [picture(112, 112, seed) for seed in range(8)]
+    frames = [make_image(112, 112, seed) for seed in range(8)]
     part = {"type": "video", "video": frames, "fps": 0.5}
     prompt = processor.encode(user(part))
     assert prompt.visuals[0].seconds_per_grid == 4.0
@@ -149,7 +149,7 @@ def test_video_file(processor: Processor, clip: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "grid"),
+    ("options", "grid"),
     [
         # 168 x 112 pixels; the checkpoint takes 56 x 56 to 112 x 112
         ({}, (1, 6, 8)),
@@ -164,33 +164,33 @@ def test_video_file(processor: Processor, clip: Path) -> None:
     ],
 )
 def test_sizes_that_a_message_asks_for(
-    processor: Processor, asked: dict[str, int], grid: tuple[int, int, int]
+    processor: Processor, options: dict[str, int], grid: tuple[int, int, int]
 ) -> None:
-    part = {**image_part(width=168, height=112), **asked}
+    part = {**image_part(width=168, height=112), **options}
     prompt = processor.encode(user(part, "What?"))
     assert prompt.visuals[0].grid == grid
     assert runs(prompt.input_ids, IMAGE) == [grid[1] * grid[2] // 4]
 
 
 def test_a_bound_goes_before_the_area(processor: Processor) -> None:
-    opened = picture(168, 112)
+    opened = make_image(168, 112)
     assert processor.image(opened, (784, 3136)).grid == (1, 2, 4)
     assert processor.image(opened, (784, 3136), ImageOptions(max_pixels=784)).grid == (1, 2, 2)
     assert processor.image(opened, (784, 784), ImageOptions(max_pixels=3136)).grid == (1, 2, 4)
 
 
 def test_options_are_part_of_the_digest(processor: Processor) -> None:
-    asked: list[dict[str, int]] = [{}, {"max_pixels": 784}, {"max_pixels": 3136}]
-    asked += [{"resized_height": 56, "resized_width": 56}]
-    asked += [{"resized_height": 84, "resized_width": 56}]
-    images = [processor.image(picture(), options=ImageOptions(**one)).digest for one in asked]
-    videos = [processor.video([picture()], VideoOptions(**one)).digest for one in asked]
-    assert len({*images, *videos}) == 2 * len(asked)
-    assert images[0] == processor.image(picture()).digest
+    options: list[dict[str, int]] = [{}, {"max_pixels": 784}, {"max_pixels": 3136}]
+    options += [{"resized_height": 56, "resized_width": 56}]
+    options += [{"resized_height": 84, "resized_width": 56}]
+    images = [processor.image(make_image(), options=ImageOptions(**one)).digest for one in options]
+    videos = [processor.video([make_image()], VideoOptions(**one)).digest for one in options]
+    assert len({*images, *videos}) == 2 * len(options)
+    assert images[0] == processor.image(make_image()).digest
 
 
 @pytest.mark.parametrize(
-    ("asked", "grid", "seconds"),
+    ("options", "grid", "seconds"),
     [
         # 8 frames of 112 x 112
         ({}, (4, 8, 8), 1.0),
@@ -203,19 +203,19 @@ def test_options_are_part_of_the_digest(processor: Processor) -> None:
     ],
 )
 def test_options_of_frames(
-    processor: Processor, asked: dict[str, Any], grid: tuple[int, int, int], seconds: float
+    processor: Processor, options: dict[str, Any], grid: tuple[int, int, int], seconds: float
 ) -> None:
-    frames = [picture(112, 112, seed) for seed in range(8)]
-    prompt = processor.encode(user({"type": "video", "video": frames, **asked}))
+    frames = [make_image(112, 112, seed) for seed in range(8)]
+    prompt = processor.encode(user({"type": "video", "video": frames, **options}))
     (visual,) = prompt.visuals
     assert visual.grid == grid and visual.seconds_per_grid == seconds
     times = torch.unique(prompt.position_ids[0][prompt.input_ids == VIDEO])
-    # Positions count 2 ids a second, as the tests' checkpoint says.
+    # Positions count 2 ids a second, the value of the tests' checkpoint.
     assert (times - times[0]).tolist() == [int(step * seconds * 2) for step in range(grid[0])]
 
 
 @pytest.mark.parametrize(
-    ("asked", "grid", "seconds"),
+    ("options", "grid", "seconds"),
     [
         # 24 frames of 112 x 112, 8 a second
         ({}, (3, 8, 8), 1.0),
@@ -232,11 +232,11 @@ def test_options_of_frames(
 def test_options_of_a_file(
     processor: Processor,
     clip: Path,
-    asked: dict[str, Any],
+    options: dict[str, Any],
     grid: tuple[int, int, int],
     seconds: float,
 ) -> None:
-    prompt = processor.encode(user({"type": "video", "video": f"file://{clip}", **asked}))
+    prompt = processor.encode(user({"type": "video", "video": f"file://{clip}", **options}))
     (visual,) = prompt.visuals
     assert visual.grid == grid and visual.seconds_per_grid == pytest.approx(seconds)
     assert runs(prompt.input_ids, VIDEO) == [grid[0] * grid[1] * grid[2] // 4]
@@ -246,21 +246,21 @@ def test_digest_is_of_pixels_and_budget(processor: Processor, checkpoint: Path) 
     def digest(visual: Visual) -> str:
         return visual.digest
 
-    first = digest(processor.image(picture()))
-    assert first == digest(processor.image(picture())) and len(first) == 64
-    assert first != digest(processor.image(picture(seed=1)))
-    assert first != digest(Processor.from_folder(checkpoint, max_pixels=3136).image(picture()))
-    assert first != digest(processor.video([picture()]))
-    # The same bytes in another shape are another picture.
-    flat = Image.fromarray(np.asarray(picture()).reshape(28, 112, 3))
+    first = digest(processor.image(make_image()))
+    assert first == digest(processor.image(make_image())) and len(first) == 64
+    assert first != digest(processor.image(make_image(seed=1)))
+    assert first != digest(Processor.from_folder(checkpoint, max_pixels=3136).image(make_image()))
+    assert first != digest(processor.video([make_image()]))
+    # The same bytes in another shape are another image.
+    flat = Image.fromarray(np.asarray(make_image()).reshape(28, 112, 3))
     assert first != digest(processor.image(flat))
 
 
 def test_pixel_bounds_come_from_folder_or_arguments(checkpoint: Path) -> None:
-    assert Processor.from_folder(checkpoint).image(picture(400, 400)).grid == (1, 8, 8)
+    assert Processor.from_folder(checkpoint).image(make_image(400, 400)).grid == (1, 8, 8)
     larger = Processor.from_folder(checkpoint, min_pixels=3136, max_pixels=168 * 168)
     assert (larger.min_pixels, larger.max_pixels) == (3136, 168 * 168)
-    assert larger.image(picture(400, 400)).grid == (1, 12, 12)
+    assert larger.image(make_image(400, 400)).grid == (1, 12, 12)
 
 
 def test_stop_ids(processor: Processor) -> None:
@@ -288,10 +288,14 @@ def test_placeholder_tokens_in_text_are_refused(processor: Processor) -> None:
 @pytest.mark.parametrize(
     ("frames", "fps", "message"),
     [
-        ([], 2.0, "video of 0 frames; allowed: 1 to 768"),
-        ([picture()] * 769, 2.0, "video of 769 frames"),
-        ([picture(), picture(84)], 2.0, "frame 1 of the video is 84 x 56, the first is 56 x 56"),
-        ([picture()], 0.0, "fps 0.0: must be"),
+        ([], 2.0, "0 frames.*1 to 768"),
+        ([make_image()] * 769, 2.0, "769 frames"),
+        (
+            [make_image(), make_image(84)],
+            2.0,
+            "frame 1 .*84 x 56.*56 x 56",
+        ),
+        ([make_image()], 0.0, "fps 0.0"),
     ],
 )
 def test_unusable_videos(
@@ -301,8 +305,8 @@ def test_unusable_videos(
         processor.video(frames, VideoOptions(fps=fps))
 
 
-def test_elongated_and_undecodable_pictures(processor: Processor) -> None:
+def test_elongated_and_undecodable_images(processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"aspect ratio 300\b.*\b200\b"):
-        processor.image(picture(600, 2))
+        processor.image(make_image(600, 2))
     with pytest.raises(ValueError, match="decoded"):
         processor.encode(user({"type": "image", "image": b"no"}))

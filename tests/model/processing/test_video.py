@@ -1,4 +1,4 @@
-"""Frame choice and budget by their rules; files through PyAV."""
+"""Frame selection and budget; files through PyAV."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_budget_shares_the_clip(count: int) -> None:
     assert high == max(min(768 * 28 * 28, TOTAL_PIXELS * 2 // count), int(1.05 * low))
 
 
-def test_budget_bows_to_the_limit_of_pictures() -> None:
+def test_the_image_limit_bounds_the_budget() -> None:
     assert frame_budget(4, 3136, 12544) == (12544, 12544)
     assert frame_budget(4, 200_000, 400_000) == (200_000, 400_000)
 
 
 @pytest.mark.parametrize(
-    ("asked", "indices"),
+    ("options", "indices"),
     [
         # 40 frames, 10 a second: 4 seconds
         ({}, [0, 6, 11, 17, 22, 28, 33, 39]),
@@ -88,12 +88,12 @@ def test_budget_bows_to_the_limit_of_pictures() -> None:
         ({"video_start": 0, "video_end": 0.2}, [0, 2]),
     ],
 )
-def test_frames_that_are_asked_for(asked: dict[str, Any], indices: list[int]) -> None:
-    assert frame_indices(40, 10.0, VideoOptions(**asked)) == indices
+def test_frames_of_options(options: dict[str, Any], indices: list[int]) -> None:
+    assert frame_indices(40, 10.0, VideoOptions(**options)) == indices
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("options", "named"),
     [
         ({"nframes": 42}, "nframes 42: .* 40 frames"),
         ({"nframes": 1}, "nframes 1"),
@@ -103,13 +103,13 @@ def test_frames_that_are_asked_for(asked: dict[str, Any], indices: list[int]) ->
         ({"video_start": 3.0, "video_end": 3.5, "nframes": 8}, "nframes 8: .* 6 frames"),
     ],
 )
-def test_frames_that_are_not_there(asked: dict[str, Any], named: str) -> None:
+def test_frames_that_do_not_exist(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        frame_indices(40, 10.0, VideoOptions(**asked))
+        frame_indices(40, 10.0, VideoOptions(**options))
 
 
 @pytest.mark.parametrize(
-    ("asked", "budget"),
+    ("options", "budget"),
     [
         # 8 frames of a checkpoint that takes 3136 to 12845056 pixels
         ({}, (128 * 784, 768 * 784)),
@@ -125,8 +125,8 @@ def test_frames_that_are_not_there(asked: dict[str, Any], named: str) -> None:
         ({"total_pixels": 8 * 10_000, "min_pixels": 784, "max_pixels": 9000}, (784, 9000)),
     ],
 )
-def test_pixels_that_are_asked_for(asked: dict[str, int], budget: tuple[int, int]) -> None:
-    assert frame_budget(8, 3136, 12845056, VideoOptions(**asked)) == budget
+def test_pixels_of_options(options: dict[str, int], budget: tuple[int, int]) -> None:
+    assert frame_budget(8, 3136, 12845056, VideoOptions(**options)) == budget
 
 
 def test_pixels_go_before_the_limit_of_images() -> None:
@@ -135,7 +135,7 @@ def test_pixels_go_before_the_limit_of_images() -> None:
     assert frame_budget(4, 3136, 12544, VideoOptions(total_pixels=10**6)) == (12544, 12544)
 
 
-def test_too_many_pixels_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_pixels_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     frame_budget(8, 3136, 12845056, VideoOptions(max_pixels=10**7))
     assert "10000000" in caplog.text and str(768 * 784) in caplog.text
 
@@ -163,18 +163,18 @@ def test_chosen_frames_of_a_file_are_decoded(tmp_path: Path) -> None:
     levels = write_clip(tmp_path / "clip.mp4", frames=30, rate=10)
     clip = open_video(tmp_path / "clip.mp4")
     assert clip.count == 6 and clip.fps == pytest.approx(2.0)
-    wanted = [levels[index] for index in frame_indices(30, 10.0)]
-    assert [level(frame) for frame in clip.frames] == pytest.approx(wanted, abs=4)
+    expected = [levels[index] for index in frame_indices(30, 10.0)]
+    assert [level(frame) for frame in clip.frames] == pytest.approx(expected, abs=4)
 
 
 def test_a_span_of_a_file(tmp_path: Path) -> None:
     levels = write_clip(tmp_path / "clip.mp4", frames=30, rate=10)
-    asked = VideoOptions(video_start=1.0, video_end=2.0, fps=4.0)
-    clip = open_video(tmp_path / "clip.mp4", asked)
+    options = VideoOptions(video_start=1.0, video_end=2.0, fps=4.0)
+    clip = open_video(tmp_path / "clip.mp4", options)
     # 11 frames, 1.1 seconds: 4 of them
     assert clip.count == 4 and clip.fps == pytest.approx(4 / 1.1)
-    wanted = [levels[index] for index in (10, 13, 17, 20)]
-    assert [level(frame) for frame in clip.frames] == pytest.approx(wanted, abs=4)
+    expected = [levels[index] for index in (10, 13, 17, 20)]
+    assert [level(frame) for frame in clip.frames] == pytest.approx(expected, abs=4)
     with pytest.raises(ValueError, match=r"clip\.mp4: nframes 32"):
         open_video(tmp_path / "clip.mp4", VideoOptions(nframes=32))
 
@@ -186,7 +186,7 @@ def test_short_file_gives_all_it_has(tmp_path: Path) -> None:
     assert clip.fps == pytest.approx(10.0)
 
 
-def test_undecodable_end_repeats_the_last_frame_and_says_so(
+def test_undecodable_end_repeats_the_last_frame_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from vlpress.model.processing.video import _decode
@@ -207,7 +207,7 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
         open_video(path)
 
 
-def test_without_pyav_the_message_says_what_to_install(
+def test_without_pyav_the_error_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
