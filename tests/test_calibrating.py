@@ -136,7 +136,7 @@ def test_no_output_is_left_and_no_weights_are_read(
         raise AssertionError("weights are read")
 
     monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.tensor", refuse)
-    monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.later", refuse)
+    monkeypatch.setattr("vlpress.model.checkpoint.CheckpointReader.lazy", refuse)
     monkeypatch.setattr("vlpress.quant.driver.blockwise.BlockwiseQuantizer.quantize", refuse)
     path = write(tmp_path / "rows.jsonl", [row(0), {"question": "?"}, row(2, img="a.png")])
     out = tmp_path / "out"

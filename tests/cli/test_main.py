@@ -297,7 +297,8 @@ def test_a_format_that_is_not_the_first_choice_is_explained(
     assert inspected["format"] == "compressed-tensors"
     assert inspected["bytes"] == plan["candidate_bytes"]
     refused = call("plan", checkpoint, "-r", recipe, "--format", "gptq")
-    assert refused.exit_code == 2 and "which only compressed-tensors can ask for" in refused.stderr
+    assert refused.exit_code == 2
+    assert "int8 activations" in refused.stderr and "compressed-tensors" in refused.stderr
 
 
 def test_sizes_agree_between_plan_inspection_and_disk(checkpoint: Path, done: Path) -> None:
