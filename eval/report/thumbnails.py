@@ -1,8 +1,8 @@
-"""Small copies of the pictures that were asked about, kept so that a report can show them.
+"""Thumbnails of the benchmark images, stored with an evaluation for its report.
 
-A report is made from a run folder alone, without the benchmark file. Each distinct picture of a
-task is therefore stored once under `TASK/pictures/`, named by the digest of what was shown, and
-the stored items name theirs.
+A report is computed from a run folder alone, without the benchmark file. Each distinct image of a
+task is stored once under `TASK/pictures/`, named by the digest of the pixels that the model saw;
+the stored items refer to it by name.
 """
 
 from __future__ import annotations
@@ -14,64 +14,66 @@ from pathlib import Path
 from PIL import Image
 
 from ...common.atomic import write_bytes
-from ..answering.vision_features import pictures
-from ..tasks.files.image_store import Picture
+from ..tasks.files.image_store import StoredImage
 from ..tasks.task import Task
 
 FOLDER = "pictures"
-LONGEST = 384  # pixels of the longer side; smaller pictures keep their size
-QUALITY = 80  # of WebP: readable text at some 10 KB a picture
+LONGEST = 384  # pixels of the longer side; smaller images keep their size
+QUALITY = 80  # of WebP: readable text at about 10 KB per image
 _NAME = re.compile(r"[0-9a-f]{32}\.webp")
 
 
-def store_pictures(task: Task, folder: Path) -> dict[str, list[str]]:
-    """Write what is not there yet of a task's pictures.
+def store_thumbnails(task: Task, folder: Path) -> dict[str, list[str]]:
+    """Write the thumbnails of a task that are not stored yet.
 
     Args:
-        task: its items' pictures, as they are shown to the model.
-        folder: the task's, in a run folder; must exist.
+        task: items with their images as shown to the model.
+        folder: folder of the task in a run folder; must exist.
 
     Returns:
-        The file names of each item's pictures, by item id, in order of appearance.
+        File names of each item's images, by item id, in order of appearance.
 
     Raises:
-        ValueError: a picture does not decode.
+        ValueError: an image does not decode.
     """
     store = folder / FOLDER
     store.mkdir(exist_ok=True)
-    known = {path.name for path in store.iterdir()}
+    stored = {path.name for path in store.iterdir()}
     names: dict[str, list[str]] = {}
     for item in task.items:
         names[item.id] = []
-        for picture in pictures(item):
-            name = f"{picture.digest[:32]}.webp"
-            if name not in known:
-                write_bytes(store / name, shrink(picture))
-                known.add(name)
+        for image in item.images:
+            name = f"{image.digest[:32]}.webp"
+            if name not in stored:
+                write_bytes(store / name, shrink(image))
+                stored.add(name)
             names[item.id].append(name)
     return names
 
 
-def shrink(picture: Picture) -> bytes:
-    """A picture as WebP, no side longer than `LONGEST` pixels.
+def shrink(image: StoredImage) -> bytes:
+    """Encode an image as WebP, neither side longer than `LONGEST` pixels.
 
     Raises:
         ValueError: it does not decode.
     """
-    image = picture.open()
-    image.thumbnail((LONGEST, LONGEST))
+    pixels = image.open()
+    pixels.thumbnail((LONGEST, LONGEST))
     buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=QUALITY)
+    pixels.save(buffer, format="WEBP", quality=QUALITY)
     return buffer.getvalue()
 
 
-def read_picture(folder: Path, name: object) -> tuple[bytes, tuple[int, int]] | None:
-    """A stored picture and its width and height in pixels; None if it is missing or damaged.
+def read_thumbnail(folder: Path, name: object) -> tuple[bytes, tuple[int, int]] | None:
+    """Read a thumbnail and its size.
 
     Args:
-        folder: the task's.
-        name: as an item gives it. Run folders travel between people: a name that is not of the
-            form that `store_pictures` writes is not opened.
+        folder: folder of the task.
+        name: file name from a stored item. Run folders may come from other people, so only names
+            of the form that `store_thumbnails` writes are opened.
+
+    Returns:
+        WebP bytes, and width and height in pixels; None if the file is missing or damaged.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         return None
@@ -80,10 +82,10 @@ def read_picture(folder: Path, name: object) -> tuple[bytes, tuple[int, int]] | 
         return None
     data = path.read_bytes()
     try:
-        with Image.open(io.BytesIO(data), formats=("WEBP",)) as picture:
-            if max(picture.size) > LONGEST:
+        with Image.open(io.BytesIO(data), formats=("WEBP",)) as image:
+            if max(image.size) > LONGEST:
                 return None
-            picture.load()
-            return data, picture.size
+            image.load()
+            return data, image.size
     except (OSError, ValueError, SyntaxError):
         return None

@@ -1,8 +1,7 @@
-"""The report as one HTML page that needs nothing else: no network, no server, no other file.
+"""The report as one self-contained HTML page: no network, no server, no other file.
 
-`page` and `overview` gather what a page shows, `scores` and `tables` turn numbers into
-tables, `plots` and `svg` draw, `gallery` shows the changed answers, `render` writes the file; what
-it looks like is in `templates/`.
+`page` and `overview` collect the content of a page, with tables from `..tables`; `plots` and `svg`
+draw figures, `gallery` builds the cards of flips, `render` fills the `templates/`.
 """
 
 from .overview import comparison_page

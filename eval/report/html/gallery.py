@@ -1,17 +1,17 @@
-"""The changed answers with their pictures: what a quantized model got wrong, one by one."""
+"""Gallery of flips: question, image and both answers, one card each."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...results import StoredRun, StoredTask
-from ..thumbnails import read_picture
+from ..thumbnails import read_thumbnail
 
-SHOWN = 200  # cards per benchmark: the page stays small enough to send
-TEXT = 2000  # characters of an answer or a question; a rambling one would fill the page
+CARDS_SHOWN = 200  # per benchmark: keeps the page small enough to send
+TEXT_LIMIT = 2000  # characters of an answer or a question: a repetitive one would fill the page
 KINDS = {
     "right_to_wrong": "right to wrong",
     "wrong_to_right": "wrong to right",
@@ -21,8 +21,8 @@ Flip = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture inside the page."""
+class EmbeddedImage:
+    """An image inside the page."""
 
     uri: str
     width: int
@@ -31,19 +31,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one model said."""
+class CardAnswer:
+    """The answer of one model."""
 
-    who: str
+    model: str  # base or candidate
     text: str
     is_right: bool
 
 
 @dataclass(frozen=True)
 class Card:
-    """One changed answer."""
+    """One flip."""
 
-    benchmark: int  # places in the gallery's filters
+    benchmark: int  # indices in the gallery's filters
     category: int
     change: str
     change_words: str
@@ -52,76 +52,87 @@ class Card:
     question: str
     choices: Mapping[str, str]
     gold: str
-    answers: tuple[Answer, Answer]
-    pictures: tuple[Picture, ...]
+    answers: tuple[CardAnswer, CardAnswer]
+    images: tuple[EmbeddedImage, ...]
 
 
-@dataclass
-class Bench:
-    """The changed answers of one benchmark."""
+@dataclass(frozen=True)
+class BenchmarkCards:
+    """The flips of one benchmark."""
 
     name: str
     synthetic: bool
     counts: Mapping[str, int]
     identical: float  # percent of answers
-    cards: list[Card] = field(default_factory=list)
-    left_out: int = 0
-    lost_pictures: int = 0  # named but missing or damaged
+    cards: list[Card]
+    left_out: int  # flips without a card
+    lost_images: int  # named but missing or damaged
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All changed answers, and what they can be filtered by."""
+    """All flips, and the values of their filters."""
 
-    benches: list[Bench]
-    categories: list[tuple[int, str]]  # benchmark, name; in the order of their places
+    benchmarks: list[BenchmarkCards]
+    categories: list[tuple[int, str]]  # index of the benchmark, name; in the order of indices
     kinds: Mapping[str, tuple[str, int]]  # words and number of cards; only kinds that occur
-    pictures_kept: bool
+    has_images: bool
 
     @property
     def cards(self) -> int:
-        """How many are shown."""
-        return sum(len(bench.cards) for bench in self.benches)
+        """Number of cards on the page."""
+        return sum(len(bench.cards) for bench in self.benchmarks)
 
 
 def build_gallery(
     report: Mapping[str, Any], flips: Sequence[Flip], base: StoredRun, candidate: StoredRun
 ) -> Gallery:
-    """Make cards of changed answers; losses come first.
+    """Build the cards of all benchmarks; losses come first.
 
     Args:
         report: content of `report.json`.
-        flips: all changed answers.
-        base: the original's run; pictures are looked for here too.
-        candidate: the other run.
+        flips: all flips, as in `flips.jsonl`.
+        base: run of the original, whose images replace missing ones of the candidate.
+        candidate: run of the candidate.
     """
-    benches: list[Bench] = []
+    benchmarks: list[BenchmarkCards] = []
     categories: dict[tuple[int, str], int] = {}
     order = list(KINDS)
-    for place, (name, entry) in enumerate(report["benchmarks"].items()):
-        mine = [flip for flip in flips if flip["benchmark"] == name]
-        mine.sort(key=lambda flip: order.index(flip["change"]))
-        bench = Bench(name, entry["synthetic"], entry["flips"], entry["identical_answers"])
-        bench.left_out = len(mine[SHOWN:])
-        shelf = _Shelf([candidate.tasks[name], base.tasks[name]])
-        for flip in mine[:SHOWN]:
-            key = (place, flip["category"])
-            category = categories.setdefault(key, len(categories))
-            bench.cards.append(_card(flip, place, category, shelf))
-        bench.lost_pictures = shelf.lost
-        benches.append(bench)
-    counts = [card.change for bench in benches for card in bench.cards]
-    kinds = {k: (words, counts.count(k)) for k, words in KINDS.items() if k in counts}
-    kept = any("pictures" in i for t in (*base.tasks.values(), *candidate.tasks.values())
-               for i in t.items)  # fmt: skip
-    return Gallery(benches, list(categories), kinds, kept)
+    for index, (name, entry) in enumerate(report["benchmarks"].items()):
+        of_benchmark = [flip for flip in flips if flip["benchmark"] == name]
+        of_benchmark.sort(key=lambda flip: order.index(flip["change"]))
+        images = _ImageFinder([candidate.tasks[name], base.tasks[name]])
+        cards = []
+        for flip in of_benchmark[:CARDS_SHOWN]:
+            category = categories.setdefault((index, flip["category"]), len(categories))
+            cards.append(_card(flip, index, category, images))
+        benchmarks.append(
+            BenchmarkCards(
+                name,
+                entry["synthetic"],
+                entry["flips"],
+                entry["identical_answers"],
+                cards,
+                len(of_benchmark[CARDS_SHOWN:]),
+                images.lost,
+            )
+        )
+    changes = [card.change for bench in benchmarks for card in bench.cards]
+    kinds = {k: (words, changes.count(k)) for k, words in KINDS.items() if k in changes}
+    tasks = (*base.tasks.values(), *candidate.tasks.values())
+    has_images = any("pictures" in item for task in tasks for item in task.items)
+    return Gallery(benchmarks, list(categories), kinds, has_images)
 
 
-class _Shelf:
-    """Finds the pictures of a task's rows in the folders that may hold them."""
+class _ImageFinder:
+    """Reads the images of a task's rows from the first folder that has them.
+
+    Args:
+        tasks: stored tasks with the same rows, the preferred one first.
+    """
 
     def __init__(self, tasks: Sequence[StoredTask]) -> None:
-        self.lost = 0
+        self.lost = 0  # images that are missing or damaged in every folder
         self._tasks = tasks
         self._names: dict[str, list[object]] = {}
         for task in reversed(tasks):
@@ -129,24 +140,23 @@ class _Shelf:
                 if isinstance(names := item.get("pictures"), list):
                     self._names[item["id"]] = names
 
-    def pictures(self, row: str) -> tuple[Picture, ...]:
+    def images(self, row: str) -> tuple[EmbeddedImage, ...]:
         names = self._names.get(row, [])
-        found = []
+        images = []
         for number, name in enumerate(names, start=1):
-            stored = (read_picture(task.folder, name) for task in self._tasks)
-            kept = next((picture for picture in stored if picture), None)
-            if kept is None:
+            stored = (read_thumbnail(task.folder, name) for task in self._tasks)
+            thumbnail = next((image for image in stored if image), None)
+            if thumbnail is None:
                 self.lost += 1
                 continue
-            data, (width, height) = kept
+            data, (width, height) = thumbnail
             uri = "data:image/webp;base64," + base64.b64encode(data).decode()
-            which = f"Picture {number} of {len(names)}" if len(names) > 1 else "The picture"
-            alt = f"{which} that question {row} is about"
-            found.append(Picture(uri, width, height, alt))
-        return tuple(found)
+            alt = f"Image {number} of {len(names)}" if len(names) > 1 else "Image"
+            images.append(EmbeddedImage(uri, width, height, f"{alt} of question {row}"))
+        return tuple(images)
 
 
-def _card(flip: Flip, benchmark: int, category: int, shelf: _Shelf) -> Card:
+def _card(flip: Flip, benchmark: int, category: int, images: _ImageFinder) -> Card:
     before, _, after = flip["change"].partition("_to_")
     return Card(
         benchmark=benchmark,
@@ -159,22 +169,22 @@ def _card(flip: Flip, benchmark: int, category: int, shelf: _Shelf) -> Card:
         choices={key: visible(text) for key, text in (flip.get("choices") or {}).items()},
         gold=visible(flip["gold"]),
         answers=(
-            Answer("base", visible(flip["base"]), before == "right"),
-            Answer("candidate", visible(flip["candidate"]), after == "right"),
+            CardAnswer("base", visible(flip["base"]), before == "right"),
+            CardAnswer("candidate", visible(flip["candidate"]), after == "right"),
         ),
-        pictures=shelf.pictures(flip["row"]),
+        images=images.images(flip["row"]),
     )
 
 
-def visible(value: object, limit: int = TEXT) -> str:
-    """A text as a page can show it: bounded, control characters as their pictures."""
+def visible(value: object, limit: int = TEXT_LIMIT) -> str:
+    """Make a text displayable: bounded, control characters as their Unicode symbols."""
     text = str(value)
-    shown = "".join(_shown(c) for c in text[:limit])
+    shown = "".join(_displayable(c) for c in text[:limit])
     return shown if len(text) <= limit else f"{shown}… ({len(text):,} characters)"
 
 
-def _shown(character: str) -> str:
+def _displayable(character: str) -> str:
     code = ord(character)
     if character in "\n\t" or (code >= 32 and not 0x7F <= code < 0xA0):
-        return "\ufffd" if 0xD800 <= code < 0xE000 else character
+        return "\ufffd" if 0xD800 <= code < 0xE000 else character  # lone surrogates
     return chr(0x2400 + code) if code < 32 else "\ufffd"

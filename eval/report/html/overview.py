@@ -1,50 +1,54 @@
-"""The page of several candidates: one row each, and size against quality."""
+"""Builds the page of several candidates: one row each, and size against quality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from . import plots, scores
-from .formatting import count_points
+from ..tables.formatting import points
+from ..tables.scores import candidate_table, pair_table
+from . import plots
 from .render import Figure, render
 
 Report = Mapping[str, Any]
 
 
 def comparison_page(comparison: Report) -> str:
-    """The page that sets several candidates side by side.
+    """Render the page that compares several candidates.
 
     Args:
         comparison: content of `comparison.json`.
+
+    Returns:
+        A complete HTML document.
     """
     return render(
         "comparison.html.j2",
         comparison=comparison,
-        margin=count_points(comparison["margin"]),
-        candidates=scores.candidates(comparison),
+        margin=points(comparison["margin"]),
+        candidates=candidate_table(comparison),
         unhealthy=[
             f"{name}, {bench}: {reason['text']}"
             for name, entry in comparison["candidates"].items()
-            for bench, found in entry["benchmarks"].items()
-            for reason in found["health_reasons"]
+            for bench, result in entry["benchmarks"].items()
+            for reason in result["health_reasons"]
         ],
-        figures=_choices(comparison),
-        pairs=scores.pairs(comparison),
+        figures=_pareto_figures(comparison),
+        pairs=pair_table(comparison),
     )
 
 
-def _choices(comparison: Report) -> list[Figure]:
-    """Size against the mean score, and against the divergence where every candidate has it."""
+def _pareto_figures(comparison: Report) -> list[Figure]:
+    """Size against the mean score, and against the divergence if it is known of all candidates."""
     entries, fronts = comparison["candidates"], comparison["pareto"]
     if fronts["mean_score"] is None:
         return []
     first = next(iter(entries.values()))
-    base = plots.Choice(
+    base = plots.ParetoPoint(
         comparison["base"], first["size"]["base_bytes"], first["mean_score"]["base"], False, True
     )
     by_score = [
-        plots.Choice(
+        plots.ParetoPoint(
             name,
             entry["size"]["candidate_bytes"],
             entry["mean_score"]["candidate"],
@@ -54,18 +58,18 @@ def _choices(comparison: Report) -> list[Figure]:
     ]
     figures = [
         Figure(
-            plots.choice_plot(
+            plots.pareto_plot(
                 "score", "Size of the weights against the mean score", [*by_score, base],
                 "mean score, %",
             ),
-            "Up and left is better. Filled and joined: no other candidate is at least as small and "
-            "at least as good (Pareto front). The square is the base.",
+            "Up and left is better. Filled and joined: the Pareto front, candidates to which no "
+            "other one is superior in size and score. The square is the base.",
         )
     ]  # fmt: skip
     if fronts["kl_mean"] is None:
         return figures
     by_kl = [
-        plots.Choice(
+        plots.ParetoPoint(
             name,
             entry["size"]["candidate_bytes"],
             entry["fidelity"]["kl_mean"],
@@ -73,9 +77,9 @@ def _choices(comparison: Report) -> list[Figure]:
         )
         for name, entry in entries.items()
     ]
-    svg = plots.choice_plot(
+    svg = plots.pareto_plot(
         "divergence", "Size of the weights against the divergence from the base", by_kl,
         "mean KL, nats", log=True,
     )  # fmt: skip
-    caption = "Down and left is better. The divergence tells candidates apart that score alike."
+    caption = "Down and left is better. Divergence separates candidates with equal scores."
     return [*figures, Figure(svg, caption)]

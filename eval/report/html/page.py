@@ -1,31 +1,31 @@
-"""The page of one candidate: gathers what it shows."""
+"""Builds the page of one candidate."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from ...fidelity.divergences import divergences, kind_of
 from ...results import StoredRun, read_fidelity, read_quantization
-from ..calibration_section import shown_warnings
 from ..health import THRESHOLDS
+from ..sentences import caveats, perplexity_text, shown_warnings, verdict_text
 from ..speed_section import speed_notes
-from . import plots, scores, tables
-from .formatting import count_of, count_points, interval, nats, number, ratio, signed, size
-from .formatting import verdict_words as words_of
+from ..tables import fidelity, models, scores
+from ..tables.columns import DataTable
+from ..tables.formatting import count_of, interval, nats, number, points, ratio, signed, size
+from . import plots
 from .gallery import build_gallery
 from .render import Figure, render
-from .table import Table
 
 Report = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the numbers that stand beside the verdict."""
+    """A number shown next to the verdict."""
 
     label: str
     value: str
@@ -39,7 +39,7 @@ class Breakdown:
     name: str
     synthetic: bool
     figure: Figure
-    table: Table
+    table: DataTable
     further: str  # other metrics of the benchmark
 
 
@@ -51,14 +51,17 @@ def report_page(
     *,
     overview: str | None = None,
 ) -> str:
-    """The page of one candidate.
+    """Render the page of one candidate.
 
     Args:
         report: content of `report.json`.
-        flips: all changed answers.
-        base: the original's run, for its pictures.
-        candidate: the other run, for divergences, pictures and layers.
+        flips: all changed answers, as in `flips.jsonl`.
+        base: run of the original, for its images.
+        candidate: run of the candidate, for divergences, images and layers.
         overview: relative address of the page that compares several candidates.
+
+    Returns:
+        A complete HTML document.
 
     Raises:
         ValueError: a file of a run is damaged.
@@ -66,143 +69,115 @@ def report_page(
     return render(
         "report.html.j2",
         report=report,
-        words=words_of(report),
-        margin=count_points(report["margin"]),
+        words=verdict_text(report),
+        margin=points(report["margin"]),
         recipe=_recipe(report, candidate),
         facts=_facts(report),
-        limits=_limits(report),
-        headline=scores.headline(report["benchmarks"], report["pooled"]),
+        caveats=[*caveats(report), *_calibration_warnings(report)],
+        scores=scores.benchmark_table(report),
         gallery=build_gallery(report, flips, base, candidate),
         breakdowns=[
-            _breakdown(place, name, entry, report["margin"], _divergent(report, name))
-            for place, (name, entry) in enumerate(report["benchmarks"].items())
+            _breakdown(index, name, report) for index, name in enumerate(report["benchmarks"])
         ],
-        fidelity=_fidelity(report),
-        gold=_of_fidelity(report, tables.gold),
-        noise=_of_fidelity(report, tables.noise),
-        perplexity=_perplexity(report["perplexity"]),
+        fidelity=fidelity.divergence_table(report),
+        gold=fidelity.gold_table(report),
+        noise=fidelity.noise_table(report),
+        perplexity=perplexity_text(report["perplexity"]),
         divergences=_divergences(candidate),
         layers=_layers(candidate),
-        cost=tables.cost(report),
+        cost=models.cost_table(report),
         memory_kind=report["memory"]["candidate"].get("kind"),
         speed_notes=speed_notes(report["speed"]),
-        health=tables.health(report["benchmarks"]),
+        health=models.health_table(report["benchmarks"]),
         violated=[
             f"{name}: {reason['text']}"
             for name, entry in report["benchmarks"].items()
             for reason in entry["health_reasons"]
         ],
         thresholds=", ".join(f"{k} {v:g}" for k, v in THRESHOLDS.items()),
-        setup=tables.setup(report),
+        setup=models.setup_table(report),
         fingerprint=json.dumps(report["fingerprint"], ensure_ascii=False, indent=2),
         overview=overview,
     )
 
 
 def _recipe(report: Report, candidate: StoredRun) -> str | None:
-    """Name of the recipe: the report's maker may know it, and so may the checkpoint's record."""
-    found = report.get("recipe") or (read_quantization(candidate) or {}).get("recipe")
-    return str(found["name"]) if found else None
+    """Name of the recipe, from the report or else from the checkpoint's record."""
+    recipe = report.get("recipe") or (read_quantization(candidate) or {}).get("recipe")
+    return str(recipe["name"]) if recipe else None
+
+
+def _calibration_warnings(report: Report) -> list[str]:
+    warnings = shown_warnings(report.get("calibration"))
+    return [f"{text[0].upper()}{text[1:]}." for text in warnings]
 
 
 def _facts(report: Report) -> list[Fact]:
-    """What else decides about shipping: size, the worst change, flips, and fidelity."""
+    """The numbers that matter most besides the verdict: size, worst change, flips, fidelity."""
     sizes, entries = report["size"], report["benchmarks"]
     before, after = sizes["base_bytes"], sizes["candidate_bytes"]
     name, worst = min(entries.items(), key=lambda entry: entry[1]["delta"])
     lost = sum(entry["flips"]["right_to_wrong"] for entry in entries.values())
     won = sum(entry["flips"]["wrong_to_right"] for entry in entries.values())
-    asked = sum(entry["n"] for entry in entries.values())
+    questions = sum(entry["n"] for entry in entries.values())
     times = ratio(after, before)
-    smaller = f"{times} the base's {size(before)}" if times else ""
     facts = [
-        Fact("Weights", size(after), smaller),
+        Fact("Weights", size(after), f"{times} the base's {size(before)}" if times else ""),
         Fact(
             "Largest loss" if worst["delta"] < 0 else "Smallest gain",
             f"{signed(worst['delta'])} points",
             f"{name}, 95 % interval {interval(worst['ci95'])}",
         ),
-        Fact("Answers lost", f"{lost:,}", f"and {won:,} won, of {count_of(asked, 'question')}"),
+        Fact("Answers lost", f"{lost:,}", f"and {won:,} won, of {count_of(questions, 'question')}"),
     ]
-    if found := report["fidelity"]:
-        agreement = f"{number(100 * found['top1_agreement'])} %"
-        detail = f"of {count_of(found['tokens'], 'token')}; mean KL {nats(found['kl_mean'])} nats"
+    if total := report["fidelity"]:
+        agreement = f"{number(100 * total['top1_agreement'])} %"
+        detail = f"of {count_of(total['tokens'], 'token')}; mean KL {nats(total['kl_mean'])} nats"
         facts.append(Fact("Same top token", agreement, detail))
     return facts
 
 
-def _limits(report: Report) -> list[str]:
-    """What a reader must know before believing the verdict; the synthetic banner apart."""
-    tasks = report["fingerprint"]["tasks"].items()
-    limited = [f"{name} {task['limit']}" for name, task in tasks if task["limit"]]
-    found = []
-    if limited:
-        found.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
-    if any(entry["blank_images"] for entry in report["benchmarks"].values()):
-        found.append("Every picture was replaced by grey: this shows what can be guessed unseen.")
-    warnings = shown_warnings(report.get("calibration"))
-    found += [f"{text[0].upper()}{text[1:]}." for text in warnings]
-    notes = report["benchmarks"].items()
-    return found + [f"{name}: {note}." for name, entry in notes for note in entry["notes"]]
-
-
-def _divergent(report: Report, name: str) -> Report:
-    """Divergence of each category of a benchmark, where it was measured."""
-    measured = (report["fidelity"] or {}).get("per_benchmark", {})
-    found: Report = measured.get(name, {}).get("categories", {})
-    return found
-
-
-def _breakdown(place: int, name: str, entry: Report, margin: float, divergent: Report) -> Breakdown:
-    rows = scores.interval_rows(entry)
+def _breakdown(index: int, name: str, report: Report) -> Breakdown:
+    entry = report["benchmarks"][name]
     figure = Figure(
         plots.interval_plot(
-            f"intervals{place}",
+            f"intervals{index}",
             f"Differences on {name} with their 95 % intervals, for all questions and each category",
-            rows,
-            margin,
+            _interval_rows(entry),
+            report["margin"],
         ),
-        "Δ with its 95 % interval, the number of questions in brackets, the worst first. "
-        f"Dashed: the {count_points(margin)} that may be lost. Red or green: the interval leaves "
-        "zero out.",
+        "Δ with its 95 % interval and the number of questions in brackets, the worst first. "
+        f"Dashed: the allowed loss of {points(report['margin'])}. Red or green: the interval "
+        "excludes zero.",
     )
     base, candidate = entry["extra"]["base"], entry["extra"]["candidate"]
-    further = [f"{key} {number(v)} → {number(candidate[key])}" for key, v in base.items()]
-    table = scores.categories(name, {**entry, "divergent": divergent})
-    return Breakdown(name, entry["synthetic"], figure, table, "; ".join(further))
+    further = "; ".join(f"{k} {number(v)} → {number(candidate[k])}" for k, v in base.items())
+    measured = (report["fidelity"] or {}).get("per_benchmark", {}).get(name, {})
+    table = scores.category_table(name, entry, measured.get("categories", {}))
+    return Breakdown(name, entry["synthetic"], figure, table, further)
 
 
-def _fidelity(report: Report) -> Table | None:
-    found = report["fidelity"]
-    return tables.fidelity(found, report["benchmarks"]) if found else None
+def _interval_rows(entry: Report) -> list[plots.IntervalRow]:
+    """All questions of a benchmark, coarse categories, then fine ones, each the worst first."""
 
+    def row(label: str, part: Report, is_total: bool = False) -> plots.IntervalRow:
+        low, high = part["ci95"]
+        return plots.IntervalRow(label, part["n"], part["delta"], low, high, is_total)
 
-def _of_fidelity(report: Report, make: Callable[[Report, Report], Table | None]) -> Table | None:
-    found = report["fidelity"]
-    return make(found, report["benchmarks"]) if found else None
+    def worst_first(parts: Iterable[tuple[str, Report]]) -> list[plots.IntervalRow]:
+        ordered = sorted(parts, key=lambda part: (part[1]["delta"], part[0]))
+        return [row(name, part) for name, part in ordered]
 
-
-def _perplexity(found: Report | None) -> str | None:
-    """One sentence; None where no text was read."""
-    if found is None:
-        return None
-    bounds = found["ratio_ci95"]
-    around = f" (95 % interval {bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
-    if found["overflow"]:
-        nll = found["nll"]
-        return (
-            f"Perplexity on {found['tokens']:,} tokens of text is above the largest float; mean "
-            f"negative log-probability of a token: {nll['base']:.3f} nats for the base, "
-            f"{nll['candidate']:.3f} for the candidate."
-        )
-    return (
-        f"Perplexity on {found['tokens']:,} tokens of text: {found['base']:.3f} for the base, "
-        f"{found['candidate']:.3f} for the candidate, a ratio of {found['ratio']:.4f}{around}."
-    )
+    coarse = scores.coarse_categories(entry)
+    return [
+        row("all questions", entry, is_total=True),
+        *worst_first((f"all {name}", part) for name, part in coarse.items()),
+        *worst_first(entry["categories"].items()),
+    ]
 
 
 def _divergences(candidate: StoredRun) -> list[Figure]:
-    """The divergences of all answer tokens: how they spread, and where in the answer they are."""
+    """The divergences of all answer tokens: their distribution, and their course in the answer."""
     records = [
         record
         for task in candidate.tasks.values()
@@ -214,9 +189,9 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
     if not values:
         return []
     below = sum(value < plots.FLOOR for value in values)
-    floor = f" {count_of(below, 'token')} below 10⁻⁸ nats in the leftmost bar." if below else ""
-    points = plots.by_position(answers)
-    pooled = [point for point in points if point.last > point.first]
+    floor = f" The leftmost bar holds {count_of(below, 'token')} below 10⁻⁸ nats." if below else ""
+    positions = plots.by_position(answers)
+    pooled = [position for position in positions if position.last > position.first]
     joined = f" From token {pooled[0].first} on, neighbours share a point." if pooled else ""
     return [
         Figure(
@@ -224,42 +199,42 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
                 "histogram", "Histogram of the KL divergence of answer tokens", values
             ),
             f"{count_of(len(values), 'answer token')} of all benchmarks.{floor} A tail on the "
-            "right means few tokens, but wrong ones.",
+            "right: a few tokens differ strongly.",
         ),
         Figure(
             plots.position_plot(
-                "position", "KL divergence against the position of the token in the answer", points
+                "position",
+                "KL divergence against the position of the token in the answer",
+                positions,
             ),
-            f"Along the answer, at least {plots.TOKENS_PER_POINT} tokens to a point where there "
-            f"are as many.{joined} A rising line means that long answers drift.",
+            f"Each point holds at least {plots.TOKENS_PER_POINT} tokens if the answers are long "
+            f"enough.{joined} A rising line means that long answers drift.",
         ),
     ]
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What is known about the candidate's layers."""
+    """Quantization errors of the candidate's layers."""
 
-    known: bool  # whether there is a record at all
+    known: bool  # whether the evaluation has a record of layers
     count: int
     figures: list[Figure]
-    table: Table | None
+    table: DataTable | None
 
 
 def _layers(candidate: StoredRun) -> Layers:
     record = read_quantization(candidate)
     layers = record["layers"] if record else []
-    errors = plots.layer_errors(layers)
+    errors = sorted(plots.layer_errors(layers), key=lambda error: error.stage)
     figures = []
-    stages = groupby(sorted(errors, key=lambda e: e.stage), key=lambda e: e.stage)
-    for place, (stage, members) in enumerate(stages):
+    for index, (stage, members) in enumerate(groupby(errors, key=lambda error: error.stage)):
         svg = plots.layer_plot(
-            f"layers{place}", f"Quantization error of each layer of {stage}", list(members)
+            f"layers{index}", f"Quantization error of each layer of {stage}", list(members)
         )
         caption = (
             "Squared error of each layer's output over the calibration samples, relative to the "
-            "output's own square; logarithmic."
+            "squared output; logarithmic."
         )
         figures.append(Figure(svg, caption))
-    table = tables.worst_layers(layers)
-    return Layers(record is not None, len(layers), figures, table if table.rows else None)
+    return Layers(record is not None, len(layers), figures, models.layer_table(layers))

@@ -15,10 +15,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .formatting import MINUS, nats, power
-from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, Canvas, plain
+from ..tables.formatting import MINUS, nats, power, power_of_ten
+from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, SvgFigure, plain
 
-FLOOR = 1e-8  # nats; smaller divergences are rounding and are drawn here
+FLOOR = 1e-8  # nats; smaller divergences are rounding errors and are drawn at this value
 TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tokens
 _MARKERS = "osD^vPX*"
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
@@ -59,14 +59,21 @@ class LayerError:
 
 
 def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], margin: float) -> Markup:
-    """One line per row, first on top; zero, and the margin that may be lost, as vertical lines."""
-    with Canvas(name, 62 + 19 * len(rows)) as canvas:
-        axes = canvas.axes
-        for place, row in enumerate(rows):
+    """Plot one interval per row, the first on top, with lines at zero and minus the margin.
+
+    Args:
+        name: prefix of identifiers, unique on a page.
+        title: text alternative.
+        rows: differences and intervals in points.
+        margin: allowed loss in points.
+    """
+    with SvgFigure(name, 62 + 19 * len(rows)) as figure:
+        axes = figure.axes
+        for y, row in enumerate(rows):
             color = GOOD if row.low > 0 else BAD if row.high < 0 else ACCENT
             width, mark = (3.0, 7.0) if row.is_total else (1.6, 5.0)
-            axes.plot([row.low, row.high], [place, place], color=color, linewidth=width)
-            axes.plot([row.delta], [place], "D" if row.is_total else "o", color=color, ms=mark)
+            axes.plot([row.low, row.high], [y, y], color=color, linewidth=width)
+            axes.plot([row.delta], [y], "D" if row.is_total else "o", color=color, ms=mark)
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.axvline(-margin, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(rows)), [f"{plain(row.label, 30)} ({row.n})" for row in rows])
@@ -76,11 +83,11 @@ def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], margin: fl
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _points(x)))
         axes.set_xlabel("candidate minus base, points")
-        return canvas.svg(title)
+        return figure.svg(title)
 
 
 def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Markup:
-    """How the divergences of the answer tokens (nats) spread, on a logarithmic axis."""
+    """Plot the distribution of the answer tokens' divergences (nats, not negative), logarithmic."""
     clipped = np.log10(np.maximum(np.asarray(values, dtype=np.float64), FLOOR))
     low = math.log10(FLOOR)
     edges = np.arange(low, max(float(clipped.max()), low + 1) + 0.25, 0.25)
@@ -89,8 +96,8 @@ def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Mark
         ("mean", fmean(values), (0, (5, 2))),
         ("99th percentile", float(np.percentile(values, 99)), "solid"),
     ]
-    with Canvas(name, 300) as canvas:
-        axes = canvas.axes
+    with SvgFigure(name, 300) as figure:
+        axes = figure.axes
         axes.hist(clipped, bins=edges.tolist(), color=ACCENT, edgecolor=PAPER, linewidth=0.6)
         for label, value, dashes in marks:
             axes.axvline(
@@ -101,32 +108,33 @@ def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Mark
                 label=f"{label} {nats(value)}",
             )
         axes.set_xticks(range(int(low), math.ceil(edges[-1]) + 1))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power_of_ten(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: power_of_ten(round(x))))
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("KL divergence of an answer token, nats")
         axes.set_ylabel("answer tokens")
         _legend_above(axes, 3)
-        return canvas.svg(title)
+        return figure.svg(title)
 
 
 def by_position(answers: Sequence[Sequence[float]]) -> list[Position]:
-    """Pool divergences by their place in the answer, at least `TOKENS_PER_POINT` to a point.
+    """Pool divergences by position in the answer, at least `TOKENS_PER_POINT` per point.
 
     Args:
         answers: the divergences of each answer's tokens, in order, in nats.
 
     Returns:
-        Points in order; every token is in one of them. Fewer tokens than make a point give one.
+        Points in order, which together cover every token; a single one if there are fewer than
+        `TOKENS_PER_POINT` tokens in all.
     """
     longest = max(map(len, answers), default=0)
     groups: list[tuple[int, int, list[float]]] = []
     first, pool = 1, []
-    for place in range(longest):
-        pool += [answer[place] for answer in answers if len(answer) > place]
+    for index in range(longest):
+        pool += [answer[index] for answer in answers if len(answer) > index]
         if len(pool) >= TOKENS_PER_POINT:
-            groups.append((first, place + 1, pool))
-            first, pool = place + 2, []
-    if pool and groups:  # what is left at the end joins the last point
+            groups.append((first, index + 1, pool))
+            first, pool = index + 2, []
+    if pool and groups:  # too few tokens for a point of their own join the last point
         start, _, values = groups.pop()
         groups.append((start, longest, values + pool))
     elif pool:
@@ -138,44 +146,49 @@ def by_position(answers: Sequence[Sequence[float]]) -> list[Position]:
 
 
 def position_plot(name: str, title: str, points: Sequence[Position]) -> Markup:
-    """Mean, median and 90th percentile of the divergence along the answer."""
-    places = [(point.first + point.last) / 2 for point in points]
+    """Plot mean, median and 90th percentile of the divergence along the answer."""
+    centers = [(point.first + point.last) / 2 for point in points]
     lines = [
         ("90th percentile", [point.p90 for point in points], SERIES[2], "^"),
         ("mean", [point.mean for point in points], SERIES[1], "o"),
         ("median", [point.median for point in points], SERIES[0], "s"),
     ]
-    with Canvas(name, 300) as canvas:
-        axes = canvas.axes
+    with SvgFigure(name, 300) as figure:
+        axes = figure.axes
         for label, values, color, marker in lines:
             shown = [max(value, FLOOR) for value in values]
-            axes.plot(places, shown, marker=marker, ms=5, color=color, label=label)
+            axes.plot(centers, shown, marker=marker, ms=5, color=color, label=label)
         axes.set_yscale("log")
         _log_ticks(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel("token of the answer")
         axes.set_ylabel("KL divergence, nats")
         _legend_above(axes, 3)
-        return canvas.svg(title)
+        return figure.svg(title)
 
 
 def layer_errors(layers: Sequence[Mapping[str, Any]]) -> list[LayerError]:
-    """The layers whose error is known and that stand in a numbered block, in their order."""
-    found = []
+    """The layers of numbered blocks whose error is known, in the order of the record.
+
+    Args:
+        layers: entries of the checkpoint's record, with `name` and perhaps `final_error`, the
+            relative squared error.
+    """
+    errors = []
     for layer in layers:
         block, error = _BLOCK.fullmatch(layer["name"]), layer.get("final_error")
         if block and error is not None:
             stage, index, rest = block.groups()
-            found.append(LayerError(stage, int(index), rest.rpartition(".")[2], float(error)))
-    return found
+            errors.append(LayerError(stage, int(index), rest.rpartition(".")[2], float(error)))
+    return errors
 
 
 def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:
-    """Error of each linear layer against its block, one line per kind of layer; one stage."""
+    """Plot the error of each layer of one stage against its block, one line per kind of layer."""
     kinds = list(dict.fromkeys(error.kind for error in errors))
     styles = zip(kinds, cycle(SERIES), cycle(_MARKERS), strict=False)
-    with Canvas(name, 320) as canvas:
-        axes = canvas.axes
+    with SvgFigure(name, 320) as figure:
+        axes = figure.axes
         for kind, color, marker in styles:
             line = [error for error in errors if error.kind == kind]
             values = [max(error.error, FLOOR) for error in line]
@@ -189,11 +202,11 @@ def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:
         axes.set_xlabel(f"block of {plain(errors[0].stage)}")
         axes.set_ylabel("relative squared error")
         _legend_above(axes, 4)
-        return canvas.svg(title)
+        return figure.svg(title)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ParetoPoint:
     """One model in the plot of size against quality."""
 
     label: str
@@ -203,34 +216,34 @@ class Choice:
     is_base: bool = False
 
 
-def choice_plot(
-    name: str, title: str, choices: Sequence[Choice], quality: str, *, log: bool = False
+def pareto_plot(
+    name: str, title: str, models: Sequence[ParetoPoint], quality: str, *, log: bool = False
 ) -> Markup:
-    """Size against quality; the choices that no other one beats in both are joined.
+    """Plot size against quality; a line joins the Pareto front.
 
     Args:
-        name: prefix of identifiers.
-        title: what is shown.
-        choices: the models.
+        name: prefix of identifiers, unique on a page.
+        title: text alternative.
+        models: sizes and qualities.
         quality: label of the vertical axis.
         log: whether that axis is logarithmic.
     """
-    front = sorted((c.size / 1e6, c.quality) for c in choices if c.on_front)
-    with Canvas(name, 320) as canvas:
-        axes = canvas.axes
+    front = sorted((m.size / 1e6, m.quality) for m in models if m.on_front)
+    with SvgFigure(name, 320) as figure:
+        axes = figure.axes
         if front:
             axes.step(*zip(*front, strict=True), where="post", color=ACCENT, lw=1.3, zorder=1)
-        middle = (min(c.size for c in choices) + max(c.size for c in choices)) / 2e6
-        for choice in choices:
-            x = choice.size / 1e6
-            y = max(choice.quality, FLOOR) if log else choice.quality
-            color = MUTED if choice.is_base else ACCENT
-            filled = color if choice.on_front else PAPER
-            mark = "s" if choice.is_base else "o"
+        middle = (min(m.size for m in models) + max(m.size for m in models)) / 2e6
+        for model in models:
+            x = model.size / 1e6
+            y = max(model.quality, FLOOR) if log else model.quality
+            color = MUTED if model.is_base else ACCENT
+            filled = color if model.on_front else PAPER
+            mark = "s" if model.is_base else "o"
             axes.plot([x], [y], mark, ms=8, color=color, markerfacecolor=filled)
             left = x > middle
             axes.annotate(
-                plain(choice.label, 28),
+                plain(model.label, 28),
                 (x, y),
                 xytext=(-8 if left else 8, 6),
                 textcoords="offset points",
@@ -242,7 +255,7 @@ def choice_plot(
         axes.margins(0.12, 0.18)
         axes.set_xlabel("weights, MB")
         axes.set_ylabel(quality)
-        return canvas.svg(title)
+        return figure.svg(title)
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
@@ -273,11 +286,7 @@ def _decade(value: float) -> str:
     if 1e-3 <= value < 1e3:
         return f"{value:g}"
     exponent = math.log10(value)
-    return _power_of_ten(exponent) if abs(exponent - round(exponent)) < 1e-9 else power(value)
-
-
-def _power_of_ten(exponent: float) -> str:
-    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power_of_ten(round(exponent)) if abs(exponent - round(exponent)) < 1e-9 else power(value)
 
 
 def _points(value: float) -> str:

@@ -1,7 +1,7 @@
-"""Writes a page as one file.
+"""Renders a page as one HTML document.
 
-Everything that models or benchmark files say is escaped by the templates. The page carries a
-content security policy besides: it loads nothing, and runs no script but its own.
+The templates escape all text, including answers of models and contents of benchmark files. A
+content security policy also forbids the page to load anything or to run any script but its own.
 """
 
 from __future__ import annotations
@@ -22,14 +22,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with the sentence under it."""
+    """A plot with its caption."""
 
     svg: Markup
     caption: str
 
 
 def render(template: str, **view: Any) -> str:
-    """Fill a template; a name that is missing in `view` is an error, not a gap."""
+    """Fill a template.
+
+    Args:
+        template: file name below `templates/`.
+        view: the template's variables.
+
+    Raises:
+        jinja2.UndefinedError: a variable of the template is missing in `view`.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -1,7 +1,8 @@
-"""Figures for a page: matplotlib's SVG, made part of the document around it.
+"""Figures for a page: matplotlib's SVG, adapted for embedding in HTML.
 
-Colours become variables of the page's style sheet, so that one figure serves light and dark; text
-stays text, in the page's font; identifiers get the figure's name, because a page holds several.
+Colours become variables of the page's style sheet, so that one figure works in light and dark
+schemes. Text remains text in the page's font. Identifiers get the figure's name as a prefix,
+because a page holds several figures.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 480  # of every figure, in its own units: pixels where there is room
+WIDTH = 480  # of every figure, in SVG units: CSS pixels unless the page is narrower
 INK, MUTED, LINE, PAPER = "#010101", "#010102", "#010103", "#010104"
 GOOD, BAD, ACCENT = "#010105", "#010106", "#010107"
 SERIES = ("#010201", "#010202", "#010203", "#010204", "#010205", "#010206", "#010207", "#010208")
-# Colours that nothing else uses, and the variable that takes their place.
+# Placeholder colours, unique in the SVG, and the variables that replace them.
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -30,11 +31,11 @@ _VARIABLES = {
     GOOD: "--good",
     BAD: "--bad",
     ACCENT: "--accent",
-    **{color: f"--s{place}" for place, color in enumerate(SERIES, start=1)},
+    **{color: f"--s{number}" for number, color in enumerate(SERIES, start=1)},
 }
 _STYLE: Any = {  # matplotlib's own type lists every key there is
     "svg.fonttype": "none",
-    "svg.hashsalt": "vlpress",  # the same figure is the same bytes
+    "svg.hashsalt": "vlpress",  # deterministic identifiers
     "text.parse_math": False,  # names of categories may hold dollar signs
     "font.size": 11.5,
     "text.color": INK,
@@ -61,8 +62,8 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"\s*font-family:[^;]*;?")
 
 
-class Canvas:
-    """A figure in the making; used as a context, so that the style holds while it is drawn.
+class SvgFigure:
+    """A matplotlib figure with one pair of axes, drawn inside a `with` block that sets the style.
 
     Args:
         name: prefix of its identifiers; unique on a page.
@@ -76,7 +77,7 @@ class Canvas:
         self.figure: Figure
         self.axes: Axes
 
-    def __enter__(self) -> Canvas:
+    def __enter__(self) -> SvgFigure:
         self._context.__enter__()
         self.figure = Figure(figsize=self._size, layout="constrained")
         self.axes = self.figure.add_subplot()
@@ -86,21 +87,21 @@ class Canvas:
         self._context.__exit__(None, None, None)
 
     def svg(self, title: str) -> Markup:
-        """The figure as an element to be put into a page.
+        """Render the figure as an `<svg>` element for embedding.
 
         Args:
-            title: what it shows, read aloud in its place.
+            title: text alternative for screen readers.
         """
         buffer = io.StringIO()
         with warnings.catch_warnings():
-            # The page's fonts draw the text, not the one it is measured with.
+            # matplotlib's font only measures the text; the page's fonts draw it.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         return _inline(buffer.getvalue(), self._name, title)
 
 
 def plain(text: str, limit: int = 40) -> str:
-    """A label that XML can hold: one line, bounded, no control characters or lone surrogates."""
+    """Make a label valid in XML: one line, bounded, no control characters or lone surrogates."""
     flat = "".join(c if c.isprintable() else " " for c in text)
     flat = " ".join(flat.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
@@ -119,30 +120,31 @@ def _inline(text: str, name: str, title: str) -> Markup:
     root.set("class", "plot")
     root.set("role", "img")
     root.set("aria-label", title)
-    used = _used(root)
+    referenced = _referenced(root)
     for element in root.iter():
-        _rename(element, name, used)
+        _rename(element, name, referenced)
     svg = ET.tostring(root, encoding="unicode")
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return Markup(svg)
 
 
-def _used(root: ET.Element) -> set[str]:
-    """Identifiers that something refers to; the others only swell the page."""
-    found = set()
+def _referenced(root: ET.Element) -> set[str]:
+    """Identifiers with references; `_rename` drops the others to save bytes."""
+    identifiers = set()
     for element in root.iter():
         for key, value in element.attrib.items():
-            found.update(_REFERENCE.findall(value))
+            identifiers.update(_REFERENCE.findall(value))
             if key == f"{{{_XLINK}}}href":
-                found.add(value.removeprefix("#"))
-    return found
+                identifiers.add(value.removeprefix("#"))
+    return identifiers
 
 
-def _rename(element: ET.Element, name: str, used: set[str]) -> None:
+def _rename(element: ET.Element, name: str, referenced: set[str]) -> None:
+    """Prefix the identifiers and references of an element with the figure's name."""
     for key, value in list(element.attrib.items()):
         if key == "id":
-            if value in used:
+            if value in referenced:
                 element.set(key, f"{name}-{value}")
             else:
                 del element.attrib[key]

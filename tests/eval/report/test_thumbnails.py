@@ -11,10 +11,9 @@ from PIL import Image
 from workbench import Workbench, reseal
 
 from vlpress.eval import compare, open_task
-from vlpress.eval.answering.vision_features import pictures
-from vlpress.eval.report.thumbnails import LONGEST, read_picture, shrink, store_pictures
+from vlpress.eval.report.thumbnails import LONGEST, read_thumbnail, shrink, store_thumbnails
 from vlpress.eval.results import read_run
-from vlpress.eval.tasks.files.image_store import Picture
+from vlpress.eval.tasks.files.image_store import StoredImage
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
@@ -25,31 +24,31 @@ def png(size: tuple[int, int], color: str = "red") -> bytes:
     return buffer.getvalue()
 
 
-def test_each_distinct_picture_is_stored_once_under_its_digest(tmp_path: Path) -> None:
+def test_each_distinct_image_is_stored_once_under_its_digest(tmp_path: Path) -> None:
     task = open_task("builtin-mmbench")
-    names = store_pictures(task, tmp_path)
+    names = store_thumbnails(task, tmp_path)
     stored = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert len(task.items) == 32 and len(stored) == 8  # four rotations share a picture
+    assert len(task.items) == 32 and len(stored) == 8  # four rotations share an image
     for item in task.items:
-        (picture,) = pictures(item)
+        (picture,) = item.images
         assert names[item.id] == [picture.digest[:32] + ".webp"]
     assert {name for group in names.values() for name in group} == stored
 
 
-def test_several_pictures_keep_their_order(tmp_path: Path) -> None:
+def test_several_images_keep_their_order(tmp_path: Path) -> None:
     task = open_task("builtin-mmmu")
-    names = store_pictures(task, tmp_path)
-    first, second = (picture.digest[:32] + ".webp" for picture in pictures(task.items[0]))
+    names = store_thumbnails(task, tmp_path)
+    first, second = (picture.digest[:32] + ".webp" for picture in task.items[0].images)
     assert first != second and set(names[task.items[0].id]) == {first, second}
 
 
-def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+def test_stored_images_are_not_written_again(tmp_path: Path) -> None:
     task = open_task("builtin-ocrbench")
-    store_pictures(task, tmp_path)
+    store_thumbnails(task, tmp_path)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir()}
     gone = next(iter(before))
     (tmp_path / "pictures" / gone).unlink()
-    store_pictures(task, tmp_path)
+    store_thumbnails(task, tmp_path)
     after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir()}
     assert before.pop(gone) < after.pop(gone)
     assert before == after
@@ -59,22 +58,22 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     ("size", "expected"),
     [((1000, 500), (384, 192)), ((10, 2000), (2, 384)), ((60, 50), (60, 50)), ((1, 1), (1, 1))],
 )
-def test_pictures_are_shrunk_and_never_enlarged(
+def test_images_are_shrunk_and_never_enlarged(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    with Image.open(io.BytesIO(shrink(Picture.of(png(size))))) as small:
+    with Image.open(io.BytesIO(shrink(StoredImage.of(png(size))))) as small:
         assert (small.format, small.size) == ("WEBP", expected)
         assert max(small.size) <= LONGEST
 
 
-def test_an_undecodable_picture_is_an_error() -> None:
-    with pytest.raises(ValueError, match="image does not decode"):
-        shrink(Picture.of(b"no picture"))
+def test_an_undecodable_image_is_an_error() -> None:
+    with pytest.raises(ValueError, match="decode"):
+        shrink(StoredImage.of(b"no picture"))
 
 
-def test_stored_pictures_are_read_back_with_their_size(tmp_path: Path) -> None:
-    names = store_pictures(open_task("builtin-ocrbench"), tmp_path)
-    data, size = read_picture(tmp_path, names["0"][0]) or (b"", (0, 0))
+def test_stored_images_are_read_back_with_their_size(tmp_path: Path) -> None:
+    names = store_thumbnails(open_task("builtin-ocrbench"), tmp_path)
+    data, size = read_thumbnail(tmp_path, names["0"][0]) or (b"", (0, 0))
     assert size == (56, 56)
     with Image.open(io.BytesIO(data)) as shown:
         original = Image.open(io.BytesIO(base64.b64decode(picture(100)))).getpixel((40, 40))
@@ -86,37 +85,37 @@ def test_stored_pictures_are_read_back_with_their_size(tmp_path: Path) -> None:
 def test_foreign_names_and_damaged_files_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "task"
     (folder / "pictures").mkdir(parents=True)
-    good = shrink(Picture.of(png((9, 9))))
+    good = shrink(StoredImage.of(png((9, 9))))
     (tmp_path / "secret.webp").write_bytes(good)
     for name in ("../../secret.webp", "/etc/passwd", "x.webp", "", None, 3, ["a"]):
-        assert read_picture(folder, name) is None
+        assert read_thumbnail(folder, name) is None
     name = "0" * 32 + ".webp"
-    assert read_picture(folder, name) is None
+    assert read_thumbnail(folder, name) is None
     damaged = [good[: len(good) // 2], b"<svg onload='alert(1)'/>", b"", png((9, 9))]
     for data in damaged:
         (folder / "pictures" / name).write_bytes(data)
-        assert read_picture(folder, name) is None
+        assert read_thumbnail(folder, name) is None
     (folder / "pictures" / name).write_bytes(good)
-    assert read_picture(folder, name) == (good, (9, 9))
+    assert read_thumbnail(folder, name) == (good, (9, 9))
 
 
-def test_an_evaluation_names_its_pictures_and_scores_without_them(bench: Workbench) -> None:
+def test_an_evaluation_names_its_images_and_scores_without_them(bench: Workbench) -> None:
     base = bench.run("base")
     for task in read_run(base).tasks.values():
         for item in task.items:
             assert all((task.folder / "pictures" / name).is_file() for name in item["pictures"])
     whole = compare(base, base, bench.folder / "whole")
-    old = bench.run("old")  # as written before pictures were kept
+    old = bench.run("old")  # as written before images were stored
     for path in old.glob("*/items.jsonl"):
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        kept = [{k: v for k, v in line.items() if k != "pictures"} for line in lines]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        bare = [{k: v for k, v in line.items() if k != "pictures"} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in bare), "utf-8")
     reseal(old)
     assert compare(base, old, bench.folder / "mixed")["benchmarks"] == whole["benchmarks"]
     assert compare(old, old, bench.folder / "without")["benchmarks"] == whole["benchmarks"]
 
 
-def test_a_quantized_checkpoints_record_is_kept_with_the_evaluation(bench: Workbench) -> None:
+def test_a_quantized_checkpoints_record_is_stored_with_the_evaluation(bench: Workbench) -> None:
     assert not (bench.run("base") / "quantization.json").exists()
     record = {"layers": [{"name": "model.layers.0.mlp.up_proj", "final_error": 0.5}]}
     (bench.source / "vlpress.json").write_text(json.dumps(record))

@@ -1,7 +1,7 @@
 "use strict";
-// Without this script every card of the gallery is shown, and tables stay folded on paper.
+// Filters of the gallery. Without this script every card is shown, and paper leaves folded tables out.
 (() => {
-  // Tables that lie folded on the screen belong on paper.
+  // Unfold tables for printing.
   const unfolded = [];
   addEventListener("beforeprint", () => {
     for (const box of document.querySelectorAll("details[data-paper]:not([open])")) {
@@ -19,18 +19,18 @@
   const select = bar.querySelector("select");
   const shown = bar.querySelector("[data-shown]");
   const none = document.querySelector("[data-none]");
-  const wanted = { change: "", benchmark: "", category: "" };
+  const filters = { change: "", benchmark: "", category: "" };
 
   const apply = () => {
     let count = 0;
     for (const card of cards) {
-      const fits = Object.entries(wanted).every(([key, value]) => !value || card.dataset[key] === value);
-      card.hidden = !fits;
-      count += fits;
+      const matches = Object.entries(filters).every(([key, value]) => !value || card.dataset[key] === value);
+      card.hidden = !matches;
+      count += matches;
     }
     for (const bench of document.querySelectorAll("[data-bench]")) {
       const own = [...bench.querySelectorAll("[data-flip]")];
-      const filtered = Object.values(wanted).some(Boolean);
+      const filtered = Object.values(filters).some(Boolean);
       bench.hidden = filtered && own.every((card) => card.hidden);
     }
     shown.textContent = `${count} of ${cards.length} shown`;
@@ -38,7 +38,7 @@
   };
 
   const press = (key, value) => {
-    wanted[key] = value;
+    filters[key] = value;
     for (const button of bar.querySelectorAll(`button[data-${key}]`)) {
       button.setAttribute("aria-pressed", String(button.dataset[key] === value));
     }
@@ -51,17 +51,17 @@
     press(key, button.dataset[key]);
     if (key === "benchmark") {
       for (const group of select.querySelectorAll("optgroup")) {
-        group.disabled = wanted.benchmark !== "" && group.dataset.of !== wanted.benchmark;
+        group.disabled = filters.benchmark !== "" && group.dataset.of !== filters.benchmark;
       }
       if (select.selectedOptions[0].parentElement.disabled) {
         select.value = "";
-        wanted.category = "";
+        filters.category = "";
       }
     }
     apply();
   });
   select.addEventListener("change", () => {
-    wanted.category = select.value;
+    filters.category = select.value;
     apply();
   });
 

@@ -1,4 +1,4 @@
-"""The report's pages in a real browser: filters, pictures, schemes, widths, and no request.
+"""The report's pages in a real browser: filters, images, schemes, widths, and no request.
 
 Needs a Chromium on the machine; nothing is downloaded.
 """
@@ -30,7 +30,7 @@ ATTACK = (
 )
 LONG = "an answer that does not end and has no spaces: " + "x" * 3000
 
-# Texts with too little contrast to what is behind them (WCAG 2, relative luminance).
+# Texts with too little contrast to their background (WCAG 2, relative luminance).
 FAINT = """all => {
   const rgb = text => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -56,7 +56,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of two candidates, one of which says hostile things."""
+    """A comparison of two candidates, one of them with hostile answers."""
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         package_files(folder, patch)
@@ -64,8 +64,8 @@ def pages(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         base = bench.run("base", lossy("5"), is_reference=True)
         options: dict[str, Any] = {"reference": base}
         (bench.source / "vlpress.json").write_text(json.dumps({"layers": layers()}))
-        said = {"1000241": ATTACK, "242": LONG, "3": ATTACK, "4": LONG}
-        bad = bench.run("bad", lambda item: said.get(item.id) or right(item), seed=1, **options)
+        answers = {"1000241": ATTACK, "242": LONG, "3": ATTACK, "4": LONG}
+        bad = bench.run("bad", lambda item: answers.get(item.id) or right(item), seed=1, **options)
         good = bench.run("good", **options)
         compare_many(base, [bad, good], folder / "report")
     return folder / "report"
@@ -81,9 +81,9 @@ def layers() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def visit(chromium: Any, pages: Path) -> Iterator[Any]:
-    """Opens a page; the test fails if it logs, throws, or asks for anything but itself."""
+    """Opens a page; the test fails if the page logs, throws, or requests another address."""
     contexts: list[Any] = []
-    heard: list[str] = []
+    events: list[str] = []
 
     def visit(name: str = "bad/report.html", **options: Any) -> Any:
         contexts.append(chromium.new_context(**{"viewport": WIDE, **options}))
@@ -92,10 +92,10 @@ def visit(chromium: Any, pages: Path) -> Iterator[Any]:
 
         def on_request(request: Any) -> None:
             if request.url != address and not request.url.startswith("data:image/webp;"):
-                heard.append(request.url)
+                events.append(request.url)
 
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("console", lambda message: events.append(message.text))
+        page.on("pageerror", lambda error: events.append(str(error)))
         page.on("request", on_request)
         page.goto(address)
         return page
@@ -103,11 +103,11 @@ def visit(chromium: Any, pages: Path) -> Iterator[Any]:
     yield visit
     for context in contexts:
         context.close()
-    assert heard == []
+    assert events == []
 
 
 def changes(page: Any) -> list[str]:
-    """Kinds of the cards to be seen."""
+    """Kinds of the visible cards."""
     shown = "all => all.filter(e => e.checkVisibility()).map(e => e.dataset.change)"
     return list(page.eval_on_selector_all("[data-flip]", shown))
 
@@ -147,16 +147,16 @@ def test_filters_work_from_the_keyboard(visit: Any) -> None:
     page.keyboard.press("Space")
     assert changes(page) == ["wrong_to_right"]
     outline = "() => getComputedStyle(document.activeElement).outlineStyle"
-    assert page.evaluate(outline) == "solid", "where the keyboard is can be seen"
+    assert page.evaluate(outline) == "solid", "the focused element is outlined"
 
 
-def test_every_change_is_there_without_scripts(visit: Any) -> None:
+def test_every_card_is_visible_without_scripts(visit: Any) -> None:
     page = visit(java_script_enabled=False)
     assert changes(page) == CHANGES
     assert not page.locator("[data-filters]").is_visible()
 
 
-def test_pictures_load(visit: Any) -> None:
+def test_images_load(visit: Any) -> None:
     page = visit()
     widths = page.eval_on_selector_all("img", "all => all.map(i => i.complete && i.naturalWidth)")
     assert widths == [56] * len(CHANGES)
@@ -170,7 +170,7 @@ def test_answers_are_text_and_run_nothing(visit: Any) -> None:
     assert page.locator("script").count() == 1
 
 
-def test_policy_stops_scripts_that_are_not_the_pages_own(chromium: Any, pages: Path) -> None:
+def test_policy_blocks_foreign_scripts(chromium: Any, pages: Path) -> None:
     page = chromium.new_page()
     page.goto((pages / "good" / "report.html").as_uri())
     page.evaluate(
@@ -184,7 +184,7 @@ def test_policy_stops_scripts_that_are_not_the_pages_own(chromium: Any, pages: P
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("viewport", [WIDE, PHONE])
-def test_nothing_sticks_out(visit: Any, name: str, viewport: dict[str, int]) -> None:
+def test_nothing_overflows_the_viewport(visit: Any, name: str, viewport: dict[str, int]) -> None:
     page = visit(name, viewport=viewport)
     page.evaluate("() => document.querySelectorAll('details').forEach(d => { d.open = true })")
     assert page.evaluate("() => document.documentElement.scrollWidth") == viewport["width"]
@@ -196,7 +196,7 @@ def test_nothing_sticks_out(visit: Any, name: str, viewport: dict[str, int]) -> 
     assert outside == []
 
 
-def test_headline_fits_a_wide_window(visit: Any) -> None:
+def test_scores_fit_a_wide_window(visit: Any) -> None:
     page = visit()
     sizes = "e => [e.scrollWidth, e.clientWidth]"
     wide, box = page.locator("#scores .scroll").evaluate(sizes)
@@ -229,7 +229,7 @@ def test_figures_have_names_and_headings_their_order(visit: Any) -> None:
     assert all(deeper <= level + 1 for level, deeper in pairwise(levels))
 
 
-def test_paper_gets_everything_but_the_controls(visit: Any) -> None:
+def test_print_has_everything_but_the_controls(visit: Any) -> None:
     page = visit(color_scheme="dark")
     page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print", color_scheme="dark")
@@ -245,7 +245,7 @@ def test_paper_gets_everything_but_the_controls(visit: Any) -> None:
     assert page.locator("details[open]").count() == 0
 
 
-def test_candidates_lead_to_their_pages_and_back(visit: Any, pages: Path) -> None:
+def test_candidates_link_to_their_pages_and_back(visit: Any, pages: Path) -> None:
     page = visit("comparison.html")
     addresses = page.eval_on_selector_all("table a", "all => all.map(a => a.href)")
     assert addresses == [(pages / name / "report.html").as_uri() for name in ("bad", "good")]

@@ -1,4 +1,4 @@
-"""The figures: what they are computed from, and that they fit into any page."""
+"""The figures: their numbers, and that they can be embedded in any page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from vlpress.eval.report.html import plots
-from vlpress.eval.report.html.plots import Choice, IntervalRow, LayerError
+from vlpress.eval.report.html.plots import IntervalRow, LayerError, ParetoPoint
 from vlpress.eval.report.html.svg import WIDTH, plain
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,22 +35,22 @@ def figures() -> dict[str, Markup]:
         "layers": plots.layer_plot(
             "p", "t", [LayerError("model.layers", i, k, 0.01 * i) for i in range(3) for k in "qkvo"]
         ),
-        "choices": plots.choice_plot(
+        "pareto": plots.pareto_plot(
             "p",
             "t",
             [
-                Choice("a", 1e6, 90, True),
-                Choice("b", 2e6, 80, False),
-                Choice("c", 3e6, 91, False, True),
+                ParetoPoint("a", 1e6, 90, True),
+                ParetoPoint("b", 2e6, 80, False),
+                ParetoPoint("c", 3e6, 91, False, True),
             ],
             "score",
         ),
-        "one choice": plots.choice_plot("p", "t", [Choice("a", 1e6, 0.0, True)], "KL", log=True),
+        "one point": plots.pareto_plot("p", "t", [ParetoPoint("a", 1e6, 0, True)], "KL", log=True),
     }
 
 
 @pytest.mark.parametrize("name", list(figures()))
-def test_figures_are_valid_xml_that_takes_the_pages_colours(name: str) -> None:
+def test_figures_are_valid_xml_with_the_colours_of_the_page(name: str) -> None:
     svg = figures()[name]
     root = ET.fromstring(svg)
     assert root.tag == f"{SVG}svg"
@@ -70,7 +70,7 @@ def test_figures_are_the_same_bytes_each_time() -> None:
     assert intervals() == intervals()
 
 
-def test_labels_are_text_whatever_they_hold() -> None:
+def test_hostile_labels_are_text() -> None:
     svg = intervals(HOSTILE)
     texts = [element.text or "" for element in ET.fromstring(svg).iter(f"{SVG}text")]
     (label,) = [text for text in texts if text.startswith("a $x_$ <script>")]
@@ -115,18 +115,18 @@ def test_positions_hold_their_own_tokens() -> None:
     assert plots.by_position([[], []]) == []
 
 
-def test_layers_are_told_apart_by_stage_block_and_kind() -> None:
-    named = {
+def test_layers_are_distinguished_by_stage_block_and_kind() -> None:
+    names = {
         "model.layers.3.self_attn.q_proj": ("model.layers", 3, "q_proj"),
         "visual.blocks.11.mlp.up_proj": ("visual.blocks", 11, "up_proj"),
         "visual.blocks.0.attn.qkv": ("visual.blocks", 0, "qkv"),
     }
-    layers: list[dict[str, Any]] = [{"name": name, "final_error": 0.25} for name in named]
+    layers: list[dict[str, Any]] = [{"name": name, "final_error": 0.25} for name in names]
     unplaced: list[dict[str, Any]] = [
         {"name": "lm_head", "final_error": 0.1},
         {"name": "visual.merger.mlp.0", "final_error": 0.1},
         {"name": "model.layers.0.mlp.up_proj"},  # rounded without calibration
     ]
-    found = plots.layer_errors(layers + unplaced)
-    assert [(e.stage, e.block, e.kind) for e in found] == list(named.values())
-    assert {e.error for e in found} == {0.25}
+    errors = plots.layer_errors(layers + unplaced)
+    assert [(e.stage, e.block, e.kind) for e in errors] == list(names.values())
+    assert {e.error for e in errors} == {0.25}

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.report.pareto import pareto_front
+from vlpress.eval.report.comparison import pareto_front
 
 COSTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
 
@@ -14,11 +14,11 @@ def test_known_points() -> None:
 
 
 @given(COSTS)
-def test_front_is_what_nothing_dominates(costs: list[tuple[float, float]]) -> None:
-    def beaten(place: int) -> bool:
-        a, b = costs[place]
+def test_front_is_the_points_that_none_dominates(costs: list[tuple[float, float]]) -> None:
+    def dominated(index: int) -> bool:
+        a, b = costs[index]
         return any(x <= a and y <= b and (x, y) != (a, b) for x, y in costs)
 
     front = pareto_front(costs)
-    assert sorted(front) == [place for place in range(len(costs)) if not beaten(place)]
-    assert [costs[place][0] for place in front] == sorted(costs[place][0] for place in front)
+    assert sorted(front) == [index for index in range(len(costs)) if not dominated(index)]
+    assert [costs[index][0] for index in front] == sorted(costs[index][0] for index in front)

@@ -1,0 +1,82 @@
+"""The report and the comparison as a few lines of console text, in ASCII."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...common.progress import format_bytes
+from .sentences import shown_warnings
+from .tables.columns import DataTable, console_table
+from .tables.formatting import SYNTHETIC_NOTE
+from .tables.scores import benchmark_table, candidate_score_table
+
+Report = Mapping[str, Any]
+
+
+def summarize_report(report: Report) -> str:
+    """Scores and verdict of one candidate.
+
+    Args:
+        report: content of `report.json`. Scores are percentages; the interval is the two-sided
+            95 % interval of the paired difference.
+    """
+    table = benchmark_table({"benchmarks": report["benchmarks"]})
+    notes = [f"note: {note}" for note in report.get("notes", ())]
+    details = [*_fidelity(report), *_size(report), *_speed(report)]
+    details += [f"warning: {warning}" for warning in shown_warnings(report.get("calibration"))]
+    return "\n".join(_lines(table, report, [*notes, *details]))
+
+
+def summarize_comparison(comparison: Report) -> str:
+    """Scores of several candidates, one line per candidate and benchmark, and the verdict.
+
+    Args:
+        comparison: content of `comparison.json`.
+    """
+    notes = [
+        f"note on {name}: {note}"
+        for name, entry in comparison["candidates"].items()
+        for note in entry.get("notes", ())
+    ]
+    return "\n".join(_lines(candidate_score_table(comparison), comparison, notes))
+
+
+def _lines(table: DataTable, report: Report, details: list[str]) -> Iterator[str]:
+    yield console_table(table)
+    yield ""
+    if report.get("synthetic"):
+        yield f"synthetic: {SYNTHETIC_NOTE}"
+    yield from details
+    yield from (f"reason: {reason}" for reason in report.get("verdict_reasons", ()))
+    yield f"verdict: {report['verdict']} (margin {report['margin']:g} points)"
+
+
+def _fidelity(report: Report) -> Iterator[str]:
+    if fidelity := report.get("fidelity"):
+        yield (
+            f"fidelity: KL {fidelity['kl_mean']:.4f} nats mean, "
+            f"{fidelity['kl_p99']:.3f} at the 99th percentile; same top token "
+            f"{100 * fidelity['top1_agreement']:.1f} % of {fidelity['tokens']} tokens"
+        )
+
+
+def _size(report: Report) -> Iterator[str]:
+    size = report.get("size") or {}
+    if size.get("base_bytes") and size.get("candidate_bytes"):
+        yield (
+            f"size: {format_bytes(size['base_bytes'])} -> {format_bytes(size['candidate_bytes'])}"
+            f" ({size['bits_per_weight']:.2f} bits per weight)"
+        )
+
+
+def _speed(report: Report) -> Iterator[str]:
+    """Ratios of throughput, if both models were timed in alternation."""
+    if rates := report.get("speed", {}).get("alternating"):
+        names = {"items": "questions", "prefill_tokens": "prefill", "decode_tokens": "decode"}
+        parts = []
+        for name, label in names.items():
+            rate = rates[f"{name}_per_second"]
+            low, high = rate["spread"]
+            parts.append(f"{label} {rate['ratio']:.2f} ({low:.2f} to {high:.2f})")
+        yield f"speed, candidate / base in alternation: {', '.join(parts)}"

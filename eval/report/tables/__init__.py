@@ -1,0 +1,1 @@
+"""The tables of a report, defined once for HTML, Markdown and the console."""

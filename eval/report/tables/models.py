@@ -1,0 +1,185 @@
+"""Tables of the two models: size and speed, health, layers and setup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..sentences import describe_samples
+from ..speed_section import SpeedRow, speed_rows
+from . import formatting as fmt
+from .columns import (
+    BENCHMARK,
+    HTML,
+    MARKDOWN,
+    Column,
+    DataTable,
+    Row,
+    at,
+    known,
+    named_rows,
+    or_unknown,
+)
+
+Report = Mapping[str, Any]
+LARGEST_ERRORS = 10  # layers in the table of errors
+_PER_SECOND = fmt.Format(fmt.number, "{:.2f}".format, "{:.2f}".format)
+
+COST = (
+    Column("", at("name"), style="name"),
+    Column("base", at("base")),
+    Column("candidate", at("candidate")),
+    Column("candidate / base", at("ratio")),
+)
+
+
+def cost_table(report: Report) -> DataTable:
+    """Size, memory and speed; a quantity that neither evaluation recorded has no row."""
+    sizes, memory = report["size"], report["memory"]
+    bits = or_unknown(sizes["bits_per_weight"], fmt.fixed(2))
+    rows = [
+        _byte_row("weights on disk", sizes["base_bytes"], sizes["candidate_bytes"]),
+        {"name": "bits per weight", "candidate": bits},
+    ]
+    if any("peak_bytes" in memory[side] for side in ("base", "candidate")):
+        peaks = (memory[side].get("peak_bytes") for side in ("base", "candidate"))
+        rows.append(_byte_row("peak memory", *peaks))
+    rows += [
+        {
+            "name": row.label,
+            "base": or_unknown(row.base, _PER_SECOND),
+            "candidate": or_unknown(row.candidate, _PER_SECOND),
+            "ratio": _speed_ratio(row),
+        }
+        for row in speed_rows(report["speed"])
+        if row.base or row.candidate
+    ]
+    return DataTable("Size, memory and speed", COST, rows)
+
+
+def _byte_row(name: str, base: int | None, candidate: int | None) -> dict[str, Any]:
+    cells = {"base": or_unknown(base, fmt.BYTES), "candidate": or_unknown(candidate, fmt.BYTES)}
+    return {"name": name, **cells, "ratio": fmt.ratio(candidate, base)}
+
+
+def _speed_ratio(row: SpeedRow) -> str | None:
+    if row.ratio is None or row.spread is None:
+        return None
+    low, high = row.spread
+    return f"{row.ratio:.2f}× ({low:.2f} to {high:.2f})"
+
+
+HEALTH = (
+    BENCHMARK,
+    Column("model", at("model"), style="name"),
+    Column("rows", at("n_rows"), fmt.COUNT, "Prompts, rotations included.", media=HTML),
+    Column("broken", at("health", "broken"), fmt.COUNT, media=MARKDOWN),
+    Column("unreadable", at("health", "parse_failures"), fmt.COUNT,
+           "Answers from which no option can be extracted; they count as wrong."),
+    Column("refused", at("health", "refusals"), fmt.COUNT,
+           "Answers that decline; they count as wrong."),
+    Column("cut off", at("health", "truncated"), fmt.COUNT,
+           "Answers that reached the token limit."),
+    Column("empty", at("health", "empty"), fmt.COUNT, "Answers without any text."),
+    Column("same answer", at("signs", "identical"), fmt.PERCENT,
+           "Share of the most common answer; option letters count as answers."),
+    Column("score, lower bound", at("signs", "score_lower95"), fmt.PERCENT,
+           "Exact one-sided 95 % bound; it must be above chance."),
+    Column("chance", at("signs", "chance"), fmt.PERCENT,
+           "Expected score of guessing: one of the options, independently for each rotation; 0 for"
+           " open questions."),
+    Column("mean tokens", known("health", "mean_tokens"), fmt.fixed(1),
+           "Mean length of an answer."),
+)  # fmt: skip
+
+
+def health_table(benchmarks: Report) -> DataTable:
+    """Two rows per benchmark: the base and the candidate."""
+    rows = [
+        {
+            **row,
+            "model": side,
+            "health": row["health"][side],
+            "signs": row["signs"][side],
+        }
+        for row in named_rows(benchmarks.items())
+        for side in ("base", "candidate")
+    ]
+    return DataTable("Health of the answers", HEALTH, rows)
+
+
+_ERROR = fmt.Format("{:.1e}".format, "{:.1e}".format, "{:.2e}".format)
+_GROUP = fmt.Format(lambda size: "row" if size == -1 else str(size), str, str)
+LAYERS = (
+    Column("layer", at("name"), style="name"),
+    Column("bits", at("bits"), fmt.COUNT),
+    Column("group", at("group_size"), _GROUP, "Weights that share a scale."),
+    Column("method", at("method"), style=""),
+    Column("error", at("final_error"), _ERROR,
+           "Squared error of the layer's output over the calibration samples, relative to the "
+           "squared output."),
+    Column("error of rounding", at("rtn_error"), _ERROR, "The same with plain rounding."),
+    Column("fallback", lambda r: r.get("fallback") or r.get("fallback_rows") or None,
+           note="Reason why the whole layer was rounded, or the number of rows for which the "
+           "solver was no better than rounding."),
+)  # fmt: skip
+
+
+def layer_table(layers: Sequence[Row]) -> DataTable | None:
+    """The layers with the largest known error; None if no error is known."""
+    measured = [layer for layer in layers if layer.get("final_error") is not None]
+    worst = sorted(measured, key=lambda layer: -layer["final_error"])[:LARGEST_ERRORS]
+    return DataTable("Layers with the largest error", LAYERS, worst) if worst else None
+
+
+SETUP = (
+    Column("", lambda r: r[0], style="name"),
+    Column("", lambda r: r[1], style="value"),
+)
+
+
+def setup_table(report: Report) -> DataTable:
+    """Identity of both models, and the setup they share."""
+    fingerprint = report["fingerprint"]
+    shared = fingerprint["setup"]
+    pixels, versions = shared.get("pixels", {}), shared.get("versions", {})
+    rows = [
+        ("base", f"{report['base']} ({_identity(fingerprint['base'])})"),
+        ("candidate", f"{report['candidate']} ({_identity(fingerprint['candidate'])})"),
+        *_quantization(report),
+        ("device and dtype", f"{shared.get('device')}, {shared.get('dtype')}"),
+        ("batch size, seed", f"{shared.get('batch_size')}, {shared.get('seed')}"),
+        ("image size", f"{pixels.get('min')} to {pixels.get('max')} pixels"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        *((name, _task(task)) for name, task in fingerprint["tasks"].items()),
+    ]
+    return DataTable("Setup", SETUP, rows)
+
+
+def _quantization(report: Report) -> list[tuple[str, str]]:
+    """Recipe and calibration, if the report has them."""
+    rows = []
+    if recipe := report.get("recipe"):
+        rows.append(("recipe", str(recipe["name"])))
+    if calibration := report.get("calibration"):
+        rows.append(("calibration", describe_samples(calibration)))
+    return rows
+
+
+def _identity(model: Report) -> str:
+    files = (model.get("model") or {}).get("files", {})
+    digests = ", ".join(digest[:12] for digest in files.values())
+    return f"sha256 {digests}" if digests else "identity unknown"
+
+
+def _task(task: Report) -> str:
+    limit = task.get("limit")
+    parts = [
+        f"md5 {task.get('md5')}",
+        f"{f'a sample of at most {limit}' if limit else 'all questions'}, {task.get('rows')} rows",
+        f"prompts {task.get('prompt_style')}",
+        f"pixels {task.get('pixels', {}).get('budget')}",
+        f"rules {task.get('profile')}",
+        f"answers of at most {task.get('max_new_tokens')} tokens",
+    ]
+    return "; ".join(parts + (["grey images"] if task.get("blank_images") else []))
