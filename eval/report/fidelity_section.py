@@ -1,4 +1,4 @@
-"""What a report says about divergences, from the stored records of a run."""
+"""The `fidelity` section of a report, from the stored divergences of a run."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ..results import StoredRun, StoredTask, read_fidelity
 
 
 def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:
-    """Divergence of a candidate from the base; None if it was not measured.
+    """Divergence of a candidate from the base.
 
     Returns:
-        `summarize_fidelity` over all tasks, `units` and `kl_unit_mean` with its interval, and the
-        same under `per_benchmark`, there with `categories` and `gold`. `noise` is what the base
-        differs from itself, see `read_noise`, with the candidate's `multiples` of it. The whole is
-        lumped if any task is.
+        `summarize_fidelity` over all tasks, `units` and `kl_unit_mean` with its 95 % interval
+        (nats), and the same under `per_benchmark`, with `categories` and `gold` in addition.
+        `noise` is the base's divergence from itself (`read_noise`) with the candidate's
+        `multiples` of it. The total is lumped if any task is. None if nothing was measured.
 
     Raises:
         ValueError: measured against another model, or not finished.
     """
-    found = {
+    records_by_task = {
         name: records
         for name, task in candidate.tasks.items()
         if (records := _records(base, task)) is not None
     }
-    pooled = [record for records in found.values() for record in records.values()]
+    pooled = [record for records in records_by_task.values() for record in records.values()]
     kind = kind_of(pooled)
     total = summarize_fidelity(pooled, kind)
     if total is None:
         return None
     parts, values = {}, []
-    for name, records in found.items():
+    for name, records in records_by_task.items():
         items = candidate.tasks[name].items
         values += list(unit_divergences(items, records, kind).values())
         if summary := summarize_fidelity(records.values()):
@@ -58,10 +58,10 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
 
 
 def _noise(tasks: Iterable[StoredTask], candidate: Mapping[str, Any]) -> dict[str, Any]:
-    found = read_noise(tasks, candidate["kl_kind"])
+    floors = read_noise(tasks, candidate["kl_kind"])
     return {
         kind: {**entry, "multiples": multiples(candidate, entry["fidelity"])}
-        for kind, entry in found.items()
+        for kind, entry in floors.items()
         if entry["fidelity"]
     }
 

@@ -1,4 +1,8 @@
-"""The answers that changed: the part of a report that people read."""
+"""Flips: questions whose answer changed between right and wrong, or from one wrong to another.
+
+The counts are in `stats.paired`; the list needs the stored texts of a run, which `stats` does not
+know.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ from ..tasks.task import Fields, TaskScore, Unit, is_broken
 def list_flips(
     base: StoredTask, candidate: StoredTask, base_score: TaskScore, cand_score: TaskScore
 ) -> list[dict[str, Any]]:
-    """Every unit that changed, with the first row that was taken to say something else.
+    """List the units whose answer changed, each with the row that decided.
 
     Args:
-        base: as the base answered.
-        candidate: as the candidate did.
-        base_score: of the base.
-        cand_score: of the candidate, over the same units.
+        base: the base's answers.
+        candidate: the candidate's answers.
+        base_score: score of `base`.
+        cand_score: score of `candidate`, over the same units.
 
     Returns:
         Per unit its `benchmark`, `unit`, `change` (such as `right_to_wrong`), `category`, the `row`
-        shown and all `rows_that_differ`, and of that row `question`, `choices`, `gold`, and what
-        `base` and `candidate` said.
+        shown and all `rows_that_differ`, and of that row `question`, `choices`, `gold`, and the
+        texts of `base` and `candidate`.
     """
     items = {item["id"]: item for item in base.items}
     flips = []
@@ -36,10 +40,11 @@ def list_flips(
             if not is_broken(items[row])
             and base.predictions[row].prediction != candidate.predictions[row].prediction
         ]
-        # "B" and "B." are different texts that say the same: the row that decided is another one.
-        # Only the case of a formula counts in its score and not in what it is taken to say.
-        said = zip(b.rows, b.answers, c.answers, strict=True)
-        row = next((row for row, ours, theirs in said if ours != theirs), differing[0])
+        # "B" and "B." differ as texts but not as extracted answers: prefer a row whose extracted
+        # answers differ. There is none if only the upper and lower case of a formula changed,
+        # which counts in its score but is not part of the extracted answer.
+        extracted = zip(b.rows, b.answers, c.answers, strict=True)
+        row = next((row for row, before, after in extracted if before != after), differing[0])
         flips.append(
             {
                 "benchmark": base.name,

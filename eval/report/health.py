@@ -1,13 +1,13 @@
 """Health rules: whether a model's answers can support a verdict at all.
 
-A candidate that answers like its base has lost nothing, unless the base had nothing to lose. Each
-rule compares one sign of a benchmark's answers with a named threshold. A verdict is capped by the
-rules that are violated:
+A candidate with the answers of its base has lost nothing, but a broken base has nothing to lose.
+Each rule compares one sign of a benchmark's answers with a named threshold. Violated rules cap the
+verdict:
 
-- the base violates one: the benchmark cannot show that the candidate lost nothing, so PASS
-  becomes INCONCLUSIVE. FAIL stays, unless the base has nothing to lose (`NOTHING_TO_LOSE`);
-- only the candidate violates one: PASS becomes INCONCLUSIVE, FAIL stays;
-- the images were blank, or there are fewer than `MINIMUM_QUESTIONS` questions: as for the base.
+- by the base: the benchmark cannot show that the candidate lost nothing, so PASS becomes
+  INCONCLUSIVE. FAIL remains, unless the base has nothing to lose (`NOTHING_TO_LOSE`);
+- by the candidate only: PASS becomes INCONCLUSIVE, FAIL remains;
+- blank images, or fewer than `MINIMUM_QUESTIONS` questions: as for the base.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CUT_OFF_LIMIT = 50.0
 EMPTY_LIMIT = 50.0
 UNUSABLE_LIMIT = 50.0
 IDENTICAL_LIMIT = 90.0
-MINIMUM_QUESTIONS = 5  # of fewer, not even equal outcomes of all would be significant at 95 %
+MINIMUM_QUESTIONS = 5  # with fewer, even unanimous flips are not significant: 0.5 ** 4 > 0.05
 
 THRESHOLDS: Mapping[str, float] = {
     "UNREADABLE_LIMIT": UNREADABLE_LIMIT,
@@ -39,10 +39,10 @@ THRESHOLDS: Mapping[str, float] = {
     "CHANCE_CONFIDENCE": CHANCE_CONFIDENCE,
     "MINIMUM_QUESTIONS": MINIMUM_QUESTIONS,
 }
-"""Every threshold of a rule, by the name of its constant: limits in percent of the answers."""
+"""Thresholds of the rules by the names of their constants; limits are percent of the answers."""
 
 NOTHING_TO_LOSE = frozenset({"identical", "chance"})
-"""Rules whose violation by the base voids a FAIL: its score shows no ability."""
+"""Rules whose violation by the base voids a FAIL: its score shows no ability that could be lost."""
 BOTH = "both"
 MODEL = "model"
 
@@ -51,9 +51,9 @@ Answers = Mapping[str, Prediction]
 
 @dataclass(frozen=True)
 class Signs:
-    """What the rules look at, of one model on one benchmark; shares are in percent.
+    """Signs of one model's answers on one benchmark.
 
-    A share of nothing is None.
+    Shares are percent of the answers, in [0, 100]; None if there are none to count.
     """
 
     questions: int
@@ -73,65 +73,65 @@ class Signs:
     identical: float | None
     """Answers equal to the most common one; option letters count as answers."""
     is_constant: bool
-    """Whether that one is given also to (nearly) all questions that it does not answer."""
+    """Whether the most common answer is also given to (nearly) all questions where it is wrong."""
 
 
 @dataclass(frozen=True)
 class Reason:
     """One violated rule."""
 
-    side: str  # base, candidate, both; model where there is only one
+    side: str  # base, candidate or both; model in the evaluation of a single one
     rule: str
     value: float | None
     threshold: float | None
     text: str
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON value."""
+        """The reason as stored in `report.json`."""
         return asdict(self)
 
 
 def read_signs(
     items: Sequence[Fields], answers: Answers, score: TaskScore, scorer: Scorer, profile: str
 ) -> Signs:
-    """The signs of one model on one benchmark.
+    """Compute the signs of one model on one benchmark.
 
     Args:
-        items: stored items, broken ones included.
+        items: stored items, including broken ones.
         answers: by item id; every item that is not broken has one.
-        score: what `scorer` gives for them.
-        scorer: of the benchmark's kind.
-        profile: rules by which options are extracted.
+        score: score of the answers by `scorer`.
+        scorer: scorer of the benchmark's kind.
+        profile: extraction rules, a name of `extract.PROFILES`.
     """
-    asked = [item for item in items if not is_broken(item)]
-    said = [_Said.of(item, answers[item["id"]], profile) for item in asked]
+    valid = [item for item in items if not is_broken(item)]
+    replies = [_Reply.of(item, answers[item["id"]], profile) for item in valid]
     hits, n = sum(unit.correct for unit in score.units), len(score.units)
-    identical, is_constant = _constancy(said, scorer, profile)
+    identical, is_constant = _constancy(replies, scorer, profile)
     return Signs(
         questions=n,
         score=score.percent,
         score_lower95=lower_bound_percent(hits, n) if n else None,
         chance=chance_percent(items, score.units),
-        unreadable=_share(s.is_unreadable for s in said if is_choice(s.item)),
-        cut_off=_share(s.is_cut_off for s in said),
-        empty=_share(s.is_empty for s in said),
-        unusable=_share(s.is_unreadable or s.is_cut_off or s.is_empty for s in said),
+        unreadable=_share(r.is_unreadable for r in replies if is_choice(r.item)),
+        cut_off=_share(r.is_cut_off for r in replies),
+        empty=_share(r.is_empty for r in replies),
+        unusable=_share(r.is_unreadable or r.is_cut_off or r.is_empty for r in replies),
         identical=identical,
         is_constant=is_constant,
     )
 
 
 @dataclass(frozen=True)
-class _Said:
-    """One answer as the rules see it."""
+class _Reply:
+    """One answer with its item and its extracted option."""
 
     item: Fields
     text: str
-    letter: str | None  # None: names no option, or has none to name
+    letter: str | None  # None: no option extracted, or an open question
     is_cut_off: bool
 
     @classmethod
-    def of(cls, item: Fields, answer: Prediction, profile: str) -> _Said:
+    def of(cls, item: Fields, answer: Prediction, profile: str) -> _Reply:
         letter = (
             extract_choice(answer.prediction, item["choices"], profile) if is_choice(item) else None
         )
@@ -147,84 +147,90 @@ class _Said:
 
     @property
     def key(self) -> str:
-        """Equal for answers that say the same."""
+        """Equal for equivalent answers: the letter, or the text without case and final period."""
         return " ".join((self.letter or self.text).casefold().split()).rstrip(". ")
 
 
 def _share(values: Iterable[bool]) -> float | None:
-    found = list(values)
-    return 100 * sum(found) / len(found) if found else None
+    """Percent of true values; None without values."""
+    flags = list(values)
+    return 100 * sum(flags) / len(flags) if flags else None
 
 
-def _constancy(said: Sequence[_Said], scorer: Scorer, profile: str) -> tuple[float | None, bool]:
-    """Share of the most common answer, and whether a model gives it without regard to questions.
+def _constancy(
+    replies: Sequence[_Reply], scorer: Scorer, profile: str
+) -> tuple[float | None, bool]:
+    """Share of the most common answer in percent, and whether it is independent of the question.
 
-    It does so if it gives this answer also to the questions to which it is wrong. Where the
-    answer is right for all of them, as in a benchmark with one gold answer, nothing tells.
+    It is independent if the model also gives it to (nearly) all questions for which it is wrong.
+    If it is right for every question, as in a benchmark with one gold answer, it cannot be shown
+    to be independent.
     """
-    if not said:
+    if not replies:
         return None, False
-    common, count = Counter(s.key for s in said).most_common(1)[0]
-    share = 100 * count / len(said)
+    common, count = Counter(r.key for r in replies).most_common(1)[0]
+    share = 100 * count / len(replies)
     if share <= IDENTICAL_LIMIT:
         return share, False
-    is_right = _answered_by(common, said, scorer, profile)
-    others = [s.key == common for s in said if not is_right[s.item["id"]]]
+    is_right = _answered_by(common, replies, scorer, profile)
+    others = [r.key == common for r in replies if not is_right[r.item["id"]]]
     return share, bool(others) and 100 * sum(others) / len(others) > IDENTICAL_LIMIT
 
 
 def _answered_by(
-    common: str, said: Sequence[_Said], scorer: Scorer, profile: str
+    common: str, replies: Sequence[_Reply], scorer: Scorer, profile: str
 ) -> dict[str, bool]:
-    """Which rows one answer would be right for, each row as a question of its own."""
-    texts = {is_choice(s.item): s.letter or s.text for s in reversed(said) if s.key == common}
-    some = next(iter(texts.values()))
-    rows = [{**s.item, "unit": s.item["id"], "base": True} for s in said]
-    given = {s.item["id"]: texts.get(is_choice(s.item), some) for s in said}
+    """Score one answer against every row, each row as a question of its own; by item id."""
+    # The same key may come from a letter or from a text, by the kind of question.
+    texts = {is_choice(r.item): r.letter or r.text for r in reversed(replies) if r.key == common}
+    default = next(iter(texts.values()))
+    rows = [{**r.item, "unit": r.item["id"], "base": True} for r in replies]
+    given = {r.item["id"]: texts.get(is_choice(r.item), default) for r in replies}
     return {unit.id: unit.correct for unit in scorer(rows, given, profile).units}
 
 
 def violations(side: str, signs: Signs) -> list[Reason]:
-    """The rules that one model's answers violate.
+    """List the rules that one model's answers violate.
 
     Args:
         side: `base`, `candidate` or `model`.
-        signs: of its answers.
+        signs: signs of its answers.
     """
-    whose = f"the {side}'s"
+    owner = f"the {side}'s"
     shares = (
         ("unreadable", "UNREADABLE_LIMIT", "answers to multiple-choice questions name no option"),
         ("cut_off", "CUT_OFF_LIMIT", "answers were cut off at the token limit"),
         ("empty", "EMPTY_LIMIT", "answers are empty"),
     )
-    found = [
+    reasons = [
         reason
-        for rule, limit, what in shares
-        if (reason := _over(side, rule, getattr(signs, rule), limit, f"{whose} {what}"))
+        for rule, limit, fault in shares
+        if (reason := _over(side, rule, getattr(signs, rule), limit, f"{owner} {fault}"))
     ]
-    together = f"{whose} answers are unreadable, cut off or empty"
-    if not found and (
+    together = f"{owner} answers are unreadable, cut off or empty"
+    if not reasons and (
         reason := _over(side, "unusable", signs.unusable, "UNUSABLE_LIMIT", together)
     ):
-        found.append(reason)
-    same = f"{whose} answers are the same, although the right answers differ"
+        reasons.append(reason)
+    same = f"{owner} answers are the same, although the right answers differ"
     if signs.is_constant and (
         reason := _over(side, "identical", signs.identical, "IDENTICAL_LIMIT", same)
     ):
-        found.append(reason)
-    return [*found, *_at_chance(side, signs)]
+        reasons.append(reason)
+    return [*reasons, *_at_chance(side, signs)]
 
 
-def _over(side: str, rule: str, share: float | None, limit: str, what: str) -> Reason | None:
+def _over(side: str, rule: str, share: float | None, limit: str, fault: str) -> Reason | None:
+    """A reason if a share, in percent, exceeds the limit of that name."""
     threshold = THRESHOLDS[limit]
     if share is None or share <= threshold:
         return None
-    text = f"{share:.1f} % of {what} ({limit} {threshold:g} %)"
+    text = f"{share:.1f} % of {fault} ({limit} {threshold:g} %)"
     return Reason(side, rule, share, threshold, text)
 
 
 def _at_chance(side: str, signs: Signs) -> list[Reason]:
-    """One reason if the score is not shown to be above that of guessing."""
+    """One reason if the score's lower bound does not exceed the score of guessing."""
     bound, chance = signs.score_lower95, signs.chance
     if bound is None or chance is None or bound > chance:
         return []
@@ -237,51 +243,51 @@ def _at_chance(side: str, signs: Signs) -> list[Reason]:
 
 
 def benchmark_reasons(base: Signs, candidate: Signs, *, is_blank: bool) -> list[Reason]:
-    """All that keeps a benchmark's verdict from PASS, whatever its interval says.
+    """List the reasons that keep a benchmark's verdict from PASS, regardless of its interval.
 
     Args:
         base: signs of the base's answers.
         candidate: signs of the candidate's answers.
-        is_blank: whether both answered without the images.
+        is_blank: whether the images of both runs were replaced by grey.
     """
-    found = []
+    reasons = []
     if is_blank:
         text = "every image was replaced by grey: the scores say nothing about seeing"
-        found.append(Reason(BOTH, "blank_images", None, None, text))
+        reasons.append(Reason(BOTH, "blank_images", None, None, text))
     if base.questions < MINIMUM_QUESTIONS:
         text = f"{base.questions} questions are too few (MINIMUM_QUESTIONS {MINIMUM_QUESTIONS})"
-        found.append(Reason(BOTH, "few_questions", base.questions, MINIMUM_QUESTIONS, text))
-    return [*found, *violations("base", base), *violations("candidate", candidate)]
+        reasons.append(Reason(BOTH, "few_questions", base.questions, MINIMUM_QUESTIONS, text))
+    return [*reasons, *violations("base", base), *violations("candidate", candidate)]
 
 
 def capped(verdict: Verdict, reasons: Iterable[Reason]) -> Verdict:
-    """The verdict that an interval gives, limited by the violated rules; see the module."""
-    found = list(reasons)
+    """Cap the verdict of an interval by the violated rules (see the module docstring)."""
+    violated = list(reasons)
     if verdict is Verdict.FAIL:
-        void = any(r.side == "base" and r.rule in NOTHING_TO_LOSE for r in found)
+        void = any(r.side == "base" and r.rule in NOTHING_TO_LOSE for r in violated)
         return Verdict.INCONCLUSIVE if void else verdict
-    return Verdict.INCONCLUSIVE if found else verdict
+    return Verdict.INCONCLUSIVE if violated else verdict
 
 
 def verdict_reasons(benchmarks: Mapping[str, Mapping[str, Any]], margin: float) -> list[str]:
-    """Why a report's verdict is not PASS, one line per benchmark and side; empty for PASS.
+    """Explain a verdict other than PASS, one line per benchmark and side; empty for PASS.
 
     Args:
         benchmarks: entries of `report.json`.
-        margin: points that may be lost.
+        margin: allowed loss in points.
     """
-    found = []
+    lines = []
     for name, entry in benchmarks.items():
         bounds = f"one-sided bounds {entry['lower95']:+.2f} and {entry['upper95']:+.2f} points"
         health: dict[str, list[str]] = {}
         for reason in entry["health_reasons"]:
             health.setdefault(reason["side"], []).append(reason["text"])
         if entry["verdict"] == Verdict.FAIL:
-            found.append(f"{name}: more than {margin:g} points are lost ({bounds})")
+            lines.append(f"{name}: more than {margin:g} points are lost ({bounds})")
         elif entry["verdict"] == Verdict.INCONCLUSIVE and not health:
-            found.append(
+            lines.append(
                 f"{name}: {entry['n']} questions do not settle whether more than {margin:g} points "
                 f"are lost ({bounds})"
             )
-        found += [f"{name}: {'; '.join(texts)}" for texts in health.values()]
-    return found
+        lines += [f"{name}: {'; '.join(texts)}" for texts in health.values()]
+    return lines

@@ -1,7 +1,7 @@
-"""Scoring plain rows, for those who have predictions and a benchmark file but no run of ours.
+"""Score rows of a benchmark file with predictions of another tool.
 
 A row is a dict with the columns of VLMEvalKit's TSV and a `prediction`. A cell that is None, NaN
-or empty is absent; so is an option whose cell is.
+or empty counts as missing, and so does an option with such a cell.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ from typing import Any
 
 from ..tasks import mmbench, mmmu
 from ..tasks.extract import DEFAULT_PROFILE
-from ..tasks.files.table import Row
+from ..tasks.files.rows import Row
 
 
 def circular_hits(
     rows: Iterable[Mapping[str, Any]], profile: str = DEFAULT_PROFILE
 ) -> dict[int, int]:
-    """Score MMBench rows circularly.
+    """Score MMBench rows by circular evaluation (MMBench, arXiv 2307.06281, section 4).
 
     Args:
-        rows: with `index`, `answer`, the options and `prediction`; `g_index` names the question
-            where it is given, otherwise `index` modulo a million does.
+        rows: with `index`, `answer`, the options and `prediction`; `g_index` identifies the
+            question, or `index` modulo a million without it.
         profile: extraction rules, a name of `extract.PROFILES`.
 
     Returns:
-        1 or 0 for each question whose base row is present: whether all its present rows are right.
+        For each question whose base row is present: 1 if all its rows are right, else 0.
 
     Raises:
         ValueError: a row lacks a column, repeats an index, or the profile is unknown.
     """
-    items, said = [], {}
+    items, predictions = [], {}
     for number, row in enumerate(rows):
         cells = _cells(row, number, ("index", "answer", "prediction"))
         item = mmbench.fields(Row(int(cells["index"]), {"question": "", **cells}, ()))
-        if item["id"] in said:
-            raise ValueError(f"row {number} repeats index {item['id']}; an index stands once")
+        if item["id"] in predictions:
+            raise ValueError(f"row {number} repeats index {item['id']}; each index may occur once")
         items.append(item)
-        said[item["id"]] = str(row["prediction"])
-    score = mmbench.score(items, said, profile)
+        predictions[item["id"]] = str(row["prediction"])
+    score = mmbench.score(items, predictions, profile)
     return {int(unit.id): int(unit.correct) for unit in score.units}
 
 
 def mmmu_exact_hit(row: Mapping[str, Any], profile: str = DEFAULT_PROFILE) -> bool:
-    """Whether an MMMU answer is right by VLMEvalKit's rules without a judge.
+    """Check an MMMU answer by VLMEvalKit's rules without a judge model.
 
     Args:
         row: with `answer` and `prediction`; without option A the question is open.
@@ -59,7 +59,7 @@ def mmmu_exact_hit(row: Mapping[str, Any], profile: str = DEFAULT_PROFILE) -> bo
 
 
 def _cells(row: Mapping[str, Any], number: int, required: Iterable[str]) -> dict[str, str]:
-    """The cells that are there, as text."""
+    """The cells of a row that are not missing, as text."""
     if missing := [column for column in required if column not in row]:
         raise ValueError(f"row {number} has no {', '.join(missing)}; found {', '.join(row)}")
     return {

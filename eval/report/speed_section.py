@@ -1,7 +1,7 @@
-"""The speed part of a report: rates of each evaluation, and throughput measured in alternation.
+"""The `speed` section of a report: rates of both evaluations, and alternating throughput.
 
-Throughput is stored beside the candidate's answers, with the identity of both models and the setup
-that it was measured in; a report shows it only for those.
+Throughput is stored in the candidate's run folder, with the identity of both models and the setup
+of the measurement; a report shows it only if these still match.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ NOT_MEASURED = (
 
 
 def speed_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """What a report says of speed.
+    """Speed of both models.
 
     Returns:
-        `base` and `candidate`: the rates over all stored answers of each, with the `load` under
-        which they were measured (None where unknown); `alternating`: see
-        `throughput.measure_throughput`, or None; `note`: why there is none, or empty.
+        `base` and `candidate`: rates over all stored answers, per second, with the machine `load`
+        during the evaluation (None if unknown); `alternating`: the result of
+        `throughput.measure_throughput`, or None; `note`: the reason for None, or empty.
     """
-    found = read_throughput(base, candidate)
+    throughput = read_throughput(base, candidate)
     return {
-        "base": _own(base),
-        "candidate": _own(candidate),
-        "alternating": found.get("rates"),
-        "note": "" if found.get("rates") else found.get("reason", NOT_MEASURED),
+        "base": _rates(base),
+        "candidate": _rates(candidate),
+        "alternating": throughput.get("rates"),
+        "note": "" if throughput.get("rates") else throughput.get("reason", NOT_MEASURED),
     }
 
 
@@ -57,7 +57,7 @@ class SpeedRow:
     label: str
     base: float | None  # per second; None: unknown, as with a server that counts no tokens
     candidate: float | None
-    ratio: float | None = None  # candidate / base; None where the two do not compare
+    ratio: float | None = None  # candidate / base; None unless measured in alternation
     spread: tuple[float, float] | None = None  # smallest and largest ratio
 
 
@@ -65,15 +65,15 @@ def speed_rows(speed: Mapping[str, Any]) -> list[SpeedRow]:
     """Lines of the speed table: alternating measurements, or else those of the evaluations.
 
     Args:
-        speed: what `speed_section` returned.
+        speed: result of `speed_section`.
     """
     if speed["alternating"]:
-        found = []
+        rows = []
         for key, label in ALTERNATING.items():
             rate = speed["alternating"][key]
             spread = rate["spread"][0], rate["spread"][1]
-            found.append(SpeedRow(label, rate["base"], rate["candidate"], rate["ratio"], spread))
-        return found
+            rows.append(SpeedRow(label, rate["base"], rate["candidate"], rate["ratio"], spread))
+        return rows
     return [
         SpeedRow(label, speed["base"][key], speed["candidate"][key])
         for key, label in SEPARATE.items()
@@ -81,13 +81,13 @@ def speed_rows(speed: Mapping[str, Any]) -> list[SpeedRow]:
 
 
 def speed_notes(speed: Mapping[str, Any]) -> list[str]:
-    """What, when and beside which load the speed was measured, a sentence each."""
-    if found := speed["alternating"]:
+    """Method, time and machine load of the speed measurement, one sentence each."""
+    if rates := speed["alternating"]:
         return [
-            f"Speed: both models answered the same {found['questions']} questions in alternation, "
-            f"{found['batches']} batches of {found['batch_size']}; medians, and the median ratio "
+            f"Speed: both models answered the same {rates['questions']} questions in alternation, "
+            f"{rates['batches']} batches of {rates['batch_size']}; medians, and the median ratio "
             "with its smallest and largest value.",
-            f"Measured {describe_load(found['load'])}.",
+            f"Measured {describe_load(rates['load'])}.",
         ]
     notes = [f"Speed: {speed['note']}."]
     for side in ("base", "candidate"):
@@ -96,12 +96,15 @@ def speed_notes(speed: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _own(run: StoredRun) -> dict[str, Any]:
+def _rates(run: StoredRun) -> dict[str, Any]:
     return {**speed(run), "load": run.info.get("load")}
 
 
 def read_throughput(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """The throughput stored for two evaluations; empty if there is none for exactly these.
+    """Read the throughput stored for two evaluations.
+
+    Returns:
+        `rates` and `reason`; empty if nothing is stored for exactly these models and this setup.
 
     Raises:
         ValueError: the file is damaged.
@@ -120,20 +123,20 @@ def read_throughput(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
 def write_throughput(
     base: Path, candidate: Path, *, rates: Mapping[str, Any] | None = None, reason: str = ""
 ) -> None:
-    """Store measured throughput with a candidate's evaluation, or why it was not measured.
+    """Store throughput, or the reason why it was not measured, in the candidate's run folder.
 
     Args:
-        base: folder of the original's evaluation.
-        candidate: folder of the candidate's.
-        rates: what `measure_throughput` returned.
-        reason: why there are no rates.
+        base: evaluation folder of the original.
+        candidate: evaluation folder of the candidate.
+        rates: result of `measure_throughput`.
+        reason: reason for missing rates.
     """
     of = _identities(read_run(base), read_run(candidate))
     write_json(candidate / FILE, {"of": of, "rates": rates, "reason": reason})
 
 
 def _identities(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """The models and kernels, and what else of the setup decides about speed."""
+    """Models, kernels, and the parts of the setup that affect speed."""
     setup = ("device", "dtype", "threads")
     return {
         "base": {key: base.fingerprint.get(key) for key in (*MODEL_KEYS, *setup)},
