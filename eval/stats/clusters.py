@@ -1,10 +1,10 @@
-"""Units that hang together: questions about one picture, or one question in two languages.
+"""Clusters of dependent units: questions about one image, or one question in two languages.
 
-Such units are no independent samples, and an interval that takes them for independent is too
-narrow. The score interval is widened by the design effect: the variance of the difference with
-whole clusters as samples, over that with single units (Rao and Scott, "A simple method for the
-analysis of clustered binary data", Biometrics 48, 1992). In simulations it kept its coverage with
-few differences, where a bootstrap over clusters did not.
+Such units are not independent samples, so an interval that assumes independence is too narrow. The
+score interval is widened by the design effect: the variance of the difference with clusters as
+samples, divided by that with single units (Rao and Scott, "A simple method for the analysis of
+clustered binary data", Biometrics 48, 1992). In simulations (`benchmarks/coverage.py`)
+it kept its coverage with few differences, unlike a bootstrap over clusters.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 
 def components(keys: Sequence[Iterable[Hashable]]) -> list[int]:
-    """Cluster units that share a key, directly or through others.
+    """Connected components of units that share a key, by union-find.
 
     Args:
-        keys: of each unit, such as its pictures; a unit without any is a cluster of its own.
+        keys: the keys of each unit, such as its images; a unit without keys is its own cluster.
 
     Returns:
-        The number of each unit's cluster: the place of its first unit.
+        The cluster of each unit, numbered by the index of its first unit.
 
     Example:
         >>> components(["ab", "c", "bd", "", "d"])
@@ -30,30 +30,34 @@ def components(keys: Sequence[Iterable[Hashable]]) -> list[int]:
     """
     parent = list(range(len(keys)))
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
+    def root(unit: int) -> int:
+        while parent[unit] != unit:
+            parent[unit] = parent[parent[unit]]  # path halving
+            unit = parent[unit]
+        return unit
 
     first: dict[Hashable, int] = {}
-    for place, of_unit in enumerate(keys):
-        for key in of_unit:
-            a, b = root(first.setdefault(key, place)), root(place)
+    for unit, unit_keys in enumerate(keys):
+        for key in unit_keys:
+            a, b = root(first.setdefault(key, unit)), root(unit)
             parent[max(a, b)] = min(a, b)
-    return [root(place) for place in range(len(keys))]
+    return [root(unit) for unit in range(len(keys))]
 
 
 def design_effect(differences: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """How many units say as much as one independent unit; at least 1.
+    """Number of dependent units with the information of one independent unit.
 
     Args:
-        differences: candidate minus base of each unit.
-        clusters: which cluster each unit belongs to.
+        differences: candidate minus base of each unit, in [-1, 1].
+        clusters: the cluster of each unit.
 
     Returns:
-        1 if no two units share a cluster. Without any difference the data do not tell how alike
-        the units of a cluster are: then the mean number of units per cluster, as if wholly alike.
+        The design effect, at least 1; exactly 1 if no two units share a cluster. If all differences
+        are equal, the correlation within clusters cannot be estimated; the result is then the
+        mean number of units per cluster, its value for perfect correlation.
+
+    Raises:
+        ValueError: different numbers of differences and clusters.
     """
     sums, sizes = _per_cluster(differences, clusters)
     units, count = int(sizes.sum()), len(sizes)
@@ -61,6 +65,8 @@ def design_effect(differences: Sequence[float], clusters: Sequence[Hashable]) ->
         return 1.0
     values = np.asarray(differences, dtype=np.float64)
     mean = values.mean()
+    # Sums of squares with units and with clusters as samples; n / (n - 1) corrects the bias of the
+    # latter, as there may be few clusters.
     single = float(((values - mean) ** 2).sum())
     if single == 0 or count < 2:
         return units / count
@@ -74,9 +80,9 @@ def _per_cluster(
     """Sum of values and number of units of each cluster."""
     if len(values) != len(clusters):
         raise ValueError(f"{len(values)} values and {len(clusters)} clusters; both need the same")
-    places: dict[Hashable, int] = {}
-    where = [places.setdefault(cluster, len(places)) for cluster in clusters]
-    sums, sizes = np.zeros(len(places)), np.zeros(len(places))
-    np.add.at(sums, where, np.asarray(values, dtype=np.float64))
-    np.add.at(sizes, where, 1.0)
+    numbers: dict[Hashable, int] = {}
+    indices = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    sums, sizes = np.zeros(len(numbers)), np.zeros(len(numbers))
+    np.add.at(sums, indices, np.asarray(values, dtype=np.float64))
+    np.add.at(sizes, indices, 1.0)
     return sums, sizes

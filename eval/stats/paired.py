@@ -1,4 +1,4 @@
-"""Scores of two models on the same units: what a report says of a benchmark and its categories."""
+"""Paired results of a benchmark and its categories, as stored in a report."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .statistics import (
 )
 
 Pair = tuple[Unit, Unit]
-"""A unit as the base answered it, and as the candidate did."""
+"""A unit scored for the base, and the same unit scored for the candidate."""
 
 
-def picture_clusters(items: Sequence[Fields]) -> dict[str, int]:
-    """Cluster of each unit: units that show a picture in common hang together.
+def image_clusters(items: Sequence[Fields]) -> dict[str, int]:
+    """The cluster of each unit id; units with a common image share a cluster.
 
     Args:
-        items: stored items; without the names of their pictures every unit is on its own.
+        items: stored items; a unit without stored image names is its own cluster.
     """
     keys: dict[str, set[Hashable]] = {}
     for item in items:
@@ -36,15 +36,15 @@ def picture_clusters(items: Sequence[Fields]) -> dict[str, int]:
 
 
 def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]:
-    """The difference in points with its 95 % interval and p.
+    """The difference of two scores with its 95 % interval and p.
 
     Args:
         pairs: at least one.
-        clusters: of each pair, see `picture_clusters`.
+        clusters: the cluster of each pair, see `image_clusters`.
 
     Returns:
-        `delta` and `ci95` in points, `ci_kind`, `clusters` (how many) and `design_effect`, and the
-        exact McNemar p, which takes units for independent.
+        `delta` and `ci95` in points, in [-100, 100], `ci_kind`, `clusters` (their number),
+        `design_effect`, `mcnemar_p`, which assumes independent units, and `detectable` in points.
     """
     outcome, effect = _outcome(pairs), _effect(pairs, clusters)
     interval = paired_interval(outcome, design_effect=effect)
@@ -60,14 +60,14 @@ def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> di
 
 
 def judgement(pairs: Sequence[Pair], clusters: Sequence[Hashable], margin: float) -> dict[str, Any]:
-    """One-sided 95 % bounds of the difference in points, and the verdict."""
+    """One-sided 95 % bounds of the difference and the verdict; bounds and margin in points."""
     effect = _effect(pairs, clusters)
     low, high = _points(one_sided_bounds(_outcome(pairs), design_effect=effect))
     return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
 
 
 def flip_counts(pairs: Sequence[Pair]) -> dict[str, int]:
-    """How many units changed, and how."""
+    """Number of flips of each kind: from right to wrong, wrong to right, and wrong to wrong."""
     outcome = _outcome(pairs)
     return {
         "right_to_wrong": outcome.lost,
@@ -77,7 +77,7 @@ def flip_counts(pairs: Sequence[Pair]) -> dict[str, int]:
 
 
 def changed_wrong(base: Unit, candidate: Unit) -> bool:
-    """Whether both are wrong, in different ways."""
+    """Whether both models are wrong with different answers."""
     return not base.correct and not candidate.correct and base.answers != candidate.answers
 
 
@@ -87,19 +87,19 @@ def breakdown(
     """Scores of each category, with the counts behind their difference.
 
     Returns:
-        Per category `n`, `few` (too few units to say much), `base` and `candidate` in percent,
-        `delta` and `ci95` in points, both kinds of flips, and `p_adjusted`: McNemar's p after
-        Benjamini and Hochberg over these categories.
+        Per category `n`, `few` (fewer than `FEW` units), `base` and `candidate` in percent, `delta`
+        and `ci95` in points, both kinds of flips, and `p_adjusted`: McNemar's p after Benjamini
+        and Hochberg over these categories.
     """
-    chosen: dict[str, list[int]] = {}
-    for place, (base, _) in enumerate(pairs):
-        chosen.setdefault(by(base), []).append(place)
-    found = {
-        name: _part([pairs[i] for i in chosen[name]], [clusters[i] for i in chosen[name]])
-        for name in sorted(chosen)
+    members: dict[str, list[int]] = {}
+    for index, (base, _) in enumerate(pairs):
+        members.setdefault(by(base), []).append(index)
+    parts = {
+        name: _part([pairs[i] for i in members[name]], [clusters[i] for i in members[name]])
+        for name in sorted(members)
     }
-    adjusted = benjamini_hochberg({name: part.pop("mcnemar_p") for name, part in found.items()})
-    return {name: {**part, "p_adjusted": adjusted[name]} for name, part in found.items()}
+    adjusted = benjamini_hochberg({name: part.pop("mcnemar_p") for name, part in parts.items()})
+    return {name: {**part, "p_adjusted": adjusted[name]} for name, part in parts.items()}
 
 
 def _part(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]:
@@ -118,24 +118,24 @@ def _part(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]
 def pooled(
     parts: Mapping[str, tuple[Sequence[Pair], Sequence[Fields]]], margin: float
 ) -> dict[str, Any]:
-    """One benchmark in several languages taken together: a question counts in each of them.
+    """Pool the languages of a benchmark; a question in several languages is one cluster.
 
     Args:
         parts: pairs and stored items by the benchmark's name; a question has the same unit id, or
-            the same picture, in all of them.
-        margin: points that may be lost.
+            the same image, in all of them.
+        margin: allowed loss in points.
 
     Returns:
-        As for a benchmark: `n`, scores, `paired_difference` and `judgement`.
+        `benchmarks`, `n`, both scores in percent, `paired_difference` and `judgement`.
     """
     keys: list[set[Hashable]] = []
     pairs: list[Pair] = []
-    for of_task, items in parts.values():
-        shown: dict[str, set[Hashable]] = {}
+    for task_pairs, items in parts.values():
+        images: dict[str, set[Hashable]] = {}
         for item in items:
-            shown.setdefault(item["unit"], set()).update(item.get("pictures", ()))
-        pairs += of_task
-        keys += [{("unit", base.id), *shown.get(base.id, ())} for base, _ in of_task]
+            images.setdefault(item["unit"], set()).update(item.get("pictures", ()))
+        pairs += task_pairs
+        keys += [{("unit", base.id), *images.get(base.id, ())} for base, _ in task_pairs]
     clusters = components(keys)
     return {
         "benchmarks": list(parts),

@@ -1,11 +1,11 @@
-"""Two models on the same questions: intervals, tests and the verdict.
+"""Paired comparison of two models: intervals, tests and the verdict.
 
 Differences are candidate minus base. For right/wrong answers the interval is Tango's score
 interval for the difference of paired proportions (Tango, "Equivalence test and confidence
 interval for the difference in proportions for the paired-sample design", Statistics in Medicine
-17, 1998): unlike the normal approximation it keeps its coverage when few answers differ, and it
-does not collapse to a point when none do. Units that hang together (`clusters`) make it wider.
-The verdict is one of non-inferiority.
+17, 1998). Unlike the normal approximation it keeps its coverage when few answers
+differ, and it does not collapse to a point when none do. Dependent units (`clusters`) widen it.
+The verdict is a test of non-inferiority.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .verdict import Verdict
 
 CI_KIND = "tango"
 RESAMPLES = 9999
-_BATCH = 256  # resamples drawn at a time: bounds the memory of a bootstrap over thousands of items
+_BATCH = 256  # resamples drawn at once: bounds the memory of a bootstrap over thousands of items
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PairedOutcome:
 
 
 def count_outcomes(base: Sequence[bool], candidate: Sequence[bool]) -> PairedOutcome:
-    """Count wins and losses unit by unit.
+    """Count the units on which only one of the models is right.
 
     Raises:
         ValueError: different or zero lengths.
@@ -81,9 +81,10 @@ def paired_interval(
     """Tango's two-sided score interval for the difference of paired proportions.
 
     Args:
-        outcome: the counts.
-        level: coverage, as a fraction.
-        design_effect: how many units say as much as one independent unit, see `clusters`.
+        outcome: counts of lost and won units.
+        level: coverage, in (0, 1).
+        design_effect: see `clusters.design_effect`, at least 1. It divides the sample size, which
+            is the same as multiplying the critical value by its square root.
 
     Returns:
         Bounds in [-1, 1] that contain `outcome.delta`.
@@ -95,12 +96,15 @@ def paired_interval(
 def one_sided_bounds(
     outcome: PairedOutcome, level: float = 0.95, *, design_effect: float = 1.0
 ) -> Interval:
-    """One-sided score bounds at `level` each: a lower and an upper one, not a joint interval."""
+    """One-sided score bounds in [-1, 1]: a lower and an upper one, at confidence `level` each.
+
+    Together they are a two-sided interval of coverage `2 * level - 1`.
+    """
     return paired_interval(outcome, 2 * level - 1, design_effect=design_effect)
 
 
 def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
-    """The difference on `side` of the estimate whose score statistic is `z` in size."""
+    """The difference below (`side` -1) or above (+1) the estimate whose score statistic is ±z."""
     estimate, end = outcome.delta, float(side)
 
     def excess(delta: float) -> float:
@@ -108,7 +112,8 @@ def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
 
     if estimate == end:
         return end
-    # The statistic is 0 at the estimate and grows beyond any bound towards the end.
+    # The statistic is 0 at the estimate and diverges towards the end of the range, where its
+    # variance vanishes; without a root before that, the bound is the end itself.
     near_end = math.nextafter(end, estimate)
     if excess(near_end) <= 0:
         return end
@@ -116,10 +121,11 @@ def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
 
 
 def _score(outcome: PairedOutcome, delta: float) -> float:
-    """Score statistic of the hypothesis that the true difference is `delta` (Tango, eq. 6)."""
+    """Score statistic of the hypothesis that the true difference is `delta` (Tango 1998, eq. 6)."""
     n, b, c = outcome.n, outcome.won, outcome.lost
     gap = b - c - n * delta
-    # q: restricted maximum-likelihood estimate of P(lost) under the hypothesis.
+    # q: restricted maximum-likelihood estimate of P(lost) under the hypothesis, the larger root of
+    # 2 n q^2 + B q + C = 0.
     B = -b - c + (2 * n - b + c) * delta
     C = -c * delta * (1 - delta)
     q = (math.sqrt(max(B * B - 8 * n * C, 0.0)) - B) / (4 * n)
@@ -130,7 +136,13 @@ def _score(outcome: PairedOutcome, delta: float) -> float:
 
 
 def mcnemar(outcome: PairedOutcome) -> float:
-    """Exact two-sided McNemar test: could wins and losses be equally likely?
+    """Exact two-sided McNemar test of equal probabilities of `lost` and `won`.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12, 1947; here a binomial test of the discordant units.
+
+    Returns:
+        The p-value, in (0, 1]; 1 without discordant units.
 
     Example:
         >>> round(mcnemar(PairedOutcome(n=100, lost=15, won=5)), 4)
@@ -143,24 +155,28 @@ def mcnemar(outcome: PairedOutcome) -> float:
 
 
 def judge(bounds: Interval, margin: float) -> Verdict:
-    """Non-inferiority: may the candidate be this much worse than the base, and no more?
+    """Test for non-inferiority: PASS if the loss is shown to be less than the margin.
 
     Args:
         bounds: one-sided bounds of the difference candidate minus base.
-        margin: tolerated loss, not negative, in the unit of `bounds`.
+        margin: allowed loss, not negative, in the unit of `bounds`.
+
+    Returns:
+        PASS if the lower bound is above `-margin`, FAIL if the upper bound is below it, else
+        INCONCLUSIVE.
 
     Raises:
         ValueError: negative margin.
     """
     if not margin >= 0:
-        raise ValueError(f"margin is {margin}; give the tolerated loss as a number >= 0")
+        raise ValueError(f"margin is {margin}; give the allowed loss as a number >= 0")
     if bounds.low > -margin:
         return Verdict.PASS
     return Verdict.FAIL if bounds.high < -margin else Verdict.INCONCLUSIVE
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """FAIL if any fails, PASS if all pass; nothing judged is INCONCLUSIVE."""
+    """Combine verdicts: FAIL if any is, PASS if all are; INCONCLUSIVE otherwise, or without any."""
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL
     if verdicts and all(verdict is Verdict.PASS for verdict in verdicts):
@@ -171,14 +187,22 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
 def mean_interval(
     values: Sequence[float] | NDArray[np.float64], *, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Bootstrap interval (bias-corrected, accelerated) for the mean of independent values.
+    """Bootstrap interval for the mean of independent values.
 
-    Give differences candidate minus base, one per unit, for a paired interval. Values all equal
-    give that value twice.
+    BCa (bias-corrected and accelerated): Efron, "Better bootstrap confidence intervals", Journal of
+    the American Statistical Association 82, 1987, with `RESAMPLES` resamples. Differences candidate
+    minus base, one per unit, give a paired interval.
+
+    Args:
+        values: at least two finite values.
+        level: coverage, in (0, 1).
+        seed: seed of the resampling; the result is deterministic.
+
+    Returns:
+        Bounds within the range of the values; equal bounds for equal values.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, or values so far apart that
-            their difference is not.
+        ValueError: fewer than two values, one is not finite, or their range exceeds float64.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2 or not np.isfinite(sample).all():
@@ -190,7 +214,7 @@ def mean_interval(
     if spread == 0:
         return Interval(low, low)
     mean: Callable[..., NDArray[np.float64]] = np.mean
-    found = bootstrap(
+    bounds = bootstrap(
         ((sample - low) / spread,),  # the acceleration cubes them; tiny values would underflow
         mean,
         confidence_level=level,
@@ -199,7 +223,7 @@ def mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    ends = [low + spread * float(end) for end in (found.low, found.high)]
+    ends = [low + spread * float(end) for end in (bounds.low, bounds.high)]
     if not all(map(math.isfinite, ends)):
         raise ValueError(f"no interval for {sample.size} values: their distribution is degenerate")
     return Interval(*ends)

@@ -1,4 +1,4 @@
-"""The three verdicts. Apart from `statistics`, which takes a second to import."""
+"""The three verdicts, in a module of their own because scipy in `statistics` loads slowly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """Whether a candidate may replace the base."""
+    """Result of a non-inferiority test of a candidate against its base."""
 
     PASS = "PASS"
     INCONCLUSIVE = "INCONCLUSIVE"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_interval_is_antisymmetric(outcome: PairedOutcome) -> None:
 
 
 @given(outcomes())
-def test_one_sided_bounds_lie_inside(outcome: PairedOutcome) -> None:
+def test_one_sided_bounds_are_inside_the_interval(outcome: PairedOutcome) -> None:
     outer, inner = paired_interval(outcome), one_sided_bounds(outcome)
     assert outer.low <= inner.low <= inner.high <= outer.high
 
@@ -108,14 +109,14 @@ def test_more_of_the_same_narrows_the_interval(outcome: PairedOutcome, times: in
     assert narrow.high - narrow.low < wide.high - wide.low
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_interval_has_its_coverage() -> None:
     rng = np.random.default_rng(0)
     lost, won, n, trials = 0.06, 0.03, 400, 1000
     counts = rng.multinomial(n, [lost, won, 1 - lost - won], size=trials)
     hits = 0
-    for row in counts:
-        interval = paired_interval(PairedOutcome(n, int(row[0]), int(row[1])))
-        hits += interval.low <= won - lost <= interval.high
+    for (b, c), repeats in Counter((int(row[0]), int(row[1])) for row in counts).items():
+        interval = paired_interval(PairedOutcome(n, b, c))
+        hits += repeats * (interval.low <= won - lost <= interval.high)
     assert 0.93 <= hits / trials <= 0.97
 
 
@@ -135,7 +136,7 @@ def test_verdict(low: float, high: float, verdict: Verdict) -> None:
 
 @pytest.mark.parametrize("margin", [-1.0, math.nan])
 def test_margin_must_not_be_negative(margin: float) -> None:
-    with pytest.raises(ValueError, match="give the tolerated loss as a number >= 0"):
+    with pytest.raises(ValueError, match=f"margin is {margin}"):
         judge(Interval(0, 1), margin)
 
 
@@ -164,9 +165,9 @@ def test_counting(pairs: list[tuple[bool, bool]]) -> None:
 
 
 def test_unequal_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 base and 1 candidate units"):
+    with pytest.raises(ValueError, match="2 base and 1 candidate"):
         count_outcomes([True, False], [True])
-    with pytest.raises(ValueError, match="3 lost and 2 won of 4 units is impossible"):
+    with pytest.raises(ValueError, match="3 lost and 2 won of 4"):
         PairedOutcome(4, 3, 2)
 
 
@@ -181,7 +182,7 @@ def test_mean_interval_is_near_the_normal_one_and_seeded() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=40))
-def test_mean_interval_lies_within_the_values(values: list[float]) -> None:
+def test_mean_interval_is_within_the_values(values: list[float]) -> None:
     interval = mean_interval(values)
     assert min(values) - 1e-9 <= interval.low <= interval.high <= max(values) + 1e-9
 
@@ -193,5 +194,5 @@ def test_mean_interval_of_hardly_different_values() -> None:
 
 def test_mean_interval_of_equal_values_and_too_few() -> None:
     assert mean_interval([0.5, 0.5, 0.5]) == Interval(0.5, 0.5)
-    with pytest.raises(ValueError, match="1 values; an interval needs at least two"):
+    with pytest.raises(ValueError, match="1 values"):
         mean_interval([1.0])
