@@ -1,11 +1,18 @@
-"""Sequential calibration: run a model block by block and call a solver for the targeted layers.
+"""Sequential calibration: run samples block by block and give the statistics of layer inputs.
 
 Block k runs on the outputs of the blocks before it after they were quantized, so that its layers
 are calibrated on the inputs they will have. There is no forward pass of the whole model: a block is
-loaded, all samples pass through it, and it is released (`block_runner`).
+loaded, all samples pass through it, and it is released (`block_runner`). The caller owns the loop:
+
+    for block in CalibrationPass(model, prompts, targets):
+        with block.loaded():
+            for group, hessian, cross in block.statistics():
+                ...  # replace the group's layers in the model
+            result = block.finish()
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,12 +52,6 @@ class TapGroup:
         return self.linears[0].in_features
 
 
-Solve = Callable[[TapGroup, Hessian, CrossMoment | None], None]
-"""Called with a group, the Hessian of its input and, if one of its layers is calibrated against the
-float model, the cross moment of the input's deviation from the float model; replaces the group's
-layers in the model."""
-
-
 class MergeableObserver(Observer, Statistics, Protocol):
     """An observer whose statistics can be merged with those of other samples."""
 
@@ -59,21 +60,77 @@ MakeObservers = Callable[[], Mapping[str, Sequence[MergeableObserver]]]
 """Creates new observers by full layer name."""
 
 
-class BlockView:
-    """The current block of a `BlockRunner` before its layers are solved.
+@dataclass(frozen=True)
+class Resume:
+    """Where an interrupted run continues; its activation store still holds the states."""
 
-    The blocks before it are finished. Changes of the block's weights persist.
+    block: str
+    """First unfinished block."""
+    diverged: frozenset[int] = frozenset()
+    """See `BlockRunner.diverged`."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """A finished block: its layers are solved and all samples have passed it."""
+
+    block: str
+    following: Resume | None
+    """Where to continue; None after the last block."""
+    pending_keys: tuple[str, ...]
+    """Keys of the activation store that are needed to continue."""
+    largest: tuple[float, ...] = ()
+    """Largest magnitude of the block's output for every sample."""
+
+
+def tap_groups(targets: Sequence[LinearSpec], block: str) -> list[TapGroup]:
+    """Group the targets inside a block by shared input, in the order of computation."""
+    groups: dict[str, list[LinearSpec]] = {}
+    for spec in targets:
+        if spec.name == block or spec.name.startswith(block + "."):
+            groups.setdefault(spec.tap, []).append(spec)
+    return [TapGroup(block, tap, tuple(specs)) for tap, specs in groups.items()]
+
+
+class CalibrationBlock:
+    """The current block of a `CalibrationPass`; the blocks before it are finished.
+
+    Use it inside `loaded`: first `observe`, `output` and `evaluate`, while changes of its float
+    weights persist; then `statistics`, to replace its layers; then `finish`.
 
     Args:
-        runner: holds the input states of the block.
+        calibration: the pass.
         path: module path of the block.
+        following: module path of the next block that samples run through; None after the last.
+        keeps_float: whether the float path is needed in this block.
+        keeps_float_after: whether it is needed in the blocks after it.
     """
 
-    def __init__(self, runner: BlockRunner, path: str) -> None:
-        self._runner = runner
+    def __init__(
+        self,
+        calibration: "CalibrationPass",
+        path: str,
+        following: str | None,
+        *,
+        keeps_float: bool,
+        keeps_float_after: bool,
+    ) -> None:
+        self._pass, self._runner = calibration, calibration.runner
+        self._following = following
+        self._keeps_float, self._keeps_float_after = keeps_float, keeps_float_after
         self.path = path
-        self.samples: Sequence[int] = runner.samples(path)
+        self.groups = calibration.groups[path]
+        """The targets inside the block, by shared input; may be empty."""
+        self.samples: Sequence[int] = self._runner.samples(path)
         """Numbers of the samples that pass through the block."""
+
+    @contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Load the block with the input states of its samples; release it on exit."""
+        with torch.no_grad():
+            self._runner.enter(self.path)
+        with hold_block(self._runner.blocks, self.path):
+            yield
 
     def observe(
         self, make_observers: MakeObservers, samples: Sequence[int] | None = None
@@ -134,148 +191,130 @@ class BlockView:
         """Return the weight of each token of a sample, float `[T]`; None if all are equal."""
         return self._runner.token_weights(self.path, self._runner.prompts[sample])
 
+    @torch.no_grad()
+    def statistics(self) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
+        """Observe the inputs of the block's groups; yield each group with its statistics.
 
-@dataclass(frozen=True)
-class Resume:
-    """Where an interrupted run continues; its activation store still holds the states."""
+        Between two groups the caller replaces the layers of the first one. With `true_sequential`
+        a group is observed after the groups before it were replaced; otherwise all are observed
+        before any is.
 
-    block: str
-    """First unfinished block."""
-    diverged: frozenset[int] = frozenset()
-    """See `BlockRunner.diverged`."""
+        Yields:
+            A group, the Hessian of its input and, if one of its layers is asymmetric, the cross
+            moment of the input's deviation from the float model.
+
+        Raises:
+            ValueError: no sample reaches a group.
+        """
+        if self.groups and self._keeps_float:
+            # The snapshot includes changes of float weights so far: they may rescale channels
+            # inside the block, and the inputs of the float copy are compared with the quantized
+            # ones channel by channel.
+            self._runner.snapshot_float(self.path)
+        sequential = self._pass.true_sequential
+        for groups in [[group] for group in self.groups] if sequential else [self.groups]:
+            checkpointed = sequential and self._runner.can_checkpoint(
+                self.path, groups[0].tap, self._following
+            )
+            yield from _observe(
+                self._runner,
+                self.path,
+                groups,
+                self._pass.asymmetric,
+                self._pass.syrk,
+                checkpointed,
+            )
+
+    @torch.no_grad()
+    def finish(self) -> BlockResult:
+        """Run all samples through the finished block; seals the input states of the next one."""
+        following = self._following
+        largest = self._runner.advance(self.path, following, with_float=self._keeps_float_after)
+        if following is None:
+            return BlockResult(self.path, None, ())
+        resume = Resume(following, frozenset(self._runner.diverged))
+        of_all_ranks = [
+            value for of_rank in all_gather(self._runner.comm, list(largest)) for value in of_rank
+        ]
+        pending_keys = tuple(self._runner.pending_keys(following))
+        return BlockResult(self.path, resume, pending_keys, tuple(of_all_ranks))
 
 
-@dataclass(frozen=True)
-class BlockResult:
-    """A finished block: its layers are solved and all samples have passed it."""
+class CalibrationPass:
+    """One pass of the calibration samples over the blocks of a model, or the rest of one.
 
-    block: str
-    following: Resume | None
-    """Where to continue; None after the last block."""
-    pending_keys: tuple[str, ...]
-    """Keys of the activation store that are needed to continue."""
-    largest: tuple[float, ...] = ()
-    """Largest magnitude of the block's output for every sample."""
-
-
-OnBlockDone = Callable[[BlockResult], None]
-"""Called with a finished block while it is still loaded."""
-
-Prepare = Callable[[BlockView], None]
-"""Called with a block before its groups are solved; may change its float weights."""
-
-
-def tap_groups(targets: Sequence[LinearSpec], block: str) -> list[TapGroup]:
-    """Group the targets inside a block by shared input, in the order of computation."""
-    groups: dict[str, list[LinearSpec]] = {}
-    for spec in targets:
-        if spec.name == block or spec.name.startswith(block + "."):
-            groups.setdefault(spec.tap, []).append(spec)
-    return [TapGroup(block, tap, tuple(specs)) for tap, specs in groups.items()]
-
-
-@torch.no_grad()
-def run_sequential(
-    model: QwenVL,
-    prompts: Sequence[Prompt],
-    targets: Sequence[LinearSpec],
-    solve: Solve,
-    *,
-    true_sequential: bool = True,
-    token_weights: TokenWeightFn | None = None,
-    asymmetric: Collection[str] = (),
-    prepare: Prepare | None = None,
-    syrk: Syrk | None = None,
-    blocks: BlockSource | None = None,
-    store: ActivationStore | None = None,
-    on_block_done: OnBlockDone | None = None,
-    resume: Resume | None = None,
-    comm: Communicator = SINGLE_PROCESS,
-) -> None:
-    """Compute the Hessian of every tap of the targets and solve each group with it.
-
-    Args:
-        model: changed only by `solve` and `prepare`.
-        prompts: calibration samples with their answers, at least one.
-        targets: layers to solve, in the order of computation.
-        solve: called once per group; later groups and blocks run on the layers it sets.
-        true_sequential: observe a group after the previous groups of the same block were solved;
-            otherwise all groups are observed before any of the block is solved.
-        token_weights: weights of tokens in Hessians; default all equal.
-        asymmetric: names of targets to calibrate against the float model (GPTAQ). From the first
-            targeted block to the last such target, every sample also runs through a float copy of
-            each block.
-        prepare: called for each block with targets, before its groups are observed.
-        syrk: faster product for the Hessians of a bf16 model, see `Hessian`.
-        blocks: provides the modules; default the model itself.
-        store: stores activations between blocks; default in memory.
-        on_block_done: called for each block once the input states of the next one are sealed.
-        resume: where to continue; default at the first block.
-        comm: ranks that share the samples; `solve`, `prepare` and `on_block_done` are called on
-            every rank with the same statistics.
-
-    Raises:
-        ValueError: there are no prompts, or no sample reaches a targeted layer (none has an image
-            and the vision tower is targeted).
+    Iteration yields the blocks up to the last one with a target. Blocks that no sample reaches are
+    skipped, unless they have targets.
     """
-    if not prompts:
-        raise ValueError("no calibration prompts; this recipe needs at least one")
-    blocks = ModelBlocks(model) if blocks is None else blocks
-    store = MemoryActivationStore() if store is None else store  # an empty store is falsy
-    runner = BlockRunner(model, prompts, blocks, store, token_weights, comm)
-    order = runner.all_blocks()
-    groups_of = {block: tap_groups(targets, block) for block in order}
-    last = max((i for i, block in enumerate(order) if groups_of[block]), default=-1)
-    last_asymmetric = max(
-        (
-            i
-            for i, block in enumerate(order)
-            if any(_has_any(g, asymmetric) for g in groups_of[block])
-        ),
-        default=-1,
-    )
-    first = 0 if resume is None else order.index(resume.block)
-    runner.diverged = set() if resume is None else set(resume.diverged)
-    for index, block in enumerate(order[: last + 1]):
-        groups = groups_of[block]
-        if index < first or not (groups or runner.samples(block)):
-            continue  # finished before, or a vision block without images and targets
-        following = order[index + 1] if index < last else None
-        runner.enter(block)
-        with hold_block(runner.blocks, block):
-            if groups and prepare is not None:
-                prepare(BlockView(runner, block))
-            if groups and index <= last_asymmetric:
-                # After `prepare`: it may rescale channels inside the block, and the inputs of the
-                # float copy are compared with the quantized ones channel by channel.
-                runner.snapshot_float(block)
-            for round_groups in [[group] for group in groups] if true_sequential else [groups]:
-                checkpointed = true_sequential and runner.can_checkpoint(
-                    block, round_groups[0].tap, following
+
+    def __init__(
+        self,
+        model: QwenVL,
+        prompts: Sequence[Prompt],
+        targets: Sequence[LinearSpec],
+        *,
+        true_sequential: bool = True,
+        token_weights: TokenWeightFn | None = None,
+        asymmetric: Collection[str] = (),
+        syrk: Syrk | None = None,
+        blocks: BlockSource | None = None,
+        store: ActivationStore | None = None,
+        resume: Resume | None = None,
+        comm: Communicator = SINGLE_PROCESS,
+    ) -> None:
+        """Prepare a pass; nothing runs yet.
+
+        Args:
+            model: changed by the caller only.
+            prompts: calibration samples with their answers, at least one.
+            targets: layers to observe, in the order of computation.
+            true_sequential: see `CalibrationBlock.statistics`.
+            token_weights: weights of tokens in Hessians; default all equal.
+            asymmetric: names of targets to calibrate against the float model (GPTAQ). From the
+                first targeted block to the last such target, every sample also runs through a
+                float copy of each block.
+            syrk: faster product for the Hessians of a bf16 model, see `Hessian`.
+            blocks: provides the modules; default the model itself.
+            store: stores activations between blocks; default in memory.
+            resume: where to continue; default at the first block.
+            comm: ranks that share the samples. Each of them runs the same loop and gets the same
+                statistics.
+
+        Raises:
+            ValueError: there are no prompts.
+        """
+        if not prompts:
+            raise ValueError("no calibration prompts; this recipe needs at least one")
+        blocks = ModelBlocks(model) if blocks is None else blocks
+        store = MemoryActivationStore() if store is None else store  # an empty store is falsy
+        self.runner = BlockRunner(model, prompts, blocks, store, token_weights, comm)
+        self.true_sequential, self.asymmetric, self.syrk = true_sequential, asymmetric, syrk
+        order = self.runner.all_blocks()
+        self.groups = {block: tap_groups(targets, block) for block in order}
+        self._first = 0 if resume is None else order.index(resume.block)
+        self.runner.diverged = set() if resume is None else set(resume.diverged)
+
+    def __iter__(self) -> Iterator[CalibrationBlock]:
+        order = list(self.groups)
+        targeted = [i for i, block in enumerate(order) if self.groups[block]]
+        last = max(targeted, default=-1)
+        last_asymmetric = max(
+            (i for i in targeted if _has_any(self.groups[order[i]], self.asymmetric)), default=-1
+        )
+        for index in range(self._first, last + 1):
+            block = order[index]
+            if self.groups[block] or self.runner.samples(block):
+                yield CalibrationBlock(
+                    self,
+                    block,
+                    order[index + 1] if index < last else None,
+                    keeps_float=index <= last_asymmetric,
+                    keeps_float_after=index < last_asymmetric,
                 )
-                for group, hessian, cross in _observe(
-                    runner, block, round_groups, asymmetric, syrk, checkpointed
-                ):
-                    solve(group, hessian, cross)
-            largest = runner.advance(block, following, with_float=index < last_asymmetric)
-            if on_block_done is not None:
-                on_block_done(_block_result(runner, block, following, largest))
 
 
-def _block_result(
-    runner: BlockRunner, block: str, following: str | None, largest: Sequence[float]
-) -> BlockResult:
-    if following is None:
-        return BlockResult(block, None, ())
-    resume = Resume(following, frozenset(runner.diverged))
-    of_all_ranks = [
-        value for of_rank in all_gather(runner.comm, list(largest)) for value in of_rank
-    ]
-    return BlockResult(block, resume, tuple(runner.pending_keys(following)), tuple(of_all_ranks))
-
-
-def _has_any(group: TapGroup, names: Collection[str]) -> bool:
-    return any(spec.name in names for spec in group.linears)
+def _has_any(groups: Sequence[TapGroup], names: Collection[str]) -> bool:
+    return any(spec.name in names for group in groups for spec in group.linears)
 
 
 def _observe(
@@ -299,7 +338,7 @@ def _observe(
     if not groups:
         return
     device = runner.blocks.device
-    needs_cross = [_has_any(group, asymmetric) for group in groups]
+    needs_cross = [_has_any([group], asymmetric) for group in groups]
     free_buffers: list[Tensor] = []  # squares of packed Hessians, reused for the next shard
 
     def observe(samples: Sequence[int]) -> list[Statistics]:

@@ -71,8 +71,7 @@ def save_quantized(
     reader = CheckpointReader(resolve_folder(source))
     with checkpoint_folder(Path(out), reader.folder, overwrite=overwrite) as folder:
         check_unchanged(model, reader, report)
-        tensors = encode_layers(layers, model, reader, chosen)
-        tensors |= changed_tensors(report.changed, model, reader)
+        tensors = encode_tensors(layers, report.changed, model, reader, chosen)
         _write(tensors, report, contents, chosen, reader, folder)
 
 
@@ -82,7 +81,7 @@ def save_finished(
     """Write a checkpoint whose new tensors are already encoded, as a run's journal keeps them.
 
     Args:
-        tensors: results of `encode_layers` and `changed_tensors` for every block, by name.
+        tensors: results of `encode_tensors` for every block, by name.
         report: of the run.
         source: folder of the float checkpoint.
         folder: existing and empty, see `checkpoint_folder`.
@@ -92,18 +91,21 @@ def save_finished(
     _write(tensors, report, contents, chosen, CheckpointReader(source), folder)
 
 
-def encode_layers(
+def encode_tensors(
     layers: Mapping[str, QuantLinear | UnpackedLinear],
+    changed: Iterable[str],
     model: QwenVL,
     reader: CheckpointReader,
     format: Format,
 ) -> dict[str, Tensor]:
-    """Encode quantized layers, with their biases, by canonical tensor name.
+    """Encode the tensors that differ from the source, by canonical name.
 
     Args:
-        layers: by name.
+        layers: quantized layers by name; their biases are included.
+        changed: names of float tensors that a transform rescaled. Biases of `layers` may be among
+            them.
         model: the model they belong to.
-        reader: the float checkpoint; decides the stored dtypes.
+        reader: the float checkpoint; it determines the dtypes of float tensors.
         format: checkpoint format.
 
     Raises:
@@ -121,17 +123,11 @@ def encode_layers(
             # Layers hold fp16 values in their biases (`storable_bias`): nothing is lost here.
             bias_dtype = format.bias_dtype(reader.dtype(bias))
             tensors[bias] = float_tensor(layer.bias.float(), bias_dtype)
+    for name in changed:
+        if name not in tensors:
+            parameter = model.get_parameter(name).detach()
+            tensors[name] = float_tensor(parameter.float(), reader.dtype(name))
     return tensors
-
-
-def changed_tensors(
-    names: Iterable[str], model: QwenVL, reader: CheckpointReader
-) -> dict[str, Tensor]:
-    """Collect float tensors that a transform rescaled, in the dtype of the source, by name."""
-    return {
-        name: float_tensor(model.get_parameter(name).detach().float(), reader.dtype(name))
-        for name in names
-    }
 
 
 def check_unchanged(model: QwenVL, reader: CheckpointReader, report: QuantReport) -> None:

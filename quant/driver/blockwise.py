@@ -8,6 +8,7 @@ block without a journal entry and ends in the same bytes.
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ...model.loading import (
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..checkpoint.formats import choose_format
-from ..checkpoint.saving import changed_tensors, encode_layers
+from ..checkpoint.saving import encode_tensors
 from ..plan.plan import Plan, check_images
 from ..recipe.recipe import Recipe
 from ..runtime.kernel_selection import accelerate_layers_
@@ -145,22 +146,23 @@ class _Pass:
         states = DiskActivationStore(self.journal.states, self.run.device, self.quantizer.memory)
         with closing(states) as store:
             # Activations of an uncommitted block, and of blocks before the last one, are removed.
-            broadcast_result(comm, lambda: store.keep(last["waiting"]))
+            broadcast_result(comm, partial(store.keep, last["waiting"]))
             resume = None
             if last["calibrated"]:
                 if last["next"] is None:
                     return
                 resume = Resume(last["next"], frozenset(last["parted"]))
 
-            def leave(passed: BlockResult) -> None:
-                # The order makes it safe to be killed at any point: outputs of all ranks are on
-                # disk, then the journal commits the block, then its inputs are removed.
-                barrier(comm)
-                self._commit(passed, calibrated=True)
-                broadcast_result(comm, lambda: store.keep(passed.pending_keys))
-
             where = {"blocks": self.blocks, "store": store, "resume": resume}
-            self.run.calibrate(self.quantizer.prompts, weights, leave=leave, **where)
+            prompts = self.quantizer.prompts
+            for block in self.run.calibration_pass(prompts, weights, **where):
+                with block.loaded():
+                    result = self.run.quantize_block(block)
+                    # The order makes it safe to be killed at any point: the outputs of all ranks
+                    # are on disk, then the journal commits the block, then its inputs are removed.
+                    barrier(comm)
+                    self._commit(result, calibrated=True)
+                    broadcast_result(comm, partial(store.keep, result.pending_keys))
 
     def _commit(self, passed: BlockResult, *, calibrated: bool) -> None:
         """Write a block's tensors and its record to the journal, while its weights are loaded."""
@@ -187,8 +189,7 @@ class _Pass:
         """Encode the solved layers, and collect the float tensors that transforms changed."""
         run = self.run
         format = choose_format(run.plan.contents, run.plan.format)
-        tensors = encode_layers(run.solved, run.model, self.reader, format)
-        return tensors | changed_tensors(changed, run.model, self.reader)
+        return encode_tensors(run.solved, changed, run.model, self.reader, format)
 
 
 def restore_run(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Solve the layers of a plan: GPTQ, GPTAQ or rounding, one tap group after another."""
+"""Quantize the layers of a block: transforms, then GPTQ, GPTAQ or rounding per tap group."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...calib.block_runner import TokenWeightFn
 from ...calib.observers import CrossMoment, Hessian
-from ...calib.sequential import BlockResult, BlockView, OnBlockDone, TapGroup, run_sequential
+from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, TapGroup
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
@@ -39,8 +39,8 @@ class QuantizationRun:
     """State of one quantization: the model, the reports so far, and the layers solved last.
 
     Solved layers replace the float ones in the model at once, as `UnpackedLinear`, because the
-    layers after them are calibrated on their outputs. The drivers then write them to disk
-    (`blockwise.py`) or pack them for inference (`pipeline.py`).
+    layers after them are calibrated on their outputs. The drivers loop over the blocks; after each
+    one they write its layers to disk (`blockwise.py`) or pack them for inference (`pipeline.py`).
     """
 
     def __init__(
@@ -91,50 +91,52 @@ class QuantizationRun:
         unreached = () if has_images else self.plan.tower
         return [row for row in self.rows.values() if row not in unreached]
 
-    def calibrate(
-        self,
-        prompts: Sequence[Prompt],
-        token_weights: TokenWeightFn,
-        *,
-        leave: OnBlockDone,
-        **where: Any,
-    ) -> None:
-        """Run samples through the model and quantize the layers that they reach.
+    def calibration_pass(
+        self, prompts: Sequence[Prompt], token_weights: TokenWeightFn, **where: Any
+    ) -> CalibrationPass:
+        """Prepare the pass of the samples over the blocks with calibrated layers.
 
         Args:
             prompts: with their answers.
-            token_weights: see `run_sequential`.
-            leave: called with each finished block; takes the layers from `solved`.
-            where: `blocks`, `store` and `resume` of `run_sequential`.
+            token_weights: see `CalibrationPass`.
+            where: `blocks`, `store` and `resume` of `CalibrationPass`.
+
+        Raises:
+            ValueError: there are no prompts.
         """
         rows = self.calibrated_rows(prompts)
-
-        def check_and_leave(passed: BlockResult) -> None:
-            for size in passed.largest:
-                self._check_activations(f"the output of {passed.block}", size)
-            leave(passed)
-
-        run_sequential(
+        return CalibrationPass(
             self.model,
             prompts,
             [row.spec for row in rows],
-            self.solve_group,
             true_sequential=self.recipe.calibration.true_sequential,
             token_weights=token_weights,
             asymmetric=[row.name for row in rows if row.step and row.step.asymmetric],
-            prepare=self.transform_block if self.transforms.planned else None,
             syrk=select_syrk(self.device),
-            on_block_done=check_and_leave,
             comm=self.comm,
             **where,
         )
 
-    def transform_block(self, view: BlockView) -> None:
-        """Run the transforms of a block before its layers are solved."""
-        for transform in self.transforms.prepare(view):
-            self.show_progress(f"{transform.planned.source} {transform.planned.transform.method}")
+    @torch.no_grad()
+    def quantize_block(self, block: CalibrationBlock) -> BlockResult:
+        """Transform and quantize a loaded block, and run the samples through it.
 
-    def solve_group(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        Raises:
+            ValueError: activations are not finite, no sample reaches a layer, or too many rows
+                fell back to rounding.
+        """
+        if block.groups:
+            for transform in self.transforms.prepare(block):
+                planned = transform.planned
+                self.show_progress(f"{planned.source} {planned.transform.method}")
+        for group, hessian, cross in block.statistics():
+            self._solve_group(group, hessian, cross)
+        result = block.finish()
+        for size in result.largest:
+            self._check_activations(f"the output of {block.path}", size)
+        return result
+
+    def _solve_group(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
         """Quantize the layers of a tap group and put them into the model.
 
         Args:

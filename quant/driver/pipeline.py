@@ -75,5 +75,8 @@ def quantize_(
             run.show_progress("token weights by gradient")
         weights = find_token_weights(recipe.calibration.token_weights, model, prompts)
         record = CalibrationRecord.of(prompts, weights)
-        run.calibrate(prompts, weights, leave=lambda _: run.pack_layers())
+        for block in run.calibration_pass(prompts, weights):
+            with block.loaded():
+                run.quantize_block(block)
+                run.pack_layers()
     return run.report(record)

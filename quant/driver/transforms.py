@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...calib.observers import AbsMax, Hessian, MeanAbs
-from ...calib.sequential import BlockView, TapGroup, tap_groups
+from ...calib.sequential import CalibrationBlock, TapGroup, tap_groups
 from ...model.qwen_vl import QwenVL
 from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import choose_input_scale
@@ -55,7 +55,7 @@ class BlockTransforms:
         self.clipped: set[str] = set()
         """Names of layers whose scales are searched if they are rounded."""
 
-    def prepare(self, view: BlockView) -> list[TransformReport]:
+    def prepare(self, block: CalibrationBlock) -> list[TransformReport]:
         """Run the transforms of a block, in the order of the recipe.
 
         Returns:
@@ -64,35 +64,37 @@ class BlockTransforms:
         Raises:
             ValueError: no sample reaches the block, or its inputs overflow.
         """
-        planned = [row for row in self.planned if row.block == view.path]
+        planned = [row for row in self.planned if row.block == block.path]
         before = len(self.reports)
         for transform, group in groupby(planned, key=lambda row: row.transform):
             rows = list(group)
             active = [row for row in rows if not row.reason]
             if active and isinstance(transform, SmoothQuantStep):
-                self._smoothquant(view, transform, active)
+                self._smoothquant(block, transform, active)
             for row in active:
                 if isinstance(transform, AWQStep):
-                    self._awq(view, transform, row)
+                    self._awq(block, transform, row)
             self.reports += [TransformReport(row) for row in rows if row.reason]
         return self.reports[before:]
 
     def _smoothquant(
-        self, view: BlockView, step: SmoothQuantStep, rows: Sequence[PlannedTransform]
+        self, block: CalibrationBlock, step: SmoothQuantStep, rows: Sequence[PlannedTransform]
     ) -> None:
         """Smooth the channel groups of a block, with fixed or searched alphas."""
         alphas: Sequence[float | None]
         error: float | None = None
         plain_error: float | None = None
-        held_out, others = _split(view.samples)
-        absmax = self._absmax(view, others)
+        held_out, others = _split(block.samples)
+        absmax = self._absmax(block, others)
         if isinstance(step.alpha, str):
-            alphas, error, plain_error = self._search_alphas(view, rows, absmax, held_out or others)
+            alphas, error, plain_error = self._search_alphas(
+                block, rows, absmax, held_out or others
+            )
         else:
             alphas = [step.alpha] * len(rows)
         if held_out:
             # The final ranges are those of all samples.
-            held_out_absmax = self._absmax(view, held_out)
+            held_out_absmax = self._absmax(block, held_out)
             absmax = {tap: torch.maximum(absmax[tap], held_out_absmax[tap]) for tap in absmax}
         for row, alpha in zip(rows, alphas, strict=True):
             scales = None
@@ -103,7 +105,7 @@ class BlockTransforms:
 
     def _search_alphas(
         self,
-        view: BlockView,
+        block: CalibrationBlock,
         rows: Sequence[PlannedTransform],
         absmax: Mapping[str, Tensor],
         samples: Sequence[int],
@@ -114,7 +116,7 @@ class BlockTransforms:
         group in turn takes another one if that lowers the error (one pass of coordinate descent).
 
         Args:
-            view: of the block, not transformed yet.
+            block: not transformed yet.
             rows: its channel groups.
             absmax: ranges of the inputs, by tap.
             samples: to measure the error on.
@@ -123,16 +125,16 @@ class BlockTransforms:
             The alphas (None = no smoothing), the relative squared error of the block's output with
             them, and the error without smoothing.
         """
-        expected = {sample: view.output(sample) for sample in view.local_samples(samples)}
+        expected = {sample: block.output(sample) for sample in block.local_samples(samples)}
 
         def measure(alphas: Sequence[float | None]) -> float:
-            with self._trial(view.path, rows):
+            with self._trial(block.path, rows):
                 inputs = dict(absmax)
                 for row, alpha in zip(rows, alphas, strict=True):
                     if alpha is not None:
                         self._smooth(row, alpha, inputs)
-                self._fake_quantize(view.path, inputs)
-                return _output_error(view, samples, expected)
+                self._fake_quantize(block.path, inputs)
+                return _output_error(block, samples, expected)
 
         grid: tuple[float | None, ...] = (None, *ALPHAS)
         errors = [measure([alpha] * len(rows)) for alpha in grid]
@@ -160,7 +162,7 @@ class BlockTransforms:
         absmax[tap] = absmax[tap] / scales[index.to(scales.device)]
         return scales
 
-    def _awq(self, view: BlockView, step: AWQStep, row: PlannedTransform) -> None:
+    def _awq(self, block: CalibrationBlock, step: AWQStep, row: PlannedTransform) -> None:
         """Scale one channel group by AWQ, if that lowers the error of its layers."""
         _, index, channels = self._input_of(row)
         names = self._quantized(row)
@@ -168,7 +170,7 @@ class BlockTransforms:
         assert planned is not None
         is_rounded = planned.method == "rtn"
         device = self.device
-        observers = view.observe(
+        observers = block.observe(
             lambda: {
                 spec.name: [
                     Hessian(spec.in_features, device, select_syrk(device)),
@@ -243,14 +245,14 @@ class BlockTransforms:
     def _groups(self, block: str) -> list[TapGroup]:
         return tap_groups([row.spec for row in self.rows.values()], block)
 
-    def _absmax(self, view: BlockView, samples: Sequence[int]) -> dict[str, Tensor]:
+    def _absmax(self, block: CalibrationBlock, samples: Sequence[int]) -> dict[str, Tensor]:
         """Measure the largest magnitude per column of each input of quantized layers, by tap."""
-        groups = self._groups(view.path)
+        groups = self._groups(block.path)
 
         def make() -> dict[str, list[AbsMax]]:
             return {g.linears[0].name: [AbsMax(g.in_features, self.device)] for g in groups}
 
-        observers = view.observe(make, samples)
+        observers = block.observe(make, samples)
         values = {}
         for group in groups:
             (observer,) = observers[group.linears[0].name]
@@ -308,24 +310,26 @@ def _split(samples: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
     return held_out, [sample for sample in samples if sample not in held_out]
 
 
-def _output_error(view: BlockView, samples: Sequence[int], expected: Mapping[int, Tensor]) -> float:
+def _output_error(
+    block: CalibrationBlock, samples: Sequence[int], expected: Mapping[int, Tensor]
+) -> float:
     """Compute the squared error of a block's outputs over their energy, with token weights.
 
     Args:
-        view: of the block, with quantized layers.
+        block: with quantized layers.
         samples: to run.
         expected: float outputs of the samples that this rank runs.
     """
 
     def measure(sample: int) -> tuple[float, float]:
         rows = expected[sample].float().flatten(0, -2)
-        error = (view.output(sample).float().flatten(0, -2) - rows).square().sum(dim=-1)
+        error = (block.output(sample).float().flatten(0, -2) - rows).square().sum(dim=-1)
         energy = rows.square().sum(dim=-1)
-        if (weights := view.token_weights(sample)) is not None:
+        if (weights := block.token_weights(sample)) is not None:
             error, energy = error * weights.to(error), energy * weights.to(energy)
         return float(error.sum(dtype=torch.float64)), float(energy.sum(dtype=torch.float64))
 
     total_error = total_energy = 0.0
-    for error, energy in view.evaluate(samples, measure):
+    for error, energy in block.evaluate(samples, measure):
         total_error, total_energy = total_error + error, total_energy + energy
     return total_error / total_energy if total_energy else 0.0

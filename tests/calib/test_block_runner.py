@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from sequential_runs import run_sequential
 from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, State
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import CrossMoment, Hessian
-from vlpress.calib.sequential import BlockView, TapGroup, run_sequential
+from vlpress.calib.sequential import CalibrationBlock, TapGroup
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
@@ -212,7 +213,7 @@ def test_the_float_copy_has_what_prepare_changed() -> None:
     targets = linears(model, "decoder")
     found: dict[str, float] = {}
 
-    def prepare(view: BlockView) -> None:
+    def prepare(view: CalibrationBlock) -> None:
         norm = model.get_parameter(f"{view.path}.input_layernorm.weight")
         norm.data.mul_(4)
         for part in ("q_proj", "k_proj", "v_proj"):

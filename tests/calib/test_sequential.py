@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from sequential_runs import run_sequential
 from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
@@ -9,7 +10,7 @@ from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
 from vlpress.calib.block_runner import TokenWeightFn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import AbsMax, Hessian
-from vlpress.calib.sequential import BlockView, TapGroup, run_sequential, tap_groups
+from vlpress.calib.sequential import CalibrationBlock, TapGroup, tap_groups
 from vlpress.calib.token_weights import FixedWeights, find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
@@ -136,7 +137,7 @@ def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
     samples = prompts(model.config)
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
 
-    def prepare(view: BlockView) -> None:
+    def prepare(view: CalibrationBlock) -> None:
         spec = next(s for s in linears(model, *STAGES) if s.name.startswith(view.path + "."))
         found = view.observe(
             lambda: {spec.name: [AbsMax(spec.in_features), AbsMax(spec.in_features)]}
@@ -200,7 +201,7 @@ def test_a_view_has_the_token_weights_of_the_hessians() -> None:
     targets = linears(model, "vision", "decoder")
     found: dict[str, Tensor | None] = {}
 
-    def prepare(view: BlockView) -> None:
+    def prepare(view: CalibrationBlock) -> None:
         found[view.path] = view.token_weights(0)
 
     run_sequential(
@@ -222,7 +223,7 @@ def test_a_view_that_no_sample_reaches() -> None:
     text = [prompt(model.config, [], 5, 0)]
     target = linears(model, "vision")
 
-    def prepare(view: BlockView) -> None:
+    def prepare(view: CalibrationBlock) -> None:
         view.observe(lambda: {target[0].name: [AbsMax(target[0].in_features)]})
 
     with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from sequential_runs import run_sequential
 from tiny_models import prompt, prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.samples.draw import load_samples
-from vlpress.calib.sequential import BlockView, run_sequential
+from vlpress.calib.sequential import CalibrationBlock
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
@@ -38,7 +39,7 @@ def transform(model: QwenVL, wanted: Recipe, samples: Sequence[Prompt]) -> Block
     plan = make_plan(model.config, wanted)
     transforms = BlockTransforms(model, plan, model.device)
 
-    def prepare(view: BlockView) -> None:
+    def prepare(view: CalibrationBlock) -> None:
         transforms.prepare(view)
 
     run_sequential(
@@ -184,7 +185,7 @@ def test_an_error_during_the_search_leaves_the_block_whole(
     def fail(*args: object) -> float:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(BlockView, "evaluate", fail)
+    monkeypatch.setattr(CalibrationBlock, "evaluate", fail)
     model, original = small_model(), small_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     with pytest.raises(RuntimeError, match="stop"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sequential_runs import run_sequential
 from tiny_models import (
     make_random_model,
     make_tiny_config,
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import Hessian
-from vlpress.calib.sequential import TapGroup, run_sequential
+from vlpress.calib.sequential import TapGroup
 from vlpress.model.families import family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
