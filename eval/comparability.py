@@ -1,7 +1,7 @@
-"""Which two runs may be compared: the same questions always, the same setup unless told otherwise.
+"""Checks that two runs are comparable: always the same questions, by default the same setup.
 
-A run in this process and one by a server, or runs by two kinds of server, differ in more than the
-model: kernels, dtype, batches, and what a client cannot see. They are compared on request only,
+A local run and a served one, or runs by two kinds of server, differ in more than the model:
+kernels, dtype, batches, and settings that a client cannot see. They are compared on request only,
 and then every difference is a note in the report.
 """
 
@@ -14,35 +14,37 @@ from ..common.differences import differences
 from .fingerprint import setup_differences
 from .results import StoredRun, StoredTask
 
-HERE = {"kind": "vlpress"}  # the engine of runs in this process, whose fingerprint names none
-STATED = (
+LOCAL_ENGINE = {"kind": "vlpress"}
+"""Engine of local runs, whose fingerprint names none."""
+SHARED_KEYS = (
     ("pixels", "min"),
     ("pixels", "max"),
     ("generation", "temperature"),
     ("generation", "repetition_penalty"),
 )
-ENGINE = "engine."  # its parts are named in a note of their own
-SHOWN = 6  # differences that an error names
+"""Parts of the setup that both engines record."""
+ENGINE = "engine."  # prefix of parts that have a note of their own
+SHOWN = 6  # differences named in an error
 
 
 def check_comparable(
     base: StoredRun, candidate: StoredRun, *, across_engines: bool = False
 ) -> list[str]:
-    """Demand the same benchmarks, questions, prompts, caps and rules, and the same setup.
+    """Require the same benchmarks, questions, prompts, caps and rules, and the same setup.
 
-    Between engines the setup cannot be the same. With `across_engines` what both state of it must
-    agree (pixel bounds, temperature, repetition penalty), and the rest is returned.
+    Between engines the setup cannot be the same. With `across_engines` the parts that both record
+    must agree (pixel bounds, temperature, repetition penalty), and the others are returned.
 
     Args:
         base: evaluation of the original.
         candidate: evaluation of the candidate.
-        across_engines: whether the two may have been answered by different engines.
+        across_engines: whether the two may be by different engines.
 
     Returns:
-        What the two do not share, for the report; empty for runs of one engine.
+        Differences for the report; empty for runs of one engine.
 
     Raises:
-        ValueError: they differ; the message says in what.
+        ValueError: the runs differ; the message names the differences.
     """
     if set(base.tasks) != set(candidate.tasks):
         raise ValueError(
@@ -52,12 +54,12 @@ def check_comparable(
         )
     changed = setup_differences(base.fingerprint, candidate.fingerprint)
     lengths = _length_differences(base, candidate)
-    engines = engine_name(base), engine_name(candidate)
+    engines = describe_engine(base), describe_engine(candidate)
     if engines[0] == engines[1]:
         _refuse(base, candidate, changed + _question_differences(base, candidate) + lengths)
         return []
-    stated = _stated_differences(base, candidate)
-    _refuse(base, candidate, _question_differences(base, candidate) + stated)
+    shared = _shared_differences(base, candidate)
+    _refuse(base, candidate, _question_differences(base, candidate) + shared)
     if not across_engines:
         raise ValueError(
             f"{base.path} was answered by {engines[0]} and {candidate.path} by {engines[1]}, which "
@@ -72,10 +74,10 @@ def check_comparable(
     ]
 
 
-def engine_name(run: StoredRun) -> str:
-    """What answered, for people."""
-    engine: Mapping[str, Any] = run.fingerprint.get("engine", HERE)
-    if engine == HERE:
+def describe_engine(run: StoredRun) -> str:
+    """Return the name of a run's engine for messages."""
+    engine: Mapping[str, Any] = run.fingerprint.get("engine", LOCAL_ENGINE)
+    if engine == LOCAL_ENGINE:
         return "vlpress"
     return f"{engine.get('software') or 'an unnamed server'} ({engine['kind']})"
 
@@ -100,45 +102,45 @@ def _question_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
     return changed
 
 
-def _stated_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
-    """What both sides state and differs; None is a server's own choice, which it does not tell."""
-    found = []
-    for section, key in STATED:
+def _shared_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
+    """Describe differences in `SHARED_KEYS`; None is a server's default, which is unknown."""
+    changed = []
+    for section, key in SHARED_KEYS:
         left, right = (run.fingerprint.get(section, {}).get(key) for run in (base, candidate))
         if left is not None and right is not None and left != right:
-            found.append(f"{section}.{key}: {left} -> {right}")
-    return found
+            changed.append(f"{section}.{key}: {left} -> {right}")
+    return changed
 
 
 def _length_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
-    """Prompts that are longer on one side: another chat template or pixel budget was used."""
-    found = []
+    """Describe differences in prompt length: the chat template or the pixel budget differs."""
+    changed = []
     for name, task in base.tasks.items():
-        known = _known_lengths(task, candidate.tasks[name])
-        unlike = [key for key, (left, right) in known.items() if left != right]
-        if unlike:
-            left, right = known[unlike[0]]
-            found.append(
-                f"{name}: {len(unlike)} of {len(known)} prompts differ in length (first: row "
-                f"{unlike[0]}, {left} -> {right} tokens), so the chat template or the pixels do"
+        lengths = _prompt_lengths(task, candidate.tasks[name])
+        unequal = [key for key, (left, right) in lengths.items() if left != right]
+        if unequal:
+            left, right = lengths[unequal[0]]
+            changed.append(
+                f"{name}: {len(unequal)} of {len(lengths)} prompts differ in length (first: row "
+                f"{unequal[0]}, {left} -> {right} tokens), so the chat template or the pixels do"
             )
-    return found
+    return changed
 
 
 def _length_agreement(base: StoredRun, candidate: StoredRun) -> str:
     pairs = [(task, candidate.tasks[name]) for name, task in base.tasks.items()]
-    known = sum(len(_known_lengths(*pair)) for pair in pairs)
+    counted = sum(len(_prompt_lengths(*pair)) for pair in pairs)
     total = sum(len(task.asked) for task in base.tasks.values())
-    if not known:
+    if not counted:
         return "how long the prompts were is not known on both sides"
-    return f"the prompts of {known} of {total} rows have the same number of tokens on both sides"
+    return f"the prompts of {counted} of {total} rows have the same number of tokens on both sides"
 
 
-def _known_lengths(task: StoredTask, other: StoredTask) -> dict[str, tuple[int, int]]:
-    """Prompt tokens on both sides by item, where both say so."""
-    found = {}
-    for key, ours in task.predictions.items():
-        theirs = other.predictions.get(key)
-        if theirs and ours.prompt_tokens is not None and theirs.prompt_tokens is not None:
-            found[key] = ours.prompt_tokens, theirs.prompt_tokens
-    return found
+def _prompt_lengths(task: StoredTask, other: StoredTask) -> dict[str, tuple[int, int]]:
+    """Return the prompt tokens of both runs by item, for items where both record them."""
+    lengths = {}
+    for key, first in task.predictions.items():
+        second = other.predictions.get(key)
+        if second and first.prompt_tokens is not None and second.prompt_tokens is not None:
+            lengths[key] = first.prompt_tokens, second.prompt_tokens
+    return lengths

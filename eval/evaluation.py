@@ -53,8 +53,8 @@ from .results import (
     read_fidelity,
     read_info,
     read_run,
-    speed,
-    summarize,
+    summarize_speed,
+    summarize_task,
     write_info,
 )
 from .tasks.askable import mark_unaskable
@@ -416,10 +416,10 @@ def finish(out: Path, info: dict[str, Any]) -> EvalResult:
     """Score all finished tasks in the folder, those of earlier calls included; store the scores."""
     write_info(out, info)
     run = read_run(out)
-    info["speed"] = speed(run)
+    info["speed"] = summarize_speed(run)
     write_info(out, info)
     complete = {key: task for key, task in run.tasks.items() if task.is_complete}
-    benchmarks = {key: summarize(task) for key, task in complete.items()}
+    benchmarks = {key: summarize_task(task) for key, task in complete.items()}
     fidelity_by_task = {}
     for key, task in complete.items():
         if (records := read_fidelity(task)) and (pooled := summarize_fidelity(records.values())):

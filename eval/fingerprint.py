@@ -139,7 +139,7 @@ def identify_model(model: QwenVL) -> dict[str, Any]:
 
 
 def count_weight_bytes(model: QwenVL, source: Path | None) -> int:
-    """Return the bytes of the weights: of the checkpoint's loaded files, or of tensors in memory."""
+    """Return the bytes of the weights: of the checkpoint's files, or of the tensors in memory."""
     if source:
         return find_weights(source).bytes
     tensors = {t.data_ptr(): t for t in model.state_dict().values()}

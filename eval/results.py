@@ -1,9 +1,9 @@
-"""A finished evaluation as it lies on disk, read and scored without any model.
+"""A stored evaluation, read and scored without a model.
 
-A run folder holds `run.json` (setup and model), for a quantized model `quantization.json` (what
-its checkpoint says about its layers), and per task `items.jsonl` (what scoring needs of each
-item), `pictures/` (small copies), `predictions.jsonl` and, where measured, `fidelity.jsonl`.
-Every number of a report is computed from these.
+A run folder contains `run.json` (setup and model), for a quantized model `quantization.json` (the
+checkpoint's record of its layers), and per task `items.jsonl` (fields for scoring), `pictures/`
+(thumbnails), `predictions.jsonl` and, where measured, `fidelity.jsonl`. Every number of a report is
+computed from these files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tasks import TASK_KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
 SCHEMA = 1
-RUN_SCHEMA = 2  # of run.json and what lies beside it
+RUN_SCHEMA = 2  # of run.json and the task folders
 QUANTIZATION = "quantization.json"
 
 
@@ -41,17 +41,17 @@ class StoredTask:
 
     @property
     def questions(self) -> list[dict[str, Any]]:
-        """What was asked, without the names of pictures: not every folder keeps these."""
+        """Items without the names of their thumbnails, which not every folder has."""
         return [{k: v for k, v in item.items() if k != "pictures"} for item in self.items]
 
     @property
     def is_complete(self) -> bool:
-        """Whether every item has been answered."""
+        """Whether every item has a prediction."""
         return all(item["id"] in self.predictions for item in self.asked)
 
     @property
     def asked(self) -> tuple[Fields, ...]:
-        """The items that are not broken."""
+        """Items that are not broken."""
         return tuple(item for item in self.items if not is_broken(item))
 
     def score(self) -> TaskScore:
@@ -75,14 +75,14 @@ class StoredRun:
 
     @property
     def name(self) -> str:
-        """What the model was called."""
+        """Name of the model."""
         return str(self.info["model"]["name"])
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """The run's setup and model, tasks apart."""
-        found: Mapping[str, Any] = self.info["fingerprint"]
-        return found
+        """Setup and model of the run, without its tasks."""
+        fingerprint: Mapping[str, Any] = self.info["fingerprint"]
+        return fingerprint
 
 
 def read_run(path: str | Path) -> StoredRun:
@@ -113,16 +113,16 @@ def _parse_item(line: bytes, folder: Path) -> Fields:
     def refuse(constant: str) -> float:
         raise ValueError(f"{folder / 'items.jsonl'} holds {constant}; evaluate again")
 
-    found: Fields = json.loads(line, parse_constant=refuse)
-    return found
+    item: Fields = json.loads(line, parse_constant=refuse)
+    return item
 
 
 def read_info(path: Path) -> dict[str, Any]:
     """Read a run's `run.json`.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: it is damaged or of another schema.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or has another schema.
     """
     file = path / "run.json"
     if not file.is_file():
@@ -145,10 +145,10 @@ def write_info(path: Path, info: Mapping[str, Any]) -> None:
 
 
 def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
-    """The fidelity records of a task by item id; None if it was not measured.
+    """Read the fidelity records of a task by item id; None if it was not measured.
 
     Raises:
-        ValueError: the measurement was not finished.
+        ValueError: the measurement is incomplete.
     """
     path = task.folder / "fidelity.jsonl"
     if not path.is_file():
@@ -163,7 +163,7 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
 
 
 def read_quantization(run: StoredRun) -> dict[str, Any] | None:
-    """What the checkpoint's maker wrote down, with one entry per layer; None where unknown.
+    """Read the checkpoint's record with one entry per layer; None if there is none.
 
     Raises:
         ValueError: the record is damaged.
@@ -181,16 +181,16 @@ def read_quantization(run: StoredRun) -> dict[str, Any] | None:
 
 
 def _is_layer(layer: Mapping[str, Any]) -> bool:
-    errors = [layer.get(key) for key in ("final_error", "rtn_error")]
-    known = [error for error in errors if error is not None]
-    numbers = all(isinstance(e, (int, float)) and math.isfinite(e) for e in known)
-    return isinstance(layer["name"], str) and numbers
+    """Whether an entry has a name, and errors that are finite or absent."""
+    errors = [e for key in ("final_error", "rtn_error") if (e := layer.get(key)) is not None]
+    are_numbers = all(isinstance(e, (int, float)) and math.isfinite(e) for e in errors)
+    return isinstance(layer["name"], str) and are_numbers
 
 
-def summarize(task: StoredTask) -> dict[str, Any]:
-    """Everything `scores.json` says about a task."""
+def summarize_task(task: StoredTask) -> dict[str, Any]:
+    """Return the entry of a task in `scores.json`."""
     score = task.score()
-    found = signs(task, score)
+    signs = find_signs(task, score)
     return {
         "metric": score.metric,
         "synthetic": task.info["synthetic"],
@@ -202,24 +202,24 @@ def summarize(task: StoredTask) -> dict[str, Any]:
         "pixels": task.info["fingerprint"]["pixels"]["budget"],
         "blank_images": task.info["fingerprint"]["blank_images"],
         "extra": dict(score.extra),
-        "categories": breakdown(score.units, "category"),
-        "groups": breakdown(score.units, "group"),
+        "categories": score_parts(score.units, "category"),
+        "groups": score_parts(score.units, "group"),
         "table": dict(score.table),
-        "health": health(task, score),
-        "chance": found.chance,
-        "health_reasons": [reason.to_dict() for reason in violations(MODEL, found)],
+        "health": summarize_health(task, score),
+        "chance": signs.chance,
+        "health_reasons": [reason.to_dict() for reason in violations(MODEL, signs)],
         "notes": list(task.info["notes"]),
     }
 
 
-def signs(task: StoredTask, score: TaskScore) -> Signs:
-    """What the health rules look at."""
+def find_signs(task: StoredTask, score: TaskScore) -> Signs:
+    """Compute the input of the health rules."""
     scorer = TASK_KINDS[task.info["kind"]].score
     return read_signs(task.items, task.predictions, score, scorer, task.info["profile"])
 
 
-def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
-    """Number of units and score in percent, per category or per group."""
+def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
+    """Return the number of units and the score in percent per `category` or per `group`."""
     parts: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
         parts[getattr(unit, by)].append(unit)
@@ -229,8 +229,8 @@ def breakdown(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
     }
 
 
-def health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
-    """Signs that a model no longer answers properly, whatever it scores."""
+def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
+    """Count signs of broken answers, such as truncations, independent of the score."""
     answers = [task.predictions[item["id"]] for item in task.asked]
     return {
         "broken": score.broken,
@@ -238,19 +238,19 @@ def health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
         "refusals": score.refusals,
         "truncated": sum(not a.stopped for a in answers),
         "empty": sum(not a.prediction.strip() for a in answers),
-        "mean_tokens": _mean_known([a.n_tokens for a in answers]),
-        "mean_characters": _mean_known([len(a.prediction) for a in answers]),
+        "mean_tokens": _mean([a.n_tokens for a in answers]),
+        "mean_characters": _mean([len(a.prediction) for a in answers]),
     }
 
 
-def _mean_known(values: Sequence[int | None]) -> float | None:
-    """The mean; None if one of them is unknown, or there are none."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+def _mean(values: Sequence[int | None]) -> float | None:
+    """Return the mean; None if a value is None, or there are no values."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers and len(numbers) == len(values) else None
 
 
-def speed(run: StoredRun) -> dict[str, float | None]:
-    """Throughput over all stored answers; that of tokens is None where a server counts none."""
+def summarize_speed(run: StoredRun) -> dict[str, float | None]:
+    """Compute the throughput over all answers; that of tokens is None if a server counts none."""
     answers = [p for task in run.tasks.values() for p in task.predictions.values()]
     seconds = sum(a.seconds for a in answers)
     counts = [a.n_tokens for a in answers if a.n_tokens is not None]

@@ -25,7 +25,7 @@ from .config import QuestionOptions, RunOptions
 from .evaluation import evaluate_model
 from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
-from .fidelity.perplexity import text_identity
+from .fidelity.perplexity import identify_text
 from .report.report import check_margin
 from .resolve import check_questions, open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
@@ -122,7 +122,7 @@ class _Run:
         # checkpoint's: a difference that only they contain could not be resolved by --overwrite.
         evaluation_fingerprint = {
             "tasks": {task.name: dict(task.fingerprint) for task in tasks},
-            "text": text and text_identity(text),
+            "text": text and identify_text(text),
             "noise": self._noise,
             "batch_size": options.batch_size,
             "seed": self._seed,

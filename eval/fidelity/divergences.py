@@ -1,4 +1,4 @@
-"""Divergences of many answers, pooled into the numbers of a report."""
+"""Aggregation of divergences over answers, for reports."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..tasks.task import Fields, is_broken
 FULL, LUMPED = "full", "lumped"
 
 
-def kind_of(records: Iterable[Record]) -> str:
-    """Full if every answer was measured against all of the base's log-probabilities."""
+def find_kl_kind(records: Iterable[Record]) -> str:
+    """Return full if all answers have full divergences, else lumped."""
     return FULL if all("kl_lumped" in record for record in records) else LUMPED
 
 
 def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> dict[str, Any] | None:
-    """Pool records over their answer tokens; None if there is not one token.
+    """Pool records over their answer tokens; None if there are no tokens.
 
     Args:
-        records: see `fidelity.compare_answer`.
-        kind: full or lumped; None is full where all records are. The two are never mixed.
+        records: records of `measure.compare_answer`.
+        kind: full or lumped; None: full if all records are. The two are never mixed.
 
     Returns:
         `tokens`, `kl_kind`, `kl_mean`, `kl_median`, `kl_p99`, `kl_max` (nats), `top1_agreement`
-        (fraction), `rms_dp` (root mean square of the change of the tokens' probability); under
-        `end_of_turn` the same for that token alone, and under `first_token` for the first.
+        (fraction), `rms_dp` (root mean square of the change in the tokens' probability);
+        `end_of_turn` and `first_token` have the same values for these tokens alone.
     """
     stored = list(records)
-    kind = kind or kind_of(stored)
+    kind = kind or find_kl_kind(stored)
     tokens = _pool(_tokens(stored, kind), kind)
     if tokens is None:
         return None
@@ -53,16 +53,16 @@ Tokens = tuple[list[float], list[int], list[float]]
 
 
 def _tokens(records: Sequence[Mapping[str, Any]], kind: str) -> Tokens:
-    """Divergence, agreement and change of probability of all tokens."""
+    """Collect the divergence, agreement and change in probability of all tokens."""
     kl = [k for record in records for k in divergences(record, kind)]
     top1 = [t for record in records for t in record["top1"]]
     return kl, top1, [d for record in records for d in record["dp"]]
 
 
 def divergences(record: Mapping[str, Any], kind: str) -> list[float]:
-    """The divergences of one answer, of one kind."""
-    found: list[float] = record.get("kl_lumped", record["kl"]) if kind == LUMPED else record["kl"]
-    return found
+    """Return the divergences of one answer in nats, of one kind."""
+    values: list[float] = record.get("kl_lumped", record["kl"]) if kind == LUMPED else record["kl"]
+    return values
 
 
 def _pool(tokens: Tokens, kind: str) -> dict[str, Any] | None:
@@ -84,9 +84,9 @@ def _pool(tokens: Tokens, kind: str) -> dict[str, Any] | None:
 def unit_divergences(
     items: Sequence[Fields], records: Mapping[str, Record], kind: str = FULL
 ) -> dict[str, float]:
-    """Mean divergence per unit: the rotations of a question are no independent samples.
+    """Return the mean divergence per unit: rotations of a question are not independent samples.
 
-    Items without answer tokens are left out, and units made of such only.
+    Items without answer tokens are omitted, and units that have only such items.
     """
     values: dict[str, list[float]] = {}
     for item in items:
@@ -98,38 +98,39 @@ def unit_divergences(
 def by_category(
     items: Sequence[Fields], records: Mapping[str, Record], kind: str
 ) -> dict[str, dict[str, Any]]:
-    """Tokens and mean divergence of each category, with its interval over units."""
+    """Return tokens and mean divergence of each category, with its interval over units."""
     chosen: dict[str, list[Fields]] = {}
     for item in items:
         if not is_broken(item):
             chosen.setdefault(item["category"], []).append(item)
-    found = {}
+    categories = {}
     for name in sorted(chosen):
         pooled = _pool(_tokens([records[i["id"]] for i in chosen[name]], kind), kind)
         interval = divergence_interval(list(unit_divergences(chosen[name], records, kind).values()))
         if pooled:
-            found[name] = {
+            categories[name] = {
                 **{key: pooled[key] for key in ("tokens", "kl_mean", "top1_agreement")},
                 "kl_unit_mean_ci95": interval and [interval.low, interval.high],
             }
-    return found
+    return categories
 
 
 def divergence_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """Interval of the mean over units; None for fewer than two."""
+    """Return the interval of the mean over units; None for fewer than two."""
     return mean_interval(values, seed=seed) if len(values) > 1 else None
 
 
 def gold_change(items: Sequence[Fields], records: Mapping[str, Record]) -> dict[str, Any] | None:
-    """How the log-probability of the gold option letter changed, and whether that is chance.
+    """Compute the change in the log-probability of the gold option letter.
 
-    A continuous outcome: it moves long before an answer flips, so far fewer questions show it.
+    This outcome is continuous and changes long before an answer flips, so far fewer questions are
+    needed to detect a change.
 
     Returns:
         Over units (means of their rotations): `n`, `delta` and `delta_ci95` of the letter's
-        log-probability (nats, candidate minus base), `choice_delta` and its interval the same
-        among the option letters alone, and `p`, of the paired t-test of `choice_delta`; None for
-        fewer than two units.
+        log-probability (nats, candidate minus base), `choice_delta` and `choice_delta_ci95` of its
+        log-probability among the option letters alone, and `p` of the paired t-test of
+        `choice_delta`; None for fewer than two units.
     """
     plain = _unit_pairs(items, records, "gold")
     among = _unit_pairs(items, records, "choice")
@@ -149,11 +150,11 @@ def gold_change(items: Sequence[Fields], records: Mapping[str, Record]) -> dict[
 def _unit_pairs(
     items: Sequence[Fields], records: Mapping[str, Record], key: str
 ) -> list[tuple[float, float]]:
-    """Base and candidate of each unit, averaged over its rows."""
+    """Return the values of base and candidate of each unit, averaged over its rows."""
     values: dict[str, list[list[float]]] = {}
     for item in items:
-        if not is_broken(item) and (found := records[item["id"]].get(key)):
-            values.setdefault(item["unit"], []).append(found)
+        if not is_broken(item) and (pair := records[item["id"]].get(key)):
+            values.setdefault(item["unit"], []).append(pair)
     return [
         (fmean(base for base, _ in pairs), fmean(cand for _, cand in pairs))
         for pairs in values.values()

@@ -1,7 +1,7 @@
-"""Perplexity on plain text: a view of the decoder alone, without pictures or chat template.
+"""Perplexity on plain text: tests the decoder alone, without images or chat template.
 
-The text is cut into windows that the model reads one by one; every token but the first of a
-window counts. Only the ratio between two models that cut it alike means anything.
+The text is cut into windows that are evaluated independently; every token but the first of a
+window counts. Only the ratio of two models with the same windows is meaningful.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ...model.finite import NotFiniteError, check_finite
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
+from ..answering.batches import OnProgress
 from ..answering.predictions import Record, open_shared, read_records
-from ..answering.runner import OnProgress
 from ..stats.statistics import mean_interval
 
 FILE = "text.jsonl"
-WINDOW = 512  # tokens; bounds the logits held at once
+WINDOW = 512  # tokens; bounds the logits in memory
 MAX_WINDOWS = 128
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a .txt file, or of the `text` values of a .jsonl file, a blank line between.
+    """Read a .txt file, or the `text` values of a .jsonl file, joined by blank lines.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, not UTF-8, or a line without text.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another suffix, is not UTF-8, or a line has no text.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,29 +67,29 @@ def _line_text(line: str, where: str) -> str:
     return text
 
 
-def windows(text: str, processor: Processor, length: int = WINDOW) -> list[Tensor]:
-    """Token ids of the text, in windows of `length` and a last one of at least two.
+def split_windows(text: str, processor: Processor, length: int = WINDOW) -> list[Tensor]:
+    """Split the token ids of a text into windows of `length`, and a last one of at least two.
 
     Args:
-        text: any.
-        processor: whose tokenizer is used, without special tokens.
+        text: any text.
+        processor: provides the tokenizer, used without special tokens.
         length: tokens per window.
 
     Returns:
-        int64 tensors, at most `MAX_WINDOWS`.
+        At most `MAX_WINDOWS` int64 tensors `[tokens]`.
 
     Raises:
         ValueError: the text has fewer than two tokens.
     """
     ids = torch.tensor(processor.tokenizer.encode(text, add_special_tokens=False))
-    found = [part for part in torch.split(ids, length) if len(part) > 1][:MAX_WINDOWS]
-    if not found:
+    windows = [part for part in torch.split(ids, length) if len(part) > 1][:MAX_WINDOWS]
+    if not windows:
         raise ValueError(f"the text has {len(ids)} tokens; perplexity needs at least two")
-    return found
+    return windows
 
 
-def text_identity(text: str, length: int = WINDOW) -> dict[str, Any]:
-    """What two measurements must share."""
+def identify_text(text: str, length: int = WINDOW) -> dict[str, Any]:
+    """Return the part of the fingerprint that two measurements must share."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return {"sha256": digest, "window": length, "max_windows": MAX_WINDOWS}
 
@@ -104,42 +104,44 @@ def measure_text(
     on_progress: OnProgress | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> None:
-    """Read every window that is not in the file yet.
+    """Measure every window without a stored record.
 
     Args:
-        text: any.
+        text: any text.
         model: in eval mode.
-        processor: of the model.
-        path: the records file, resumed if present: per window its `tokens` that count and the sum
-            `nll` of their negative log-probabilities in nats.
-        fingerprint: of the run; `text_identity` is added.
-        on_progress: told after every window.
-        comm: who shares the windows.
+        processor: processor of the model.
+        path: records file, resumed if present: per window the number of counted `tokens` and the
+            sum `nll` of their negative log-probabilities in nats.
+        fingerprint: fingerprint of the run; `identify_text` is added.
+        on_progress: called after every window.
+        comm: ranks that share the windows.
 
     Raises:
-        ValueError: another fingerprint, too little text, or logits that are not finite.
+        ValueError: the file has another fingerprint, the text is too short, or logits are not
+            finite.
     """
-    parts = windows(text, processor)
+    windows = split_windows(text, processor)
 
     def work(numbered: tuple[int, Tensor]) -> Message:
         number, ids = numbered
         try:
-            nll = _nll(model, ids)
+            nll = _compute_nll(model, ids)
         except NotFiniteError as error:
-            raise error.within(f"text window {number + 1} of {len(parts)}") from error
+            raise error.within(f"text window {number + 1} of {len(windows)}") from error
         return Message([{"id": str(number), "tokens": len(ids) - 1, "nll": nll}])
 
-    made_from = {**fingerprint, "text": text_identity(text)}
-    with closing(open_shared(comm, path, "text", made_from)) as store:
-        missing = [(i, ids) for i, ids in enumerate(parts) if str(i) not in store.records]
-        for _, found in distribute(comm, missing, work):
-            store.append(found.value)
+    setup = {**fingerprint, "text": identify_text(text)}
+    with closing(open_shared(comm, path, "text", setup)) as store:
+        missing = [(i, ids) for i, ids in enumerate(windows) if str(i) not in store.records]
+        for _, records in distribute(comm, missing, work):
+            store.append(records.value)
             if on_progress:
-                on_progress("text", len(store.records), len(parts), "")
+                on_progress("text", len(store.records), len(windows), "")
 
 
 @torch.inference_mode()
-def _nll(model: QwenVL, ids: Tensor) -> float:
+def _compute_nll(model: QwenVL, ids: Tensor) -> float:
+    """Return the negative log-likelihood in nats of all tokens but the first."""
     prompt = Prompt(ids, torch.arange(len(ids)).expand(3, -1))
     logits = model([prompt], [[]])[0][:-1]
     check_finite(logits, "the scores along the text are", model)
@@ -149,7 +151,7 @@ def _nll(model: QwenVL, ids: Tensor) -> float:
 
 
 def read_windows(run_dir: Path) -> tuple[dict[str, Any], dict[str, Record]] | None:
-    """Identity of the text and the windows' records; None if no text was read.
+    """Read the identity of the text and the records of its windows; None if there is no text.
 
     Raises:
         ValueError: the file is damaged.
@@ -161,16 +163,16 @@ def read_windows(run_dir: Path) -> tuple[dict[str, Any], dict[str, Record]] | No
 
 
 def compare_text(base: Path, candidate: Path) -> dict[str, Any] | None:
-    """Perplexities of two runs on the same text; None if not both read it.
+    """Compare the perplexities of two runs on the same text; None if one has none.
 
     Returns:
         `tokens`, `base` and `candidate` perplexity, their `ratio` and its 95 % interval by
         bootstrap over windows (None for one window); `nll`, the mean negative log-probability of
-        a token in nats on both sides. A number above the largest float is None, and `overflow`
-        says so; it is None otherwise.
+        a token in nats of both runs. A number above the largest float is None and named in
+        `overflow`, which is None otherwise.
 
     Raises:
-        ValueError: they read other texts, or one is not finished.
+        ValueError: the texts differ, or one measurement is incomplete.
     """
     left, right = read_windows(base), read_windows(candidate)
     if left is None or right is None:
@@ -183,20 +185,20 @@ def compare_text(base: Path, candidate: Path) -> dict[str, Any] | None:
     pairs = [(left[1][key], right[1][key]) for key in left[1]]
     tokens = sum(int(a["tokens"]) for a, _ in pairs)
     rates = [sum(float(pair[side]["nll"]) for pair in pairs) / tokens for side in (0, 1)]
-    found = {
+    comparison = {
         "tokens": tokens,
         "nll": {"base": rates[0], "candidate": rates[1]},
         "base": _exp(rates[0]),
         "candidate": _exp(rates[1]),
         "ratio": _exp(rates[1] - rates[0]),
     }
-    overflow = [key for key in ("base", "candidate", "ratio") if found[key] is None]
+    overflow = [key for key in ("base", "candidate", "ratio") if comparison[key] is None]
     reason = f"above the largest float: {', '.join(overflow)}; see nll" if overflow else None
-    return {**found, "ratio_ci95": _ratio_interval(pairs), "overflow": reason}
+    return {**comparison, "ratio_ci95": _ratio_interval(pairs), "overflow": reason}
 
 
 def _exp(value: float) -> float | None:
-    """None where the result exceeds the largest float."""
+    """Return the exponential; None if it exceeds the largest float."""
     try:
         return math.exp(value)
     except OverflowError:
@@ -204,7 +206,7 @@ def _exp(value: float) -> float | None:
 
 
 def _ratio_interval(pairs: Sequence[tuple[Record, Record]]) -> list[float] | None:
-    """Whole windows are the samples; they are of equal length but for the last."""
+    """Return the bootstrap interval over windows, which have equal length except for the last."""
     gaps = [(b["nll"] - a["nll"]) / a["tokens"] for a, b in pairs]
     if len(gaps) < 2:
         return None

@@ -18,7 +18,7 @@ from ..comparability import check_comparable
 from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
 from ..fingerprint import MODEL_KEYS
-from ..results import SCHEMA, StoredRun, StoredTask, health, read_run, signs
+from ..results import SCHEMA, StoredRun, StoredTask, find_signs, read_run, summarize_health
 from ..stats.multiple_testing import holm
 from ..stats.paired import (
     breakdown,
@@ -163,7 +163,7 @@ def _benchmark(
     clusters = [cluster_of[unit.id] for unit, _ in pairs]
     rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
     is_blank = base.info["fingerprint"]["blank_images"]
-    base_signs, cand_signs = signs(base, base_score), signs(candidate, cand_score)
+    base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
     judged = judgement(pairs, clusters, margin)
     return {
@@ -192,7 +192,10 @@ def _benchmark(
         "categories": breakdown(pairs, clusters, lambda unit: unit.category),
         "groups": breakdown(pairs, clusters, lambda unit: unit.group),
         "extra": {"base": dict(base_score.extra), "candidate": dict(cand_score.extra)},
-        "health": {"base": health(base, base_score), "candidate": health(candidate, cand_score)},
+        "health": {
+            "base": summarize_health(base, base_score),
+            "candidate": summarize_health(candidate, cand_score),
+        },
         "notes": list(base.info["notes"]),
     }
 

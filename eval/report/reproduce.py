@@ -8,7 +8,7 @@ from typing import Any
 
 from ...common.options import command_words
 from ..answering.openai_client import PIXELS, request_fields
-from ..comparability import engine_name
+from ..comparability import describe_engine
 from ..config import CompareOptions, EvaluateOptions
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
@@ -39,7 +39,7 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
         "candidate": ["candidate"],
         "out": "report",
         "margin": margin,
-        "across_engines": engine_name(base) != engine_name(candidate),
+        "across_engines": describe_engine(base) != describe_engine(candidate),
     }
     commands = [
         ["vlpress", "eval", *command_words(EvaluateOptions, base_options)],

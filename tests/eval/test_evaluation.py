@@ -21,7 +21,7 @@ from vlpress.eval.fingerprint import (
     run_fingerprint,
     setup_differences,
 )
-from vlpress.eval.results import read_info, read_run, summarize
+from vlpress.eval.results import read_info, read_run, summarize_task
 from vlpress.model.processing.processor import Processor
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -46,7 +46,7 @@ def test_stored_scores_are_recomputable(processor: Processor, tmp_path: Path) ->
     assert result.benchmarks["builtin-mmbench"]["n_rows"] == 32
     stored = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
     assert stored == json.loads(json.dumps(result.to_dict()))
-    again = {name: summarize(task) for name, task in read_run(tmp_path / "out").tasks.items()}
+    again = {name: summarize_task(task) for name, task in read_run(tmp_path / "out").tasks.items()}
     assert again == result.benchmarks
     assert stored["fidelity"] is None
     assert stored["speed"]["items"] == 32 + 9 + 3

@@ -229,7 +229,7 @@ def test_perplexity_that_exceeds_floats_is_null(
 def test_text_that_is_read_as_nan_names_the_window(processor: Processor, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match=r"text window 1 of 1: .*NaN in fp16"):
         measure_text("some text", loud(torch.float16), processor, tmp_path / FILE, {})
-    assert perplexity.read_windows(tmp_path) == ({**perplexity.text_identity("some text")}, {})
+    assert perplexity.read_windows(tmp_path) == ({**perplexity.identify_text("some text")}, {})
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])

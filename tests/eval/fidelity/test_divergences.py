@@ -7,8 +7,8 @@ from scipy.stats import ttest_rel  # type: ignore[import-untyped]  # scipy has n
 
 from vlpress.eval.fidelity.divergences import (
     by_category,
+    find_kl_kind,
     gold_change,
-    kind_of,
     summarize_fidelity,
     unit_divergences,
 )
@@ -38,7 +38,7 @@ def test_numbers_of_a_summary() -> None:
 
 def test_kinds_are_never_mixed() -> None:
     full, lumped = record([0.4]), record([0.1], lumped=False)
-    assert (kind_of([full]), kind_of([full, lumped])) == ("full", "lumped")
+    assert (find_kl_kind([full]), find_kl_kind([full, lumped])) == ("full", "lumped")
     found = summarize_fidelity([full, lumped])
     assert found is not None
     assert (found["kl_kind"], found["kl_max"]) == ("lumped", 0.2)

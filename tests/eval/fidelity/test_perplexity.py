@@ -9,7 +9,13 @@ import torch
 from eval_models import small_model
 
 from vlpress.eval.fidelity import perplexity
-from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text, read_text, windows
+from vlpress.eval.fidelity.perplexity import (
+    FILE,
+    compare_text,
+    measure_text,
+    read_text,
+    split_windows,
+)
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 
@@ -18,12 +24,12 @@ TEXT = "It was a bright cold day in April, and the clocks were striking thirteen
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = windows
+    original = split_windows
 
     def short(text: str, processor: Processor) -> list[torch.Tensor]:
         return original(text, processor, 40)
 
-    monkeypatch.setattr(perplexity, "windows", short)
+    monkeypatch.setattr(perplexity, "split_windows", short)
 
 
 def run(folder: Path, processor: Processor, seed: int = 0, text: str = TEXT) -> Path:
@@ -34,18 +40,18 @@ def run(folder: Path, processor: Processor, seed: int = 0, text: str = TEXT) -> 
 
 def test_windows_hold_every_token_once(processor: Processor) -> None:
     ids = processor.tokenizer.encode(TEXT, add_special_tokens=False)
-    found = windows(TEXT, processor, 40)
-    assert torch.cat(found).tolist() == ids
-    assert {len(part) for part in found[:-1]} == {40}
-    assert len(windows(TEXT, processor, len(ids) - 1)) == 1  # a single token predicts nothing
+    parts = split_windows(TEXT, processor, 40)
+    assert torch.cat(parts).tolist() == ids
+    assert {len(part) for part in parts[:-1]} == {40}
+    assert len(split_windows(TEXT, processor, len(ids) - 1)) == 1  # a single token predicts nothing
     with pytest.raises(ValueError, match="the text has 1 tokens; perplexity needs at least two"):
-        windows("a", processor)
+        split_windows("a", processor)
 
 
 def test_perplexity_equals_a_direct_computation(processor: Processor, tmp_path: Path) -> None:
     out = run(tmp_path / "a", processor)
     model, losses = small_model(), []
-    for ids in windows(TEXT, processor, 40):
+    for ids in split_windows(TEXT, processor, 40):
         logits = model([Prompt(ids, torch.arange(len(ids)).expand(3, -1))])[0]
         rows = logits[:-1].log_softmax(-1)
         losses += [-float(rows[i, token]) for i, token in enumerate(ids[1:].tolist())]
@@ -69,7 +75,7 @@ def test_measurement_resumes(
     processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(tmp_path / "whole", processor)
-    original, calls = perplexity._nll, 0
+    original, calls = perplexity._compute_nll, 0
 
     def limited(model: object, ids: torch.Tensor) -> float:
         nonlocal calls
@@ -78,7 +84,7 @@ def test_measurement_resumes(
             raise KeyboardInterrupt
         return original(model, ids)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(perplexity, "_nll", limited)
+    monkeypatch.setattr(perplexity, "_compute_nll", limited)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", processor)
     with pytest.raises(ValueError, match="did not read the same windows of the same text"):
