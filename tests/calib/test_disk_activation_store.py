@@ -6,7 +6,6 @@ import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from time import sleep
 
 import pytest
 import torch
@@ -36,19 +35,19 @@ def same(left: State, right: State) -> bool:
     )
 
 
-def test_states_outlast_the_store(tmp_path: Path) -> None:
+def test_states_persist(tmp_path: Path) -> None:
     store = DiskActivationStore(tmp_path, CPU)
     for number in range(3):
         store.put("model.layers.0", number, state(number))
         store.put("model.layers.0 (float)", number, state(-number))
     store.seal("model.layers.0")
-    again = DiskActivationStore(tmp_path, CPU)
+    reopened = DiskActivationStore(tmp_path, CPU)
     for number in range(3):
-        assert same(again.get("model.layers.0", number), state(number))
-        assert same(again.get("model.layers.0 (float)", number), state(-number))
+        assert same(reopened.get("model.layers.0", number), state(number))
+        assert same(reopened.get("model.layers.0 (float)", number), state(-number))
 
 
-def test_what_was_dropped_lies_there_until_something_else_is_kept(tmp_path: Path) -> None:
+def test_dropped_states_stay_in_files_until_others_are_kept(tmp_path: Path) -> None:
     store = DiskActivationStore(tmp_path, CPU, budget=10**6)
     store.put("a", 0, state(1))
     store.put("b", 0, state(2))
@@ -60,23 +59,23 @@ def test_what_was_dropped_lies_there_until_something_else_is_kept(tmp_path: Path
     assert same(store.get("b", 0), state(2))
 
 
-def test_as_much_is_in_memory_as_was_allowed(tmp_path: Path) -> None:
+def test_the_cache_stays_within_its_budget(tmp_path: Path) -> None:
     size = sum(tensor.nbytes for tensor in state(0).values())
     store = DiskActivationStore(tmp_path, CPU, budget=2 * size)
-    given = [state(number) for number in range(3)]
+    states = [state(number) for number in range(3)]
     for number in range(3):
-        store.put("a", number, given[number])
-    kept = [store.get("a", number) is given[number] for number in range(3)]
-    assert kept == [True, True, False]
-    store.drop("a", 0)  # makes room for what is read next
+        store.put("a", number, states[number])
+    is_cached = [store.get("a", number) is states[number] for number in range(3)]
+    assert is_cached == [True, True, False]
+    store.drop("a", 0)  # makes room for the next state
     assert store.get("a", 2) is store.get("a", 2)
     for number in (1, 2):
         store.drop("a", number)
-    store.put("b", 0, given[0])
-    assert store.get("b", 0) is given[0]
+    store.put("b", 0, states[0])
+    assert store.get("b", 0) is states[0]
 
 
-def test_a_state_that_was_torn_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_a_partial_file_is_no_state(tmp_path: Path) -> None:
     store = DiskActivationStore(tmp_path, CPU)
     store.put("a", 0, state(1))
     (tmp_path / "a" / "1.safetensors.part").write_bytes(b"half")
@@ -94,9 +93,9 @@ def test_a_block_without_samples_is_sealed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("ask", ["put", "get", "seal", "keep"])
-def test_what_could_not_be_written_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+@pytest.mark.parametrize("method", ["put", "get", "seal", "keep"])
+def test_write_errors_are_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def full(tensors: State, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -105,25 +104,25 @@ def test_what_could_not_be_written_is_told(
     monkeypatch.setattr(disk_activation_store, "write_tensors", full)
     store.put("a", 0, state(1))
     with pytest.raises(OSError, match="No space left"):
-        if ask == "put":
+        if method == "put":
             for number in range(1, disk_activation_store.MAX_PENDING_WRITES + 1):
                 store.put("a", number, state(number))
-        elif ask == "get":
+        elif method == "get":
             store.get("a", 0)
-        elif ask == "seal":
+        elif method == "seal":
             store.seal("a")
         else:
             store.keep(["a"])
 
 
-def test_states_are_written_behind_the_work_a_few_at_a_time(
+def test_states_are_written_asynchronously_with_a_bounded_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_go_on, begun = Event(), Event()
+    may_finish, begun = Event(), Event()
 
     def slow(tensors: State, path: Path) -> None:
         begun.set()
-        assert may_go_on.wait(60)
+        assert may_finish.wait(60)
         write_tensors(tensors, path)
 
     store = DiskActivationStore(tmp_path, CPU, budget=10**6)
@@ -137,23 +136,20 @@ def test_states_are_written_behind_the_work_a_few_at_a_time(
         more = pool.submit(store.put, "a", disk_activation_store.MAX_PENDING_WRITES, state(9))
         with pytest.raises(TimeoutError):
             more.result(0.2)
-        may_go_on.set()
+        may_finish.set()
         more.result(60)
     store.seal("a")
-    again = DiskActivationStore(tmp_path, CPU)
-    assert same(again.get("a", disk_activation_store.MAX_PENDING_WRITES), state(9)) and same(
-        again.get("a", 0), state(0)
-    )
+    reopened = DiskActivationStore(tmp_path, CPU)
+    assert same(reopened.get("a", disk_activation_store.MAX_PENDING_WRITES), state(9))
+    assert same(reopened.get("a", 0), state(0))
 
 
-def test_nothing_is_written_once_it_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, written = Event(), []
+def test_nothing_is_written_after_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_finish, written = Event(), Event(), []
 
     def slow(tensors: State, path: Path) -> None:
         begun.set()
-        sleep(0.2)
+        assert may_finish.wait(60)
         write_tensors(tensors, path)
         written.append(path.name)
 
@@ -162,6 +158,9 @@ def test_nothing_is_written_once_it_is_closed(
     for number in range(disk_activation_store.MAX_PENDING_WRITES):
         store.put("a", number, state(number))
     assert begun.wait(60)
-    store.close()
+    queued = store._pending_writes["a", disk_activation_store.MAX_PENDING_WRITES - 1]
+    queued.add_done_callback(lambda _: may_finish.set())
+    store.close()  # cancels the queued write, then waits for the first one
+    assert queued.cancelled()
     assert written == ["0.safetensors.part"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["0.safetensors"]
