@@ -136,8 +136,8 @@ def _positions(things: Sequence[_Thing], rng: random.Random) -> list[Question]:
     }  # fmt: skip
     for t in single:
         if (t.column, t.row) in corners:
-            place = corners[t.column, t.row]
-            out.append(Question("where", place, others(PLACES, place), {"shape": t.shape}))
+            position = corners[t.column, t.row]
+            out.append(Question("where", position, others(PLACES, position), {"shape": t.shape}))
     for a in single:
         for b in single:
             direction = _direction(a, b)
