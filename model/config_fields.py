@@ -40,7 +40,7 @@ class VisionSection(Section):
     depth: Depth = 32
     num_heads: Depth = 16
     in_channels: Annotated[int, Integer(1, 16, integral=True)] = Field(
-        3, validation_alias=AliasChoices("in_channels", "in_chans")
+        default=3, validation_alias=AliasChoices("in_channels", "in_chans")
     )
     patch_size: Annotated[int, Integer(1, 256, integral=True)] = 14
     temporal_patch_size: Annotated[int, Integer(1, 64, integral=True)] = 2
@@ -50,8 +50,8 @@ class VisionSection(Section):
 class Qwen2VisionSection(VisionSection):
     """`vision_config` of Qwen2-VL, where `hidden_size` is the width after the merger."""
 
-    hidden_size: Width = Field(1280, validation_alias="embed_dim")
-    out_hidden_size: Width = Field(3584, validation_alias="hidden_size")
+    hidden_size: Width = Field(default=1280, validation_alias="embed_dim")
+    out_hidden_size: Width = Field(default=3584, validation_alias="hidden_size")
     mlp_ratio: Annotated[float, Real(above=0, most=64)] = 4
     hidden_act: Literal["quick_gelu"] = "quick_gelu"
 
@@ -74,7 +74,7 @@ class RopeSection(Section):
     rope_type: Annotated[
         Literal["default", "mrope"],
         Allowed("default, mrope (long-context scaling is not implemented)"),
-    ] = Field("default", validation_alias=AliasChoices("rope_type", "type"))
+    ] = Field(default="default", validation_alias=AliasChoices("rope_type", "type"))
     mrope_section: Annotated[
         tuple[Pairs, Pairs, Pairs],
         Allowed("3 whole numbers, the rotary pairs for time, height and width"),

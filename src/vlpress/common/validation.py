@@ -176,8 +176,9 @@ def parse(
         ValueError: a key is unknown or missing, or a value is not allowed; one line, for example
             `recipe: step[1].bits is 5; allowed: 2, 3, 4, 8`.
     """
+    annotation: Any = kind
     try:
-        value: T = _adapter(kind).validate_python(data)
+        value: T = _adapter(annotation).validate_python(data)
     except ValidationError as error:
         known = _keys(kind) if keys is None else list(keys)
         raise ValueError(explain(error, source, at, keys=known, remedy=remedy)) from None
