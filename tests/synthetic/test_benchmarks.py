@@ -34,8 +34,8 @@ def test_files_are_small_and_have_their_md5s() -> None:
     packed = [DATA / f"builtin_{name}.tsv.gz" for name in NAMES]
     assert sum(p.stat().st_size for p in packed) <= 6_000_000
     recorded = json.loads((DATA / "md5s.json").read_text())
-    found = {p.name: hashlib.md5(gzip.decompress(p.read_bytes())).hexdigest() for p in packed}
-    assert recorded == found
+    digests = {p.name: hashlib.md5(gzip.decompress(p.read_bytes())).hexdigest() for p in packed}
+    assert recorded == digests
 
 
 def test_mmbench_has_complete_rolled_groups(files: dict[str, Rows]) -> None:
@@ -93,7 +93,7 @@ def test_answers_do_not_follow_from_the_letter(files: dict[str, Rows]) -> None:
         assert all(0.15 < counts[x] / len(base) < 0.35 for x in "ABCD"), (name, counts)
 
 
-def test_every_picture_decodes_and_none_is_in_the_calibration_set(files: dict[str, Rows]) -> None:
+def test_every_image_decodes_and_none_is_in_the_calibration_set(files: dict[str, Rows]) -> None:
     seen = set()
     for rows in files.values():
         for row in rows:

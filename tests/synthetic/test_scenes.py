@@ -21,12 +21,12 @@ def test_every_question_can_be_worded_and_has_its_answer_once(kind: str) -> None
             assert question.answer not in question.wrong
             assert len(set(question.wrong)) == len(question.wrong)
             for wording in phrases.ENGLISH_PHRASES[question.skill]:
-                wanted = {name for _, name, _, _ in Formatter().parse(wording) if name}
-                assert wanted <= set(question.slots), (question.skill, wording)
+                slots = {name for _, name, _, _ in Formatter().parse(wording) if name}
+                assert slots <= set(question.slots), (question.skill, wording)
 
 
 @pytest.mark.parametrize("kind", SCENES)
-def test_every_mark_lies_on_its_picture(kind: str) -> None:
+def test_every_mark_is_inside_its_image(kind: str) -> None:
     for scene in many(kind):
         for image in scene.images:
             for mark in image.marks:
@@ -102,10 +102,10 @@ def test_same_seed_draws_the_same_pixels() -> None:
         ]
 
 
-def test_album_has_two_or_three_pictures_and_asks_across_them() -> None:
-    found = many("album")
-    assert {len(s.images) for s in found} == {2, 3}
-    assert {"which_image", "nth_colour"} <= {q.skill for s in found for q in s.questions}
+def test_an_album_has_several_images_and_questions_about_all() -> None:
+    albums = many("album")
+    assert {len(s.images) for s in albums} == {2, 3}
+    assert {"which_image", "nth_colour"} <= {q.skill for s in albums for q in s.questions}
 
 
 def test_blank_keeps_the_size_and_nothing_else() -> None:
@@ -119,7 +119,7 @@ def test_latex_of_a_formula() -> None:
     assert words.latex([("x", False), ("2", True), ("+", False), ("3", False)]) == "x^{2}+3"
 
 
-def test_codes_avoid_glyphs_that_look_alike() -> None:
+def test_codes_avoid_similar_glyphs() -> None:
     rng = random.Random(0)
     text = "".join(words.code(rng, 5) for _ in range(500))
     assert not set("IOQ01") & set(text)

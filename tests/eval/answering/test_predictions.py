@@ -34,14 +34,13 @@ def fill(path: Path, *keys: str) -> None:
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.text(max_size=20), max_size=5))
-def test_texts_come_back_as_they_were(tmp_path: Path, texts: list[str]) -> None:
+def test_texts_survive_a_round_trip(tmp_path: Path, texts: list[str]) -> None:
     path = tmp_path / "p.jsonl"
     path.unlink(missing_ok=True)
     texts = [*texts, "None", "NA", "007", "1.50", "", "a\nb\t\u2028c\rd", "\ud800"]
     with closing(RecordStore(path, "predictions", SETUP)) as store:
         store.append([record(str(i), text) for i, text in enumerate(texts)])
-    found = read_predictions(path)
-    assert [p.prediction for p in found.values()] == texts
+    assert [p.prediction for p in read_predictions(path).values()] == texts
 
 
 def test_reopening_resumes(tmp_path: Path) -> None:
@@ -78,7 +77,7 @@ def test_another_setup_is_refused_by_key(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     fill(path, "1")
     other = {"batch_size": 4, "versions": {"torch": "2.14"}, "pixels": [1, 2]}
-    message = r"another setup \(batch_size: 8 -> 4; versions.torch: 2.13 -> 2.14\)"
+    message = r"batch_size: 8 -> 4; versions.torch: 2.13 -> 2.14"
     with pytest.raises(ValueError, match=message):
         RecordStore(path, "predictions", other)
     assert list(read_predictions(path)) == ["1"]
@@ -98,14 +97,14 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
     fill(path, "1", "2")
     lines = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text(lines[0] + "{broken\n" + lines[2], "utf-8")
-    with pytest.raises(ValueError, match="line 2 is damaged or was edited; delete the file"):
+    with pytest.raises(ValueError, match="line 2 is damaged"):
         RecordStore(path, "predictions", SETUP)
     path.write_text(lines[0] + lines[1].replace("stopped", "stepped") + lines[2], "utf-8")
-    with pytest.raises(ValueError, match="line 2 is damaged or was edited"):
+    with pytest.raises(ValueError, match="line 2 is damaged"):
         read_predictions(path)
     edited = lines[0].replace('"fingerprint": {', '"fingerprint": {"x": 1, ')
     path.write_text(edited + lines[1], "utf-8")
-    with pytest.raises(ValueError, match="line 1 is damaged or was edited"):
+    with pytest.raises(ValueError, match="line 1 is damaged"):
         read_predictions(path)
     path.write_text(lines[0] + lines[1] + lines[1], "utf-8")
     with pytest.raises(ValueError, match="line 3 repeats 1"):
@@ -118,20 +117,20 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     RecordStore(path, "fidelity", SETUP).close()
-    with pytest.raises(ValueError, match="holds 'fidelity' of schema 2, not 'predictions'"):
+    with pytest.raises(ValueError, match="'fidelity' of schema 2, not 'predictions'"):
         read_predictions(path)
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="run the evaluation first"):
+    with pytest.raises(FileNotFoundError, match="none does not exist"):
         read_records(tmp_path / "none", "predictions")
     (tmp_path / "p").write_bytes(b"")
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match="p is empty"):
         read_records(tmp_path / "p", "predictions")
 
 
 def test_an_id_is_stored_once(tmp_path: Path) -> None:
     with closing(RecordStore(tmp_path / "p", "predictions", SETUP)) as store:
         store.append([record("1")])
-        with pytest.raises(ValueError, match="holds 1 already"):
+        with pytest.raises(ValueError, match=r"\b1\b"):
             store.append([record("1")])
