@@ -1,11 +1,11 @@
-"""What token weights and GPTAQ's strength are worth, at 3 bits on the built-in models.
+"""Effect of token weights and of GPTAQ's strength, at 3 bits on the built-in models.
 
     python benchmarks/ablations.py [--models tiny ...] [--seeds 0 1 2]
 
-One choice of a recipe is varied at a time. The divergence from the original is measured as in
-accuracy.py: on a validation set, by which one would choose, and on a held-out set.
-The run resumes: variants of the same commit, or one named by --accept, are kept in --work.
-Writes results/ablations.json and results/ablations.md beside this script.
+One choice of a recipe is varied at a time. The divergence from the baseline is measured as in
+accuracy.py: on a validation set, for the choice, and on a held-out set.
+The run resumes: variants of the same commit, or one named by --accept, are stored in --work.
+Writes results/ablations.json and results/ablations.md.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SETTING = "w3a16"
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe that differs from the usual one in one choice."""
+    """A recipe that differs from the default in one choice."""
 
     method: str
     changed: str
-    """How the table calls the choice."""
+    """Name of the choice in the table."""
     calibration: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ WEIGHTS: dict[str, Any] = {
     "token-gradient": "token-gradient",
 }
 STRENGTHS = (0.25, 0.75, 1.0)
-"""The default is 0.5, which the variants of token weights have."""
+"""The default is 0.5, also in the variants of token weights."""
 VARIANTS = [
     Variant(method, f"token_weights: {name}", calibration={"token_weights": weights})
     for method in ("gptq", "gptaq")
@@ -105,12 +105,12 @@ def parse() -> argparse.Namespace:
 
 
 def sizes_of(options: argparse.Namespace) -> dict[str, int]:
-    """How many drawings of each set judge."""
+    """Number of synthetic samples of each set."""
     return {"validation": options.validation, "held_out": options.held_out}
 
 
 def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[str, Any]]:
-    """All variants of one model; seed by seed, so that a stopped run has seen every variant."""
+    """Measure all variants of one model, seed by seed: an interrupted run then has all of them."""
     judges, sizes = Judges(name), sizes_of(options)
     cells: list[list[dict[str, Any]]] = [[] for _ in VARIANTS]
     processor = Processor.from_folder(resolve_folder(name))
@@ -147,7 +147,7 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
 
 
 def read(stored: Path, made_from: dict[str, Any], commits: list[str]) -> dict[str, Any] | None:
-    """What an earlier run of one of these commits measured of the same, if it did."""
+    """Load the measurement of an earlier run of one of these commits, None if there is none."""
     if not stored.is_file():
         return None
     cell: dict[str, Any] = json.loads(stored.read_text())

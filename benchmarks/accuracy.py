@@ -1,18 +1,19 @@
-"""What every method costs in accuracy, on the built-in models.
+"""Accuracy loss of every method, on the built-in models.
 
     python benchmarks/accuracy.py [--models tiny ...] [--settings w4a16 ...] [--seeds 0 1 2]
 
-Each row is quantized once per calibration seed. Its divergence from the original is measured on a
-validation set, by which the best method of a setting is chosen (after a run-off where several lie
-close, `common/choice.py`), and on a held-out set, which is what the table shows. For the rows that
-most users will choose from, the checkpoint of the first seed answers the benchmarks. In every run
-GPTQ's error on every layer is compared with plain rounding's; one that is larger ends it.
+Each row is quantized once per calibration seed. Its divergence from the baseline is measured on a
+validation set, for the choice of the best method of a setting (after a run-off if several are
+close, see `common/choice.py`), and on a held-out set, which the table shows. For the rows that most
+users will choose from, the benchmarks are evaluated with the checkpoint of the first seed. Every
+run compares GPTQ's error on every layer with that of rounding to nearest, and fails if it is
+larger.
 
-The run resumes: rows of the same commit are kept in --work, so several processes may share the
-rows of one table (--models), and a last one gathers them. --accept takes rows of other commits
-too, for a change that leaves them as they were: remove the others from --work first. To show that
-it does, --check measures the given rows again and ends the run if a number moved.
-Writes results/accuracy.json and results/accuracy.md beside this script.
+The run resumes: rows of the same commit are stored in --work, so that several processes can share
+the rows of one table (--models) and a final run collects them. --accept reuses rows of other
+commits, for a change that does not affect them: remove the affected ones from --work first. As
+evidence, --check measures the given rows again and fails if a number differs.
+Writes results/accuracy.json and results/accuracy.md.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def parse() -> argparse.Namespace:
 
 
 class Measurement:
-    """All rows of one model."""
+    """Measures all rows of one model."""
 
     def __init__(self, name: str, options: argparse.Namespace, commit: str) -> None:
         self.name, self.options, self.commit = name, options, commit
@@ -97,12 +98,12 @@ class Measurement:
         self.judges = Judges(name)
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Every row, the best of each setting, and what the original scores."""
+        """Measure every row; return them, the best of each setting and the baseline's scores."""
         for row in rows:
             if row.key in self.options.check:
                 self.check(row)
         base = self.ask(self.name, self.work / "base") if self.options.limit != 0 else {}
-        # Seed by seed, so that a run that is stopped early has seen every method.
+        # Seed by seed, so that an interrupted run has measured every method.
         for seed in self.options.seeds:
             for row in rows:
                 if seed in self.seeds(row):
@@ -115,12 +116,12 @@ class Measurement:
         return {"base": base, "rows": list(found.values()), "best": choose(list(found.values()))}
 
     def seeds(self, row: Row) -> list[int]:
-        """The calibration seeds of a row; one stands for all where nothing is calibrated."""
+        """Calibration seeds of a row; only one for methods without calibration."""
         looks = row.recipe(0, self.options.samples).needs_calibration
         return list(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
-        """One row over all calibration seeds."""
+        """Measure one row over all calibration seeds."""
         seeds = self.seeds(row)
         cells = [self.cell(row, seed) for seed in seeds]
         return {
@@ -138,11 +139,11 @@ class Measurement:
         }
 
     def runs(self, row: Row, name: str) -> list[Divergence]:
-        """What one set of drawings says of a row, by calibration seed."""
+        """Divergences of a row on one set of samples, by calibration seed."""
         return [Divergence(**self.cell(row, seed)[name]) for seed in self.seeds(row)]
 
     def close(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that the validation set does not tell from the best of their setting."""
+        """Rows that the validation set cannot distinguish from the best of their setting."""
         found = []
         for setting in DRAWINGS:
             group = [row for row in rows if row.setting == setting and row.judged_closely]
@@ -152,7 +153,7 @@ class Measurement:
         return found
 
     def more(self, row: Row, name: str) -> dict[str, Any]:
-        """Measure a row on the drawings of the run-off, or on the final ones."""
+        """Measure a row on the samples of the run-off, or on the final set."""
         sizes = self.sizes(row)
         more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         cells = []
@@ -169,7 +170,7 @@ class Measurement:
         return {name: summarize([Divergence(**cell[name]) for cell in cells])}
 
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
-        """One row and seed, measured or read back."""
+        """Measure one row and seed, or load its stored measurement."""
         folder = self.folder(row, seed)
         scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
         made_from = self.made_from(row, seed, self.sizes(row))
@@ -191,17 +192,17 @@ class Measurement:
         return self.store(cell, folder / "cell.json", made_from)
 
     def folder(self, row: Row, seed: int) -> Path:
-        """Where a cell is kept."""
+        """Folder of a stored cell."""
         folder: Path = self.work / row.key / f"seed{seed}"
         return folder
 
     def made_from(self, row: Row, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
-        """What decides the numbers of a cell."""
+        """Inputs that determine the numbers of a cell."""
         recipe = row.recipe(seed, self.options.samples).to_dict()
         return {"recipe": recipe, "sizes": list(sizes.values())}
 
     def stored(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
-        """Read a cell back, if it is of the same inputs and of a commit that counts."""
+        """Load a stored cell if its inputs match and its commit is accepted."""
         if not path.is_file():
             return None
         cell: dict[str, Any] = json.loads(path.read_text())
@@ -212,7 +213,7 @@ class Measurement:
         return {**cell, "commit": commit}
 
     def store(self, cell: dict[str, Any], path: Path, made_from: dict[str, Any]) -> dict[str, Any]:
-        """Keep a cell for `stored`."""
+        """Store a cell for `stored`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         made_from = {**made_from, "commit": self.commit}
         path.write_text(json.dumps({**cell, "made_from": made_from}))
@@ -220,7 +221,7 @@ class Measurement:
         return {**cell, "commit": self.commit}
 
     def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport]:
-        """The model of a row, whose GPTQ was nowhere worse than rounding."""
+        """Quantize the model of a row and check GPTQ against rounding."""
         model = open_model(self.name, device="cpu")
         recipe, prompts = row.recipe(seed, self.options.samples), []
         if recipe.needs_calibration:
@@ -231,7 +232,7 @@ class Measurement:
         return model, report
 
     def measure(self, row: Row, model: QwenVL, report: QuantReport) -> dict[str, Any]:
-        """Everything of a cell but the scores."""
+        """Measure a cell, without benchmark scores."""
         solved = (layer.row.spec.out_features for layer in report.layers if layer.result)
         return {
             "bits_per_weight": report.bits_per_weight,
@@ -241,12 +242,12 @@ class Measurement:
         }
 
     def sizes(self, row: Row) -> dict[str, int]:
-        """How many drawings judge a row."""
+        """Number of samples of each set for a row."""
         setting = row.setting if row.judged_closely else ""
         return drawings(setting, self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
-        """Measure a stored row again; the run ends if a number is another."""
+        """Measure a stored row again and fail if a number differs."""
         seed = self.seeds(row)[-1]
         stored = json.loads((self.folder(row, seed) / "cell.json").read_text())
         found = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
@@ -255,7 +256,7 @@ class Measurement:
         print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
 
     def ask(self, model: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
-        """Answer the benchmarks into a folder; what is there is resumed unless `fresh`."""
+        """Evaluate the benchmarks into a folder; resumes an existing run unless `fresh`."""
         scores = vlpress.evaluate(
             model,
             out,
@@ -272,7 +273,7 @@ class Measurement:
 
 
 def check_against_rounding(report: QuantReport, where: str) -> None:
-    """End the run if GPTQ, before any fallback, did worse on a layer than plain rounding."""
+    """Fail if GPTQ, before any fallback, has a larger error on a layer than rounding to nearest."""
     for layer in report.layers:
         if layer.result is not None and layer.result.error > layer.result.rtn_error:
             sys.exit(
@@ -282,13 +283,13 @@ def check_against_rounding(report: QuantReport, where: str) -> None:
 
 
 def alike(row: Row, found: Mapping[Row, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was found of all rows of a row's setting and scope."""
+    """Results of all rows with the setting and scope of a row."""
     wanted = row.setting, row.scope
     return [value for other, value in found.items() if (other.setting, other.scope) == wanted]
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each scope and setting the method that was chosen, and what it holds."""
+    """The chosen method of each scope and setting, with its results."""
     best = []
     for _, group in groupby(rows, key=lambda row: (row["scope"], row["setting"])):
         members = list(group)

@@ -1,12 +1,13 @@
-"""How often the batch size changes an answer, and by how little it then was decided.
+"""How often the batch size changes an answer, and how close the decision was.
 
     python benchmarks/batches.py [--limit 60]
 
-The built-in model answers the built-in questions at batch 1, 4 and 16. In fp32 all texts must be
-the same. bf16 carries 8 bits, so a batch's other shapes move its logits: at least 99.5 % of the
-texts must be the same, and where two part, the two tokens must have been a near tie: no further
-apart, at batch 1, than the batch size moves the lead of the likeliest token elsewhere. Ends with 1
-if any of that fails. Writes results/batches.json and results/batches.md beside this script.
+The built-in model answers the built-in questions at batch sizes 1, 4 and 16. In fp32 all texts must
+be equal. bf16 has 8 bits, so that the shapes of a larger batch change its logits: at least 99.5 %
+of the texts must be equal, and where two differ, the two tokens must have been a near tie: their
+difference at batch size 1 is at most the change of the most likely token's lead that the batch size
+causes elsewhere. Exits with 1 if a condition fails. Writes results/batches.json and
+results/batches.md.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Answers = Mapping[str, Prediction]
 
 
 def main() -> None:
-    """Measure, write the two result files, judge."""
+    """Measure, write the two result files, and check the conditions."""
     options = parse()
     torch.set_num_threads(options.threads)
     folder = resolve_model(options.model)
@@ -73,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def all_questions(processor: Processor, limit: int | None) -> Task:
-    """All benchmarks as one task, so that unlike prompts share a batch."""
+    """All benchmarks as one task, so that prompts of different kinds share a batch."""
     style = default_prompt_style(processor.config.family)
     opened = [open_task(name, limit=limit, prompt_style=style) for name in BENCHMARKS]
     items = [replace(item, id=f"{task.name} {item.id}") for task in opened for item in task.items]
@@ -83,7 +84,7 @@ def all_questions(processor: Processor, limit: int | None) -> Task:
 def measure(
     folder: Path, dtype: str, processor: Processor, task: Task, read: int
 ) -> Iterator[dict[str, Any]]:
-    """One row for each batch size above 1."""
+    """Measure one row for each batch size above 1."""
     model = load_model(folder, device="cpu", dtype=dtype)
     features, said = FeatureCache(model, processor), {}
     for size in SIZES:
@@ -120,13 +121,13 @@ def measure(
 
 
 def lead_of(read: ForcedAnswer) -> torch.Tensor:
-    """By how much the likeliest token leads before each token, nats ``[tokens]``."""
+    """Lead of the most likely token at each position, nats `[tokens]`."""
     best = read.logits.float().topk(2, dim=-1).values
     return best[:, 0] - best[:, 1]
 
 
 def parting(alone: ForcedAnswer, together: ForcedAnswer) -> float:
-    """How far apart, read at batch 1, the two tokens were at which two answers part; nats."""
+    """Difference, at batch size 1, of the two tokens at which two answers diverge; nats."""
     pairs = zip(alone.tokens.tolist(), together.tokens.tolist(), strict=False)
     for place, (ours, theirs) in enumerate(pairs):
         if ours != theirs:
@@ -136,7 +137,7 @@ def parting(alone: ForcedAnswer, together: ForcedAnswer) -> float:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The results as a page."""
+    """Results as Markdown."""
     head = ["dtype", "batch", "same text", "differ", "largest gap", "noise floor"]
     body = [
         [row["dtype"], row["batch"], f"{row['same']:.2%}", row["unlike"]]

@@ -1,11 +1,11 @@
-"""Broken and hostile input: what each gives, and that nothing is lost or half-written.
+"""Broken and hostile input: the error for each, and that nothing is lost or half-written.
 
     python benchmarks/broken_inputs.py [--only NAME ...]
 
-Every case is a copy of the built-in model, or of the files around it, with one thing wrong. The
-command has to end with code 2 and one line, leave no output, and leave the input as it was.
-Pictures of unusual kinds have to be taken. Writes results/broken_inputs.json and .md beside this
-script; ends with 1 if a case went another way.
+Each case is a copy of the built-in model, or of the files around it, with one fault. The command
+has to exit with code 2 and one line, write no output, and leave the input unchanged. Images of
+unusual formats have to be accepted. Writes results/broken_inputs.json and results/broken_inputs.md;
+exits with 1 if a case behaves differently.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ from vlpress.model.weight_files import digest_folder
 HERE = Path(__file__).resolve().parent
 WEIGHTS = "model.safetensors"
 SMALL_FILES = 200_000
-"""Bytes that a file may grow to where the disk is taken for full."""
+"""Largest file size in the cases that simulate a full disk."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case is set up."""
+    """Working folders of a case."""
 
     model: Path
     """A copy of the built-in model."""
     side: Path
-    """A folder for all else."""
+    """A folder for all other files."""
     out: Path
 
 
 Setup = Callable[[Place], list[str] | None]
-"""Breaks something; gives more arguments for `vlpress quantize`."""
+"""Introduces a fault; returns additional arguments for `vlpress quantize`."""
 CASES: dict[str, Setup] = {}
 TAKEN: set[str] = set()
-"""Cases that are no fault."""
+"""Cases without a fault."""
 FULL: set[str] = set()
-"""Cases in which files may not grow."""
+"""Cases with limited file sizes."""
 
 
 def case(name: str) -> Callable[[Setup], Setup]:
-    """Note a case under a name."""
+    """Register a case under a name."""
 
     def note(setup: Setup) -> Setup:
         CASES[name] = setup
@@ -73,7 +73,7 @@ def case(name: str) -> Callable[[Setup], Setup]:
 
 
 def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
-    """The header of a safetensors file and the bytes behind it."""
+    """Split a safetensors file into its header and the bytes after it."""
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + size]), data[8 + size :]
@@ -134,7 +134,7 @@ def _(place: Place) -> None:
 
 
 def put_index(place: Place, file: str) -> None:
-    """Let an index say where the weights are."""
+    """Write an index of the weights."""
     names = [name for name in header_of(place.model / WEIGHTS)[0] if name != "__metadata__"]
     (place.model / WEIGHTS).rename(place.side / WEIGHTS)
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
@@ -157,7 +157,7 @@ def _(place: Place) -> None:
 
 
 def put_config(place: Place, **values: Any) -> None:
-    """Change values of the config."""
+    """Change values in config.json."""
     file = place.model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
@@ -188,7 +188,7 @@ def _(place: Place) -> None:
 
 
 def put_value(place: Place, value: float) -> None:
-    """Put a value into a weight of the decoder."""
+    """Write a value into a weight of the decoder."""
     tensors = load_file(place.model / WEIGHTS)
     name = next(name for name in sorted(tensors) if name.endswith("mlp.up_proj.weight"))
     tensors[name][1, 2] = value
@@ -223,7 +223,7 @@ def _(place: Place) -> None:
 
 
 def samples_of(place: Place, *images: bytes | str) -> list[str]:
-    """A file of samples that show pictures."""
+    """Write a file of samples with images."""
     lines = []
     for number, image in enumerate(images):
         shown = image
@@ -238,7 +238,7 @@ def samples_of(place: Place, *images: bytes | str) -> list[str]:
 
 
 def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    """A small picture."""
+    """Write a small image."""
     file = io.BytesIO()
     Image.new(mode, (60, 40), 5).save(file, kind, **options)
     return file.getvalue()
@@ -349,7 +349,7 @@ def _(place: Place) -> None:
 
 
 def main() -> None:
-    """Try all cases and write the result files."""
+    """Run all cases and write the result files."""
     options = parse()
     rows = []
     for name, setup in CASES.items():
@@ -374,7 +374,7 @@ def parse() -> argparse.Namespace:
 
 
 def attempt(name: str, setup: Setup, folder: Path) -> dict[str, Any]:
-    """Set a case up, run the command, and look at what it left."""
+    """Set up a case, run the command, and check its exit code, output and input."""
     place = Place(folder / "model", folder / "side", folder / "out")
     shutil.copytree(resolve_model("tiny"), place.model)
     place.side.mkdir()
@@ -401,7 +401,7 @@ def attempt(name: str, setup: Setup, folder: Path) -> dict[str, Any]:
 
 
 def run(place: Place, more: list[str], *, full: bool) -> subprocess.CompletedProcess[str]:
-    """`vlpress quantize` of the model."""
+    """Run `vlpress quantize` on the model."""
     given = [str(place.model), "--out", str(place.out), "--calib-samples", "2", "--device", "cpu"]
     return subprocess.run(
         [sys.executable, "-m", "vlpress", "quantize", *given, "--json", *more],
@@ -418,7 +418,7 @@ def _small_files() -> None:
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """All files outside the model, by their place."""
+    """Contents of all files outside the model, by path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -427,7 +427,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table of the results."""
+    """Results as a Markdown table."""
     body = [[row["case"], row["code"], row["said"]] for row in results["rows"]]
     table = tabulate(body, ["input", "code", "what is said"], tablefmt="github")
     return (

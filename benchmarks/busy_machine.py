@@ -1,13 +1,12 @@
-"""What other processes on the machine cost: `vlpress eval` and one layer at one token.
+"""Effect of other processes on the speed of `vlpress eval` and of one layer at one token.
 
     python benchmarks/busy_machine.py [--busy 0 1 2] [--repeats 3] [--timeout 120]
 
-Answers 128 built-in questions with the built-in model in bf16 and with its w4a16 checkpoint, each
-time in a process of its own, while 0, 1 or 2 other processes compute without pause, and reports the
-median seconds of answering (loading apart). `spinning` is the same with the OpenMP runtime's own
-waiting policy, which held before vlpress bounded it (src/vlpress/common/threads.py); both take
-turns in one run. Answers must be the same in all of them. Writes results/busy_machine.json and .md
-beside this script.
+Evaluates 128 built-in questions with the built-in model in bf16 and with its w4a16 checkpoint, in a
+separate process each time, while 0, 1 or 2 other processes compute without pause, and reports the
+median seconds of answering, without loading. `spinning` uses the OpenMP runtime's default waiting
+policy instead of the bounded one of vlpress (src/vlpress/common/threads.py); both run in turns.
+All runs must give the same answers. Writes results/busy_machine.json and results/busy_machine.md.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BENCHES = ["--bench", "builtin-mmbench", "--bench", "builtin-ocrbench", "--limit", "64"]
 SPINNING = {GNU_SPINS: "300000", LLVM_BLOCKTIME: "200"}
-"""The runtimes' defaults, set by name because vlpress sets others where nothing is set."""
+"""The runtimes' defaults, set explicitly because vlpress replaces unset variables."""
 POLICIES: dict[str, dict[str, str]] = {"bounded": {}, "spinning": SPINNING}
 CELL = tuple[str, int, str]  # model, busy processes, policy
 
@@ -93,7 +92,7 @@ def parse() -> argparse.Namespace:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Other processes that compute without pause, each with one thread."""
+    """Run other processes that compute without pause, with one thread each."""
     command = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -114,7 +113,7 @@ def vlpress(arguments: Sequence[str], **environment: str) -> str:
 
 
 def evaluate(model: str, environment: dict[str, str], timeout: float) -> tuple[float, str]:
-    """Seconds that answering took, and all answers as one text; (timeout, "") if it took longer."""
+    """Seconds of answering, and all answers as one text; (timeout, "") after the timeout."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "vlpress", "eval", model, "-o", folder, *BENCHES]
         environ = os.environ | environment
@@ -132,7 +131,7 @@ def evaluate(model: str, environment: dict[str, str], timeout: float) -> tuple[f
 
 
 def kernels(busy: int, environment: dict[str, str], timeout: float) -> dict[str, float] | None:
-    """Milliseconds of a layer of the 3B model at one token by kind; None after the timeout."""
+    """Milliseconds by kind of a layer of the 3B model at one token; None after the timeout."""
     command = [sys.executable, "-m", "vlpress", "bench", "kernels", "--json"]
     command += ["--size", "2048x11008", "--rows", "1"]
     with busy_processes(busy):
@@ -147,7 +146,7 @@ def kernels(busy: int, environment: dict[str, str], timeout: float) -> dict[str,
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The results as tables."""
+    """Results as Markdown tables."""
     rows: dict[tuple[str, int], dict[str, str]] = {}
     for cell in results["eval"]:
         seconds, limit = cell["median"], results["timeout"]

@@ -1,11 +1,11 @@
-"""How often the 95 % lower bound of a paired difference is right where questions hang together.
+"""Coverage of the 95 % lower bound of a paired difference for clustered questions.
 
     python benchmarks/coverage.py [--trials 1000]
 
-Two units to a cluster, as a question in two languages; a share of the clusters has one outcome for
-both units. Compared are the score interval that takes units for independent, a percentile
-bootstrap over clusters, and the score interval scaled by the design effect, which reports use.
-Writes results/coverage.json and results/coverage.md beside this script.
+A cluster has two units, such as a question in two languages; in a share of the clusters both units
+have the same outcome. The comparison is between the score interval for independent units, a
+percentile bootstrap over clusters, and the score interval scaled by the design effect, which
+reports use. Writes results/coverage.json and results/coverage.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 def simulate(
     clusters: int, discordance: float, delta: float, alike: float, trials: int
 ) -> dict[str, Any]:
-    """Share of trials in which each method's lower bound is at or below the truth."""
+    """Share of trials in which each method's lower bound is at or below the true difference."""
     rng = np.random.default_rng(0)
     right = dict.fromkeys(METHODS, 0)
     names = [place // 2 for place in range(2 * clusters)]
@@ -83,7 +83,7 @@ def draw(
 
 @cache
 def bound(n: int, lost: int, won: int, effect: float) -> float:
-    """The score interval's lower bound."""
+    """Lower bound of the score interval."""
     return one_sided_bounds(PairedOutcome(n, lost, won), design_effect=effect).low
 
 
@@ -95,7 +95,7 @@ def resampled(rng: np.random.Generator, values: NDArray[np.int64]) -> float:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The report."""
+    """Results as Markdown."""
     head = ["clusters of two", "units that differ", "clusters alike", *METHODS]
     body = [
         [row["clusters"], f"{row['discordance']:.1%}", f"{row['alike']:.0%}"]

@@ -1,11 +1,11 @@
-"""How fast questions are answered, against a plain loop over transformers' generate.
+"""Speed of answering questions, compared with a plain loop over transformers' `generate`.
 
     python benchmarks/eval_speed.py [--items 240] [--repeats 3]
 
-Both answer the same items of builtin-mmbench with the same model in the same dtype and as many
-threads, greedily, up to the same number of tokens; reading the pictures counts in both. The loop
-asks one item at a time, as evaluation harnesses do. The answers are compared in the same run.
-Writes results/eval_speed.json and results/eval_speed.md beside this script.
+Both answer the same items of builtin-mmbench with the same model, dtype and number of threads,
+greedily, up to the same number of tokens, including the time to decode the images. The loop
+processes one item at a time, as evaluation harnesses do. The answers are compared in the same run.
+Writes results/eval_speed.json and results/eval_speed.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     ours = runner(folder, options.dtype, options.batch_size)
     rows = []
     for _ in range(options.repeats):
-        # In turn, so that both see the same moods of the machine.
+        # In turns, so that both run under the same load of the machine.
         rows.append([timed(loop, task), timed(ours, task)])
     (_, said), (_, told) = rows[0]
     seconds = [median(row[side][0] for row in rows) for side in (0, 1)]
@@ -89,7 +89,7 @@ def timed(answer: Callable[[Task], Answers], task: Task) -> tuple[float, Answers
 
 
 def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answers]:
-    """What `vlpress eval` does; every pass starts without any picture seen."""
+    """Answer as `vlpress eval` does; each pass starts with empty image caches."""
     model = load_model(folder, device="cpu", dtype=dtype)
     processor = Processor.from_folder(folder)
 
@@ -104,14 +104,14 @@ def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answer
 
 
 def transformers_loop(folder: Path, dtype: str) -> Callable[[Task], Answers]:
-    """One item after the other: tokenizer and image processor, generate, decode."""
+    """Answer one item after the other: tokenizer and image processor, generate, decode."""
     import transformers
 
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     family = transformers.Qwen2_5_VLForConditionalGeneration
     model = family.from_pretrained(folder, torch_dtype=kind).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    # Pillow's scaling is what vlpress has; the other one needs torchvision.
+    # Pillow's resampling, as in vlpress; the other backend needs torchvision.
     shrink = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
     marker, unit = tokenizer.decode([model.config.image_token_id]), shrink.merge_size**2
 
@@ -142,7 +142,7 @@ def transformers_loop(folder: Path, dtype: str) -> Callable[[Task], Answers]:
 
 
 def plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as a chat template takes them, without the pictures themselves."""
+    """Messages in the form of a chat template, without the image data."""
     return [
         {
             **message,
@@ -156,7 +156,7 @@ def plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any], seconds: Sequence[float]) -> str:
-    """The report."""
+    """Results as Markdown."""
     rows = [
         [name, f"{value:.1f}", f"{results['items'] / value:.1f}", f"{results['scores'][key]:.1f}"]
         for name, key, value in (

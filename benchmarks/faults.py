@@ -1,11 +1,11 @@
-"""Kills at random moments: what is resumed must end in the bytes of a run that nothing disturbed.
+"""Kills at random moments: a resumed run must produce the bytes of an uninterrupted one.
 
     python benchmarks/faults.py [--kills 50] [--seed 0]
 
 Half of the kills (SIGKILL) hit `vlpress quantize`, half `vlpress eval`, on the built-in model. Each
-job is killed at a moment drawn from the time that an undisturbed one takes, started again, killed
-again, and at last left to finish; then its folder is compared. Writes results/faults.json and .md
-beside this script.
+job is killed at a random moment within the duration of an uninterrupted one, restarted, killed
+again, and finally allowed to finish; then its folder is compared. Writes results/faults.json and
+results/faults.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from common.machine import describe, provenance
 from tabulate import tabulate
 
 HERE = Path(__file__).resolve().parent
-PER_JOB = 5  # kills before a job is left to finish
+PER_JOB = 5  # kills before a job may finish
 JOBS = {
     "quantize": ["--calib-samples", "8", "--recipe", "w4a16"],
     "eval": ["--bench", "builtin-mmbench", "--limit", "48", "--batch-size", "4"],
 }
-# Beside answers, an evaluation keeps how long they took: in files of its own, and with each answer.
+# An evaluation also stores durations: in separate files, and with each answer.
 TIMED = ("run.json", "scores.json")
 ANSWERS, TIMES = "predictions.jsonl", ("seconds", "seal")
 
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
 
 
 def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Kill one verb so many times, over several jobs."""
+    """Kill one verb this many times, over several jobs."""
     started = time.monotonic()
     subprocess.run(command(verb, folder / verb), check=True, capture_output=True)
     usual = time.monotonic() - started
@@ -71,7 +71,7 @@ def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[st
     while done["kills"] < kills:
         out = folder / f"{verb}-killed"
         for _ in range(min(PER_JOB, kills - int(done["kills"]))):
-            # The end of a job comes sooner each time; a kill that comes after it is none.
+            # Each resume has less work left; a kill after the end of the job does not count.
             if kill(command(verb, out), draw.uniform(0.1, 0.9) * usual):
                 done["kills"] += 1
             else:
@@ -88,13 +88,13 @@ def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[st
 
 
 def command(verb: str, out: Path) -> list[str]:
-    """A job on the built-in model."""
+    """Command line of a job on the built-in model."""
     given = ["tiny", "--out", str(out), "--device", "cpu", "--json", *JOBS[verb]]
     return [sys.executable, "-m", "vlpress", verb, *given]
 
 
 def kill(arguments: list[str], after: float) -> bool:
-    """Start a command and kill it; False if it was done before."""
+    """Start a command and kill it; False if it finished before."""
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
     )
@@ -110,7 +110,7 @@ def kill(arguments: list[str], after: float) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, without times."""
+    """Contents of every file below a folder, without durations."""
     return {
         str(path.relative_to(folder)): timeless(path)
         for path in sorted(folder.rglob("*"))
@@ -119,7 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def timeless(path: Path) -> bytes:
-    """A file's bytes; of answers, those of all but how long they took."""
+    """Bytes of a file; answers without their durations."""
     if path.name != ANSWERS:
         return path.read_bytes()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -129,7 +129,7 @@ def timeless(path: Path) -> bytes:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The table of the results."""
+    """Results as a Markdown table."""
     rows = [
         [verb, row["kills"], row["jobs"], row["identical"], f"{row['seconds']:.0f}"]
         for verb, row in results["rows"].items()

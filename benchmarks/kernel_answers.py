@@ -1,13 +1,13 @@
-"""Whether the compiled kernels give the answers of the reference kernel.
+"""Agreement of the compiled kernels with the answers of the reference kernel.
 
     python benchmarks/kernel_answers.py [--recipes w4a16 ...] [--limit 60]
 
 The built-in model is quantized once per recipe and answers the built-in questions in bf16 with
-every kernel that this machine has. At least 99.5 % of the texts must be those of the reference. For
-recipes without int8 activations the divergence of the two, read on the reference's answers, must
-lie below the noise of bf16: the divergence of the reference in bf16 from the same in fp32. (One
-that rounds less than the reference may be further from it, if it is as near to fp32.) Ends with 1
-if not. Writes results/kernel_answers.json and .md beside this script.
+every kernel that this machine supports. At least 99.5 % of the texts must equal the reference's.
+For recipes without int8 activations, the divergence of the two on the reference's answers must be
+below the noise of bf16, which is the divergence of the reference in bf16 from the reference in
+fp32. (A kernel that rounds less than the reference may diverge more from it, if it is as close to
+fp32.) Exits with 1 otherwise. Writes results/kernel_answers.json and results/kernel_answers.md.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BATCH = 16
 
 
 def main() -> None:
-    """Measure, write the two result files, judge."""
+    """Measure, write the two result files, and check the conditions."""
     options = parse()
     processor = Processor.from_folder(resolve_folder(MODEL))
     task = all_questions(processor, options.limit)
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[dict[str, Any]]:
-    """One row for each kernel but the reference."""
+    """Measure one row for each kernel except the reference."""
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / name
         recipe = write(name, processor, checkpoint)
@@ -135,7 +135,7 @@ def load(checkpoint: Path, kernel: str, dtype: str) -> QwenVL:
 def answer(
     model: QwenVL, processor: Processor, task: Task, scratch: Path
 ) -> Mapping[str, Prediction]:
-    """Let a model answer everything."""
+    """Answer all questions with a model."""
     path = scratch / "answers.jsonl"
     path.unlink(missing_ok=True)
     responder = ModelResponder(FeatureCache(model, processor))
@@ -144,7 +144,7 @@ def answer(
 
 
 def mean_divergence(base: list[ForcedAnswer], candidate: list[ForcedAnswer]) -> float:
-    """Mean KL over the tokens of all answers, nats."""
+    """Mean KL divergence over the tokens of all answers, nats."""
     pairs = zip(base, candidate, strict=True)
     return fmean(
         value
@@ -154,7 +154,7 @@ def mean_divergence(base: list[ForcedAnswer], candidate: list[ForcedAnswer]) -> 
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Results as Markdown."""
     head = [
         "recipe",
         "kernel",

@@ -1,12 +1,11 @@
-"""Quantized layers beside torch's own, at the widths of the 3B and 7B models.
+"""Speed of quantized layers relative to torch's, at the widths of the 3B and 7B models.
 
     python benchmarks/kernel_speed.py [--rows 1 16 ...] [--sizes 2048x11008 ...] [--name kernels]
 
-What `vlpress bench kernels` measures, with the ratios that matter and what they should be. Times
-mean little on a busy machine; ratios are taken within one run. One row reads all weights for one
-product: beside its ratio stands what a kernel would reach that reads them as fast as memory gives
-them. Writes results/kernels.json and results/kernels.md beside this script, or files of another
-name for another kind of processor.
+Runs `vlpress bench kernels` and compares the important ratios with their targets. Ratios are taken
+within one run, because times are not reliable on a busy machine. With one row, a product reads all
+weights; the table shows the ratio that a kernel at full memory bandwidth would reach, too. Writes
+results/kernels.json and results/kernels.md, or files of another name for another processor.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from vlpress.bench.run import bench_kernels
 from vlpress.cli.console import kernels_table
 
 HERE = Path(__file__).resolve().parent
-# Layer, beside what, at which numbers of rows: at least how many times as fast.
+# Layer, compared with, at these numbers of rows: smallest ratio of speeds.
 TARGETS = (
     ("w4a16", "torch int4pack", (1,), 1.8),
     ("w4a16", "torch bf16", (256, 1024), 0.95),
@@ -35,7 +34,7 @@ TARGETS = (
     ("w4a8", "torch bf16", (256, 1024), 1.4),
 )
 BANDWIDTH = (("w4a16", 0.75), ("w8a16", 0.75), ("w8a8", 0.75))
-"""Share of the measured read bandwidth, one row."""
+"""Smallest share of the measured read bandwidth with one row."""
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def parse() -> argparse.Namespace:
 
 
 def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was wanted and what was found, worst case over shapes and rows."""
+    """Targets and measured ratios, the worst over shapes and rows."""
     rows = {(shape(r), r["rows"], r["kind"]): r for r in results["rows"]}
     shapes = dict.fromkeys(shape(r) for r in results["rows"])
     found = []
@@ -88,12 +87,12 @@ def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def reading(row: Mapping[str, Any]) -> float:
-    """Seconds in which memory gives a layer's weights."""
+    """Seconds to read a layer's weights at the measured bandwidth."""
     return float(row["bytes"] / row["bandwidth"])
 
 
 def shape(row: Mapping[str, Any]) -> tuple[int, int]:
-    """Inputs and outputs of a measured layer."""
+    """Input and output features of a measured layer."""
     return row["in_features"], row["out_features"]
 
 
@@ -103,7 +102,7 @@ def target(what: str, least: float, found: float) -> dict[str, Any]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Results as Markdown."""
     body = [
         [
             row["what"],

@@ -2,9 +2,9 @@
 
     python benchmarks/make_model.py OUT --size 3b [--family qwen2_5] [--layers N]
 
-For measurements of speed and memory where the real weights are not at hand. Folder, names and
-config are those of the hub; the tokenizer is the built-in model's, and its ids stand in the config.
-Weights are normal with the config's deviation; norms are one. One tensor is in memory at a time.
+For measurements of speed and memory without the real weights. Files, tensor names and config match
+the hub's; the tokenizer and its token ids are the built-in model's. Weights are normal with the
+config's standard deviation; norms are one. Only one tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vlpress.model.config import ModelConfig
 from vlpress.model.families import SIDE_FILES
 from vlpress.model.loading import build_model, resolve_model
 
-# hidden, inner, layers, heads, key-value heads, vocabulary, tied head: of the config files on the
-# hub, for Qwen2.5-VL (3b, 7b, 32b, 72b) and Qwen2-VL (2b, 7b, 72b).
+# hidden, inner, layers, heads, key-value heads, vocabulary, tied head: from the config files on the
+# hub, of Qwen2.5-VL (3b, 7b, 32b, 72b) and Qwen2-VL (2b, 7b, 72b).
 TEXT = {
     "2b": (1536, 8960, 28, 12, 2, 151936, True),
     "3b": (2048, 11008, 36, 16, 2, 151936, True),
@@ -69,13 +69,13 @@ def parse() -> argparse.Namespace:
 def config_of(
     family: str, size: str, layers: int | None = None, vision_layers: int | None = None
 ) -> dict[str, Any]:
-    """What config.json says.
+    """Build the content of config.json.
 
     Args:
         family: qwen2 or qwen2_5.
-        size: of `SIZES`.
-        layers: of the decoder; None for all.
-        vision_layers: of the vision tower; None for all.
+        size: a key of `SIZES`.
+        layers: number of decoder layers; None for all.
+        vision_layers: number of layers of the vision tower; None for all.
     """
     hidden, inner, depth, heads, kv_heads, vocabulary, tied = TEXT[size]
     tiny = json.loads((resolve_model("tiny") / "config.json").read_text())
@@ -123,11 +123,11 @@ def config_of(
 
 
 def write(raw: dict[str, Any], out: Path, seed: int) -> int:
-    """Write weights, index, config and side files; the bytes of the weights."""
+    """Write weights, index, config and side files; return the bytes of the weights."""
     index: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards(tensors(raw, seed)), 1):
-        # Their number is known at the end only.
+        # The number of shards is known only at the end.
         name = f"model-{number:05d}.safetensors"
         save_file(shard, out / name, metadata={"format": "pt"})
         index |= dict.fromkeys(shard, name)
@@ -143,7 +143,7 @@ def write(raw: dict[str, Any], out: Path, seed: int) -> int:
 
 
 def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint, bf16."""
+    """Generate every tensor of the checkpoint in bf16."""
     random = torch.Generator().manual_seed(seed)
     for name, value in build_model(ModelConfig.from_dict(raw)).state_dict().items():
         if value.dim() == 1:
@@ -155,7 +155,7 @@ def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def shards(named: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Tensors in files of about SHARD_BYTES."""
+    """Group tensors in files of about SHARD_BYTES."""
     shard: dict[str, Tensor] = {}
     for name, tensor in named:
         if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > SHARD_BYTES:

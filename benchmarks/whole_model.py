@@ -1,13 +1,13 @@
-"""A quantized model beside llama.cpp: prompts and answers with the widths of the 3B model.
+"""Speed of a quantized model compared with llama.cpp, at the widths of the 3B model.
 
     python benchmarks/whole_model.py [--layers 12] [--rounds 3] [--work out/whole-model]
 
 Writes a checkpoint of random weights (make_model.py), rounds it to w4a16, writes the same weights
 for llama.cpp (peers/llamacpp.py, in the environment that `make bench` builds), and times both in
-turns with the same number of threads: a prompt of 1024 tokens and 32 tokens after it. Ratios
-are between medians of one run. Every token of an answer reads all weights once, so beside its ratio
-stands what it would be if both read memory equally fast. Writes results/whole_model.json and .md
-beside this script.
+turns with the same number of threads: a prompt of 1024 tokens and 32 generated tokens. Ratios are
+between medians of one run. Each generated token reads all weights once; the table therefore also
+shows the ratio at equal memory bandwidth. Writes results/whole_model.json and
+results/whole_model.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 LLAMA = HERE / "peers" / "llamacpp.py"
 PYTHON = ROOT / ".interop" / "llama-cpp-python" / "bin" / "python"
 RECIPE = "w4a16-rtn"
-# Ours: checkpoint and options of `vlpress bench model`. llama.cpp's: type and head.
+# vlpress: checkpoint and options of `vlpress bench model`. llama.cpp: type and head.
 OURS = {
     "bf16": ("bf16", ()),
     "w4a16": ("w4a16", ()),
@@ -48,7 +48,7 @@ THEIRS = {
     "llama.cpp q4_0, head q8_0": ("q4_0", "q8_0"),
     "llama.cpp q4_k, head q8_0": ("q4_k", "q8_0"),
 }
-# Bits that a weight takes with its scales: of the decoder's layers, of the head.
+# Bits per weight including scales: decoder layers, head.
 BITS = {
     "bf16": (16, 16),
     "w4a16": (4.125, 16),
@@ -60,7 +60,7 @@ BITS = {
     "llama.cpp q4_0, head q8_0": (4.5, 8.5),
     "llama.cpp q4_k, head q8_0": (4.5, 8.5),
 }
-# Ours, beside what, in which seconds, at least how many times as fast.
+# vlpress, compared with, which seconds, smallest ratio of speeds.
 TARGETS = (
     ("w4a16", "llama.cpp q4_0", "token_seconds", 1.3),
     ("w4a16, head w8a16", "llama.cpp q4_0, head q8_0", "token_seconds", 1.3),
@@ -77,19 +77,19 @@ NAMES = {
 
 
 def main() -> None:
-    """Make what is missing, measure in turns, write the two result files."""
+    """Write missing models, measure in turns, and write the two result files."""
     options = parse()
     if not PYTHON.is_file():
         sys.exit(f"{PYTHON.relative_to(ROOT)} is missing; `make bench` builds the environment")
     options.work.mkdir(parents=True, exist_ok=True)
-    folders = write_ours(options.work, options.layers)
-    files = write_theirs(options.work, folders["bf16"], options.threads)
+    folders = write_vlpress(options.work, options.layers)
+    files = write_llamacpp(options.work, folders["bf16"], options.threads)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *THEIRS)}
     for _ in range(options.rounds):
         for name, (folder, extra) in OURS.items():
-            found[name].append(time_ours(folders[folder], extra, options.threads))
+            found[name].append(time_vlpress(folders[folder], extra, options.threads))
         for name in THEIRS:
-            found[name].append(time_theirs(files[name], options.threads))
+            found[name].append(time_llamacpp(files[name], options.threads))
     sizes = weights_of(folders["bf16"])
     rows = {name: middle(runs) | read_of(name, sizes) for name, runs in found.items()}
     results = provenance() | {"layers": options.layers, "rounds": options.rounds, "rows": rows}
@@ -111,8 +111,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_ours(work: Path, layers: int) -> dict[str, Path]:
-    """The checkpoint in bf16 and rounded, kept from run to run."""
+def write_vlpress(work: Path, layers: int) -> dict[str, Path]:
+    """Write the checkpoint in bf16 and quantized, unless a previous run did."""
     folders = {"bf16": work / f"3b-{layers}", "w4a16": work / f"3b-{layers}-w4a16"}
     if not folders["bf16"].is_dir():
         partial = folders["bf16"].with_suffix(".partial")
@@ -125,8 +125,8 @@ def write_ours(work: Path, layers: int) -> dict[str, Path]:
     return folders
 
 
-def write_theirs(work: Path, source: Path, threads: int) -> dict[str, Path]:
-    """The same weights as GGUF, kept from run to run."""
+def write_llamacpp(work: Path, source: Path, threads: int) -> dict[str, Path]:
+    """Write the same weights as GGUF, unless a previous run did."""
     files = {}
     for name, (kind, head) in THEIRS.items():
         files[name] = work / f"{source.name}-{kind}-{head}.gguf"
@@ -138,42 +138,42 @@ def write_theirs(work: Path, source: Path, threads: int) -> dict[str, Path]:
     return files
 
 
-def time_ours(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str, Any]:
-    """One run of `vlpress bench model`."""
+def time_vlpress(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """Run `vlpress bench model` once."""
     text = vlpress("bench", "model", "--model", str(folder), "--json", *extra, threads=threads)
     found: dict[str, Any] = json.loads(text)
     layers = found["token_seconds"] - found["head_seconds"]
     return found | {"model": folder.name, "layer_seconds": layers}
 
 
-def time_theirs(file: Path, threads: int) -> dict[str, Any]:
-    """One run of llama.cpp."""
+def time_llamacpp(file: Path, threads: int) -> dict[str, Any]:
+    """Run llama.cpp once."""
     text = run([str(PYTHON), str(LLAMA), "time", str(file), "--threads", str(threads)])
     found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return found
 
 
 def vlpress(*arguments: str, threads: int | None = None) -> str:
-    """The command line of the package, in a process of its own."""
+    """Run the command line of the package in a separate process."""
     extra = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return run([sys.executable, "-m", "vlpress", *arguments], extra)
 
 
 def run(command: list[str], extra: Mapping[str, str] | None = None) -> str:
-    """What a program prints; its own messages go to stderr."""
+    """Run a program and return its standard output; stderr is passed through."""
     environment = dict(os.environ) | dict(extra or {})
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return done.stdout
 
 
 def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last run with the medians of all in place of its seconds."""
+    """The last run, with the medians of all runs as its seconds."""
     keys = [key for key in runs[-1] if key.endswith("_seconds")]
     return runs[-1] | {key: median(found[key] for found in runs) for key in keys}
 
 
 def weights_of(folder: Path) -> tuple[int, int]:
-    """How many there are in the decoder's layers, and in the head."""
+    """Number of weights in the decoder layers, and in the head."""
     config = ModelConfig.from_folder(folder)
     linears = family_of(config).linears(config)
     layers = sum(spec.weights for spec in linears if spec.stage == "decoder")
@@ -181,13 +181,13 @@ def weights_of(folder: Path) -> tuple[int, int]:
 
 
 def read_of(name: str, sizes: tuple[int, int]) -> dict[str, float]:
-    """Bytes of weights that a token reads."""
+    """Bytes of weights read per token."""
     bits = BITS[name]
     return {"read_bytes": sum(size * wide / 8 for size, wide in zip(sizes, bits, strict=True))}
 
 
 def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was wanted and what was found."""
+    """Targets and measured ratios."""
     found = []
     for ours, beside, seconds, least in TARGETS:
         ratio = rows[beside][seconds] / rows[ours][seconds]
@@ -200,7 +200,7 @@ def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The results as a page."""
+    """Results as Markdown."""
     wanted = [
         [
             row["what"],

@@ -1,9 +1,9 @@
-"""Which method of a setting is best, also where the validation set can hardly tell.
+"""Choice of the best method of a setting, with a run-off where the validation set is inconclusive.
 
-A few drawings carry the mean KL of a set. Methods that the validation set does not tell from the
-best one therefore meet again, on a larger set of their own: a race of two rounds (Maron and Moore,
-"Hoeffding Races", 1994). The held-out set, on which all are reported, has no part in it; and the
-winners of two libraries are compared on a final set that neither these choices nor we have seen.
+A few samples dominate the mean KL of a set. Methods that the validation set cannot distinguish from
+the best one are therefore compared again, on a larger separate set: a race of two rounds (Maron and
+Moore, "Hoeffding Races", 1994). The held-out set, on which all methods are reported, is not used;
+and the winners of two libraries are compared on a final set that no choice depends on.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 from common.divergence import Divergence, sample_means
 
 ERRORS = 2.0
-"""A method is out of the race if it is worse than the best by more standard errors."""
+"""Number of standard errors behind the best method that eliminates a method."""
 RUNOFF = 4
-"""Drawings of the second round for each of the validation set."""
+"""Samples of the second round per sample of the validation set."""
 FINAL = 2
-"""Drawings of the final set for each of the held-out set."""
+"""Samples of the final set per sample of the held-out set."""
 
 
 def contenders(measured: Mapping[str, Sequence[Divergence]]) -> list[str]:
-    """Methods that a set does not tell from the best one; the best alone if it is clear.
+    """Methods that a set cannot distinguish from the best one, the best included.
 
     Args:
-        measured: runs of each method, all on the same drawings.
+        measured: runs of each method, all on the same samples.
     """
     means = {method: sample_means(runs) for method, runs in measured.items()}
     best = min(means.values(), key=fmean)
@@ -40,10 +40,10 @@ def _is_near(values: Sequence[float], best: Sequence[float]) -> bool:
 
 
 def winner(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of least mean KL on the run-off if there was one, else on the validation set.
+    """Row with the lowest mean KL, on the run-off if there was one, else on the validation set.
 
     Args:
-        rows: of one setting, `validation` and perhaps `runoff` being what `summarize` returns.
+        rows: rows of one setting, with `validation` and optionally `runoff` from `summarize`.
     """
     known = list(rows)
     name = "runoff" if any("runoff" in row for row in known) else "validation"

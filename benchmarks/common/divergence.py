@@ -1,9 +1,9 @@
-"""How far a model is from the original on drawings that no calibration saw.
+"""Divergence of a model from its baseline on samples that calibration does not use.
 
-Both read a question with its right answer; at each answer token the divergence
-KL(base || candidate) is taken over the full vocabulary. Both run in float32, so that what is small
-is not drowned in the rounding of bf16 activations. The end-of-turn token is left out: it is nearly
-certain in both.
+Both models read a question with its correct answer (teacher forcing); at each answer token the
+divergence KL(base || candidate) is computed over the full vocabulary. Both run in float32, so that
+small differences exceed the rounding of bf16 activations. The end-of-turn token is excluded: it is
+nearly certain in both.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.resolve import encode_samples
 
 SEEDS = {"validation": 1001, "held_out": 2002, "runoff": 3003, "final": 4004}
-"""Of the drawings on which methods are chosen, of those on which they are reported, of those on
-which the first are compared again where they lie close, and of those on which what was chosen is
-compared with the peers' choice. Calibration takes small seeds."""
+"""Seeds of the samples by set: `validation` for the choice of methods, `held_out` for the report,
+`runoff` for methods that are close, and `final` for the comparison with the peers' choice.
+Calibration uses small seeds."""
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """What was measured."""
+    """Divergence of a candidate on one set of samples."""
 
     kl: list[list[float]]
-    """Per sample and answer token, nats."""
+    """KL divergence per sample and answer token, nats."""
     top1: list[list[bool]]
-    """Whether both models find the same token most probable."""
+    """Whether the most probable token is the same in both models."""
 
     @property
     def means(self) -> list[float]:
@@ -53,60 +53,62 @@ class Divergence:
 
 
 class Judge:
-    """A base model's distributions over the answers to a set of drawings."""
+    """A base model's distributions over the answers to a set of samples."""
 
     def __init__(self, base: str, seed: int, n: int) -> None:
-        """Draw the questions and have the base model read them.
+        """Generate the samples and run the base model on them.
 
         Args:
             base: name or folder.
-            seed: of the drawings.
-            n: how many.
+            seed: seed of the samples.
+            n: number of samples.
         """
         processor = Processor.from_folder(resolve_folder(base))
         samples = load_samples(None, n=n, seed=seed)
         self.prompts = encode_samples(samples, processor)
-        asked = encode_samples([Sample(s.messages, "", s.id) for s in samples], processor)
-        # An empty answer is the end of turn alone; of a full one the same tokens come last.
-        self.answers = [len(f) - len(a) for f, a in zip(self.prompts, asked, strict=True)]
+        unanswered = encode_samples([Sample(s.messages, "", s.id) for s in samples], processor)
+        # The encoding of an empty answer is the end of turn, which also ends every other answer.
+        self.answers = [len(f) - len(a) for f, a in zip(self.prompts, unanswered, strict=True)]
         model = open_model(base, device="cpu", dtype="fp32")
         self.tower = model.visual.state_dict()
-        self.features = self._see(model)
-        self.logits = list(self._read(model, self.features))
+        self.features = self._encode_images(model)
+        self.logits = list(self._logits(model, self.features))
 
     def measure(self, candidate: QwenVL) -> Divergence:
-        """Let a candidate read the same; a vision tower that is the base's need not look again.
+        """Run a candidate on the same samples; equal vision towers share the image features.
 
         Args:
-            candidate: is turned to float32 (quantized layers keep their integers).
+            candidate: converted to float32 in place (quantized layers keep their integers).
 
         Raises:
             ValueError: a logit is not finite.
         """
         model = candidate.float()
         features = (
-            self.features if equal(self.tower, model.visual.state_dict()) else self._see(model)
+            self.features
+            if equal(self.tower, model.visual.state_dict())
+            else self._encode_images(model)
         )
         kl, top1 = [], []
-        for base, logits in zip(self.logits, self._read(model, features), strict=True):
+        for base, logits in zip(self.logits, self._logits(model, features), strict=True):
             kl.append(compute_divergence(base, logits).tolist())
             top1.append((base.argmax(-1) == logits.argmax(-1)).tolist())
         return Divergence(kl, top1)
 
     @torch.inference_mode()
-    def _see(self, model: QwenVL) -> list[list[Tensor]]:
-        """Features of each prompt's pictures."""
+    def _encode_images(self, model: QwenVL) -> list[list[Tensor]]:
+        """Features of each prompt's images."""
         return [model.encode(prompt.visuals) for prompt in self.prompts]
 
     @torch.inference_mode()
-    def _read(self, model: QwenVL, features: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """Logits ``[answer tokens, vocab]`` of each sample."""
+    def _logits(self, model: QwenVL, features: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """Logits `[answer tokens, vocab]` of each sample."""
         for start in range(0, len(self.prompts), BATCH):
-            part = slice(start, start + BATCH)
-            # The position before a token predicts it; the last two stand before and at the end.
-            wanted = [count + 2 for count in self.answers[part]]
-            read = model(self.prompts[part], features[part], wanted)
-            yield from (logits[:-2] for logits in read)
+            batch = slice(start, start + BATCH)
+            # A position predicts the next token; the last two positions belong to the end of turn.
+            lengths = [count + 2 for count in self.answers[batch]]
+            logits_of_prompts = model(self.prompts[batch], features[batch], lengths)
+            yield from (logits[:-2] for logits in logits_of_prompts)
 
 
 def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
@@ -115,7 +117,7 @@ def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
 
 
 class Judges:
-    """The judges of one model by set and number of drawings, each made when it is needed."""
+    """Judges of one model by set and number of samples, created on demand."""
 
     def __init__(self, base: str) -> None:
         """`base` is a name or a folder."""
@@ -123,11 +125,11 @@ class Judges:
         self._made: dict[tuple[str, int], Judge] = {}
 
     def measure(self, candidate: QwenVL, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """`Divergence`s as plain data, by set.
+        """Measure the `Divergence` of a candidate by set, as plain data.
 
         Args:
-            candidate: as `Judge.measure` takes it.
-            sizes: number of drawings of each set.
+            candidate: as in `Judge.measure`.
+            sizes: number of samples of each set.
         """
         return {
             name: self._judge(name, size).measure(candidate).to_dict()
@@ -141,11 +143,11 @@ class Judges:
 
 
 def summarize(runs: Sequence[Divergence]) -> dict[str, Any]:
-    """One row from runs on the same drawings (one per calibration seed).
+    """Summarize runs on the same samples (one per calibration seed).
 
     Returns:
-        `kl_mean` over samples, each sample's KL being its mean over tokens and runs; `ci95` of it
-        by bootstrap over samples; `kl_seeds`, the mean of each run; `kl_p99` and `top1_agreement`
+        `kl_mean` over samples, where a sample's KL is its mean over tokens and runs; its `ci95` by
+        bootstrap over samples; `kl_seeds`, the mean of each run; `kl_p99` and `top1_agreement`
         over tokens of all runs.
     """
     means = sample_means(runs)
@@ -168,6 +170,6 @@ def sample_means(runs: Sequence[Divergence]) -> list[float]:
 
 
 def paired(ours: Sequence[Divergence], theirs: Sequence[Divergence]) -> Interval:
-    """95 % interval of the difference of mean KL, ours minus theirs, over the same drawings."""
+    """95 % interval of the difference in mean KL over the same samples, vlpress minus peer."""
     both = zip(sample_means(ours), sample_means(theirs), strict=True)
     return mean_interval([a - b for a, b in both])

@@ -1,4 +1,4 @@
-"""Where and from which sources a result was made."""
+"""Date, commit and machine of a result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """What every result file begins with."""
+    """Header of every result file."""
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
@@ -26,7 +26,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def describe(results: dict[str, Any]) -> str:
-    """The same as a line of text."""
+    """Format a header as a line of text."""
     machine = results["machine"]
     return (
         f"{results['date']}, commit {results['commit']}, {machine['processor']}, "
@@ -35,7 +35,7 @@ def describe(results: dict[str, Any]) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the processor, threads and library versions."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -50,7 +50,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Short hash of the checkout, with a + if it has changes."""
+    """Short hash of the checked-out commit, with a + if the tree has changes."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is compared: settings (which grid), methods (how it is filled), scopes (which layers)."""
+"""Rows of the accuracy table: settings (grid), methods, and scopes (layers)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "w4a16-asym": {"bits": 4, "group_size": 128, "symmetric": False},
     "w3a16": {"bits": 3, "group_size": 128},
 }
-"""Decoder layers; symmetric unless said otherwise."""
+"""Decoder layers; symmetric by default."""
 
 DRAWINGS = {"w4a16": 4, "w3a16": 4}
-"""How many times as many drawings judge the decoder alone: here methods lie close together, a few
-drawings carry the mean, and the peers are compared. Methods that they cannot tell apart meet in a
+"""Factor on the number of samples for settings of the decoder alone: there methods are close, a few
+samples dominate the mean, and the peers are compared. Indistinguishable methods are compared in a
 run-off (`choice.py`)."""
 
 ALPHA = 0.8
-"""Of SmoothQuant where it is fixed: the value that the peers' examples use."""
+"""Alpha of SmoothQuant if it is fixed: the value of the peers' examples."""
 
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "awq": {"method": "awq"},
@@ -51,10 +51,10 @@ VISION_METHODS = {
     "w4a16": ("rtn", "gptq", "gptaq"),
     "w3a16": ("gptq", "gptaq"),
 }
-"""With the vision tower and the merger, which always have 8 bits and a scale per output row."""
+"""Settings with vision tower and merger, which always have 8 bits and a scale per output row."""
 SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
 UNSCORED = ("w4a16-g32", "w4a16-asym")
-"""Answering the benchmarks takes longer than all the rest, so not every row does."""
+"""Rows with benchmark scores; evaluating them takes longer than everything else."""
 VISION = ["visual.blocks.*", "visual.merger.*"]
 DECODER = ["model.layers.*"]
 
@@ -65,30 +65,30 @@ class Row:
 
     setting: str
     method: str
-    """Passes in order, joined by a plus sign."""
+    """Steps in order, joined by a plus sign."""
     scope: str = "decoder"
 
     @property
     def key(self) -> str:
-        """Name of its files."""
+        """File name of the row."""
         return f"{self.setting}/{self.method}" + ("" if self.scope == "decoder" else "+vision")
 
     @property
     def judged_closely(self) -> bool:
-        """Whether it is one of those of `DRAWINGS`."""
+        """Whether the row has more samples, see `DRAWINGS`."""
         return self.setting in DRAWINGS and self.scope == "decoder"
 
     @property
     def scored(self) -> bool:
-        """Whether its checkpoint answers the benchmarks."""
+        """Whether the benchmarks are evaluated with its checkpoint."""
         return self.method in SCORED and self.setting not in UNSCORED
 
     def recipe(self, seed: int, samples: int) -> Recipe:
-        """The recipe of this row.
+        """Build the recipe of this row.
 
         Args:
-            seed: of the calibration draw.
-            samples: how many are drawn.
+            seed: seed of the calibration samples.
+            samples: number of calibration samples.
         """
         *transforms, solver = self.method.split("+")
         decoder = SETTINGS[self.setting]
@@ -112,13 +112,13 @@ class Row:
 
 
 def drawings(setting: str, validation: int, held_out: int) -> dict[str, int]:
-    """How many drawings judge a setting: name of the set to number."""
+    """Number of samples of each set for a setting."""
     times = DRAWINGS.get(setting, 1)
     return {"validation": times * validation, "held_out": times * held_out}
 
 
 def all_rows() -> list[Row]:
-    """The whole table."""
+    """All rows of the table."""
     alone = [Row(setting, name) for setting, names in METHODS.items() for name in names]
     seeing = [
         Row(setting, name, "decoder+vision")

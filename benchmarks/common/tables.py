@@ -14,7 +14,7 @@ NAMES = {"builtin-mmbench": "MMBench", "builtin-ocrbench": "OCRBench", "builtin-
 
 
 def accuracy(results: Mapping[str, Any]) -> str:
-    """The report of accuracy.py."""
+    """Format the results of accuracy.py."""
     lines = [
         "# Accuracy of the methods (built-in models, synthetic benchmarks)",
         "",
@@ -43,13 +43,13 @@ def accuracy(results: Mapping[str, Any]) -> str:
 
 
 def more_drawings() -> str:
-    """Where more of them judge."""
+    """Sentence on the settings with more samples."""
     more = listed(f"{times} times as many at {setting}" for setting, times in DRAWINGS.items())
     return f"{more} with the decoder alone"
 
 
 def other_commits(results: Mapping[str, Any]) -> list[str]:
-    """A sentence on rows that an earlier commit measured, if there are any."""
+    """Sentence on rows of earlier commits, empty without any."""
     rows = [row for model in results["models"].values() for row in model["rows"]]
     others = [row for row in rows if row["commits"] != [results["commit"]]]
     commits = {commit for row in others for commit in row["commits"]} - {results["commit"]}
@@ -63,7 +63,7 @@ def other_commits(results: Mapping[str, Any]) -> list[str]:
 
 
 def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
-    """One line per row, the original first."""
+    """One line per row, the baseline first."""
     head = ["setting", "method", "KL", "seeds", "p99", "top-1"]
     head += [f"{NAMES[name]} (n {found['n']})" for name, found in base.items()]
     head += ["bits", "fell back"]
@@ -85,7 +85,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
 
 
 def best(model: Mapping[str, Any]) -> list[str]:
-    """What was chosen, and which methods the validation set could not tell from it."""
+    """The chosen methods, and those that the validation set cannot distinguish from them."""
     body = [
         [
             row["scope"],
@@ -101,7 +101,7 @@ def best(model: Mapping[str, Any]) -> list[str]:
 
 
 def divergence(found: Mapping[str, Any]) -> list[str]:
-    """Cells of a summary: mean with interval, range over seeds, p99, top-1."""
+    """Table cells of a summary: mean with interval, range over seeds, p99, top-1."""
     low, high = found["ci95"]
     seeds = found["kl_seeds"]
     return [
@@ -113,7 +113,7 @@ def divergence(found: Mapping[str, Any]) -> list[str]:
 
 
 def ablations(results: Mapping[str, Any]) -> str:
-    """The report of ablations.py."""
+    """Format the results of ablations.py."""
     lines = [
         f"# Choices in calibration at {results['setting']} (built-in models)",
         "",
@@ -144,7 +144,7 @@ def ablations(results: Mapping[str, Any]) -> str:
 
 
 def score(found: Mapping[str, Any] | None) -> str:
-    """A benchmark's cell; empty if the row did not answer it."""
+    """Score of a benchmark; empty if the row has none."""
     if found is None:
         return ""
     low, high = found["ci95"]
@@ -152,5 +152,5 @@ def score(found: Mapping[str, Any] | None) -> str:
 
 
 def listed(values: Iterable[object]) -> str:
-    """Values between commas."""
+    """Values joined by commas."""
     return ", ".join(map(str, values))

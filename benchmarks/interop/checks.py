@@ -1,8 +1,8 @@
-"""What is compared with an engine, the same for all: layers bit for bit, then the model's logits.
+"""Comparisons with an engine, the same for all: layers bit for bit, then the model's logits.
 
-An engine's layer is asked through its own forward pass only. Fed the identity matrix with its
-scales set to one it gives q - z, with its integers set to zero as well -z. So nothing here unpacks
-on the engine's behalf.
+An engine's layer is inspected through its own forward pass only. With the identity matrix as input
+and scales of one it returns q - z, and with integers of zero too, -z. Hence nothing here unpacks
+weights in place of the engine.
 
 Letters: N = out_features, K = in_features.
 """
@@ -35,11 +35,11 @@ from vlpress.quant.targets import quantized_layers
 
 CALIBRATION_SEED, COMPARISON_SEED = 1, 2
 PROMPTS = 8
-# Share of the largest logit by which two ways to add may differ, both sides in this type.
+# Tolerance for another order of summation, relative to the largest logit, by dtype of both sides.
 LOGITS_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
 
 Compared = Iterator[tuple[str, str, bool]]
-"""What was compared, what came out, and whether it is as it should be."""
+"""A comparison, its result, and whether it passes."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +56,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint as an engine loaded it."""
+    """A checkpoint loaded by an engine."""
 
     layers: Mapping[str, Any]
-    """Its quantized layers under the names of the hub."""
+    """Quantized layers under the names of the hub."""
     logits: Callable[[Prompt], Tensor]
-    """float32 ``[tokens, vocab]``."""
+    """float32 `[tokens, vocab]`."""
     dtype: torch.dtype = torch.float32
-    """That it computes in."""
+    """Dtype of its computation."""
 
 
 @dataclass
 class Table:
-    """Rows of one engine, as they are found."""
+    """Rows of one engine."""
 
     engine: str
     version: str
     rows: list[Row] = field(default_factory=list)
 
     def add(self, format: str, compared: str, result: str, passed: bool) -> None:
-        """Note a comparison, and say it."""
+        """Add a comparison and print it."""
         self.rows.append(Row(self.engine, self.version, format, compared, result, passed))
         print(f"{'pass' if passed else 'FAIL'}  {format}: {compared}: {result}", flush=True)
 
     def check(self, format: str, make: Callable[[], Compared]) -> None:
-        """Note all comparisons of one checkpoint; what an engine raises is a failed row."""
+        """Add all comparisons of one checkpoint; an exception of the engine is a failed row."""
         try:
             for compared, result, passed in make():
                 self.add(format, compared, result, passed)
-        except Exception as error:  # engines raise what they like, and the table must say it
+        except Exception as error:  # engines raise arbitrary exceptions, which belong in the table
             traceback.print_exc()
             line = str(error).strip().splitlines()
             said = line[0] if line else "no message"
@@ -98,7 +98,7 @@ class Table:
 
 
 def parse(description: str | None) -> argparse.Namespace:
-    """The command line that every engine's script has."""
+    """Parse the command line shared by all engine scripts."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--made", type=Path, required=True, help="checkpoints, FORMAT/RECIPE each")
     parser.add_argument("--work", type=Path, required=True, help="where the engine may write")
@@ -110,12 +110,12 @@ def parse(description: str | None) -> argparse.Namespace:
 
 
 def made(folder: Path, format: str) -> list[Path]:
-    """Checkpoints of one format that vlpress wrote."""
+    """Checkpoints of one format written by vlpress."""
     return sorted((folder / format).iterdir())
 
 
 def add_side_files(out: Path) -> None:
-    """Give a checkpoint that an engine wrote the tokenizer and processor files that it lacks."""
+    """Copy missing tokenizer and processor files into a checkpoint written by an engine."""
     for name in SIDE_FILES:
         source, target = resolve_model("tiny") / name, out / name
         if source.is_file() and not target.exists():
@@ -125,7 +125,7 @@ def add_side_files(out: Path) -> None:
 def prompts(
     folder: Path, *, seed: int, number: int = PROMPTS, answers: bool = False
 ) -> list[Prompt]:
-    """Drawn questions about pictures, tokenized with the files of a checkpoint folder."""
+    """Synthetic questions about images, tokenized with the files of a checkpoint folder."""
     processor = Processor.from_folder(folder)
     return [
         processor.encode(sample.messages, answer=sample.answer if answers else None)
@@ -134,9 +134,9 @@ def prompts(
 
 
 def model_inputs(prompt: Prompt, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A prompt of pictures as keyword arguments of a transformers model, a batch of one.
+    """A prompt with images as keyword arguments of a transformers model, a batch of one.
 
-    Position ids are ours, so that versions which count them differently compute the same.
+    Position ids are those of vlpress, because versions of transformers count them differently.
     """
     return {
         "input_ids": prompt.input_ids[None],
@@ -148,7 +148,7 @@ def model_inputs(prompt: Prompt, dtype: torch.dtype = torch.float32) -> dict[str
 
 
 def find_layers(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """Modules of a kind under the names of the hub."""
+    """Modules of a type, by their names on the hub."""
     return {
         canonical_name(name): module
         for name, module in model.named_modules()
@@ -157,7 +157,7 @@ def find_layers(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]
 
 
 def compare_checkpoint(folder: Path, theirs: Opened) -> Compared:
-    """Compare layers and logits with what vlpress makes of the same folder."""
+    """Compare layers and logits with those of vlpress for the same folder."""
     ours = load_quantized(folder, device="cpu", dtype=theirs.dtype)
     with torch.inference_mode():
         yield from compare_layers(quantized_layers(ours), theirs)
@@ -192,9 +192,9 @@ def compare_layer(
     """Whether integers, zero points, scales and outputs are equal.
 
     Args:
-        ours: as vlpress read it.
-        theirs: an engine's module with buffers `qweight`, `scales` ``[G, N]`` and `bias` or None.
-        dtype: of the inputs.
+        ours: layer loaded by vlpress.
+        theirs: an engine's module with buffers `qweight`, `scales` `[G, N]` and `bias` or None.
+        dtype: dtype of the inputs.
     """
     weight = ours.quantized()
     columns = weight.column_groups().long()
@@ -206,7 +206,7 @@ def compare_layer(
     integers = functional_call(theirs, bare, (eye,)) + zero_points
     generator = torch.Generator().manual_seed(weight.in_features)
     x = torch.randn(16, weight.in_features, generator=generator).to(dtype)
-    # Laid out as engines lay it out: other strides would add in another order.
+    # With the strides of the engines: other strides would sum in another order.
     wanted = torch.matmul(x, weight.dequantize(dtype).t().contiguous())
     if ours.bias is not None:
         wanted = wanted + ours.bias
@@ -233,7 +233,7 @@ def compare_logits(ours: QwenVL, theirs: Opened, asked: Sequence[Prompt]) -> tup
 
 
 def transformers_logits(model: Any) -> Callable[[Prompt], Tensor]:
-    """How to ask a model that has transformers' interface."""
+    """Function that computes the logits of a model with transformers' interface."""
 
     def ask(prompt: Prompt) -> Tensor:
         logits: Tensor = model(**model_inputs(prompt, model.dtype)).logits[0]

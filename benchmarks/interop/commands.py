@@ -1,4 +1,4 @@
-"""vlpress's commands as a user types them, in whichever environment runs this."""
+"""The commands of vlpress, run in the current environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def example(recipe: str) -> str:
 
 
 def quantize(model: str | Path, recipe: str, format: str, out: Path) -> None:
-    """Quantize a model into a folder; one that is finished already is left as it is."""
+    """Quantize a model into a folder; a finished folder is left unchanged."""
     samples = ("--calib-samples", str(SAMPLES))
     scheme = ("--recipe", recipe, "--format", format, *samples)
     _vlpress("quantize", model, *scheme, "--overwrite", "-o", out)
@@ -32,7 +32,7 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
 
 
 def answer(model: str | Path) -> str:
-    """What a model says about the example picture."""
+    """Answer of a model about the example image."""
     said = _vlpress("generate", model, "--image", PICTURE, QUESTION)
     return str(json.loads(said)["answer"])
 

@@ -1,10 +1,10 @@
-"""Which engines load what vlpress writes, and the other way round.
+"""Interoperability: engines load checkpoints of vlpress, and vlpress loads those of engines.
 
     python benchmarks/interop/run.py [--engines auto-gptq GPTQModel ...]
 
-Makes checkpoints of the built-in model, lets one script per engine compare them in that engine's
-own environment (`make interop` builds those), and gathers their rows. Ends with 1 if any failed.
-Writes results/interop.json and results/interop.md beside this folder.
+Writes checkpoints of the built-in model, runs one script per engine that compares them in that
+engine's environment (built by `make interop`), and collects the rows. Exits with 1 if any failed.
+Writes results/interop.json and results/interop.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from common.machine import describe, provenance
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = commands.ROOT / ".interop"
-# Rounding suffices to show how 3 and 8 bits are packed.
+# Rounding to nearest suffices to test the packing of 3 and 8 bits.
 GPTQ_RECIPES = ("w4a16", "w8a16-rtn", "w3a16-rtn")
 COMPRESSED_RECIPES = (
     "w4a16",
@@ -44,16 +44,16 @@ COMPRESSED_RECIPES = (
 
 @dataclass(frozen=True)
 class Engine:
-    """A script and the environment that it runs in."""
+    """A script and its environment."""
 
     name: str
     script: str
     environment: str | None
-    """Folder under .interop; None: the one that runs this."""
+    """Folder under .interop; None for the current environment."""
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """Path of its interpreter."""
         if self.environment is None:
             return Path(sys.executable)
         return ENVIRONMENTS / self.environment / "bin" / "python"
@@ -68,7 +68,7 @@ ENGINES = (
 
 
 def main() -> None:
-    """Make, compare, write the two result files."""
+    """Write checkpoints, compare them, and write the two result files."""
     options = parse()
     engines = [engine for engine in ENGINES if engine.name in options.engines]
     for engine in engines:
@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_checkpoints(folder: Path) -> None:
-    """What the engines are given: FORMAT/RECIPE, and two answers to compare with."""
+    """Write the checkpoints for the engines, FORMAT/RECIPE, and two answers to compare with."""
     newer = folder / "tiny-newer-names"
     rename(resolve_model("tiny"), newer)
     for recipe in GPTQ_RECIPES:
@@ -119,7 +119,7 @@ def make_checkpoints(folder: Path) -> None:
 
 
 def rename(source: Path, out: Path) -> None:
-    """Copy a model, its tensors under the names that transformers has since 4.52."""
+    """Copy a model, with the tensor names of transformers since 4.52."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(source, out)
     file = out / "model.safetensors"
@@ -128,7 +128,7 @@ def rename(source: Path, out: Path) -> None:
 
 
 def newer_name(name: str) -> str:
-    """The newer name of a tensor that has a classic one."""
+    """Name of a tensor since transformers 4.52, from its classic name."""
     if name.startswith("visual."):
         return f"model.{name}"
     if name.startswith("model."):
@@ -137,16 +137,16 @@ def newer_name(name: str) -> str:
 
 
 def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
-    """The rows of one engine; a script that breaks down leaves one that says so."""
+    """Run the script of one engine and return its rows; a crash is a failed row."""
     print(f"== {engine.name}", flush=True)
     found = work / f"{engine.name}.json"
     found.unlink(missing_ok=True)
     command = [engine.python, HERE / engine.script, "--made", work / "made"]
     command += ["--work", work / engine.name, "--out", found]
     (work / engine.name).mkdir(parents=True, exist_ok=True)
-    # One environment must not find the packages of another.
+    # An environment must not import packages of another.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    # Engines leave logs where they are started.
+    # Engines write logs into the current folder.
     done = subprocess.run(list(map(str, command)), env=clean, cwd=work / engine.name, check=False)
     if not found.is_file():
         row = {"engine": engine.name, "version": "?", "format": "all", "compared": "runs"}
@@ -156,7 +156,7 @@ def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table, with where and when it was made."""
+    """Results as Markdown, with date and machine."""
     lines = [
         "# Checkpoints between vlpress and other engines",
         "",
@@ -168,7 +168,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of one checkpoint with one result share a line."""
+    """Format rows; those of one checkpoint with the same result share a line."""
     keys = ("engine", "version", "format", "result", "passed")
     lines = []
     for (engine, version, form, result, passed), group in groupby(

@@ -1,9 +1,9 @@
-"""`transformers serve` as it is, with pictures scaled by Pillow.
+"""Run `transformers serve` with images resized by Pillow.
 
     python benchmarks/interop/serve_transformers.py MODEL --port N [...]
 
-The server loads torchvision because the processor of videos does. Pillow is what vlpress scales
-with; torchvision's own scaling gives other pixels, and that is not what is compared here.
+The server imports torchvision for its video processor. vlpress resizes with Pillow; torchvision's
+resampling gives other pixels, which is not the subject of the comparison.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MISSING = re.compile(r"operator (torchvision::\w+) does not exist")
 
 
 def load_torchvision() -> None:
-    """Import torchvision also where its compiled part does not load.
+    """Import torchvision even if its compiled part does not load.
 
-    The registry's build is made for the CUDA build of torch and stops beside the CPU build at
-    operators that it has not loaded. Pictures need none of them.
+    The build on PyPI is for the CUDA build of torch; with the CPU build its import fails at missing
+    operators, which images do not need.
     """
     for _ in range(8):
         try:

@@ -1,7 +1,7 @@
-"""auto-gptq loads what vlpress wrote, and writes what vlpress must load.
+"""auto-gptq loads checkpoints of vlpress, and writes checkpoints for vlpress to load.
 
-It knows no Qwen-VL, so a class for it is registered here, as its own documentation tells users to.
-Its quantizer assumes a CUDA device; told that the CPU is one, it runs.
+It does not support Qwen-VL, so a class for it is registered here, as its documentation describes.
+Its quantizer assumes a CUDA device; here its transfers go to the CPU instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import (
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.loading import resolve_model
 
-# act_order with groups in place writes a g_idx that is no run of neighbours.
+# act_order with static groups writes a g_idx of non-contiguous groups.
 VARIANTS = {
     "w4 g128": BaseQuantizeConfig(bits=4, group_size=128, desc_act=False),
     "w4 g128 act-order": BaseQuantizeConfig(bits=4, group_size=128, desc_act=True),
@@ -37,7 +37,7 @@ VARIANTS = {
 
 
 class Qwen25VL(BaseGPTQForCausalLM):
-    """The decoder of a Qwen2.5-VL, in the words of auto-gptq."""
+    """The decoder of a Qwen2.5-VL as an auto-gptq model."""
 
     layer_type = "Qwen2_5_VLDecoderLayer"
     layers_block_name = "model.layers"
@@ -50,7 +50,7 @@ class Qwen25VL(BaseGPTQForCausalLM):
     ]
 
     def _prepare_examples_for_quantization(self, examples, batch_size=1):
-        return examples  # its own would drop the pictures
+        return examples  # the original would drop the images
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def write_and_compare(out: Path, config: BaseQuantizeConfig) -> checks.Compared:
-    """Let auto-gptq write a checkpoint, then compare how both read it."""
+    """Write a checkpoint with auto-gptq, then compare both readers."""
     quantize(out, config)
     yield from compare(out)
 
@@ -76,7 +76,7 @@ def write_and_compare(out: Path, config: BaseQuantizeConfig) -> checks.Compared:
 def compare(folder: Path) -> checks.Compared:
     """Load a checkpoint with auto-gptq in float32, which holds fp16 and bf16 exactly."""
     model = Qwen25VL.from_quantized(str(folder), device="cpu", torch_dtype=torch.float32).model
-    # A tied head that the file does not hold overwrites the embedding with what it was made with.
+    # A tied head that is not in the file overwrites the embedding with its random initialization.
     embedding = CheckpointReader(folder).tensor("model.embed_tokens.weight")
     model.model.embed_tokens.weight.data.copy_(embedding)
     layers = {
@@ -103,7 +103,7 @@ def quantize(out: Path, config: BaseQuantizeConfig) -> None:
 
 @contextmanager
 def cpu_as_cuda() -> Iterator[None]:
-    """Let the quantizer take the CPU for the device that it would move blocks to."""
+    """Make the quantizer move blocks to the CPU instead of a CUDA device."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(_base, "CUDA_0", torch.device("cpu")))
         stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))

@@ -1,17 +1,16 @@
-"""GPTQModel loads what vlpress wrote, and writes what vlpress must load.
+"""GPTQModel loads checkpoints of vlpress, and writes checkpoints for vlpress to load.
 
-It reads the tensor names of the transformers that it runs with, so what it is given was made from a
-source that has those names; a checkpoint under the hub's classic names it refuses, Qwen's own ones
-too.
+It expects the tensor names of its version of transformers, so its checkpoints are written from a
+source with those names. It rejects checkpoints with the hub's classic names, also Qwen's own.
 """
 
 from __future__ import annotations
 
 import os
 
-# The layers' arithmetic is compared, not what a compiler makes of it.
+# Without a compiler: the comparison is of the layers' own arithmetic.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-# On a machine of two cores its own count is one, and then it refuses to quantize.
+# With two cores it uses one thread by default, and then does not quantize.
 os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
 
 import shutil
@@ -34,14 +33,14 @@ CLASSIC_NAMES = "Missing required quantized weights"
 
 @dataclass(frozen=True)
 class Kind:
-    """How GPTQModel computes with a kind of checkpoint on a CPU."""
+    """Backend and dtype of GPTQModel on a CPU for one kind of checkpoint."""
 
     backend: BACKEND
     layer: type[torch.nn.Module]
     dtype: torch.dtype
 
 
-# fp16 and bf16 numbers are float32 numbers too, so nothing is lost there; AWQ layers round theirs.
+# fp16 and bf16 are exact in float32; AWQ layers round.
 GPTQ = Kind(BACKEND.GPTQ_TORCH, TorchLinear, torch.float32)
 AWQ = Kind(BACKEND.AWQ_TORCH, AwqTorchLinear, torch.float16)
 GIVEN = {"gptq": GPTQ, "gptq_v2": GPTQ, "awq": AWQ}
@@ -76,10 +75,10 @@ def main() -> None:
 
 
 def prepare_library() -> None:
-    """Let its GPTQ layers compute in float32, and let it take prompts that are encoded already.
+    """Make its GPTQ layers compute in float32, and make it accept encoded prompts.
 
-    Layers in float32 are what can be compared bit for bit; its own processor needs torchvision,
-    which has no build for every torch.
+    Only float32 layers can be compared bit for bit. Its own processor needs torchvision, which is
+    not available for every torch.
     """
     TorchLinear.SUPPORTS_DTYPES.append(torch.float32)
     Qwen2_5_VLQModel.require_load_processor = False
@@ -87,13 +86,13 @@ def prepare_library() -> None:
 
 
 def write_and_compare(out: Path, kind: Kind, settings: dict[str, Any]) -> checks.Compared:
-    """Let GPTQModel write a checkpoint, then compare how both read it."""
+    """Write a checkpoint with GPTQModel, then compare both readers."""
     quantize(out, kind, settings)
     yield from compare(out, kind)
 
 
 def refuse_or_compare(folder: Path) -> checks.Compared:
-    """Expect the refusal of classic names; if there is none any more, compare."""
+    """Expect an error for classic names; if there is none any more, compare."""
     try:
         yield from compare(folder, GPTQ)
     except ValueError as error:

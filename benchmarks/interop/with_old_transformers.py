@@ -1,8 +1,8 @@
-"""vlpress itself under the oldest transformers that it supports.
+"""vlpress with the oldest supported version of transformers.
 
-Its logits are compared with that library's own model, and what its commands give with what they
-gave in the environment that made the checkpoints. transformers counts positions here as the models
-were trained, so after a video it is asked with its own position ids.
+Its logits are compared with that library's own model, and the output of its commands with their
+output in the environment that wrote the checkpoints. This version of transformers counts positions
+as in training, so that prompts with a video use its own position ids.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def compare_with_library() -> checks.Compared:
-    """Logits of the built-in model and of transformers' own, pictures and a video."""
+    """Compare the logits of the built-in model with transformers' own, for images and a video."""
     folder = resolve_model("tiny")
     ours = load_model("tiny", device="cpu", dtype="fp32")
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
@@ -49,7 +49,7 @@ def compare_with_library() -> checks.Compared:
 
 
 def library_logits(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt) -> torch.Tensor:
-    """Logits with the positions that the library counts itself."""
+    """Logits of the library with its own position ids."""
     patches = torch.cat([visual.patches for visual in prompt.visuals])
     grid = torch.tensor([visual.grid for visual in prompt.visuals])
     visual = {"pixel_values": patches, "image_grid_thw": grid}
@@ -65,7 +65,7 @@ def library_logits(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt) ->
 
 
 def video_prompt(folder: Path) -> Prompt:
-    """A question about one drawing after another, shown as a video."""
+    """A question about a video of synthetic images."""
     samples = load_samples(None, n=checks.PROMPTS, seed=checks.COMPARISON_SEED)
     pictures = [part["image"] for sample in samples for part in sample.messages[0]["content"][:1]]
     frames = [picture.resize((112, 84)) for picture in pictures]
@@ -77,14 +77,14 @@ def video_prompt(folder: Path) -> Prompt:
 
 
 def compare_answer(model: str | Path, stored: Path) -> checks.Compared:
-    """`vlpress generate` against what the other environment was told."""
+    """Compare `vlpress generate` with the answer from the other environment."""
     said, wanted = commands.answer(model), stored.read_text(encoding="utf-8")
     result = f"same answer, {said!r}" if said == wanted else f"{said!r}, not {wanted!r}"
     yield "vlpress generate", result, said == wanted
 
 
 def compare_quantize(made: Path, out: Path) -> checks.Compared:
-    """`vlpress quantize` against the bytes that the other environment wrote."""
+    """Compare the bytes of `vlpress quantize` with those from the other environment."""
     shutil.rmtree(out, ignore_errors=True)
     commands.quantize("tiny", "w4a16", "gptq", out)
     same = commands.digest(out) == commands.digest(made)

@@ -1,11 +1,11 @@
-"""A served model against the same model in this process, item by item.
+"""Compare a served model with the same model in this process, item by item.
 
     .interop/transformers-serving/bin/python benchmarks/interop/with_server.py
 
 Starts `transformers serve` with the built-in model in float32 on loopback, evaluates both on a
-sample of the built-in benchmarks, and writes results/endpoint.json beside this folder. Answers
-may differ only where two tokens are nearer than two ways to add may move them. Ends with 1 if
-scores or prompts differ, or answers by more.
+sample of the built-in benchmarks, and writes results/endpoint.json. Answers may differ only where
+two tokens are closer than the rounding of another order of summation. Exits with 1 if scores or
+prompts differ, or answers differ by more.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from common.machine import provenance
 
 HERE = Path(__file__).resolve().parent
 STYLE = "vlmevalkit-default"
-QUESTIONS = 10  # of each benchmark; those of MMBench are asked in up to four rotations
-NEAR_TIE = 2e-4  # of the largest logit: 1e-4 on either side
+QUESTIONS = 10  # items of each benchmark; those of MMBench in up to four rotations
+NEAR_TIE = 2e-4  # relative to the largest logit: 1e-4 on either side
 START_SECONDS = 600
 
 
@@ -99,7 +99,7 @@ def serving(model: str, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, HERE / "serve_transformers.py", model, "--port", port]
     command += ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
-    cache = log.with_name("hub")  # it lists this folder's models, and fails without the folder
+    cache = log.with_name("hub")  # the server lists this folder's models
     cache.mkdir(exist_ok=True)
     alone = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as output:
@@ -127,7 +127,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 class Margins:
-    """How near the local model was to saying what the server said; loaded when first asked."""
+    """Margin of the local model between its own and the server's answer; loaded at first use."""
 
     def __init__(self, questions: QuestionOptions) -> None:
         self._questions = questions
@@ -189,7 +189,7 @@ def compare_items(
     served: Mapping[str, Prediction],
     margins: Any,
 ) -> list[dict[str, Any]]:
-    """The items whose answers differ, each with how near the other answer was."""
+    """Items whose answers differ, each with its margin."""
     return [
         {
             "item": key,

@@ -1,8 +1,8 @@
-"""transformers, with compressed-tensors, loads what vlpress wrote, and writes for vlpress to load.
+"""transformers with compressed-tensors loads checkpoints of vlpress, and writes them for vlpress.
 
-Weights are the same numbers on both sides. int8 activations are not rounded alike: the library
-spreads a token's largest value over 127.5 levels, kernels and vlpress over 127. So logits are
-compared by the norm of their difference, and what counts beside it are the answers.
+Weights are the same numbers on both sides. int8 activations are rounded differently: the library
+maps a token's largest value to 127.5 levels, kernels and vlpress to 127. Hence logits are compared
+by the norm of their difference, in addition to the answers.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def main() -> None:
 
 
 def write_and_compare(out: Path, preset: str) -> checks.Compared:
-    """Let the library write a checkpoint, then compare how both read it."""
+    """Write a checkpoint with the library, then compare both readers."""
     quantize(out, preset)
     yield from compare(out, dequantize=preset == ASYMMETRIC)
 
 
 def quantize(out: Path, preset: str) -> None:
-    """Round the built-in model's decoder as one of the library's presets says."""
+    """Quantize the built-in model's decoder with one of the library's presets, by rounding."""
     shutil.rmtree(out, ignore_errors=True)
     source = resolve_model("tiny")
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
@@ -72,14 +72,14 @@ def quantize(out: Path, preset: str) -> None:
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(out)
-    # What it lists itself are classic names, which it does not find again in its own model.
+    # Its own list has classic names, which do not match the modules of its model.
     compressor.quantization_config.ignore = KEPT
     compressor.update_config(str(out))
     checks.add_side_files(out)
 
 
 def choose_scales(module: Any) -> None:
-    """Give a layer the scales and zero points of its weight's range."""
+    """Set a layer's scales and zero points from the range of its weight."""
     scheme = module.quantization_scheme.weights
     width = scheme.group_size or module.in_features
     grouped = module.weight.detach().unflatten(1, (-1, width))
@@ -90,9 +90,9 @@ def choose_scales(module: Any) -> None:
 
 
 def compare(folder: Path, *, dequantize: bool = False) -> checks.Compared:
-    """Logits and greedy answers to questions about pictures, in float32."""
+    """Compare logits and greedy answers to questions about images, in float32."""
     ours = load_quantized(folder, device="cpu", dtype="fp32")
-    # Without it version 0.20 expects zero points that are not packed, and so finds none of its own.
+    # Without it, version 0.20 expects unpacked zero points and does not find its own.
     options = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     theirs = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, **(options if dequantize else {})
@@ -105,10 +105,10 @@ def compare(folder: Path, *, dequantize: bool = False) -> checks.Compared:
 
 
 def separate_tokens(model: Any) -> None:
-    """Give each token of a quantized vision tower a scale of its own, as kernels do.
+    """Use one scale per token in a quantized vision tower, as kernels do.
 
-    The library takes one scale for each entry of an input's first two dimensions. The tower has no
-    batch dimension, so all tokens would share one.
+    The library has one scale per entry of an input's first two dimensions. The tower has no batch
+    dimension, so that all its tokens would share one.
     """
     for name, module in model.named_modules():
         if ".visual." in name and is_module_quantized(module):
@@ -117,7 +117,7 @@ def separate_tokens(model: Any) -> None:
 
 
 def compare_logits(ours: QwenVL, theirs: Any, asked: list[Prompt]) -> tuple[str, str, bool]:
-    """Norm of the difference over the norm of the logits, the worst prompt."""
+    """Norm of the difference relative to the norm of the logits, for the worst prompt."""
     ask = checks.transformers_logits(theirs)
     wanted = [ask(prompt) for prompt in asked]
     errors = [
@@ -135,7 +135,7 @@ def compare_logits(ours: QwenVL, theirs: Any, asked: list[Prompt]) -> tuple[str,
 def compare_answers(
     ours: QwenVL, theirs: Any, asked: list[Prompt], stop_ids: frozenset[int]
 ) -> tuple[str, str, bool]:
-    """Greedy answers, token by token."""
+    """Compare greedy answers, token by token."""
     same = 0
     for prompt in asked:
         (said,) = generate(ours, [prompt], max_new_tokens=LONGEST_ANSWER, stop_ids=stop_ids)
@@ -148,9 +148,9 @@ def compare_answers(
 
 
 def their_answer(model: Any, prompt: Prompt, stop_ids: frozenset[int]) -> list[int]:
-    """Tokens of an answer, the stop token left out."""
+    """Tokens of the library's answer, without the stop token."""
     inputs = checks.model_inputs(prompt)
-    del inputs["position_ids"]  # it counts on by itself, and for pictures as we do
+    del inputs["position_ids"]  # the library computes the same positions itself
     is_image = inputs["input_ids"] == model.config.image_token_id
     tokens = model.generate(
         **inputs,

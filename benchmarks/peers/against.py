@@ -1,7 +1,7 @@
-"""vlpress's rows beside those of the peers: like for like, and the best of each.
+"""Comparison of vlpress with the peers: equal methods, and the best method of each.
 
-Reads results/accuracy.json, which `benchmarks/accuracy.py` wrote for the same models, samples,
-seeds and drawings.
+Reads results/accuracy.json, written by `benchmarks/accuracy.py` for the same models, calibration
+samples, seeds and evaluation samples.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ALIKE = {
     "awq+gptq-mse": "awq+gptq",
     "smoothquant+gptq-mse": "smoothquant+gptq",
 }
-"""The peer's method, and ours that does the same: scales searched, alpha of 0.8."""
+"""A peer's method, and the equivalent method of vlpress: searched scales, alpha of 0.8."""
 
 
 def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every pair of rows whose methods do the same.
+    """Pairs of rows with equivalent methods.
 
     Args:
         ours: rows of one model in accuracy.json.
@@ -41,7 +41,7 @@ def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, 
 
 
 def best(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each setting and peer our best method and theirs, both chosen by `winner`."""
+    """Best methods of vlpress and of each peer by setting, chosen by `winner`."""
     found = []
     for setting in dict.fromkeys(row["setting"] for row in theirs):
         mine = winner(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
@@ -75,7 +75,7 @@ def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[
 
 
 def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
-    """Both tables of one model, as Markdown."""
+    """Both tables of one model as Markdown."""
     return [
         f"## {model}: like for like",
         _table(like_for_like(ours, theirs)),

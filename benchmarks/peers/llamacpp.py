@@ -1,12 +1,12 @@
-"""llama.cpp beside vlpress: the decoder of a checkpoint as GGUF, and how fast it runs there.
+"""Write the decoder of a checkpoint as GGUF, and measure its speed in llama.cpp.
 
     python benchmarks/peers/llamacpp.py write FOLDER OUT.gguf --type q4_0 --head bf16
     python benchmarks/peers/llamacpp.py time FILE.gguf [--prompt 1024] [--answer 32] [--threads 2]
 
-Runs in an environment of its own (`make bench` builds it), without vlpress. `write` copies the
-weights of a Qwen2-VL or Qwen2.5-VL folder and lets llama.cpp quantize them; the head has a type of
-its own. Text positions are the same in all three parts of M-RoPE, so the plain Qwen2 architecture
-computes what the decoder does. `time` prints a line of JSON.
+Runs in a separate environment (built by `make bench`), without vlpress. `write` copies the weights
+of a Qwen2-VL or Qwen2.5-VL folder and quantizes them with llama.cpp; the head has a separate type.
+Positions of text are equal in all three sections of M-RoPE, so that the plain Qwen2 architecture
+computes the same as the decoder. `time` prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TENSOR_TYPES = {
     "q4_0": gguf.GGMLQuantizationType.Q4_0,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
-# Of a layer: the checkpoint's name and GGUF's.
+# Names of a layer's tensors in the checkpoint and in GGUF.
 NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -52,11 +52,11 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FIRST_TOKENS = 256  # the prompt's tokens are below: none of them is special
+FIRST_TOKENS = 256  # the prompt's tokens are below it, so that none is special
 
 
 def main() -> None:
-    """Read the command line and do it."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     verbs = parser.add_subparsers(dest="verb", required=True)
     writing = verbs.add_parser("write")
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def write(folder: Path, out: Path) -> None:
-    """Write the decoder in bf16, with a head of its own also where the checkpoint shares it."""
+    """Write the decoder in bf16, with a separate head even if the checkpoint ties it."""
     config = json.loads((folder / "config.json").read_text())
     heads = config["num_attention_heads"]
     writer = gguf.GGUFWriter(out, "qwen2")
@@ -105,7 +105,7 @@ def write(folder: Path, out: Path) -> None:
         new = gguf_name(name)
         if new is None:
             continue
-        if values.ndim == 1:  # norms and biases are float32 there
+        if values.ndim == 1:  # GGUF stores norms and biases in float32
             writer.add_tensor(new, (values.astype(np.uint32) << 16).view(np.float32))
         else:
             kind = gguf.GGMLQuantizationType.BF16
@@ -117,7 +117,7 @@ def write(folder: Path, out: Path) -> None:
 
 
 def gguf_name(name: str) -> str | None:
-    """What GGUF calls a tensor of the checkpoint; None outside the decoder."""
+    """GGUF's name of a tensor of the checkpoint; None outside the decoder."""
     known = {
         EMBEDDING: "token_embd.weight",
         HEAD: "output.weight",
@@ -133,7 +133,7 @@ def gguf_name(name: str) -> str | None:
 
 
 def bf16_tensors(folder: Path) -> Iterator[tuple[str, NDArray[np.uint16]]]:
-    """All tensors of a checkpoint in bf16, as their bits."""
+    """All tensors of a checkpoint as bf16 bit patterns."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -148,7 +148,7 @@ def bf16_tensors(folder: Path) -> Iterator[tuple[str, NDArray[np.uint16]]]:
 
 
 def quantize(plain: Path, out: Path, kind: str, head: str, threads: int) -> None:
-    """Let llama.cpp write another type."""
+    """Quantize a GGUF file to another type with llama.cpp."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = threads
     parameters.ftype = FILE_TYPES[kind]
@@ -163,7 +163,7 @@ class Model:
     """A loaded file and its context."""
 
     def __init__(self, path: Path, tokens: int, threads: int) -> None:
-        """Make room for so many tokens, all of a prompt in one batch."""
+        """Allocate a context for this many tokens, with a whole prompt as one batch."""
         self.model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
         )
@@ -177,11 +177,11 @@ class Model:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(vocabulary)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Clear the KV cache."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def read(self, tokens: list[int]) -> int:
-        """Read tokens; the likeliest next one."""
+        """Process tokens and return the most likely next one."""
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens))):
             sys.exit(f"llama.cpp cannot read {len(tokens)} tokens")
@@ -190,7 +190,7 @@ class Model:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds up to the first token and for each one after, medians."""
+    """Median seconds to the first token, and per later token."""
     model = Model(options.file, options.prompt + options.answer, options.threads)
     random = np.random.default_rng(0)
     prefills, steps = [], []

@@ -1,6 +1,6 @@
-"""How far the peers' checkpoints are from the original, as vlpress reads and runs them.
+"""Divergence of the peers' checkpoints from the baseline, measured by vlpress.
 
-The same drawings, arithmetic and summary as in vlpress's own table (`benchmarks/accuracy.py`).
+Samples, arithmetic and summary are those of vlpress's own table (`benchmarks/accuracy.py`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STORED = "divergence.json"
 
 
 def gather(jobs: Sequence[Job], validation: int, held_out: int) -> dict[str, Any]:
-    """Measure finished checkpoints; one row for all seeds of a method.
+    """Measure finished checkpoints, with one row for all seeds of a method.
 
     Args:
-        jobs: of finished checkpoints.
-        validation: drawings on which methods are chosen.
-        held_out: drawings on which they are reported.
+        jobs: jobs of the checkpoints.
+        validation: number of samples for the choice of methods.
+        held_out: number of samples for the report.
     """
     rows = []
     for model, of_model in groupby(sorted(jobs, key=_order), key=lambda job: job.model):
@@ -55,7 +55,7 @@ class Ruler:
         self.validation, self.held_out = validation, held_out
 
     def rows(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """One row for each method of one library at one setting."""
+        """Measure one row for each method of one library at one setting."""
         methods = {
             method: list(group) for method, group in groupby(jobs, key=lambda job: job.method)
         }
@@ -68,7 +68,7 @@ class Ruler:
         return found
 
     def row(self, jobs: Sequence[Job], raced: bool) -> dict[str, Any]:
-        """All seeds of a method, with a run-off or without."""
+        """Measure all seeds of a method, with or without a run-off."""
         first = jobs[0]
         sets = ["validation", "held_out", *(["runoff"] if raced else [])]
         return {
@@ -82,11 +82,11 @@ class Ruler:
         }
 
     def runs(self, jobs: Sequence[Job], name: str) -> list[Divergence]:
-        """What one set of drawings says of checkpoints."""
+        """Divergences of checkpoints on one set of samples."""
         return [Divergence(**self.cell(job, name)[name]) for job in jobs]
 
     def cell(self, job: Job, name: str) -> dict[str, Any]:
-        """One checkpoint, measured or read back on the sets to which `name` belongs."""
+        """Measure one checkpoint on the sets that `name` stands for, or load its measurement."""
         sizes, path = drawings(job.setting, self.validation, self.held_out), job.out / STORED
         more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         if name in more:
@@ -108,10 +108,10 @@ def _order(job: Job) -> tuple[str, str, str, str, int]:
 
 
 def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
-    """The tables, with where and when they were made.
+    """Results as Markdown, with date and machine.
 
     Args:
-        results: of `gather`.
+        results: from `gather`.
         ours: content of accuracy.json.
     """
     rows = results["rows"]

@@ -1,4 +1,4 @@
-"""What every peer's script does around its library: jobs in, checkpoint folders out.
+"""Shared part of the peers' scripts: run jobs, write checkpoint folders.
 
 Runs in the peer's environment, without vlpress.
 """
@@ -20,11 +20,11 @@ from peers.settings import RECORD, Job, read_jobs
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 Quantize = Callable[[Job, Path], None]
-"""Called with a job and the empty folder to write its checkpoint to."""
+"""Called with a job and an empty folder for its checkpoint."""
 
 
 def main(description: str | None, quantize: Quantize) -> None:
-    """Do all jobs; one that raises is noted and the next one begins."""
+    """Run all jobs; a failed job is recorded and the others continue."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--jobs", type=Path, required=True, help="file of settings.write_jobs")
     parser.add_argument("--failed", type=Path, required=True, help="JSON file for what failed")
@@ -36,7 +36,7 @@ def main(description: str | None, quantize: Quantize) -> None:
         started = time.perf_counter()
         try:
             do(job, quantize)
-        except Exception as error:  # libraries raise what they like, and the rest can still run
+        except Exception as error:  # libraries raise arbitrary exceptions
             traceback.print_exc()
             failed[job.out.name] = f"{type(error).__name__}: {error}"
         state = "failed" if job.out.name in failed else "made"
@@ -45,7 +45,7 @@ def main(description: str | None, quantize: Quantize) -> None:
 
 
 def do(job: Job, quantize: Quantize) -> None:
-    """Write the folder of a job, whole or not at all."""
+    """Write the folder of a job atomically."""
     partial = job.out.with_name(f".{job.out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -59,14 +59,14 @@ def do(job: Job, quantize: Quantize) -> None:
 
 
 def load(source: Path) -> Any:
-    """The float model in the type of its checkpoint."""
+    """Load the float model in the dtype of its checkpoint."""
     return Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype="auto").eval()
 
 
 def add_side_files(source: Path, out: Path) -> None:
-    """Add the tokenizer and processor files that a library did not write."""
+    """Add the tokenizer and processor files that the library did not write."""
     for file in source.iterdir():
         if file.name.endswith(".index.json"):
-            continue  # says where the source's own weights are
+            continue  # the index of the source's weights
         if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists():
             shutil.copyfile(file, out / file.name)

@@ -1,11 +1,11 @@
-"""llm-compressor and AutoRound quantize the built-in models as vlpress does; vlpress judges.
+"""Compare llm-compressor and AutoRound with vlpress on the built-in models.
 
     python benchmarks/peers/run.py [--models tiny ...] [--settings w4a16 ...] [--peers ...]
 
-Draws the calibration samples, lets one script per library write checkpoints in its own environment
-(`make peers` builds those), and measures what vlpress reads from them. The run resumes: finished
-checkpoints and measurements of the same inputs are kept in --work. Ends with 1 if any is missing.
-Writes results/peers.json and results/peers.md beside this folder.
+Writes the calibration samples, runs one script per library that writes checkpoints in its own
+environment (built by `make peers`), and measures the checkpoints with vlpress. The run resumes:
+finished checkpoints and measurements of the same inputs are stored in --work. Exits with 1 if any
+is missing. Writes results/peers.json and results/peers.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENVIRONMENTS = ROOT / ".interop"
 
 
 def main() -> None:
-    """Make, measure, write the two result files."""
+    """Quantize, measure, and write the two result files."""
     options = parse()
     torch.set_num_threads(1)
     for peer in options.peers:
@@ -89,16 +89,16 @@ def parse() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples of one model and seed, on disk."""
+    """Calibration samples of one model and seed on disk."""
 
     source: Path
     samples: Path
     digest: str
-    """Of the model's weights and the samples."""
+    """Digest of the model's weights and the samples."""
 
 
 def draw(model: str, seed: int, number: int, work: Path) -> Drawn:
-    """Write the samples that vlpress calibrates on for this seed."""
+    """Write the calibration samples of vlpress for this seed."""
     source = resolve_folder(model)
     processor = Processor.from_folder(source)
     prompts = encode_samples(load_samples(None, n=number, seed=seed), processor)
@@ -109,9 +109,10 @@ def draw(model: str, seed: int, number: int, work: Path) -> Drawn:
 
 
 def inputs_of(prompt: Prompt, image_token: int) -> samples.Inputs:
-    """A prompt of pictures as transformers' model takes it, a batch of one.
+    """A prompt with images as inputs of transformers' model, a batch of one.
 
-    It finds the positions by itself; without `mm_token_type_ids` it counts pictures as text.
+    transformers computes the positions itself; without `mm_token_type_ids` it treats images as
+    text.
     """
     tokens = prompt.input_ids[None]
     return {
@@ -124,7 +125,7 @@ def inputs_of(prompt: Prompt, image_token: int) -> samples.Inputs:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """sha256 of what files hold."""
+    """sha256 of the contents of files."""
     found = hashlib.sha256()
     for file in files:
         found.update(hashlib.sha256(file.read_bytes()).digest())
@@ -132,7 +133,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def all_jobs(options: argparse.Namespace) -> list[Job]:
-    """Every checkpoint that the options ask for; draws their samples."""
+    """Jobs of all selected checkpoints; writes their samples."""
     jobs = []
     for model in options.models:
         for seed in options.seeds:
@@ -145,7 +146,7 @@ def all_jobs(options: argparse.Namespace) -> list[Job]:
 def jobs_of(
     model: str, peer: str, seed: int, drawn: Drawn, options: argparse.Namespace
 ) -> list[Job]:
-    """The checkpoints of one model, peer and seed."""
+    """Jobs of one model, peer and seed."""
     made_from = f"{drawn.digest} {digest([ROOT / f'constraints-{peer}.txt'])}"
     return [
         Job(
@@ -168,13 +169,13 @@ def jobs_of(
 
 
 def is_made(job: Job) -> bool:
-    """Whether a checkpoint is there and of the same inputs; folders appear whole or not at all."""
+    """Whether a checkpoint of the same inputs exists; folders are written atomically."""
     record = job.out / RECORD
     return record.is_file() and json.loads(record.read_text())["made_from"] == job.made_from
 
 
 def make(jobs: Sequence[Job], work: Path) -> None:
-    """Let a library do the jobs of one model and seed."""
+    """Run the jobs of one model and seed with a library."""
     if not jobs:
         return
     first = jobs[0]
@@ -185,11 +186,11 @@ def make(jobs: Sequence[Job], work: Path) -> None:
     print(f"== {name}: {len(jobs)} checkpoints, log in {log}", flush=True)
     script = f"peers.with_{first.peer.replace('-', '_')}"
     command = [python_of(first.peer), "-m", script, "--jobs", orders, "--failed", failed]
-    # One environment must not find the packages of another.
+    # An environment must not import packages of another.
     clean = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     clean |= {"PYTHONPATH": str(HERE.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     with log.open("w") as output:
-        # Libraries leave files where they are started.
+        # Libraries write files into the current folder.
         done = subprocess.run(
             list(map(str, command)),
             env=clean,

@@ -1,6 +1,6 @@
 """Calibration samples on disk, as keyword arguments of a transformers model.
 
-Read in every environment: torch and safetensors are all that is needed.
+Imported in every environment; needs only torch and safetensors.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Inputs = dict[str, Tensor]
-"""int64 `input_ids`, `attention_mask` and `mm_token_type_ids` ``[B, T]``; `pixel_values`, float32
-``[patches, width]``, and `image_grid_thw`, int64 ``[images, 3]``, of all B in order."""
+"""int64 `input_ids`, `attention_mask` and `mm_token_type_ids` `[B, T]`; `pixel_values`, float32
+`[patches, width]`, and `image_grid_thw`, int64 `[images, 3]`, of all B in order."""
 
 
 def write(samples: Sequence[Inputs], path: Path) -> None:
-    """Write samples in order."""
+    """Write samples in order to a safetensors file."""
     tensors = {
         f"{index:04d}.{name}": tensor.contiguous()
         for index, sample in enumerate(samples)
@@ -30,7 +30,7 @@ def write(samples: Sequence[Inputs], path: Path) -> None:
 
 
 def read(path: Path) -> list[Inputs]:
-    """Read what `write` wrote."""
+    """Read samples written by `write`."""
     samples: dict[str, Inputs] = {}
     for key, tensor in sorted(load_file(path).items()):
         index, _, name = key.partition(".")
@@ -39,14 +39,14 @@ def read(path: Path) -> list[Inputs]:
 
 
 def batches(samples: Sequence[Inputs], size: int, filler: int) -> list[Inputs]:
-    """Samples of nearly equal length in batches, padded on the right.
+    """Group samples of similar length in batches, padded on the right.
 
-    The mask stays all ones: no token sees what is behind it, so padding changes no real token.
+    The mask is all ones: attention is causal, so that padding on the right affects no real token.
 
     Args:
         samples: batches of one.
         size: samples per batch.
-        filler: token to pad with; no image token.
+        filler: padding token; not an image token.
     """
     ordered = sorted(samples, key=lambda sample: sample["input_ids"].shape[1])
     return [_join(ordered[start : start + size], filler) for start in range(0, len(ordered), size)]

@@ -1,6 +1,6 @@
-"""What is compared: grids of weights and activations, and the methods of each library.
+"""Compared settings: grids of weights and activations, and the methods of each library.
 
-Read in every environment, so nothing but the standard library is imported here.
+Imported in every environment, so that only the standard library is used.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LLM_COMPRESSOR, AUTO_ROUND = "llmcompressor", "auto-round"
-"""Names of the packages, of their environments and of their scripts."""
+"""Names of the packages, their environments and their scripts."""
 RECORD = "peer.json"
-"""File in a finished checkpoint that says what it was made from, and by which version."""
+"""File in a finished checkpoint with the digest of its inputs and the library's version."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A grid: what is stored, whoever chose the integers."""
+    """A quantization grid, independent of the method."""
 
     bits: int
     group_size: int
-    """Weights per scale; -1: one scale for each output row."""
+    """Weights per scale; -1 for one scale per output row."""
     symmetric: bool = True
     int8_activations: bool = False
-    """Rounded to 8 bits while the model runs, one scale for each token."""
+    """Dynamic int8 activations, one scale per token."""
 
 
 SETTINGS = {
@@ -36,7 +36,7 @@ SETTINGS = {
     "w4a16-asym": Setting(4, 128, symmetric=False),
     "w3a16": Setting(3, 128),
 }
-"""Under the names that vlpress's own table has."""
+"""Settings by their names in vlpress's own table."""
 
 INTEGER = ("rtn", "gptq", "smoothquant+gptq", "smoothquant+gptq-mse")
 WEIGHT_ONLY = ("rtn", "gptq", "gptq-mse", "awq+rtn", "awq+gptq-mse")
@@ -52,10 +52,10 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     AUTO_ROUND: {"w4a16": TUNED, "w3a16": TUNED},
 }
-"""Of each library, for each setting: passes in order, joined by a plus sign. docs/peers.md says
-what the names stand for."""
+"""Methods by library and setting: steps in order, joined by a plus sign. docs/peers.md explains the
+names."""
 ONE_SEED = ("rtn", "autoround-best")
-"""Methods that run for the first seed only: one looks at no samples, one takes minutes."""
+"""Methods for the first seed only: one uses no samples, one takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Job:
     setting: str
     method: str
     seed: int
-    """Of the draw of the calibration samples."""
+    """Seed of the calibration samples."""
     source: Path
     """Folder of the float model."""
     samples: Path
-    """File of `samples.write`."""
+    """File written by `samples.write`."""
     made_from: str
-    """Digest of what goes in: another one makes the checkpoint stale."""
+    """Digest of the inputs; a checkpoint with another digest is stale."""
     out: Path
-    """Folder to write."""
+    """Output folder."""
 
     @property
     def grid(self) -> Setting:
@@ -84,7 +84,7 @@ class Job:
 
 
 def seeds_of(method: str, seeds: Sequence[int]) -> Sequence[int]:
-    """The seeds that a method runs for."""
+    """Seeds of a method."""
     return seeds[:1] if method in ONE_SEED else seeds
 
 
@@ -94,7 +94,7 @@ def write_jobs(jobs: Sequence[Job], path: Path) -> None:
 
 
 def read_jobs(path: Path) -> Iterator[Job]:
-    """Read what `write_jobs` wrote."""
+    """Read jobs written by `write_jobs`."""
     for row in json.loads(path.read_text()):
         paths = {key: Path(row[key]) for key in ("source", "samples", "out")}
         yield Job(**{**row, **paths})

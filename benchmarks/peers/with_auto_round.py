@@ -1,6 +1,6 @@
-"""AutoRound quantizes the jobs that it is given; runs in its own environment.
+"""Run quantization jobs with AutoRound, in its own environment.
 
-docs/peers.md says why each option has the value that it has.
+docs/peers.md explains the value of each option.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Do all jobs."""
+    """Run all jobs."""
     peer.main(__doc__, quantize)
 
 
@@ -37,14 +37,14 @@ def quantize(job: Job, out: Path) -> None:
     tuner = AutoRound(
         peer.load(job.source),
         tokenizer,
-        # It wants one for samples that are not encoded yet; Qwen's own needs torchvision.
+        # Required, though the samples are encoded already; Qwen's processor needs torchvision.
         processor=tokenizer,
         bits=job.grid.bits,
         group_size=job.grid.group_size,
         sym=job.grid.symmetric,
         dataset=inputs,
-        # Each of its samples is a batch of ours: in a batch of its own making all would get the
-        # positions of the first.
+        # One of its samples is a whole batch of ours: in a batch that AutoRound assembles, all
+        # samples would get the positions of the first.
         nsamples=len(inputs),
         batch_size=1,
         seed=job.seed,

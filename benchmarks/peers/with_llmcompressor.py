@@ -1,7 +1,7 @@
-"""llm-compressor quantizes the jobs that it is given; runs in its own environment.
+"""Run quantization jobs with llm-compressor, in its own environment.
 
-Modifiers are written as in its examples for vision-language models; docs/peers.md says why each
-option has the value that it has.
+Modifiers follow its examples for vision-language models; docs/peers.md explains the value of each
+option.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEPT = ["lm_head", "re:.*visual.*"]
 BLOCK = "Qwen2_5_VLDecoderLayer"
 LAYER = r"re:.*language_model\.layers\.\d+\."
 SMOOTHING_STRENGTH = 0.8
-# Its own for this family do not say which MLP they mean: the vision tower's has the same names.
+# Its own mappings for this family are ambiguous: the vision tower's MLP has the same names.
 MAPPINGS = [
     ([rf"{LAYER}self_attn\.{name}_proj$" for name in "qkv"], rf"{LAYER}input_layernorm$"),
     (
@@ -43,9 +43,9 @@ INT8_ACTIVATIONS = {
 
 
 def main() -> None:
-    """Do all jobs."""
+    """Run all jobs."""
     if not torch.accelerator.is_available():
-        # Its AWQ pins memory for transfers to an accelerator, even if there is none.
+        # Its AWQ pins memory for transfers to an accelerator, even without one.
         IntermediatesCache.pin_memory = lambda self, *_: None
     peer.main(__doc__, quantize)
 
@@ -68,7 +68,7 @@ def quantize(job: Job, out: Path) -> None:
 
 
 def modifier(name: str, grid: Setting) -> Any:
-    """One pass of a method."""
+    """Modifier of one step of a method."""
     if name == "smoothquant":
         return SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH, mappings=MAPPINGS)
     if name == "awq":
@@ -81,7 +81,7 @@ def modifier(name: str, grid: Setting) -> Any:
 
 
 def group(grid: Setting) -> dict[str, Any]:
-    """A setting in the words of compressed-tensors."""
+    """A setting as a configuration of compressed-tensors."""
     per_row = grid.group_size == -1
     return {
         "targets": ["Linear"],
