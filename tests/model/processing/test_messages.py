@@ -252,7 +252,7 @@ def test_an_index_names_the_next_entry_of_the_column(folder: Path) -> None:
 def test_one_entry_needs_no_list(folder: Path) -> None:
     image = Image.new("RGB", (3, 3))
     for column in ("0.png", png(), {"path": "0.png"}, image):
-        (message,) = parse_messages(user_text("<image>"), images=column, folder=folder)
+        message = parse_messages(user_text("<image>"), images=column, folder=folder)[0]
         (content,) = message["content"]
         assert content["type"] == "image" and content["image"] in (folder / "0.png", png(), image)
 
