@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.config import ModelConfig
-from ..model.processing.inputs import Prompt
+from ..model.processing.inputs import Prompt, visual_mask
 from ..model.qwen_vl import QwenVL
 
 
@@ -31,8 +31,7 @@ def predicted_tokens(prompt: Prompt, config: ModelConfig) -> int:
 
 def visual_tokens(prompt: Prompt, config: ModelConfig) -> Tensor:
     """Return a mask of the image and video tokens, bool `[tokens]`."""
-    ids = prompt.input_ids
-    return (ids == config.image_token_id) | (ids == config.video_token_id)
+    return visual_mask(prompt.input_ids, config)
 
 
 def loss_gradients(model: QwenVL, prompt: Prompt) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .config import ModelConfig
-from .processing.inputs import Prompt
+from .processing.inputs import Prompt, visual_mask
 from .qwen_vl import QwenVL
 
 MIN_SAVED_SHARE = 0.25
@@ -93,9 +93,8 @@ def _common_length(prompts: Sequence[Prompt]) -> int:
 
 def _end_of_visuals(prompt: Prompt, config: ModelConfig) -> int:
     """Index after the last image or video token; 0 without any."""
-    ids = prompt.input_ids
-    visual = torch.nonzero((ids == config.image_token_id) | (ids == config.video_token_id))
-    return int(visual[-1]) + 1 if len(visual) else 0
+    indices = torch.nonzero(visual_mask(prompt.input_ids, config))
+    return int(indices[-1]) + 1 if len(indices) else 0
 
 
 def _prefix(prompt: Prompt, length: int) -> Prompt:

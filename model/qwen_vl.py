@@ -13,7 +13,7 @@ from .cache import CacheType, KVCache
 from .config import ModelConfig
 from .families import family_of
 from .finite import check_finite
-from .processing.inputs import Batch, Prompt, Visual
+from .processing.inputs import Batch, Prompt, Visual, visual_mask
 from .text import TextModel
 from .vision import VisionTower
 
@@ -141,10 +141,9 @@ class QwenVL(nn.Module):
 
     def _visual_tokens(self, input_ids: Tensor, padding: Tensor) -> Tensor:
         """Which tokens are image or video tokens and no padding, bool `[batch, tokens]`."""
-        config = self.config
-        real = torch.arange(input_ids.shape[1]) >= padding[:, None]
-        visual = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
-        return visual & real
+        # Padding has the id 0, which may be a placeholder's.
+        is_token = torch.arange(input_ids.shape[1]) >= padding[:, None]
+        return visual_mask(input_ids, self.config) & is_token
 
 
 def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Tensor]]) -> None:

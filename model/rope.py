@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .processing.inputs import visual_mask
 
 MropeLayout = Literal["sectioned"]
 """How the rotary frequencies are divided among time, height and width; see `_LAYOUTS`."""
@@ -39,8 +40,7 @@ def mrope_ids(
     """
     merge = config.vision.spatial_merge_size
     ids = input_ids.to("cpu")
-    is_visual = (ids == config.image_token_id) | (ids == config.video_token_id)
-    positions = torch.nonzero(is_visual).flatten()
+    positions = torch.nonzero(visual_mask(ids, config)).flatten()
     counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
     if sum(counts) != len(positions):
         raise ValueError(

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..config import ModelConfig
+
 
 @dataclass(frozen=True, eq=False)
 class Visual:
@@ -36,6 +38,11 @@ class Prompt:
     def next_position(self) -> int:
         """Position id (t = h = w) of the next token after the prompt."""
         return int(self.position_ids.max()) + 1
+
+
+def visual_mask(input_ids: Tensor, config: ModelConfig) -> Tensor:
+    """Return a mask of the image and video tokens, bool of the shape of `input_ids`."""
+    return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from ..rope import mrope_ids
 from .chat import VisualSource, parse_messages, split_messages, strip_media
 from .chat_templates import render_chat
 from .images import ImageSource, fit_size, open_image, resize, smart_resize, to_patches
-from .inputs import Prompt, Visual
+from .inputs import Prompt, Visual, visual_mask
 from .media import find_video
 from .parts import has_placeholder, read_text
 from .pixel_settings import PixelSettings
@@ -286,7 +286,7 @@ class Processor:
         """Repeat each placeholder token for all tokens of its visual."""
         config = self.config
         tokens = {"image": config.image_token_id, "video": config.video_token_id}
-        is_visual = (input_ids == tokens["image"]) | (input_ids == tokens["video"])
+        is_visual = visual_mask(input_ids, config)
         placeholders = input_ids[is_visual].tolist()
         if placeholders != [tokens[visual.kind] for visual in visuals]:
             raise ValueError(
