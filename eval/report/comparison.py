@@ -14,7 +14,7 @@ from typing import Any
 
 from ...common.atomic import write_json, write_text
 from ..config import MARGIN
-from ..fidelity.divergences import divergence_interval, kind_of, unit_divergences
+from ..fidelity.divergences import divergence_interval, find_kl_kind, unit_divergences
 from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
 from ..stats.paired import image_clusters, paired_difference
 from ..stats.statistics import overall
@@ -178,7 +178,7 @@ def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:
     left, right = read_fidelity(first), read_fidelity(second)
     if left is None or right is None:
         return {"kl_delta": None, "kl_delta_ci95": None}
-    kind = kind_of([*left.values(), *right.values()])
+    kind = find_kl_kind([*left.values(), *right.values()])
     a = unit_divergences(first.items, left, kind)
     b = unit_divergences(second.items, right, kind)
     values = [b[unit] - a[unit] for unit in a if unit in b]

@@ -9,8 +9,8 @@ from ..answering.predictions import Record, read_records
 from ..fidelity.divergences import (
     by_category,
     divergence_interval,
+    find_kl_kind,
     gold_change,
-    kind_of,
     summarize_fidelity,
     unit_divergences,
 )
@@ -36,7 +36,7 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
         if (records := _records(base, task)) is not None
     }
     pooled = [record for records in records_by_task.values() for record in records.values()]
-    kind = kind_of(pooled)
+    kind = find_kl_kind(pooled)
     total = summarize_fidelity(pooled, kind)
     if total is None:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 from ...bench.machine_load import describe_load
 from ...common.atomic import write_json
 from ..fingerprint import MODEL_KEYS
-from ..results import StoredRun, read_run, speed
+from ..results import StoredRun, read_run, summarize_speed
 
 FILE = "throughput.json"
 ALTERNATING = {
@@ -97,7 +97,7 @@ def speed_notes(speed: Mapping[str, Any]) -> list[str]:
 
 
 def _rates(run: StoredRun) -> dict[str, Any]:
-    return {**speed(run), "load": run.info.get("load")}
+    return {**summarize_speed(run), "load": run.info.get("load")}
 
 
 def read_throughput(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ...fidelity.divergences import divergences, kind_of
+from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
 from ..sentences import caveats, perplexity_text, shown_warnings, verdict_text
@@ -183,7 +183,7 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
         for task in candidate.tasks.values()
         for record in (read_fidelity(task) or {}).values()
     ]
-    kind = kind_of(records)
+    kind = find_kl_kind(records)
     answers = [divergences(record, kind) for record in records]
     values = [value for answer in answers for value in answer]
     if not values:
