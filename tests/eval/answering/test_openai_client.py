@@ -1,22 +1,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from email.utils import formatdate
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from chat_server import ChatServer, Reply, completion
+from tenacity import AsyncRetrying
 
+from vlpress.eval.answering import openai_client
 from vlpress.eval.answering.openai_client import (
     ChatClient,
     Endpoint,
     EndpointError,
-    error_message,
+    find_error_message,
     normalize_url,
+    parse_retry_after,
     read_api_key,
     request_fields,
-    retry_after,
 )
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -69,7 +72,7 @@ def test_address_ends_in_v1(given: str, found: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "ftp://h/v1", "http:///v1", "http://"])
 def test_what_is_no_address_is_refused(given: str) -> None:
-    with pytest.raises(ValueError, match=r"is no address; give one like http://localhost:8000/v1"):
+    with pytest.raises(ValueError, match="endpoint"):
         normalize_url(given)
 
 
@@ -77,7 +80,7 @@ def test_what_is_no_address_is_refused(given: str) -> None:
     "given", [f"http://me:{KEY}@h/v1", f"http://h/v1?key={KEY}", f"http://h/#{KEY}"]
 )
 def test_address_with_a_secret_is_refused_without_quoting_it(given: str) -> None:
-    with pytest.raises(ValueError, match="may hold no user, password or query") as caught:
+    with pytest.raises(ValueError, match="--api-key-env") as caught:
         normalize_url(given)
     assert KEY not in str(caught.value)
 
@@ -91,10 +94,10 @@ def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MINE", f" {KEY}\n")
     assert read_api_key(None) == "usual"
     assert read_api_key("MINE") == KEY
-    with pytest.raises(ValueError, match="environment variable NONE_SUCH is not set"):
+    with pytest.raises(ValueError, match="NONE_SUCH"):
         read_api_key("NONE_SUCH")
     monkeypatch.setenv("MINE", f"{KEY}\r\nX-Other: 1")
-    with pytest.raises(ValueError, match="MINE holds characters that no API key has") as caught:
+    with pytest.raises(ValueError, match="MINE") as caught:
         read_api_key("MINE")
     assert KEY not in str(caught.value)
 
@@ -120,7 +123,7 @@ def test_null_leaves_a_field_out_and_others_are_added() -> None:
 
 @pytest.mark.parametrize("name", ["model", "messages", "max_tokens", "temperature", "n", "stream"])
 def test_what_an_evaluation_decides_cannot_be_set(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' cannot be set: an evaluation decides it"):
+    with pytest.raises(ValueError, match=f"'{name}'"):
         request_fields(extra={name: None})
 
 
@@ -128,7 +131,7 @@ def test_pixel_bounds_go_where_vllm_reads_them() -> None:
     assert "mm_processor_kwargs" not in request_fields()
     fields = request_fields(max_pixels=1_003_520, extra={"mm_processor_kwargs": {"fps": 1}})
     assert fields["mm_processor_kwargs"] == {"fps": 1, "max_pixels": 1_003_520}
-    with pytest.raises(ValueError, match="min_pixels is given twice"):
+    with pytest.raises(ValueError, match="min_pixels"):
         request_fields(min_pixels=1, extra={"mm_processor_kwargs": {"min_pixels": 2}})
 
 
@@ -172,31 +175,52 @@ def test_timeout_is_tried_again() -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Reply({"error": {"message": "slow\ndown"}}, 429), "at last: HTTP 429: slow down; go on"),
-        (Reply(b"<html>x", 200), "at last: its reply is no JSON: <html>x; go on"),
-        (Reply(b"", hang_up=True), "at last: RemoteProtocolError: "),
+        (Reply({"error": {"message": "slow\ndown"}}, 429), "HTTP 429: slow down;"),
+        (Reply(b"<html>x", 200), "JSON: <html>x;"),
+        (Reply(b"", hang_up=True), "RemoteProtocolError: "),
     ],
 )
 def test_what_does_not_pass_ends_in_one_line(fault: Reply, message: str) -> None:
     with ChatServer(lambda _: fault) as server, pytest.raises(EndpointError) as caught:
         ask(server)
     assert len(server.bodies) == 4
-    assert "/v1 failed 4 times, " in str(caught.value) and message in str(caught.value)
+    assert "/v1 failed 4 times" in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_server_that_asks_for_a_pause_gets_it() -> None:
-    with ChatServer(script=[Reply("wait", 429, {"Retry-After": "0.3"})]) as server:
-        started = time.monotonic()
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds between the attempts, recorded instead of slept."""
+    seconds: list[float] = []
+
+    async def sleep(duration: float) -> None:
+        seconds.append(duration)
+
+    monkeypatch.setattr(openai_client, "AsyncRetrying", partial(AsyncRetrying, sleep=sleep))
+    return seconds
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("30", 30.0), ("0.3", 0.3), ("9999", 600.0)])
+def test_pause_is_the_one_that_the_server_requests(
+    pauses: list[float], header: str, seconds: float
+) -> None:
+    with ChatServer(script=[Reply("wait", 429, {"Retry-After": header})]) as server:
         ask(server)
-    assert time.monotonic() - started >= 0.3
+    assert pauses == [seconds]
 
 
-def test_pause_may_be_a_date() -> None:
-    in_a_minute = formatdate(time.time() + 60, usegmt=True)
-    assert retry_after(in_a_minute) == pytest.approx(60, abs=2)
-    assert retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
-    assert [retry_after(text) for text in (None, "2", "-1", "soon")] == [None, 2.0, 0.0, None]
+def test_pauses_grow(pauses: list[float]) -> None:
+    with ChatServer(lambda _: Reply("down", 503)) as server, pytest.raises(EndpointError):
+        ask(server, retries=4, first_pause=2.0)
+    assert [2 * 2**n <= pause <= 2 * 2**n + 2 for n, pause in enumerate(pauses)] == [True] * 4
+
+
+def test_pause_may_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_900_000_000.0
+    monkeypatch.setattr(openai_client, "time", SimpleNamespace(time=lambda: now))
+    assert parse_retry_after(formatdate(now + 60, usegmt=True)) == 60
+    assert parse_retry_after(formatdate(now - 60, usegmt=True)) == 0
+    assert [parse_retry_after(text) for text in (None, "2", "-1", "soon")] == [None, 2.0, 0.0, None]
 
 
 @pytest.mark.parametrize(
@@ -204,11 +228,11 @@ def test_pause_may_be_a_date() -> None:
     [
         (
             Reply({"error": {"message": "The model `m` does not exist."}}, 404),
-            r"/v1 refused \(HTTP 404: The model `m` does not exist\.\)$",
+            r"/v1 .*\(HTTP 404: The model `m` does not exist\.\)$",
         ),
         (
             Reply({"detail": "Unexpected fields in the request: {'repetition_penalty'}"}, 422),
-            r"request: \{'repetition_penalty'\}\); leave out what it does not know with "
+            r"request: \{'repetition_penalty'\}\).*"
             r"--endpoint-extra '\{\"repetition_penalty\": null\}'$",
         ),
         (
@@ -221,8 +245,7 @@ def test_pause_may_be_a_date() -> None:
         ),
         (
             Reply({"error": {"message": f"Incorrect API key provided: {KEY}."}}, 401),
-            r"provided: \*\*\*\.\); put the API key into \$OPENAI_API_KEY or name its variable "
-            r"with --api-key-env$",
+            r"provided: \*\*\*\.\).*\$OPENAI_API_KEY.*--api-key-env$",
         ),
         (Reply({"error": {"message": "in a 200"}}), r"\(HTTP 200: in a 200\)$"),
         (Reply(b"x" * 1000, 413), r"\(HTTP 413: x{300}\.\.\.\)$"),
@@ -255,7 +278,7 @@ def test_key_is_not_shown() -> None:
     ],
 )
 def test_message_of_an_error_in_any_customary_form(text: str, message: str) -> None:
-    assert error_message(text) == message
+    assert find_error_message(text) == message
 
 
 def test_models_that_a_server_offers() -> None:
@@ -264,7 +287,7 @@ def test_models_that_a_server_offers() -> None:
     with ChatServer(models=None) as server:
         assert models(server.url) is None
         closed = server.url
-    with pytest.raises(EndpointError, match=r"nothing answers at .*/v1/models \(ConnectError: "):
+    with pytest.raises(EndpointError, match=r"/v1/models \(ConnectError: "):
         models(closed)
 
 
@@ -273,5 +296,5 @@ def test_refused_key_is_found_at_the_models(monkeypatch: pytest.MonkeyPatch) -> 
         handler: Any = server._server.RequestHandlerClass
         denied = Reply({"error": {"message": f"no key {KEY}"}}, 403)
         monkeypatch.setattr(handler, "do_GET", lambda self: self._send(denied))
-        with pytest.raises(EndpointError, match=r"HTTP 403: no key \*\*\*\); put the API key into"):
+        with pytest.raises(EndpointError, match=r"HTTP 403: no key \*\*\*\)"):
             models(server.url, KEY)
