@@ -4,8 +4,8 @@ The state of a sample holds its hidden states and everything else a block needs 
 segment bounds, masks), so samples with images of different sizes need no padding.
 
 Some layers are calibrated against the float model (GPTAQ). Samples then have a second state, the
-float state, which is what the first one would be without quantization. Both are the same up to the
-first quantized block. From there on, float states run through a float copy of each quantized block.
+float state, that of the float model. Both are the same up to the first quantized block. From there
+on, float states run through a float copy of each quantized block.
 """
 
 import copy

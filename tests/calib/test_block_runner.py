@@ -1,4 +1,4 @@
-"""The float stream beside the quantized one."""
+"""The float states of samples, and cross moments."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def linears(model: QwenVL, *stages: str) -> list[LinearSpec]:
 
 
 def inputs_of(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
-    """What a layer reads, ``[T, K]``, by whole-model forward passes in float64."""
+    """Inputs of a layer by whole-model forward passes, float64 `[T, K]`."""
     rows: list[Tensor] = []
     with torch.no_grad(), watch_inputs({model.get_submodule(name): rows.append}):
         for sample in samples:
@@ -41,7 +41,7 @@ def cross_of(clean: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tens
 
 
 def shrink(model: QwenVL, group: TapGroup) -> None:
-    """A stand-in for quantization that clearly changes what follows."""
+    """Change layers as quantization would, but more."""
     for spec in group.linears:
         model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
 
@@ -49,7 +49,7 @@ def shrink(model: QwenVL, group: TapGroup) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequential: bool) -> None:
-    """Everything is calibrated and changed, from the tower to the head."""
+    """All layers are calibrated and changed, from the tower to the head."""
     raw = small_config(family, tied=False)
     model, original = small_model(raw), small_model(raw)
     samples = prompts(model.config)
@@ -80,7 +80,7 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
 
 
 class RecordingStore(MemoryActivationStore):
-    """Remembers every state that was put, and how many lay there at once."""
+    """Records every state that was put, and the maximum number of stored states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def block_inputs(model: QwenVL, sample: Prompt, block: str) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
+def test_float_states_are_bit_identical_to_the_float_model(family: str) -> None:
     model, original = (small_model(small_config(family)) for _ in range(2))
     samples = prompts(model.config)
     store = RecordingStore()
@@ -116,8 +116,8 @@ def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
         store=store,
     )
     floats = {key: state for key, state in store.seen.items() if key[0].endswith(" (float)")}
-    pictures = {n for block, n in floats if block == "features (float)"}
-    assert pictures == {n for n, sample in enumerate(samples) if sample.visuals}
+    with_images = {n for block, n in floats if block == "features (float)"}
+    assert with_images == {n for n, sample in enumerate(samples) if sample.visuals}
     floats = {key: state for key, state in floats.items() if key[0] != "features (float)"}
     assert {block for block, _ in floats} == {
         "visual.blocks.1 (float)",
@@ -131,12 +131,12 @@ def test_float_states_are_the_float_models_to_the_bit(family: str) -> None:
         assert torch.equal(state["hidden"], expected), key
         assert not torch.equal(state["hidden"], store.seen[block, number]["hidden"])
         assert torch.equal(state["cos"], store.seen[block, number]["cos"])
-    # The text alone parts from the float model only behind the first decoder block.
+    # The text sample diverges only after the first decoder block.
     assert {n for block, n in floats if block == "model.layers.0 (float)"} == {1, 2, 3}
     assert len(store) == 0
 
 
-def test_no_second_state_where_both_agree_or_nobody_needs_it() -> None:
+def test_no_float_state_without_need() -> None:
     model = small_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
@@ -154,8 +154,8 @@ def test_no_second_state_where_both_agree_or_nobody_needs_it() -> None:
     assert floats("model.layers.1.self_attn.q_proj") == {"model.layers.1 (float)"}
 
 
-def test_blocks_that_nothing_changes_run_once_for_each_stream() -> None:
-    """Only the first vision block and the last decoder layer are targeted."""
+def test_untargeted_blocks_run_once_per_state() -> None:
+    """Only a layer of the first vision block and the last decoder block are targeted."""
     model, original = small_model(), small_model()
     samples = prompts(model.config)
     decoder = linears(model, "decoder")
@@ -171,8 +171,8 @@ def test_blocks_that_nothing_changes_run_once_for_each_stream() -> None:
             crosses[name] = cross.values
         shrink(model, group)
 
-    wanted = "model.layers.1.self_attn.k_proj"  # stands second in its group
-    run_sequential(model, samples, targets, solve, asymmetric=[wanted])
+    second = "model.layers.1.self_attn.k_proj"  # of its group
+    run_sequential(model, samples, targets, solve, asymmetric=[second])
     assert list(crosses) == ["model.layers.1.self_attn.q_proj"]
     assert bool(crosses["model.layers.1.self_attn.q_proj"].any())
 
@@ -206,12 +206,12 @@ def test_token_weights_are_in_both_moments() -> None:
     assert len(seen) == 8
 
 
-def test_the_float_copy_has_what_prepare_changed() -> None:
-    """Inner inputs are compared channel by channel, so both paths must be scaled alike."""
+def test_the_float_copy_includes_changes_before_the_statistics() -> None:
+    """Inputs are compared channel by channel, so both paths must have the same scales."""
     model = small_model()
     samples = prompts(model.config)
     targets = linears(model, "decoder")
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
 
     def prepare(view: CalibrationBlock) -> None:
         norm = model.get_parameter(f"{view.path}.input_layernorm.weight")
@@ -221,11 +221,11 @@ def test_the_float_copy_has_what_prepare_changed() -> None:
 
     def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
         assert cross is not None
-        found[group.linears[0].name] = float(cross.values.abs().max())
+        largest[group.linears[0].name] = float(cross.values.abs().max())
 
     names = [spec.name for spec in targets]
     run_sequential(model, samples, targets, solve, prepare=prepare, asymmetric=names)
-    assert max(found.values()) == 0  # nothing was quantized
+    assert max(largest.values()) == 0  # nothing was quantized
 
 
 def test_the_model_keeps_its_own_modules() -> None:

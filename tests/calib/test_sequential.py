@@ -39,7 +39,7 @@ def reference_hessian(model: QwenVL, samples: Sequence[Prompt], name: str) -> Te
 
 
 def scale_weights(model: QwenVL, group: TapGroup) -> None:
-    """A stand-in for quantization that clearly changes what follows."""
+    """Change layers as quantization would, but more."""
     for spec in group.linears:
         model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
 
@@ -113,7 +113,7 @@ def quarter(model: QwenVL) -> TokenWeightFn:
     return find_token_weights(FixedWeights(image=0.25), model, [])
 
 
-def test_image_tokens_can_count_less() -> None:
+def test_image_tokens_can_have_less_weight() -> None:
     model = small_model()
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     target = linears(model, "decoder")[:1]
@@ -132,22 +132,22 @@ def test_image_tokens_can_count_less() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
+def test_a_block_gives_its_inputs_and_output(family: str) -> None:
     model, original = small_model(small_config(family)), small_model(small_config(family))
     samples = prompts(model.config)
     seen: dict[str, tuple[Tensor, list[Tensor]]] = {}
 
-    def prepare(view: CalibrationBlock) -> None:
-        spec = next(s for s in linears(model, *STAGES) if s.name.startswith(view.path + "."))
-        found = view.observe(
+    def prepare(block: CalibrationBlock) -> None:
+        spec = next(s for s in linears(model, *STAGES) if s.name.startswith(block.path + "."))
+        observed = block.observe(
             lambda: {spec.name: [AbsMax(spec.in_features), AbsMax(spec.in_features)]}
         )
-        observer, again = found[spec.name]
-        assert isinstance(observer, AbsMax) and isinstance(again, AbsMax)
-        assert torch.equal(observer.values, again.values)
-        seen[view.path] = observer.values, [view.output(sample) for sample in view.samples]
-        name = f"{view.path}.{'ln_q' if 'merger' in view.path else NORMS[spec.stage]}"
-        model.get_parameter(f"{name}.weight").data.mul_(2)  # seen by all that follows
+        first, second = observed[spec.name]
+        assert isinstance(first, AbsMax) and isinstance(second, AbsMax)
+        assert torch.equal(first.values, second.values)
+        seen[block.path] = first.values, [block.output(sample) for sample in block.samples]
+        name = f"{block.path}.{'ln_q' if 'merger' in block.path else NORMS[spec.stage]}"
+        model.get_parameter(f"{name}.weight").data.mul_(2)  # changes all later inputs
 
     targets = linears(model, *STAGES)
     run_sequential(model, samples, targets, lambda g, h, _: None, prepare=prepare)
@@ -158,7 +158,7 @@ def test_a_view_gives_inputs_and_output_of_its_block(family: str) -> None:
     first = "visual.blocks.0.attn.qkv"
     diagonal = largest_inputs(original, samples, first)
     torch.testing.assert_close(seen["visual.blocks.0"][0], diagonal)
-    for block in (*steps, "model.layers.0"):  # the same changes, as far as the second decoder layer
+    for block in (*steps, "model.layers.0"):  # the same changes
         norm = "ln_q" if "merger" in block else NORMS["decoder" if "layers" in block else "vision"]
         original.get_parameter(f"{block}.{norm}.weight").data.mul_(2)
     second = largest_inputs(original, samples, "model.layers.1.self_attn.q_proj")
@@ -190,19 +190,19 @@ def test_blocks_without_targets_are_not_prepared() -> None:
         prompts(model.config),
         targets,
         lambda g, h, _: order.append(g.tap),
-        prepare=lambda view: order.append(view.path),
+        prepare=lambda block: order.append(block.path),
     )
     assert order == ["model.layers.1", "qkv", "o", "gate_up", "down"]
 
 
-def test_a_view_has_the_token_weights_of_the_hessians() -> None:
+def test_a_block_has_the_token_weights_of_the_hessians() -> None:
     model = small_model()
     sample = prompt(model.config, [(1, 8, 8)], 5, 7)
     targets = linears(model, "vision", "decoder")
-    found: dict[str, Tensor | None] = {}
+    token_weights: dict[str, Tensor | None] = {}
 
-    def prepare(view: CalibrationBlock) -> None:
-        found[view.path] = view.token_weights(0)
+    def prepare(block: CalibrationBlock) -> None:
+        token_weights[block.path] = block.token_weights(0)
 
     run_sequential(
         model,
@@ -212,19 +212,19 @@ def test_a_view_has_the_token_weights_of_the_hessians() -> None:
         token_weights=quarter(model),
         prepare=prepare,
     )
-    assert found["visual.blocks.0"] is None
-    weights = found["model.layers.0"]
+    assert token_weights["visual.blocks.0"] is None
+    weights = token_weights["model.layers.0"]
     assert weights is not None
     assert torch.equal(weights, torch.where(sample.input_ids == 90, 0.25, 1.0))
 
 
-def test_a_view_that_no_sample_reaches() -> None:
+def test_a_block_that_no_sample_reaches() -> None:
     model = small_model()
     text = [prompt(model.config, [], 5, 0)]
     target = linears(model, "vision")
 
-    def prepare(view: CalibrationBlock) -> None:
-        view.observe(lambda: {target[0].name: [AbsMax(target[0].in_features)]})
+    def prepare(block: CalibrationBlock) -> None:
+        block.observe(lambda: {target[0].name: [AbsMax(target[0].in_features)]})
 
     with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):
         run_sequential(model, text, target, lambda g, h, _: None, prepare=prepare)
@@ -247,7 +247,7 @@ class CountingBlocks(ModelBlocks):
         self.open.remove(path)
 
 
-def test_one_block_at_a_time_and_nothing_left_behind() -> None:
+def test_one_block_is_loaded_at_a_time() -> None:
     model = small_model()
     blocks, store = CountingBlocks(model), MemoryActivationStore()
     targets = [s for s in linears(model, "decoder") if s.block == 0]
@@ -256,7 +256,7 @@ def test_one_block_at_a_time_and_nothing_left_behind() -> None:
     )
     assert blocks.most == 1
     assert blocks.open == []
-    # Nothing behind the last target runs.
+    # Nothing after the last target runs.
     assert blocks.order == [
         "visual.patch_embed",
         "visual.blocks.0",

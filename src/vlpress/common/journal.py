@@ -1,8 +1,8 @@
 """Append-only journals: JSON lines with a checksum each, flushed to disk as they are appended.
 
-A record is committed once its whole line, newline included, is on disk. A line without newline at
-the end of the file is what a kill left of an append; readers ignore it and the next writer cuts it
-off. Damage anywhere else is an error.
+A record is committed once its whole line, newline included, is on disk. A killed append leaves a
+line without newline at the end of the file; readers ignore it and the next writer cuts it off.
+Damage anywhere else is an error.
 """
 
 from __future__ import annotations
