@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 BLOCK_ROWS = 1024
-"""Rows per block of a packed matrix. Copies and products run block by block, so that they need little
-temporary memory."""
+"""Rows per block of a packed matrix. Copies and products run block by block, so that they need
+little temporary memory."""
 
 
 class PackedSymmetric:
