@@ -120,17 +120,17 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
         for number, variant in enumerate(VARIANTS):
             recipe = variant.recipe(seed, options.samples)
             made_from: dict[str, Any] = {"recipe": recipe.to_dict(), "sizes": sizes}
-            stored = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
-            found = read(stored, made_from, [commit, *options.accept])
-            if found is None:
+            path = options.work / Path(name).name / f"seed{seed}" / f"{number}.json"
+            cell = read(path, made_from, [commit, *options.accept])
+            if cell is None:
                 model = open_model(name, device="cpu")
                 quantize_(model, recipe, prompts)
-                found = judges.measure(model, sizes)
-                stored.parent.mkdir(parents=True, exist_ok=True)
+                cell = judges.measure(model, sizes)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 made_from["commit"] = commit
-                stored.write_text(json.dumps({**found, "made_from": made_from}))
+                path.write_text(json.dumps({**cell, "made_from": made_from}))
                 print(name, variant.method, variant.changed, seed, file=sys.stderr, flush=True)
-            cells[number].append(found)
+            cells[number].append(cell)
     defaults: dict[str, list[Divergence]] = {}
     rows = []
     for variant, of_seeds in zip(VARIANTS, cells, strict=True):
@@ -146,13 +146,13 @@ def measure(name: str, options: argparse.Namespace, commit: str) -> list[dict[st
     return rows
 
 
-def read(stored: Path, made_from: dict[str, Any], commits: list[str]) -> dict[str, Any] | None:
+def read(path: Path, made_from: dict[str, Any], commits: list[str]) -> dict[str, Any] | None:
     """Load the measurement of an earlier run of one of these commits, None if there is none."""
-    if not stored.is_file():
+    if not path.is_file():
         return None
-    cell: dict[str, Any] = json.loads(stored.read_text())
-    found = cell.pop("made_from")
-    return cell if found.pop("commit") in commits and found == made_from else None
+    cell: dict[str, Any] = json.loads(path.read_text())
+    origin = cell.pop("made_from")
+    return cell if origin.pop("commit") in commits and origin == made_from else None
 
 
 if __name__ == "__main__":

@@ -109,11 +109,15 @@ class Measurement:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
         raced = {row: self.more(row, "runoff") for row in self.close(rows)}
-        found = {row: self.row(row) | raced.get(row, {}) for row in rows}
+        results = {row: self.row(row) | raced.get(row, {}) for row in rows}
         for row in rows:
-            if row.judged_closely and found[row] is winner(alike(row, found)):
-                found[row] |= self.more(row, "final")
-        return {"base": base, "rows": list(found.values()), "best": choose(list(found.values()))}
+            if row.judged_closely and results[row] is winner(alike(row, results)):
+                results[row] |= self.more(row, "final")
+        return {
+            "base": base,
+            "rows": list(results.values()),
+            "best": choose(list(results.values())),
+        }
 
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
@@ -144,27 +148,25 @@ class Measurement:
 
     def close(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that the validation set cannot distinguish from the best of their setting."""
-        found = []
+        rows_to_race = []
         for setting in DRAWINGS:
             group = [row for row in rows if row.setting == setting and row.judged_closely]
             if group:
                 names = contenders({row.method: self.runs(row, "validation") for row in group})
-                found += [row for row in group if row.method in names and len(names) > 1]
-        return found
+                rows_to_race += [row for row in group if row.method in names and len(names) > 1]
+        return rows_to_race
 
     def more(self, row: Row, name: str) -> dict[str, Any]:
         """Measure a row on the samples of the run-off, or on the final set."""
         sizes = self.sizes(row)
-        more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
+        sizes_by_name = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         cells = []
         for seed in self.seeds(row):
-            wanted = {name: more[name]}
-            path, made_from = (
-                self.folder(row, seed) / f"{name}.json",
-                self.made_from(row, seed, wanted),
-            )
+            size = {name: sizes_by_name[name]}
+            path = self.folder(row, seed) / f"{name}.json"
+            made_from = self.made_from(row, seed, size)
             if (cell := self.stored(path, made_from)) is None:
-                cell = self.judges.measure(self.quantize(row, seed)[0], wanted)
+                cell = self.judges.measure(self.quantize(row, seed)[0], size)
                 cell = self.store(cell, path, made_from)
             cells.append(cell)
         return {name: summarize([Divergence(**cell[name]) for cell in cells])}
@@ -206,9 +208,9 @@ class Measurement:
         if not path.is_file():
             return None
         cell: dict[str, Any] = json.loads(path.read_text())
-        found = cell.pop("made_from")
-        commit = found.pop("commit")
-        if found != made_from or commit not in (self.commit, *self.options.accept):
+        origin = cell.pop("made_from")
+        commit = origin.pop("commit")
+        if origin != made_from or commit not in (self.commit, *self.options.accept):
             return None
         return {**cell, "commit": commit}
 
@@ -250,9 +252,9 @@ class Measurement:
         """Measure a stored row again and fail if a number differs."""
         seed = self.seeds(row)[-1]
         stored = json.loads((self.folder(row, seed) / "cell.json").read_text())
-        found = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
-        if moved := [key for key, value in found.items() if stored[key] != value]:
-            sys.exit(f"{self.name} {row.key} seed {seed}: {listed(moved)} moved")
+        measured = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
+        if changed := [key for key, value in measured.items() if stored[key] != value]:
+            sys.exit(f"{self.name} {row.key} seed {seed}: {listed(changed)} moved")
         print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
 
     def ask(self, model: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
@@ -282,10 +284,10 @@ def check_against_rounding(report: QuantReport, where: str) -> None:
             )
 
 
-def alike(row: Row, found: Mapping[Row, dict[str, Any]]) -> list[dict[str, Any]]:
+def alike(row: Row, results: Mapping[Row, dict[str, Any]]) -> list[dict[str, Any]]:
     """Results of all rows with the setting and scope of a row."""
-    wanted = row.setting, row.scope
-    return [value for other, value in found.items() if (other.setting, other.scope) == wanted]
+    group = row.setting, row.scope
+    return [value for other, value in results.items() if (other.setting, other.scope) == group]
 
 
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -295,8 +297,8 @@ def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         members = list(group)
         raced = [row["method"] for row in members if "runoff" in row]
         if row := winner(members):
-            kept = {key: row[key] for key in ("scope", "setting", "method", "held_out")}
-            best.append(kept | {"runoff": raced})
+            entry = {key: row[key] for key in ("scope", "setting", "method", "held_out")}
+            best.append(entry | {"runoff": raced})
     return best
 
 

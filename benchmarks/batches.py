@@ -86,34 +86,40 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Measure one row for each batch size above 1."""
     model = load_model(folder, device="cpu", dtype=dtype)
-    features, said = FeatureCache(model, processor), {}
+    features, answers = FeatureCache(model, processor), {}
     for size in SIZES:
         with tempfile.TemporaryDirectory() as scratch:
             path, responder = Path(scratch) / "answers.jsonl", ModelResponder(features)
-            said[size] = answer_task(task, responder, path, {}, batch_size=size)
-    alone = said[1]
+            answers[size] = answer_task(task, responder, path, {}, batch_size=size)
+    single = answers[1]
 
     def force(items: Sequence[Item], answers: Answers) -> list[ForcedAnswer]:
         return read_answers(features, items, [answers[item.id] for item in items])
 
-    some = task.items[:: max(1, len(task.items) // read)]
+    sample = task.items[:: max(1, len(task.items) // read)]
 
     def leads_at(size: int) -> list[torch.Tensor]:
-        reads = (force(some[start : start + size], alone) for start in range(0, len(some), size))
+        reads = (
+            force(sample[start : start + size], single) for start in range(0, len(sample), size)
+        )
         return [lead_of(read) for batch in reads for read in batch]
 
     leads = {size: leads_at(size) for size in SIZES}
     for size in SIZES[1:]:
         pairs = zip(leads[1], leads[size], strict=True)
         floor = max(float((a - b).abs().max()) for a, b in pairs if len(a))
-        unlike = [i for i in task.items if alone[i.id].prediction != said[size][i.id].prediction]
-        gaps = [parting(force([item], alone)[0], force([item], said[size])[0]) for item in unlike]
-        same = 1 - len(unlike) / len(task.items)
+        different = [
+            i for i in task.items if single[i.id].prediction != answers[size][i.id].prediction
+        ]
+        gaps = [
+            parting(force([item], single)[0], force([item], answers[size])[0]) for item in different
+        ]
+        same = 1 - len(different) / len(task.items)
         yield {
             "dtype": dtype,
             "batch": size,
             "same": same,
-            "unlike": len(unlike),
+            "unlike": len(different),
             "largest_gap": max(gaps, default=0.0),
             "floor": floor,
             "holds": same >= LEAST_SAME[dtype] and all(gap <= floor for gap in gaps),
@@ -126,13 +132,13 @@ def lead_of(read: ForcedAnswer) -> torch.Tensor:
     return best[:, 0] - best[:, 1]
 
 
-def parting(alone: ForcedAnswer, together: ForcedAnswer) -> float:
+def parting(single: ForcedAnswer, batched: ForcedAnswer) -> float:
     """Difference, at batch size 1, of the two tokens at which two answers diverge; nats."""
-    pairs = zip(alone.tokens.tolist(), together.tokens.tolist(), strict=False)
-    for place, (ours, theirs) in enumerate(pairs):
-        if ours != theirs:
-            logits = alone.logits[place].float()
-            return float((logits[ours] - logits[theirs]).abs())
+    pairs = zip(single.tokens.tolist(), batched.tokens.tolist(), strict=False)
+    for position, (left, right) in enumerate(pairs):
+        if left != right:
+            logits = single.logits[position].float()
+            return float((logits[left] - logits[right]).abs())
     raise ValueError("two answers differ though the tokens of one begin the other")
 
 

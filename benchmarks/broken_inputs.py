@@ -43,7 +43,7 @@ SMALL_FILES = 200_000
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Working folders of a case."""
 
     model: Path
@@ -53,10 +53,10 @@ class Place:
     out: Path
 
 
-Setup = Callable[[Place], list[str] | None]
+Setup = Callable[[Workspace], list[str] | None]
 """Introduces a fault; returns additional arguments for `vlpress quantize`."""
 CASES: dict[str, Setup] = {}
-TAKEN: set[str] = set()
+ACCEPTED: set[str] = set()
 """Cases without a fault."""
 FULL: set[str] = set()
 """Cases with limited file sizes."""
@@ -79,9 +79,9 @@ def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
-def put_header(place: Place, change: Callable[[dict[str, Any], list[str]], None]) -> None:
+def put_header(workspace: Workspace, change: Callable[[dict[str, Any], list[str]], None]) -> None:
     """Rewrite the header of the weights."""
-    file = place.model / WEIGHTS
+    file = workspace.model / WEIGHTS
     header, rest = header_of(file)
     change(header, [name for name in header if name != "__metadata__"])
     text = json.dumps(header).encode()
@@ -89,155 +89,155 @@ def put_header(place: Place, change: Callable[[dict[str, Any], list[str]], None]
 
 
 @case("safetensors: header longer than the file")
-def _(place: Place) -> None:
-    file = place.model / WEIGHTS
+def _(workspace: Workspace) -> None:
+    file = workspace.model / WEIGHTS
     file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
 
 
 @case("safetensors: header is no JSON")
-def _(place: Place) -> None:
-    file = place.model / WEIGHTS
+def _(workspace: Workspace) -> None:
+    file = workspace.model / WEIGHTS
     data = bytearray(file.read_bytes())
     data[8:12] = b"\xff\xfe{["
     file.write_bytes(bytes(data))
 
 
 @case("safetensors: offsets overlap")
-def _(place: Place) -> None:
+def _(workspace: Workspace) -> None:
     def change(header: dict[str, Any], names: list[str]) -> None:
         header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
 
-    put_header(place, change)
+    put_header(workspace, change)
 
 
 @case("safetensors: offsets beyond the end")
-def _(place: Place) -> None:
+def _(workspace: Workspace) -> None:
     def change(header: dict[str, Any], names: list[str]) -> None:
         begin, end = header[names[-1]]["data_offsets"]
         header[names[-1]]["data_offsets"] = [begin + 2**40, end + 2**40]
 
-    put_header(place, change)
+    put_header(workspace, change)
 
 
 @case("safetensors: a shape that its bytes do not hold")
-def _(place: Place) -> None:
+def _(workspace: Workspace) -> None:
     def change(header: dict[str, Any], names: list[str]) -> None:
         header[names[0]]["shape"] = [2**31, 2**31]
 
-    put_header(place, change)
+    put_header(workspace, change)
 
 
 @case("safetensors: cut off")
-def _(place: Place) -> None:
-    file = place.model / WEIGHTS
+def _(workspace: Workspace) -> None:
+    file = workspace.model / WEIGHTS
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def put_index(place: Place, file: str) -> None:
+def put_index(workspace: Workspace, file: str) -> None:
     """Write an index of the weights."""
-    names = [name for name in header_of(place.model / WEIGHTS)[0] if name != "__metadata__"]
-    (place.model / WEIGHTS).rename(place.side / WEIGHTS)
+    names = [name for name in header_of(workspace.model / WEIGHTS)[0] if name != "__metadata__"]
+    (workspace.model / WEIGHTS).rename(workspace.side / WEIGHTS)
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
-    (place.model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (workspace.model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 @case("index: names ../x")
-def _(place: Place) -> None:
-    put_index(place, f"../{place.side.name}/{WEIGHTS}")
+def _(workspace: Workspace) -> None:
+    put_index(workspace, f"../{workspace.side.name}/{WEIGHTS}")
 
 
 @case("index: names an absolute path")
-def _(place: Place) -> None:
-    put_index(place, str(place.side / WEIGHTS))
+def _(workspace: Workspace) -> None:
+    put_index(workspace, str(workspace.side / WEIGHTS))
 
 
 @case("index: names a file that is missing")
-def _(place: Place) -> None:
-    put_index(place, "model-00001-of-00001.safetensors")
+def _(workspace: Workspace) -> None:
+    put_index(workspace, "model-00001-of-00001.safetensors")
 
 
-def put_config(place: Place, **values: Any) -> None:
+def put_config(workspace: Workspace, **values: Any) -> None:
     """Change values in config.json."""
-    file = place.model / "config.json"
+    file = workspace.model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @case("config: hidden_size 2**40")
-def _(place: Place) -> None:
-    put_config(place, hidden_size=2**40)
+def _(workspace: Workspace) -> None:
+    put_config(workspace, hidden_size=2**40)
 
 
 @case("config: -1 layers")
-def _(place: Place) -> None:
-    put_config(place, num_hidden_layers=-1)
+def _(workspace: Workspace) -> None:
+    put_config(workspace, num_hidden_layers=-1)
 
 
 @case("config: vocab_size of another model")
-def _(place: Place) -> None:
-    put_config(place, vocab_size=10**9)
+def _(workspace: Workspace) -> None:
+    put_config(workspace, vocab_size=10**9)
 
 
 @case("config: 100 000 brackets")
-def _(place: Place) -> None:
-    (place.model / "config.json").write_text("[" * 100_000)
+def _(workspace: Workspace) -> None:
+    (workspace.model / "config.json").write_text("[" * 100_000)
 
 
 @case("config: of another kind of model")
-def _(place: Place) -> None:
-    put_config(place, model_type="llama")
+def _(workspace: Workspace) -> None:
+    put_config(workspace, model_type="llama")
 
 
-def put_value(place: Place, value: float) -> None:
+def put_value(workspace: Workspace, value: float) -> None:
     """Write a value into a weight of the decoder."""
-    tensors = load_file(place.model / WEIGHTS)
+    tensors = load_file(workspace.model / WEIGHTS)
     name = next(name for name in sorted(tensors) if name.endswith("mlp.up_proj.weight"))
     tensors[name][1, 2] = value
-    save_file(tensors, place.model / WEIGHTS, {"format": "pt"})
+    save_file(tensors, workspace.model / WEIGHTS, {"format": "pt"})
 
 
 @case("weights: NaN")
-def _(place: Place) -> None:
-    put_value(place, torch.nan)
+def _(workspace: Workspace) -> None:
+    put_value(workspace, torch.nan)
 
 
 @case("weights: infinity")
-def _(place: Place) -> None:
-    put_value(place, torch.inf)
+def _(workspace: Workspace) -> None:
+    put_value(workspace, torch.inf)
 
 
 @case("tokenizer: no image tokens")
-def _(place: Place) -> None:
-    for file in place.model.glob("*token*.json"):
+def _(workspace: Workspace) -> None:
+    for file in workspace.model.glob("*token*.json"):
         file.write_text(file.read_text().replace("<|image_pad|>", "<|other_pad|>"))
 
 
 @case("tokenizer: cut off")
-def _(place: Place) -> None:
-    file = place.model / "tokenizer.json"
+def _(workspace: Workspace) -> None:
+    file = workspace.model / "tokenizer.json"
     file.write_text(file.read_text()[:5000])
 
 
 @case("tokenizer: missing")
-def _(place: Place) -> None:
-    (place.model / "tokenizer.json").unlink()
+def _(workspace: Workspace) -> None:
+    (workspace.model / "tokenizer.json").unlink()
 
 
-def samples_of(place: Place, *images: bytes | str) -> list[str]:
+def samples_of(workspace: Workspace, *images: bytes | str) -> list[str]:
     """Write a file of samples with images."""
     lines = []
     for number, image in enumerate(images):
         shown = image
         if isinstance(image, bytes):
             shown = f"{number}.img"
-            (place.side / shown).write_bytes(image)
+            (workspace.side / shown).write_bytes(image)
         sample = {"image": shown, "question": "What is this?", "answer": "A picture."}
         lines.append(json.dumps(sample) + "\n")
-    file = place.side / "samples.jsonl"
+    file = workspace.side / "samples.jsonl"
     file.write_text("".join(lines))
     return ["--calib", str(file), "--calib-samples", str(len(images))]
 
 
-def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+def encode_image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     """Write a small image."""
     file = io.BytesIO()
     Image.new(mode, (60, 40), 5).save(file, kind, **options)
@@ -245,7 +245,7 @@ def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 
 
 @case("picture: a bomb of 60000 x 60000")
-def _(place: Place) -> list[str]:
+def _(workspace: Workspace) -> list[str]:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -253,99 +253,99 @@ def _(place: Place) -> list[str]:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     rows = chunk(b"IDAT", zlib.compress(bytes(10**6)))
-    return samples_of(place, b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b""))
+    return samples_of(workspace, b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b""))
 
 
 @case("picture: cut off")
-def _(place: Place) -> list[str]:
-    return samples_of(place, picture("JPEG")[:300])
+def _(workspace: Workspace) -> list[str]:
+    return samples_of(workspace, encode_image("JPEG")[:300])
 
 
 @case("picture: no picture at all")
-def _(place: Place) -> list[str]:
-    return samples_of(place, b"<svg/>")
+def _(workspace: Workspace) -> list[str]:
+    return samples_of(workspace, b"<svg/>")
 
 
 @case("picture: missing")
-def _(place: Place) -> list[str]:
-    return samples_of(place, "nowhere.png")
+def _(workspace: Workspace) -> list[str]:
+    return samples_of(workspace, "nowhere.png")
 
 
 @case("picture: base64 that is none")
-def _(place: Place) -> list[str]:
-    text = base64.b64encode(picture("PNG")).decode()
-    return samples_of(place, "data:image/png;base64," + text[:-9] + "!!!")
+def _(workspace: Workspace) -> list[str]:
+    text = base64.b64encode(encode_image("PNG")).decode()
+    return samples_of(workspace, "data:image/png;base64," + text[:-9] + "!!!")
 
 
 @case("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
-def _(place: Place) -> list[str]:
+def _(workspace: Workspace) -> list[str]:
     frames = [Image.new("P", (60, 40), colour) for colour in (1, 2)]
     animated = io.BytesIO()
     frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
     kinds = [
-        picture("JPEG", "CMYK"),
-        picture("PNG", "I;16"),
+        encode_image("JPEG", "CMYK"),
+        encode_image("PNG", "I;16"),
         animated.getvalue(),
-        picture("PNG", "P"),
-        picture("PNG", "LA"),
+        encode_image("PNG", "P"),
+        encode_image("PNG", "LA"),
     ]
-    return samples_of(place, *kinds)
+    return samples_of(workspace, *kinds)
 
 
-TAKEN.add("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
+ACCEPTED.add("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
 
 
 @case("samples: a line that is no JSON")
-def _(place: Place) -> list[str]:
-    given = samples_of(place, picture("PNG"))
-    file = place.side / "samples.jsonl"
+def _(workspace: Workspace) -> list[str]:
+    arguments = samples_of(workspace, encode_image("PNG"))
+    file = workspace.side / "samples.jsonl"
     file.write_text(file.read_text() + "{oops\n")
-    return given
+    return arguments
 
 
 @case("samples: none in the file")
-def _(place: Place) -> list[str]:
-    return samples_of(place)[:2]
+def _(workspace: Workspace) -> list[str]:
+    return samples_of(workspace)[:2]
 
 
 @case("recipe: unknown key")
-def _(place: Place) -> list[str]:
-    file = place.side / "recipe.toml"
+def _(workspace: Workspace) -> list[str]:
+    file = workspace.side / "recipe.toml"
     file.write_text('[[step]]\nmethod = "gptq"\nbits = 4\ngroup_sise = 128\n')
     return ["--recipe", str(file)]
 
 
 @case("recipe: no TOML")
-def _(place: Place) -> list[str]:
-    file = place.side / "recipe.toml"
+def _(workspace: Workspace) -> list[str]:
+    file = workspace.side / "recipe.toml"
     file.write_text("{" * 1000)
     return ["--recipe", str(file)]
 
 
 @case("output: a file")
-def _(place: Place) -> None:
-    place.out.write_text("mine")
+def _(workspace: Workspace) -> None:
+    workspace.out.write_text("mine")
 
 
 @case("output: a folder of something else")
-def _(place: Place) -> None:
-    place.out.mkdir()
-    (place.out / "thesis.txt").write_text("mine")
+def _(workspace: Workspace) -> None:
+    workspace.out.mkdir()
+    (workspace.out / "thesis.txt").write_text("mine")
 
 
 @case("output: where nothing can be written")
-def _(place: Place) -> list[str]:
+def _(workspace: Workspace) -> list[str]:
     return ["--out", "/proc/vlpress/out"]
 
 
 @case("output: the disk is full")
-def _(place: Place) -> None:
+def _(workspace: Workspace) -> None:
     FULL.add("output: the disk is full")
 
 
 @case("output: in use by another run")
-def _(place: Place) -> None:
-    place.out.with_name("locked").touch()
+def _(workspace: Workspace) -> None:
+    workspace.out.with_name("locked").touch()
 
 
 def main() -> None:
@@ -375,36 +375,44 @@ def parse() -> argparse.Namespace:
 
 def attempt(name: str, setup: Setup, folder: Path) -> dict[str, Any]:
     """Set up a case, run the command, and check its exit code, output and input."""
-    place = Place(folder / "model", folder / "side", folder / "out")
-    shutil.copytree(resolve_model("tiny"), place.model)
-    place.side.mkdir()
-    more = setup(place) or []
-    before = state(folder), digest_folder(place.model)
-    held = place.out.with_name("locked").exists()
+    workspace = Workspace(folder / "model", folder / "side", folder / "out")
+    shutil.copytree(resolve_model("tiny"), workspace.model)
+    workspace.side.mkdir()
+    more = setup(workspace) or []
+    before = state(folder), digest_folder(workspace.model)
+    held = workspace.out.with_name("locked").exists()
     if held:
-        with sole_use(place.out):
-            done = run(place, more, full=name in FULL)
+        with sole_use(workspace.out):
+            done = run(workspace, more, full=name in FULL)
     else:
-        done = run(place, more, full=name in FULL)
+        done = run(workspace, more, full=name in FULL)
     lines = done.stderr.strip().splitlines()
-    untouched = digest_folder(place.model) == before[1]
-    if name in TAKEN:
+    untouched = digest_folder(workspace.model) == before[1]
+    if name in ACCEPTED:
         ok = done.returncode == 0 and untouched
     else:
-        kept = all(state(folder).get(path) == data for path, data in before[0].items())
+        unchanged = all(state(folder).get(path) == data for path, data in before[0].items())
         new = sorted(set(state(folder)) - set(before[0]) - {".out.vlpress-lock"})
-        half = [path for path in new if not path.startswith(".out.vlpress-work")]
-        ok = done.returncode == 2 and untouched and kept and not half
+        partial = [path for path in new if not path.startswith(".out.vlpress-work")]
+        ok = done.returncode == 2 and untouched and unchanged and not partial
         ok = ok and lines[-1].startswith("vlpress: error: ") and "Traceback" not in done.stderr
-    said = lines[-1].removeprefix("vlpress: error: ").replace(str(folder), "…") if lines else ""
-    return {"case": name, "code": done.returncode, "said": said, "ok": ok}
+    message = lines[-1].removeprefix("vlpress: error: ").replace(str(folder), "…") if lines else ""
+    return {"case": name, "code": done.returncode, "said": message, "ok": ok}
 
 
-def run(place: Place, more: list[str], *, full: bool) -> subprocess.CompletedProcess[str]:
+def run(workspace: Workspace, more: list[str], *, full: bool) -> subprocess.CompletedProcess[str]:
     """Run `vlpress quantize` on the model."""
-    given = [str(place.model), "--out", str(place.out), "--calib-samples", "2", "--device", "cpu"]
+    arguments = [
+        str(workspace.model),
+        "--out",
+        str(workspace.out),
+        "--calib-samples",
+        "2",
+        "--device",
+        "cpu",
+    ]
     return subprocess.run(
-        [sys.executable, "-m", "vlpress", "quantize", *given, "--json", *more],
+        [sys.executable, "-m", "vlpress", "quantize", *arguments, "--json", *more],
         capture_output=True,
         text=True,
         check=False,

@@ -50,18 +50,18 @@ def main() -> None:
             for busy in options.busy:
                 for name, policy in [(n, p) for n in models for p in POLICIES]:
                     with busy_processes(busy):
-                        seconds, said = evaluate(models[name], POLICIES[policy], options.timeout)
+                        seconds, texts = evaluate(models[name], POLICIES[policy], options.timeout)
                     cells.setdefault((name, busy, policy), []).append(seconds)
-                    answers[name].add(said)
+                    answers[name].add(texts)
                     print(f"{name}, {busy} busy, {policy}: {seconds:.1f} s", flush=True)
         layers = {
             (busy, policy): kernels(busy, POLICIES[policy], options.timeout)
             for busy in options.busy
             for policy in POLICIES
         }
-    for name, said in answers.items():
-        answered = said - {""}
-        if len(answered) > 1:
+    for name, texts in answers.items():
+        complete = texts - {""}
+        if len(complete) > 1:
             sys.exit(f"{name}: answers differ between the runs")
     results = provenance() | {
         "repeats": options.repeats,
@@ -71,7 +71,8 @@ def main() -> None:
             for (m, b, p), s in cells.items()
         ],
         "layers": [
-            {"busy": b, "policy": p, "milliseconds": found} for (b, p), found in layers.items()
+            {"busy": b, "policy": p, "milliseconds": milliseconds}
+            for (b, p), milliseconds in layers.items()
         ],
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def simulate(
     """Share of trials in which each method's lower bound is at or below the true difference."""
     rng = np.random.default_rng(0)
     right = dict.fromkeys(METHODS, 0)
-    names = [place // 2 for place in range(2 * clusters)]
+    names = [unit // 2 for unit in range(2 * clusters)]
     for _ in range(trials):
         values = draw(rng, clusters, discordance, delta, alike)
         flat: list[int] = values.ravel().tolist()

@@ -43,12 +43,12 @@ def main() -> None:
     folder = resolve_model(options.model)
     task = noise_sample(open_task(BENCHMARK), options.items // 4)
     loop = transformers_loop(folder, options.dtype)
-    ours = runner(folder, options.dtype, options.batch_size)
+    batched = runner(folder, options.dtype, options.batch_size)
     rows = []
     for _ in range(options.repeats):
         # In turns, so that both run under the same load of the machine.
-        rows.append([timed(loop, task), timed(ours, task)])
-    (_, said), (_, told) = rows[0]
+        rows.append([timed(loop, task), timed(batched, task)])
+    (_, loop_answers), (_, runner_answers) = rows[0]
     seconds = [median(row[side][0] for row in rows) for side in (0, 1)]
     results = provenance() | {
         "model": options.model,
@@ -59,8 +59,12 @@ def main() -> None:
         "loop_seconds": [row[0][0] for row in rows],
         "runner_seconds": [row[1][0] for row in rows],
         "times_as_fast": seconds[0] / seconds[1],
-        "same_answers": sum(said[key] == told[key] for key in said) / len(said),
-        "scores": {"loop": task.score(said).percent, "runner": task.score(told).percent},
+        "same_answers": sum(loop_answers[key] == runner_answers[key] for key in loop_answers)
+        / len(loop_answers),
+        "scores": {
+            "loop": task.score(loop_answers).percent,
+            "runner": task.score(runner_answers).percent,
+        },
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "eval_speed.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -84,8 +88,8 @@ def parse() -> argparse.Namespace:
 def timed(answer: Callable[[Task], Answers], task: Task) -> tuple[float, Answers]:
     """Seconds and answers of one pass."""
     started = time.perf_counter()
-    found = answer(task)
-    return time.perf_counter() - started, found
+    answers = answer(task)
+    return time.perf_counter() - started, answers
 
 
 def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answers]:
@@ -97,8 +101,8 @@ def runner(folder: Path, dtype: str, batch_size: int) -> Callable[[Task], Answer
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "predictions.jsonl"
             responder = ModelResponder(FeatureCache(model, processor))
-            found = answer_task(task, responder, path, {}, batch_size=batch_size)
-        return {key: prediction.prediction for key, prediction in found.items()}
+            predictions = answer_task(task, responder, path, {}, batch_size=batch_size)
+        return {key: prediction.prediction for key, prediction in predictions.items()}
 
     return answer
 

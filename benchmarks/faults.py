@@ -66,7 +66,7 @@ def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[st
     started = time.monotonic()
     subprocess.run(command(verb, folder / verb), check=True, capture_output=True)
     usual = time.monotonic() - started
-    wanted = contents(folder / verb)
+    expected = contents(folder / verb)
     done = {"kills": 0, "too_late": 0, "jobs": 0, "identical": 0, "seconds": usual}
     while done["kills"] < kills:
         out = folder / f"{verb}-killed"
@@ -79,7 +79,7 @@ def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[st
                 break
         subprocess.run(command(verb, out), check=True, capture_output=True)
         done["jobs"] += 1
-        done["identical"] += contents(out) == wanted
+        done["identical"] += contents(out) == expected
         leftover = [path.name for path in folder.iterdir() if path.name.startswith(".")]
         if leftover:
             sys.exit(f"{leftover[0]} was left behind")
@@ -89,8 +89,8 @@ def torment(verb: str, folder: Path, kills: int, draw: random.Random) -> dict[st
 
 def command(verb: str, out: Path) -> list[str]:
     """Command line of a job on the built-in model."""
-    given = ["tiny", "--out", str(out), "--device", "cpu", "--json", *JOBS[verb]]
-    return [sys.executable, "-m", "vlpress", verb, *given]
+    arguments = ["tiny", "--out", str(out), "--device", "cpu", "--json", *JOBS[verb]]
+    return [sys.executable, "-m", "vlpress", verb, *arguments]
 
 
 def kill(arguments: list[str], after: float) -> bool:

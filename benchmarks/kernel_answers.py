@@ -82,15 +82,15 @@ def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[
         integer = any(step.scheme.activations != "none" for step in recipe.steps)
         reference = load(checkpoint, "reference", "bf16")
         answers = answer(reference, processor, task, Path(scratch))
-        some = task.items[:: max(1, len(task.items) // read)]
+        sample = task.items[:: max(1, len(task.items) // read)]
 
         def force(model: QwenVL) -> list[ForcedAnswer]:
             features = FeatureCache(model, processor)
-            found: list[ForcedAnswer] = []
-            for start in range(0, len(some), BATCH):
-                part = some[start : start + BATCH]
-                found += read_answers(features, part, [answers[item.id] for item in part])
-            return found
+            forced: list[ForcedAnswer] = []
+            for start in range(0, len(sample), BATCH):
+                batch = sample[start : start + BATCH]
+                forced += read_answers(features, batch, [answers[item.id] for item in batch])
+            return forced
 
         base = force(reference)
         exact = force(load(checkpoint, "reference", "fp32"))
@@ -99,16 +99,19 @@ def measure(name: str, processor: Processor, task: Task, read: int) -> Iterator[
             if isinstance(library.find_kernels(kernel), str):
                 continue
             model = load(checkpoint, kernel, "bf16")
-            said = answer(model, processor, task, Path(scratch))
-            unlike = sum(said[key].prediction != found.prediction for key, found in answers.items())
-            read_by_it = force(model)
-            kl, from_exact = (mean_divergence(left, read_by_it) for left in (base, exact))
-            same = 1 - unlike / len(answers)
+            candidate_answers = answer(model, processor, task, Path(scratch))
+            different = sum(
+                candidate_answers[key].prediction != reference_answer.prediction
+                for key, reference_answer in answers.items()
+            )
+            candidate = force(model)
+            kl, from_exact = (mean_divergence(left, candidate) for left in (base, exact))
+            same = 1 - different / len(answers)
             yield {
                 "recipe": name,
                 "kernel": kernel,
                 "same": same,
-                "unlike": unlike,
+                "unlike": different,
                 "kl_mean": kl,
                 "kl_from_fp32": from_exact,
                 "noise": noise,
@@ -139,8 +142,8 @@ def answer(
     path = scratch / "answers.jsonl"
     path.unlink(missing_ok=True)
     responder = ModelResponder(FeatureCache(model, processor))
-    found: Mapping[str, Prediction] = answer_task(task, responder, path, {}, batch_size=BATCH)
-    return found
+    predictions: Mapping[str, Prediction] = answer_task(task, responder, path, {}, batch_size=BATCH)
+    return predictions
 
 
 def mean_divergence(base: list[ForcedAnswer], candidate: list[ForcedAnswer]) -> float:

@@ -61,29 +61,32 @@ def parse() -> argparse.Namespace:
 
 def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Targets and measured ratios, the worst over shapes and rows."""
-    rows = {(shape(r), r["rows"], r["kind"]): r for r in results["rows"]}
+    measurements = {(shape(r), r["rows"], r["kind"]): r for r in results["rows"]}
     shapes = dict.fromkeys(shape(r) for r in results["rows"])
-    found = []
+    rows = []
     for kind, beside, counts, least in TARGETS:
         pairs = [
-            (rows[s, m, beside], rows[s, m, kind])
+            (measurements[s, m, beside], measurements[s, m, kind])
             for s in shapes
             for m in counts
-            if (s, m, kind) in rows
+            if (s, m, kind) in measurements
         ]
         if pairs:
             measured = [m for m in counts if any(row["rows"] == m for row in results["rows"])]
             where = "1 row" if counts == (1,) else f"{', '.join(map(str, measured))} rows"
-            ratio = min(other["seconds"] / ours["seconds"] for other, ours in pairs)
+            ratio = min(other["seconds"] / layer["seconds"] for other, layer in pairs)
             row = target(f"{kind} beside {beside}, {where}", least, ratio)
             if counts == (1,):
-                row["at_bandwidth"] = min(other["seconds"] / reading(ours) for other, ours in pairs)
-            found.append(row)
+                row["at_bandwidth"] = min(
+                    other["seconds"] / reading(layer) for other, layer in pairs
+                )
+            rows.append(row)
     for kind, least in BANDWIDTH:
-        shares = [rows[s, 1, kind]["bandwidth_share"] for s in shapes if (s, 1, kind) in rows]
+        layers = [measurements[s, 1, kind] for s in shapes if (s, 1, kind) in measurements]
+        shares = [layer["bandwidth_share"] for layer in layers]
         if shares:
-            found.append(target(f"{kind}, 1 row: share of read bandwidth", least, min(shares)))
-    return found
+            rows.append(target(f"{kind}, 1 row: share of read bandwidth", least, min(shares)))
+    return rows
 
 
 def reading(row: Mapping[str, Any]) -> float:
@@ -96,9 +99,9 @@ def shape(row: Mapping[str, Any]) -> tuple[int, int]:
     return row["in_features"], row["out_features"]
 
 
-def target(what: str, least: float, found: float) -> dict[str, Any]:
+def target(what: str, least: float, ratio: float) -> dict[str, Any]:
     """One line of the second table."""
-    return {"what": what, "least": least, "found": found, "met": found >= least}
+    return {"what": what, "least": least, "found": ratio, "met": ratio >= least}
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -114,12 +117,12 @@ def markdown(results: Mapping[str, Any]) -> str:
         for row in results["targets"]
     ]
     head = ["", "at least", "smallest found", "met", "at the speed of memory"]
-    wanted = tabulate(body, head, tablefmt="github")
+    table = tabulate(body, head, tablefmt="github")
     return (
         f"# Quantized layers\n\n{describe(dict(results))}\n\n"
         "Median of interleaved rounds, weights cycled through 512 MiB of distinct copies. "
         "torch int8 is the product of integers alone; the others include everything.\n\n"
-        f"{wanted}\n\n```\n{kernels_table(results)}\n```\n"
+        f"{table}\n\n```\n{kernels_table(results)}\n```\n"
     )
 
 

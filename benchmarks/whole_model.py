@@ -35,14 +35,14 @@ LLAMA = HERE / "peers" / "llamacpp.py"
 PYTHON = ROOT / ".interop" / "llama-cpp-python" / "bin" / "python"
 RECIPE = "w4a16-rtn"
 # vlpress: checkpoint and options of `vlpress bench model`. llama.cpp: type and head.
-OURS = {
+VLPRESS_RUNS = {
     "bf16": ("bf16", ()),
     "w4a16": ("w4a16", ()),
     "w4a16, head w8a16": ("w4a16", ("--head", "w8a16")),
     "w4a8": ("w4a16", ("--activations", "int8")),
     "w4a8, head w8a16": ("w4a16", ("--activations", "int8", "--head", "w8a16")),
 }
-THEIRS = {
+LLAMACPP_RUNS = {
     "llama.cpp bf16": ("bf16", "bf16"),
     "llama.cpp q4_0": ("q4_0", "bf16"),
     "llama.cpp q4_0, head q8_0": ("q4_0", "q8_0"),
@@ -84,14 +84,16 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     folders = write_vlpress(options.work, options.layers)
     files = write_llamacpp(options.work, folders["bf16"], options.threads)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*OURS, *THEIRS)}
+    runs_by_name: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in (*VLPRESS_RUNS, *LLAMACPP_RUNS)
+    }
     for _ in range(options.rounds):
-        for name, (folder, extra) in OURS.items():
-            found[name].append(time_vlpress(folders[folder], extra, options.threads))
-        for name in THEIRS:
-            found[name].append(time_llamacpp(files[name], options.threads))
+        for name, (folder, extra) in VLPRESS_RUNS.items():
+            runs_by_name[name].append(time_vlpress(folders[folder], extra, options.threads))
+        for name in LLAMACPP_RUNS:
+            runs_by_name[name].append(time_llamacpp(files[name], options.threads))
     sizes = weights_of(folders["bf16"])
-    rows = {name: middle(runs) | read_of(name, sizes) for name, runs in found.items()}
+    rows = {name: middle(runs) | read_of(name, sizes) for name, runs in runs_by_name.items()}
     results = provenance() | {"layers": options.layers, "rounds": options.rounds, "rows": rows}
     results["targets"] = targets(rows)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -128,12 +130,12 @@ def write_vlpress(work: Path, layers: int) -> dict[str, Path]:
 def write_llamacpp(work: Path, source: Path, threads: int) -> dict[str, Path]:
     """Write the same weights as GGUF, unless a previous run did."""
     files = {}
-    for name, (kind, head) in THEIRS.items():
+    for name, (kind, head) in LLAMACPP_RUNS.items():
         files[name] = work / f"{source.name}-{kind}-{head}.gguf"
         if not files[name].is_file():
             partial = files[name].with_suffix(".partial")
-            wanted = ["--type", kind, "--head", head, "--threads", str(threads)]
-            run([str(PYTHON), str(LLAMA), "write", str(source), str(partial), *wanted])
+            arguments = ["--type", kind, "--head", head, "--threads", str(threads)]
+            run([str(PYTHON), str(LLAMA), "write", str(source), str(partial), *arguments])
             partial.rename(files[name])
     return files
 
@@ -141,16 +143,16 @@ def write_llamacpp(work: Path, source: Path, threads: int) -> dict[str, Path]:
 def time_vlpress(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str, Any]:
     """Run `vlpress bench model` once."""
     text = vlpress("bench", "model", "--model", str(folder), "--json", *extra, threads=threads)
-    found: dict[str, Any] = json.loads(text)
-    layers = found["token_seconds"] - found["head_seconds"]
-    return found | {"model": folder.name, "layer_seconds": layers}
+    speed: dict[str, Any] = json.loads(text)
+    layers = speed["token_seconds"] - speed["head_seconds"]
+    return speed | {"model": folder.name, "layer_seconds": layers}
 
 
 def time_llamacpp(file: Path, threads: int) -> dict[str, Any]:
     """Run llama.cpp once."""
     text = run([str(PYTHON), str(LLAMA), "time", str(file), "--threads", str(threads)])
-    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-    return found
+    speed: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return speed
 
 
 def vlpress(*arguments: str, threads: int | None = None) -> str:
@@ -169,7 +171,7 @@ def run(command: list[str], extra: Mapping[str, str] | None = None) -> str:
 def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The last run, with the medians of all runs as its seconds."""
     keys = [key for key in runs[-1] if key.endswith("_seconds")]
-    return runs[-1] | {key: median(found[key] for found in runs) for key in keys}
+    return runs[-1] | {key: median(run[key] for run in runs) for key in keys}
 
 
 def weights_of(folder: Path) -> tuple[int, int]:
@@ -188,20 +190,20 @@ def read_of(name: str, sizes: tuple[int, int]) -> dict[str, float]:
 
 def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Targets and measured ratios."""
-    found = []
-    for ours, beside, seconds, least in TARGETS:
-        ratio = rows[beside][seconds] / rows[ours][seconds]
-        what = f"{ours} beside {beside}: {NAMES[seconds]}"
+    result = []
+    for name, other, seconds, least in TARGETS:
+        ratio = rows[other][seconds] / rows[name][seconds]
+        what = f"{name} beside {other}: {NAMES[seconds]}"
         row = {"what": what, "least": least, "found": ratio, "met": ratio >= least}
         if seconds == "token_seconds":
-            row["by_bytes"] = rows[beside]["read_bytes"] / rows[ours]["read_bytes"]
-        found.append(row)
-    return found
+            row["by_bytes"] = rows[other]["read_bytes"] / rows[name]["read_bytes"]
+        result.append(row)
+    return result
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Results as Markdown."""
-    wanted = [
+    target_rows = [
         [
             row["what"],
             f"{row['least']:.2f}",
@@ -224,7 +226,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     peer = next(row for row in results["rows"].values() if "system" in row)
     head = ["", "prompt, tokens/s", "answer, tokens/s", "layers, ms/token", "head, ms/token"]
     head += ["GB/token", "GB/s"]
-    wished = ["times as fast", "at least", "found", "met", "if both read equally fast"]
+    target_head = ["times as fast", "at least", "found", "met", "if both read equally fast"]
     speeds = [row["bandwidth"] / 1e9 for row in results["rows"].values() if "bandwidth" in row]
     return (
         f"# A whole model\n\n{describe(dict(results))} llama-cpp-python {peer['version']}.\n\n"
@@ -233,7 +235,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "head is in bf16 unless said otherwise. w4a8: the w4a16 checkpoint with `--activations "
         "int8`, which is what llama.cpp does too. Memory was read at "
         f"{min(speeds):.0f} to {max(speeds):.0f} GB/s between the runs.\n\n"
-        f"{tabulate(wanted, wished, tablefmt='github')}\n\n"
+        f"{tabulate(target_rows, target_head, tablefmt='github')}\n\n"
         f"{tabulate(body, head, tablefmt='github')}\n"
     )
 

@@ -45,7 +45,7 @@ def winner(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     Args:
         rows: rows of one setting, with `validation` and optionally `runoff` from `summarize`.
     """
-    known = list(rows)
-    name = "runoff" if any("runoff" in row for row in known) else "validation"
-    raced = [row for row in known if name in row]
+    candidates = list(rows)
+    name = "runoff" if any("runoff" in row for row in candidates) else "validation"
+    raced = [row for row in candidates if name in row]
     return min(raced, key=lambda row: float(row[name]["kl_mean"]), default=None)

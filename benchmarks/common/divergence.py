@@ -169,7 +169,7 @@ def sample_means(runs: Sequence[Divergence]) -> list[float]:
     return [fmean(values) for values in zip(*(run.means for run in runs), strict=True)]
 
 
-def paired(ours: Sequence[Divergence], theirs: Sequence[Divergence]) -> Interval:
+def paired(left: Sequence[Divergence], right: Sequence[Divergence]) -> Interval:
     """95 % interval of the difference in mean KL over the same samples, vlpress minus peer."""
-    both = zip(sample_means(ours), sample_means(theirs), strict=True)
+    both = zip(sample_means(left), sample_means(right), strict=True)
     return mean_interval([a - b for a, b in both])

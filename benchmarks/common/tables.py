@@ -65,10 +65,10 @@ def other_commits(results: Mapping[str, Any]) -> list[str]:
 def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
     """One line per row, the baseline first."""
     head = ["setting", "method", "KL", "seeds", "p99", "top-1"]
-    head += [f"{NAMES[name]} (n {found['n']})" for name, found in base.items()]
+    head += [f"{NAMES[name]} (n {entry['n']})" for name, entry in base.items()]
     head += ["bits", "fell back"]
     original = ["bf16", "", "", "", "", ""]
-    original += [f"{found['score']:.1f}" for found in base.values()]
+    original += [f"{entry['score']:.1f}" for entry in base.values()]
     body = [[*original, "16", ""]] if base else []
     for row in rows:
         body.append(
@@ -100,15 +100,15 @@ def best(model: Mapping[str, Any]) -> list[str]:
     return [tabulate(body, head, tablefmt="github", disable_numparse=True)]
 
 
-def divergence(found: Mapping[str, Any]) -> list[str]:
+def divergence(summary: Mapping[str, Any]) -> list[str]:
     """Table cells of a summary: mean with interval, range over seeds, p99, top-1."""
-    low, high = found["ci95"]
-    seeds = found["kl_seeds"]
+    low, high = summary["ci95"]
+    seeds = summary["kl_seeds"]
     return [
-        f"{found['kl_mean']:.5f} [{low:.5f}, {high:.5f}]",
+        f"{summary['kl_mean']:.5f} [{low:.5f}, {high:.5f}]",
         f"{min(seeds):.5f}-{max(seeds):.5f}" if len(seeds) > 1 else "",
-        f"{found['kl_p99']:.4f}",
-        f"{100 * found['top1_agreement']:.2f} %",
+        f"{summary['kl_p99']:.4f}",
+        f"{100 * summary['top1_agreement']:.2f} %",
     ]
 
 
@@ -143,12 +143,12 @@ def ablations(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def score(found: Mapping[str, Any] | None) -> str:
+def score(entry: Mapping[str, Any] | None) -> str:
     """Score of a benchmark; empty if the row has none."""
-    if found is None:
+    if entry is None:
         return ""
-    low, high = found["ci95"]
-    return f"{found['candidate']:.1f} [{low:+.1f}, {high:+.1f}]"
+    low, high = entry["ci95"]
+    return f"{entry['candidate']:.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def listed(values: Iterable[object]) -> str:

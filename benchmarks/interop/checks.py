@@ -87,8 +87,8 @@ class Table:
         except Exception as error:  # engines raise arbitrary exceptions, which belong in the table
             traceback.print_exc()
             line = str(error).strip().splitlines()
-            said = line[0] if line else "no message"
-            self.add(format, "loads", f"{type(error).__name__}: {said}", False)
+            message = line[0] if line else "no message"
+            self.add(format, "loads", f"{type(error).__name__}: {message}", False)
 
     def write(self, path: Path) -> None:
         """Write the rows as JSON."""
@@ -156,79 +156,81 @@ def find_layers(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]
     }
 
 
-def compare_checkpoint(folder: Path, theirs: Opened) -> Compared:
+def compare_checkpoint(folder: Path, opened: Opened) -> Compared:
     """Compare layers and logits with those of vlpress for the same folder."""
-    ours = load_quantized(folder, device="cpu", dtype=theirs.dtype)
+    model = load_quantized(folder, device="cpu", dtype=opened.dtype)
     with torch.inference_mode():
-        yield from compare_layers(quantized_layers(ours), theirs)
-        yield compare_logits(ours, theirs, prompts(folder, seed=COMPARISON_SEED))
+        yield from compare_layers(quantized_layers(model), opened)
+        yield compare_logits(model, opened, prompts(folder, seed=COMPARISON_SEED))
 
 
-def compare_layers(ours: Mapping[str, QuantLinear], theirs: Opened) -> Compared:
+def compare_layers(layers: Mapping[str, QuantLinear], opened: Opened) -> Compared:
     """Integers, zero points, scales and one forward pass of every layer."""
-    if odd := sorted(ours.keys() ^ theirs.layers.keys()):
-        where = "here" if odd[0] in ours else "there"
+    if odd := sorted(layers.keys() ^ opened.layers.keys()):
+        where = "here" if odd[0] in layers else "there"
         yield "quantized layers", f"{odd[0]} is quantized only {where}", False
         return
     differing: dict[str, list[str]] = {
         "integers": [],
         "zero points": [],
         "scales bit for bit": [],
-        f"a forward pass of each layer in {_name(theirs.dtype)} bit for bit": [],
+        f"a forward pass of each layer in {_name(opened.dtype)} bit for bit": [],
     }
-    for name, layer in ours.items():
-        same = compare_layer(layer, theirs.layers[name], theirs.dtype)
+    for name, layer in layers.items():
+        same = compare_layer(layer, opened.layers[name], opened.dtype)
         for compared, equal in zip(differing, same, strict=True):
             if not equal:
                 differing[compared].append(name)
     for compared, names in differing.items():
         result = f"differ in {len(names)}, first {names[0]}" if names else "equal"
-        yield compared, f"{len(ours)} layers: {result}", not names
+        yield compared, f"{len(layers)} layers: {result}", not names
 
 
 def compare_layer(
-    ours: QuantLinear, theirs: Any, dtype: torch.dtype
+    layer: QuantLinear, module: Any, dtype: torch.dtype
 ) -> tuple[bool, bool, bool, bool]:
     """Whether integers, zero points, scales and outputs are equal.
 
     Args:
-        ours: layer loaded by vlpress.
-        theirs: an engine's module with buffers `qweight`, `scales` `[G, N]` and `bias` or None.
+        layer: layer loaded by vlpress.
+        module: an engine's module with buffers `qweight`, `scales` `[G, N]` and `bias` or None.
         dtype: dtype of the inputs.
     """
-    weight = ours.quantized()
+    weight = layer.quantized()
     columns = weight.column_groups().long()
     eye = torch.eye(weight.in_features, dtype=dtype)
-    bare = {"scales": torch.ones_like(theirs.scales)}
-    if theirs.bias is not None:
-        bare["bias"] = torch.zeros_like(theirs.bias)
-    zero_points = -functional_call(theirs, {**bare, "qweight": theirs.qweight * 0}, (eye,))
-    integers = functional_call(theirs, bare, (eye,)) + zero_points
+    bare = {"scales": torch.ones_like(module.scales)}
+    if module.bias is not None:
+        bare["bias"] = torch.zeros_like(module.bias)
+    zero_points = -functional_call(module, {**bare, "qweight": module.qweight * 0}, (eye,))
+    integers = functional_call(module, bare, (eye,)) + zero_points
     generator = torch.Generator().manual_seed(weight.in_features)
     x = torch.randn(16, weight.in_features, generator=generator).to(dtype)
     # With the strides of the engines: other strides would sum in another order.
-    wanted = torch.matmul(x, weight.dequantize(dtype).t().contiguous())
-    if ours.bias is not None:
-        wanted = wanted + ours.bias
+    expected = torch.matmul(x, weight.dequantize(dtype).t().contiguous())
+    if layer.bias is not None:
+        expected = expected + layer.bias
     return (
         torch.equal(integers, weight.integers.t().to(dtype)),
         torch.equal(zero_points, weight.zero_points[:, columns].t().to(dtype)),
-        torch.equal(theirs.scales.float(), weight.scales.t()),
-        torch.equal(theirs(x), wanted),
+        torch.equal(module.scales.float(), weight.scales.t()),
+        torch.equal(module(x), expected),
     )
 
 
-def compare_logits(ours: QwenVL, theirs: Opened, asked: Sequence[Prompt]) -> tuple[str, str, bool]:
+def compare_logits(
+    model: QwenVL, opened: Opened, prompts: Sequence[Prompt]
+) -> tuple[str, str, bool]:
     """Largest difference of the logits, relative to the largest logit."""
     worst = 0.0
-    for prompt in asked:
-        wanted = theirs.logits(prompt)
-        difference = (ours([prompt])[0] - wanted).abs().max() / wanted.abs().max()
+    for prompt in prompts:
+        expected = opened.logits(prompt)
+        difference = (model([prompt])[0] - expected).abs().max() / expected.abs().max()
         worst = max(worst, float(difference.nan_to_num(torch.inf)))
     return (
-        f"logits of the model in {_name(theirs.dtype)}",
-        f"{len(asked)} prompts: largest difference {worst:.1e} of the largest logit",
-        worst <= LOGITS_TOLERANCE[theirs.dtype],
+        f"logits of the model in {_name(opened.dtype)}",
+        f"{len(prompts)} prompts: largest difference {worst:.1e} of the largest logit",
+        worst <= LOGITS_TOLERANCE[opened.dtype],
     )
 
 

@@ -33,8 +33,8 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
 
 def answer(model: str | Path) -> str:
     """Answer of a model about the example image."""
-    said = _vlpress("generate", model, "--image", PICTURE, QUESTION)
-    return str(json.loads(said)["answer"])
+    output = _vlpress("generate", model, "--image", PICTURE, QUESTION)
+    return str(json.loads(output)["answer"])
 
 
 def digest(folder: Path) -> str:

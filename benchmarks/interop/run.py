@@ -114,8 +114,8 @@ def make_checkpoints(folder: Path) -> None:
         out = folder / "compressed-tensors" / recipe
         commands.quantize("tiny", commands.example(recipe), "compressed-tensors", out)
     for name, model in (("tiny", "tiny"), ("w4a16", folder / "gptq" / "w4a16")):
-        said = commands.answer(model)
-        (folder / f"answer-{name}.txt").write_text(said, encoding="utf-8")
+        answer = commands.answer(model)
+        (folder / f"answer-{name}.txt").write_text(answer, encoding="utf-8")
 
 
 def rename(source: Path, out: Path) -> None:
@@ -139,19 +139,19 @@ def newer_name(name: str) -> str:
 def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
     """Run the script of one engine and return its rows; a crash is a failed row."""
     print(f"== {engine.name}", flush=True)
-    found = work / f"{engine.name}.json"
-    found.unlink(missing_ok=True)
+    rows_file = work / f"{engine.name}.json"
+    rows_file.unlink(missing_ok=True)
     command = [engine.python, HERE / engine.script, "--made", work / "made"]
-    command += ["--work", work / engine.name, "--out", found]
+    command += ["--work", work / engine.name, "--out", rows_file]
     (work / engine.name).mkdir(parents=True, exist_ok=True)
     # An environment must not import packages of another.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     # Engines write logs into the current folder.
     done = subprocess.run(list(map(str, command)), env=clean, cwd=work / engine.name, check=False)
-    if not found.is_file():
+    if not rows_file.is_file():
         row = {"engine": engine.name, "version": "?", "format": "all", "compared": "runs"}
         return [{**row, "result": f"the script ended with {done.returncode}", "passed": False}]
-    rows: list[dict[str, Any]] = json.loads(found.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = json.loads(rows_file.read_text(encoding="utf-8"))
     return rows
 
 
@@ -175,8 +175,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         rows, lambda row: tuple(row[key] for key in keys)
     ):
         compared = ", ".join(row["compared"] for row in group)
-        said = result if passed else f"**FAILED**: {result}"
-        lines.append([engine, version, form, compared, said])
+        shown = result if passed else f"**FAILED**: {result}"
+        lines.append([engine, version, form, compared, shown])
     head = ["engine", "version", "checkpoint", "compared", "result"]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 

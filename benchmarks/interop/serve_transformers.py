@@ -29,10 +29,10 @@ def load_torchvision() -> None:
             importlib.import_module("torchvision")
             return
         except RuntimeError as error:
-            found = MISSING.search(str(error))
-            if found is None:
+            match = MISSING.search(str(error))
+            if match is None:
                 raise
-            torch.library.define(found[1], "(Tensor dets, Tensor scores, float iou) -> Tensor")
+            torch.library.define(match[1], "(Tensor dets, Tensor scores, float iou) -> Tensor")
     importlib.import_module("torchvision")
 
 

@@ -92,8 +92,8 @@ def quantize(out: Path, config: BaseQuantizeConfig) -> None:
     shutil.rmtree(out, ignore_errors=True)
     source = resolve_model("tiny")
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, torch_dtype=torch.float16)
-    asked = checks.prompts(source, seed=checks.CALIBRATION_SEED, answers=True)
-    examples = [checks.model_inputs(prompt, torch.float16) for prompt in asked]
+    prompts = checks.prompts(source, seed=checks.CALIBRATION_SEED, answers=True)
+    examples = [checks.model_inputs(prompt, torch.float16) for prompt in prompts]
     tool = Qwen25VL(model.eval(), False, config)
     with cpu_as_cuda():
         tool.quantize(examples, cache_examples_on_gpu=False)

@@ -114,10 +114,10 @@ def quantize(out: Path, kind: Kind, settings: dict[str, Any]) -> None:
     """Quantize the built-in model's decoder with GPTQModel."""
     shutil.rmtree(out, ignore_errors=True)
     source = resolve_model("tiny")
-    asked = checks.prompts(source, seed=checks.CALIBRATION_SEED, answers=True)
+    prompts = checks.prompts(source, seed=checks.CALIBRATION_SEED, answers=True)
     config = QuantizeConfig(group_size=128, offload_to_disk=False, device="cpu", **settings)
     model = GPTQModel.load(str(source), config)
-    examples = [checks.model_inputs(prompt) for prompt in asked]
+    examples = [checks.model_inputs(prompt) for prompt in prompts]
     model.quantize(examples, batch_size=1, backend=kind.backend)
     model.save(str(out))
     checks.add_side_files(out)

@@ -40,12 +40,14 @@ def main() -> None:
 def compare_with_library() -> checks.Compared:
     """Compare the logits of the built-in model with transformers' own, for images and a video."""
     folder = resolve_model("tiny")
-    ours = load_model("tiny", device="cpu", dtype="fp32")
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
-    asked = [*checks.prompts(folder, seed=checks.COMPARISON_SEED), video_prompt(folder)]
-    opened = checks.Opened({}, lambda prompt: library_logits(theirs.eval(), prompt))
+    model = load_model("tiny", device="cpu", dtype="fp32")
+    library_model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, torch_dtype=torch.float32
+    )
+    prompts = [*checks.prompts(folder, seed=checks.COMPARISON_SEED), video_prompt(folder)]
+    opened = checks.Opened({}, lambda prompt: library_logits(library_model.eval(), prompt))
     with torch.inference_mode():
-        yield checks.compare_logits(ours, opened, asked)
+        yield checks.compare_logits(model, opened, prompts)
 
 
 def library_logits(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt) -> torch.Tensor:
@@ -67,8 +69,8 @@ def library_logits(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt) ->
 def video_prompt(folder: Path) -> Prompt:
     """A question about a video of synthetic images."""
     samples = load_samples(None, n=checks.PROMPTS, seed=checks.COMPARISON_SEED)
-    pictures = [part["image"] for sample in samples for part in sample.messages[0]["content"][:1]]
-    frames = [picture.resize((112, 84)) for picture in pictures]
+    images = [part["image"] for sample in samples for part in sample.messages[0]["content"][:1]]
+    frames = [image.resize((112, 84)) for image in images]
     content = [
         {"type": "video", "video": frames, "fps": FPS},
         {"type": "text", "text": "What is shown last?"},
@@ -78,9 +80,9 @@ def video_prompt(folder: Path) -> Prompt:
 
 def compare_answer(model: str | Path, stored: Path) -> checks.Compared:
     """Compare `vlpress generate` with the answer from the other environment."""
-    said, wanted = commands.answer(model), stored.read_text(encoding="utf-8")
-    result = f"same answer, {said!r}" if said == wanted else f"{said!r}, not {wanted!r}"
-    yield "vlpress generate", result, said == wanted
+    answer, expected = commands.answer(model), stored.read_text(encoding="utf-8")
+    result = f"same answer, {answer!r}" if answer == expected else f"{answer!r}, not {expected!r}"
+    yield "vlpress generate", result, answer == expected
 
 
 def compare_quantize(made: Path, out: Path) -> checks.Compared:

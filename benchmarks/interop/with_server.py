@@ -133,7 +133,7 @@ class Margins:
         self._questions = questions
         self._model: QwenVL | None = None
 
-    def __call__(self, item_id: str, ours: str, theirs: str) -> float:
+    def __call__(self, item_id: str, local: str, served: str) -> float:
         """Difference of the two logits at the first token that differs, over the largest logit."""
         if self._model is None:
             folder = resolve_model("tiny")
@@ -141,35 +141,35 @@ class Margins:
             self._processor = Processor.from_folder(folder)
             tasks = open_tasks_in(STYLE, self._questions, ModelSettings())
             self._items = {f"{t.name} {item.id}": item for t in tasks for item in t.items}
-        return self._margin(self._model, self._items[item_id], ours, theirs)
+        return self._margin(self._model, self._items[item_id], local, served)
 
     @torch.inference_mode()
-    def _margin(self, model: QwenVL, item: Item, ours: str, theirs: str) -> float:
+    def _margin(self, model: QwenVL, item: Item, local: str, served: str) -> float:
         prompt = self._processor.encode(item.messages)
-        said = self._processor.encode(item.messages, answer=ours)
-        other = self._processor.encode(item.messages, answer=theirs)
-        length = min(len(said), len(other))
-        differs = said.input_ids[:length] != other.input_ids[:length]
-        place = int(differs.nonzero()[0])
-        if place < len(prompt):
+        local_prompt = self._processor.encode(item.messages, answer=local)
+        served_prompt = self._processor.encode(item.messages, answer=served)
+        length = min(len(local_prompt), len(served_prompt))
+        differs = local_prompt.input_ids[:length] != served_prompt.input_ids[:length]
+        position = int(differs.nonzero()[0])
+        if position < len(prompt):
             raise AssertionError("prompts of one item differ")
-        logits = model([said])[0][place - 1]
-        gap = logits[said.input_ids[place]] - logits[other.input_ids[place]]
+        logits = model([local_prompt])[0][position - 1]
+        gap = logits[local_prompt.input_ids[position]] - logits[served_prompt.input_ids[position]]
         return float(gap.abs() / logits.abs().max())
 
 
 def compare_runs(local: StoredRun, served: StoredRun, margins: Any) -> dict[str, dict[str, Any]]:
     """Compare scores, and answers and prompt lengths item by item."""
-    found = {}
+    results = {}
     for name, task in local.tasks.items():
         other = served.tasks[name]
         rows = compare_items(name, task.predictions, other.predictions, margins)
         scores = task.score().percent, other.score().percent
         same_lengths = sum(
-            ours.prompt_tokens == other.predictions[key].prompt_tokens
-            for key, ours in task.predictions.items()
+            prediction.prompt_tokens == other.predictions[key].prompt_tokens
+            for key, prediction in task.predictions.items()
         )
-        found[name] = {
+        results[name] = {
             "items": len(task.items),
             "local": scores[0],
             "served": scores[1],
@@ -180,7 +180,7 @@ def compare_runs(local: StoredRun, served: StoredRun, margins: Any) -> dict[str,
             and same_lengths == len(task.items)
             and all(row["margin"] <= NEAR_TIE for row in rows),
         }
-    return found
+    return results
 
 
 def compare_items(
@@ -193,12 +193,12 @@ def compare_items(
     return [
         {
             "item": key,
-            "local": ours.prediction,
+            "local": prediction.prediction,
             "served": served[key].prediction,
-            "margin": margins(f"{name} {key}", ours.prediction, served[key].prediction),
+            "margin": margins(f"{name} {key}", prediction.prediction, served[key].prediction),
         }
-        for key, ours in local.items()
-        if ours.prediction != served[key].prediction
+        for key, prediction in local.items()
+        if prediction.prediction != served[key].prediction
     ]
 
 

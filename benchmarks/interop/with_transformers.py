@@ -91,17 +91,17 @@ def choose_scales(module: Any) -> None:
 
 def compare(folder: Path, *, dequantize: bool = False) -> checks.Compared:
     """Compare logits and greedy answers to questions about images, in float32."""
-    ours = load_quantized(folder, device="cpu", dtype="fp32")
+    model = load_quantized(folder, device="cpu", dtype="fp32")
     # Without it, version 0.20 expects unpacked zero points and does not find its own.
     options = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-    theirs = AutoModelForImageTextToText.from_pretrained(
+    library_model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, **(options if dequantize else {})
     ).eval()
-    separate_tokens(theirs)
-    asked = checks.prompts(folder, seed=checks.COMPARISON_SEED, number=QUESTIONS)
+    separate_tokens(library_model)
+    prompts = checks.prompts(folder, seed=checks.COMPARISON_SEED, number=QUESTIONS)
     with torch.inference_mode():
-        yield compare_logits(ours, theirs, asked[: checks.PROMPTS])
-        yield compare_answers(ours, theirs, asked, Processor.from_folder(folder).stop_ids)
+        yield compare_logits(model, library_model, prompts[: checks.PROMPTS])
+        yield compare_answers(model, library_model, prompts, Processor.from_folder(folder).stop_ids)
 
 
 def separate_tokens(model: Any) -> None:
@@ -116,38 +116,40 @@ def separate_tokens(model: Any) -> None:
             module.register_forward_hook(lambda _, inputs, output: output[0])
 
 
-def compare_logits(ours: QwenVL, theirs: Any, asked: list[Prompt]) -> tuple[str, str, bool]:
+def compare_logits(
+    model: QwenVL, library_model: Any, prompts: list[Prompt]
+) -> tuple[str, str, bool]:
     """Norm of the difference relative to the norm of the logits, for the worst prompt."""
-    ask = checks.transformers_logits(theirs)
-    wanted = [ask(prompt) for prompt in asked]
+    library_logits = checks.transformers_logits(library_model)
+    expected = [library_logits(prompt) for prompt in prompts]
     errors = [
-        (ours([prompt])[0] - logits).norm() / logits.norm()
-        for prompt, logits in zip(asked, wanted, strict=True)
+        (model([prompt])[0] - logits).norm() / logits.norm()
+        for prompt, logits in zip(prompts, expected, strict=True)
     ]
     worst = float(torch.stack(errors).nan_to_num(torch.inf).max())
     return (
         "logits of the model in float32, by norm",
-        f"{len(asked)} prompts: largest relative difference {worst:.1e}",
+        f"{len(prompts)} prompts: largest relative difference {worst:.1e}",
         worst <= LOGITS_TOLERANCE,
     )
 
 
 def compare_answers(
-    ours: QwenVL, theirs: Any, asked: list[Prompt], stop_ids: frozenset[int]
+    model: QwenVL, library_model: Any, prompts: list[Prompt], stop_ids: frozenset[int]
 ) -> tuple[str, str, bool]:
     """Compare greedy answers, token by token."""
     same = 0
-    for prompt in asked:
-        (said,) = generate(ours, [prompt], max_new_tokens=LONGEST_ANSWER, stop_ids=stop_ids)
-        same += list(said.token_ids) == their_answer(theirs, prompt, stop_ids)
+    for prompt in prompts:
+        (answer,) = generate(model, [prompt], max_new_tokens=LONGEST_ANSWER, stop_ids=stop_ids)
+        same += list(answer.token_ids) == library_answer(library_model, prompt, stop_ids)
     return (
         "greedy answers",
-        f"{same} of {len(asked)} are the same",
-        same >= ANSWERS_WANTED * len(asked),
+        f"{same} of {len(prompts)} are the same",
+        same >= ANSWERS_WANTED * len(prompts),
     )
 
 
-def their_answer(model: Any, prompt: Prompt, stop_ids: frozenset[int]) -> list[int]:
+def library_answer(model: Any, prompt: Prompt, stop_ids: frozenset[int]) -> list[int]:
     """Tokens of the library's answer, without the stop token."""
     inputs = checks.model_inputs(prompt)
     del inputs["position_ids"]  # the library computes the same positions itself
@@ -159,8 +161,8 @@ def their_answer(model: Any, prompt: Prompt, stop_ids: frozenset[int]) -> list[i
         do_sample=False,
         eos_token_id=sorted(stop_ids),
     )
-    said: list[int] = tokens[0, len(prompt) :].tolist()
-    return said[:-1] if said[-1] in stop_ids else said
+    answer: list[int] = tokens[0, len(prompt) :].tolist()
+    return answer[:-1] if answer[-1] in stop_ids else answer
 
 
 if __name__ == "__main__":

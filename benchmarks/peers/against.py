@@ -31,26 +31,26 @@ def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, 
         ours: rows of one model in accuracy.json.
         theirs: rows of the same model in peers.json.
     """
-    known = {(r["setting"], r["method"]): r for r in ours if r["scope"] == "decoder"}
-    found = []
+    rows_by_method = {(r["setting"], r["method"]): r for r in ours if r["scope"] == "decoder"}
+    pairs = []
     for row in theirs:
         key = row["setting"], ALIKE.get(row["method"], "")
-        if key in known:
-            found.append(_pair(row["setting"], known[key], row))
-    return found
+        if key in rows_by_method:
+            pairs.append(_pair(row["setting"], rows_by_method[key], row))
+    return pairs
 
 
 def best(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
     """Best methods of vlpress and of each peer by setting, chosen by `winner`."""
-    found = []
+    pairs = []
     for setting in dict.fromkeys(row["setting"] for row in theirs):
-        mine = winner(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
+        own = winner(r for r in ours if r["setting"] == setting and r["scope"] == "decoder")
         for peer in dict.fromkeys(r["peer"] for r in theirs if r["setting"] == setting):
             other = winner(r for r in theirs if (r["setting"], r["peer"]) == (setting, peer))
-            if mine is not None and other is not None:
-                both = "final" in mine and "final" in other
-                found.append(_pair(setting, mine, other, "final" if both else "held_out"))
-    return found
+            if own is not None and other is not None:
+                both = "final" in own and "final" in other
+                pairs.append(_pair(setting, own, other, "final" if both else "held_out"))
+    return pairs
 
 
 def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[str, Any]:

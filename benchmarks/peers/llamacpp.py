@@ -118,13 +118,13 @@ def write(folder: Path, out: Path) -> None:
 
 def gguf_name(name: str) -> str | None:
     """GGUF's name of a tensor of the checkpoint; None outside the decoder."""
-    known = {
+    names = {
         EMBEDDING: "token_embd.weight",
         HEAD: "output.weight",
         "model.norm.weight": "output_norm.weight",
     }
-    if name in known:
-        return known[name]
+    if name in names:
+        return names[name]
     if not name.startswith("model.layers."):
         return None
     index, _, rest = name.removeprefix("model.layers.").partition(".")

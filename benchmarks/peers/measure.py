@@ -62,10 +62,10 @@ class Ruler:
         measured = {method: self.runs(made, "validation") for method, made in methods.items()}
         close = jobs[0].setting in DRAWINGS
         names = contenders(measured) if close else []
-        found = [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
-        if close and (best := winner(found)) is not None:
+        rows = [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
+        if close and (best := winner(rows)) is not None:
             best["final"] = summarize(self.runs(methods[best["method"]], "final"))
-        return found
+        return rows
 
     def row(self, jobs: Sequence[Job], raced: bool) -> dict[str, Any]:
         """Measure all seeds of a method, with or without a run-off."""
@@ -93,14 +93,14 @@ class Ruler:
             sizes, path = {name: more[name]}, job.out / f"{name}-{STORED}"
         key = {"sizes": sizes, "made_from": job.made_from}
         if path.is_file():
-            found: dict[str, Any] = json.loads(path.read_text())
-            if found.pop("key") == key:
-                return found
+            cell: dict[str, Any] = json.loads(path.read_text())
+            if cell.pop("key") == key:
+                return cell
         model = load_quantized(job.out, device="cpu", dtype="fp32")
-        found = self.judges.measure(model, sizes)
-        path.write_text(json.dumps({**found, "key": key}))
+        cell = self.judges.measure(model, sizes)
+        path.write_text(json.dumps({**cell, "key": key}))
         print(job.model, job.out.name, *sizes, file=sys.stderr, flush=True)
-        return found
+        return cell
 
 
 def _order(job: Job) -> tuple[str, str, str, str, int]:

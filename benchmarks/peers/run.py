@@ -126,10 +126,10 @@ def inputs_of(prompt: Prompt, image_token: int) -> samples.Inputs:
 
 def digest(files: Iterable[Path]) -> str:
     """sha256 of the contents of files."""
-    found = hashlib.sha256()
+    digest_of_files = hashlib.sha256()
     for file in files:
-        found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()
+        digest_of_files.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest_of_files.hexdigest()
 
 
 def all_jobs(options: argparse.Namespace) -> list[Job]:
