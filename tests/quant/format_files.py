@@ -82,8 +82,8 @@ def checkpoint(
 
 def quantization_config(folder: Path) -> dict[str, Any]:
     written: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    found: dict[str, Any] = written["quantization_config"]
-    return found
+    config: dict[str, Any] = written["quantization_config"]
+    return config
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -95,8 +95,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, QuantizedWeight]:
-    found = QuantizedCheckpoint(folder)
-    return {name: found.weight(name) for name in found.schemes}
+    checkpoint = QuantizedCheckpoint(folder)
+    return {name: checkpoint.weight(name) for name in checkpoint.schemes}
 
 
 def same_weights(first: Path, second: Path) -> bool:

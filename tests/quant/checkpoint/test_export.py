@@ -1,4 +1,4 @@
-"""From every format to every other one, and what cannot be said."""
+"""Conversion from every format to every other one, and refusals."""
 
 import json
 import shutil
@@ -197,9 +197,9 @@ class TestForeignCheckpoints:
         tensors[f"{LAYER}.scales"][0, 0] = 1 + 2.0**-10
         save_file(tensors, out / "model.safetensors")
         export(out, tmp_path / "ct", "compressed-tensors")
-        found = all_tensors(tmp_path / "ct")
-        assert found[f"{LAYER}.weight_scale"].dtype == torch.float16
-        assert found["model.layers.1.mlp.down_proj.weight_scale"].dtype == torch.bfloat16
+        tensors = all_tensors(tmp_path / "ct")
+        assert tensors[f"{LAYER}.weight_scale"].dtype == torch.float16
+        assert tensors["model.layers.1.mlp.down_proj.weight_scale"].dtype == torch.bfloat16
         assert same_weights(out, tmp_path / "ct")
 
     def test_scales_that_fp16_does_not_hold(self, tmp_path: Path) -> None:
@@ -219,17 +219,17 @@ class TestForeignCheckpoints:
         shutil.copytree(out, tmp_path / "split")
         index = json.loads((out / "model.safetensors.index.json").read_text())
         files = sorted(set(index["weight_map"].values()))
-        place = index["weight_map"][f"{LAYER}.qweight"]
-        other = next(file for file in files if file != place)
+        file_of_layer = index["weight_map"][f"{LAYER}.qweight"]
+        other = next(file for file in files if file != file_of_layer)
         index["weight_map"][f"{LAYER}.scales"] = other
         tensors = all_tensors(out)
         for file in files:
-            mine = {n: tensors[n] for n, owner in index["weight_map"].items() if owner == file}
-            save_file(mine, tmp_path / "split" / file)
+            shard = {n: tensors[n] for n, owner in index["weight_map"].items() if owner == file}
+            save_file(shard, tmp_path / "split" / file)
         (tmp_path / "split" / "model.safetensors.index.json").write_text(json.dumps(index))
         export(tmp_path / "split", tmp_path / "joined", "gptq")
-        found = json.loads((tmp_path / "joined" / "model.safetensors.index.json").read_text())
-        assert found["weight_map"][f"{LAYER}.scales"] == place
+        joined = json.loads((tmp_path / "joined" / "model.safetensors.index.json").read_text())
+        assert joined["weight_map"][f"{LAYER}.scales"] == file_of_layer
         after = weights_of(tmp_path / "joined")
         assert all(before[name].equals(after[name]) for name in before)
 

@@ -56,7 +56,7 @@ def test_logits_stay_and_ranges_grow(family: str, dtype: torch.dtype, tied: bool
             assert torch.equal(before, after)
     before_ranges, after_ranges = input_ranges(base), input_ranges(scaled)
     grown = {name for name, value in after_ranges.items() if value > 1.5 * before_ranges[name]}
-    # fc2 of Qwen2-VL and mlp.2 of the merger lie behind a curved activation, the head behind the
+    # fc2 of Qwen2-VL and mlp.2 of the merger follow a nonlinear activation, the head behind the
     # final norm: no factor can pass there.
     fixed = ("fc2", "merger.mlp.2", "lm_head")
     expected = {name for name in before_ranges if not name.endswith(fixed)}

@@ -68,11 +68,11 @@ def test_a_tower_that_grew(tmp_path: Path, source_form: dict[str, Any]) -> None:
     assert [padding.after for padding in report.plan.padding] == [128]
     prefix = "model." if source_form else ""
     tensors = all_tensors(out)
-    kept = f"{prefix}visual.blocks.1.mlp"  # config.json has one width for all blocks
-    assert tensors[f"{kept}.gate_proj.weight"].shape == (128, 32)
-    assert tensors[f"{kept}.gate_proj.bias"].shape == (128,)
-    assert tensors[f"{kept}.down_proj.weight"].shape == (32, 128)
-    assert not tensors[f"{kept}.down_proj.weight"][:, 36:].any()
+    float_block = f"{prefix}visual.blocks.1.mlp"  # config.json has one width for all blocks
+    assert tensors[f"{float_block}.gate_proj.weight"].shape == (128, 32)
+    assert tensors[f"{float_block}.gate_proj.bias"].shape == (128,)
+    assert tensors[f"{float_block}.down_proj.weight"].shape == (32, 128)
+    assert not tensors[f"{float_block}.down_proj.weight"][:, 36:].any()
     config = quantization_config(out)
     assert config["format"] == "mixed-precision"
     assert any(entry.startswith(r"re:(.*\.)?visual\.blocks\.(1)\.") for entry in config["ignore"])

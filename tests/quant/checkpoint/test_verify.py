@@ -37,25 +37,25 @@ def test_it_says_what_the_loaded_model_says(tmp_path: Path, family: str, tied: b
     model = load_quantized(out, device="cpu")
     never = {model.config.image_token_id, model.config.video_token_id}
     same = 0
-    for asked in prompts(ModelConfig.from_folder(out)):
-        (wanted,) = generate(
+    for question in prompts(ModelConfig.from_folder(out)):
+        (answer,) = generate(
             model,
-            [asked],
+            [question],
             max_new_tokens=4,
             stop_ids=(),
             sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
         )
-        if not never & set(wanted.token_ids):
-            assert first_tokens(out, asked, 4, device="cpu") == list(wanted.token_ids)
+        if not never & set(answer.token_ids):
+            assert first_tokens(out, question, 4, device="cpu") == list(answer.token_ids)
             same += 1
     assert same >= 2
 
 
 def test_it_ends_where_an_answer_ends(tmp_path: Path) -> None:
     out = written(tmp_path, "qwen2_5_vl", True, EVERYWHERE)
-    asked = prompt(ModelConfig.from_folder(out), [], 5, 0)
-    found = first_tokens(out, asked, 4, device="cpu")
-    assert first_tokens(out, asked, 4, stop_ids=found[:1], device="cpu") == found[:1]
+    question = prompt(ModelConfig.from_folder(out), [], 5, 0)
+    tokens = first_tokens(out, question, 4, device="cpu")
+    assert first_tokens(out, question, 4, stop_ids=tokens[:1], device="cpu") == tokens[:1]
 
 
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, file, {"format": "pt"})
-    asked = prompt(ModelConfig.from_folder(out), [], 5, 0)
+    question = prompt(ModelConfig.from_folder(out), [], 5, 0)
     with pytest.raises(ValueError, match="read back, the checkpoint gives scores that are not fin"):
-        first_tokens(out, asked, 1, device="cpu")
+        first_tokens(out, question, 1, device="cpu")

@@ -31,8 +31,8 @@ def test_the_bytes_are_those_of_the_way_in_memory(tmp_path: Path, name: str, fam
     source = source_of(tmp_path, family, steps=STEPS[name])
     samples = prompts(ModelConfig.from_folder(source))
     streaming = job(source, STEPS[name], samples)
-    found = finish(streaming, tmp_path / "work", tmp_path / "out")
-    assert found == in_memory(source, streaming, tmp_path / "other")
+    written = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert written == in_memory(source, streaming, tmp_path / "other")
 
 
 @pytest.mark.parametrize("weights", ["gradient", "balanced", "token-gradient"])
@@ -40,16 +40,16 @@ def test_tokens_that_count_differently(tmp_path: Path, weights: str) -> None:
     source = source_of(tmp_path)
     samples = prompts(ModelConfig.from_folder(source))
     streaming = job(source, BOTH, samples, calibration={"token_weights": weights})
-    found = finish(streaming, tmp_path / "work", tmp_path / "out")
-    assert found == in_memory(source, streaming, tmp_path / "other")
+    written = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert written == in_memory(source, streaming, tmp_path / "other")
 
 
 def test_a_tower_that_no_sample_reaches_is_rounded(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     samples = [p for p in prompts(ModelConfig.from_folder(source)) if not p.visuals]
     streaming = job(source, [RTN | {"targets": TOWER}, GPTQ], samples)
-    found = finish(streaming, tmp_path / "work", tmp_path / "out")
-    assert found == in_memory(source, streaming, tmp_path / "other")
+    written = finish(streaming, tmp_path / "work", tmp_path / "out")
+    assert written == in_memory(source, streaming, tmp_path / "other")
 
 
 class PowerCutError(Exception):
@@ -83,7 +83,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(
 ) -> None:
     source = source_of(tmp_path)
     samples = prompts(ModelConfig.from_folder(source))
-    wanted = finish(job(source, STEPS[name], samples), tmp_path / "work", tmp_path / "whole")
+    expected = finish(job(source, STEPS[name], samples), tmp_path / "work", tmp_path / "whole")
     for stride in (2, 9):  # the larger the stride, the further each try comes
         work, out, cuts = tmp_path / f"work{stride}", tmp_path / f"out{stride}", 0
         while not out.exists():
@@ -94,7 +94,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(
                 except PowerCutError:
                     cuts += 1
         assert cuts > 1
-        assert contents(out) == wanted
+        assert contents(out) == expected
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -144,12 +144,12 @@ def block_of(name: str) -> str:
     return parts[1] if parts[1] == "merger" else ".".join(parts[:3])
 
 
-@pytest.mark.parametrize(("bad", "said"), [(torch.nan, "NaN"), (-torch.inf, "infinity")])
-def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, said: str) -> None:
+@pytest.mark.parametrize(("bad", "kind"), [(torch.nan, "NaN"), (-torch.inf, "infinity")])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, kind: str) -> None:
     model = small_model(small_config() | {"torch_dtype": "bfloat16"}, dtype=torch.bfloat16)
     name = "model.layers.1.mlp.up_proj.weight"
     model.get_parameter(name).data[3, 5] = bad
     source = write_small_checkpoint(tmp_path / "source", model)
     streaming = job(source, BOTH, prompts(model.config))
-    with pytest.raises(ValueError, match=rf"source: {name} holds {said}; the checkpoint is broken"):
+    with pytest.raises(ValueError, match=rf"source: {name} holds {kind}; the checkpoint is broken"):
         streaming.quantize(Journal(tmp_path / "work"))

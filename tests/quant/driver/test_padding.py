@@ -47,8 +47,8 @@ def largest_difference(a: QwenVL, b: QwenVL) -> float:
     """Relative to the largest logit, over text, images, several images and a video."""
     samples = prompts(a.config)
     with torch.no_grad():
-        found, wanted = torch.cat(a(samples)), torch.cat(b(samples))
-    return float((found - wanted).abs().max() / wanted.abs().max())
+        actual, expected = torch.cat(a(samples)), torch.cat(b(samples))
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def largest_difference(a: QwenVL, b: QwenVL) -> float:
     ],
 )
 def test_published_widths(before: dict[str, int], tp: int, after: int | None) -> None:
-    found = [padding.after for padding in all_paddings(published(**before), tp)]
-    assert (after in found) if after else not set(found) & set(before.values())
+    actual = [padding.after for padding in all_paddings(published(**before), tp)]
+    assert (after in actual) if after else not set(actual) & set(before.values())
     for padding in all_paddings(published(**before), tp):
         assert padding.after % (128 * tp) == 0
         assert 0 < padding.after - padding.before < 128 * tp
@@ -104,10 +104,10 @@ def test_config_keeps_the_source_form(nested: bool) -> None:
     padded = padded_config(config, all_paddings(config))
     assert (padded.vision.intermediate_size, padded.text.intermediate_size) == (128, 256)
     assert config.raw == before
-    wanted = copy.deepcopy(before)
-    wanted["vision_config"]["intermediate_size"] = 128
-    (wanted["text_config"] if nested else wanted)["intermediate_size"] = 256
-    assert padded.raw == wanted
+    expected = copy.deepcopy(before)
+    expected["vision_config"]["intermediate_size"] = 128
+    (expected["text_config"] if nested else expected)["intermediate_size"] = 256
+    assert padded.raw == expected
     assert list(padded.raw) == list(before)
     assert list(padded.raw["vision_config"]) == list(before["vision_config"])
 
@@ -208,15 +208,15 @@ def test_transformers_loads_the_padded_float_model(
     folder = write_checkpoint_folder(tmp_path / "padded", model, naming=naming, tokenizer=False)
     assert largest_difference(load_model(folder, device="cpu"), model) == 0
     class_name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
-    theirs: Any = getattr(transformers, f"{class_name}ForConditionalGeneration")
-    loaded, report = theirs.from_pretrained(folder, dtype="float32", output_loading_info=True)
+    reference: Any = getattr(transformers, f"{class_name}ForConditionalGeneration")
+    loaded, report = reference.from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for prompt in prompts(model.config):
         with torch.no_grad():
-            wanted = original([prompt])[0]
-            found = loaded(
+            expected = original([prompt])[0]
+            actual = loaded(
                 input_ids=prompt.input_ids[None],
                 position_ids=prompt.position_ids[:, None],
                 **visual_inputs(prompt),
             ).logits[0]
-        assert float((found - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+        assert float((actual - expected).abs().max()) <= 1e-4 * float(expected.abs().max())

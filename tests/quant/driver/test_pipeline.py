@@ -58,9 +58,9 @@ def test_first_group_equals_gptq_by_hand() -> None:
             original([sample])
     x = torch.cat([row.reshape(-1, 64) for row in rows])
     expected = gptq(original.get_parameter(f"{name}.weight"), x.t() @ x, QuantScheme(4, 32))
-    found = model.get_submodule(name)
-    assert isinstance(found, QuantLinear)
-    same = (found.quantized().integers == expected.weight.integers).float().mean()
+    layer = model.get_submodule(name)
+    assert isinstance(layer, QuantLinear)
+    same = (layer.quantized().integers == expected.weight.integers).float().mean()
     assert float(same) > 0.99
 
 
@@ -194,8 +194,8 @@ def test_found_token_weights_are_in_the_report() -> None:
         def note(*line: Any, lines: list[tuple[int, int, str]] = lines) -> None:
             lines.append(line)
 
-        wanted = recipe({"token_weights": kind})
-        report = quantize_(small_model(), wanted, samples, on_progress=note)
+        weighted = recipe({"token_weights": kind})
+        report = quantize_(small_model(), weighted, samples, on_progress=note)
         data = report.to_dict()
         assert data["recipe"]["calibration"]["token_weights"] == kind
         assert Recipe.from_dict(data["recipe"]) == report.recipe
@@ -206,8 +206,8 @@ def test_found_token_weights_are_in_the_report() -> None:
     assert used["uniform"] == {"image": 1.0, "text": 1.0}
     assert used["balanced"] == {"image": texts / images, "text": 1.0}
     # Of the float model, before anything was quantized; two blocks share the first one's weight.
-    found = gradient_image_weights(small_model(), samples)
-    assert used["gradient"] == {"image": found["model.layers.0"], "text": 1.0}
+    expected = gradient_image_weights(small_model(), samples)
+    assert used["gradient"] == {"image": expected["model.layers.0"], "text": 1.0}
 
 
 def test_tokens_that_count_nothing_are_left_out() -> None:
@@ -409,9 +409,9 @@ def grown(factor: float) -> QwenVL:
 def test_activations_beyond_float16_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     model = grown(1e6)
     quantize_(model, recipe(), prompts(model.config))
-    said = [record.message for record in caplog.records if "float16" in record.message]
-    assert len(said) == 1
-    assert said[0].startswith("the output of model.layers.0 reaches ")
+    warnings = [record.message for record in caplog.records if "float16" in record.message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the output of model.layers.0 reaches ")
     caplog.clear()
     quantize_(model := grown(1.0), recipe(), prompts(model.config))
     assert not caplog.records

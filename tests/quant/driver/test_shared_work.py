@@ -36,5 +36,5 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
 def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, name: str) -> None:
     source = source_of(tmp_path, steps=STEPS[name])
     streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
-    wanted = finish(streaming, tmp_path / "alone", tmp_path / "one")
-    assert share(streaming, tmp_path / "work", tmp_path / "out", count) == wanted
+    expected = finish(streaming, tmp_path / "alone", tmp_path / "one")
+    assert share(streaming, tmp_path / "work", tmp_path / "out", count) == expected

@@ -34,9 +34,9 @@ def recipe(*steps: dict[str, Any]) -> Recipe:
     return Recipe.from_dict({"name": "test", "step": list(steps)})
 
 
-def transform(model: QwenVL, wanted: Recipe, samples: Sequence[Prompt]) -> BlockTransforms:
+def transform(model: QwenVL, recipe: Recipe, samples: Sequence[Prompt]) -> BlockTransforms:
     """Run only the transforms of a recipe; all layers stay in float."""
-    plan = make_plan(model.config, wanted)
+    plan = make_plan(model.config, recipe)
     transforms = BlockTransforms(model, plan, model.device)
 
     def prepare(view: CalibrationBlock) -> None:
@@ -58,8 +58,8 @@ def logits(model: QwenVL) -> Tensor:
 
 
 def distance(model: QwenVL, reference: QwenVL) -> float:
-    found, wanted = logits(model), logits(reference)
-    return float((found - wanted).norm() / wanted.norm())
+    actual, expected = logits(model), logits(reference)
+    return float((actual - expected).norm() / expected.norm())
 
 
 def with_outliers(seed: int = 0) -> QwenVL:
@@ -81,8 +81,8 @@ def test_the_float_function_stays(family: str, method: str) -> None:
     folded = [report for report in done.reports if report.scales is not None]
     assert len(folded) == (15 if family == "qwen2_vl" else 17) or method == "awq"
     assert len(folded) > 8
-    found, wanted = logits(model), logits(original)
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    actual, expected = logits(model), logits(original)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
     touched = {report.planned.source for report in folded}
     for source in touched:
         name = f"{source}.weight"
@@ -127,7 +127,7 @@ def test_changed_are_the_tensors_that_stay_in_float() -> None:
     quantized |= {f"{block}.mlp.fc1.weight", "model.layers.0.self_attn.o_proj.weight"}
     norms = {f"{block}.{norm}.{leaf}" for norm in ("norm1", "norm2") for leaf in ("weight", "bias")}
     assert norms < done.changed
-    # v_proj is kept; qkv is quantized, but its bias is not.
+    # v_proj stays in float; qkv is quantized, but its bias is not.
     assert {f"model.layers.0.self_attn.v_proj.{leaf}" for leaf in ("weight", "bias")} < done.changed
     assert f"{block}.attn.qkv.bias" in done.changed
     assert different == done.changed | quantized
@@ -228,8 +228,8 @@ def test_awq_foresees_the_error_of_rounding() -> None:
     report = quantize_(model, replace(steps, calibration=calibration), prompts(model.config))
     foreseen = report.transforms[3]
     assert foreseen.planned.linears == ("model.layers.0.mlp.down_proj",)
-    found = next(x for x in report.layers if x.row.name == "model.layers.0.mlp.down_proj")
-    assert found.error == pytest.approx(foreseen.error, rel=1e-3)
+    layer = next(x for x in report.layers if x.row.name == "model.layers.0.mlp.down_proj")
+    assert layer.error == pytest.approx(foreseen.error, rel=1e-3)
 
 
 def test_clipping_searches_the_scales_of_rounded_layers() -> None:
@@ -374,9 +374,9 @@ def divergence(model: QwenVL, reference: QwenVL, samples: Sequence[Prompt]) -> f
     total, count = 0.0, 0
     with torch.no_grad():
         for sample in samples:
-            ours = model([sample])[0].log_softmax(dim=-1)
-            theirs = reference([sample])[0].log_softmax(dim=-1)
-            total += float((theirs.exp() * (theirs - ours)).sum())
+            candidate = model([sample])[0].log_softmax(dim=-1)
+            base = reference([sample])[0].log_softmax(dim=-1)
+            total += float((base.exp() * (base - candidate)).sum())
             count += len(sample)
     return total / count
 
@@ -392,11 +392,11 @@ def test_smoothing_saves_tiny_outliers_from_static_scales() -> None:
 
     calibration, held_out = encode(16, 0), encode(8, 12345)
     reference = open_model("tiny-outliers", device="cpu", dtype="fp32")
-    found = []
+    divergences = []
     rounding = INT8 | {"activations": "static"}
     for steps in ((rounding,), ({"method": "smoothquant", "alpha": 0.7}, rounding)):
         model = open_model("tiny-outliers", device="cpu", dtype="fp32")
         quantize_(model, recipe(*steps), calibration)
-        found.append(divergence(model, reference, held_out))
-    assert found[0] > 0.05
-    assert found[1] < found[0] / 5
+        divergences.append(divergence(model, reference, held_out))
+    assert divergences[0] > 0.05
+    assert divergences[1] < divergences[0] / 5

@@ -1,4 +1,4 @@
-"""Vision tower, merger and head as stages of the same walk as the decoder."""
+"""Vision tower, merger and head as stages of the same pass as the decoder."""
 
 import json
 from collections.abc import Sequence
@@ -76,8 +76,8 @@ def hessian_of(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:
 
 def logits(model: QwenVL, sample: Prompt) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model([sample])[0]
-    return found
+        result: Tensor = model([sample])[0]
+    return result
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
@@ -102,8 +102,8 @@ def test_only_the_tower_changes(
     text, *seeing = samples
     assert torch.equal(logits(model, text), logits(original, text))
     for sample in seeing:
-        wanted = logits(original, sample)
-        assert 0 < float((logits(model, sample) - wanted).norm() / wanted.norm()) < most
+        expected = logits(original, sample)
+        assert 0 < float((logits(model, sample) - expected).norm() / expected.norm()) < most
 
 
 def test_gptq_beats_rounding_on_the_tower(family: str) -> None:
@@ -115,13 +115,13 @@ def test_gptq_beats_rounding_on_the_tower(family: str) -> None:
         model = small_model(family)
         quantize_(model, recipe(tower(method=method, bits=3, group_size=32)), samples)
         with torch.no_grad():
-            found, wanted = (torch.cat(m.encode(visuals)) for m in (model, original))
-        distances[method] = float((found - wanted).norm() / wanted.norm())
+            actual, expected = (torch.cat(m.encode(visuals)) for m in (model, original))
+        distances[method] = float((actual - expected).norm() / expected.norm())
     assert distances["gptq"] < distances["rtn"]
 
 
 def test_hessians_are_those_of_whole_forward_passes(family: str) -> None:
-    """Of tower, merger and decoder, each behind what is already quantized and padded."""
+    """Of tower, merger and decoder, each after quantized and padded blocks."""
     model = small_model(family)
     samples = prompts(model.config)
     steps = tower(bits=4, group_size=32), tower(targets=["model.layers.*"], group_size=32)
@@ -180,7 +180,7 @@ def test_the_decoder_is_calibrated_on_the_quantized_tower(family: str, method: s
     quantize_(model, recipe(eyes, words), samples)
     quantize_(sighted, recipe(eyes), samples)
     name = "model.layers.0.mlp.up_proj"
-    # What the layer reads is behind the attention of its own block, so take that over first.
+    # The layer reads outputs of the attention of its own block, so copy that first.
     for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
         path = f"model.layers.0.self_attn.{part}"
         setattr(sighted.get_submodule("model.layers.0.self_attn"), part, model.get_submodule(path))
@@ -195,23 +195,23 @@ def test_the_decoder_is_calibrated_on_the_quantized_tower(family: str, method: s
 
 
 def test_several_pictures_do_not_meet_in_the_tower(family: str) -> None:
-    """One prompt of three pictures gives the Hessian that three prompts of one give."""
+    """One prompt with three images gives the same Hessian as three prompts with one image."""
     model = small_model(family)
     config = model.config
     together = prompt(config, [(1, 4, 6), (1, 2, 2), (1, 8, 4)], 3, 5)
-    apart = [
+    separate = [
         Prompt(together.input_ids, together.position_ids, (visual,)) for visual in together.visuals
     ]
     specs = [s for s in family_of(config).linears(config) if s.stage in ("vision", "merger")]
 
     def hessians(samples: list[Prompt]) -> list[Tensor]:
-        found: list[Tensor] = []
+        values: list[Tensor] = []
         run_sequential(
-            model, samples, specs, lambda group, hessian, _: found.append(hessian.values)
+            model, samples, specs, lambda group, hessian, _: values.append(hessian.values)
         )
-        return found
+        return values
 
-    for one, three in zip(hessians([together]), hessians(apart), strict=True):
+    for one, three in zip(hessians([together]), hessians(separate), strict=True):
         assert float((one - three).norm() / one.norm()) < 1e-5
 
 
@@ -267,9 +267,9 @@ def test_padded_layers_are_written_and_read_back(
     report = quantize_(model, recipe(step, tp=tp))
     (padding,) = report.plan.padding
     save_quantized(model, report, source, tmp_path / "out", format=format)
-    found = load_quantized(tmp_path / "out", device="cpu")
+    loaded = load_quantized(tmp_path / "out", device="cpu")
     for sample in prompts(config):
-        assert torch.equal(logits(found, sample), logits(model, sample))
+        assert torch.equal(logits(loaded, sample), logits(model, sample))
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert padding.after % (128 * tp) == 0
     if padding.stage == "vision":

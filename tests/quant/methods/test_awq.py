@@ -54,24 +54,26 @@ def test_scales_are_finite_and_follow_only_proportions(size: float) -> None:
 
 def test_beats_rounding_where_few_channels_carry_the_output() -> None:
     x, weights = salient(), [randn(48, 128, seed=1), randn(32, 128, seed=2)]
-    found = awq_scales(weights, x.t() @ x, x.abs().mean(dim=0), INT4)
-    assert 0 < found.ratio <= 1
-    assert found.error < 0.5 * found.rtn_error
+    result = awq_scales(weights, x.t() @ x, x.abs().mean(dim=0), INT4)
+    assert 0 < result.ratio <= 1
+    assert result.error < 0.5 * result.rtn_error
     # The reported error is that of the outputs, with the scales where they will be.
     exact = [x @ weight.t() for weight in weights]
-    outs = [(x / found.scales) @ rtn(w * found.scales, INT4).dequantize().t() for w in weights]
+    outs = [(x / result.scales) @ rtn(w * result.scales, INT4).dequantize().t() for w in weights]
     off = sum(float((a - b).square().sum()) for a, b in zip(outs, exact, strict=True))
-    assert off / sum(float(a.square().sum()) for a in exact) == pytest.approx(found.error, rel=1e-3)
+    assert off / sum(float(a.square().sum()) for a in exact) == pytest.approx(
+        result.error, rel=1e-3
+    )
 
 
 def test_without_scales_is_rounding_and_wins_ties() -> None:
     x, weight = randn(300, 64), torch.ones(16, 64)  # nothing stands out on either side
     plain = rtn(weight, INT4).dequantize()
-    found = awq_scales([weight], x.t() @ x, torch.ones(64), INT4)
-    assert (found.ratio, found.balanced) == (0, False)
-    assert found.scales.tolist() == [1.0] * 64
-    assert found.error == found.rtn_error
-    assert found.error == pytest.approx(relative_error([weight], [plain], x.t() @ x), rel=1e-5)
+    result = awq_scales([weight], x.t() @ x, torch.ones(64), INT4)
+    assert (result.ratio, result.balanced) == (0, False)
+    assert result.scales.tolist() == [1.0] * 64
+    assert result.error == result.rtn_error
+    assert result.error == pytest.approx(relative_error([weight], [plain], x.t() @ x), rel=1e-5)
 
 
 def test_outlying_columns_of_weights_are_balanced() -> None:
@@ -79,32 +81,32 @@ def test_outlying_columns_of_weights_are_balanced() -> None:
     x, weight = randn(400, 128), randn(48, 128, seed=1)
     x[:, [5, 40, 77]] /= 16
     weight[:, [5, 40, 77]] *= 16
-    found = awq_scales([weight], x.t() @ x, x.abs().mean(dim=0), INT4)
-    assert found.balanced
-    assert found.error < 0.2 * found.rtn_error
-    assert float(found.scales[5]) < 0.2 * float(found.scales.median())
+    result = awq_scales([weight], x.t() @ x, x.abs().mean(dim=0), INT4)
+    assert result.balanced
+    assert result.error < 0.2 * result.rtn_error
+    assert float(result.scales[5]) < 0.2 * float(result.scales.median())
 
 
 def test_clipping_is_part_of_the_judgement() -> None:
     x, weight = salient(), randn(48, 128, seed=1)
     hessian, magnitudes = x.t() @ x, x.abs().mean(dim=0)
-    found = awq_scales([weight], hessian, magnitudes, INT4, clip=True)
-    assert found.rtn_error == pytest.approx(
+    result = awq_scales([weight], hessian, magnitudes, INT4, clip=True)
+    assert result.rtn_error == pytest.approx(
         relative_error([weight], [rtn(weight, INT4, hessian).dequantize()], hessian), rel=1e-5
     )
-    scaled = hessian / found.scales / found.scales[:, None]
-    candidate = rtn(weight * found.scales, INT4, scaled).dequantize() / found.scales
-    assert relative_error([weight], [candidate], hessian) == pytest.approx(found.error, rel=1e-5)
-    assert found.error < awq_scales([weight], hessian, magnitudes, INT4).error
+    scaled = hessian / result.scales / result.scales[:, None]
+    candidate = rtn(weight * result.scales, INT4, scaled).dequantize() / result.scales
+    assert relative_error([weight], [candidate], hessian) == pytest.approx(result.error, rel=1e-5)
+    assert result.error < awq_scales([weight], hessian, magnitudes, INT4).error
 
 
 def test_layers_for_a_solver_are_judged_on_positive_scales() -> None:
     x, weight = salient(), randn(48, 128, seed=1)
     hessian, magnitudes = x.t() @ x, x.abs().mean(dim=0)
     for signed in (False, True):
-        found = awq_scales([weight], hessian, magnitudes, INT4, signed=signed)
+        result = awq_scales([weight], hessian, magnitudes, INT4, signed=signed)
         plain = rtn(weight, INT4, signed=signed).dequantize()
-        assert found.rtn_error == pytest.approx(relative_error([weight], [plain], hessian))
+        assert result.rtn_error == pytest.approx(relative_error([weight], [plain], hessian))
 
 
 def test_more_points_never_do_worse() -> None:
@@ -131,12 +133,12 @@ def test_columns_that_carry_one_channel_share_its_scale() -> None:
     x, weight = salient(features=128), randn(16, 128, seed=3)
     index = torch.arange(32).repeat(4)
     means = x.abs().mean(dim=0).reshape(4, 32).mean(dim=0)
-    found = awq_scales([weight], x.t() @ x, means, INT4, index=index)
-    assert found.scales.shape == (32,)
-    spread = found.scales[index]
+    result = awq_scales([weight], x.t() @ x, means, INT4, index=index)
+    assert result.scales.shape == (32,)
+    spread = result.scales[index]
     candidate = rtn(weight * spread, INT4).dequantize() / spread
-    assert relative_error([weight], [candidate], x.t() @ x) == pytest.approx(found.error, rel=1e-5)
-    assert found.error < found.rtn_error
+    assert relative_error([weight], [candidate], x.t() @ x) == pytest.approx(result.error, rel=1e-5)
+    assert result.error < result.rtn_error
 
 
 def test_rejects() -> None:

@@ -7,25 +7,25 @@ from vlpress.quant.methods import blas
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_factor_lies_in_the_place_of_the_matrix(dtype: torch.dtype) -> None:
+def test_factor_replaces_the_matrix(dtype: torch.dtype) -> None:
     root = torch.randn(33, 33, dtype=dtype, generator=torch.Generator().manual_seed(0))
     matrix = root @ root.t() + 33 * torch.eye(33, dtype=dtype)
-    wanted, above = torch.linalg.cholesky(matrix), matrix.triu(1)
+    expected, above = torch.linalg.cholesky(matrix), matrix.triu(1)
     assert blas.factor_(matrix)
-    torch.testing.assert_close(matrix.tril(), wanted)
+    torch.testing.assert_close(matrix.tril(), expected)
     assert matrix.triu(1).equal(above)
 
 
-def test_what_has_no_factor_is_told() -> None:
+def test_an_indefinite_matrix_has_no_factor() -> None:
     assert not blas.factor_(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
 
 
-def test_product_with_the_lower_triangle_is_put_in_the_place_of_the_rows() -> None:
+def test_product_with_the_lower_triangle_replaces_the_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     rows, matrix = torch.randn(5, 20, generator=generator), torch.randn(20, 20, generator=generator)
-    wanted = rows @ matrix.tril()
+    expected = rows @ matrix.tril()
     blas.multiply_lower_(rows, matrix)
-    torch.testing.assert_close(rows, wanted)
+    torch.testing.assert_close(rows, expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (1, 1, 1), (17, 5, 9), (40, 64, 33)])
@@ -34,9 +34,9 @@ def test_transposed_product_of_views(shape: tuple[int, int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(k + 2, m + 3, generator=generator)[2:, 1 : m + 1]
     right = torch.randn(k + 2, n, generator=generator)[2:]
-    found = blas.transposed_product(left, right)
-    assert found.shape == (m, n) and found.is_contiguous()
-    torch.testing.assert_close(found, left.t() @ right)
+    product = blas.transposed_product(left, right)
+    assert product.shape == (m, n) and product.is_contiguous()
+    torch.testing.assert_close(product, left.t() @ right)
 
 
 def test_elsewhere_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def logits(model: QwenVL) -> Tensor:
         return torch.cat(model(prompts(model.config)))
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 CASES = [
@@ -138,16 +138,16 @@ def rescale_small(tensors: dict[str, Tensor], factors: Tensor, **options: object
     return rescale_(tensors, "x", NORM, factors, config, **options)  # type: ignore[arg-type]
 
 
-def test_rounding_of_a_stored_norm_is_made_up_for() -> None:
-    """A norm kept in bf16: dividing by what it became, not by what was wished, keeps the output."""
+def test_rounding_of_a_stored_norm_is_compensated() -> None:
+    """A norm stored in bf16: dividing by its rounded factors keeps the output."""
     stored = {"x.norm.weight": torch.bfloat16}
     base = small(bias=False)
     base["x.norm.weight"] = base["x.norm.weight"].bfloat16().float()
-    wanted, factors = outputs(base), random_factors(6)
+    expected, factors = outputs(base), random_factors(6)
 
-    ours = {name: value.clone() for name, value in base.items()}
-    realized = rescale_small(ours, factors, stored=stored)
-    assert torch.equal(ours["x.norm.weight"], ours["x.norm.weight"].bfloat16().float())
+    rescaled = {name: value.clone() for name, value in base.items()}
+    realized = rescale_small(rescaled, factors, stored=stored)
+    assert torch.equal(rescaled["x.norm.weight"], rescaled["x.norm.weight"].bfloat16().float())
     torch.testing.assert_close(realized, factors, rtol=2**-8, atol=0)
     assert not torch.equal(realized, factors)
 
@@ -155,25 +155,25 @@ def test_rounding_of_a_stored_norm_is_made_up_for() -> None:
     naive["x.norm.weight"] = (naive["x.norm.weight"] * factors).bfloat16().float()
     for name in ("x.a.weight", "x.b.weight"):
         naive[name] /= factors
-    assert distance(outputs(naive), wanted) > 5e-4
-    assert distance(outputs(ours), wanted) < 1e-6
+    assert distance(outputs(naive), expected) > 5e-4
+    assert distance(outputs(rescaled), expected) < 1e-6
 
 
 def test_all_in_half_precision_loses_only_rounding() -> None:
     base = small(torch.bfloat16)
-    ours = {name: value.clone() for name, value in base.items()}
-    rescale_small(ours, random_factors(6))
-    assert all(value.dtype == torch.bfloat16 for value in ours.values())
-    assert distance(outputs(ours), outputs(base)) < 2**-7
+    rescaled = {name: value.clone() for name, value in base.items()}
+    rescale_small(rescaled, random_factors(6))
+    assert all(value.dtype == torch.bfloat16 for value in rescaled.values())
+    assert distance(outputs(rescaled), outputs(base)) < 2**-7
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_powers_of_two_are_exact(dtype: torch.dtype) -> None:
     base = small(dtype)
-    ours = {name: value.clone() for name, value in base.items()}
+    rescaled = {name: value.clone() for name, value in base.items()}
     factors = torch.tensor([1.0, 2.0, 0.25, 16.0, 1.0, 0.5])
-    assert torch.equal(rescale_small(ours, factors), factors)
-    assert torch.equal(outputs(ours), outputs(base))
+    assert torch.equal(rescale_small(rescaled, factors), factors)
+    assert torch.equal(outputs(rescaled), outputs(base))
 
 
 def test_silent_channels_keep_one() -> None:

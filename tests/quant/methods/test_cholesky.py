@@ -17,69 +17,69 @@ def hessian_of(columns: int, seed: int = 0) -> Tensor:
 
 
 def first(hessian: Tensor, order: Tensor, damp_percent: float = 0.01) -> Factor:
-    found = find_factor(hessian, order, torch.zeros(len(order)), damp_percent)
-    assert found is not None
-    return found
+    factor = find_factor(hessian, order, torch.zeros(len(order)), damp_percent)
+    assert factor is not None
+    return factor
 
 
 @pytest.mark.parametrize("columns", [1, 7, 96, COPY_ROWS + 9])
 def test_the_factor_is_that_of_the_matrix_in_the_wanted_order(columns: int) -> None:
     hessian = hessian_of(columns)
-    kept = hessian.clone()
+    unchanged = hessian.clone()
     order = torch.randperm(columns, generator=torch.Generator().manual_seed(2))
-    found = first(hessian, order)
-    assert torch.equal(hessian, kept)
-    lower = found.lower.tril().double()
-    wanted = hessian[order][:, order].double() + torch.diag(found.damping.double())
+    factor = first(hessian, order)
+    assert torch.equal(hessian, unchanged)
+    lower = factor.lower.tril().double()
+    expected = hessian[order][:, order].double() + torch.diag(factor.damping.double())
     torch.testing.assert_close(
-        lower @ lower.t(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.max())
+        lower @ lower.t(), expected, rtol=1e-4, atol=1e-5 * float(expected.max())
     )
     mean = float(hessian.diagonal().mean())
-    assert found.damping.tolist() == pytest.approx([0.01 * mean] * columns)
-    assert found.fraction == 0.01 and found.precision == "float32"
+    assert factor.damping.tolist() == pytest.approx([0.01 * mean] * columns)
+    assert factor.fraction == 0.01 and factor.precision == "float32"
 
 
 def test_energies_are_those_without_damping() -> None:
     hessian, order = hessian_of(80), torch.randperm(80)
     rows = torch.randn(11, 80)
-    wanted = row_energy(rows, hessian)
-    found = first(hessian, order, damp_percent=0.3).energies(rows[:, order])
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.max()))
+    expected = row_energy(rows, hessian)
+    energies = first(hessian, order, damp_percent=0.3).energies(rows[:, order])
+    torch.testing.assert_close(energies, expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
-def test_what_is_missing_is_added_beside_the_damping() -> None:
+def test_missing_diagonals_are_added_to_the_damping() -> None:
     hessian = torch.diag(torch.tensor([4.0, 0.0, 2.0]))
     missing = torch.tensor([0.0, 3.0, 0.0])
-    found = find_factor(hessian, torch.tensor([1, 2, 0]), missing, damp_percent=0.1)
-    assert found is not None
-    assert found.damping.tolist() == pytest.approx([3.3, 0.3, 0.3])  # the mean is 3
-    assert found.lower.diagonal().square().tolist() == pytest.approx([3.3, 2.3, 4.3])
+    factor = find_factor(hessian, torch.tensor([1, 2, 0]), missing, damp_percent=0.1)
+    assert factor is not None
+    assert factor.damping.tolist() == pytest.approx([3.3, 0.3, 0.3])  # the mean is 3
+    assert factor.lower.diagonal().square().tolist() == pytest.approx([3.3, 2.3, 4.3])
 
 
 def test_the_ladder_climbs_until_a_factor_exists() -> None:
     hessian = torch.eye(8)
     hessian[0, 1] = hessian[1, 0] = 1.15  # smallest eigenvalue is -0.15
-    found = find_factor(hessian, torch.arange(8), torch.zeros(8), 0.01)
-    assert found is not None
-    assert found.fraction == pytest.approx(0.2) and found.precision == "float32"
+    factor = find_factor(hessian, torch.arange(8), torch.zeros(8), 0.01)
+    assert factor is not None
+    assert factor.fraction == pytest.approx(0.2) and factor.precision == "float32"
 
 
 def test_float64_is_tried_where_float32_fails() -> None:
     hessian = torch.full((2, 2), 1.0, dtype=torch.float64)
     hessian[0, 0] += 1e-10  # lost in float32, as is damping that is this small
-    found = find_factor(hessian, torch.arange(2), torch.zeros(2), 1e-11)
-    assert found is not None
-    assert found.precision == "float64" and found.fraction <= 1e-11 * LADDER[-1]
+    factor = find_factor(hessian, torch.arange(2), torch.zeros(2), 1e-11)
+    assert factor is not None
+    assert factor.precision == "float64" and factor.fraction <= 1e-11 * LADDER[-1]
 
 
-def test_there_may_be_no_factor() -> None:
+def test_hopeless_hessian_has_no_factor() -> None:
     hessian = torch.eye(4)
     hessian[0, 1] = hessian[1, 0] = 50.0
     assert find_factor(hessian, torch.arange(4), torch.zeros(4), 0.01) is None
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_finite(bad: float) -> None:
+def test_is_finite(bad: float) -> None:
     matrix = torch.full((3, 3), 3e38)
     assert is_finite(matrix)
     matrix[1, 2] = bad
@@ -91,12 +91,12 @@ def test_torchs_routines_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(6, 90)
 
     def both() -> tuple[Tensor, Tensor]:
-        found = first(hessian, order)
-        return found.energies(rows[:, order]), found.lower.tril()
+        factor = first(hessian, order)
+        return factor.energies(rows[:, order]), factor.lower.tril()
 
-    ours = both()
+    lapack_results = both()
     monkeypatch.setattr("vlpress.quant.methods.blas.is_supported", lambda matrix: False)
-    for left, right in zip(ours, both(), strict=True):
+    for left, right in zip(lapack_results, both(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
     bad = torch.eye(4)
     bad[0, 1] = bad[1, 0] = 50.0
@@ -112,6 +112,6 @@ def test_wide_ones_are_factored_by_blocks(monkeypatch: pytest.MonkeyPatch, colum
     monkeypatch.setattr("vlpress.quant.methods.cholesky.LAPACK_MAX_BYTES", 64)
     monkeypatch.setattr("vlpress.quant.methods.cholesky.BLOCK", 16)
     monkeypatch.setattr("vlpress.quant.methods.cholesky.SOLVE_ROWS", 7)
-    found = first(hessian, order).lower.tril()
-    torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+    blocked = first(hessian, order).lower.tril()
+    torch.testing.assert_close(blocked, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert find_factor(hopeless, order, torch.zeros(columns), 0.01) is None

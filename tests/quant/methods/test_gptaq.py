@@ -1,4 +1,4 @@
-"""Method gptaq in recipes: the walk's two streams, the moved target, the report."""
+"""Method gptaq in recipes: float and quantized path, the moved target, the report."""
 
 import json
 from dataclasses import replace
@@ -33,9 +33,9 @@ def recipe(*steps: dict[str, Any], **calibration: Any) -> Recipe:
     )
 
 
-def quantized(wanted: Recipe, raw: dict[str, Any], seed: int = 0) -> tuple[QwenVL, QuantReport]:
+def quantized(recipe: Recipe, raw: dict[str, Any], seed: int = 0) -> tuple[QwenVL, QuantReport]:
     model = small_model(raw, seed=seed)
-    return model, quantize_(model, wanted, prompts(model.config))
+    return model, quantize_(model, recipe, prompts(model.config))
 
 
 def final_hidden(model: QwenVL) -> Tensor:
@@ -68,11 +68,11 @@ def test_without_strength_it_is_gptq_to_the_bit(true_sequential: bool) -> None:
 def test_the_model_stays_closer_to_the_original_than_with_gptq(family: str, seed: int) -> None:
     """On the calibration samples: 0.51 to 0.58 of gptq's distance for twelve models like these."""
     raw = small_config(family)
-    wanted = final_hidden(small_model(raw, seed=seed))
+    expected = final_hidden(small_model(raw, seed=seed))
 
     def distance(method: str) -> float:
         model, _ = quantized(recipe({"method": method}), raw, seed)
-        return float((final_hidden(model) - wanted).norm() / wanted.norm())
+        return float((final_hidden(model) - expected).norm() / expected.norm())
 
     assert 0 < distance("gptaq") < 0.75 * distance("gptq")
 
@@ -80,13 +80,13 @@ def test_the_model_stays_closer_to_the_original_than_with_gptq(family: str, seed
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_tower_and_decoder_together(true_sequential: bool) -> None:
     raw = small_config()
-    wanted = final_hidden(small_model(raw))
+    expected = final_hidden(small_model(raw))
 
     def distance(method: str) -> float:
         steps = {"method": method, "targets": TOWER}, {"method": method}
         model, report = quantized(recipe(*steps, true_sequential=true_sequential), raw)
         assert len(report.layers) == 10 + 2 + 14
-        return float((final_hidden(model) - wanted).norm() / wanted.norm())
+        return float((final_hidden(model) - expected).norm() / expected.norm())
 
     assert 0 < distance("gptaq") < 0.75 * distance("gptq")
 
@@ -158,8 +158,8 @@ def test_behind_transforms_and_with_rounded_activations(before: str, activations
     steps = [{"method": before}, {"method": "gptaq", **grid}]
     model, report = quantized(Recipe.from_dict({"step": steps}), small_config())
     original = small_model()
-    wanted = final_hidden(original)
-    assert 0 < float((final_hidden(model) - wanted).norm() / wanted.norm()) < 0.3
+    expected = final_hidden(original)
+    assert 0 < float((final_hidden(model) - expected).norm() / expected.norm()) < 0.3
     # The float copy has the transforms' scales: the first input is still that of the float model.
     assert report.layers[0].target_shift == 0
     assert 0 < max(layer.target_shift or 0 for layer in report.layers) < 1

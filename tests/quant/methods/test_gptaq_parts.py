@@ -29,8 +29,8 @@ def statistics(clean: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 def test_target_is_the_least_squares_solution() -> None:
     weight, clean, seen = paths(0.5)
     target = asymmetric_target(weight, *statistics(clean, seen), strength=1.0, damp_percent=1e-9)
-    wanted = torch.linalg.lstsq(seen.t().double(), (weight @ clean).t().double()).solution.t()
-    assert torch.allclose(target.double(), wanted, atol=1e-4)
+    expected = torch.linalg.lstsq(seen.t().double(), (weight @ clean).t().double()).solution.t()
+    assert torch.allclose(target.double(), expected, atol=1e-4)
 
 
 def test_equal_paths_leave_the_weight_as_it_is() -> None:
@@ -51,11 +51,11 @@ def test_gptq_on_the_target_answers_better_to_bent_inputs() -> None:
     weight, clean, seen = paths(0.3)
     hessian, cross = statistics(clean, seen)
     scheme = QuantScheme(bits=4, group_size=16)
-    wanted = weight @ clean
+    expected = weight @ clean
 
     def error(target: Tensor) -> float:
         quantized = gptq(target, hessian, scheme).weight.dequantize()
-        return float(((quantized @ seen - wanted) ** 2).mean() / (wanted**2).mean())
+        return float(((quantized @ seen - expected) ** 2).mean() / (expected**2).mean())
 
     plain, moved = error(weight), error(asymmetric_target(weight, hessian, cross, strength=1.0))
     assert moved < 0.5 * plain

@@ -83,9 +83,9 @@ def test_groups_are_static_under_act_order() -> None:
 def test_block_size_changes_nothing(block_size: int) -> None:
     weight, hessian = problem()
     scheme = QuantScheme(4, 32)
-    ours = gptq(weight, hessian, scheme, block_size=block_size).weight.integers
+    integers = gptq(weight, hessian, scheme, block_size=block_size).weight.integers
     base = gptq(weight, hessian, scheme).weight.integers
-    assert float((ours == base).float().mean()) > 0.99
+    assert float((integers == base).float().mean()) > 0.99
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -20,8 +20,8 @@ def test_relative_error_sums_over_the_layers() -> None:
     others = [weight + 0.1 * torch.randn(weight.shape, generator=generator) for weight in weights]
     off = sum(float((x @ (a - b).t()).square().sum()) for a, b in zip(weights, others, strict=True))
     size = sum(float((x @ weight.t()).square().sum()) for weight in weights)
-    found = relative_error(weights, others, x.t() @ x)
-    assert found == pytest.approx(off / size, rel=1e-4)
+    error = relative_error(weights, others, x.t() @ x)
+    assert error == pytest.approx(off / size, rel=1e-4)
     assert relative_error(weights, [0 * weight for weight in weights], x.t() @ x) == pytest.approx(
         1
     )

@@ -47,14 +47,14 @@ def test_each_group_takes_its_best_ratio(symmetric: bool) -> None:
             lambda error: error.square() * energy,
         ),
     }
-    for ratios, (found, loss) in cases.items():
+    for ratios, (searched, loss) in cases.items():
         scales, losses = zip(
             *(losses_of(weight, scheme, ratio, loss) for ratio in ratios), strict=True
         )
         best = torch.stack(losses).argmin(dim=0)
         assert len(set(best.flatten().tolist())) > 3
-        assert torch.equal(found, torch.stack(scales).gather(0, best[None])[0])
-        assert torch.equal(found, round_scales(found))
+        assert torch.equal(searched, torch.stack(scales).gather(0, best[None])[0])
+        assert torch.equal(searched, round_scales(searched))
 
 
 def test_a_solver_keeps_room_for_what_it_moves() -> None:

@@ -112,7 +112,7 @@ def test_memory_grows_with_the_widest_layer() -> None:
         small.block + small.solve + 1000 * small.patches_per_token + 5
     )
     assert small.scratch(1000) == 1000 * (2 * small.states_per_token + small.inner_per_token)
-    # a token of a picture: 4 float32 patches; in front of a block 4 x 32 features of the vision
+    # a token of an image: 4 float32 patches; input of a block 4 x 32 features of the vision
     # tower (and 4 x 16 float32 angles) or 64 of the decoder (and 16 angles)
     assert small.patches_per_token == 4 * 4 * 1176
     assert small.states_per_token == max(4 * 4 * (32 + 16), 4 * (64 + 16))
@@ -130,17 +130,17 @@ def test_a_block_or_the_embedding_is_held() -> None:
 
 
 def test_memory_of_gradients_is_what_autograd_keeps() -> None:
-    """On a model that is large beside a token's odds and ends; the outputs' gradients are extra."""
+    """On a model whose activations dominate; the gradients of the outputs are added."""
     raw = small_config(hidden_size=256, intermediate_size=512, num_attention_heads=16)
     model = small_model(raw | {"vision_config": raw["vision_config"] | {"out_hidden_size": 256}})
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     alive: list[torch.Tensor] = []  # so that no address is given out again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
@@ -148,18 +148,18 @@ def test_memory_of_gradients_is_what_autograd_keeps() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         gradient_image_weights(model, [sample])
     outputs = model.config.text.num_hidden_layers * 256 * 4
-    found = sum(kept.values()) / len(sample) + outputs
-    wanted = Recipe.from_dict(
+    saved_bytes = sum(sizes.values()) / len(sample) + outputs
+    gradient_recipe = Recipe.from_dict(
         recipe().to_dict() | {"calibration": {"token_weights": "gradient"}},
     )
-    memory = make_plan(model.config, wanted).memory
-    assert 0.9 * found < memory.gradient_per_token < 1.1 * found
+    memory = make_plan(model.config, gradient_recipe).memory
+    assert 0.9 * saved_bytes < memory.gradient_per_token < 1.1 * saved_bytes
     assert memory.peak(10, 10**6, 0) == (
         memory.whole + 10 * memory.patches_per_token + 10**6 * memory.gradient_per_token
     )
     plain = make_plan(model.config, recipe()).memory
     assert plain.whole == plain.gradient_per_token == 0
-    rounded = replace(wanted, steps=(replace(wanted.steps[0], method="rtn"),))
+    rounded = replace(gradient_recipe, steps=(replace(gradient_recipe.steps[0], method="rtn"),))
     assert make_plan(model.config, rounded).memory.gradient_per_token == 0
 
 

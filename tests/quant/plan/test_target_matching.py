@@ -10,33 +10,34 @@ from vlpress.quant.recipe.scheme import QuantScheme
 
 
 def claims(*steps: dict[str, Any], tied: bool = False) -> dict[str, tuple[int | None, str]]:
-    """For each layer the bits that it gets, or why it gets none."""
+    """Map each layer to its bits, or to the reason why it stays in float."""
     base = {"method": "rtn", "bits": 4, "group_size": 32}
     recipe = Recipe.from_dict({"name": "test", "step": [base | step for step in steps]})
     config = make_tiny_config(tied=tied)
-    found = claim_layers(family_of(config).linears(config), recipe)
+    claimed = claim_layers(family_of(config).linears(config), recipe)
     return {
-        name: (step.scheme.bits if step else None, reason) for name, (step, reason) in found.items()
+        name: (step.scheme.bits if step else None, reason)
+        for name, (step, reason) in claimed.items()
     }
 
 
 def test_steps_stages_and_reasons() -> None:
-    found = claims(
+    claimed = claims(
         {"targets": ["visual.blocks.*", "visual.merger.*"], "bits": 8, "ignore": ["*.0.attn.*"]},
         {"targets": ["model.layers.*"], "ignore": ["re:.*layers\\.[01]\\..*"]},
     )
-    assert found["visual.blocks.1.mlp.down_proj"] == (8, "")
-    assert found["visual.merger.mlp.2"] == (8, "")
-    assert found["visual.blocks.0.attn.qkv"] == (None, "the recipe ignores '*.0.attn.*'")
-    assert found["model.layers.2.mlp.down_proj"] == (4, "")
-    assert found["model.layers.1.mlp.down_proj"][0] is None
-    assert found["lm_head"] == (None, "no step targets it (head)")
+    assert claimed["visual.blocks.1.mlp.down_proj"] == (8, "")
+    assert claimed["visual.merger.mlp.2"] == (8, "")
+    assert claimed["visual.blocks.0.attn.qkv"] == (None, "the recipe ignores '*.0.attn.*'")
+    assert claimed["model.layers.2.mlp.down_proj"] == (4, "")
+    assert claimed["model.layers.1.mlp.down_proj"][0] is None
+    assert claimed["lm_head"] == (None, "no step targets it (head)")
 
 
 def test_newer_names_are_understood() -> None:
-    found = claims({"targets": ["model.visual.blocks.*", "model.language_model.layers.*"]})
-    assert found["visual.blocks.3.attn.proj"] == (4, "")
-    assert found["model.layers.2.self_attn.k_proj"] == (4, "")
+    claimed = claims({"targets": ["model.visual.blocks.*", "model.language_model.layers.*"]})
+    assert claimed["visual.blocks.3.attn.proj"] == (4, "")
+    assert claimed["model.layers.2.self_attn.k_proj"] == (4, "")
 
 
 @pytest.mark.parametrize("key", ["targets", "ignore"])

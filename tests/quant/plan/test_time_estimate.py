@@ -81,7 +81,7 @@ def test_the_float_stream_by_hand() -> None:
     watching = 0 + QKV + (QKV + OUT) + (QKV + OUT + GATE_UP)
     _, plain = estimate_time(plan(), MACS)
     _, both = estimate_time(plan("gptaq"), MACS)
-    # Nothing runs behind the last layer, and no sample waits where two of it are on their way.
+    # Nothing runs after the last layer, and samples with a float path are not checkpointed.
     assert both - plain == 2 * watching + layer + (watching + layer - layer)
     _, block = estimate_time(plan("gptaq"), MACS, true_sequential=False)
     _, once = estimate_time(plan(), MACS, true_sequential=False)

@@ -1,4 +1,4 @@
-"""Decoder layers that run as one, beside the same layers module by module."""
+"""Fused decoder layers, compared with the same layers module by module."""
 
 from __future__ import annotations
 
@@ -122,24 +122,24 @@ def test_a_layer_gives_what_its_modules_give(
     fast, plain = (cache_of(model, rows) if cached else None for _ in range(2))
     wide = {key: value.float() for key, value in state.items() if key != "mask"}
     exact_cache = cache_of(model, rows, torch.float32) if cached else None
-    found = {
+    outputs = {
         "exact": run(exact_layer, wide, exact_cache, mask, fast=False),
         "plain": run(layer, state, plain, mask, fast=False),
         "fast": run(layer, state, fast, mask, fast=True),
     }
-    change = found["exact"] - state["hidden"].float()  # what the layer adds
-    error = {how: float((found[how] - found["exact"]).norm()) for how in ("plain", "fast")}
+    change = outputs["exact"] - state["hidden"].float()  # what the layer adds
+    error = {how: float((outputs[how] - outputs["exact"]).norm()) for how in ("plain", "fast")}
     assert error["fast"] <= 1.05 * error["plain"] + 1e-3 * float(change.norm())
     if rounds:  # levels flip where bf16 and float32 differ a little
         assert error["fast"] < 0.05 * float(change.norm())
     if fast is not None and plain is not None:
         like = state["hidden"]
-        for ours, theirs in zip(
+        for fused, plain_part in zip(
             fast.buffers(1, 0, like)[:2], plain.buffers(1, 0, like)[:2], strict=True
         ):
-            torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=0.02)
-            assert torch.equal(ours[:, :, :PAST], theirs[:, :, :PAST])
-            assert bool((ours[:, :, PAST + tokens :] == 0).all())
+            torch.testing.assert_close(fused, plain_part, rtol=2**-6, atol=0.02)
+            assert torch.equal(fused[:, :, :PAST], plain_part[:, :, :PAST])
+            assert bool((fused[:, :, PAST + tokens :] == 0).all())
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -149,14 +149,14 @@ def test_the_number_of_threads_changes_nothing(
     monkeypatch.setenv(library.VARIABLE, name)
     prepare_(model)
     layer, state = fast_layer(model), inputs(model, 3, 1)
-    before, found = torch.get_num_threads(), []
+    before, outputs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(run(layer, state, cache_of(model, 3), fast=True))
+            outputs.append(run(layer, state, cache_of(model, 3), fast=True))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -168,19 +168,19 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
     for part in quantized_layers(model).values():
         part.rounds_inputs = False
     layer, state = fast_layer(model), inputs(model, 3, 1)
-    like, found, stored = state["hidden"], [], []
+    like, outputs, stored = state["hidden"], [], []
     mask = torch.ones(3, 1, 1, PAST + 1, dtype=torch.bool)
     mask[1, :, :, :4] = False
     for fast in (False, True):
         cache = cache_of(model, 3, kind="int8")
-        found.append(run(layer, state, cache, mask, fast=fast))
+        outputs.append(run(layer, state, cache, mask, fast=fast))
         stored.append(cache.buffers(1, 1, like))
-    change = (found[0] - like.float()).norm()
-    assert float((found[0] - found[1]).norm()) < 0.02 * float(change)
-    plain, ours = stored
-    for place in (0, 1):
-        levels = ours[place], plain[place]
-        scales = ours[place + 2], plain[place + 2]
+    change = (outputs[0] - like.float()).norm()
+    assert float((outputs[0] - outputs[1]).norm()) < 0.02 * float(change)
+    plain, fused = stored
+    for part in (0, 1):
+        levels = fused[part], plain[part]
+        scales = fused[part + 2], plain[part + 2]
         assert levels[0] is not None and levels[1] is not None
         assert scales[0] is not None and scales[1] is not None
         assert levels[0].dtype == torch.int8
@@ -201,11 +201,11 @@ def test_what_is_not_a_number_stays_in_its_row(
     clean = run(layer, state, cache_of(model, 3, kind=kind), fast=True)
     state["hidden"][1, 0, 5] = torch.nan
     cache = cache_of(model, 3, kind=kind)
-    found = run(layer, state, cache, fast=True)
+    outputs = run(layer, state, cache, fast=True)
     scales = cache.buffers(1, 1, state["hidden"]).key_scales
     assert scales is None or bool(scales[1, :, PAST].isnan().all())
-    assert bool(found[1].isnan().all())
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    assert bool(outputs[1].isnan().all())
+    assert torch.equal(outputs[[0, 2]], clean[[0, 2]])
 
 
 def test_a_mask_of_one_row_holds_for_all(model: QwenVL) -> None:

@@ -46,8 +46,8 @@ def logits(model: QwenVL) -> torch.Tensor:
     embeds = torch.randn(1, 7, model.config.text.hidden_size, generator=random)
     positions = torch.arange(7).expand(3, 1, 7)
     with torch.inference_mode():
-        found: torch.Tensor = model.model(embeds, positions)
-    return found
+        hidden: torch.Tensor = model.model(embeds, positions)
+    return hidden
 
 
 @NEEDS
@@ -76,7 +76,7 @@ def test_q_k_v_and_gate_up_run_in_one_call(model: QwenVL) -> None:
     layer.self_attn.k_proj.register_forward_hook(lambda *_: calls.append("k"))
     torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
     assert calls == []
-    # Another layer in a member's place: the group no longer stands for what is asked.
+    # Another layer replaces a member: the fused product is no longer valid.
     layer.self_attn.q_proj.fused.layers = (layer.self_attn.q_proj,)
     logits(model)
     assert calls == ["k"]
@@ -136,8 +136,8 @@ def test_a_tied_head_is_rounded_in_memory(head: Any, bits: int, close: float) ->
     assert torch.equal(embeddings, rounded.model.embed_tokens.weight)
     hidden = torch.randn(3, embeddings.shape[1], generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        wanted, found = plain.logits(hidden), rounded.logits(hidden)
-    assert 0 < float((found - wanted).abs().max()) < close * float(wanted.abs().max())
+        expected, actual = plain.logits(hidden), rounded.logits(hidden)
+    assert 0 < float((actual - expected).abs().max()) < close * float(expected.abs().max())
     whole = rtn(embeddings.detach(), rounded.lm_head.scheme)
     assert rounded.lm_head.quantized().equals(whole)
     with pytest.raises(ValueError, match="head: it is quantized already"):
@@ -179,9 +179,9 @@ def test_a_head_in_bf16_is_read_by_the_kernels(tied: bool, monkeypatch: pytest.M
     for rows in (1, bf16_linear.GEMV_ROWS, bf16_linear.GEMV_ROWS + 1):
         hidden = torch.randn(rows, plain.config.text.hidden_size, generator=random).bfloat16()
         with torch.inference_mode():
-            wanted, found = plain.logits(hidden), fast.logits(hidden)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=1e-3)
+            expected, actual = plain.logits(hidden), fast.logits(hidden)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=2**-7, atol=1e-3)
     many = torch.randn(64, plain.config.text.hidden_size, generator=random).bfloat16()
     assert torch.equal(plain.logits(many), fast.logits(many))
     few = many[:2].requires_grad_()
@@ -208,16 +208,16 @@ def test_layers_in_bf16_run_on_kernels_without_bf16_units(
     assert set(fast.state_dict()) == names
     tokens = torch.arange(40, 80)[None]
     with torch.inference_mode():
-        wanted, found = (feed_forward(model, tokens) for model in (plain, fast))
-    torch.testing.assert_close(found, wanted, rtol=2**-6, atol=1e-3)
+        expected, actual = (feed_forward(model, tokens) for model in (plain, fast))
+    torch.testing.assert_close(actual, expected, rtol=2**-6, atol=1e-3)
 
 
 def feed_forward(model: QwenVL, tokens: Tensor) -> Tensor:
     layer = model.model.layers[0]
     assert isinstance(layer, DecoderLayer)
-    found = layer.mlp(model.model.embed_tokens(tokens))
-    assert isinstance(found, Tensor)
-    return found
+    output = layer.mlp(model.model.embed_tokens(tokens))
+    assert isinstance(output, Tensor)
+    return output
 
 
 @NEEDS

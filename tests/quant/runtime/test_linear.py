@@ -78,10 +78,10 @@ def test_state_dict_round_trip() -> None:
 
 
 def prepared(layer: QuantLinear) -> QuantLinear:
-    found = library.find_kernels("portable")
-    if isinstance(found, str):
-        pytest.skip(found)
-    layer.prepare(found)
+    kernels = library.find_kernels("portable")
+    if isinstance(kernels, str):
+        pytest.skip(kernels)
+    layer.prepare(kernels)
     return layer
 
 
@@ -125,9 +125,9 @@ def test_only_layers_alike_are_fused() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(8))
     four = [prepared(QuantLinear(rtn(weight[:n], QuantScheme(4, 32)))) for n in (64, 8)]
     assert can_fuse((four[0], four[1]))
-    found = library.find_kernels("portable")
-    assert not isinstance(found, str)
-    fused = FusedLinears((four[0], four[1]), found)
+    kernels = library.find_kernels("portable")
+    assert not isinstance(kernels, str)
+    fused = FusedLinears((four[0], four[1]), kernels)
     x = torch.randn(2, 64)
     for layer, out in zip(four, fused(x), strict=True):
         assert torch.equal(layer(x), out)
@@ -209,13 +209,13 @@ def test_same_integers_on_the_accelerator() -> None:
     isinstance(library.find_kernels("portable"), str), reason="the kernels are not built"
 )
 def test_a_compiler_sees_products_as_operators() -> None:
-    found = library.find_kernels("portable")
-    assert not isinstance(found, str)
+    kernels = library.find_kernels("portable")
+    assert not isinstance(kernels, str)
     weights = [torch.randn(64, 128, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     layers = tuple(QuantLinear(rtn(weight, QuantScheme(4, 64))) for weight in weights)
     for layer in layers:
-        layer.prepare(found)
-    joint = FusedLinears(layers, found)
+        layer.prepare(kernels)
+    joint = FusedLinears(layers, kernels)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(5))
 
     def run(x: torch.Tensor) -> torch.Tensor:
