@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..stats.multiple_testing import FEW
 from .health import THRESHOLDS
 from .sentences import (
     caveats,
@@ -16,7 +15,7 @@ from .sentences import (
     verdict_text,
 )
 from .speed_section import speed_notes
-from .tables.columns import markdown_table
+from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
 from .tables.models import cost_table, health_table
@@ -74,6 +73,10 @@ def _join(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _explained(table: DataTable) -> list[str]:
+    return [markdown_table(table), markdown_notes(table)]
+
+
 def _head(report: Report) -> list[str]:
     margin, words = f"{report['margin']:g}", verdict_text(report)
     models = f"{escape(report['candidate'])} against {escape(report['base'])}"
@@ -120,15 +123,7 @@ def _scores(report: Report) -> list[str]:
         f"prompts {entry['prompt_style']}, pixels {entry['pixels']}, no judge model"
         for name, entry in report["benchmarks"].items()
     )
-    return [
-        "## Scores",
-        markdown_table(benchmark_table(report)),
-        "Scores in percent of n questions; Δ, interval (Tango's score interval for paired "
-        "proportions) and bounds in points; p from the exact McNemar test, then adjusted for the "
-        "number of benchmarks. Detectable: the smallest true difference, in points, that a "
-        "comparison of this size finds four times in five.",
-        f"{rules}.",
-    ]
+    return ["## Scores", *_explained(benchmark_table(report)), f"{rules}."]
 
 
 def _fidelity(report: Report) -> list[str]:
@@ -141,24 +136,14 @@ def _fidelity(report: Report) -> list[str]:
             if report["fidelity"]["kl_kind"] == "full"
             else "over the base's 1024 most probable tokens and the sum of all others"
         )
-        parts += [
-            markdown_table(divergences),
-            f"KL(base ‖ candidate) in nats {kind}, both models reading the base's answers. RMS "
-            "Δp: root mean square of the change of the answer tokens' probability.",
-        ]
+        parts.append(
+            f"KL(base ‖ candidate) in nats {kind}, both models reading the base's answers."
+        )
+        parts += _explained(divergences)
     if gold := gold_table(report):
-        parts += [
-            markdown_table(gold),
-            "Log-probability of the gold option letter as the first token of the answer, candidate "
-            "minus base, in nats; p of the paired t-test of the second difference.",
-        ]
+        parts += ["### Gold option letters", *_explained(gold)]
     if noise := noise_table(report):
-        parts += [
-            "### Noise floor",
-            markdown_table(noise),
-            "The base against itself on a sample of the questions; the last two columns are the "
-            "candidate's numbers as multiples of that.",
-        ]
+        parts += ["### Noise floor: the base against itself", *_explained(noise)]
     return [*parts, perplexity_text(report["perplexity"]) or ""]
 
 
@@ -176,29 +161,27 @@ def _health(benchmarks: Mapping[str, Report]) -> list[str]:
     limits = ", ".join(f"{name} {value:g}" for name, value in THRESHOLDS.items())
     return [
         "## Health",
-        markdown_table(health_table(benchmarks)),
-        "Counts of rows; broken rows are not sent to the models and count as wrong. A verdict is "
-        "not PASS if a model violates one of these limits (docs/report.md, Health): "
+        *_explained(health_table(benchmarks)),
+        "A verdict is not PASS if a model violates one of these limits (docs/report.md, Health): "
         f"{escape(limits, TEXT_LIMIT)}.",
     ]
 
 
 def _categories(benchmarks: Mapping[str, Report]) -> list[str]:
-    parts = ["## Categories"]
+    parts, notes = ["## Categories"], ""  # all tables have the same columns
     for name, entry in benchmarks.items():
         base, candidate = entry["extra"]["base"], entry["extra"]["candidate"]
         further = "; ".join(
             f"{escape(key)} {value:.1f} → {candidate[key]:.1f}" for key, value in base.items()
         )
+        table = category_table(name, entry, {})
         parts += [
             f"### {escape(name)}",
-            markdown_table(category_table(name, entry, {})),
-            "Adjusted p: McNemar's, after Benjamini and Hochberg over the categories of a table, "
-            f"coarse and fine ones separately. Few: fewer than {FEW} questions, too few for a "
-            "conclusion.",
+            markdown_table(table),
             f"Further metrics: {further}." if further else "",
         ]
-    return parts
+        notes = markdown_notes(table)
+    return [*parts, notes]
 
 
 def _flips(benchmarks: Mapping[str, Report], flips: Sequence[Mapping[str, Any]]) -> list[str]:

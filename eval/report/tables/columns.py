@@ -43,7 +43,7 @@ class Column:
     head: str
     value: Callable[[Any], Any]  # of one row: a `Cell` or a bare value; None: nothing to show
     format: Format = TEXT
-    note: str = ""  # meaning of the number in one sentence, HTML only
+    note: str = ""  # meaning of the number in one sentence; not on the console
     style: str = "number"  # classes of its cells and its head; "" for text
     media: Collection[Medium] = ALL_MEDIA
 
@@ -146,6 +146,12 @@ def markdown_table(table: DataTable) -> str:
         for row in grid.rows
     ]
     return _tabulate(grid, heads, rows, "pipe")
+
+
+def markdown_notes(table: DataTable) -> str:
+    """The meanings of the columns that a Markdown table shows, as one paragraph."""
+    notes = table.grid(Medium.MARKDOWN).notes
+    return " ".join(f"**{escape(head)}**: {note}" for head, note in notes)
 
 
 def console_table(table: DataTable) -> str:

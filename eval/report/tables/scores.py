@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from ...stats.multiple_testing import FEW
 from . import formatting as fmt
 from .columns import (
     BENCHMARK,
@@ -100,7 +101,8 @@ CATEGORIES = (
     Column("adjusted p", at("p_adjusted"), fmt.P_VALUE,
            "McNemar's p after Benjamini and Hochberg over the categories, coarse and fine ones "
            "separately."),
-    Column("few", lambda r: "few" if r.get("few") else None, style="", media=MARKDOWN),
+    Column("few", lambda r: "few" if r.get("few") else None,
+           note=f"Fewer than {FEW} questions, too few for a conclusion.", style="", media=MARKDOWN),
     Column("mean KL", at("kl_mean"), fmt.divergence(), "Nats per answer token.", media=HTML),
 )  # fmt: skip
 
