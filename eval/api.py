@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..common.environment import is_distributed
-from ..common.options import verb
+from ..common.options import elements, verb
 from ..common.output_dir import shared_use, sole_use
 from ..common.progress import reporting
 from ..common.threads import use_threads
@@ -16,6 +16,7 @@ from . import compare as compare_one
 from . import compare_many
 from .config import CompareOptions, EvaluateOptions
 from .local import evaluate_local
+from .served import evaluate_served
 
 
 @verb(EvaluateOptions)
@@ -37,17 +38,16 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """
     _check_model(options)
     use_threads(options.threads)
-    if options.out is not None:
-        folder = nullcontext(str(options.out))
-    else:
+    folder: AbstractContextManager[str]
+    if options.out is None:
         folder = TemporaryDirectory(prefix="vlpress-")
+    else:
+        folder = nullcontext(str(options.out))
     with folder as name:
         out = Path(name)
         if options.endpoint is None:
             with shared_use(out, progress=options.progress) as (comm, reporter):
                 return evaluate_local(out, options, reporter, comm)
-        from .served import evaluate_served  # the HTTP client is slow to import
-
         with sole_use(out), reporting(options.progress) as reporter:
             return evaluate_served(out, options, reporter)
 
@@ -75,7 +75,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         ValueError: the evaluations are unfinished or not comparable.
     """
     base, out = Path(options.base), Path(options.out)
-    candidates = [Path(path) for path in options.candidate]
+    candidates = [Path(path) for path in elements(options.candidate)]
     judging: dict[str, Any] = {
         "margin": options.margin,
         "across_engines": options.across_engines,

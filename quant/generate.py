@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..common.options import verb
+from ..common.options import elements, verb
 from ..common.threads import use_threads
 from ..model.generation import Sampling
 from ..model.generation import generate as generate_tokens
@@ -36,7 +36,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
     if options.video is not None:
         content.append({"type": "video", "video": options.video})
-    content += [{"type": "image", "image": image} for image in options.image or ()]
+    content += [{"type": "image", "image": image} for image in elements(options.image)]
     content.append({"type": "text", "text": options.prompt})
     prompt = processor.encode([{"role": "user", "content": content}])
     model = source.load()

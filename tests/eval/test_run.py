@@ -160,7 +160,7 @@ def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Pat
 
 
 def test_real_model_needs_benchmarks(checkpoint: Path, tmp_path: Path) -> None:
-    bare = {"model": checkpoint, "out": tmp_path / "out", "device": "cpu"}
+    bare: dict[str, Any] = {"model": checkpoint, "out": tmp_path / "out", "device": "cpu"}
     with pytest.raises(ValueError, match=r"drawings .* --bench MMBench_DEV_EN=PATH"):
         run(**bare)
     assert not (tmp_path / "out").exists()

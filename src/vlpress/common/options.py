@@ -145,7 +145,6 @@ class Options:
         return kind(**{name: getattr(self, name) for name in names})
 
 
-@functools.cache
 def option_fields(kind: type[Options]) -> tuple[OptionField, ...]:
     """Return the annotated fields of a dataclass of options, in the order of the help."""
     hints = type_hints(kind, include_extras=True)
@@ -156,6 +155,11 @@ def option_fields(kind: type[Options]) -> tuple[OptionField, ...]:
             plain, option = get_args(annotation)
             resolved.append(_resolve(field.name, plain, field.default, option))
     return tuple(resolved)
+
+
+def elements(value: Any) -> tuple[Any, ...]:
+    """Return the values of a repeatable option, which `Options` stores as a tuple; () for None."""
+    return () if value is None else tuple(value)
 
 
 def _resolve(name: str, annotation: Any, default: Any, option: Option) -> OptionField:

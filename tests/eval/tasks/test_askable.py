@@ -10,6 +10,7 @@ from eval_files import mmbench_rows, picture, write_tsv
 from eval_models import TableResponder, evaluate_answers, right, small_model
 from tiny_models import make_random_model, write_checkpoint_folder
 
+from vlpress.eval import evaluate_model
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.resolve import open_tasks
@@ -134,3 +135,13 @@ def test_a_served_model_is_asked_what_the_reference_was(
     assert served.fingerprint["broken"] == ["5", "10"]
     renamed = replace(opened, name="other")
     assert mark_as_reference([renamed], read_run(tmp_path / "base")) == [renamed]
+
+
+def test_a_model_in_memory_is_not_given_rows_beyond_its_context(
+    tmp_path: Path, processor: Processor
+) -> None:
+    path = own_file(tmp_path, {4: {"question": "a " * CONTEXT}})
+    opened = open_task(f"x={path}", max_new_tokens=1)
+    evaluate_model(small_model(), processor, [opened], tmp_path / "out")
+    stored = read_run(tmp_path / "out").tasks["x"]
+    assert stored.info["fingerprint"]["broken"] == ["5"] and len(stored.predictions) == 39
