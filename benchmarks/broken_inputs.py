@@ -94,7 +94,7 @@ def _(workspace: Workspace) -> None:
     file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
 
 
-@case("safetensors: header is no JSON")
+@case("safetensors: header is not JSON")
 def _(workspace: Workspace) -> None:
     file = workspace.model / WEIGHTS
     data = bytearray(file.read_bytes())
@@ -119,7 +119,7 @@ def _(workspace: Workspace) -> None:
     put_header(workspace, change)
 
 
-@case("safetensors: a shape that its bytes do not hold")
+@case("safetensors: shape and bytes disagree")
 def _(workspace: Workspace) -> None:
     def change(header: dict[str, Any], names: list[str]) -> None:
         header[names[0]]["shape"] = [2**31, 2**31]
@@ -127,7 +127,7 @@ def _(workspace: Workspace) -> None:
     put_header(workspace, change)
 
 
-@case("safetensors: cut off")
+@case("safetensors: truncated")
 def _(workspace: Workspace) -> None:
     file = workspace.model / WEIGHTS
     file.write_bytes(file.read_bytes()[:-1000])
@@ -141,17 +141,17 @@ def put_index(workspace: Workspace, file: str) -> None:
     (workspace.model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@case("index: names ../x")
+@case("index: path with ..")
 def _(workspace: Workspace) -> None:
     put_index(workspace, f"../{workspace.side.name}/{WEIGHTS}")
 
 
-@case("index: names an absolute path")
+@case("index: absolute path")
 def _(workspace: Workspace) -> None:
     put_index(workspace, str(workspace.side / WEIGHTS))
 
 
-@case("index: names a file that is missing")
+@case("index: missing file")
 def _(workspace: Workspace) -> None:
     put_index(workspace, "model-00001-of-00001.safetensors")
 
@@ -182,7 +182,7 @@ def _(workspace: Workspace) -> None:
     (workspace.model / "config.json").write_text("[" * 100_000)
 
 
-@case("config: of another kind of model")
+@case("config: unsupported model type")
 def _(workspace: Workspace) -> None:
     put_config(workspace, model_type="llama")
 
@@ -211,7 +211,7 @@ def _(workspace: Workspace) -> None:
         file.write_text(file.read_text().replace("<|image_pad|>", "<|other_pad|>"))
 
 
-@case("tokenizer: cut off")
+@case("tokenizer: truncated")
 def _(workspace: Workspace) -> None:
     file = workspace.model / "tokenizer.json"
     file.write_text(file.read_text()[:5000])
@@ -244,7 +244,7 @@ def encode_image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     return file.getvalue()
 
 
-@case("picture: a bomb of 60000 x 60000")
+@case("image: a decompression bomb of 60000 x 60000")
 def _(workspace: Workspace) -> list[str]:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -256,28 +256,28 @@ def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace, b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b""))
 
 
-@case("picture: cut off")
+@case("image: truncated")
 def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace, encode_image("JPEG")[:300])
 
 
-@case("picture: no picture at all")
+@case("image: not an image")
 def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace, b"<svg/>")
 
 
-@case("picture: missing")
+@case("image: missing")
 def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace, "nowhere.png")
 
 
-@case("picture: base64 that is none")
+@case("image: invalid base64")
 def _(workspace: Workspace) -> list[str]:
     text = base64.b64encode(encode_image("PNG")).decode()
     return samples_of(workspace, "data:image/png;base64," + text[:-9] + "!!!")
 
 
-@case("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
+@case("images: CMYK, 16 bits, animated, palette, grey with alpha")
 def _(workspace: Workspace) -> list[str]:
     frames = [Image.new("P", (60, 40), colour) for colour in (1, 2)]
     animated = io.BytesIO()
@@ -292,10 +292,10 @@ def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace, *kinds)
 
 
-ACCEPTED.add("pictures: CMYK, 16 bits, animated, palette, grey with alpha")
+ACCEPTED.add("images: CMYK, 16 bits, animated, palette, grey with alpha")
 
 
-@case("samples: a line that is no JSON")
+@case("samples: a line that is not JSON")
 def _(workspace: Workspace) -> list[str]:
     arguments = samples_of(workspace, encode_image("PNG"))
     file = workspace.side / "samples.jsonl"
@@ -303,7 +303,7 @@ def _(workspace: Workspace) -> list[str]:
     return arguments
 
 
-@case("samples: none in the file")
+@case("samples: empty file")
 def _(workspace: Workspace) -> list[str]:
     return samples_of(workspace)[:2]
 
@@ -315,7 +315,7 @@ def _(workspace: Workspace) -> list[str]:
     return ["--recipe", str(file)]
 
 
-@case("recipe: no TOML")
+@case("recipe: not TOML")
 def _(workspace: Workspace) -> list[str]:
     file = workspace.side / "recipe.toml"
     file.write_text("{" * 1000)
@@ -327,20 +327,20 @@ def _(workspace: Workspace) -> None:
     workspace.out.write_text("mine")
 
 
-@case("output: a folder of something else")
+@case("output: a folder with other files")
 def _(workspace: Workspace) -> None:
     workspace.out.mkdir()
     (workspace.out / "thesis.txt").write_text("mine")
 
 
-@case("output: where nothing can be written")
+@case("output: not writable")
 def _(workspace: Workspace) -> list[str]:
     return ["--out", "/proc/vlpress/out"]
 
 
-@case("output: the disk is full")
+@case("output: disk full")
 def _(workspace: Workspace) -> None:
-    FULL.add("output: the disk is full")
+    FULL.add("output: disk full")
 
 
 @case("output: in use by another run")
@@ -437,13 +437,11 @@ def state(folder: Path) -> dict[str, bytes]:
 def markdown(results: Mapping[str, Any]) -> str:
     """Results as a Markdown table."""
     body = [[row["case"], row["code"], row["said"]] for row in results["rows"]]
-    table = tabulate(body, ["input", "code", "what is said"], tablefmt="github")
+    table = tabulate(body, ["input", "code", "message"], tablefmt="github")
     return (
         f"# Broken input\n\n{describe(dict(results))}\n\n`vlpress quantize` of a copy of the "
-        "built-in model with one thing wrong. Each case left its input as it was and no "
-        "output behind (of a run that had begun, the blocks that were done wait beside it).\n\n"
-        + table
-        + "\n"
+        "built-in model with one fault. Each case left its input unchanged and wrote no output "
+        "(an interrupted run keeps its finished blocks for a resume).\n\n" + table + "\n"
     )
 
 

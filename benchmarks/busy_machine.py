@@ -170,11 +170,11 @@ def markdown(results: dict[str, Any]) -> str:
         missingval="timeout",
     )
     return (
-        f"# Speed beside other processes\n\n{describe(results)}\n\n"
-        "Seconds that the built-in model takes to answer 128 built-in questions, the median of "
+        f"# Speed with other processes on the machine\n\n{describe(results)}\n\n"
+        "Seconds to answer 128 built-in questions with the built-in model, median of "
         f"{results['repeats']} runs, while other processes compute without pause. *bounded*: idle "
-        "threads spin for microseconds, as vlpress sets it; *spinning*: for as long as OpenMP's "
-        f"runtime does by default.\n\n{answering}\n\n"
+        "threads spin for microseconds, as vlpress sets it; *spinning*: as long as the OpenMP "
+        f"runtime's default.\n\n{answering}\n\n"
         f"Milliseconds of a layer of 2048 x 11008 at one token:\n\n{layers}\n"
     )
 

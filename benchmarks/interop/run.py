@@ -160,7 +160,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Checkpoints between vlpress and other engines",
         "",
-        f"{describe(results)} Model: tiny; docs/interop.md says what the comparisons are.",
+        f"{describe(results)} Model: tiny; docs/interop.md describes the comparisons.",
         "",
         table(results["rows"]),
     ]

@@ -122,7 +122,7 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         f"{describe(results)} {listed(versions)}.",
         "",
         "KL as in accuracy.md, on the same held-out drawings: "
-        "checkpoints that the libraries wrote, read and run by vlpress. docs/peers.md says what "
+        "checkpoints of the libraries, loaded and run by vlpress. docs/peers.md explains what "
         "the methods are. Best against best at w4a16 and w3a16 is on "
         "more drawings that nothing was chosen by. A ratio below 1 means that vlpress is closer "
         "to the original; its rows "
