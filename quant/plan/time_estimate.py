@@ -69,70 +69,78 @@ def estimate_time(
         true_sequential: of the recipe's calibration.
         gradient: whether token weights are computed from gradients.
     """
-    captured = plan.quantized if plan.calibrated else ()
-    rows = plan.rows[: plan.rows.index(captured[-1]) + 1] if captured else ()
+    calibrated = plan.quantized if plan.calibrated else ()
+    rows = plan.rows[: plan.rows.index(calibrated[-1]) + 1] if calibrated else ()
     patches = plan.config.vision.merge_unit
     per_token = 0.0
-    if captured and gradient:
+    if calibrated and gradient:
         per_token += _backward(plan) * rates.mac
     groups = groupby(rows, key=lambda row: (row.spec.stage, row.spec.block))
     blocks = [(stage, list(group)) for (stage, _), group in groups]
-    paired = (i for i, (_, block) in enumerate(blocks) if any(map(_is_asymmetric, block)))
-    # From the first quantized block to the last one of gptaq, samples also pass in float.
-    last_paired, parted = max(paired, default=-1), False
+    asymmetric = (i for i, (_, block) in enumerate(blocks) if any(map(_is_asymmetric, block)))
+    # From the first quantized block to the last asymmetric one, samples also pass in float.
+    last_asymmetric, diverged = max(asymmetric, default=-1), False
     for index, (stage, block) in enumerate(blocks):
-        done, taps = 0, dict[str, tuple[int, int]]()
+        weights, taps = 0, dict[str, tuple[int, int]]()
         for row in block:
             if row.step is not None and row.spec.tap not in taps:
-                taps[row.spec.tap] = row.spec.in_features, done  # its observing pass stops here
-            done += row.spec.weights
-        runs = [run for _, run in taps.values()] or [0]
-        watching = sum(runs) if true_sequential else max(runs)
-        squares = sum(width**2 for width, _ in taps.values())
-        passes, more = _preparing(plan, block, taps, done)
-        if index <= last_paired:
+                # A pass that observes this tap stops here.
+                taps[row.spec.tap] = row.spec.in_features, weights
+            weights += row.spec.weights
+        depths = [depth for _, depth in taps.values()] or [0]
+        observing = sum(depths) if true_sequential else max(depths)
+        hessians = sum(width**2 for width, _ in taps.values())
+        extra, float32 = _preparing(plan, block, taps, weights)
+        if index <= last_asymmetric:
             floats = {row.spec.tap: taps[row.spec.tap] for row in block if _is_asymmetric(row)}
-            runs = [run for _, run in floats.values()] or [0]
-            passes += sum(runs) if true_sequential else max(runs)
-            more += sum(width**2 for width, _ in floats.values())
-            parted = parted or bool(taps)
-            passes += done if parted and index < last_paired else 0
-        behind = done
+            float_depths = [depth for _, depth in floats.values()] or [0]
+            extra += sum(float_depths) if true_sequential else max(float_depths)
+            float32 += sum(width**2 for width, _ in floats.values())
+            diverged = diverged or bool(taps)
+            extra += weights if diverged and index < last_asymmetric else 0
+        finishing = weights
         is_last = index == len(blocks) - 1
-        if true_sequential and stage == "decoder" and not parted and not is_last and taps:
+        if true_sequential and stage == "decoder" and not diverged and not is_last and taps:
             # Samples resume at each tap instead of starting over, see
             # `BlockRunner.checkpoint_at_tap`.
-            watching, behind = max(runs), done - max(runs)
-        seconds = (watching + behind + passes) * rates.mac
-        seconds += squares * rates.hessian + more * rates.mac32
+            observing, finishing = max(depths), weights - max(depths)
+        seconds = (observing + finishing + extra) * rates.mac
+        seconds += hessians * rates.hessian + float32 * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
-    solving = sum(_solving(row, rates) for row in captured if _is_solved(row))
+    solving = sum(_solving(row, rates) for row in calibrated if _is_solved(row))
     return solving + _searching(plan, rates), per_token
 
 
 def _preparing(
-    plan: Plan, block: Sequence[PlanRow], taps: Mapping[str, tuple[int, int]], done: int
+    plan: Plan, block: Sequence[PlanRow], taps: Mapping[str, tuple[int, int]], weights: int
 ) -> tuple[float, float]:
-    """Count multiply-adds per token of a block's transforms: in its layers, and in Hessians."""
-    passes, squares = 0.0, 0.0
+    """Count multiply-adds per token of a block's transforms: in its layers, and in Hessians.
+
+    Args:
+        plan: the plan.
+        block: rows of the block.
+        taps: by tap, the width of the input and the number of weights before it in the block.
+        weights: number of weights of the block.
+    """
+    passes, hessians = 0.0, 0.0
     rows = {row.name: row for row in block}
-    seen = set[SmoothQuantStep]()
+    measured = set[SmoothQuantStep]()
     for planned in plan.transforms:
         if planned.reason or not rows.keys() & set(planned.linears):
             continue
         step = planned.transform
         if isinstance(step, AWQStep):
-            width, run = taps[rows[planned.linears[0]].spec.tap]
-            passes, squares = passes + run, squares + width**2
+            width, depth = taps[rows[planned.linears[0]].spec.tap]
+            passes, hessians = passes + depth, hessians + width**2
             continue
         trials = len(ALPHAS)
-        if step not in seen:
-            seen.add(step)
-            passes += max(run for _, run in taps.values())
+        if step not in measured:
+            measured.add(step)
+            passes += max(depth for _, depth in taps.values())
             trials += 2 + len(ALPHAS)  # float output, no smoothing, one alpha for all groups
         if step.alpha == SEARCH:
-            passes += trials * done * SEARCH_SHARE
-    return passes, squares
+            passes += trials * weights * SEARCH_SHARE
+    return passes, hessians
 
 
 def _searching(plan: Plan, rates: Probe) -> float:
@@ -142,8 +150,8 @@ def _searching(plan: Plan, rates: Probe) -> float:
     for planned in plan.transforms:
         if isinstance(planned.transform, AWQStep) and not planned.reason:
             layers = [specs[name] for name in planned.linears if name in specs]
-            tried = 2 * planned.transform.points
-            macs += tried * sum(spec.in_features * spec.weights for spec in layers)
+            candidates = 2 * planned.transform.points
+            macs += candidates * sum(spec.in_features * spec.weights for spec in layers)
     return macs * rates.mac32
 
 
