@@ -177,3 +177,21 @@ def causal_mask(new: int, total: int, device: torch.device) -> Tensor:
     keys = torch.arange(total, device=device)
     queries = keys[total - new :]
     return (queries[:, None] >= keys)[None, None]
+
+
+def padded_causal_mask(is_token: Tensor, new: int) -> Tensor:
+    """Build the causal mask of the last `new` columns of a batch with padding.
+
+    A padded column attends to itself: an empty softmax would be NaN.
+
+    Args:
+        is_token: bool `[batch, columns]`, False for padding.
+        new: number of queries.
+
+    Returns:
+        bool `[batch, 1, new, columns]`, True where a query may attend.
+    """
+    keys = torch.arange(is_token.shape[1], device=is_token.device)
+    queries = keys[is_token.shape[1] - new :]
+    mask = (queries[:, None] >= keys) & is_token[:, None, :] | (queries[:, None] == keys)
+    return mask[:, None]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .cache import KVCache
+from .cache import KVCache, padded_causal_mask
 from .config import ModelConfig
 from .processing.inputs import Prompt, visual_mask
 from .qwen_vl import QwenVL
@@ -133,7 +133,7 @@ def prefill(
         batch = model.embed(prompts, features)
         cache = model.new_cache(len(prompts), batch.embeds.shape[1] + reserve)
         hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
-        return hidden[:, -1:], cache, _is_token(batch.embeds, batch.padding)
+        return hidden[:, -1:], cache, batch.is_token()
     prefix_features = None if features is None else [features[index] for index in split.example_of]
     prefixes = model.embed(split.prefixes, prefix_features)
     columns = prefixes.embeds.shape[1]
@@ -144,30 +144,8 @@ def prefill(
     rows = torch.tensor(split.prefix_of, device=prefixes.embeds.device)
     cache = prefix_cache.copy_rows(rows, columns + new + reserve)
     del prefix_cache  # before the suffixes' activations need memory
-    is_token = torch.cat(
-        [
-            _is_token(prefixes.embeds, prefixes.padding)[rows],
-            _is_token(suffixes.embeds, suffixes.padding),
-        ],
-        dim=1,
-    )
-    hidden = model.model(suffixes.embeds, suffixes.position_ids, _mask(is_token, new), cache)
+    # A suffix is padded on the left too, so its padding is between prefix and suffix.
+    is_token = torch.cat([prefixes.is_token()[rows], suffixes.is_token()], dim=1)
+    mask = padded_causal_mask(is_token, new)
+    hidden = model.model(suffixes.embeds, suffixes.position_ids, mask, cache)
     return hidden[:, -1:], cache, is_token
-
-
-def _is_token(embeds: Tensor, padding: Tensor) -> Tensor:
-    """Which columns are not padding, bool `[batch, columns]`."""
-    return torch.arange(embeds.shape[1], device=padding.device) >= padding[:, None]
-
-
-def _mask(is_token: Tensor, new: int) -> Tensor:
-    """Causal mask of the last `new` columns without padding, bool `[batch, 1, new, columns]`.
-
-    A suffix is padded on the left, so its padding is in the middle of the row, between prefix and
-    suffix. A padded token attends to itself: an empty softmax would be NaN.
-    """
-    total = is_token.shape[1]
-    keys = torch.arange(total, device=is_token.device)
-    queries = keys[total - new :]
-    mask = (queries[:, None] >= keys) & is_token[:, None, :] | (queries[:, None] == keys)
-    return mask[:, None]

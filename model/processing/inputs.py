@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..cache import padded_causal_mask
 from ..config import ModelConfig
 
 
@@ -54,18 +55,12 @@ class Batch:
     padding: Tensor  # int64 [batch]: number of padded tokens on the left
 
     def attention_mask(self) -> Tensor | None:
-        """Build the causal mask that excludes the padding; None if nothing is padded.
-
-        A padded token attends to itself: an empty softmax would be NaN.
-
-        Returns:
-            bool `[batch, 1, tokens, tokens]`, True where a token may attend.
-        """
+        """Build the causal mask, see `padded_causal_mask`; None if nothing is padded."""
         if not bool(self.padding.any()):
             return None
-        tokens = self.embeds.shape[1]
-        index = torch.arange(tokens, device=self.padding.device)
-        causal = index[:, None] >= index
-        is_token = index >= self.padding[:, None]
-        mask = causal & is_token[:, None, :] | (index[:, None] == index)
-        return mask[:, None]
+        return padded_causal_mask(self.is_token(), self.embeds.shape[1])
+
+    def is_token(self) -> Tensor:
+        """Return which columns are not padding, bool `[batch, tokens]`."""
+        columns = torch.arange(self.embeds.shape[1], device=self.padding.device)
+        return columns >= self.padding[:, None]
