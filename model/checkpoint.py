@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..common.lazy_tensor import STORED_DTYPES, LazyTensor
-from .weight_files import INDEX_FILE, WeightFiles, damaged, find_weights, open_file
+from .weight_files import INDEX_FILE, WeightFiles, damaged_file_error, find_weights, open_file
 
 COPY_CHUNK = 2**26  # bytes
 ADAPTER_NAME_PARTS = (".lora_", "base_model.model.")  # in tensor names written by PEFT
@@ -107,7 +107,7 @@ class CheckpointReader:
             # Opened again: pages read through a mapping count as resident until it is closed.
             value: Tensor = open_file(path).get_tensor(source)
         except SafetensorError as error:
-            raise damaged(path, error) from None
+            raise damaged_file_error(path, error) from None
         return value
 
     def copy(self, name: str) -> Tensor:
@@ -130,7 +130,7 @@ class CheckpointReader:
             try:
                 copy[chunk] = open_file(path).get_slice(source)[chunk]
             except SafetensorError as error:
-                raise damaged(path, error) from None
+                raise damaged_file_error(path, error) from None
         return copy
 
     def lazy(self, name: str) -> LazyTensor:

@@ -122,10 +122,10 @@ def open_file(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
-        raise damaged(path, error) from None
+        raise damaged_file_error(path, error) from None
 
 
-def damaged(path: Path, error: Exception) -> ValueError:
+def damaged_file_error(path: Path, error: Exception) -> ValueError:
     """Build the error for a file that cannot be read."""
     if path.is_file():
         with path.open("rb") as file:
