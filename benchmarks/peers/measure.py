@@ -121,11 +121,10 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         "",
         f"{describe(results)} {listed(versions)}.",
         "",
-        "KL as in accuracy.md, on the same held-out drawings: "
-        "checkpoints of the libraries, loaded and run by vlpress. docs/peers.md explains what "
-        "the methods are. Best against best at w4a16 and w3a16 is on "
-        "more drawings that nothing was chosen by. A ratio below 1 means that vlpress is closer "
-        "to the original; its rows "
+        "KL as in accuracy.md, on the same held-out samples: checkpoints of the libraries, loaded "
+        "and run by vlpress. docs/peers.md explains the methods. The best methods at w4a16 and "
+        "w3a16 are compared on additional samples that no choice depends on. A ratio below 1 "
+        "means that vlpress is closer to the baseline; its rows "
         f"are those of accuracy.md (commit {ours['commit']}).",
     ]
     head = ["setting", "peer", "method", "KL", "seeds", "p99", "top-1"]
