@@ -396,13 +396,13 @@ def images_of_5_and_template(folder: Path) -> None:
     merge_json(folder / "processor_config.json", {"chat_template": TEMPLATE})
 
 
-def images_of_5_beside_older(folder: Path) -> None:
+def images_of_5_and_older(folder: Path) -> None:
     """Saved by transformers 5 into a folder that had the older file."""
     published_images(folder, OTHER_BOUNDS)
     images_of_5(folder)
 
 
-def images_beside_plain_processor_config(folder: Path) -> None:
+def images_and_plain_processor_config(folder: Path) -> None:
     """processor_config.json as transformers 4 wrote it: without image settings."""
     images_of_4_49(folder)
     write_json(folder / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
@@ -441,7 +441,7 @@ LAYOUTS: dict[str, Layout] = {
         shards=2,
     ),
     "transformers 4.49, processor_config.json": Layout(
-        config_of_4_49, tokenizer_of_4, in_both, images_beside_plain_processor_config
+        config_of_4_49, tokenizer_of_4, in_both, images_and_plain_processor_config
     ),
     "transformers 4.52": Layout(
         config_of_4_52, tokenizer_of_4, in_jinja_file, images_of_4_52, new_names=True
@@ -467,7 +467,7 @@ LAYOUTS: dict[str, Layout] = {
         config_of_5, tokenizer_of_5, in_jinja_file, images_of_5, stored_head=True
     ),
     "transformers 5 over a published folder": Layout(
-        config_of_5, published_tokenizer, in_both, images_of_5_beside_older
+        config_of_5, published_tokenizer, in_both, images_of_5_and_older
     ),
     "transformers 5, Qwen2-VL": Layout(
         config_of_5, tokenizer_of_5, in_jinja_file, images_of_5, family="qwen2_vl"

@@ -1,10 +1,9 @@
-"""What transformers makes of a checkpoint folder: its own AutoProcessor, for comparison.
+"""transformers' own AutoProcessor of a checkpoint folder, for comparison.
 
-AutoProcessor opens a processor for videos too, which needs torchvision. That package stays out of
-the tests, because beside it transformers would choose other code for images. A stand-in without
-any function takes its place, so everything that reads tokenizer, template and image settings from
-the folder, and everything that turns messages into ids and pixels, is transformers' own code. Only
-videos cannot be compared in this way.
+AutoProcessor also opens a video processor, which needs torchvision. That package is not a test
+dependency, because transformers uses other code for images if it is installed. An empty stand-in
+replaces the video processor. All other code, from reading the folder to ids and pixels, is
+transformers' own. Videos cannot be compared in this way.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from vlpress.model.processing.processor import Processor
 
 
 class NoVideos(dict[str, object]):
-    """Stands where the processor for videos would; a dictionary, because processors are logged."""
+    """Stand-in for the video processor; a dictionary, because processors are logged."""
 
     model_input_names: Sequence[str] = ()
 
@@ -39,12 +38,12 @@ class Inputs:
 
 
 def reference_processor(folder: Path) -> Any:
-    """The processor that transformers chooses for a folder.
+    """Load the processor that transformers chooses for a folder.
 
     Raises:
-        Exception: whatever transformers raises where it refuses the folder.
+        Exception: any error of transformers for the folder.
     """
-    # By its path: what transformers offers under that name without torchvision only raises.
+    # By its path: without torchvision, the public name is a dummy that raises.
     auto = import_module("transformers.models.auto.video_processing_auto").AutoVideoProcessor
     with (
         patch.object(auto, "from_pretrained", lambda *_, **__: NoVideos()),
