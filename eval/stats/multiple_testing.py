@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm  # type: ignore[import-untyped]  # scipy has no annotations
 
 from .statistics import PairedOutcome
@@ -21,7 +23,9 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
     Statistics 6, 1979. For the few tests over whole benchmarks.
     """
-    return _adjusted(p_values, "holm")
+    names, ordered = _ordered(p_values)
+    steps = ordered * np.arange(len(names), 0, -1)
+    return _named(names, np.maximum.accumulate(steps))
 
 
 def benjamini_hochberg(p_values: Mapping[Name, float]) -> dict[Name, float]:
@@ -31,18 +35,19 @@ def benjamini_hochberg(p_values: Mapping[Name, float]) -> dict[Name, float]:
     approach to multiple testing", Journal of the Royal Statistical Society B 57, 1995, section 3.
     For the many categories of a report.
     """
-    return _adjusted(p_values, "fdr_bh")
+    names, ordered = _ordered(p_values)
+    steps = ordered / (np.arange(1, len(names) + 1) / len(names))
+    return _named(names, np.minimum.accumulate(steps[::-1])[::-1])
 
 
-def _adjusted(p_values: Mapping[Name, float], method: str) -> dict[Name, float]:
-    from statsmodels.stats.multitest import (  # type: ignore[import-untyped]  # slow to import
-        multipletests,
-    )
+def _ordered(p_values: Mapping[Name, float]) -> tuple[list[Name], NDArray[np.float64]]:
+    """Names and p-values in ascending order of the p-values."""
+    names = sorted(p_values, key=lambda name: p_values[name])
+    return names, np.array([p_values[name] for name in names], dtype=np.float64)
 
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method=method)[1]
-    return dict(zip(p_values, map(float, adjusted), strict=True))
+
+def _named(names: list[Name], adjusted: NDArray[np.float64]) -> dict[Name, float]:
+    return dict(zip(names, np.minimum(adjusted, 1.0).tolist(), strict=True))
 
 
 def detectable_difference(
