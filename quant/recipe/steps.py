@@ -124,9 +124,9 @@ def read_step(data: Any, at: str) -> Step | Transform:
         values = {key: value for key, value in data.items() if key != "method"}
         return parse(kind, values, "recipe", at, keys=("method", *_names(kind)))
     if method not in get_args(Method):
-        found = f"is {shown(method)}" if "method" in data else "is missing"
+        problem = f"is {shown(method)}" if "method" in data else "is missing"
         allowed = ", ".join((*get_args(Method), *TRANSFORMS))
-        raise ValueError(f"recipe: {at}.method {found}; allowed: {allowed}")
+        raise ValueError(f"recipe: {at}.method {problem}; allowed: {allowed}")
     if "strength" in data and method != "gptaq":
         raise ValueError(
             f"recipe: {at}.strength is {shown(data['strength'])} with method {method}; allowed: "

@@ -62,7 +62,7 @@ def test_values_are_frozen_hashable_and_copied_as_dataclasses() -> None:
     assert copy.deepcopy(value) == pickle.loads(pickle.dumps(value)) == value
     assert asdict(value)["inner"] == {"size": 3, "flag": True}
     with pytest.raises(FrozenInstanceError):
-        value.share = 0  # type: ignore[misc]  # frozen is what is tested
+        value.share = 0  # type: ignore[misc]  # frozen
 
 
 def test_whole_numbers_stay_whole_in_real_fields() -> None:
@@ -126,7 +126,7 @@ def test_remedies_and_known_keys_of_the_caller() -> None:
 
 def test_positional_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"^flag is 3; allowed: true or false"):
-        Inner(1, 3)  # type: ignore[arg-type]  # a wrong type is what is tested
+        Inner(1, 3)  # type: ignore[arg-type]  # a wrong type on purpose
     with pytest.raises(TypeError, match="2 fields"):
         Inner(1, True, 3)  # type: ignore[call-arg]  # too many arguments
 

@@ -126,7 +126,7 @@ class AWQ:
         """See `Format.quantization_config`: AutoAWQ's keys, and `symmetric`.
 
         Zero points are stored for symmetric schemes too, and `zero_point` is true for both: the
-        kernels read them always. `symmetric` tells the two apart; other readers ignore it.
+        kernels read them always. `symmetric` distinguishes the two; other readers ignore it.
         """
         (scheme,) = contents.by_scheme
         return {

@@ -180,8 +180,8 @@ def parse(
     try:
         value: T = _adapter(annotation).validate_python(data)
     except ValidationError as error:
-        known = _keys(kind) if keys is None else list(keys)
-        raise ValueError(explain(error, source, at, keys=known, remedy=remedy)) from None
+        names = _keys(kind) if keys is None else list(keys)
+        raise ValueError(explain(error, source, at, keys=names, remedy=remedy)) from None
     return value
 
 

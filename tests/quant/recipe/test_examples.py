@@ -1,4 +1,4 @@
-"""Every recipe under examples/ runs on the built-in model and does what its name says."""
+"""All recipes under examples/ run on the built-in model and match their names."""
 
 import re
 from dataclasses import replace
@@ -27,17 +27,17 @@ def prompts() -> list[Prompt]:
 
 
 def promised(name: str) -> dict[str, tuple[int, bool]]:
-    """Bits, and whether activations are rounded, for each part of the model that a name tells."""
-    found = {}
+    """Return bits, and whether activations are quantized, by part of the model in the name."""
+    schemes = {}
     for part in name.split("+"):
         stage, _, scheme = part.rpartition("-")
         match = re.fullmatch(r"w(\d+)a(\d+)", scheme)
         assert match is not None
-        found[stage or "decoder"] = int(match[1]), int(match[2]) < 16
-    return found
+        schemes[stage or "decoder"] = int(match[1]), int(match[2]) < 16
+    return schemes
 
 
-# Weights alone, and SmoothQuant in both stages; the others take minutes together.
+# Weights only, and SmoothQuant in both stages; the others take minutes in total.
 QUICK = ("w4a16", "vision-w8a8+decoder-w4a16")
 
 
@@ -60,5 +60,5 @@ def test_runs_on_tiny(path: Path, prompts: list[Prompt]) -> None:
         done.setdefault(part, set()).add((scheme.bits, scheme.activations != "none"))
     assert done == {part: {scheme} for part, scheme in promised(path.stem).items()}
     with torch.no_grad():
-        found, wanted = (torch.cat(m(prompts)) for m in (model, original))
-    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.5
+        logits, float_logits = (torch.cat(m(prompts)) for m in (model, original))
+    assert 0 < float((logits - float_logits).norm() / float_logits.norm()) < 0.5

@@ -1,4 +1,4 @@
-"""Every preset, on a model that is small and has widths of 128."""
+"""All presets, on a small model with widths of 128."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def wider_model() -> QwenVL:
     return small_model(raw)
 
 
-def test_names_tell_the_recipe() -> None:
-    """A preset is called what its recipe is, and its steps keep what the name promises."""
+def test_names_match_the_recipe() -> None:
+    """A preset has the name of its recipe, and its steps match that name."""
     for name in PRESETS:
         recipe = Recipe.resolve(name)
         assert recipe.name == name
@@ -60,12 +60,12 @@ def test_example_files_spell_out_the_presets(name: str) -> None:
 
 
 def test_most_examples_are_presets() -> None:
-    wanted = {"w4a16", "w8a16", "w3a16", "w8a8", "w4a8"}
-    assert wanted | {"vision-w8a16+decoder-w4a16", "vision-w8a8+decoder-w4a16"} <= set(SHARED)
+    required = {"w4a16", "w8a16", "w3a16", "w8a8", "w4a8"}
+    assert required | {"vision-w8a16+decoder-w4a16", "vision-w8a8+decoder-w4a16"} <= set(SHARED)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_runs_and_is_written_without_saying_a_format(name: str, tmp_path: Path) -> None:
+def test_runs_and_is_written_in_the_default_format(name: str, tmp_path: Path) -> None:
     model, original = wider_model(), wider_model()
     source = write_small_checkpoint(tmp_path / "source", original)
     samples = prompts(model.config)
@@ -75,6 +75,6 @@ def test_runs_and_is_written_without_saying_a_format(name: str, tmp_path: Path) 
     seen = {layer.startswith("visual") for layer in quantized_layers(loaded)}
     assert seen == ({True, False} if "vision" in name else {False})
     with torch.no_grad():
-        found, again, wanted = (torch.cat(m(samples)) for m in (model, loaded, original))
-    assert torch.equal(found, again)
-    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.5
+        logits, reloaded, float_logits = (torch.cat(m(samples)) for m in (model, loaded, original))
+    assert torch.equal(logits, reloaded)
+    assert 0 < float((logits - float_logits).norm() / float_logits.norm()) < 0.5

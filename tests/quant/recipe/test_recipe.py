@@ -11,7 +11,7 @@ from vlpress.quant.recipe.steps import AWQStep, SmoothQuantStep, Step
 
 
 def write(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "mine.toml"
+    path = tmp_path / "own.toml"
     path.write_text(text)
     return path
 
@@ -24,7 +24,7 @@ def test_dict_round_trip(name: str) -> None:
 
 def test_file_name_is_the_default_name(tmp_path: Path) -> None:
     path = write(tmp_path, '[[step]]\nmethod = "rtn"\nbits = 4\n')
-    assert Recipe.resolve(path).name == "mine"
+    assert Recipe.resolve(path).name == "own"
 
 
 def test_head_is_short_for_a_step(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ WEIGHTS = "[calibration]\ntoken_weights = "
 SMOOTH = '[[step]]\nmethod = "smoothquant"\n'
 
 
-def test_transforms_stand_first_and_keep_their_order(tmp_path: Path) -> None:
+def test_transforms_come_first_and_keep_their_order(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         SMOOTH
@@ -103,7 +103,7 @@ def test_defaults_of_transforms(tmp_path: Path) -> None:
         (STEP, True),
     ],
 )
-def test_who_needs_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
+def test_recipes_that_need_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
     assert Recipe.from_toml(write(tmp_path, steps)).needs_calibration == needs
 
 
@@ -191,11 +191,11 @@ def test_who_needs_calibration(tmp_path: Path, steps: str, needs: bool) -> None:
 def test_rejects(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Recipe.resolve(write(tmp_path, text))
-    assert "mine.toml" in str(caught.value)
+    assert "own.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_gptaq_takes_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
+def test_gptaq_has_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
     path = write(tmp_path, ASYMMETRIC + "strength = 0.25\nact_order = false\ndamp_percent = 0.05\n")
     recipe = Recipe.from_toml(path)
     assert recipe.steps == (
@@ -209,7 +209,7 @@ def test_gptaq_takes_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("", "uniform"),
         ('[calibration]\ntoken_weights = "gradient"\n', "gradient"),
@@ -218,9 +218,9 @@ def test_gptaq_takes_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
         (WEIGHTS + "{}\n", FixedWeights(1, 1)),
     ],
 )
-def test_token_weights(tmp_path: Path, text: str, wanted: str | FixedWeights) -> None:
+def test_token_weights(tmp_path: Path, text: str, expected: str | FixedWeights) -> None:
     recipe = Recipe.from_toml(write(tmp_path, text + STEP))
-    assert recipe.calibration.token_weights == wanted
+    assert recipe.calibration.token_weights == expected
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 

@@ -35,7 +35,7 @@ def test_groups() -> None:
 )
 def test_rejects(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        QuantScheme(**fields)  # type: ignore[arg-type]  # wrong types are what is tested
+        QuantScheme(**fields)  # type: ignore[arg-type]  # wrong types on purpose
 
 
 def test_label_and_dict() -> None:

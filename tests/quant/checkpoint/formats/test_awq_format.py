@@ -1,4 +1,4 @@
-"""The AWQ format, its layout written out by hand and read back."""
+"""The AWQ format against a layout written by hand, and reading it."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ LAYER = "model.layers.0.mlp.down_proj"
 
 
 def packed_by_hand(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """Element by element: column c of eight lies at the slot that AWQ's kernels look for it."""
+    """Pack element by element: column c goes to the slot from which AWQ's kernels read it."""
     slot_of_column = [0, 4, 1, 5, 2, 6, 3, 7]
 
     def words(matrix: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_layout_by_hand(symmetric: bool, rows: int, group_size: int) -> None:
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**32))
-def test_columns_come_back(rows: int, words: int, seed: int) -> None:
+def test_columns_round_trip(rows: int, words: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(16, (rows, 8 * words), generator=generator, dtype=torch.uint8)
     assert torch.equal(unpack_columns(pack_columns(values)), values)
@@ -128,7 +128,7 @@ def test_folder(tmp_path: Path, symmetric: bool) -> None:
         ),
     ],
 )
-def test_what_does_not_fit(steps: list[dict[str, Any]], message: str) -> None:
+def test_unsupported_schemes_are_refused(steps: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=f"format awq: .*{message}"):
         check_format(make_plan(contents({}).config, recipe(*steps)), "awq")
 
@@ -146,7 +146,7 @@ def test_layers_that_do_not_fit() -> None:
 
 
 class TestReading:
-    """What AutoAWQ and its successors write."""
+    """Files of AutoAWQ and its successors."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -169,9 +169,9 @@ class TestReading:
         _, _, out = checkpoint(tmp_path, recipe(), "awq")
         before = weights_of(out)[LAYER]
         edit_config(out, symmetric=None)
-        found = weights_of(out)[LAYER]
-        assert not found.scheme.symmetric
-        assert torch.equal(found.dequantize(), before.dequantize())
+        weight = weights_of(out)[LAYER]
+        assert not weight.scheme.symmetric
+        assert torch.equal(weight.dequantize(), before.dequantize())
         edit_config(out, zero_point=False)
         assert weights_of(out)[LAYER].equals(before)
 

@@ -44,8 +44,8 @@ SCHEMES = [
 ]
 
 
-def in_the_library(tensors: dict[str, Tensor], scheme: QuantScheme) -> Tensor:
-    """The float weight that the library makes of a layer's tensors."""
+def decompressed_by_library(tensors: dict[str, Tensor], scheme: QuantScheme) -> Tensor:
+    """Decompress a layer's tensors with the library."""
     described = CT.quantization_config(contents(scheme), lambda name: name)
     (group,) = QuantizationConfig(**described).config_groups.values()
     assert isinstance(group, QuantizationScheme)
@@ -59,7 +59,7 @@ def in_the_library(tensors: dict[str, Tensor], scheme: QuantScheme) -> Tensor:
 def test_the_library_reads_the_same_numbers(scheme: QuantScheme, shape: tuple[int, int]) -> None:
     weight = made_layer(scheme, *shape)
     tensors = CT.encode(weight, torch.float32)
-    assert torch.equal(in_the_library(tensors, scheme), weight.dequantize())
+    assert torch.equal(decompressed_by_library(tensors, scheme), weight.dequantize())
     assert CT.decode(tensors, scheme, "x").equals(weight)
 
 
@@ -78,7 +78,7 @@ def test_the_library_packs_the_same_words(scheme: QuantScheme) -> None:
         assert torch.equal(tensors["weight_zero_point"], packed)
 
 
-def test_scales_are_of_the_checkpoints_type_or_a_wider_one() -> None:
+def test_scales_have_the_checkpoints_dtype_or_a_wider_one() -> None:
     weight = made_layer(QuantScheme(4, 32))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         assert CT.encode(weight, dtype)["weight_scale"].dtype == dtype
@@ -172,8 +172,8 @@ MIXED = recipe(
 
 
 def schemes_found(config: dict[str, Any], names: dict[str, str]) -> dict[str, set[int]]:
-    """Which groups an engine finds for each layer, by the rules that engines share."""
-    found: dict[str, set[int]] = {}
+    """Return the indices of matching groups by layer, by the rules that engines share."""
+    groups_by_layer: dict[str, set[int]] = {}
     for layer, name in names.items():
 
         def hit(target: str, name: str = name) -> bool:
@@ -183,11 +183,11 @@ def schemes_found(config: dict[str, Any], names: dict[str, str]) -> dict[str, se
 
         groups = config["config_groups"].values()
         hits = {i for i, group in enumerate(groups) if any(map(hit, group["targets"]))}
-        found[layer] = set() if any(map(hit, config["ignore"])) else hits
-    return found
+        groups_by_layer[layer] = set() if any(map(hit, config["ignore"])) else hits
+    return groups_by_layer
 
 
-def test_several_schemes_are_told_apart_under_every_naming(tmp_path: Path) -> None:
+def test_several_schemes_match_under_every_naming(tmp_path: Path) -> None:
     model, _, out = checkpoint(tmp_path, MIXED, "compressed-tensors")
     config = quantization_config(out)
     assert config["format"] == "mixed-precision"
@@ -241,7 +241,7 @@ def test_an_untied_head_can_be_quantized(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit(step: dict[str, Any], message: str) -> None:
+def test_unsupported_schemes_are_refused(step: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_format(make_plan(contents({}).config, recipe(step)), "compressed-tensors")
 
@@ -255,7 +255,7 @@ LAYER = "model.layers.0.mlp.down_proj"
 
 
 class TestReading:
-    """What llm-compressor and older versions of the library write."""
+    """Files of llm-compressor and older versions of the library."""
 
     def test_targets_by_name_expression_and_class(self, tmp_path: Path) -> None:
         _, _, out = checkpoint(tmp_path, MIXED, "compressed-tensors")
@@ -303,13 +303,13 @@ class TestReading:
         before = weights_of(out)[LAYER]
         order = torch.randperm(128, generator=torch.Generator().manual_seed(0)) // 32
         rewrite(out, lambda t: t.update({f"{LAYER}.weight_g_idx": order.int()}))
-        found = weights_of(out)[LAYER]
-        columns = found.column_groups().long()
+        weight = weights_of(out)[LAYER]
+        columns = weight.column_groups().long()
         assert torch.equal(columns, order)
         expected = (before.integers.float() - 8) * before.scales[:, order]
-        assert torch.equal(found.dequantize(), expected)
+        assert torch.equal(weight.dequantize(), expected)
 
-    def test_zero_points_unpacked_and_superfluous(self, tmp_path: Path) -> None:
+    def test_zero_points_unpacked_and_redundant(self, tmp_path: Path) -> None:
         _, _, out = checkpoint(tmp_path, recipe({"symmetric": False}), "compressed-tensors")
         before = weights_of(out)
         signed = (before[LAYER].zero_points.int() - 8).to(torch.int8)
@@ -403,10 +403,10 @@ class TestReading:
         _, _, out = checkpoint(tmp_path, recipe(), "compressed-tensors")
         groups = quantization_config(out)["config_groups"]
         *keys, last = path.split(".")
-        place = groups["group_0"]
+        section = groups["group_0"]
         for key in keys:
-            place = place[key]
-        place[last] = value
+            section = section[key]
+        section[last] = value
         edit_config(out, config_groups=groups)
         with pytest.raises(ValueError, match=message):
             load_quantized(out, device="cpu")
@@ -450,8 +450,8 @@ class TestStaticActivations:
         tensors = CT.encode(weight, torch.bfloat16)
         assert tensors["input_scale"].tolist() == [0.0390625]
         assert tensors["input_scale"].dtype == torch.bfloat16
-        found = CT.decode(tensors, self.scheme, "x")
-        assert found.input_scale is not None and found.input_scale.dim() == 0
+        weight = CT.decode(tensors, self.scheme, "x")
+        assert weight.input_scale is not None and weight.input_scale.dim() == 0
         (group,) = CT.quantization_config(contents(self.scheme), str)["config_groups"].values()
         assert group["input_activations"] == {
             "num_bits": 8,
@@ -476,7 +476,7 @@ class TestStaticActivations:
         with pytest.raises(ValueError, match=message):
             CT.decode({k: v for k, v in tensors.items() if v is not None}, self.scheme, "x")
 
-    def test_a_superfluous_zero_point_is_passed_over(self) -> None:
+    def test_a_redundant_zero_point_is_ignored(self) -> None:
         tensors = CT.encode(made_layer(self.scheme), torch.float32)
         tensors["input_zero_point"] = torch.zeros(1, dtype=torch.int8)
         assert CT.decode(tensors, self.scheme, "x").equals(made_layer(self.scheme))

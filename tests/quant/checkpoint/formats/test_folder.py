@@ -1,4 +1,4 @@
-"""Files beside the weights: a quantized checkpoint must open as its source does."""
+"""Side files: the processor of a quantized checkpoint must load as its source's does."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-def test_files_that_are_there_are_copied_byte_for_byte(source: Path, target: Path) -> None:
-    (source / "notes.txt").write_text("mine")
+def test_existing_files_are_copied_byte_for_byte(source: Path, target: Path) -> None:
+    (source / "notes.txt").write_text("note")
     (source / "vocab.json").mkdir()
-    found = copy_side_files(source, target, SIDE_FILES)
+    copied = copy_side_files(source, target, SIDE_FILES)
     names = ("generation_config.json", "preprocessor_config.json", "tokenizer.json")
-    assert sorted(found) == [*names, "tokenizer_config.json"]
-    assert sorted(path.name for path in target.iterdir()) == sorted(found)
-    assert all((target / name).read_bytes() == (source / name).read_bytes() for name in found)
+    assert sorted(copied) == [*names, "tokenizer_config.json"]
+    assert sorted(path.name for path in target.iterdir()) == sorted(copied)
+    assert all((target / name).read_bytes() == (source / name).read_bytes() for name in copied)
 
 
 @pytest.mark.parametrize(
     "file",
     ["chat_template.jinja", "additional_chat_templates/default.jinja"],
 )
-def test_templates_are_copied_wherever_they_are(source: Path, target: Path, file: str) -> None:
+def test_templates_are_copied_from_both_locations(source: Path, target: Path, file: str) -> None:
     (source / file).parent.mkdir(exist_ok=True)
     (source / file).write_text("{{ 'Be brief. ' }}" + CHAT_TEMPLATE)
     (source / "additional_chat_templates").mkdir(exist_ok=True)
@@ -46,4 +46,4 @@ def test_templates_are_copied_wherever_they_are(source: Path, target: Path, file
     question = [{"role": "user", "content": "Which?"}]
     prompts = [Processor.from_folder(folder).encode(question) for folder in (source, target)]
     assert prompts[0].input_ids.tolist() == prompts[1].input_ids.tolist()
-    assert prompts[1].input_ids.tolist()[0] != 257  # the text in front of <|im_start|>
+    assert prompts[1].input_ids.tolist()[0] != 257  # the text before <|im_start|>

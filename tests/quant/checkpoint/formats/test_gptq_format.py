@@ -90,7 +90,7 @@ def test_golden_folder(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_config_tells_the_truth(tmp_path: Path) -> None:
+def test_config_matches_the_run(tmp_path: Path) -> None:
     _, _, source, out = export(tmp_path, recipe())
     raw = json.loads((source / "config.json").read_text())
     written = json.loads((out / "config.json").read_text())
@@ -120,7 +120,7 @@ def test_config_tells_the_truth(tmp_path: Path) -> None:
     assert json.loads((out / "quantize_config.json").read_text()) == config
 
 
-def test_kept_decoder_layers_get_rules(tmp_path: Path) -> None:
+def test_unquantized_decoder_layers_get_rules(tmp_path: Path) -> None:
     import re
 
     rule = recipe(ignore=["model.layers.0.self_attn.*", "model.layers.1.mlp.down_proj"])
@@ -163,8 +163,8 @@ def test_reloading_gives_the_same_logits(
     assert loaded.dtype == dtype
     with torch.no_grad():
         samples = prompts(model.config)
-        for expected, found in zip(model(samples), loaded(samples), strict=True):
-            assert torch.equal(expected, found)
+        for expected, logits in zip(model(samples), loaded(samples), strict=True):
+            assert torch.equal(expected, logits)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
@@ -197,10 +197,10 @@ def test_names_and_shards_of_the_source_are_kept(
         assert data["metadata"]["total_size"] == sizes
     with torch.no_grad():
         samples = prompts(model.config)
-        for expected, found in zip(
+        for expected, logits in zip(
             model(samples), load_quantized(out, device="cpu")(samples), strict=True
         ):
-            assert torch.equal(expected, found)
+            assert torch.equal(expected, logits)
 
 
 def test_sizes_in_the_report_are_those_of_the_files(tmp_path: Path) -> None:
@@ -245,9 +245,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_folder_appears_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, report, source, out = export(tmp_path, recipe())
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ValueError, match="out exists; give another or ask to overwrite"):
@@ -329,7 +327,7 @@ def test_packing_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "new").exists()
 
 
-def test_v2_stores_zero_points_as_they_are(tmp_path: Path) -> None:
+def test_v2_stores_zero_points_unchanged(tmp_path: Path) -> None:
     weight = rtn(torch.rand(64, 32), QuantScheme(4, 32, symmetric=False))
     v2 = FORMATS["gptq_v2"]
     tensors = v2.encode(weight, torch.float16)

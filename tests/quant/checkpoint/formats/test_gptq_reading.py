@@ -1,4 +1,4 @@
-"""Reading GPTQ checkpoints: our own, and those of other writers."""
+"""Reading GPTQ checkpoints of vlpress and of other writers."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("reference_kernel")
 V1 = FORMATS["gptq"]
 
 
-def test_open_model_tells_the_kinds_apart(tmp_path: Path) -> None:
+def test_open_model_distinguishes_the_kinds(tmp_path: Path) -> None:
     _, _, source, out = export(tmp_path, recipe())
     assert is_quantized(out)
     assert not is_quantized(source)
@@ -52,10 +52,10 @@ def test_reads_v2(tmp_path: Path) -> None:
     edit(out, checkpoint_format="gptq_v2")
     with torch.no_grad():
         samples = prompts(model.config)
-        for expected, found in zip(
+        for expected, logits in zip(
             model(samples), load_quantized(out, device="cpu")(samples), strict=True
         ):
-            assert torch.equal(expected, found)
+            assert torch.equal(expected, logits)
 
 
 def test_reads_act_order_of_other_writers(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_reads_act_order_of_other_writers(tmp_path: Path) -> None:
 
 
 def test_loaded_layers_outlive_their_file(tmp_path: Path) -> None:
-    """Nothing that a layer keeps may be a view of the file."""
+    """No tensor of a layer may be a view of the file."""
     *_, out = export(tmp_path, recipe(method="rtn"), dtype=torch.float16)
     name = "model.layers.0.self_attn.q_proj"
     tensors = all_tensors(out)
@@ -107,8 +107,8 @@ def test_reads_zero_points_that_wrapped() -> None:
         V1.encode(weight, torch.float16)
     tensors = packed_by_hand(rtn(torch.rand(32, 32), QuantScheme(4, 32)))
     tensors["qzeros"].fill_(-1)  # 0 - 1 in every nibble
-    found = V1.decode(tensors, weight.scheme, "x")
-    assert set(found.zero_points.flatten().tolist()) == {0}
+    decoded = V1.decode(tensors, weight.scheme, "x")
+    assert set(decoded.zero_points.flatten().tolist()) == {0}
 
 
 def test_missing_g_idx_and_empty_bias_are_accepted(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_types_and_keys_of_other_writers(tmp_path: Path) -> None:
 
 
 def test_zero_points_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
-    """A v1 file that says it is v2: every zero point reads one too small."""
+    """A v1 file declared as v2: every zero point is read one too small."""
     *_, out = export(tmp_path, recipe(method="rtn"))
     edit(out, checkpoint_format="gptq_v2")
     message = r"q_proj has a zero point of 7, but .* symmetric, which means 8; correct sym or check"

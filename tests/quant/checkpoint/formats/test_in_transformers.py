@@ -1,4 +1,4 @@
-"""What transformers makes of our compressed-tensors folders of the built-in model."""
+"""transformers loads our compressed-tensors folders of the built-in model: equal logits."""
 
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,15 @@ def separate_tokens(model: Any) -> None:
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize("name", STEPS)
 def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
-    """Weights are the same numbers; int8 activations are not rounded alike.
+    """Weights are equal; int8 activations are rounded differently.
 
-    The library spreads a token's largest value over 127.5 levels, kernels and vlpress over 127, so
-    with activations both are different roundings of one model.
+    The library maps a token's largest value to 127.5 levels, kernels and vlpress to 127, so
+    with int8 activations the two are different roundings of one model.
     """
     model = load_model("tiny", device="cpu", dtype="fp32")
     report = quantize_(model, Recipe.from_dict({"name": name, "step": STEPS[name]}), prompts)
     save_quantized(model, report, "tiny", tmp_path / name, format="compressed-tensors")
-    ours = load_quantized(tmp_path / name, device="cpu", dtype="fp32")
+    reloaded = load_quantized(tmp_path / name, device="cpu", dtype="fp32")
     options: dict[str, Any] = {}
     if name == "asymmetric":
         # Without this the library's version 0.20 expects zero points that are not packed.
@@ -93,7 +93,7 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
     for prompt in prompts:
         assert prompt.visuals
         with torch.no_grad():
-            (expected,) = ours([prompt])
+            (expected,) = reloaded([prompt])
         difference = their_logits(theirs, prompt) - expected
         if "a16" in name:
             assert float(difference.abs().max() / expected.abs().max()) < 1e-4

@@ -1,4 +1,4 @@
-"""One layer through every format: it comes back the same, and its bytes do not change."""
+"""A layer in every format: it round-trips exactly, and its bytes do not change."""
 
 import json
 from typing import Any, get_args
@@ -38,7 +38,7 @@ def golden_schemes() -> dict[str, list[QuantScheme]]:
 
 
 def golden_bytes() -> dict[str, Any]:
-    """What `tests/golden/format_layers.json` holds; the file was written once from this."""
+    """Return the content of `tests/golden/format_layers.json`, which was written once from this."""
     return {
         name: {
             scheme.label: {
@@ -84,8 +84,8 @@ def layers(draw: st.DrawFn) -> QuantizedWeight:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(weight=layers(), dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]))
-def test_layers_come_back_the_same(name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
-    """What a format says that it can hold comes back; what it cannot say is refused."""
+def test_layers_round_trip(name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    """Layers that a format can hold round-trip; it refuses numbers that it cannot represent."""
     format = FORMATS[name]
     reordered = {LAYER} if weight.group_index is not None else set()
     config = contents({}, intermediate_size=weight.in_features).config
@@ -94,32 +94,32 @@ def test_layers_come_back_the_same(name: str, weight: QuantizedWeight, dtype: to
         return
     assume(name != "gptq" or int(weight.zero_points.min()) > 0)
     tensors = format.encode(weight, dtype)
-    found = format.decode(tensors, weight.scheme, LAYER)
-    assert found.equals(weight)
+    decoded = format.decode(tensors, weight.scheme, LAYER)
+    assert decoded.equals(weight)
     assert set(tensors) <= set(format.parts) and format.marker in tensors
-    again = format.encode(found, dtype)
+    again = format.encode(decoded, dtype)
     assert all(torch.equal(again[part], tensor) for part, tensor in tensors.items())
     spec = LinearSpec(LAYER, weight.in_features, weight.out_features, False, "decoder", 0, "down")
     stored = sum(tensor.nbytes for tensor in tensors.values())
     assert stored == format.stored_bytes(spec, weight.scheme, dtype)
 
 
-def test_what_layers_keep_is_no_view_of_the_file() -> None:
+def test_layers_hold_no_views_of_the_file() -> None:
     for name, schemes in golden_schemes().items():
         for scheme in schemes:
             tensors = FORMATS[name].encode(made_layer(scheme), torch.float32)
-            found = FORMATS[name].decode(tensors, scheme, "x")
+            decoded = FORMATS[name].decode(tensors, scheme, "x")
             for tensor in tensors.values():
                 tensor.fill_(1)
-            assert found.equals(made_layer(scheme))
+            assert decoded.equals(made_layer(scheme))
 
 
-def test_auto_takes_gptq_where_it_fits() -> None:
+def test_auto_selects_gptq_where_it_fits() -> None:
     fits, rounds = contents(QuantScheme(4, 32)), contents(QuantScheme(8, -1, activations="dynamic"))
     assert find_format(fits) == (FORMATS["gptq"], "")
-    chosen, passed_over = find_format(rounds)
+    chosen, reasons = find_format(rounds)
     assert chosen.name == choose_format(rounds).name == "compressed-tensors"
-    assert passed_over.startswith("format gptq: model.layers.0.self_attn.q_proj and 13 more layers")
+    assert reasons.startswith("format gptq: model.layers.0.self_attn.q_proj and 13 more layers")
     nothing_fits = contents(QuantScheme(8, 32, symmetric=False, activations="dynamic"))
     with pytest.raises(
         ValueError, match=r"^format gptq: .*; format compressed-tensors: .* have in"
@@ -127,10 +127,10 @@ def test_auto_takes_gptq_where_it_fits() -> None:
         choose_format(nothing_fits)
 
 
-def test_formats_are_known_by_their_configuration() -> None:
+def test_formats_are_identified_by_their_configuration() -> None:
     assert format_of({"quant_method": "gptq"}).name == "gptq"
     assert format_of({"quant_method": "gptq", "checkpoint_format": "gptq_v2"}).name == "gptq_v2"
     assert format_of({"quant_method": "awq", "format": "gemm"}).name == "awq"
-    for found in ({"quant_method": "gptq_v2"}, {"quant_method": "bitsandbytes"}, {}):
+    for config in ({"quant_method": "gptq_v2"}, {"quant_method": "bitsandbytes"}, {}):
         with pytest.raises(ValueError, match="allowed: gptq, compressed-tensors, awq"):
-            format_of(found)
+            format_of(config)

@@ -7,7 +7,7 @@ from vlpress.quant.checkpoint.formats.packing import pack, unpack
 
 
 def reference_pack(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """One Python integer per column, cut into words: slow and plain."""
+    """Pack through one Python integer per column, split into words."""
     columns = []
     for column in values.t().tolist():
         stream = sum(value << (bits * index) for index, value in enumerate(column))
