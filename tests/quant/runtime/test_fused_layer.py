@@ -178,9 +178,9 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
     change = (outputs[0] - like.float()).norm()
     assert float((outputs[0] - outputs[1]).norm()) < 0.02 * float(change)
     plain, fused = stored
-    for part in (0, 1):
-        levels = fused[part], plain[part]
-        scales = fused[part + 2], plain[part + 2]
+    for buffer in (0, 1):
+        levels = fused[buffer], plain[buffer]
+        scales = fused[buffer + 2], plain[buffer + 2]
         assert levels[0] is not None and levels[1] is not None
         assert scales[0] is not None and scales[1] is not None
         assert levels[0].dtype == torch.int8
