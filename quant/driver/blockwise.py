@@ -153,9 +153,9 @@ class _Pass:
                     return
                 resume = Resume(last["next"], frozenset(last["parted"]))
 
-            where = {"blocks": self.blocks, "store": store, "resume": resume}
-            prompts = self.quantizer.prompts
-            for block in self.run.calibration_pass(prompts, weights, **where):
+            for block in self.run.calibration_pass(
+                self.quantizer.prompts, weights, blocks=self.blocks, store=store, resume=resume
+            ):
                 with block.loaded():
                     result = self.run.quantize_block(block)
                     # The order makes it safe to be killed at any point: the outputs of all ranks
@@ -164,9 +164,9 @@ class _Pass:
                     self._commit(result, calibrated=True)
                     broadcast_result(comm, partial(store.keep, result.pending_keys))
 
-    def _commit(self, passed: BlockResult, *, calibrated: bool) -> None:
+    def _commit(self, result: BlockResult, *, calibrated: bool) -> None:
         """Write a block's tensors and its record to the journal, while its weights are loaded."""
-        run, block, following = self.run, passed.block, passed.following
+        run, block, following = self.run, result.block, result.following
         changed = sorted(name for name in run.transforms.changed if is_inside(name, block))
         transforms = [row for row in run.transforms.reports if row.planned.block == block]
         record = {
@@ -174,7 +174,7 @@ class _Pass:
             "calibrated": calibrated,
             "next": following.block if following else None,
             "parted": sorted(following.diverged) if following else [],
-            "waiting": list(passed.pending_keys),
+            "waiting": list(result.pending_keys),
             "layers": [run.layer_reports[name].to_dict() for name in run.solved],
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,

@@ -4,14 +4,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...calib.activation_store import ActivationStore, BlockSource
 from ...calib.block_runner import TokenWeightFn
 from ...calib.observers import CrossMoment, Hessian
-from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, TapGroup
+from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, Resume, TapGroup
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
@@ -92,14 +92,22 @@ class QuantizationRun:
         return [row for row in self.rows.values() if row not in unreached]
 
     def calibration_pass(
-        self, prompts: Sequence[Prompt], token_weights: TokenWeightFn, **where: Any
+        self,
+        prompts: Sequence[Prompt],
+        token_weights: TokenWeightFn,
+        *,
+        blocks: BlockSource | None = None,
+        store: ActivationStore | None = None,
+        resume: Resume | None = None,
     ) -> CalibrationPass:
         """Prepare the pass of the samples over the blocks with calibrated layers.
 
         Args:
             prompts: with their answers.
             token_weights: see `CalibrationPass`.
-            where: `blocks`, `store` and `resume` of `CalibrationPass`.
+            blocks: see `CalibrationPass`.
+            store: see `CalibrationPass`.
+            resume: see `CalibrationPass`.
 
         Raises:
             ValueError: there are no prompts.
@@ -113,8 +121,10 @@ class QuantizationRun:
             token_weights=token_weights,
             asymmetric=[row.name for row in rows if row.step and row.step.asymmetric],
             syrk=select_syrk(self.device),
+            blocks=blocks,
+            store=store,
+            resume=resume,
             comm=self.comm,
-            **where,
         )
 
     @torch.no_grad()
