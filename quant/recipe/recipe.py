@@ -37,8 +37,7 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from annotated_types import MinLen
-from pydantic import BeforeValidator, StrictBool, StrictInt
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from ...calib.token_weights import GRADIENTS, KINDS, FixedWeights
 from ...common.validation import Allowed, Integer, OneOf, parse, validated
@@ -88,7 +87,9 @@ class Calibration:
 class _File:
     """The top level of a recipe file."""
 
-    step: Annotated[list[Any], MinLen(1), Allowed("one or more tables, each written [[step]]")]
+    step: Annotated[
+        list[Any], Field(min_length=1), Allowed("one or more tables, each written [[step]]")
+    ]
     name: Annotated[str, BeforeValidator(str)] = "unnamed"
     tp: Devices = 1
     lm_head: Annotated[str, OneOf(tuple(HEADS), "without the key the output head is kept")] = ""

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from annotated_types import MinLen
-from pydantic import StrictBool
+from pydantic import Field, StrictBool
 
 from ...common.validation import Allowed, Integer, parse, shown, validated
 from .presets import DECODER, SEARCH
@@ -17,7 +16,9 @@ from .scheme import QuantScheme
 
 Method = Literal["gptq", "gptaq", "rtn"]
 Patterns = Annotated[tuple[str, ...], Allowed("a list of layer patterns")]
-Targets = Annotated[tuple[str, ...], MinLen(1), Allowed("a list of layer patterns, at least one")]
+Targets = Annotated[
+    tuple[str, ...], Field(min_length=1), Allowed("a list of layer patterns, at least one")
+]
 Alpha = Annotated[Share | Literal["search"], Allowed(f"a number from 0 to 1, {SEARCH!r}")]
 
 

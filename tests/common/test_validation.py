@@ -6,10 +6,9 @@ from dataclasses import FrozenInstanceError, asdict, field, replace
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import MinLen
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from vlpress.common.validation import (
     Allowed,
@@ -24,7 +23,7 @@ from vlpress.common.validation import (
 )
 
 Share = Annotated[float, Real(least=0, most=1)]
-Names = Annotated[tuple[str, ...], MinLen(1), Allowed("a list of names, at least one")]
+Names = Annotated[tuple[str, ...], Field(min_length=1), Allowed("a list of names, at least one")]
 
 
 @validated

@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import MinLen
-from pydantic import AfterValidator, BaseModel, BeforeValidator, StrictBool, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from ....common.validation import Allowed, Truthy, empty_to_none, parse
 from ...recipe.scheme import Activations, Bits, QuantScheme
@@ -95,7 +94,7 @@ class Config(BaseModel):
     kv_cache_scheme: Unset = None
     transform_config: Unset = None
     sparsity_config: Annotated[Sparsity | None, BeforeValidator(empty_to_none)] = None
-    config_groups: Annotated[dict[str, Group], MinLen(1)]
+    config_groups: Annotated[dict[str, Group], Field(min_length=1)]
 
 
 class CompressedTensorsSettings:
