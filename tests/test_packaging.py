@@ -1,4 +1,4 @@
-"""The built wheel, installed on its own and used from another directory."""
+"""The built wheel, installed alone and used from another directory."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ PACKAGES = ("model", "calib", "quant", "eval")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command with nothing of this checkout on its path; return what it prints."""
+    """Run a command without this checkout on its path; return its standard output."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
@@ -99,8 +99,8 @@ def test_version_from_another_directory(installed: Path, tmp_path: Path) -> None
         assert run(*command, "--version", cwd=tmp_path) == f"vlpress {vlpress.__version__}\n"
 
 
-def test_packages_import_beside_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
-    """A user's own model.py in the working directory must not get in the way."""
+def test_packages_import_despite_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
+    """A `model.py` in the working directory does not shadow `vlpress.model`."""
     for package in PACKAGES:
         (tmp_path / f"{package}.py").write_text("raise ImportError('the wrong module')\n")
     code = (
@@ -112,6 +112,6 @@ def test_packages_import_beside_files_of_the_same_name(installed: Path, tmp_path
     assert where.is_relative_to(site_packages(installed))
 
 
-def test_light_import_leaves_torch_alone(installed: Path, tmp_path: Path) -> None:
+def test_the_command_line_module_does_not_import_torch(installed: Path, tmp_path: Path) -> None:
     code = "import sys, vlpress.cli.main; print(['torch' in sys.modules, 'numpy' in sys.modules])"
     assert run(installed, "-c", code, cwd=tmp_path) == "[False, False]\n"

@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def answers(out: Path) -> list[dict[str, Any]]:
-    """Predictions but for how long they took."""
+    """Predictions without their durations."""
     lines = (out / "builtin-mmbench" / "predictions.jsonl").read_text().splitlines()
     timed = ("seconds", "seal")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
@@ -71,7 +71,7 @@ def test_an_evaluation_by_one_two_and_three(checkpoint: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_one_ends_all_within_a_minute(
+def test_all_ranks_end_within_a_minute_of_the_death_of_one(
     checkpoint: Path, tmp_path: Path, victim: int
 ) -> None:
     out = tmp_path / "out"
@@ -94,7 +94,7 @@ def test_the_death_of_one_ends_all_within_a_minute(
     assert contents(out) == contents(tmp_path / "alone")
 
 
-def test_what_cannot_be_shared_says_so(checkpoint: Path, tmp_path: Path) -> None:
+def test_verbs_that_cannot_be_distributed_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     shared = ONE_THREAD | {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}
     for arguments, line in (
         (["plan", str(checkpoint)], "processes share the work of quantize and eval; start this"),

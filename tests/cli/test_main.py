@@ -1,4 +1,4 @@
-"""The command line from outside: exit codes, one-line errors, JSON on standard output."""
+"""The command line: exit codes, one-line errors, JSON on standard output."""
 
 import io
 import json
@@ -108,7 +108,7 @@ def test_traceback_on_request() -> None:
     assert "FileNotFoundError" in result.stderr
 
 
-def test_interruption_and_defect_have_their_own_codes(
+def test_interrupts_and_defects_have_their_own_exit_codes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail_with(error: BaseException) -> Callable[..., None]:
@@ -147,7 +147,7 @@ def test_run_again_prints_the_finished_result_as_json(checkpoint: Path, done: Pa
     assert "is finished already" in result.stderr
 
 
-def test_gate_does_not_pass_a_base_that_knows_nothing(checkpoint: Path, done: Path) -> None:
+def test_gate_does_not_pass_a_base_without_any_right_answer(checkpoint: Path, done: Path) -> None:
     arguments = ["-o", str(done), *BENCH, *CALIB, "--margin", "99", "--gate", "--json"]
     result = call("run", checkpoint, *arguments)
     assert parsed(result)["verdict"] == "INCONCLUSIVE" and result.exit_code == 4
@@ -181,9 +181,7 @@ def test_plan_names_every_linear_layer_with_its_fate(checkpoint: Path) -> None:
     assert "21 of 44 linear layers are quantized" in table
 
 
-def test_plan_pads_the_tower_for_the_devices_that_are_named(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_plan_pads_the_tower_for_the_tensor_parallel_size(checkpoint: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "tower.toml"
     recipe.write_text(
         '[[step]]\nmethod = "rtn"\nbits = 8\ngroup_size = -1\ntargets = ["visual.blocks.*"]\n'
@@ -212,7 +210,7 @@ def test_quantize_resumes_and_refuses(checkpoint: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
 
-def test_strength_and_token_weights_are_part_of_the_question(
+def test_strength_and_token_weights_are_part_of_the_fingerprint(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     out, recipe = tmp_path / "out", tmp_path / "recipe.toml"
@@ -271,7 +269,7 @@ def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
     assert call("export", source, "-o", there, "--format", "awq", "--overwrite").exit_code == 0
 
 
-def test_export_says_what_cannot_be_expressed(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_names_layers_that_the_format_cannot_hold(checkpoint: Path, tmp_path: Path) -> None:
     out: Command = ["-o", tmp_path / "int8"]
     assert call("quantize", checkpoint, *out, "-r", "w8a16-rtn").exit_code == 0
     refused = call("export", tmp_path / "int8", "-o", tmp_path / "x", "--format", "awq")
@@ -348,7 +346,7 @@ def test_eval_of_another_setup_needs_overwrite(done: Path, tmp_path: Path) -> No
     assert (out / "builtin-ocrbench" / "predictions.jsonl").stat().st_mtime_ns > written
 
 
-def test_eval_without_a_folder_leaves_nothing(
+def test_eval_without_an_output_folder_leaves_no_files(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -371,7 +369,7 @@ def test_compare_exits_with_the_verdict_of_stored_predictions(done: Path, tmp_pa
     assert call("compare", base, base, "-o", tmp_path / "b", "--margin", "99").exit_code == 4
 
 
-def test_reported_command_asks_for_the_same_run(done: Path) -> None:
+def test_reported_command_repeats_the_run(done: Path) -> None:
     report = json.loads((done / "report" / "report.json").read_text())
     program, *words = shlex.split(report["command"])
     result = call(*words, "--json")
@@ -387,7 +385,7 @@ def test_compare_several_candidates(done: Path, tmp_path: Path) -> None:
     assert (tmp_path / "many" / "comparison.json").is_file()
 
 
-def test_generate_answers_about_a_picture(checkpoint: Path, tmp_path: Path) -> None:
+def test_generate_answers_about_an_image(checkpoint: Path, tmp_path: Path) -> None:
     image = tmp_path / "red.png"
     buffer = io.BytesIO()
     Image.new("RGB", (60, 60), "red").save(buffer, format="PNG")
@@ -412,7 +410,7 @@ def test_python_names_are_those_of_the_verbs() -> None:
         vlpress.quantise  # noqa: B018
 
 
-def test_what_an_interrupt_became_is_an_interrupt(
+def test_an_error_raised_while_handling_a_signal_is_an_interrupt(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiled code that a signal reaches may raise an error of its own instead."""

@@ -17,7 +17,7 @@ def work_in(out: Path) -> None:
     (out / "plan.json").write_text("[]")
 
 
-def test_new_folder_is_made_and_marked(tmp_path: Path) -> None:
+def test_new_folder_is_created_with_its_marker(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     assert claim(out, {"seed": 0}, own=OWN) is False
     assert json.loads((out / MARKER).read_text()) == {"fingerprint": {"seed": 0}}
@@ -39,7 +39,7 @@ def test_other_fingerprint_is_refused_by_name_and_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["overwrite", "fresh"])
-def test_discards_only_what_is_ours(tmp_path: Path, flag: str) -> None:
+def test_only_own_files_are_discarded(tmp_path: Path, flag: str) -> None:
     claim(tmp_path, {"seed": 0}, own=OWN)
     work_in(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
@@ -57,14 +57,14 @@ def test_overwrite_resumes_the_same_work_and_fresh_does_not(tmp_path: Path) -> N
     assert not (tmp_path / "plan.json").exists()
 
 
-def test_foreign_folder_is_never_taken(tmp_path: Path) -> None:
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
     with pytest.raises(ValueError, match=r"not written by this command \(it holds thesis.tex\)"):
         claim(tmp_path, {"seed": 0}, own=OWN, overwrite=True, fresh=True)
     assert (tmp_path / "thesis.tex").read_text() == "text"
 
 
-def test_marker_that_a_kill_left_unfinished_is_ours(tmp_path: Path) -> None:
+def test_unfinished_marker_of_a_killed_process_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "work.json.part").write_text('{"finge')
     assert claim(tmp_path, {"seed": 0}, own=OWN) is False
     assert [path.name for path in tmp_path.iterdir()] == [MARKER]
@@ -97,7 +97,7 @@ def test_digest_follows_content_and_names(tmp_path: Path) -> None:
     assert len({first, second, digest_folder(tmp_path)}) == 3
 
 
-def test_placed_result_is_found_the_same_or_other(tmp_path: Path) -> None:
+def test_finished_result_is_recognised_by_its_fingerprint(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     assert not claim_result(out, {"seed": 0})
     with staged_result(out, {"seed": 0}) as staged:
@@ -112,7 +112,7 @@ def test_placed_result_is_found_the_same_or_other(tmp_path: Path) -> None:
     assert (out / "config.json").exists()
 
 
-def test_placing_replaces_the_old_folder_whole(tmp_path: Path) -> None:
+def test_a_new_result_replaces_the_whole_folder(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     for name in ("old.json", "new.json"):
         with staged_result(out, {"name": name}) as staged:
@@ -121,7 +121,7 @@ def test_placing_replaces_the_old_folder_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_failed_placing_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_result_leaves_the_old_folder(tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     with staged_result(out, {"seed": 0}) as staged:
         work_in_new(staged)

@@ -20,7 +20,7 @@ def reporter(terminal: bool = False) -> tuple[Reporter, io.StringIO]:
     return Reporter(Console(file=stream, force_terminal=terminal, width=120)), stream
 
 
-def test_plain_lines_when_nobody_watches() -> None:
+def test_plain_lines_without_a_terminal() -> None:
     shown, stream = reporter()
     with shown.stage("quantize") as update:
         for done in range(1, 101):
@@ -31,7 +31,7 @@ def test_plain_lines_when_nobody_watches() -> None:
     assert len(lines) == 2
 
 
-def test_plain_lines_tell_the_time_left_from_what_was_done_here(
+def test_the_time_left_follows_from_the_steps_of_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([0.0, 10.0, 40.0, 50.0])
@@ -60,7 +60,7 @@ def test_quiet_keeps_warnings() -> None:
     assert stream.getvalue() == "WARNING: calibrated on [drawings]\n"
 
 
-def test_failed_stage_is_not_called_done() -> None:
+def test_failed_stage_is_not_reported_as_done() -> None:
     shown, stream = reporter()
     with pytest.raises(RuntimeError), shown.stage("quantize") as update:
         update(1, 2, "")
@@ -80,7 +80,7 @@ def test_units() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others count each process by itself")
-def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+def test_peak_memory_excludes_that_of_the_parent_process() -> None:
     inner = "from vlpress.common.progress import peak_memory; print(peak_memory())"
     outer = (
         "import subprocess, sys; held = b'x' * (1 << 29); "
@@ -104,7 +104,7 @@ def test_stages_follow_tasks_and_their_second_pass() -> None:
     assert titles == ["evaluate a", "evaluate b", "fidelity a", "fidelity b"]
 
 
-def test_logged_warnings_come_through_the_reporter() -> None:
+def test_logged_warnings_are_shown_by_the_reporter() -> None:
     shown, stream = reporter()
     logger = logging.getLogger("vlpress.test_progress")
     logger.addHandler(WarningHandler(shown))

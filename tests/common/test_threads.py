@@ -39,7 +39,7 @@ def limited_variables(**given: str) -> list[str | None]:
     return shown
 
 
-def test_waiting_is_bounded_before_any_threaded_library_is_loaded() -> None:
+def test_spinning_is_limited_without_loading_a_threaded_library() -> None:
     assert limited_variables() == list(DEFAULTS.values())
 
 
@@ -59,7 +59,7 @@ def test_import_leaves_the_environment_as_it_is() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_command_line_bounds_spinning_before_a_verb_imports_torch(tmp_path: Path) -> None:
+def test_the_command_line_limits_spinning_before_a_verb_imports_torch() -> None:
     code = (
         "import os, sys\n"
         "from vlpress.cli import main\n"
@@ -88,7 +88,7 @@ print(torch.get_num_threads(), pools)
 
 
 @pytest.mark.parametrize("scipy", ["loaded", "not loaded"])
-def test_a_number_of_threads_holds_for_torch_and_blas(scipy: str) -> None:
+def test_the_number_of_threads_applies_to_torch_and_blas(scipy: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     command = [sys.executable, "-c", COUNTED, scipy]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -98,7 +98,7 @@ def test_a_number_of_threads_holds_for_torch_and_blas(scipy: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, -3])
-def test_no_threads_is_refused(count: int) -> None:
+def test_a_number_below_one_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=str(count)):
         use_threads(count)
 
@@ -124,7 +124,7 @@ VERBS = {
 
 @pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_every_verb_that_computes_takes_a_number_of_threads(verb: str, tmp_path: Path) -> None:
+def test_every_computing_verb_has_a_number_of_threads(verb: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     arguments = [str(tmp_path / "out") if word == "OUT" else word for word in VERBS[verb]]
     result = CliRunner().invoke(app, [verb, *arguments, "--threads", "3"])

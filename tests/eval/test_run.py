@@ -1,4 +1,4 @@
-"""The main job on a small random model and a few built-in questions."""
+"""The verb `run` on a small random model and a few built-in questions."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def test_run_leaves_everything_and_a_report_of_the_schema(finished: Path) -> None:
+def test_run_writes_all_outputs_and_a_report_of_the_schema(finished: Path) -> None:
     report = json.loads((finished / "report" / "report.json").read_text())
     keys = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
     keys |= {
@@ -99,7 +99,7 @@ def test_finished_run_is_reported_again_without_loading_a_model(
     assert report == json.loads(stored)
 
 
-def test_other_question_needs_overwrite(checkpoint: Path, finished: Path) -> None:
+def test_another_limit_needs_overwrite(checkpoint: Path, finished: Path) -> None:
     other = options_for(checkpoint, finished, limit=5)
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl"))
     with pytest.raises(ValueError, match=r"holds other work .*limit: 6 -> 5.*--overwrite"):
@@ -116,7 +116,7 @@ def test_other_versions_are_other_work(
         run(**options_for(checkpoint, finished))
 
 
-def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
+def test_a_finished_checkpoint_is_not_written_again(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
@@ -133,7 +133,7 @@ def test_checkpoint_is_kept_when_only_the_evaluation_is_gone(
     assert weights.stat().st_mtime_ns == written
 
 
-def test_killed_run_goes_on_without_asking_again(checkpoint: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_and_repeats_no_question(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vlpress", "run", str(checkpoint), "-o", str(out)]
     command += ["--bench", BENCH, "--limit", "9", "--batch-size", "1"]
@@ -172,7 +172,7 @@ def test_quantized_model_is_refused(finished: Path, tmp_path: Path) -> None:
         run(**again)
 
 
-def test_calibrating_on_an_evaluation_picture_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
+def test_calibrating_on_an_evaluation_image_is_a_leak(checkpoint: Path, tmp_path: Path) -> None:
     source = Source.find(checkpoint, ModelSettings(device="cpu"))
     (task,) = open_tasks(QuestionOptions(**QUESTIONS), source, source.processor())
     (image,) = task.items[2].images

@@ -1,4 +1,4 @@
-"""Both models of a finished run, timed in alternation or not."""
+"""Timing of both models of a finished run in alternation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_run_times_both_models_on_the_same_questions(finished: Path) -> None:
         assert 0 < low <= speed[f"{rate}_per_second"]["ratio"] <= high
 
 
-def test_what_was_measured_is_kept(checkpoint: Path, finished: Path) -> None:
+def test_stored_rates_are_kept(checkpoint: Path, finished: Path) -> None:
     path = finished / "eval" / "candidate" / FILE
     before = path.read_bytes()
     measure(checkpoint, finished)
@@ -81,7 +81,7 @@ def test_two_models_that_do_not_fit_into_memory_are_not_loaded(
     assert throughput["rates"] is None and "100.0 KiB" in str(throughput["reason"])
 
 
-def test_models_that_run_on_other_kernels_than_before_are_not_timed(
+def test_models_on_other_kernels_than_in_the_evaluation_are_not_timed(
     checkpoint: Path, untimed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")

@@ -30,7 +30,7 @@ def test_images_are_given_as_in_messages(
     assert prompt_tokens(checkpoint, image=images) == plain + 14 * len(images)
 
 
-def test_media_that_are_not_there(checkpoint: Path) -> None:
+def test_missing_media_are_refused(checkpoint: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         prompt_tokens(checkpoint, image=["file:///nowhere.png"])
     with pytest.raises(FileNotFoundError, match=r"nowhere\.mp4"):

@@ -35,7 +35,7 @@ def test_command_names_models_setup_and_margin(bench: Workbench) -> None:
     assert last[-1] == "1.5" and "--reference" not in line and "\n" not in line
 
 
-def test_published_files_are_called_by_their_name(bench: Workbench) -> None:
+def test_published_files_are_named_as_published(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[1:2])
     text = (base / "run.json").read_text("utf-8").replace("builtin-ocrbench", "OCRBench")
     (base / "run.json").write_text(text, "utf-8")
@@ -44,10 +44,8 @@ def test_published_files_are_called_by_their_name(bench: Workbench) -> None:
     assert "--bench OCRBench=OCRBench.tsv" in reproduce_command(run, run, 2)
 
 
-def test_command_makes_the_same_evaluation_again(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The packaged questions' cap on answers is no option, so the cap is left as it is."""
+def test_command_repeats_the_evaluation(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token limit of packaged questions is not an option and keeps its default."""
     model = bench.source
     out = bench.folder / "first"
     runner = CliRunner()
@@ -65,7 +63,7 @@ def test_command_makes_the_same_evaluation_again(
     assert tasks[0].info == tasks[1].info
 
 
-def test_served_model_is_asked_again_in_the_same_way(
+def test_command_repeats_the_requests_to_a_served_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

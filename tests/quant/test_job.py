@@ -1,4 +1,4 @@
-"""Which calibration samples the verbs take, what they warn of, and that no weights are read."""
+"""Preparation of a job: calibration samples, warnings, and refusals before weights are read."""
 
 import base64
 import io
@@ -82,7 +82,7 @@ def test_all_unusable_rows_are_counted(checkpoint: Path, tmp_path: Path) -> None
     assert len(job.samples) == 1 and len(job.warnings) == 7
 
 
-def test_others_take_the_place_of_skipped_rows(checkpoint: Path, tmp_path: Path) -> None:
+def test_skipped_rows_are_replaced_by_others(checkpoint: Path, tmp_path: Path) -> None:
     usable = write(tmp_path / "usable.jsonl", [row(index) for index in range(20)])
     drawn = [s.answer for s in prepare(checkpoint, calib=usable, calib_samples=4).samples]
     assert drawn == [str(i) for i in sorted(random.Random(0).sample(range(20), 4))]
@@ -95,7 +95,7 @@ def test_others_take_the_place_of_skipped_rows(checkpoint: Path, tmp_path: Path)
     assert len(set(answers)) == 4 and set(drawn) - {drawn[1]} < set(answers)
 
 
-def test_what_the_report_says_about_the_samples(checkpoint: Path, tmp_path: Path) -> None:
+def test_description_of_the_samples_in_the_report(checkpoint: Path, tmp_path: Path) -> None:
     text = row(1)
     del text["image"]
     mixed = write(tmp_path / "mixed.jsonl", [row(0), text, row(2, answer=None)])
@@ -114,7 +114,7 @@ def test_what_the_report_says_about_the_samples(checkpoint: Path, tmp_path: Path
     assert (rounded["samples"], rounded["warnings"]) == (0, [])
 
 
-def test_a_plan_warns_as_well(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_plan_shows_the_same_warnings(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("Some text.\n\nSome more.\n")
     planned = plan(checkpoint, "--calib", str(tmp_path / "corpus.txt"))
     assert planned.exit_code == 0
@@ -129,7 +129,7 @@ def test_a_plan_warns_as_well(checkpoint: Path, tmp_path: Path) -> None:
     assert json.loads(skipped.stdout)["estimate"]["with_images"] == 2
 
 
-def test_no_output_is_left_and_no_weights_are_read(
+def test_unusable_rows_are_refused_without_output_or_weights(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -149,7 +149,7 @@ def test_no_output_is_left_and_no_weights_are_read(
         assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_the_option_is_part_of_the_command() -> None:
+def test_skipped_samples_are_part_of_the_command() -> None:
     options = RunOptions(out="out", calib="a.jsonl", skip_bad_samples=3)
     assert "--skip-bad-samples 3" in options.command()
     assert "--skip-bad-samples" not in RunOptions(out="out").command()

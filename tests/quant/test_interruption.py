@@ -23,8 +23,8 @@ def command(checkpoint: Path, out: Path, *more: str, recipe: str = "w4a16-g32") 
     return [*base, "--recipe", recipe, *MORE, *more]
 
 
-def ended(arguments: list[str]) -> Result:
-    """The same command in this process: nothing is to stop it."""
+def finish(arguments: list[str]) -> Result:
+    """Run the same command to its end, in this process."""
     return CliRunner().invoke(main.app, arguments[3:])
 
 
@@ -47,65 +47,67 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert ended(command(checkpoint, out)).exit_code == 0
+    assert finish(command(checkpoint, out)).exit_code == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     return out
 
 
-def test_killed_it_ends_in_the_same_bytes(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_command_resumes_and_ends_in_the_same_bytes(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     for count in (1, 3):
         ready = partial(reached, out, count)
         killed = stop_when(command(checkpoint, out), signal.SIGKILL, ready)
         assert killed.returncode == -signal.SIGKILL
         assert not out.exists() and lines(out) >= count
-    done = ended(command(checkpoint, out))
+    done = finish(command(checkpoint, out))
     assert done.exit_code == 0, done.stderr
     assert f"resuming {out} from " in done.stderr
     assert contents(out) == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_interrupt_says_that_it_can_go_on(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_an_interrupted_command_reports_that_it_resumes(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     stopped = stop_when(command(checkpoint, out), signal.SIGINT, lambda: lines(out) >= 1)
     assert stopped.returncode == 3
     assert stopped.stderr.splitlines()[-1] == f"interrupted; {RESUME}"
-    assert ended(command(checkpoint, out)).exit_code == 0
+    assert finish(command(checkpoint, out)).exit_code == 0
     assert contents(out) == contents(whole)
 
 
-def test_other_work_is_not_gone_on_with(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+def test_other_work_is_not_resumed(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     other = command(checkpoint, out, recipe="w8a16-rtn")
     stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 1)
     before = journal(out).read_bytes()
-    refused = ended(other)
+    refused = finish(other)
     assert refused.exit_code == 2
     assert "holds other work (" in refused.stderr and "recipe" in refused.stderr
     assert "--overwrite" in refused.stderr and refused.stderr.count("\n") == 1
     assert journal(out).read_bytes() == before
-    samples = ended(command(checkpoint, out, "--calib-samples", "3"))
+    samples = finish(command(checkpoint, out, "--calib-samples", "3"))
     assert samples.exit_code == 2 and "calibration" in samples.stderr
-    assert ended([*other, "--overwrite"]).exit_code == 0
+    assert finish([*other, "--overwrite"]).exit_code == 0
     assert contents(out).keys() == contents(whole).keys()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_was_stopped_can_be_begun_afresh(
-    checkpoint: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_command_can_restart(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_when(command(checkpoint, out), signal.SIGKILL, lambda: lines(out) >= 2)
-    done = ended(command(checkpoint, out, "--fresh"))
+    done = finish(command(checkpoint, out, "--fresh"))
     assert done.exit_code == 0 and "resuming" not in done.stderr
     assert contents(out) == contents(whole)
 
 
-def test_one_folder_is_for_one_command(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with sole_use(out):
-        second = ended(command(checkpoint, out))
+        second = finish(command(checkpoint, out))
     assert second.exit_code == 2
     assert second.stderr.startswith(f"vlpress: error: output folder {out} is in use by another")
     assert list(tmp_path.iterdir()) == []
