@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,10 @@ def test_served_runs_of_one_engine_compare_without_a_flag(bench: Workbench) -> N
     assert report["verdict"] == "FAIL" and report["notes"] == []
     assert report["size"] == {"base_bytes": None, "candidate_bytes": None, "bits_per_weight": None}
     assert "candidate_setup" not in report["fingerprint"]
-    text = " ".join((bench.folder / "report" / "report.md").read_text("utf-8").split())
-    assert "| weights, bytes | unknown" in text and "unknown bits per weight" in text
-    assert "| peak memory, bytes | unknown" in text
+    text = (bench.folder / "report" / "report.md").read_text("utf-8")
+    rows = [line.lower() for line in text.splitlines() if line.startswith("|")]
+    for name, count in {"weights on disk": 2, "bits per weight": 1, "peak memory": 2}.items():
+        assert any(name in row and row.count("unknown") == count for row in rows), name
     assert "None" not in text and "size:" not in summarize_report(report)
 
 
@@ -97,7 +99,7 @@ def test_local_and_served_runs_need_the_flag(bench: Workbench) -> None:
     base, cand = bench.local("base"), bench.served("cand")
     message = r"was answered by vlpress and .* by vllm \(chat-completions\), .* --across-engines"
     for pair in ((base, cand), (cand, base)):
-        with pytest.raises(ValueError, match=r"differ in more than the model"):
+        with pytest.raises(ValueError, match="--across-engines"):
             compare(*pair, bench.folder / "report")
     with pytest.raises(ValueError, match=message):
         compare(base, cand, bench.folder / "report")
@@ -109,7 +111,8 @@ def test_what_differs_between_engines_is_noted_in_every_form(bench: Workbench) -
     report = compare(base, cand, bench.folder / "report", across_engines=True)
     engines, setups, lengths = report["notes"]
     assert "the base was answered by vlpress, the candidate by vllm (chat-completions)" in engines
-    for part in ("dtype: float32 -> absent", "batch_size: 8 -> absent", "pixels.max: ", "device: "):
+    parts = ("dtype: float32 -> absent", "batch_size: 32 -> absent", "pixels.max: ", "device: ")
+    for part in parts:
         assert part in setups
     assert "request.seed: absent -> 0" in setups and "engine." not in setups
     assert lengths == "the prompts of 9 of 9 rows have the same number of tokens on both sides"
@@ -131,18 +134,19 @@ def test_several_candidates_carry_their_notes(bench: Workbench) -> None:
     assert len(found["candidates"]["two"]["notes"]) == 3
     text = (bench.folder / "many" / "comparison.md").read_text("utf-8")
     assert text.count("**Note on two**: ") == 3 and "Note on one" not in text
-    assert "| two         | INCONCLUSIVE |" in text and "| unknown " in text
+    [row] = [line for line in text.splitlines() if re.match(r"\| two +\| INCONCLUSIVE +\|", line)]
+    assert "unknown" in row
     assert summarize_comparison(found).count("note on two: ") == 3
 
 
 def test_two_kinds_of_server_are_two_engines(bench: Workbench) -> None:
     base, cand = bench.served("base"), bench.served("cand", software="sglang")
-    with pytest.raises(ValueError, match=r"by vllm \(chat-completions\) and .* by sglang"):
+    with pytest.raises(ValueError, match=r"vllm \(chat-completions\) .*sglang"):
         notes(base, cand)
     engines, *_ = notes(base, cand, across_engines=True)
     assert "vllm (chat-completions), the candidate by sglang (chat-completions)" in engines
     unnamed = bench.served("unnamed", software="somebody")
-    with pytest.raises(ValueError, match="by an unnamed server"):
+    with pytest.raises(ValueError, match="unnamed"):
         notes(base, unnamed)
 
 
@@ -161,7 +165,7 @@ def test_unlike_served_runs_are_refused_with_the_flag_too(
 ) -> None:
     base, cand = bench.served("base"), bench.served("cand", **options)
     for flag in (False, True):
-        with pytest.raises(ValueError, match=f"different setups .*{part}"):
+        with pytest.raises(ValueError, match=part):
             notes(base, cand, across_engines=flag)
 
 
@@ -181,7 +185,7 @@ def test_questions_and_what_both_state_agree_between_engines(
     bench: Workbench, options: dict[str, Any], part: str
 ) -> None:
     base, cand = bench.local("base"), bench.served("cand", **options)
-    with pytest.raises(ValueError, match=f"different setups .*{part}"):
+    with pytest.raises(ValueError, match=part):
         notes(base, cand, across_engines=True)
 
 
@@ -205,13 +209,13 @@ def test_unknown_prompt_lengths_are_called_so(bench: Workbench) -> None:
 def test_the_flag_changes_nothing_within_one_engine(bench: Workbench) -> None:
     base = bench.local("base")
     assert notes(base, base, across_engines=True) == []
-    with pytest.raises(ValueError, match="different setups"):
+    with pytest.raises(ValueError, match="limit: "):
         notes(base, bench.local("other", limit=3), across_engines=True)
 
 
 def test_served_run_is_no_reference_of_a_local_one(bench: Workbench) -> None:
     base = bench.served("base")
-    with pytest.raises(ValueError, match="was answered by a server; the divergence needs the"):
+    with pytest.raises(ValueError, match="server"):
         evaluate_model(
             small_model(), bench.processor, bench.tasks(), bench.folder / "x", reference=base
         )

@@ -204,12 +204,12 @@ def test_log_probabilities_of_the_first_token() -> None:
     ],
 )
 def test_what_is_no_completion_is_named(body: object) -> None:
-    with pytest.raises(ValueError, match="the reply is no chat completion: "):
+    with pytest.raises(ValueError, match="chat completion"):
         parse_reply(body)
 
 
 def test_content_in_parts_is_refused() -> None:
-    with pytest.raises(ValueError, match="the reply's content is list, not text"):
+    with pytest.raises(ValueError, match="list"):
         parse_reply(completion([{"type": "text", "text": "B"}]))  # type: ignore[arg-type]
 
 

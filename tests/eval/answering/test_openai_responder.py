@@ -5,7 +5,6 @@ import base64
 import json
 import signal
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -95,7 +94,7 @@ def test_answers_are_stored_in_the_order_of_the_questions(tmp_path: Path) -> Non
     assert list(stored(tmp_path / "out", "builtin-ocrbench")) == order
 
 
-def test_so_many_requests_are_under_way_and_no_more(tmp_path: Path) -> None:
+def test_concurrency_is_the_number_of_pending_requests(tmp_path: Path) -> None:
     asked = tasks("builtin-mmbench")
     answer, meeting, arrived = table(asked, right), threading.Barrier(3), [0]
 
@@ -110,7 +109,7 @@ def test_so_many_requests_are_under_way_and_no_more(tmp_path: Path) -> None:
     assert server.most_at_once == 3
 
 
-def test_what_a_server_says_of_each_answer_is_stored(tmp_path: Path) -> None:
+def test_token_counts_and_log_probabilities_are_stored(tmp_path: Path) -> None:
     asked = tasks("builtin-ocrbench")
     first, second, third = (item.id for item in asked[0].items[:3])
     cut = completion("wor", "length", **usage(50, 9))
@@ -136,7 +135,7 @@ def test_what_a_server_says_of_each_answer_is_stored(tmp_path: Path) -> None:
     assert (facts["with_token_counts"], facts["with_logprobs"]) == (8, 1)
 
 
-def test_server_that_breaks_down_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+def test_run_resumes_after_a_failure_of_the_server(tmp_path: Path) -> None:
     asked, out = tasks("builtin-mmbench"), tmp_path / "out"
     broken = Reply({"error": {"message": "out of memory"}}, 500)
     answer, left = table(asked, right), [10]
@@ -169,23 +168,25 @@ def test_refused_item_is_named(tmp_path: Path) -> None:
             run(server, asked, tmp_path / "out", concurrency=1)
 
 
-def test_interruption_drops_the_requests_under_way(tmp_path: Path) -> None:
+def test_interruption_cancels_the_pending_requests(tmp_path: Path) -> None:
     asked, out = tasks("builtin-ocrbench"), tmp_path / "out"
     answer, arrived, over = table(asked, right), [0], threading.Event()
+    released: list[int] = []
 
     def stuck(body: dict[str, Any]) -> Reply:
         arrived[0] += 1
-        if arrived[0] == 8:  # both of a batch: none comes late and is taken for one of the rerun
+        number = arrived[0]
+        if number == 8:  # both of a batch, so that none arrives late and counts for the rerun
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # Ctrl-C
-        if arrived[0] >= 7:
-            over.wait(20)
+        if number >= 7:
+            over.wait(60)
+            released.append(number)
         return answer(body)
 
     with ChatServer(stuck) as server:
-        started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             run(server, asked, out, batch_size=2, concurrency=2, timeout=60.0)
-        assert time.monotonic() - started < 10
+        assert released == [], "the run ended while its requests were pending"
         over.set()
         assert len(stored(out, "builtin-ocrbench")) == 6
         server.answer, server.bodies = answer, []
@@ -221,12 +222,12 @@ def test_another_setup_is_refused(tmp_path: Path, change: dict[str, Any], part: 
     asked, out = tasks("builtin-mmmu"), tmp_path / "out"
     with ChatServer(table(asked, right)) as server:
         run(server, asked, out)
-        with pytest.raises(ValueError, match=rf"another setup \(.*{part}"):
+        with pytest.raises(ValueError, match=part):
             run(server, asked, out, **change)
         run(server, asked, out, concurrency=2, timeout=3.0, retries=0, api_key=KEY)
 
 
-def test_fingerprint_keeps_what_lasts_of_a_models_entry() -> None:
+def test_fingerprint_has_the_stable_part_of_a_models_entry() -> None:
     endpoint = Endpoint("http://h/v1", "m", request_fields())
     first = served_fingerprint(endpoint, [{"id": "x"}, VLLM], seed=0)
     assert first["model"]["served"] == {"id": "m", "owned_by": "vllm", "max_model_len": 4096}
@@ -237,13 +238,13 @@ def test_fingerprint_keeps_what_lasts_of_a_models_entry() -> None:
     assert other["engine"]["software"] is None
 
 
-def test_only_model_is_taken_and_several_are_named() -> None:
+def test_only_model_is_chosen_and_several_are_named() -> None:
     assert choose_model([VLLM]) == "m"
-    with pytest.raises(ValueError, match=r"give --model NAME \(the server offers m, n\)"):
+    with pytest.raises(ValueError, match=r"--model.*m, n"):
         choose_model([VLLM, {"id": "n"}])
     nothing: list[dict[str, Any]] = []
     for unknown in (None, nothing):
-        with pytest.raises(ValueError, match=r"give --model NAME \(the server does not say\)"):
+        with pytest.raises(ValueError, match="--model"):
             choose_model(unknown)
 
 
@@ -252,24 +253,24 @@ def test_reference_must_have_answered_the_same_questions(tmp_path: Path) -> None
     with ChatServer(table([*asked, *tasks("builtin-mmmu")], right)) as server:
         run(server, asked, base)
         server.bodies = []
-        with pytest.raises(ValueError, match="has no builtin-mmmu; evaluate the original on it"):
+        with pytest.raises(ValueError, match="builtin-mmmu"):
             run(server, tasks("builtin-mmmu"), tmp_path / "a", reference=base)
         other = [open_task("builtin-ocrbench", max_new_tokens=8)]
-        with pytest.raises(ValueError, match=r"other questions \(max_new_tokens: 9 -> 8\)"):
+        with pytest.raises(ValueError, match="max_new_tokens: 9 -> 8"):
             run(server, other, tmp_path / "b", reference=base)
         blurred = {"fields": request_fields(max_pixels=9), "reference": base}
-        with pytest.raises(ValueError, match=r"asked in another way \(pixels\.max: None -> 9"):
+        with pytest.raises(ValueError, match=r"pixels\.max: None -> 9"):
             run(server, asked, tmp_path / "b", **blurred)
         assert server.bodies == [] and not (tmp_path / "b").exists()
         run(server, asked, tmp_path / "c", reference=base)
 
 
 def test_repeated_benchmark_is_refused(tmp_path: Path) -> None:
-    with ChatServer() as server, pytest.raises(ValueError, match="builtin-mmmu is given twice"):
+    with ChatServer() as server, pytest.raises(ValueError, match="builtin-mmmu"):
         run(server, tasks("builtin-mmmu", "builtin-mmmu"), tmp_path / "out")
 
 
-def test_responder_answers_where_a_loop_runs_already() -> None:
+def test_responder_works_inside_a_running_loop() -> None:
     [task] = tasks("builtin-mmmu")
     with ChatServer(table([task], right)) as server:
 
@@ -282,8 +283,8 @@ def test_responder_answers_where_a_loop_runs_already() -> None:
         assert asyncio.run(notebook()) == [right(item) for item in task.items]
 
 
-def test_served_model_says_what_the_local_one_says(checkpoint: Path, tmp_path: Path) -> None:
-    """The server's side is our own model, which sees nothing but the request."""
+def test_served_model_answers_like_the_local_one(checkpoint: Path, tmp_path: Path) -> None:
+    """The server uses the local model, with nothing but the request."""
     model, processor = small_model(), Processor.from_folder(checkpoint)
     behind, one_by_one = ModelResponder(FeatureCache(model, processor)), threading.Lock()
 

@@ -126,9 +126,9 @@ def test_wrong_number_of_answers_is_refused(task: Task, tmp_path: Path) -> None:
         def generate(self, items: Any) -> list[Completion]:
             return super().generate(items)[:-1]
 
-    with pytest.raises(ValueError, match="4 answers came back for 5 items"):
+    with pytest.raises(ValueError, match=r"4 answers.* 5 items"):
         run(task, Short(), tmp_path / "p.jsonl")
-    with pytest.raises(ValueError, match="batch size is 0; give at least 1"):
+    with pytest.raises(ValueError, match="batch size is 0"):
         run(task, TableResponder(), tmp_path / "q.jsonl", batch_size=0)
 
 

@@ -69,7 +69,7 @@ def test_divergence_is_zero_only_for_equal_distributions() -> None:
 
 def test_divergence_refuses_what_is_not_finite() -> None:
     logits = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="logits that are not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         compute_divergence(logits, logits.clone().fill_(torch.nan))
 
 
@@ -261,7 +261,7 @@ def test_a_damaged_store_is_named(task: Task, processor: Processor, tmp_path: Pa
     measure(task, small_model(), small_model(1), processor, tmp_path / "f.jsonl")
     (tmp_path / "f.jsonl").unlink()
     next((tmp_path / "f").glob("*.safetensors")).write_bytes(b"x")
-    with pytest.raises(ValueError, match="is missing or damaged; measure the base again"):
+    with pytest.raises(ValueError, match=r"\.safetensors"):
         measure(task, small_model(), small_model(1), processor, tmp_path / "f.jsonl")
 
 

@@ -44,7 +44,7 @@ def test_windows_hold_every_token_once(processor: Processor) -> None:
     assert torch.cat(parts).tolist() == ids
     assert {len(part) for part in parts[:-1]} == {40}
     assert len(split_windows(TEXT, processor, len(ids) - 1)) == 1  # a single token predicts nothing
-    with pytest.raises(ValueError, match="the text has 1 tokens; perplexity needs at least two"):
+    with pytest.raises(ValueError, match="1 tokens"):
         split_windows("a", processor)
 
 
@@ -87,7 +87,7 @@ def test_measurement_resumes(
     monkeypatch.setattr(perplexity, "_compute_nll", limited)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", processor)
-    with pytest.raises(ValueError, match="did not read the same windows of the same text"):
+    with pytest.raises(ValueError, match="--text"):
         compare_text(whole, tmp_path / "cut")
     run(tmp_path / "cut", processor)
     assert (tmp_path / "cut" / FILE).read_bytes() == (whole / FILE).read_bytes()
@@ -97,7 +97,7 @@ def test_other_texts_are_not_compared(processor: Processor, tmp_path: Path) -> N
     base = run(tmp_path / "a", processor)
     assert compare_text(base, tmp_path) is None
     other = run(tmp_path / "b", processor, text=TEXT[1:])
-    with pytest.raises(ValueError, match="did not read the same windows"):
+    with pytest.raises(ValueError, match="--text"):
         compare_text(base, other)
 
 
@@ -108,15 +108,15 @@ def test_text_files(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     assert read_text(tmp_path / "a.jsonl") == "x\n\ny"
     (tmp_path / "b.jsonl").write_text(lines[0] + "\n[1]\n", "utf-8")
-    with pytest.raises(ValueError, match=r'b.jsonl:2 is no object with a "text"'):
+    with pytest.raises(ValueError, match=r'b\.jsonl:2 .*"text"'):
         read_text(tmp_path / "b.jsonl")
     (tmp_path / "c.jsonl").write_text('{"text": 3}', "utf-8")
-    with pytest.raises(ValueError, match=r'c.jsonl:1: "text" is no text'):
+    with pytest.raises(ValueError, match=r'c\.jsonl:1: "text"'):
         read_text(tmp_path / "c.jsonl")
     (tmp_path / "d.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match=r"d\.txt .*UTF-8"):
         read_text(tmp_path / "d.txt")
-    with pytest.raises(ValueError, match=r"is no .txt or .jsonl file"):
+    with pytest.raises(ValueError, match=r"\.txt or \.jsonl"):
         read_text(Path(__file__))
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         read_text(tmp_path / "none.txt")

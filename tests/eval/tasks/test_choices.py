@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import string
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_unusable_options(value: Any, named: str) -> None:
 def test_answers(answer: Any, choices: list[Any], letter: str | None) -> None:
     options = read_options(choices)
     if letter is None:
-        with pytest.raises(ValueError, match=r"answer .*; write (the|a) letter"):
+        with pytest.raises(ValueError, match=re.escape(repr(answer))):
             find_letter(answer, options)
     else:
         assert find_letter(answer, options) == letter

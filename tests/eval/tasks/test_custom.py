@@ -129,13 +129,13 @@ def test_unusable_lines_are_broken_rows(tmp_path: Path, line: Any, fault: str) -
 
 
 def test_unusable_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a.jsonl:2 repeats id '7'; give each its own"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2 .*'7'"):
         read_jsonl(write(tmp_path / "a.jsonl", {**CAT, "id": 7}, {**CAT, "id": "7"}))
-    with pytest.raises(ValueError, match="holds no questions"):
+    with pytest.raises(ValueError, match=r"a\.jsonl"):
         read_jsonl(write(tmp_path / "a.jsonl", ""))
-    with pytest.raises(ValueError, match=r"3 of 3 rows are broken .* at most 5% may be"):
+    with pytest.raises(ValueError, match=r"3 of 3 rows .*5%"):
         open_task(str(write(tmp_path / "a.jsonl", "{", "[", "3")))
-    with pytest.raises(FileNotFoundError, match=r"none.jsonl does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         open_task(f"mine={tmp_path / 'none.jsonl'}")
     path = write(tmp_path / "a.jsonl", CAT)
     with pytest.raises(ValueError, match="'OCRBench' cannot name"):

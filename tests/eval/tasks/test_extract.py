@@ -50,5 +50,5 @@ def test_a_lone_letter_wins_under_all_profiles(letter: str, form: str) -> None:
 
 
 def test_unknown_profile_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown extraction profile 'v9'; choose one of 2024"):
+    with pytest.raises(ValueError, match=r"'v9'.*2024"):
         find_profile("v9")

@@ -139,7 +139,7 @@ def test_a_question_with_a_broken_row_is_wrong_whatever_is_said(tmp_path: Path) 
 
 def test_group_without_its_base_row_is_refused(tmp_path: Path) -> None:
     table = load(tmp_path, broken("orphan"))
-    with pytest.raises(ValueError, match="rows 241 are questions without their base row"):
+    with pytest.raises(ValueError, match=r"rows 241 .*base row"):
         mmbench.check(table, published=True)
 
 
@@ -152,5 +152,5 @@ def test_unrotated_questions_are_noted(tmp_path: Path) -> None:
 def test_named_rows_without_groups_are_refused(tmp_path: Path) -> None:
     rows = mmbench_rows(1)[:1]
     rows[0]["index"] = "first"
-    with pytest.raises(ValueError, match="neither numbered nor grouped"):
+    with pytest.raises(ValueError, match="g_index"):
         mmbench.check(load(tmp_path, rows), published=False)

@@ -41,9 +41,9 @@ def test_bounds_are_those_of_the_published_scores(kind: str, name: str) -> None:
 
 
 def test_unknown_budget_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown pixel budget 'hd'; choose .*model, vlmevalkit"):
+    with pytest.raises(ValueError, match=r"'hd'.*model, vlmevalkit"):
         check_budget("hd")
-    with pytest.raises(ValueError, match="unknown pixel budget 'hd'"):
+    with pytest.raises(ValueError, match="'hd'"):
         open_task("builtin-mmmu", pixels="hd")
 
 

@@ -38,7 +38,7 @@ def test_packaged_file_with_another_md5_is_refused(
 ) -> None:
     data = package_files(tmp_path, monkeypatch)
     write_tsv(data / "builtin_ocrbench.tsv.gz", ocrbench_rows(3))
-    with pytest.raises(ValueError, match=r"packaged builtin_ocrbench.tsv.gz has md5 .*reinstall"):
+    with pytest.raises(ValueError, match=r"builtin_ocrbench\.tsv\.gz .*md5"):
         open_task("builtin-ocrbench")
 
 
@@ -73,10 +73,10 @@ def test_only_validation_rows_of_mmmu_count(tmp_path: Path) -> None:
     [
         (
             "MMMU_DEV_VAL",
-            "write MMMU_DEV_VAL=PATH or .*; VLMEvalKit publishes it at https://.*585e",
+            "MMMU_DEV_VAL=PATH .*https://.*585e",
         ),
-        ("mmbench", "unknown benchmark 'mmbench'; choose one of builtin-mmbench"),
-        ("builtin-mmbench=x.tsv", "builtin-mmbench is packaged and takes no path"),
+        ("mmbench", "'mmbench'.*builtin-mmbench"),
+        ("builtin-mmbench=x.tsv", "builtin-mmbench=x.tsv"),
     ],
 )
 def test_unusable_specs(spec: str, message: str) -> None:
@@ -87,7 +87,7 @@ def test_unusable_specs(spec: str, message: str) -> None:
 def test_test_split_without_answers_is_refused(tmp_path: Path) -> None:
     rows = [{k: v for k, v in row.items() if k != "answer"} for row in mmbench_rows(1)]
     path = write_tsv(tmp_path / "x.tsv", rows)
-    with pytest.raises(ValueError, match="column answer missing"):
+    with pytest.raises(ValueError, match="column answer"):
         open_task(f"MMBench_DEV_EN={path}")
 
 
@@ -118,7 +118,7 @@ def test_sampling_is_proportional(categories: list[str], limit: int, seed: int) 
 
 
 def test_limit_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="limit is 0; give a positive number"):
+    with pytest.raises(ValueError, match="limit is 0"):
         sample_units({"1": "a"}, 0, 0)
 
 
@@ -159,9 +159,9 @@ def test_image_decoding_is_a_named_part_of_the_fingerprint(
 def test_style_of_a_family() -> None:
     assert default_prompt_style("qwen2_vl") == "vlmevalkit-qwen2"
     assert default_prompt_style("qwen2_5_vl") == "vlmevalkit-default"
-    with pytest.raises(ValueError, match="no default prompt style for model family 'llava'"):
+    with pytest.raises(ValueError, match="'llava'"):
         default_prompt_style("llava")
-    with pytest.raises(ValueError, match="unknown prompt style 'mine'"):
+    with pytest.raises(ValueError, match="'mine'"):
         find_prompt_style("mine")
 
 
@@ -170,7 +170,7 @@ def test_scoring_an_unfinished_run_is_refused(
 ) -> None:
     package_files(tmp_path, monkeypatch)
     task = open_task("builtin-ocrbench")
-    with pytest.raises(ValueError, match=r"8 of 9 items have no prediction \(first: 1\)"):
+    with pytest.raises(ValueError, match=r"8 of 9 items .*1"):
         task.score({"0": "word0"})
 
 

@@ -216,18 +216,18 @@ def test_the_digest_covers_cells_and_pictures(tmp_path: Path) -> None:
 
 
 def test_unusable_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no parquet file is named test-...; found none at all"):
+    with pytest.raises(ValueError, match=r"test-\.\.\."):
         open_task(f"OCRBench={tmp_path}")
     write_parquet(tmp_path / "train-0.parquet", ocrbench_records())
-    with pytest.raises(ValueError, match=r"no parquet file is named test-...; found train-0"):
+    with pytest.raises(ValueError, match=r"test-.*train-0"):
         open_task(f"OCRBench={tmp_path}")
     write_parquet(tmp_path / "test-0.parquet", mmbench_records(1))
-    with pytest.raises(ValueError, match="column question_type missing; found index, question"):
+    with pytest.raises(ValueError, match=r"column question_type .*index, question"):
         open_task(f"OCRBench={tmp_path}")
     (tmp_path / "test-0.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(ValueError, match="cannot be read: "):
         open_task(f"OCRBench={tmp_path}")
-    with pytest.raises(ValueError, match="MMBench_DEV_EN_V11 is published as a TSV only"):
+    with pytest.raises(ValueError, match=r"MMBench_DEV_EN_V11 .*TSV"):
         open_task(f"MMBench_DEV_EN_V11={tmp_path}")
 
 
@@ -255,12 +255,12 @@ def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("offline\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ValueError, match=r"a/b cannot be fetched \(offline\); give the path"):
+    with pytest.raises(ValueError, match=r"a/b .*\(offline\)"):
         hf_datasets.fetch_dataset("a/b", "ocrbench", None)
 
 
 def test_a_data_root_holds_files_under_their_names(tmp_path: Path) -> None:
     write_parquet(tmp_path / "OCRBench" / "test-0.parquet", ocrbench_records())
     assert len(open_task("OCRBench", data_root=tmp_path).items) == 2
-    with pytest.raises(FileNotFoundError, match=r"holds none of MMMU_DEV_VAL.tsv, MMMU_DEV_VAL.ts"):
+    with pytest.raises(FileNotFoundError, match=r"MMMU_DEV_VAL\.tsv, MMMU_DEV_VAL\.ts"):
         open_task("MMMU_DEV_VAL", data_root=tmp_path)

@@ -295,14 +295,14 @@ def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
 def test_other_unicode_encodings_are_named_with_the_file(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(json.dumps(ASK).encode(encoding))
-    with pytest.raises(ValueError, match=r"a\.jsonl is in UTF-16 or UTF-32; save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.jsonl .*UTF-16"):
         read_jsonl(tmp_path / "a.jsonl")
 
 
 def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path: Path) -> None:
     line = json.dumps({**ASK, "answer": "caf\u00e9"}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_bytes((json.dumps(ASK) + "\n" + line).encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.jsonl:2 is not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:2 .*UTF-8"):
         read_jsonl(tmp_path / "a.jsonl")
 
 

@@ -194,27 +194,27 @@ def test_repeated_and_ragged_rows_are_named(tmp_path: Path) -> None:
         read_table(write_tsv(tmp_path / "a.tsv", rows))
     path = tmp_path / "b.tsv"
     path.write_text("index\timage\n1\t" + picture() + "\n2\n", "utf-8")
-    with pytest.raises(ValueError, match="rows 3 do not have the header's 2 columns"):
+    with pytest.raises(ValueError, match=r"rows 3 .*2 columns"):
         read_table(path)
 
 
 def test_unusable_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist; give the path of a TSV"):
+    with pytest.raises(FileNotFoundError, match="none"):
         read_table(tmp_path / "none.tsv")
     path = tmp_path / "a.tsv"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match="UTF-8"):
         read_table(path)
     path.write_text("index\timage\n", "utf-8")
-    with pytest.raises(ValueError, match="holds no rows"):
+    with pytest.raises(ValueError, match="no rows"):
         read_table(path)
     path.write_text("index\tquestion\n1\tq\n", "utf-8")
-    with pytest.raises(ValueError, match="column image missing; found index, question"):
+    with pytest.raises(ValueError, match=r"column image .*index, question"):
         read_table(path)
     path.write_text("index\timage\tindex\n1\t\t1\n", "utf-8")
     with pytest.raises(ValueError, match="duplicate column index"):
         read_table(path)
     damaged = tmp_path / "a.tsv.gz"
     damaged.write_bytes(gzip.compress(b"index\timage\n" * 50)[:-9])
-    with pytest.raises(ValueError, match="does not decompress"):
+    with pytest.raises(ValueError, match="decompress"):
         read_table(damaged)
