@@ -1,7 +1,7 @@
 """Evaluation: benchmarks, paired statistics, fidelity and reports.
 
-Modules are imported when one of their names is asked for: statistics and plots take seconds to
-import, and most commands need neither.
+Public names are imported on first use (PEP 562): statistics and plots take seconds to import, and
+most commands need neither.
 """
 
 from importlib import import_module

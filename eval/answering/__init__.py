@@ -1,1 +1,1 @@
-"""Putting questions to local and served models, and storing the answers."""
+"""Answers of local and served models: batches, responders, stored predictions, throughput."""
