@@ -151,5 +151,5 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, bad: float, kind: 
     model.get_parameter(name).data[3, 5] = bad
     source = write_small_checkpoint(tmp_path / "source", model)
     streaming = job(source, BOTH, prompts(model.config))
-    with pytest.raises(ValueError, match=rf"source: {name} holds {kind}; the checkpoint is broken"):
+    with pytest.raises(ValueError, match=rf"source: {name} .*{kind}"):
         streaming.quantize(Journal(tmp_path / "work"))

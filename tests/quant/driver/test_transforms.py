@@ -365,7 +365,7 @@ def test_text_alone_cannot_smooth_the_tower() -> None:
     model = small_model(small_config("qwen2_vl"))
     vision = {"targets": ["visual.*"]}
     text = [prompt(model.config, [], 5, 0)]
-    with pytest.raises(ValueError, match=r"visual\.blocks\.0: no calibration sample reaches this"):
+    with pytest.raises(ValueError, match=r"visual\.blocks\.0: .*images"):
         transform(model, recipe({"method": "smoothquant", **vision}, {**INT8, **vision}), text)
 
 

@@ -83,7 +83,7 @@ def test_scales_are_exact_in_bf16_and_fp16(values: list[float]) -> None:
 
 def test_scales_out_of_range() -> None:
     for scale in (70000.0, -70000.0):
-        with pytest.raises(ValueError, match="a scale of 70000 is outside the range of fp16"):
+        with pytest.raises(ValueError, match=r"70000 .*fp16.*65280"):
             round_scales(torch.tensor([scale]))
     with pytest.raises(ValueError, match="not finite"):
         choose_qparams(torch.tensor([[1.0, float("nan")]]), QuantScheme(4, -1))

@@ -143,9 +143,9 @@ def test_columns_that_carry_one_channel_share_its_scale() -> None:
 
 def test_rejects() -> None:
     weight, ones = randn(8, 64), torch.ones(64)
-    with pytest.raises(ValueError, match="the Hessian has 32 columns; the weights have 64"):
+    with pytest.raises(ValueError, match=r"Hessian has 32 .* 64"):
         awq_scales([weight], torch.eye(32), torch.ones(32), INT4)
     with pytest.raises(ValueError, match="points is 0"):
         awq_scales([weight], torch.eye(64), ones, INT4, points=0)
-    with pytest.raises(ValueError, match="inputs overflowed during calibration"):
+    with pytest.raises(ValueError, match="overflowed"):
         awq_scales([weight], torch.eye(64), ones / 0, INT4)

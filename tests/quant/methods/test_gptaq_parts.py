@@ -64,11 +64,11 @@ def test_gptq_on_the_target_answers_better_to_bent_inputs() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hessian": torch.eye(3)}, r"hessian is \(3, 3\); a weight of 48 columns needs"),
+        ({"hessian": torch.eye(3)}, r"hessian is \(3, 3\).* 48"),
         ({"cross": torch.full((K, K), torch.inf)}, "cross is not finite"),
         ({"strength": 1.5}, "strength is 1.5"),
         ({"damp_percent": 0.0}, "damp_percent is 0.0"),
-        ({"hessian": -torch.eye(K)}, "no Cholesky factor up to damping 1;"),
+        ({"hessian": -torch.eye(K)}, "damping 1;"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:

@@ -50,7 +50,7 @@ def test_refused_before_any_work(name: str) -> None:
     model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     texts = [prompt(model.config, [], 20, seed) for seed in range(3)]
-    message = r"^no calibration sample has an image, and visual\.blocks\.0\.\S+ and \d+ more of"
+    message = r"image.* visual\.blocks\.0\.\S+ and \d+ more"
     with pytest.raises(ValueError, match=message) as caught:
         quantize_(model, recipe(NEEDY[name]), texts)
     assert "\n" not in str(caught.value)
@@ -90,7 +90,7 @@ def test_a_transform_outside_the_tower_needs_no_image() -> None:
     check_images(plan, present=False)
     plan = make_plan(config, recipe([fc2 | ROWS | {"method": "gptq"}]))
     check_images(plan, present=True)
-    with pytest.raises(ValueError, match=r"visual\.blocks\.0\.mlp\.fc2 and 1 more of the vision"):
+    with pytest.raises(ValueError, match=r"visual\.blocks\.0\.mlp\.fc2 and 1 more"):
         check_images(plan, present=False)
 
 

@@ -61,13 +61,13 @@ def test_a_pattern_without_a_match_lists_near_misses(key: str, pattern: str, nea
 
 @pytest.mark.parametrize("key", ["targets", "ignore"])
 def test_a_tied_head_is_named_as_such(key: str) -> None:
-    with pytest.raises(ValueError, match="shares its weight with the token embedding"):
+    with pytest.raises(ValueError, match=r"'lm_head'.*tie_word_embeddings"):
         claims({"targets": ["model.layers.*"], key: ["lm_head"]}, tied=True)
     assert claims({"targets": ["lm_head"]})["lm_head"] == (4, "")
 
 
 def test_two_steps_must_not_claim_one_layer() -> None:
-    with pytest.raises(ValueError, match="targeted by two steps; ignore it in one"):
+    with pytest.raises(ValueError, match="two steps"):
         claims({"targets": ["model.layers.*"]}, {"targets": ["*.down_proj"], "bits": 8})
 
 
@@ -93,13 +93,10 @@ def test_proposal_fits_every_layer(widths: list[int], proposed: str) -> None:
 def test_split_inputs_divide_on_each_device() -> None:
     specs = [layer("qkv", 1280), layer("proj", 1280, input_split=True)]
     check_groups(specs, QuantScheme(4, 128), tp=2)
-    message = (
-        r"^proj: in_features 320 on each of 4 devices does not divide into groups of 128; "
-        r"group_size 64 fits all layers of this step$"
-    )
+    message = r"^proj: in_features 320 .*4 devices .* 128; group_size 64 "
     with pytest.raises(ValueError, match=message):
         check_groups(specs, QuantScheme(4, 128), tp=4)
     check_groups(specs, QuantScheme(4, 64), tp=4)
     check_groups(specs, QuantScheme(8, -1), tp=4)
-    with pytest.raises(ValueError, match="proj: in_features 1280 does not split over 3 devices"):
+    with pytest.raises(ValueError, match=r"proj: in_features 1280 .*3 devices"):
         check_groups(specs, QuantScheme(8, -1), tp=3)

@@ -140,12 +140,12 @@ def test_a_tied_head_is_rounded_in_memory(head: Any, bits: int, close: float) ->
     assert 0 < float((actual - expected).abs().max()) < close * float(expected.abs().max())
     whole = rtn(embeddings.detach(), rounded.lm_head.scheme)
     assert rounded.lm_head.quantized().equals(whole)
-    with pytest.raises(ValueError, match="head: it is quantized already"):
+    with pytest.raises(ValueError, match=r"^head: .*quantized already"):
         round_head_(rounded, 8)
 
 
 def test_a_float_model_has_no_inputs_to_round() -> None:
-    with pytest.raises(ValueError, match="activations int8: the model has no quantized layers"):
+    with pytest.raises(ValueError, match=r"activations int8: .*no quantized"):
         open_model("tiny", device="cpu", activations="int8")
 
 

@@ -182,10 +182,10 @@ def test_a_static_scale_is_kept_and_used() -> None:
 
 def test_a_static_scale_belongs_to_static_schemes() -> None:
     scheme = QuantScheme(8, -1, activations="static")
-    with pytest.raises(ValueError, match="static activations comes with no input scale"):
+    with pytest.raises(ValueError, match=r"static .*no input scale"):
         QuantLinear(rtn(torch.randn(8, 64), scheme))
     weight = replace(rtn(torch.randn(8, 64), QuantScheme(8, -1)), input_scale=torch.tensor(1.0))
-    with pytest.raises(ValueError, match="int8 per row sym comes with an input scale"):
+    with pytest.raises(ValueError, match=r"int8 per row sym .*an input scale"):
         QuantLinear(weight)
 
 
