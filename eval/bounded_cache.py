@@ -56,9 +56,9 @@ class BoundedCache(Generic[K, V]):
             return self._recent[key][0]
 
     def add(self, key: K, value: V, nbytes: int) -> None:
-        """Store a value of `nbytes` bytes unless its key is stored, and evict what is over budget.
+        """Store a value of `nbytes` bytes unless its key is stored; evict others over the budget.
 
-        The value itself is evicted at once if it does not fit.
+        A value that exceeds the budget by itself is not stored.
         """
         with self._lock:
             if key in self._pinned or key in self._recent:

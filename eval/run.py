@@ -30,6 +30,7 @@ from .report.report import check_margin
 from .resolve import check_questions, open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
 from .speed_comparison import time_in_alternation
+from .tasks.files.image_store import decoded_images
 from .tasks.registry import where_to_get
 from .tasks.task import Task
 
@@ -136,6 +137,7 @@ class _Run:
             reporter.note(f"{self._checkpoint} is finished already")
             job.warn(reporter)
         else:
+            decoded_images.clear()  # memory for the quantization
             job.make(self._checkpoint, checkpoint_fingerprint, reporter, **flags)
 
     def _is_evaluated(self, tasks: Sequence[Task]) -> bool:

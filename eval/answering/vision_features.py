@@ -80,7 +80,7 @@ class FeatureCache:
         """
         prompts: list[Prompt] = []
         features: list[list[Tensor]] = []
-        # Keeps the batch together whatever the cache evicts meanwhile.
+        # The images of the batch stay here even if the cache evicts them.
         batch: dict[_Key, _Encoded] = {}
         for row, item in enumerate(items):
             keys = [(image, item.pixels) for image in item.images]

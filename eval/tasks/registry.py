@@ -147,7 +147,7 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
         return Benchmark(name, kind, str(DATA / file), "packaged")
     if location.endswith(".jsonl"):
         return _find_custom(name, Path(location).expanduser())
-    published = {known.lower(): known for known in PUBLISHED}
+    published = {key.lower(): key for key in PUBLISHED}
     if name.lower() not in published:
         allowed = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.jsonl"))
         raise ValueError(f"unknown benchmark {name!r}; choose one of {allowed}")
@@ -156,7 +156,7 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
 
 
 def _find_custom(name: str, file: Path) -> Benchmark:
-    if not _NAME.fullmatch(name) or name.lower() in {known.lower() for known in PUBLISHED}:
+    if not _NAME.fullmatch(name) or name.lower() in {key.lower() for key in PUBLISHED}:
         raise ValueError(
             f"{name!r} cannot name custom questions; use letters, digits, '.', '_' and '-', and no "
             "name of a published benchmark"
