@@ -15,9 +15,9 @@ BENCHMARKS := $(filter-out benchmarks/make_model.py,$(wildcard benchmarks/*.py))
 demo: $(VENV)/.installed-video
 	$(BIN)/vlpress run tiny -o out/demo --recipe w4a16 --overwrite
 
-# Two workers with one thread each: torch's own threads would fight over the same cores.
+# Two workers with one thread each, because torch's own threads would compete for the same cores.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 --durations-min=1
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

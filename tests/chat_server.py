@@ -1,4 +1,4 @@
-"""A chat server on loopback that says what a test wants, and keeps what it was sent."""
+"""A chat server on loopback with scripted replies, which records the requests."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request is answered with."""
+    """Reply to one request."""
 
     content: object  # JSON value, or the bytes themselves
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds
-    hang_up: bool = False  # close the connection without a word
+    hang_up: bool = False  # close the connection without a response
 
 
 def completion(text: str | None, finish: str = "stop", **more: Any) -> Body:
-    """The body of a chat completion."""
+    """Make the body of a chat completion."""
     message = {"role": "assistant", "content": text}
     return {"choices": [{"index": 0, "message": message, "finish_reason": finish}], **more}
 
 
 def usage(prompt: int, answer: int) -> Body:
+    """Make the token counts of a chat completion."""
     return {"usage": {"prompt_tokens": prompt, "completion_tokens": answer}}
 
 
 def table(
     tasks: Iterable[Task], say: Callable[[Item], str], prompt_tokens: int = 40
 ) -> Callable[[Body], Reply]:
-    """Answers for the tasks' items, found by their messages."""
+    """Answer each of the tasks' items, identified by its messages, with `say`."""
     items = {json.dumps(chat_messages(item)): item for task in tasks for item in task.items}
 
     def answer(body: Body) -> Reply:
@@ -55,9 +56,9 @@ class ChatServer:
     """Serves `/v1/models` and `/v1/chat/completions` until the `with` block ends.
 
     Args:
-        answer: the reply to a request's body, where the script says nothing.
-        script: replies to the first requests, in the order of their arrival; None: `answer`'s.
-        models: entries of `/v1/models`; None: not found.
+        answer: maps the body of a request to its reply, for requests without a scripted one.
+        script: replies to the first requests, in the order of their arrival; None uses `answer`.
+        models: entries of `/v1/models`; None replies with 404.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ChatServer:
         self._thread.join()
 
     def reply(self, body: Body, headers: Mapping[str, str]) -> Reply:
-        """Choose the reply to a request, and wait its delay."""
+        """Record a request, choose its reply and wait for the delay of that reply."""
         with self._lock:
             self.bodies.append(body)
             self.headers.append(dict(headers))
@@ -115,9 +116,10 @@ class ChatServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                found = chat.models if self.path == "/v1/models" else None
-                missing = Reply({"detail": "Not Found"}, 404)
-                self._send(missing if found is None else Reply({"object": "list", "data": found}))
+                if self.path != "/v1/models" or chat.models is None:
+                    self._send(Reply({"detail": "Not Found"}, 404))
+                    return
+                self._send(Reply({"object": "list", "data": chat.models}))
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,4 +1,4 @@
-"""Shared fixtures: see `tiny_models.py` for what they make."""
+"""Shared fixtures, most of them made by `tiny_models.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workbench import Workbench
 from vlpress.model.processing.processor import Processor
 
 # No deadline: the first call of a torch operation can take a second. No example database: tests
-# write nowhere but below tmp_path.
+# write below tmp_path only.
 hypothesis.settings.register_profile("vlpress", deadline=None, database=None)
 hypothesis.settings.load_profile("vlpress")
 
@@ -41,10 +41,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that need what this machine lacks: a GPU, a browser."""
+    """Skip tests whose marker requires a GPU or a browser that this machine lacks."""
     if not torch.cuda.is_available():
         _skip(items, "gpu", "needs a CUDA device")
-    # CI installs a browser and sets this, so that these tests cannot be skipped unseen.
+    # CI installs a browser and sets the variable, so that these tests fail there if it is missing.
     if chromium_path() is None and os.environ.get("VLPRESS_NEED_CHROMIUM") != "1":
         _skip(items, "browser", "needs Chromium, such as Debian's package chromium")
 
@@ -57,13 +57,13 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 
 @pytest.fixture
 def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is read back computes as the one in memory did, bit for bit."""
+    """Use the reference kernel, with which a reloaded model equals the one in memory bit for bit."""
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
-    """Runs a test for every family."""
+    """Run a test for every family."""
     name: str = request.param
     return name
 
@@ -85,13 +85,13 @@ def write_checkpoint() -> WriteCheckpoint:
 
 @pytest.fixture
 def token_id() -> Callable[[str], int]:
-    """Id of a special token of the small tokenizer."""
+    """Map a special token of the small tokenizer to its id."""
     return TOKEN_ID.__getitem__
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete folder of a small random Qwen2.5-VL; not to be changed."""
+    """Folder of a small random Qwen2.5-VL with all side files; read-only by convention."""
     return write_checkpoint_folder(tmp_path_factory.mktemp("checkpoint"))
 
 
@@ -102,7 +102,7 @@ def processor(checkpoint: Path) -> Processor:
 
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of small stand-ins for the packaged benchmark files."""
+    """Replace the packaged benchmark files by small ones; returns their folder."""
     return package_files(tmp_path, monkeypatch)
 
 

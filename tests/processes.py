@@ -1,4 +1,4 @@
-"""Commands that are stopped on the way."""
+"""Commands that a signal interrupts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 def stop_when(
     command: list[str], by: signal.Signals, ready: Callable[[], bool]
 ) -> subprocess.CompletedProcess[str]:
-    """Start a command, send it a signal once ``ready()``, and return how it ended."""
+    """Start a command, send `by` once `ready()`, and return its exit code and output."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not ready():

@@ -1,4 +1,4 @@
-"""The built wheel, installed alone and used from another directory."""
+"""The built wheel, installed without dependencies and used from another directory."""
 
 import os
 import subprocess
@@ -39,13 +39,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the python of an environment that holds the wheel and borrows its dependencies."""
+    """Return the interpreter of an environment with the wheel and the dependencies of this one."""
     home = tmp_path_factory.mktemp("env")
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=home)
-    # A plain path line: this directory's own .pth files (an editable vlpress) stay without effect.
+    # A plain path line does not process that folder's own .pth files (an editable vlpress).
     (site_packages(python) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
@@ -62,14 +62,14 @@ def site_packages(python: Path) -> Path:
 
 
 def packaged_files() -> set[str]:
-    """Return every file of the source tree that the wheel must hold, by its name inside it."""
+    """Return the names in the wheel of all files of the source tree that it must contain."""
     sources = {"vlpress": ROOT / "src" / "vlpress"} | {f"vlpress/{r}": ROOT / r for r in PACKAGES}
     names = set()
     for prefix, folder in sources.items():
         for path in folder.rglob("*"):
             inside = path.relative_to(folder)
             linked = prefix == "vlpress" and inside.parts[0] in PACKAGES
-            # C++ is compiled into the library that the wheel holds.
+            # C++ sources are compiled into the library inside the wheel.
             compiled = path.suffix in (".cpp", ".h") or "__pycache__" in inside.parts
             if path.is_file() and not linked and not compiled:
                 names.add(f"{prefix}/{inside.as_posix()}")
