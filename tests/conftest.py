@@ -57,7 +57,7 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 
 @pytest.fixture
 def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the reference kernel, with which a reloaded model equals the one in memory bit for bit."""
+    """Use the reference kernel, so that a reloaded model equals the one in memory bit for bit."""
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
 
 
