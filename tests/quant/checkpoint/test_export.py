@@ -169,8 +169,8 @@ class TestForeignCheckpoints:
         assert (config["desc_act"], config["static_groups"]) == (True, False)
         assert same_weights(out, tmp_path / "v2")
         for format, reason in (
-            ("compressed-tensors", "down_proj has groups .* the library has given up; use gptq"),
-            ("awq", "down_proj has groups .* for which it has no place; use gptq"),
+            ("compressed-tensors", "down_proj has groups .* no longer supports; use gptq"),
+            ("awq", "down_proj has groups .* for cannot represent; use gptq"),
         ):
             with pytest.raises(ValueError, match=reason):
                 export(out, tmp_path / "x", format)
@@ -239,7 +239,7 @@ def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:
     record = json.loads((out / "vlpress.json").read_text())
     record["layers"][0]["name"] = "other"
     (out / "vlpress.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"vlpress\.json and the layers disagree about model\.lay"):
+    with pytest.raises(ValueError, match=r"vlpress\.json and .* disagree about model\.lay"):
         export(out, tmp_path / "x", "awq")
 
 
