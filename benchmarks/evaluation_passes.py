@@ -34,6 +34,7 @@ from vlpress.common.checksum import KEY as CHECKSUM
 from vlpress.eval import evaluate_model, evaluation, open_task
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.config import BUILTIN_BENCHES
+from vlpress.eval.fidelity.measure import measure_task, store_logprobs
 from vlpress.eval.tasks.files import image_store
 from vlpress.eval.tasks.prompts import default_prompt_style
 from vlpress.eval.tasks.task import Task
@@ -171,8 +172,8 @@ def without_sharing() -> Iterator[None]:
 
     with (
         patch.object(image_store.decoded_images, "max_bytes", 0),
-        patch.object(evaluation, "store_logprobs", with_new_features(evaluation.store_logprobs)),
-        patch.object(evaluation, "measure_task", with_new_features(evaluation.measure_task)),
+        patch.object(evaluation, "store_logprobs", with_new_features(store_logprobs)),
+        patch.object(evaluation, "measure_task", with_new_features(measure_task)),
     ):
         yield
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -82,7 +82,7 @@ def measure_dtype_floor(
         FileNotFoundError: the base's log-probabilities are not stored.
         ValueError: the stored measurement has another setup.
     """
-    other = "bf16" if dtype == torch.float32 else "fp32"
+    other: Literal["bf16", "fp32"] = "bf16" if dtype == torch.float32 else "fp32"
     again = replace(source, settings=replace(source.settings, dtype=other))
     features = FeatureCache(again.load(), again.processor())
     sizes = {"batch_size": batch_size, "units": units}

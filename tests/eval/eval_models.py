@@ -11,6 +11,7 @@ from tiny_models import make_random_model, write_checkpoint_folder
 
 from vlpress.eval import evaluation
 from vlpress.eval.answering.runner import Completion, Responder
+from vlpress.eval.fingerprint import run_fingerprint
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
@@ -87,10 +88,9 @@ def evaluate_answers(
         fingerprint_extra: further parts of the run's fingerprint.
         options: of `evaluate_model`.
     """
-    original = evaluation.run_fingerprint
 
     def fingerprint(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**original(*args, **kwargs), **(fingerprint_extra or {})}
+        return {**run_fingerprint(*args, **kwargs), **(fingerprint_extra or {})}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "ModelResponder", lambda features: responder)

@@ -207,9 +207,9 @@ def test_lengths_are_those_of_the_prompts_and_need_no_pixels(
     assert lengths == [len(prompt) for prompt in prompts] and len(set(lengths)) > 1
 
 
-@pytest.mark.parametrize("share", [0, 0.5, 2])
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0, 64, 64), (0.5, 9, 63), (2, 8, 8)])
 def test_cache_of_any_size_gives_the_same_features(
-    task: Task, processor: Processor, share: float
+    task: Task, processor: Processor, share: float, fewest: int, most: int
 ) -> None:
     model = small_model()
     roomy = FeatureCache(model, processor)
@@ -221,10 +221,8 @@ def test_cache_of_any_size_gives_the_same_features(
         _, [b] = small.prompts([item])
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert small._entries.nbytes <= share * total
-    # Rotations are not consecutive, so that without a budget every row is encoded.
     assert roomy.encoded == 8
-    assert small.encoded == {0: 64, 2: 8}.get(share, small.encoded)
-    assert 8 <= small.encoded <= 64
+    assert fewest <= small.encoded <= most  # of 64 uses
 
 
 def test_cached_images_give_the_prompts_of_the_processor(
