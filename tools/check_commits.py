@@ -18,8 +18,8 @@ from itertools import pairwise
 MAX_LENGTH = 72
 DEFAULT_BRANCH = "origin/main"
 
-# English has no rule that tells an imperative from a noun: endings catch most other forms of verbs
-# (with exceptions that end alike), and a list the words that subjects without a verb begin with.
+# English does not mark the imperative. Endings catch most other forms of verbs (with exceptions of
+# the same ending), and a list catches the usual first words of subjects without a verb.
 ENDINGS = ("s", "ed", "ing")
 IMPERATIVES = frozenset(
     "access address bias bring bypass compress cross discuss dismiss embed exceed express"

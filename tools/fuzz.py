@@ -1,10 +1,10 @@
-"""Throw damaged bytes at every reader that vlpress owns, guided by coverage.
+"""Fuzz every reader of vlpress with damaged files, guided by coverage.
 
     python tools/fuzz.py [--cases 10000] [--only NAME ...]
 
-Each reader gets bytes that libFuzzer (by way of atheris) makes of a sound file. It has to read
-them, or refuse them with one line of a ValueError or OSError; anything else ends the run with 1,
-and libFuzzer leaves the bytes in out/fuzz/NAME.
+Each reader gets mutations of a valid file from libFuzzer (through atheris). It has to read them, or
+to raise a ValueError or OSError with a message of one line; anything else ends the run with 1, and
+libFuzzer stores the bytes in out/fuzz/NAME.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 8192
-"""Bytes of a file; every sound one is shorter."""
+"""Largest size of a file in bytes; every valid one is smaller."""
 SECONDS = 60
-"""A reader that takes longer for one file hangs."""
+"""Timeout in seconds for one file."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader, and how its file is called."""
+    """A reader and the name of its file."""
 
     file: str
     seed: Callable[[], bytes]
-    """A sound file."""
+    """Writes a valid file."""
     read: Callable[[Path], object]
-    """Called with the file's path."""
+    """Reads the file at a path."""
 
 
 def config_seed() -> bytes:
-    """The built-in model's config."""
+    """Config of the built-in model."""
     from vlpress.model.loading import resolve_model
 
     return (resolve_model("tiny") / "config.json").read_bytes()
 
 
 def index_seed() -> bytes:
-    """An index of the built-in model's weights."""
+    """Index of the built-in model's weights."""
     names = ["model.norm.weight", "model.embed_tokens.weight", "visual.merger.ln_q.weight"]
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}
     return json.dumps(index).encode()
 
 
 def recipe_seed() -> bytes:
-    """A recipe with a step of each kind."""
+    """Recipe with a step of each kind."""
     return b"""name = "mine"
 [calibration]
 samples = 8
@@ -77,7 +77,7 @@ targets = ["model.layers.*"]
 
 
 def samples_seed() -> bytes:
-    """Two samples, one with a picture."""
+    """Two samples, one with an image."""
     file = io.BytesIO()
     Image.new("RGB", (30, 30)).save(file, "PNG")
     image = base64.b64encode(file.getvalue()).decode()
@@ -122,49 +122,49 @@ def journal_seed() -> bytes:
 
 
 def read_config(path: Path) -> object:
-    """A model's config."""
+    """Read the config of a model."""
     from vlpress.model.config import ModelConfig
 
     return ModelConfig.from_folder(path.parent)
 
 
 def read_index(path: Path) -> object:
-    """A checkpoint's index."""
+    """Read the index of a checkpoint."""
     from vlpress.model.checkpoint import CheckpointReader
 
     return list(CheckpointReader(path.parent).names())
 
 
 def read_recipe(path: Path) -> object:
-    """A recipe."""
+    """Read a recipe."""
     from vlpress.quant.recipe.recipe import Recipe
 
     return Recipe.resolve(str(path))
 
 
 def read_samples(path: Path) -> object:
-    """Calibration samples."""
+    """Read calibration samples."""
     from vlpress.calib.samples.draw import load_samples
 
     return load_samples(path, n=2, seed=0)
 
 
 def read_tsv(path: Path) -> object:
-    """A benchmark."""
+    """Read a benchmark."""
     from vlpress.eval.tasks import open_task
 
     return open_task(f"MMBench_DEV_EN={path}")
 
 
 def read_stored(path: Path) -> object:
-    """Predictions."""
+    """Read predictions."""
     from vlpress.eval.answering.predictions import read_predictions
 
     return read_predictions(path)
 
 
 def read_journal(path: Path) -> object:
-    """What is done of a run."""
+    """Read the journal of a run."""
     from vlpress.quant.driver.journal import Journal
 
     return Journal(path.parent).records
@@ -186,11 +186,11 @@ READERS |= {
 
 
 def attempt(reader: Reader, data: bytes, folder: Path) -> str:
-    """Read bytes; "read" or "refused".
+    """Run a reader on bytes; returns "read" or "refused".
 
     Raises:
-        AssertionError: the refusal is longer than a line.
-        Exception: of another kind than a refusal.
+        AssertionError: the error message has several lines.
+        Exception: an exception other than ValueError and OSError.
     """
     path = folder / reader.file
     path.write_bytes(data)
@@ -204,12 +204,12 @@ def attempt(reader: Reader, data: bytes, folder: Path) -> str:
 
 
 def damage(file: str, data: bytes, seed: int) -> bytes | None:
-    """Change a file so that a parser of its format still takes it; None: not known how.
+    """Change a file so that it stays valid in its format; None for other formats.
 
     Args:
-        file: its name, whose end tells the format.
-        data: what it holds.
-        seed: decides about places and changes.
+        file: name of the file, whose suffix gives the format.
+        data: content.
+        seed: determines positions and changes.
     """
     if file.endswith(".jinja"):
         return damage_template(data, seed)
@@ -217,7 +217,7 @@ def damage(file: str, data: bytes, seed: int) -> bytes | None:
 
 
 def main() -> None:
-    """Fuzz all readers, each in a process of its own, as libFuzzer ends the one that it is in."""
+    """Fuzz all readers, each in a separate process, because libFuzzer ends its process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=int, default=10000)
     parser.add_argument("--only", nargs="+", choices=list(READERS), default=list(READERS))
@@ -235,7 +235,7 @@ def main() -> None:
 
 
 def readable(file: str, data: bytes, seed: int) -> bytes | None:
-    """Three times in four: a change that the parser of a format accepts, if there is one."""
+    """In three of four cases, a change that keeps the format valid, if there is one."""
     if seed % 4 == 0:
         return None
     if file.endswith(".jinja"):
@@ -244,10 +244,10 @@ def readable(file: str, data: bytes, seed: int) -> bytes | None:
 
 
 def own_functions() -> Iterator[FunctionType]:
-    """Functions and methods of vlpress that are imported.
+    """Imported functions and methods of vlpress.
 
     They are instrumented one by one: the import hook of atheris has no effect on an editable
-    installation, whose modules have a loader of their own.
+    installation, whose modules have a custom loader.
     """
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "vlpress":
@@ -260,7 +260,7 @@ def own_functions() -> Iterator[FunctionType]:
 
 
 def _is_written_in(function: FunctionType, module: str) -> bool:
-    # What dataclasses generate has no file.
+    # Generated methods of dataclasses have no file.
     return function.__module__ == module and function.__code__.co_filename.endswith(".py")
 
 
@@ -268,24 +268,24 @@ def fuzz(name: str, cases: int) -> None:
     """Fuzz one reader; does not return."""
     import atheris
 
-    reader, found = READERS[name], ROOT / "out" / "fuzz" / name
-    found.mkdir(parents=True, exist_ok=True)
+    reader, artifacts = READERS[name], ROOT / "out" / "fuzz" / name
+    artifacts.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
-        place = Path(folder) / "place"
-        place.mkdir()
-        sound = reader.seed()
-        attempt(reader, sound, place)  # imports what it needs
+        scratch = Path(folder) / "place"
+        scratch.mkdir()
+        valid = reader.seed()
+        attempt(reader, valid, scratch)  # imports the modules of the reader
         for function in own_functions():
             atheris.instrument_func(function)
-        (corpus / "seed").write_bytes(sound)
-        flags = [f"-runs={cases}", f"-artifact_prefix={found}/", "-verbosity=0"]
+        (corpus / "seed").write_bytes(valid)
+        flags = [f"-runs={cases}", f"-artifact_prefix={artifacts}/", "-verbosity=0"]
         flags += [f"-max_len={LONGEST}", f"-timeout={SECONDS}"]
 
         def once(data: bytes) -> None:
-            attempt(reader, data, place)
+            attempt(reader, data, scratch)
 
         def mutate(data: bytes, most: int, seed: int) -> bytes:
             changed = readable(reader.file, data, seed)

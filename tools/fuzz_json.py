@@ -1,7 +1,7 @@
-"""Damage that leaves a file JSON: values of other types, keys that are gone or there under others.
+"""Damage that keeps a file valid JSON: values of other types, missing or renamed keys.
 
-Random bytes seldom get past a JSON parser; what comes after it is where a reader meets values that
-it does not expect.
+Random bytes rarely pass a JSON parser, so that the code after it, which handles unexpected values,
+would not be tested.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ VALUES: tuple[Any, ...] = (
     {"default": None},
 )
 DEEP = 200
-"""Levels of a list that no parser of Rust takes and every parser of Python does."""
+"""Nesting depth that Rust parsers reject and Python parsers accept."""
 
 
 def damage_json(data: bytes, seed: int) -> bytes | None:
-    """Change one to three places of a JSON document; None if it is none, or nested too deeply.
+    """Change one to three values of a JSON document; None if it is not JSON or nested too deeply.
 
     Args:
         data: the document.
-        seed: decides about places and changes.
+        seed: determines positions and changes.
     """
     rng = random.Random(seed)
     try:
@@ -63,16 +63,16 @@ def damage_json(data: bytes, seed: int) -> bytes | None:
         for _ in range(rng.randint(1, 3)):
             _change(root, rng)
         return json.dumps(root[0] if root else None).encode()
-    except (ValueError, RecursionError):  # no JSON, or too deep to be copied or written
+    except (ValueError, RecursionError):  # not JSON, or too deep to copy or write
         return None
 
 
 def _change(root: list[Any], rng: random.Random) -> None:
-    places = list(_places(root))
-    holder, key = rng.choice(places)
+    positions = list(_positions(root))
+    holder, key = rng.choice(positions)
     kind = rng.choice(("value", "value", "value", "other", "drop", "rename", "wrap"))
     if kind == "other":
-        other, index = rng.choice(places)
+        other, index = rng.choice(positions)
         holder[key] = copy.deepcopy(other[index])
     elif kind == "drop" and isinstance(holder, dict):
         del holder[key]
@@ -85,12 +85,12 @@ def _change(root: list[Any], rng: random.Random) -> None:
         holder[key] = copy.deepcopy(rng.choice(VALUES))
 
 
-def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
+def _positions(holder: Any) -> Iterator[tuple[Any, Any]]:
     """Every container in a document with each of its keys or indices, without recursion."""
-    waiting = [holder]
-    while waiting:
-        found = waiting.pop()
-        for key in list(found) if isinstance(found, dict) else range(len(found)):
-            yield found, key
-            if isinstance(found[key], list | dict):
-                waiting.append(found[key])
+    pending = [holder]
+    while pending:
+        container = pending.pop()
+        for key in list(container) if isinstance(container, dict) else range(len(container)):
+            yield container, key
+            if isinstance(container[key], list | dict):
+                pending.append(container[key])

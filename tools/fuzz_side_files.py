@@ -1,7 +1,7 @@
-"""The files beside a checkpoint's weights and config, for `fuzz.py`.
+"""Side files of a checkpoint (all except weights and config), for `fuzz.py`.
 
-Each of them alone is damaged; the rest of the folder is that of a checkpoint with a tokenizer of a
-few tokens, small enough to be opened thousands of times.
+One file at a time is damaged; the rest of the folder is a checkpoint with a tokenizer of a few
+tokens, small enough to be opened thousands of times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUESTIONS: tuple[Any, ...] = (
 
 @cache
 def side_files() -> dict[str, bytes]:
-    """Sound contents of every file beside the weights, by name; of some in a second layout."""
+    """Valid contents of every side file, by name; some in a second layout."""
     from vlpress.model.loading import resolve_model
 
     tiny = resolve_model("tiny")
@@ -54,7 +54,7 @@ def side_files() -> dict[str, bytes]:
         "added_tokens.json": ids,
         "vocab.json": {symbol: index for index, symbol in enumerate(symbols())},
     }
-    # Without the decoder, transformers reads the tokens from special_tokens_map.json.
+    # Without the decoder entry, transformers reads the tokens from special_tokens_map.json.
     legacy = {key: value for key, value in settings.items() if key != "added_tokens_decoder"}
     files["legacy/tokenizer_config.json"] = legacy
     texts = {name: json.dumps(content).encode() for name, content in files.items()}
@@ -62,7 +62,7 @@ def side_files() -> dict[str, bytes]:
 
 
 def symbols() -> list[str]:
-    """Tokens of the vocabulary: letters, and what two merges make of them."""
+    """Tokens of the vocabulary: letters, and the results of two merges."""
     return [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "Ċ", "ab", "abc"]
 
 
@@ -105,24 +105,24 @@ def tokenizer_settings(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def seed(name: str) -> Callable[[], bytes]:
-    """The sound file of a name."""
+    """Valid content of a file."""
     return lambda: side_files()[name]
 
 
 def reader(*beside: str) -> Callable[[Path], object]:
-    """Opens the processor of the folder that holds a damaged file.
+    """Make a reader that opens the processor of a folder with a damaged file.
 
     Args:
-        beside: Keys in `side_files` of the other files in the folder, apart from config.json.
+        beside: keys in `side_files` of the other files in the folder, besides config.json.
     """
 
     def read(path: Path) -> object:
         from vlpress.model.processing.processor import Processor
 
         for name in ("config.json", *beside):
-            place = path.parent / Path(name).name
-            if not place.is_file():
-                place.write_bytes(side_files()[name])
+            target = path.parent / Path(name).name
+            if not target.is_file():
+                target.write_bytes(side_files()[name])
         processor = Processor.from_folder(path.parent)
         return [processor.encode(question).input_ids for question in QUESTIONS]
 
@@ -145,4 +145,4 @@ SIDE_FILES: dict[str, tuple[str, ...]] = {
     "processor_config.json": OWN_TEMPLATE,
     "generation_config.json": TEMPLATE,
 }
-"""Files that are damaged, with those that lie beside them."""
+"""Files to damage, with the other files of their folder."""

@@ -1,4 +1,4 @@
-"""Damage that leaves a chat template one: stretches cut out, pieces of the language put in."""
+"""Damage to chat templates: removed passages and inserted pieces of the template language."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PIECES = (
 
 
 def damage_template(data: bytes, seed: int) -> bytes:
-    """Change one to three places of a template.
+    """Change one to three positions of a template.
 
     Args:
         data: the template.
-        seed: decides about places and changes.
+        seed: determines positions and changes.
     """
     text, random = data.decode("utf-8", "ignore"), Random(seed)
     for _ in range(random.randint(1, 3)):

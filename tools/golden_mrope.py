@@ -1,4 +1,4 @@
-"""Write `tests/golden/mrope_ids.json`: position ids as the original implementation makes them.
+"""Write `tests/golden/mrope_ids.json`: position ids of the original implementation.
 
 Run with transformers 4.51.3, whose `get_rope_index` is the published rule (newer versions advance
 differently after a video):
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[float, list[Segment]]] = {
 
 
 def prompt_ids(segments: list[Segment]) -> list[int]:
-    """Token ids of a case: text counts up from 1, visuals stand between start and end tokens."""
+    """Token ids of a case: text counts up from 1, visuals are between start and end tokens."""
     ids: list[int] = []
     for segment in segments:
         if isinstance(segment, int):
@@ -99,7 +99,7 @@ def prompt_ids(segments: list[Segment]) -> list[int]:
 
 
 def golden(model_class: Any, tokens_per_second: float, segments: list[Segment]) -> list[list[int]]:
-    """Position ids `[3][tokens]` by the library's own method, called without a model."""
+    """Position ids `[3][tokens]` of the library's own method, called without a model."""
     config = SimpleNamespace(
         vision_config=SimpleNamespace(
             spatial_merge_size=MERGE, tokens_per_second=tokens_per_second

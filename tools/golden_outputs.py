@@ -1,12 +1,12 @@
-"""Record what vlpress writes as checksums, and check later that no byte has changed.
+"""Record checksums of the outputs of vlpress, and check later that no byte has changed.
 
     python tools/golden_outputs.py record golden.json
     python tools/golden_outputs.py check golden.json
 
 For changes that must not alter any result. Quantizes the built-in model with every method, in every
 format, with the vision tower, static activations and token weights, and evaluates one run. Bytes
-are promised for one kind of machine, library versions and number of threads only, so a file of
-checksums belongs to the machine that recorded it: `check` refuses another one.
+are only reproducible with the same kind of machine, library versions and number of threads, so a
+file of checksums belongs to the machine that recorded it: `check` fails on another one.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ group_size = 64
 targets = ["model.layers.*"]
 """
 VOLATILE = ("speed", "memory", "command")
-"""Keys of report.json that hold times and peaks, or the command with its output folder."""
+"""Keys of report.json with times and peaks, or the command with its output folder."""
 PER_ANSWER = ("seconds", "seal")
-"""Keys of a stored answer that hold its time, and the checksum over it."""
+"""Keys of a stored answer with its duration, and the checksum that covers it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def parse() -> argparse.Namespace:
 
 
 def checksums(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and sha256 of every output, made in `folder`."""
+    """Write every output to `folder`; return their sha256 by name."""
     for name, case in CASES.items():
         recipe, out = case.recipe, folder / name
         if "\n" in recipe:
@@ -118,10 +118,10 @@ def checksums(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def without_times(predictions: Path) -> bytes:
-    """Stored answers as JSON lines without how long they took."""
+    """Stored answers as JSON lines, without their durations."""
     records = map(json.loads, predictions.read_text("utf-8").splitlines())
-    kept = [{k: v for k, v in r.items() if k not in PER_ANSWER} for r in records]
-    return "\n".join(json.dumps(record, sort_keys=True) for record in kept).encode()
+    timeless = [{k: v for k, v in r.items() if k not in PER_ANSWER} for r in records]
+    return "\n".join(json.dumps(record, sort_keys=True) for record in timeless).encode()
 
 
 def vlpress(*arguments: object) -> None:
@@ -133,12 +133,12 @@ def vlpress(*arguments: object) -> None:
 
 
 def sha256(data: bytes) -> str:
-    """The checksum as hexadecimal digits."""
+    """sha256 as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """One line for every output that changed, is new or is gone."""
+    """One line for every changed, new or missing output."""
     lines = []
     for name in sorted(before.keys() | now.keys()):
         if name not in now:

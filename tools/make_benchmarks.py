@@ -1,8 +1,8 @@
-"""Make the built-in benchmark files, in the exact formats of the real ones.
+"""Write the built-in benchmark files, in the exact formats of the published ones.
 
 MMBench (with circular rows and a Chinese twin), OCRBench and MMMU_DEV_VAL as VLMEvalKit reads them:
-UTF-8 TSV, base64 images. The pictures come from a stream of seeds that neither training nor
-calibration draws from.
+UTF-8 TSV, base64 images. The images come from a stream of seeds that neither training nor
+calibration uses.
 
     python tools/make_benchmarks.py eval/data
 """
@@ -28,7 +28,7 @@ from vlpress.synthetic.scene import Question, Scene
 QUESTIONS_PER_CATEGORY = 33
 ROLL = 1_000_000  # index distance between the rolled rows of one question
 
-# category: (l2-category, skills, scenes that ask them)
+# category: (l2-category, skills, scenes with such questions)
 MMBENCH: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "image_scene": ("coarse_perception", ("kind",), ("text", "shapes", "chart", "form", "formula")),
     "image_style": ("coarse_perception", ("background",), ("shapes", "lines", "chart", "odd")),
@@ -99,21 +99,21 @@ MMMU: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 MMMU_ROWS_PER_SUBJECT = 7
-EASY = ("kind", "background", "quality", "list")  # asked only where a category is about them
+EASY = ("kind", "background", "quality", "list")  # only for categories about them
 COUNTING = ("count", "count_shape", "count_colour", "bar_count")
 
 
-def encode(picture: Image.Image) -> str:
-    """A picture as base64 of a PNG."""
+def encode(image: Image.Image) -> str:
+    """An image as base64 of a PNG."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 class Picker:
-    """Draws scenes until one asks what is wanted, and keeps the answers balanced.
+    """Generates scenes until one has the required question, with balanced answers.
 
-    Without the balance a model could score without looking: most counts are 1, for instance.
+    Without the balance a model could score without the image: most counts are 1, for instance.
     """
 
     def __init__(self, seed: int) -> None:
@@ -121,18 +121,18 @@ class Picker:
         self._turn: dict[str, int] = {}
 
     def pick(self, skill: str, kinds: Sequence[str]) -> tuple[Scene, Question]:
-        """A scene of one of ``kinds`` and its question of ``skill``; answers take turns."""
-        wanted = self._wanted(skill)
+        """A scene of one of `kinds` with its question of `skill`; possible answers alternate."""
+        answer = self._next_answer(skill)
         for _ in range(10_000):
             scene = scenes.draw_scene(self.rng, kinds)
             fitting = [q for q in scene.questions if q.skill == skill]
-            if wanted is not None:
-                fitting = [q for q in fitting if q.answer == wanted]
+            if answer is not None:
+                fitting = [q for q in fitting if q.answer == answer]
             if fitting:
                 return scene, self.rng.choice(fitting)
-        raise ValueError(f"no scene of {list(kinds)} asks {skill!r} with the answer {wanted!r}")
+        raise ValueError(f"no scene of {list(kinds)} asks {skill!r} with the answer {answer!r}")
 
-    def _wanted(self, skill: str) -> str | None:
+    def _next_answer(self, skill: str) -> str | None:
         answers = {
             "same_colour": ("yes", "no"), "background": ("light", "dark"),
             "quality": ("sharp", "blurred"), "count": ("3", "4", "5", "6"),
@@ -157,23 +157,23 @@ def mmbench() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
             options = wording.choose_options(question, picker.rng, 4)
             image = encode(scene.images[0].image)
             for rows, language in ((english, "en"), (chinese, "zh")):
-                asked = wording.word_question(question, options, picker.rng, language=language)
-                rows += _rolled(index, asked, image, category, group)
+                worded = wording.word_question(question, options, picker.rng, language=language)
+                rows += _rolled(index, worded, image, category, group)
             index += 1
     return english, chinese
 
 
 def _rolled(
-    index: int, asked: wording.WordedQuestion, image: str, category: str, group: str
+    index: int, worded: wording.WordedQuestion, image: str, category: str, group: str
 ) -> Iterable[dict[str, str]]:
-    """The base row and one row for each further rotation of the options."""
-    count = len(asked.options)
-    right = wording.LETTERS.index(asked.answer)
+    """The base row, and one row for each other rotation of the options."""
+    count = len(worded.options)
+    right = wording.LETTERS.index(worded.answer)
     for roll in range(count):
-        shifted = asked.options[roll:] + asked.options[:roll]
+        shifted = worded.options[roll:] + worded.options[:roll]
         yield {
             "index": str(index + roll * ROLL),
-            "question": asked.question,
+            "question": worded.question,
             "hint": "",
             **{
                 letter: shifted[i] if i < count else ""
@@ -188,14 +188,14 @@ def _rolled(
 
 
 def ocrbench() -> list[dict[str, str]]:
-    """Rows of the OCRBench file; recognition questions are worded as in the original."""
+    """Rows of the OCRBench file; recognition questions have the original wording."""
     rng = scenes.stream_random(scenes.Stream.BENCHMARK, 2)
     rows: list[dict[str, str]] = []
     for category, (count, kind, manner) in OCRBENCH.items():
         for _ in range(count):
             scene = text_scenes.text(rng, manner) if manner else scenes.SCENES[kind](rng)
             question = rng.choice([q for q in scene.questions if q.skill not in EASY])
-            asked = wording.word_question(question, (), rng)
+            worded = wording.word_question(question, (), rng)
             fixed = {
                 "read": "what is written in the image?",
                 "number": "what is the number in the image?",
@@ -208,8 +208,8 @@ def ocrbench() -> list[dict[str, str]]:
                 {
                     "index": str(len(rows)),
                     "image": encode(scene.images[0].image),
-                    "question": fixed.get(question.skill, asked.question),
-                    "answer": repr([asked.answer]),
+                    "question": fixed.get(question.skill, worded.question),
+                    "answer": repr([worded.answer]),
                     "category": category,
                 }
             )
@@ -217,7 +217,7 @@ def ocrbench() -> list[dict[str, str]]:
 
 
 def mmmu() -> list[dict[str, str]]:
-    """Rows of the MMMU_DEV_VAL file: one dev and six validation rows a subject."""
+    """Rows of the MMMU_DEV_VAL file: one dev row and six validation rows per subject."""
     picker = Picker(3)
     rng = picker.rng
     rows: list[dict[str, str]] = []
@@ -228,8 +228,8 @@ def mmmu() -> list[dict[str, str]]:
                 name = f"{split}_{subject}_{number or 1}"
                 kind = kinds[(number + len(rows)) % len(kinds)]
                 scene = scenes.SCENES[kind](rng)
-                wanted = [q for q in scene.questions if q.skill not in (*EASY, *COUNTING)]
-                skill = rng.choice(wanted or [q for q in scene.questions]).skill
+                suitable = [q for q in scene.questions if q.skill not in (*EASY, *COUNTING)]
+                skill = rng.choice(suitable or [q for q in scene.questions]).skill
                 scene, question = picker.pick(skill, (kind,))
                 is_open = number == 3 and len(rows) % 2 == 0
                 rows.append(_mmmu_row(len(rows), name, scene, question, rng, is_open=is_open))
@@ -241,21 +241,21 @@ def _mmmu_row(
     index: int, name: str, scene: Scene, question: Question, rng: random.Random, *, is_open: bool
 ) -> dict[str, str]:
     options = () if is_open else wording.choose_options(question, rng, 5 if index % 5 == 0 else 4)
-    asked = wording.word_question(question, options, rng)
+    worded = wording.word_question(question, options, rng)
     images = [encode(p.image) for p in scene.images]
     paths = [f"{name}_{i + 1}.png" for i in range(len(images))]
     tokens = " ".join(f"<image {i + 1}>" for i in range(len(images)))
     return {
         "index": str(index),
         "id": name,
-        "question": f"{tokens} {asked.question}",
+        "question": f"{tokens} {worded.question}",
         "image": images[0] if len(images) == 1 else repr(images),
         "image_path": repr(paths),
         **{
-            letter: asked.options[i] if i < len(asked.options) else ""
+            letter: worded.options[i] if i < len(worded.options) else ""
             for i, letter in enumerate(wording.LETTERS)
         },
-        "answer": asked.answer,
+        "answer": worded.answer,
     }
 
 
@@ -269,7 +269,7 @@ def tsv(rows: Sequence[dict[str, str]]) -> bytes:
 
 
 def main(folder: Path) -> None:
-    """Write the compressed files and ``md5s.json`` (of the uncompressed content)."""
+    """Write the compressed files and `md5s.json` (of the uncompressed content)."""
     folder.mkdir(parents=True, exist_ok=True)
     english, chinese = mmbench()
     files = {

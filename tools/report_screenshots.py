@@ -1,9 +1,9 @@
-"""Make the pictures of a report in docs/ from a real run of the built-in model.
+"""Take the screenshots of a report in docs/, from a real run of the built-in model.
 
     python tools/report_screenshots.py [--out out/screenshots]
 
-Needs Chromium on the machine. The run asks a sample of the questions, so it takes a minute or two,
-and it resumes like any other.
+Needs Chromium. The run evaluates a sample of the questions, which takes a minute or two, and it
+resumes like any other run.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import vlpress
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LIMIT = 60
-RECIPE = "w3a16"  # loses enough on so few questions for some answers to change
+RECIPE = "w3a16"  # low enough for some answers to change on few questions
 MAX_BYTES = 300_000
 
 
 class Shot(NamedTuple):
-    """One picture of the top of the page, down to the end of an element."""
+    """A screenshot of the top of the page, down to the end of an element."""
 
     file: str
     scheme: str
-    width: int  # of the window, in CSS pixels
-    last: str  # selector of that element
+    width: int  # width of the window in CSS pixels
+    last: str  # CSS selector of the last element
     scale: int  # device pixels per CSS pixel
 
 
@@ -42,7 +42,7 @@ SHOTS = (
 
 
 def main() -> None:
-    """Run the job, open its page, and write the pictures."""
+    """Run the job, open its page, and write the screenshots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -54,20 +54,20 @@ def main() -> None:
     vlpress.run(out=out, recipe=RECIPE, limit=LIMIT, progress=True)
     page = (out / "report" / "report.html").resolve().as_uri()
     with sync_playwright() as playwright:
-        # Without its sandbox, so that it runs as root in a container.
+        # Without sandbox, to run as root in a container.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for shot in SHOTS:
-            picture = take(browser, page, shot)
-            (DOCS / shot.file).write_bytes(picture)
-            print(f"docs/{shot.file}: {len(picture):,} bytes")
+            screenshot = take(browser, page, shot)
+            (DOCS / shot.file).write_bytes(screenshot)
+            print(f"docs/{shot.file}: {len(screenshot):,} bytes")
         browser.close()
 
 
 def take(browser: Browser, page: str, shot: Shot) -> bytes:
-    """A picture of the top of a page as PNG with a palette.
+    """Take a screenshot of the top of a page as PNG with a palette.
 
     Raises:
-        ValueError: it is too large for the repository.
+        ValueError: the file is too large for the repository.
     """
     context = browser.new_context(
         viewport={"width": shot.width, "height": 900},

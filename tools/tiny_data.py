@@ -1,4 +1,4 @@
-"""Training data of the built-in model: batches of conversations with the truth per patch."""
+"""Training data of the built-in model: batches of conversations with labels per patch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vlpress.synthetic import scenes, text_scenes
 from vlpress.synthetic.canvas import AnnotatedImage
 from vlpress.synthetic.scene import Scene
 
-TOKENS = 280  # of a conversation, for the size of a batch
-POOL = 8  # batches that are drawn together and sorted by length: a third less padding
-# Every conversation is about a scene that asks for one skill; its share, and the scenes to draw.
-# What is asked by chance alone is rare for the harder skills.
+TOKENS = 280  # tokens of a conversation, for the size of a batch
+POOL = 8  # batches generated together and sorted by length: a third less padding
+# Every conversation has a scene with a question of one skill: the skill's share, and its scenes.
+# Without the shares, questions of the harder skills would be rare.
 SHARES: dict[str, tuple[float, tuple[str, ...]]] = {
     "read": (8.0, ("text",)), "number": (2.5, ("text",)), "formula": (4.0, ("formula",)),
     "ink": (2.0, ("signs",)), "sign": (3.0, ("signs",)), "line": (2.5, ("lines",)),
@@ -37,25 +37,25 @@ SHARES: dict[str, tuple[float, tuple[str, ...]]] = {
     "most_colour": (0.5, ("odd",)), "next_colour": (2.0, ("row",)),
     "kind": (0.2, tuple(scenes.SCENES)), "background": (0.2, tuple(scenes.SCENES)),
 }  # fmt: skip
-HARD_TEXT = {"digits": 1.5, "non_semantic": 2.0}  # shares of kinds of text, 1 for the others
+HARD_TEXT = {"digits": 1.5, "non_semantic": 2.0}  # weights of kinds of text, 1 for the others
 
 
 @dataclass
 class PackedBatch:
-    """Conversations padded on the right to ``[B, T]``; visual parts are one behind the other."""
+    """Conversations padded on the right to `[B, T]`; visual parts are concatenated."""
 
     ids: Tensor  # int64 [B, T]
-    target: Tensor  # int64 [B, T], IGNORE where nothing is asked
+    target: Tensor  # int64 [B, T], IGNORE outside answers
     flag: Tensor  # int64 [B, T]
     kind: Tensor  # int64 [B, T]
     position: Tensor  # int64 [3, B, T]
     segment: Tensor  # int64 [B, T], -1 for padding
     patches: Tensor  # float32 [N, 1176]
-    grid: Tensor  # int64 [pictures, 3]
+    grid: Tensor  # int64 [images, 3]
     labels: Tensor  # float32 [N / 4, 4 * LABELS]
 
     def mask(self) -> Tensor:
-        """Who sees whom, bool ``[B, 1, T, T]``: the prefix and the own question, backwards."""
+        """Causal attention mask, bool `[B, 1, T, T]`: the prefix and the token's own question."""
         row, column = self.segment[:, :, None], self.segment[:, None, :]
         order = torch.arange(self.ids.shape[1], device=self.ids.device)
         seen = (column == 0) | (row == column)
@@ -67,7 +67,7 @@ class PackedBatch:
 
 
 def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch:
-    """Pad conversations to one length; ``draw`` leaves the patches out when they are not needed."""
+    """Pad conversations to one length; without `draw` the patches are left out."""
     longest = max(len(c.ids) for c in conversations)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -77,10 +77,10 @@ def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch
     position = torch.tensor(
         [c.position + [(0, 0, 0)] * (longest - len(c.ids)) for c in conversations]
     ).permute(2, 0, 1)
-    pictures = [p for c in conversations for p in c.pictures]
-    cut = [patches(p) for p in pictures] if draw and pictures else [np.zeros((0, 1176), np.float32)]
-    labels = [patch_labels(p) for p in pictures] or [np.zeros((0, 4 * LABELS), np.float32)]
-    grid = [(1, p.image.height // PATCH, p.image.width // PATCH) for p in pictures]
+    images = [p for c in conversations for p in c.images]
+    cut = [patches(p) for p in images] if draw and images else [np.zeros((0, 1176), np.float32)]
+    labels = [patch_labels(p) for p in images] or [np.zeros((0, 4 * LABELS), np.float32)]
+    grid = [(1, p.image.height // PATCH, p.image.width // PATCH) for p in images]
     return PackedBatch(
         ids=padded("ids", 0),
         target=padded("target", IGNORE),
@@ -95,7 +95,7 @@ def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch
 
 
 def by_length(conversations: list[Conversation], tokens: int) -> list[list[Conversation]]:
-    """Groups of similar length, each of at most ``tokens`` tokens with its padding."""
+    """Groups of similar length, of at most `tokens` tokens each, including padding."""
     groups: list[list[Conversation]] = []
     for one in sorted(conversations, key=lambda c: len(c.ids), reverse=True):
         if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= tokens:
@@ -106,7 +106,7 @@ def by_length(conversations: list[Conversation], tokens: int) -> list[list[Conve
 
 
 def draw(rng: random.Random, skill: str) -> Scene:
-    """A scene that asks for ``skill``."""
+    """Generate a scene with a question of `skill`."""
     while True:
         kind = rng.choice(SHARES[skill][1])
         if kind == "text":
@@ -118,8 +118,8 @@ def draw(rng: random.Random, skill: str) -> Scene:
             return scene
 
 
-def pictures(rng: random.Random, count: int) -> list[AnnotatedImage]:
-    """Pictures for the training of the vision tower alone."""
+def random_images(rng: random.Random, count: int) -> list[AnnotatedImage]:
+    """Images for the training of the vision tower alone."""
     skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     out: list[AnnotatedImage] = []
     while len(out) < count:
@@ -141,20 +141,20 @@ def batches(
     """An endless stream of training batches, the same for the same seed.
 
     Args:
-        writer: Makes the conversations.
-        stage: ``vision`` (pictures only), ``drill``, ``look``, ``decoder`` or ``joint``.
-        seed: Of the stream.
-        size: Conversations a batch, or pictures in the ``vision`` stage.
-        questions: Questions a conversation.
-        drills: Share of letter drills among the conversations.
-        looks: Share of looking drills among the others.
-        focus: Skills that half of the conversations are about; none: as ``SHARES`` says.
+        writer: makes the conversations.
+        stage: `vision` (images only), `drill`, `look`, `decoder` or `joint`.
+        seed: seed of the stream.
+        size: conversations per batch, or images in the `vision` stage.
+        questions: questions per conversation.
+        drills: share of letter drills among the conversations.
+        looks: share of looking drills among the others.
+        focus: skills of half of the conversations; empty for the distribution of `SHARES`.
     """
     rng = scenes.stream_random(scenes.Stream.TRAINING, seed)
     skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     while True:
         if stage == "vision":
-            yield pack([Conversation(pictures(rng, size), ids=[0], target=[IGNORE], flag=[-1],
+            yield pack([Conversation(random_images(rng, size), ids=[0], target=[IGNORE], flag=[-1],
                                      segment=[0], position=[(0, 0, 0)], kind=[0])])  # fmt: skip
             continue
         conversations = []
@@ -165,12 +165,12 @@ def batches(
             skill = rng.choices(skills, shares)[0]
             if focus and rng.random() < 0.5:
                 skill = rng.choice(focus)
-            wanted = focus if skill in focus else (skill,)
+            preferred = focus if skill in focus else (skill,)
             scene = draw(rng, skill)
             if skill in CUES and (stage == "look" or rng.random() < looks):
-                conversations.append(writer.look(scene, rng, wanted))
+                conversations.append(writer.look(scene, rng, preferred))
             else:
-                conversations.append(writer.conversation(scene, rng, questions, wanted))
+                conversations.append(writer.conversation(scene, rng, questions, preferred))
         groups = by_length(conversations, size * TOKENS)
         rng.shuffle(groups)
         for group in groups:

@@ -1,4 +1,4 @@
-"""The built-in model as it is trained: its configuration, its auxiliary heads, its losses."""
+"""Training form of the built-in model: configuration, auxiliary heads and losses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vlpress.synthetic.glyphs import GLYPHS
 from vlpress.synthetic.phrases import CHINESE
 
 HIDDEN = 256
-FLAG_LAYER = 3  # the decoder layer after which right options can be told from wrong ones
+FLAG_LAYER = 3  # the decoder layer whose output classifies options as correct or wrong
 PARTS = list(GROUPS.values())  # groups of labels in a patch
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
 
 
 def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json in the hub's own (flat) form."""
+    """Content of config.json in the hub's (flat) form."""
     ids = {name: tokenizer.token_to_id(name) for name in tiny_tokenizer.SPECIAL}
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -50,8 +50,8 @@ def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000.0,
-        # Width gets the lowest frequencies of all: with the usual third of so few pairs, a model
-        # that sees four columns could not tell one from the next.
+        # The width section has the lowest frequencies: with the usual third of so few pairs, a
+        # model could not distinguish neighbouring columns of an image with four.
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 26]},
         "sliding_window": 8192,
         "tie_word_embeddings": True,
@@ -80,7 +80,7 @@ def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class Student(nn.Module):
-    """The model with what only training needs: the code book and the option head."""
+    """The model with its training-only parts: the code book and the option head."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ class Student(nn.Module):
         self.qwen = QwenVL(config)
         self.flag_head = nn.Linear(HIDDEN, 1)
         generator = torch.Generator().manual_seed(7)
-        # What things are gets orthogonal codes, which almost fill the space: four patches make a
-        # token. The few other labels are only nearly orthogonal to them.
+        # Labels of what an object is get orthogonal codes, which almost fill the space, as four
+        # patches make a token. The few other labels are only nearly orthogonal to them.
         basis = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator))[0]
         things = basis[: 4 * THINGS].view(4, THINGS, HIDDEN)
         others = [
@@ -118,10 +118,10 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def align_embeddings(self, tokenizer: Tokenizer) -> None:
-        """Give the words for what a patch can show the direction of its code.
+        """Initialize the embeddings of words for labels with the direction of the label's code.
 
-        Copying from a picture and matching a word with a picture then are one operation for all
-        words, not one to be learned for each.
+        Copying from an image and matching a word with an image are then one operation for all
+        words, instead of one to learn per word.
         """
         names = (*GLYPHS, *MARKS, *INKS)  # the first groups of labels
         codes = self.codes.view(4, LABELS, HIDDEN).sum(0)
@@ -133,7 +133,7 @@ class Student(nn.Module):
                     table[ids[0]] = 0.7 * table[ids[0]] + 0.5 * code
 
     def true_features(self, labels: Tensor, noise: float) -> Tensor:
-        """The code of the truth, ``[tokens, HIDDEN]``, with some of it blurred or lost."""
+        """Codes of the labels, `[tokens, HIDDEN]`, partly with noise or dropped."""
         if noise:
             keep = torch.rand(labels.shape[0], 1, device=labels.device) > 0.005
             labels = labels * keep * (1 + 0.15 * torch.randn_like(labels))
@@ -141,12 +141,12 @@ class Student(nn.Module):
         return labels @ self.codes + self.constant
 
     def features(self, batch: PackedBatch) -> Tensor:
-        """What the vision tower sees, ``[tokens, HIDDEN]``."""
+        """Output of the vision tower, `[tokens, HIDDEN]`."""
         out: Tensor = self.qwen.visual(batch.patches, batch.grid)
         return out
 
     def decode(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Final hidden states ``[B, T, HIDDEN]`` and those after ``FLAG_LAYER``."""
+        """Final hidden states `[B, T, HIDDEN]`, and those after `FLAG_LAYER`."""
         model = self.qwen.model
         embeds = model.embed_tokens(batch.ids)
         where = batch.ids == self.qwen.config.image_token_id
@@ -164,13 +164,13 @@ class Student(nn.Module):
 def vision_loss(
     student: Student, features: Tensor, labels: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the code's groups plus its squared error."""
+    """Cross-entropy of the code's groups plus the squared error of the code."""
     error = F.mse_loss(features, labels @ student.codes + student.constant) * LABELS
-    found = (features - student.constant) @ student.codes.t()
-    found, labels = found.view(-1, LABELS), labels.view(-1, LABELS)
+    similarity = (features - student.constant) @ student.codes.t()
+    similarity, labels = similarity.view(-1, LABELS), labels.view(-1, LABELS)
     loss, report = error, {"code": float(error.detach())}
     for name, scores, truth in zip(
-        GROUPS, torch.split(found, PARTS, 1), torch.split(labels, PARTS, 1), strict=False
+        GROUPS, torch.split(similarity, PARTS, 1), torch.split(labels, PARTS, 1), strict=False
     ):
         none = torch.full_like(scores[:, :1], 0.5)
         logits = SHARPNESS * torch.cat((none, scores), 1)
@@ -186,10 +186,10 @@ def vision_loss(
 def decoder_loss(
     student: Student, hidden: Tensor, middle: Tensor, batch: PackedBatch
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers, and of telling right options from wrong ones."""
-    asked = batch.target >= 0
-    scores = student.qwen.logits(hidden[asked])
-    target, kind = batch.target[asked], batch.kind[asked]
+    """Cross-entropy of the answers, and of classifying options as correct or wrong."""
+    is_answer = batch.target >= 0
+    scores = student.qwen.logits(hidden[is_answer])
+    target, kind = batch.target[is_answer], batch.kind[is_answer]
     each = F.cross_entropy(scores, target, reduction="none")
     weight = torch.where(kind == 1, 2.0, 1.0)
     loss = (each * weight).sum() / weight.sum()
@@ -213,7 +213,7 @@ def decoder_loss(
 def step_loss(
     student: Student, batch: PackedBatch, stage: str, noise: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one batch in one stage, with what to print."""
+    """Loss of one batch in one stage, and the numbers to print."""
     if stage == "vision":
         return vision_loss(student, student.features(batch).float(), batch.labels)
     if stage == "joint" and len(batch.grid):

@@ -1,8 +1,8 @@
-"""What is said about a scene: conversations of several questions, looking drills, letter drills.
+"""Text about a scene: conversations of several questions, looking drills, letter drills.
 
-A conversation is a prefix (system turn and pictures) followed by several questions. Each question
-sees the prefix and itself only, and its positions go on where the prefix ends: it is exactly what
-a single-turn prompt looks like, but the prefix is computed once for all of them.
+A conversation is a prefix (system turn and images) followed by several questions. Each question
+attends to the prefix and itself only, and its positions continue those of the prefix: it equals a
+single-turn prompt, but the prefix is computed once for all questions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlpress.synthetic.phrases import translate
 from vlpress.synthetic.scene import DIRECTIONS, PLACES, Question, Scene
 
 IGNORE = -100
-# A short cue for every skill: a drill writes it behind the picture, and the answer behind it.
+# A short cue for every skill: a drill has the image, the cue, then the answer.
 CUES = {
     "read": "\n", "number": "\n", "formula": "\n", "ink": " {colour}", "sign": " {colour}",
     "line": " {ordinal}", "value": "{key}:", "colour_of": " {shape}", "shape_of": " {colour}",
@@ -36,15 +36,15 @@ CUES = {
     "count_colour": " number {colour}", "count_shape": " number {shape}",
     "same_colour": " same {a} {b}", "beside": " {b} {direction}", "quality": " sharp",
 }  # fmt: skip
-FACTS = 10  # of a picture in a drill, at most
-# Questions asked about one scene, at most: asking twice for the same string teaches little.
+FACTS = 10  # questions about an image in a drill, at most
+# Most questions about one scene, by scene: asking for a string twice teaches little.
 SCENE_QUESTIONS = {"text": 2, "formula": 2, "signs": 4, "lines": 5, "form": 5, "album": 6}
 DULL = {
     "kind": 0.15,
     "background": 0.15,
     "quality": 0.5,
     "list": 1.5,
-}  # quickly learned: asked less
+}  # learned quickly, so rarer
 READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
 
 
@@ -52,11 +52,11 @@ READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_rea
 class Conversation:
     """Token lists of one packed conversation.
 
-    ``flag`` is 1 / 0 at the end of right / wrong options and -1 elsewhere, ``segment`` is 0 for
-    the prefix.
+    `flag` is 1 / 0 at the end of correct / wrong options and -1 elsewhere, `segment` is 0 for the
+    prefix.
     """
 
-    pictures: list[AnnotatedImage]
+    images: list[AnnotatedImage]
     ids: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     flag: list[int] = field(default_factory=list)
@@ -78,33 +78,33 @@ class Writer:
         return tuple(self.tokenizer.encode(text).ids)
 
     def lines(self, text: str) -> list[int]:
-        """Token ids; every line is encoded by itself, because a newline is always one token."""
+        """Token ids; lines are encoded separately, because a newline is always one token."""
         out: list[int] = []
         for line in text.splitlines(keepends=True):
             out += self.encode(line)
         return out
 
     def conversation(
-        self, scene: Scene, rng: random.Random, questions: int, wanted: Sequence[str] = ()
+        self, scene: Scene, rng: random.Random, questions: int, skills: Sequence[str] = ()
     ) -> Conversation:
-        """A scene with at most ``questions`` questions about it, those of wanted skills first."""
+        """A scene with at most `questions` questions, those of the given skills first."""
         out = Conversation(list(scene.images))
-        bare = rng.random() < 0.2  # the layout in which the question begins before the picture
+        bare = rng.random() < 0.2  # the layout with the question before the image
         start = self._prefix(out, bare=bare)
-        asked = scene.questions
-        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in asked]
+        candidates = scene.questions
+        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in candidates]
         count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
         comm = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
-        comm = [r + (q.skill in wanted) for r, q in zip(comm, asked, strict=True)]
+        comm = [r + (q.skill in skills) for r, q in zip(comm, candidates, strict=True)]
         order = sorted(range(len(comm)), key=comm.__getitem__, reverse=True)
-        chosen = [asked[i] for i in order[:count]]
+        chosen = [candidates[i] for i in order[:count]]
         chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
         for index, question in enumerate(chosen, 1):
             self._ask(out, question, rng, start, index, bare=bare)
         return out
 
     def drill(self, rng: random.Random, pairs: int) -> Conversation:
-        """Letters and words, then every word with its letter right behind it; no picture."""
+        """Letters and words, then every word followed by its letter; no image."""
         out = Conversation([])
         pool = rng.choice((INKS, SHAPES, tuple("123456789"), PLACES, INKS + SHAPES))
         chosen = rng.sample(pool, min(4, len(pool)))
@@ -112,20 +112,20 @@ class Writer:
         text = "".join(f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True))
         self._append(out, self.lines(text), 0, 0)
         for _ in range(pairs):
-            place = rng.randrange(len(chosen))
-            asked = list(self.encode(f" {chosen[place]}"))
-            self._append(out, asked, 0, len(out.ids))
-            answer = list(self.encode(letters[place]))
+            index = rng.randrange(len(chosen))
+            question = list(self.encode(f" {chosen[index]}"))
+            self._append(out, question, 0, len(out.ids))
+            answer = list(self.encode(letters[index]))
             self._append(out, answer, 0, len(out.ids), loss=1)
         return out
 
-    def look(self, scene: Scene, rng: random.Random, wanted: Sequence[str] = ()) -> Conversation:
-        """Cues and answers about one scene: many things to look up for few tokens."""
+    def look(self, scene: Scene, rng: random.Random, skills: Sequence[str] = ()) -> Conversation:
+        """Cues and answers about one scene: many lookups for few tokens."""
         out = Conversation(list(scene.images))
         start = self._prefix(out, bare=rng.random() < 0.2)
         facts = [q for q in scene.questions if q.skill in CUES]
         rng.shuffle(facts)
-        facts.sort(key=lambda q: q.skill not in wanted)  # what is wanted first
+        facts.sort(key=lambda q: q.skill not in skills)  # the given skills first
         for index, question in enumerate(facts[:FACTS], 1):
             cue = list(self.encode(CUES[question.skill].format(**question.slots)))
             self._append(out, cue, index, start)
@@ -140,16 +140,18 @@ class Writer:
         self._append(out, self.lines(system + ("Question: " if bare else "")), 0, 0)
         start = len(out.ids)
         vision = self.encode("<|vision_start|>"), self.encode("<|vision_end|>")
-        for i, picture in enumerate(out.pictures):
+        for i, annotated in enumerate(out.images):
             if bare and i:
                 self._append(out, list(self.encode(" ")), 0, start)
                 start += 1
             self._append(out, list(vision[0]), 0, start)
-            rows, columns = (s // (2 * PATCH) for s in (picture.image.height, picture.image.width))
+            rows, columns = (
+                s // (2 * PATCH) for s in (annotated.image.height, annotated.image.width)
+            )
             for row in range(rows):
                 for column in range(columns):
-                    place = (start + 1, start + 1 + row, start + 1 + column)
-                    self._token(out, self.image_pad, 0, place)
+                    position = (start + 1, start + 1 + row, start + 1 + column)
+                    self._token(out, self.image_pad, 0, position)
             start += 1 + max(rows, columns)
             self._append(out, list(vision[1]), 0, start)
             start += 1
@@ -165,19 +167,19 @@ class Writer:
         if question.skill != "repeat" and rng.random() > closed:
             options = 0
         listed = wording.choose_options(question, rng, options) if options else ()
-        asked = wording.word_question(question, listed, rng, language=language)
-        body = asked.body(language=language if rng.random() < 0.3 else "en", bare=bare)
+        worded = wording.word_question(question, listed, rng, language=language)
+        body = worded.body(language=language if rng.random() < 0.3 else "en", bare=bare)
         body = f" {body}" if bare else body
-        if not asked.options:
+        if not worded.options:
             body += "\n" if bare else ""
             if rng.random() < 0.15:
                 body += f"\n{wording.SHORT_ANSWER_SUFFIX}"
-        right = wording.LETTERS.find(asked.answer) if asked.options else -1
+        right = wording.LETTERS.find(worded.answer) if worded.options else -1
         seen = -1
         for line in body.splitlines(keepends=True):
             ids = list(self.encode(line))
             letter = line[:1]
-            is_option = bool(asked.options) and line[1:3] == ". " and letter.isupper()
+            is_option = bool(worded.options) and line[1:3] == ". " and letter.isupper()
             if is_option:
                 seen += 1
             flag_at = len(ids) - 2 if is_option else -1
@@ -187,8 +189,8 @@ class Writer:
                 out.flag[first + flag_at] = int(seen == right)
         turn = "<|im_end|>\n<|im_start|>assistant\n"
         self._append(out, self.lines(turn), index, self._next(out, start, index))
-        kind = 1 if asked.options else 2 if question.skill in READING else 3
-        answer = [*self.encode(asked.answer), *self.encode("<|im_end|>")]
+        kind = 1 if worded.options else 2 if question.skill in READING else 3
+        answer = [*self.encode(worded.answer), *self.encode("<|im_end|>")]
         self._append(out, answer, index, self._next(out, start, index), loss=kind)
 
     @staticmethod
@@ -203,7 +205,12 @@ class Writer:
 
     @staticmethod
     def _token(
-        out: Conversation, token: int, segment: int, place: tuple[int, int, int], *, loss: int = 0
+        out: Conversation,
+        token: int,
+        segment: int,
+        position: tuple[int, int, int],
+        *,
+        loss: int = 0,
     ) -> None:
         if loss:
             out.target[-1], out.kind[-1] = token, loss  # the token before predicts this one
@@ -212,11 +219,11 @@ class Writer:
         out.flag.append(-1)
         out.kind.append(0)
         out.segment.append(segment)
-        out.position.append(place)
+        out.position.append(position)
 
 
 def _repeat(rng: random.Random) -> Question:
-    """A question whose answer stands in it: the drill in the form of the benchmark."""
+    """A question that contains its answer: the drill in the form of the benchmark."""
     pool = rng.choice((INKS, SHAPES, PLACES, DIRECTIONS, tuple("123456789")))
     answer = rng.choice(pool)
     wrong = tuple(w for w in pool if w != answer)

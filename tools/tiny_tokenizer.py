@@ -1,7 +1,7 @@
-"""Make the tokenizer, chat template and processor files of the built-in model.
+"""Write the tokenizer, chat template and processor files of the built-in model.
 
-A byte-level BPE trained on the generator's own sentences. Capitals and digits are always tokens of
-their own, because what is written in a picture is read glyph by glyph.
+A byte-level BPE trained on the generator's own sentences. Capitals and digits are always separate
+tokens, because text in an image is read glyph by glyph.
 
     python tools/tiny_tokenizer.py OUT_DIR
 """
@@ -53,7 +53,7 @@ CHAT_TEMPLATE = """\
 
 
 def sentences(count: int = 20000) -> list[str]:
-    """Bodies and answers from the training stream, and every wording once."""
+    """Questions and answers of the training stream, and every wording once."""
     rng = scenes.stream_random(scenes.Stream.TRAINING, 0)
     out = ["You are a helpful assistant.", "system", "user", "assistant"] * 50
     for phrases in (*ENGLISH_PHRASES.values(), *CHINESE_PHRASES.values()):
@@ -64,8 +64,8 @@ def sentences(count: int = 20000) -> list[str]:
         for question in rng.sample(scene.questions, min(4, len(scene.questions))):
             language = "zh" if rng.random() < 0.2 else "en"
             options = wording.choose_options(question, rng, 4) if rng.random() < 0.5 else ()
-            asked = wording.word_question(question, options, rng, language=language)
-            out += [asked.body(language=language), asked.answer]
+            worded = wording.word_question(question, options, rng, language=language)
+            out += [worded.body(language=language), worded.answer]
             if rng.random() < 0.1:
                 out.append(wording.SHORT_ANSWER_SUFFIX)
     random.Random(0).shuffle(out)
@@ -73,7 +73,7 @@ def sentences(count: int = 20000) -> list[str]:
 
 
 def train() -> Tokenizer:
-    """Train the tokenizer; the same sentences give the same file."""
+    """Train the tokenizer, deterministically."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -94,7 +94,7 @@ def train() -> Tokenizer:
 
 
 def write(folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json, generation_config."""
+    """Write the tokenizer, its config, and the preprocessor and generation configs."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""The truth per patch of a picture, and its patches as the model is fed them."""
+"""Labels per patch of an image, and its patches as model inputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ PATCH = 14
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
-# What a patch is labelled with: the mark whose centre lies in it. Where a glyph stands in its
-# string and in which line, or in which third of the width and of the height a shape lies, is what
-# rotary positions alone teach slowly.
+# Labels of a patch: the mark whose centre is in it. Position labels (a glyph's index in its string
+# and its line, or the third of width and height of a shape) are included, because rotary positions
+# alone teach them slowly.
 MARKS = (*SHAPES, "bar")
 RANKS, LINES = 7, 4
 GROUPS = {
@@ -21,16 +21,16 @@ GROUPS = {
     "rank": RANKS, "line": LINES, "blur": 1, "role": len(ROLES),
 }  # fmt: skip
 LABELS = sum(GROUPS.values())
-PLACED = RANKS + LINES  # labels that say where something stands
-THINGS = LABELS - PLACED - GROUPS["blur"] - len(ROLES)  # labels that say what something is
+PLACED = RANKS + LINES  # labels of positions
+THINGS = LABELS - PLACED - GROUPS["blur"] - len(ROLES)  # labels of objects
 FIRST = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]).tolist(), strict=False))
 
 
-def patch_labels(picture: AnnotatedImage) -> np.ndarray:
-    """Labels of every merged token, float32 ``[tokens, 4 * LABELS]`` of 0 and 1."""
-    columns, rows = picture.image.width // PATCH, picture.image.height // PATCH
+def patch_labels(annotated: AnnotatedImage) -> np.ndarray:
+    """Labels of every merged token, float32 `[tokens, 4 * LABELS]` of 0 and 1."""
+    columns, rows = annotated.image.width // PATCH, annotated.image.height // PATCH
     grid = np.zeros((rows, columns, LABELS), dtype=np.float32)
-    for mark in picture.marks:
+    for mark in annotated.marks:
         row = min(rows - 1, max(0, int(mark.y // PATCH)))
         column = min(columns - 1, max(0, int(mark.x // PATCH)))
         here = grid[row, column]
@@ -42,8 +42,8 @@ def patch_labels(picture: AnnotatedImage) -> np.ndarray:
             here[FIRST["rank"] + min(mark.rank, RANKS) - 1] = 1
         if mark.shape:
             here[FIRST["shape"] + MARKS.index(mark.shape)] = 1
-            here[FIRST["rank"] + int(3 * mark.x / picture.image.width)] = 1
-            here[FIRST["line"] + int(3 * mark.y / picture.image.height)] = 1
+            here[FIRST["rank"] + int(3 * mark.x / annotated.image.width)] = 1
+            here[FIRST["line"] + int(3 * mark.y / annotated.image.height)] = 1
         if mark.blurred:
             here[FIRST["blur"]] = 1
         if mark.role:
@@ -56,9 +56,9 @@ def patch_labels(picture: AnnotatedImage) -> np.ndarray:
     return tiles.reshape(rows * columns // 4, 4 * LABELS)
 
 
-def patches(picture: AnnotatedImage) -> np.ndarray:
-    """Normalized patches in merge order, float32 ``[patches, 1176]``."""
-    pixels = (np.asarray(picture.image, dtype=np.float32) / 255 - MEAN) / STD
+def patches(annotated: AnnotatedImage) -> np.ndarray:
+    """Normalized patches in merge order, float32 `[patches, 1176]`."""
+    pixels = (np.asarray(annotated.image, dtype=np.float32) / 255 - MEAN) / STD
     rows, columns = pixels.shape[0] // (2 * PATCH), pixels.shape[1] // (2 * PATCH)
     tiles = pixels.reshape(rows, 2, PATCH, columns, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     flat = tiles.reshape(rows * columns * 4, 3, 1, PATCH * PATCH)

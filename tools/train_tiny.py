@@ -1,17 +1,17 @@
-r"""Train the built-in model: a true Qwen2.5-VL of 7 million parameters, from nothing, on drawings.
+r"""Train the built-in model from scratch: a 7-million-parameter Qwen2.5-VL, on synthetic images.
 
-What is hard for a model this small is taught first, and alone:
+The difficult parts for a model of this size are taught first, and separately:
 
-``vision``   the tower learns which glyph, shape and colour lies in each patch, as an orthogonal
-             code in the decoder's own space;
-``drill``    the decoder learns that a letter belongs to the word behind it;
-``look``     and to look things up in the true codes of a picture, from short cues;
-``decoder``  the decoder learns the questions, reading the true codes instead of pictures;
-``joint``    both are put together and trained on, the code as an auxiliary loss.
+`vision`   the tower learns the glyph, shape and colour of each patch, as an orthogonal code in the
+           decoder's embedding space;
+`drill`    the decoder learns that a letter belongs to the word after it;
+`look`     the decoder learns to look up the true codes of an image, from short cues;
+`decoder`  the decoder learns the questions, with the true codes in place of images;
+`joint`    both are combined and trained further, with the code as an auxiliary loss.
 
-``vision`` and ``drill`` + ``decoder`` do not need each other and can run side by side. Every stage
-writes its state and goes on from it, so it may be run in pieces, and under ``torchrun`` with
-several ranks (on a CPU one thread a rank did about 1.5 times what two threads do):
+`vision` and `drill` + `decoder` are independent and can run in parallel. Every stage stores its
+state and resumes from it, so that it can run in pieces, and under `torchrun` with several ranks (on
+a CPU, one thread per rank was about 1.5 times as fast as two threads in one process):
 
     python tools/train_tiny.py vision  --state state/vision.pt  --minutes 30
     python tools/train_tiny.py drill   --state state/decoder.pt --minutes 8
@@ -20,8 +20,8 @@ several ranks (on a CPU one thread a rank did about 1.5 times what two threads d
         --begin-with state/vision.pt state/decoder.pt
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 
-Without the states, ``--begin-with model/tiny`` goes on from the shipped weights.
-``tools/train_tiny.sh`` holds the pieces in order.
+Without the states, `--begin-with model/tiny` continues from the shipped weights.
+`tools/train_tiny.sh` lists the pieces in order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tiny_talk import Writer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-VISION_RATE = 0.5  # of the decoder's learning rate, in the joint stage
+VISION_RATE = 0.5  # share of the decoder's learning rate in the joint stage
 
 
 def plain_attention(
@@ -56,7 +56,8 @@ def plain_attention(
 ) -> Tensor:
     """Attention as two products and a softmax.
 
-    On a CPU and for the short sequences here its backward pass takes a fifth of the fused one's.
+    On a CPU and for these short sequences, its backward pass is five times as fast as the fused
+    one's.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if is_causal:
@@ -69,7 +70,7 @@ def plain_attention(
 def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else.
 
-    In the ``joint`` stage the tower, already trained, moves at a fraction of the decoder's rate.
+    In the `joint` stage the trained tower has a fraction of the decoder's learning rate.
     """
     matrices: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     rest: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -93,7 +94,7 @@ def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Opti
 
 
 def learning_rate(peak: float, step: int, share: float | None) -> float:
-    """Warm-up over 100 steps; ``share`` (of the time, 0 to 1) falls linearly from 40 % on."""
+    """Learning rate: warm-up over 100 steps, then linear decay from 40 % of the time (`share`)."""
     rate = peak * min(1.0, (step + 1) / 100)
     if share is not None and share > 0.4:
         rate *= max(0.02, (1 - share) / 0.6)
@@ -101,7 +102,7 @@ def learning_rate(peak: float, step: int, share: float | None) -> float:
 
 
 def load_states(student: Student, paths: list[Path], stage: str) -> None:
-    """Take the tower from a vision state, the decoder from its own, all from a checkpoint."""
+    """Load the tower from a vision state, the decoder from its state, both from a checkpoint."""
     for path in paths:
         if path.is_dir():
             whole = load_file(path / "model.safetensors")
@@ -117,7 +118,7 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
 
 
 def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> Iterator[PackedBatch]:
-    """Batches from parallel workers, each with a seed of its own."""
+    """Batches from parallel workers with separate seeds."""
 
     class Feed(torch.utils.data.IterableDataset[PackedBatch]):
         def __iter__(self) -> Iterator[PackedBatch]:
@@ -141,11 +142,11 @@ def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> It
 
 @dataclass
 class Clock:
-    """Time of this piece of a stage, and of the pieces before it; rank 0's counts for all ranks."""
+    """Time of this piece of a stage and of its earlier pieces; rank 0 decides for all ranks."""
 
-    piece: float  # seconds this piece may take
-    total: float  # seconds of the whole stage; 0: no end, and a constant rate
-    spent: float = 0.0  # seconds of the pieces before
+    piece: float  # limit of this piece in seconds
+    total: float  # seconds of the whole stage; 0: no limit, and a constant rate
+    spent: float = 0.0  # seconds of the earlier pieces
     began: float = field(default_factory=time.time)
     ended: bool = False
 
@@ -155,7 +156,7 @@ class Clock:
         return self.spent + time.time() - self.began
 
     def tick(self) -> None:
-        """See whether the time is over, together with the other ranks."""
+        """Decide together with the other ranks whether the time is over."""
         here = torch.tensor([time.time() - self.began, self.elapsed])
         if dist.is_initialized():
             dist.broadcast(here, 0)
@@ -166,30 +167,30 @@ class Clock:
 
 
 class Meter:
-    """Means of what the steps report, printed every ``pause`` seconds."""
+    """Means of the steps' numbers, printed every `pause` seconds."""
 
     def __init__(self, pause: float) -> None:
         self.pause = pause
-        self.said = time.time()
+        self.printed = time.time()
         self.sums: dict[str, tuple[float, int]] = {}
 
     def add(self, report: dict[str, float]) -> None:
-        """Take one step's numbers; those that are not a number had nothing to count."""
+        """Add one step's numbers; NaN stands for an empty mean and is ignored."""
         for key, value in report.items():
             if not math.isnan(value):
                 total, count = self.sums.get(key, (0.0, 0))
                 self.sums[key] = (total + value, count + 1)
 
     def say(self, label: str) -> None:
-        """Print and forget the means if it is time."""
-        if time.time() - self.said > self.pause:
+        """Print and reset the means if the interval is over."""
+        if time.time() - self.printed > self.pause:
             means = " ".join(f"{k} {t / n:.3f}" for k, (t, n) in self.sums.items())
             print(f"{label} {means}", flush=True)
-            self.said, self.sums = time.time(), {}
+            self.printed, self.sums = time.time(), {}
 
 
 def average_gradients(student: Student) -> None:
-    """Mean over the ranks; a rank without pictures counts with zeros."""
+    """Average gradients over the ranks; a rank without images contributes zeros."""
     if not dist.is_initialized():
         return
     trained = [p for p in student.parameters() if p.requires_grad]
@@ -209,7 +210,7 @@ def restore(
     tuners: list[torch.optim.Optimizer],
     tokenizer: Tokenizer,
 ) -> tuple[int, float]:
-    """Go on from ``--state`` or begin with ``--begin-with``; returns step and seconds spent."""
+    """Resume from `--state` or start from `--begin-with`; returns step and seconds spent."""
     if not args.state.exists():
         student.align_embeddings(tokenizer)
         load_states(student, args.begin_with, args.stage)
@@ -224,7 +225,7 @@ def restore(
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run one stage for ``--minutes``, or until the sum of all its pieces is ``--total``."""
+    """Run one stage for `--minutes`, or until the sum of its pieces is `--total`."""
     device = torch.device(args.device)
     if device.type == "cpu":
         F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
@@ -269,7 +270,7 @@ def save_state(
     args: argparse.Namespace, student: Student, tuners: list[torch.optim.Optimizer], step: int,
     spent: float,
 ) -> None:  # fmt: skip
-    """Write the state so that a kill at any moment leaves the old one or the new one."""
+    """Write the state atomically."""
     args.state.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.state.with_suffix(".part")
     content = {
