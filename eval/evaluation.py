@@ -209,7 +209,8 @@ def answer_tasks(
     Raises:
         ValueError: a predictions file has another setup.
     """
-    is_new, meter = not is_answered(out, tasks), LoadMeter()
+    # Read on rank 0 alone, which creates the files that the others would read while it does.
+    is_new, meter = broadcast_result(comm, lambda: not is_answered(out, tasks)), LoadMeter()
     for task in tasks:
         answer_task(
             task,
