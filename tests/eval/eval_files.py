@@ -26,7 +26,7 @@ def vectors(section: str) -> Any:
     return json.loads(GOLDEN.read_text("utf-8"))[section]
 
 
-def picture(color: int = 0, size: tuple[int, int] = (56, 56)) -> str:
+def base64_png(color: int = 0, size: tuple[int, int] = (56, 56)) -> str:
     """A base64 PNG, longer than any reference."""
     buffer = io.BytesIO()
     image = Image.new("RGB", size, (color % 256, 40, 90))
@@ -63,7 +63,7 @@ def mmbench_rows(n: int = 6, categories: int = 2) -> list[dict[str, object]]:
                     "answer": "ABCD"[options.index(gold)],
                     "category": f"animals_{q % categories}",
                     "l2-category": "coarse_perception" if q % 2 else "logic_reasoning",
-                    "image": picture(q) if k == 0 else str(base),
+                    "image": base64_png(q) if k == 0 else str(base),
                     "split": "dev",
                 }
             )
@@ -75,7 +75,7 @@ def ocrbench_rows(n: int = 6) -> list[dict[str, object]]:
     return [
         {
             "index": i,
-            "image": picture(100 + i),
+            "image": base64_png(100 + i),
             "question": "what is written in the image?",
             "answer": str([f"word{i}", f"w{i}"]),
             "category": names[i % 3],
@@ -92,7 +92,7 @@ def mmmu_rows() -> list[dict[str, object]]:
             "A": "<image 2>",
             "B": "None",
             "answer": "B",
-            "image": str([picture(1), picture(2)]),
+            "image": str([base64_png(1), base64_png(2)]),
             "category": "Art",
             "l2-category": "Humanities",
             "split": "validation",
@@ -101,7 +101,7 @@ def mmmu_rows() -> list[dict[str, object]]:
             "index": 2,
             "question": "How many in <image 1>?",
             "answer": "4",
-            "image": picture(3),
+            "image": base64_png(3),
             "category": "Math",
             "l2-category": "Science",
             "split": "validation",
@@ -112,7 +112,7 @@ def mmmu_rows() -> list[dict[str, object]]:
             "A": "x",
             "B": "y",
             "answer": "A",
-            "image": picture(4),
+            "image": base64_png(4),
             "category": "Math",
             "l2-category": "Science",
             "split": "dev",

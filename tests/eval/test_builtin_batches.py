@@ -1,4 +1,4 @@
-"""The built-in model says the same to the built-in questions, however they are batched."""
+"""Answers of the built-in model do not depend on the batch size."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_local_and_served_runs_need_the_flag(bench: Workbench) -> None:
     assert not (bench.folder / "report").exists()
 
 
-def test_what_differs_between_engines_is_noted_in_every_form(bench: Workbench) -> None:
+def test_differences_between_engines_are_noted_in_every_form(bench: Workbench) -> None:
     base, cand = bench.local("base"), bench.served("cand")
     report = compare(base, cand, bench.folder / "report", across_engines=True)
     engines, setups, lengths = report["notes"]
@@ -181,7 +181,7 @@ def test_unlike_served_runs_are_refused_with_the_flag_too(
         ({"extra": {"repetition_penalty": 1.05}}, "generation.repetition_penalty: 1.0 -> 1.05"),
     ],
 )
-def test_questions_and_what_both_state_agree_between_engines(
+def test_questions_and_shared_keys_must_agree_between_engines(
     bench: Workbench, options: dict[str, Any], part: str
 ) -> None:
     base, cand = bench.local("base"), bench.served("cand", **options)

@@ -65,7 +65,7 @@ def test_killed_evaluation_finishes_without_repeating(processor: Processor, tmp_
     assert result.benchmarks == whole.benchmarks
 
 
-def test_killed_at_any_write_leaves_an_evaluation_that_resumes(
+def test_evaluation_killed_at_any_write_resumes(
     processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = atomic.write_bytes
@@ -120,7 +120,7 @@ def test_reference_is_opened_by_its_name(processor: Processor, tmp_path: Path) -
     assert same.fidelity["builtin-ocrbench"]["kl_max"] < 1e-5
 
 
-def test_reference_whose_model_is_another_or_gone_is_refused(
+def test_reference_whose_model_changed_or_is_missing_is_refused(
     processor: Processor, tmp_path: Path
 ) -> None:
     folder = write_checkpoint_folder(tmp_path / "model", small_model())

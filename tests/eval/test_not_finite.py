@@ -1,4 +1,4 @@
-"""NaN and infinity end an evaluation in one line, and never get into what is stored or reported."""
+"""NaN and infinity end an evaluation with one line; they are never stored or reported."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_nothing_of_a_failed_evaluation_is_scored(
     assert evaluate_model(loud(), processor, [task], tmp_path / "whole").benchmarks[OCR]["n"] == 9
 
 
-def test_verbs_end_in_one_line(tmp_path: Path) -> None:
+def test_errors_of_verbs_have_one_line(tmp_path: Path) -> None:
     folder = write_checkpoint_folder(tmp_path / "loud", loud())
     options = ["--dtype", "fp16"]
     asked = CliRunner().invoke(main.app, ["generate", str(folder), "hi", *options])
@@ -226,7 +226,7 @@ def test_perplexity_that_exceeds_floats_is_null(
     assert same is not None and same["overflow"] is None
 
 
-def test_text_that_is_read_as_nan_names_the_window(processor: Processor, tmp_path: Path) -> None:
+def test_nan_along_a_text_names_the_window(processor: Processor, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match=r"window 1 of 1: .*NaN in fp16"):
         measure_text("some text", loud(torch.float16), processor, tmp_path / FILE, {})
     assert perplexity.read_windows(tmp_path) == ({**perplexity.identify_text("some text")}, {})
@@ -249,7 +249,7 @@ def test_stored_numbers_that_are_not_finite(bench: Workbench, literal: str, file
 
 
 @given(st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 3))
-def test_a_seal_does_not_cover_what_json_cannot_hold(value: float, depth: int) -> None:
+def test_values_that_json_cannot_represent_get_no_checksum(value: float, depth: int) -> None:
     nested: Any = value
     for _ in range(depth):
         nested = {"a": [nested]}

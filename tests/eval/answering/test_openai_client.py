@@ -71,7 +71,7 @@ def test_address_ends_in_v1(given: str, found: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "ftp://h/v1", "http:///v1", "http://"])
-def test_what_is_no_address_is_refused(given: str) -> None:
+def test_invalid_addresses_are_refused(given: str) -> None:
     with pytest.raises(ValueError, match="endpoint"):
         normalize_url(given)
 
@@ -122,7 +122,7 @@ def test_null_leaves_a_field_out_and_others_are_added() -> None:
 
 
 @pytest.mark.parametrize("name", ["model", "messages", "max_tokens", "temperature", "n", "stream"])
-def test_what_an_evaluation_decides_cannot_be_set(name: str) -> None:
+def test_fields_of_the_evaluation_cannot_be_set(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}'"):
         request_fields(extra={name: None})
 
@@ -135,7 +135,7 @@ def test_pixel_bounds_go_where_vllm_reads_them() -> None:
         request_fields(min_pixels=1, extra={"mm_processor_kwargs": {"min_pixels": 2}})
 
 
-def test_request_holds_what_was_asked() -> None:
+def test_request_has_all_fields() -> None:
     with ChatServer() as server:
         assert ask(server, api_key=KEY) == completion("A")
     [body], [headers] = server.bodies, server.headers
@@ -159,7 +159,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.status} {fault.content!r}")
-def test_what_may_pass_is_tried_again(fault: Reply) -> None:
+def test_transient_failures_are_retried(fault: Reply) -> None:
     with ChatServer(script=[fault, fault]) as server:
         assert ask(server) == completion("A")
     assert len(server.bodies) == 3
@@ -180,7 +180,7 @@ def test_timeout_is_tried_again() -> None:
         (Reply(b"", hang_up=True), "RemoteProtocolError: "),
     ],
 )
-def test_what_does_not_pass_ends_in_one_line(fault: Reply, message: str) -> None:
+def test_repeated_failures_end_in_one_line(fault: Reply, message: str) -> None:
     with ChatServer(lambda _: fault) as server, pytest.raises(EndpointError) as caught:
         ask(server)
     assert len(server.bodies) == 4

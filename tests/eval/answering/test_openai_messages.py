@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 
 def encoded(mode: str, form: str, **options: Any) -> bytes:
-    """A picture of two halves that no flip or rotation leaves as it is."""
+    """An image of two halves that every flip or rotation changes."""
     image = Image.new("RGB", (6, 4), (200, 30, 10))
     image.paste((10, 60, 220), (0, 0, 2, 4))
     image.putpixel((5, 0), (0, 255, 0))
@@ -64,7 +64,7 @@ def sent(data: bytes, decoding: Decoding = VLMEVALKIT) -> tuple[str, bytes]:
         ("RGB", "WEBP", "image/webp"),
     ],
 )
-def test_plain_pictures_go_as_their_own_bytes(mode: str, form: str, media: str) -> None:
+def test_plain_images_are_sent_as_their_own_bytes(mode: str, form: str, media: str) -> None:
     data = encoded(mode, form)
     assert sent(data) == (media, data)
 
@@ -121,21 +121,19 @@ def test_images_that_decoders_read_differently_are_sent_as_the_local_model_sees_
     assert sent(png, decoding) == (media, png)
 
 
-def test_what_does_not_decode_is_an_error() -> None:
+def test_undecodable_images_are_an_error() -> None:
     for data in (b"", b"GIF89a", encoded("RGB", "PNG")[:40]):
         with pytest.raises(ValueError, match="image does not decode"):
             data_url(StoredImage.of(data))
 
 
-def test_pictures_and_text_keep_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_and_text_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package_files(tmp_path, monkeypatch)
     item = next(i for i in open_task("builtin-mmmu", prompt_style="default").items if i.id == "1")
     [message] = chat_messages(item)
     [original] = item.messages
     assert message["role"] == original["role"] == "user"
-    shown = [data_url(picture) for picture in item.images]
+    shown = [data_url(image) for image in item.images]
     assert len(set(shown)) == 2
     expected = [
         {"type": "image_url", "image_url": {"url": shown.pop(0)}}
@@ -203,7 +201,7 @@ def test_log_probabilities_of_the_first_token() -> None:
         {"object": "list", "data": []},
     ],
 )
-def test_what_is_no_completion_is_named(body: object) -> None:
+def test_other_replies_are_quoted(body: object) -> None:
     with pytest.raises(ValueError, match="chat completion"):
         parse_reply(body)
 

@@ -72,7 +72,7 @@ def test_ratios_are_taken_within_pairs(task: Task) -> None:
     assert found["decode_tokens_per_second"]["candidate"] == pytest.approx(32 / 1.5)
 
 
-def test_progress_is_told_after_every_pair(task: Task) -> None:
+def test_progress_is_reported_after_every_pair(task: Task) -> None:
     told: list[tuple[int, int]] = []
     ones = [1.0] * BATCHES
     measure(

@@ -51,7 +51,7 @@ def test_nothing_to_summarize() -> None:
 
 def test_categories_hold_all_tokens_and_leave_broken_rows_out() -> None:
     items = [fields("a", "1", "x"), fields("b", "2", "y"), fields("c", "3", "x")]
-    items.append({**fields("d", "4", "x"), "fault": "it has no picture"})
+    items.append({**fields("d", "4", "x"), "fault": "it has no image"})
     records = {"a": record([0.1, 0.2]), "b": record([0.5]), "c": record([0.3])}
     found = by_category(items, records, "full")
     assert {name: entry["tokens"] for name, entry in found.items()} == {"x": 3, "y": 1}

@@ -67,7 +67,7 @@ def test_divergence_is_zero_only_for_equal_distributions() -> None:
     assert compute_divergence(logits[:0], logits[:0]).shape == (0,)
 
 
-def test_divergence_refuses_what_is_not_finite() -> None:
+def test_divergence_refuses_logits_that_are_not_finite() -> None:
     logits = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="not finite"):
         compute_divergence(logits, logits.clone().fill_(torch.nan))
@@ -171,7 +171,7 @@ def test_lumped_divergence_by_hand() -> None:
     assert found.tolist() == pytest.approx([expected], rel=1e-6)
 
 
-def test_lumping_loses_and_never_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lumped_divergence_is_never_above_the_full_one(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
     base = torch.randn(200, 50, generator=generator) * 2
     candidate = base + torch.randn(200, 50, generator=generator)
@@ -188,7 +188,7 @@ def test_lumping_loses_and_never_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(whole, full, atol=1e-5)
 
 
-def test_many_tokens_are_kept_lumped(
+def test_many_tokens_are_stored_lumped(
     task: Task, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, cand = small_model(), small_model(1)
@@ -209,7 +209,7 @@ def test_many_tokens_are_kept_lumped(
     assert summary["kl_kind"] == "lumped"
 
 
-def test_what_is_kept_is_close_to_what_was_computed(
+def test_stored_log_probabilities_are_close_to_the_computed_ones(
     task: Task, processor: Processor, tmp_path: Path
 ) -> None:
     base, cand = small_model(), small_model(1)

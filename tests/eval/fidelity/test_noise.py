@@ -88,7 +88,7 @@ def test_measuring_again_in_another_way_is_refused(
         )
 
 
-def test_without_the_bases_expectations_there_is_nothing_to_measure(
+def test_measurement_needs_the_bases_log_probabilities(
     tasks: list[Task], processor: Processor, tmp_path: Path
 ) -> None:
     out = tmp_path / "plain"

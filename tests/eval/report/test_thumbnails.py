@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from eval_files import picture
+from eval_files import base64_png
 from PIL import Image
 from workbench import Workbench, reseal
 
@@ -76,7 +76,7 @@ def test_stored_images_are_read_back_with_their_size(tmp_path: Path) -> None:
     data, size = read_thumbnail(tmp_path, names["0"][0]) or (b"", (0, 0))
     assert size == (56, 56)
     with Image.open(io.BytesIO(data)) as shown:
-        original = Image.open(io.BytesIO(base64.b64decode(picture(100)))).getpixel((40, 40))
+        original = Image.open(io.BytesIO(base64.b64decode(base64_png(100)))).getpixel((40, 40))
         pixel = shown.getpixel((40, 40))
         assert isinstance(pixel, tuple) and isinstance(original, tuple)
         assert max(abs(a - b) for a, b in zip(pixel, original, strict=True)) < 12

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import mmbench_rows, picture, write_tsv
+from eval_files import base64_png, mmbench_rows, write_tsv
 from eval_models import TableResponder, evaluate_answers, right, small_model
 from tiny_models import make_random_model, write_checkpoint_folder
 
@@ -50,7 +50,7 @@ def with_context(processor: Processor, context: int) -> Processor:
 def test_the_limit_is_exact_and_leaves_room_for_one_token(
     tmp_path: Path, processor: Processor, bounds: PixelBounds | None
 ) -> None:
-    change = {"image": [picture(1, (300, 90)), picture(2)], "question": "Which is larger?"}
+    change = {"image": [base64_png(1, (300, 90)), base64_png(2)], "question": "Which is larger?"}
     opened = open_task(f"x={own_file(tmp_path, {4: change})}")
     task = replace(opened, items=tuple(replace(item, pixels=bounds) for item in opened.items))
     longest = max(prompt_tokens(task, processor))
@@ -113,7 +113,7 @@ def test_many_long_prompts_are_refused_before_a_model_is_loaded(
 def test_base_and_candidate_have_the_same_broken_rows(
     checkpoint: Path, tmp_path: Path, processor: Processor
 ) -> None:
-    wide = picture(1, (1093, 5))
+    wide = base64_png(1, (1093, 5))
     changes = {4: {"question": "a " * CONTEXT}, 9: {"image": wide}}
     path = own_file(tmp_path, changes)
     other = Processor.from_folder(write_checkpoint_folder(tmp_path / "other", make_random_model()))
@@ -122,10 +122,10 @@ def test_base_and_candidate_have_the_same_broken_rows(
     assert first.fields == second.fields and first.fingerprint["broken"] == ["5", "10"]
 
 
-def test_a_served_model_is_asked_what_the_reference_was(
+def test_a_served_model_gets_the_rows_of_the_reference(
     tmp_path: Path, processor: Processor
 ) -> None:
-    changes = {4: {"question": "a " * CONTEXT}, 9: {"image": picture(1, (1093, 5))}}
+    changes = {4: {"question": "a " * CONTEXT}, 9: {"image": base64_png(1, (1093, 5))}}
     opened = open_task(f"x={own_file(tmp_path, changes)}")
     local = mark_unaskable(opened, processor)
     evaluate_answers(TableResponder(), small_model(), processor, [local], tmp_path / "base")

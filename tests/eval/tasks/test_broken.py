@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import mmbench_rows, mmmu_rows, ocrbench_rows, picture, write_tsv
+from eval_files import base64_png, mmbench_rows, mmmu_rows, ocrbench_rows, write_tsv
 from PIL import Image
 
 from vlpress.eval.tasks import open_task
@@ -43,7 +43,7 @@ ODD = {
 
 def own_rows(count: int = 24) -> Rows:
     return [
-        {"id": f"q{n}", "image": picture(n), "question": f"q {n}?", "answer": "x"}
+        {"id": f"q{n}", "image": base64_png(n), "question": f"q {n}?", "answer": "x"}
         for n in range(count)
     ]
 
@@ -61,7 +61,7 @@ def test_rows_of_published_files_that_no_model_can_be_asked(
     rows = FILES[name]()
     rows[13] |= ODD[reason]
     if name == "MMBench_DEV_EN":
-        rows[13] |= {"image": ODD[reason].get("image", picture(77))}
+        rows[13] |= {"image": ODD[reason].get("image", base64_png(77))}
     task = open_task(f"{name}={write_tsv(tmp_path / 'a.tsv', rows)}")
     key = str(rows[13]["index"])
     assert task.fingerprint["broken"] == [key] and task.fingerprint["rows"] == len(rows)
@@ -143,7 +143,7 @@ def test_a_file_with_many_unusable_rows_is_refused_with_their_lines(tmp_path: Pa
         open_task(f"x={write_jsonl(tmp_path / 'a.jsonl', rows)}")
 
 
-def test_notes_are_one_short_line_whatever_a_row_holds(tmp_path: Path) -> None:
+def test_notes_are_one_short_line_for_any_row(tmp_path: Path) -> None:
     rows = own_rows(40)
     rows[3] |= {"id": "a\nb", "answer": "\n" + "x" * 9999, "choices": ["left", "right"]}
     task = open_task(f"x={write_jsonl(tmp_path / 'a.jsonl', rows)}")

@@ -125,7 +125,7 @@ def test_a_letter_is_read_as_itself_and_a_text_as_its_own_option(
         max_leaves=6,
     )
 )
-def test_whatever_stands_for_choices_is_read_or_one_line(value: Any) -> None:
+def test_any_choices_are_read_or_an_error_of_one_line(value: Any) -> None:
     try:
         options = read_options(value)
     except ValueError as error:

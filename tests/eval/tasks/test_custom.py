@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import picture
+from eval_files import base64_png
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from vlpress.eval.tasks import custom, open_task
 from vlpress.eval.tasks.files.jsonl import METRICS, read_jsonl
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 
-CAT = {"image": picture(1), "question": "What is this?", "answer": "a cat"}
+CAT = {"image": base64_png(1), "question": "What is this?", "answer": "a cat"}
 
 
 def write(path: Path, *records: Any) -> Path:
@@ -32,9 +32,9 @@ def hit(said: str, **record: Any) -> bool:
 
 
 def test_a_file_of_own_questions_is_a_benchmark(tmp_path: Path) -> None:
-    (tmp_path / "two.png").write_bytes(base64.b64decode(picture(2)))
+    (tmp_path / "two.png").write_bytes(base64.b64decode(base64_png(2)))
     sizes = {
-        "images": ["two.png", "data:image/png;base64," + picture(3)],
+        "images": ["two.png", "data:image/png;base64," + base64_png(3)],
         "question": "Is <image 2> larger than <image 1>?",
         "choices": ["yes", "no"],
         "answer": "B",
@@ -54,11 +54,11 @@ def test_a_file_of_own_questions_is_a_benchmark(tmp_path: Path) -> None:
     assert open_task(str(path)).name == "mine"
 
 
-def test_a_picture_beside_the_file_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_an_image_file_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {**CAT, "image": "x.png"})
-    (tmp_path / "x.png").write_bytes(base64.b64decode(picture(1)))
+    (tmp_path / "x.png").write_bytes(base64.b64decode(base64_png(1)))
     before = open_task(str(path)).fingerprint
-    (tmp_path / "x.png").write_bytes(base64.b64decode(picture(2)))
+    (tmp_path / "x.png").write_bytes(base64.b64decode(base64_png(2)))
     assert open_task(str(path)).fingerprint != before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import mmbench_rows, mmmu_rows, ocrbench_rows, picture, write_tsv
+from eval_files import base64_png, mmbench_rows, mmmu_rows, ocrbench_rows, write_tsv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +27,7 @@ CELL = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=90),
 )
 QUESTIONS = [
-    {"image": picture(n), "question": f"q{n}", "answer": "x", "category": "c"} for n in range(21)
+    {"image": base64_png(n), "question": f"q{n}", "answer": "x", "category": "c"} for n in range(21)
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_files import picture, write_tsv
+from eval_files import base64_png, write_tsv
 from eval_models import small_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,8 +258,8 @@ def test_damaged_images_decode_or_are_one_line(
         assert image.mode == "RGB" and image.size == StoredImage.of(damaged, how).size
 
 
-def test_a_store_gives_its_decoding_to_what_it_holds() -> None:
-    data = base64.b64decode(picture(1))
+def test_a_store_passes_its_decoding_to_its_images() -> None:
+    data = base64.b64decode(base64_png(1))
     own, published = (ImageStore(how).add(data) for how in (AS_DISPLAYED, VLMEVALKIT))
     assert own.digest == published.digest and own != published
     assert own == StoredImage.of(data) and published.read() == data

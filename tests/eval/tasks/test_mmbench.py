@@ -127,9 +127,9 @@ def test_group_faults_break_the_rows_or_are_noted(tmp_path: Path, fault: str, me
     assert message in " ".join(found.notes)
 
 
-def test_a_question_with_a_broken_row_is_wrong_whatever_is_said(tmp_path: Path) -> None:
+def test_a_question_with_a_broken_row_is_wrong_for_any_answers(tmp_path: Path) -> None:
     items = [mmbench.fields(row) for row in load(tmp_path, mmbench_rows(2)).rows]
-    items[2] = {**items[2], "fault": "its picture does not decode"}
+    items[2] = {**items[2], "fault": "its image does not decode"}
     said = {item["id"]: item["answer"] for item in items if item is not items[2]}
     score = mmbench.score(items, said, HEAD)
     assert [unit.correct for unit in score.units] == [False, True]

@@ -43,7 +43,7 @@ def test_option_named_none_is_an_option(tmp_path: Path) -> None:
     assert table.rows[0].options["B"] == "None"
 
 
-def test_pictures_stand_where_the_style_wants_them() -> None:
+def test_position_of_images_depends_on_the_style() -> None:
     one, two = StoredImage.of(b"one"), StoredImage.of(b"two")
     row = Row(1, {"question": "Is <image 2> like <image 1>?"}, (one, two))
     kinds = [part.get("image") for part in mmmu.content(row, DEFAULT)]
@@ -53,7 +53,7 @@ def test_pictures_stand_where_the_style_wants_them() -> None:
     assert first[-1]["text"] == "Question: Is <image 2> like <image 1>?"
 
 
-def test_placeholder_without_picture_is_named(tmp_path: Path) -> None:
+def test_placeholder_without_image_is_named(tmp_path: Path) -> None:
     rows = mmmu_rows()
     rows[1]["question"] = "How many in <image 2>?"
     table = read_table(write_tsv(tmp_path / "a.tsv", rows))

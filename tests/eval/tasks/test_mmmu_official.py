@@ -28,7 +28,7 @@ def test_recorded_open_answers(case: dict[str, Any]) -> None:
     assert official_open_hit(gold, case["response"]) is case["expected_correct"]
 
 
-def test_the_letter_that_stands_last_is_taken() -> None:
+def test_the_last_letter_counts() -> None:
     assert official_choice("(A) no, rather (C), not (B)", ANIMALS) == "B"
     assert official_choice("A or maybe D or C then", ANIMALS) == "C"
 

@@ -58,7 +58,7 @@ def test_budget_is_a_named_part_of_the_fingerprint() -> None:
     assert {item.pixels for item in named.items} == {PixelBounds(78_400, 12_845_056)}
 
 
-def test_pictures_are_scaled_to_the_items_bounds(checkpoint: Path) -> None:
+def test_images_are_scaled_to_the_items_bounds(checkpoint: Path) -> None:
     model, processor = small_model(), Processor.from_folder(checkpoint)
     item = open_task("builtin-ocrbench").items[0]
     large = replace(item, pixels=PixelBounds(112 * 112, 224 * 224))

@@ -122,7 +122,7 @@ def test_limit_must_be_positive() -> None:
         sample_units({"1": "a"}, 0, 0)
 
 
-def test_blank_pictures_keep_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_images_keep_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package_files(tmp_path, monkeypatch)
     seen, blank = open_task("builtin-mmmu"), open_task("builtin-mmmu", blank=True)
     image = decode_image(first_image(blank), VLMEVALKIT)
@@ -151,7 +151,7 @@ def test_image_decoding_is_a_named_part_of_the_fingerprint(
     for name in ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu"):
         task = open_task(name)
         assert task.fingerprint["image_decoding"] == VLMEVALKIT == "vlmevalkit"
-        assert {picture.decoding for item in task.items for picture in item.images} == {VLMEVALKIT}
+        assert {image.decoding for item in task.items for image in item.images} == {VLMEVALKIT}
     own = open_task(str(tmp_path / "own.jsonl"))
     assert own.fingerprint["image_decoding"] == AS_DISPLAYED == "as-displayed"
 

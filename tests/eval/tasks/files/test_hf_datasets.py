@@ -10,18 +10,18 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]  # ships no annotations
 import huggingface_hub
 import pytest
-from eval_files import mmbench_rows, picture
+from eval_files import base64_png, mmbench_rows
 
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files import hf_datasets
 from vlpress.eval.tasks.files.hf_datasets import DISCIPLINE_OF, read_dataset
 from vlpress.eval.tasks.files.image_store import VLMEVALKIT, ImageStore
 
-PICTURE = datasets.Image()
+IMAGE_FEATURE = datasets.Image()
 
 
 def encoded(color: int) -> dict[str, Any]:
-    return {"bytes": base64.b64decode(picture(color)), "path": None}
+    return {"bytes": base64.b64decode(base64_png(color)), "path": None}
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -29,14 +29,14 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     data = datasets.Dataset.from_dict(columns)
     for key in columns:
         if key.startswith("image"):
-            data = data.cast_column(key, PICTURE)
+            data = data.cast_column(key, IMAGE_FEATURE)
     path.parent.mkdir(parents=True, exist_ok=True)
     data.to_parquet(str(path))
     return path
 
 
 def mmbench_records(n: int = 2) -> list[dict[str, Any]]:
-    """As published: a picture in every row, "nan" where a cell is empty, L2 with a capital."""
+    """As published: an image in every row, "nan" where a cell is empty, L2 with a capital."""
     records = []
     for row in mmbench_rows(n):
         base = int(str(row["index"])) % 1_000_000
@@ -119,7 +119,7 @@ def test_rows_equal_those_of_the_tsv_form(tmp_path: Path) -> None:
     row = read_dataset(tmp_path, "mmbench", "en").rows[1]
     assert row.index == 1_000_241
     assert row.options == {"A": "dog", "B": "bird", "C": "fish", "D": "cat"}
-    assert row.images[0].read() == base64.b64decode(picture(241))
+    assert row.images[0].read() == base64.b64decode(base64_png(241))
 
 
 def test_ocrbench_form(tmp_path: Path) -> None:
@@ -147,14 +147,14 @@ def test_thirty_subjects_in_six_disciplines() -> None:
     assert (len(DISCIPLINE_OF), len(set(DISCIPLINE_OF.values()))) == (30, 6)
 
 
-def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+def test_folder_of_save_to_disk(tmp_path: Path) -> None:
     columns = {key: [row[key] for row in mmbench_records()] for key in mmbench_records()[0]}
-    data = datasets.Dataset.from_dict(columns).cast_column("image", PICTURE)
+    data = datasets.Dataset.from_dict(columns).cast_column("image", IMAGE_FEATURE)
     datasets.DatasetDict({"dev": data}).save_to_disk(str(tmp_path / "saved"))
     assert len(open_task(f"MMBench_DEV_EN={tmp_path / 'saved'}").items) == 8
 
 
-def test_a_row_without_picture_is_broken(tmp_path: Path) -> None:
+def test_a_row_without_image_is_broken(tmp_path: Path) -> None:
     records = ocrbench_records()
     records[1]["image"] = None
     write_parquet(tmp_path / "test-00000-of-00001.parquet", records)
@@ -164,7 +164,7 @@ def test_a_row_without_picture_is_broken(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_a_file_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(base64.b64decode(picture(1)))
+    (tmp_path / "a.png").write_bytes(base64.b64decode(base64_png(1)))
     form = hf_datasets.FORMS["ocrbench"]
     record = {**ocrbench_records()[0], "image": {"bytes": None, "path": "a.png"}}
     row, fault = hf_datasets._row(record, 0, form, ImageStore(VLMEVALKIT), tmp_path)
@@ -182,7 +182,7 @@ def test_more_options_than_letters_break_their_row(tmp_path: Path) -> None:
     assert len(task.fingerprint["broken"]) == 1 and "27 options" in task.notes[-1]
 
 
-WIDE = {"bytes": base64.b64decode(picture(1, (1093, 5))), "path": None}
+WIDE = {"bytes": base64.b64decode(base64_png(1, (1093, 5))), "path": None}
 UNUSABLE = {
     "MMBench_DEV_EN": ("dev", mmbench_records(8), "image", 13, "1000244"),
     "OCRBench": ("test", ocrbench_records(), "image", 1, "1"),
@@ -204,7 +204,7 @@ def test_rows_that_no_model_can_be_asked_are_broken(tmp_path: Path, name: str, w
     assert task.score({item.id: "A" for item in task.items}).n_rows == len(records)
 
 
-def test_the_digest_covers_cells_and_pictures(tmp_path: Path) -> None:
+def test_the_digest_covers_cells_and_images(tmp_path: Path) -> None:
     def md5(**change: Any) -> str:
         records = ocrbench_records()
         records[0] |= change
@@ -250,7 +250,7 @@ def test_a_hub_id_is_fetched_by_split(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Hugging Face form (lmms-lab/MMBench@abc)" in task.notes[0]
 
 
-def test_what_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_errors_have_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> str:
         raise OSError("offline\nand more")
 

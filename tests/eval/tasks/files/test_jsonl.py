@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_files import picture
+from eval_files import base64_png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +19,7 @@ from vlpress.eval.tasks.files.jsonl import read_jsonl
 from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.prompts import DEFAULT
 
-PNG = base64.b64decode(picture(1))
+PNG = base64.b64decode(base64_png(1))
 ASK = {"question": "What is this?", "answer": "a cat"}
 
 
@@ -97,8 +97,8 @@ def test_small_base64_is_no_file_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("empty", [None, []])
 def test_an_empty_key_beside_the_other_one(tmp_path: Path, empty: Any) -> None:
     for record in (
-        {"image": picture(1), "images": empty},
-        {"images": [picture(1)], "image": empty},
+        {"image": base64_png(1), "images": empty},
+        {"images": [base64_png(1)], "image": empty},
     ):
         row, fault = read(tmp_path, {**ASK, **record})
         assert (fault, len(row.images)) == ("", 1)
@@ -107,9 +107,9 @@ def test_an_empty_key_beside_the_other_one(tmp_path: Path, empty: Any) -> None:
 
 
 def test_both_keys_may_not_differ(tmp_path: Path) -> None:
-    row, fault = read(tmp_path, {**ASK, "image": picture(1), "images": [picture(1)]})
+    row, fault = read(tmp_path, {**ASK, "image": base64_png(1), "images": [base64_png(1)]})
     assert (fault, len(row.images)) == ("", 1)
-    _, fault = read(tmp_path, {**ASK, "image": picture(1), "images": [picture(2)]})
+    _, fault = read(tmp_path, {**ASK, "image": base64_png(1), "images": [base64_png(2)]})
     assert "image and images" in fault
 
 
@@ -132,7 +132,7 @@ def test_both_keys_may_not_differ(tmp_path: Path) -> None:
         ({"width": 3}, "width"),
     ],
 )
-def test_images_that_cannot_be_read_name_what_stands_there(
+def test_images_that_cannot_be_read_are_quoted(
     tmp_path: Path, value: Any, named: str
 ) -> None:
     row, fault = read(tmp_path, {**ASK, "image": value})
@@ -166,7 +166,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
     ],
 )
 def test_marks_place_the_images(tmp_path: Path, question: str, count: int, shown: Any) -> None:
-    record = {"question": question, "answer": "x", "images": [picture(n) for n in range(count)]}
+    record = {"question": question, "answer": "x", "images": [base64_png(n) for n in range(count)]}
     row, fault = read(tmp_path, record)
     assert fault == ""
     fault = custom.check(read_jsonl(tmp_path / "a.jsonl"), published=False).faults.get(
@@ -263,7 +263,7 @@ def test_lines_that_cannot_be_used(tmp_path: Path, record: Any, named: str) -> N
 
 
 def test_faults_name_the_line_and_not_only_the_id(tmp_path: Path) -> None:
-    sound = [{**ASK, "id": f"q{n}", "image": picture(n)} for n in range(60)]
+    sound = [{**ASK, "id": f"q{n}", "image": base64_png(n)} for n in range(60)]
     for number, change in ((7, {"image": "none.png"}), (8, {"question": "<image 3>?"})):
         sound[number] |= change
     lines: list[Any] = ["", *sound]  # an empty line counts
@@ -307,7 +307,7 @@ def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path: Path) -> 
 
 
 def test_equal_images_of_one_row_are_all_shown(tmp_path: Path) -> None:
-    record = {**ASK, "images": [picture(1), picture(1)]}
+    record = {**ASK, "images": [base64_png(1), base64_png(1)]}
     item = open_task(str(write(tmp_path / "a.jsonl", record))).items[0]
     assert len(list(item.images)) == 2
 
@@ -324,7 +324,7 @@ CELL = JSON | st.sampled_from(["data:", "data:,", "file:", "file://", "file://["
 @given(
     st.sampled_from(["image", "images", "id", "question", "choices", "answer", "category"]), CELL
 )
-def test_whatever_a_key_holds_gives_a_row_or_a_fault_of_its_line(
+def test_any_value_gives_a_row_or_a_fault_of_its_line(
     tmp_path: Path, key: str, value: Any
 ) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({**ASK, key: value}))
@@ -343,7 +343,7 @@ def test_whatever_a_key_holds_gives_a_row_or_a_fault_of_its_line(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda b: base64.b64encode(b).decode()))
-def test_whatever_text_stands_for_an_image_is_read_or_named(tmp_path: Path, text: str) -> None:
+def test_any_text_as_an_image_is_read_or_quoted(tmp_path: Path, text: str) -> None:
     row, fault = read(tmp_path, json.dumps({**ASK, "image": text}))
     assert bool(fault) != bool(row.images)
     assert len(fault.splitlines()) <= 1

@@ -10,7 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from eval_files import mmbench_rows, picture, write_tsv
+from eval_files import base64_png, mmbench_rows, write_tsv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size
 
 
 def one_row(path: Path, **values: object) -> Path:
-    row = {"index": 1, "image": picture(), "question": "q", "A": "x", "B": "y", "answer": "A"}
+    row = {"index": 1, "image": base64_png(), "question": "q", "A": "x", "B": "y", "answer": "A"}
     return write_tsv(path, [{**row, **values}])
 
 
@@ -64,7 +64,7 @@ def test_cells_longer_than_the_csv_default_are_read(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
-def test_references_resolve_whatever_the_order(tmp_path: Path) -> None:
+def test_references_resolve_in_any_order(tmp_path: Path) -> None:
     rows = mmbench_rows(2)
     table = read_table(write_tsv(tmp_path / "a.tsv", rows[::-1]))
     images = {row.index: row.images for row in table.rows}
@@ -78,8 +78,8 @@ def test_indices_are_numbers_only_if_all_are(tmp_path: Path) -> None:
     assert read_table(write_tsv(tmp_path / "a.tsv", rows)).rows[0].index == "241"
 
 
-def test_several_pictures_in_one_cell(tmp_path: Path) -> None:
-    cell = str([picture(1), picture(2)])
+def test_several_images_in_one_cell(tmp_path: Path) -> None:
+    cell = str([base64_png(1), base64_png(2)])
     row = read_table(one_row(tmp_path / "a.tsv", image=cell)).rows[0]
     assert len(row.images) == 2
     assert row.images[1].open().getpixel((0, 0)) == (2, 40, 90)
@@ -92,7 +92,7 @@ def test_transparency_is_dropped_without_a_background(tmp_path: Path) -> None:
 
 
 def test_forms_of_base64(tmp_path: Path) -> None:
-    data = base64.b64decode(picture(1))
+    data = base64.b64decode(base64_png(1))
     plain, safe = (
         base64.b64encode(data).decode(),
         base64.urlsafe_b64encode(data).decode(),
@@ -112,7 +112,7 @@ def test_forms_of_base64(tmp_path: Path) -> None:
 
 def test_a_path_is_no_image_of_a_tsv(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 80 + ".png")
-    path.write_bytes(base64.b64decode(picture(1)))
+    path.write_bytes(base64.b64decode(base64_png(1)))
     for cell in (str(path), path.as_uri()):
         assert read_table(one_row(tmp_path / "a.tsv", image=cell)).faults[1]
 
@@ -126,7 +126,7 @@ def test_a_path_is_no_image_of_a_tsv(tmp_path: Path) -> None:
         ({"image": "[" + "x" * 80 + "]"}, "its image is not base64"),
     ],
 )
-def test_bad_pictures_break_their_row(tmp_path: Path, change: dict[str, str], fault: str) -> None:
+def test_bad_images_break_their_row(tmp_path: Path, change: dict[str, str], fault: str) -> None:
     table = read_table(one_row(tmp_path / "a.tsv", **change))
     assert table.faults == {1: fault}
     assert [row.images for row in table.rows] == [()]
@@ -139,14 +139,14 @@ def test_a_reference_to_a_reference_breaks_its_row(tmp_path: Path) -> None:
     assert found == {2_000_241: "it refers to '1000241', which is no row with an image"}
 
 
-def test_a_bad_picture_breaks_the_rows_that_refer_to_it(tmp_path: Path) -> None:
+def test_a_bad_image_breaks_the_rows_that_refer_to_it(tmp_path: Path) -> None:
     rows = mmbench_rows(2)
     rows[0]["image"] = "?" * 80
     found = read_table(write_tsv(tmp_path / "a.tsv", rows)).faults
     assert list(found) == [241, 1_000_241, 2_000_241, 3_000_241]
 
 
-def test_undecodable_pictures_break_their_rows(tmp_path: Path) -> None:
+def test_undecodable_images_break_their_rows(tmp_path: Path) -> None:
     rows = mmbench_rows(2)
     cell = str(rows[4]["image"])
     rows[4]["image"] = cell[:100]
@@ -171,7 +171,7 @@ def test_rows_that_cannot_be_scored_are_broken(
     assert find_answer_faults(table.rows) == {1: fault}
 
 
-def test_each_distinct_picture_is_kept_once_and_not_in_memory(tmp_path: Path) -> None:
+def test_each_distinct_image_is_stored_once_and_not_in_memory(tmp_path: Path) -> None:
     noise = random.Random(0)
     cells = [base64.b64encode(noise.randbytes(1 << 20)).decode() for _ in range(24)]
     rows = [{"index": i, "image": cells[i % 24], "question": "q"} for i in range(48)]
@@ -183,7 +183,7 @@ def test_each_distinct_picture_is_kept_once_and_not_in_memory(tmp_path: Path) ->
     tracemalloc.stop()
     assert path.stat().st_size > 64 << 20
     assert peak < 16 << 20
-    assert len({picture for row in table.rows for picture in row.images}) == 24
+    assert len({image for row in table.rows for image in row.images}) == 24
     assert table.rows[30].images[0].read() == base64.b64decode(cells[6])
 
 
@@ -193,7 +193,7 @@ def test_repeated_and_ragged_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rows 241 repeat an index"):
         read_table(write_tsv(tmp_path / "a.tsv", rows))
     path = tmp_path / "b.tsv"
-    path.write_text("index\timage\n1\t" + picture() + "\n2\n", "utf-8")
+    path.write_text("index\timage\n1\t" + base64_png() + "\n2\n", "utf-8")
     with pytest.raises(ValueError, match=r"rows 3 .*2 columns"):
         read_table(path)
 
