@@ -31,7 +31,7 @@ from common import tables
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import DRAWINGS, SETTINGS, Row, all_rows, drawings
+from common.rows import SAMPLE_FACTORS, SETTINGS, Row, all_rows, sample_counts
 from common.tables import listed
 
 import vlpress
@@ -149,7 +149,7 @@ class Measurement:
     def close(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that the validation set cannot distinguish from the best of their setting."""
         rows_to_race = []
-        for setting in DRAWINGS:
+        for setting in SAMPLE_FACTORS:
             group = [row for row in rows if row.setting == setting and row.judged_closely]
             if group:
                 names = contenders({row.method: self.runs(row, "validation") for row in group})
@@ -246,7 +246,7 @@ class Measurement:
     def sizes(self, row: Row) -> dict[str, int]:
         """Number of samples of each set for a row."""
         setting = row.setting if row.judged_closely else ""
-        return drawings(setting, self.options.validation, self.options.held_out)
+        return sample_counts(setting, self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
         """Measure a stored row again and fail if a number differs."""

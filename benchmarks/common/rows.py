@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Decoder layers; symmetric by default."""
 
-DRAWINGS = {"w4a16": 4, "w3a16": 4}
+SAMPLE_FACTORS = {"w4a16": 4, "w3a16": 4}
 """Factor on the number of samples for settings of the decoder alone: there methods are close, a few
 samples dominate the mean, and the peers are compared. Indistinguishable methods are compared in a
 run-off (`choice.py`)."""
@@ -51,10 +51,10 @@ VISION_METHODS = {
     "w4a16": ("rtn", "gptq", "gptaq"),
     "w3a16": ("gptq", "gptaq"),
 }
-"""Settings with vision tower and merger, which always have 8 bits and a scale per output row."""
+"""Methods of settings with vision tower and merger, which always have 8 bits per output row."""
 SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
 UNSCORED = ("w4a16-g32", "w4a16-asym")
-"""Rows with benchmark scores; evaluating them takes longer than everything else."""
+"""Methods with benchmark scores, and settings without: evaluation takes most of the time."""
 VISION = ["visual.blocks.*", "visual.merger.*"]
 DECODER = ["model.layers.*"]
 
@@ -75,8 +75,8 @@ class Row:
 
     @property
     def judged_closely(self) -> bool:
-        """Whether the row has more samples, see `DRAWINGS`."""
-        return self.setting in DRAWINGS and self.scope == "decoder"
+        """Whether the row has more samples, see `SAMPLE_FACTORS`."""
+        return self.setting in SAMPLE_FACTORS and self.scope == "decoder"
 
     @property
     def scored(self) -> bool:
@@ -111,9 +111,9 @@ class Row:
         )
 
 
-def drawings(setting: str, validation: int, held_out: int) -> dict[str, int]:
+def sample_counts(setting: str, validation: int, held_out: int) -> dict[str, int]:
     """Number of samples of each set for a setting."""
-    times = DRAWINGS.get(setting, 1)
+    times = SAMPLE_FACTORS.get(setting, 1)
     return {"validation": times * validation, "held_out": times * held_out}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .machine import describe
-from .rows import DRAWINGS
+from .rows import SAMPLE_FACTORS
 
 NAMES = {"builtin-mmbench": "MMBench", "builtin-ocrbench": "OCRBench", "builtin-mmmu": "MMMU"}
 
@@ -21,18 +21,17 @@ def accuracy(results: Mapping[str, Any]) -> str:
         describe(dict(results)),
         *other_commits(results),
         "",
-        f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. "
-        "KL is the divergence from the original in nats per answer token, both in float32, on "
-        f"{results['held_out']['samples']} drawings ({more_drawings()}) that no calibration saw: "
-        "mean over drawings "
-        "and seeds with its 95 % interval over drawings, the smallest and largest mean of a seed, "
+        f"{results['samples']} calibration samples, seeds {listed(results['seeds'])}. "
+        "KL is the divergence from the baseline in nats per answer token, both in float32, on "
+        f"{results['held_out']['samples']} held-out samples ({larger_sets()}): mean over samples "
+        "and seeds with its 95 % interval over samples, the smallest and largest mean of a seed, "
         "and the 99th percentile over tokens. Scores in percent are those of the checkpoint of the "
-        "first seed, in brackets the paired 95 % interval of the difference from the original. "
+        "first seed, in brackets the paired 95 % interval of the difference from the baseline. "
         "Bits include scales and zero points.",
         "",
-        "In every run GPTQ's error before any fallback was at or below that of plain rounding on "
-        "the same grid, on every layer; otherwise the run would have ended. The last column counts "
-        "output rows that kept plain rounding all the same, because that was better for them.",
+        "In every run, on every layer, GPTQ's error before any fallback was at most that of "
+        "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
+        "output rows that use rounding to nearest as a fallback, because its error was smaller.",
     ]
     for name, model in results["models"].items():
         for scope in dict.fromkeys(row["scope"] for row in model["rows"]):
@@ -42,9 +41,11 @@ def accuracy(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def more_drawings() -> str:
+def larger_sets() -> str:
     """Sentence on the settings with more samples."""
-    more = listed(f"{times} times as many at {setting}" for setting, times in DRAWINGS.items())
+    more = listed(
+        f"{times} times as many at {setting}" for setting, times in SAMPLE_FACTORS.items()
+    )
     return f"{more} with the decoder alone"
 
 
@@ -58,7 +59,7 @@ def other_commits(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{len(others)} of the {len(rows)} rows are, at least in part, of "
         f"{listed(sorted(commits))}; nothing that they depend on has changed since. "
-        "The JSON file says which."
+        "The JSON file lists them."
     ]
 
 
@@ -119,11 +120,11 @@ def ablations(results: Mapping[str, Any]) -> str:
         "",
         describe(dict(results)),
         "",
-        f"{results['samples']} calibration drawings, seeds {listed(results['seeds'])}. KL from the "
-        f"original in nats per answer token, both in float32, on "
-        f"{results['validation']['samples']} validation drawings, by which one chooses, and on "
-        f"{results['held_out']['samples']} held-out ones: mean over drawings and seeds with its "
-        "95 % interval over drawings, and the smallest and largest mean of a seed. The last column "
+        f"{results['samples']} calibration samples, seeds {listed(results['seeds'])}. KL from the "
+        f"baseline in nats per answer token, both in float32, on "
+        f"{results['validation']['samples']} validation samples, for the choice, and on "
+        f"{results['held_out']['samples']} held-out ones: mean over samples and seeds with its "
+        "95 % interval over samples, and the smallest and largest mean of a seed. The last column "
         "is the paired interval of the difference from the method's first row, held out.",
     ]
     head = ["method", "varied", "KL, validation", "seeds", "KL, held out", "seeds", "difference"]

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
-ALIKE = {
+EQUIVALENT = {
     "rtn": "rtn",
     "gptq-mse": "gptq",
     "awq+rtn": "awq+rtn",
@@ -24,7 +24,7 @@ ALIKE = {
 """A peer's method, and the equivalent method of vlpress: searched scales, alpha of 0.8."""
 
 
-def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
+def equivalent_pairs(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
     """Pairs of rows with equivalent methods.
 
     Args:
@@ -34,7 +34,7 @@ def like_for_like(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, 
     rows_by_method = {(r["setting"], r["method"]): r for r in ours if r["scope"] == "decoder"}
     pairs = []
     for row in theirs:
-        key = row["setting"], ALIKE.get(row["method"], "")
+        key = row["setting"], EQUIVALENT.get(row["method"], "")
         if key in rows_by_method:
             pairs.append(_pair(row["setting"], rows_by_method[key], row))
     return pairs
@@ -57,7 +57,7 @@ def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[
     left, right = ours[name], theirs[name]
     if left["samples"] != right["samples"]:
         raise ValueError(
-            f"{setting} is judged on {left['samples']} drawings in accuracy.json, on "
+            f"{setting} is measured on {left['samples']} samples in accuracy.json, on "
             f"{right['samples']} here; run both benchmarks with the same --held-out"
         )
     return {
@@ -69,7 +69,7 @@ def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[
         "our_ci95": left["ci95"],
         "their_kl": right["kl_mean"],
         "their_ci95": right["ci95"],
-        "drawings": left["samples"],
+        "samples": left["samples"],
         "ratio": left["kl_mean"] / right["kl_mean"],
     }
 
@@ -77,19 +77,19 @@ def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[
 def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
     """Both tables of one model as Markdown."""
     return [
-        f"## {model}: like for like",
-        _table(like_for_like(ours, theirs)),
-        f"## {model}: best against best",
+        f"## {model}: equivalent methods",
+        _table(equivalent_pairs(ours, theirs)),
+        f"## {model}: best methods",
         _table(best(ours, theirs)),
     ]
 
 
 def _table(pairs: Sequence[Mapping[str, Any]]) -> str:
-    head = ["setting", "drawings", "vlpress", "KL", "peer", "method", "KL", "ratio"]
+    head = ["setting", "samples", "vlpress", "KL", "peer", "method", "KL", "ratio"]
     body = [
         [
             pair["setting"],
-            pair["drawings"],
+            pair["samples"],
             pair["ours"],
             _kl(pair["our_kl"], pair["our_ci95"]),
             pair["peer"],

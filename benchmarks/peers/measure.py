@@ -14,7 +14,7 @@ from typing import Any
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import describe, provenance
-from common.rows import DRAWINGS, drawings
+from common.rows import SAMPLE_FACTORS, sample_counts
 from common.tables import divergence, listed
 from peers.against import sections
 from peers.settings import RECORD, Job
@@ -60,7 +60,7 @@ class Ruler:
             method: list(group) for method, group in groupby(jobs, key=lambda job: job.method)
         }
         measured = {method: self.runs(made, "validation") for method, made in methods.items()}
-        close = jobs[0].setting in DRAWINGS
+        close = jobs[0].setting in SAMPLE_FACTORS
         names = contenders(measured) if close else []
         rows = [self.row(made, len(names) > 1 and name in names) for name, made in methods.items()]
         if close and (best := winner(rows)) is not None:
@@ -87,7 +87,7 @@ class Ruler:
 
     def cell(self, job: Job, name: str) -> dict[str, Any]:
         """Measure one checkpoint on the sets that `name` stands for, or load its measurement."""
-        sizes, path = drawings(job.setting, self.validation, self.held_out), job.out / STORED
+        sizes, path = sample_counts(job.setting, self.validation, self.held_out), job.out / STORED
         more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         if name in more:
             sizes, path = {name: more[name]}, job.out / f"{name}-{STORED}"

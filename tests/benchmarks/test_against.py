@@ -1,11 +1,11 @@
-"""Our rows beside the peers'."""
+"""Comparison of the rows of vlpress with those of the peers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from peers.against import ALIKE, best, like_for_like, sections
+from peers.against import EQUIVALENT, best, equivalent_pairs, sections
 from peers.settings import LLM_COMPRESSOR, METHODS
 
 
@@ -29,21 +29,21 @@ THEIRS = [
 ]
 
 
-def test_like_is_compared_with_like() -> None:
-    [pair] = like_for_like(OURS, THEIRS)
+def test_equivalent_methods_are_compared() -> None:
+    [pair] = equivalent_pairs(OURS, THEIRS)
     assert (pair["setting"], pair["ours"], pair["theirs"]) == ("w4a16", "gptq", "gptq-mse")
     assert pair["ratio"] == pytest.approx(0.5)
 
 
-def test_the_best_is_chosen_on_the_validation_set_and_reported_on_the_other() -> None:
-    found = {pair["peer"]: pair for pair in best(OURS, THEIRS)}
-    assert (found["a"]["ours"], found["a"]["theirs"]) == ("gptaq", "gptq-mse")
-    assert found["a"]["ratio"] == pytest.approx(0.25)
-    assert found["b"]["ratio"] == pytest.approx(0.4)
-    assert {pair["setting"] for pair in found.values()} == {"w4a16"}
+def test_best_is_chosen_on_the_validation_set_and_reported_on_the_held_out_set() -> None:
+    pairs = {pair["peer"]: pair for pair in best(OURS, THEIRS)}
+    assert (pairs["a"]["ours"], pairs["a"]["theirs"]) == ("gptaq", "gptq-mse")
+    assert pairs["a"]["ratio"] == pytest.approx(0.25)
+    assert pairs["b"]["ratio"] == pytest.approx(0.4)
+    assert {pair["setting"] for pair in pairs.values()} == {"w4a16"}
 
 
-def test_a_runoff_overrules_the_validation_set() -> None:
+def test_runoff_overrules_the_validation_set() -> None:
     raced = [
         row("w4a16", "gptq", 2.0, 0.3, runoff={"kl_mean": 0.2}),
         row("w4a16", "gptaq", 1.0, 0.1, runoff={"kl_mean": 0.4}),
@@ -51,33 +51,33 @@ def test_a_runoff_overrules_the_validation_set() -> None:
     assert {pair["ours"] for pair in best(raced, THEIRS)} == {"gptq"}
 
 
-def test_winners_meet_on_the_final_set() -> None:
+def test_winners_are_compared_on_the_final_set() -> None:
     def final(method: str, kl: float, peer: str) -> dict[str, Any]:
         last = {"kl_mean": kl, "ci95": [kl / 2, 2 * kl], "samples": 4096}
         return row("w4a16", method, 9.0, 0.1, peer=peer, final=last)
 
     [pair] = best([final("gptaq", 3.0, "")], [final("gptq", 4.0, "a")])
-    assert (pair["ratio"], pair["drawings"]) == (pytest.approx(0.75), 4096)
+    assert (pair["ratio"], pair["samples"]) == (pytest.approx(0.75), 4096)
     [pair] = best([final("gptaq", 3.0, "")], [row("w4a16", "gptq", 9.0, 0.1, peer="a")])
-    assert (pair["ratio"], pair["drawings"]) == (pytest.approx(1.0), 512)
+    assert (pair["ratio"], pair["samples"]) == (pytest.approx(1.0), 512)
 
 
-def test_other_drawings_are_no_comparison() -> None:
+def test_different_samples_are_an_error() -> None:
     theirs = row("w4a16", "rtn", 3.0, 0.2, peer="a")
     theirs["held_out"]["samples"] = 2048
-    with pytest.raises(ValueError, match="is judged on 512 drawings in"):
-        like_for_like([row("w4a16", "rtn", 2.0, 0.3)], [theirs])
+    with pytest.raises(ValueError, match=r"w4a16 .* 512 .* 2048 .*--held-out"):
+        equivalent_pairs([row("w4a16", "rtn", 2.0, 0.3)], [theirs])
 
 
 def test_sections_show_both() -> None:
     text = "\n".join(sections("tiny", OURS, THEIRS))
-    assert "## tiny: like for like" in text
+    assert "## tiny: equivalent methods" in text
     assert (
-        "| w4a16     | 512        | gptaq     | 1.00000 [0.50000, 2.00000] | a      | gptq-mse"
+        "| w4a16     | 512       | gptaq     | 1.00000 [0.50000, 2.00000] | a      | gptq-mse"
         in text
     )
 
 
-def test_every_alike_method_is_one_of_the_peers() -> None:
-    known = {method for methods in METHODS[LLM_COMPRESSOR].values() for method in methods}
-    assert set(ALIKE) <= known
+def test_equivalent_methods_are_methods_of_the_peers() -> None:
+    peer_methods = {method for methods in METHODS[LLM_COMPRESSOR].values() for method in methods}
+    assert set(EQUIVALENT) <= peer_methods

@@ -10,17 +10,17 @@ def read(logits: list[list[float]], tokens: list[int]) -> ForcedAnswer:
     return ForcedAnswer(values, torch.tensor(tokens), values[0], ended=True)
 
 
-def test_answers_part_at_the_first_unlike_token() -> None:
+def test_gap_is_that_of_the_first_different_token() -> None:
     alone = read([[3.0, 1.0, 0.0], [2.0, 2.5, 9.0], [0.0, 0.0, 0.0]], [0, 1, 2])
     together = read([[0.0, 0.0, 0.0]] * 2, [0, 0])
     assert parting(alone, together) == pytest.approx(0.5)
 
 
-def test_no_parting_is_an_error() -> None:
+def test_answers_without_a_different_token_are_an_error() -> None:
     one = read([[3.0, 1.0]], [0])
-    with pytest.raises(ValueError, match="the tokens of one begin the other"):
+    with pytest.raises(ValueError, match="differ"):
         parting(one, one)
 
 
-def test_lead_of_the_likeliest_token() -> None:
+def test_lead_of_the_most_likely_token() -> None:
     assert lead_of(read([[3.0, 1.0, 0.0], [2.0, 2.5, 9.0]], [1, 2])).tolist() == [2.0, 6.5]

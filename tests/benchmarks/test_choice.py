@@ -1,4 +1,4 @@
-"""Which method is best where the validation set can hardly tell."""
+"""Choice of the best method if the validation set is inconclusive."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from common.divergence import Divergence
 
 
 def runs(*kl: float) -> list[Divergence]:
-    """One run with a token for each drawing."""
+    """One run with one token per sample."""
     return [Divergence([[value] for value in kl], [[True]] * len(kl))]
 
 
-def test_a_clear_best_needs_no_runoff() -> None:
+def test_clear_best_needs_no_runoff() -> None:
     measured = {"gptq": runs(0.1, 0.2, 0.1, 0.2), "rtn": runs(0.5, 0.6, 0.6, 0.5)}
     assert contenders(measured) == ["gptq"]
 
 
-def test_one_lost_drawing_does_not_put_a_method_out() -> None:
+def test_one_bad_sample_does_not_eliminate_a_method() -> None:
     # Better on every drawing but one, which carries the mean.
     lost = runs(*[0.1] * 19, 3.0)
     assert contenders({"awq": lost, "gptq": runs(*[0.2] * 20)}) == ["awq", "gptq"]
 
 
-def test_what_counts_is_the_difference_on_the_same_drawings() -> None:
+def test_differences_are_paired_by_sample() -> None:
     hard = [0.1 * i for i in range(20)]
     worse = [value + 0.01 + 0.001 * (i % 2) for i, value in enumerate(hard)]
     assert contenders({"a": runs(*hard), "b": runs(*worse)}) == ["a"]
 
 
-def test_equal_methods_both_stay() -> None:
+def test_equal_methods_are_both_contenders() -> None:
     assert contenders({"a": runs(0.1, 0.2), "b": runs(0.1, 0.2)}) == ["a", "b"]
 
 
-def test_the_runoff_decides_if_there_was_one() -> None:
+def test_runoff_decides_if_there_was_one() -> None:
     def row(name: str, validation: float, **more: float) -> dict[str, Any]:
-        found = {name: {"kl_mean": kl} for name, kl in {"validation": validation, **more}.items()}
-        return {"method": name, **found}
+        sets = {name: {"kl_mean": kl} for name, kl in {"validation": validation, **more}.items()}
+        return {"method": name, **sets}
 
     first = [row("a", 1.0), row("b", 2.0)]
     assert (winner(first) or {})["method"] == "a"

@@ -1,4 +1,4 @@
-"""The divergence that benchmarks report must be zero, and grow, where it should."""
+"""The divergence of benchmarks: zero for equal models, larger with fewer bits."""
 
 import pytest
 import torch
@@ -21,20 +21,20 @@ def rounded(bits: int) -> QwenVL:
     return model
 
 
-def test_the_model_itself_does_not_differ(judge: Judge) -> None:
-    found = judge.measure(open_model("tiny", device="cpu"))
-    assert max(found.means) < 1e-6
-    assert all(all(same) for same in found.top1)
+def test_divergence_of_a_model_from_itself_is_zero(judge: Judge) -> None:
+    result = judge.measure(open_model("tiny", device="cpu"))
+    assert max(result.means) < 1e-6
+    assert all(all(same) for same in result.top1)
 
 
-def test_answers_are_what_is_measured(judge: Judge) -> None:
+def test_answer_tokens_are_measured(judge: Judge) -> None:
     # The model knows its drawings: what it finds most probable is the answer, end of turn excluded.
     right = wrong = 0
     for prompt, count, logits in zip(judge.prompts, judge.answers, judge.logits, strict=True):
         assert logits.shape[0] == count >= 1
-        said = logits.argmax(-1)
-        right += int((said == prompt.input_ids[-count - 1 : -1]).sum())
-        wrong += int((said != prompt.input_ids[-count - 1 : -1]).sum())
+        predicted = logits.argmax(-1)
+        right += int((predicted == prompt.input_ids[-count - 1 : -1]).sum())
+        wrong += int((predicted != prompt.input_ids[-count - 1 : -1]).sum())
     assert right > 4 * wrong
 
 
@@ -43,7 +43,7 @@ def test_fewer_bits_diverge_more(judge: Judge) -> None:
     assert sum(coarse.means) > 5 * sum(fine.means) > 0
 
 
-def test_an_equal_tower_need_not_look_again(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_tower_reuses_image_features(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     model = rounded(4)
     given = judge.measure(model)
     with monkeypatch.context() as patch:
@@ -53,7 +53,7 @@ def test_an_equal_tower_need_not_look_again(judge: Judge, monkeypatch: pytest.Mo
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 
-def test_another_tower_looks_for_itself(judge: Judge) -> None:
+def test_another_tower_computes_its_features(judge: Judge) -> None:
     model = open_model("tiny", device="cpu")
     weight = model.visual.patch_embed.proj.weight
     with torch.no_grad():
@@ -67,25 +67,25 @@ def test_summary_by_hand() -> None:
         Divergence([[0.2, 0.2], [0.0]], [[True, True], [True]]),
     ]
     assert sample_means(runs) == pytest.approx([0.15, 0.2])
-    found = summarize(runs)
-    assert (found["samples"], found["tokens"]) == (2, 3)
-    assert found["kl_mean"] == pytest.approx(0.175)
-    assert found["kl_seeds"] == pytest.approx([0.25, 0.1])
-    assert found["top1_agreement"] == pytest.approx(5 / 6)
-    assert found["kl_p99"] == pytest.approx(0.39)
+    result = summarize(runs)
+    assert (result["samples"], result["tokens"]) == (2, 3)
+    assert result["kl_mean"] == pytest.approx(0.175)
+    assert result["kl_seeds"] == pytest.approx([0.25, 0.1])
+    assert result["top1_agreement"] == pytest.approx(5 / 6)
+    assert result["kl_p99"] == pytest.approx(0.39)
 
 
-def test_paired_intervals_are_of_differences() -> None:
-    ours = [Divergence([[0.1 + 0.01 * i] for i in range(20)], [[True]] * 20)]
-    theirs = [Divergence([[0.3 + 0.01 * i] for i in range(20)], [[True]] * 20)]
-    interval = paired(ours, theirs)
+def test_paired_interval_of_the_difference() -> None:
+    left = [Divergence([[0.1 + 0.01 * i] for i in range(20)], [[True]] * 20)]
+    right = [Divergence([[0.3 + 0.01 * i] for i in range(20)], [[True]] * 20)]
+    interval = paired(left, right)
     assert (interval.low, interval.high) == pytest.approx((-0.2, -0.2))
 
 
-def test_judges_are_those_of_the_sets(judge: Judge) -> None:
+def test_judges_by_set(judge: Judge) -> None:
     candidate = rounded(4)
-    found = Judges("tiny").measure(candidate, {"validation": 2, "held_out": 6})
-    assert list(found) == ["validation", "held_out"]
-    assert found["held_out"] == judge.measure(candidate).to_dict()
-    assert len(found["validation"]["kl"]) == 2
-    assert found["validation"]["kl"] != found["held_out"]["kl"][:2]
+    result = Judges("tiny").measure(candidate, {"validation": 2, "held_out": 6})
+    assert list(result) == ["validation", "held_out"]
+    assert result["held_out"] == judge.measure(candidate).to_dict()
+    assert len(result["validation"]["kl"]) == 2
+    assert result["validation"]["kl"] != result["held_out"]["kl"][:2]

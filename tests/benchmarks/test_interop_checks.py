@@ -1,4 +1,4 @@
-"""The comparisons with other engines must find what differs, above all."""
+"""The comparisons with other engines must detect differences."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ ROWS, COLUMNS, GROUP = 6, 16, 8
 
 
 class EngineLayer(nn.Module):
-    """An engine's layer, its integers not packed."""
+    """An engine's layer with unpacked integers."""
 
     qweight: Tensor
     zeros: Tensor
@@ -58,11 +58,11 @@ def make_weight(*, reordered: bool = False) -> QuantizedWeight:
     )
 
 
-def compare(ours: QuantizedWeight, theirs: QuantizedWeight) -> tuple[bool, ...]:
+def compare(own: QuantizedWeight, engine: QuantizedWeight) -> tuple[bool, ...]:
     bias = torch.arange(ROWS).float()
-    layer = EngineLayer(theirs, bias)
+    layer = EngineLayer(engine, bias)
     with torch.inference_mode():
-        return checks.compare_layer(QuantLinear(ours, bias), layer, torch.float32)
+        return checks.compare_layer(QuantLinear(own, bias), layer, torch.float32)
 
 
 @pytest.mark.parametrize("reordered", [False, True])
@@ -79,36 +79,36 @@ def test_a_layer_without_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "found"),
+    ("part", "expected"),
     [
         ("integers", (False, True, True, False)),
         ("zero_points", (True, False, True, False)),
         ("scales", (True, True, False, False)),
     ],
 )
-def test_one_number_that_differs(part: str, found: tuple[bool, ...]) -> None:
+def test_one_different_number(part: str, expected: tuple[bool, ...]) -> None:
     weight = make_weight()
     changed = getattr(weight, part).clone()
     changed[2, 1] += 1 if changed[2, 1] < 15 else -1
-    assert compare(weight, replace(weight, **{part: changed})) == found
+    assert compare(weight, replace(weight, **{part: changed})) == expected
 
 
-def test_another_order_of_groups_is_found() -> None:
+def test_another_order_of_groups_is_detected() -> None:
     reordered = make_weight(reordered=True)
     integers, *_, forward = compare(reordered, replace(reordered, group_index=None))
     assert not forward
     assert integers  # the integers themselves are the same
 
 
-def test_layers_that_only_one_side_quantized() -> None:
+def test_layers_quantized_by_one_side_only() -> None:
     layers = {"a": QuantLinear(make_weight())}
-    theirs = checks.Opened({}, lambda prompt: torch.zeros(1))
-    (row,) = checks.compare_layers(layers, theirs)
+    engine = checks.Opened({}, lambda prompt: torch.zeros(1))
+    (row,) = checks.compare_layers(layers, engine)
     assert row == ("quantized layers", "a is quantized only here", False)
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, 1.0])
-def test_wrong_logits_are_found(wrong: float) -> None:
+def test_wrong_logits_are_detected(wrong: float) -> None:
     model = load_model("tiny", device="cpu", dtype="fp32")
     (prompt,) = checks.prompts(resolve_model("tiny"), seed=3, number=1)
 
@@ -125,7 +125,7 @@ def test_wrong_logits_are_found(wrong: float) -> None:
         assert not checks.compare_logits(model, ask(wrong), [prompt])[2]
 
 
-def test_what_an_engine_raises_is_a_failed_row(tmp_path: Path) -> None:
+def test_exception_of_an_engine_is_a_failed_row(tmp_path: Path) -> None:
     def break_down() -> Iterator[tuple[str, str, bool]]:
         yield "integers", "equal", True
         raise KeyError("g_idx\nand more")

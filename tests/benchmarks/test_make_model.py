@@ -34,7 +34,7 @@ def test_whole_models_have_the_published_number_of_weights(
     assert count / 1e9 == pytest.approx(billions, rel=0.01)
 
 
-def test_what_is_written_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_checkpoint_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(make_model.TEXT, "3b", (256, 512, 2, 2, 1, 1280, True))
     monkeypatch.setattr(make_model, "SHARD_BYTES", 2**20)
     raw = make_model.config_of("qwen2_5", "3b", layers=1, vision_layers=1)

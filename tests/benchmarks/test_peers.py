@@ -1,4 +1,4 @@
-"""The peers must be given the grids, the samples and the positions that vlpress has."""
+"""The peers must use the grids, samples and positions of vlpress."""
 
 import argparse
 from pathlib import Path
@@ -37,39 +37,39 @@ def options(work: Path, **changed: Any) -> argparse.Namespace:
 
 def prompts(number: int) -> tuple[list[Prompt], int]:
     processor = Processor.from_folder(resolve_model("tiny"))
-    found = encode_samples(load_samples(None, n=number, seed=0), processor)
-    return found, int(processor.config.raw["image_token_id"])
+    encoded = encode_samples(load_samples(None, n=number, seed=0), processor)
+    return encoded, int(processor.config.raw["image_token_id"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_grids_are_those_of_our_own_table(name: str) -> None:
-    ours, theirs = QuantScheme(**rows.SETTINGS[name]), SETTINGS[name]
-    assert (ours.bits, ours.group_size) == (theirs.bits, theirs.group_size)
-    assert ours.symmetric == theirs.symmetric
-    assert (ours.activations == "dynamic") == theirs.int8_activations
+def test_grids_equal_those_of_vlpress(name: str) -> None:
+    scheme, setting = QuantScheme(**rows.SETTINGS[name]), SETTINGS[name]
+    assert (scheme.bits, scheme.group_size) == (setting.bits, setting.group_size)
+    assert scheme.symmetric == setting.symmetric
+    assert (scheme.activations == "dynamic") == setting.int8_activations
 
 
-def test_jobs_name_every_checkpoint_once(tmp_path: Path) -> None:
+def test_one_job_per_checkpoint(tmp_path: Path) -> None:
     jobs = run.all_jobs(options(tmp_path))
     assert len({job.out for job in jobs}) == len(jobs)
-    wanted = {
+    expected = {
         (peer, setting, method)
         for peer, settings in METHODS.items()
         for setting, methods in settings.items()
         for method in methods
     }
-    assert {(job.peer, job.setting, job.method) for job in jobs} == wanted
+    assert {(job.peer, job.setting, job.method) for job in jobs} == expected
     assert {job.seed for job in jobs if job.method == "rtn"} == {SEEDS[0]}
     assert {job.seed for job in jobs if job.method == "gptq"} == set(SEEDS)
 
 
-def test_jobs_can_be_chosen(tmp_path: Path) -> None:
+def test_jobs_can_be_selected(tmp_path: Path) -> None:
     chosen = options(tmp_path, settings=["w4a16"], methods=["gptq", "autoround"], seeds=[3])
-    found = {(job.peer, job.setting, job.method) for job in run.all_jobs(chosen)}
-    assert found == {(LLM_COMPRESSOR, "w4a16", "gptq"), (AUTO_ROUND, "w4a16", "autoround")}
+    selected = {(job.peer, job.setting, job.method) for job in run.all_jobs(chosen)}
+    assert selected == {(LLM_COMPRESSOR, "w4a16", "gptq"), (AUTO_ROUND, "w4a16", "autoround")}
 
 
-def test_jobs_survive_their_file(tmp_path: Path) -> None:
+def test_jobs_round_trip(tmp_path: Path) -> None:
     jobs = run.all_jobs(options(tmp_path, settings=["w8a8"]))
     write_jobs(jobs, tmp_path / "jobs")
     assert list(read_jobs(tmp_path / "jobs")) == jobs
@@ -93,9 +93,9 @@ def test_a_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
         run.main()
 
 
-def test_samples_survive_their_file(tmp_path: Path) -> None:
-    found, image = prompts(12)  # more than ten, so that their order is not that of digits
-    written = [run.inputs_of(prompt, image) for prompt in found]
+def test_samples_round_trip(tmp_path: Path) -> None:
+    encoded, image = prompts(12)  # more than ten, so that their order is not that of digits
+    written = [run.inputs_of(prompt, image) for prompt in encoded]
     samples.write(written, tmp_path / "samples.safetensors")
     read = samples.read(tmp_path / "samples.safetensors")
     assert len(read) == len(written)
@@ -104,32 +104,32 @@ def test_samples_survive_their_file(tmp_path: Path) -> None:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_transformers_reads_them_as_we_do() -> None:
+def test_transformers_gives_the_same_logits() -> None:
     transformers = pytest.importorskip("transformers", minversion="5.0")
     folder = resolve_model("tiny")
     kind = transformers.Qwen2_5_VLForConditionalGeneration
-    theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    ours = load_model(folder, device="cpu", dtype="fp32")
-    found, image = prompts(5)
-    inputs = [run.inputs_of(prompt, image) for prompt in found]
-    wanted = {tuple(prompt.input_ids.tolist()): ours([prompt])[0].detach() for prompt in found}
+    library_model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(folder, device="cpu", dtype="fp32")
+    encoded, image = prompts(5)
+    inputs = [run.inputs_of(prompt, image) for prompt in encoded]
+    expected = {tuple(prompt.input_ids.tolist()): model([prompt])[0].detach() for prompt in encoded}
     with torch.inference_mode():
         for batch in [*inputs, *samples.batches(inputs, 3, filler=0)]:
-            logits = theirs(**batch).logits
+            logits = library_model(**batch).logits
             for row, tokens in zip(logits, batch["input_ids"], strict=True):
-                compare(row, tokens, wanted)
+                compare(row, tokens, expected)
 
 
-def compare(logits: Tensor, tokens: Tensor, wanted: dict[tuple[int, ...], Tensor]) -> None:
-    """Find the sample that a padded row holds and compare its logits."""
-    (found,) = [k for k in wanted if tuple(tokens[: len(k)].tolist()) == k]
-    difference = (logits[: len(found)] - wanted[found]).abs().max() / wanted[found].abs().max()
+def compare(logits: Tensor, tokens: Tensor, expected: dict[tuple[int, ...], Tensor]) -> None:
+    """Find the sample of a padded row and compare its logits."""
+    (key,) = [k for k in expected if tuple(tokens[: len(k)].tolist()) == k]
+    difference = (logits[: len(key)] - expected[key]).abs().max() / expected[key].abs().max()
     assert float(difference) < 1e-4
 
 
-def test_batches_hold_each_sample_once_and_pad_little() -> None:
-    found, image = prompts(10)
-    inputs = [run.inputs_of(prompt, image) for prompt in found]
+def test_batches_have_each_sample_once_with_little_padding() -> None:
+    encoded, image = prompts(10)
+    inputs = [run.inputs_of(prompt, image) for prompt in encoded]
     batches = samples.batches(inputs, 4, filler=7)
     assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 2]
     shortest = [int(batch["input_ids"].ne(7).sum(1).min()) for batch in batches]
@@ -137,5 +137,5 @@ def test_batches_hold_each_sample_once_and_pad_little() -> None:
     assert shortest == sorted(shortest)
     assert widths == sorted(widths)
     assert sum(len(batch["image_grid_thw"]) for batch in batches) == sum(
-        len(prompt.visuals) for prompt in found
+        len(prompt.visuals) for prompt in encoded
     )

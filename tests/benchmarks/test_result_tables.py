@@ -1,9 +1,9 @@
-"""What the result pages say about their rows."""
+"""Sentences of the result pages about their rows."""
 
 from typing import Any
 
-from common.rows import DRAWINGS, drawings
-from common.tables import more_drawings, other_commits
+from common.rows import SAMPLE_FACTORS, sample_counts
+from common.tables import larger_sets, other_commits
 
 
 def results(*commits: str) -> dict[str, Any]:
@@ -16,11 +16,11 @@ def results(*commits: str) -> dict[str, Any]:
 def test_rows_of_an_earlier_commit_are_counted() -> None:
     assert other_commits(results("new", "new")) == []
     (line,) = other_commits(results("old", "new", "older new"))
-    assert line.startswith("2 of the 3 rows are, at least in part, of old, older;")
+    assert line.startswith("2 of the 3 rows") and "old, older" in line
 
 
-def test_close_settings_are_judged_on_more_drawings() -> None:
-    assert drawings("w8a8", 256, 512) == {"validation": 256, "held_out": 512}
-    for setting, times in DRAWINGS.items():
-        assert drawings(setting, 256, 512)["held_out"] == times * 512
-        assert f"{times} times as many at {setting}" in more_drawings()
+def test_settings_with_close_methods_have_more_samples() -> None:
+    assert sample_counts("w8a8", 256, 512) == {"validation": 256, "held_out": 512}
+    for setting, factor in SAMPLE_FACTORS.items():
+        assert sample_counts(setting, 256, 512)["held_out"] == factor * 512
+        assert f"{factor} times as many at {setting}" in larger_sets()

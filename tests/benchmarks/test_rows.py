@@ -10,7 +10,7 @@ from vlpress.quant.driver.pipeline import make_plan
 
 
 @pytest.mark.parametrize("row", all_rows(), ids=lambda row: row.key)
-def test_the_recipe_quantizes_what_the_row_says(row: Row) -> None:
+def test_recipe_of_a_row(row: Row) -> None:
     recipe = row.recipe(7, 64)
     assert (recipe.calibration.seed, recipe.calibration.samples) == (7, 64)
     plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
@@ -20,9 +20,9 @@ def test_the_recipe_quantizes_what_the_row_says(row: Row) -> None:
     assert bool(tower) == row.scope.endswith("vision")
     for planned in decoder:
         assert planned.step is not None
-        found = planned.step.scheme.to_dict()
-        wanted = {"symmetric": True, "activations": "none"} | SETTINGS[row.setting]
-        assert {key: found[key] for key in wanted} == wanted
+        actual = planned.step.scheme.to_dict()
+        expected = {"symmetric": True, "activations": "none"} | SETTINGS[row.setting]
+        assert {key: actual[key] for key in expected} == expected
     assert {r.step.method for r in plan.quantized if r.step} == {row.method.split("+")[-1]}
 
 
@@ -31,7 +31,7 @@ def test_keys_are_distinct() -> None:
     assert len({row.key for row in rows}) == len(rows)
 
 
-def test_variants_of_a_recipe_differ_in_what_they_name() -> None:
+def test_variants_of_a_recipe_differ() -> None:
     recipes = [variant.recipe(0, 64).to_dict() for variant in VARIANTS]
     weights = [r["calibration"]["token_weights"] for r in recipes[:6]]
     assert weights[0] == "uniform"

@@ -1,4 +1,4 @@
-"""The comparison with a server must find what differs."""
+"""The comparison with a server must detect differences."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CATEGORY = "Doc-oriented VQA"
 FIELDS = {"category": CATEGORY, "group": GROUPS[CATEGORY], "question": "q", "answers": ["w"]}
 
 
-def stored(*said: tuple[str, int]) -> StoredRun:
-    """A run of one benchmark whose right answer is always "w"."""
-    items = tuple({**FIELDS, "id": str(i), "unit": str(i)} for i in range(len(said)))
+def stored(*answers: tuple[str, int]) -> StoredRun:
+    """A run of one benchmark whose correct answer is always "w"."""
+    items = tuple({**FIELDS, "id": str(i), "unit": str(i)} for i in range(len(answers)))
     answers = {
         str(i): Prediction(str(i), text, 1, True, 0.1, length)
-        for i, (text, length) in enumerate(said)
+        for i, (text, length) in enumerate(answers)
     }
     info = {"kind": "ocrbench", "profile": "2025-08"}
     task = StoredTask("b", info, items, answers, Path())
@@ -32,7 +32,7 @@ def stored(*said: tuple[str, int]) -> StoredRun:
 
 
 def margins(value: float) -> Any:
-    return lambda item, ours, theirs: value
+    return lambda item, local, remote: value
 
 
 BASE = (("w", 40), ("w", 41))
@@ -48,25 +48,25 @@ BASE = (("w", 40), ("w", 41))
         ((("w", 40), ("w", 44)), 0.0, False),  # another prompt
     ],
 )
-def test_what_counts_as_the_same(
+def test_conditions_of_equality(
     served: tuple[tuple[str, int], ...], margin: float, passed: bool
 ) -> None:
-    found = with_server.compare_runs(stored(*BASE), stored(*served), margins(margin))["b"]
-    assert found["passed"] is passed
-    assert found["same_answers"] == 2 - len(found["differing"])
-    assert found["same_prompt_lengths"] == sum(
-        ours[1] == theirs[1] for ours, theirs in zip(BASE, served, strict=True)
+    result = with_server.compare_runs(stored(*BASE), stored(*served), margins(margin))["b"]
+    assert result["passed"] is passed
+    assert result["same_answers"] == 2 - len(result["differing"])
+    assert result["same_prompt_lengths"] == sum(
+        local[1] == remote[1] for local, remote in zip(BASE, served, strict=True)
     )
 
 
-def test_margin_is_that_of_the_first_token_that_differs(tmp_path: Path) -> None:
+def test_margin_is_that_of_the_first_different_token(tmp_path: Path) -> None:
     model = make_random_model()
     processor = Processor.from_folder(write_checkpoint_folder(tmp_path / "m"))
-    asked: Any = with_server.Margins.__new__(with_server.Margins)
-    asked._processor = processor
+    measure: Any = with_server.Margins.__new__(with_server.Margins)
+    measure._processor = processor
     item = Item("1", [{"role": "user", "content": "Hi"}], 8, {})
     prompt = processor.encode(item.messages)
     logits = model([processor.encode(item.messages, answer="ab")])[0][len(prompt)]
     ids = processor.tokenizer("bc", add_special_tokens=False).input_ids
     expected = abs(float(logits[ids[0]] - logits[ids[1]])) / float(logits.abs().max())
-    assert asked._margin(model, item, "ab", "ac") == pytest.approx(expected, rel=1e-4)
+    assert measure._margin(model, item, "ab", "ac") == pytest.approx(expected, rel=1e-4)
