@@ -1,4 +1,4 @@
-"""The readers against damaged files: the short form of `make fuzz`."""
+"""The readers with damaged files: a short form of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIECES = st.one_of(
 
 @st.composite
 def damaged(draw: st.DrawFn, sound: bytes) -> bytes:
-    """A file with some stretches replaced, or cut off."""
+    """A file with replaced passages, or truncated."""
     data = bytearray(sound)
     for _ in range(draw(st.integers(1, 4))):
         begin = draw(st.integers(0, len(data)))
@@ -36,7 +36,7 @@ def damaged(draw: st.DrawFn, sound: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", list(fuzz.READERS))
-def test_a_sound_file_is_read(tmp_path: Path, name: str) -> None:
+def test_valid_file_is_read(tmp_path: Path, name: str) -> None:
     reader = fuzz.READERS[name]
     if name == "index":  # names a file that is not there
         with pytest.raises(FileNotFoundError):
@@ -51,7 +51,7 @@ def _put(folder: Path, reader: fuzz.Reader) -> Path:
 
 
 @pytest.mark.parametrize("name", list(fuzz.READERS))
-def test_a_damaged_file_is_read_or_refused_in_a_line(tmp_path: Path, name: str) -> None:
+def test_damaged_file_is_read_or_gives_an_error_of_one_line(tmp_path: Path, name: str) -> None:
     reader = fuzz.READERS[name]
     sound = reader.seed()
 
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_read_or_refused_in_a_line(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", [name for name in SIDE_FILES if not name.endswith(".txt")])
-def test_a_readable_change_is_read_or_refused_in_a_line(tmp_path: Path, name: str) -> None:
+def test_valid_change_is_read_or_gives_an_error_of_one_line(tmp_path: Path, name: str) -> None:
     reader = fuzz.READERS[name]
     sound = reader.seed()
     outcomes = set()
@@ -84,7 +84,7 @@ def test_damaged_json_is_json() -> None:
     assert damage_json(b"{", 0) is None
 
 
-def test_deeply_nested_json_is_changed_or_left() -> None:
+def test_deeply_nested_json() -> None:
     sound = b'{"a": 1, "b": ' + b"[" * 800 + b"]" * 800 + b"}"
     changed = [damage_json(sound, seed) for seed in range(50)]
     assert any(data is None for data in changed) and any(data for data in changed)
@@ -97,7 +97,7 @@ def test_damaged_templates_are_text() -> None:
     assert changed == {damage_template(sound, seed).decode() for seed in range(50)}
 
 
-def test_an_error_of_another_kind_ends_the_run(tmp_path: Path) -> None:
+def test_error_of_another_type_ends_the_run(tmp_path: Path) -> None:
     def fails(path: Path) -> object:
         raise TypeError(path.name)
 
@@ -111,9 +111,9 @@ def test_an_error_of_another_kind_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_own_functions_are_those_of_vlpress() -> None:
-    found = {function.__qualname__: function for function in fuzz.own_functions()}
+    functions = {function.__qualname__: function for function in fuzz.own_functions()}
     assert {"read_checkpoint_json", "ModelConfig.from_folder", "VisionConfig.head_dim"} <= set(
-        found
+        functions
     )
-    assert all(function.__module__.startswith("vlpress") for function in found.values())
-    assert "ModelConfig.__init__" not in found  # generated
+    assert all(function.__module__.startswith("vlpress") for function in functions.values())
+    assert "ModelConfig.__init__" not in functions  # generated

@@ -6,7 +6,7 @@ from pathlib import Path
 import golden_outputs
 
 
-def test_every_kind_of_change_is_named() -> None:
+def test_changed_new_and_missing_outputs_are_listed() -> None:
     before = {"a": "1", "b": "2", "c": "3"}
     lines = golden_outputs.differences(before, {"a": "1", "b": "9", "d": "4"})
     assert [line.split(":")[0] for line in lines] == ["b", "c", "d"]

@@ -1,4 +1,4 @@
-"""A conversation holds exactly what the model is asked later."""
+"""A training conversation equals single-turn prompts."""
 
 import random
 
@@ -50,7 +50,7 @@ def test_a_question_has_the_tokens_and_positions_of_a_single_turn(
         checked += 1
 
 
-def test_looking_asks_for_facts_behind_the_picture(writer: tiny_talk.Writer) -> None:
+def test_looking_drill_has_cues_after_the_image(writer: tiny_talk.Writer) -> None:
     rng = random.Random(6)
     scene = scenes.SCENES["signs"](rng)
     packed = writer.look(scene, rng)
@@ -60,7 +60,7 @@ def test_looking_asks_for_facts_behind_the_picture(writer: tiny_talk.Writer) -> 
             assert f" {question.slots['colour']}{question.answer}<|im_end|>" in text
 
 
-def test_every_skill_that_a_single_picture_asks_has_a_cue() -> None:
+def test_every_skill_of_a_single_image_has_a_cue() -> None:
     rng = random.Random(0)
     asked = {q.skill for s in scenes.SCENES.values() for _ in range(60) for q in s(rng).questions}
     assert asked - set(tiny_talk.CUES) == {"kind", "background", "list"}

@@ -6,14 +6,14 @@ from tokenizers import Tokenizer
 from vlpress.model.loading import resolve_model
 
 
-def test_the_shipped_tokenizer_is_what_the_script_makes(tmp_path: Path) -> None:
+def test_the_script_reproduces_the_shipped_tokenizer(tmp_path: Path) -> None:
     tiny_tokenizer.write(tmp_path)
     shipped = resolve_model("tiny")
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (shipped / file.name).read_bytes(), file.name
 
 
-def test_capitals_and_digits_are_tokens_of_their_own() -> None:
+def test_capitals_and_digits_are_separate_tokens() -> None:
     tokenizer = Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
     assert tokenizer.encode("KQ47").tokens == ["K", "Q", "4", "7"]
     assert len(tokenizer.encode("A. red\n").ids) == 4

@@ -1,4 +1,4 @@
-"""The patches and labels that training uses are those of the picture that the model sees."""
+"""Patches and labels of training match the model's input."""
 
 import random
 
@@ -19,11 +19,11 @@ def processor() -> Processor:
 
 
 @pytest.mark.parametrize("kind", ["shapes", "album", "text"])
-def test_patches_are_those_of_the_processor(kind: str, processor: Processor) -> None:
+def test_patches_equal_those_of_the_processor(kind: str, processor: Processor) -> None:
     scene = scenes.SCENES[kind](random.Random(1))
-    for picture in scene.images:
-        visual = processor.image(picture.image)
-        assert torch.equal(torch.from_numpy(tiny_truth.patches(picture)), visual.patches)
+    for annotated in scene.images:
+        visual = processor.image(annotated.image)
+        assert torch.equal(torch.from_numpy(tiny_truth.patches(annotated)), visual.patches)
 
 
 def test_a_mark_labels_its_patch_and_no_other() -> None:
@@ -43,6 +43,6 @@ def test_a_shape_is_labelled_with_its_third_of_width_and_height() -> None:
     )
     here = labels[labels.sum(axis=2) > 0]
     first = tiny_truth.FIRST
-    wanted = [first["rank"] + 2, first["line"] + 1, first["blur"]]
-    assert here.shape == (1, tiny_truth.LABELS) and all(here[0, i] == 1 for i in wanted)
+    expected = [first["rank"] + 2, first["line"] + 1, first["blur"]]
+    assert here.shape == (1, tiny_truth.LABELS) and all(here[0, i] == 1 for i in expected)
     assert here.sum() == 5  # the shape and its colour too

@@ -44,15 +44,15 @@ def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
     student = tiny_student.Student(tokenizer)
     labels = one_batch(tokenizer, "decoder").labels
     features = student.true_features(labels, noise=0.0)
-    found = (features - student.constant) @ student.codes.t()
+    similarity = (features - student.constant) @ student.codes.t()
     things = [0, tiny_truth.THINGS]
     for patch in range(4):
         first, last = (patch * tiny_truth.LABELS + t for t in things)
-        kept = found[:, first:last], labels[:, first:last]
-        assert ((kept[0] > 0.5) == (kept[1] > 0.5)).float().mean() > 0.999
+        group = similarity[:, first:last], labels[:, first:last]
+        assert ((group[0] > 0.5) == (group[1] > 0.5)).float().mean() > 0.999
 
 
-def test_plain_attention_is_attention() -> None:
+def test_plain_attention_equals_scaled_dot_product_attention() -> None:
     q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
     ours = train_tiny.plain_attention(q, k, v, mask)
@@ -69,7 +69,7 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
     assert train_tiny.learning_rate(1.0, 500, 1.0) == pytest.approx(0.02)
 
 
-def test_stopped_training_goes_on_and_exports_a_loadable_folder(
+def test_training_resumes_and_exports_a_loadable_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_tokenizer.write(tmp_path / "tokenizer")
