@@ -149,7 +149,7 @@ def check_margin(margin: float) -> None:
     """
     if not 0 <= margin < LARGEST_MARGIN:
         raise ValueError(
-            f"margin is {margin:g}; give the points that may be lost, from 0 to below "
+            f"margin is {margin:g}; give the allowed loss in points, from 0 to below "
             f"{LARGEST_MARGIN:g}"
         )
 
@@ -161,7 +161,7 @@ def _benchmark(
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
     cluster_of = image_clusters(base.items)
     clusters = [cluster_of[unit.id] for unit, _ in pairs]
-    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.asked]
+    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.sound_items]
     is_blank = base.info["fingerprint"]["blank_images"]
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)

@@ -1,8 +1,10 @@
-"""A candidate cannot pass by equalling a base that shows nothing, whatever was stored."""
+"""A candidate cannot pass by having the answers of a base without any ability."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,25 +21,25 @@ from workbench import NAMES, Workbench
 
 from vlpress.cli import main
 from vlpress.eval import compare_many, extract_choice
-from vlpress.eval.answering.runner import Answer
-from vlpress.eval.report.report import build_report, compare
+from vlpress.eval.answering.runner import Completion
+from vlpress.eval.report.report import build_report
 from vlpress.eval.results import StoredRun, read_run
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.processor import Processor
 
 TWO = NAMES[:2]
-WIDE = 60  # points: eight and nine questions pass it where nothing is lost
+WIDE = 60  # points: a margin that eight or nine questions without a loss pass
 
 
 class CutOff(TableResponder):
-    """Gives right answers that all end at the token limit."""
+    """Right answers that all end at the token limit."""
 
-    def generate(self, items: Sequence[Item]) -> list[Answer]:
+    def generate(self, items: Sequence[Item]) -> list[Completion]:
         return [replace(answer, stopped=False) for answer in super().generate(items)]
 
 
 def nan_tokens(item: Item) -> str:
-    """What a model says whose scores are NaN: token 0 up to the limit."""
+    """The answer of a model with NaN logits: token 0 up to the limit."""
     return "!" * 64
 
 
@@ -46,28 +48,34 @@ def at_chance(item: Item) -> str:
     return "B" if "choices" in item.fields else "word99"
 
 
-Makes = Callable[[Workbench, str], Path]
+Evaluate = Callable[[Workbench], Path]
 
 
-def saying(say: Say, **options: Any) -> Makes:
-    return lambda bench, name: bench.run(name, say, names=TWO, **options)
+def answering(answer: Say, **options: Any) -> Evaluate:
+    return lambda bench: bench.run("base", answer, names=TWO, **options)
 
 
-HOLLOW: Mapping[str, tuple[Makes, set[str]]] = {
-    "NaN": (saying(nan_tokens), {"unreadable", "identical", "chance"}),
-    "blank images": (saying(right, open={"blank": True}), {"blank_images"}),
-    "all empty": (saying(lambda item: " \n"), {"unreadable", "empty", "identical", "chance"}),
-    "one constant answer": (saying(lambda item: "A"), {"identical", "chance"}),
-    "at chance": (saying(at_chance), {"identical", "chance"}),
-    "both at zero": (saying(lambda item: f"no {item.id}"), {"chance"}),
-    "all declined": (saying(lambda item: "Z"), {"unreadable", "identical", "chance"}),
+HOLLOW: Mapping[str, tuple[Evaluate, set[str]]] = {
+    "NaN": (answering(nan_tokens), {"unreadable", "identical", "chance"}),
+    "blank images": (answering(right, open={"blank": True}), {"blank_images"}),
+    "all empty": (answering(lambda item: " \n"), {"unreadable", "empty", "identical", "chance"}),
+    "one constant answer": (answering(lambda item: "A"), {"identical", "chance"}),
+    "at chance": (answering(at_chance), {"identical", "chance"}),
+    "both at zero": (answering(lambda item: f"no {item.id}"), {"chance"}),
+    "all declined": (answering(lambda item: "Z"), {"unreadable", "identical", "chance"}),
 }
 
 
-def check_not_passed(report: Mapping[str, Any], wanted: set[str]) -> None:
+def report_of(base: Path, cand: Path | None = None, margin: float = WIDE) -> dict[str, Any]:
+    """The report of two runs, or of one with itself, without writing it."""
+    report, _ = build_report(read_run(base), read_run(cand or base), margin)
+    return report
+
+
+def check_not_passed(report: Mapping[str, Any], rules: set[str]) -> None:
     assert report["verdict"] == "INCONCLUSIVE"
-    found = {r["rule"] for e in report["benchmarks"].values() for r in e["health_reasons"]}
-    assert wanted <= found
+    violated = {r["rule"] for e in report["benchmarks"].values() for r in e["health_reasons"]}
+    assert rules <= violated
     for name, entry in report["benchmarks"].items():
         assert entry["verdict"] == "INCONCLUSIVE"
         assert entry["lower95"] > -report["margin"], "the interval alone would pass"
@@ -77,27 +85,24 @@ def check_not_passed(report: Mapping[str, Any], wanted: set[str]) -> None:
             assert any(reason["text"] in line for line in lines)
 
 
-@pytest.mark.parametrize("what", HOLLOW)
-def test_equal_but_hollow(bench: Workbench, what: str) -> None:
-    makes, wanted = HOLLOW[what]
-    base, cand = makes(bench, "base"), makes(bench, "cand")
+@pytest.mark.parametrize("fault", HOLLOW)
+def test_equal_but_hollow(bench: Workbench, fault: str) -> None:
+    evaluate, rules = HOLLOW[fault]
     # Blank images are all one cluster, which counts as a single question.
-    report = compare(base, cand, bench.folder / "r", margin=80)
-    check_not_passed(report, wanted)
+    check_not_passed(report_of(evaluate(bench), margin=80), rules)
 
 
 def test_all_answers_cut_off(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.TableResponder", CutOff)
-    base, cand = bench.run("base", names=TWO), bench.run("cand", names=TWO)
-    report = compare(base, cand, bench.folder / "r", margin=WIDE)
+    report = report_of(bench.run("base", names=TWO))
     assert [e["base"] for e in report["benchmarks"].values()] == [100, 100]
     check_not_passed(report, {"cut_off"})
 
 
-def test_reasons_stand_in_every_form_and_decide_the_exit_code(bench: Workbench) -> None:
-    base, cand = (bench.run(name, nan_tokens, names=TWO) for name in ("base", "cand"))
+def test_reasons_are_in_every_form_and_decide_the_exit_code(bench: Workbench) -> None:
+    base = str(bench.run("base", nan_tokens, names=TWO))
     out = bench.folder / "r"
-    command = ["compare", str(base), str(cand), "-o", str(out), "--margin", str(WIDE)]
+    command = ["compare", base, base, "-o", str(out), "--margin", str(WIDE)]
     result = CliRunner().invoke(main.app, command)
     assert result.exit_code == 4
     report = json.loads((out / "report.json").read_text("utf-8"))
@@ -110,20 +115,21 @@ def test_reasons_stand_in_every_form_and_decide_the_exit_code(bench: Workbench) 
         assert text in shown and "CUT_OFF_LIMIT 50" in shown
     assert "The answers cannot support a verdict." in page
     assert "Ask more questions, or allow" not in page
-    several = CliRunner().invoke(main.app, [*command[:3], str(base), *command[3:]])
+    other = str(shutil.copytree(base, bench.folder / "other"))
+    several = CliRunner().invoke(main.app, [*command[:3], other, *command[3:]])
     assert several.exit_code == 4 and text in several.stdout
 
 
 def test_several_candidates_follow(bench: Workbench) -> None:
     base = bench.run("base", nan_tokens, names=TWO)
-    runs = [bench.run(name, nan_tokens, names=TWO) for name in ("a", "b")]
-    found = compare_many(base, runs, bench.folder / "r", margin=WIDE)
-    assert found["verdict"] == "INCONCLUSIVE"
+    runs = [shutil.copytree(base, bench.folder / name) for name in ("a", "b")]
+    comparison = compare_many(base, runs, bench.folder / "r", margin=WIDE)
+    assert comparison["verdict"] == "INCONCLUSIVE"
     for name in ("a", "b"):
-        entry = found["candidates"][name]
+        entry = comparison["candidates"][name]
         assert entry["verdict"] == "INCONCLUSIVE" and entry["verdict_reasons"]
         assert entry["benchmarks"]["builtin-ocrbench"]["chance"] == 0
-        assert any(line.startswith(f"{name}: builtin-") for line in found["verdict_reasons"])
+        assert any(line.startswith(f"{name}: builtin-") for line in comparison["verdict_reasons"])
     page = (bench.folder / "r" / "comparison.html").read_text("utf-8")
     assert "0 of 2 candidates may ship." in page and "name no option" in page
 
@@ -135,7 +141,7 @@ def test_two_languages_follow(bench: Workbench, tmp_path: Path) -> None:
     )
     half = bench.run("base", names=names[:1])
     bench.run("base", nan_tokens, names=names[1:])
-    report = compare(half, half, bench.folder / "r", margin=WIDE)
+    report = report_of(half)
     assert report["benchmarks"]["MMBench_DEV_EN"]["verdict"] == "PASS"
     [whole] = report["pooled"].values()
     assert whole["lower95"] > -WIDE and whole["verdict"] == "INCONCLUSIVE"
@@ -147,44 +153,42 @@ def test_only_the_candidate_is_hollow(bench: Workbench) -> None:
     """A margin so wide that losing everything would pass does not make it pass."""
     base = bench.run("base", lambda item: right(item) if item.id in "0123" else "no", names=TWO[1:])
     cand = bench.run("cand", lambda item: f"no {item.id}", names=TWO[1:])
-    report = compare(base, cand, bench.folder / "r", margin=95)
+    report = report_of(base, cand, margin=95)
     entry = report["benchmarks"]["builtin-ocrbench"]
     assert entry["lower95"] > -95 and entry["candidate"] == 0 < entry["base"]
     assert (entry["verdict"], report["verdict"]) == ("INCONCLUSIVE", "INCONCLUSIVE")
     assert {r["side"] for r in entry["health_reasons"]} == {"candidate"}
 
 
-def test_a_loss_fails_only_where_there_was_something_to_lose(bench: Workbench) -> None:
+def test_a_loss_fails_only_if_there_was_ability_to_lose(bench: Workbench) -> None:
     cand = bench.run("cand", lambda item: "", names=TWO[:1])
     sound = bench.run("sound", names=TWO[:1])
-    assert compare(sound, cand, bench.folder / "r", margin=20)["verdict"] == "FAIL"
+    assert report_of(sound, cand, margin=20)["verdict"] == "FAIL"
     # Half of the rows are cut off or without an option, but what is right is far above chance.
     noisy = bench.run(
         "noisy", lambda item: right(item) if int(item.id) % 10 < 5 else "no", names=TWO[:1]
     )
-    report = compare(noisy, cand, bench.folder / "r", margin=5)
+    report = report_of(noisy, cand, margin=5)
     entry = report["benchmarks"]["builtin-mmbench"]
     assert entry["verdict"] == ("FAIL" if entry["upper95"] < -5 else "INCONCLUSIVE")
 
 
 @pytest.mark.parametrize("margin", [100, 1e9, float("inf"), float("nan"), -1])
-def test_margins_at_which_all_or_nothing_would_pass(bench: Workbench, margin: float) -> None:
-    base = bench.run("base", names=TWO)
-    with pytest.raises(ValueError, match="margin is"):
-        compare(base, base, bench.folder / "r", margin=margin)
-    assert not (bench.folder / "r").exists()
+def test_margins_at_which_all_or_nothing_would_pass(sound: StoredRun, margin: float) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"margin is {margin:g};")):
+        build_report(sound, sound, margin)
 
 
 def test_few_questions_and_none(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[2:])
-    report = compare(base, base, bench.folder / "r", margin=WIDE)
+    report = report_of(base)
     entry = report["benchmarks"]["builtin-mmmu"]
     assert entry["n"] == 3 and entry["lower95"] > -WIDE
     assert report["verdict"] == "INCONCLUSIVE"
     assert "few_questions" in {r["rule"] for r in entry["health_reasons"]}
     nothing = bench.run("nothing", names=())
     with pytest.raises(ValueError, match="nothing holds no benchmark"):
-        compare(nothing, nothing, bench.folder / "r2")
+        report_of(nothing)
 
 
 def test_an_evaluation_warns_of_an_unhealthy_model(
@@ -205,9 +209,6 @@ def sound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as patch:
         package_files(folder, patch)
-        patch.setattr(
-            "vlpress.eval.report.report.holm", dict
-        )  # collects garbage, which takes a while
         bench = Workbench(Processor.from_folder(checkpoint), folder)
         yield read_run(bench.run("base", names=TWO))
 
@@ -215,14 +216,14 @@ def sound(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 ANSWERS = ("right", "right", "", " ", "!!!!", "A", "B", "no idea", "Z")
 
 
-def answered(run: StoredRun, said: Mapping[str, tuple[str, bool]]) -> StoredRun:
-    """The run with other stored answers; `right` is the gold one."""
+def answered(run: StoredRun, answers: Mapping[str, tuple[str, bool]]) -> StoredRun:
+    """The run with other stored answers and stop flags; `right` is the gold answer."""
     tasks = {}
     for name, task in run.tasks.items():
         gold = {i["id"]: str((i.get("answers") or [i.get("answer")])[0]) for i in task.items}
         predictions = {}
         for key, old in task.predictions.items():
-            text, stopped = said[f"{name}/{key}"]
+            text, stopped = answers[f"{name}/{key}"]
             text = gold[key] if text == "right" else text
             predictions[key] = replace(old, prediction=text, stopped=stopped)
         tasks[name] = replace(task, predictions=predictions)
@@ -230,7 +231,7 @@ def answered(run: StoredRun, said: Mapping[str, tuple[str, bool]]) -> StoredRun:
 
 
 def is_hollow(run: StoredRun, name: str) -> bool:
-    """The rules again, counted by hand."""
+    """Independent count of the health rules."""
     task = run.tasks[name]
     pairs = [(item, task.predictions[item["id"]]) for item in task.items]
     bad = 0
@@ -255,13 +256,12 @@ def test_no_stored_answers_of_a_hollow_model_pass(
         return draw.choice(ANSWERS), draw.random() < 0.7
 
     keys = [f"{name}/{key}" for name, task in sound.tasks.items() for key in task.predictions]
-    fixed, right_one = some(), ("right", True)
-    said = {
-        key: (fixed if constant else some()) if draw.random() < damage else right_one
-        for key in keys
+    fixed, gold = some(), ("right", True)
+    answers = {
+        key: (fixed if constant else some()) if draw.random() < damage else gold for key in keys
     }
-    other = {key: said[key] if draw.random() < 0.5 else right_one for key in keys}
-    runs = [answered(sound, said), answered(sound, draw.choice([said, other]))]
+    other = {key: answers[key] if draw.random() < 0.5 else gold for key in keys}
+    runs = [answered(sound, answers), answered(sound, draw.choice([answers, other]))]
     base, cand = runs if draw.random() < 0.5 else runs[::-1]
     report, _ = build_report(base, cand, WIDE)
     for name, entry in report["benchmarks"].items():

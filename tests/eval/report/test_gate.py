@@ -51,7 +51,7 @@ def test_run_exits_with_the_verdict_only_when_gated(
     verdict: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = {"verdict": verdict, "benchmarks": {}, "margin": 2.0, "fidelity": None}
-    monkeypatch.setattr("vlpress.eval.run.run", lambda request, reporter: report)
+    monkeypatch.setattr("vlpress.eval.run.run", lambda **values: report)
     assert call("run", "-o", tmp_path / "out", "--gate").exit_code == code
     assert call("run", "-o", tmp_path / "out").exit_code == 0
 
@@ -60,14 +60,14 @@ def steps() -> list[dict[str, Any]]:
     return list(yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]["gate"]["steps"])
 
 
-def test_workflow_calls_verbs_with_options_that_exist() -> None:
+def test_workflow_calls_verbs_with_existing_options() -> None:
     scripts = [step["run"].replace("\\\n", " ") for step in steps() if "run" in step]
     lines = [line for script in scripts for line in script.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("vlpress ")]
     assert [command[1] for command in commands] == ["run", "compare"]
     for _, verb, *rest in commands:
-        known = set(re.findall(r"--[a-z-]+", call(verb, "--help").stdout))
-        assert {word for word in rest if word.startswith("--")} <= known
+        options = set(re.findall(r"--[a-z-]+", call(verb, "--help").stdout))
+        assert {word for word in rest if word.startswith("--")} <= options
     assert "--gate" in commands[0] and "--margin" in commands[0]
 
 

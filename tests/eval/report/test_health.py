@@ -22,7 +22,7 @@ from vlpress.eval.report.health import (
     violations,
 )
 from vlpress.eval.stats.verdict import Verdict
-from vlpress.eval.tasks import KINDS
+from vlpress.eval.tasks import TASK_KINDS
 from vlpress.eval.tasks.task import Fields
 
 DOCS = paths.ROOT / "docs" / "report.md"
@@ -64,7 +64,7 @@ def text_rows(n: int, golds: Sequence[str] = (), category: str = "c") -> list[Fi
 
 def signs(rows: Sequence[Fields], say: Say, *, cut: Any = (), kind: str = "mmbench") -> Signs:
     answers = {r["id"]: Prediction(r["id"], say(r), 1, r["id"] not in cut, 0.1) for r in rows}
-    scorer, profile = KINDS[kind].score, "2025-08"
+    scorer, profile = TASK_KINDS[kind].score, "2025-08"
     score = scorer(rows, {key: a.prediction for key, a in answers.items()}, profile)
     return read_signs(rows, answers, score, scorer, profile)
 

@@ -11,10 +11,13 @@ from tiny_models import write_checkpoint_folder
 from workbench import NAMES, Workbench, lossy, reseal
 
 from vlpress.eval import compare, compare_many
+from vlpress.eval.report.markdown import render_report
+from vlpress.eval.report.report import build_report
+from vlpress.eval.results import read_run
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
-# The schema that other programs rely on.
+# Keys that other programs rely on.
 TOP = {"schema", "base", "candidate", "verdict", "margin", "synthetic", "benchmarks"}
 TOP |= {"fidelity", "size", "speed", "memory", "fingerprint"}
 BENCHMARK = {"metric", "n", "n_rows", "base", "candidate", "delta", "ci95", "ci_kind", "lower95"}
@@ -22,6 +25,11 @@ BENCHMARK |= {"upper95", "mcnemar_p", "verdict", "flips", "parse_failures", "cat
 FLIPS = {"right_to_wrong", "wrong_to_right", "wrong_to_wrong"}
 FIDELITY = {"tokens", "kl_kind", "kl_mean", "kl_p99", "top1_agreement", "per_benchmark"}
 SIZE = {"base_bytes", "candidate_bytes", "bits_per_weight"}
+
+
+def build(base: Path, cand: Path, **options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report and the flips of two runs, without writing them."""
+    return build_report(read_run(base), read_run(cand), **options)
 
 
 def test_report_has_the_schema(bench: Workbench) -> None:
@@ -43,7 +51,7 @@ def test_report_has_the_schema(bench: Workbench) -> None:
 def test_numbers_follow_from_the_answers(bench: Workbench) -> None:
     base = bench.run("base", lossy("3000242", "5"))
     cand = bench.run("cand", lossy("1000241", "2000241", "3", "4"))
-    report = compare(base, cand, bench.folder / "report")
+    report, _ = build(base, cand)
     mmbench = report["benchmarks"]["builtin-mmbench"]
     assert (mmbench["n"], mmbench["n_rows"]) == (8, 32)
     assert (mmbench["base"], mmbench["candidate"], mmbench["delta"]) == (87.5, 87.5, 0.0)
@@ -62,17 +70,17 @@ def test_numbers_follow_from_the_answers(bench: Workbench) -> None:
 
 def test_candidate_that_changes_nothing_passes_a_wide_margin(bench: Workbench) -> None:
     base, cand = (bench.run(name, names=NAMES[:2]) for name in ("base", "cand"))
-    report = compare(base, cand, bench.folder / "r", margin=60)
+    report, _ = build(base, cand, margin=60)
     assert (report["verdict"], report["verdict_reasons"]) == ("PASS", [])
     # A handful of questions cannot show that the loss is below two points.
-    report = compare(base, cand, bench.folder / "r")
+    report, _ = build(base, cand)
     assert report["verdict"] == "INCONCLUSIVE"
     assert [reason.partition(":")[0] for reason in report["verdict_reasons"]] == list(NAMES[:2])
 
 
 def test_broken_candidate_fails(bench: Workbench) -> None:
     base, cand = bench.run("base"), bench.run("cand", lambda item: "")
-    report = compare(base, cand, bench.folder / "r")
+    report, _ = build(base, cand)
     assert report["verdict"] == "FAIL"
     health = report["benchmarks"]["builtin-mmbench"]["health"]["candidate"]
     assert (health["empty"], health["parse_failures"], health["mean_tokens"]) == (32, 32, 0)
@@ -101,15 +109,13 @@ def test_markdown_starts_with_the_verdict_and_escapes_answers(bench: Workbench) 
 
 def test_a_limit_is_noted_at_the_top(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[:2], open={"limit": 5})
-    compare(base, base, bench.folder / "r")
-    head = (bench.folder / "r" / "report.md").read_text("utf-8").partition("\n## ")[0]
+    head = render_report(*build(base, base)).partition("\n## ")[0]
     assert "at most: builtin-mmbench 5, builtin-ocrbench 5." in head
 
 
 def test_breakdown_names_each_part_once(bench: Workbench) -> None:
     base = bench.run("base")
-    compare(base, base, bench.folder / "r")
-    text = (bench.folder / "r" / "report.md").read_text("utf-8")
+    text = render_report(*build(base, base))
     assert text.count("| Doc-oriented VQA ") == 1
     assert "all Doc-oriented VQA" not in text
     assert "| all Text Recognition " in text
@@ -139,8 +145,7 @@ def test_flip_shows_the_row_that_decided(bench: Workbench) -> None:
             item.id, right(item)
         ),
     )
-    compare(base, cand, bench.folder / "r")
-    [flip] = map(json.loads, (bench.folder / "r" / "flips.jsonl").read_text("utf-8").splitlines())
+    _, [flip] = build(base, cand)
     assert flip["rows_that_differ"] == ["241", "1000241"]
     assert (flip["row"], flip["candidate"]) == ("1000241", "no idea")
 
@@ -148,7 +153,7 @@ def test_flip_shows_the_row_that_decided(bench: Workbench) -> None:
 def test_wrong_answers_that_change_are_counted(bench: Workbench) -> None:
     base = bench.run("base", lambda item: "one")
     cand = bench.run("cand", lambda item: "two" if item.id == "4" else "one")
-    report = compare(base, cand, bench.folder / "r")
+    report, _ = build(base, cand)
     assert report["benchmarks"]["builtin-ocrbench"]["flips"]["wrong_to_wrong"] == 1
     assert report["benchmarks"]["builtin-mmbench"]["flips"]["wrong_to_wrong"] == 0
 
@@ -177,7 +182,7 @@ def test_another_quantization_is_not_another_setup(bench: Workbench) -> None:
     base = bench.run("base")
     bench.source = write_checkpoint_folder(bench.folder / "other", small_model(1))
     cand = bench.run("cand", fingerprint_extra={"quantization": "abc"})
-    report = compare(base, cand, bench.folder / "r")
+    report, _ = build(base, cand)
     assert report["fingerprint"]["candidate"]["quantization"] == "abc"
     assert report["fingerprint"]["base"]["model"] != report["fingerprint"]["candidate"]["model"]
 
@@ -247,7 +252,7 @@ def test_candidates_are_named_by_the_parts_of_their_paths_that_differ(bench: Wor
 
 def test_p_values_are_adjusted_and_detectable_differences_reported(bench: Workbench) -> None:
     base, cand = bench.run("base"), bench.run("cand", lossy("1000241", "3", "4", "5"))
-    report = compare(base, cand, bench.folder / "r")
+    report, flips = build(base, cand)
     plain = {name: entry["mcnemar_p"] for name, entry in report["benchmarks"].items()}
     adjusted = {name: entry["mcnemar_p_holm"] for name, entry in report["benchmarks"].items()}
     smallest = min(plain, key=lambda name: plain[name])
@@ -258,7 +263,7 @@ def test_p_values_are_adjusted_and_detectable_differences_reported(bench: Workbe
     part = ocr["categories"]["Doc-oriented VQA"]
     assert part["few"]
     assert part["p_adjusted"] >= 0.5
-    text = (bench.folder / "r" / "report.md").read_text("utf-8")
+    text = render_report(report, flips)
     assert "Holm p" in text
     assert f"{ocr['detectable']:.2f}" in text
 
@@ -273,7 +278,7 @@ def test_two_languages_are_pooled_by_question(bench: Workbench, tmp_path: Path) 
     }
     names = tuple(f"{name}={path}" for name, path in files.items())
     base = bench.run("base", names=names)
-    report = compare(base, bench.run("cand", lossy("241"), names=names), bench.folder / "r")
+    report, flips = build(base, bench.run("cand", lossy("241"), names=names))
     [(name, whole)] = report["pooled"].items()
     assert name == "MMBench_DEV EN+CN"
     assert (whole["n"], whole["clusters"]) == (16, 8)
@@ -282,4 +287,4 @@ def test_two_languages_are_pooled_by_question(bench: Workbench, tmp_path: Path) 
     alone = report["benchmarks"]["MMBench_DEV_EN"]
     assert (alone["design_effect"], alone["ci_kind"]) == (1.0, "tango")
     assert whole["ci_kind"] == "tango, scaled by the design effect"
-    assert "MMBench\\_DEV EN+CN" in (bench.folder / "r" / "report.md").read_text("utf-8")
+    assert "MMBench\\_DEV EN+CN" in render_report(report, flips)
