@@ -130,7 +130,7 @@ def _length_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
 def _length_agreement(base: StoredRun, candidate: StoredRun) -> str:
     pairs = [(task, candidate.tasks[name]) for name, task in base.tasks.items()]
     counted = sum(len(_prompt_lengths(*pair)) for pair in pairs)
-    total = sum(len(task.asked) for task in base.tasks.values())
+    total = sum(len(task.sound_items) for task in base.tasks.values())
     if not counted:
         return "how long the prompts were is not known on both sides"
     return f"the prompts of {counted} of {total} rows have the same number of tokens on both sides"

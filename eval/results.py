@@ -47,10 +47,10 @@ class StoredTask:
     @property
     def is_complete(self) -> bool:
         """Whether every item has a prediction."""
-        return all(item["id"] in self.predictions for item in self.asked)
+        return all(item["id"] in self.predictions for item in self.sound_items)
 
     @property
-    def asked(self) -> tuple[Fields, ...]:
+    def sound_items(self) -> tuple[Fields, ...]:
         """Items that are not broken."""
         return tuple(item for item in self.items if not is_broken(item))
 
@@ -154,9 +154,9 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None
     _, records = read_records(path, "fidelity")
-    if len(records) != len(task.asked):
+    if len(records) != len(task.sound_items):
         raise ValueError(
-            f"{path} covers {len(records)} of {len(task.asked)} items; "
+            f"{path} covers {len(records)} of {len(task.sound_items)} items; "
             "run the evaluation again with its --reference to finish it"
         )
     return records
@@ -231,7 +231,7 @@ def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
 
 def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
     """Count signs of broken answers, such as truncations, independent of the score."""
-    answers = [task.predictions[item["id"]] for item in task.asked]
+    answers = [task.predictions[item["id"]] for item in task.sound_items]
     return {
         "broken": score.broken,
         "parse_failures": score.parse_failures,

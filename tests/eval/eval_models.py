@@ -48,7 +48,7 @@ class TableResponder:
     """
 
     def __init__(self, say: Say = right, *, interrupt_after: int | None = None) -> None:
-        self.asked: list[str] = []
+        self.seen: list[str] = []
         self.batches: list[list[str]] = []
         self._say = say
         self._left = interrupt_after
@@ -61,7 +61,7 @@ class TableResponder:
             raise KeyboardInterrupt
         if self._left is not None:
             self._left -= 1
-        self.asked += [item.id for item in items]
+        self.seen += [item.id for item in items]
         self.batches.append([item.id for item in items])
         texts = [self._say(item) for item in items]
         return [Completion(text, len(text.split()), True) for text in texts]

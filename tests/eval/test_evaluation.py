@@ -60,7 +60,7 @@ def test_killed_evaluation_finishes_without_repeating(processor: Processor, tmp_
         run(processor, out, responder=first)
     second = TableResponder()
     result = run(processor, out, responder=second)
-    assert len(first.asked) + len(second.asked) == 44
+    assert len(first.seen) + len(second.seen) == 44
     whole = run(processor, tmp_path / "whole", responder=TableResponder())
     assert result.benchmarks == whole.benchmarks
 
@@ -127,14 +127,14 @@ def test_reference_whose_model_changed_or_is_missing_is_refused(
     source: dict[str, Any] = {"name": str(folder), "source": folder}
     run(processor, tmp_path / "base", "builtin-mmmu", responder=TableResponder(), **source)
     write_checkpoint_folder(folder, small_model(1))
-    asked = TableResponder()
-    options: dict[str, Any] = {"reference": tmp_path / "base", "responder": asked}
+    responder = TableResponder()
+    options: dict[str, Any] = {"reference": tmp_path / "base", "responder": responder}
     with pytest.raises(ValueError, match="has changed since"):
         run(processor, tmp_path / "a", "builtin-mmmu", **options)
     folder.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match=r"cannot be opened \(.*model"):
         run(processor, tmp_path / "b", "builtin-mmmu", **options)
-    assert asked.asked == []
+    assert responder.seen == []
 
 
 def test_another_setup_is_refused(processor: Processor, tmp_path: Path) -> None:

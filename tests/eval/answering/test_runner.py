@@ -72,7 +72,7 @@ def run(task: Task, responder: Any, path: Path, batch_size: int = 5) -> dict[str
 def test_every_item_is_asked_once(task: Task, tmp_path: Path) -> None:
     responder = TableResponder()
     found = run(task, responder, tmp_path / "p.jsonl")
-    assert sorted(responder.asked) == sorted(item.id for item in task.items)
+    assert sorted(responder.seen) == sorted(item.id for item in task.items)
     assert found == {item.id: right(item) for item in task.items}
     assert max(map(len, responder.batches)) == 5
 
@@ -87,11 +87,11 @@ def test_interrupted_run_resumes_with_the_same_batches(task: Task, tmp_path: Pat
     assert len(read_predictions(path)) == 15
     second = TableResponder()
     assert run(task, second, path) == expected
-    assert not set(first.asked) & set(second.asked)
+    assert not set(first.seen) & set(second.seen)
     assert first.batches + second.batches == whole.batches
     third = TableResponder()
     assert run(task, third, path) == expected
-    assert third.asked == []
+    assert third.seen == []
 
 
 def test_progress_counts_answers_and_gives_the_rate(
