@@ -119,7 +119,7 @@ class QuantizationRun:
             [row.spec for row in rows],
             true_sequential=self.recipe.calibration.true_sequential,
             token_weights=token_weights,
-            asymmetric=[row.name for row in rows if row.step and row.step.asymmetric],
+            asymmetric=[row.name for row in rows if row.step and row.step.asymmetric_calibration],
             syrk=select_syrk(self.device),
             blocks=blocks,
             store=store,
@@ -238,7 +238,7 @@ class QuantizationRun:
         assert step is not None
         target, shift = original, None
         try:
-            if step.asymmetric:
+            if step.asymmetric_calibration:
                 assert cross is not None
                 target = asymmetric_target(
                     original,

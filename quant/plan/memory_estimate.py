@@ -80,7 +80,7 @@ def count_memory(
             block = spec.stage, spec.block
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
-            asymmetric = asymmetric or step.asymmetric
+            asymmetric = asymmetric or step.asymmetric_calibration
             solve = max(solve, _solving_bytes(spec, step, recipe))
             taps = inputs.setdefault((spec.stage, spec.block), {})
             taps[spec.tap] = max(taps.get(spec.tap, 0), _observing_bytes(spec, step))
@@ -123,12 +123,12 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
     """
     hessians = 4 * spec.in_features**2 * 5 // 2
     tokens = 3 * 2 * BATCH_TOKENS * spec.in_features
-    return hessians + tokens + (16 * spec.in_features**2 if step.asymmetric else 0)
+    return hessians + tokens + (16 * spec.in_features**2 if step.asymmetric_calibration else 0)
 
 
 def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
     """Count the bytes of solving one layer, without its float weight; fitted to measurements."""
-    if step.asymmetric:
+    if step.asymmetric_calibration:
         # The target takes more than the solver. In units of float32: the Hessian and the cross
         # moment, three float64 matrices, and the weight and its target in float32 and float64.
         return 4 * (8 * spec.in_features**2 + 8 * spec.weights)

@@ -119,7 +119,9 @@ class Plan:
     @property
     def calibrated(self) -> bool:
         """Whether calibration samples run through the model."""
-        return bool(self.transforms) or any(row.step.looks for row in self.quantized if row.step)
+        return bool(self.transforms) or any(
+            row.step.uses_activations for row in self.quantized if row.step
+        )
 
     @property
     def base_bytes(self) -> int:
@@ -236,7 +238,7 @@ def check_images(plan: Plan, *, present: bool) -> None:
     missing = [
         row.name
         for row in plan.tower
-        if row.name in transformed or (row.step is not None and row.step.looks)
+        if row.name in transformed or (row.step is not None and row.step.uses_activations)
     ]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

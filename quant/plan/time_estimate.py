@@ -160,7 +160,7 @@ def _is_solved(row: PlanRow) -> bool:
 
 
 def _is_asymmetric(row: PlanRow) -> bool:
-    return row.step is not None and row.step.asymmetric
+    return row.step is not None and row.step.asymmetric_calibration
 
 
 def _backward(plan: Plan) -> float:

@@ -111,7 +111,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether any step uses activations."""
-        return bool(self.transforms) or any(step.looks for step in self.steps)
+        return bool(self.transforms) or any(step.uses_activations for step in self.steps)
 
     @property
     def needs_gradient(self) -> bool:

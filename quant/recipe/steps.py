@@ -48,12 +48,12 @@ class Step:
         return self.method != "rtn"
 
     @property
-    def asymmetric(self) -> bool:
-        """Whether the activations of the float model are used too."""
+    def asymmetric_calibration(self) -> bool:
+        """Whether the activations of the float model are used too, see `gptaq.py`."""
         return self.method == "gptaq"
 
     @property
-    def looks(self) -> bool:
+    def uses_activations(self) -> bool:
         """Whether activations of calibration samples are used."""
         return self.solves or self.scheme.activations == "static"
 
@@ -62,7 +62,7 @@ class Step:
         values = _plain(self)
         grid = values.pop("scheme").to_dict()
         first = {key: values.pop(key) for key in ("method", "targets", "ignore")}
-        if not self.asymmetric:
+        if not self.asymmetric_calibration:
             del values["strength"]
         return {**first, **grid, **values}
 

@@ -123,8 +123,10 @@ class QuantizedCheckpoint:
             if not name.endswith(".inv_freq") and not self.is_spurious(name)
         ]
         if missing or unknown:
-            problem = f"{unknown[0]} is unknown to this model" if unknown else ""
-            problem = f"{missing[0]} is missing" if missing else problem
+            if missing:
+                problem = f"{missing[0]} is missing"
+            else:
+                problem = f"{unknown[0]} is unknown to this model"
             raise ValueError(
                 f"{self.folder}: {problem}; the checkpoint is incomplete or of another model"
             )

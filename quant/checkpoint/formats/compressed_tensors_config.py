@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
-from ....common.validation import Allowed, Truthy, empty_to_none, parse
+from ....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
 from ...recipe.scheme import Activations, Bits, QuantScheme
 from .format import CONFIG, Contents, check_expression
 from .patterns import HEAD, excluding_patterns, layer_patterns
@@ -130,7 +130,7 @@ def _scheme(key: str, group: Group) -> QuantScheme:
         "symmetric": group.weights.symmetric,
         "activations": group.activations,
     }
-    return parse(QuantScheme, values, CONFIG, f"config_groups.{key}.weights")
+    return parse(QuantScheme, values, CONFIG, join_path("config_groups", [key, "weights"]))
 
 
 def _is_name(target: str, name: str) -> bool:

@@ -16,7 +16,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 from torch import Tensor
 
-from ....common.validation import Truthy, empty_to_none, parse
+from ....common.validation import Truthy, empty_to_none, join_path, parse
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import GroupSize, QuantScheme
@@ -233,7 +233,7 @@ class GPTQSettings:
             # A rule that leaves layers out does not apply to one that is stored quantized.
             if rule.startswith("-:") or not any(re.match(expression, name) for name in names):
                 continue
-            at = f"dynamic[{rule!r}]"
+            at = join_path("dynamic", [rule])
             values = {"bits": base.bits, "group_size": base.group_size, "sym": base.symmetric}
             values |= parse(dict[str, Any], changes, CONFIG, at)
             return parse(GPTQScheme, values, CONFIG, at).scheme()
