@@ -50,17 +50,17 @@ def main() -> None:
             for busy in options.busy:
                 for name, policy in [(n, p) for n in models for p in POLICIES]:
                     with busy_processes(busy):
-                        seconds, texts = evaluate(models[name], POLICIES[policy], options.timeout)
+                        seconds, text = evaluate(models[name], POLICIES[policy], options.timeout)
                     cells.setdefault((name, busy, policy), []).append(seconds)
-                    answers[name].add(texts)
+                    answers[name].add(text)
                     print(f"{name}, {busy} busy, {policy}: {seconds:.1f} s", flush=True)
         layers = {
             (busy, policy): kernels(busy, POLICIES[policy], options.timeout)
             for busy in options.busy
             for policy in POLICIES
         }
-    for name, texts in answers.items():
-        complete = texts - {""}
+    for name, distinct in answers.items():
+        complete = distinct - {""}
         if len(complete) > 1:
             sys.exit(f"{name}: answers differ between the runs")
     results = provenance() | {

@@ -71,7 +71,7 @@ def test_seconds_are_the_median_without_the_first_turn(clock: FakeClock) -> None
 
 
 def test_bandwidth_is_bytes_per_second(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing.library, "read_memory", lambda memory: clock.advance(0.5))
+    monkeypatch.setattr(library, "read_memory", lambda memory: clock.advance(0.5))
     assert timing.read_bandwidth() == pytest.approx(2 * timing.COPIES_BYTES)
 
 

@@ -19,12 +19,12 @@ CATEGORY = "Doc-oriented VQA"
 FIELDS = {"category": CATEGORY, "group": GROUPS[CATEGORY], "question": "q", "answers": ["w"]}
 
 
-def stored(*answers: tuple[str, int]) -> StoredRun:
+def stored(*replies: tuple[str, int]) -> StoredRun:
     """A run of one benchmark whose correct answer is always "w"."""
-    items = tuple({**FIELDS, "id": str(i), "unit": str(i)} for i in range(len(answers)))
+    items = tuple({**FIELDS, "id": str(i), "unit": str(i)} for i in range(len(replies)))
     answers = {
         str(i): Prediction(str(i), text, 1, True, 0.1, length)
-        for i, (text, length) in enumerate(answers)
+        for i, (text, length) in enumerate(replies)
     }
     info = {"kind": "ocrbench", "profile": "2025-08"}
     task = StoredTask("b", info, items, answers, Path())
