@@ -1,5 +1,7 @@
 """All presets, on a small model with widths of 128."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import paths
@@ -37,6 +39,15 @@ def test_names_match_the_recipe() -> None:
         assert f"w{decoder.bits}a{16 if decoder.activations == 'none' else 8}" in name
         smoothed = any(isinstance(step, SmoothQuantStep) for step in recipe.transforms)
         assert smoothed == ("a8" in name and not name.endswith("-rtn"))
+
+
+def test_names_are_listed_without_slow_imports() -> None:
+    """`vlpress --help` prints the presets, and must not import torch or pydantic for that."""
+    check = (
+        "import sys, vlpress.quant.recipe.presets; print({'torch', 'pydantic'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_schemes() -> None:
