@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -59,6 +59,14 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
 def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the reference kernel, so that a reloaded model equals the one in memory bit for bit."""
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
+
+
+@pytest.fixture(scope="module")
+def short_answers() -> Iterator[None]:
+    """Limit answers to the built-in benchmarks to 8 tokens; random models rarely stop earlier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlpress.eval.tasks.BUILTIN_MAX_NEW_TOKENS", 8)
+        yield
 
 
 @pytest.fixture(params=FAMILIES)

@@ -31,7 +31,13 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
 
 @pytest.mark.parametrize(
     "count, name",
-    [(3, "rounded"), (3, "solved"), (2, "smoothed"), (2, "awq"), (3, "against the float model")],
+    [
+        (3, "rounded"),
+        (3, "solved"),
+        (2, "smoothed"),
+        pytest.param(2, "awq", marks=pytest.mark.slow),
+        pytest.param(3, "against the float model", marks=pytest.mark.slow),
+    ],
 )
 def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, name: str) -> None:
     source = source_of(tmp_path, steps=STEPS[name])
