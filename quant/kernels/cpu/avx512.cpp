@@ -16,8 +16,8 @@ namespace {
 inline void store_vectors(const float* total, const float* row_scales, const float* bias, int width,
                           int64_t m, Type type, void* y, int64_t stride) {
   for (int v = 0; v * kLanes < width; ++v) {
-    const int left = width - v * kLanes;
-    const __mmask16 valid = left >= kLanes ? 0xffff : (1 << left) - 1;
+    const int remaining = width - v * kLanes;
+    const __mmask16 valid = remaining >= kLanes ? 0xffff : (1 << remaining) - 1;
     const __m512 shift =
         bias ? _mm512_maskz_loadu_ps(valid, bias + v * kLanes) : _mm512_setzero_ps();
     for (int64_t row = 0; row < m; ++row) {

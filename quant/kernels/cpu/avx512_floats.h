@@ -97,8 +97,8 @@ inline float sum_bf16(const uint16_t* x, int64_t count) {
   const __m512bh ones = pairs(_mm512_set1_epi16(0x3f80));
   __m512 sum = _mm512_setzero_ps();
   for (int64_t k = 0; k < count; k += 32) {
-    const int64_t left = count - k;
-    const __mmask32 valid = left >= 32 ? ~0u : (1u << left) - 1;
+    const int64_t remaining = count - k;
+    const __mmask32 valid = remaining >= 32 ? ~0u : (1u << remaining) - 1;
     sum = _mm512_dpbf16_ps(sum, pairs(_mm512_maskz_loadu_epi16(valid, x + k)), ones);
   }
   return _mm512_reduce_add_ps(sum);
@@ -194,11 +194,11 @@ inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* ou
   const int inputs = step_inputs(tile.bits), width = static_cast<int>(tile.bits);
   const __m512i mask = _mm512_set1_epi32((1 << width) - 1);
   __m512 scales[kVectors], zeros[kVectors];
-  int64_t left = 0;  // remaining inputs of the group
-  for (int64_t k = begin; k < begin + count; k += inputs, left -= inputs) {
-    if (left == 0) {
+  int64_t remaining = 0;  // remaining inputs of the group
+  for (int64_t k = begin; k < begin + count; k += inputs, remaining -= inputs) {
+    if (remaining == 0) {
       const int64_t at = k / tile.group * kTile;
-      left = tile.group - k % tile.group;
+      remaining = tile.group - k % tile.group;
       VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         scales[v] = scales16(tile, at + kLanes * v);

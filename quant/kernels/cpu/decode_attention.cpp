@@ -18,13 +18,13 @@ const uint16_t* append_column(const Kernels& kernels, const DecodeAttention& a, 
                               void* stored, float* scales, const uint16_t* fresh, uint16_t* wide) {
   const int64_t d = a.head_dim, first = head * a.capacity;
   if (!scales) {
-    uint16_t* all = static_cast<uint16_t*>(stored) + first * d;
-    std::copy_n(fresh + head * d, d, all + a.past * d);
-    return all;
+    uint16_t* columns = static_cast<uint16_t*>(stored) + first * d;
+    std::copy_n(fresh + head * d, d, columns + a.past * d);
+    return columns;
   }
-  int8_t* all = static_cast<int8_t*>(stored) + first * d;
-  scales[first + a.past] = kernels.pointwise.quantize(fresh + head * d, d, all + a.past * d);
-  kernels.pointwise.widen(all, (a.past + 1) * d, wide);
+  int8_t* columns = static_cast<int8_t*>(stored) + first * d;
+  scales[first + a.past] = kernels.pointwise.quantize(fresh + head * d, d, columns + a.past * d);
+  kernels.pointwise.widen(columns, (a.past + 1) * d, wide);
   return wide;
 }
 

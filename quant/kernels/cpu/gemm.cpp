@@ -20,7 +20,7 @@
 namespace vlpress {
 namespace {
 
-// Largest row block: 1024 rows x 64 columns of float32 sums are 256 KiB, an eighth of an L2 cache.
+// Largest row block: 1024 rows x 64 columns of float32 sums are 256 KiB, an eighth of a 2 MiB L2.
 constexpr int64_t kMaxBlockRows = 1024;
 // Bytes of x in a row block. Every tile reads the block again, so it has to stay in the L3 cache:
 // 1024 rows of K = 18944 in bf16 (39 MB) would come from memory for each of the tiles.
@@ -65,10 +65,10 @@ Tile tile_of(const Gemm& p, const Weight& w, int64_t index) {
 // share one parallel region: its start costs as much as a small layer's work.
 template <typename Work>
 void each_tile(const Gemm& p, const Work& work) {
-  int64_t all = 0;
-  for (int i = 0; i < p.count; ++i) all += tiles_of(p.weights[i]);
-  const int threads = useful_threads(all * kTile * p.shape.k * p.m, p.threads);
-  parallel(all, threads, [&](int thread, int64_t begin, int64_t end) {
+  int64_t tiles = 0;
+  for (int i = 0; i < p.count; ++i) tiles += tiles_of(p.weights[i]);
+  const int threads = useful_threads(tiles * kTile * p.shape.k * p.m, p.threads);
+  parallel(tiles, threads, [&](int thread, int64_t begin, int64_t end) {
     int weight = 0;
     int64_t tile = begin;
     for (int64_t i = begin; i < end; ++i, ++tile) {
@@ -125,12 +125,12 @@ struct FloatPlan {
   int64_t panel_bytes, rows;
   int64_t bytes;
 
-  FloatPlan(const Kernels& all, const Gemm& p) {
+  FloatPlan(const Kernels& table, const Gemm& p) {
     // bf16 weights in their stored form have no packed tiles to unpack in registers, and are used
     // on processors without bf16 products only.
     const bool stored = p.shape.bits == kBf16Bits;
-    const bool pairs = p.type == kBFloat16 && all.bf16.direct && !stored;
-    kernels = pairs ? &all.bf16 : &all.f32;
+    const bool pairs = p.type == kBFloat16 && table.bf16.direct && !stored;
+    kernels = pairs ? &table.bf16 : &table.f32;
     Scratch scratch{p.scratch};
     // Converted once per call: each of the N / 64 tiles reads all of x.
     const bool widen = p.type == kBFloat16 && !pairs;

@@ -54,10 +54,10 @@ inline void fold_sums(const Tile& tile, int64_t group, const int32_t* sums,
     const Floats scale = scales_at(tile, group * kTile + column);
     const Ints zero = zeros_at(tile, group * kTile + column);
     for (int64_t row = 0; row < m; ++row) {
-      float* here = total + row * kTile + column;
+      float* out = total + row * kTile + column;
       const Ints exact = load_lanes<Ints>(sums + row * kTile + column) - zero * level_sums[row];
       const Floats sum = to_floats(exact) * scale;
-      store_lanes(here, add ? load_lanes<Floats>(here) + sum : sum);
+      store_lanes(out, add ? load_lanes<Floats>(out) + sum : sum);
     }
   }
 }
@@ -81,14 +81,14 @@ inline float read_one(const void* x, Type type, int64_t i) {
 // any number: a NaN makes the scale NaN instead of being dropped by a float maximum.
 inline float scale_of(const void* x, Type type, int64_t k) {
   constexpr int32_t kMagnitude = 0x7fffffff;
-  Ints most = {};
+  Ints largest_lanes = {};
   int64_t i = 0;
   for (; i + kWide <= k; i += kWide) {
     const Ints bits = reinterpret_cast<Ints>(read_lanes(x, type, i)) & kMagnitude;
-    most = bits > most ? bits : most;
+    largest_lanes = bits > largest_lanes ? bits : largest_lanes;
   }
   int32_t largest = 0;
-  for (int c = 0; c < kWide; ++c) largest = most[c] > largest ? most[c] : largest;
+  for (int c = 0; c < kWide; ++c) largest = largest_lanes[c] > largest ? largest_lanes[c] : largest;
   for (; i < k; ++i) {
     const float value = read_one(x, type, i);
     int32_t bits;

@@ -102,10 +102,10 @@ inline void widen_bytes(const int8_t* levels, int64_t n, uint16_t* out) {
 
 // Softmax in place. At least one score is finite; -inf becomes 0.
 inline void softmax(float* scores, int64_t n) {
-  float most = scores[0];
-  for (int64_t i = 1; i < n; ++i) most = scores[i] > most ? scores[i] : most;
+  float largest = scores[0];
+  for (int64_t i = 1; i < n; ++i) largest = scores[i] > largest ? scores[i] : largest;
   for (int64_t i = 0; i < n; ++i) {
-    const float below = scores[i] - most;
+    const float below = scores[i] - largest;
     scores[i] = below < -80.0f ? 0.0f : fast_exp(below < -80.0f ? -80.0f : below);
   }
   float sums[kLanes] = {};
@@ -123,24 +123,24 @@ inline void softmax(float* scores, int64_t n) {
 inline float softmax_tiles(float* scores, int64_t tile_stride, int64_t tiles, int64_t count,
                        const uint8_t* mask, float scale, uint16_t* weights) {
   constexpr float kNever = -std::numeric_limits<float>::infinity();
-  float most[kTile], sums[kTile] = {};
-  for (int c = 0; c < kTile; ++c) most[c] = kNever;
+  float maxima[kTile], sums[kTile] = {};
+  for (int c = 0; c < kTile; ++c) maxima[c] = kNever;
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    float* here = scores + tile * tile_stride;
-    const int64_t first = tile * kTile, left = count - first;
-    for (int64_t c = left < 0 ? 0 : left; c < kTile; ++c) here[c] = kNever;
+    float* row = scores + tile * tile_stride;
+    const int64_t first = tile * kTile, remaining = count - first;
+    for (int64_t c = remaining < 0 ? 0 : remaining; c < kTile; ++c) row[c] = kNever;
     if (mask)
-      for (int64_t c = 0; c < kTile && c < left; ++c)
-        here[c] = mask[first + c] ? here[c] : kNever;
-    for (int c = 0; c < kTile; ++c) most[c] = here[c] > most[c] ? here[c] : most[c];
+      for (int64_t c = 0; c < kTile && c < remaining; ++c)
+        row[c] = mask[first + c] ? row[c] : kNever;
+    for (int c = 0; c < kTile; ++c) maxima[c] = row[c] > maxima[c] ? row[c] : maxima[c];
   }
-  for (int c = 1; c < kTile; ++c) most[0] = most[c] > most[0] ? most[c] : most[0];
-  const float top = most[0];
+  for (int c = 1; c < kTile; ++c) maxima[0] = maxima[c] > maxima[0] ? maxima[c] : maxima[0];
+  const float largest = maxima[0];
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const float* here = scores + tile * tile_stride;
+    const float* row = scores + tile * tile_stride;
     uint16_t* out = weights + tile * kTile;
     for (int c = 0; c < kTile; ++c) {
-      const float below = (here[c] - top) * scale;
+      const float below = (row[c] - largest) * scale;
       const float weight = below < -80.0f ? 0.0f : fast_exp(below < -80.0f ? -80.0f : below);
       sums[c] += weight;
       out[c] = to_bf16(weight);

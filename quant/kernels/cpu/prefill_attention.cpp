@@ -37,12 +37,12 @@ struct PrefillPlan {
     key_panel = p.head_dim * kTile;
     value_panel = (p.columns + 1) / 2 * 2 * kTile;
     head_values = key_tiles * key_panel + value_tiles * value_panel;
-    const int64_t all = aligned(2 * p.prompts * p.kv_heads * head_values);
+    const int64_t panel_bytes = aligned(2 * p.prompts * p.kv_heads * head_values);
     const int64_t score_count = kQueryBlock * key_tiles * kTile;
     panels = reinterpret_cast<uint16_t*>(p.scratch);
-    scores = reinterpret_cast<float*>(p.scratch + all);
+    scores = reinterpret_cast<float*>(p.scratch + panel_bytes);
     weights = reinterpret_cast<uint16_t*>(scores + threads * score_count);
-    bytes = all + threads * score_count * 6;  // 4 bytes of score, 2 of weight
+    bytes = panel_bytes + threads * score_count * 6;  // 4 bytes of score, 2 of weight
   }
 
   uint16_t* keys(int64_t head) const { return panels + head * head_values; }

@@ -104,7 +104,7 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
 // vectors sums and, for short chains of dependent additions, as many vectors as fit.
 template <int kBits, bool kEach>
 inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int m, float* total) {
-  const auto all = [&](auto rows, auto vectors) {
+  const auto passes = [&](auto rows, auto vectors) {
     constexpr int kVecs = decltype(vectors)::value;
     for (int column = 0; column < kTile; column += kVecs * kWide)
       columns_of<kBits, kEach, decltype(rows)::value, kVecs>(tile, column, x, stride, total);
@@ -115,21 +115,21 @@ inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int
   constexpr std::integral_constant<int, kAccumulators == 24 ? 2 : 1> few;
   switch (m) {
     case 1:
-      return all(one, four);
+      return passes(one, four);
     case 2:
-      return all(two, std::integral_constant<int, (kAccumulators == 24 ? 4 : 2)>());
+      return passes(two, std::integral_constant<int, (kAccumulators == 24 ? 4 : 2)>());
     case 3:
-      return all(std::integral_constant<int, 3>(), two);
+      return passes(std::integral_constant<int, 3>(), two);
     case 4:
-      return all(four, two);
+      return passes(four, two);
     case 5:
-      return all(std::integral_constant<int, 5>(), few);
+      return passes(std::integral_constant<int, 5>(), few);
     case 6:
-      return all(std::integral_constant<int, 6>(), few);
+      return passes(std::integral_constant<int, 6>(), few);
     case 7:
-      return all(std::integral_constant<int, 7>(), few);
+      return passes(std::integral_constant<int, 7>(), few);
     default:
-      return all(std::integral_constant<int, 8>(), few);
+      return passes(std::integral_constant<int, 8>(), few);
   }
 }
 
@@ -150,11 +150,11 @@ inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* 
     float* out = panel + column;
     Floats scale = {};
     Zeros zeros;
-    int64_t left = 0;  // remaining inputs of the group
-    for (int64_t k = begin; k < begin + count; k += kInputs, left -= kInputs) {
-      if (left == 0) {
+    int64_t remaining = 0;  // remaining inputs of the group
+    for (int64_t k = begin; k < begin + count; k += kInputs, remaining -= kInputs) {
+      if (remaining == 0) {
         const int64_t at = k / tile.group * kTile + column;
-        left = tile.group - k % tile.group;
+        remaining = tile.group - k % tile.group;
         scale = scales_at(tile, at);
         zeros = Zeros(tile, at);
       }
@@ -216,13 +216,13 @@ inline void multiply_floats(const void* panel, int64_t count, const void* x, int
     const float* weights = static_cast<const float*>(panel) + column;
     const float* rows = static_cast<const float*>(x);
     float* sums = total + column;
-    int64_t left = m;
-    for (; left >= kRegisterRows; left -= kRegisterRows) {
+    int64_t remaining = m;
+    for (; remaining >= kRegisterRows; remaining -= kRegisterRows) {
       strip_rows<kRegisterRows>(weights, count, rows, stride, add, sums);
       rows += kRegisterRows * stride;
       sums += kRegisterRows * kTile;
     }
-    for (; left > 0; --left, rows += stride, sums += kTile)
+    for (; remaining > 0; --remaining, rows += stride, sums += kTile)
       strip_rows<1>(weights, count, rows, stride, add, sums);
   }
 }
