@@ -20,7 +20,7 @@ from typing import Any
 from ..common.atomic import write_json
 from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from .answering.predictions import Prediction, read_predictions, read_records
-from .report.health import MODEL, Signs, read_signs, violations
+from .report.health import MODEL, Signs, compute_signs, list_violations
 from .tasks import TASK_KINDS
 from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
 
@@ -207,7 +207,7 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
         "table": dict(score.table),
         "health": summarize_health(task, score),
         "chance": signs.chance,
-        "health_reasons": [reason.to_dict() for reason in violations(MODEL, signs)],
+        "health_reasons": [reason.to_dict() for reason in list_violations(MODEL, signs)],
         "notes": list(task.info["notes"]),
     }
 
@@ -215,7 +215,7 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
 def find_signs(task: StoredTask, score: TaskScore) -> Signs:
     """Compute the input of the health rules."""
     scorer = TASK_KINDS[task.info["kind"]].score
-    return read_signs(task.items, task.predictions, score, scorer, task.info["profile"])
+    return compute_signs(task.items, task.predictions, score, scorer, task.info["profile"])
 
 
 def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""A Chromium for tests that look at pages: the machine's own, nothing is downloaded."""
+"""The installed Chromium, for tests of HTML pages; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium_path() -> str | None:
-    """Where the browser is, if there is one."""
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    """Path of the browser; None if none is installed."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def launch(path: str | None) -> Iterator[Any]:
-    """Run a headless browser."""
+    """Start a headless browser, and close it after the `with` block."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Without its sandbox, because containers run tests as root.
+        # Chromium refuses to run as root, as containers do, with its sandbox.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()

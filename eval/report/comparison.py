@@ -17,7 +17,7 @@ from ..config import MARGIN
 from ..fidelity.divergences import divergence_interval, find_kl_kind, unit_divergences
 from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
 from ..stats.paired import image_clusters, paired_difference
-from ..stats.statistics import overall
+from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
 from .html import comparison_page
 from .markdown import render_comparison
@@ -67,7 +67,7 @@ def compare_many(
         "schema": SCHEMA,
         "base": read_run(base_dir).name,
         "margin": margin,
-        "verdict": overall([Verdict(report["verdict"]) for report in reports.values()]),
+        "verdict": combine_verdicts([Verdict(report["verdict"]) for report in reports.values()]),
         "verdict_reasons": [
             f"{name}: {reason}"
             for name, report in reports.items()

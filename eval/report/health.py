@@ -91,7 +91,7 @@ class Reason:
         return asdict(self)
 
 
-def read_signs(
+def compute_signs(
     items: Sequence[Fields], answers: Answers, score: TaskScore, scorer: Scorer, profile: str
 ) -> Signs:
     """Compute the signs of one model on one benchmark.
@@ -189,7 +189,7 @@ def _answered_by(
     return {unit.id: unit.correct for unit in scorer(rows, given, profile).units}
 
 
-def violations(side: str, signs: Signs) -> list[Reason]:
+def list_violations(side: str, signs: Signs) -> list[Reason]:
     """List the rules that one model's answers violate.
 
     Args:
@@ -257,10 +257,10 @@ def benchmark_reasons(base: Signs, candidate: Signs, *, is_blank: bool) -> list[
     if base.questions < MINIMUM_QUESTIONS:
         text = f"{base.questions} questions are too few (MINIMUM_QUESTIONS {MINIMUM_QUESTIONS})"
         reasons.append(Reason(BOTH, "few_questions", base.questions, MINIMUM_QUESTIONS, text))
-    return [*reasons, *violations("base", base), *violations("candidate", candidate)]
+    return [*reasons, *list_violations("base", base), *list_violations("candidate", candidate)]
 
 
-def capped(verdict: Verdict, reasons: Iterable[Reason]) -> Verdict:
+def cap_verdict(verdict: Verdict, reasons: Iterable[Reason]) -> Verdict:
     """Cap the verdict of an interval by the violated rules (see the module docstring)."""
     violated = list(reasons)
     if verdict is Verdict.FAIL:

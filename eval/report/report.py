@@ -22,18 +22,18 @@ from ..results import SCHEMA, StoredRun, StoredTask, find_signs, read_run, summa
 from ..stats.multiple_testing import holm
 from ..stats.paired import (
     breakdown,
-    flip_counts,
+    count_flips,
     image_clusters,
-    judgement,
+    judge_difference,
     paired_difference,
-    pooled,
+    pool_languages,
 )
-from ..stats.statistics import overall
+from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
 from ..tasks.task import TaskScore, percent
 from .fidelity_section import fidelity_section
 from .flips import list_flips
-from .health import Reason, benchmark_reasons, capped, verdict_reasons
+from .health import Reason, benchmark_reasons, cap_verdict, verdict_reasons
 from .html import report_page
 from .markdown import render_report
 from .reproduce import reproduce_command
@@ -118,7 +118,7 @@ def build_report(
     adjusted = holm({name: entry["mcnemar_p"] for name, entry in benchmarks.items()})
     for name, entry in benchmarks.items():
         entry["mcnemar_p_holm"] = adjusted[name]
-    verdict = overall([Verdict(b["verdict"]) for b in benchmarks.values()])
+    verdict = combine_verdicts([Verdict(b["verdict"]) for b in benchmarks.values()])
     report = {
         "schema": SCHEMA,
         "base": base.name,
@@ -165,7 +165,7 @@ def _benchmark(
     is_blank = base.info["fingerprint"]["blank_images"]
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
-    judged = judgement(pairs, clusters, margin)
+    judged = judge_difference(pairs, clusters, margin)
     return {
         "metric": base_score.metric,
         "synthetic": base.info["synthetic"],
@@ -179,11 +179,11 @@ def _benchmark(
         "candidate": cand_score.percent,
         **paired_difference(pairs, clusters),
         **judged,
-        "verdict": capped(judged["verdict"], reasons),
+        "verdict": cap_verdict(judged["verdict"], reasons),
         "health_reasons": [reason.to_dict() for reason in reasons],
         "chance": base_signs.chance,
         "signs": {"base": asdict(base_signs), "candidate": asdict(cand_signs)},
-        "flips": flip_counts(pairs),
+        "flips": count_flips(pairs),
         "identical_answers": percent(b.prediction == c.prediction for b, c in rows),
         "parse_failures": {
             "base": base_score.parse_failures,
@@ -220,13 +220,13 @@ def _pooled(
                 )
                 for part in parts
             }
-            entry = pooled(pairs, margin)
+            entry = pool_languages(pairs, margin)
             reasons = [
                 Reason(**{**reason, "text": f"{part}: {reason['text']}"})
                 for part in parts
                 for reason in benchmarks[part]["health_reasons"]
             ]
-            entry["verdict"] = capped(entry["verdict"], reasons)
+            entry["verdict"] = cap_verdict(entry["verdict"], reasons)
             entry["health_reasons"] = [reason.to_dict() for reason in reasons]
             results[name] = entry
     return results

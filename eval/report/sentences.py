@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .tables.formatting import listed, points
+from .tables.formatting import join_names, points
 
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""
@@ -28,7 +28,7 @@ class VerdictText:
 
 
 def verdict_text(report: Report) -> VerdictText:
-    """Explain a report's verdict to a reader who decides about shipping the candidate."""
+    """Explain a report's verdict as a decision about shipping the candidate."""
     entries: Mapping[str, Report] = report["benchmarks"]
     passed, failed, undecided = (
         [name for name, entry in entries.items() if entry["verdict"] == word]
@@ -36,13 +36,13 @@ def verdict_text(report: Report) -> VerdictText:
     )
     margin = points(report["margin"])
     if report["verdict"] == "PASS":
-        where = "every benchmark" if len(entries) > 1 else listed(passed)
+        where = "every benchmark" if len(entries) > 1 else join_names(passed)
         reason = f"On {where} it is shown to lose less than the {margin} allowed."
         return VerdictText("The candidate may ship.", reason, "")
     if report["verdict"] == "FAIL":
         return VerdictText(
             "The candidate should not ship.",
-            f"It is shown to lose more than the {margin} allowed on {listed(failed)}.",
+            f"It is shown to lose more than the {margin} allowed on {join_names(failed)}.",
             "Quantize with more bits, smaller groups or better calibration samples.",
         )
     unhealthy = {name: text for name in undecided if (text := _first_violation(entries[name]))}
@@ -52,14 +52,14 @@ def verdict_text(report: Report) -> VerdictText:
     if too_few or not unhealthy:
         reasons.append(
             "There are too few questions to tell whether the candidate loses more than the "
-            f"{margin} allowed on {listed(too_few)}."
+            f"{margin} allowed on {join_names(too_few)}."
         )
         tasks = report["fingerprint"]["tasks"].values()
         is_limited = any(task["limit"] for task in tasks)
         limited = " (this run was limited to a sample of them)" if is_limited else ""
         advice.append(f"Ask more questions{limited}, or allow a wider margin.")
     if passed:
-        reasons.append(f"On {listed(passed)} it is shown to stay within {margin}.")
+        reasons.append(f"On {join_names(passed)} it is shown to stay within {margin}.")
     title = "Not proven either way yet." if too_few else "The answers cannot support a verdict."
     return VerdictText(title, " ".join(reasons), " ".join(advice))
 

@@ -59,14 +59,16 @@ def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> di
     }
 
 
-def judgement(pairs: Sequence[Pair], clusters: Sequence[Hashable], margin: float) -> dict[str, Any]:
+def judge_difference(
+    pairs: Sequence[Pair], clusters: Sequence[Hashable], margin: float
+) -> dict[str, Any]:
     """One-sided 95 % bounds of the difference and the verdict; bounds and margin in points."""
     effect = _effect(pairs, clusters)
     low, high = _points(one_sided_bounds(_outcome(pairs), design_effect=effect))
     return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
 
 
-def flip_counts(pairs: Sequence[Pair]) -> dict[str, int]:
+def count_flips(pairs: Sequence[Pair]) -> dict[str, int]:
     """Number of flips of each kind: from right to wrong, wrong to right, and wrong to wrong."""
     outcome = _outcome(pairs)
     return {
@@ -84,7 +86,7 @@ def changed_wrong(base: Unit, candidate: Unit) -> bool:
 def breakdown(
     pairs: Sequence[Pair], clusters: Sequence[Hashable], by: Callable[[Unit], str]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of each category, with the counts behind their difference.
+    """Scores of each category, with the flip counts of their difference.
 
     Returns:
         Per category `n`, `few` (fewer than `FEW` units), `base` and `candidate` in percent, `delta`
@@ -115,7 +117,7 @@ def _part(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]
     }
 
 
-def pooled(
+def pool_languages(
     parts: Mapping[str, tuple[Sequence[Pair], Sequence[Fields]]], margin: float
 ) -> dict[str, Any]:
     """Pool the languages of a benchmark; a question in several languages is one cluster.
@@ -126,7 +128,7 @@ def pooled(
         margin: allowed loss in points.
 
     Returns:
-        `benchmarks`, `n`, both scores in percent, `paired_difference` and `judgement`.
+        `benchmarks`, `n`, both scores in percent, `paired_difference` and `judge_difference`.
     """
     keys: list[set[Hashable]] = []
     pairs: list[Pair] = []
@@ -143,7 +145,7 @@ def pooled(
         "base": percent(base.correct for base, _ in pairs),
         "candidate": percent(candidate.correct for _, candidate in pairs),
         **paired_difference(pairs, clusters),
-        **judgement(pairs, clusters, margin),
+        **judge_difference(pairs, clusters, margin),
     }
 
 

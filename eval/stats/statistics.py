@@ -175,7 +175,7 @@ def judge(bounds: Interval, margin: float) -> Verdict:
     return Verdict.FAIL if bounds.high < -margin else Verdict.INCONCLUSIVE
 
 
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
+def combine_verdicts(verdicts: Sequence[Verdict]) -> Verdict:
     """Combine verdicts: FAIL if any is, PASS if all are; INCONCLUSIVE otherwise, or without any."""
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL

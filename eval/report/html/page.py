@@ -113,7 +113,7 @@ def _calibration_warnings(report: Report) -> list[str]:
 
 
 def _facts(report: Report) -> list[Fact]:
-    """The numbers that matter most besides the verdict: size, worst change, flips, fidelity."""
+    """The most important numbers after the verdict: size, worst change, flips, fidelity."""
     sizes, entries = report["size"], report["benchmarks"]
     before, after = sizes["base_bytes"], sizes["candidate_bytes"]
     name, worst = min(entries.items(), key=lambda entry: entry[1]["delta"])
@@ -217,7 +217,7 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
 class Layers:
     """Quantization errors of the candidate's layers."""
 
-    known: bool  # whether the evaluation has a record of layers
+    has_record: bool
     count: int
     figures: list[Figure]
     table: DataTable | None

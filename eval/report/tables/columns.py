@@ -1,8 +1,8 @@
 """Tables as data, rendered as HTML, Markdown and console text.
 
-A `Column` states how to read a value from a row, how to format it, what it means, and which media
-show it. A column without a value in any row is left out, so that reports written before a number
-existed still render.
+A `Column` has the accessor of its value in a row, a format, a meaning, and the media that show it.
+A column without a value in any row is left out, so that reports written before a number existed
+still render.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def at(*keys: str) -> Callable[[Row], Any]:
     return value
 
 
-def known(*keys: str) -> Callable[[Row], Cell]:
+def at_or_unknown(*keys: str) -> Callable[[Row], Cell]:
     """Accessor like `at`, with the word "unknown" instead of None."""
     read = at(*keys)
     return lambda row: or_unknown(read(row))

@@ -16,7 +16,7 @@ from .columns import (
     DataTable,
     Row,
     at,
-    known,
+    at_or_unknown,
     named_rows,
     or_unknown,
 )
@@ -89,7 +89,7 @@ HEALTH = (
     Column("chance", at("signs", "chance"), fmt.PERCENT,
            "Expected score of guessing: one of the options, independently for each rotation; 0 for"
            " open questions."),
-    Column("mean tokens", known("health", "mean_tokens"), fmt.fixed(1),
+    Column("mean tokens", at_or_unknown("health", "mean_tokens"), fmt.fixed(1),
            "Mean length of an answer."),
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ from .columns import (
     DataTable,
     Row,
     at,
-    known,
+    at_or_unknown,
     named_rows,
 )
 
@@ -154,11 +154,11 @@ def candidate_table(comparison: Entry) -> DataTable:
                "Mean of the benchmarks' scores with equal weights, in percent.", media=HTML),
         Column("mean KL", at("fidelity", "kl_mean"), fmt.divergence(),
                "Divergence from the base, nats per answer token."),
-        Column("weights", known("size", "candidate_bytes"), fmt.BYTES,
+        Column("weights", at_or_unknown("size", "candidate_bytes"), fmt.BYTES,
                "Size of the checkpoint.", media=HTML),
         Column("of the base", _relative_size,
                note="Size as a multiple of the base's.", media=HTML),
-        Column("bits per weight", known("size", "bits_per_weight"), fmt.fixed(2),
+        Column("bits per weight", at_or_unknown("size", "bits_per_weight"), fmt.fixed(2),
                "Mean over the whole model."),
     ]  # fmt: skip
     return DataTable("All candidates", columns, named_rows(comparison["candidates"].items()))

@@ -61,7 +61,7 @@ def _estimate(memory: Result, estimate: Result) -> list[str]:
     ]
     if memory["whole"]:
         lines.append(
-            f"token weights by gradient come before: {format_bytes(memory['whole'])} for the whole "
+            f"token weights by gradient need, before that: {format_bytes(memory['whole'])} for the "
             f"model, and {format_bytes(memory['gradient_per_token'])} per token of the longest "
             "sample"
         )

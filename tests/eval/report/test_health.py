@@ -1,4 +1,4 @@
-"""Health rules: what violates them, what does not, and what becomes of a verdict."""
+"""Health rules: violations, their limits, and their effect on a verdict."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vlpress.eval.report.health import (
     Reason,
     Signs,
     benchmark_reasons,
-    capped,
-    read_signs,
-    violations,
+    cap_verdict,
+    compute_signs,
+    list_violations,
 )
 from vlpress.eval.stats.verdict import Verdict
 from vlpress.eval.tasks import TASK_KINDS
@@ -66,11 +66,11 @@ def signs(rows: Sequence[Fields], say: Say, *, cut: Any = (), kind: str = "mmben
     answers = {r["id"]: Prediction(r["id"], say(r), 1, r["id"] not in cut, 0.1) for r in rows}
     scorer, profile = TASK_KINDS[kind].score, "2025-08"
     score = scorer(rows, {key: a.prediction for key, a in answers.items()}, profile)
-    return read_signs(rows, answers, score, scorer, profile)
+    return compute_signs(rows, answers, score, scorer, profile)
 
 
-def rules(found: Signs) -> list[str]:
-    return [reason.rule for reason in violations("base", found)]
+def rules(observed: Signs) -> list[str]:
+    return [reason.rule for reason in list_violations("base", observed)]
 
 
 def gold(row: Fields) -> str:
@@ -82,10 +82,15 @@ def accepted(row: Fields) -> str:
 
 
 def test_a_good_model_violates_nothing() -> None:
-    found = signs(choice_rows(40), gold)
-    assert (found.score, found.chance, found.unreadable, found.cut_off) == (100, 25, 0, 0)
-    assert found.identical == 25 and not found.is_constant
-    assert rules(found) == []
+    observed = signs(choice_rows(40), gold)
+    assert (observed.score, observed.chance, observed.unreadable, observed.cut_off) == (
+        100,
+        25,
+        0,
+        0,
+    )
+    assert observed.identical == 25 and not observed.is_constant
+    assert rules(observed) == []
     assert rules(signs(text_rows(40), accepted, kind="own")) == []
 
 
@@ -119,18 +124,23 @@ def test_answers_cut_off() -> None:
     assert rules(signs(choice_rows(10), gold, cut="012345")) == ["cut_off"]
 
 
-def test_what_is_unusable_in_different_ways_adds_up() -> None:
+def test_unusable_answers_of_different_kinds_add_up() -> None:
     def say(row: Fields) -> str:
         return {"0": "", "1": "", "2": "", "3": "no idea"}.get(row["id"], gold(row))
 
-    found = signs(choice_rows(10), say, cut="45")
-    assert (found.empty, found.cut_off, found.unreadable, found.unusable) == (30, 20, 40, 60)
-    assert rules(found) == ["unusable"]
+    observed = signs(choice_rows(10), say, cut="45")
+    assert (observed.empty, observed.cut_off, observed.unreadable, observed.unusable) == (
+        30,
+        20,
+        40,
+        60,
+    )
+    assert rules(observed) == ["unusable"]
 
 
 def test_open_questions_have_no_options_to_name() -> None:
-    found = signs(text_rows(10), accepted, kind="own")
-    assert found.unreadable is None and found.chance == 0
+    observed = signs(text_rows(10), accepted, kind="own")
+    assert observed.unreadable is None and observed.chance == 0
     mixed = [*text_rows(8), {**choice_rows(9)[8], "metric": "choice", "answers": ["A"]}]
     assert signs(mixed, lambda row: "hm", kind="own").unreadable == 100
 
@@ -142,22 +152,22 @@ def test_open_questions_of_mmmu_are_not_unreadable() -> None:
 
 @pytest.mark.parametrize("answer", ["A", "A. cat", "!!!!!!!!", "a"])
 def test_one_answer_to_every_choice(answer: str) -> None:
-    found = signs(choice_rows(40), lambda row: answer)
-    assert found.identical == 100 and found.is_constant
-    assert "identical" in rules(found)
+    observed = signs(choice_rows(40), lambda row: answer)
+    assert observed.identical == 100 and observed.is_constant
+    assert "identical" in rules(observed)
 
 
 def test_one_letter_with_other_words_is_one_answer() -> None:
-    found = signs(choice_rows(40), lambda row: f"Option {row['id']} B")
-    assert (found.identical, found.is_constant) == (100, True)
+    observed = signs(choice_rows(40), lambda row: f"Option {row['id']} B")
+    assert (observed.identical, observed.is_constant) == (100, True)
 
 
 def test_one_answer_above_chance_is_still_no_skill() -> None:
-    """Most golds are A: always saying so beats guessing."""
-    found = signs(choice_rows(100, "AAAAAAB"), lambda row: "A")
-    assert found.score_lower95 is not None and found.chance == 25
-    assert found.score_lower95 > 60
-    assert rules(found) == ["identical"]
+    """Most golds are A, so a constant A beats guessing."""
+    observed = signs(choice_rows(100, "AAAAAAB"), lambda row: "A")
+    assert observed.score_lower95 is not None and observed.chance == 25
+    assert observed.score_lower95 > 60
+    assert rules(observed) == ["identical"]
 
 
 def test_a_constant_gold_answer_may_be_given_throughout() -> None:
@@ -167,7 +177,7 @@ def test_a_constant_gold_answer_may_be_given_throughout() -> None:
     assert rules(signs(choice_rows(40, "C"), nearly)) == []
 
 
-def test_a_rare_other_gold_that_is_found_shows_skill() -> None:
+def test_a_rare_gold_answered_correctly_shows_skill() -> None:
     golds = ["no"] * 19 + ["yes"]
     assert rules(signs(text_rows(60, golds), accepted, kind="own")) == []
     assert rules(signs(text_rows(60, golds), lambda row: "no", kind="own")) == ["identical"]
@@ -175,22 +185,22 @@ def test_a_rare_other_gold_that_is_found_shows_skill() -> None:
 
 def test_chance_takes_rotations_into_account() -> None:
     rows = [{**row, "unit": str(int(row["id"]) // 4)} for row in choice_rows(80)]
-    found = signs(rows, lambda row: gold(row) if int(row["id"]) < 16 else "no idea, dog or cat")
-    assert (found.questions, found.score) == (20, 20)
-    assert found.chance == pytest.approx(100 / 256)
-    assert "chance" not in rules(found)
+    observed = signs(rows, lambda row: gold(row) if int(row["id"]) < 16 else "no idea, dog or cat")
+    assert (observed.questions, observed.score) == (20, 20)
+    assert observed.chance == pytest.approx(100 / 256)
+    assert "chance" not in rules(observed)
     alone = signs(choice_rows(20), lambda row: gold(row) if int(row["id"]) < 4 else "hm")
     assert "chance" in rules(alone), "20 % of single questions with four options is chance"
 
 
 @pytest.mark.parametrize(("right", "violated"), [(0, True), (1, False)])
 def test_open_questions_need_one_right_answer(right: int, violated: bool) -> None:
-    found = signs(
+    observed = signs(
         text_rows(50),
         lambda row: accepted(row) if int(row["id"]) < right else f"no {row['id']}",
         kind="own",
     )
-    assert ("chance" in rules(found)) is violated
+    assert ("chance" in rules(observed)) is violated
 
 
 def test_guesses_at_yes_or_no_are_chance() -> None:
@@ -202,9 +212,9 @@ def test_guesses_at_yes_or_no_are_chance() -> None:
 
 def test_broken_rows_alone() -> None:
     rows = [{**row, "fault": "no image"} for row in text_rows(6)]
-    found = signs(rows, accepted, kind="own")
-    assert (found.cut_off, found.identical, found.unusable) == (None, None, None)
-    assert rules(found) == ["chance"]
+    observed = signs(rows, accepted, kind="own")
+    assert (observed.cut_off, observed.identical, observed.unusable) == (None, None, None)
+    assert rules(observed) == ["chance"]
 
 
 def test_benchmark_level_rules() -> None:
@@ -227,20 +237,25 @@ def test_a_violation_caps_the_verdict() -> None:
     sided = [(side, rule) for side in ("base", "candidate") for rule in every]
     sided += [("both", "blank_images"), ("both", "few_questions")]
     for side, rule in sided:
-        found = [reason(side, rule)]
-        assert capped(Verdict.PASS, found) is Verdict.INCONCLUSIVE
-        assert capped(Verdict.INCONCLUSIVE, found) is Verdict.INCONCLUSIVE
+        violated = [reason(side, rule)]
+        assert cap_verdict(Verdict.PASS, violated) is Verdict.INCONCLUSIVE
+        assert cap_verdict(Verdict.INCONCLUSIVE, violated) is Verdict.INCONCLUSIVE
         void = side == "base" and rule in NOTHING_TO_LOSE
-        assert capped(Verdict.FAIL, found) is (Verdict.INCONCLUSIVE if void else Verdict.FAIL)
+        assert cap_verdict(Verdict.FAIL, violated) is (
+            Verdict.INCONCLUSIVE if void else Verdict.FAIL
+        )
     for verdict in Verdict:
-        assert capped(verdict, []) is verdict
+        assert cap_verdict(verdict, []) is verdict
 
 
-def test_reasons_say_numbers_and_name_their_limit() -> None:
-    for found in violations("base", signs(choice_rows(40), lambda row: "")):
-        assert found.value is not None and found.threshold is not None
-        assert f"{found.value:.1f} %" in found.text or f"{found.threshold:.1f} %" in found.text
-        assert any(name in found.text for name in THRESHOLDS)
+def test_reasons_have_numbers_and_name_their_limit() -> None:
+    for observed in list_violations("base", signs(choice_rows(40), lambda row: "")):
+        assert observed.value is not None and observed.threshold is not None
+        assert (
+            f"{observed.value:.1f} %" in observed.text
+            or f"{observed.threshold:.1f} %" in observed.text
+        )
+        assert any(name in observed.text for name in THRESHOLDS)
 
 
 def test_documented_thresholds_are_those_of_the_code() -> None:

@@ -12,12 +12,12 @@ from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # un
 from vlpress.eval.stats.statistics import (
     Interval,
     PairedOutcome,
+    combine_verdicts,
     count_outcomes,
     judge,
     mcnemar,
     mean_interval,
     one_sided_bounds,
-    overall,
     paired_interval,
 )
 from vlpress.eval.stats.verdict import Verdict
@@ -149,12 +149,12 @@ def test_largest_drop_that_passes_a_two_point_margin() -> None:
     assert verdicts == {10: Verdict.PASS, 12: Verdict.INCONCLUSIVE}
 
 
-def test_overall() -> None:
+def test_combined_verdicts() -> None:
     p, i, f = Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL
-    assert overall([p, p]) is p
-    assert overall([p, i]) is i
-    assert overall([p, i, f]) is f
-    assert overall([]) is i
+    assert combine_verdicts([p, p]) is p
+    assert combine_verdicts([p, i]) is i
+    assert combine_verdicts([p, i, f]) is f
+    assert combine_verdicts([]) is i
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))

@@ -7,8 +7,8 @@ from vlpress.eval.report.tables.columns import (
     Column,
     DataTable,
     at,
+    at_or_unknown,
     console_table,
-    known,
     markdown_table,
 )
 from vlpress.eval.report.tables.formatting import Medium, difference
@@ -64,7 +64,7 @@ def test_accessors_of_missing_values() -> None:
         None,
         None,
     ]
-    assert (known("a", "b")(row).value, known("c")(row).value) == (1, "unknown")
+    assert (at_or_unknown("a", "b")(row).value, at_or_unknown("c")(row).value) == (1, "unknown")
 
 
 def test_a_table_without_rows_has_its_heads() -> None:
