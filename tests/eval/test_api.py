@@ -12,6 +12,8 @@ import vlpress
 from vlpress.common.output_dir import sole_use
 from vlpress.eval.results import read_run
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 OPTIONS: dict[str, Any] = {
     "bench": "builtin-ocrbench",
     "limit": 4,

@@ -1,17 +1,12 @@
 """The verb `run` on a small random model and a few built-in questions."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import stop_when
 
 from vlpress.calib.samples.sample import Sample
-from vlpress.cli.exit_codes import RESUME
 from vlpress.common.environment import versions
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.report.summary import summarize_report
@@ -20,19 +15,15 @@ from vlpress.eval.run import run
 from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 BENCH = "builtin-ocrbench"
 QUESTIONS: dict[str, Any] = {"bench": BENCH, "limit": 6, "batch_size": 2}
-NAMES = ("base", "candidate")
 
 
 def options_for(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
     options = {"model": checkpoint, "out": out, "calib_samples": 2, "device": "cpu"}
     return {**options, **QUESTIONS, **changes}
-
-
-def answers(out: Path, name: str) -> list[bytes]:
-    path = out / "eval" / name / "builtin-ocrbench" / "predictions.jsonl"
-    return path.read_bytes().splitlines()[1:] if path.is_file() else []
 
 
 @pytest.fixture(scope="module")
@@ -131,32 +122,6 @@ def test_a_finished_checkpoint_is_not_written_again(
     monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", interrupt)
     run(**options_for(checkpoint, tmp_path / "out"))
     assert weights.stat().st_mtime_ns == written
-
-
-def test_killed_run_resumes_and_repeats_no_question(checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "vlpress", "run", str(checkpoint), "-o", str(out)]
-    command += ["--bench", BENCH, "--limit", "9", "--batch-size", "1"]
-    command += ["--calib-samples", "2", "--noise", "0", "--device", "cpu", "--json"]
-    killed = stop_when(command, signal.SIGKILL, lambda: len(answers(out, "base")) >= 3)
-    assert killed.returncode == -signal.SIGKILL
-    first = answers(out, "base")
-    assert 3 <= len(first) < 9 and not answers(out, "candidate")
-
-    stopped = stop_when(command, signal.SIGTERM, lambda: len(answers(out, "candidate")) >= 3)
-    assert stopped.returncode == 3
-    assert f"interrupted; {RESUME}" in stopped.stderr
-    assert answers(out, "base")[: len(first)] == first
-    half = answers(out, "candidate")
-    assert 3 <= len(half) < 9
-
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert answers(out, "candidate")[: len(half)] == half
-    for name in NAMES:
-        ids = [json.loads(line)["id"] for line in answers(out, name)]
-        assert len(ids) == len(set(ids)) == 9
-    assert json.loads(done.stdout)["benchmarks"][BENCH]["n"] == 9
 
 
 def test_real_model_needs_benchmarks(checkpoint: Path, tmp_path: Path) -> None:

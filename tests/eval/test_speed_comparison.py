@@ -21,6 +21,8 @@ from vlpress.eval.speed_comparison import time_in_alternation
 from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 
 @pytest.fixture(scope="module")
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
