@@ -1,11 +1,15 @@
-"""The Python code of README.md runs."""
+"""The Python code of README.md."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import vlpress
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -13,6 +17,18 @@ README = Path(__file__).parents[1] / "README.md"
 def example() -> str:
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     return str(code)
+
+
+def test_calls_fit_the_signatures() -> None:
+    calls = [node for node in ast.walk(ast.parse(example())) if isinstance(node, ast.Call)]
+    names = []
+    for call in calls:
+        if isinstance(call.func, ast.Attribute):
+            names.append(call.func.attr)
+            options = {str(word.arg): None for word in call.keywords}
+            function = getattr(vlpress, call.func.attr)
+            inspect.signature(function).bind(*call.args, **options)
+    assert {"quantize", "evaluate", "compare", "load_quantized"} <= set(names)
 
 
 @pytest.mark.slow
