@@ -55,7 +55,7 @@ def report_page(
 
     Args:
         report: content of `report.json`.
-        flips: all changed answers, as in `flips.jsonl`.
+        flips: all flips, as in `flips.jsonl`.
         base: run of the original, for its images.
         candidate: run of the candidate, for divergences, images and layers.
         overview: relative address of the page that compares several candidates.
