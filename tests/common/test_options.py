@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from vlpress.cli.main import app
-from vlpress.cli.parameters import verb as command_line_verb
+from vlpress.cli.parameters import command
 from vlpress.common.options import (
     Option,
     Options,
@@ -150,7 +150,7 @@ def test_a_command_holds_arguments_and_what_differs_from_the_defaults() -> None:
 def test_the_command_line_gives_back_the_options_of_a_command() -> None:
     app, received = typer.Typer(), []
 
-    @command_line_verb(app, Water)
+    @command(app, Water)
     def pour(values: dict[str, Any], twice: bool = False) -> None:
         """Pour."""
         received.append((Water(**values), twice))

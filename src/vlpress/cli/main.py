@@ -29,7 +29,7 @@ from ..quant.config import (
     QuantizeOptions,
 )
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, stop
-from .parameters import verb
+from .parameters import command
 
 DISTRIBUTED = ("quantize", "eval")
 NOT_STORED = "no answers were stored; with --out DIR an evaluation can be resumed"
@@ -100,7 +100,7 @@ def _print_report(report: Values, folder: Path, json_output: bool) -> None:
     typer.echo(f"report: {folder / page}", err=True)
 
 
-@verb(app, RunOptions)
+@command(app, RunOptions)
 def run(
     values: Values,
     gate: Annotated[
@@ -120,7 +120,7 @@ def run(
         raise typer.Exit(VERDICT_CODES[report["verdict"]])
 
 
-@verb(app, PlanOptions)
+@command(app, PlanOptions)
 def plan(values: Values, json_output: Json = False) -> None:
     """Show the effect of a recipe on every linear layer; memory, scratch and time estimates."""
     from ..quant.api import plan
@@ -129,7 +129,7 @@ def plan(values: Values, json_output: Json = False) -> None:
     _print(plan(**values, progress=True), json_output, plan_table)
 
 
-@verb(app, QuantizeOptions)
+@command(app, QuantizeOptions)
 def quantize(values: Values, json_output: Json = False) -> None:
     """Quantize a model and write the checkpoint, which appears complete or not at all."""
     from ..quant.api import quantize
@@ -138,7 +138,7 @@ def quantize(values: Values, json_output: Json = False) -> None:
     _print(quantize(**values, progress=True), json_output, inspect_table)
 
 
-@verb(app, ExportOptions)
+@command(app, ExportOptions)
 def export(values: Values, json_output: Json = False) -> None:
     """Convert a quantized checkpoint to another format; nothing is rounded again."""
     from ..quant.api import export
@@ -147,7 +147,7 @@ def export(values: Values, json_output: Json = False) -> None:
     _print(export(**values, progress=True), json_output, inspect_table)
 
 
-@verb(app, EvaluateOptions, name="eval")
+@command(app, EvaluateOptions, name="eval")
 def evaluate(values: Values, json_output: Json = False) -> None:
     """Evaluate a model on benchmarks; predictions are stored as they arrive."""
     from ..eval.api import evaluate
@@ -160,7 +160,7 @@ def evaluate(values: Values, json_output: Json = False) -> None:
     _print(scores, json_output, scores_table)
 
 
-@verb(app, CompareOptions)
+@command(app, CompareOptions)
 def compare(values: Values, json_output: Json = False) -> None:
     """Judge stored predictions; needs no model. The exit code is the verdict."""
     from ..eval.api import compare
@@ -170,7 +170,7 @@ def compare(values: Values, json_output: Json = False) -> None:
     raise typer.Exit(VERDICT_CODES[report["verdict"]])
 
 
-@verb(app, GenerateOptions)
+@command(app, GenerateOptions)
 def generate(values: Values, json_output: Json = False) -> None:
     """Answer one question about images or a video; the answer is streamed."""
     from ..quant.generate import generate
@@ -183,7 +183,7 @@ def generate(values: Values, json_output: Json = False) -> None:
     _print(answer, json_output, lambda _: "")
 
 
-@verb(app, InspectOptions)
+@command(app, InspectOptions)
 def inspect(values: Values, json_output: Json = False) -> None:
     """Show bits, scheme, error and size of every layer of a quantized checkpoint."""
     from ..quant.api import inspect
@@ -192,7 +192,7 @@ def inspect(values: Values, json_output: Json = False) -> None:
     _print(inspect(**values), json_output, inspect_table)
 
 
-@verb(app, BenchOptions)
+@command(app, BenchOptions)
 def bench(values: Values, json_output: Json = False) -> None:
     """Measure the speed of quantized layers relative to torch's, or of a model in `generate`."""
     from ..bench.run import bench

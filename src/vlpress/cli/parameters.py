@@ -11,35 +11,35 @@ import typer
 
 from ..common.options import OptionField, Options, option_fields
 
-Verb = Callable[..., None]
+Command = Callable[..., None]
 
 
-def verb(
+def command(
     app: typer.Typer, options: type[Options], name: str | None = None
-) -> Callable[[Verb], Verb]:
-    """Register a function as a verb whose parameters are the fields of a dataclass.
+) -> Callable[[Command], Command]:
+    """Register a function as a command whose parameters are the fields of a dataclass.
 
     The function is called with a dictionary of the fields' values, and with its own further
     parameters, which exist on the command line only.
 
     Args:
-        app: gets the verb.
+        app: gets the command.
         options: its options.
-        name: of the verb; None: the function's.
+        name: of the command; None: the function's.
     """
     shown = [field for field in option_fields(options) if field.option.in_command_line]
 
-    def decorate(function: Verb) -> Verb:
+    def decorate(function: Command) -> Command:
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
 
         def call(**values: Any) -> None:
             flags = {parameter.name: values.pop(parameter.name) for parameter in own}
             function(values, **flags)
 
-        parameters = [*map(_parameter, shown), *own]
-        # typer reads both.
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        vars(call)["__signature__"] = inspect.Signature(keyword_only)
+        own_keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters = [*map(_parameter, shown), *own_keywords]
+        # typer reads the signature for names and defaults, and the annotations for types.
+        vars(call)["__signature__"] = inspect.Signature(parameters)
         call.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name or function.__name__, help=inspect.getdoc(function))(call)
         return function
