@@ -8,7 +8,7 @@ In the `shared` mode, as in `vlpress run`, one feature cache per model serves al
 decoded images are cached. In the `separate` mode every pass has a cache of its own and decodes its
 images again. Both modes alternate within a repeat; calls are counts of one repeat, seconds are
 medians over the repeats. Answers and divergences must be equal. Writes
-results/evaluation_passes.json and .md beside this script.
+results/evaluation_passes.json and results/evaluation_passes.md.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     measurements = {(shape(r), r["rows"], r["kind"]): r for r in results["rows"]}
     shapes = dict.fromkeys(shape(r) for r in results["rows"])
     rows = []
-    for kind, beside, counts, least in TARGETS:
+    for kind, baseline, counts, least in TARGETS:
         pairs = [
-            (measurements[s, m, beside], measurements[s, m, kind])
+            (measurements[s, m, baseline], measurements[s, m, kind])
             for s in shapes
             for m in counts
             if (s, m, kind) in measurements
@@ -75,7 +75,7 @@ def targets(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             measured = [m for m in counts if any(row["rows"] == m for row in results["rows"])]
             where = "1 row" if counts == (1,) else f"{', '.join(map(str, measured))} rows"
             ratio = min(other["seconds"] / layer["seconds"] for other, layer in pairs)
-            row = target(f"{kind} beside {beside}, {where}", least, ratio)
+            row = target(f"{kind} relative to {baseline}, {where}", least, ratio)
             if counts == (1,):
                 row["at_bandwidth"] = min(
                     other["seconds"] / reading(layer) for other, layer in pairs

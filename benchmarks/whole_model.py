@@ -193,7 +193,7 @@ def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for name, other, seconds, least in TARGETS:
         ratio = rows[other][seconds] / rows[name][seconds]
-        what = f"{name} beside {other}: {NAMES[seconds]}"
+        what = f"{name} relative to {other}: {NAMES[seconds]}"
         row = {"what": what, "least": least, "found": ratio, "met": ratio >= least}
         if seconds == "token_seconds":
             row["by_bytes"] = rows[other]["read_bytes"] / rows[name]["read_bytes"]

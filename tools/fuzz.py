@@ -180,8 +180,8 @@ READERS = {
     "journal": Reader("journal.jsonl", journal_seed, read_journal),
 }
 READERS |= {
-    name: Reader(name, fuzz_side_files.seed(name), fuzz_side_files.reader(*beside))
-    for name, beside in fuzz_side_files.SIDE_FILES.items()
+    name: Reader(name, fuzz_side_files.seed(name), fuzz_side_files.reader(*others))
+    for name, others in fuzz_side_files.SIDE_FILES.items()
 }
 
 

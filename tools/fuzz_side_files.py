@@ -109,17 +109,17 @@ def seed(name: str) -> Callable[[], bytes]:
     return lambda: side_files()[name]
 
 
-def reader(*beside: str) -> Callable[[Path], object]:
+def reader(*others: str) -> Callable[[Path], object]:
     """Make a reader that opens the processor of a folder with a damaged file.
 
     Args:
-        beside: keys in `side_files` of the other files in the folder, besides config.json.
+        others: keys in `side_files` of the other files in the folder, except config.json.
     """
 
     def read(path: Path) -> object:
         from vlpress.model.processing.processor import Processor
 
-        for name in ("config.json", *beside):
+        for name in ("config.json", *others):
             target = path.parent / Path(name).name
             if not target.is_file():
                 target.write_bytes(side_files()[name])

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# The pieces in which the built-in model is trained, in order, without the detours that docs/log.md
-# tells of. The shipped weights took those too, and their first hour drew scenes by kind and not by
-# skill, so this script has not been run as a whole. The pieces add up to about three hours on two
-# cores. A stopped run is taken up by hand at its piece: every piece goes on from the state it finds.
+# Training of the built-in model in pieces, in order. The shipped weights had additional experiments
+# (docs/log.md), and their first hour sampled scenes by kind instead of by skill, so this script has not
+# been run as a whole. The pieces add up to about three hours on two cores. To resume an interrupted
+# run, start again at its piece: every piece continues from the stored state.
 #
 #     tools/train_tiny.sh STATE_DIR
 set -euo pipefail
 state=${1:?give a folder for the states}
 here=$(dirname "$0")
 python=${PYTHON:-.venv/bin/python}
-# Kept memory and explicit threads: varying shapes cost page faults, two pools fight for the cores.
+# The allocator keeps memory, because varying shapes cause page faults. One thread per process, because
+# several thread pools compete for the cores.
 export MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 OMP_NUM_THREADS=1
 
 one() { "$python" "$here/train_tiny.py" "$@" --threads 1; }
@@ -22,13 +23,13 @@ one vision --state "$state/vision.pt" --minutes 42 --total 42 --batch 64 &
 vision=$!
 one drill --state "$state/decoder.pt" --minutes 2.5 --batch 64
 wait "$vision"
-# Looking, one kind of thing after the other: each jumps within a minute or two.
+# Looking drills, one group of skills after the other: each is learned within a minute or two.
 two --minutes 2 --looks 1 --focus colour_of shape_of --seed 1
 two --minutes 4 --looks 1 --focus read number ink sign line --seed 2
 two --minutes 4 --looks 1 --focus value formula bar_value tallest shortest bar_count --seed 3
 two --minutes 3 --looks 1 --seed 4
 two --minutes 4 --looks 1 --focus direction where beside count largest inside --seed 5
-# Whole questions, then the same with a falling rate.
+# Whole questions, then with a decaying learning rate.
 two --minutes 25 --looks 0.25 --questions 8 --lr 1.6e-3 --seed 6
 two --minutes 8 --looks 0.5 --questions 8 --lr 1.3e-3 --seed 7
 two --minutes 6 --looks 0.4 --questions 8 --lr 1.3e-3 --seed 8 \

@@ -16,7 +16,7 @@ from typing import Any
 from common.divergence import Divergence, sample_means
 
 ERRORS = 2.0
-"""Number of standard errors behind the best method that eliminates a method."""
+"""A method is eliminated if it is worse than the best one by more standard errors than this."""
 RUNOFF = 4
 """Samples of the second round per sample of the validation set."""
 FINAL = 2
@@ -35,8 +35,8 @@ def contenders(measured: Mapping[str, Sequence[Divergence]]) -> list[str]:
 
 
 def _is_near(values: Sequence[float], best: Sequence[float]) -> bool:
-    behind = [value - least for value, least in zip(values, best, strict=True)]
-    return fmean(behind) <= ERRORS * stdev(behind) / math.sqrt(len(behind))
+    gaps = [value - least for value, least in zip(values, best, strict=True)]
+    return fmean(gaps) <= ERRORS * stdev(gaps) / math.sqrt(len(gaps))
 
 
 def winner(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "examples" / "signs.png"
+EXAMPLE_IMAGE = ROOT / "examples" / "signs.png"
 QUESTION = "What is written on the sign?"
 SAMPLES = 16
 
@@ -33,7 +33,7 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
 
 def answer(model: str | Path) -> str:
     """Answer of a model about the example image."""
-    output = _vlpress("generate", model, "--image", PICTURE, QUESTION)
+    output = _vlpress("generate", model, "--image", EXAMPLE_IMAGE, QUESTION)
     return str(json.loads(output)["answer"])
 
 

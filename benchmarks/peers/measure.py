@@ -86,7 +86,7 @@ class Ruler:
         return [Divergence(**self.cell(job, name)[name]) for job in jobs]
 
     def cell(self, job: Job, name: str) -> dict[str, Any]:
-        """Measure one checkpoint on the sets that `name` stands for, or load its measurement."""
+        """Measure one checkpoint on the sets of `name`, or load its measurement."""
         sizes, path = sample_counts(job.setting, self.validation, self.held_out), job.out / STORED
         more = {"runoff": RUNOFF * sizes["validation"], "final": FINAL * sizes["held_out"]}
         if name in more:

@@ -19,7 +19,7 @@ def test_clear_best_needs_no_runoff() -> None:
 
 
 def test_one_bad_sample_does_not_eliminate_a_method() -> None:
-    # Better on every drawing but one, which carries the mean.
+    # Better on every sample except one, which dominates the mean.
     lost = runs(*[0.1] * 19, 3.0)
     assert contenders({"awq": lost, "gptq": runs(*[0.2] * 20)}) == ["awq", "gptq"]
 

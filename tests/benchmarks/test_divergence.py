@@ -28,7 +28,7 @@ def test_divergence_of_a_model_from_itself_is_zero(judge: Judge) -> None:
 
 
 def test_answer_tokens_are_measured(judge: Judge) -> None:
-    # The model knows its drawings: what it finds most probable is the answer, end of turn excluded.
+    # The model answers its training distribution: the most probable tokens are the answer.
     right = wrong = 0
     for prompt, count, logits in zip(judge.prompts, judge.answers, judge.logits, strict=True):
         assert logits.shape[0] == count >= 1
