@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -123,21 +125,44 @@ def test_layout_by_hand() -> None:
     assert eight[0, :, 4:8].tolist() == [[1, 3, 2, 4], [5, 7, 6, 8]]
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bits", [3, 4, 8])
-def test_matches_the_reference(name: str, dtype: torch.dtype, bits: int) -> None:
+STATIC_SCALE = 0.0125  # some inputs saturate
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """A weight with inputs `x` and the reference's outputs: float, dynamic and static int8."""
+
+    tiles: cpu_layout.TiledWeight
+    bias: Tensor | None
+    outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+@lru_cache(maxsize=1)  # consecutive cases of the test below differ in the kernel only
+def reference_cases(dtype: torch.dtype, bits: int) -> list[ReferenceCase]:
+    cases = []
     for shape, symmetric, ordered in itertools.product(SHAPES, (True, False), (True, False)):
         if ordered and shape[2] == -1:
             continue
         weight = Weight(*shape, bits, symmetric=symmetric, ordered=ordered)
-        product = weight.product(name)
-        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 60):
-            x = inputs(rows, shape[1], dtype)
-            check(product(x)[0], weight.floats(x), dtype)
-            check(product(x, 0.0)[0], weight.integer(x), dtype)
-            scale = torch.tensor(0.0125)  # some saturate
-            check(product(x, 0.0125)[0], weight.integer(x, scale), dtype)
+        batches = [inputs(n, shape[1], dtype) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 60)]
+        scale = torch.tensor(STATIC_SCALE)
+        outputs = [
+            (x, weight.floats(x), weight.integer(x), weight.integer(x, scale)) for x in batches
+        ]
+        cases.append(ReferenceCase(weight.tiles(), weight.bias, outputs))
+    return cases
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_matches_the_reference(name: str, dtype: torch.dtype, bits: int) -> None:
+    for case in reference_cases(dtype, bits):
+        product = cpu.CpuLinear([case.tiles], [case.bias], kernels(name))
+        for x, floats, dynamic, static in case.outputs:
+            check(product(x)[0], floats, dtype)
+            check(product(x, 0.0)[0], dynamic, dtype)
+            check(product(x, STATIC_SCALE)[0], static, dtype)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
