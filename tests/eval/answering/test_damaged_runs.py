@@ -38,7 +38,7 @@ def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(FILES), st.sampled_from(["base", "cand"]), st.data())
 def test_damaged_bytes(runs: Path, name: str, side: str, data: st.DataObject) -> None:
