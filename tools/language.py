@@ -39,7 +39,7 @@ RULES = (
     Rule("what it makes of", r"what \w+ makes? of", 0),
     Rule("lies in", r"lies? (?:in|on|at|behind|beside)", 0),
     Rule("stands for a place", r"stands? (?:in|on|twice|behind|beside)", 0),
-    Rule("rooms", r"rooms?", 0),
+    Rule("room for a package", r"rooms|(?:the|this|each) room", 0),
 )
 FOUND_LIMIT = 2.0
 """Functions with a local called `found`, per 1,000 functions."""
