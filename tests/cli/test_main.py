@@ -15,6 +15,8 @@ import vlpress
 from vlpress.cli import exit_codes, main
 from vlpress.cli.exit_codes import RESUME, VERDICT_CODES
 
+pytestmark = pytest.mark.usefixtures("short_answers")
+
 BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
 CALIB = ["--calib-samples", "2"]
 
