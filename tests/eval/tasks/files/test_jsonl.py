@@ -132,9 +132,7 @@ def test_both_keys_may_not_differ(tmp_path: Path) -> None:
         ({"width": 3}, "width"),
     ],
 )
-def test_images_that_cannot_be_read_are_quoted(
-    tmp_path: Path, value: Any, named: str
-) -> None:
+def test_images_that_cannot_be_read_are_quoted(tmp_path: Path, value: Any, named: str) -> None:
     row, fault = read(tmp_path, {**ASK, "image": value})
     assert row.images == () and named in fault and "\n" not in fault
 
@@ -324,9 +322,7 @@ CELL = JSON | st.sampled_from(["data:", "data:,", "file:", "file://", "file://["
 @given(
     st.sampled_from(["image", "images", "id", "question", "choices", "answer", "category"]), CELL
 )
-def test_any_value_gives_a_row_or_a_fault_of_its_line(
-    tmp_path: Path, key: str, value: Any
-) -> None:
+def test_any_value_gives_a_row_or_a_fault_of_its_line(tmp_path: Path, key: str, value: Any) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({**ASK, key: value}))
     table = read_jsonl(path)
     [row] = table.rows
