@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -320,6 +321,11 @@ def prompts(config: ModelConfig) -> list[Prompt]:
     ]
 
 
+@lru_cache(maxsize=1)
+def _default_model() -> QwenVL:
+    return make_random_model()
+
+
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer with Qwen's special tokens and a chat template of its form."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -362,7 +368,7 @@ def write_checkpoint_folder(
         extra: further tensors under their own names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = model or make_random_model()
+    model = model or _default_model()
     (folder / "config.json").write_text(json.dumps(dict(model.config.raw)))
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     if naming == "new":

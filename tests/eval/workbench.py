@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from tiny_models import write_checkpoint_folder
 from vlpress.common.checksum import KEY, digest_bytes, with_checksum
 from vlpress.eval import open_task
 from vlpress.model.processing.processor import Processor
+from vlpress.model.qwen_vl import QwenVL
 
 NAMES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
+
+
+@lru_cache
+def _model(seed: int) -> QwenVL:
+    return small_model(seed)
 
 
 class Workbench:
@@ -28,7 +35,7 @@ class Workbench:
         opened = options.pop("open", {})
         evaluate_answers(
             TableResponder(say),
-            small_model(options.pop("seed", 0)),
+            _model(options.pop("seed", 0)),
             self.processor,
             [open_task(task, max_new_tokens=3, **opened) for task in names],
             self.folder / name,

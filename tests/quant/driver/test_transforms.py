@@ -68,8 +68,15 @@ def with_outliers(seed: int = 0) -> QwenVL:
     return model
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("method", ["smoothquant", "awq"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("qwen2_vl", "smoothquant"),
+        ("qwen2_5_vl", "smoothquant"),
+        ("qwen2_5_vl", "awq"),
+        pytest.param("qwen2_vl", "awq", marks=pytest.mark.slow),
+    ],
+)
 def test_the_float_function_stays(family: str, method: str) -> None:
     raw = small_config(family)
     if family == "qwen2_5_vl":

@@ -91,8 +91,15 @@ def run(
     ("rows", "tokens", "cached"),
     [(1, 1, True), (5, 1, True), (2, 9, True), (2, 9, False), (1, 600, False)],
 )
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize(
+    ("masked", "rounds"),
+    [
+        (False, False),
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_layer_gives_what_its_modules_give(
     model: QwenVL,
     exact_model: QwenVL,
