@@ -16,8 +16,9 @@ demo: $(VENV)/.installed-video
 	$(BIN)/vlpress run tiny -o out/demo --recipe w4a16 --overwrite
 
 # Two workers with one thread each, because torch's own threads would compete for the same cores.
+# With bytecode, or every worker and every command that a test starts would compile the package again.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 --durations-min=1
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=40 --durations-min=1
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
