@@ -12,6 +12,7 @@ from vlpress.common.progress import (
     format_bytes,
     format_seconds,
     peak_memory,
+    reporting,
 )
 
 
@@ -111,3 +112,26 @@ def test_logged_warnings_are_shown_by_the_reporter() -> None:
     logger.warning("only %d samples", 3)
     logger.info("not shown")
     assert stream.getvalue() == "WARNING: only 3 samples\n"
+
+
+@pytest.mark.parametrize(
+    ("progress", "rank", "shown", "logged"),
+    [(True, 0, True, 0), (False, 0, False, 1), (True, 1, False, 0)],
+)
+def test_a_verb_reports_on_rank_0_or_logs(
+    progress: bool,
+    rank: int,
+    shown: bool,
+    logged: int,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with reporting(progress, rank=rank) as reporter:
+        reporter.warn("few samples")
+        with reporter.stage("quantize") as update:
+            update(1, 1, "")
+    shown_text = capfd.readouterr().err
+    assert ("WARNING: few samples" in shown_text and "quantize: 1/1" in shown_text) == shown
+    assert shown or not shown_text
+    assert [record.message for record in caplog.records] == ["few samples"] * logged
+    assert not logging.getLogger("vlpress").handlers
