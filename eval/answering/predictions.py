@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.differences import plain, refuse_difference
-from ...common.distributed import Communicator, rank_zero_first
+from ...common.distributed import Communicator, barrier, rank_zero_first
 from ...common.journal import JournalContents, JournalFile, read_journal
 
 SCHEMA = 2
@@ -93,9 +93,11 @@ def open_shared(
     comm: Communicator, path: Path, kind: str, fingerprint: Mapping[str, Any]
 ) -> RecordStore:
     """Open a store on every rank; all add the same records, and rank 0 writes them."""
-    return rank_zero_first(
+    store = rank_zero_first(
         comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.rank == 0)
     )
+    barrier(comm)  # rank 0 must not append before every rank has read the stored records
+    return store
 
 
 def prediction_record(prediction: Prediction) -> Record:
