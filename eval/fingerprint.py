@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ from ..common.environment import device_name, versions
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.weight_files import find_weights
-from ..quant.kernels import bf16_linear
-from ..quant.runtime.linear import FloatLinear, QuantLinear
-from ..quant.targets import quantized_layers
+from ..quant.runtime.description import count_kernels, describe_activations, describe_head
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
 
@@ -70,31 +67,6 @@ def run_fingerprint(
         "head": describe_head(model),
         "kv_cache": model.cache_type,
     }
-
-
-def count_kernels(model: QwenVL) -> dict[str, int]:
-    """Count the layers per kernel: kernels differ in rounding.
-
-    Includes quantized layers, and float layers and the output head if a kernel of vlpress computes
-    them.
-    """
-    counts = Counter(layer.kernel for layer in quantized_layers(model).values())
-    floats = (module for module in model.modules() if isinstance(module, FloatLinear))
-    counts.update(module.product.kernels.name for module in floats)
-    if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):
-        counts[model.head_product.kernels.name] += 1
-    return dict(sorted(counts.items()))
-
-
-def describe_activations(model: QwenVL) -> str | None:
-    """Return `int8` if activations are rounded without the recipe requiring it; else None."""
-    is_rounded = any(layer.rounds_inputs for layer in quantized_layers(model).values())
-    return "int8" if is_rounded else None
-
-
-def describe_head(model: QwenVL) -> str | None:
-    """Return the scheme of a quantized output head; None if it is not quantized."""
-    return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
 
 
 def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:

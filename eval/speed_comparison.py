@@ -14,8 +14,8 @@ import torch
 from ..common.progress import Reporter, format_bytes
 from ..model.qwen_vl import QwenVL
 from ..quant.resolve import Source
+from ..quant.runtime.description import count_kernels, describe_activations, describe_head
 from .answering.throughput import TimedModel, measure_throughput
-from .fingerprint import count_kernels, describe_activations, describe_head
 from .report.speed_section import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..eval.fingerprint import count_kernels, describe_activations, describe_head
 from ..model.generation import generate
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
+from ..quant.runtime.description import count_kernels, describe_activations, describe_head
 from .timing import read_bandwidth
 
 

@@ -52,12 +52,13 @@ def test_an_empty_answer_is_wrong_and_not_missing() -> None:
 
 def test_profiles_decide() -> None:
     answer = "The answer is b."
-    assert [extract_choice(answer, {"A": "x", "B": "y"}, p) for p in ("2025-08", HEAD)] == [None, "B"]
+    options = {"A": "x", "B": "y"}
+    assert [extract_choice(answer, options, p) for p in ("2025-08", HEAD)] == [None, "B"]
     assert [circular_hits([row(1, "B", answer)], p) for p in ("2025-08", HEAD)] == [{1: 0}, {1: 1}]
 
 
 def test_a_row_without_its_columns_is_named() -> None:
-    with pytest.raises(ValueError, match="row 1 has no prediction.* index, answer"):
+    with pytest.raises(ValueError, match=r"row 1 has no prediction.* index, answer"):
         circular_hits([row(1, "A", "A"), {"index": 2, "answer": "A"}])
     with pytest.raises(ValueError, match="repeats index 1"):
         circular_hits([row(1, "A", "A"), row(1, "A", "A")])

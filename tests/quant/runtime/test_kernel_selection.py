@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlpress.eval.fingerprint import count_kernels, describe_activations, describe_head
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.text import DecoderLayer
@@ -18,6 +17,7 @@ from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.kernels import bf16_linear, library
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.runtime.description import count_kernels, describe_activations, describe_head
 from vlpress.quant.runtime.kernel_selection import (
     accelerate_head_,
     accelerate_layers_,

@@ -1,0 +1,48 @@
+"""Imports between the packages point one way and are free of cycles."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import paths
+import pytest
+
+LAYERS = ("common", "synthetic", "model", "calib", "quant", "bench", "eval", "cli")
+"""From the lowest to the highest; a package imports from itself and from lower ones only."""
+
+
+def package_folder(name: str) -> Path:
+    top = paths.ROOT / name
+    return top if top.is_dir() else paths.ROOT / "src" / "vlpress" / name
+
+
+def imported_packages(path: Path, depth: int) -> Iterator[tuple[int, str]]:
+    """Line and package of every relative import that leaves the file's own package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth + 1:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield node.lineno, name.split(".")[0]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_package_imports_from_lower_ones_only(package: str) -> None:
+    folder = package_folder(package)
+    higher = LAYERS[LAYERS.index(package) + 1 :]
+    wrong = [
+        f"{path.relative_to(paths.ROOT)}:{line} imports {name}"
+        for path in sorted(folder.rglob("*.py"))
+        for line, name in imported_packages(path, len(path.relative_to(folder).parts))
+        if name in higher
+    ]
+    assert not wrong
+
+
+def test_package_has_at_most_14_files() -> None:
+    folders = {
+        path.parent for name in ("quant", "eval") for path in (paths.ROOT / name).rglob("*.py")
+    }
+    crowded = {str(f.relative_to(paths.ROOT)) for f in folders if len(list(f.glob("*.py"))) > 14}
+    assert not crowded
