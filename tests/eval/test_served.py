@@ -165,6 +165,7 @@ def test_ctrl_c_leaves_a_served_run_that_resumes(answer: Any, tmp_path: Path) ->
         assert len(server.bodies) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_local_run_that_resumes(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predictions = out / "builtin-ocrbench" / "predictions.jsonl"
