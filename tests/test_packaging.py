@@ -113,6 +113,7 @@ def test_version_from_another_directory(installed: Path, tmp_path: Path) -> None
         assert run(*command, "--version", cwd=tmp_path) == f"vlpress {vlpress.__version__}\n"
 
 
+@pytest.mark.slow
 def test_packages_import_despite_files_of_the_same_name(installed: Path, tmp_path: Path) -> None:
     """A `model.py` in the working directory does not shadow `vlpress.model`."""
     for package in PACKAGES:

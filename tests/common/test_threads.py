@@ -87,7 +87,7 @@ print(torch.get_num_threads(), pools)
 """
 
 
-@pytest.mark.parametrize("scipy", ["loaded", "not loaded"])
+@pytest.mark.parametrize("scipy", ["loaded", pytest.param("not loaded", marks=pytest.mark.slow)])
 def test_the_number_of_threads_applies_to_torch_and_blas(scipy: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     command = [sys.executable, "-c", COUNTED, scipy]

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import pytest
 import tiny_tokenizer
 from tokenizers import Tokenizer
 
 from vlpress.model.loading import resolve_model
 
 
+@pytest.mark.slow
 def test_the_script_reproduces_the_shipped_tokenizer(tmp_path: Path) -> None:
     tiny_tokenizer.write(tmp_path)
     shipped = resolve_model("tiny")

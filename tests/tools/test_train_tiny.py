@@ -23,7 +23,14 @@ def one_batch(tokenizer: Tokenizer, stage: str) -> tiny_data.PackedBatch:
     return next(tiny_data.batches(tiny_talk.Writer(tokenizer), stage, 1, 2, 2))
 
 
-@pytest.mark.parametrize("stage", ["vision", "drill", "look", "decoder", "joint"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "vision",
+        "joint",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("drill", "look", "decoder")),
+    ],
+)
 def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     student = tiny_student.Student(tokenizer)

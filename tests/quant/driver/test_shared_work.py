@@ -34,7 +34,7 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
     [
         (3, "rounded"),
         (3, "solved"),
-        (2, "smoothed"),
+        pytest.param(2, "smoothed", marks=pytest.mark.slow),
         pytest.param(2, "awq", marks=pytest.mark.slow),
         pytest.param(3, "against the float model", marks=pytest.mark.slow),
     ],

@@ -202,7 +202,7 @@ def test_an_error_during_the_search_leaves_the_block_whole(
         assert torch.equal(parameter, original.get_parameter(name))
 
 
-@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("activations", [pytest.param("dynamic", marks=pytest.mark.slow), "static"])
 def test_smoothing_recovers_what_outliers_cost(activations: str) -> None:
     rounding = INT8 | {"activations": activations}
     samples = prompts(small_model().config)
@@ -301,6 +301,7 @@ def test_report_is_json_and_sorted() -> None:
     assert Recipe.from_dict(data["recipe"]) == report.recipe
 
 
+@pytest.mark.slow
 def test_same_input_same_factors() -> None:
     def run() -> list[dict[str, Any]]:
         model = small_model()

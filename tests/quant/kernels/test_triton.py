@@ -60,9 +60,22 @@ def check(actual: Tensor, expected: Tensor) -> None:
     assert float(error) < TOLERANCE[expected.dtype]
 
 
-@pytest.mark.parametrize("bits", [3, 4, 8])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("rows", "columns", "group"), [(64, 64, 32), (50, 128, 64), (17, 96, -1)])
+SHAPES = [(64, 64, 32), (50, 128, 64), (17, 96, -1)]
+# Every width of integers with every shape once, symmetric and not.
+QUICK = [
+    (bits, symmetric, *shape)
+    for i, bits in enumerate((3, 4, 8))
+    for j, shape in enumerate(SHAPES)
+    for symmetric in (True, False)
+    if symmetric == ((i + j) % 2 == 0)
+]
+CASES = [(bits, s, *shape) for bits in (3, 4, 8) for s in (True, False) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "rows", "columns", "group"),
+    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+)
 def test_matches_the_reference(
     rows: int, columns: int, group: int, bits: int, symmetric: bool
 ) -> None:

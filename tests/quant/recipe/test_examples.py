@@ -37,8 +37,8 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
     return schemes
 
 
-# Weights only, and SmoothQuant in both stages; the others take minutes in total.
-QUICK = ("w4a16", "vision-w8a8+decoder-w4a16")
+# The others take minutes in total.
+QUICK = ("w4a16",)
 
 
 @pytest.mark.parametrize(

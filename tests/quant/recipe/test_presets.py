@@ -75,7 +75,13 @@ def test_most_examples_are_presets() -> None:
     assert required | {"vision-w8a16+decoder-w4a16", "vision-w8a8+decoder-w4a16"} <= set(SHARED)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# One preset of each method and format.
+QUICK = ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PRESETS]
+)
 def test_runs_and_is_written_in_the_default_format(name: str, tmp_path: Path) -> None:
     model, original = wider_model(), wider_model()
     source = write_small_checkpoint(tmp_path / "source", original)

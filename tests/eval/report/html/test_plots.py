@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -25,6 +26,10 @@ def intervals(label: str = "ocr") -> Markup:
     return plots.interval_plot("p", "Intervals & more", rows, 2.0)
 
 
+NAMES = ("intervals", "histogram", "zeros", "position", "layers", "pareto", "one point")
+
+
+@functools.cache
 def figures() -> dict[str, Markup]:
     kl = [[0.1, 0.0, 3.0], [1e-12, 0.2]]
     return {
@@ -49,7 +54,11 @@ def figures() -> dict[str, Markup]:
     }
 
 
-@pytest.mark.parametrize("name", list(figures()))
+def test_every_figure_is_tested() -> None:
+    assert tuple(figures()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_figures_are_valid_xml_with_the_colours_of_the_page(name: str) -> None:
     svg = figures()[name]
     root = ET.fromstring(svg)

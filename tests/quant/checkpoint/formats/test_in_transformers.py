@@ -35,6 +35,8 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+QUICK = ("w4a16", "w8a8", "vision-w8a8")  # one of each layout of tensors
+
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
@@ -69,7 +71,9 @@ def separate_tokens(model: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in STEPS]
+)
 def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
     """Weights are equal; int8 activations are rounded differently.
 
