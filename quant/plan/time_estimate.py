@@ -23,6 +23,9 @@ from ..recipe.scheme import QuantScheme
 from ..recipe.steps import AWQStep, SmoothQuantStep
 from .plan import Plan, PlanRow
 
+NARROW, WIDE = 128, 384
+"""Rows and columns of the layers that the probe solves: one group and three."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -47,15 +50,15 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     mac, mac32 = (_product(device, kind) for kind in (dtype, torch.float32))
     hessian = _hessian(device, dtype) or mac32
     narrow, wide, searched = (
-        _solver(device, *case) for case in ((128, False), (512, False), (512, True))
+        _solver(device, *case) for case in ((NARROW, False), (WIDE, False), (WIDE, True))
     )
-    few, many = _work(128, 128), _work(512, 512)
+    few, many = _work(NARROW, NARROW), _work(WIDE, WIDE)
     # Two layers, two unknowns: seconds = column * width + solve_mac * work. The difference of two
     # short measurements may come out too small or negative, so it is bounded by a plain product.
-    ratio = 512 / 128
+    ratio = WIDE / NARROW
     solve_mac = max(_correction(device), (wide - ratio * narrow) / (many - ratio * few))
-    column = max(0.0, (narrow - solve_mac * few) / 128)
-    return Probe(mac, mac32, hessian, column, solve_mac, max(0.0, searched - wide) / 512**2)
+    column = max(0.0, (narrow - solve_mac * few) / NARROW)
+    return Probe(mac, mac32, hessian, column, solve_mac, max(0.0, searched - wide) / WIDE**2)
 
 
 def estimate_time(
@@ -213,12 +216,12 @@ def _solver(device: torch.device, width: int, scale_search: bool) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time a function: best of three runs after a warm-up."""
+    """Time a function: best of three runs, of which the first one warms up."""
     times = []
-    for _ in range(4):
+    for _ in range(3):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(times)
