@@ -12,10 +12,10 @@ from .statistics import (
     CI_KIND,
     Interval,
     PairedOutcome,
+    bounds_in_points,
     count_outcomes,
     judge,
     mcnemar,
-    one_sided_bounds,
     paired_interval,
 )
 
@@ -64,8 +64,8 @@ def judge_difference(
 ) -> dict[str, Any]:
     """One-sided 95 % bounds of the difference and the verdict; bounds and margin in points."""
     effect = _effect(pairs, clusters)
-    low, high = _points(one_sided_bounds(_outcome(pairs), design_effect=effect))
-    return {"lower95": low, "upper95": high, "verdict": judge(Interval(low, high), margin)}
+    bounds = bounds_in_points(_outcome(pairs), design_effect=effect)
+    return {"lower95": bounds.low, "upper95": bounds.high, "verdict": judge(bounds, margin)}
 
 
 def count_flips(pairs: Sequence[Pair]) -> dict[str, int]:

@@ -103,12 +103,18 @@ def one_sided_bounds(
     return paired_interval(outcome, 2 * level - 1, design_effect=design_effect)
 
 
+def bounds_in_points(outcome: PairedOutcome, *, design_effect: float = 1.0) -> Interval:
+    """The one-sided 95 % bounds that decide a verdict, in points, in [-100, 100]."""
+    bounds = one_sided_bounds(outcome, design_effect=design_effect)
+    return Interval(100 * bounds.low, 100 * bounds.high)
+
+
 def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
     """The difference below (`side` -1) or above (+1) the estimate whose score statistic is ±z."""
     estimate, end = outcome.delta, float(side)
 
     def excess(delta: float) -> float:
-        return abs(_score(outcome, delta)) - z
+        return abs(score_statistic(outcome, delta)) - z
 
     if estimate == end:
         return end
@@ -120,8 +126,17 @@ def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
     return float(brentq(excess, estimate, near_end, xtol=1e-12))
 
 
-def _score(outcome: PairedOutcome, delta: float) -> float:
-    """Score statistic of the hypothesis that the true difference is `delta` (Tango 1998, eq. 6)."""
+def score_statistic(outcome: PairedOutcome, delta: float) -> float:
+    """Score statistic of the hypothesis that the true difference is `delta` (Tango 1998, eq. 6).
+
+    Args:
+        outcome: counts.
+        delta: a difference of proportions, in (-1, 1).
+
+    Returns:
+        About standard normal under the hypothesis; proportional to the square root of `outcome.n`
+        at fixed shares of lost and won units.
+    """
     n, b, c = outcome.n, outcome.won, outcome.lost
     gap = b - c - n * delta
     # q: restricted maximum-likelihood estimate of P(lost) under the hypothesis, the larger root of
