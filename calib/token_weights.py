@@ -7,43 +7,18 @@ of the chat template are text. In the vision tower all tokens are image tokens w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.validation import Real, validated
 from ..model.config import ModelConfig
 from ..model.families import family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
+from .fixed_weights import KINDS, FixedWeights
 from .gradients import loss_gradients, predicted_tokens, token_sensitivities, visual_tokens
-
-KINDS = ("uniform", "balanced", "gradient", "token-gradient")
-GRADIENTS = KINDS[2:]
-"""Kinds that need a forward and a backward pass of the float decoder before quantization."""
-
-
-@validated
-class FixedWeights:
-    """Numeric weights of a recipe; only their ratio matters.
-
-    Tokens of weight 0 are ignored, also in the ranges that determine static activation scales.
-    """
-
-    image: Annotated[float, Real(least=0)] = 1.0
-    """Weight of an image or video token."""
-    text: Annotated[float, Real(least=0)] = 1.0
-    """Weight of every other token."""
-
-    def __post_init__(self) -> None:
-        if not (self.image or self.text):
-            raise ValueError("the weights are all 0; give image or text a weight above 0")
-
-    def to_dict(self) -> dict[str, float]:
-        """Convert to JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

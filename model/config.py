@@ -4,6 +4,8 @@ Published checkpoints use two generations of the file: flat (text fields at the 
 `rope_scaling`, `torch_dtype`) and nested (`text_config`, `rope_parameters`, `dtype`). Both become
 one frozen `ModelConfig`. `raw` holds the unchanged dictionary, because written checkpoints keep the
 source's form. Missing fields take the defaults of the two published configurations.
+
+Reading a config does not import torch, so that an unusable one is refused at once.
 """
 
 from __future__ import annotations
@@ -11,20 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..common.json_files import read_json
 from ..common.validation import parse
 from .config_fields import Qwen2VisionSection, Qwen25VisionSection, TextSection, TokenSection
+
+if TYPE_CHECKING:
+    import torch
 
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 2**28  # bytes; the largest published files, tokenizers, have 2**25
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,15 @@ class ModelConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    dtype: torch.dtype | None  # of the stored parameters; None: not in the file
+    dtype_name: str | None  # of the stored parameters, one of `DTYPES`; None: not in the file
     raw: Mapping[str, Any] = field(repr=False, compare=False)  # the unchanged config.json
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of the stored parameters; None: not in the file."""
+        import torch
+
+        return None if self.dtype_name is None else getattr(torch, self.dtype_name)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -167,7 +177,7 @@ class ModelConfig:
             vision=vision,
             text=text,
             **_token_ids(raw, text.vocab_size),
-            dtype=_dtype(raw, text_raw),
+            dtype_name=_dtype_name(raw, text_raw),
             raw=raw,
         )
 
@@ -257,7 +267,7 @@ def _is_tied(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> bool:
     return bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
 
 
-def _dtype(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> torch.dtype | None:
+def _dtype_name(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> str | None:
     for source in (raw, text_raw):
         name = source.get("dtype", source.get("torch_dtype"))
         if name is not None:
@@ -266,5 +276,5 @@ def _dtype(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> torch.dtype |
                 raise ValueError(
                     f"config.json: dtype {name!r} is not supported; allowed: {', '.join(DTYPES)}"
                 )
-            return DTYPES[name]
+            return name
     return None

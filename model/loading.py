@@ -1,4 +1,4 @@
-"""Model loading: find the folder, build the modules, read the weights.
+"""Model loading: build the modules, read the weights.
 
 Modules can be built on the `meta` device, where they take no memory, and loaded block by block:
 peak memory is then that of the largest block instead of the model.
@@ -6,7 +6,6 @@ peak memory is then that of the largest block instead of the model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
 from .qwen_vl import QwenVL
-from .weight_files import refuse_adapter
+from .resolve import resolve_model
 
 __all__ = [
     "CheckpointReader",
@@ -30,58 +29,8 @@ __all__ = [
     "resolve_model",
 ]
 
-BUILT_IN = "tiny"
 HEAD = "lm_head.weight"
 SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
-
-
-def resolve_model(name: str | Path) -> Path:
-    """Return the folder of a model; a hub id is downloaded into the hub's cache.
-
-    Args:
-        name: `tiny` (the model inside the package), a local folder, or a hub id `owner/name`.
-
-    Raises:
-        FileNotFoundError: there is no such folder and the name is not a hub id.
-        ValueError: the folder contains only an adapter, or the download failed.
-    """
-    if name == BUILT_IN:
-        folder = Path(__file__).resolve().parent / BUILT_IN
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"the built-in model {BUILT_IN!r} is missing from this installation; "
-                "install the package again or give a checkpoint folder"
-            )
-        return folder
-    folder = Path(name)
-    if folder.is_dir():
-        refuse_adapter(folder)  # before config.json is read, which most adapters lack
-        return folder
-    if folder.exists():
-        raise ValueError(
-            f"{name}: is a file; allowed: a checkpoint folder, a hub id owner/name, or {BUILT_IN}"
-        )
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise FileNotFoundError(
-            f"{name}: no such folder; give a checkpoint folder, a hub id owner/name, or {BUILT_IN}"
-        )
-    folder = _fetch(str(name))
-    refuse_adapter(folder)
-    return folder
-
-
-def _fetch(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=list(HUB_FILES)))
-    except (OSError, ValueError) as error:  # the hub's errors derive from these two
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{repo}: neither a local folder nor available from the hub ({reason}); "
-            "check the name and the network, or give a local folder"
-        ) from None
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import Option, Options
+from ..model.resolve import BUILT_INS
 from .recipe.presets import PRESETS
 
-BUILTIN_MODELS = ("tiny", "tiny-outliers")
+BUILTIN_MODELS = BUILT_INS
 
 MODEL = Option(
     "A checkpoint folder, a hub id, or the built-in 'tiny' or 'tiny-outliers'.",
     is_argument=True,
     metavar="MODEL",
+    suggestions=BUILTIN_MODELS,
 )
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
-EXPORT_FORMATS = "gptq, gptq_v2, compressed-tensors, awq"
+FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq")
+EXPORT_FORMATS = ", ".join(FORMATS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class DeviceOptions(Options):
             "auto, cpu, cuda or cuda:N.",
             pattern=r"auto|cpu|cuda(:\d+)?",
             allowed="auto, cpu, cuda, cuda:N",
+            suggestions=("auto", "cpu", "cuda"),
         ),
     ] = "auto"
     dtype: Annotated[
@@ -150,7 +154,11 @@ class RecipeOptions(Options):
 
     recipe: Annotated[
         str,
-        Option(f"A preset ({', '.join(PRESETS)}) or a TOML file.", flags=("--recipe", "-r")),
+        Option(
+            f"A preset ({', '.join(PRESETS)}) or a TOML file.",
+            flags=("--recipe", "-r"),
+            suggestions=tuple(PRESETS),
+        ),
     ] = "w4a16"
     tp: Annotated[
         int | None,
@@ -208,7 +216,8 @@ class FormatOption(Options):
         str,
         Option(
             f"Checkpoint format: {EXPORT_FORMATS}; auto uses gptq if it can hold the result, else "
-            "compressed-tensors."
+            "compressed-tensors.",
+            suggestions=("auto", *FORMATS),
         ),
     ] = "auto"
 
@@ -257,7 +266,7 @@ class ExportOptions(OverwriteOptions, ThreadOptions, OutOption, CheckpointArgume
     """Options of `export`."""
 
     _: KW_ONLY
-    format: Annotated[str, Option(f"Format to convert to: {EXPORT_FORMATS}.")]
+    format: Annotated[str, Option(f"Format to convert to: {EXPORT_FORMATS}.", suggestions=FORMATS)]
 
 
 @dataclass(frozen=True)

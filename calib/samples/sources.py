@@ -6,12 +6,15 @@ import logging
 import re
 from pathlib import Path
 
+from ...common.near_misses import did_you_mean, near_paths
 from ...common.text_files import decode_utf8, read_object
 from .records import ExactFloat, plain_text, read_record
 from .sample import Sample
 from .selection import Source
 
 logger = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_source(source: str | Path) -> Source[Sample]:
@@ -25,22 +28,40 @@ def open_source(source: str | Path) -> Source[Sample]:
         FileNotFoundError: the source does not exist.
         ValueError: the source is of an unknown type, cannot be read, or is empty.
     """
+    check_source(source)
     path = Path(source)
     kind = path.suffix.lower()
     if kind in (".jsonl", ".txt"):
-        if not path.is_file():
-            raise FileNotFoundError(f"calibration file {path} does not exist")
         opened = _jsonl(path) if kind == ".jsonl" else _paragraphs(path)
-    elif path.is_file():
-        raise ValueError(
-            f"calibration file {path}: unknown type {path.suffix!r}; use .jsonl or .txt, "
-            "or a datasets folder"
-        )
     else:
         opened = _dataset(str(source))
     if opened.count == 0:
         raise ValueError(f"calibration source {source} has no samples")
     return opened
+
+
+def check_source(source: str | Path) -> None:
+    """Check the name of a source without opening it.
+
+    Raises:
+        FileNotFoundError: the source does not exist and is not a hub id.
+        ValueError: it is a file of an unknown type.
+    """
+    path = Path(source)
+    if path.suffix.lower() in (".jsonl", ".txt"):
+        if not path.is_file():
+            hint = did_you_mean(near_paths(path))
+            raise FileNotFoundError(f"calibration file {path} does not exist{hint and f';{hint}'}")
+    elif path.is_file():
+        raise ValueError(
+            f"calibration file {path}: unknown type {path.suffix!r}; use .jsonl or .txt, "
+            "or a datasets folder"
+        )
+    elif not path.is_dir() and not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"calibration source {source} does not exist;{did_you_mean(near_paths(path))} give a "
+            ".jsonl or .txt file, a datasets folder or a hub id"
+        )
 
 
 def _text(path: Path) -> str:
@@ -77,11 +98,6 @@ def _dataset(source: str) -> Source[Sample]:
     import datasets  # type: ignore[import-untyped]  # ships no annotations
 
     folder = Path(source)
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise FileNotFoundError(
-            f"calibration source {source} does not exist; give a .jsonl or .txt file, "
-            "a datasets folder or a hub id"
-        )
     saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         data = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.near_misses import did_you_mean, near_misses, near_paths
 from . import custom, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.rows import BenchmarkTable, Findings, Row
@@ -150,7 +151,8 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
     published = {key.lower(): key for key in PUBLISHED}
     if name.lower() not in published:
         allowed = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.jsonl"))
-        raise ValueError(f"unknown benchmark {name!r}; choose one of {allowed}")
+        hint = did_you_mean(near_misses(name, (*BUILTIN, *PUBLISHED)))
+        raise ValueError(f"unknown benchmark {name!r};{hint} choose one of {allowed}")
     name = published[name.lower()]
     return _find_published(name, location or _find_in(data_root, name))
 
@@ -163,7 +165,8 @@ def _find_custom(name: str, file: Path) -> Benchmark:
         )
     if not file.is_file():
         raise FileNotFoundError(
-            f"benchmark file {file} does not exist; docs/own-tasks.md describes the format"
+            f"benchmark file {file} does not exist;{did_you_mean(near_paths(file))} "
+            "docs/own-tasks.md describes the format"
         )
     return Benchmark(name, "own", str(file), "jsonl")
 
@@ -178,8 +181,8 @@ def _find_published(name: str, location: str) -> Benchmark:
     if _HUB_ID.fullmatch(location) and not location.endswith(_SUFFIXES):
         return Benchmark(name, release.kind, location, "hub", release)
     raise FileNotFoundError(
-        f"benchmark file {location} does not exist; give the path of a TSV, a folder of parquet "
-        f"files or a hub id; {where_to_get(name)}"
+        f"benchmark file {location} does not exist;{did_you_mean(near_paths(path))} give the path "
+        f"of a TSV, a folder of parquet files or a hub id; {where_to_get(name)}"
     )
 
 

@@ -21,10 +21,11 @@ from ..config import ModelConfig
 from ..rope import mrope_ids
 from .chat import VisualSource, parse_messages, split_messages, strip_media
 from .chat_templates import render_chat
-from .images import ImageSource, fit_size, open_image, resize, smart_resize, to_patches
+from .images import ImageSource, fit_size, open_image, resize, smart_resize
 from .inputs import Prompt, Visual, visual_mask
 from .media import find_video
 from .parts import has_placeholder, read_text
+from .patches import to_patches
 from .pixel_settings import PixelSettings
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
 from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video

@@ -39,7 +39,8 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
-from ...calib.token_weights import GRADIENTS, KINDS, FixedWeights
+from ...calib.fixed_weights import GRADIENTS, KINDS, FixedWeights
+from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.validation import Allowed, Integer, OneOf, parse, validated
 from .presets import HEADS, PRESETS
 from .steps import Method, Step, Transform, read_step
@@ -168,9 +169,10 @@ class Recipe:
         if str(name_or_path) in PRESETS:
             return cls.from_dict(PRESETS[str(name_or_path)])
         if not Path(name_or_path).is_file():
+            near = [*near_misses(str(name_or_path), PRESETS), *near_paths(Path(name_or_path))]
             raise FileNotFoundError(
-                f"recipe {str(name_or_path)!r} is neither a file nor a preset; "
-                f"presets are {', '.join(PRESETS)}"
+                f"recipe {str(name_or_path)!r} is neither a file nor a preset;"
+                f"{did_you_mean(near)} presets are {', '.join(PRESETS)}"
             )
         return cls.from_toml(name_or_path)
 

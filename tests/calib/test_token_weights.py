@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from tiny_models import prompt, prompts, small_config, small_model
 
+from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.calib.gradients import visual_tokens
 from vlpress.calib.token_weights import (
-    FixedWeights,
     ModalityTokenWeights,
     balanced_image_weight,
     find_token_weights,

@@ -23,6 +23,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
+from .near_misses import did_you_mean, near_misses
+
 P = ParamSpec("P")
 R = TypeVar("R")
 O = TypeVar("O", bound="Options")  # noqa: E741
@@ -53,6 +55,8 @@ class Option:
     """Shown in the help in place of the default."""
     panel: str | None = None
     """Heading of the options in the help that it belongs to."""
+    suggestions: tuple[str, ...] = ()
+    """Values that a shell completes; others are allowed too."""
     variable: str | None = None
     """Environment variable that the command line reads when the option is not given."""
     is_recorded: bool = True
@@ -114,8 +118,9 @@ class OptionField:
             and (not pattern or re.fullmatch(pattern, value))
         )
         if not is_allowed:
+            hint = did_you_mean(near_misses(str(value), self.choices))
             raise ValueError(
-                f"Invalid value for '{self.label}': {value!r}; allowed: {self.allowed}"
+                f"Invalid value for '{self.label}': {value!r};{hint} allowed: {self.allowed}"
             )
 
 

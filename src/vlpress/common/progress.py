@@ -86,6 +86,18 @@ class Reporter:
         self.console.print(f"WARNING: {text}", style="bold yellow", markup=False, soft_wrap=True)
 
     @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Show work that has no count: a spinner on a terminal, otherwise one line."""
+        if self.quiet:
+            yield
+        elif self.console.is_terminal:
+            with self.console.status(title):
+                yield
+        else:
+            self.note(title)
+            yield
+
+    @contextmanager
     def stage(self, title: str) -> Iterator[Update]:
         """Show one stage; yield its `Update`."""
         if self.quiet:

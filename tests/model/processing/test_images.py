@@ -25,9 +25,9 @@ from vlpress.model.processing.images import (
     fit_size,
     open_image,
     smart_resize,
-    to_patches,
     to_rgb,
 )
+from vlpress.model.processing.patches import to_patches
 from vlpress.model.processing.pixel_settings import PixelSettings
 
 VECTORS = json.loads((paths.GOLDEN / "smart_resize.json").read_text())

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from tiny_models import TinyConfig
 
-from vlpress.model.processing.images import resize, smart_resize, to_patches
+from vlpress.model.processing.images import resize, smart_resize
+from vlpress.model.processing.patches import to_patches
 from vlpress.model.processing.pixel_settings import CLIP_MEAN, CLIP_STD, PixelSettings
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vlpress.calib.token_weights import FixedWeights
+from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe, pattern_matches
 from vlpress.quant.recipe.scheme import QuantScheme
@@ -225,5 +225,5 @@ def test_token_weights(tmp_path: Path, text: str, expected: str | FixedWeights) 
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(FileNotFoundError, match="neither a file nor a preset; presets are w4a16"):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a preset.* presets are w4a16"):
         Recipe.resolve("w5a16")
