@@ -35,7 +35,8 @@ class BenchmarkOptions(Options):
         str | Sequence[str] | None,
         Option(
             "NAME or NAME=PATH, PATH being a TSV, a folder of parquet files, a hub id, or "
-            f"a custom .jsonl file; repeatable. Built in: {', '.join(BUILTIN_BENCHES)}."
+            f"a custom .jsonl file; repeatable. Built in: {', '.join(BUILTIN_BENCHES)}.",
+            suggestions=BUILTIN_BENCHES,
         ),
     ] = None
     limit: Annotated[
@@ -164,6 +165,7 @@ class EvaluationArguments(Options):
             "A checkpoint folder, a hub id, 'tiny' or 'tiny-outliers'; or give --endpoint.",
             is_argument=True,
             metavar="MODEL",
+            suggestions=MODEL.suggestions,
         ),
     ] = None
     out: Annotated[

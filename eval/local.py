@@ -19,9 +19,10 @@ from .evaluation import evaluate_model, find_reference
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
 from .fingerprint import run_fingerprint
+from .planning.checks import check_questions
 from .report.speed_section import FILE as THROUGHPUT_FILE
 from .report.speed_section import write_throughput
-from .resolve import check_questions, open_tasks, open_text
+from .resolve import open_tasks, open_text
 from .results import QUANTIZATION, read_info, read_run
 from .speed_comparison import time_in_alternation
 from .tasks.task import Task

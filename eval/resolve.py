@@ -10,42 +10,12 @@ from ..quant.config import ModelSettings
 from ..quant.resolve import Source
 from .config import BUILTIN_BENCHES, BenchmarkOptions, QuestionOptions
 from .fidelity.perplexity import read_text
-from .tasks import check_spec, open_task
+from .tasks import open_task
 from .tasks.askable import mark_unaskable
 from .tasks.extract import DEFAULT_PROFILE
 from .tasks.files.image_store import StoredImage
 from .tasks.prompts import default_prompt_style
-from .tasks.resolution import DEFAULT as MODEL_PIXELS
 from .tasks.task import Task
-
-
-def check_questions(questions: BenchmarkOptions, settings: ModelSettings) -> None:
-    """Check the options of benchmarks before a model is downloaded.
-
-    Raises:
-        FileNotFoundError: a benchmark file does not exist.
-        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
-            repeated, or the bounds of image areas are given twice.
-    """
-    names = [
-        check_spec(
-            spec,
-            prompt_style=questions.prompt_style,
-            profile=questions.rules or DEFAULT_PROFILE,
-            pixels=questions.pixels,
-            data_root=questions.data_root,
-        ).name
-        for spec in questions.bench or BUILTIN_BENCHES
-    ]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
-    if questions.pixels != MODEL_PIXELS and (
-        settings.min_pixels is not None or settings.max_pixels is not None
-    ):
-        raise ValueError(
-            f"--pixels {questions.pixels} sets both bounds of an image's area; give it, or "
-            "--min-pixels and --max-pixels"
-        )
 
 
 def open_tasks(questions: QuestionOptions, source: Source, processor: Processor) -> list[Task]:

@@ -16,7 +16,7 @@ from ..common.options import verb
 from ..common.output_dir import claim, is_same, refuse_foreign, sole_use
 from ..common.progress import Reporter, reporting
 from ..common.threads import use_threads
-from ..quant.config import BUILTIN_MODELS, ModelSettings
+from ..quant.config import ModelSettings
 from ..quant.job import Job
 from ..quant.resolve import Source
 from . import compare
@@ -26,15 +26,14 @@ from .evaluation import evaluate_model
 from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import identify_text
+from .planning.checks import check_questions, refuse_drawings
 from .report.report import check_margin
-from .resolve import check_questions, open_tasks, open_text, refuse_leak
+from .resolve import open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
 from .speed_comparison import time_in_alternation
 from .tasks.files.image_store import decoded_images
-from .tasks.registry import where_to_get
 from .tasks.task import Task
 
-SUGGESTED_BENCH = "MMBench_DEV_EN"
 OWN_FILES = ("plan.json", "checkpoint", "eval", "report")
 
 
@@ -105,12 +104,7 @@ class _Run:
     def _check(self) -> None:
         """Check the options before a model is downloaded."""
         options = self._options
-        if options.bench is None and options.model not in BUILTIN_MODELS:
-            raise ValueError(
-                f"{options.model}: the built-in benchmark files are drawings and say nothing about "
-                f"it; give real ones, such as --bench {SUGGESTED_BENCH}=PATH; "
-                f"{where_to_get(SUGGESTED_BENCH)}"
-            )
+        refuse_drawings(options)
         check_margin(options.margin)
         check_questions(options, self._settings)
         refuse_foreign(self._out)

@@ -21,7 +21,8 @@ from .answering.openai_responder import (
 )
 from .config import EvaluateOptions
 from .local import RUN_FILE, discard_stale
-from .resolve import check_questions, open_tasks_in
+from .planning.checks import check_questions
+from .resolve import open_tasks_in
 from .results import read_run
 from .tasks.askable import mark_as_reference
 from .tasks.prompts import default_prompt_style

@@ -30,6 +30,7 @@ from ..quant.config import (
 )
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, stop
 from .parameters import command
+from .starting import starting
 
 DISTRIBUTED = ("quantize", "eval")
 NOT_STORED = "no answers were stored; with --out DIR an evaluation can be resumed"
@@ -41,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, no
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help=HELP,
 )
@@ -112,7 +113,8 @@ def run(
 
     The same command resumes an interrupted run.
     """
-    from ..eval.run import run
+    with starting(RunOptions(**values)):
+        from ..eval.run import run
 
     report = run(**values, progress=True)
     _print_report(report, values["out"] / "report", json_output)
@@ -123,8 +125,9 @@ def run(
 @command(app, PlanOptions)
 def plan(values: Values, json_output: Json = False) -> None:
     """Show the effect of a recipe on every linear layer; memory, scratch and time estimates."""
-    from ..quant.api import plan
-    from .console import plan_table
+    with starting(PlanOptions(**values)):
+        from ..quant.api import plan
+        from .console import plan_table
 
     _print(plan(**values, progress=True), json_output, plan_table)
 
@@ -132,8 +135,9 @@ def plan(values: Values, json_output: Json = False) -> None:
 @command(app, QuantizeOptions)
 def quantize(values: Values, json_output: Json = False) -> None:
     """Quantize a model and write the checkpoint, which appears complete or not at all."""
-    from ..quant.api import quantize
-    from .console import inspect_table
+    with starting(QuantizeOptions(**values)):
+        from ..quant.api import quantize
+        from .console import inspect_table
 
     _print(quantize(**values, progress=True), json_output, inspect_table)
 
@@ -141,8 +145,9 @@ def quantize(values: Values, json_output: Json = False) -> None:
 @command(app, ExportOptions)
 def export(values: Values, json_output: Json = False) -> None:
     """Convert a quantized checkpoint to another format; nothing is rounded again."""
-    from ..quant.api import export
-    from .console import inspect_table
+    with starting(ExportOptions(**values)):
+        from ..quant.api import export
+        from .console import inspect_table
 
     _print(export(**values, progress=True), json_output, inspect_table)
 
@@ -150,8 +155,9 @@ def export(values: Values, json_output: Json = False) -> None:
 @command(app, EvaluateOptions, name="eval")
 def evaluate(values: Values, json_output: Json = False) -> None:
     """Evaluate a model on benchmarks; predictions are stored as they arrive."""
-    from ..eval.api import evaluate
-    from .console import scores_table
+    with starting(EvaluateOptions(**values)):
+        from ..eval.api import evaluate
+        from .console import scores_table
 
     try:
         scores = evaluate(**values, progress=True)
@@ -163,7 +169,8 @@ def evaluate(values: Values, json_output: Json = False) -> None:
 @command(app, CompareOptions)
 def compare(values: Values, json_output: Json = False) -> None:
     """Judge stored predictions; needs no model. The exit code is the verdict."""
-    from ..eval.api import compare
+    with starting(CompareOptions(**values)):
+        from ..eval.api import compare
 
     report = compare(**values)
     _print_report(report, values["out"], json_output)
@@ -173,7 +180,8 @@ def compare(values: Values, json_output: Json = False) -> None:
 @command(app, GenerateOptions)
 def generate(values: Values, json_output: Json = False) -> None:
     """Answer one question about images or a video; the answer is streamed."""
-    from ..quant.generate import generate
+    with starting(GenerateOptions(**values)):
+        from ..quant.generate import generate
 
     def stream(text: str) -> None:
         sys.stdout.write(text)
@@ -186,8 +194,9 @@ def generate(values: Values, json_output: Json = False) -> None:
 @command(app, InspectOptions)
 def inspect(values: Values, json_output: Json = False) -> None:
     """Show bits, scheme, error and size of every layer of a quantized checkpoint."""
-    from ..quant.api import inspect
-    from .console import inspect_table
+    with starting(InspectOptions(**values)):
+        from ..quant.api import inspect
+        from .console import inspect_table
 
     _print(inspect(**values), json_output, inspect_table)
 
@@ -195,8 +204,9 @@ def inspect(values: Values, json_output: Json = False) -> None:
 @command(app, BenchOptions)
 def bench(values: Values, json_output: Json = False) -> None:
     """Measure the speed of quantized layers relative to torch's, or of a model in `generate`."""
-    from ..bench.run import bench
-    from .console import kernels_table, speed_table
+    with starting(BenchOptions(**values)):
+        from ..bench.run import bench
+        from .console import kernels_table, speed_table
 
     table = kernels_table if values["what"] == "kernels" else speed_table
     _print(bench(**values), json_output, table)

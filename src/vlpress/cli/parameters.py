@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from typing import Annotated, Any
 
@@ -61,6 +61,8 @@ def _parameter(field: OptionField) -> inspect.Parameter:
         "show_default": option.default_text or default not in (None, MISSING),
         "rich_help_panel": option.panel,
     }
+    if values := field.choices or option.suggestions:
+        described["autocompletion"] = _completion(values)
     kind: Any = list[field.kind] if field.is_repeatable else field.kind  # type: ignore[name-defined]
     if option.is_argument:
         info: Any = typer.Argument(**described)
@@ -72,3 +74,12 @@ def _parameter(field: OptionField) -> inspect.Parameter:
         default=inspect.Parameter.empty if default is MISSING else default,
         annotation=Annotated[kind | None if default is None else kind, info],
     )
+
+
+def _completion(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function that completes a word; shells complete paths if no value fits."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete

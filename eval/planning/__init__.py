@@ -1,0 +1,1 @@
+"""Before an evaluation: checks that need no torch, and estimates of its time."""

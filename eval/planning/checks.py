@@ -1,0 +1,55 @@
+"""Checks of an evaluation's options before torch is imported and before a model is downloaded."""
+
+from __future__ import annotations
+
+from ...quant.config import BUILTIN_MODELS, InputOptions
+from ..config import BUILTIN_BENCHES, BenchmarkOptions, RunOptions
+from ..tasks import check_spec
+from ..tasks.extract import DEFAULT_PROFILE
+from ..tasks.registry import where_to_get
+from ..tasks.resolution import DEFAULT as MODEL_PIXELS
+
+SUGGESTED_BENCH = "MMBench_DEV_EN"
+
+
+def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
+    """Check the options of benchmarks before a model is downloaded.
+
+    Raises:
+        FileNotFoundError: a benchmark file does not exist.
+        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
+            repeated, or the bounds of image areas are given twice.
+    """
+    names = [
+        check_spec(
+            spec,
+            prompt_style=questions.prompt_style,
+            profile=questions.rules or DEFAULT_PROFILE,
+            pixels=questions.pixels,
+            data_root=questions.data_root,
+        ).name
+        for spec in questions.bench or BUILTIN_BENCHES
+    ]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
+    if questions.pixels != MODEL_PIXELS and (
+        inputs.min_pixels is not None or inputs.max_pixels is not None
+    ):
+        raise ValueError(
+            f"--pixels {questions.pixels} sets both bounds of an image's area; give it, or "
+            "--min-pixels and --max-pixels"
+        )
+
+
+def refuse_drawings(options: RunOptions) -> None:
+    """Refuse the built-in benchmarks as the default for any model but the built-in ones.
+
+    Raises:
+        ValueError: `bench` is not given for another model.
+    """
+    if options.bench is None and options.model not in BUILTIN_MODELS:
+        raise ValueError(
+            f"{options.model}: the built-in benchmark files are drawings and say nothing about "
+            f"it; give real ones, such as --bench {SUGGESTED_BENCH}=PATH; "
+            f"{where_to_get(SUGGESTED_BENCH)}"
+        )

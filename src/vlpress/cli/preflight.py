@@ -1,0 +1,75 @@
+"""Checks of a verb's arguments before torch is imported, which takes seconds.
+
+The Python API makes the same checks with the same functions, together with those that need torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..calib.samples.sources import check_source
+from ..common.near_misses import did_you_mean, near_misses, near_paths
+from ..common.options import Options
+from ..eval.config import BenchmarkOptions, RunOptions
+from ..eval.planning.checks import check_questions, refuse_drawings
+from ..model.config import ModelConfig
+from ..model.resolve import find_local_model
+from ..quant.config import (
+    BUILTIN_MODELS,
+    FORMATS,
+    CalibrationOptions,
+    CheckpointArgument,
+    ExportOptions,
+    FormatOption,
+    InputOptions,
+    InspectOptions,
+    RecipeOptions,
+)
+from ..quant.recipe.recipe import Recipe
+
+
+def check_arguments(options: Options) -> None:
+    """Check names, paths and files that a verb reads, as far as that needs no torch.
+
+    Raises:
+        FileNotFoundError: a model, checkpoint, recipe, benchmark or calibration file does not
+            exist; the message suggests similar names.
+        ValueError: a recipe or a model's config is unusable, or a name is unknown.
+    """
+    if isinstance(options, RunOptions):
+        refuse_drawings(options)
+    if isinstance(options, RecipeOptions):
+        Recipe.resolve(options.recipe)
+    if isinstance(options, CalibrationOptions) and options.calib not in (None, "synthetic"):
+        check_source(str(options.calib))
+    if isinstance(options, BenchmarkOptions):
+        check_questions(options, options.group(InputOptions))
+    model = getattr(options, "model", None)
+    if model is not None and str(model) not in BUILTIN_MODELS:
+        _check_model(str(model))
+    if isinstance(options, FormatOption | ExportOptions):
+        _check_format(options.format)
+    if isinstance(options, CheckpointArgument):
+        _check_model(str(options.checkpoint))
+    if isinstance(options, InspectOptions):
+        _check_folder(Path(options.checkpoint))
+
+
+def _check_format(name: str) -> None:
+    allowed = ("auto", *FORMATS)
+    if name not in allowed:
+        hint = did_you_mean(near_misses(name, allowed))
+        raise ValueError(f"format {name!r} is unknown;{hint} allowed: {', '.join(allowed)}")
+
+
+def _check_model(name: str) -> None:
+    """Check that a model exists, and its config if it is on this machine."""
+    folder = find_local_model(name)
+    if folder is not None:
+        ModelConfig.from_folder(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        hint = did_you_mean(near_paths(folder, folders=True))
+        raise FileNotFoundError(f"{folder}: no such folder;{hint} give a quantized checkpoint")

@@ -1,0 +1,35 @@
+"""Start of a verb: its arguments are checked, then its modules are imported, torch among them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..common.environment import is_distributed
+from ..common.options import Options
+from ..common.progress import Reporter
+
+
+@contextmanager
+def starting(options: Options) -> Iterator[None]:
+    """Check a verb's arguments, then show that its modules are being imported in the body.
+
+    Nothing is shown if torch is loaded already. Processes of a distributed run check the arguments
+    in the verb itself, so that one line is printed instead of one per process.
+
+    Raises:
+        FileNotFoundError: a model, recipe or benchmark does not exist, see `check_arguments`.
+        ValueError: an argument is unusable.
+    """
+    if is_distributed():
+        yield
+        return
+    from .preflight import check_arguments  # a tenth of a second, which --help does not need
+
+    check_arguments(options)
+    if "torch" in sys.modules:
+        yield
+        return
+    with Reporter().step("loading torch"):
+        yield
