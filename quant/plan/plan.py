@@ -15,6 +15,7 @@ from ...model.config import ModelConfig
 from ...model.families import LinearSpec, family_of
 from ...model.loading import build_model
 from ..checkpoint.formats import AUTO, find_format
+from ..checkpoint.formats.engines import engine_support
 from ..checkpoint.formats.format import Contents, Format
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
@@ -160,6 +161,7 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "format": self.format,
             "passed_over": self.passed_over,
+            "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": self.memory.to_dict(),

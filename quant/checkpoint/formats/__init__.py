@@ -21,7 +21,8 @@ METHODS = ("gptq", "compressed-tensors", "awq")
 """Supported values of `quant_method`."""
 AUTO = "auto"
 """Selects the first of `PREFERRED` that can hold the contents."""
-PREFERRED = ("gptq", "compressed-tensors")
+PREFERRED = ("compressed-tensors", "gptq")
+"""The format that most engines load comes first, see `engines.py`."""
 
 
 def format_of(config: Mapping[str, Any]) -> Format:

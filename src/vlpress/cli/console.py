@@ -42,9 +42,27 @@ def plan_table(plan: Result) -> str:
         f"{quantized} of {len(rows)} linear layers are quantized, "
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
         f"checkpoint format: {plan['format']}{reason}",
+        *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *_estimate(plan["memory"], plan["estimate"]),
     )
+
+
+OUTCOMES = {"loads": "loads in", "refuses": "refused by", "untested": "not tried in"}
+
+
+def _engines(engines: Sequence[Result]) -> list[str]:
+    """One line per outcome: the engines, with the version that was tried."""
+    lines = []
+    for outcome, phrase in OUTCOMES.items():
+        named = [
+            f"{e['engine']} {e['version']}" + (f" ({e['note']})" if e["note"] else "")
+            for e in engines
+            if e["outcome"] == outcome
+        ]
+        if named:
+            lines.append(f"{phrase}: {', '.join(named)}")
+    return lines
 
 
 def _estimate(memory: Result, estimate: Result) -> list[str]:

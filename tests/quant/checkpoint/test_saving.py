@@ -76,7 +76,6 @@ def test_a_tower_that_grew(tmp_path: Path, source_form: dict[str, Any]) -> None:
     config = quantization_config(out)
     assert config["format"] == "mixed-precision"
     assert any(entry.startswith(r"re:(.*\.)?visual\.blocks\.(1)\.") for entry in config["ignore"])
-    assert report.plan.passed_over.startswith("format gptq: visual.blocks.0.attn.qkv and 6 more")
     assert same_logits(model, load_quantized(out, device="cpu"))
     assert report.candidate_bytes == sum(tensor.nbytes for tensor in tensors.values())
     export(out, tmp_path / "again", "compressed-tensors")

@@ -44,7 +44,7 @@ def test_reasons() -> None:
 
 
 def test_bytes_add_up() -> None:
-    plan = make_plan(config(tied=False), recipe(), dtype=torch.bfloat16)
+    plan = make_plan(config(tied=False), recipe(), dtype=torch.bfloat16, format="gptq")
     model = build_model(config(tied=False))
     assert plan.base_bytes == 2 * sum(p.numel() for p in model.parameters())
     row = next(row for row in plan.rows if row.name == "model.layers.0.self_attn.k_proj")

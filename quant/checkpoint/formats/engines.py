@@ -1,0 +1,171 @@
+"""The engines that load a checkpoint, by format and scheme, as tried with `make interop`.
+
+Only outcomes that were observed are in the table; anything else is `untested`. The version is part
+of the statement: another version may load more or less.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ...recipe.scheme import QuantScheme
+from .format import Contents
+
+Outcome = Literal["loads", "refuses", "untested"]
+ANY_BITS = tuple(range(2, 9))
+VISION = ("vision", "merger")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Outcome for the layers of a checkpoint in one of some formats with one of some schemes."""
+
+    outcome: Outcome
+    formats: tuple[str, ...]
+    bits: tuple[int, ...] = ANY_BITS
+    symmetric: tuple[bool, ...] = (True, False)
+    activations: tuple[str, ...] = ("none", "dynamic", "static")
+    stages: tuple[str, ...] = ("decoder", "head", *VISION)
+    note: str = ""
+
+    def applies(self, format: str, scheme: QuantScheme, stage: str) -> bool:
+        """Whether the rule is about layers of a stage with this scheme in this format."""
+        return (
+            format in self.formats
+            and scheme.bits in self.bits
+            and scheme.symmetric in self.symmetric
+            and scheme.activations in self.activations
+            and stage in self.stages
+        )
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine in the version that was tried."""
+
+    name: str
+    version: str
+    device: str
+    rules: tuple[Rule, ...]
+    """The first that applies to a layer decides; a layer without one is untested."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """Outcome for a whole checkpoint: that of its least supported layer."""
+
+    engine: str
+    version: str
+    device: str
+    outcome: Outcome
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain data for JSON."""
+        return asdict(self)
+
+
+GPTQS = ("gptq", "gptq_v2")
+TENSORS = ("compressed-tensors",)
+DECODER = ("decoder",)
+FLOAT = ("none",)
+INT8 = ("dynamic", "static")
+
+ENGINES = (
+    Engine(
+        "vLLM",
+        "0.32.0",
+        "CPU",
+        (
+            Rule(
+                "refuses",
+                (*GPTQS, *TENSORS),
+                (8,),
+                activations=FLOAT,
+                note="its CPU build has no kernel for 8-bit weights with 16-bit activations",
+            ),
+            Rule("loads", GPTQS, (4,), (True,), FLOAT, DECODER),
+            Rule("loads", ("awq",), (4,), activations=FLOAT, stages=DECODER),
+            Rule("loads", TENSORS, (4,), (True,), ("none", "dynamic"), DECODER),
+            Rule("loads", TENSORS, (8,), (True,), INT8),
+        ),
+    ),
+    Engine(
+        "transformers",
+        "5.23.0",
+        "CPU",
+        (
+            Rule("loads", TENSORS, symmetric=(True,), note="with compressed-tensors installed"),
+            Rule(
+                "loads",
+                TENSORS,
+                activations=FLOAT,
+                note="with quantization_config=CompressedTensorsConfig(dequantize=True)",
+            ),
+            Rule("untested", (*GPTQS, "awq"), note="asks for optimum and gptqmodel"),
+        ),
+    ),
+    Engine(
+        "GPTQModel",
+        "7.6.0",
+        "CPU",
+        (
+            Rule("loads", GPTQS, (3, 4, 8), (True,), FLOAT, DECODER),
+            Rule("loads", ("gptq_v2",), (4,), (False,), FLOAT, DECODER),
+            Rule("loads", ("awq",), (4,), activations=FLOAT, stages=DECODER),
+        ),
+    ),
+    Engine(
+        "auto-gptq",
+        "0.7.1",
+        "CPU",
+        (
+            Rule("loads", ("gptq",), (3, 4, 8), (True,), FLOAT, DECODER),
+            Rule("loads", ("gptq",), (4,), (False,), FLOAT, DECODER),
+        ),
+    ),
+    Engine(
+        "mlx-vlm",
+        "0.7.10",
+        "CPU",
+        (
+            Rule("loads", TENSORS, (4,), (True,), FLOAT, DECODER),
+            Rule("refuses", (*GPTQS, "awq"), note="it reads compressed-tensors only"),
+            Rule("refuses", TENSORS, activations=INT8, note="it reads weight-only checkpoints"),
+        ),
+    ),
+)
+
+
+def engine_support(contents: Contents, format: str) -> list[Support]:
+    """Look up which engines load a checkpoint.
+
+    Args:
+        contents: its layers and schemes.
+        format: its format, a key of `FORMATS`.
+
+    Returns:
+        One entry per engine, in the order of the table.
+    """
+    layers = {
+        (contents.schemes[name], spec.stage): None for name, spec in contents.quantized.items()
+    }
+    return [_support(engine, format, layers) for engine in ENGINES]
+
+
+def _support(engine: Engine, format: str, layers: Iterable[tuple[QuantScheme, str]]) -> Support:
+    rules = [_first_rule(engine, format, scheme, stage) for scheme, stage in layers]
+    outcomes: list[Outcome] = [rule.outcome for rule in rules]
+    worst: Outcome = "loads"
+    for outcome in ("untested", "refuses"):
+        if outcome in outcomes:
+            worst = outcome
+    notes = dict.fromkeys(rule.note for rule in rules if rule.outcome == worst and rule.note)
+    return Support(engine.name, engine.version, engine.device, worst, "; ".join(notes))
+
+
+def _first_rule(engine: Engine, format: str, scheme: QuantScheme, stage: str) -> Rule:
+    for rule in engine.rules:
+        if rule.applies(format, scheme, stage):
+            return rule
+    return Rule("untested", (format,))

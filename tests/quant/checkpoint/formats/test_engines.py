@@ -1,0 +1,36 @@
+from format_files import contents
+
+from vlpress.quant.checkpoint.formats import FORMATS
+from vlpress.quant.checkpoint.formats.engines import ENGINES, Support, engine_support
+from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.recipe.scheme import QuantScheme
+
+INT4, INT8 = QuantScheme(4, 32), QuantScheme(8, -1, activations="dynamic")
+
+
+def support(checkpoint: Contents, format: str) -> dict[str, Support]:
+    return {entry.engine: entry for entry in engine_support(checkpoint, format)}
+
+
+def test_a_scheme_is_looked_up_by_format() -> None:
+    packed, gptq = (support(contents(INT4), name) for name in ("compressed-tensors", "gptq"))
+    assert [packed[name].outcome for name in ("vLLM", "transformers", "mlx-vlm")] == ["loads"] * 3
+    assert packed["auto-gptq"].outcome == "untested"
+    assert [gptq[name].outcome for name in ("vLLM", "auto-gptq", "GPTQModel")] == ["loads"] * 3
+    assert gptq["mlx-vlm"].outcome == "refuses"
+    assert gptq["transformers"].note == "asks for optimum and gptqmodel"
+
+
+def test_the_least_supported_layer_decides() -> None:
+    decoder = contents(INT4)
+    spec = next(spec for spec in decoder.linears.values() if spec.stage == "vision")
+    for scheme, outcome in ((INT8, "loads"), (QuantScheme(8, -1), "refuses"), (INT4, "untested")):
+        mixed = Contents(decoder.config, {**decoder.schemes, spec.name: scheme})
+        assert support(mixed, "compressed-tensors")["vLLM"].outcome == outcome
+    assert "8-bit" in support(contents(QuantScheme(8, 32)), "compressed-tensors")["vLLM"].note
+
+
+def test_rules_name_formats_that_exist() -> None:
+    assert {name for engine in ENGINES for rule in engine.rules for name in rule.formats} <= set(
+        FORMATS
+    )
