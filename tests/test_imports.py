@@ -40,6 +40,22 @@ def test_package_imports_from_lower_ones_only(package: str) -> None:
     assert not wrong
 
 
+POSIX_ONLY = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+
+
+def test_no_module_needs_posix_to_be_imported() -> None:
+    wrong = [
+        f"{path.relative_to(paths.ROOT)}: {name}"
+        for package in LAYERS
+        for path in sorted(package_folder(package).rglob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
+        if name in POSIX_ONLY
+    ]
+    assert not wrong
+
+
 def test_package_has_at_most_14_files() -> None:
     folders = {
         path.parent for name in ("quant", "eval") for path in (paths.ROOT / name).rglob("*.py")

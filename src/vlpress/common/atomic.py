@@ -129,8 +129,12 @@ def atomic_folder(
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk: names created or renamed in it survive a power cut."""
-    _fsync(folder)
+    """Flush a folder's entries to disk: names created or renamed in it survive a power cut.
+
+    Windows opens no folders as files, and its file systems log changes of names by themselves.
+    """
+    if os.name != "nt":
+        _fsync(folder)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -141,7 +145,8 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only files that are open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
