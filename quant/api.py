@@ -1,4 +1,4 @@
-"""The verbs `quantize`, `plan`, `export` and `inspect` of the Python API."""
+"""The verbs `quantize`, `plan`, `export`, `inspect` and `push` of the Python API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from .checkpoint.export import export_into
 from .checkpoint.formats import choose_format
 from .checkpoint.formats.checkpoint import QuantizedCheckpoint
 from .checkpoint.loading import is_quantized, resolve_folder
-from .config import ExportOptions, InspectOptions, ModelSettings, PlanOptions, QuantizeOptions
+from .checkpoint.push import push_checkpoint
+from .config import (
+    ExportOptions,
+    InspectOptions,
+    ModelSettings,
+    PlanOptions,
+    PushOptions,
+    QuantizeOptions,
+)
 from .driver.pipeline import check_format
 from .job import Job, calibration_warnings
 from .plan.plan import make_plan
@@ -159,6 +167,23 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         ValueError: it is not quantized, or of an unknown format.
     """
     return inspect_checkpoint(Path(options.checkpoint))
+
+
+@verb(PushOptions)
+def push(options: PushOptions) -> dict[str, Any]:
+    """Upload a quantized checkpoint with its model card to a model hub.
+
+    Returns:
+        `repo`, `url` and `commit`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is not a complete quantized checkpoint, or the hub refuses.
+        ConnectionError: the hub does not answer.
+    """
+    return push_checkpoint(
+        Path(options.checkpoint), options.repo, public=options.public, revision=options.revision
+    )
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:

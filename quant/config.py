@@ -215,8 +215,8 @@ class FormatOption(Options):
     format: Annotated[
         str,
         Option(
-            f"Checkpoint format: {EXPORT_FORMATS}; auto uses gptq if it can hold the result, else "
-            "compressed-tensors.",
+            f"Checkpoint format: {EXPORT_FORMATS}; auto uses compressed-tensors if it can hold the "
+            "result, else gptq.",
             suggestions=("auto", *FORMATS),
         ),
     ] = "auto"
@@ -276,6 +276,26 @@ class InspectOptions(Options):
     checkpoint: Annotated[
         Path | str, Option("A quantized checkpoint.", is_argument=True, metavar="CKPT")
     ]
+
+
+@dataclass(frozen=True)
+class PushOptions(Options):
+    """Options of `push`."""
+
+    checkpoint: Annotated[
+        Path | str,
+        Option("Folder of a quantized checkpoint.", is_argument=True, metavar="CKPT"),
+    ]
+    repo: Annotated[
+        str, Option("Repository on the hub: OWNER/NAME.", is_argument=True, metavar="REPO")
+    ]
+    _: KW_ONLY
+    public: Annotated[
+        bool, Option("Create the repository public; an existing one stays as it is.")
+    ] = False
+    revision: Annotated[
+        str | None, Option("Existing branch to commit to.", default_text="the main branch")
+    ] = None
 
 
 @dataclass(frozen=True)

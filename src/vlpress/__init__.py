@@ -1,8 +1,8 @@
 """vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
-`plan`, `quantize`, `export`, `evaluate`, `compare`, `generate`, `inspect`. The others work on
-models in memory. Public names are loaded on first use (PEP 562), so that `import vlpress` and
+`plan`, `quantize`, `export`, `evaluate`, `compare`, `generate`, `inspect`, `push`. The others work
+on models in memory. Public names are loaded on first use (PEP 562), so that `import vlpress` and
 `vlpress --help` do not import torch.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .eval.api import compare, evaluate
     from .eval.run import run
     from .model.loading import load_model
-    from .quant.api import export, inspect, plan, quantize
+    from .quant.api import export, inspect, plan, push, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
     from .quant.generate import generate
 
@@ -31,6 +31,7 @@ __all__ = [
     "load_model",
     "load_quantized",
     "plan",
+    "push",
     "quantize",
     "quantize_",
     "run",
@@ -46,6 +47,7 @@ _MODULES = {
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",
     "plan": ".quant.api",
+    "push": ".quant.api",
     "quantize": ".quant.api",
     "quantize_": ".quant.driver.pipeline",
     "run": ".eval.run",

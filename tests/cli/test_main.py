@@ -402,7 +402,17 @@ def test_generate_answers_about_an_image(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_python_names_are_those_of_the_verbs() -> None:
-    verbs = {"run", "plan", "quantize", "export", "evaluate", "compare", "generate", "inspect"}
+    verbs = {
+        "run",
+        "plan",
+        "quantize",
+        "export",
+        "evaluate",
+        "compare",
+        "generate",
+        "inspect",
+        "push",
+    }
     in_memory = {"load_model", "quantize_", "save_quantized", "load_quantized"}
     assert verbs | in_memory < set(dir(vlpress))
     assert all(callable(getattr(vlpress, name)) for name in verbs | in_memory)

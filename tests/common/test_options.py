@@ -30,6 +30,7 @@ from vlpress.quant.config import (
     InspectOptions,
     ModelSettings,
     PlanOptions,
+    PushOptions,
     QuantizeOptions,
     RuntimeOptions,
 )
@@ -43,6 +44,7 @@ VERBS: dict[str, type[Options]] = {
     "compare": CompareOptions,
     "generate": GenerateOptions,
     "inspect": InspectOptions,
+    "push": PushOptions,
 }
 
 

@@ -26,6 +26,7 @@ from ..quant.config import (
     GenerateOptions,
     InspectOptions,
     PlanOptions,
+    PushOptions,
     QuantizeOptions,
 )
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, stop
@@ -199,6 +200,14 @@ def inspect(values: Values, json_output: Json = False) -> None:
         from .console import inspect_table
 
     _print(inspect(**values), json_output, inspect_table)
+
+
+@command(app, PushOptions)
+def push(values: Values, json_output: Json = False) -> None:
+    """Upload a quantized checkpoint with its model card to a model hub."""
+    from ..quant.api import push
+
+    _print(push(**values), json_output, lambda result: f"{result['url']}: {result['commit']}")
 
 
 @command(app, BenchOptions)
