@@ -16,6 +16,7 @@ from ..common.options import verb
 from ..common.output_dir import claim, is_same, refuse_foreign, sole_use
 from ..common.progress import Reporter, reporting
 from ..common.threads import use_threads
+from ..quant.checkpoint.model_card import write_model_card
 from ..quant.config import ModelSettings
 from ..quant.job import Job
 from ..quant.resolve import Source
@@ -27,6 +28,7 @@ from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import identify_text
 from .planning.checks import check_questions, refuse_drawings
+from .report.card import scores_section
 from .report.report import check_margin
 from .resolve import open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
@@ -75,7 +77,7 @@ class _Run:
         options = self._options
         self._check()
         source = Source.find(options.model, self._settings)
-        job = Job.prepare(source, options.recipe, options, tp=options.tp)
+        job = Job.prepare(source, options.recipe, options, options.format, options.tp)
         tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
         text = open_text(options)
         refuse_leak(job.samples, tasks)
@@ -99,7 +101,9 @@ class _Run:
             "command": options.command(),
         }
         folder = self._out / "report"
-        return compare(self._base, self._candidate, folder, margin=options.margin, about=about)
+        report = compare(self._base, self._candidate, folder, margin=options.margin, about=about)
+        write_model_card(self._checkpoint, job.base, scores_section(report))
+        return report
 
     def _check(self) -> None:
         """Check the options before a model is downloaded."""

@@ -24,6 +24,7 @@ SINGLE_FILE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 SUFFIX = ".safetensors"
+DOCUMENTS = (".md",)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Files that a trainer saves in the same folder and in the same format as weights.
 TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*|.*_states?\.pt")
@@ -276,12 +277,13 @@ def digest_folder(folder: Path) -> str:
     """Return the sha256 over the names and contents of a checkpoint folder's files.
 
     The contents are read completely: two checkpoints that differ in a single weight are different
-    models, and reading costs no more than loading. Hidden files, folders and unused weight files
-    are excluded.
+    models, and reading costs no more than loading. Hidden files, folders, unused weight files and
+    documents are excluded.
     """
-    total, unread = hashlib.sha256(), unread_weights(folder)
+    total, excluded = hashlib.sha256(), unread_weights(folder)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.name not in unread:
+        is_part = path.name not in excluded and path.suffix not in DOCUMENTS
+        if path.is_file() and is_part and not path.name.startswith("."):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             total.update(f"{path.name}\0{content}\n".encode())

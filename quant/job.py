@@ -21,6 +21,7 @@ from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
 from .checkpoint.formats import AUTO
 from .checkpoint.loading import is_quantized
+from .checkpoint.model_card import Base, write_model_card
 from .checkpoint.saving import save_finished
 from .checkpoint.verify import first_tokens
 from .config import BUILTIN_MODELS, CalibrationOptions
@@ -121,6 +122,11 @@ class Job:
         return self.drawn.samples
 
     @property
+    def base(self) -> Base:
+        """The original model, for the model card."""
+        return Base.of(self.source.name, self.source.folder)
+
+    @property
     def warnings(self) -> list[str]:
         """See `calibration_warnings`."""
         return calibration_warnings(self.source.name, self.drawn, self.calibration)
@@ -199,6 +205,7 @@ class Job:
         def finish() -> None:
             with staged_result(out, fingerprint) as staged:
                 save_finished(journal.tensors(), report, self.source.folder, staged)
+                write_model_card(staged, self.base)
                 with reporter.stage("verify") as update:
                     update(0, SMOKE_TEST_TOKENS, "")
                     text = self.verify(staged)

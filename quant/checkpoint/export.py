@@ -11,6 +11,7 @@ from .formats.checkpoint import QuantizedCheckpoint
 from .formats.folder import checkpoint_folder
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .loading import resolve_folder
+from .model_card import base_of_card, write_model_card
 
 
 def export(
@@ -69,3 +70,4 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
         config=contents.config.raw,
         record=source.record,
     )
+    write_model_card(target, base_of_card(checkpoint))

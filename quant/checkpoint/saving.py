@@ -26,6 +26,7 @@ from .formats.folder import checkpoint_folder
 from .formats.format import Contents, Format, Solver, float_tensor
 from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
 from .loading import resolve_folder
+from .model_card import Base, write_model_card
 
 
 def check_format(plan: Plan, format: str = AUTO) -> None:
@@ -55,8 +56,8 @@ def save_quantized(
         source: the checkpoint that the model was loaded from (folder, hub id, `tiny`); all other
             tensors and all side files are copied from there.
         out: output folder.
-        format: `gptq`, `gptq_v2`, `compressed-tensors`, `awq`; `auto` takes gptq if it
-            can hold the model, else compressed-tensors.
+        format: `gptq`, `gptq_v2`, `compressed-tensors`, `awq`; `auto` takes compressed-tensors if
+            it can hold the model, else gptq.
         overwrite: replace an existing folder.
 
     Raises:
@@ -73,6 +74,7 @@ def save_quantized(
         check_unchanged(model, reader, report)
         tensors = encode_tensors(layers, report.changed, model, reader, chosen)
         _write(tensors, report, contents, chosen, reader, folder)
+        write_model_card(folder, Base.of(source, reader.folder))
 
 
 def save_finished(
