@@ -225,5 +225,5 @@ def test_token_weights(tmp_path: Path, text: str, expected: str | FixedWeights) 
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(FileNotFoundError, match="neither a file nor a preset.* presets are w4a16"):
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor a preset.* presets are w4a16"):
         Recipe.resolve("w5a16")
