@@ -16,8 +16,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "w4a16-g32": {"bits": 4, "group_size": 32},
     "w4a16-asym": {"bits": 4, "group_size": 128, "symmetric": False},
     "w3a16": {"bits": 3, "group_size": 128},
+    "w4a16-g64": {"bits": 4, "group_size": 64},
+    "w3a16-g64": {"bits": 3, "group_size": 64},
 }
-"""Decoder layers; symmetric by default."""
+"""Decoder layers; symmetric by default. Groups of 64 are for `real_weights.py` alone."""
 
 SAMPLE_FACTORS = {"w4a16": 4, "w3a16": 4}
 """Factor on the number of samples for settings of the decoder alone: there methods are close, a few

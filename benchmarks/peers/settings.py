@@ -35,8 +35,10 @@ SETTINGS = {
     "w4a16-g32": Setting(4, 32),
     "w4a16-asym": Setting(4, 128, symmetric=False),
     "w3a16": Setting(3, 128),
+    "w4a16-g64": Setting(4, 64),
+    "w3a16-g64": Setting(3, 64),
 }
-"""Settings by their names in vlpress's own table."""
+"""Settings by their names in vlpress's own table. Groups of 64 are for `real_weights.py` alone."""
 
 INTEGER = ("rtn", "gptq", "smoothquant+gptq", "smoothquant+gptq-mse")
 WEIGHT_ONLY = ("rtn", "gptq", "gptq-mse", "awq+rtn", "awq+gptq-mse")
