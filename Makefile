@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed)
+bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed) $(PEERS:%=.interop/%/.installed)
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_rows_differ_in_their_names() -> None:
 
 
 def test_the_table_sorts_rows_of_a_setting_by_divergence() -> None:
-    row = {"setting": "w8a8", "library": OURS, "method": "rtn", "ci95": [0.1, 0.3]}
+    row: dict[str, Any] = {"setting": "w8a8", "library": OURS, "method": "rtn", "ci95": [0.1, 0.3]}
     row |= {"kl_p99": 1.0, "top1_agreement": 0.5, "perplexity": 9.0}
     rows = [row | {"kl_mean": 0.2}, row | {"method": "gptq", "kl_mean": 0.1}]
     results = {
