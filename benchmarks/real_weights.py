@@ -184,6 +184,10 @@ class Table:
             first window's logits from transformers' Llama with the same weights, relative to the
             largest logit; and an `answer` to a question by greedy decoding.
         """
+        path = self.options.work / "cells" / f"baseline-{len(self.held_out)}.json"
+        if path.is_file():
+            stored: dict[str, Any] = json.loads(path.read_text())
+            return stored
         llama = decoder.llama_of(self.inputs.gguf)
         with torch.inference_mode():
             expected = llama(self.held_out[0][None]).logits[0, :-1]
@@ -194,12 +198,15 @@ class Table:
         (answer,) = generate(
             self.load(), [prompt], max_new_tokens=ANSWER_TOKENS, stop_ids=processor.stop_ids
         )
-        return {
+        checks = {
             "perplexity": self.baseline.perplexity,
             "llama_difference": difference,
             "question": QUESTION,
             "answer": processor.decode(answer.token_ids),
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(checks))
+        return checks
 
     def cell(self, row: Row) -> dict[str, Any] | None:
         """Measure a row or load its stored measurement; None if its checkpoint was not made."""

