@@ -8,7 +8,7 @@ held-out text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
@@ -25,13 +25,14 @@ from vlpress.quant.methods.layer_error import relative_error
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 
-GROUPS = (
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    ("attention.output.dense",),
-    ("intermediate.dense",),
-    ("output.dense",),
-)
-"""Linear layers of a layer in order; those of a group share their input."""
+GROUPS = {
+    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "o": ("attention.output.dense",),
+    "up": ("intermediate.dense",),
+    "down": ("output.dense",),
+}
+"""Linear layers of a layer in order, by the name of their group; those of a group share their
+input."""
 METHODS = ("rtn", "gptq", "gptaq")
 BATCH = 8
 WINDOW = 256
@@ -96,14 +97,14 @@ def _alone(
     errors: dict[str, list[float]] = {}
     hidden, unseen = inputs
     for layer in model.encoder.layer:
-        for names in GROUPS:
+        for group, names in GROUPS.items():
             fitted, tested = (
                 _hessian(_inputs_of(layer, names, states)) for states in (hidden, unseen)
             )
-            weights = [layer.get_submodule(name).weight for name in names]
+            weights = [layer.get_submodule(name).weight.detach() for name in names]
             candidates = [_quantize(weight, fitted, scheme, method) for weight in weights]
             error = relative_error(weights, candidates, tested)
-            errors.setdefault(names[0].removeprefix("attention."), []).append(error)
+            errors.setdefault(group, []).append(error)
         hidden, unseen = _run(layer, hidden), _run(layer, unseen)
     return errors
 
@@ -114,7 +115,7 @@ def _in_sequence(
     """Quantize the weights of a copy in place, each layer on the outputs of those before it."""
     original = hidden
     for source, layer in zip(model.encoder.layer, quantized.encoder.layer, strict=True):
-        for names in GROUPS:
+        for names in GROUPS.values():
             if method == "rtn":
                 hessian, cross = None, None
             else:
@@ -123,7 +124,7 @@ def _in_sequence(
                 cross = _cross(seen, _inputs_of(source, names, original))
             for name in names:
                 linear = layer.get_submodule(name)
-                weight = linear.weight
+                weight = linear.weight.detach()
                 if method == "gptaq" and hessian is not None and cross is not None:
                     weight = asymmetric_target(weight, hessian, cross)
                 linear.weight.data.copy_(_quantize(weight, hessian, scheme, method))
@@ -131,7 +132,6 @@ def _in_sequence(
 
 
 def _quantize(weight: Tensor, hessian: Tensor | None, scheme: QuantScheme, method: str) -> Tensor:
-    weight = weight.detach()
     if method == "rtn" or hessian is None:
         return rtn(weight, scheme).dequantize()
     return gptq(weight, hessian, scheme).weight.dequantize()
@@ -183,14 +183,3 @@ def _compare(model: BertModel, quantized: BertModel, hidden: Tensor) -> tuple[fl
     error = float((expected - actual).square().sum() / expected.square().sum())
     cosine = torch.cosine_similarity(expected.mean(1), actual.mean(1), dim=-1).mean()
     return error, float(cosine)
-
-
-def linear_count(model: BertModel) -> int:
-    """Number of quantized linear layers."""
-    return sum(1 for _ in _linears(model))
-
-
-def _linears(model: BertModel) -> Iterator[nn.Module]:
-    for layer in model.encoder.layer:
-        for names in GROUPS:
-            yield from (layer.get_submodule(name) for name in names)
