@@ -10,7 +10,7 @@ of `make peers`). The run resumes: rows of the same inputs, of this commit or on
 are stored in --work, and the result files are written after every row. Exits with 1 if a row is
 missing. Writes results/real_weights.json and results/real_weights.md.
 
-The decoder's weights lie on a grid of 4 bits already (Q4_1: 16 levels with a minimum in groups of
+The decoder's weights are on a grid of 4 bits already (Q4_1: 16 levels with a minimum in groups of
 32), as docs/peers.md explains; nothing is chosen by these results alone.
 """
 
@@ -115,14 +115,14 @@ class Inputs:
             decoder.write_checkpoint(inputs.gguf, inputs.source)
         if not inputs.texts.is_file():
             tokenizer = inputs.processor.tokenizer
-            found = prose.collect(
+            collected = prose.collect(
                 prose.installed_files(),
                 lambda text: tokenizer.encode(text, add_special_tokens=False),
                 COUNTS,
                 WINDOW,
             )
-            listed = {name: windows.described() for name, windows in found.items()}
-            tensors = {name: torch.stack(windows.ids) for name, windows in found.items()}
+            listed = {name: windows.described() for name, windows in collected.items()}
+            tensors = {name: torch.stack(windows.ids) for name, windows in collected.items()}
             save_file(tensors, inputs.texts)
             inputs.listing.write_text(json.dumps(listed, indent=1) + "\n")
         return inputs

@@ -77,11 +77,11 @@ def collect(
     Raises:
         ValueError: the files have too little prose.
     """
-    found = {name: Windows([], []) for name in counts}
+    sets = {name: Windows([], []) for name in counts}
     per_distribution: Counter[str] = Counter()
     seen: set[str] = set()
     for document, path in files:
-        windows = found[set_of(document.distribution)]
+        windows = sets[set_of(document.distribution)]
         full = len(windows.ids) == counts[set_of(document.distribution)]
         if full or per_distribution[document.distribution] == PER_DISTRIBUTION:
             continue
@@ -96,9 +96,9 @@ def collect(
         windows.ids.append(torch.tensor(ids[:length]))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         windows.documents.append(Document(**{**asdict(document), "sha256": digest}))
-        if all(len(found[name].ids) == count for name, count in counts.items()):
-            return found
-    have = {name: len(windows.ids) for name, windows in found.items()}
+        if all(len(sets[name].ids) == count for name, count in counts.items()):
+            return sets
+    have = {name: len(windows.ids) for name, windows in sets.items()}
     raise ValueError(f"the files have prose for {have} windows, not for {counts}")
 
 

@@ -153,10 +153,10 @@ def test_windows_of_both_sets_come_from_different_distributions(tmp_path: Path) 
     counts = {"calibration": 3, "held_out": 2}
     made = files(tmp_path, [f"package{i}" for i in range(20)])
     windows = prose.collect(made, letters, counts, 150)
-    for name, found in windows.items():
-        assert [len(ids) for ids in found.ids] == [150] * counts[name]
-        assert {prose.set_of(document.distribution) for document in found.documents} == {name}
-        assert all(len(document.sha256) == 64 for document in found.documents)
+    for name, part in windows.items():
+        assert [len(ids) for ids in part.ids] == [150] * counts[name]
+        assert {prose.set_of(document.distribution) for document in part.documents} == {name}
+        assert all(len(document.sha256) == 64 for document in part.documents)
 
 
 def test_a_repeated_text_gives_one_window(tmp_path: Path) -> None:
