@@ -42,7 +42,7 @@ bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed) $(PEERS:%=.int
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.
-interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed
+interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed .interop/vlmevalkit/.installed
 	$(BIN)/python benchmarks/interop/run.py
 
 # A served model gives the answers of the same model in this process; docs/endpoint.md.
@@ -78,6 +78,15 @@ $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard qu
 $(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
 	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $* gguf
+	touch $@
+
+# VLMEvalKit twice, before and after its matching rules changed; both call their module vlmeval, so the later one stays
+# outside the installed packages. It requires a hundred packages for benchmarks that are not run, hence --no-deps.
+.interop/vlmevalkit/.installed: constraints-vlmevalkit.txt
+	test -x .interop/vlmevalkit/bin/python || $(PYTHON) -m venv .interop/vlmevalkit
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet torch
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet nvidia-vlmeval qwen-vl-utils accelerate num2words
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet --no-deps --upgrade --target .interop/vlmevalkit/ms-vlmeval ms-vlmeval
 	touch $@
 
 # These read and write files only, so the package itself stays out.

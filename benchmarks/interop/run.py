@@ -64,6 +64,7 @@ ENGINES = (
     Engine("GPTQModel", "with_gptqmodel.py", "gptqmodel"),
     Engine("transformers", "with_transformers.py", None),
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
+    Engine("VLMEvalKit", "with_vlmevalkit.py", None),
 )
 
 

@@ -18,6 +18,9 @@ COLUMNS = {
     "2026-06": "vlmevalkit_2026_06",
     "qwen": "qwen_official_mmmu",
 }
+PHRASED: list[dict[str, Any]] = json.loads(
+    (paths.GOLDEN / "phrased_answers.json").read_text("utf-8")
+)["answers"]
 ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "fish"}
 
 
@@ -32,6 +35,18 @@ def test_recorded_cases(case: dict[str, Any], profile: str) -> None:
 def test_every_recorded_case_is_there() -> None:
     assert len(VECTORS) == 102
     assert set(COLUMNS) == set(PROFILES)
+
+
+@pytest.mark.parametrize("profile", ["2024", "2025-08"])
+@pytest.mark.parametrize("answer", PHRASED, ids=lambda answer: answer["case"])
+def test_hand_written_answers(answer: dict[str, Any], profile: str) -> None:
+    letter = extract_choice(answer["prediction"], answer["choices"], profile)
+    assert letter == answer[profile]
+
+
+def test_most_hand_written_answers_differ_between_the_profiles() -> None:
+    differing = [answer for answer in PHRASED if answer["2024"] != answer["2025-08"]]
+    assert len(differing) > len(PHRASED) / 2
 
 
 def test_verbose_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
