@@ -5,6 +5,7 @@
 Runs in VLMEvalKit's environment and imports nothing of vlpress. FOLDER contains the TSV files under
 their published names. JOB is a JSON file:
 
+- `distribution`: name of the distribution that must be the one that is imported;
 - `answers`: dataset -> set -> index -> answer, to be scored;
 - `phrases`: options and an answer each, for the extraction alone.
 """
@@ -14,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import vlmeval
 from PIL import Image
 from vlmeval.dataset import ImageMCQDataset, MMMUDataset, OCRBench, build_dataset
 from vlmeval.smp import dump, load
@@ -31,7 +34,8 @@ def main() -> None:
     """Read the job, write the result."""
     job_file, result_file = Path(sys.argv[1]), Path(sys.argv[2])
     job = json.loads(job_file.read_text("utf-8"))
-    result: dict[str, Any] = {"prompts": {}, "scores": {}}
+    version = check_distribution(job["distribution"])
+    result: dict[str, Any] = {"version": version, "prompts": {}, "scores": {}}
     for name, answer_sets in job["answers"].items():
         dataset = open_dataset(name)
         result["prompts"][name] = build_prompts(dataset, name)
@@ -44,6 +48,13 @@ def main() -> None:
         for phrase in job["phrases"]
     ]
     result_file.write_text(json.dumps(result, ensure_ascii=False), "utf-8")
+
+
+def check_distribution(name: str) -> str:
+    """Check that the imported module belongs to a distribution; returns its version."""
+    distribution = metadata.distribution(name)
+    assert Path(str(distribution.locate_file("vlmeval"))) == Path(vlmeval.__file__).parent
+    return distribution.version
 
 
 def open_dataset(name: str) -> Any:
@@ -98,7 +109,9 @@ def score(dataset: Any, answers: dict[str, str], folder: Path) -> dict[str, Any]
     dump(data, str(file))
     table = dataset.evaluate(str(file), model="exact_matching", nproc=1)
     if isinstance(table, dict):
-        return {"table": table, "hits": None}
+        # NVIDIA's distribution returns the sum and the number of questions of each name.
+        sums = {key: v["sum"] if isinstance(v, dict) else v for key, v in table.items()}
+        return {"table": sums, "hits": None}
     (record,) = folder.glob("*exact_matching_result.xlsx")
     rows = load(str(record))
     hits = {str(index): bool(hit) for index, hit in zip(rows["index"], rows["hit"], strict=True)}
