@@ -224,7 +224,7 @@ def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
     for unit in units:
         parts[getattr(unit, by)].append(unit)
     return {
-        name: {"n": len(parts[name]), "score": percent(u.correct for u in parts[name])}
+        name: {"n": len(parts[name]), "score": percent(u.value for u in parts[name])}
         for name in sorted(parts)
     }
 

@@ -48,10 +48,11 @@ def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> di
     """
     outcome, effect = _outcome(pairs), _effect(pairs, clusters)
     interval = paired_interval(outcome, design_effect=effect)
+    kind = CI_KIND if outcome.moved is None else f"{CI_KIND} of fractional counts"
     return {
         "delta": 100 * outcome.delta,
         "ci95": _points(interval),
-        "ci_kind": CI_KIND if effect == 1 else f"{CI_KIND}, scaled by the design effect",
+        "ci_kind": kind if effect == 1 else f"{kind}, scaled by the design effect",
         "clusters": len(set(clusters)),
         "design_effect": effect,
         "mcnemar_p": mcnemar(outcome),
@@ -70,10 +71,9 @@ def judge_difference(
 
 def count_flips(pairs: Sequence[Pair]) -> dict[str, int]:
     """Number of flips of each kind: from right to wrong, wrong to right, and wrong to wrong."""
-    outcome = _outcome(pairs)
     return {
-        "right_to_wrong": outcome.lost,
-        "wrong_to_right": outcome.won,
+        "right_to_wrong": sum(b.correct and not c.correct for b, c in pairs),
+        "wrong_to_right": sum(c.correct and not b.correct for b, c in pairs),
         "wrong_to_wrong": sum(changed_wrong(base, candidate) for base, candidate in pairs),
     }
 
@@ -105,14 +105,14 @@ def breakdown(
 
 
 def _part(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> dict[str, Any]:
-    outcome, difference = _outcome(pairs), paired_difference(pairs, clusters)
+    difference, flips = paired_difference(pairs, clusters), count_flips(pairs)
     return {
-        "n": outcome.n,
-        "few": outcome.n < FEW,
-        "base": percent(base.correct for base, _ in pairs),
-        "candidate": percent(candidate.correct for _, candidate in pairs),
-        "right_to_wrong": outcome.lost,
-        "wrong_to_right": outcome.won,
+        "n": len(pairs),
+        "few": len(pairs) < FEW,
+        "base": percent(base.value for base, _ in pairs),
+        "candidate": percent(candidate.value for _, candidate in pairs),
+        "right_to_wrong": flips["right_to_wrong"],
+        "wrong_to_right": flips["wrong_to_right"],
         **{key: difference[key] for key in ("delta", "ci95", "mcnemar_p")},
     }
 
@@ -142,19 +142,19 @@ def pool_languages(
     return {
         "benchmarks": list(parts),
         "n": len(pairs),
-        "base": percent(base.correct for base, _ in pairs),
-        "candidate": percent(candidate.correct for _, candidate in pairs),
+        "base": percent(base.value for base, _ in pairs),
+        "candidate": percent(candidate.value for _, candidate in pairs),
         **paired_difference(pairs, clusters),
         **judge_difference(pairs, clusters, margin),
     }
 
 
 def _outcome(pairs: Sequence[Pair]) -> PairedOutcome:
-    return count_outcomes([b.correct for b, _ in pairs], [c.correct for _, c in pairs])
+    return count_outcomes([b.value for b, _ in pairs], [c.value for _, c in pairs])
 
 
 def _effect(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> float:
-    return design_effect([c.correct - b.correct for b, c in pairs], clusters)
+    return design_effect([c.value - b.value for b, c in pairs], clusters)
 
 
 def _points(interval: Interval) -> list[float]:

@@ -5,7 +5,9 @@ interval for the difference of paired proportions (Tango, "Equivalence test and 
 interval for the difference in proportions for the paired-sample design", Statistics in Medicine
 17, 1998). Unlike the normal approximation it keeps its coverage when few answers
 differ, and it does not collapse to a point when none do. Dependent units (`clusters`) widen it.
-The verdict is a test of non-inferiority.
+Answers with a part of a point enter it as fractional counts: of all distributions of differences in
+[-1, 1] with the same mean gain and mean loss, whole points have the largest variance, so the
+interval is conservative. The verdict is a test of non-inferiority.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedOutcome:
-    """Right/wrong counts of two models on the same `n` units."""
+    """Right/wrong counts of two models on the same `n` units, or points that differ."""
 
     n: int
-    lost: int  # base right, candidate wrong
-    won: int  # base wrong, candidate right
+    lost: float  # base right, candidate wrong; or the sum of the points that the candidate lost
+    won: float  # base wrong, candidate right; or the sum of the points that it gained
+    moved: tuple[int, int] | None = None
+    """Numbers of units with a lower and with a higher value; None: the counts."""
 
     def __post_init__(self) -> None:
         """Refuse impossible counts."""
@@ -52,12 +56,16 @@ class PairedOutcome:
 
     @property
     def delta(self) -> float:
-        """Difference of proportions, candidate minus base, in [-1, 1]."""
+        """Difference of proportions or means, candidate minus base, in [-1, 1]."""
         return (self.won - self.lost) / self.n
 
 
-def count_outcomes(base: Sequence[bool], candidate: Sequence[bool]) -> PairedOutcome:
-    """Count the units on which only one of the models is right.
+def count_outcomes(base: Sequence[float], candidate: Sequence[float]) -> PairedOutcome:
+    """Count the units on which only one of the models is right, or sum the differing points.
+
+    Args:
+        base: value of each unit in [0, 1], or whether it is right.
+        candidate: the same for the other model.
 
     Raises:
         ValueError: different or zero lengths.
@@ -67,12 +75,12 @@ def count_outcomes(base: Sequence[bool], candidate: Sequence[bool]) -> PairedOut
             f"{len(base)} base and {len(candidate)} candidate units; both need the same, "
             "at least one"
         )
-    pairs = list(zip(base, candidate, strict=True))
-    return PairedOutcome(
-        n=len(pairs),
-        lost=sum(b and not c for b, c in pairs),
-        won=sum(c and not b for b, c in pairs),
-    )
+    gains = [c - b for b, c in zip(base, candidate, strict=True)]
+    lost, won = sum(-g for g in gains if g < 0), sum(g for g in gains if g > 0)
+    moved = sum(g < 0 for g in gains), sum(g > 0 for g in gains)
+    if (lost, won) == moved:
+        return PairedOutcome(len(gains), *moved)
+    return PairedOutcome(len(gains), lost, won, moved)
 
 
 def paired_interval(
@@ -154,7 +162,8 @@ def mcnemar(outcome: PairedOutcome) -> float:
     """Exact two-sided McNemar test of equal probabilities of `lost` and `won`.
 
     McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12, 1947; here a binomial test of the discordant units.
+    percentages", Psychometrika 12, 1947; here a binomial test of the discordant units, which is
+    the sign test for units with a part of a point.
 
     Returns:
         The p-value, in (0, 1]; 1 without discordant units.
@@ -163,10 +172,10 @@ def mcnemar(outcome: PairedOutcome) -> float:
         >>> round(mcnemar(PairedOutcome(n=100, lost=15, won=5)), 4)
         0.0414
     """
-    discordant = outcome.lost + outcome.won
-    if discordant == 0:
+    lower, higher = outcome.moved or (int(outcome.lost), int(outcome.won))
+    if lower + higher == 0:
         return 1.0
-    return float(binomtest(min(outcome.lost, outcome.won), discordant, 0.5).pvalue)
+    return float(binomtest(min(lower, higher), lower + higher, 0.5).pvalue)
 
 
 def judge(bounds: Interval, margin: float) -> Verdict:

@@ -43,7 +43,11 @@ MAX_NEW_TOKENS = 2048  # cap of the published scores
 BUILTIN_MAX_NEW_TOKENS = 64  # far above the longest gold answer of the drawings
 SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
-_CONFIGS = {"MMBench_DEV_EN": "en", "MMBench_DEV_CN": "cn"}  # folders of the Hugging Face form
+_CONFIGS = {  # folders of the Hugging Face form
+    "MMBench_DEV_EN": "en",
+    "MMBench_DEV_CN": "cn",
+    "DocVQA_VAL": "DocVQA",
+}
 
 __all__ = ["BUILTIN", "TASK_KINDS", "check_spec", "open_task"]
 

@@ -28,6 +28,7 @@ Builder = Callable[[Row, str], Content]
 SELECT = "Please select the correct answer from the options above. \n"
 SELECT_CN = "请直接回答选项字母。"
 SHORT_WORDS = "\nPlease try to answer the question with short words or phrases if possible."
+SINGLE_WORD = "\nAnswer the question using a single word or phrase."
 _CJK = re.compile("[\u4e00-\u9fff]")
 _PLACEHOLDER = re.compile(r"<image (\d)>")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
-from . import custom, mmbench, mmmu, ocrbench
+from . import custom, docvqa, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.rows import BenchmarkTable, Findings, Row
 from .prompts import Builder
@@ -76,6 +76,7 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         ("mmbench", mmbench),
         ("ocrbench", ocrbench),
         ("mmmu", mmmu),
+        ("docvqa", docvqa),
         ("own", custom),
     )
 }
@@ -122,6 +123,9 @@ PUBLISHED: Mapping[str, Published] = {
         1050,
         split="validation",
         scored=900,
+    ),
+    "DocVQA_VAL": Published(
+        "docvqa", "VLMEval/DocVQA_VAL.tsv", "d5ee77e1926ff10690d469c56b73eabf", 5349
     ),
 }
 

@@ -43,7 +43,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of analysis: scored right or wrong as a whole."""
+    """The unit of analysis: scored as a whole, right or wrong or with a part of a point."""
 
     id: str
     correct: bool
@@ -51,6 +51,12 @@ class Unit:
     group: str  # coarse category
     rows: tuple[str, ...]  # ids of its items
     answers: tuple[str, ...]  # normalized answer of each row, comparable between models
+    points: float | None = None  # in [0, 1], positive if it is right; None: 1 or 0
+
+    @property
+    def value(self) -> float:
+        """Its part of the score, in [0, 1]."""
+        return float(self.correct) if self.points is None else self.points
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,8 @@ class TaskScore:
 
     @property
     def percent(self) -> float:
-        """Units scored right as a percentage of all units."""
-        return percent(unit.correct for unit in self.units)
+        """Mean value of the units, in percent; for right and wrong answers, the share of right."""
+        return percent(unit.value for unit in self.units)
 
 
 Scorer = Callable[[Sequence[Fields], Mapping[str, str], str], TaskScore]
@@ -135,9 +141,9 @@ def require_all(name: str, fields: Iterable[Fields], predictions: Collection[str
         )
 
 
-def percent(hits: Iterable[bool]) -> float:
-    """Return the percentage of true values; 0 if there are no values."""
-    values = [bool(hit) for hit in hits]
+def percent(hits: Iterable[float]) -> float:
+    """Return the mean of truth values or of numbers in [0, 1], in percent; 0 without any."""
+    values = list(hits)
     return 100.0 * sum(values) / len(values) if values else 0.0
 
 
@@ -197,13 +203,14 @@ def row_answer(item: Fields, predictions: Mapping[str, str]) -> str:
     return "" if is_broken(item) else predictions[item["id"]]
 
 
-def row_unit(item: Fields, correct: bool, answer: str) -> Unit:
+def row_unit(item: Fields, correct: bool, answer: str, *, points: float | None = None) -> Unit:
     """Return the unit of a benchmark whose rows count one by one.
 
     Args:
         item: fields of the row.
         correct: whether its answer is right; ignored for a broken row, which is wrong.
         answer: its normalized answer.
+        points: its value, see `Unit`; 0 for a broken one.
     """
     return Unit(
         id=item["unit"],
@@ -212,6 +219,7 @@ def row_unit(item: Fields, correct: bool, answer: str) -> Unit:
         group=item["group"],
         rows=(item["id"],),
         answers=(answer,),
+        points=points,
     )
 
 
@@ -236,7 +244,7 @@ def tabulate_units(
     """
     return accuracy_table(
         {
-            "hit": int(unit.correct),
+            "hit": unit.value,
             "split": split,
             "l2-category": unit.group,
             "category": unit.category,
@@ -249,7 +257,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, flo
     """Compute accuracy per split: overall, per coarse category, per category, as fractions.
 
     Args:
-        rows: mappings with `hit` (0 or 1) and, where known, `split`, `l2-category`, `category`.
+        rows: mappings with `hit` (in [0, 1]) and, where known, `split`, `l2-category`, `category`.
 
     Returns:
         Split -> {"Overall": ..., coarse categories by customary short name, categories}.
@@ -270,4 +278,4 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 
 def _mean_hit(rows: Sequence[Mapping[str, Any]]) -> float:
-    return sum(int(row["hit"]) for row in rows) / len(rows)
+    return float(sum(row["hit"] for row in rows)) / len(rows)

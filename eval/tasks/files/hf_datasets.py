@@ -88,9 +88,19 @@ def _mmmu(record: Record, number: int) -> Cells:
     return name, values, [cell for cell in images if cell is not None]
 
 
+def _docvqa(record: Record, number: int) -> Cells:
+    values = {
+        "question": record["question"],
+        "answer": repr(list(record["answers"])),
+        "category": ", ".join(record.get("question_types") or ()),
+    }
+    return str(record["questionId"]), values, [record.get("image")]
+
+
 FORMS: Mapping[str, Form] = {
     "mmbench": Form("dev", ("index", "question", "answer", "image"), _mmbench),
     "ocrbench": Form("test", ("question", "question_type", "answer", "image"), _ocrbench),
+    "docvqa": Form("validation", ("questionId", "question", "answers", "image"), _docvqa),
     "mmmu": Form("validation", ("id", "question", "options", "answer", "image_1"), _mmmu),
 }
 
@@ -100,7 +110,7 @@ def fetch_dataset(repo: str, kind: str, config: str | None) -> Path:
 
     Args:
         repo: hub id; `@revision` selects another revision than the newest.
-        kind: mmbench, ocrbench or mmmu.
+        kind: a key of `FORMS`.
         config: folder in the repository, for repositories with one folder per language.
 
     Raises:
@@ -128,7 +138,7 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> BenchmarkTable:
 
     Args:
         folder: parquet files at any depth, or a folder written by `save_to_disk`.
-        kind: mmbench, ocrbench or mmmu.
+        kind: a key of `FORMS`.
         config: subfolder to read if it exists; None reads all.
 
     Raises:

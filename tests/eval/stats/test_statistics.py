@@ -164,6 +164,27 @@ def test_counting(pairs: list[tuple[bool, bool]]) -> None:
     assert outcome.delta == pytest.approx(mean)
 
 
+def test_parts_of_a_point_are_summed() -> None:
+    outcome = count_outcomes([1.0, 0.5, 0.0, 0.75], [0.5, 1.0, 0.0, 0.0])
+    assert outcome == PairedOutcome(4, lost=1.25, won=0.5, moved=(2, 1))
+    assert outcome.delta == -0.1875
+    assert mcnemar(outcome) == 1.0  # the sign test of one of three
+    assert count_outcomes([1.0, 0.0], [0.0, 0.0]) == PairedOutcome(2, 1, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_interval_of_parts_of_a_point_is_at_least_that_of_the_mean(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = np.where(rng.random(500) < 0.1, 0, rng.uniform(0.5, 1, 500))
+    candidate = np.where(rng.random(500) < 0.1, rng.uniform(0.5, 1, 500), base)
+    outcome = count_outcomes(base.tolist(), candidate.tolist())
+    gains = candidate - base
+    interval = paired_interval(outcome)
+    assert outcome.delta == pytest.approx(gains.mean())
+    half = 1.96 * gains.std(ddof=1) / math.sqrt(500)
+    assert interval.high - interval.low >= 2 * half
+
+
 def test_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 base and 1 candidate"):
         count_outcomes([True, False], [True])

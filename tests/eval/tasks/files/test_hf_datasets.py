@@ -143,6 +143,23 @@ def test_mmmu_form(tmp_path: Path) -> None:
     assert "2 rows, the published MMMU_DEV_VAL has 900" in task.notes[-1]
 
 
+def test_docvqa_form(tmp_path: Path) -> None:
+    records = [
+        {
+            "questionId": "49153",
+            "question": "What is it?",
+            "question_types": ["handwritten", "form"],
+            "answers": ["12 May", "May 12"],
+            "image": encoded(1),
+        }
+    ]
+    write_parquet(tmp_path / "DocVQA" / "validation-00000-of-00006.parquet", records)
+    write_parquet(tmp_path / "InfographicVQA" / "validation-00000-of-00001.parquet", records * 2)
+    (item,) = open_task(f"DocVQA_VAL={tmp_path}").items
+    assert (item.id, item.fields["answers"]) == ("49153", ["12 May", "May 12"])
+    assert item.fields["category"] == "handwritten, form"
+
+
 def test_thirty_subjects_in_six_disciplines() -> None:
     assert (len(DISCIPLINE_OF), len(set(DISCIPLINE_OF.values()))) == (30, 6)
 
