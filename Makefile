@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
-# make_model.py writes a checkpoint for others to measure.
-BENCHMARKS := $(filter-out benchmarks/make_model.py,$(wildcard benchmarks/*.py))
+# make_model.py writes a checkpoint for others to measure; real_model.py needs a published model.
+BENCHMARKS := $(filter-out benchmarks/make_model.py benchmarks/real_model.py,$(wildcard benchmarks/*.py))
 
 .PHONY: demo test test-slow fuzz lint type format bench interop endpoint peers clean
 
