@@ -20,9 +20,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from .choices import fold
 from .extract import count_failures, extract_choice
 from .files.rows import BenchmarkTable, Findings, Row
+from .matching.choices import fold
 from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
 from .task import (
     Fields,

@@ -3,7 +3,7 @@
 Scored by VLMEvalKit's rules: a question without option A becomes a choice between its gold text (A)
 and "Other Answers" (B), then the option rules apply. Their published quirks are kept: an open
 question whose gold is the letter C can never be right, and gold "4" matches "14". The score by the
-rules of the benchmark's authors is reported in addition, see `mmmu_official`.
+rules of the benchmark's authors is reported in addition, see `matching.mmmu_official`.
 Yue et al., "MMMU: A Massive Multi-discipline Multimodal Understanding and Reasoning Benchmark",
 arXiv 2311.16502.
 """
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from .extract import count_failures, extract_choice
 from .files.answer_cells import accepted_answers
 from .files.rows import BenchmarkTable, Findings, Row, find_answer_faults
-from .mmmu_official import official_choice, official_open_hit
+from .matching.mmmu_official import official_choice, official_open_hit
 from .prompts import (
     QWEN2,
     SELECT,

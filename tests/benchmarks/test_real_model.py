@@ -169,14 +169,13 @@ def test_a_dry_run_resumes_without_repeating_a_preset_or_a_question(
     assert [row["preset"] for row in rows] == ["w8a16-rtn"]
 
     monkeypatch.setattr(vlpress, "compare", compare)
-    quantize, quantized = vlpress.quantize, []
-    monkeypatch.setattr(
-        vlpress,
-        "quantize",
-        lambda model, out, **options: (
-            quantized.append(out.parent.name) or quantize(model, out, **options)
-        ),
-    )
+    quantize, quantized = vlpress.quantize, list[str]()
+
+    def count(model: str, out: Path, **options: Any) -> Any:
+        quantized.append(out.parent.name)
+        return quantize(model, out, **options)
+
+    monkeypatch.setattr(vlpress, "quantize", count)
     results = study(tmp_path, *arguments).run()
     assert quantized == ["w4a16-rtn"]
     assert {path: path.read_bytes() for path in answers} == answers

@@ -71,7 +71,8 @@ def test_sums_of_ocrbench_settle_every_answer(right: int, wrong: int, passed: bo
     table = score_table(scored.units)
     scored = TaskScore("accuracy", scored.units, 2, 0, 0, 0, {}, table)
     answers = {"0": "x", "1": "y"}
-    sets, theirs = {}, {}
+    sets: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
     for title in (MODEL, PHRASED):
         sets |= {title: answers, **with_vlmevalkit.split_by_hit(task(scored), {title: answers})}
         theirs[title] = {"table": table, "hits": None}

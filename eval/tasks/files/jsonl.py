@@ -6,9 +6,9 @@
 
 `image` is read by `model.processing.media`: a path relative to the file, a `file://` or `data:`
 URL, base64, or an object with one of them; a list of those, or absent. `tasks.custom` documents
-the image marks in questions, `tasks.choices` the forms of options and their answer. `answer` is a
-text or a number, or a list of accepted ones. `metric` is one of `METRICS`; the default is choice
-if there are choices, else exact.
+the image marks in questions, `matching.choices` the forms of options and their answer. `answer`
+is a text or a number, or a list of accepted ones. `metric` is one of `METRICS`; the default is
+choice if there are choices, else exact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from ....common.text_files import decode_utf8, read_object
 from ....model.processing.media import read_image_bytes
-from ..choices import Options, Value, find_letter, read_options
+from ..matching.choices import Options, Value, find_letter, read_options
 from .image_store import AS_DISPLAYED, ImageStore
 from .rows import BenchmarkTable, Faults, Index, Row
 

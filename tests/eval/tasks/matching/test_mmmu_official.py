@@ -8,7 +8,7 @@ from eval_files import vectors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.tasks.mmmu_official import official_choice, official_open_hit, parse_open
+from vlpress.eval.tasks.matching.mmmu_official import official_choice, official_open_hit, parse_open
 
 ANIMALS = {"A": "cat", "B": "dog", "C": "bird", "D": "fish"}
 GUESSED = "RANDOM"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlpress.eval.tasks.choices import find_letter, fold, read_options
+from vlpress.eval.tasks.matching.choices import find_letter, fold, read_options
 
 
 @pytest.mark.parametrize(
