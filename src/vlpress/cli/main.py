@@ -205,7 +205,8 @@ def inspect(values: Values, json_output: Json = False) -> None:
 @command(app, PushOptions)
 def push(values: Values, json_output: Json = False) -> None:
     """Upload a quantized checkpoint with its model card to a model hub."""
-    from ..quant.api import push
+    with starting(PushOptions(**values)):
+        from ..quant.api import push
 
     _print(push(**values), json_output, lambda result: f"{result['url']}: {result['commit']}")
 
