@@ -170,7 +170,15 @@ class Table:
         self.calibration = inputs.windows("calibration", options.samples)
         self.held_out = inputs.windows("held_out", options.windows)
         self.digest = inputs.digest(options.samples)
-        self.baseline = Baseline(self.load(), self.held_out)
+        self.baseline = Baseline(self.load, self.held_out, self.logits_file)
+
+    @property
+    def logits_file(self) -> Path:
+        """File for the logits of the float decoder on the held-out windows."""
+        key = hashlib.sha256(torch.stack(self.held_out).numpy().tobytes())
+        key.update((self.inputs.source / "model.safetensors").read_bytes())
+        path: Path = self.options.work / f"logits-{key.hexdigest()[:16]}.safetensors"
+        return path
 
     def load(self) -> QwenVL:
         """The float decoder in float32."""

@@ -7,13 +7,15 @@ the next one. The divergence is over the full vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlpress.eval.fidelity.measure import compute_divergence
@@ -34,15 +36,22 @@ def prompt_of(ids: Tensor) -> Prompt:
 class Baseline:
     """Logits of the float model along windows of text."""
 
-    def __init__(self, model: QwenVL, windows: Sequence[Tensor]) -> None:
-        """Run the model.
+    def __init__(self, model: Callable[[], QwenVL], windows: Sequence[Tensor], path: Path) -> None:
+        """Run the model, or use the logits that a run has stored.
 
         Args:
-            model: converted to float32 in place.
+            model: loads the float model.
             windows: int64 `[tokens]` each.
+            path: file for the logits, which must belong to this model and these windows.
         """
         self.windows = windows
-        self.logits = list(self._read(model))
+        if not path.is_file():
+            names = (f"{index:04d}" for index in range(len(windows)))
+            partial = path.with_name(f".{path.name}.partial")
+            save_file(dict(zip(names, _read(model(), windows), strict=True)), partial)
+            partial.rename(path)
+        # Mapped into memory, not copied: a gigabyte for ten windows of a vocabulary of 49152.
+        self.logits = [tensor for _, tensor in sorted(load_file(path).items())]
         """float32 `[tokens - 1, vocab]` of each window."""
         self.nll = [_nll(logits, ids) for logits, ids in zip(self.logits, windows, strict=True)]
 
@@ -65,7 +74,7 @@ class Baseline:
             ValueError: a logit is not finite.
         """
         means, tokens, same, nll = [], [], [], []
-        both = zip(self.logits, self._read(candidate), self.windows, strict=True)
+        both = zip(self.logits, _read(candidate, self.windows), self.windows, strict=True)
         for base, logits, ids in both:
             kl = compute_divergence(base, logits).tolist()
             means.append(fmean(kl))
@@ -82,11 +91,13 @@ class Baseline:
             "perplexity": math.exp(fmean(nll)),
         }
 
-    @torch.inference_mode()
-    def _read(self, model: QwenVL) -> Iterator[Tensor]:
-        model.float()
-        for ids in self.windows:
-            yield model([prompt_of(ids)], [[]])[0][:-1]
+
+@torch.inference_mode()
+def _read(model: QwenVL, windows: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Logits of a model, converted to float32 in place, for all tokens but the first."""
+    model.float()
+    for ids in windows:
+        yield model([prompt_of(ids)], [[]])[0][:-1].contiguous()
 
 
 def _nll(logits: Tensor, ids: Tensor) -> float:

@@ -166,14 +166,21 @@ def test_a_repeated_text_gives_one_window(tmp_path: Path) -> None:
         prose.collect(made, letters, {"calibration": 2, "held_out": 0}, 150)
 
 
-def test_the_baseline_does_not_diverge_from_itself() -> None:
-    model = make_random_model()
+def test_the_baseline_does_not_diverge_from_itself(tmp_path: Path) -> None:
+    model, path = make_random_model(), tmp_path / "logits.safetensors"
     windows = [torch.arange(5, 15), torch.arange(20, 30)]
-    baseline = Baseline(model, windows)
+    baseline = Baseline(lambda: model, windows, path)
     measured = baseline.measure(model)
     assert measured["kl_windows"] == [0, 0]
     assert measured["top1_agreement"] == 1
     assert measured["perplexity"] == pytest.approx(baseline.perplexity)
+
+
+def test_stored_logits_are_used_again_in_the_order_of_windows(tmp_path: Path) -> None:
+    path, windows = tmp_path / "logits.safetensors", [torch.arange(n, n + 6) for n in range(12)]
+    first = Baseline(make_random_model, windows, path)
+    second = Baseline(lambda: pytest.fail("runs the model"), windows, path)
+    assert second.nll == first.nll
 
 
 def test_rows_differ_in_their_names() -> None:
