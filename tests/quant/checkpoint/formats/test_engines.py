@@ -21,6 +21,13 @@ def test_a_scheme_is_looked_up_by_format() -> None:
     assert gptq["transformers"].note == "asks for optimum and gptqmodel"
 
 
+def test_vllm_reads_asymmetric_weights_in_the_default_format_only() -> None:
+    asymmetric = contents(QuantScheme(4, 32, symmetric=False))
+    formats = ("compressed-tensors", "awq", "gptq_v2")
+    outcomes = [support(asymmetric, name)["vLLM"].outcome for name in formats]
+    assert outcomes == ["loads", "loads", "refuses"]
+
+
 def test_the_least_supported_layer_decides() -> None:
     decoder = contents(INT4)
     spec = next(spec for spec in decoder.linears.values() if spec.stage == "vision")
