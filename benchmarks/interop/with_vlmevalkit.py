@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from PIL import Image
 import vlpress
 from vlpress.eval.config import BUILTIN_BENCHES
 from vlpress.eval.results import StoredTask, read_run
-from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks import docvqa, open_task
 from vlpress.eval.tasks.extract import extract_choice
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.mmbench import ROTATION
@@ -35,6 +36,9 @@ from vlpress.eval.tasks.prompts import DEFAULT, STYLES
 from vlpress.eval.tasks.registry import BUILTIN, DATA
 from vlpress.eval.tasks.task import Fields, Task, TaskScore
 from vlpress.model.loading import resolve_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common.published_forms import DOCVQA, write_published_forms
 
 HERE = Path(__file__).resolve().parent / "vlmevalkit"
 ENVIRONMENT = ROOT / ".interop" / "vlmevalkit"
@@ -46,8 +50,9 @@ DATASETS = {
     "builtin-mmbench-cn": "MMBench_DEV_CN",
     "builtin-mmmu": "MMMU_DEV_VAL",
     "builtin-ocrbench": "OCRBench",
+    DOCVQA: DOCVQA,
 }
-"""Built-in files and the names under which VLMEvalKit opens them."""
+"""Built-in files and the names under which VLMEvalKit opens them; DocVQA is made of OCRBench."""
 OWN_INFERENCE = "builtin-mmmu"
 
 CHOICE_PHRASES = (
@@ -68,6 +73,7 @@ TEXT_PHRASES = (
     "\n{text}\n",
     "It is not possible to read it.",
 )
+ROUNDING = 1e-9  # another order of summation
 WRONG_EVERY = 7  # every seventh question is answered with another option
 
 Part = tuple[str, str]
@@ -86,18 +92,19 @@ class Version:
     folder: Path | None = None
     """Folder of a distribution that is not installed but unpacked."""
 
+    def data(self, work: Path) -> Path:
+        """Folder of the benchmark files, where it also writes images."""
+        return work / f"{self.name}-data"
+
     def run(self, script: str, work: Path, *arguments: object) -> None:
         """Run a script of the folder `vlmevalkit` with this version on the built-in files.
 
         Raises:
             subprocess.CalledProcessError: the script fails.
         """
-        data = work / f"{self.name}-data"
-        if not data.is_dir():
-            unpack(data)
         environment = {
             **os.environ,
-            "LMUData": str(data),
+            "LMUData": str(self.data(work)),
             "PYTHONPATH": str(self.folder or ""),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
@@ -118,7 +125,8 @@ def main() -> None:
             f"{ENVIRONMENT} is missing; `make .interop/vlmevalkit/.installed` makes it"
         )
     for version in (OLDER, NEWER):
-        shutil.rmtree(options.work / f"{version.name}-data", ignore_errors=True)
+        shutil.rmtree(version.data(options.work), ignore_errors=True)
+        unpack(version.data(options.work))
     stored = evaluate(options.work / "answers")
     older = compare_version(OLDER, stored, options.work)
     newer = compare_version(NEWER, stored, options.work)
@@ -146,16 +154,16 @@ def evaluate(out: Path) -> Mapping[str, StoredTask]:
 
 
 def unpack(folder: Path) -> None:
-    """Write the built-in files under their published names."""
-    folder.mkdir(parents=True)
-    for name, dataset in DATASETS.items():
-        packed = (DATA / BUILTIN[name][1]).read_bytes()
-        (folder / f"{dataset}.tsv").write_bytes(gzip.decompress(packed))
+    """Write the files under their published names."""
+    write_published_forms(folder)
+    packed = (DATA / BUILTIN["builtin-mmbench-cn"][1]).read_bytes()
+    (folder / f"{DATASETS['builtin-mmbench-cn']}.tsv").write_bytes(gzip.decompress(packed))
 
 
 def compare_version(version: Version, stored: Mapping[str, StoredTask], work: Path) -> checks.Table:
     """Run one version on all files and compare."""
-    tasks = {name: open_task(name, profile=version.profile) for name in DATASETS}
+    data = version.data(work)
+    tasks = {name: open_task(name, profile=version.profile, data_root=data) for name in DATASETS}
     sets: dict[str, dict[str, Answers]] = {}
     for name, task in tasks.items():
         sets[name] = {PHRASED: phrase_answers(task)}
@@ -170,7 +178,10 @@ def compare_version(version: Version, stored: Mapping[str, StoredTask], work: Pa
     for name, task in tasks.items():
         theirs = result["prompts"][DATASETS[name]]
         scores = result["scores"][DATASETS[name]]
-        table.check(name, lambda name=name, theirs=theirs: compare_prompts(name, theirs, version))
+        table.check(
+            name,
+            lambda name=name, theirs=theirs: compare_prompts(name, theirs, data, jpeg=version.jpeg),
+        )
         table.check(
             name,
             lambda task=task, scores=scores, name=name: compare_scores(task, sets[name], scores),
@@ -205,7 +216,7 @@ def phrase_answers(task: Task) -> dict[str, str]:
     """Answers in the words of `CHOICE_PHRASES` or `TEXT_PHRASES`, in turn by question."""
     return {
         fields["id"]: phrase_text(fields, number)
-        if task.kind == "ocrbench"
+        if task.kind in ("ocrbench", "docvqa")
         else phrase_choice(fields, int(fields["id"]) % ROTATION)
         for number, fields in enumerate(task.fields)
     }
@@ -242,12 +253,21 @@ def split_by_hit(task: Task, sets: Mapping[str, Answers]) -> dict[str, dict[str,
 
 
 def compare_prompts(
-    name: str, theirs: Mapping[str, Mapping[str, Sequence[Part]]], version: Version
+    name: str, theirs: Mapping[str, Mapping[str, Sequence[Part]]], data: Path, *, jpeg: bool
 ) -> checks.Compared:
-    """Compare rows, texts and pixels of the prompts in both layouts."""
+    """Compare rows, texts and pixels of the prompts in both layouts.
+
+    Args:
+        name: a key of `DATASETS`.
+        theirs: layout -> id -> prompt.
+        data: folder of the files.
+        jpeg: whether images may have been encoded as JPEG.
+    """
     same_rows, prompts, texts, pixels, encoded = True, 0, 0, 0, 0
     for style in STYLES:
-        items = {item.id: item for item in open_task(name, prompt_style=style).items}
+        items = {
+            item.id: item for item in open_task(name, prompt_style=style, data_root=data).items
+        }
         same_rows &= list(theirs[style]) == list(items)
         prompts += len(items)
         for key, item in items.items():
@@ -260,9 +280,9 @@ def compare_prompts(
     yield "rows", f"{prompts // len(STYLES)}, in the same order", same_rows
     yield "texts of both layouts", f"{texts} of {prompts} prompts equal", texts == prompts
     result = f"{pixels} of {prompts} prompts equal"
-    if version.jpeg:
+    if jpeg:
         result += f", {encoded} after encoding as JPEG"
-    yield "pixels", result, (encoded if version.jpeg else pixels) == prompts
+    yield "pixels", result, (encoded if jpeg else pixels) == prompts
 
 
 def texts_of(parts: Iterable[Part]) -> list[str]:
@@ -310,7 +330,8 @@ def compare_scores(
             agreed = points[0] + (len(sets[f"{title}-wrong"]) - points[1])
         else:
             same = tables_equal(entry["table"], score)
-            agreed = sum(entry["hits"].get(unit.id) == unit.correct for unit in score.units)
+            hits = entry["hits"]
+            agreed = sum(abs(hits.get(u.id, -1) - u.value) < ROUNDING for u in score.units)
         number = len(score.units)
         scores = f"score {score.percent:.4f}, {agreed} of {number} questions as here"
         if not same:
@@ -319,7 +340,9 @@ def compare_scores(
 
 
 def tables_equal(records: Sequence[Mapping[str, Any]], score: TaskScore) -> bool:
-    """Whether the results table of MMBench or MMMU has the same splits, names and numbers."""
+    """Whether a results table has the same splits, names and numbers; of DocVQA, the same mean."""
+    if score.metric == docvqa.METRIC:
+        return abs(records[0]["Overall"] - score.percent) < ROUNDING
     theirs = {
         str(record["split"]): {k: v for k, v in record.items() if k != "split"}
         for record in records
@@ -327,7 +350,7 @@ def tables_equal(records: Sequence[Mapping[str, Any]], score: TaskScore) -> bool
     ours = {split: dict(row) for split, row in score.table.items()}
     return theirs.keys() == ours.keys() and all(
         theirs[split].keys() == ours[split].keys()
-        and all(abs(theirs[split][key] - value) < 1e-9 for key, value in ours[split].items())
+        and all(abs(theirs[split][key] - value) < ROUNDING for key, value in ours[split].items())
         for split in ours
     )
 

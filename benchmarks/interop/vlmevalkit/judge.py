@@ -21,7 +21,14 @@ from typing import Any
 
 import vlmeval
 from PIL import Image
-from vlmeval.dataset import ImageMCQDataset, MMMUDataset, OCRBench, build_dataset
+from vlmeval.dataset import (
+    ImageMCQDataset,
+    ImageVQADataset,
+    MMMUDataset,
+    OCRBench,
+    build_dataset,
+)
+from vlmeval.dataset.utils.vqa_eval import hit_calculate, process_line
 from vlmeval.smp import dump, load
 from vlmeval.utils.matching_util import can_infer
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
@@ -59,7 +66,7 @@ def check_distribution(name: str) -> str:
 
 def open_dataset(name: str) -> Any:
     """Open a local file by the class of its published name."""
-    for dataset_class in (ImageMCQDataset, MMMUDataset, OCRBench):
+    for dataset_class in (ImageMCQDataset, MMMUDataset, OCRBench, ImageVQADataset):
         # With the digest of the published file, that file would be fetched in place of ours.
         dataset_class.DATASET_MD5 = {}
     return build_dataset(name)
@@ -99,7 +106,7 @@ def score(dataset: Any, answers: dict[str, str], folder: Path) -> dict[str, Any]
         folder: empty or missing folder for its files.
 
     Returns:
-        Its table and, except for OCRBench, whether each index is right.
+        Its table and, except for OCRBench, the score of each index in [0, 1].
     """
     folder.mkdir(parents=True)
     data = dataset.data.drop(columns="image")
@@ -108,14 +115,23 @@ def score(dataset: Any, answers: dict[str, str], folder: Path) -> dict[str, Any]
     file = folder / "answers.xlsx"
     dump(data, str(file))
     table = dataset.evaluate(str(file), model="exact_matching", nproc=1)
+    if isinstance(dataset, ImageVQADataset):
+        return {"table": table.to_dict("records"), "hits": similarities(data)}
     if isinstance(table, dict):
         # NVIDIA's distribution returns the sum and the number of questions of each name.
         sums = {key: v["sum"] if isinstance(v, dict) else v for key, v in table.items()}
         return {"table": sums, "hits": None}
     (record,) = folder.glob("*exact_matching_result.xlsx")
     rows = load(str(record))
-    hits = {str(index): bool(hit) for index, hit in zip(rows["index"], rows["hit"], strict=True)}
+    hits = {str(index): float(hit) for index, hit in zip(rows["index"], rows["hit"], strict=True)}
     return {"table": table.to_dict("records"), "hits": hits}
+
+
+def similarities(data: Any) -> dict[str, float]:
+    """Score each row of DocVQA, of which `evaluate` returns the mean."""
+    lines = [data.iloc[number] for number in range(len(data))]
+    hits = hit_calculate([process_line(line, method="anls") for line in lines], "DocVQA_VAL")
+    return {str(line["index"]): float(hit) for line, hit in zip(lines, hits, strict=True)}
 
 
 if __name__ == "__main__":
