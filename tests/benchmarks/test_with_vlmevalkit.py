@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import with_vlmevalkit
 from PIL import Image
-from vlmevalkit.absent_modules import AbsentModule
-from with_vlmevalkit import MODEL, PHRASED
+from vlmevalkit import comparisons, phrases
+from vlmevalkit.comparisons import MODEL, PHRASED
+from workers.vlmevalkit.absent_modules import AbsentModule
 
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.ocrbench import score_table
@@ -33,14 +33,14 @@ def task(scored: TaskScore) -> Task:
 
 
 def test_phrased_choices_name_the_right_option_except_every_seventh() -> None:
-    number = len(with_vlmevalkit.CHOICE_PHRASES)  # the first phrase: a letter alone
-    assert with_vlmevalkit.phrase_choice(FIELDS, number) == "B"
-    assert with_vlmevalkit.phrase_choice(FIELDS, 7 * number) == "A"
+    number = len(phrases.CHOICE_PHRASES)  # the first phrase: a letter alone
+    assert phrases.phrase_choice(FIELDS, number) == "B"
+    assert phrases.phrase_choice(FIELDS, 7 * number) == "A"
 
 
 def test_phrased_texts_are_the_accepted_answer() -> None:
-    phrases = [with_vlmevalkit.phrase_text({"answers": ["ab"]}, number) for number in range(4)]
-    assert phrases == ["ab", "The text reads: AB.", "a b", "\nab\n"]
+    answers = [phrases.phrase_text({"answers": ["ab"]}, number) for number in range(4)]
+    assert answers == ["ab", "The text reads: AB.", "a b", "\nab\n"]
 
 
 @pytest.mark.parametrize("hits", [{"0": True, "1": False}, {"0": True, "1": True}, {"0": True}])
@@ -48,7 +48,7 @@ def test_one_other_question_fails(hits: dict[str, bool]) -> None:
     records = [{"split": "dev", "Overall": 0.5, "c": 0.5}]
     theirs: Any = {title: {"table": records, "hits": hits} for title in (MODEL, PHRASED)}
     sets = {MODEL: {"0": "", "1": ""}, PHRASED: {"0": "", "1": ""}}
-    rows = list(with_vlmevalkit.compare_scores(task(score(True, False)), sets, theirs))
+    rows = list(comparisons.compare_scores(task(score(True, False)), sets, theirs))
     assert [passed for _, _, passed in rows] == [hits == {"0": True, "1": False}] * 2
 
 
@@ -62,7 +62,7 @@ def test_one_other_question_fails(hits: dict[str, bool]) -> None:
     ],
 )
 def test_tables_are_equal_in_every_number(record: dict[str, Any], equal: bool) -> None:
-    assert with_vlmevalkit.tables_equal([record], score(True, False)) is equal
+    assert comparisons.tables_equal([record], score(True, False)) is equal
 
 
 @pytest.mark.parametrize(("right", "wrong", "passed"), [(1, 0, True), (0, 0, False), (1, 1, False)])
@@ -74,11 +74,11 @@ def test_sums_of_ocrbench_settle_every_answer(right: int, wrong: int, passed: bo
     sets: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     for title in (MODEL, PHRASED):
-        sets |= {title: answers, **with_vlmevalkit.split_by_hit(task(scored), {title: answers})}
+        sets |= {title: answers, **comparisons.split_by_hit(task(scored), {title: answers})}
         theirs[title] = {"table": table, "hits": None}
         theirs[f"{title}-right"] = {"table": {"Final Score": right}}
         theirs[f"{title}-wrong"] = {"table": {"Final Score": wrong}}
-    rows = with_vlmevalkit.compare_scores(task(scored), sets, theirs)
+    rows = comparisons.compare_scores(task(scored), sets, theirs)
     assert {row[2] for row in rows} == {passed}
     assert sets[f"{MODEL}-right"] == {"0": "x"}
 
@@ -86,16 +86,16 @@ def test_sums_of_ocrbench_settle_every_answer(right: int, wrong: int, passed: bo
 def test_letters_are_compared_one_by_one() -> None:
     phrase = {"prediction": "The dog is brown", "choices": CHOICES, "2024": "B", "2025-08": None}
     for letter, passed in (("B", True), ("A", False), (None, False)):
-        ((_, _, result),) = with_vlmevalkit.compare_letters([phrase], [letter], "2024")
+        ((_, _, result),) = comparisons.compare_letters([phrase], [letter], "2024")
         assert result is passed
 
 
 def test_encoding_as_jpeg_changes_the_digest_of_an_image_with_edges() -> None:
     image = Image.new("RGB", (16, 16), "white")
     image.paste("red", (0, 0, 5, 11))
-    stored = StoredImage.of(with_vlmevalkit.encode(image, "PNG"))
-    assert with_vlmevalkit.digest_pixels(stored.open()) == with_vlmevalkit.digest_pixels(image)
-    assert with_vlmevalkit.digest_jpeg(stored) != with_vlmevalkit.digest_pixels(image)
+    stored = StoredImage.of(comparisons.encode(image, "PNG"))
+    assert comparisons.digest_pixels(stored.open()) == comparisons.digest_pixels(image)
+    assert comparisons.digest_jpeg(stored) != comparisons.digest_pixels(image)
 
 
 def test_a_module_that_is_not_installed_can_be_named_but_not_called() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absent_modules import allow_absent_modules
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from serve_transformers import load_torchvision
 
 HERE = Path(__file__).resolve().parent
