@@ -1,139 +1,167 @@
-// Products with int8 activations for AVX2.
+// Products with int8 activations for AVX2, with panels of weights.
 #pragma once
 
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "generic.h"
-#include "simd_gemm.h"
 
 namespace vlpress {
 namespace {
 
+// A register tile: rows, and vectors of eight columns. Their sums take half of the 16 registers. A
+// product and its addition are two instructions, so that more rows save few loads, and GCC keeps
+// some of 12 sums in memory.
+constexpr int kIntegerRows = 4, kPairVectors = 2;
+
+// Levels to 16 bits, in the order of their inputs (see kOrder8). `wide` is padded to 16 levels.
 inline void widen_levels(const int8_t* levels, int64_t count, int16_t* wide) {
-  for (int64_t k = 0; k < count; ++k) wide[k] = levels[k];
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  int64_t k = 0;
+  for (; k + 16 <= count; k += 16) {
+    const __m128i bytes = load_lanes<__m128i>(levels + k);
+    store_lanes(wide + k, _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, order)));
+  }
+  for (; k < count; k += 4)
+    for (int i = 0; i < 4; ++i) wide[k + i] = levels[k + kOrder8[i]];
 }
 
-inline __m256i weights16(const uint8_t* at) {
-  return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+// Four levels of 8 bits, or two of 16, in all lanes.
+inline __m256i broadcast_levels(const void* at) {
+  int32_t levels;
+  std::memcpy(&levels, at, sizeof levels);
+  return _mm256_set1_epi32(levels);
 }
 
 // `columns`, plus the earlier sums if `add`.
 inline __m256i accumulate(const int32_t* sums, bool add, __m256i columns) {
-  return add ? _mm256_add_epi32(columns, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums)))
-             : columns;
+  return add ? _mm256_add_epi32(columns, load_lanes<__m256i>(sums)) : columns;
 }
 
-// Eight columns of a panel times `kRows` rows. Bytes are widened to 16 bits and multiplied by
-// VPMADDWD: VPMADDUBSW on bytes adds pairs with saturation to 16 bits, and 2 * 255 * 127 does not
-// fit. The 32 weights of a step are two vectors; two neighbouring lanes belong to one column.
+// Widens 16 columns of a panel of bytes to 16 bits: a vector of eight columns by two neighbouring
+// inputs, then the other columns, then the next two inputs.
+inline void widen_strip(const uint8_t* panel, int64_t count, __m256i* strip) {
+  const __m256i mask = _mm256_set1_epi16(255);
+  for (int64_t k = 0; k < count; k += 4, panel += kStepBytes, strip += 2 * kPairVectors)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) {
+      const __m256i lanes = load_lanes<__m256i>(panel + 32 * v);
+      strip[v] = _mm256_and_si256(lanes, mask);
+      strip[kPairVectors + v] = _mm256_srli_epi16(lanes, 8);
+    }
+}
+
+// sums (+)= a widened strip times `kRows` rows. Bytes are widened for VPMADDWD: VPMADDUBSW on bytes
+// adds pairs with saturation to 16 bits, and 2 * 255 * 127 does not fit.
 template <int kRows>
-inline void eight_columns(const uint8_t* weights, int64_t count, const int16_t* levels, bool add,
-                          int32_t* sums) {
-  __m256i acc[kRows][2];
-  VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_si256();
-  for (int64_t k = 0; k < count; k += 4, weights += kStepBytes) {
-    const __m256i low = weights16(weights), high = weights16(weights + 16);
+inline void byte_block(const __m256i* strip, int64_t count, const int16_t* levels, bool add,
+                       int32_t* sums) {
+  __m256i acc[kRows][kPairVectors] = {};
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < count; k += 2, strip += kPairVectors) {
+    __m256i weights[kPairVectors];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) weights[v] = strip[v];
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      int64_t step;  // four levels of 16 bits
-      std::memcpy(&step, levels + m * kPanelInputs + k, sizeof step);
-      const __m256i x = _mm256_set1_epi64x(step);
-      acc[m][0] = _mm256_add_epi32(acc[m][0], _mm256_madd_epi16(low, x));
-      acc[m][1] = _mm256_add_epi32(acc[m][1], _mm256_madd_epi16(high, x));
+      const __m256i pair = broadcast_levels(levels + m * kPanelInputs + k);
+      VLPRESS_UNROLL
+      for (int v = 0; v < kPairVectors; ++v)
+        acc[m][v] = _mm256_add_epi32(acc[m][v], _mm256_madd_epi16(weights[v], pair));
     }
   }
   VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) {
-    // VPHADDD adds neighbouring lanes within each 128-bit half; the permutation restores the order.
-    const __m256i crossed = _mm256_hadd_epi32(acc[m][0], acc[m][1]);
-    int32_t* out = sums + m * kTile;
-    store_lanes(out, accumulate(out, add, _mm256_permute4x64_epi64(crossed, 0xd8)));
-  }
-}
-
-// Levels are widened once for the 64 columns of the panel, not at each use.
-template <int kRows>
-inline void byte_rows(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
-                      bool add, int32_t* sums) {
-  int16_t wide[kRows * kPanelInputs];
-  for (int m = 0; m < kRows; ++m) widen_levels(levels + m * stride, count, wide + m * kPanelInputs);
-  for (int first = 0; first < kTile; first += 8)
-    eight_columns<kRows>(panel + 4 * first, count, wide, add, sums + first);
+  for (int m = 0; m < kRows; ++m)
+    VLPRESS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) {
+      int32_t* out = sums + m * kTile + 8 * v;
+      store_lanes(out, accumulate(out, add, acc[m][v]));
+    }
 }
 
 // Inputs that nibble products sum in 16 bits. VPMADDUBSW is safe here: a pair of products is at
-// most 2 * 15 * 128 = 3840 in magnitude, and eight steps of them fit 16 bits.
+// most 2 * 15 * 128 = 3840 in magnitude, and eight of them fit 16 bits.
 constexpr int64_t kNarrowInputs = 32;
 
+// sums (+)= 16 columns of a panel of nibbles times `kRows` rows.
 template <int kRows>
-inline void eight_columns_of_nibbles(const uint8_t* weights, int64_t count, const int8_t* levels,
-                                     int64_t stride, bool add, int32_t* sums) {
+inline void nibble_block(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
+                         bool add, int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i acc[kRows];
-  VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) acc[m] = _mm256_setzero_si256();
   for (int64_t begin = 0; begin < count; begin += kNarrowInputs) {
     const int64_t stop = std::min(begin + kNarrowInputs, count);
-    __m256i narrow[kRows];
-    VLPRESS_UNROLL
-    for (int m = 0; m < kRows; ++m) narrow[m] = _mm256_setzero_si256();
-    for (int64_t k = begin; k < stop; k += 4, weights += kStepBytes) {
-      const __m256i nibbles = load_lanes<__m256i>(weights);
+    __m256i narrow[kRows][kPairVectors] = {};
+#pragma GCC unroll 2
+    for (int64_t k = begin; k < stop; k += 4, panel += kStepBytes) {
+      __m256i weights[kPairVectors];
+      VLPRESS_UNROLL
+      for (int v = 0; v < kPairVectors; ++v) weights[v] = load_lanes<__m256i>(panel + 32 * v);
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        int32_t step;  // four levels
-        std::memcpy(&step, levels + m * stride + k, sizeof step);
-        const __m256i products = _mm256_maddubs_epi16(nibbles, _mm256_set1_epi32(step));
-        narrow[m] = _mm256_add_epi16(narrow[m], products);
+        const __m256i four = broadcast_levels(levels + m * stride + k);
+        VLPRESS_UNROLL
+        for (int v = 0; v < kPairVectors; ++v)
+          narrow[m][v] = _mm256_add_epi16(narrow[m][v], _mm256_maddubs_epi16(weights[v], four));
       }
     }
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m)
-      acc[m] = _mm256_add_epi32(acc[m], _mm256_madd_epi16(narrow[m], ones));
-  }
-  VLPRESS_UNROLL
-  for (int m = 0; m < kRows; ++m) {
-    int32_t* out = sums + m * kTile;
-    store_lanes(out, accumulate(out, add, acc[m]));
+      VLPRESS_UNROLL
+      for (int v = 0; v < kPairVectors; ++v) {
+        int32_t* out = sums + m * kTile + 8 * v;
+        const __m256i wide = _mm256_madd_epi16(narrow[m][v], ones);
+        store_lanes(out, accumulate(out, add || begin > 0, wide));
+      }
   }
 }
 
-template <int kRows>
-inline void nibble_rows(const uint8_t* panel, int64_t count, const int8_t* levels, int64_t stride,
-                        bool add, int32_t* sums) {
-  for (int first = 0; first < kTile; first += 8)
-    eight_columns_of_nibbles<kRows>(panel + 4 * first, count, levels, stride, add, sums + first);
+// Calls block(rows, first) for register tiles of kIntegerRows rows, then for the remaining ones;
+// `rows` is an integral constant.
+template <typename Block>
+inline void each_register_tile(int64_t m, const Block& block) {
+  int64_t first = 0;
+  for (; first + kIntegerRows <= m; first += kIntegerRows)
+    block(std::integral_constant<int, kIntegerRows>(), first);
+  switch (m - first) {
+    case 3: return block(std::integral_constant<int, 3>(), first);
+    case 2: return block(std::integral_constant<int, 2>(), first);
+    case 1: return block(std::integral_constant<int, 1>(), first);
+    default: return;
+  }
 }
 
-// Calls `block` for register tiles of kRegisterRows rows, `single` for each remaining row.
-template <typename Function>
-inline void in_blocks(Function block, Function single, const uint8_t* panel, int64_t count,
-                      const int8_t* levels, int64_t stride, int64_t m, bool add, int32_t* sums) {
-  for (; m >= kRegisterRows; m -= kRegisterRows) {
-    block(panel, count, levels, stride, add, sums);
-    levels += kRegisterRows * stride;
-    sums += kRegisterRows * kTile;
-  }
-  for (; m > 0; --m, levels += stride, sums += kTile)
-    single(panel, count, levels, stride, add, sums);
-}
+// Rows whose widened levels of a panel (48 KiB) stay in the L2 cache.
+constexpr int64_t kWideRows = 48;
 
 inline void multiply_bytes_avx2(const uint8_t* panel, int64_t count, const int8_t* levels,
                                 int64_t stride, int64_t m, bool add, int32_t* sums) {
-  in_blocks(byte_rows<kRegisterRows>, byte_rows<1>, panel, count, levels, stride, m, add, sums);
+  int16_t wide[kWideRows * kPanelInputs];
+  __m256i strip[kPanelInputs / 2 * kPairVectors];  // 16 KiB, in the L1 cache for all rows
+  for (; m > 0; m -= kWideRows, levels += kWideRows * stride, sums += kWideRows * kTile) {
+    const int64_t rows = std::min(m, kWideRows);
+    for (int64_t row = 0; row < rows; ++row)
+      widen_levels(levels + row * stride, count, wide + row * kPanelInputs);
+    for (int column = 0; column < kTile; column += 8 * kPairVectors) {
+      widen_strip(panel + 4 * column, count, strip);
+      each_register_tile(rows, [&](auto tile_rows, int64_t first) {
+        byte_block<decltype(tile_rows)::value>(strip, count, wide + first * kPanelInputs, add,
+                                               sums + first * kTile + column);
+      });
+    }
+  }
 }
 
 inline void multiply_nibbles_avx2(const uint8_t* panel, int64_t count, const int8_t* levels,
                                   int64_t stride, int64_t m, bool add, int32_t* sums) {
-  in_blocks(nibble_rows<kRegisterRows>, nibble_rows<1>, panel, count, levels, stride, m, add, sums);
+  for (int column = 0; column < kTile; column += 8 * kPairVectors)
+    each_register_tile(m, [&](auto tile_rows, int64_t first) {
+      nibble_block<decltype(tile_rows)::value>(panel + 4 * column, count, levels + first * stride,
+                                               stride, add, sums + first * kTile + column);
+    });
 }
-
-constexpr IntKernels kInts = {
-    0, nullptr, unpack_bytes, multiply_bytes_avx2, multiply_nibbles_avx2, fold_sums, quantize_row};
 
 }  // namespace
 }  // namespace vlpress

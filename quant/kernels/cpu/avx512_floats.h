@@ -351,7 +351,8 @@ inline void gather_pairs(const uint16_t* x, int64_t stride, int64_t tokens, int 
 
 // With 8 bits `direct` takes two instructions per weight, so panels pay off from fewer rows
 // (measured).
-constexpr FloatKernels kPairs = {2, {32, 16}, bf16_rows, unpack_bf16, multiply_bf16};
+constexpr FloatKernels kPairs = {2,       {32, 16}, bf16_rows, unpack_bf16, multiply_bf16,
+                                 nullptr, nullptr,  nullptr};
 
 }  // namespace
 }  // namespace vlpress

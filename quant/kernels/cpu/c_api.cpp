@@ -22,7 +22,7 @@ using namespace vlpress;
 
 // Features are asked for by name rather than by processor model. __builtin_cpu_supports includes
 // the operating system's support: without saved registers a feature is not reported. F16C is not
-// checked: every processor with AVX-512 has it, and Clang's builtin does not know the name.
+// checked: every processor with AVX2 has it, and Clang's builtin does not know the name.
 bool processor_has(const char* name) {
 #if defined(__x86_64__) || defined(__i386__)
   if (!std::strcmp(name, "avx2"))

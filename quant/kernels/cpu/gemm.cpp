@@ -120,6 +120,7 @@ struct FloatPlan {
   const FloatKernels* kernels;
   bool direct;      // too few rows of x for panels to pay off
   float* widened;   // [M][K]: x in float32, for kernels without bf16 products; else null
+  uint8_t* split;   // one row in the form that `multiply_split` takes; else null
   uint8_t* panels;  // for each thread
   float* totals;    // for each thread [rows][64]
   int64_t panel_bytes, rows;
@@ -135,6 +136,11 @@ struct FloatPlan {
     // Converted once per call: each of the N / 64 tiles reads all of x.
     const bool widen = p.type == kBFloat16 && !pairs;
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
+    // float32 has more bits than a split row keeps of the smaller inputs.
+    const bool splits = widen && p.m == 1 && p.shape.bits == 4 && kernels->split &&
+                        p.shape.group <= kPanelInputs;
+    split = splits ? scratch.take<uint8_t>(kernels->split_bytes(p.shape.k, p.shape.group))
+                   : nullptr;
     direct = !stored && p.m <= kernels->direct_rows[p.shape.bits == 8];
     rows = row_block(p, pairs ? 2 : 4);
     panel_bytes = direct ? 0 : kTile * kPanelInputs * kernels->panel_bytes;
@@ -265,6 +271,15 @@ void float_gemm(const Kernels& kernels, const Gemm& p) {
     stride = inputs;
   }
   const int64_t width = plan.widened ? 4 : bytes_of(p.type);
+  if (plan.split) {
+    floats.split(plan.widened, inputs, p.shape.group, plan.split);
+    each_tile(p, [&](int weight, int64_t index, int thread) {
+      float* total = plan.totals + thread * plan.rows * kTile;
+      floats.multiply_split(tile_of(p, p.weights[weight], index), plan.split, total);
+      store(kernels, p, weight, index, 0, 1, total, nullptr);
+    });
+    return;
+  }
   if (plan.direct) {
     each_tile(p, [&](int weight, int64_t index, int thread) {
       const Tile tile = tile_of(p, p.weights[weight], index);

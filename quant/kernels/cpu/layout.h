@@ -106,6 +106,11 @@ struct FloatKernels {
   // total[m][64] (+)= x[:, :count] . panel
   void (*multiply)(const void* panel, int64_t count, const void* x, int64_t stride, int64_t m,
                    bool add, float* total);
+  // The product of one row with 4-bit weights in integers, if that is faster than `direct`; else
+  // null. `split_bytes`: of the split row; groups have at most kPanelInputs inputs.
+  int64_t (*split_bytes)(int64_t k, int64_t group);
+  void (*split)(const float* x, int64_t k, int64_t group, uint8_t* split);
+  void (*multiply_split)(const Tile&, const uint8_t* split, float* total);
 };
 
 // Products with int8 activations ("levels").

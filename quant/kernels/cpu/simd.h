@@ -7,6 +7,10 @@
 
 #include "layout.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 // For loops over arrays of accumulators. GCC keeps such an array in registers only if all loops
 // over it are unrolled before its scalar replacement pass; otherwise each sum is stored after each
 // instruction, at half the speed. Eight is the largest trip count.
@@ -58,9 +62,12 @@ inline Floats to_floats(Ints whole) { return __builtin_convertvector(whole, Floa
 inline Ints as_ints(Words bits) { return reinterpret_cast<Ints>(bits); }
 inline Floats as_floats(Words bits) { return reinterpret_cast<Floats>(bits); }
 
-// fp16 to float32, including subnormals and infinities. In integer operations, as the baseline
-// instruction set has no F16C.
+// fp16 to float32, including subnormals and infinities. In integer operations where the instruction
+// set has no F16C.
 inline Floats from_fp16(Halves half) {
+#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(half));
+#else
   const Words bits = __builtin_convertvector(half, Words), rest = bits & 0x7fff;
   const Words normal = (rest << 13) + ((127 - 15) << 23);
   const Words subnormal = reinterpret_cast<Words>(to_floats(as_ints(rest)) * 0x1p-24f);
@@ -69,6 +76,7 @@ inline Floats from_fp16(Halves half) {
               large = reinterpret_cast<Words>(rest >= 0x7c00);
   const Words magnitude = (small & subnormal) | (large & infinite) | (~(small | large) & normal);
   return as_floats(magnitude | (bits & 0x8000) << 16);
+#endif
 }
 
 inline Floats from_bf16(Halves bf16) {

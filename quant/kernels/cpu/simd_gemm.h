@@ -228,7 +228,8 @@ inline void multiply_floats(const void* panel, int64_t count, const void* x, int
 }
 
 // Up to 32 rows, unpacking in registers is faster than writing panels (measured).
-constexpr FloatKernels kFloats = {4, {32, 32}, float_rows, unpack_floats, multiply_floats};
+constexpr FloatKernels kFloats = {4,       {32, 32}, float_rows, unpack_floats, multiply_floats,
+                                  nullptr, nullptr,  nullptr};
 
 }  // namespace
 }  // namespace vlpress

@@ -53,7 +53,7 @@ def build(compiler: str, folder: Path, *, x86: bool, static: bool = False) -> Pa
 
 
 def test_flags_are_those_of_the_build() -> None:
-    assert flags()["avx2.cpp"] == ["-mavx2", "-mfma"]
+    assert flags()["avx2.cpp"] == ["-mavx2", "-mfma", "-mf16c"]
     assert {"-mfma", "-mavx512vnni", "-mavx512bf16"} <= set(flags()["avx512.cpp"])
     assert all((SOURCES / name).is_file() for name in flags())
 

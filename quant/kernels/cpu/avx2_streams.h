@@ -1,0 +1,75 @@
+// The order in which AVX2 kernels for few rows read a tile.
+//
+// Processors without AVX-512 read memory fastest as several streams at once: the hardware
+// prefetcher runs ahead in each of them, but stops at the end of a page, and explicit prefetches
+// are limited by the line buffers of the L1 cache. On Zen 3 four streams in turns of 1 KiB are read
+// at 1.6 times the speed of one, with one thread, and 1.25 times with two (measured).
+#pragma once
+
+#include <algorithm>
+
+#include "simd.h"
+
+namespace vlpress {
+namespace {
+
+constexpr int kStreams = 4;
+// Steps of a turn.
+constexpr int kTurnSteps = 4;
+constexpr int64_t kTurnBytes = kTurnSteps * kStepBytes;
+
+// One turn: `count` inputs from k on.
+struct Turn {
+  int slot;  // of the sums
+  int64_t k, count;
+  bool first;  // whether the sums begin here
+};
+
+// Prefetches the next turn of a stream; in order, so that the hardware prefetcher follows.
+inline void prefetch_turn(const uint8_t* packed) {
+  for (int64_t line = 0; line < kTurnBytes; line += 64) __builtin_prefetch(packed + line, 0, 2);
+}
+
+// Calls turn(Turn) for all inputs of a tile in four streams, and fold(slot, group) when the sums of
+// a group are complete. Streams are quarters of the groups, with a slot each, or, with fewer than
+// four groups, quarters of one group with one slot.
+template <typename Work, typename Fold>
+inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
+  const int64_t inputs = kTurnSteps * step_inputs(tile.bits);
+  const auto bytes_at = [&](int64_t k) { return tile_bytes(tile.bits, k); };
+  const int64_t groups = tile.k / tile.group, group = tile.group;
+  if (groups < kStreams) {
+    const int64_t quarter = (group + kStreams * inputs - 1) / (kStreams * inputs) * inputs;
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t offset = 0; offset < quarter; offset += inputs)
+        for (int64_t begin = offset; begin < group; begin += quarter) {
+          const int64_t k = g * group + begin;
+          prefetch_turn(tile.packed + bytes_at(k + inputs));
+          turn(Turn{0, k, std::min(inputs, group - begin), begin == 0});
+        }
+      fold(0, g);
+    }
+    return;
+  }
+  const int64_t rounds = (groups + kStreams - 1) / kStreams;
+  for (int64_t round = 0; round < rounds; ++round) {
+    const auto each_slot = [&](const auto& work) {
+      for (int slot = 0; slot < kStreams; ++slot) {
+        const int64_t g = groups * slot / kStreams + round;
+        if (g < groups * (slot + 1) / kStreams) work(slot, g);
+      }
+    };
+    for (int64_t offset = 0; offset < group; offset += inputs)
+      each_slot([&](int slot, int64_t g) {
+        const int64_t k = g * group + offset, begin = groups * slot / kStreams * group;
+        const bool last = g + 1 == groups * (slot + 1) / kStreams && offset + inputs >= group;
+        // After the end of a stream, that of the next tile follows.
+        prefetch_turn(tile.packed + bytes_at(last ? tile.k + begin : k + inputs));
+        turn(Turn{slot, k, std::min(inputs, group - offset), offset == 0});
+      });
+    each_slot(fold);
+  }
+}
+
+}  // namespace
+}  // namespace vlpress
