@@ -37,8 +37,15 @@ class BlockSource(Protocol):
 class ActivationStore(Protocol):
     """Stores the input state of a block for every sample."""
 
-    def put(self, block: str, sample: int, state: State) -> None:
-        """Store one sample's input of a block."""
+    def put(self, block: str, sample: int, state: State, *, persistent: bool = True) -> None:
+        """Store one sample's input of a block.
+
+        Args:
+            block: key of the states of all samples.
+            sample: number of the sample.
+            state: not changed afterwards by the caller.
+            persistent: whether a later process may need it.
+        """
         ...
 
     def get(self, block: str, sample: int) -> State:
@@ -79,7 +86,7 @@ class MemoryActivationStore:
     def __init__(self) -> None:
         self._states: dict[tuple[str, int], State] = {}
 
-    def put(self, block: str, sample: int, state: State) -> None:
+    def put(self, block: str, sample: int, state: State, *, persistent: bool = True) -> None:
         """See `ActivationStore.put`."""
         self._states[block, sample] = state
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.distributed import SINGLE_PROCESS, Communicator
-from ..model.families import family_of
+from ..model.families import LinearSpec, family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from ..model.text import DecoderLayer
@@ -78,8 +78,9 @@ class BlockRunner:
         self.diverged: set[int] = set()
         """Samples with a float state that differs from the quantized one."""
         self._float_block: nn.Module | None = None
-        self._checkpoints: dict[int, str] = {}
-        """Store key of samples checkpointed inside the block, see `checkpoint_at_tap`."""
+        self._checkpoints: dict[tuple[int, bool], str] = {}
+        """Store key of the states inside the block, by sample and whether it is the float state;
+        see `run_to_tap`."""
 
     def all_blocks(self) -> list[str]:
         """Return the module paths of all blocks in the order of computation."""
@@ -135,6 +136,14 @@ class BlockRunner:
         """
         self._float_block = copy.deepcopy(self.model.get_submodule(block))
 
+    def float_weights(self, block: str, linears: Sequence[LinearSpec]) -> list[Tensor]:
+        """Return weights `[N, K]` of the float copy of a block."""
+        assert self._float_block is not None
+        names = [spec.name.removeprefix(block).removeprefix(".") for spec in linears]
+        layers = [self._float_block.get_submodule(name) for name in names]
+        weights = [layer.weight for layer in layers]
+        return [weight.detach() for weight in weights if isinstance(weight, Tensor)]
+
     def advance(
         self, block: str, following: str | None, *, with_float: bool = False
     ) -> list[float]:
@@ -161,6 +170,9 @@ class BlockRunner:
             self.store.drop(block, sample)
             if sample in self.diverged:
                 self.store.drop(_key(block, True), sample)
+            for in_float in (False, True):  # those that nothing continues from
+                if (sample, in_float) in self._checkpoints:
+                    self.store.drop(self._checkpoints.pop((sample, in_float)), sample)
         for key in self.pending_keys(following) if following is not None else ():
             self.store.seal(key)
         self.diverged = set(diverged) if with_float else set()
@@ -208,38 +220,43 @@ class BlockRunner:
                 except _StopForward:
                     pass
 
-    def can_checkpoint(self, block: str, tap: str, following: str | None) -> bool:
-        """Return whether `checkpoint_at_tap` can replace `observe` for a tap.
+    def can_checkpoint(self, block: str, tap: str) -> bool:
+        """Return whether `run_to_tap` can replace `observe` for a tap.
 
         Calibrated in sequence, the layers before a tap are final when the tap is reached, so no
-        sample has to run through them again: with checkpoints a block runs once per sample,
-        without them once per tap and once more at the end. Float states have no checkpoints.
+        sample has to run through them again: with checkpoints a block runs once per state,
+        without them once per tap and once more at the end.
         """
-        is_inner = block in self.decoder and tap in CHECKPOINT_TAPS
-        has_float = self._float_block is not None or bool(self.diverged)
-        return is_inner and following is not None and not has_float
+        return block in self.decoder and tap in CHECKPOINT_TAPS
 
-    def checkpoint_at_tap(self, block: str, tap: str, sample: int, observer: Observer) -> None:
-        """Run the sample up to `tap`, update the observer, and checkpoint its state there.
+    def run_to_tap(self, block: str, tap: str, sample: int, *, in_float: bool = False) -> Tensor:
+        """Run a sample up to `tap`, checkpoint its state there, and return the tensor at the tap.
 
-        The sample continues from there in the next `checkpoint_at_tap`, or in `advance`.
+        The sample continues from there in the next `run_to_tap`, or in `advance`.
 
         Args:
             block: a decoder block.
             tap: one of `CHECKPOINT_TAPS`; all layers before it are final.
             sample: number of the sample.
-            observer: updated with the tensor at the tap.
-        """
-        state, inputs = self._layer(block).forward_to(tap, self._checkpoint(block, sample))
-        observer.update(inputs, self.token_weights(block, self.prompts[sample]))
-        self._checkpoints[sample] = f"{block} (at {tap})"
-        self.store.put(self._checkpoints[sample], sample, state)
+            in_float: run the float state through the float copy of the block.
 
-    def _checkpoint(self, block: str, sample: int) -> State:
-        """Take a sample's checkpoint out of the store; without one, its input of the block."""
-        if sample not in self._checkpoints:
-            return self._state(block, sample, False)
-        key = self._checkpoints.pop(sample)
+        Returns:
+            `[1, tokens, channels]`.
+        """
+        state = self._take_checkpoint(sample, in_float)
+        if state is None:
+            state = self._state(block, sample, in_float)
+        state, inputs = self._layer(block, in_float).forward_to(tap, state)
+        key = f"{block} (at {tap}{', float' if in_float else ''})"
+        self._checkpoints[sample, in_float] = key
+        self.store.put(key, sample, state, persistent=False)
+        return inputs
+
+    def _take_checkpoint(self, sample: int, in_float: bool) -> State | None:
+        """Take a sample's checkpoint inside the block out of the store; None if it has none."""
+        if (sample, in_float) not in self._checkpoints:
+            return None
+        key = self._checkpoints.pop((sample, in_float))
         state = self.store.get(key, sample)
         self.store.drop(key, sample)
         return state
@@ -263,14 +280,16 @@ class BlockRunner:
         return None if self._token_weights is None else self._token_weights(block, prompt)
 
     def _run_sample(self, block: str, sample: int, in_float: bool) -> State:
-        if sample in self._checkpoints:
-            hidden = self._layer(block).forward_from(self._checkpoint(block, sample))
+        checkpoint = self._take_checkpoint(sample, in_float)
+        if checkpoint is not None:
+            hidden = self._layer(block, in_float).forward_from(checkpoint)
             return {**self._state(block, sample, in_float), "hidden": hidden}
         with self._float_copy(block, in_float):
             return self.run(block, self._state(block, sample, in_float))
 
-    def _layer(self, block: str) -> DecoderLayer:
-        layer = self.model.get_submodule(block)
+    def _layer(self, block: str, in_float: bool) -> DecoderLayer:
+        layer = self._float_block if in_float else None
+        layer = self.model.get_submodule(block) if layer is None else layer
         assert isinstance(layer, DecoderLayer)
         return layer
 

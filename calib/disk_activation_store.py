@@ -1,6 +1,7 @@
 """Activations in files: they take no memory, and a later process can resume from them.
 
-The folder holds a subfolder per block with one safetensors file per sample. A background thread
+The folder holds a subfolder per block with one safetensors file per sample. States that no later
+process needs are written only if they do not fit in memory. A background thread
 writes states asynchronously, with a bounded queue; `seal` waits until the states of a block are
 flushed to disk.
 """
@@ -41,17 +42,19 @@ class DiskActivationStore:
         self._pending_writes: dict[tuple[str, int], Future[None]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def put(self, block: str, sample: int, state: State) -> None:
-        """See `ActivationStore.put`.
+    def put(self, block: str, sample: int, state: State, *, persistent: bool = True) -> None:
+        """See `ActivationStore.put`; a state that is not persistent and is cached has no file.
 
         Raises:
             OSError: an earlier state could not be written.
         """
+        self._add_to_cache(block, sample, state)
+        if not persistent and (block, sample) in self._cache:
+            return
         path = self._path(block, sample)
         path.parent.mkdir(exist_ok=True)
         self._wait_for_writes(MAX_PENDING_WRITES - 1)
         self._pending_writes[block, sample] = self._writer.submit(_write, state, path)
-        self._add_to_cache(block, sample, state)
 
     def get(self, block: str, sample: int) -> State:
         """See `ActivationStore.get`."""

@@ -264,15 +264,36 @@ class Hessian:
 
 
 class CrossMoment(_Mean):
-    """`sum_t w_t (y_t - x_t)' x_t / sum_t w_t` in float32, of inputs x and float inputs y.
+    """`sum_t w_t d_t' x_t / sum_t w_t` in float32, of inputs x, float inputs y and `d = y - x`.
 
     GPTAQ uses it to correct for the deviation of a layer's inputs x from those of the float model,
     y. It is normalized like `Hessian`, so that over the same tokens both have the same scale.
+
+    The layer needs its weight times this matrix. Where that has far fewer rows, the weight is
+    multiplied with the deviations instead: `sum_t w_t (W d_t)' x_t / sum_t w_t` takes `2 N K`
+    multiply-adds per token instead of `K^2`, and its memory is `[N, K]`.
     """
 
-    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        """Start without tokens; `values` is float32 `[K, K]`, row i for channel i of `y - x`."""
-        super().__init__(torch.zeros(in_features, in_features, device=device))
+    def __init__(
+        self,
+        in_features: int,
+        device: torch.device | str = "cpu",
+        weights: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Start without tokens.
+
+        Args:
+            in_features: K.
+            device: device of the sum.
+            weights: `[N, K]` of each layer that reads the input, in float; None multiplies none.
+        """
+        self._weight = None if weights is None else torch.cat([w.float() for w in weights])
+        self.projected = weights is not None
+        """Whether row i of `values` belongs to output i of the layers, else to channel i of d."""
+        rows = in_features if self._weight is None else len(self._weight)
+        super().__init__(torch.zeros(rows, in_features, device=device))
+        """float32 `[K, K]`, or `[sum of N, K]` if projected."""
+        self._in_features = in_features
 
     def update(self, inputs: Tensor, float_inputs: Tensor, weights: Tensor | None = None) -> None:
         """Update the statistics with activations.
@@ -289,16 +310,35 @@ class CrossMoment(_Mean):
             raise ValueError(
                 f"inputs have shape {tuple(inputs.shape)}, float inputs {tuple(float_inputs.shape)}"
             )
-        targets, _ = _flatten(float_inputs, weights, len(self.values))
-        tokens, weights = _flatten(inputs, weights, len(self.values))
+        targets, _ = _flatten(float_inputs, weights, self._in_features)
+        tokens, weights = _flatten(inputs, weights, self._in_features)
         if not len(tokens):
             return
         total = self.weight + _total_weight(tokens, weights)
-        rows = tokens.to(self.values.device, torch.float32)
-        share = _root_share(weights, total, rows.device)
-        deviations = (targets.to(rows) - rows) * share
-        self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
+        if float_inputs is inputs:
+            self.values.mul_(self.weight / total)
+        else:
+            rows = tokens.to(self.values.device, torch.float32)
+            share = _root_share(weights, total, rows.device)
+            deviations = (targets.to(rows) - rows) * share
+            if self._weight is not None:
+                deviations = deviations @ self._weight.t()
+            self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
         self.weight = total
+
+    def of_outputs(self, weight: Tensor, first_row: int) -> Tensor:
+        """Compute the cross moment of a layer's outputs, `sum_t w_t (W d_t)' x_t / sum_t w_t`.
+
+        Args:
+            weight: W, `[N, K]`, any float dtype.
+            first_row: number of outputs of the layers before this one that share the input.
+
+        Returns:
+            float32 `[N, K]`.
+        """
+        if self.projected:
+            return self.values[first_row : first_row + len(weight)]
+        return weight.float() @ self.values
 
 
 def _total_weight(tokens: Tensor, weights: Tensor | None) -> float:

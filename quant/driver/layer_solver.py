@@ -18,11 +18,13 @@ from ...model.qwen_vl import QwenVL
 from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import QuantizedWeight, choose_input_scale
 from ..methods.gptaq import asymmetric_target
-from ..methods.gptq import gptq
+from ..methods.gptq import gptq_prepared
 from ..methods.layer_error import relative_error
+from ..methods.prepared_hessian import PreparedHessian, prepare_hessian
 from ..methods.rtn import rtn
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
+from ..recipe.steps import Step
 from ..runtime.kernel_selection import accelerate_layers_
 from ..runtime.unpacked_linear import UnpackedLinear
 from ..targets import put_module, put_unpacked, weight_of
@@ -161,10 +163,12 @@ class QuantizationRun:
             f"the input of {group.linears[0].name}", hessian.input_range.largest
         )
 
+        inputs = _InputStatistics(group, hessian, cross)
+
         def quantize(row: PlanRow) -> Message:
             assert row.step is not None
             if row.step.solves:
-                return self._solve_layer(row, hessian, cross)
+                return self._solve_layer(row, inputs)
             return self._round_layer(row, hessian)
 
         # Each rank quantizes some of the layers and broadcasts them.
@@ -232,28 +236,24 @@ class QuantizationRun:
         detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
         return _message(weight, LayerReport(row, None, tokens, error), detail)
 
-    def _solve_layer(self, row: PlanRow, hessian: Hessian, cross: CrossMoment | None) -> Message:
+    def _solve_layer(self, row: PlanRow, inputs: "_InputStatistics") -> Message:
         """Solve one layer with GPTQ. GPTAQ is GPTQ towards another weight, see `gptaq.py`."""
-        step, original = row.step, weight_of(self.model, row.spec)
+        step, original, hessian = row.step, weight_of(self.model, row.spec), inputs.hessian
         assert step is not None
         target, shift = original, None
         try:
+            prepared = inputs.prepare(step)
             if step.asymmetric_calibration:
-                assert cross is not None
-                target = asymmetric_target(
-                    original,
-                    hessian.values,
-                    cross.values,
-                    strength=step.strength,
-                    damp_percent=step.damp_percent,
-                )
+                if prepared.factor is not None:  # without one, the layer is rounded
+                    deviation = inputs.deviation(row, original)
+                    target = asymmetric_target(
+                        original, deviation, prepared, strength=step.strength
+                    )
                 shift = relative_change(original, target)
-            result = gptq(
+            result = gptq_prepared(
                 target,
-                hessian.values,
+                prepared,
                 step.scheme,
-                damp_percent=step.damp_percent,
-                act_order=step.act_order,
                 block_size=step.block_size,
                 scale_search=step.scale_search,
             )
@@ -287,6 +287,39 @@ class QuantizationRun:
         self.show_progress(value["detail"])
         # After every layer, not at the end: the hours that remain would be spent for nothing.
         check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
+
+
+class _InputStatistics:
+    """Statistics of the shared input of a group's layers, and the factor of the last layer."""
+
+    def __init__(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        self.group, self.hessian, self.cross = group, hessian, cross
+        self._prepared: tuple[tuple[float, bool], PreparedHessian] | None = None
+
+    def prepare(self, step: Step) -> PreparedHessian:
+        """Return the Hessian with the factor for a step; layers of equal steps share it.
+
+        Raises:
+            ValueError: see `prepare_hessian`.
+        """
+        key = step.damp_percent, step.act_order
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = None  # frees the other factor first
+            prepared = prepare_hessian(
+                self.hessian.values, damp_percent=step.damp_percent, act_order=step.act_order
+            )
+            self._prepared = key, prepared
+        return self._prepared[1]
+
+    def deviation(self, row: PlanRow, weight: Tensor) -> Tensor:
+        """Return `W (X~ - X) X'` of one of the layers, see `asymmetric_target`."""
+        assert self.cross is not None
+        first_row = 0
+        for spec in self.group.linears:
+            if spec == row.spec:
+                break
+            first_row += spec.out_features
+        return self.cross.of_outputs(weight, first_row)
 
 
 def _message(

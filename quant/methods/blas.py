@@ -42,6 +42,19 @@ def multiply_lower_(rows: Tensor, lower: Tensor) -> None:
     blas.strmm(1.0, lower.numpy().T, rows.numpy().T, overwrite_b=1)
 
 
+def solve_lower_(rows: Tensor, lower: Tensor) -> None:
+    """Compute `rows = rows @ (L L')^-1` in place (BLAS trsm).
+
+    Args:
+        rows: float32 `[N, K]`, contiguous.
+        lower: float32 `[K, K]`, contiguous; only its lower triangle L is read.
+    """
+    columns, upper = rows.numpy().T, lower.numpy().T
+    # In the transposed view: L z = rows', then L' y = z.
+    for transpose in (1, 0):
+        blas.strsm(1.0, upper, columns, trans_a=transpose, overwrite_b=1)
+
+
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     """Compute `left' @ right` (BLAS gemm).
 

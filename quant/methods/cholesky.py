@@ -68,6 +68,20 @@ class Factor:
             rows = rows @ self.lower.tril()
         return (rows.square_().sum(dim=1) - added).clamp_min(0)
 
+    def solve(self, rows: Tensor) -> Tensor:
+        """Compute `rows @ (L L')^-1`.
+
+        Args:
+            rows: float32 `[N, K]`, contiguous, overwritten.
+
+        Returns:
+            float32 `[N, K]`.
+        """
+        if not blas.is_supported(rows):
+            return torch.cholesky_solve(rows.t(), self.lower.tril()).t()
+        blas.solve_lower_(rows, self.lower)
+        return rows
+
 
 def damping_fractions(damp_percent: float) -> tuple[float, ...]:
     """List the fractions of the mean diagonal to try as damping, in order, see `LADDER`.

@@ -13,79 +13,46 @@ so one linear solve moves the target from W to W', and GPTQ itself stays unchang
 the regression of `W X~` on X is orthogonal to X: it is the constant.)
 """
 
-import torch
 from torch import Tensor
 
 from ...common.validation import check_value
 from ..recipe.ranges import Share
-from .cholesky import damping_fractions
+from .cholesky import is_finite
+from .prepared_hessian import PreparedHessian
 
 
 def asymmetric_target(
-    weight: Tensor,
-    hessian: Tensor,
-    cross: Tensor,
-    *,
-    strength: float = 0.5,
-    damp_percent: float = 0.01,
+    weight: Tensor, deviation: Tensor, hessian: PreparedHessian, *, strength: float = 0.5
 ) -> Tensor:
     """Compute the weight whose outputs on quantized inputs come closest to the float outputs.
 
+    The solve takes the factor that GPTQ takes, in float32. The rounding errors of a factor in
+    float32 are far below what the damping moves.
+
     Args:
         weight: `[N, K]`, any float dtype.
-        hessian: `[K, K]`, `X X'` of the inputs from quantized blocks.
-        cross: `[K, K]`, `(X~ - X) X'` with the same normalization.
+        deviation: `[N, K]`, `W (X~ - X) X'` with the normalization of the Hessian.
+        hessian: `X X'` of the inputs from quantized blocks.
         strength: fraction of the correction that is applied, 0 (none) to 1 (all). The full
             correction fits the calibration set best and generalizes worse; both papers stay
             below 1.
-        damp_percent: fraction of the Hessian's mean diagonal added to it, see `damping_fractions`.
 
     Returns:
         float32 `[N, K]`.
 
     Raises:
-        ValueError: shapes do not match, a value is not finite, a parameter is out of range, or
-            the damped Hessian cannot be factored.
+        ValueError: shapes do not match, a value is not finite, `strength` is out of range, or
+            the damped Hessian has no factor.
     """
-    columns = weight.shape[1]
-    for name, matrix in (("hessian", hessian), ("cross", cross)):
-        if tuple(matrix.shape) != (columns, columns):
-            raise ValueError(
-                f"{name} is {tuple(matrix.shape)}; a weight of {columns} columns needs "
-                f"({columns}, {columns})"
-            )
-        if not bool(torch.isfinite(matrix).all()):
-            raise ValueError(f"{name} is not finite; calibrate in bf16 or fp32")
+    if deviation.shape != weight.shape:
+        raise ValueError(
+            f"deviation is {tuple(deviation.shape)}; a weight of {tuple(weight.shape)} needs the "
+            "same shape"
+        )
+    if not is_finite(deviation):
+        raise ValueError("deviation is not finite; calibrate in bf16 or fp32")
     check_value(Share, strength, "strength")
-    fractions = damping_fractions(damp_percent)
     original = weight.float()
-    if strength == 0 or not bool(cross.any()):
+    if strength == 0 or not bool(deviation.any()):
         return original.clone()
-    # W D H^-1 is the solution Y of Y H = W D, that is of H Y' = (W D)'. In float64: the solve
-    # amplifies rounding errors by the condition number of H, and its result is not clamped to a
-    # grid as in GPTQ.
-    change = torch.cholesky_solve(
-        (original.double() @ cross.double()).t(), _factor(hessian, fractions)
-    )
-    return original + strength * change.t().float()
-
-
-def _factor(hessian: Tensor, fractions: tuple[float, ...]) -> Tensor:
-    """Compute the lower Cholesky factor of the damped Hessian in float64.
-
-    Raises:
-        ValueError: there is none, even with the largest damping.
-    """
-    matrix = hessian.double()
-    mean = matrix.diagonal().mean()
-    for fraction in fractions:
-        damped = matrix.clone()
-        damped.diagonal().add_(fraction * mean)
-        lower, info = torch.linalg.cholesky_ex(damped)
-        if not bool(info != 0):
-            factor: Tensor = lower
-            return factor
-    raise ValueError(
-        f"no Cholesky factor up to damping {fractions[-1]:g}; use more calibration "
-        "samples or a larger damp_percent"
-    )
+    return original + strength * hessian.solve(deviation)

@@ -25,8 +25,9 @@ from ..recipe.ranges import BlockSize
 from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .blas import transposed_product
-from .cholesky import Factor, Precision, damping_fractions, find_factor, is_finite
+from .cholesky import Factor, Precision, damping_fractions
 from .layer_error import row_energy
+from .prepared_hessian import PreparedHessian, prepare_hessian
 from .scale_search import search_scales
 
 CHUNK_ELEMENTS = 2**23
@@ -105,8 +106,30 @@ def gptq(
     Raises:
         ValueError: shapes do not match, a parameter is out of range, or the Hessian is not finite.
     """
-    _check(weight, hessian, damp_percent, block_size)
-    matrix = hessian if hessian.dtype == torch.float64 else hessian.float()
+    prepared = prepare_hessian(hessian, damp_percent=damp_percent, act_order=act_order)
+    return gptq_prepared(weight, prepared, scheme, block_size=block_size, scale_search=scale_search)
+
+
+def gptq_prepared(
+    weight: Tensor,
+    hessian: PreparedHessian,
+    scheme: QuantScheme,
+    *,
+    block_size: int = 128,
+    scale_search: bool = True,
+) -> GPTQResult:
+    """Quantize as `gptq` does, with a Hessian that several layers can share.
+
+    Raises:
+        ValueError: shapes do not match, or a parameter is out of range.
+    """
+    columns = weight.shape[1]
+    if tuple(hessian.matrix.shape) != (columns, columns):
+        raise ValueError(
+            f"the Hessian is {tuple(hessian.matrix.shape)}; a weight of {columns} columns needs "
+            f"({columns}, {columns})"
+        )
+    check_value(BlockSize, block_size, "block_size")
     original = weight.float()
     # The grid is fixed before any column moves. Scales taken from a group when it is reached, as
     # in the paper, would follow corrected weights, but need groups to be solved one after another.
@@ -116,21 +139,13 @@ def gptq(
     rounded = QuantizedWeight(
         quantize(original, scales, zero_points, scheme), scales, zero_points, scheme
     )
-    dead = matrix.diagonal() <= 0
-    # A lower factor couples each column to those after it, which must be solved before it: the
-    # columns to solve first come last.
-    order = _solving_order(matrix, act_order).flip(0)
-    # The Hessian row of a dead column is zero. Any positive diagonal lets the factor exist and
-    # leaves the column uncoupled, which means rounded; the mean of the others keeps the mean of
-    # the diagonal, and with it the damping, as it is.
-    alive = matrix.diagonal()[~dead]
-    missing = dead.float() * (alive.mean().float() if len(alive) else 1.0)
     tiny = torch.finfo(torch.float32).tiny
-    factor = find_factor(matrix, order, missing, damp_percent)
+    factor, order, dead_columns = hessian.factor, hessian.order, int(hessian.dead.sum())
     if factor is None:
-        rtn_rows = row_energy(original - rounded.dequantize(), matrix)
-        energy = row_energy(original, matrix).sum().clamp_min(tiny)
-        return _fall_back(rounded, float(rtn_rows.sum() / energy), damp_percent, int(dead.sum()))
+        rtn_rows = row_energy(original - rounded.dequantize(), hessian.matrix)
+        energy = row_energy(original, hessian.matrix).sum().clamp_min(tiny)
+        error = float(rtn_rows.sum() / energy)
+        return _fall_back(rounded, error, hessian.damp_percent, dead_columns)
     rtn_rows = _measure_rows(original, rounded, order, factor.energies)
     energy = _measure_rows(original, None, order, factor.energies).sum().clamp_min(tiny)
     solved, gptq_rows = _solve(original, factor, order, scales, zero_points, scheme, block_size)
@@ -147,7 +162,7 @@ def gptq(
         damp_percent=factor.fraction,
         precision=factor.precision,
         fallback_rows=int(worse.sum()),
-        dead_columns=int(dead.sum()),
+        dead_columns=dead_columns,
         fallback=None,
     )
 
@@ -168,33 +183,6 @@ def _fall_back(
         dead_columns=dead_columns,
         fallback=f"no Cholesky factor up to damping {largest:g}, rounded instead",
     )
-
-
-def _check(weight: Tensor, hessian: Tensor, damp_percent: float, block_size: int) -> None:
-    columns = weight.shape[1]
-    if tuple(hessian.shape) != (columns, columns):
-        raise ValueError(
-            f"the Hessian is {tuple(hessian.shape)}; a weight of {columns} columns needs "
-            f"({columns}, {columns})"
-        )
-    damping_fractions(damp_percent)
-    check_value(BlockSize, block_size, "block_size")
-    if not is_finite(hessian):
-        raise ValueError(
-            "the Hessian is not finite: the layer's inputs overflowed during calibration; "
-            "calibrate in bf16 or fp32"
-        )
-
-
-def _solving_order(hessian: Tensor, act_order: bool) -> Tensor:
-    """Order the columns by the energy of their inputs, largest first, or as they are.
-
-    The columns solved first have the most columns left to compensate their errors, so they should
-    be those whose errors cost most. Equal diagonals stay in order: the result is deterministic.
-    """
-    if act_order:
-        return torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    return torch.arange(len(hessian), device=hessian.device)
 
 
 def _solve(

@@ -118,8 +118,9 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
     """Count the bytes of the statistics of one input while samples run.
 
     One chunk's Hessian is being summed while three others are pending, each packed to half its size
-    (`reduction.py`); cross moments are not packed. The tokens of a batched product exist three
-    times: as collected, concatenated, and transposed.
+    (`reduction.py`); cross moments are not packed, but have at most half as many rows as columns
+    if they are those of outputs. The tokens of a batched product exist three times: as collected,
+    concatenated, and transposed.
     """
     hessians = 4 * spec.in_features**2 * 5 // 2
     tokens = 3 * 2 * BATCH_TOKENS * spec.in_features
@@ -128,16 +129,14 @@ def _observing_bytes(spec: LinearSpec, step: Step) -> int:
 
 def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
     """Count the bytes of solving one layer, without its float weight; fitted to measurements."""
-    if step.asymmetric_calibration:
-        # The target takes more than the solver. In units of float32: the Hessian and the cross
-        # moment, three float64 matrices, and the weight and its target in float32 and float64.
-        return 4 * (8 * spec.in_features**2 + 8 * spec.weights)
     if step.solves:
         # The Hessian and its factor in float32; the weight, its working copy and a transposed one
         # in float32, and three copies of the integers; the chunks of `gptq` and its panel.
         panel = min(PANEL, spec.in_features) * (spec.in_features + spec.out_features)
         parts = 5 * 4 * min(CHUNK_ELEMENTS, spec.weights) + 4 * panel
-        return 8 * spec.in_features**2 + 15 * spec.weights + parts
+        # With gptaq the cross moment and the target are there as well.
+        cross = 4 * spec.in_features**2 + 4 * spec.weights if step.asymmetric_calibration else 0
+        return 8 * spec.in_features**2 + 15 * spec.weights + parts + cross
     if recipe.needs_calibration:
         # The Hessian; the weight, its scaled copy, the candidate and their products with it.
         return 4 * (spec.in_features**2 + 5 * spec.weights)

@@ -90,28 +90,53 @@ def estimate_time(
                 # A pass that observes this tap stops here.
                 taps[row.spec.tap] = row.spec.in_features, weights
             weights += row.spec.weights
-        depths = [depth for _, depth in taps.values()] or [0]
-        observing = sum(depths) if true_sequential else max(depths)
+        resumes = true_sequential and stage == "decoder"
+        depths = [depth for _, depth in taps.values()]
+        macs = _pass_macs(depths, weights, resumes, true_sequential, index < len(blocks) - 1)
         hessians = sum(width**2 for width, _ in taps.values())
         extra, float32 = _preparing(plan, block, taps, weights)
         if index <= last_asymmetric:
             floats = {row.spec.tap: taps[row.spec.tap] for row in block if _is_asymmetric(row)}
-            float_depths = [depth for _, depth in floats.values()] or [0]
-            extra += sum(float_depths) if true_sequential else max(float_depths)
-            float32 += sum(width**2 for width, _ in floats.values())
+            if not diverged:  # the float model's first input is the input itself
+                for tap in list(taps)[:1] if true_sequential else list(taps):
+                    floats.pop(tap, None)
             diverged = diverged or bool(taps)
-            extra += weights if diverged and index < last_asymmetric else 0
-        finishing = weights
-        is_last = index == len(blocks) - 1
-        if true_sequential and stage == "decoder" and not diverged and not is_last and taps:
-            # Samples resume at each tap instead of starting over, see
-            # `BlockRunner.checkpoint_at_tap`.
-            observing, finishing = max(depths), weights - max(depths)
-        seconds = (observing + finishing + extra) * rates.mac
+            float_depths = [depth for _, depth in floats.values()]
+            to_end = diverged and index < last_asymmetric
+            macs += _pass_macs(float_depths, weights, resumes, true_sequential, to_end)
+            float32 += sum(_cross_macs(block, tap) for tap in floats)
+        seconds = (macs + extra) * rates.mac
         seconds += hessians * rates.hessian + float32 * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
-    solving = sum(_solving(row, rates) for row in calibrated if _is_solved(row))
+    inputs = groupby(calibrated, key=lambda row: (row.spec.stage, row.spec.block, row.spec.tap))
+    solving = sum(_solving(list(group), rates) for _, group in inputs)
     return solving + _searching(plan, rates), per_token
+
+
+def _pass_macs(
+    depths: Sequence[int], weights: int, resumes: bool, true_sequential: bool, to_end: bool
+) -> int:
+    """Count multiply-adds per token of a state's way through a block.
+
+    Args:
+        depths: number of weights before each observed input.
+        weights: number of weights of the block.
+        resumes: whether it resumes at each input instead of starting over, see
+            `BlockRunner.run_to_tap`.
+        true_sequential: of the recipe's calibration.
+        to_end: whether its output is needed.
+    """
+    if resumes:
+        return weights if to_end else max(depths, default=0)
+    observing = sum(depths) if true_sequential else max(depths, default=0)
+    return observing + (weights if to_end else 0)
+
+
+def _cross_macs(block: Sequence[PlanRow], tap: str) -> int:
+    """Count multiply-adds per token of a cross moment, see `CrossMoment`."""
+    specs = [row.spec for row in block if row.spec.tap == tap and row.step is not None]
+    width, outputs = specs[0].in_features, sum(spec.out_features for spec in specs)
+    return min(width**2, 2 * width * outputs)
 
 
 def _preparing(
@@ -158,10 +183,6 @@ def _searching(plan: Plan, rates: Probe) -> float:
     return macs * rates.mac32
 
 
-def _is_solved(row: PlanRow) -> bool:
-    return row.step is not None and row.step.solves
-
-
 def _is_asymmetric(row: PlanRow) -> bool:
     return row.step is not None and row.step.asymmetric_calibration
 
@@ -172,14 +193,22 @@ def _backward(plan: Plan) -> float:
     return float(sum(passes[row.spec.stage] * row.spec.weights for row in plan.rows))
 
 
-def _solving(row: PlanRow, rates: Probe) -> float:
-    """Estimate the seconds that a layer's solver takes."""
-    columns, rows = row.spec.in_features, row.spec.out_features
-    search = rates.search * row.spec.weights if row.step and row.step.scale_search else 0.0
-    work = _work(columns, rows)
-    if _is_asymmetric(row):  # factor, product and solution in float64, at half the rate
-        work += 2 * (columns**3 / 3 + 3 * columns**2 * rows)
-    return rates.column * columns + rates.solve_mac * work + search
+def _solving(rows: Sequence[PlanRow], rates: Probe) -> float:
+    """Estimate the seconds that the solver takes for layers that share an input."""
+    seconds, factors = 0.0, set[tuple[float, bool]]()
+    for row in rows:
+        step, columns = row.step, row.spec.in_features
+        if step is None or not step.solves:
+            continue
+        work = _work(columns, row.spec.out_features)
+        if (step.damp_percent, step.act_order) in factors:  # shared
+            work -= _work(columns, 0)
+        factors.add((step.damp_percent, step.act_order))
+        if step.asymmetric_calibration:  # the product with the cross moment, two triangular solves
+            work += 2 * columns**2 * row.spec.out_features
+        search = rates.search * row.spec.weights if step.scale_search else 0.0
+        seconds += rates.column * columns + rates.solve_mac * work + search
+    return seconds
 
 
 def _work(columns: int, rows: int) -> float:

@@ -41,6 +41,10 @@ def cross_of(clean: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tens
     return ((clean - seen) * weights.double()[:, None]).t() @ seen / weights.double().sum()
 
 
+def outputs_of(group: TapGroup) -> int:
+    return sum(spec.out_features for spec in group.linears)
+
+
 def shrink(model: QwenVL, group: TapGroup) -> None:
     """Change layers as quantization would, but more."""
     for spec in group.linears:
@@ -65,7 +69,12 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
             quantized = inputs_of(model, samples, name)
             expected = cross_of(inputs_of(original, samples, name), quantized)
             scale = float(hessian.values.abs().max())
-            torch.testing.assert_close(cross.values.double(), expected, rtol=0, atol=1e-4 * scale)
+            weight = original.get_parameter(f"{name}.weight").detach()
+            of_outputs = cross.of_outputs(weight, 0).double()
+            torch.testing.assert_close(
+                of_outputs, weight.double() @ expected, rtol=0, atol=1e-4 * scale
+            )
+            assert cross.projected == (2 * outputs_of(group) < group.in_features)
         first = group.linears[0].block == 0 and group.linears[0].stage == "vision"
         if first and (group.tap == "qkv" or not true_sequential):
             assert not cross.values.any()
@@ -88,10 +97,10 @@ class RecordingStore(MemoryActivationStore):
         self.seen: dict[tuple[str, int], State] = {}
         self.most = 0
 
-    def put(self, block: str, sample: int, state: State) -> None:
+    def put(self, block: str, sample: int, state: State, *, persistent: bool = True) -> None:
         assert (block, sample) not in self.seen
         self.seen[block, sample] = state
-        super().put(block, sample, state)
+        super().put(block, sample, state, persistent=persistent)
         self.most = max(self.most, len(self))
 
 

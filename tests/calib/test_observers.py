@@ -66,6 +66,23 @@ def test_cross_moment_by_hand() -> None:
     assert torch.allclose(cross.values, torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_moment_of_outputs_equals_the_product(weighted: bool) -> None:
+    x, y = tokens(), tokens(seed=5)
+    w = torch.rand(40, generator=torch.Generator().manual_seed(1)) if weighted else None
+    layers = [tokens(2, seed=7).bfloat16(), tokens(3, seed=8).bfloat16()]
+    cross, projected = CrossMoment(6), CrossMoment(6, weights=layers)
+    for observer in (cross, projected):
+        observer.update(x, y, w)
+        observer.update(x, x, w)  # equal inputs count as tokens
+    assert projected.values.shape == (5, 6) and projected.weight == cross.weight
+    for layer, first_row in zip(layers, (0, 2), strict=True):
+        expected = layer.double() @ cross.values.double()
+        for observer in (cross, projected):
+            actual = observer.of_outputs(layer, first_row).double()
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_equal_paths_have_no_cross_moment() -> None:
     cross = CrossMoment(6)
     x = tokens().bfloat16()

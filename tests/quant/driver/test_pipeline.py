@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver import report as report_module
 from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, save_quantized
 from vlpress.quant.methods.affine import choose_input_scale
-from vlpress.quant.methods.gptq import GPTQResult, gptq
+from vlpress.quant.methods.gptq import GPTQResult, gptq, gptq_prepared
+from vlpress.quant.methods.prepared_hessian import PreparedHessian
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
@@ -233,14 +235,14 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the solver find no factor for the Hessian of one layer."""
     from vlpress.quant.driver import layer_solver
 
-    def solve(weight: torch.Tensor, *args: Any, **options: Any) -> GPTQResult:
-        failing = torch.equal(weight, small_model().get_parameter(name))
-        with monkeypatch.context() as patch:
-            if failing:
-                patch.setattr("vlpress.quant.methods.cholesky.cholesky_", lambda matrix: None)
-            return gptq(weight, *args, **options)
+    def solve(
+        weight: torch.Tensor, hessian: PreparedHessian, *args: Any, **options: Any
+    ) -> GPTQResult:
+        if torch.equal(weight, small_model().get_parameter(name)):
+            hessian = replace(hessian, factor=None)
+        return gptq_prepared(weight, hessian, *args, **options)
 
-    monkeypatch.setattr(layer_solver, "gptq", solve)
+    monkeypatch.setattr(layer_solver, "gptq_prepared", solve)
 
 
 def test_a_layer_without_a_factor_is_in_the_report(

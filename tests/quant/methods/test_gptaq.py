@@ -16,6 +16,7 @@ from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.gptaq import asymmetric_target
 from vlpress.quant.methods.gptq import gptq
+from vlpress.quant.methods.prepared_hessian import prepare_hessian
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
@@ -109,7 +110,9 @@ def test_a_layer_by_hand() -> None:
     clean, seen = inputs_of(original, name), inputs_of(model, name)
     weight = original.get_parameter(f"{name}.weight")
     hessian, cross = seen.t() @ seen / len(seen), (clean - seen).t() @ seen / len(seen)
-    target = asymmetric_target(weight, hessian, cross, strength=0.75, damp_percent=0.02)
+    prepared = prepare_hessian(hessian, damp_percent=0.02)
+    deviation = (weight.double() @ cross).float()
+    target = asymmetric_target(weight, deviation, prepared, strength=0.75)
     expected = gptq(target, hessian, QuantScheme(3, 32), damp_percent=0.02)
     layer = model.get_submodule(name)
     assert isinstance(layer, QuantLinear)
@@ -199,7 +202,8 @@ def test_memory_counts_the_second_stream() -> None:
     more = 4 * 4 * (32 + 16)  # hidden states in the tower, and their angles
     assert both.states_per_token - plain.states_per_token == more
     layer = 4 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 128 * 64)  # the float copy
-    solving = 4 * (8 * 128**2 + 8 * 128 * 64)
+    # Hessian, factor and cross moment; the weight's copies, its target, and the panel.
+    solving = 4 * (3 * 128**2 + 128 * (128 + 64)) + (15 + 5 * 4 + 4) * 128 * 64
     # One Hessian and three folded ones, the moment of four, and 2048 tokens in bf16 three times.
     observing = 4 * 128**2 * 5 // 2 + 4 * 4 * 128**2 + 3 * 2 * 2048 * 128
     assert both.solve == max(solving, observing) + layer

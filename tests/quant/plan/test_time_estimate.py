@@ -35,10 +35,10 @@ MERGER = 128 * 128 + 128 * 64
 
 def test_passes_by_hand() -> None:
     layer = QKV + OUT + GATE_UP + DOWN
-    watching = 0 + QKV + (QKV + OUT) + (QKV + OUT + GATE_UP)
-    # A block's samples wait where they are; in the last one everything is run, and run again.
-    assert estimate_time(plan(), MACS) == (0, 2 * VISION + MERGER + layer + watching + layer)
-    once = 2 * VISION + MERGER + 2 * (layer + QKV + OUT + GATE_UP)
+    inner = QKV + OUT + GATE_UP
+    # A block's samples wait where they are; nothing runs after the last input.
+    assert estimate_time(plan(), MACS) == (0, 2 * VISION + MERGER + layer + inner)
+    once = 2 * VISION + MERGER + layer + inner + inner
     assert estimate_time(plan(), MACS, true_sequential=False) == (0, once)
     assert estimate_time(plan(), SQUARES) == (0, 2 * (64**2 + 64**2 + 64**2 + 128**2))
     assert estimate_time(plan(), HESSIANS) == estimate_time(plan(), SQUARES)
@@ -46,7 +46,7 @@ def test_passes_by_hand() -> None:
 
 def test_nothing_behind_the_last_solved_layer_counts() -> None:
     first = plan("gptq", "visual.blocks.0.attn.qkv")
-    assert estimate_time(first, MACS) == (0, 4 * 32 * 96)
+    assert estimate_time(first, MACS) == (0, 0)
     assert estimate_time(first, SQUARES) == (0, 4 * 32**2)
     assert estimate_time(plan("rtn"), Probe(1, 1, 1, 1, 1, 1)) == (0, 0)
 
@@ -78,19 +78,18 @@ def test_transforms_by_hand() -> None:
 
 def test_the_float_stream_by_hand() -> None:
     layer = QKV + OUT + GATE_UP + DOWN
-    watching = 0 + QKV + (QKV + OUT) + (QKV + OUT + GATE_UP)
+    inner = QKV + OUT + GATE_UP
     _, plain = estimate_time(plan(), MACS)
     _, both = estimate_time(plan("gptaq"), MACS)
-    # Nothing runs after the last layer, and samples with a float path are not checkpointed.
-    assert both - plain == 2 * watching + layer + (watching + layer - layer)
+    assert both - plain == layer + inner  # the float state runs as the other one does
     _, block = estimate_time(plan("gptaq"), MACS, true_sequential=False)
     _, once = estimate_time(plan(), MACS, true_sequential=False)
-    assert block - once == 2 * (QKV + OUT + GATE_UP) + layer
+    assert block - once == layer + inner  # in the first block, inputs are those of the float model
     squares = 2 * (3 * 64**2 + 128**2)
-    assert estimate_time(plan("gptaq"), SQUARES) == (0, 2 * squares)
+    assert estimate_time(plan("gptaq"), SQUARES) == (0, 2 * squares - 64**2)
     name = "model.layers.1.mlp.down_proj"
     alone, first = (estimate_time(plan(method, name), SOLVING)[0] for method in ("gptaq", "gptq"))
-    assert alone - first == pytest.approx(2 * (128**3 / 3 + 3 * 128**2 * 64))
+    assert alone - first == pytest.approx(2 * 128**2 * 64)
 
 
 def test_the_float_stream_begins_at_the_first_quantized_block() -> None:
