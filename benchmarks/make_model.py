@@ -26,15 +26,19 @@ from vlpress.model.families import SIDE_FILES
 from vlpress.model.loading import build_model, resolve_model
 
 # hidden, inner, layers, heads, key-value heads, vocabulary, tied head: from the config files on the
-# hub, of Qwen2.5-VL (3b, 7b, 32b, 72b) and Qwen2-VL (2b, 7b, 72b).
+# hub, of Qwen2.5-VL (3b, 7b, 32b, 72b) and Qwen2-VL (2b, 7b, 72b); 135m has the decoder of
+# SmolLM2-135M.
 TEXT = {
+    "135m": (576, 1536, 30, 9, 3, 49152, True),
     "2b": (1536, 8960, 28, 12, 2, 151936, True),
     "3b": (2048, 11008, 36, 16, 2, 151936, True),
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
     "32b": (5120, 27648, 64, 40, 8, 152064, False),
     "72b": (8192, 29568, 80, 64, 8, 152064, False),
 }
-SIZES = {"qwen2": ("2b", "7b", "72b"), "qwen2_5": ("3b", "7b", "32b", "72b")}
+SIZES = {"qwen2": ("2b", "7b", "72b"), "qwen2_5": ("135m", "3b", "7b", "32b", "72b")}
+ROPE = (16, 24, 24)
+"""Rotary pairs of a head of 128 channels that turn with time, height and width."""
 VISION_DEPTH = 32
 DEVIATION = 0.02
 SHARD_BYTES = 2 * 2**30
@@ -114,7 +118,10 @@ def config_of(
         "num_key_value_heads": kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "rope_scaling": {
+            "type": "mrope",
+            "mrope_section": [hidden // heads * n // 128 for n in ROPE],
+        },
         "tie_word_embeddings": tied,
         "torch_dtype": "bfloat16",
         "vocab_size": vocabulary,

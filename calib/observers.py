@@ -220,7 +220,7 @@ class Hessian:
             self._flush()
             total, values = self.weight + _total_weight(tokens, weights), self._sum.full()
             rows = tokens.to(values.device, torch.float32)
-            rows = rows * _root_share(weights, total, rows.device)
+            rows = rows * _share(weights, total, rows.device).sqrt()
             values.addmm_(rows.t(), rows, beta=self.weight / total)
             self._summed_weight = total
         self.weight += _total_weight(tokens, weights)
@@ -319,11 +319,11 @@ class CrossMoment(_Mean):
             self.values.mul_(self.weight / total)
         else:
             rows = tokens.to(self.values.device, torch.float32)
-            share = _root_share(weights, total, rows.device)
-            deviations = (targets.to(rows) - rows) * share
+            deviations = targets.to(rows) - rows
+            deviations *= _share(weights, total, rows.device)
             if self._weight is not None:
                 deviations = deviations @ self._weight.t()
-            self.values.addmm_(deviations.t(), rows * share, beta=self.weight / total)
+            self.values.addmm_(deviations.t(), rows, beta=self.weight / total)
         self.weight = total
 
     def of_outputs(self, weight: Tensor, first_row: int) -> Tensor:
@@ -355,12 +355,10 @@ def _scalars(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _root_share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:
-    """Return the square root of each token's share of `total`, float32 `[T, 1]` or `[1]`."""
-    root = torch.full((1,), total, device=device).rsqrt()
-    if weights is None:
-        return root
-    return root * weights.to(device, torch.float32)[:, None].sqrt()
+def _share(weights: Tensor | None, total: float, device: torch.device) -> Tensor:
+    """Return each token's share of `total`, float32 `[T, 1]` or `[1]`."""
+    share = torch.full((1,), 1 / total, device=device)
+    return share if weights is None else share * weights.to(share)[:, None]
 
 
 def _flatten(
@@ -377,4 +375,6 @@ def _flatten(
     if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
         raise ValueError("token weights must be finite and not negative")
     is_used = weights > 0
+    if bool(is_used.all()):  # no copies
+        return tokens, weights
     return tokens[is_used.to(tokens.device)], weights[is_used]
