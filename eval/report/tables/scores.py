@@ -60,7 +60,8 @@ SCORES = (
            "Questions, each counted once; all rotations of a multiple-choice question are one "
            "question."),
     Column("base", at("base"), fmt.fixed(2, console=1),
-           "Share of questions that the original answers right, in percent."),
+           "Share of questions that the original answers right, in percent; for ANLS the mean "
+           "similarity."),
     Column("candidate", at("candidate"), fmt.fixed(2, console=1), "The same for the candidate."),
     Column("Δ", _delta, fmt.difference(2, console=1), "Candidate minus base, in points."),
     Column("95 % interval", at("ci95"), fmt.span(2, console=1),
