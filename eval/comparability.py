@@ -2,11 +2,13 @@
 
 A local run and a served one, or runs by two kinds of server, differ in more than the model:
 kernels, dtype, batches, and settings that a client cannot see. They are compared on request only,
-and then every difference is a note in the report.
+and then every difference is a note in the report. Numbers of CPU threads are noted too: they may
+change a result in its last digits, and an extended evaluation can have several.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +43,7 @@ def check_comparable(
         across_engines: whether the two may be by different engines.
 
     Returns:
-        Differences for the report; empty for runs of one engine.
+        Differences for the report; for runs of one engine, those in the number of threads.
 
     Raises:
         ValueError: the runs differ; the message names the differences.
@@ -57,7 +59,7 @@ def check_comparable(
     engines = describe_engine(base), describe_engine(candidate)
     if engines[0] == engines[1]:
         _refuse(base, candidate, changed + _question_differences(base, candidate) + lengths)
-        return []
+        return thread_notes(base, candidate)
     shared = _shared_differences(base, candidate)
     _refuse(base, candidate, _question_differences(base, candidate) + shared)
     if not across_engines:
@@ -71,6 +73,27 @@ def check_comparable(
         "come from the engine",
         f"setups, base -> candidate: {'; '.join(p for p in changed if not p.startswith(ENGINE))}",
         *(lengths or [_length_agreement(base, candidate)]),
+    ]
+
+
+def thread_notes(base: StoredRun, candidate: StoredRun) -> list[str]:
+    """Return a note if not all answers were computed with the same number of CPU threads."""
+    counts: Counter[tuple[int | None, int | None]] = Counter()
+    for name, task in base.tasks.items():
+        other = candidate.tasks[name].predictions
+        shared = task.predictions.keys() & other.keys()
+        counts.update((task.predictions[key].threads, other[key].threads) for key in shared)
+    counts = Counter({pair: n for pair, n in counts.items() if None not in pair})
+    if len(counts) < 2 and all(first == second for first, second in counts):
+        return []
+    parts = [
+        f"{n} questions with {first}"
+        + (f" for the base and {second} for the candidate" if first != second else "")
+        for (first, second), n in sorted(counts.items(), key=str)
+    ]
+    return [
+        f"the number of CPU threads was not always the same: {', '.join(parts)}; it may change a "
+        "result in its last digits, as the batch size does"
     ]
 
 

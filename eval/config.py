@@ -35,8 +35,9 @@ class BenchmarkOptions(Options):
     bench: Annotated[
         str | Sequence[str] | None,
         Option(
-            "NAME or NAME=PATH, PATH being a TSV, a folder of parquet files, a hub id, or "
-            f"a custom .jsonl file; repeatable. Built in: {', '.join(BUILTIN_BENCHES)}.",
+            "Own questions: ANYNAME=FILE, a .jsonl, .csv or .tsv file. Published: NAME or "
+            "NAME=PATH, a TSV, a folder of parquet files, or a hub id. Repeatable. Built in: "
+            f"{', '.join(BUILTIN_BENCHES)}.",
             suggestions=BUILTIN_BENCHES,
         ),
     ] = None

@@ -1,7 +1,7 @@
 """Evaluation of one model: answers, scores, and divergence from a reference.
 
-All results are stored in one folder (see `results`). Calling again with the same setup resumes;
-another setup is refused.
+All results are stored in one folder (see `results`). Calling again with the same setup resumes,
+other questions extend it (see `extension`), and another setup is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
 from .answering.vision_features import FeatureCache
 from .config import BATCH_SIZE
+from .extension import Rounds, assign_rounds, refuse_partial_fidelity, with_rounds
 from .fidelity.divergences import summarize_fidelity
 from .fidelity.logprob_cache import LogProbReader
 from .fidelity.measure import FOLDER as LOGPROBS
@@ -38,15 +39,23 @@ from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
 from .fidelity.teacher_forcing import ANSWER_TOKENS
 from .fingerprint import (
+    THREADS,
+    answer_setup,
     count_weight_bytes,
     count_weights,
     identify_checkpoint,
     run_fingerprint,
     setup_differences,
+    task_settings,
+    without_threads,
 )
 from .report.thumbnails import store_thumbnails
 from .results import (
+    ITEMS_DIGESTS,
+    PROMPT,
     QUANTIZATION,
+    REPLACED,
+    ROUND,
     RUN_SCHEMA,
     SCHEMA,
     StoredRun,
@@ -111,7 +120,8 @@ def evaluate_model(
         model: in eval mode.
         processor: processor of the model.
         tasks: opened by `open_task`, each at most once.
-        out_dir: created if missing, resumed if it has the same setup.
+        out_dir: created if missing, resumed if it has the same setup; stored answers to questions
+            of the tasks are kept.
         batch_size: prompts per batch.
         reference: folder of the original model's finished evaluation of the same tasks; adds the
             divergence from it. The log-probabilities of the original are stored there; if they
@@ -142,16 +152,17 @@ def evaluate_model(
         raise ValueError("the feature cache belongs to another model; create one for this model")
     out, folder = Path(out_dir), None if source is None else Path(source)
     setup = run_fingerprint(model, processor, batch_size=batch_size, seed=seed, source=folder)
-    info = broadcast_result(comm, lambda: open_run(out, setup, tasks))
+    base = None
+    if reference is not None:
+        base = rank_zero_first(comm, lambda: _read_reference(Path(reference), setup, tasks))
+    info, rounds = broadcast_result(comm, lambda: open_run(out, setup, tasks, base))
+    tasks = with_rounds(tasks, rounds)
     info["model"] = {
         "name": name or str(source or "model"),
         "family": model.config.family,
         "bytes": count_weight_bytes(model, folder),
         "weights": count_weights(model),
     }
-    base = None
-    if reference is not None:
-        base = rank_zero_first(comm, lambda: _read_reference(Path(reference), setup, tasks))
     if base is not None and not _has_logprobs(base, tasks):
         find_reference(base)  # before hours of answering, not after
 
@@ -169,7 +180,10 @@ def evaluate_model(
     }
     answer_tasks(out, info, tasks, ModelResponder(features), setup, **batching)
     if text is not None:
-        measure_text(text, model, processor, out / TEXT, setup, on_progress=on_progress, comm=comm)
+        text_setup = without_threads(setup)
+        measure_text(
+            text, model, processor, out / TEXT, text_setup, on_progress=on_progress, comm=comm
+        )
     info["memory"] = _measure_memory(model, info.get("memory"))
     if is_reference:
         _store_logprobs(read_run(out), tasks, features, batching)
@@ -216,17 +230,14 @@ def answer_tasks(
             task,
             responder,
             out / task.name / "predictions.jsonl",
-            _task_setup(setup, task),
+            answer_setup(setup, task),
             batch_size=batch_size,
+            threads=setup.get(THREADS),
             on_progress=on_progress,
             comm=comm,
         )
     if is_new:
         info["load"] = joined_load(info.get("load"), meter.read())
-
-
-def _task_setup(setup: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    return {**setup, "task": dict(task.fingerprint)}
 
 
 def refuse_repeated(tasks: Sequence[Task]) -> None:
@@ -239,8 +250,16 @@ def refuse_repeated(tasks: Sequence[Task]) -> None:
         raise ValueError(f"{', '.join(sorted(repeated))} is given twice; give each benchmark once")
 
 
-def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return the folder's `run.json` with the tasks added, or a new one.
+def open_run(
+    out: Path, setup: dict[str, Any], tasks: Sequence[Task], base: StoredRun | None = None
+) -> tuple[dict[str, Any], Rounds]:
+    """Return the folder's `run.json` with the tasks added, or a new one, and the items' rounds.
+
+    Args:
+        out: the folder.
+        setup: fingerprint of the run.
+        tasks: the benchmarks.
+        base: the reference, see `assign_rounds`.
 
     Raises:
         ValueError: the folder or a task in it has another setup.
@@ -248,7 +267,10 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
     info: dict[str, Any] = {"schema": RUN_SCHEMA, "fingerprint": setup, "tasks": {}}
     if (out / "run.json").is_file():
         info = read_info(out)
-        refuse_difference(out, info["fingerprint"], setup)
+        refuse_difference(out, without_threads(info["fingerprint"]), without_threads(setup))
+        info["fingerprint"] = setup
+        if base is None:
+            refuse_partial_fidelity(out, tasks)
     for task in tasks:
         entry: dict[str, Any] = {
             "kind": task.kind,
@@ -256,13 +278,16 @@ def open_run(out: Path, setup: dict[str, Any], tasks: Sequence[Task]) -> dict[st
             "profile": task.profile,
             "synthetic": task.synthetic,
             "notes": list(task.notes),
+            "source": task.source,
             "fingerprint": dict(task.fingerprint),
         }
         if task.name in info["tasks"]:
-            stored = info["tasks"][task.name]["fingerprint"]
-            refuse_difference(out / task.name, stored, entry["fingerprint"])
+            stored = info["tasks"][task.name]
+            settings = task_settings(stored["fingerprint"]), task_settings(task.fingerprint)
+            refuse_difference(out / task.name, *settings)
+            entry |= {key: stored[key] for key in ITEMS_DIGESTS if key in stored}
         info["tasks"][task.name] = entry
-    return info
+    return info, assign_rounds(out, tasks, base)
 
 
 def is_answered(out: Path, tasks: Sequence[Task]) -> bool:
@@ -272,23 +297,42 @@ def is_answered(out: Path, tasks: Sequence[Task]) -> bool:
 
 
 def write_items(out: Path, info: dict[str, Any], tasks: Sequence[Task]) -> None:
-    """Write the items' fields for scoring, their thumbnails, and `run.json`."""
+    """Write the items' fields for scoring, their thumbnails, and `run.json`.
+
+    A kill at any point leaves a folder that can be read: with its old items or with the new ones.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "run.json").is_file():
         # First, so that a kill never leaves a folder that is not recognized as an evaluation.
         write_info(out, {**info, "tasks": {}})
-    for task in tasks:
-        folder = out / task.name
-        folder.mkdir(parents=True, exist_ok=True)
-        names = store_thumbnails(task, folder)
-        items = [{**fields, "pictures": names.get(fields["id"], [])} for fields in task.fields]
-        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
-        text = "".join(lines)
-        write_text(folder / "items.jsonl", text)
-        info["tasks"][task.name]["items_sha256"] = digest_bytes(
-            text.encode("utf-8", "backslashreplace")
-        )
+    entries: dict[str, dict[str, Any]] = info["tasks"]
+    texts = {task.name: _items_text(task, out / task.name) for task in tasks}
+    meanwhile = {name: entry for name, entry in entries.items() if name not in texts}
+    for name, text in texts.items():
+        known = {entries[name].pop(key, None) for key in ITEMS_DIGESTS}
+        entries[name]["items_sha256"] = digest_bytes(text.encode("utf-8", "backslashreplace"))
+        path = out / name / "items.jsonl"
+        digest = digest_bytes(path.read_bytes()) if path.is_file() else None
+        if digest in known and digest is not None:
+            meanwhile[name] = {**entries[name], REPLACED: digest}
+    write_info(out, {**info, "tasks": meanwhile})
+    for name, text in texts.items():
+        write_text(out / name / "items.jsonl", text)
     write_info(out, info)
+
+
+def _items_text(task: Task, folder: Path) -> str:
+    """Return the content of `items.jsonl`; stores the thumbnails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, digests = store_thumbnails(task, folder), task.digests
+    lines = []
+    for fields in task.fields:
+        key = fields["id"]
+        item = {**fields, "pictures": names.get(key, [])}
+        if key in digests:
+            item |= {PROMPT: digests[key], ROUND: task.rounds.get(key, 0)}
+        lines.append(json.dumps(item, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def _copy_record(out: Path, folder: Path | None) -> None:
@@ -361,7 +405,7 @@ def _has_logprobs(base: StoredRun, tasks: Sequence[Task]) -> bool:
     """Whether the log-probabilities of all the base's answers are stored."""
     for task in tasks:
         try:
-            reader = LogProbReader(base.tasks[task.name].folder / LOGPROBS)
+            reader = LogProbReader(base.tasks[task.name].folder / LOGPROBS, task.digests)
         except (FileNotFoundError, ValueError):
             return False
         if not all(item.id in reader for item in task.items):
@@ -380,7 +424,7 @@ def _store_logprobs(
             features,
             stored.predictions,
             stored.folder / LOGPROBS,
-            {**_task_setup(base.fingerprint, task), "answer_tokens": ANSWER_TOKENS},
+            {**answer_setup(base.fingerprint, task), "answer_tokens": ANSWER_TOKENS},
             **batching,
         )
 
@@ -396,7 +440,7 @@ def _measure_fidelity(
     """Measure a candidate's divergence from the base along the base's answers."""
     for task in tasks:
         stored = base.tasks[task.name]
-        reader = LogProbReader(stored.folder / LOGPROBS)
+        reader = LogProbReader(stored.folder / LOGPROBS, task.digests)
         measure_task(
             task,
             features,
@@ -404,7 +448,7 @@ def _measure_fidelity(
             reader,
             out / task.name / "fidelity.jsonl",
             {
-                **_task_setup(setup, task),
+                **answer_setup(setup, task),
                 "reference": base.fingerprint["model"],
                 "answer_tokens": ANSWER_TOKENS,
                 "kl_kind": reader.kind,

@@ -21,8 +21,16 @@ from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.weight_files import find_weights
 from ..quant.runtime.description import count_kernels, describe_activations, describe_head
+from .tasks.task import Task
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
+THREADS = "threads"
+"""Number of CPU threads. Not compared: it is stored with each answer, and reports tell where it
+differs. It may change a result in its last digits, as the order of a sum does."""
+QUESTION_KEYS = ("md5", "rows", "limit", "limit_seed", "broken", "items")
+"""Parts of a task's fingerprint that say which questions it has, not how they are asked. Each
+stored answer has a digest of its own question, so that a run with other questions keeps the others.
+"""
 
 
 def run_fingerprint(
@@ -70,12 +78,32 @@ def run_fingerprint(
 
 
 def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
-    """Describe the differences between two fingerprints, without the parts in `MODEL_KEYS`."""
+    """Describe the differences between two fingerprints, without `MODEL_KEYS` and `THREADS`."""
 
     def setup(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key not in MODEL_KEYS}
+        return {key: value for key, value in values.items() if key not in (*MODEL_KEYS, THREADS)}
 
     return differences(setup(base), setup(candidate))
+
+
+def without_threads(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's fingerprint that all its answers must share."""
+    return {key: value for key, value in setup.items() if key != THREADS}
+
+
+def task_settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a task's fingerprint that says how its questions are asked."""
+    return {key: value for key, value in fingerprint.items() if key not in QUESTION_KEYS}
+
+
+def answer_setup(setup: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Return the fingerprint of a file with a record per question of a task.
+
+    Args:
+        setup: fingerprint of the run.
+        task: the questions.
+    """
+    return {**without_threads(setup), "task": task_settings(task.fingerprint)}
 
 
 def identify_checkpoint(folder: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from ..quant.resolve import Source
 from .answering.vision_features import FeatureCache
 from .config import EvaluateOptions
 from .evaluation import evaluate_model, find_reference
+from .extension import describe_changes
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
-from .fingerprint import run_fingerprint
+from .fingerprint import run_fingerprint, task_settings, without_threads
 from .planning.checks import check_questions
 from .report.speed_section import FILE as THROUGHPUT_FILE
 from .report.speed_section import write_throughput
@@ -69,6 +70,8 @@ def evaluate_local(
 
     flags = {"overwrite": options.overwrite, "fresh": options.fresh}
     broadcast_result(comm, lambda: discard_stale(out, setup, tasks, **flags))
+    for change in rank_zero_first(comm, lambda: describe_changes(out, tasks)):
+        reporter.note(change)
     with reporter.stages("evaluate", again="fidelity") as update:
         result = evaluate_model(
             model,
@@ -144,18 +147,19 @@ def discard_stale(
     if not (out / RUN_FILE).is_file():
         return
     stored = read_info(out)
-    fingerprints = {name: entry["fingerprint"] for name, entry in stored["tasks"].items()}
-    if not (fresh or overwrite) and _has_answers(out, fingerprints):
+    settings = {
+        name: task_settings(entry["fingerprint"]) for name, entry in stored["tasks"].items()
+    }
+    if not (fresh or overwrite) and _has_answers(out, settings):
         return
+    current = {task.name: task_settings(task.fingerprint) for task in tasks}
     is_stale = not fresh and (
-        any(differences(fingerprints.get(t.name, t.fingerprint), t.fingerprint) for t in tasks)
-        or bool(differences(stored["fingerprint"], setup()))
+        any(differences(settings.get(name, values), values) for name, values in current.items())
+        or bool(differences(without_threads(stored["fingerprint"]), without_threads(setup())))
     )
     if fresh or is_stale:
         # The file that marks the folder as an evaluation goes last, in case of a kill.
-        discard(
-            out, [*fingerprints, QUANTIZATION, TEXT_FILE, THROUGHPUT_FILE, SCORES_FILE, RUN_FILE]
-        )
+        discard(out, [*settings, QUANTIZATION, TEXT_FILE, THROUGHPUT_FILE, SCORES_FILE, RUN_FILE])
 
 
 def _has_answers(out: Path, names: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ..calib.samples.sample import Sample, image_digest, image_digests
@@ -15,7 +16,10 @@ from .tasks.askable import mark_unaskable
 from .tasks.extract import DEFAULT_PROFILE
 from .tasks.files.image_store import StoredImage
 from .tasks.prompts import default_prompt_style
+from .tasks.registry import find_benchmark, near_miss
 from .tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 
 def open_tasks(questions: QuestionOptions, source: Source, processor: Processor) -> list[Task]:
@@ -39,6 +43,9 @@ def open_tasks_in(style: str, questions: QuestionOptions, settings: ModelSetting
         FileNotFoundError: a benchmark file does not exist.
         ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
     """
+    for spec in questions.bench or ():
+        if warning := near_miss(find_benchmark(spec, questions.data_root)):
+            logger.warning("%s", warning)
     return [
         open_task(
             spec,

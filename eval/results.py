@@ -12,7 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,11 +22,24 @@ from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from .answering.predictions import Prediction, read_predictions, read_records
 from .report.health import MODEL, Signs, compute_signs, list_violations
 from .tasks import TASK_KINDS
-from .tasks.task import Fields, TaskScore, Unit, is_broken, percent, require_all
+from .tasks.task import (
+    Fields,
+    TaskScore,
+    Unit,
+    forced_digest,
+    is_broken,
+    percent,
+    require_all,
+)
 
 SCHEMA = 1
-RUN_SCHEMA = 2  # of run.json and the task folders
+RUN_SCHEMA = 3  # of run.json and the task folders
 QUANTIZATION = "quantization.json"
+PROMPT, ROUND = "prompt", "round"
+"""Keys of an item in `items.jsonl`: the digest of its prompt, and the call that asked it first."""
+REPLACED = "replaced_items_sha256"
+"""Key of a task in `run.json` while its `items.jsonl` is replaced: the digest of the old file."""
+ITEMS_DIGESTS = ("items_sha256", REPLACED)
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,19 @@ class StoredTask:
 
     @property
     def questions(self) -> list[dict[str, Any]]:
-        """Items without the names of their thumbnails, which not every folder has."""
-        return [{k: v for k, v in item.items() if k != "pictures"} for item in self.items]
+        """Items without what depends on the folder: names of thumbnails, and rounds."""
+        own = ("pictures", ROUND)
+        return [{k: v for k, v in item.items() if k not in own} for item in self.items]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the prompts of all items that are not broken, by id."""
+        return {item["id"]: item[PROMPT] for item in self.sound_items}
+
+    @property
+    def forced_digests(self) -> dict[str, str]:
+        """See `Task.forced_digests`."""
+        return {item["id"]: forced_digest(item[PROMPT], item) for item in self.sound_items}
 
     @property
     def is_complete(self) -> bool:
@@ -100,12 +124,14 @@ def read_run(path: str | Path) -> StoredRun:
         if not (folder / "items.jsonl").is_file():
             raise FileNotFoundError(f"{folder / 'items.jsonl'} does not exist; evaluate again")
         data = (folder / "items.jsonl").read_bytes()
-        if digest_bytes(data) != task_info["items_sha256"]:
+        if digest_bytes(data) not in (task_info["items_sha256"], task_info.get(REPLACED)):
             raise ValueError(f"{folder / 'items.jsonl'} is damaged or was edited; evaluate again")
         items = tuple(_parse_item(line, folder) for line in data.split(b"\n") if line)
         stored = folder / "predictions.jsonl"
-        predictions = read_predictions(stored) if stored.is_file() else {}
-        tasks[name] = StoredTask(name, task_info, items, predictions, folder)
+        task = StoredTask(name, task_info, items, {}, folder)
+        if stored.is_file():
+            task = replace(task, predictions=read_predictions(stored, task.digests))
+        tasks[name] = task
     return StoredRun(path, info, tasks)
 
 
@@ -153,7 +179,7 @@ def read_fidelity(task: StoredTask) -> dict[str, dict[str, Any]] | None:
     path = task.folder / "fidelity.jsonl"
     if not path.is_file():
         return None
-    _, records = read_records(path, "fidelity")
+    _, records = read_records(path, "fidelity", task.forced_digests)
     if len(records) != len(task.sound_items):
         raise ValueError(
             f"{path} covers {len(records)} of {len(task.sound_items)} items; "

@@ -3,17 +3,22 @@
 The output folder holds `plan.json`, `checkpoint/`, `eval/base/`, `eval/candidate/` and `report/`.
 Checkpoint and report appear complete; answers are appended one batch at a time. Each stage is
 finished on its own, so that an interrupted run resumes at any point.
+
+A call with other questions, another benchmark, a text for the perplexity, or another number of
+threads extends a run: the checkpoint and all answers that are still valid are kept. All else that
+a stored number depends on must be as it was (`_refused_differences`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..common.atomic import write_json
+from ..common.differences import differences
 from ..common.options import verb
-from ..common.output_dir import claim, is_same, refuse_foreign, sole_use
+from ..common.output_dir import claim, read_marker, refuse_foreign, sole_use
 from ..common.progress import Reporter, reporting
 from ..common.threads import use_threads
 from ..quant.checkpoint.model_card import write_model_card
@@ -24,9 +29,11 @@ from . import compare
 from .answering.vision_features import FeatureCache
 from .config import QuestionOptions, RunOptions
 from .evaluation import evaluate_model
+from .extension import describe_changes, has_questions, keep_only
 from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
-from .fidelity.perplexity import identify_text
+from .fidelity.perplexity import identify_text, is_measured
+from .fingerprint import THREADS, task_settings
 from .planning.checks import check_questions, refuse_drawings
 from .report.card import scores_section
 from .report.report import check_margin
@@ -43,7 +50,8 @@ OWN_FILES = ("plan.json", "checkpoint", "eval", "report")
 def run(options: RunOptions) -> dict[str, Any]:
     """Quantize a model, evaluate the original and the checkpoint, and report the accuracy loss.
 
-    An interrupted call resumes when it is repeated; a finished run is reported again.
+    An interrupted call resumes when it is repeated; a finished run is reported again, after
+    further questions or benchmarks have been asked if the call names any.
 
     Returns:
         The content of `report.json`.
@@ -82,7 +90,8 @@ class _Run:
         text = open_text(options)
         refuse_leak(job.samples, tasks)
         self._quantize(job, tasks, text)
-        if not self._is_evaluated(tasks):
+        self._note_changes(tasks)
+        if not self._is_evaluated(job, tasks, text):
             self._evaluate_base(job, tasks, text)
             self._evaluate_candidate(tasks, text)
         time_in_alternation(
@@ -117,37 +126,63 @@ class _Run:
         """Claim the output folder and write the checkpoint, unless it is finished."""
         options, reporter = self._options, self._reporter
         checkpoint_fingerprint = job.fingerprint()
+        made_by = read_marker(self._checkpoint)
+        if made_by is not None:
+            # A finished checkpoint is kept whatever the number of threads is now.
+            checkpoint_fingerprint[THREADS] = made_by.get(THREADS)
         # Every part of the evaluations' fingerprints must be part of this one or of the
         # checkpoint's: a difference that only they contain could not be resolved by --overwrite.
         evaluation_fingerprint = {
-            "tasks": {task.name: dict(task.fingerprint) for task in tasks},
+            "tasks": {task.name: task_settings(task.fingerprint) for task in tasks},
+            "questions": {task.name: task.fingerprint["items"] for task in tasks},
             "text": text and identify_text(text),
             "noise": self._noise,
             "batch_size": options.batch_size,
             "seed": self._seed,
         }
         fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
+        stored = read_marker(self._out)
+        if stored is not None and not _refused_differences(stored, fingerprint):
+            # Benchmarks that are not given this time keep their answers, and so their settings.
+            fingerprint["tasks"] = {**stored["tasks"], **evaluation_fingerprint["tasks"]}
         flags: dict[str, Any] = {"overwrite": options.overwrite, "fresh": options.fresh}
-        if claim(self._out, fingerprint, own=OWN_FILES, **flags):
+        if claim(self._out, fingerprint, own=OWN_FILES, compare=_refused_differences, **flags):
             reporter.note(f"resuming {self._out}")
         write_json(self._out / "plan.json", job.plan.to_dict())
-        if is_same(self._checkpoint, checkpoint_fingerprint):
+        if made_by is not None and not differences(made_by, checkpoint_fingerprint):
             reporter.note(f"{self._checkpoint} is finished already")
             job.warn(reporter)
         else:
             decoded_images.clear()  # memory for the quantization
             job.make(self._checkpoint, checkpoint_fingerprint, reporter, **flags)
 
-    def _is_evaluated(self, tasks: Sequence[Task]) -> bool:
+    def _note_changes(self, tasks: Sequence[Task]) -> None:
+        """Show what is asked in addition, and take benchmarks that are not given out of the run."""
+        for change in describe_changes(self._base, tasks):
+            self._reporter.note(change)
+        names = [task.name for task in tasks]
+        others = keep_only(self._base, names)
+        keep_only(self._candidate, names)
+        if others:
+            self._reporter.note(
+                f"{', '.join(others)}: not given this time and not in the report; the answers are "
+                "kept"
+            )
+
+    def _is_evaluated(self, job: Job, tasks: Sequence[Task], text: str | None) -> bool:
         """Whether both evaluations are complete, so that no model has to be loaded."""
         folders = (self._base, self._candidate)
         if not all((folder / "run.json").is_file() for folder in folders):
             return False
-        names = {task.name for task in tasks}
+        by_name = {task.name: task for task in tasks}
         base, candidate = map(read_run, folders)
         for evaluation in (base, candidate):
             stored = evaluation.tasks
-            if set(stored) != names or not all(task.is_complete for task in stored.values()):
+            if set(stored) != set(by_name) or not all(t.is_complete for t in stored.values()):
+                return False
+            if not all(has_questions(stored[name], task) for name, task in by_name.items()):
+                return False
+            if text is not None and not is_measured(text, job.processor, evaluation.path):
                 return False
         try:
             measured = all(read_fidelity(task) is not None for task in candidate.tasks.values())
@@ -203,3 +238,17 @@ class _Run:
                 are_checked=True,
                 on_progress=update,
             )
+
+
+def _refused_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """List the differences between two runs that make stored work invalid.
+
+    The others extend a run: which questions are asked (each answer has the digest of its own), a
+    benchmark that the stored run lacks, and a text where there was none.
+    """
+    settings = stored.get("tasks", {})
+    tasks = {name: current["tasks"].get(name, settings[name]) for name in settings}
+    extended = {**current, "tasks": tasks, "questions": stored.get("questions")}
+    if stored.get("text") is None:
+        extended["text"] = stored.get("text")
+    return differences(stored, extended)

@@ -1,8 +1,8 @@
 """Batches of a task's items, and the loop that processes them and stores records.
 
-Batches are planned from the whole task and do not depend on the records stored before: a run that
-is interrupted and resumed forms the same batches. Answers, log-probabilities and divergences use
-the same plan.
+Batches are planned from all items of a round and do not depend on the records stored before: a run
+that is interrupted and resumed forms the same batches. A round holds the questions that one call
+added (`rounds`). Answers, log-probabilities and divergences use the same plan.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def _pending_batches(
     comm: Communicator,
 ) -> Iterator[Batch]:
     """Yield the batches of the plan without the items whose records are stored."""
-    for window in plan_windows(task.items, batch_size):
+    rounds = task.items_by_round()
+    for window in (part for items in rounds for part in plan_windows(items, batch_size)):
         if all(item.id in store.records for item in window):
             continue
         started = time.perf_counter()

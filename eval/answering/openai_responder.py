@@ -26,6 +26,7 @@ from ..evaluation import (
     refuse_repeated,
     write_items,
 )
+from ..extension import with_rounds
 from ..fingerprint import setup_differences
 from ..results import StoredRun, read_run
 from ..tasks.task import Item, Task
@@ -154,7 +155,8 @@ def evaluate_endpoint(
         setup = served_fingerprint(endpoint, responder.models(), seed=seed)
         if base is not None:
             _check_reference(base, setup, tasks)
-        info = open_run(out, setup, tasks)
+        info, rounds = open_run(out, setup, tasks, base)
+        tasks = with_rounds(tasks, rounds)
         info["model"] = {"name": endpoint.model, "family": None, "bytes": None, "weights": None}
         write_items(out, info, tasks)
         answer_tasks(

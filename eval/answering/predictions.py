@@ -3,6 +3,10 @@
 The header of a file holds the fingerprint of the run. Opening the file with the same fingerprint
 resumes; another fingerprint is refused, because answers of different setups do not compare. JSON
 rather than a spreadsheet: answers such as "None", "007" or "1.50" keep their exact text.
+
+A record belongs to an item with a certain content, given by a digest. If the content changes, the
+item is processed again and the file holds a record of each; records of items that are not asked
+any more remain in the file too, and are valid again when the items return.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ from ...common.differences import plain, refuse_difference
 from ...common.distributed import Communicator, barrier, rank_zero_first
 from ...common.journal import JournalContents, JournalFile, read_journal
 
-SCHEMA = 2
+SCHEMA = 3
 REMEDY = "delete the file to start afresh"
-OPTIONAL = ("prompt_tokens", "first_logprobs")
+OPTIONAL = ("prompt_tokens", "first_logprobs", "threads")
 """Fields of a prediction that are not stored if they are None."""
 
+DIGEST = "of"
+"""Key of the digest of a record's item."""
+
 Record = dict[str, Any]
+Digests = Mapping[str, str]
+"""Item id -> digest of everything that its record depends on and that may change."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Prediction:
     """Including image tokens; None if a server does not report it."""
     first_logprobs: Mapping[str, float] | None = None
     """Log-probabilities of the likeliest first tokens, by text."""
+    threads: int | None = None
+    """CPU threads of the process that computed it; None if a server did."""
 
 
 class RecordStore:
@@ -49,6 +60,8 @@ class RecordStore:
         path: journal file; created if missing. A torn last line, left by a kill, is cut off.
         kind: type of the records, stored in the header.
         fingerprint: JSON values that the records depend on.
+        digests: of the items; records of other items, or of other digests, are not in `records`.
+            None: the records are of no items.
         writes: whether this rank writes. Ranks that share the work hold the same records; those
             that do not write must open the file after the one that does.
 
@@ -58,15 +71,22 @@ class RecordStore:
     """
 
     def __init__(
-        self, path: Path, kind: str, fingerprint: Mapping[str, Any], *, writes: bool = True
+        self,
+        path: Path,
+        kind: str,
+        fingerprint: Mapping[str, Any],
+        digests: Digests | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self.path = path
+        self._digests = digests
         self.records: dict[str, Record] = {}
         fingerprint = plain(fingerprint)
         contents = _read(path)
         if contents.header is not None:
             refuse_difference(path, _fingerprint(path, contents.header, kind), fingerprint)
-            self.records = _by_id(path, contents.records)
+            self.records = _by_id(path, contents.records, digests)
         self._file = JournalFile(path, contents.size) if writes else None
         if self._file is not None and contents.header is None:
             self._file.append([{"kind": kind, "schema": SCHEMA, "fingerprint": fingerprint}])
@@ -80,8 +100,11 @@ class RecordStore:
         if repeated := [r["id"] for r in records if r["id"] in self.records]:
             raise ValueError(f"{self.path.name} holds {repeated[0]} already; ids are stored once")
         if self._file is not None:
-            self._file.append(records)
+            self._file.append([self._with_digest(record) for record in records])
         self.records.update((r["id"], dict(r)) for r in records)
+
+    def _with_digest(self, record: Record) -> Record:
+        return record if self._digests is None else {**record, DIGEST: self._digests[record["id"]]}
 
     def close(self) -> None:
         """Close the file."""
@@ -90,11 +113,15 @@ class RecordStore:
 
 
 def open_shared(
-    comm: Communicator, path: Path, kind: str, fingerprint: Mapping[str, Any]
+    comm: Communicator,
+    path: Path,
+    kind: str,
+    fingerprint: Mapping[str, Any],
+    digests: Digests | None = None,
 ) -> RecordStore:
     """Open a store on every rank; all add the same records, and rank 0 writes them."""
     store = rank_zero_first(
-        comm, lambda: RecordStore(path, kind, fingerprint, writes=comm.rank == 0)
+        comm, lambda: RecordStore(path, kind, fingerprint, digests, writes=comm.rank == 0)
     )
     barrier(comm)  # rank 0 must not append before every rank has read the stored records
     return store
@@ -106,8 +133,15 @@ def prediction_record(prediction: Prediction) -> Record:
     return {k: v for k, v in record.items() if v is not None or k not in OPTIONAL}
 
 
-def read_records(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Record]]:
+def read_records(
+    path: Path, kind: str, digests: Digests | None = None
+) -> tuple[dict[str, Any], dict[str, Record]]:
     """Read a store without changing it: its fingerprint, and its records by id.
+
+    Args:
+        path: journal file.
+        kind: type of the records.
+        digests: as for `RecordStore`; None: the last record of each id, whatever its digest.
 
     Raises:
         FileNotFoundError: no such file.
@@ -118,17 +152,21 @@ def read_records(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Recor
     contents = _read(path)
     if contents.header is None:
         raise ValueError(f"{path} is empty; run the evaluation again")
-    return _fingerprint(path, contents.header, kind), _by_id(path, contents.records)
+    return _fingerprint(path, contents.header, kind), _by_id(path, contents.records, digests)
 
 
-def read_predictions(path: Path) -> dict[str, Prediction]:
+def read_predictions(path: Path, digests: Digests | None = None) -> dict[str, Prediction]:
     """Read stored predictions by item id.
+
+    Args:
+        path: journal file.
+        digests: as for `read_records`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another kind of file, or a damaged one.
     """
-    _, records = read_records(path, "predictions")
+    _, records = read_records(path, "predictions", digests)
     return {key: Prediction(**record) for key, record in records.items()}
 
 
@@ -146,12 +184,21 @@ def _fingerprint(path: Path, header: Record, kind: str) -> dict[str, Any]:
     return dict(header["fingerprint"])
 
 
-def _by_id(path: Path, records: Sequence[Record]) -> dict[str, Record]:
+def _by_id(path: Path, records: Sequence[Record], digests: Digests | None) -> dict[str, Record]:
+    """Return the valid records without their digests.
+
+    Raises:
+        ValueError: a record has no id, or two are of the same item with the same content.
+    """
     by_id: dict[str, Record] = {}
+    seen: set[tuple[str, str]] = set()
     for number, record in enumerate(records, start=2):  # line 1 is the header
         if "id" not in record:
             raise ValueError(f"{path} line {number} is damaged or was edited; {REMEDY}")
-        if record["id"] in by_id:
-            raise ValueError(f"{path} line {number} repeats {record['id']}; {REMEDY}")
-        by_id[record["id"]] = record
+        key, digest = record["id"], record.pop(DIGEST, "")
+        if (key, digest) in seen:
+            raise ValueError(f"{path} line {number} repeats {key}; {REMEDY}")
+        seen.add((key, digest))
+        if digests is None or digests.get(key) == digest:
+            by_id[key] = record
     return by_id

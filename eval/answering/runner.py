@@ -99,6 +99,7 @@ def answer_task(
     fingerprint: dict[str, object],
     *,
     batch_size: int,
+    threads: int | None = None,
     on_progress: OnProgress | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Prediction]:
@@ -112,6 +113,7 @@ def answer_task(
         path: predictions file.
         fingerprint: JSON values that identify the run and the task.
         batch_size: items per batch, at least 1.
+        threads: CPU threads of this process, stored with the answers; None for a served model.
         on_progress: called after every batch; its detail is the rate in items per second.
         comm: ranks that share the batches; every rank gets all answers.
 
@@ -124,14 +126,14 @@ def answer_task(
         NotFiniteError: the model computed NaN or infinity; the message names benchmark and items.
             Answers stored before are kept, and the same call resumes after them.
     """
-    with closing(open_shared(comm, path, "predictions", fingerprint)) as store:
+    with closing(open_shared(comm, path, "predictions", fingerprint, task.digests)) as store:
         progress = _Progress(on_progress, task, len(store.records))
         progress.report(len(store.records))
         process_items(
             task,
             store,
             responder.lengths,
-            lambda batch: _answer(batch, responder),
+            lambda batch: _answer(batch, responder, threads),
             lambda: progress.report(len(store.records)),
             batch_size=batch_size,
             comm=comm,
@@ -139,7 +141,7 @@ def answer_task(
         return {key: Prediction(**record) for key, record in store.records.items()}
 
 
-def _answer(batch: Batch, responder: Responder) -> list[Record]:
+def _answer(batch: Batch, responder: Responder, threads: int | None) -> list[Record]:
     """Answer a batch and return its records."""
     started = time.perf_counter()
     with _naming_items(batch.items):
@@ -160,6 +162,7 @@ def _answer(batch: Batch, responder: Responder) -> list[Record]:
                 round(seconds, 6),
                 answer.prompt_tokens,
                 answer.first_logprobs,
+                threads,
             )
         )
         for item, answer in zip(batch.items, answers, strict=True)

@@ -4,11 +4,12 @@ For each answer token either all log-probabilities are stored as fp16 ("full"), 
 1024 likeliest tokens and the total probability of the others ("lumped"). All answers of a task
 have the same kind: full if that takes at most `FULL_BYTES`. Divergences of the two kinds are not
 comparable, because the lumped one is smaller; the lumped one can be computed from full rows too.
+If added questions change the kind of a task, all its log-probabilities are computed again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...common.atomic import atomic_path
-from ...common.distributed import SINGLE_PROCESS, Communicator
-from ..answering.predictions import Record, open_shared, read_records
+from ...common.distributed import SINGLE_PROCESS, Communicator, rank_zero_first
+from ..answering.predictions import Digests, Record, open_shared, read_records
+from ..tasks.task import hash_values
 from .teacher_forcing import ForcedAnswer
 
 FULL_BYTES = 2 << 30
@@ -72,10 +74,11 @@ class LogProbWriter:
         folder: created if missing; an index and one safetensors file per batch.
         kind: kind of the task.
         fingerprint: JSON values that the numbers depend on.
+        digests: of the items' prompts.
         comm: ranks that share the work: each writes the batches it has read, rank 0 the index.
 
     Raises:
-        ValueError: the folder has another fingerprint or kind.
+        ValueError: the folder has another fingerprint.
     """
 
     def __init__(
@@ -83,12 +86,13 @@ class LogProbWriter:
         folder: Path,
         kind: KLKind,
         fingerprint: Mapping[str, Any],
+        digests: Digests,
         comm: Communicator = SINGLE_PROCESS,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._kind = folder, kind
+        self._folder, self._kind, self._digests = folder, kind, digests
+        rank_zero_first(comm, lambda: _prepare(folder, kind))
         self._store = open_shared(
-            comm, folder / INDEX, RECORD_KIND, {**fingerprint, "kl_kind": kind}
+            comm, folder / INDEX, RECORD_KIND, {**fingerprint, "kl_kind": kind}, digests
         )
 
     @property
@@ -109,7 +113,8 @@ class LogProbWriter:
             answers: logits of the base along its answers.
             letters: log-probability of each item's option letters as the first token.
         """
-        name = f"{hashlib.sha256(keys[0].encode()).hexdigest()[:16]}.safetensors"
+        # Of all contents, so that no other batch with the same items has the same file.
+        name = f"{hash_values([[key, self._digests[key]] for key in keys])}.safetensors"
         tensors: dict[str, Tensor] = {}
         for key, answer in zip(keys, answers, strict=True):
             for part, tensor in _pack(answer, self._kind).items():
@@ -129,6 +134,15 @@ class LogProbWriter:
     def close(self) -> None:
         """Close the index."""
         self._store.close()
+
+
+def _prepare(folder: Path, kind: KLKind) -> None:
+    """Create the folder; remove one with rows of the other kind."""
+    if (folder / INDEX).is_file():
+        fingerprint, _ = read_records(folder / INDEX, RECORD_KIND)
+        if fingerprint["kl_kind"] != kind:
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _pack(answer: ForcedAnswer, kind: KLKind) -> dict[str, Tensor]:
@@ -156,13 +170,17 @@ _PARTS: Mapping[KLKind, tuple[str, ...]] = {
 class LogProbReader:
     """Reads the files of `LogProbWriter`.
 
+    Args:
+        folder: their folder.
+        digests: of the items' prompts; None: take the last rows of each item.
+
     Raises:
         FileNotFoundError: the folder has no index.
         ValueError: the index is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.fingerprint, self._records = read_records(folder / INDEX, RECORD_KIND)
+    def __init__(self, folder: Path, digests: Digests | None = None) -> None:
+        self.fingerprint, self._records = read_records(folder / INDEX, RECORD_KIND, digests)
         self.kind: KLKind = self.fingerprint["kl_kind"]
         self._folder = folder
 

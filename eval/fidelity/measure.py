@@ -10,7 +10,7 @@ together and several candidates share one pass of the base.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import SINGLE_PROCESS, Communicator
+from ...common.distributed import SINGLE_PROCESS, Communicator, rank_zero_first
 from ...model.processing.processor import Processor
 from ..answering.batches import Batch, OnProgress, process_items
-from ..answering.predictions import Prediction, Record, open_shared
+from ..answering.predictions import Prediction, Record, open_shared, read_records
 from ..answering.vision_features import FeatureCache
-from ..tasks.task import Fields, Task
+from ..tasks.task import Fields, Task, gold_letter
 from .logprob_cache import BaseLogProbs, LogProbReader, LogProbWriter, choose_kind, lump
 from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
 
@@ -135,7 +135,7 @@ def store_logprobs(
         if on_progress is not None:
             on_progress(task.name, len(writer.records), len(task.items), "")
 
-    with closing(LogProbWriter(folder, kind, fingerprint, comm)) as writer:
+    with closing(LogProbWriter(folder, kind, fingerprint, task.digests, comm)) as writer:
         process_items(
             task, writer, features.lengths, work, report, batch_size=batch_size, comm=comm
         )
@@ -193,9 +193,17 @@ def measure_task(
         if on_progress is not None:
             on_progress(task.name, len(store.records), len(task.items), "")
 
-    with closing(open_shared(comm, path, "fidelity", fingerprint)) as store:
+    rank_zero_first(comm, lambda: _remove_other_kind(path, reference.kind))
+    shared = open_shared(comm, path, "fidelity", fingerprint, task.forced_digests)
+    with closing(shared) as store:
         process_items(task, store, features.lengths, work, report, batch_size=batch_size, comm=comm)
         return dict(store.records)
+
+
+def _remove_other_kind(path: Path, kind: str) -> None:
+    """Remove divergences of another kind: the base's log-probabilities were computed again."""
+    if path.is_file() and read_records(path, "fidelity")[0].get("kl_kind", kind) != kind:
+        path.unlink()
 
 
 def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
@@ -249,7 +257,7 @@ def _compare_gold(
 
     `gold` is among all tokens, `choice` among the option letters; empty without option letters.
     """
-    gold = _gold_letter(fields)
+    gold = gold_letter(fields)
     if gold not in base or gold not in candidate:
         return {}
     pair = (base, candidate)
@@ -294,9 +302,3 @@ class _OptionLetters:
             ids = self._tokenizer.encode(letter, add_special_tokens=False)
             self._tokens[letter] = ids[0] if len(ids) == 1 else None
         return self._tokens[letter]
-
-
-def _gold_letter(fields: Fields) -> str:
-    """Return the gold answer; empty if there are several."""
-    answers: Sequence[Any] = fields.get("answers") or [fields.get("answer")]
-    return str(answers[0]) if len(answers) == 1 else ""

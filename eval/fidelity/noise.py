@@ -7,19 +7,23 @@ these. `noise_floor` measures them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.atomic import write_json
+from ...common.checksum import verify_checksum, with_checksum
 from ..answering.predictions import Record, read_predictions, read_records
 from ..results import StoredTask
 from ..tasks import TASK_KINDS
-from ..tasks.task import Fields, by_unit
+from ..tasks.task import Fields, Task, by_unit
 from .divergences import summarize_fidelity
 
 BATCH, DTYPE = NOISE_KINDS = ("batch", "dtype")
 NOISE = "noise"
+SAMPLE = "sample.json"
 UNITS = 32
 """Default number of questions of each benchmark."""
 
@@ -76,11 +80,15 @@ def _read(task: StoredTask, kind: str) -> _TaskNoise | None:
     folder = noise_folder(task, kind)
     if not (folder / "fidelity.jsonl").is_file():
         return None
-    header, records = read_records(folder / "fidelity.jsonl", "fidelity")
-    predictions = read_predictions(folder / "predictions.jsonl")
+    sample = _read_sample(folder, task)
+    digests = {key: value for key, value in task.digests.items() if key in sample}
+    forced = {key: value for key, value in task.forced_digests.items() if key in sample}
+    header, records = read_records(folder / "fidelity.jsonl", "fidelity", forced)
+    predictions = read_predictions(folder / "predictions.jsonl", digests)
     after = {key: prediction.prediction for key, prediction in predictions.items()}
     items = [item for item in task.items if item["id"] in after]
-    if set(after) != set(records) or any(key not in task.predictions for key in after):
+    is_complete = bool(sample) and sample == set(after) == set(records)
+    if not is_complete or any(key not in task.predictions for key in after):
         return None
     before = {key: task.predictions[key].prediction for key in after}
     counts = {
@@ -91,6 +99,35 @@ def _read(task: StoredTask, kind: str) -> _TaskNoise | None:
     }
     setup = {key: header[NOISE][key] for key in ("batch_size", "dtype")}
     return _TaskNoise(setup, counts, list(records.values()))
+
+
+def write_sample(folder: Path, task: Task, sample: Task) -> None:
+    """Store which items of a task a measurement is made on, before it begins.
+
+    Args:
+        folder: of the measurement.
+        task: all items.
+        sample: a sample of them.
+    """
+    content = {"of": task.fingerprint["items"], "items": [item.id for item in sample.items]}
+    write_json(folder / SAMPLE, with_checksum(content))
+
+
+def _read_sample(folder: Path, task: StoredTask) -> set[str]:
+    """Read the ids of a sample; empty if it is of other items than the task now has.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / SAMPLE
+    if not path.is_file():
+        return set()
+    try:
+        content = verify_checksum(dict(json.loads(path.read_bytes())), str(path))
+        is_current = content["of"] == task.info["fingerprint"]["items"]
+        return set(content["items"]) if is_current else set()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged; delete {folder} and evaluate again") from error
 
 
 def _count_flips(

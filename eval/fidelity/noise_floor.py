@@ -18,11 +18,12 @@ from ...quant.resolve import Source
 from ..answering.batches import OnProgress
 from ..answering.runner import ModelResponder, answer_task
 from ..answering.vision_features import FeatureCache
+from ..fingerprint import answer_setup
 from ..results import read_run
 from ..tasks.task import Task, by_unit, is_broken, sample_units
 from .logprob_cache import LogProbReader
 from .measure import FOLDER, measure_task
-from .noise import BATCH, DTYPE, NOISE, UNITS, noise_folder
+from .noise import BATCH, DTYPE, NOISE, UNITS, noise_folder, write_sample
 
 SINGLE = 1
 PAIRS = 2
@@ -133,22 +134,27 @@ def measure_noise(
         sample = noise_sample(task, units)
         folder = noise_folder(stored, kind)
         folder.mkdir(parents=True, exist_ok=True)
+        write_sample(folder, task, sample)
         changed = {
             "kind": kind,
             "batch_size": batch_size,
             "dtype": str(features.model.dtype).removeprefix("torch."),
-            "units": units,
         }
-        setup = {**base.fingerprint, "task": dict(task.fingerprint), NOISE: changed}
+        setup = {**answer_setup(base.fingerprint, task), NOISE: changed}
         batching: dict[str, Any] = {"batch_size": batch_size, "on_progress": on_progress}
         answer_task(
-            sample, ModelResponder(features), folder / "predictions.jsonl", setup, **batching
+            sample,
+            ModelResponder(features),
+            folder / "predictions.jsonl",
+            setup,
+            threads=torch.get_num_threads(),
+            **batching,
         )
         measure_task(
             sample,
             features,
             stored.predictions,
-            LogProbReader(stored.folder / FOLDER),
+            LogProbReader(stored.folder / FOLDER, task.digests),
             folder / "fidelity.jsonl",
             setup,
             **batching,
@@ -164,4 +170,5 @@ def noise_sample(task: Task, units: int = UNITS) -> Task:
         task,
         items=tuple(item for item in task.items if item.fields["unit"] in chosen),
         fields=tuple(fields for fields in task.fields if fields["unit"] in chosen),
+        rounds={},
     )

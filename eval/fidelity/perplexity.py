@@ -139,6 +139,15 @@ def measure_text(
                 on_progress("text", len(store.records), len(windows), "")
 
 
+def is_measured(text: str, processor: Processor, run_dir: Path) -> bool:
+    """Whether a run folder holds the measurement of every window of this text."""
+    stored = read_windows(run_dir)
+    if stored is None:
+        return False
+    windows = {str(number) for number in range(len(split_windows(text, processor)))}
+    return stored[0] == identify_text(text) and windows <= set(stored[1])
+
+
 @torch.inference_mode()
 def _compute_nll(model: QwenVL, ids: Tensor) -> float:
     """Return the negative log-likelihood in nats of all tokens but the first."""

@@ -78,7 +78,8 @@ def _options(run: StoredRun, out: str) -> dict[str, Any]:
 def _bench(run: StoredRun, name: str) -> str:
     if name in BUILTIN:
         return name
-    return f"{name}={name}{'.jsonl' if run.tasks[name].info['kind'] == 'own' else '.tsv'}"
+    info = run.tasks[name].info
+    return f"{name}={info.get('source') or name}" if info["kind"] == "own" else f"{name}={name}.tsv"
 
 
 def _noise_units(run: StoredRun) -> int | None:

@@ -136,9 +136,13 @@ def write_throughput(
 
 
 def _identities(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
-    """Models, kernels, and the parts of the setup that affect speed."""
+    """Models, kernels, the parts of the setup that affect speed, and the questions."""
     setup = ("device", "dtype", "threads")
     return {
+        "items": {
+            name: [task.info["fingerprint"].get(key) for key in ("md5", "items")]
+            for name, task in base.tasks.items()
+        },
         "base": {key: base.fingerprint.get(key) for key in (*MODEL_KEYS, *setup)},
         "candidate": {key: candidate.fingerprint.get(key) for key in (*MODEL_KEYS, *setup)},
     }

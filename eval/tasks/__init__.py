@@ -1,7 +1,7 @@
 """Benchmarks, opened by name: packaged drawings, published files, custom questions.
 
 `open_task("builtin-mmbench")` reads a packaged file, `open_task("MMBench_DEV_EN=PATH")` a copy of
-the published one, `open_task("mine=questions.jsonl")` custom questions. Only datasets given by a
+the published one, `open_task("mine=questions.csv")` custom questions. Only datasets given by a
 hub id are fetched.
 """
 
@@ -21,7 +21,7 @@ from .broken import find_text_faults, mark_broken
 from .extract import DEFAULT_PROFILE, find_profile
 from .files.hf_datasets import fetch_dataset, read_dataset
 from .files.image_store import StoredImage
-from .files.jsonl import read_jsonl
+from .files.jsonl import read_questions
 from .files.rows import BenchmarkTable, Row, find_image_faults
 from .files.tsv import read_table
 from .prompts import DEFAULT, find_prompt_style, prompt_hash
@@ -33,6 +33,7 @@ from .registry import (
     TaskKind,
     check_table,
     find_benchmark,
+    near_miss,
     where_to_get,
 )
 from .resolution import DEFAULT as MODEL_PIXELS
@@ -158,8 +159,8 @@ def open_task(
 
 def _read(benchmark: Benchmark) -> tuple[BenchmarkTable, list[str]]:
     """Read the rows of a benchmark; return notes on its deviations from the published file."""
-    if benchmark.form == "jsonl":
-        return read_jsonl(benchmark.location), []
+    if benchmark.form == "custom":
+        return read_questions(benchmark.location), list(filter(None, [near_miss(benchmark)]))
     required = TASK_KINDS[benchmark.kind].required
     if benchmark.form == "packaged":
         table = read_table(benchmark.location, required=required)

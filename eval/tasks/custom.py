@@ -1,4 +1,4 @@
-"""Custom benchmarks: questions supplied by the user, see `files.jsonl` for the file format.
+"""Custom benchmarks: questions supplied by the user, see `files.jsonl` for the file formats.
 
 Marks in the question place the images: `<image 1>` is the first image, `<image>` the next one in
 order; one question uses one kind of mark. Without marks, images come first.
@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .extract import count_failures, extract_choice
+from .files.jsonl import KEYS
 from .files.rows import BenchmarkTable, Findings, Row
 from .matching.choices import fold
 from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
@@ -91,13 +92,14 @@ def fields(row: Row) -> Fields:
 
 
 def check(table: BenchmarkTable, *, published: bool) -> Findings:
-    """Check that marks and images match; the rest is checked while reading.
+    """Check that marks and images match, and note unread columns; all else is checked in reading.
 
     Args:
         table: the file.
         published: not used; see `mmbench.check`.
     """
-    findings = Findings()
+    unread = [column for column in table.columns if column not in KEYS]
+    findings = Findings([f"columns that are not read: {', '.join(unread)}"] if unread else [])
     for row in table.rows:
         if row.index not in table.faults:
             try:

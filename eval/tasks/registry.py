@@ -1,7 +1,8 @@
 """Registry of benchmarks and lookup of their files; no file is read here.
 
 A benchmark spec is `builtin-...` (packaged drawings), `NAME` or `NAME=PATH` (published: a TSV, a
-folder of parquet files, or a dataset's hub id), or `ANYNAME=FILE.jsonl` (custom questions).
+folder of parquet files, or a dataset's hub id), or `ANYNAME=FILE` (custom questions in a JSONL, CSV
+or TSV file).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
+from ...common.text_files import decode_utf8, read_object
 from . import custom, docvqa, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
+from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
 from .files.rows import BenchmarkTable, Findings, Row
+from .files.tables import read_columns
 from .prompts import Builder
 from .task import Fields, Scorer
 
@@ -22,7 +26,10 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 _SOURCE = "https://opencompass.openxlab.space/utils/"
 _SUFFIXES = (".tsv", ".tsv.gz")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"\w[\w.-]*")
+_RESERVED = ("run.json", "scores.json", "quantization.json", "text.jsonl", "throughput.json")
+"""Files next to the folders of benchmarks in a stored evaluation."""
+_HEAD = 1 << 16  # bytes read to name the columns of a file
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Benchmark:
     kind: str  # a key of `TASK_KINDS`
     location: str
     """Path of a file or folder, or a hub id."""
-    form: str  # packaged, tsv, jsonl, dataset (a folder) or hub
+    form: str  # packaged, tsv, custom, dataset (a folder) or hub
     release: Published | None = None
 
 
@@ -142,7 +149,7 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
         ValueError: the name is unknown, or a path is missing or superfluous.
     """
     name, _, location = spec.partition("=")
-    if not location and name.endswith(".jsonl"):
+    if not location and name.lower().endswith(CUSTOM_SUFFIXES):
         name, location = Path(name).stem, name
     if name.lower() in BUILTIN:
         name = name.lower()
@@ -150,29 +157,78 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
             raise ValueError(f"{name} is packaged and takes no path; got {spec!r}")
         kind, file = BUILTIN[name]
         return Benchmark(name, kind, str(DATA / file), "packaged")
-    if location.endswith(".jsonl"):
-        return _find_custom(name, Path(location).expanduser())
     published = {key.lower(): key for key in PUBLISHED}
     if name.lower() not in published:
-        allowed = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.jsonl"))
+        return _find_custom(name, location)
+    name = published[name.lower()]
+    location = location or _find_in(data_root, name)
+    _refuse_other_form(name, Path(location).expanduser())
+    return _find_published(name, location)
+
+
+def _find_custom(name: str, location: str) -> Benchmark:
+    if not location:
+        allowed = ", ".join((*BUILTIN, *(f"{n}=PATH" for n in PUBLISHED), "ANYNAME=FILE.csv"))
         hint = did_you_mean(near_misses(name, (*BUILTIN, *PUBLISHED)))
         raise ValueError(f"unknown benchmark {name!r};{hint} choose one of {allowed}")
-    name = published[name.lower()]
-    return _find_published(name, location or _find_in(data_root, name))
-
-
-def _find_custom(name: str, file: Path) -> Benchmark:
-    if not _NAME.fullmatch(name) or name.lower() in {key.lower() for key in PUBLISHED}:
+    if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
         raise ValueError(
-            f"{name!r} cannot name custom questions; use letters, digits, '.', '_' and '-', and no "
-            "name of a published benchmark"
+            f"{name!r} cannot name a benchmark; use letters, digits, '.', '_' and '-', as in "
+            f"--bench photos={location}"
         )
-    if not file.is_file():
+    file = Path(location).expanduser()
+    kinds = ", ".join(CUSTOM_SUFFIXES)
+    if not file.exists():
         raise FileNotFoundError(
-            f"benchmark file {file} does not exist;{did_you_mean(near_paths(file))} "
-            "docs/own-tasks.md describes the format"
+            f"benchmark file {file} does not exist;{did_you_mean(near_paths(file))} {name} is no "
+            f"published benchmark and needs a file of your own questions ({kinds}), see "
+            "docs/own-tasks.md"
         )
-    return Benchmark(name, "own", str(file), "jsonl")
+    if not file.is_file() or file.suffix.lower() not in CUSTOM_SUFFIXES:
+        found = f"a {file.suffix or 'nameless'} file" if file.is_file() else "a folder"
+        raise ValueError(
+            f"{file} is {found}; own questions are read from {kinds} (a spreadsheet can be saved "
+            "as CSV), see docs/own-tasks.md"
+        )
+    return Benchmark(name, "own", str(file), "custom")
+
+
+def near_miss(benchmark: Benchmark) -> str:
+    """Return a warning if custom questions are named nearly like a known benchmark, or nothing."""
+    if benchmark.form != "custom":
+        return ""
+    similar = near_misses(benchmark.name, (*BUILTIN, *PUBLISHED))
+    if not similar:
+        return ""
+    return (
+        f"{benchmark.name} is read and scored as your own questions, not as the benchmark "
+        f"{similar[0]}, whose name is nearly the same"
+    )
+
+
+def _refuse_other_form(name: str, path: Path) -> None:
+    """Refuse a file under a published name that lacks the columns of the published one.
+
+    Raises:
+        ValueError: see above; the message has the columns that the file has.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in CUSTOM_SUFFIXES or not path.is_file():
+        return
+    required = ("index", "image", *TASK_KINDS[PUBLISHED[name].kind].required)
+    with path.open("rb") as file:
+        head = file.readline(_HEAD)
+    try:
+        text = decode_utf8(head, path.name)
+        columns = list(read_object(text)) if suffix == ".jsonl" else read_columns(text, suffix)
+    except ValueError as error:
+        columns = [f"an unreadable first line: {error}"]
+    if suffix != ".tsv" or any(column not in columns for column in required):
+        raise ValueError(
+            f"{name} is a published benchmark, a TSV with the columns {', '.join(required)}; "
+            f"{path.name} has {', '.join(columns)[:200] or 'none'}; give own questions another "
+            f"name, as in --bench photos={path.name}"
+        )
 
 
 def _find_published(name: str, location: str) -> Benchmark:

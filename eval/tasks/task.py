@@ -7,10 +7,13 @@ once in the headline score: a circular group in MMBench, a row elsewhere.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .resolution import PixelBounds
@@ -39,6 +42,12 @@ class Item:
         contents = (message["content"] for message in self.messages)
         parts = (part for content in contents if not isinstance(content, str) for part in content)
         return [part["image"] for part in parts if part["type"] == "image"]
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the prompt: texts, encoded images and their decoding, bounds, and the cap."""
+        pixels = None if self.pixels is None else asdict(self.pixels)
+        return hash_values([list(map(_describe, self.messages)), self.max_new_tokens, pixels])
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,25 @@ class Task:
     source: str = ""  # file name, for messages
     deviations: tuple[str, ...] = ()  # from the published file
     notes: tuple[str, ...] = ()  # for the report: the deviations and the broken rows
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    """Item id -> number of the call that asked it first; batches are planned within a round."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the items' prompts, by id."""
+        return {item.id: item.digest for item in self.items}
+
+    @property
+    def forced_digests(self) -> dict[str, str]:
+        """Digests of all that a divergence from the base's answers depends on, by item id."""
+        return {item.id: forced_digest(item.digest, item.fields) for item in self.items}
+
+    def items_by_round(self) -> list[list[Item]]:
+        """Return the items of each round, in order; items without a number are in round 0."""
+        rounds: dict[int, list[Item]] = defaultdict(list)
+        for item in self.items:
+            rounds[self.rounds.get(item.id, 0)].append(item)
+        return [rounds[number] for number in sorted(rounds)]
 
     def score(self, predictions: Mapping[str, str]) -> TaskScore:
         """Score one answer per item (item id -> text).
@@ -106,6 +134,42 @@ class Task:
         """
         require_all(self.name, self.fields, predictions)
         return self.scorer(self.fields, predictions, self.profile)
+
+
+def _describe(message: Message) -> list[Any]:
+    """Return a message as JSON values, images as their digest and decoding."""
+    content = message["content"]
+    parts = content if isinstance(content, str) else [_describe_part(part) for part in content]
+    return [message["role"], parts]
+
+
+def _describe_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return dict(part)
+    image: StoredImage = part["image"]
+    return {"type": "image", "sha256": image.digest, "decoding": image.decoding}
+
+
+def hash_values(values: Sequence[Any]) -> str:
+    """Return 32 hexadecimal digits of the sha256 of JSON values."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def forced_digest(prompt: str, fields: Fields) -> str:
+    """Return the digest of a prompt and its gold letter, of which divergences are reported too.
+
+    Args:
+        prompt: digest of the prompt.
+        fields: fields of the item.
+    """
+    return hash_values([prompt, gold_letter(fields)])
+
+
+def gold_letter(fields: Fields) -> str:
+    """Return the gold answer; empty if there are several."""
+    answers: Sequence[Any] = fields.get("answers") or [fields.get("answer")]
+    return str(answers[0]) if len(answers) == 1 else ""
 
 
 def is_broken(fields: Fields) -> bool:

@@ -1,10 +1,12 @@
 """The verb `run` on a small random model and a few built-in questions."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vlpress.calib.samples.sample import Sample
 from vlpress.common.environment import versions
@@ -90,12 +92,72 @@ def test_finished_run_is_reported_again_without_loading_a_model(
     assert report == json.loads(stored)
 
 
-def test_another_limit_needs_overwrite(checkpoint: Path, finished: Path) -> None:
-    other = options_for(checkpoint, finished, limit=5)
-    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl"))
-    with pytest.raises(ValueError, match=r"holds other work .*limit: 6 -> 5.*--overwrite"):
-        run(**other)
-    assert sorted(path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")) == before
+def fail(*_: Any, **__: Any) -> None:
+    raise AssertionError("not needed")
+
+
+def test_further_questions_and_benchmarks_extend_a_run(
+    checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", fail)
+    stored = [
+        path.read_bytes() for path in sorted((out / "eval").glob(f"*/{BENCH}/predictions.jsonl"))
+    ]
+    text = tmp_path / "text.txt"
+    text.write_text("A cat sat on a mat, and a dog sat on the cat.")
+    more = {"bench": (BENCH, "builtin-mmmu"), "limit": 7, "text": text}
+    report = run(**options_for(checkpoint, out, **more))
+    assert {name: entry["n"] for name, entry in report["benchmarks"].items()} == {
+        BENCH: 7,
+        "builtin-mmmu": 7,
+    }
+    assert set(report["fidelity"]["per_benchmark"]) == {BENCH, "builtin-mmmu"}
+    assert report["fidelity"]["units"] == 14 and report["perplexity"]["tokens"] > 1
+    assert report["fidelity"]["noise"]["batch"]["units"] == 14
+    after = sorted((out / "eval").glob(f"*/{BENCH}/predictions.jsonl"))
+    for before, path in zip(stored, after, strict=True):
+        assert path.read_bytes().startswith(before)
+        assert len(path.read_bytes().splitlines()) == 1 + 7
+    monkeypatch.setattr("vlpress.eval.answering.runner._answer", fail)
+    again = run(**options_for(checkpoint, out, text=text, limit=7))  # one benchmark less
+    assert set(again["benchmarks"]) == {BENCH} and again["benchmarks"][BENCH]["n"] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"recipe": "w8a16"}, "recipe."),
+        ({"calib_samples": 3}, r"recipe\.calibration\.samples: 2 -> 3"),
+        ({"batch_size": 3}, "batch_size: 2 -> 3"),
+        ({"prompt_style": "vlmevalkit"}, "prompt_style"),
+        ({"noise": 4}, "noise: 32 -> 4"),
+        ({"seed": 5}, "seed: 0 -> 5"),
+    ],
+)
+def test_all_else_needs_overwrite(
+    checkpoint: Path, finished: Path, change: dict[str, Any], part: str
+) -> None:
+    before = (finished / "work.json").read_bytes()
+    with pytest.raises(ValueError, match=rf"holds other work .*{part}.*--overwrite"):
+        run(**options_for(checkpoint, finished, **change))
+    assert (finished / "work.json").read_bytes() == before
+
+
+def test_a_finished_run_is_kept_with_another_number_of_threads(
+    checkpoint: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Source, "load", fail)
+    stored = (finished / "report" / "report.json").read_bytes()
+    before = torch.get_num_threads()
+    try:
+        run(**options_for(checkpoint, finished, threads=before + 1))
+    finally:
+        torch.set_num_threads(before)
+    report = json.loads((finished / "report" / "report.json").read_bytes())
+    assert report.pop("command").endswith(f"--threads {before + 1}")
+    assert report == {k: v for k, v in json.loads(stored).items() if k != "command"}
 
 
 @pytest.mark.parametrize("package", ["transformers", "pillow"])

@@ -1,4 +1,4 @@
-"""Custom benchmark files: one JSON object per line.
+"""Custom benchmark files: one JSON object per line, or a CSV or TSV file (`tables`).
 
     {"image": "cat.png", "question": "What is this?", "answer": "a cat"}
     {"image": ["a.png", "b.png"], "question": "Which is larger?", "choices": ["left", "right"],
@@ -8,7 +8,8 @@
 URL, base64, or an object with one of them; a list of those, or absent. `tasks.custom` documents
 the image marks in questions, `matching.choices` the forms of options and their answer. `answer`
 is a text or a number, or a list of accepted ones. `metric` is one of `METRICS`; the default is
-choice if there are choices, else exact.
+choice if there are choices, else exact. `options`, and a key per letter (`A`, `B`, ...), are other
+forms of `choices`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,34 @@ from ....model.processing.media import read_image_bytes
 from ..matching.choices import Options, Value, find_letter, read_options
 from .image_store import AS_DISPLAYED, ImageStore
 from .rows import BenchmarkTable, Faults, Index, Row
+from .tables import LETTERS, SYNONYMS, Entry, read_table_entries, unread_columns
 
 METRICS = ("exact", "contains", "choice", "relaxed")
-_KEYS = ("id", "image", "images", "question", "answer", "choices", "metric", "category", "group")
+KEYS = (
+    "id",
+    "image",
+    "images",
+    "question",
+    "answer",
+    "choices",
+    "metric",
+    "category",
+    "group",
+    "hint",
+)
+SUFFIXES = (".jsonl", ".csv", ".tsv")
 _VIDEOS = ("video", "videos")
 
 
-def read_jsonl(path: str | Path) -> BenchmarkTable:
-    """Read a custom benchmark file; lines that cannot be used are among the table's faults.
+def read_questions(path: str | Path) -> BenchmarkTable:
+    """Read a custom benchmark file; rows that cannot be used are among the table's faults.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not UTF-8 or has no lines, or an id is repeated.
+        ValueError: the file is not UTF-8, has no rows or lacks a column, or an id is repeated.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,12 +63,13 @@ def read_jsonl(path: str | Path) -> BenchmarkTable:
     rows: list[Row] = []
     indices: set[Index] = set()
     faults: Faults = {}
-    for number, line in enumerate(decode_utf8(raw, path.name).split("\n"), start=1):
-        if not line.strip():
-            continue
-        row, fault = _read_line(line, number, path.parent, store)
+    text, suffix = decode_utf8(raw, path.name), path.suffix.lower()
+    is_table = suffix != ".jsonl"
+    entries = read_table_entries(text, path, KEYS) if is_table else list(_parse_lines(text))
+    for number, line, record in entries:
+        row, fault = _read_row(record, number, line, path.parent, store)
         if row.index in indices:
-            raise ValueError(f"{path.name}:{number} repeats id {row.index!r}; give each its own")
+            raise ValueError(f"{path.name}:{line} repeats id {row.index!r}; give each its own")
         indices.add(row.index)
         rows.append(row)
         if fault:
@@ -59,30 +77,49 @@ def read_jsonl(path: str | Path) -> BenchmarkTable:
         for image in row.images:  # an image file may change without the JSONL file
             digest.update(image.digest.encode())
     if not rows:
-        raise ValueError(f"{path.name} holds no questions; write one JSON object per line")
-    return BenchmarkTable(path, digest.hexdigest(), _KEYS, tuple(rows), faults)
+        hint = "rows after the header" if is_table else "one JSON object per line"
+        raise ValueError(f"{path.name} holds no questions; write {hint}")
+    columns = (*KEYS, *(unread_columns(text, suffix, KEYS) if is_table else ()))
+    return BenchmarkTable(path, digest.hexdigest(), columns, tuple(rows), faults)
 
 
-def _read_line(line: str, number: int, folder: Path, store: ImageStore) -> tuple[Row, str]:
-    """Parse a line; return an empty row and the reason if the line cannot be used."""
+def _parse_lines(text: str) -> Iterator[Entry]:
+    """Yield the records of the lines that are not blank; a line's number is its row's."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, number, _parse_record(line)
+            except (ValueError, RecursionError) as error:
+                yield number, number, ValueError(*error.args)
+
+
+def _read_row(
+    record: Mapping[str, Any] | ValueError, number: int, line: int, folder: Path, store: ImageStore
+) -> tuple[Row, str]:
+    """Read a record; return an empty row and the reason if it cannot be used."""
     index = str(number)
     try:
-        record = _parse_record(line)
+        if isinstance(record, ValueError):
+            raise record
         index = _plain("id", record.get("id")) or index
         cells = _cells(record)
         images = tuple(store.add(read_image_bytes(cell, folder)) for cell in _images(record))
-        return Row(index, cells, images, number), ""
+        return Row(index, cells, images, line), ""
     except (ValueError, OSError, RecursionError) as error:
-        return Row(index, {}, (), number), " ".join(str(error).split())
+        return Row(index, {}, (), line), " ".join(str(error).split())
 
 
 def _parse_record(line: str) -> Mapping[str, Any]:
-    record = read_object(line)
-    for key in record:
+    record: dict[str, Any] = {}
+    for key, value in read_object(line).items():
         if key in _VIDEOS:
             raise ValueError(f"key {key!r}: videos are not evaluated; take the row out")
-        if key not in _KEYS:
-            raise ValueError(f"unknown key {key!r}; allowed are {', '.join(_KEYS)}")
+        name = SYNONYMS.get(key, key)
+        if name not in KEYS and name not in LETTERS:
+            raise ValueError(f"unknown key {key!r}; allowed are {', '.join(KEYS)}")
+        if name in record:
+            raise ValueError(f"key {key!r} is another name of {name!r}, which is there; keep one")
+        record[name] = value
     return record
 
 
@@ -105,7 +142,10 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
     question = record.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("question must be a text")
-    options = read_options(record.get("choices"))
+    options = read_options(_choices(record))
+    hint = _plain("hint", record.get("hint"))
+    if hint and not options:
+        raise ValueError("a hint is shown with choices only; put it into the question")
     default = "choice" if options else "exact"
     metric = default if record.get("metric") is None else record["metric"]
     if metric not in METRICS:
@@ -114,6 +154,7 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
     optional = {
         "category": _plain("category", record.get("category")),
         "l2-category": _plain("group", record.get("group")),
+        "hint": hint,
     }
     return {
         "question": question,
@@ -122,6 +163,15 @@ def _cells(record: Mapping[str, Any]) -> dict[str, str]:
         **{letter: str(text) for letter, text in options.items()},
         **{key: value for key, value in optional.items() if value},
     }
+
+
+def _choices(record: Mapping[str, Any]) -> object:
+    """Return the options of a record, from `choices` or from a key per letter."""
+    letters = {key: record[key] for key in sorted(record) if key in LETTERS}
+    if letters and record.get("choices") is not None:
+        raise ValueError(f"choices and the key {min(letters)!r} in one row; keep one of both forms")
+    has_any = any(value not in (None, "") for value in letters.values())
+    return letters if has_any else record.get("choices")
 
 
 def _answers(value: object, options: Options, metric: str) -> list[str]:

@@ -46,7 +46,7 @@ def read_table(path: str | Path, *, required: Sequence[str] = ()) -> BenchmarkTa
     """
     path = Path(path)
     digest = hashlib.md5()
-    with _open(path) as binary, _large_cells():
+    with _open(path) as binary, large_cells():
         lines = _lines(binary, digest, path)
         header = next(lines, [])
         if missing := [c for c in ("index", "image", *required) if c not in header]:
@@ -87,7 +87,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _large_cells() -> Iterator[None]:
+def large_cells() -> Iterator[None]:
     """Raise the cell limit of the csv module, which is global."""
     limit = csv.field_size_limit(_CELL_LIMIT)
     try:

@@ -8,7 +8,7 @@ Only files written by vlpress are removed.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from .differences import differences, plain
 from .distributed import Communicator, init_distributed
 from .json_files import read_json
 from .progress import Reporter, reporting
+
+Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 
 MARKER = "work.json"
 TRASH = ".discarded"
@@ -33,6 +35,7 @@ def claim(
     own: Collection[str],
     overwrite: bool = False,
     fresh: bool = False,
+    compare: Compare = differences,
 ) -> bool:
     """Prepare `out` for the work that `fingerprint` describes; return True if work is resumed.
 
@@ -43,12 +46,16 @@ def claim(
         own: names inside `out` that the work writes; removed when it restarts.
         overwrite: discard work with another fingerprint.
         fresh: discard work with any fingerprint.
+        compare: lists the differences of two fingerprints that make the stored work invalid; the
+            stored fingerprint is replaced if it differs in other parts.
 
     Raises:
         ValueError: `out` holds other work and neither flag is set, holds files that vlpress did
             not write, or is a file.
     """
-    if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh):
+    if claim_result(out, fingerprint, overwrite=overwrite, fresh=fresh, compare=compare):
+        if not is_same(out, fingerprint):
+            write_json(out / MARKER, {"fingerprint": plain(fingerprint)})
         return True
     out.mkdir(parents=True, exist_ok=True)
     discard(out, own)
@@ -77,14 +84,27 @@ def refuse_foreign(out: Path, marker: str = MARKER) -> None:
 
 def is_same(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether a finished result folder has this fingerprint."""
-    marker = folder / MARKER
-    return marker.is_file() and not differences(
-        read_json(marker, REMEDY)["fingerprint"], fingerprint
-    )
+    stored = read_marker(folder)
+    return stored is not None and not differences(stored, fingerprint)
+
+
+def read_marker(out: Path) -> dict[str, Any] | None:
+    """Return the fingerprint of the work in a folder; None if there is none.
+
+    Raises:
+        ValueError: the marker is damaged.
+    """
+    marker = out / MARKER
+    return dict(read_json(marker, REMEDY)["fingerprint"]) if marker.is_file() else None
 
 
 def claim_result(
-    out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False, fresh: bool = False
+    out: Path,
+    fingerprint: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    fresh: bool = False,
+    compare: Compare = differences,
 ) -> bool:
     """Check a folder that is itself the result; return True if it is finished and equal.
 
@@ -96,7 +116,7 @@ def claim_result(
     refuse_foreign(out)
     if fresh or not (out / MARKER).is_file():
         return False
-    changed = differences(read_json(out / MARKER, REMEDY).get("fingerprint", {}), fingerprint)
+    changed = compare(read_json(out / MARKER, REMEDY).get("fingerprint", {}), fingerprint)
     if changed and not overwrite:
         shown = "; ".join(changed[:3]) + ("; ..." if len(changed) > 3 else "")
         raise ValueError(

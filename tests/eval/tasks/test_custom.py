@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vlpress.eval import extract_choice
 from vlpress.eval.tasks import custom, open_task
-from vlpress.eval.tasks.files.jsonl import METRICS, read_jsonl
+from vlpress.eval.tasks.files.jsonl import METRICS, read_questions
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 
 CAT = {"image": base64_png(1), "question": "What is this?", "answer": "a cat"}
@@ -64,7 +64,7 @@ def test_an_image_file_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 def test_choices_are_asked_in_the_layout_of_the_style(tmp_path: Path) -> None:
     record = {"question": "q", "choices": {"A": "x", "B": "y"}, "answer": "A"}
-    (row,) = read_jsonl(write(tmp_path / "a.jsonl", record)).rows
+    (row,) = read_questions(write(tmp_path / "a.jsonl", record)).rows
     [text] = custom.content(row, DEFAULT)
     assert text["text"].startswith("Question: q\nOptions:\nA. x\nB. y\n")
     assert text["text"].endswith("options above. \n")
@@ -130,9 +130,9 @@ def test_unusable_lines_are_broken_rows(tmp_path: Path, line: Any, fault: str) -
 
 def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl:2 .*'7'"):
-        read_jsonl(write(tmp_path / "a.jsonl", {**CAT, "id": 7}, {**CAT, "id": "7"}))
+        read_questions(write(tmp_path / "a.jsonl", {**CAT, "id": 7}, {**CAT, "id": "7"}))
     with pytest.raises(ValueError, match=r"a\.jsonl"):
-        read_jsonl(write(tmp_path / "a.jsonl", ""))
+        read_questions(write(tmp_path / "a.jsonl", ""))
     with pytest.raises(ValueError, match=r"3 of 3 rows .*5%"):
         open_task(str(write(tmp_path / "a.jsonl", "{", "[", "3")))
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):

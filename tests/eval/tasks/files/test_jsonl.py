@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlpress.eval.tasks import custom, open_task
-from vlpress.eval.tasks.files.jsonl import read_jsonl
+from vlpress.eval.tasks.files.jsonl import read_questions
 from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.prompts import DEFAULT
 
@@ -31,7 +31,7 @@ def write(path: Path, *records: Any) -> Path:
 
 def read(tmp_path: Path, record: Any) -> tuple[Row, str]:
     """The row of a file of one line, and what is wrong with it."""
-    table = read_jsonl(write(tmp_path / "a.jsonl", record))
+    table = read_questions(write(tmp_path / "a.jsonl", record))
     [row] = table.rows
     return row, table.faults.get(row.index, "")
 
@@ -167,7 +167,7 @@ def test_marks_place_the_images(tmp_path: Path, question: str, count: int, shown
     record = {"question": question, "answer": "x", "images": [base64_png(n) for n in range(count)]}
     row, fault = read(tmp_path, record)
     assert fault == ""
-    fault = custom.check(read_jsonl(tmp_path / "a.jsonl"), published=False).faults.get(
+    fault = custom.check(read_questions(tmp_path / "a.jsonl"), published=False).faults.get(
         row.index, ""
     )
     if isinstance(shown, str):
@@ -277,16 +277,16 @@ def test_ids(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", ASK, {**ASK, "id": None}, {**ASK, "id": 7}, {**ASK, "id": 2.5}
     )
-    assert [row.index for row in read_jsonl(path).rows] == ["1", "2", "7", "2.5"]
+    assert [row.index for row in read_questions(path).rows] == ["1", "2", "7", "2.5"]
     with pytest.raises(ValueError, match=r"a\.jsonl:2 repeats id '2'"):  # of the line before
-        read_jsonl(write(tmp_path / "a.jsonl", {**ASK, "id": 2}, ASK))
+        read_questions(write(tmp_path / "a.jsonl", {**ASK, "id": 2}, ASK))
 
 
 def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = json.dumps(ASK) + "\r\n" + json.dumps(ASK) + "\r\n"
     path.write_bytes(codecs.BOM_UTF8 + lines.encode())
-    table = read_jsonl(path)
+    table = read_questions(path)
     assert (len(table.rows), table.faults) == (2, {})
 
 
@@ -294,14 +294,14 @@ def test_byte_order_mark_and_line_ends_of_windows(tmp_path: Path) -> None:
 def test_other_unicode_encodings_are_named_with_the_file(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(json.dumps(ASK).encode(encoding))
     with pytest.raises(ValueError, match=r"a\.jsonl .*UTF-16"):
-        read_jsonl(tmp_path / "a.jsonl")
+        read_questions(tmp_path / "a.jsonl")
 
 
 def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path: Path) -> None:
     line = json.dumps({**ASK, "answer": "caf\u00e9"}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_bytes((json.dumps(ASK) + "\n" + line).encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.jsonl:2 .*UTF-8"):
-        read_jsonl(tmp_path / "a.jsonl")
+        read_questions(tmp_path / "a.jsonl")
 
 
 def test_equal_images_of_one_row_are_all_shown(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ CELL = JSON | st.sampled_from(["data:", "data:,", "file:", "file://", "file://["
 )
 def test_any_value_gives_a_row_or_a_fault_of_its_line(tmp_path: Path, key: str, value: Any) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({**ASK, key: value}))
-    table = read_jsonl(path)
+    table = read_questions(path)
     [row] = table.rows
     assert row.line == 1 and set(table.faults) <= {row.index}
     for fault in table.faults.values():

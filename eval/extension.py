@@ -1,0 +1,150 @@
+"""Extension of a stored evaluation by further questions.
+
+A stored answer belongs to the content of its question (`Item.digest`), so that an evaluation of
+changed questions keeps all answers that are still valid: new and changed questions are asked, and
+answers to removed ones stay in the files without being counted.
+
+Batches are planned within the questions that one call added (a round), so that the batches of an
+earlier call do not depend on later ones. A candidate takes its rounds from the base: both answer a
+question in a batch with the same others, whichever was extended first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .answering.predictions import read_predictions, read_records
+from .results import PROMPT, ROUND, StoredRun, StoredTask, read_info, write_info
+from .tasks.task import Fields, Task
+
+Rounds = dict[str, dict[str, int]]
+"""Task -> item id -> round."""
+
+
+def assign_rounds(out: Path, tasks: Sequence[Task], base: StoredRun | None) -> Rounds:
+    """Return the round of every item: the stored one, or a new one after those.
+
+    Args:
+        out: folder of the evaluation; may be new.
+        tasks: the questions to be asked now.
+        base: the reference; new items that it has in different rounds are in different rounds here.
+    """
+    return {task.name: _assign(out, task, base) for task in tasks}
+
+
+def _assign(out: Path, task: Task, base: StoredRun | None) -> dict[str, int]:
+    stored = _read_rounds(_read_items(out / task.name), task)
+    in_base = base.tasks[task.name].items if base and task.name in base.tasks else ()
+    order = _read_rounds(in_base, task)
+    new = [key for key in task.digests if key not in stored]
+    numbers = sorted({order.get(key, len(order)) for key in new})
+    begin = max(stored.values(), default=-1) + 1
+    following = {number: begin + rank for rank, number in enumerate(numbers)}
+    return stored | {key: following[order.get(key, len(order))] for key in new}
+
+
+def _read_rounds(items: Sequence[Fields], task: Task) -> dict[str, int]:
+    """Return the rounds of the items that are still asked with the same content."""
+    digests = task.digests
+    return {
+        item["id"]: item[ROUND]
+        for item in items
+        if digests.get(item["id"], "") == item.get(PROMPT) and ROUND in item
+    }
+
+
+def _read_items(folder: Path) -> list[Fields]:
+    """Read the stored items of a task; none if there are none or the file is damaged.
+
+    A damaged file is written anew, and its items are planned as if they were new.
+    """
+    try:
+        lines = (folder / "items.jsonl").read_bytes().split(b"\n")
+        return [dict(json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def with_rounds(tasks: Sequence[Task], rounds: Mapping[str, Mapping[str, int]]) -> list[Task]:
+    """Return the tasks with the rounds of `assign_rounds`."""
+    return [replace(task, rounds=rounds[task.name]) for task in tasks]
+
+
+def has_questions(stored: StoredTask, task: Task) -> bool:
+    """Whether the stored items are those of a task, with equal content and gold answers."""
+    digests = task.digests
+    current = [
+        {**fields, **({PROMPT: digests[fields["id"]]} if fields["id"] in digests else {})}
+        for fields in task.fields
+    ]
+    return stored.questions == json.loads(json.dumps(current))
+
+
+def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:
+    """Describe how the questions differ from those of a stored evaluation with answers.
+
+    Args:
+        out: folder of the evaluation; may be new.
+        tasks: the questions to be asked now.
+    """
+    notes = []
+    for task in tasks:
+        path = out / task.name / "predictions.jsonl"
+        if not path.is_file():
+            continue
+        _, every = read_records(path, "predictions")
+        valid = read_predictions(path, task.digests)
+        before = {item["id"]: item.get(PROMPT) for item in _read_items(out / task.name)}
+        asked = [key for key, prompt in before.items() if prompt]
+        changed = [k for k in asked if k in task.digests and task.digests[k] != before[k]]
+        removed = [k for k in asked if k not in task.digests and k in every]
+        new = [k for k in task.digests if k not in valid and k not in changed and k not in before]
+        counts = {
+            f"{len(new)} new": new,
+            f"{len(changed)} changed, asked again": changed,
+            f"{len(removed)} no longer asked": removed,
+        }
+        if parts := [text for text, keys in counts.items() if keys]:
+            notes.append(f"{task.name}: {', '.join(parts)}; {len(valid)} stored answers are kept")
+    return notes
+
+
+def refuse_partial_fidelity(out: Path, tasks: Sequence[Task]) -> None:
+    """Refuse to add questions without a reference where divergences are stored.
+
+    Raises:
+        ValueError: the stored divergences would not cover all questions.
+    """
+    for task in tasks:
+        path = out / task.name / "fidelity.jsonl"
+        if path.is_file():
+            _, records = read_records(path, "fidelity", task.forced_digests)
+            if missing := len(task.items) - len(records):
+                raise ValueError(
+                    f"{out} holds the divergence from a reference, but not for {missing} of the "
+                    f"{len(task.items)} questions of {task.name}; give the same --reference again"
+                )
+
+
+def keep_only(out: Path, names: Sequence[str]) -> list[str]:
+    """Take all other benchmarks out of a stored evaluation; their answers stay in its folder.
+
+    Args:
+        out: folder of the evaluation; may be new.
+        names: benchmarks to keep.
+
+    Returns:
+        Names of the others.
+    """
+    if not (out / "run.json").is_file():
+        return []
+    info: dict[str, Any] = read_info(out)
+    others = [name for name in info["tasks"] if name not in names]
+    if others:
+        kept = {name: entry for name, entry in info["tasks"].items() if name in names}
+        write_info(out, {**info, "tasks": kept})
+    return others
