@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from ..common.environment import is_distributed
 from ..common.options import elements, verb
 from ..common.output_dir import shared_use, sole_use
-from ..common.progress import reporting
+from ..common.progress import Reporter, reporting
 from ..common.threads import use_threads
 from . import compare as compare_one
 from . import compare_many
+from .answering.answer_cache import cache_folder, describe_cache, prune_cache
 from .config import CompareOptions, EvaluateOptions
 from .local import evaluate_local
 from .served import evaluate_served
@@ -24,7 +26,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate a model, or a served one with `endpoint`, on benchmarks.
 
     Answers are stored in `out` as they arrive, and an interrupted call resumes when it is
-    repeated; without `out` they are discarded. Processes that torchrun started share the batches
+    repeated; without `out` they are in a cache folder (`answering.answer_cache`), where those that
+    have not been used for 30 days are removed. Processes that torchrun started share the batches
     of a local model. `vlpress.eval.evaluate_model` evaluates a model that is in memory.
 
     Returns:
@@ -39,17 +42,31 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     _check_model(options)
     use_threads(options.threads)
     folder: AbstractContextManager[str]
-    if options.out is None:
+    note = ""
+    if options.out is not None:
+        folder = nullcontext(str(options.out))
+    elif options.no_cache:
         folder = TemporaryDirectory(prefix="vlpress-")
     else:
-        folder = nullcontext(str(options.out))
+        cached = cache_folder(options)
+        note = describe_cache(cached, prune_cache(cached))
+        folder = nullcontext(str(cached))
+        # A stored evaluation of another setup is of an earlier state of model or software.
+        options = replace(options, overwrite=True)
     with folder as name:
         out = Path(name)
         if options.endpoint is None:
             with shared_use(out, progress=options.progress) as (comm, reporter):
+                _note(note, reporter)
                 return evaluate_local(out, options, reporter, comm)
         with sole_use(out), reporting(options.progress) as reporter:
+            _note(note, reporter)
             return evaluate_served(out, options, reporter)
+
+
+def _note(note: str, reporter: Reporter) -> None:
+    if note:
+        reporter.note(note)
 
 
 def _check_model(options: EvaluateOptions) -> None:

@@ -176,7 +176,7 @@ class EvaluationArguments(Options):
             "Folder for the answers, to resume and compare.",
             flags=OUT.flags,
             command_flag=OUT.command_flag,
-            default_text="not stored",
+            default_text="one in VLPRESS_CACHE or ~/.cache/vlpress",
         ),
     ] = None
 
@@ -191,9 +191,24 @@ class ReferenceOption(Options):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheOption(Options):
+    """Storage of answers without an output folder."""
+
+    no_cache: Annotated[
+        bool,
+        Option(
+            "Without an output folder, discard the answers instead of keeping them in the cache "
+            "folder.",
+            is_recorded=False,
+        ),
+    ] = False
+
+
 @dataclass(frozen=True)
 class EvaluateOptions(
     OverwriteOptions,
+    CacheOption,
     ModelSettings,
     EndpointOptions,
     ReferenceOption,
@@ -256,3 +271,32 @@ class RunOptions(
         """Return the command line that repeats this run, without options at their default."""
         values = recorded(self, always=("model", "out", "recipe", "bench"))
         return shlex.join(["vlpress", "run", *command_words(type(self), values)])
+
+
+@dataclass(frozen=True)
+class SplitOptions(Options):
+    """Options of `split`."""
+
+    file: Annotated[
+        Path | str,
+        Option(
+            "A .jsonl, .csv or .tsv file of questions, see docs/own-tasks.md.",
+            is_argument=True,
+            metavar="FILE",
+        ),
+    ]
+    _: KW_ONLY
+    calib: Annotated[int, Option("Number of images for calibration.", minimum=1)]
+    out: Annotated[
+        Path | str | None,
+        Option(
+            "Folder for both files.",
+            flags=OUT.flags,
+            command_flag=OUT.command_flag,
+            default_text="FILE's name with '-split', next to it",
+        ),
+    ] = None
+    seed: Annotated[int, Option("Seed of the draw.", minimum=0)] = 0
+    overwrite: Annotated[
+        bool, Option("Replace files of another split in the folder.", is_recorded=False)
+    ] = False

@@ -34,6 +34,7 @@ from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import identify_text, is_measured
 from .fingerprint import THREADS, task_settings
+from .own.advice import advise
 from .planning.checks import check_questions, refuse_drawings
 from .report.card import scores_section
 from .report.report import check_margin
@@ -41,7 +42,7 @@ from .resolve import open_tasks, open_text, refuse_leak
 from .results import read_fidelity, read_run
 from .speed_comparison import time_in_alternation
 from .tasks.files.image_store import decoded_images
-from .tasks.task import Task
+from .tasks.task import Task, by_unit
 
 OWN_FILES = ("plan.json", "checkpoint", "eval", "report")
 
@@ -89,6 +90,10 @@ class _Run:
         tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
         text = open_text(options)
         refuse_leak(job.samples, tasks)
+        for task in tasks:
+            if task.kind == "own":
+                advice = advise(len(by_unit(task.fields)), options.margin)
+                self._reporter.note(f"{task.name}: {advice}")
         self._quantize(job, tasks, text)
         self._note_changes(tasks)
         if not self._is_evaluated(job, tasks, text):

@@ -55,6 +55,15 @@ def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def answer_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the answers of evaluations without an output folder out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLPRESS_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the reference kernel, so that a reloaded model equals the one in memory bit for bit."""

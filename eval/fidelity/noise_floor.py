@@ -142,6 +142,7 @@ def measure_noise(
         }
         setup = {**answer_setup(base.fingerprint, task), NOISE: changed}
         batching: dict[str, Any] = {"batch_size": batch_size, "on_progress": on_progress}
+        reader = LogProbReader(stored.folder / FOLDER, task.digests)
         answer_task(
             sample,
             ModelResponder(features),
@@ -154,9 +155,9 @@ def measure_noise(
             sample,
             features,
             stored.predictions,
-            LogProbReader(stored.folder / FOLDER, task.digests),
+            reader,
             folder / "fidelity.jsonl",
-            setup,
+            {**setup, "kl_kind": reader.kind},
             **batching,
         )
 

@@ -222,6 +222,10 @@ def by_unit(fields: Iterable[Fields]) -> dict[str, list[Fields]]:
 def sample_units(units: Mapping[str, str], limit: int, seed: int) -> set[str]:
     """Sample `limit` units, spread over categories in proportion to their size.
 
+    A larger limit adds units to the sample of a smaller one. The numbers per category are those of
+    the quota method (Balinski and Young, "The quota method of apportionment", American
+    Mathematical Monthly 82, 1975), which are within one of the exact proportion for every limit.
+
     Args:
         units: unit id -> category.
         limit: number of units, at least 1; all units if there are no more.
@@ -240,14 +244,13 @@ def sample_units(units: Mapping[str, str], limit: int, seed: int) -> set[str]:
     rng = random.Random(seed)
     for category in sorted(pools):
         rng.shuffle(pools[category])
-    exact = {c: limit * len(pool) / len(units) for c, pool in pools.items()}
-    quota = {c: int(share) for c, share in exact.items()}
-    # Largest remainder; ties by a seeded draw, so that no category is favoured by its name.
+    # Ties go by a seeded order, so that no category is favoured by its name.
     order = sorted(pools)
     rng.shuffle(order)
-    order.sort(key=lambda c: quota[c] - exact[c])
-    for category in order[: limit - sum(quota.values())]:
-        quota[category] += 1
+    quota = dict.fromkeys(order, 0)
+    for total in range(1, limit + 1):
+        below = (c for c in order if quota[c] * len(units) < len(pools[c]) * total)
+        quota[max(below, key=lambda c: len(pools[c]) / (quota[c] + 1))] += 1
     return {unit for c, pool in pools.items() for unit in pool[: quota[c]]}
 
 

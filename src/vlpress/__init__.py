@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .eval.api import compare, evaluate
+    from .eval.own.split import split
     from .eval.run import run
     from .model.loading import load_model
     from .quant.api import export, inspect, plan, push, quantize
@@ -36,6 +37,7 @@ __all__ = [
     "quantize_",
     "run",
     "save_quantized",
+    "split",
 ]
 
 _MODULES = {
@@ -52,6 +54,7 @@ _MODULES = {
     "quantize_": ".quant.driver.pipeline",
     "run": ".eval.run",
     "save_quantized": ".quant.driver.pipeline",
+    "split": ".eval.own.split",
 }
 
 

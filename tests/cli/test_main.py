@@ -131,7 +131,8 @@ def test_interrupts_and_defects_have_their_own_exit_codes(
 
     monkeypatch.setattr("vlpress.eval.api.evaluate", fail_with(KeyboardInterrupt()))
     assert RESUME in call("eval", "tiny", "-o", "out").stderr
-    stopped = call("eval", "tiny")
+    assert RESUME in call("eval", "tiny").stderr  # the answers are in the cache
+    stopped = call("eval", "tiny", "--no-cache")
     assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_STORED}\n")
 
     monkeypatch.setattr("vlpress.quant.api.plan", fail_with(RuntimeError("a bug")))

@@ -39,7 +39,7 @@ def read_columns(text: str, suffix: str) -> list[str]:
     """Return the header of a CSV or TSV file as written; empty for an empty file."""
     first = next(iter(text.splitlines()), "")
     with large_cells():
-        return next(csv.reader([first], delimiter=_delimiter(first, suffix)), [])
+        return next(csv.reader([first], delimiter=delimiter(text, suffix)), [])
 
 
 def read_table_entries(text: str, path: Path, keys: Sequence[str]) -> list[Entry]:
@@ -55,7 +55,7 @@ def read_table_entries(text: str, path: Path, keys: Sequence[str]) -> list[Entry
             that is not read, or the file is not of this form.
     """
     header = read_columns(text, path.suffix.lower())
-    names = [_key(name) for name in header]
+    names = [column_key(name) for name in header]
     if missing := [key for key in REQUIRED if key not in names]:
         raise ValueError(
             f"{path.name}: column {' and '.join(missing)} missing; found "
@@ -81,17 +81,20 @@ def read_table_entries(text: str, path: Path, keys: Sequence[str]) -> list[Entry
 def unread_columns(text: str, suffix: str, keys: Sequence[str]) -> tuple[str, ...]:
     """Return the columns of a file that are not read, as written."""
     read = {*keys, *LETTERS}
-    return tuple(name for name in read_columns(text, suffix) if _key(name) not in read)
+    return tuple(name for name in read_columns(text, suffix) if column_key(name) not in read)
 
 
-def _key(column: str) -> str:
+def column_key(column: str) -> str:
+    """Return the key that a column of the header holds."""
     name = column.strip()
     if name.upper() in LETTERS:
         return name.upper()
     return SYNONYMS.get(name.lower(), name.lower())
 
 
-def _delimiter(header: str, suffix: str) -> str:
+def delimiter(text: str, suffix: str) -> str:
+    """Return the delimiter of a file with this text: commas in CSV, or semicolons."""
+    header = next(iter(text.splitlines()), "")
     if suffix == ".tsv":
         return "\t"
     return ";" if ";" in header and "," not in header else ","
@@ -99,10 +102,8 @@ def _delimiter(header: str, suffix: str) -> str:
 
 def _rows(text: str, path: Path, names: Sequence[str]) -> Iterator[Entry]:
     """Yield the rows after the header that are not empty."""
-    first = next(iter(text.splitlines()), "")
-    lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=_delimiter(first, path.suffix.lower()), strict=True
-    )
+    mark = delimiter(text, path.suffix.lower())
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     number, begin = 0, 1
     try:
         with large_cells():
@@ -120,10 +121,10 @@ def _record(cells: Sequence[str], names: Sequence[str]) -> Mapping[str, Any] | V
     if len(cells) != len(names):
         return ValueError(f"it has {len(cells)} cells, the header {len(names)}; quote the commas")
     values = {name: cell for name, cell in zip(names, cells, strict=True) if cell.strip()}
-    return {key: _value(key, cell) for key, cell in values.items()}
+    return {key: parse_cell(key, cell) for key, cell in values.items()}
 
 
-def _value(key: str, cell: str) -> Any:
+def parse_cell(key: str, cell: str) -> Any:
     """Parse a cell: a list or object where the key may hold one, else the text."""
     if key not in _LISTS:
         return cell

@@ -221,5 +221,23 @@ def speed_table(result: Result) -> str:
     )
 
 
+def split_lines(split: Result) -> str:
+    """Show the numbers of a split, what its questions can decide, and the command that uses it."""
+    images, questions = split["images"], split["questions"]
+    command = f"vlpress run MODEL -o OUT --calib {split['calib']} --bench "
+    command += f"{split['bench']}={split['eval']} --calib-samples {questions['calib']}"
+    return "\n".join(
+        [
+            f"{split['calib']}: {images['calib']} images, {questions['calib']} samples",
+            f"{split['eval']}: {images['eval']} images, {questions['eval']} questions",
+            f"drawn evenly from every {split['spread']}, seed {split['seed']}; no image is in both",
+            *(f"warning: {note}" for note in split["broken"]),
+            split["advice"],
+            "",
+            f"next: {command}",
+        ]
+    )
+
+
 def _with_lines(table: DataTable, *lines: str) -> str:
     return "\n".join([console_table(table), "", *lines])

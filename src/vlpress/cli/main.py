@@ -20,7 +20,7 @@ from .. import __version__
 from ..bench.config import BenchOptions
 from ..common.environment import is_distributed, process_rank
 from ..common.threads import limit_spinning
-from ..eval.config import CompareOptions, EvaluateOptions, RunOptions
+from ..eval.config import CompareOptions, EvaluateOptions, RunOptions, SplitOptions
 from ..quant.config import (
     ExportOptions,
     GenerateOptions,
@@ -34,7 +34,7 @@ from .parameters import command
 from .starting import starting
 
 DISTRIBUTED = ("quantize", "eval")
-NOT_STORED = "no answers were stored; with --out DIR an evaluation can be resumed"
+NOT_STORED = "no answers were stored; without --no-cache an evaluation can be resumed"
 HELP = "Quantize Qwen2-VL and Qwen2.5-VL models and measure the accuracy loss."
 
 Values = dict[str, Any]
@@ -133,6 +133,15 @@ def plan(values: Values, json_output: Json = False) -> None:
     _print(plan(**values, progress=True), json_output, plan_table)
 
 
+@command(app, SplitOptions)
+def split(values: Values, json_output: Json = False) -> None:
+    """Split a file of questions, by image, into calibration samples and evaluation questions."""
+    from ..eval.own.split import split
+    from .console import split_lines
+
+    _print(split(**values), json_output, split_lines)
+
+
 @command(app, QuantizeOptions)
 def quantize(values: Values, json_output: Json = False) -> None:
     """Quantize a model and write the checkpoint, which appears complete or not at all."""
@@ -163,7 +172,9 @@ def evaluate(values: Values, json_output: Json = False) -> None:
     try:
         scores = evaluate(**values, progress=True)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(NOT_STORED if values["out"] is None else "") from None
+        raise KeyboardInterrupt(
+            NOT_STORED if values["out"] is None and values["no_cache"] else ""
+        ) from None
     _print(scores, json_output, scores_table)
 
 

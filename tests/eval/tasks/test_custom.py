@@ -138,7 +138,7 @@ def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         open_task(f"mine={tmp_path / 'none.jsonl'}")
     path = write(tmp_path / "a.jsonl", CAT)
-    with pytest.raises(ValueError, match="'OCRBench' cannot name"):
+    with pytest.raises(ValueError, match="OCRBench is a published"):
         open_task(f"OCRBench={path}")
 
 

@@ -1,0 +1,1 @@
+"""Preparation of a user's own questions."""
