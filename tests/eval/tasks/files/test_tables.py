@@ -42,7 +42,8 @@ def fields(path: Path) -> list[dict[str, Any]]:
         ),
         (
             "x.jsonl",
-            '{"images": "a.png", "question": "What, here?", "options": ["cat", "dog"], "answer": "B"}',
+            '{"image": "a.png", "question": "What, here?", "options": ["cat", "dog"], '
+            '"answer": "dog"}',
         ),
     ],
 )
