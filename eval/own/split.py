@@ -22,9 +22,9 @@ from ...common.options import verb
 from ..config import MARGIN, SplitOptions
 from ..tasks import custom
 from ..tasks.broken import find_text_faults
-from ..tasks.choices import fold
 from ..tasks.files.jsonl import SUFFIXES, read_questions
 from ..tasks.files.rows import BenchmarkTable, Row, accept_faults, find_image_faults
+from ..tasks.matching.choices import fold
 from ..tasks.prompts import QWEN2, SELECT, question_block
 from ..tasks.task import sample_units
 from .advice import advise
