@@ -118,10 +118,10 @@ class QuestionFile:
         if not isinstance(value, str) or os.path.isabs(value) or value[:5].lower() == "file:":
             return value
         try:
-            found = find_image(value, self._path.parent)
+            source = find_image(value, self._path.parent)
         except (ValueError, OSError):  # a broken row is copied as it is
             return value
-        return value if isinstance(found, bytes) else os.path.relpath(found, folder)
+        return value if isinstance(source, bytes) else os.path.relpath(source, folder)
 
 
 def _is_image(key: str) -> bool:

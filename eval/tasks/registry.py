@@ -185,9 +185,9 @@ def _find_custom(name: str, location: str) -> Benchmark:
             "docs/own-tasks.md"
         )
     if not file.is_file() or file.suffix.lower() not in CUSTOM_SUFFIXES:
-        found = f"a {file.suffix or 'nameless'} file" if file.is_file() else "a folder"
+        kind = f"a {file.suffix or 'nameless'} file" if file.is_file() else "a folder"
         raise ValueError(
-            f"{file} is {found}; own questions are read from {kinds} (a spreadsheet can be saved "
+            f"{file} is {kind}; own questions are read from {kinds} (a spreadsheet can be saved "
             "as CSV), see docs/own-tasks.md"
         )
     return Benchmark(name, "own", str(file), "custom")

@@ -23,7 +23,13 @@ from vlpress.common.options import (
     recorded,
     verb,
 )
-from vlpress.eval.config import BATCH_SIZE, CompareOptions, EvaluateOptions, RunOptions
+from vlpress.eval.config import (
+    BATCH_SIZE,
+    CompareOptions,
+    EvaluateOptions,
+    RunOptions,
+    SplitOptions,
+)
 from vlpress.quant.config import (
     ExportOptions,
     GenerateOptions,
@@ -45,6 +51,7 @@ VERBS: dict[str, type[Options]] = {
     "generate": GenerateOptions,
     "inspect": InspectOptions,
     "push": PushOptions,
+    "split": SplitOptions,
 }
 
 

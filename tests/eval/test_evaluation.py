@@ -201,13 +201,16 @@ def test_reference_must_fit(processor: Processor, tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "run.json").exists()
 
 
-def test_a_changed_benchmark_file_is_refused(processor: Processor, tmp_path: Path) -> None:
+def test_a_changed_benchmark_file_is_asked_where_it_changed(
+    processor: Processor, tmp_path: Path
+) -> None:
     path = write_tsv(tmp_path / "ocr.tsv", ocrbench_rows(3))
     out = tmp_path / "out"
     run(processor, out, f"OCRBench={path}", responder=TableResponder())
     write_tsv(path, ocrbench_rows(4))
-    with pytest.raises(ValueError, match="md5: "):
-        run(processor, out, f"OCRBench={path}", responder=TableResponder())
+    responder = TableResponder()
+    run(processor, out, f"OCRBench={path}", responder=responder)
+    assert responder.seen == ["3"]
 
 
 def test_damaged_run_file_is_named(tmp_path: Path) -> None:
@@ -215,7 +218,7 @@ def test_damaged_run_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.json"):
         read_info(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 9}', "utf-8")
-    with pytest.raises(ValueError, match=r"schema 9.*2"):
+    with pytest.raises(ValueError, match=r"schema 9.*3"):
         read_info(tmp_path)
 
 

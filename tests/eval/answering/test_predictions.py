@@ -117,7 +117,7 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     RecordStore(path, "fidelity", SETUP).close()
-    with pytest.raises(ValueError, match="'fidelity' of schema 2, not 'predictions'"):
+    with pytest.raises(ValueError, match="'fidelity' of schema 3, not 'predictions'"):
         read_predictions(path)
 
 
@@ -134,3 +134,27 @@ def test_an_id_is_stored_once(tmp_path: Path) -> None:
         store.append([record("1")])
         with pytest.raises(ValueError, match=r"\b1\b"):
             store.append([record("1")])
+
+
+def test_records_belong_to_the_content_of_their_item(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    first = {"1": "a", "2": "b"}
+    with closing(RecordStore(path, "predictions", SETUP, first)) as store:
+        store.append([record("1"), record("2")])
+    changed = {"2": "c", "3": "d"}
+    with closing(RecordStore(path, "predictions", SETUP, changed)) as store:
+        assert store.records == {}
+        store.append([record("2", "B"), record("3")])
+    assert {k: p.prediction for k, p in read_predictions(path, changed).items()} == {
+        "2": "B",
+        "3": "A",
+    }
+    assert {k: p.prediction for k, p in read_predictions(path, first).items()} == {
+        "1": "A",
+        "2": "A",
+    }
+    assert read_predictions(path)["2"].prediction == "B"  # the last one
+    line = path.read_text("utf-8").splitlines(keepends=True)[1]
+    path.write_text(path.read_text("utf-8") + line, "utf-8")
+    with pytest.raises(ValueError, match="line 6 repeats 1"):
+        read_predictions(path, first)

@@ -24,8 +24,8 @@ from vlpress.eval.resolve import refuse_leak
 
 def image(path: Path, color: int) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", (28, 28), (color % 256, color // 256, 9))
-    picture.save(path)
+    drawing = Image.new("RGB", (28, 28), (color % 256, color // 256, 9))
+    drawing.save(path)
     return path.name
 
 
