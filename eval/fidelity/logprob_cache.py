@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...common.atomic import atomic_path
-from ...common.distributed import SINGLE_PROCESS, Communicator, rank_zero_first
+from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result
 from ..answering.predictions import Digests, Record, open_shared, read_records
 from ..tasks.task import hash_values
 from .teacher_forcing import ForcedAnswer
@@ -90,7 +90,7 @@ class LogProbWriter:
         comm: Communicator = SINGLE_PROCESS,
     ) -> None:
         self._folder, self._kind, self._digests = folder, kind, digests
-        rank_zero_first(comm, lambda: _prepare(folder, kind))
+        broadcast_result(comm, lambda: _prepare(folder, kind))
         self._store = open_shared(
             comm, folder / INDEX, RECORD_KIND, {**fingerprint, "kl_kind": kind}, digests
         )

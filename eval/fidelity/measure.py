@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...common.distributed import SINGLE_PROCESS, Communicator, rank_zero_first
+from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result
 from ...model.processing.processor import Processor
 from ..answering.batches import Batch, OnProgress, process_items
 from ..answering.predictions import Prediction, Record, open_shared, read_records
@@ -193,7 +193,7 @@ def measure_task(
         if on_progress is not None:
             on_progress(task.name, len(store.records), len(task.items), "")
 
-    rank_zero_first(comm, lambda: _remove_other_kind(path, reference.kind))
+    broadcast_result(comm, lambda: _remove_other_kind(path, reference.kind))
     shared = open_shared(comm, path, "fidelity", fingerprint, task.forced_digests)
     with closing(shared) as store:
         process_items(task, store, features.lengths, work, report, batch_size=batch_size, comm=comm)
