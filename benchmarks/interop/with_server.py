@@ -26,6 +26,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import torch
+from answers import encode
 
 import vlpress
 from vlpress.eval.answering.predictions import Prediction
@@ -145,9 +146,9 @@ class Margins:
 
     @torch.inference_mode()
     def _margin(self, model: QwenVL, item: Item, local: str, served: str) -> float:
-        prompt = self._processor.encode(item.messages)
-        local_prompt = self._processor.encode(item.messages, answer=local)
-        served_prompt = self._processor.encode(item.messages, answer=served)
+        prompt = encode(self._processor, item)
+        local_prompt = encode(self._processor, item, local)
+        served_prompt = encode(self._processor, item, served)
         length = min(len(local_prompt), len(served_prompt))
         differs = local_prompt.input_ids[:length] != served_prompt.input_ids[:length]
         position = int(differs.nonzero()[0])

@@ -1,0 +1,49 @@
+"""mlx-vlm answers questions with checkpoints of vlpress, on the CPU in float32.
+
+It reads float checkpoints and compressed-tensors with 4-bit weights and 16-bit activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import answering
+import answers
+from answering import Case, Model, Worker
+
+CASES = (
+    Case("float", "bf16"),
+    Case("compressed-tensors", "w4a16"),
+    Case("compressed-tensors", "w8a8", refusal="parameters not in model"),
+    Case("gptq", "w4a16", refusal="parameters not in model"),
+    Case("awq", "w4a16", refusal="parameters not in model"),
+)
+LONGEST_ANSWER = 64
+
+
+def main() -> None:
+    """Compare, then write the rows."""
+    options = answering.parse(__doc__)
+    environment = answering.commands.ROOT / ".interop" / "mlx-vlm"
+    worker = Worker(
+        engine="mlx-vlm",
+        python=environment / "bin" / "python",
+        scripts=[answering.WORKERS / name for name in ("mlx_worker.py", "questions.py")],
+        constraints=answering.commands.ROOT / "constraints-mlx-vlm.txt",
+        environment={"HF_HUB_OFFLINE": "1"},
+        describe=describe,
+        version=lambda versions: f"{versions.get('mlx-vlm')} (mlx {versions.get('mlx')})",
+    )
+    tiny = Model("tiny", "tiny", answers.questions(), LONGEST_ANSWER)
+    rows = answering.ask(worker, tiny, CASES, options.made, options.work)
+    answering.write_rows(rows, options.out)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """Number of linear layers by class."""
+    return ", ".join(f"{count} {kind}" for kind, count in result.get("layers", {}).items())
+
+
+if __name__ == "__main__":
+    main()

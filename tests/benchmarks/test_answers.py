@@ -1,0 +1,141 @@
+"""The comparison of an engine's answers must detect differences, and judge refusals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import answering
+import answers
+import pytest
+import torch
+from answering import Case
+from answers import Answer, Difference, Reference
+from tiny_models import make_random_model, write_checkpoint_folder
+
+from vlpress.model.processing.processor import Processor
+
+FIRST = torch.tensor([0.7, 0.2, 0.1]).log()
+REFERENCE = Reference(
+    {"q1": "A", "q2": "B"}, {"q1": 10, "q2": 20}, {"q1": FIRST, "q2": FIRST}, Difference(1e-4, 1e-5)
+)
+SAME = {
+    "q1": Answer("A", 10, {0: float(FIRST[0]), 1: float(FIRST[1])}),
+    "q2": Answer("B", 20, {0: float(FIRST[0])}),
+}
+
+
+def test_equal_answers_pass() -> None:
+    agreement = answers.compare(REFERENCE, SAME)
+    assert agreement.passed
+    assert (agreement.questions, agreement.same_answers) == (2, 2)
+    assert agreement.difference == Difference(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "same_answers", "same_lengths"),
+    [
+        ({"text": "A."}, 1, 2),
+        ({"prompt_tokens": 11}, 2, 1),
+        ({"first": {0: float(FIRST[0]) - 2e-4}}, 2, 2),  # above the largest
+        ({"first": {0: float(FIRST[0]) - 5e-5}}, 2, 2),  # above the mean only
+        ({"first": {0: math.nan}}, 2, 2),
+    ],
+)
+def test_one_difference_fails(change: dict[str, Any], same_answers: int, same_lengths: int) -> None:
+    agreement = answers.compare(REFERENCE, SAME | {"q1": replace(SAME["q1"], **change)})
+    assert not agreement.passed
+    assert (agreement.same_answers, agreement.same_prompt_lengths) == (same_answers, same_lengths)
+
+
+def test_differing_answers_are_shown() -> None:
+    agreement = answers.compare(REFERENCE, SAME | {"q2": replace(SAME["q2"], text="C")})
+    (example,) = agreement.examples
+    assert "q2" in example and "'C'" in example and "'B'" in example
+
+
+def test_missing_question_is_an_error() -> None:
+    with pytest.raises(ValueError, match="q2"):
+        answers.compare(REFERENCE, {"q1": SAME["q1"]})
+
+
+def test_difference_of_known_values() -> None:
+    pairs = [
+        (FIRST, {0: float(FIRST[0]) + 0.5, 2: float(FIRST[2]) - 0.1}),
+        (FIRST, {1: -1.0}),
+        (FIRST, {}),
+    ]
+    difference = answers.logprob_difference(pairs)
+    assert difference is not None
+    second = abs(float(FIRST[1]) + 1.0)
+    assert difference.largest == pytest.approx(max(0.5, second), abs=1e-6)
+    assert difference.mean == pytest.approx((0.3 + second) / 2, abs=1e-6)
+
+
+def test_engine_without_log_probabilities_is_judged_by_its_answers() -> None:
+    plain = {key: replace(answer, first={}) for key, answer in SAME.items()}
+    agreement = answers.compare(REFERENCE, plain)
+    assert agreement.difference is None and agreement.passed
+
+
+def test_noise_moves_a_model_and_is_removed(tmp_path: Path) -> None:
+    model = make_random_model()
+    processor = Processor.from_folder(write_checkpoint_folder(tmp_path / "m"))
+    prompts = [processor.encode([{"role": "user", "content": text}]) for text in ("Hi", "There")]
+    with torch.inference_mode():
+        first = answers.first_logprobs(model, prompts)
+        spread = answers.noise_spread(model, prompts, first)
+        again = answers.first_logprobs(model, prompts)
+    assert 0 < spread.mean <= spread.largest < 1e-3
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_sample_is_spread_over_the_questions() -> None:
+    items: Any = {str(i): i for i in range(68)}
+    assert list(answers.sample(items, 12)) == [str(i) for i in range(0, 60, 5)]
+
+
+KNOWN = "(uint8b128) not supported"
+
+
+@pytest.mark.parametrize(
+    ("expected", "error", "passed"),
+    [
+        (KNOWN, f"ValueError: Quant type {KNOWN} by CPUWNA16", True),
+        (KNOWN, "ValueError: something else", False),
+        (None, f"ValueError: Quant type {KNOWN} by CPUWNA16", False),
+    ],
+)
+def test_only_the_known_refusal_passes(expected: str | None, error: str, passed: bool) -> None:
+    text, result = answering.judge_refusal(expected, error)
+    assert result is passed
+    assert (KNOWN if passed else error) in text
+
+
+def test_accepting_a_checkpoint_that_was_refused_is_noticed() -> None:
+    agreement = answers.compare(REFERENCE, SAME)
+    assert answering.judge(Case("gptq", "w4a16"), agreement)[1]
+    text, passed = answering.judge(Case("gptq", "w8a16", refusal=KNOWN), agreement)
+    assert not passed and KNOWN in text
+
+
+def test_result_of_other_inputs_is_not_used(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    job = {"out": str(out), "key": "1"}
+    assert answering.read_result(job) is None
+    out.write_text('{"key": "1", "answers": {}}', encoding="utf-8")
+    assert answering.read_result(job) is not None
+    assert answering.read_result(job | {"key": "2"}) is None
+
+
+def test_key_depends_on_checkpoint_and_settings(tmp_path: Path) -> None:
+    worker = answering.Worker("e", tmp_path, [], Path(__file__), {}, str, str)
+    weights = tmp_path / "model.safetensors"
+    keys = set()
+    for content, dtype in (("1", "float32"), ("2", "float32"), ("2", "bfloat16")):
+        weights.write_text(content, encoding="utf-8")
+        keys.add(worker.key(tmp_path, {"dtype": dtype}))
+    assert len(keys) == 3
+    assert worker.key(tmp_path, {"dtype": "bfloat16"}) in keys
