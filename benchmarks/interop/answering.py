@@ -111,8 +111,8 @@ class Worker:
     """Formats the versions of a result."""
 
     def run(self, jobs: Sequence[Mapping[str, Any]], work: Path) -> None:
-        """Run the jobs that have no result yet."""
-        due = [job for job in jobs if read_result(job) is None]
+        """Run the jobs that have no result yet, or an error that is not the known refusal."""
+        due = [job for job in jobs if is_due(job)]
         if not due:
             return
         path = work / "jobs.json"
@@ -179,6 +179,7 @@ def ask(
                 "model": str(folder),
                 "questions": str(question_file),
                 "out": str(work / f"{case.name(model.name)}.json"),
+                "refusal": case.refusal,
                 "key": worker.key(folder, {**settings, "questions": digest}),
                 **settings,
             }
@@ -198,6 +199,14 @@ def read_result(job: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result if result["key"] == job["key"] else None
+
+
+def is_due(job: Mapping[str, Any]) -> bool:
+    """Whether a job must run: no result, or an error that may not occur again."""
+    result = read_result(job)
+    if result is None or "error" not in result:
+        return result is None
+    return not judge_refusal(job["refusal"], result["error"])[1]
 
 
 def make_row(worker: Worker, model: Model, case: Case, job: Mapping[str, Any]) -> AnswerRow:

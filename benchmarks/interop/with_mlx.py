@@ -1,6 +1,6 @@
 """mlx-vlm answers questions with checkpoints of vlpress, on the CPU in float32.
 
-It reads float checkpoints and compressed-tensors with 4-bit weights and 16-bit activations.
+It reads float checkpoints, and compressed-tensors with symmetric weights and 16-bit activations.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ import answering
 import answers
 from answering import Case, Model, Worker
 
+UNKNOWN = "parameters not in model"
 CASES = (
     Case("float", "bf16"),
     Case("compressed-tensors", "w4a16"),
-    Case("compressed-tensors", "w8a8", refusal="parameters not in model"),
-    Case("gptq", "w4a16", refusal="parameters not in model"),
-    Case("awq", "w4a16", refusal="parameters not in model"),
+    Case("compressed-tensors", "w8a16"),
+    Case("compressed-tensors", "w3a16-rtn"),
+    Case("compressed-tensors", "w4a16-awq", refusal=UNKNOWN),  # zero points
+    Case(
+        "compressed-tensors",
+        "vision-w8a16+decoder-w4a16",
+        refusal="divisible by the quantization group size",  # one group size for all layers
+    ),
+    Case("compressed-tensors", "w8a8", refusal=UNKNOWN),
+    Case("gptq", "w4a16", refusal=UNKNOWN),
+    Case("awq", "w4a16", refusal=UNKNOWN),
 )
 LONGEST_ANSWER = 64
 

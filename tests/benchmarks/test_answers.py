@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,23 @@ def test_result_of_other_inputs_is_not_used(tmp_path: Path) -> None:
     out.write_text('{"key": "1", "answers": {}}', encoding="utf-8")
     assert answering.read_result(job) is not None
     assert answering.read_result(job | {"key": "2"}) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "due"),
+    [
+        ({"answers": {}}, False),
+        ({"error": f"ValueError: {KNOWN}"}, False),
+        ({"error": "RuntimeError: no memory"}, True),
+    ],
+)
+def test_unexpected_errors_are_tried_again(
+    result: dict[str, Any], due: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    out.write_text(json.dumps({"key": "1", **result}), encoding="utf-8")
+    job = {"out": str(out), "key": "1", "refusal": KNOWN}
+    assert answering.is_due(job) is due
 
 
 def test_key_depends_on_checkpoint_and_settings(tmp_path: Path) -> None:
