@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import answering
-import answers
-from answering import Case, Model, Worker
+from answering_engines import comparison, jobs
+from answering_engines.jobs import Case, Model, Worker
+from commands import ROOT
 
 UNKNOWN = "parameters not in model"
 CASES = (
@@ -33,20 +33,20 @@ LONGEST_ANSWER = 64
 
 def main() -> None:
     """Compare, then write the rows."""
-    options = answering.parse(__doc__)
-    environment = answering.commands.ROOT / ".interop" / "mlx-vlm"
+    options = jobs.parse(__doc__)
+    environment = ROOT / ".interop" / "mlx-vlm"
     worker = Worker(
         engine="mlx-vlm",
         python=environment / "bin" / "python",
-        scripts=[answering.WORKERS / name for name in ("mlx_worker.py", "questions.py")],
-        constraints=answering.commands.ROOT / "constraints-mlx-vlm.txt",
+        scripts=[jobs.WORKERS / name for name in ("mlx_worker.py", "questions.py")],
+        constraints=ROOT / "constraints-mlx-vlm.txt",
         environment={"HF_HUB_OFFLINE": "1"},
         describe=describe,
         version=lambda versions: f"{versions.get('mlx-vlm')} (mlx {versions.get('mlx')})",
     )
-    tiny = Model("tiny", "tiny", answers.questions(), LONGEST_ANSWER)
-    rows = answering.ask(worker, tiny, CASES, options.made, options.work)
-    answering.write_rows(rows, options.out)
+    tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
+    rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
+    jobs.write_rows(rows, options.out)
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import torch
-from answers import encode
+from answering_engines.comparison import encode
 
 import vlpress
 from vlpress.eval.answering.predictions import Prediction

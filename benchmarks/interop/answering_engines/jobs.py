@@ -17,15 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import answers
 import commands
-from answers import Agreement, Difference
 
 from vlpress.eval.tasks.task import Item
 from vlpress.model.loading import resolve_model
 from vlpress.model.qwen_vl import QwenVL
 
-WORKERS = Path(__file__).resolve().parent / "workers"
+from . import comparison
+from .comparison import Agreement, Difference
+
+WORKERS = Path(__file__).resolve().parents[1] / "workers"
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 NEWEST = 200
 """Characters of an error that a row shows."""
@@ -59,7 +60,7 @@ class Case:
     int8: bool = False
     """Whether layers quantize activations to int8."""
     adapt: Callable[[QwenVL], object] | None = None
-    """See `answers.ask_vlpress`."""
+    """See `comparison.ask_vlpress`."""
     remark: str = ""
 
     def folder(self, made: Path) -> Path:
@@ -163,7 +164,7 @@ def ask(
 ) -> list[AnswerRow]:
     """Make the checkpoints, let the engine and vlpress answer, compare."""
     question_file = work / f"questions-{model.name}.json"
-    answers.write_questions(model.items, question_file)
+    comparison.write_questions(model.items, question_file)
     digest = hashlib.sha256(question_file.read_bytes()).hexdigest()
     jobs = []
     for case in cases:
@@ -216,8 +217,8 @@ def make_row(worker: Worker, model: Model, case: Case, job: Mapping[str, Any]) -
     if "error" in result:
         text, passed = judge_refusal(case.refusal, result["error"])
     else:
-        agreement = answers.compare(
-            reference(model, case, job), answers.read_answers(result["answers"])
+        agreement = comparison.compare(
+            reference(model, case, job), comparison.read_answers(result["answers"])
         )
         text, passed = judge(case, agreement)
     return AnswerRow(
@@ -238,9 +239,9 @@ def make_row(worker: Worker, model: Model, case: Case, job: Mapping[str, Any]) -
     )
 
 
-def reference(model: Model, case: Case, job: Mapping[str, Any]) -> answers.Reference:
+def reference(model: Model, case: Case, job: Mapping[str, Any]) -> comparison.Reference:
     """Answers of vlpress to the questions of a job."""
-    return answers.ask_vlpress(
+    return comparison.ask_vlpress(
         Path(job["model"]),
         model.items,
         dtype=DTYPES[case.dtype],
