@@ -64,7 +64,12 @@ def test_refused_checkpoint_has_no_counts() -> None:
 def test_rows_of_other_engines_keep_their_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer: dict[str, Any] = {"engine": "auto-gptq", "version": "1", "format": "gptq", "compared": "scales"}
+    layer: dict[str, Any] = {
+        "engine": "auto-gptq",
+        "version": "1",
+        "format": "gptq",
+        "compared": "scales",
+    }
     layer |= {"result": "equal", "passed": True}
     run.write_results({"auto-gptq": {**HEADER, "commit": "old", "rows": [layer]}}, tmp_path)
     results = run.read_results(tmp_path / "interop.json")
