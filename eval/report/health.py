@@ -28,6 +28,7 @@ CUT_OFF_LIMIT = 50.0
 EMPTY_LIMIT = 50.0
 UNUSABLE_LIMIT = 50.0
 IDENTICAL_LIMIT = 90.0
+NEAR_CHANCE_POINTS = 5.0
 MINIMUM_QUESTIONS = 5  # with fewer, even unanimous flips are not significant: 0.5 ** 4 > 0.05
 
 THRESHOLDS: Mapping[str, float] = {
@@ -37,6 +38,7 @@ THRESHOLDS: Mapping[str, float] = {
     "UNUSABLE_LIMIT": UNUSABLE_LIMIT,
     "IDENTICAL_LIMIT": IDENTICAL_LIMIT,
     "CHANCE_CONFIDENCE": CHANCE_CONFIDENCE,
+    "NEAR_CHANCE_POINTS": NEAR_CHANCE_POINTS,
     "MINIMUM_QUESTIONS": MINIMUM_QUESTIONS,
 }
 """Thresholds of the rules by the names of their constants; limits are percent of the answers."""
@@ -230,16 +232,23 @@ def _over(side: str, rule: str, share: float | None, limit: str, fault: str) -> 
 
 
 def _at_chance(side: str, signs: Signs) -> list[Reason]:
-    """One reason if the score's lower bound does not exceed the score of guessing."""
+    """One reason if the score's lower bound does not exceed that of guessing, or hardly does."""
     bound, chance = signs.score_lower95, signs.chance
-    if bound is None or chance is None or bound > chance:
+    if bound is None or chance is None or bound > chance + NEAR_CHANCE_POINTS:
         return []
+    score = f"the {side}'s score of {signs.score:.1f} % is not shown to be"
+    if bound <= chance:
+        text = (
+            f"{score} above guessing: its lower bound of {bound:.1f} % does not exceed "
+            f"{chance:.1f} % (CHANCE_CONFIDENCE {CHANCE_CONFIDENCE:g})"
+        )
+        return [Reason(side, "chance", bound, chance, text)]
     text = (
-        f"the {side}'s score of {signs.score:.1f} % is not shown to be above guessing: its lower "
-        f"bound of {bound:.1f} % does not exceed {chance:.1f} % (CHANCE_CONFIDENCE "
-        f"{CHANCE_CONFIDENCE:g})"
+        f"{score} more than {NEAR_CHANCE_POINTS:g} points above guessing, which scores "
+        f"{chance:.1f} %: its lower bound is {bound:.1f} % (NEAR_CHANCE_POINTS "
+        f"{NEAR_CHANCE_POINTS:g})"
     )
-    return [Reason(side, "chance", bound, chance, text)]
+    return [Reason(side, "near_chance", bound, chance + NEAR_CHANCE_POINTS, text)]
 
 
 def benchmark_reasons(base: Signs, candidate: Signs, *, is_blank: bool) -> list[Reason]:

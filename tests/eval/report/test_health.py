@@ -203,6 +203,20 @@ def test_open_questions_need_one_right_answer(right: int, violated: bool) -> Non
     assert ("chance" in rules(observed)) is violated
 
 
+@pytest.mark.parametrize(("right", "rule"), [(0, "chance"), (12, "near_chance"), (70, None)])
+def test_a_score_slightly_above_zero_shows_too_little_ability(right: int, rule: str | None) -> None:
+    observed = signs(
+        text_rows(1000),
+        lambda row: accepted(row) if int(row["id"]) < right else f"no {row['id']}",
+        kind="own",
+    )
+    pair = benchmark_reasons(observed, observed, is_blank=False)
+    assert [(r.side, r.rule) for r in pair] == [
+        (side, rule) for side in ("base", "candidate") if rule
+    ]
+    assert cap_verdict(Verdict.PASS, pair) is (Verdict.INCONCLUSIVE if rule else Verdict.PASS)
+
+
 def test_guesses_at_yes_or_no_are_chance() -> None:
     draw = random.Random(1)
     rows = text_rows(100, ["yes", "no"])
@@ -233,7 +247,7 @@ def reason(side: str, rule: str) -> Reason:
 
 
 def test_a_violation_caps_the_verdict() -> None:
-    every = ["unreadable", "cut_off", "empty", "unusable", "identical", "chance"]
+    every = ["unreadable", "cut_off", "empty", "unusable", "identical", "chance", "near_chance"]
     sided = [(side, rule) for side in ("base", "candidate") for rule in every]
     sided += [("both", "blank_images"), ("both", "few_questions")]
     for side, rule in sided:
