@@ -22,6 +22,7 @@ from ..stats.verdict import Verdict
 from .html import comparison_page
 from .markdown import render_comparison
 from .report import compare
+from .verdict_words import comparison_steps, comparison_title
 
 
 def compare_many(
@@ -68,6 +69,7 @@ def compare_many(
         "base": read_run(base_dir).name,
         "margin": margin,
         "verdict": combine_verdicts([Verdict(report["verdict"]) for report in reports.values()]),
+        **_words(list(reports.values())),
         "verdict_reasons": [
             f"{name}: {reason}"
             for name, report in reports.items()
@@ -87,6 +89,16 @@ def compare_many(
     return comparison
 
 
+def _words(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Headline and next steps; all candidates answered the same questions."""
+    verdicts, scope = [report["verdict"] for report in reports], reports[0]["scope"]
+    return {
+        "scope": scope,
+        "headline": comparison_title(verdicts, scope),
+        "next_steps": comparison_steps(verdicts, scope),
+    }
+
+
 def _labels(paths: Sequence[Path]) -> list[str]:
     """The shortest trailing parts of the paths that differ: runs use the same folder names."""
     parts = [path.resolve().parts[1:] for path in paths]
@@ -102,11 +114,12 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
     keys = ["synthetic", "n", "base", "candidate", "delta", "ci95", "mcnemar_p", "verdict"]
-    keys += ["chance", "health_reasons"]
+    keys += ["chance", "health_reasons", "limited", "questions_still_needed", "flips"]
     return {
         "candidate": report["candidate"],
         "verdict": report["verdict"],
         "verdict_reasons": report["verdict_reasons"],
+        **{key: report[key] for key in ("scope", "headline", "reason", "next_steps")},
         "benchmarks": {
             name: {key: entry[key] for key in keys} for name, entry in report["benchmarks"].items()
         },

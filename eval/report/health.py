@@ -296,7 +296,12 @@ def verdict_reasons(benchmarks: Mapping[str, Mapping[str, Any]], margin: float) 
         elif entry["verdict"] == Verdict.INCONCLUSIVE and not health:
             lines.append(
                 f"{name}: {entry['n']} questions do not settle whether more than {margin:g} points "
-                f"are lost ({bounds})"
+                f"are lost ({bounds}{_needed(entry)})"
             )
         lines += [f"{name}: {'; '.join(texts)}" for texts in health.values()]
     return lines
+
+
+def _needed(entry: Mapping[str, Any]) -> str:
+    count = entry.get("questions_still_needed")
+    return f"; about {count} more are needed for PASS" if count else ""

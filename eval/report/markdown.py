@@ -12,7 +12,6 @@ from .sentences import (
     describe_samples,
     perplexity_text,
     shown_warnings,
-    verdict_text,
 )
 from .speed_section import speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
@@ -26,6 +25,7 @@ from .tables.scores import (
     flip_table,
     pair_table,
 )
+from .verdict_words import verdict_label, verdict_text
 
 FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
 TEXT_LIMIT = 2000  # characters of a sentence outside of tables
@@ -54,7 +54,9 @@ def render_comparison(comparison: Report) -> str:
     """Render `comparison.json` as Markdown."""
     parts = [
         f"# Candidates against {escape(comparison['base'])}",
+        escape(comparison["headline"], TEXT_LIMIT),
         *_synthetic(comparison),
+        *_steps(comparison["next_steps"]),
         markdown_table(candidate_table(comparison)),
         *_bullets(comparison["verdict_reasons"]),
         *(
@@ -81,11 +83,12 @@ def _head(report: Report) -> list[str]:
     margin, words = f"{report['margin']:g}", verdict_text(report)
     models = f"{escape(report['candidate'])} against {escape(report['base'])}"
     synthetic = " (synthetic benchmarks)" if report["synthetic"] else ""
-    sentences = f"{words.title} {words.reason} {words.advice}".strip()
+    label = verdict_label(report["verdict"], report["scope"])
     return [
-        f"# {report['verdict']}: {models}{synthetic}",
+        f"# {label}: {models}{synthetic}",
         *_calibration(report),
-        escape(sentences, TEXT_LIMIT),
+        escape(f"{words.title} {words.reason}", TEXT_LIMIT),
+        *_steps(words.steps),
         f"The margin is {margin} points. A benchmark is PASS if the lower one-sided 95 % bound of "
         f"its Δ is above -{margin}, FAIL if the upper one is below.",
         *_bullets(report["verdict_reasons"]),
@@ -93,6 +96,10 @@ def _head(report: Report) -> list[str]:
         *(escape(text, TEXT_LIMIT) for text in caveats(report)),
         *(f"**Note**: {escape(note, TEXT_LIMIT)}." for note in report["notes"]),
     ]
+
+
+def _steps(steps: Sequence[str]) -> list[str]:
+    return ["**Next steps**", *_bullets(steps)] if steps else []
 
 
 def _bullets(texts: Sequence[str]) -> list[str]:

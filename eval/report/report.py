@@ -33,11 +33,12 @@ from ..stats.verdict import Verdict
 from ..tasks.task import TaskScore, percent
 from .fidelity_section import fidelity_section
 from .flips import list_flips
-from .health import Reason, benchmark_reasons, cap_verdict, verdict_reasons
+from .health import MINIMUM_QUESTIONS, Reason, benchmark_reasons, cap_verdict, verdict_reasons
 from .html import report_page
 from .markdown import render_report
 from .reproduce import reproduce_command
 from .speed_section import speed_section
+from .verdict_words import find_scope, verdict_text
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
 LANGUAGES: Mapping[str, tuple[str, ...]] = {
@@ -119,7 +120,7 @@ def build_report(
     for name, entry in benchmarks.items():
         entry["mcnemar_p_holm"] = adjusted[name]
     verdict = combine_verdicts([Verdict(b["verdict"]) for b in benchmarks.values()])
-    report = {
+    report: dict[str, Any] = {
         "schema": SCHEMA,
         "base": base.name,
         "candidate": candidate.name,
@@ -138,6 +139,9 @@ def build_report(
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }
+    words = verdict_text(report)
+    report["scope"] = find_scope(benchmarks)
+    report |= {"headline": words.title, "reason": words.reason, "next_steps": list(words.steps)}
     return report, flips
 
 
@@ -166,9 +170,13 @@ def _benchmark(
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
     judged = judge_difference(pairs, clusters, margin)
+    if judged["questions_still_needed"] is not None:
+        at_least = MINIMUM_QUESTIONS - len(pairs)
+        judged["questions_still_needed"] = max(judged["questions_still_needed"], at_least)
     return {
         "metric": base_score.metric,
         "synthetic": base.info["synthetic"],
+        "limited": base.info["fingerprint"]["limit"] is not None,
         "profile": base.info["profile"],
         "prompt_style": base.info["fingerprint"]["prompt_style"],
         "pixels": base.info["fingerprint"]["pixels"]["budget"],

@@ -1,73 +1,14 @@
-"""Sentences that the HTML and the Markdown report share: verdict, caveats, perplexity."""
+"""Sentences that the HTML and the Markdown report share: caveats, samples, perplexity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-
-from .tables.formatting import join_names, points
 
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""
-LOOK = (
-    "Look at the answers before asking more questions: a dtype that overflows, a damaged "
-    "checkpoint, or a prompt layout or token limit that does not fit."
-)
 
 Report = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class VerdictText:
-    """A verdict in words: its meaning, its reason, and the next step."""
-
-    title: str
-    reason: str
-    advice: str
-
-
-def verdict_text(report: Report) -> VerdictText:
-    """Explain a report's verdict as a decision about shipping the candidate."""
-    entries: Mapping[str, Report] = report["benchmarks"]
-    passed, failed, undecided = (
-        [name for name, entry in entries.items() if entry["verdict"] == word]
-        for word in ("PASS", "FAIL", "INCONCLUSIVE")
-    )
-    margin = points(report["margin"])
-    if report["verdict"] == "PASS":
-        where = "every benchmark" if len(entries) > 1 else join_names(passed)
-        reason = f"On {where} it is shown to lose less than the {margin} allowed."
-        return VerdictText("The candidate may ship.", reason, "")
-    if report["verdict"] == "FAIL":
-        return VerdictText(
-            "The candidate should not ship.",
-            f"It is shown to lose more than the {margin} allowed on {join_names(failed)}.",
-            "Quantize with more bits, smaller groups or better calibration samples.",
-        )
-    unhealthy = {name: text for name in undecided if (text := _first_violation(entries[name]))}
-    too_few = [name for name in undecided if name not in unhealthy]
-    reasons = [f"On {name}, {text}." for name, text in unhealthy.items()]
-    advice = [LOOK] if unhealthy else []
-    if too_few or not unhealthy:
-        reasons.append(
-            "There are too few questions to tell whether the candidate loses more than the "
-            f"{margin} allowed on {join_names(too_few)}."
-        )
-        tasks = report["fingerprint"]["tasks"].values()
-        is_limited = any(task["limit"] for task in tasks)
-        limited = " (this run was limited to a sample of them)" if is_limited else ""
-        advice.append(f"Ask more questions{limited}, or allow a wider margin.")
-    if passed:
-        reasons.append(f"On {join_names(passed)} it is shown to stay within {margin}.")
-    title = "Not proven either way yet." if too_few else "The answers cannot support a verdict."
-    return VerdictText(title, " ".join(reasons), " ".join(advice))
-
-
-def _first_violation(entry: Report) -> str | None:
-    """The first violated health rule of a benchmark; None if it only lacks questions."""
-    texts = [r["text"] for r in entry["health_reasons"] if r["rule"] != "few_questions"]
-    return texts[0] if texts else None
 
 
 def caveats(report: Report) -> list[str]:

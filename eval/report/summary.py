@@ -10,6 +10,7 @@ from .sentences import shown_warnings
 from .tables.columns import DataTable, console_table
 from .tables.formatting import SYNTHETIC_NOTE
 from .tables.scores import benchmark_table, candidate_score_table
+from .verdict_words import Scope, verdict_label
 
 Report = Mapping[str, Any]
 
@@ -49,7 +50,11 @@ def _lines(table: DataTable, report: Report, details: list[str]) -> Iterator[str
         yield f"synthetic: {SYNTHETIC_NOTE}"
     yield from details
     yield from (f"reason: {reason}" for reason in report.get("verdict_reasons", ()))
-    yield f"verdict: {report['verdict']} (margin {report['margin']:g} points)"
+    label = verdict_label(report["verdict"], report.get("scope", Scope.FULL))
+    yield f"verdict: {label} (margin {report['margin']:g} points)"
+    if "headline" in report:
+        yield report["headline"]
+    yield from (f"next: {step}" for step in report.get("next_steps", ()))
 
 
 def _fidelity(report: Report) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..tasks.task import Fields, Unit, percent
 from .clusters import components, design_effect
 from .multiple_testing import FEW, benjamini_hochberg, detectable_difference
+from .sample_size import questions_still_needed
 from .statistics import (
     CI_KIND,
     Interval,
@@ -63,10 +64,22 @@ def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> di
 def judge_difference(
     pairs: Sequence[Pair], clusters: Sequence[Hashable], margin: float
 ) -> dict[str, Any]:
-    """One-sided 95 % bounds of the difference and the verdict; bounds and margin in points."""
+    """Judge the difference of two scores.
+
+    Returns:
+        The one-sided 95 % bounds `lower95` and `upper95` in points, `verdict`, and
+        `questions_still_needed` for a PASS, see `sample_size`: 0 after PASS, None after FAIL.
+    """
     effect = _effect(pairs, clusters)
-    bounds = bounds_in_points(_outcome(pairs), design_effect=effect)
-    return {"lower95": bounds.low, "upper95": bounds.high, "verdict": judge(bounds, margin)}
+    outcome = _outcome(pairs)
+    bounds = bounds_in_points(outcome, design_effect=effect)
+    needed = questions_still_needed(outcome, margin, design_effect=effect)
+    return {
+        "lower95": bounds.low,
+        "upper95": bounds.high,
+        "verdict": judge(bounds, margin),
+        "questions_still_needed": needed,
+    }
 
 
 def count_flips(pairs: Sequence[Pair]) -> dict[str, int]:

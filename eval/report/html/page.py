@@ -11,11 +11,12 @@ from typing import Any
 from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
-from ..sentences import caveats, perplexity_text, shown_warnings, verdict_text
+from ..sentences import caveats, perplexity_text, shown_warnings
 from ..speed_section import speed_notes
 from ..tables import fidelity, models, scores
 from ..tables.columns import DataTable
 from ..tables.formatting import count_of, interval, nats, number, points, ratio, signed, size
+from ..verdict_words import verdict_label, verdict_text
 from . import plots
 from .gallery import build_gallery
 from .render import Figure, render
@@ -70,6 +71,7 @@ def report_page(
         "report.html.j2",
         report=report,
         words=verdict_text(report),
+        label=verdict_label(report["verdict"], report["scope"]),
         margin=points(report["margin"]),
         recipe=_recipe(report, candidate),
         facts=_facts(report),

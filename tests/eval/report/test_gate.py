@@ -29,18 +29,18 @@ def test_compare_exits_with_each_verdict(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[:2])
     broken = bench.run("broken", lambda item: "", names=NAMES[:2])
     out = bench.folder / "report"
-    for candidate, margin, verdict, code in (
-        (base, 60, "PASS", 0),
-        (broken, 2, "FAIL", 1),
+    for candidate, margin, label, code in (
+        (base, 60, "PASS on drawings", 0),
+        (broken, 2, "FAIL on drawings", 1),
         (base, 2, "INCONCLUSIVE", 4),
     ):
         result = call("compare", base, candidate, "-o", out, "--margin", margin)
         assert result.exit_code == code
-        assert f"verdict: {verdict} (margin {margin} points)" in result.stdout
+        assert f"verdict: {label} (margin {margin} points)" in result.stdout
         assert f"report: {out / 'report.html'}" in result.stderr
         stored = json.loads((out / "report.json").read_text("utf-8"))
-        assert (stored["verdict"], stored["margin"]) == (verdict, margin)
-        assert f"<title>{verdict}: " in (out / "report.html").read_text("utf-8")
+        assert (stored["verdict"], stored["margin"]) == (label.split()[0], margin)
+        assert f"<title>{label}: " in (out / "report.html").read_text("utf-8")
     several = call("compare", base, base, broken, "-o", out, "--margin", 30)
     assert several.exit_code == 1, "one candidate fails"
     assert f"report: {out / 'comparison.html'}" in several.stderr

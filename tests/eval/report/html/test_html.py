@@ -85,20 +85,22 @@ def ocrbench(bench: Workbench, *wrong: str) -> tuple[Path, Path]:
 def test_verdict_comes_first_in_words(bench: Workbench) -> None:
     base = bench.run("base")
     shown = page(bench, base, bench.run("cand", lambda item: ""))
-    assert shown.text.index("The candidate should not ship.") < shown.text.index("Scores")
+    title = "The candidate loses too much on drawings."
+    assert shown.text.index(title) < shown.text.index("Scores")
     assert "lose more than the 2 points allowed on builtin-mmbench, builtin-oc" in shown.text
     few = bench.run("few", names=NAMES[:2])
-    assert "The candidate may ship." in page(bench, few, few, margin=60).text
+    passed = page(bench, few, few, margin=60).text
+    assert "The loss stays within the margin on drawings." in passed
     undecided = page(bench, base, base)
-    assert "Not proven either way yet." in undecided.text
-    assert "Ask more questions, or allow a wider margin." in undecided.text
-    assert shown.all("title") and "FAIL: cand against base (synthetic)" in shown.text
+    assert "Not decided yet: too few questions." in undecided.text
+    assert "about 125 more on builtin-mmbench and 124 more on builtin-ocrbench" in undecided.text
+    assert shown.all("title") and "FAIL on drawings: cand against base (synthetic)" in shown.text
 
 
 def test_undecided_limited_run_says_so(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[:2], open={"limit": 5})
     text = page(bench, base, base).text
-    assert "Ask more questions (this run was limited to a sample of them), or" in text
+    assert "repeat with --limit 133 or more, or without --limit" in text
     assert (
         "Only a sample of the questions was asked, at most: builtin-mmbench 5, builtin-oc" in text
     )
@@ -336,7 +338,7 @@ def test_several_candidates_get_a_page_with_links_and_the_front(bench: Workbench
     bad = bench.run("bad", lossy("3", "4"), seed=1, **options)
     compare_many(base, [good, bad], bench.folder / "r")
     shown = Page((bench.folder / "r" / "comparison.html").read_text("utf-8"))
-    assert "0 of 2 candidates may ship." in shown.text
+    assert "None of 2 candidates is shown to stay within the margin on drawings." in shown.text
     links = [a["href"] for a in shown.all("a")]
     assert links == ["good%20%231/report.html", "bad/report.html"]
     assert [len(s.all("svg")) for s in (shown.section("choice"), shown.section("pairs"))] == [2, 0]
