@@ -49,6 +49,7 @@ from .fingerprint import (
     task_settings,
     without_threads,
 )
+from .report.provenance import read_generation_settings
 from .report.thumbnails import store_thumbnails
 from .results import (
     ITEMS_DIGESTS,
@@ -162,6 +163,7 @@ def evaluate_model(
         "family": model.config.family,
         "bytes": count_weight_bytes(model, folder),
         "weights": count_weights(model),
+        "generation_config": read_generation_settings(folder),
     }
     if base is not None and not _has_logprobs(base, tasks):
         find_reference(base)  # before hours of answering, not after

@@ -1,4 +1,4 @@
-"""Timing of an original and a quantized model in alternation, if both fit into memory."""
+"""Speed and memory of an original and a quantized model in alternation, if both fit into memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..common.progress import Reporter, format_bytes
 from ..model.qwen_vl import QwenVL
 from ..quant.resolve import Source
 from ..quant.runtime.description import count_kernels, describe_activations, describe_head
-from .answering.throughput import TimedModel, measure_throughput
+from .answering.memory import SIDES, find_meter, measure_memory
+from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
 from .report.speed_section import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task
@@ -34,9 +35,9 @@ def time_in_alternation(
     batch_size: int,
     reporter: Reporter,
 ) -> None:
-    """Measure the speed of both models on the same questions; store it with the candidate.
+    """Measure speed and memory of both models on the same questions; store them with the candidate.
 
-    Stored rates are kept. If the models cannot be measured together, the reason is stored instead.
+    Stored results are kept. If the models cannot be measured together, the reason is stored.
 
     Args:
         base: folder of the original's finished evaluation.
@@ -51,25 +52,33 @@ def time_in_alternation(
     if read_throughput(*runs):
         return
     reason = _memory_shortage(*runs, device=original.device)
-    models: list[QwenVL] = []
+    seed = original.settings.seed or 0
+    timed: list[TimedModel] = []
+    resident: dict[str, int] = {}
+    meter = None if reason else find_meter(original.device)
     if not reason:
-        sources = zip((original, quantized), runs, strict=True)
-        models = [_with_cache_of(run, source).load() for source, run in sources]
-        reason = _runtime_difference(models, runs)
+        batches = choose_batches(tasks, batch_size, seed)
+        for side, source, run in zip(SIDES, (original, quantized), runs, strict=True):
+            before = meter.used() if meter else 0
+            model = TimedModel(_with_cache_of(run, source).load(), source.processor())
+            model.answer(batches[0][:LEAST])  # the first use prepacks weights
+            timed.append(model)
+            resident[side] = max(meter.used() - before, 0) if meter else 0
+        reason = _runtime_difference([model.model for model in timed], runs)
     if reason:
         reporter.note(f"speed is not measured in alternation: {reason}")
         write_throughput(base, candidate, reason=f"not measured in alternation: {reason}")
         return
     with reporter.stage("speed in alternation") as update:
         rates = measure_throughput(
-            TimedModel(models[0], original.processor()),
-            TimedModel(models[1], quantized.processor()),
-            tasks,
-            batch_size=batch_size,
-            seed=original.settings.seed or 0,
-            on_progress=update,
+            timed[0], timed[1], tasks, batch_size=batch_size, seed=seed, on_progress=update
         )
-    write_throughput(base, candidate, rates=rates)
+        memory = (
+            measure_memory(meter, resident, timed[0].answer, timed[1].answer, batches)
+            if meter
+            else None
+        )
+    write_throughput(base, candidate, rates=rates, memory=memory)
 
 
 def _with_cache_of(run: StoredRun, source: Source) -> Source:

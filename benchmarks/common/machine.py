@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from vlpress import __version__
+from vlpress.common.environment import processor_name
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,13 +36,7 @@ def describe(results: dict[str, Any]) -> str:
 
 def machine(device: str) -> dict[str, Any]:
     """Describe the processor, threads and library versions."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
+    processor = processor_name()
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         processor = torch.cuda.get_device_name()

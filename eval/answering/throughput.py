@@ -82,15 +82,7 @@ class TimedModel:
             items: one batch, not empty.
         """
         begin = time.perf_counter()
-        # A new cache each time, because image encoding is part of the time to answer.
-        prompts, features = FeatureCache(self.model, self._processor).prompts(items)
-        generate(
-            self.model,
-            prompts,
-            max_new_tokens=min(item.max_new_tokens for item in items),
-            stop_ids=self._processor.stop_ids,
-            features=features,
-        )
+        prompts, features = self.answer(items)
         seconds = time.perf_counter() - begin
         rows = prompts[:DECODE_ROWS]
         prefill, decode = self._time_phases(rows, features[:DECODE_ROWS])
@@ -102,6 +94,20 @@ class TimedModel:
             decoded_tokens=DECODE_TOKENS * len(rows),
             decode_seconds=decode,
         )
+
+    @torch.inference_mode()
+    def answer(self, items: Sequence[Item]) -> tuple[list[Prompt], Sequence[Sequence[Tensor]]]:
+        """Answer a batch as in an evaluation; return its prompts and image features."""
+        # A new cache each time, because image encoding is part of the time to answer.
+        prompts, features = FeatureCache(self.model, self._processor).prompts(items)
+        generate(
+            self.model,
+            prompts,
+            max_new_tokens=min(item.max_new_tokens for item in items),
+            stop_ids=self._processor.stop_ids,
+            features=features,
+        )
+        return prompts, features
 
     def _time_phases(
         self, prompts: Sequence[Prompt], features: Sequence[Sequence[Tensor]]

@@ -36,8 +36,9 @@ from .flips import list_flips
 from .health import MINIMUM_QUESTIONS, Reason, benchmark_reasons, cap_verdict, verdict_reasons
 from .html import report_page
 from .markdown import render_report
+from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
-from .speed_section import speed_section
+from .speed_section import memory_section, speed_section
 from .verdict_words import find_scope, verdict_text
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
@@ -135,7 +136,9 @@ def build_report(
         "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
         "speed": speed_section(base, candidate),
-        "memory": {"base": _memory(base), "candidate": _memory(candidate)},
+        "evaluated": evaluated_section(base, candidate),
+        "generation": generation_section(base, candidate),
+        "memory": memory_section(base, candidate),
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }
@@ -253,10 +256,6 @@ def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
         "candidate_bytes": cand_bytes,
         "bits_per_weight": 8 * cand_bytes / weights if is_known else None,
     }
-
-
-def _memory(run: StoredRun) -> dict[str, Any]:
-    return {"weights_bytes": run.info["model"]["bytes"], **run.info.get("memory", {})}
 
 
 def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:

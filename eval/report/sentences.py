@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .provenance import generation_caveat
+
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""
 
@@ -20,6 +22,8 @@ def caveats(report: Report) -> list[str]:
         texts.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         texts.append("Every image was replaced by grey: the scores show guessing without sight.")
+    if generation := generation_caveat(report["generation"]):
+        texts.append(generation)
     benchmarks = report["benchmarks"].items()
     return texts + [f"{name}: {note}." for name, entry in benchmarks for note in entry["notes"]]
 

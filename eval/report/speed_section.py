@@ -18,6 +18,7 @@ from ..fingerprint import MODEL_KEYS
 from ..results import StoredRun, read_run, summarize_speed
 
 FILE = "throughput.json"
+RESULTS = ("rates", "memory", "reason")
 ALTERNATING = {
     "items_per_second": "questions per second",
     "prefill_tokens_per_second": "prefill, tokens per second",
@@ -96,6 +97,37 @@ def speed_notes(speed: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def memory_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
+    """Memory of both models.
+
+    Returns:
+        `base` and `candidate`: bytes of the weights, and the peak of each evaluation with its
+        `kind`; `alternating`: the result of `memory.measure_memory`, or None.
+    """
+
+    def peak(run: StoredRun) -> dict[str, Any]:
+        return {"weights_bytes": run.info["model"]["bytes"], **run.info.get("memory", {})}
+
+    alternating = read_throughput(base, candidate).get("memory")
+    return {"base": peak(base), "candidate": peak(candidate), "alternating": alternating}
+
+
+def memory_note(memory: Mapping[str, Any]) -> str:
+    """Method of the memory measurement in one sentence; empty without a measurement.
+
+    Args:
+        memory: result of `memory_section`.
+    """
+    if measured := memory["alternating"]:
+        return (
+            f"Peak memory: the rise of the {measured['kind']} when a model is loaded, plus the "
+            f"largest rise while it answers, for the same {measured['batches']} batches of "
+            f"{measured['batch_size']} questions in alternation."
+        )
+    kind = memory["candidate"].get("kind")
+    return f"Peak memory of the evaluation: {kind}." if kind else ""
+
+
 def _rates(run: StoredRun) -> dict[str, Any]:
     return {**summarize_speed(run), "load": run.info.get("load")}
 
@@ -104,7 +136,8 @@ def read_throughput(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     """Read the throughput stored for two evaluations.
 
     Returns:
-        `rates` and `reason`; empty if nothing is stored for exactly these models and this setup.
+        `rates`, `memory` and `reason`; empty if nothing is stored for exactly these models and this
+        setup.
 
     Raises:
         ValueError: the file is damaged.
@@ -115,13 +148,18 @@ def read_throughput(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     try:
         stored = dict(json.loads(path.read_text("utf-8")))
         is_current = stored["of"] == _identities(base, candidate)
-        return {key: stored.get(key) for key in ("rates", "reason")} if is_current else {}
+        return {key: stored.get(key) for key in RESULTS} if is_current else {}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and measure again") from None
 
 
 def write_throughput(
-    base: Path, candidate: Path, *, rates: Mapping[str, Any] | None = None, reason: str = ""
+    base: Path,
+    candidate: Path,
+    *,
+    rates: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Any] | None = None,
+    reason: str = "",
 ) -> None:
     """Store throughput, or the reason why it was not measured, in the candidate's run folder.
 
@@ -129,10 +167,11 @@ def write_throughput(
         base: evaluation folder of the original.
         candidate: evaluation folder of the candidate.
         rates: result of `measure_throughput`.
+        memory: result of `measure_memory`; None where it cannot be measured.
         reason: reason for missing rates.
     """
     of = _identities(read_run(base), read_run(candidate))
-    write_json(candidate / FILE, {"of": of, "rates": rates, "reason": reason})
+    write_json(candidate / FILE, {"of": of, "rates": rates, "memory": memory, "reason": reason})
 
 
 def _identities(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_run import QUESTIONS, options_for
 
 from vlpress.common.progress import silent
+from vlpress.eval.answering.memory import find_meter
 from vlpress.eval.api import evaluate
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.report.speed_section import FILE, read_throughput
@@ -64,6 +66,12 @@ def test_a_run_times_both_models_on_the_same_questions(finished: Path) -> None:
         assert speed[f"{rate}_per_second"]["base"] > 0
         low, high = speed[f"{rate}_per_second"]["spread"]
         assert 0 < low <= speed[f"{rate}_per_second"]["ratio"] <= high
+    if find_meter(torch.device("cpu")):  # not on every system
+        memory = report["memory"]["alternating"]
+        assert memory["batch_size"] == speed["batch_size"]
+        for side in ("base", "candidate"):
+            parts = memory[side]["resident_bytes"], memory[side]["rise_bytes"]
+            assert 0 < memory[side]["peak_bytes"] == sum(parts)
 
 
 def test_stored_rates_are_kept(checkpoint: Path, finished: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..provenance import describe_evaluation, describe_generation
 from ..sentences import describe_samples
 from ..speed_section import SpeedRow, speed_rows
 from . import formatting as fmt
@@ -41,9 +42,7 @@ def cost_table(report: Report) -> DataTable:
         _byte_row("weights on disk", sizes["base_bytes"], sizes["candidate_bytes"]),
         {"name": "bits per weight", "candidate": bits},
     ]
-    if any("peak_bytes" in memory[side] for side in ("base", "candidate")):
-        peaks = (memory[side].get("peak_bytes") for side in ("base", "candidate"))
-        rows.append(_byte_row("peak memory", *peaks))
+    rows += _memory_rows(memory)
     rows += [
         {
             "name": row.label,
@@ -55,6 +54,18 @@ def cost_table(report: Report) -> DataTable:
         if row.base or row.candidate
     ]
     return DataTable("Size, memory and speed", COST, rows)
+
+
+def _memory_rows(memory: Report) -> list[dict[str, Any]]:
+    """Peak memory in alternation, or else that of both evaluations, which have no ratio."""
+    if measured := memory["alternating"]:
+        sides = measured["base"], measured["candidate"]
+        return [_byte_row("peak memory", *(side["peak_bytes"] for side in sides))]
+    peaks = [memory[side].get("peak_bytes") for side in ("base", "candidate")]
+    if peaks == [None, None]:
+        return []
+    # One process may have held both models.
+    return [{**_byte_row("peak memory, each in its own evaluation", *peaks), "ratio": None}]
 
 
 def _byte_row(name: str, base: int | None, candidate: int | None) -> dict[str, Any]:
@@ -148,8 +159,11 @@ def setup_table(report: Report) -> DataTable:
         ("base", f"{report['base']} ({_identity(fingerprint['base'])})"),
         ("candidate", f"{report['candidate']} ({_identity(fingerprint['candidate'])})"),
         *_quantization(report),
+        ("evaluated", describe_evaluation(report["evaluated"])),
         ("device and dtype", f"{shared.get('device')}, {shared.get('dtype')}"),
         ("batch size, seed", f"{shared.get('batch_size')}, {shared.get('seed')}"),
+        ("decoding", describe_generation(report["generation"]["evaluated"])),
+        *_checkpoint_generation(report["generation"]["checkpoint"]),
         ("image size", f"{pixels.get('min')} to {pixels.get('max')} pixels"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         *((name, _task(task)) for name, task in fingerprint["tasks"].items()),
@@ -165,6 +179,14 @@ def _quantization(report: Report) -> list[tuple[str, str]]:
     if calibration := report.get("calibration"):
         rows.append(("calibration", describe_samples(calibration)))
     return rows
+
+
+def _checkpoint_generation(checkpoints: Report) -> list[tuple[str, str]]:
+    """Decoding settings of both checkpoints, in one row if they are equal."""
+    texts = {k: describe_generation(v) for k, v in checkpoints.items() if v is not None}
+    if len(set(texts.values())) == 1 and len(texts) == len(checkpoints):
+        return [("decoding set by the checkpoints, not used", texts["base"])]
+    return [(f"decoding set by the {side}, not used", text) for side, text in texts.items()]
 
 
 def _identity(model: Report) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from ..common.environment import processor_name
+
 SLACK = 0.25
 """Cores that other processes may use, in addition to the idle ones, before a machine is busy."""
 _IDLE = ("idle", "iowait")
@@ -45,9 +47,9 @@ class LoadMeter:
         """Load from the creation of the meter until now.
 
         Returns:
-            `began` and `ended` (ISO 8601, local time), `seconds`, `cores`, `threads` (of torch),
-            and `own_cores` and `other_cores`, the average numbers of cores used by this process
-            and by all others.
+            `began` and `ended` (ISO 8601, local time), `seconds`, `processor` (model name),
+            `cores`, `threads` (of torch), and `own_cores` and `other_cores`, the average numbers of
+            cores used by this process and by all others.
         """
         last, first = _Reading.now(), self._first
         seconds = max(last.wall - first.wall, 1e-9)
@@ -56,6 +58,7 @@ class LoadMeter:
             "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
+            "processor": processor_name(),
             "cores": psutil.cpu_count() or 1,
             "threads": torch.get_num_threads(),
             "own_cores": round(own / seconds, 2),

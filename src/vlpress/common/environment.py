@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
@@ -34,6 +35,16 @@ def versions() -> dict[str, str]:
         "transformers": version("transformers"),
         "pillow": PIL.__version__,
     }
+
+
+def processor_name() -> str:
+    """Return the model name of the CPU; its architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:
