@@ -97,9 +97,11 @@ def find_meter(device: torch.device) -> Meter | None:
     """The meter of a device; None where the peak cannot be measured."""
     if device.type == "cuda":
         return GpuMeter(device)
+    # With a GPU in use `peak_memory` returns its peak, not that of the process.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no annotation
+        return None
     try:
-        # With a GPU in use the peak of the process is not the one that `peak_memory` returns.
-        return None if torch.cuda.is_initialized() else ProcessMeter()
+        return ProcessMeter()
     except OSError:
         return None
 

@@ -53,14 +53,53 @@ def list_flips(
                 "category": b.category,
                 "row": row,
                 "rows_that_differ": differing,
-                "question": items[row]["question"],
-                "choices": items[row].get("choices") or None,
-                "gold": _gold(items[row]),
-                "base": base.predictions[row].prediction,
-                "candidate": candidate.predictions[row].prediction,
+                **_texts(row, items[row], base, candidate),
             }
         )
     return flips
+
+
+def list_samples(base: StoredTask, candidate: StoredTask, count: int) -> list[dict[str, Any]]:
+    """A few questions that did not flip, spread over the benchmark, as `list_flips` lists flips.
+
+    Args:
+        base: the base's answers.
+        candidate: the candidate's answers.
+        count: number of questions; fewer if there are not as many.
+
+    Returns:
+        Entries whose `change` is `both_right` or `both_wrong`.
+    """
+    items = {item["id"]: item for item in base.sound_items}
+    pairs = zip(base.score().units, candidate.score().units, strict=True)
+    same = [
+        (b, row)
+        for b, c in pairs
+        if b.correct == c.correct and (row := next((r for r in b.rows if r in items), None))
+    ]
+    chosen = same[:: max(1, len(same) // count)][:count]
+    return [
+        {
+            "benchmark": base.name,
+            "unit": unit.id,
+            "change": f"both_{_word(unit)}",
+            "category": unit.category,
+            "row": row,
+            **_texts(row, items[row], base, candidate),
+        }
+        for unit, row in chosen
+    ]
+
+
+def _texts(row: str, item: Fields, base: StoredTask, candidate: StoredTask) -> dict[str, Any]:
+    """The question of a row, and both answers."""
+    return {
+        "question": item["question"],
+        "choices": item.get("choices") or None,
+        "gold": _gold(item),
+        "base": base.predictions[row].prediction,
+        "candidate": candidate.predictions[row].prediction,
+    }
 
 
 def _word(unit: Unit) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .health import THRESHOLDS
+from .provenance import describe_evaluation
 from .sentences import (
     caveats,
     describe_samples,
     perplexity_text,
     shown_warnings,
 )
-from .speed_section import speed_notes
+from .speed_section import memory_note, speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
@@ -86,6 +87,7 @@ def _head(report: Report) -> list[str]:
     label = verdict_label(report["verdict"], report["scope"])
     return [
         f"# {label}: {models}{synthetic}",
+        f"Evaluated {escape(describe_evaluation(report['evaluated']), TEXT_LIMIT)}.",
         *_calibration(report),
         escape(f"{words.title} {words.reason}", TEXT_LIMIT),
         *_steps(words.steps),
@@ -155,11 +157,11 @@ def _fidelity(report: Report) -> list[str]:
 
 
 def _cost(report: Report) -> list[str]:
-    kind = report["memory"]["candidate"].get("kind", "unknown")
     return [
         "## Size, speed, memory",
         markdown_table(cost_table(report)),
-        f"Bits per weight include the tensors that are not quantized. Peak memory: {kind}.",
+        "Bits per weight include the tensors that are not quantized. "
+        + memory_note(report["memory"]),
         " ".join(speed_notes(report["speed"])),
     ]
 
@@ -184,7 +186,7 @@ def _categories(benchmarks: Mapping[str, Report]) -> list[str]:
         table = category_table(name, entry, {})
         parts += [
             f"### {escape(name)}",
-            markdown_table(table),
+            markdown_table(table) if table.rows else "The questions have no categories.",
             f"Further metrics: {further}." if further else "",
         ]
         notes = markdown_notes(table)

@@ -181,7 +181,7 @@ def _more_questions(entries: Mapping[str, Report]) -> list[str]:
     if limited:
         total = max(entry["n"] + (_more(entry) or 0) for entry in limited.values())
         steps.append(
-            f"Ask more questions: repeat with --limit {total} or more, or without --limit."
+            f"Ask more questions: repeat without --limit, or with --limit {total} or more."
         )
     if complete := [name for name in helped if name not in limited]:
         steps.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...results import StoredRun, StoredTask
+from ..flips import list_samples
 from ..thumbnails import read_thumbnail
 
 CARDS_SHOWN = 200  # per benchmark: keeps the page small enough to send
@@ -17,6 +18,8 @@ KINDS = {
     "wrong_to_right": "wrong to right",
     "wrong_to_wrong": "wrong to another wrong",
 }
+SAME = {"both_right": "both right", "both_wrong": "both wrong"}
+SAMPLES_SHOWN = 2  # per benchmark, if nothing flipped
 Flip = Mapping[str, Any]
 
 
@@ -65,6 +68,7 @@ class BenchmarkCards:
     counts: Mapping[str, int]
     identical: float  # percent of answers
     cards: list[Card]
+    samples: list[Card]  # questions that did not flip; empty if a benchmark has a flip
     left_out: int  # flips without a card
     lost_images: int  # named but missing or damaged
 
@@ -106,6 +110,10 @@ def build_gallery(
         for flip in of_benchmark[:CARDS_SHOWN]:
             category = categories.setdefault((index, flip["category"]), len(categories))
             cards.append(_card(flip, index, category, images))
+        samples = []
+        if not flips:
+            unchanged = list_samples(base.tasks[name], candidate.tasks[name], SAMPLES_SHOWN)
+            samples = [_card(sample, index, 0, images) for sample in unchanged]
         benchmarks.append(
             BenchmarkCards(
                 name,
@@ -113,6 +121,7 @@ def build_gallery(
                 entry["flips"],
                 entry["identical_answers"],
                 cards,
+                samples,
                 len(of_benchmark[CARDS_SHOWN:]),
                 images.lost,
             )
@@ -157,12 +166,12 @@ class _ImageFinder:
 
 
 def _card(flip: Flip, benchmark: int, category: int, images: _ImageFinder) -> Card:
-    before, _, after = flip["change"].partition("_to_")
+    before, _, after = flip["change"].removeprefix("both_").partition("_to_")
     return Card(
         benchmark=benchmark,
         category=category,
         change=flip["change"],
-        change_words=KINDS[flip["change"]],
+        change_words=(KINDS | SAME)[flip["change"]],
         category_name=visible(flip["category"]),
         row=visible(flip["row"]),
         question=visible(flip["question"]),
@@ -170,7 +179,7 @@ def _card(flip: Flip, benchmark: int, category: int, images: _ImageFinder) -> Ca
         gold=visible(flip["gold"]),
         answers=(
             CardAnswer("base", visible(flip["base"]), before == "right"),
-            CardAnswer("candidate", visible(flip["candidate"]), after == "right"),
+            CardAnswer("candidate", visible(flip["candidate"]), (after or before) == "right"),
         ),
         images=images.images(flip["row"]),
     )

@@ -66,7 +66,7 @@ def _pareto_figures(comparison: Report) -> list[Figure]:
             "other one is superior in size and score. The square is the base.",
         )
     ]  # fmt: skip
-    if fronts["kl_mean"] is None:
+    if fronts["kl_mean"] is None or len(entries) < 2:
         return figures
     by_kl = [
         plots.ParetoPoint(

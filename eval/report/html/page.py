@@ -11,16 +11,29 @@ from typing import Any
 from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
+from ..provenance import describe_evaluation
 from ..sentences import caveats, perplexity_text, shown_warnings
-from ..speed_section import speed_notes
+from ..speed_section import memory_note, speed_notes
 from ..tables import fidelity, models, scores
 from ..tables.columns import DataTable
-from ..tables.formatting import count_of, interval, nats, number, points, ratio, signed, size
+from ..tables.formatting import (
+    count_of,
+    interval,
+    join_names,
+    nats,
+    number,
+    points,
+    ratio,
+    signed,
+    size,
+)
 from ..verdict_words import verdict_label, verdict_text
 from . import plots
 from .gallery import build_gallery
 from .render import Figure, render
 
+FEW_CATEGORIES = 12
+"""Largest number of fine categories that are drawn unfolded."""
 Report = Mapping[str, Any]
 
 
@@ -39,9 +52,12 @@ class Breakdown:
 
     name: str
     synthetic: bool
-    figure: Figure
+    finding: str  # the categories that differ, in words
+    figure: Figure | None  # coarse categories, or fine ones if these are few
+    fine_figure: Figure | None  # folded: fine categories, if there are many
     table: DataTable
     further: str  # other metrics of the benchmark
+    is_notable: bool  # whether a category differs: unfolds the figure and the table
 
 
 def report_page(
@@ -78,6 +94,7 @@ def report_page(
         caveats=[*caveats(report), *_calibration_warnings(report)],
         scores=scores.benchmark_table(report),
         gallery=build_gallery(report, flips, base, candidate),
+        evaluated=describe_evaluation(report["evaluated"]),
         breakdowns=[
             _breakdown(index, name, report) for index, name in enumerate(report["benchmarks"])
         ],
@@ -88,7 +105,7 @@ def report_page(
         divergences=_divergences(candidate),
         layers=_layers(candidate),
         cost=models.cost_table(report),
-        memory_kind=report["memory"]["candidate"].get("kind"),
+        memory_note=memory_note(report["memory"]),
         speed_notes=speed_notes(report["speed"]),
         health=models.health_table(report["benchmarks"]),
         violated=[
@@ -125,13 +142,12 @@ def _facts(report: Report) -> list[Fact]:
     times = ratio(after, before)
     facts = [
         Fact("Weights", size(after), f"{times} the base's {size(before)}" if times else ""),
-        Fact(
-            "Largest loss" if worst["delta"] < 0 else "Smallest gain",
-            f"{signed(worst['delta'])} points",
-            f"{name}, 95 % interval {interval(worst['ci95'])}",
-        ),
         Fact("Answers lost", f"{lost:,}", f"and {won:,} won, of {count_of(questions, 'question')}"),
     ]
+    if worst["delta"] < 0:
+        change = f"{signed(worst['delta'])} points"
+        detail = f"{name}, 95 % interval {interval(worst['ci95'])}"
+        facts.insert(1, Fact("Largest loss", change, detail))
     if total := report["fidelity"]:
         agreement = f"{number(100 * total['top1_agreement'])} %"
         detail = f"of {count_of(total['tokens'], 'token')}; mean KL {nats(total['kl_mean'])} nats"
@@ -141,41 +157,67 @@ def _facts(report: Report) -> list[Fact]:
 
 def _breakdown(index: int, name: str, report: Report) -> Breakdown:
     entry = report["benchmarks"][name]
-    figure = Figure(
-        plots.interval_plot(
-            f"intervals{index}",
-            f"Differences on {name} with their 95 % intervals, for all questions and each category",
-            _interval_rows(entry),
+    coarse, fine = scores.coarse_categories(entry), scores.fine_categories(entry)
+    coarse_rows = [(f"all {group}", part) for group, part in coarse.items()]
+
+    def figure(kind: str, parts: Iterable[tuple[str, Report]]) -> Figure | None:
+        rows = _interval_rows(entry, parts)
+        if len(rows) < 3:  # one part is all questions again
+            return None
+        svg = plots.interval_plot(
+            f"{kind}{index}",
+            f"Differences on {name} with their 95 % intervals, for all questions and each {kind}",
+            rows,
             report["margin"],
-        ),
-        "Δ with its 95 % interval and the number of questions in brackets, the worst first. "
-        f"Dashed: the allowed loss of {points(report['margin'])}. Red or green: the interval "
-        "excludes zero.",
-    )
+        )
+        caption = (
+            "Δ (candidate minus base) with its 95 % interval and the number of questions in "
+            f"brackets, the worst first. Dashed: the allowed loss of {points(report['margin'])}. "
+            "Red or green: the interval excludes zero."
+        )
+        return Figure(svg, caption)
+
+    coarse_figure, fine_figure = figure("group", coarse_rows), figure("category", fine.items())
+    if coarse_figure is None and len(fine) <= FEW_CATEGORIES:
+        coarse_figure, fine_figure = fine_figure, None
     base, candidate = entry["extra"]["base"], entry["extra"]["candidate"]
     further = "; ".join(f"{k} {number(v)} → {number(candidate[k])}" for k, v in base.items())
     measured = (report["fidelity"] or {}).get("per_benchmark", {}).get(name, {})
-    table = scores.category_table(name, entry, measured.get("categories", {}))
-    return Breakdown(name, entry["synthetic"], figure, table, further)
+    return Breakdown(
+        name,
+        entry["synthetic"],
+        _finding(entry, coarse, fine),
+        coarse_figure,
+        fine_figure,
+        scores.category_table(name, entry, measured.get("categories", {})),
+        further,
+        bool(scores.differing_categories(entry)),
+    )
 
 
-def _interval_rows(entry: Report) -> list[plots.IntervalRow]:
-    """All questions of a benchmark, coarse categories, then fine ones, each the worst first."""
+def _finding(entry: Report, coarse: Report, fine: Report) -> str:
+    """The categories whose change is significant, or the reason why none is named."""
+    if not (count := len(coarse) + len(fine)):
+        return "The questions have no categories."
+    differing = scores.differing_categories(entry)
+    if not differing:
+        return (
+            f"None of {count_of(count, 'category')} changes by more than chance explains (p below "
+            f"{scores.SIGNIFICANT:g} after adjustment for their number)."
+        )
+    changes = [f"{part} ({signed(row['delta'])} points)" for part, row in differing.items()]
+    return f"Changed by more than chance explains: {join_names(changes)}."
+
+
+def _interval_rows(entry: Report, parts: Iterable[tuple[str, Report]]) -> list[plots.IntervalRow]:
+    """All questions of a benchmark, then its parts, the worst first."""
 
     def row(label: str, part: Report, is_total: bool = False) -> plots.IntervalRow:
         low, high = part["ci95"]
         return plots.IntervalRow(label, part["n"], part["delta"], low, high, is_total)
 
-    def worst_first(parts: Iterable[tuple[str, Report]]) -> list[plots.IntervalRow]:
-        ordered = sorted(parts, key=lambda part: (part[1]["delta"], part[0]))
-        return [row(name, part) for name, part in ordered]
-
-    coarse = scores.coarse_categories(entry)
-    return [
-        row("all questions", entry, is_total=True),
-        *worst_first((f"all {name}", part) for name, part in coarse.items()),
-        *worst_first(entry["categories"].items()),
-    ]
+    ordered = sorted(parts, key=lambda part: (part[1]["delta"], part[0]))
+    return [row("all questions", entry, is_total=True), *(row(*part) for part in ordered)]
 
 
 def _divergences(candidate: StoredRun) -> list[Figure]:
@@ -188,14 +230,14 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
     kind = find_kl_kind(records)
     answers = [divergences(record, kind) for record in records]
     values = [value for answer in answers for value in answer]
-    if not values:
+    if len(values) < 2:  # one number, which the table shows
         return []
     below = sum(value < plots.FLOOR for value in values)
     floor = f" The leftmost bar holds {count_of(below, 'token')} below 10⁻⁸ nats." if below else ""
     positions = plots.by_position(answers)
     pooled = [position for position in positions if position.last > position.first]
     joined = f" From token {pooled[0].first} on, neighbours share a point." if pooled else ""
-    return [
+    figures = [
         Figure(
             plots.divergence_histogram(
                 "histogram", "Histogram of the KL divergence of answer tokens", values
@@ -203,16 +245,17 @@ def _divergences(candidate: StoredRun) -> list[Figure]:
             f"{count_of(len(values), 'answer token')} of all benchmarks.{floor} A tail on the "
             "right: a few tokens differ strongly.",
         ),
-        Figure(
-            plots.position_plot(
-                "position",
-                "KL divergence against the position of the token in the answer",
-                positions,
-            ),
-            f"Each point holds at least {plots.TOKENS_PER_POINT} tokens if the answers are long "
-            f"enough.{joined} A rising line means that long answers drift.",
-        ),
     ]
+    if len(positions) > 1:
+        svg = plots.position_plot(
+            "position", "KL divergence against the position of the token in the answer", positions
+        )
+        caption = (
+            f"Each point holds at least {plots.TOKENS_PER_POINT} tokens if the answers are long "
+            f"enough.{joined} A rising line means that long answers drift."
+        )
+        figures.append(Figure(svg, caption))
+    return figures
 
 
 @dataclass(frozen=True)
@@ -230,9 +273,12 @@ def _layers(candidate: StoredRun) -> Layers:
     layers = record["layers"] if record else []
     errors = sorted(plots.layer_errors(layers), key=lambda error: error.stage)
     figures = []
-    for index, (stage, members) in enumerate(groupby(errors, key=lambda error: error.stage)):
+    for index, (stage, group) in enumerate(groupby(errors, key=lambda error: error.stage)):
+        members = list(group)
+        if len(members) < 2:  # the table shows it
+            continue
         svg = plots.layer_plot(
-            f"layers{index}", f"Quantization error of each layer of {stage}", list(members)
+            f"layers{index}", f"Quantization error of each layer of {stage}", members
         )
         caption = (
             "Squared error of each layer's output over the calibration samples, relative to the "

@@ -16,10 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..tables.formatting import MINUS, nats, power, power_of_ten
+from .labels import place_labels
 from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, SvgFigure, plain
 
 FLOOR = 1e-8  # nats; smaller divergences are rounding errors and are drawn at this value
 TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tokens
+LABEL_LIMIT = 28  # characters of a label at a point
 _MARKERS = "osD^vPX*"
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
 
@@ -233,7 +235,6 @@ def pareto_plot(
         axes = figure.axes
         if front:
             axes.step(*zip(*front, strict=True), where="post", color=ACCENT, lw=1.3, zorder=1)
-        middle = (min(m.size for m in models) + max(m.size for m in models)) / 2e6
         for model in models:
             x = model.size / 1e6
             y = max(model.quality, FLOOR) if log else model.quality
@@ -241,20 +242,14 @@ def pareto_plot(
             filled = color if model.on_front else PAPER
             mark = "s" if model.is_base else "o"
             axes.plot([x], [y], mark, ms=8, color=color, markerfacecolor=filled)
-            left = x > middle
-            axes.annotate(
-                plain(model.label, 28),
-                (x, y),
-                xytext=(-8 if left else 8, 6),
-                textcoords="offset points",
-                ha="right" if left else "left",
-            )
         if log:
             axes.set_yscale("log")
             _log_ticks(axes)
         axes.margins(0.12, 0.18)
         axes.set_xlabel("weights, MB")
         axes.set_ylabel(quality)
+        points = [(m.size / 1e6, max(m.quality, FLOOR) if log else m.quality) for m in models]
+        place_labels(figure, points, [plain(model.label, LABEL_LIMIT) for model in models])
         return figure.svg(title)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .formatting import SYNTHETIC, TEXT, UNKNOWN, Format, Medium, escape
+from .formatting import SAMPLE, SYNTHETIC, TEXT, UNKNOWN, Format, Medium, escape
 
 ALL_MEDIA = tuple(Medium)
 HTML = (Medium.HTML,)
@@ -46,6 +46,7 @@ class Column:
     note: str = ""  # meaning of the number in one sentence; not on the console
     style: str = "number"  # classes of its cells and its head; "" for text
     media: Collection[Medium] = ALL_MEDIA
+    is_detail: bool = False  # HTML shows it in a folded table
 
     @property
     def side(self) -> str:
@@ -74,10 +75,21 @@ class DataTable:
     caption: str  # names the table for screen readers
     columns: Sequence[Column]  # the first one names the row
     rows: Sequence[Any]
+    is_notable: bool = False  # whether HTML unfolds the details
 
-    def grid(self, medium: Medium) -> Grid:
-        """Format the columns of a medium; those without any value are left out."""
-        shown = [column for column in self.columns if medium in column.media]
+    def grid(self, medium: Medium, *, details: bool | None = None) -> Grid:
+        """Format the columns of a medium; those without any value are left out.
+
+        Args:
+            medium: decides the columns and their format.
+            details: True: the first column and the details; False: no details; None: all columns.
+        """
+        shown = [
+            column
+            for number, column in enumerate(self.columns)
+            if medium in column.media
+            and (details in (None, column.is_detail) or (details and number == 0))
+        ]
         values = [[_as_cell(column.value(row)) for column in shown] for row in self.rows]
         filled = [
             i
@@ -130,8 +142,9 @@ def named_rows(entries: Iterable[tuple[str, Row]]) -> list[dict[str, Any]]:
 
 
 def benchmark_cell(row: Row) -> Cell:
-    """A benchmark's name, marked if its images are drawings."""
-    return Cell(row["name"], label=SYNTHETIC if row.get("synthetic") else "")
+    """A benchmark's name, marked if its images are drawings, or if only a sample was asked."""
+    marks = {SYNTHETIC: row.get("synthetic"), SAMPLE: row.get("limited")}
+    return Cell(row["name"], label=", ".join(mark for mark, is_set in marks.items() if is_set))
 
 
 BENCHMARK = Column("benchmark", benchmark_cell, style="name")

@@ -7,8 +7,11 @@ from typing import Any
 
 from . import formatting as fmt
 from .columns import BENCHMARK, HTML, MARKDOWN, Column, DataTable, Row, at, named_rows
+from .scores import SIGNIFICANT
 
 Report = Mapping[str, Any]
+NOISE_MATTERS = 3.0
+"""Below this multiple of the noise floor, noise is a good part of a candidate's divergence."""
 SHARE = fmt.uniform(lambda share: f"{100 * share:.2f} %")
 
 
@@ -29,9 +32,14 @@ def _mean_plain(value: tuple[float, Any]) -> str:
 _MEAN_AND_INTERVAL = fmt.Format(_mean_html, _mean_plain, _mean_plain)
 
 
+def _times(multiple: float) -> str:
+    """`3.4×`, `2,044×`."""
+    return f"{multiple:,.0f}×" if multiple >= 10 else f"{multiple:.1f}×"
+
+
 def _multiples_of_noise(row: Row) -> str | None:
     texts = [
-        f"{fmt.ratio(multiple, 1)} ({kind})"
+        f"{_times(multiple)} ({kind})"
         for kind, floor in row.get("noise", {}).items()
         if (multiple := floor["multiples"]["kl_mean"])
     ]
@@ -48,21 +56,23 @@ DIVERGENCES = (
     Column("× noise floor", _multiples_of_noise,
            note="Mean KL as a multiple of the base's own divergence when only batch size or dtype "
            "change.", media=HTML),
-    Column("median", at("kl_median"), fmt.divergence(), "Half of the tokens are below."),
+    Column("median", at("kl_median"), fmt.divergence(), "Half of the tokens are below.",
+           is_detail=True),
     Column("p99", at("kl_p99"), fmt.divergence(".4f"), "One token in a hundred is above."),
-    Column("largest", at("kl_max"), fmt.divergence(".3f"), "The worst single token."),
+    Column("largest", at("kl_max"), fmt.divergence(".3f"), "The worst single token.",
+           is_detail=True),
     Column("same top token", at("top1_agreement"), SHARE,
            "How often both models rank the same token first."),
     Column("RMS Δp", at("rms_dp"), SHARE,
-           "Root mean square of the change of the answer tokens' probability."),
+           "Root mean square of the change of the answer tokens' probability.", is_detail=True),
     Column("mean over questions", _mean_and_interval, _MEAN_AND_INTERVAL,
            "Mean of the questions' means, with its 95 % bootstrap interval: rotations and tokens "
-           "of a question are not independent."),
+           "of a question are not independent.", is_detail=True),
     Column("first token", at("first_token", "kl_mean"), fmt.divergence(),
-           "Mean divergence of the first token of each answer."),
+           "Mean divergence of the first token of each answer.", is_detail=True),
     Column("end of turn", at("end_of_turn", "kl_mean"), fmt.divergence(),
            "Mean divergence of the token that ends an answer; it is nearly certain, so it is "
-           "counted separately."),
+           "counted separately.", is_detail=True),
 )  # fmt: skip
 
 
@@ -78,22 +88,26 @@ GOLD = (
     BENCHMARK,
     Column("n", at("gold", "n"), fmt.COUNT, "Questions with options."),
     Column("Δ log p", at("gold", "delta"), fmt.difference(4),
-           "Log-probability of the gold option letter as the first token, candidate minus base, in"
-           " nats."),
+           "Log-probability of the gold option letter (the right option) as the first token of the "
+           "answer, candidate minus base, in nats; below 0 the candidate is less sure."),
     Column("95 % interval", at("gold", "delta_ci95"), fmt.span(4)),
     Column("among the letters", at("gold", "choice_delta"), fmt.difference(4),
-           "The same, relative to the option letters alone."),
-    Column("95 % interval", at("gold", "choice_delta_ci95"), fmt.span(4)),
+           "The same, relative to the option letters alone.", is_detail=True),
+    Column("95 % interval of that", at("gold", "choice_delta_ci95"), fmt.span(4), is_detail=True),
     Column("p", at("gold", "p"), fmt.P_VALUE,
            "Paired t-test of the change among the letters, which shows damage long before an "
-           "answer flips."),
+           "answer flips.", is_detail=True),
 )  # fmt: skip
 
 
 def gold_table(report: Report) -> DataTable | None:
     """Change of the gold option letters' probability; None if no question has options."""
     rows = [row for row in _per_benchmark(report) if row["gold"]]
-    return DataTable("Gold option letters", GOLD, rows) if rows else None
+    if not rows:
+        return None
+    p_values = [row["gold"]["p"] for row in rows if row["gold"].get("p") is not None]
+    is_notable = min(p_values, default=1.0) < SIGNIFICANT
+    return DataTable("Gold option letters", GOLD, rows, is_notable)
 
 
 def _setup(row: Row) -> str:
@@ -105,7 +119,7 @@ def _setup(row: Row) -> str:
 def _multiple(key: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         value = row["multiples"][key]
-        return "no noise" if value is None else f"{value:.1f}×"
+        return "no noise" if value is None else _times(value)
 
     return text
 
@@ -136,7 +150,15 @@ def noise_table(report: Report) -> DataTable | None:
         for entry in entries
         for kind, floor in entry["noise"].items()
     ]
-    return DataTable("Noise floor: the base against itself", NOISE, rows) if rows else None
+    if not rows:
+        return None
+    return DataTable("Noise floor: the base against itself", NOISE, rows, any(map(_matters, rows)))
+
+
+def _matters(row: Row) -> bool:
+    """Whether noise flips answers, or explains a good part of the candidate's divergence."""
+    multiple = row["multiples"]["kl_mean"]
+    return row["flips"] > 0 or (multiple is not None and multiple < NOISE_MATTERS)
 
 
 def _per_benchmark(report: Report) -> list[dict[str, Any]]:

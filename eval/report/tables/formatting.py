@@ -15,6 +15,7 @@ from typing import Any
 MINUS = "\u2212"
 UNKNOWN = "unknown"  # a value that a server does not report
 SYNTHETIC = "synthetic"
+SAMPLE = "sample"  # not all questions were asked
 SYNTHETIC_NOTE = "the built-in benchmark files are drawings, not the published benchmarks"
 CELL_LIMIT = 80  # characters of a text in a Markdown table
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -101,8 +102,10 @@ def ratio(part: float | None, whole: float | None) -> str | None:
 
 
 def count_of(count: int, noun: str) -> str:
-    """`1 question`, `1,164 questions`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1 question`, `1,164 questions`, `2 categories`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"
 
 
 def points(margin: float) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ...stats.multiple_testing import FEW
+from ...stats.verdict import Verdict
+from ..verdict_words import Scope, verdict_label
 from . import formatting as fmt
 from .columns import (
     BENCHMARK,
@@ -25,11 +27,16 @@ from .columns import (
 )
 
 Entry = Mapping[str, Any]
+SIGNIFICANT = 0.05
+"""Adjusted p-values below this one unfold the details of a table."""
+NO_CATEGORY = "none"
+"""Category of the questions of a file without categories."""
 
 
 def verdict_cell(row: Row) -> Cell:
-    """A verdict with its colour."""
-    return Cell(row["verdict"], f"verdict {row['verdict'].lower()}")
+    """A verdict with its colour; that of a candidate says what it is based on."""
+    label = verdict_label(row["verdict"], row.get("scope", Scope.FULL))
+    return Cell(label, f"verdict {row['verdict'].lower()}")
 
 
 def _delta(row: Row) -> Cell:
@@ -43,6 +50,15 @@ def _lost_and_won(row: Row) -> str | None:
     if "right_to_wrong" not in counts:
         return None
     return f"{counts['right_to_wrong']} / {counts['wrong_to_right']}"
+
+
+def _still_needed(row: Row) -> str | None:
+    """Questions to add, for a verdict that only lacks questions."""
+    rules = {reason["rule"] for reason in row.get("health_reasons", ())} - {"few_questions"}
+    if row["verdict"] != Verdict.INCONCLUSIVE or rules or "questions_still_needed" not in row:
+        return None
+    count = row["questions_still_needed"]
+    return "–" if count is None else f"{count:,}"
 
 
 _VERDICT = Column(
@@ -69,16 +85,23 @@ SCORES = (
            " points."),
     Column("bounds", lambda r: (r["lower95"], r["upper95"]), fmt.span(2),
            "One-sided 95 % bounds of Δ: PASS if the lower one is above minus the margin, FAIL if "
-           "the upper one is below it.", media=PAGES),
+           "the upper one is below it.", media=PAGES, is_detail=True),
     Column("McNemar p", at("mcnemar_p"), fmt.P_VALUE,
-           "Probability that equally good models flip at least as unevenly (exact test)."),
+           "Probability that equally good models flip at least as unevenly (exact test).",
+           is_detail=True),
     Column("Holm p", at("mcnemar_p_holm"), fmt.P_VALUE,
-           "McNemar's p, adjusted for the number of benchmarks.", media=PAGES),
+           "McNemar's p, adjusted for the number of benchmarks.", media=PAGES, is_detail=True),
     Column("detectable", at("detectable"), fmt.fixed(2),
            "Smallest true difference, in points, that a comparison of this size finds four times "
-           "in five.", media=PAGES),
+           "in five.", media=PAGES, is_detail=True),
     Column("lost / won", _lost_and_won,
            note="Questions that flipped from right to wrong, and from wrong to right."),
+    Column("guessing", at("chance"), fmt.fixed(1),
+           "Chance level: the expected score, in percent, of a model that guesses: one of the "
+           "options, independently for each rotation; 0 for open questions.", media=PAGES),
+    Column("still needed", _still_needed,
+           note="Further questions until PASS, if answers keep changing at the rate seen so far. "
+           "A dash: more questions are not expected to give PASS.", media=PAGES),
     replace(_VERDICT, media=PLAIN),
 )  # fmt: skip
 
@@ -86,7 +109,10 @@ SCORES = (
 def benchmark_table(report: Entry) -> DataTable:
     """One row per benchmark, and one for each benchmark pooled over languages."""
     entries = [*report["benchmarks"].items(), *report.get("pooled", {}).items()]
-    return DataTable("Scores of both models on every benchmark", SCORES, named_rows(entries))
+    rows = named_rows(entries)
+    p_values = [row.get("mcnemar_p_holm", 1.0) for row in rows]
+    is_notable = min(p_values, default=1.0) < SIGNIFICANT
+    return DataTable("Scores of both models on every benchmark", SCORES, rows, is_notable)
 
 
 CATEGORIES = (
@@ -118,14 +144,31 @@ def category_table(benchmark: str, entry: Entry, divergences: Mapping[str, Entry
     """
     coarse = named_rows((f"all {name}", part) for name, part in coarse_categories(entry).items())
     fine = named_rows(
-        (name, {**part, **divergences.get(name, {})}) for name, part in entry["categories"].items()
+        (name, {**part, **divergences.get(name, {})})
+        for name, part in fine_categories(entry).items()
     )
     return DataTable(f"Categories of {benchmark}", CATEGORIES, [*coarse, *fine])
 
 
 def coarse_categories(entry: Entry) -> dict[str, Any]:
     """Coarse categories of a benchmark that are not also fine ones."""
-    return {k: v for k, v in entry["groups"].items() if k not in entry["categories"]}
+    return {
+        name: part
+        for name, part in entry["groups"].items()
+        if name not in entry["categories"] and name != NO_CATEGORY
+    }
+
+
+def fine_categories(entry: Entry) -> dict[str, Any]:
+    """Categories of a benchmark; empty if all questions have none."""
+    categories: dict[str, Any] = dict(entry["categories"])
+    return {} if set(categories) == {NO_CATEGORY} else categories
+
+
+def differing_categories(entry: Entry) -> dict[str, Any]:
+    """Categories, coarse or fine, whose difference is significant after adjustment."""
+    parts = {**coarse_categories(entry), **fine_categories(entry)}
+    return {name: part for name, part in parts.items() if part["p_adjusted"] < SIGNIFICANT}
 
 
 FLIPS = (
