@@ -22,7 +22,7 @@ from ..stats.verdict import Verdict
 from .html import comparison_page
 from .markdown import render_comparison
 from .report import compare
-from .verdict_words import comparison_steps, comparison_title
+from .words.verdict import comparison_steps, comparison_title
 
 
 def compare_many(

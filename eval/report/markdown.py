@@ -8,12 +8,6 @@ from typing import Any
 
 from .health import THRESHOLDS
 from .provenance import describe_evaluation
-from .sentences import (
-    caveats,
-    describe_samples,
-    perplexity_text,
-    shown_warnings,
-)
 from .speed_section import memory_note, speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
@@ -26,7 +20,13 @@ from .tables.scores import (
     flip_table,
     pair_table,
 )
-from .verdict_words import verdict_label, verdict_text
+from .words.sentences import (
+    caveats,
+    describe_samples,
+    perplexity_text,
+    shown_warnings,
+)
+from .words.verdict import verdict_label, verdict_text
 
 FLIPS_SHOWN = 40  # per benchmark; all of them are in flips.jsonl
 TEXT_LIMIT = 2000  # characters of a sentence outside of tables

@@ -39,7 +39,7 @@ from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
 from .speed_section import memory_section, speed_section
-from .verdict_words import find_scope, verdict_text
+from .words.verdict import find_scope, verdict_text
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
 LANGUAGES: Mapping[str, tuple[str, ...]] = {

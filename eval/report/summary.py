@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...common.progress import format_bytes
-from .sentences import shown_warnings
 from .tables.columns import DataTable, console_table
 from .tables.formatting import SYNTHETIC_NOTE
 from .tables.scores import benchmark_table, candidate_score_table
-from .verdict_words import Scope, verdict_label
+from .words.sentences import shown_warnings
+from .words.verdict import Scope, verdict_label
 
 Report = Mapping[str, Any]
 

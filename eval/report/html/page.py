@@ -12,7 +12,6 @@ from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
 from ..provenance import describe_evaluation
-from ..sentences import caveats, perplexity_text, shown_warnings
 from ..speed_section import memory_note, speed_notes
 from ..tables import fidelity, models, scores
 from ..tables.columns import DataTable
@@ -27,7 +26,8 @@ from ..tables.formatting import (
     signed,
     size,
 )
-from ..verdict_words import verdict_label, verdict_text
+from ..words.sentences import caveats, perplexity_text, shown_warnings
+from ..words.verdict import verdict_label, verdict_text
 from . import plots
 from .gallery import build_gallery
 from .render import Figure, render

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..provenance import describe_evaluation, describe_generation
-from ..sentences import describe_samples
 from ..speed_section import SpeedRow, speed_rows
+from ..words.sentences import describe_samples
 from . import formatting as fmt
 from .columns import (
     BENCHMARK,

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ...stats.multiple_testing import FEW
 from ...stats.verdict import Verdict
-from ..verdict_words import Scope, verdict_label
+from ..words.verdict import Scope, verdict_label
 from . import formatting as fmt
 from .columns import (
     BENCHMARK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .provenance import generation_caveat
+from ..provenance import generation_caveat
 
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""

@@ -1,6 +1,6 @@
 import pytest
 
-from vlpress.eval.report.sentences import WARNINGS_SHOWN, describe_samples, shown_warnings
+from vlpress.eval.report.words.sentences import WARNINGS_SHOWN, describe_samples, shown_warnings
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..stats.verdict import Verdict
-from .tables.formatting import join_names, points
+from ...stats.verdict import Verdict
+from ..tables.formatting import join_names, points
 
 LOOK = (
     "Look at the answers before asking more questions: a dtype that overflows, a damaged "

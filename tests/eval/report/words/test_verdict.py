@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from workbench import Workbench, lossy
 
 from vlpress.cli import main
-from vlpress.eval.report.verdict_words import (
+from vlpress.eval.report.words.verdict import (
     Scope,
     VerdictText,
     comparison_steps,

@@ -1,0 +1,1 @@
+"""Sentences that all forms of a report share."""
