@@ -11,6 +11,7 @@ from ..common.differences import differences
 from ..common.distributed import Communicator, broadcast_result, rank_zero_first
 from ..common.output_dir import discard, refuse_foreign
 from ..common.progress import Reporter
+from ..common.schedule import Schedule
 from ..model.processing.processor import Processor
 from ..quant.resolve import Source
 from .answering.vision_features import FeatureCache
@@ -21,6 +22,8 @@ from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
 from .fingerprint import run_fingerprint, task_settings, without_threads
 from .planning.checks import check_questions
+from .planning.schedule import model_stages
+from .planning.stages import FROM_REFERENCE, LOGPROBS, MODEL, describe
 from .report.speed_section import FILE as THROUGHPUT_FILE
 from .report.speed_section import write_throughput
 from .resolve import open_tasks, open_text
@@ -59,8 +62,11 @@ def evaluate_local(
         processor = source.processor()
         return source, processor, open_tasks(options, source, processor), open_text(options)
 
-    source, processor, tasks, text = rank_zero_first(comm, open_all)
-    model = source.load()
+    with reporter.step(f"reading {options.model} and the benchmarks"):
+        source, processor, tasks, text = rank_zero_first(comm, open_all)
+    _announce(out, options, source, processor, tasks, reporter)
+    with reporter.step(f"loading {source.name}"):
+        model = source.load()
     features = FeatureCache(model, processor)  # shared with the noise floor
 
     def setup() -> dict[str, Any]:
@@ -72,7 +78,8 @@ def evaluate_local(
     broadcast_result(comm, lambda: discard_stale(out, setup, tasks, **flags))
     for change in rank_zero_first(comm, lambda: describe_changes(out, tasks)):
         reporter.note(change)
-    with reporter.stages("evaluate", again="fidelity") as update:
+    again = LOGPROBS if reference is None else FROM_REFERENCE
+    with reporter.stages(MODEL, again=again) as update:
         result = evaluate_model(
             model,
             processor,
@@ -100,6 +107,31 @@ def evaluate_local(
         del model, features  # before both models are loaded
         _time_against(reference, out, tasks, source, batch_size, reporter)
     return result.to_dict()
+
+
+def _announce(
+    out: Path,
+    options: EvaluateOptions,
+    source: Source,
+    processor: Processor,
+    tasks: Sequence[Task],
+    reporter: Reporter,
+) -> None:
+    """Report what is going to be done, and let the reporter know how long its stages take."""
+    if reporter.quiet:
+        return
+    stages = model_stages(
+        source,
+        tasks,
+        processor,
+        batch_size=options.batch_size,
+        noise=options.noise or 0,
+        has_reference=options.reference is not None,
+    )
+    reporter.schedule = Schedule(stages)
+    is_new = not (out / RUN_FILE).is_file()
+    seconds = sum(stage.seconds for stage in stages) if is_new else None
+    reporter.note(describe(f"evaluating {source.name}", tasks, options.out, seconds))
 
 
 def _time_against(

@@ -20,6 +20,7 @@ from ..common.differences import differences
 from ..common.options import verb
 from ..common.output_dir import claim, read_marker, refuse_foreign, sole_use
 from ..common.progress import Reporter, reporting
+from ..common.schedule import Schedule
 from ..common.threads import use_threads
 from ..quant.checkpoint.model_card import write_model_card
 from ..quant.config import ModelSettings
@@ -36,6 +37,8 @@ from .fidelity.perplexity import identify_text, is_measured
 from .fingerprint import THREADS, task_settings
 from .own.advice import advise
 from .planning.checks import check_questions, refuse_drawings
+from .planning.schedule import run_stages
+from .planning.stages import CHECKPOINT, DIVERGENCE, LOGPROBS, ORIGINAL, describe
 from .report.card import scores_section
 from .report.report import check_margin
 from .resolve import open_tasks, open_text, refuse_leak
@@ -85,11 +88,12 @@ class _Run:
         """Complete the run and return its report."""
         options = self._options
         self._check()
-        source = Source.find(options.model, self._settings)
-        job = Job.prepare(source, options.recipe, options, options.format, options.tp)
-        tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
-        text = open_text(options)
-        refuse_leak(job.samples, tasks)
+        with self._reporter.step(f"reading {options.model}, calibration samples and benchmarks"):
+            source = Source.find(options.model, self._settings)
+            job = Job.prepare(source, options.recipe, options, options.format, options.tp)
+            tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
+            text = open_text(options)
+            refuse_leak(job.samples, tasks)
         for task in tasks:
             if task.kind == "own":
                 advice = advise(len(by_unit(task.fields)), options.margin)
@@ -97,6 +101,7 @@ class _Run:
         self._quantize(job, tasks, text)
         self._note_changes(tasks)
         if not self._is_evaluated(job, tasks, text):
+            self._announce(job, tasks)
             self._evaluate_base(job, tasks, text)
             self._evaluate_candidate(tasks, text)
         time_in_alternation(
@@ -158,6 +163,7 @@ class _Run:
             reporter.note(f"{self._checkpoint} is finished already")
             job.warn(reporter)
         else:
+            self._announce(job, tasks)
             decoded_images.clear()  # memory for the quantization
             job.make(self._checkpoint, checkpoint_fingerprint, reporter, **flags)
 
@@ -173,6 +179,16 @@ class _Run:
                 f"{', '.join(others)}: not given this time and not in the report; the answers are "
                 "kept"
             )
+
+    def _announce(self, job: Job, tasks: Sequence[Task]) -> None:
+        """Report what is going to be done, and let the reporter know how long its stages take."""
+        if self._reporter.quiet or self._reporter.schedule is not None:
+            return
+        stages = run_stages(job, tasks, batch_size=self._options.batch_size, noise=self._noise)
+        self._reporter.schedule = Schedule(stages)
+        action = f"quantizing {job.source.name} with {job.recipe.name}, evaluating both models"
+        seconds = sum(stage.seconds for stage in stages)
+        self._reporter.note(describe(action, tasks, self._out, seconds))
 
     def _is_evaluated(self, job: Job, tasks: Sequence[Task], text: str | None) -> bool:
         """Whether both evaluations are complete, so that no model has to be loaded."""
@@ -201,7 +217,7 @@ class _Run:
         """Evaluate the original, cache its log-probabilities and measure its noise floor."""
         model, batch_size = job.source.load(), self._options.batch_size
         features = FeatureCache(model, job.processor)  # shared with the noise floor
-        with self._reporter.stages("original", again="expectations") as update:
+        with self._reporter.stages(ORIGINAL, again=LOGPROBS) as update:
             evaluate_model(
                 model,
                 job.processor,
@@ -228,7 +244,7 @@ class _Run:
     def _evaluate_candidate(self, tasks: Sequence[Task], text: str | None) -> None:
         """Evaluate the checkpoint in the same setup, and its divergence from the original."""
         candidate = Source.find(self._checkpoint, self._settings)
-        with self._reporter.stages("quantized", again="fidelity") as update:
+        with self._reporter.stages(CHECKPOINT, again=DIVERGENCE) as update:
             evaluate_model(
                 candidate.load(),
                 candidate.processor(),

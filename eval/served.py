@@ -22,6 +22,7 @@ from .answering.openai_responder import (
 from .config import EvaluateOptions
 from .local import RUN_FILE, discard_stale
 from .planning.checks import check_questions
+from .planning.stages import SERVED, describe
 from .resolve import open_tasks_in
 from .results import read_run
 from .tasks.askable import mark_as_reference
@@ -60,7 +61,8 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
     discard_stale(out, lambda: setup, tasks, overwrite=options.overwrite, fresh=options.fresh)
     if reference is not None:
         _note_limits(reference, setup, reporter)
-    with reporter.stages("evaluate") as update:
+    reporter.note(describe(f"evaluating {endpoint.model}", tasks, options.out))
+    with reporter.stages(SERVED) as update:
         result = evaluate_endpoint(
             endpoint,
             tasks,

@@ -17,6 +17,7 @@ from ..quant.resolve import Source
 from ..quant.runtime.description import count_kernels, describe_activations, describe_head
 from .answering.memory import SIDES, find_meter, measure_memory
 from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
+from .planning.stages import TIMING
 from .report.speed_section import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task
@@ -69,7 +70,7 @@ def time_in_alternation(
         reporter.note(f"speed is not measured in alternation: {reason}")
         write_throughput(base, candidate, reason=f"not measured in alternation: {reason}")
         return
-    with reporter.stage("speed in alternation") as update:
+    with reporter.stage(TIMING) as update:
         rates = measure_throughput(
             timed[0], timed[1], tasks, batch_size=batch_size, seed=seed, on_progress=update
         )

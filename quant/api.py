@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..calib.samples.sample import has_images
 from ..common.distributed import broadcast_result, rank_zero_first
 from ..common.options import verb
 from ..common.output_dir import claim_result, shared_use, sole_use, staged_result
 from ..common.progress import peak_memory, reporting
 from ..common.threads import use_threads
 from ..model.checkpoint import CheckpointReader
-from ..model.loading import choose_dtype
 from ..model.weight_files import digest_folder
 from .checkpoint.export import export_into
 from .checkpoint.formats import choose_format
@@ -30,10 +29,11 @@ from .config import (
     QuantizeOptions,
 )
 from .driver.pipeline import check_format
-from .job import Job, calibration_warnings
+from .job import Job
 from .plan.plan import make_plan
-from .plan.time_estimate import estimate_time, probe
-from .resolve import Source, open_samples, resolve_recipe
+from .plan.sample_counts import count_samples
+from .plan.time_estimate import cached_probe, estimate_time
+from .resolve import Source, resolve_recipe
 
 
 @verb(QuantizeOptions)
@@ -73,8 +73,8 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
 def plan(options: PlanOptions) -> dict[str, Any]:
     """Compute the effect of a recipe on every linear layer of a model, without its weights.
 
-    Memory and disk are computed for the samples that would be drawn; the time is estimated from a
-    probe of the device that takes less than a second.
+    Memory and disk are computed for the samples that would be drawn; the time is estimated from
+    the rates of this machine, see `cached_probe`. The time of an evaluation is not part of it.
 
     Returns:
         Rows for the layers, sizes in bytes, times in seconds.
@@ -89,30 +89,31 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     if is_quantized(source.folder):
         raise ValueError(f"{source.name}: is quantized already; vlpress inspect shows its layers")
     recipe = resolve_recipe(options.recipe, options, settings, options.tp)
-    dtype = choose_dtype(settings.dtype, source.config, CheckpointReader(source.folder))
+    dtype = source.dtype
     layers = make_plan(source.config, recipe, dtype=dtype, format=options.format)
     check_format(layers, options.format)
     process = peak_memory()  # before the samples, which the plan counts itself, are loaded
-    rates = probe(source.device, dtype)
+    rates, entry = cached_probe(source.device, dtype, refresh=options.refresh)
     solve, per_token = estimate_time(
         layers,
         rates,
         true_sequential=recipe.calibration.true_sequential,
         gradient=recipe.needs_gradient,
     )
-    drawn = open_samples(recipe, options, source.processor())
+    counts = count_samples(recipe, options, source)
     with reporting(options.progress) as reporter:
-        for warning in calibration_warnings(source.name, drawn, options):
+        for warning in counts.warnings:
             reporter.warn(warning)
-    tokens, longest = sum(drawn.tokens), max(drawn.tokens, default=0)
+    tokens, longest = sum(counts.tokens), max(counts.tokens, default=0)
     return {
         "model": source.name,
         "recipe": recipe.to_dict(),
         **layers.to_dict(),
         "time": {"solve_seconds": solve, "seconds_per_token": per_token},
+        "rates": {**asdict(rates), "is_cached": entry.is_reused, "origin": entry.note},
         "estimate": {
-            "samples": len(drawn.samples),
-            "with_images": sum(map(has_images, drawn.samples)),
+            "samples": len(counts.tokens),
+            "with_images": counts.with_images,
             "tokens": tokens,
             "seconds": solve + per_token * tokens,
             "process_bytes": process,

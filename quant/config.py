@@ -222,8 +222,18 @@ class FormatOption(Options):
     ] = "auto"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RefreshOption(Options):
+    """Use of the cached rates of this machine."""
+
+    refresh: Annotated[
+        bool, Option("Measure the speed of this machine again instead of using the cached rates.")
+    ] = False
+
+
 @dataclass(frozen=True)
 class PlanOptions(
+    RefreshOption,
     ProgressOption,
     ThreadOptions,
     InputOptions,

@@ -16,7 +16,7 @@ from ..calib.samples.selection import Draw
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.environment import device_name, versions
 from ..common.output_dir import claim, staged_result
-from ..common.progress import Reporter
+from ..common.progress import Reporter, Update
 from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
 from .checkpoint.formats import AUTO
@@ -30,9 +30,12 @@ from .driver.journal import NAMES as JOURNAL_NAMES
 from .driver.journal import Journal
 from .driver.pipeline import check_format
 from .plan.plan import Plan, check_images, make_plan
+from .plan.time_estimate import Probe, estimate_time
 from .recipe.recipe import Recipe
 from .resolve import Source, encode_samples, open_samples, resolve_recipe
 
+QUANTIZING = "quantizing"
+"""Title of the stage."""
 SMOKE_TEST_TOKENS = 2
 """Tokens that a new checkpoint has to generate; each of them reads all weights once."""
 SMOKE_TEST_QUESTION = "Which animal barks?"
@@ -147,6 +150,16 @@ class Job:
             "warnings": self.warnings,
         }
 
+    def estimate_seconds(self, rates: Probe) -> float:
+        """Estimate the time of the quantization on a machine, see `time_estimate`."""
+        solving, per_token = estimate_time(
+            self.plan,
+            rates,
+            true_sequential=self.recipe.calibration.true_sequential,
+            gradient=self.recipe.needs_gradient,
+        )
+        return solving + per_token * sum(self.drawn.tokens)
+
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that the checkpoint depends on, as JSON values."""
         return {
@@ -199,14 +212,14 @@ class Job:
             comm,
         )
         journal = rank_zero_first(comm, lambda: Journal(folder, writes=comm.rank == 0))
-        with reporter.stage("quantize") as update:
-            report = quantizer.quantize(journal, update)
+        with reporter.stage(QUANTIZING) as update:
+            report = quantizer.quantize(journal, self._with_block(update))
 
         def finish() -> None:
             with staged_result(out, fingerprint) as staged:
                 save_finished(journal.tensors(), report, self.source.folder, staged)
                 write_model_card(staged, self.base)
-                with reporter.stage("verify") as update:
+                with reporter.stage("verifying the checkpoint") as update:
                     update(0, SMOKE_TEST_TOKENS, "")
                     text = self.verify(staged)
                     update(SMOKE_TEST_TOKENS, SMOKE_TEST_TOKENS, "")
@@ -214,6 +227,19 @@ class Job:
             shutil.rmtree(folder)
 
         broadcast_result(comm, finish)
+
+    def _with_block(self, update: Update) -> Update:
+        """Return `update` with the number of the block that is quantized in front of the detail."""
+        places = [(row.spec.stage, row.spec.block) for row in self.plan.quantized]
+        blocks = list(dict.fromkeys(places))
+
+        def report(done: int, total: int, detail: str) -> None:
+            current = places[min(done, len(places) - 1)]
+            where = f"block {blocks.index(current) + 1} of {len(blocks)}"
+            update(done, total, f"{where}, {detail}" if detail else where)
+
+        report(0, len(places), "")
+        return report
 
     def verify(self, checkpoint: Path) -> str:
         """Load a checkpoint block by block and decode the first tokens of an answer.

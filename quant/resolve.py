@@ -12,8 +12,9 @@ import torch
 from ..calib.samples.draw import draw_samples
 from ..calib.samples.sample import Sample
 from ..calib.samples.selection import Draw
+from ..model.checkpoint import CheckpointReader
 from ..model.config import ModelConfig
-from ..model.loading import choose_device
+from ..model.loading import choose_device, choose_dtype
 from ..model.processing.inputs import Prompt
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
@@ -69,6 +70,11 @@ class Source:
     def device(self) -> torch.device:
         """Device that the model is loaded on."""
         return choose_device(self.settings.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that the model is loaded in."""
+        return choose_dtype(self.settings.dtype, self.config, CheckpointReader(self.folder))
 
 
 def resolve_recipe(

@@ -16,9 +16,17 @@ def prompt_length(item: Item, processor: Processor) -> int:
     Raises:
         ValueError: the prompt cannot be built, or the header of an image cannot be read.
     """
+    return len(processor.encode(item.messages, visuals=placeholders(item, processor)))
+
+
+def placeholders(item: Item, processor: Processor) -> list[Visual]:
+    """Return the visuals of an item's images without patch values.
+
+    Raises:
+        ValueError: the header of an image cannot be read.
+    """
     area = item.pixels.area if item.pixels else (processor.min_pixels, processor.max_pixels)
-    visuals = [_placeholder(image.size, area, processor) for image in item.images]
-    return len(processor.encode(item.messages, visuals=visuals))
+    return [_placeholder(image.size, area, processor) for image in item.images]
 
 
 def _placeholder(size: tuple[int, int], area: tuple[int, int], processor: Processor) -> Visual:

@@ -19,6 +19,7 @@ from ..answering.batches import OnProgress
 from ..answering.runner import ModelResponder, answer_task
 from ..answering.vision_features import FeatureCache
 from ..fingerprint import answer_setup
+from ..planning.stages import noise_titles
 from ..results import read_run
 from ..tasks.task import Task, by_unit, is_broken, sample_units
 from .logprob_cache import LogProbReader
@@ -53,9 +54,9 @@ def measure_batch_floor(
         FileNotFoundError: the base's log-probabilities are not stored.
         ValueError: the stored measurement has another setup.
     """
-    other = SINGLE if batch_size > SINGLE else PAIRS
+    other = other_batch_size(batch_size)
     sizes = {"batch_size": other, "units": units}
-    _report_floor(run_dir, tasks, features, BATCH, f"noise, batches of {other}:", sizes, reporter)
+    _report_floor(run_dir, tasks, features, BATCH, f"batch size {other}", sizes, reporter)
 
 
 def measure_dtype_floor(
@@ -83,11 +84,21 @@ def measure_dtype_floor(
         FileNotFoundError: the base's log-probabilities are not stored.
         ValueError: the stored measurement has another setup.
     """
-    other: Literal["bf16", "fp32"] = "bf16" if dtype == torch.float32 else "fp32"
+    other = other_dtype(dtype)
     again = replace(source, settings=replace(source.settings, dtype=other))
     features = FeatureCache(again.load(), again.processor())
     sizes = {"batch_size": batch_size, "units": units}
-    _report_floor(run_dir, tasks, features, DTYPE, f"noise, {other}:", sizes, reporter)
+    _report_floor(run_dir, tasks, features, DTYPE, str(other), sizes, reporter)
+
+
+def other_batch_size(batch_size: int) -> int:
+    """Return the batch size of the measurement for that of an evaluation."""
+    return SINGLE if batch_size > SINGLE else PAIRS
+
+
+def other_dtype(dtype: torch.dtype) -> Literal["bf16", "fp32"]:
+    """Return the dtype of the measurement for that of an evaluation."""
+    return "bf16" if dtype == torch.float32 else "fp32"
 
 
 def _report_floor(
@@ -95,11 +106,12 @@ def _report_floor(
     tasks: Sequence[Task],
     features: FeatureCache,
     kind: str,
-    title: str,
+    change: str,
     sizes: dict[str, Any],
     reporter: Reporter,
 ) -> None:
-    with reporter.stages(title, again=f"{title} reading") as update:
+    title, again = noise_titles(change)
+    with reporter.stages(title, again=again) as update:
         measure_noise(run_dir, tasks, features, kind, **sizes, on_progress=update)
 
 

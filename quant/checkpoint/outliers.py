@@ -12,13 +12,13 @@ which is the model's input as well.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...common.atomic import atomic_folder
+from ...common.result_cache import cache_folder
 from ...common.safetensors_writer import write_tensors
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
@@ -47,7 +47,7 @@ def outlier_folder(source: Path, *, seed: int = 0, cache: Path | None = None) ->
         ValueError: the source is quantized.
     """
     if cache is None:
-        cache = Path(os.environ.get("VLPRESS_CACHE") or Path.home() / ".cache" / "vlpress")
+        cache = cache_folder()
     folder = cache / f"outliers-{_key(source, seed)}"
     if folder.is_dir():
         return folder

@@ -1,18 +1,21 @@
-"""Estimate the run time of a plan on this machine, from a probe that takes under a second.
+"""Estimate the run time of a plan on this machine, from a cached probe of half a second.
 
 Linear layers, Hessians, the solver and the searches of transforms are counted. Attention, norms and
 image preprocessing are not, so the estimate is low, the more so the smaller the model. The rates
-are those of the moment, including the load by other programs. The estimate tells minutes from
-hours, not more.
+are those of the moment of the probe, including the load by other programs. The estimate tells
+minutes from hours, not more.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 
 import torch
 
+from ...common.environment import device_name, processor_name, versions
+from ...common.result_cache import Cached, cached
 from ..driver.transforms import SEARCH_SHARE
 from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
@@ -23,8 +26,10 @@ from ..recipe.scheme import QuantScheme
 from ..recipe.steps import AWQStep, SmoothQuantStep
 from .plan import Plan, PlanRow
 
-NARROW, WIDE = 128, 384
-"""Rows and columns of the layers that the probe solves: one group and three."""
+NARROW, WIDE = 128, 256
+"""Rows and columns of the layers that the probe solves: one group and two."""
+STREAMED = (8192, 4096)
+"""Rows and columns of the weight that the probe reads from memory: 64 MiB in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,16 @@ class Probe:
     """One multiply-add of the solver."""
     search: float
     """Scale search per weight."""
+    read: float = 0.0
+    """One weight of a linear layer with a single token, which is read from memory."""
 
 
 def probe(device: torch.device, dtype: torch.dtype) -> Probe:
-    """Time two matrix products and three small layers."""
+    """Time four matrix products and three small layers."""
     mac, mac32 = (_product(device, kind) for kind in (dtype, torch.float32))
     hessian = _hessian(device, dtype) or mac32
     narrow, wide, searched = (
-        _solver(device, *case) for case in ((NARROW, False), (WIDE, False), (WIDE, True))
+        _solver(device, *case) for case in ((NARROW, False), (WIDE, False), (NARROW, True))
     )
     few, many = _work(NARROW, NARROW), _work(WIDE, WIDE)
     # Two layers, two unknowns: seconds = column * width + solve_mac * work. The difference of two
@@ -58,7 +65,34 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     ratio = WIDE / NARROW
     solve_mac = max(_correction(device), (wide - ratio * narrow) / (many - ratio * few))
     column = max(0.0, (narrow - solve_mac * few) / NARROW)
-    return Probe(mac, mac32, hessian, column, solve_mac, max(0.0, searched - wide) / WIDE**2)
+    search = max(0.0, searched - narrow) / NARROW**2
+    return Probe(mac, mac32, hessian, column, solve_mac, search, _reading(device, dtype))
+
+
+def cached_probe(
+    device: torch.device, dtype: torch.dtype, *, refresh: bool = False
+) -> tuple[Probe, Cached]:
+    """Return the rates of an earlier probe under the same conditions, or probe now.
+
+    Args:
+        device: to measure.
+        dtype: of the model.
+        refresh: probe in any case, and store the new rates.
+
+    Returns:
+        The rates, and the entry of the cache that they are in.
+    """
+    key = {
+        "device": device_name(device),
+        "processor": [processor_name(), os.cpu_count()],
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype),
+        "kernel": os.environ.get("VLPRESS_KERNEL", ""),
+        "versions": versions(),
+        "probe": [NARROW, WIDE, *STREAMED],
+    }
+    entry = cached("rates", key, lambda: asdict(probe(device, dtype)), refresh=refresh)
+    return Probe(**entry.value), entry
 
 
 def estimate_time(
@@ -244,10 +278,18 @@ def _solver(device: torch.device, width: int, scale_search: bool) -> float:
     return _seconds(lambda: gptq(x, hessian, scheme, scale_search=scale_search), device)
 
 
+def _reading(device: torch.device, dtype: torch.dtype) -> float:
+    """Time a layer with one token, per weight."""
+    rows, columns = STREAMED
+    x = torch.ones(1, columns, device=device, dtype=dtype)
+    weight, multiply = torch.ones(rows, columns, device=device, dtype=dtype), select_linear(device)
+    return _seconds(lambda: multiply(x, weight, None), device) / weight.numel()
+
+
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Time a function: best of three runs, of which the first one warms up."""
+    """Time a function: the better of two runs, of which the first one warms up."""
     times = []
-    for _ in range(3):
+    for _ in range(2):
         start = time.perf_counter()
         work()
         if device.type == "cuda":

@@ -45,6 +45,7 @@ def plan_table(plan: Result) -> str:
         *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *_estimate(plan["memory"], plan["estimate"]),
+        _rates(plan["rates"]),
     )
 
 
@@ -90,6 +91,12 @@ def _estimate(memory: Result, estimate: Result) -> list[str]:
         f"time on this machine: at least {format_seconds(estimate['seconds'])} for "
         f"{samples if estimate['samples'] else 'rounding, which needs no samples'}",
     ]
+
+
+def _rates(rates: Result) -> str:
+    """The origin of the rates that times are estimated from."""
+    remedy = "; --refresh measures it again" if rates["is_cached"] else ""
+    return f"speed of this machine: {rates['origin']}{remedy}"
 
 
 def _fallback(layer: Row) -> str | None:

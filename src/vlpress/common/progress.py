@@ -25,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .schedule import Schedule
+
 PLAIN_INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
 
 Update = Callable[[int, int, str], None]
@@ -80,11 +82,13 @@ def format_seconds(seconds: float) -> str:
 class Reporter:
     """Output of stages, notes and warnings on standard error.
 
-    With `quiet`, stages are not shown; notes and warnings are.
+    With `quiet`, stages and steps are not shown; notes and warnings are.
     """
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     quiet: bool = False
+    schedule: Schedule | None = None
+    """Expected stages of the whole verb, for the time that is left of it."""
 
     def note(self, text: str) -> None:
         """Print one permanent line."""
@@ -113,9 +117,10 @@ class Reporter:
             yield lambda done, total, detail: None
         elif self.console.is_terminal:
             with self._bars() as bars:
-                yield _bar(bars, bars.add_task(title, total=None, detail="", peak=""))
+                clock = _StageClock(title, self.schedule)
+                yield _bar(bars, bars.add_task(title, total=None, detail="", peak=""), clock)
         else:
-            plain = _PlainStage(title, self.note)
+            plain = _PlainStage(title, self.note, _StageClock(title, self.schedule))
             yield plain.update
             plain.finish()
 
@@ -144,7 +149,7 @@ class Reporter:
 
     def _bars(self) -> Progress:
         return Progress(
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<40}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -207,10 +212,47 @@ def reporting(progress: bool, *, rank: int = 0) -> Iterator[Reporter]:
         logger.removeHandler(handler)
 
 
-def _bar(bars: Progress, task: TaskID) -> Update:
+class _StageClock:
+    """Time left of a stage, and of the whole verb."""
+
+    def __init__(self, title: str, schedule: Schedule | None) -> None:
+        self._title, self._schedule = title, schedule
+        self._started = time.monotonic()
+        self._first: int | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._started
+
+    def record(self, done: int, total: int) -> None:
+        """Note the progress of the stage."""
+        if self._first is None:
+            self._first = done
+        if self._schedule is not None and total:
+            # A resumed stage starts above 0; its rate follows from the steps of this process only.
+            worked, share = (done - self._first) / total, done / total
+            self._schedule.record(self._title, share=share, worked=worked, seconds=self.elapsed())
+
+    def left(self, done: int, total: int) -> list[str]:
+        """Describe the time left of the stage, and of the whole verb."""
+        steps, texts = done - (self._first or 0), []
+        if steps:
+            seconds = self.elapsed() / steps * (total - done)
+            texts.append(f"{format_seconds(seconds)} left")
+        return texts + self.verb_left()
+
+    def verb_left(self) -> list[str]:
+        """Describe the time left of the whole verb; empty without a schedule."""
+        if self._schedule is None:
+            return []
+        return [f"{format_seconds(self._schedule.seconds_left())} until the end"]
+
+
+def _bar(bars: Progress, task: TaskID, clock: _StageClock) -> Update:
     def update(done: int, total: int, detail: str) -> None:
-        peak = f"peak {format_bytes(peak_memory())}"
-        bars.update(task, completed=done, total=total, detail=detail, peak=peak)
+        clock.record(done, total)
+        parts = [*clock.verb_left(), f"peak {format_bytes(peak_memory())}"]
+        bars.update(task, completed=done, total=total, detail=detail, peak=", ".join(parts))
 
     return update
 
@@ -218,25 +260,23 @@ def _bar(bars: Progress, task: TaskID) -> Update:
 class _PlainStage:
     """A stage as lines: its first and last steps, and one line every few seconds."""
 
-    def __init__(self, title: str, write: Callable[[str], None]) -> None:
+    def __init__(self, title: str, write: Callable[[str], None], clock: _StageClock) -> None:
         self._title = title
         self._write = write
-        self._started = time.monotonic()
+        self._clock = clock
         self._shown: float | None = None
-        self._first: int | None = None
         self._last = (0, 0, "")
 
     def update(self, done: int, total: int, detail: str) -> None:
         self._last = (done, total, detail)
-        if self._first is None:
-            self._first = done
+        self._clock.record(done, total)
         now = time.monotonic()
         if self._shown is None or now - self._shown >= PLAIN_INTERVAL:
             self._show(now)
 
     def finish(self) -> None:
         done, total, _ = self._last
-        duration = format_seconds(time.monotonic() - self._started)
+        duration = format_seconds(self._clock.elapsed())
         peak = format_bytes(peak_memory())
         count = f" {done}/{total}" if total else ""
         self._write(f"{self._title}:{count} done in {duration}, peak {peak}")
@@ -244,11 +284,7 @@ class _PlainStage:
     def _show(self, now: float) -> None:
         self._shown = now
         done, total, detail = self._last
-        parts = [f"{self._title}: {done}/{total}"]
-        # A resumed stage starts above 0; its rate follows from the steps of this process only.
-        steps = done - (self._first or 0)
-        if steps:
-            parts.append(f"{format_seconds((now - self._started) / steps * (total - done))} left")
+        parts = [f"{self._title}: {done}/{total}", *self._clock.left(done, total)]
         parts.append(f"peak {format_bytes(peak_memory())}")
         if detail:
             parts.append(detail)

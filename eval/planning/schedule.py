@@ -1,0 +1,87 @@
+"""Schedules of `run` and `eval`: their stages with durations estimated for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...common.schedule import Expected
+from ...model.processing.processor import Processor
+from ...quant.job import QUANTIZING, Job
+from ...quant.plan.time_estimate import cached_probe
+from ...quant.resolve import Source
+from ..fidelity.noise_floor import other_batch_size, other_dtype
+from ..tasks.task import Task
+from . import stages
+from .time_estimate import Passes, estimate_passes, measure_workload
+
+
+def run_stages(job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int) -> list[Expected]:
+    """Return the stages of a run: quantization, both evaluations, the noise floor.
+
+    Args:
+        job: the quantization.
+        tasks: the benchmarks.
+        batch_size: of the evaluations.
+        noise: questions of each benchmark that the noise floor is measured with; 0: not measured.
+    """
+    rates, _ = cached_probe(job.source.device, job.source.dtype)
+    passes = _estimate(job.source, tasks, job.processor, batch_size)
+    return [
+        Expected(QUANTIZING, job.estimate_seconds(rates), QUANTIZING),
+        *stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS),
+        *_noise(job.source, tasks, passes, batch_size, noise),
+        *stages.evaluation_stages(passes, stages.CHECKPOINT, stages.DIVERGENCE),
+    ]
+
+
+def model_stages(
+    source: Source,
+    tasks: Sequence[Task],
+    processor: Processor,
+    *,
+    batch_size: int,
+    noise: int,
+    has_reference: bool,
+) -> list[Expected]:
+    """Return the stages of the evaluation of one model.
+
+    Args:
+        source: the model.
+        tasks: the benchmarks.
+        processor: of the model.
+        batch_size: of the evaluation.
+        noise: as for `run_stages`.
+        has_reference: whether the divergence from another evaluation is measured.
+    """
+    passes = _estimate(source, tasks, processor, batch_size)
+    reading = stages.FROM_REFERENCE if has_reference else stages.LOGPROBS if noise else None
+    return [
+        *stages.evaluation_stages(passes, stages.MODEL, reading),
+        *_noise(source, tasks, passes, batch_size, noise),
+    ]
+
+
+def _estimate(
+    source: Source, tasks: Sequence[Task], processor: Processor, batch_size: int
+) -> dict[str, Passes]:
+    rates, _ = cached_probe(source.device, source.dtype)
+    works = (measure_workload(task, processor) for task in tasks)
+    return {
+        work.name: estimate_passes(work, source.config, rates, batch_size=batch_size)
+        for work in works
+    }
+
+
+def _noise(
+    source: Source,
+    tasks: Sequence[Task],
+    passes: dict[str, Passes],
+    batch_size: int,
+    units: int,
+) -> list[Expected]:
+    if not units:
+        return []
+    changes = (f"batch size {other_batch_size(batch_size)}", str(other_dtype(source.dtype)))
+    return [
+        stage for change in changes for stage in stages.noise_stages(tasks, passes, units, change)
+    ]
