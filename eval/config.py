@@ -21,6 +21,7 @@ from ..quant.config import (
     RecipeOptions,
     ThreadOptions,
 )
+from ..quant.config import PlanOptions as QuantizationPlanOptions
 
 BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 BATCH_SIZE = 32
@@ -235,6 +236,11 @@ class CompareOptions(MarginOption):
         bool,
         Option("Compare answers of different engines; the report notes what else differs."),
     ] = False
+
+
+@dataclass(frozen=True)
+class PlanOptions(BenchmarkOptions, QuantizationPlanOptions):
+    """Options of `plan`: those of a quantization's plan, and the benchmarks of an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,12 +58,12 @@ def evaluate_local(
     def open_all() -> tuple[Source, Processor, list[Task], str | None]:
         check_questions(options, options)
         refuse_foreign(out, RUN_FILE)
-        source = Source.find(str(options.model), options)
-        processor = source.processor()
-        return source, processor, open_tasks(options, source, processor), open_text(options)
+        with reporter.step(f"reading {options.model} and the benchmarks"):
+            source = Source.find(str(options.model), options)
+            processor = source.processor()
+            return source, processor, open_tasks(options, source, processor), open_text(options)
 
-    with reporter.step(f"reading {options.model} and the benchmarks"):
-        source, processor, tasks, text = rank_zero_first(comm, open_all)
+    source, processor, tasks, text = rank_zero_first(comm, open_all)
     _announce(out, options, source, processor, tasks, reporter)
     with reporter.step(f"loading {source.name}"):
         model = source.load()

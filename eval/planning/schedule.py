@@ -9,6 +9,7 @@ from ...model.processing.processor import Processor
 from ...quant.job import QUANTIZING, Job
 from ...quant.plan.time_estimate import cached_probe
 from ...quant.resolve import Source
+from ..answering.throughput import choose_batches
 from ..fidelity.noise_floor import other_batch_size, other_dtype
 from ..tasks.task import Task
 from . import stages
@@ -25,12 +26,30 @@ def run_stages(job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int) 
         noise: questions of each benchmark that the noise floor is measured with; 0: not measured.
     """
     rates, _ = cached_probe(job.source.device, job.source.dtype)
-    passes = _estimate(job.source, tasks, job.processor, batch_size)
     return [
         Expected(QUANTIZING, job.estimate_seconds(rates), QUANTIZING),
+        *comparison_stages(job.source, tasks, job.processor, batch_size=batch_size, noise=noise),
+    ]
+
+
+def comparison_stages(
+    source: Source, tasks: Sequence[Task], processor: Processor, *, batch_size: int, noise: int
+) -> list[Expected]:
+    """Return the stages of a run after the quantization.
+
+    Args:
+        source: the original.
+        tasks: the benchmarks.
+        processor: of the original.
+        batch_size: as for `run_stages`.
+        noise: as for `run_stages`.
+    """
+    passes = _estimate(source, tasks, processor, batch_size)
+    return [
         *stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS),
-        *_noise(job.source, tasks, passes, batch_size, noise),
+        *_noise(source, tasks, passes, batch_size, noise),
         *stages.evaluation_stages(passes, stages.CHECKPOINT, stages.DIVERGENCE),
+        Expected(stages.TIMING, _timing(tasks, passes, batch_size), stages.EVALUATION),
     ]
 
 
@@ -70,6 +89,15 @@ def _estimate(
         work.name: estimate_passes(work, source.config, rates, batch_size=batch_size)
         for work in works
     }
+
+
+def _timing(tasks: Sequence[Task], passes: dict[str, Passes], batch_size: int) -> float:
+    """Estimate the time of answering the same questions with both models in alternation."""
+    prompts = sum(len(task.items) for task in tasks)
+    if not prompts:
+        return 0.0
+    timed = sum(map(len, choose_batches(tasks, batch_size)))
+    return 2 * timed / prompts * sum(each.answering for each in passes.values())
 
 
 def _noise(

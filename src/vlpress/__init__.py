@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .eval.api import compare, evaluate
     from .eval.own.split import split
+    from .eval.planning.plan import plan
     from .eval.run import run
     from .model.loading import load_model
-    from .quant.api import export, inspect, plan, push, quantize
+    from .quant.api import export, inspect, push, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
     from .quant.generate import generate
 
@@ -48,7 +49,7 @@ _MODULES = {
     "inspect": ".quant.api",
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",
-    "plan": ".quant.api",
+    "plan": ".eval.planning.plan",
     "push": ".quant.api",
     "quantize": ".quant.api",
     "quantize_": ".quant.driver.pipeline",

@@ -14,6 +14,13 @@ from typer.testing import CliRunner, Result
 import vlpress
 from vlpress.cli import exit_codes, main
 from vlpress.cli.exit_codes import RESUME, VERDICT_CODES
+from vlpress.eval.config import QuestionOptions
+from vlpress.eval.fidelity.noise import UNITS
+from vlpress.eval.planning.schedule import comparison_stages
+from vlpress.eval.resolve import open_tasks
+from vlpress.quant.config import ModelSettings
+from vlpress.quant.job import QUANTIZING
+from vlpress.quant.resolve import Source
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -38,8 +45,26 @@ def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "out"
     result = call("run", checkpoint, "-o", out, *BENCH, *CALIB)
     assert result.exit_code == 0, result.stderr
+    (out.parent / "stderr.txt").write_text(result.stderr)
     assert "verdict: " in result.stdout and "WARNING: calibrated on built-in" in result.stderr
     return out
+
+
+def test_every_stage_of_a_run_is_in_its_schedule(checkpoint: Path, done: Path) -> None:
+    source = Source.find(checkpoint, ModelSettings(device="cpu"))
+    questions = QuestionOptions(bench="builtin-ocrbench", limit=6)
+    processor = source.processor()
+    tasks = open_tasks(questions, source, processor)
+    expected = comparison_stages(source, tasks, processor, batch_size=4, noise=UNITS)
+    lines = (done.parent / "stderr.txt").read_text().splitlines()
+    titles = {line.rpartition(": ")[0] for line in lines if " done in " in line}
+    shown = [line for line in lines if " done in " not in line]
+    assert titles == {each.title for each in expected} | {QUANTIZING, "verifying the checkpoint"}
+    (plan,) = (line for line in lines if f"output in {done}" in line)
+    assert "builtin-ocrbench (6 questions)" in plan and "at least 0:" in plan
+    assert all("until the end" in line for line in shown if line.startswith("evaluating the"))
+    (first,) = (line for line in lines if line.startswith("quantizing: 0/21"))
+    assert "until the end" in first and "block 1 of 3" in first
 
 
 def test_version_and_help() -> None:
@@ -119,7 +144,7 @@ def test_interrupts_and_defects_have_their_own_exit_codes(
 
         return fail
 
-    monkeypatch.setattr("vlpress.quant.api.plan", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("vlpress.eval.planning.plan.plan", fail_with(KeyboardInterrupt()))
     stopped = call("plan", "tiny")
     assert (stopped.exit_code, stopped.stderr) == (3, "interrupted\n")
     monkeypatch.setattr("vlpress.eval.run.run", fail_with(KeyboardInterrupt()))
@@ -135,7 +160,7 @@ def test_interrupts_and_defects_have_their_own_exit_codes(
     stopped = call("eval", "tiny", "--no-cache")
     assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_STORED}\n")
 
-    monkeypatch.setattr("vlpress.quant.api.plan", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr("vlpress.eval.planning.plan.plan", fail_with(RuntimeError("a bug")))
     monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:

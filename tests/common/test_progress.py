@@ -13,7 +13,9 @@ from vlpress.common.progress import (
     format_seconds,
     peak_memory,
     reporting,
+    silent,
 )
+from vlpress.common.schedule import Expected, Schedule
 
 
 def reporter(terminal: bool = False) -> tuple[Reporter, io.StringIO]:
@@ -35,13 +37,37 @@ def test_plain_lines_without_a_terminal() -> None:
 def test_the_time_left_follows_from_the_steps_of_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = iter([0.0, 10.0, 40.0, 50.0])
-    monkeypatch.setattr("vlpress.common.progress.time.monotonic", lambda: next(clock))
+    clock = iter([0.0, 10.0, 50.0, 60.0])
+    monkeypatch.setattr("vlpress.common.schedule.time.monotonic", lambda: next(clock))
     shown, stream = reporter()
     with shown.stage("evaluate") as update:
         update(50, 100, "")  # resumed: 50 were answered earlier
         update(60, 100, "")  # 10 in 40 s, so 40 more take 160 s
     assert "evaluate: 60/100, 2:40 left" in stream.getvalue()
+
+
+def test_the_time_until_the_end_includes_later_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 60.0, 60.0])
+    shown, stream = reporter()
+    shown.schedule = Schedule([Expected("a", 120, "x"), Expected("b", 600, "y")])
+    monkeypatch.setattr("vlpress.common.schedule.time.monotonic", lambda: next(clock))
+    with shown.stage("a") as update:
+        update(0, 100, "")
+        update(50, 100, "")
+    assert "a: 50/100, 1:00 left, 11:00 until the end" in stream.getvalue()
+
+
+def test_a_step_is_one_line_or_a_spinner() -> None:
+    shown, stream = reporter()
+    with shown.step("reading tiny"):
+        pass
+    assert stream.getvalue() == "reading tiny\n"
+    terminal, stream = reporter(terminal=True)
+    with terminal.step("reading tiny"):
+        pass
+    assert "reading tiny" in stream.getvalue()
+    with silent().step("reading tiny"):
+        pass
 
 
 def test_bars_on_a_terminal_show_title_count_and_detail() -> None:

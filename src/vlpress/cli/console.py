@@ -45,6 +45,7 @@ def plan_table(plan: Result) -> str:
         *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *_estimate(plan["memory"], plan["estimate"]),
+        *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
     )
 
@@ -90,6 +91,20 @@ def _estimate(memory: Result, estimate: Result) -> list[str]:
         f"{format_bytes(estimate['output_bytes'])} for the result",
         f"time on this machine: at least {format_seconds(estimate['seconds'])} for "
         f"{samples if estimate['samples'] else 'rounding, which needs no samples'}",
+    ]
+
+
+def _evaluation(evaluation: Result | None) -> list[str]:
+    """Time of evaluating both models in `run`."""
+    if evaluation is None:
+        return ["time of the evaluation: not included; give the benchmarks with --bench"]
+    benches = "; ".join(
+        f"{name} {format_seconds(entry['seconds'])} for {entry['questions']} questions"
+        for name, entry in evaluation["benchmarks"].items()
+    )
+    return [
+        f"time of the evaluation of both models: at least {format_seconds(evaluation['seconds'])} "
+        f"({benches})"
     ]
 
 

@@ -20,12 +20,17 @@ from .. import __version__
 from ..bench.config import BenchOptions
 from ..common.environment import is_distributed, process_rank
 from ..common.threads import limit_spinning
-from ..eval.config import CompareOptions, EvaluateOptions, RunOptions, SplitOptions
+from ..eval.config import (
+    CompareOptions,
+    EvaluateOptions,
+    PlanOptions,
+    RunOptions,
+    SplitOptions,
+)
 from ..quant.config import (
     ExportOptions,
     GenerateOptions,
     InspectOptions,
-    PlanOptions,
     PushOptions,
     QuantizeOptions,
 )
@@ -127,7 +132,7 @@ def run(
 def plan(values: Values, json_output: Json = False) -> None:
     """Show the effect of a recipe on every linear layer; memory, scratch and time estimates."""
     with starting(PlanOptions(**values)):
-        from ..quant.api import plan
+        from ..eval.planning.plan import plan
         from .console import plan_table
 
     _print(plan(**values, progress=True), json_output, plan_table)

@@ -23,6 +23,7 @@ from ..quant.config import (
     FormatOption,
     InputOptions,
     InspectOptions,
+    PushOptions,
     RecipeOptions,
 )
 from ..quant.recipe.recipe import Recipe
@@ -51,7 +52,7 @@ def check_arguments(options: Options) -> None:
         _check_format(options.format)
     if isinstance(options, CheckpointArgument):
         _check_model(str(options.checkpoint))
-    if isinstance(options, InspectOptions):
+    if isinstance(options, InspectOptions | PushOptions):
         _check_folder(Path(options.checkpoint))
 
 

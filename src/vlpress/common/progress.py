@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +21,9 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 
-from .schedule import Schedule
+from .schedule import Schedule, StageClock
 
 PLAIN_INTERVAL = 5.0  # seconds between two lines of a stage when there is no terminal
 
@@ -117,10 +115,10 @@ class Reporter:
             yield lambda done, total, detail: None
         elif self.console.is_terminal:
             with self._bars() as bars:
-                clock = _StageClock(title, self.schedule)
-                yield _bar(bars, bars.add_task(title, total=None, detail="", peak=""), clock)
+                clock = StageClock(title, self.schedule)
+                yield _bar(bars, bars.add_task(title, total=None, detail="", state=""), clock)
         else:
-            plain = _PlainStage(title, self.note, _StageClock(title, self.schedule))
+            plain = _PlainStage(title, self.note, StageClock(title, self.schedule))
             yield plain.update
             plain.finish()
 
@@ -152,8 +150,7 @@ class Reporter:
             TextColumn("{task.description:<40}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[peak]}"),
+            TextColumn("{task.fields[state]}"),
             TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
         )
@@ -212,47 +209,17 @@ def reporting(progress: bool, *, rank: int = 0) -> Iterator[Reporter]:
         logger.removeHandler(handler)
 
 
-class _StageClock:
-    """Time left of a stage, and of the whole verb."""
-
-    def __init__(self, title: str, schedule: Schedule | None) -> None:
-        self._title, self._schedule = title, schedule
-        self._started = time.monotonic()
-        self._first: int | None = None
-
-    def elapsed(self) -> float:
-        """Seconds since the stage began."""
-        return time.monotonic() - self._started
-
-    def record(self, done: int, total: int) -> None:
-        """Note the progress of the stage."""
-        if self._first is None:
-            self._first = done
-        if self._schedule is not None and total:
-            # A resumed stage starts above 0; its rate follows from the steps of this process only.
-            worked, share = (done - self._first) / total, done / total
-            self._schedule.record(self._title, share=share, worked=worked, seconds=self.elapsed())
-
-    def left(self, done: int, total: int) -> list[str]:
-        """Describe the time left of the stage, and of the whole verb."""
-        steps, texts = done - (self._first or 0), []
-        if steps:
-            seconds = self.elapsed() / steps * (total - done)
-            texts.append(f"{format_seconds(seconds)} left")
-        return texts + self.verb_left()
-
-    def verb_left(self) -> list[str]:
-        """Describe the time left of the whole verb; empty without a schedule."""
-        if self._schedule is None:
-            return []
-        return [f"{format_seconds(self._schedule.seconds_left())} until the end"]
+def _times_left(clock: StageClock) -> list[str]:
+    """Describe the time left of a stage and of the whole verb, as far as they are known."""
+    left = ((clock.stage_left(), "left"), (clock.verb_left(), "until the end"))
+    return [f"{format_seconds(seconds)} {of}" for seconds, of in left if seconds is not None]
 
 
-def _bar(bars: Progress, task: TaskID, clock: _StageClock) -> Update:
+def _bar(bars: Progress, task: TaskID, clock: StageClock) -> Update:
     def update(done: int, total: int, detail: str) -> None:
         clock.record(done, total)
-        parts = [*clock.verb_left(), f"peak {format_bytes(peak_memory())}"]
-        bars.update(task, completed=done, total=total, detail=detail, peak=", ".join(parts))
+        parts = [*_times_left(clock), f"peak {format_bytes(peak_memory())}"]
+        bars.update(task, completed=done, total=total, detail=detail, state=", ".join(parts))
 
     return update
 
@@ -260,7 +227,7 @@ def _bar(bars: Progress, task: TaskID, clock: _StageClock) -> Update:
 class _PlainStage:
     """A stage as lines: its first and last steps, and one line every few seconds."""
 
-    def __init__(self, title: str, write: Callable[[str], None], clock: _StageClock) -> None:
+    def __init__(self, title: str, write: Callable[[str], None], clock: StageClock) -> None:
         self._title = title
         self._write = write
         self._clock = clock
@@ -270,9 +237,8 @@ class _PlainStage:
     def update(self, done: int, total: int, detail: str) -> None:
         self._last = (done, total, detail)
         self._clock.record(done, total)
-        now = time.monotonic()
-        if self._shown is None or now - self._shown >= PLAIN_INTERVAL:
-            self._show(now)
+        if self._shown is None or self._clock.seconds - self._shown >= PLAIN_INTERVAL:
+            self._show()
 
     def finish(self) -> None:
         done, total, _ = self._last
@@ -281,10 +247,10 @@ class _PlainStage:
         count = f" {done}/{total}" if total else ""
         self._write(f"{self._title}:{count} done in {duration}, peak {peak}")
 
-    def _show(self, now: float) -> None:
-        self._shown = now
+    def _show(self) -> None:
+        self._shown = self._clock.seconds
         done, total, detail = self._last
-        parts = [f"{self._title}: {done}/{total}", *self._clock.left(done, total)]
+        parts = [f"{self._title}: {done}/{total}", *_times_left(self._clock)]
         parts.append(f"peak {format_bytes(peak_memory())}")
         if detail:
             parts.append(detail)

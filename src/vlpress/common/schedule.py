@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,3 +72,44 @@ class Schedule:
         expected, actual = self._measured(title)
         prior = PRIOR * total
         return stage.seconds * (actual + prior) / (expected + prior) if prior else 0.0
+
+
+class StageClock:
+    """Times of a running stage, as part of a schedule if there is one."""
+
+    def __init__(self, title: str, schedule: Schedule | None) -> None:
+        self._title, self._schedule = title, schedule
+        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        """Steps and seconds at the first `record`; earlier steps are not of this process."""
+        self._done, self._total = 0, 0
+        self.seconds = 0.0
+        """From the start to the last `record`."""
+
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._started
+
+    def record(self, done: int, total: int) -> None:
+        """Note the progress of the stage: `done` of `total` steps."""
+        self._done, self._total, self.seconds = done, total, self.elapsed()
+        self._first = self._first or (done, self.seconds)
+        if self._schedule is not None and total:
+            steps, seconds = self._worked()
+            self._schedule.record(
+                self._title, share=done / total, worked=steps / total, seconds=seconds
+            )
+
+    def stage_left(self) -> float | None:
+        """Estimate the seconds until the stage ends; None before the first step."""
+        steps, seconds = self._worked()
+        return seconds / steps * (self._total - self._done) if steps else None
+
+    def verb_left(self) -> float | None:
+        """Estimate the seconds until the last stage ends; None without a schedule."""
+        return None if self._schedule is None else self._schedule.seconds_left()
+
+    def _worked(self) -> tuple[int, float]:
+        """Return steps and seconds since the first `record`."""
+        done, seconds = self._first or (0, 0.0)
+        return self._done - done, self.seconds - seconds

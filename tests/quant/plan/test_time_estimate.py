@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from tiny_models import small_config
 from vlpress.model.config import ModelConfig
 from vlpress.quant.methods.smoothquant import ALPHAS
 from vlpress.quant.plan.plan import Plan, make_plan
-from vlpress.quant.plan.time_estimate import Probe, estimate_time, probe
+from vlpress.quant.plan.time_estimate import Probe, cached_probe, estimate_time, probe
 from vlpress.quant.recipe.recipe import Recipe
 
 MACS = Probe(mac=1, mac32=0, hessian=0, column=0, solve_mac=0, search=0)
@@ -127,3 +128,22 @@ def test_probe_is_quick_and_gives_rates() -> None:
     assert 0 < rates.solve_mac < 1e-6
     assert 0 <= rates.column < 0.1
     assert 0 <= rates.search < 1e-4
+    assert 0 < rates.read < 1e-6
+
+
+def test_rates_are_cached_by_dtype_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLPRESS_CACHE", str(tmp_path))
+    numbers = iter(range(1, 9))
+    monkeypatch.setattr(
+        "vlpress.quant.plan.time_estimate.probe", lambda *_: Probe(next(numbers), 0, 0, 0, 0, 0)
+    )
+    cpu = torch.device("cpu")
+    first, entry = cached_probe(cpu, torch.bfloat16)
+    again, reused = cached_probe(cpu, torch.bfloat16)
+    assert first == again == MACS and not entry.is_reused and reused.is_reused
+    assert cached_probe(cpu, torch.float32)[0].mac == 2
+    assert cached_probe(cpu, torch.bfloat16, refresh=True)[0].mac == 3
+    monkeypatch.setattr("torch.get_num_threads", lambda: 99)
+    assert cached_probe(cpu, torch.bfloat16)[0].mac == 4
