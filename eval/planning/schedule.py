@@ -13,7 +13,7 @@ from ..answering.throughput import choose_batches
 from ..fidelity.noise_floor import other_batch_size, other_dtype
 from ..tasks.task import Task
 from . import stages
-from .time_estimate import Passes, estimate_passes, measure_workload
+from .workload import Passes, estimate_passes, measure_workload
 
 
 def run_stages(job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int) -> list[Expected]:

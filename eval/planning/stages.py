@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ...common.progress import format_seconds
 from ...common.schedule import Expected
 from ..tasks.task import Task, by_unit
-from .time_estimate import Passes
+from .workload import Passes
 
 ORIGINAL, LOGPROBS = "evaluating the original:", "log-probabilities of the original:"
 CHECKPOINT, DIVERGENCE = "evaluating the checkpoint:", "divergence from the original:"

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
-from huggingface_hub.repocard import metadata_load
 
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
@@ -103,6 +101,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file():
         return {}
+    from huggingface_hub.repocard import metadata_load  # a tenth of a second
+
     try:
         data = metadata_load(path)
     except (yaml.YAMLError, ValueError, UnicodeDecodeError):
@@ -122,6 +122,8 @@ def _license_text(base: Base) -> str:
 
 
 def _metadata(base: Base, format: str) -> str:
+    from huggingface_hub import ModelCardData
+
     fields: dict[str, Any] = {
         "base_model": base.hub_id,
         "base_model_relation": "quantized" if base.hub_id else None,

@@ -2,13 +2,13 @@
 
 torch's float32 products and factorizations use MKL, which takes about twice as long on AMD
 processors as scipy's OpenBLAS. The routines expect column-major matrices: they see the transpose of
-every row-major tensor here, so "upper" and "lower" are exchanged in the calls.
+every row-major tensor here, so "upper" and "lower" are exchanged in the calls. scipy.linalg takes a
+fifth of a second to import, so the functions import it: a plan needs none of them.
 """
 
 from __future__ import annotations
 
 import torch
-from scipy.linalg import blas, lapack
 from torch import Tensor
 
 
@@ -26,6 +26,8 @@ def factor_(matrix: Tensor) -> bool:
     Returns:
         Whether the matrix is positive definite; otherwise its values are undefined.
     """
+    from scipy.linalg import lapack
+
     routine = lapack.spotrf if matrix.dtype == torch.float32 else lapack.dpotrf
     # The upper triangle in column-major order is the lower one in row-major order.
     _, info = routine(matrix.numpy().T, lower=0, overwrite_a=1, clean=0)
@@ -39,6 +41,8 @@ def multiply_lower_(rows: Tensor, lower: Tensor) -> None:
         rows: float32 `[N, K]`, contiguous.
         lower: float32 `[K, K]`, contiguous; only its lower triangle is read.
     """
+    from scipy.linalg import blas
+
     blas.strmm(1.0, lower.numpy().T, rows.numpy().T, overwrite_b=1)
 
 
@@ -65,6 +69,8 @@ def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         float32 `[M, N]`.
     """
+    from scipy.linalg import blas
+
     if not is_supported(right) or not len(left):
         return left.t() @ right
     columns = left.contiguous().numpy().T

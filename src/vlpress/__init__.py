@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .eval.api import compare, evaluate
     from .eval.own.split import split
-    from .eval.planning.plan import plan
+    from .eval.planning.run_plan import plan
     from .eval.run import run
     from .model.loading import load_model
     from .quant.api import export, inspect, push, quantize
@@ -49,7 +49,7 @@ _MODULES = {
     "inspect": ".quant.api",
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",
-    "plan": ".eval.planning.plan",
+    "plan": ".eval.planning.run_plan",
     "push": ".quant.api",
     "quantize": ".quant.api",
     "quantize_": ".quant.driver.pipeline",

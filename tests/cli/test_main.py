@@ -144,7 +144,7 @@ def test_interrupts_and_defects_have_their_own_exit_codes(
 
         return fail
 
-    monkeypatch.setattr("vlpress.eval.planning.plan.plan", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("vlpress.eval.planning.run_plan.plan", fail_with(KeyboardInterrupt()))
     stopped = call("plan", "tiny")
     assert (stopped.exit_code, stopped.stderr) == (3, "interrupted\n")
     monkeypatch.setattr("vlpress.eval.run.run", fail_with(KeyboardInterrupt()))
@@ -160,7 +160,7 @@ def test_interrupts_and_defects_have_their_own_exit_codes(
     stopped = call("eval", "tiny", "--no-cache")
     assert (stopped.exit_code, stopped.stderr) == (3, f"interrupted; {main.NOT_STORED}\n")
 
-    monkeypatch.setattr("vlpress.eval.planning.plan.plan", fail_with(RuntimeError("a bug")))
+    monkeypatch.setattr("vlpress.eval.planning.run_plan.plan", fail_with(RuntimeError("a bug")))
     monkeypatch.setattr("sys.argv", ["vlpress", "plan", "tiny"])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:

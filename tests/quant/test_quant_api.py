@@ -9,6 +9,8 @@ import pytest
 
 import vlpress
 from vlpress.common.output_dir import sole_use
+from vlpress.quant import config
+from vlpress.quant.checkpoint import formats
 from vlpress.quant.job import DRAWINGS
 
 
@@ -64,3 +66,7 @@ def test_a_quantized_model_is_not_quantized_again(quantized: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="is quantized already"):
         vlpress.plan(quantized)
     assert not (tmp_path / "again").exists()
+
+
+def test_names_of_formats_in_options_are_those_that_can_be_written() -> None:
+    assert set(config.FORMATS) == set(formats.FORMATS)

@@ -132,7 +132,7 @@ def run(
 def plan(values: Values, json_output: Json = False) -> None:
     """Show the effect of a recipe on every linear layer; memory, scratch and time estimates."""
     with starting(PlanOptions(**values)):
-        from ..eval.planning.plan import plan
+        from ..eval.planning.run_plan import plan
         from .console import plan_table
 
     _print(plan(**values, progress=True), json_output, plan_table)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlpress.eval.answering.prompt_lengths import prompt_length
-from vlpress.eval.planning.time_estimate import (
+from vlpress.eval.planning.workload import (
     CHOICE_TOKENS,
     Workload,
     estimate_passes,

@@ -7,7 +7,7 @@ import pytest
 
 import vlpress
 from vlpress.eval.planning import stages
-from vlpress.eval.planning.time_estimate import Passes
+from vlpress.eval.planning.workload import Passes
 
 
 def test_plan_estimates_the_evaluation_of_the_given_benchmarks(
