@@ -53,6 +53,8 @@ def solve_lower_(rows: Tensor, lower: Tensor) -> None:
         rows: float32 `[N, K]`, contiguous.
         lower: float32 `[K, K]`, contiguous; only its lower triangle L is read.
     """
+    from scipy.linalg import blas
+
     columns, upper = rows.numpy().T, lower.numpy().T
     # In the transposed view: L z = rows', then L' y = z.
     for transpose in (1, 0):

@@ -37,10 +37,10 @@ def test_an_evaluation_is_quiet_and_resumes(
     scores = vlpress.evaluate(checkpoint, base, **OPTIONS)
     assert scores["benchmarks"]["builtin-ocrbench"]["n"] == 4
     assert (base / "builtin-ocrbench" / "predictions.jsonl").read_bytes() == answers
-    assert "evaluate builtin-ocrbench" not in "".join(capfd.readouterr())
+    assert "evaluating builtin-ocrbench" not in "".join(capfd.readouterr())
     vlpress.evaluate(checkpoint, base, **OPTIONS, progress=True)
     shown = capfd.readouterr()
-    assert "evaluate builtin-ocrbench: 4/4" in shown.err and not shown.out
+    assert "evaluating builtin-ocrbench: 4/4" in shown.err and not shown.out
 
 
 def test_a_folder_in_use_is_refused(checkpoint: Path, base: Path) -> None:
