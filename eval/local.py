@@ -131,7 +131,8 @@ def _announce(
     reporter.schedule = Schedule(stages)
     is_new = not (out / RUN_FILE).is_file()
     seconds = sum(stage.seconds for stage in stages) if is_new else None
-    reporter.note(describe(f"evaluating {source.name}", tasks, options.out, seconds))
+    stored = None if options.out is None and options.no_cache else out
+    reporter.note(describe(f"evaluating {source.name}", tasks, stored, seconds))
 
 
 def _time_against(

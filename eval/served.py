@@ -61,7 +61,8 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
     discard_stale(out, lambda: setup, tasks, overwrite=options.overwrite, fresh=options.fresh)
     if reference is not None:
         _note_limits(reference, setup, reporter)
-    reporter.note(describe(f"evaluating {endpoint.model}", tasks, options.out))
+    stored = None if options.out is None and options.no_cache else out
+    reporter.note(describe(f"evaluating {endpoint.model}", tasks, stored))
     with reporter.stages(SERVED) as update:
         result = evaluate_endpoint(
             endpoint,
