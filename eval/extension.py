@@ -81,7 +81,7 @@ def has_questions(stored: StoredTask, task: Task) -> bool:
         {**fields, **({PROMPT: digests[fields["id"]]} if fields["id"] in digests else {})}
         for fields in task.fields
     ]
-    return stored.questions == json.loads(json.dumps(current))
+    return bool(stored.questions == json.loads(json.dumps(current)))
 
 
 def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:

@@ -142,7 +142,7 @@ class _Run:
             checkpoint_fingerprint[THREADS] = made_by.get(THREADS)
         # Every part of the evaluations' fingerprints must be part of this one or of the
         # checkpoint's: a difference that only they contain could not be resolved by --overwrite.
-        evaluation_fingerprint = {
+        evaluation_fingerprint: dict[str, Any] = {
             "tasks": {task.name: task_settings(task.fingerprint) for task in tasks},
             "questions": {task.name: task.fingerprint["items"] for task in tasks},
             "text": text and identify_text(text),

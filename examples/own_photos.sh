@@ -39,6 +39,14 @@ with open("split/eval.csv", "a", newline="") as file:
 APPEND
 run
 
-# 5. The checkpoint is an ordinary one: transformers loads it.
-python "$here/ask_transformers.py" out/checkpoint photos/1000.png "What does the image contain?"
-echo "report: $work/out/report/report.html"
+# 5. The checkpoint is an ordinary one: vlpress answers with it, and so does transformers.
+question="What does the image contain?"
+vlpress generate out/checkpoint --image photos/1000.png "$question"
+echo
+if python -c "import torchvision" 2> /dev/null; then
+    python "$here/ask_transformers.py" out/checkpoint photos/1000.png "$question"
+else
+    echo "for an answer by transformers: pip install torchvision, then"
+    echo "python $here/ask_transformers.py $PWD/out/checkpoint $PWD/photos/1000.png '$question'"
+fi
+echo "report: $PWD/out/report/report.html"

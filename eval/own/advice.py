@@ -53,8 +53,9 @@ def advise(n: int, margin: float) -> str:
     """
     losses = most_losses(n, margin)
     if losses is not None:
-        most = "no answer becomes" if losses == 0 else f"at most {losses} more answers become"
-        return f"{n} questions can show a loss below {margin:g} points if {most} wrong"
+        most = "one more answer becomes" if losses == 1 else f"{losses} more answers become"
+        limit = "no answer becomes" if losses == 0 else f"at most {most}"
+        return f"{n} questions can show a loss below {margin:g} points if {limit} wrong"
     least = questions_to_pass(0, 0, margin)
     more = f", which takes at least {least}" if least is not None else ""
     return (
