@@ -131,7 +131,7 @@ def test_further_questions_and_benchmarks_extend_a_run(
         ({"recipe": "w8a16"}, "recipe."),
         ({"calib_samples": 3}, r"recipe\.calibration\.samples: 2 -> 3"),
         ({"batch_size": 3}, "batch_size: 2 -> 3"),
-        ({"prompt_style": "vlmevalkit-default"}, "prompt_style"),
+        ({"prompt_style": "vlmevalkit-qwen2"}, "prompt_style"),
         ({"noise": 4}, "noise: 32 -> 4"),
         ({"seed": 5}, "seed: 0 -> 5"),
     ],
