@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,6 @@ QUESTIONS: dict[str, Any] = {
     "limit": LIMIT,
     "batch_size": BATCH,
     "prompt_style": STYLE,
-    "fresh": True,
 }
 PIXELS: dict[str, dict[str, Any]] = {
     "model": {},
@@ -61,6 +61,8 @@ def compare(
         for name, options in PIXELS.items():
             questions = {**QUESTIONS, **options}
             local, served = work / f"local-{name}", work / f"served-{name}"
+            for earlier in (local, served):
+                shutil.rmtree(earlier, ignore_errors=True)
             vlpress.evaluate(folder, local, **questions, device="cpu", dtype="fp32")
             vlpress.evaluate(out=served, endpoint=url, served_model=NAME, **questions)
             report = vlpress.compare(local, served, work / f"report-{name}", across_engines=True)
@@ -110,6 +112,7 @@ def serving(worker: Worker, folder: Path, work: Path) -> Iterator[str]:
     command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", 4096, "--max-num-seqs", BATCH, "--max-logprobs", 20]
     command += ["--limit-mm-per-prompt", json.dumps({"image": 8, "video": 0})]
+    command += ["--trust-request-mm-kwargs"]  # or `mm_processor_kwargs` of a request is refused
     log = work / "server.log"
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(
