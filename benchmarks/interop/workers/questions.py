@@ -1,4 +1,4 @@
-"""Questions and jobs of `answering.py` as an engine's script reads them.
+"""Questions and jobs of `answering_engines/jobs.py` as an engine's script reads them.
 
 Imported in the environments of the engines, so that vlpress is not available.
 """
