@@ -51,6 +51,12 @@ def test_run_writes_all_outputs_and_a_report_of_the_schema(finished: Path) -> No
         "calibration",
         "command",
         "verdict_reasons",
+        "evaluated",
+        "generation",
+        "headline",
+        "next_steps",
+        "reason",
+        "scope",
     }
     assert set(report) == keys
     assert report["benchmarks"]["builtin-ocrbench"]["n"] == 6
