@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import paths
 import pytest
@@ -27,7 +28,7 @@ def answers(folder: Path) -> dict[str, list[str]]:
 def answer_of_transformers(checkpoint: Path, image: Path) -> str:
     """The answer of the loaded checkpoint; `ask_transformers.py` needs torchvision in addition."""
     processor = reference_processor(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
     content = [
         {"type": "image", "path": str(image)},
         {"type": "text", "text": "What does the image contain?"},
