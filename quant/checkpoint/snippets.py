@@ -12,12 +12,13 @@ from typing import Literal
 PATH, IMAGE = "CHECKPOINT", "photo.jpg"
 QUESTION = "What does the sign say?"
 
-TRANSFORMERS = """from transformers import AutoModelForImageTextToText, AutoProcessor
+TRANSFORMERS = """from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("CHECKPOINT", dtype="auto")
 processor = AutoProcessor.from_pretrained("CHECKPOINT")
 content = [
-    {"type": "image", "path": "photo.jpg"},
+    {"type": "image", "image": Image.open("photo.jpg")},
     {"type": "text", "text": "QUESTION"},
 ]
 inputs = processor.apply_chat_template(
@@ -59,12 +60,13 @@ print(generate(model, processor, prompt, image=["photo.jpg"], max_tokens=64, ver
 """
 
 GPTQMODEL = """from gptqmodel import GPTQModel
+from PIL import Image
 from transformers import AutoProcessor
 
 model = GPTQModel.load("CHECKPOINT", device="cpu")
 processor = AutoProcessor.from_pretrained("CHECKPOINT")
 content = [
-    {"type": "image", "path": "photo.jpg"},
+    {"type": "image", "image": Image.open("photo.jpg")},
     {"type": "text", "text": "QUESTION"},
 ]
 inputs = processor.apply_chat_template(

