@@ -52,7 +52,7 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
         ConnectionAbortedError: another process of a distributed run ended.
     """
     out, settings = Path(options.out), options.group(ModelSettings)
-    flags = {"overwrite": options.overwrite, "fresh": options.fresh}
+    flags: dict[str, Any] = {"overwrite": options.overwrite, "fresh": options.fresh}
     with shared_use(out, progress=options.progress) as (comm, reporter):
         use_threads(options.threads)
         source = rank_zero_first(comm, lambda: Source.find(options.model, settings))

@@ -196,7 +196,7 @@ class Job:
         if self.plan.passed_over:
             reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         folder = out.with_name(f".{out.name}.vlpress-work")
-        flags = {"overwrite": overwrite, "fresh": fresh}
+        flags: dict[str, Any] = {"overwrite": overwrite, "fresh": fresh}
         if broadcast_result(comm, lambda: claim(folder, fingerprint, own=JOURNAL_NAMES, **flags)):
             reporter.note(f"resuming {out} from {folder}")
         self.warn(reporter)

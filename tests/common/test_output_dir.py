@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,8 @@ def test_only_own_files_are_discarded(tmp_path: Path, flag: str) -> None:
     claim(tmp_path, {"seed": 0}, own=OWN)
     work_in(tmp_path)
     (tmp_path / "notes.txt").write_text("text")
-    assert claim(tmp_path, {"seed": 1}, own=OWN, **{flag: True}) is False
+    flags: dict[str, Any] = {flag: True}
+    assert claim(tmp_path, {"seed": 1}, own=OWN, **flags) is False
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", MARKER]
     assert json.loads((tmp_path / MARKER).read_text()) == {"fingerprint": {"seed": 1}}
 

@@ -315,7 +315,7 @@ def test_same_input_same_factors() -> None:
 def in_stored_bf16() -> QwenVL:
     """A model whose files hold bf16 and that computes in float32."""
     model = small_model(dtype=torch.bfloat16).float()
-    model.config = replace(model.config, dtype=torch.bfloat16)
+    model.config = replace(model.config, dtype_name="bfloat16")
     return model
 
 
