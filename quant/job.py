@@ -21,7 +21,7 @@ from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
 from .checkpoint.formats import AUTO
 from .checkpoint.loading import is_quantized
-from .checkpoint.model_card import Base, write_model_card
+from .checkpoint.model_card import Base
 from .checkpoint.saving import save_finished
 from .checkpoint.verify import first_tokens
 from .config import BUILTIN_MODELS, CalibrationOptions
@@ -217,8 +217,9 @@ class Job:
 
         def finish() -> None:
             with staged_result(out, fingerprint) as staged:
-                save_finished(journal.tensors(), report, self.source.folder, staged)
-                write_model_card(staged, self.base)
+                save_finished(
+                    journal.tensors(), report, self.source.folder, staged, name=self.source.name
+                )
                 with reporter.stage("verifying the checkpoint") as update:
                     update(0, SMOKE_TEST_TOKENS, "")
                     text = self.verify(staged)

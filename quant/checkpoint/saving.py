@@ -78,7 +78,12 @@ def save_quantized(
 
 
 def save_finished(
-    tensors: Mapping[str, TensorLike], report: QuantReport, source: Path, folder: Path
+    tensors: Mapping[str, TensorLike],
+    report: QuantReport,
+    source: Path,
+    folder: Path,
+    *,
+    name: str | Path | None = None,
 ) -> None:
     """Write a checkpoint whose new tensors are already encoded, as a run's journal keeps them.
 
@@ -87,10 +92,12 @@ def save_finished(
         report: of the run.
         source: folder of the float checkpoint.
         folder: existing and empty, see `checkpoint_folder`.
+        name: of the float checkpoint, for the model card; default: its folder.
     """
     contents = report.plan.contents
     chosen = choose_format(contents, report.plan.format)
     _write(tensors, report, contents, chosen, CheckpointReader(source), folder)
+    write_model_card(folder, Base.of(name or source, source))
 
 
 def encode_tensors(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ...calib.token_weights import find_token_weights
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ..checkpoint.formats import AUTO
 from ..checkpoint.loading import is_quantized, load_quantized, open_model, resolve_folder
 from ..checkpoint.saving import check_format, save_quantized
 from ..plan.plan import check_images, make_plan
@@ -32,6 +33,7 @@ def quantize_(
     recipe: Recipe,
     prompts: Sequence[Prompt] = (),
     *,
+    format: str = AUTO,
     on_progress: Progress | None = None,
 ) -> QuantReport:
     """Replace linear layers of a model by quantized ones, in place.
@@ -43,6 +45,7 @@ def quantize_(
         model: in any float dtype, on any device.
         recipe: which layers to quantize, and how.
         prompts: calibration samples with their answers; may be empty if every step only rounds.
+        format: checkpoint format that the report counts bytes for, see `save_quantized`.
         on_progress: see `Progress`.
 
     Returns:
@@ -54,7 +57,7 @@ def quantize_(
             gradient token weights, activations overflow, or GPTQ falls back to rounding on over
             5 % of the rows.
     """
-    plan = make_plan(model.config, recipe)
+    plan = make_plan(model.config, recipe, format=format)
     if quantized := quantized_layers(model):
         raise ValueError(
             f"{next(iter(quantized))} is quantized already; start from the original model"

@@ -57,7 +57,7 @@ def pair(processor: Processor, out: Path, *tasks: Task, batch_size: int = 1) -> 
         candidate, processor, tasks, out / "cand", reference=out / "base", name="b", **sizes
     )
     report, flips = build_report(read_run(out / "base"), read_run(out / "cand"))
-    return {**report, "flips": flips, "speed": None, "memory": None}
+    return {**report, "flips": flips, "speed": None, "memory": None, "evaluated": None}
 
 
 def stored(out: Path, name: str) -> dict[str, list[dict[str, Any]]]:

@@ -134,7 +134,7 @@ def test_errors_of_verbs_have_one_line(tmp_path: Path) -> None:
     evaluated = CliRunner().invoke(main.app, run)
     assert evaluated.exit_code == 2
     for result in (asked, evaluated):
-        [line] = [line for line in result.stderr.splitlines() if "error" in line]
+        [line] = [line for line in result.stderr.splitlines() if line.startswith("vlpress: error")]
         assert "fp16" in line and "--dtype bf16 or fp32" in line
     assert f"{OCR}: items " in evaluated.stderr
     again = ["generate", str(folder), "hi", "--dtype", "fp32", "--max-new-tokens", "2"]

@@ -26,6 +26,7 @@ def export(
     tmp_path: Path,
     rule: Recipe,
     *,
+    format: str = "gptq",
     raw: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     **source_form: Any,
@@ -33,8 +34,8 @@ def export(
     raw = (raw or small_config()) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     model = small_model(raw, dtype=dtype)
     source = write_small_checkpoint(tmp_path / "source", model, **source_form)
-    report = quantize_(model, rule, prompts(model.config))
-    save_quantized(model, report, source, tmp_path / "out")
+    report = quantize_(model, rule, prompts(model.config), format=format)
+    save_quantized(model, report, source, tmp_path / "out", format=format)
     return model, report, source, tmp_path / "out"
 
 

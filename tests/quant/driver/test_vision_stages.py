@@ -264,7 +264,7 @@ def test_padded_layers_are_written_and_read_back(
     config = make_tiny_config(dtype="float32", nested=tp == 2)
     source = write_checkpoint_folder(tmp_path / "source", make_random_model(config=config))
     model = make_random_model(config=config)
-    report = quantize_(model, recipe(step, tp=tp))
+    report = quantize_(model, recipe(step, tp=tp), format=format)
     (padding,) = report.plan.padding
     save_quantized(model, report, source, tmp_path / "out", format=format)
     loaded = load_quantized(tmp_path / "out", device="cpu")

@@ -241,6 +241,7 @@ def test_side_files_are_copied_byte_for_byte(tmp_path: Path) -> None:
     for name in ("tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "model.safetensors",
@@ -264,7 +265,7 @@ def test_folder_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monkey
     model, report, source, out = export(tmp_path, recipe())
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ValueError, match="out exists; give another or ask to overwrite"):
-        save_quantized(model, report, source, out)
+        save_quantized(model, report, source, out, format="gptq")
 
     def fail(*args: object) -> None:
         raise RuntimeError("disk full")
@@ -272,12 +273,12 @@ def test_folder_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(writer, "copy_side_files", fail)
     for target in (out, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="disk full"):
-            save_quantized(model, report, source, target, overwrite=True)
+            save_quantized(model, report, source, target, format="gptq", overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     monkeypatch.undo()
     (out / "old.txt").write_text("old")
-    save_quantized(model, report, source, out, overwrite=True)
+    save_quantized(model, report, source, out, format="gptq", overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -288,8 +289,8 @@ def test_tied_head_is_not_written_twice(tmp_path: Path) -> None:
     tensors = all_tensors(source)
     head = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors | {"lm_head.weight": head}, source / "model.safetensors")
-    report = quantize_(model, recipe(method="rtn"))
-    save_quantized(model, report, source, tmp_path / "out")
+    report = quantize_(model, recipe(method="rtn"), format="gptq")
+    save_quantized(model, report, source, tmp_path / "out", format="gptq")
     written = all_tensors(tmp_path / "out")
     assert "lm_head.weight" not in written
     assert report.candidate_bytes == sum(t.numel() * t.element_size() for t in written.values())
@@ -312,7 +313,7 @@ def test_source_is_never_written(tmp_path: Path) -> None:
     model, report, source, _ = export(tmp_path, recipe())
     for out in (source, tmp_path):
         with pytest.raises(ValueError, match="is or holds the source, which is never written to"):
-            save_quantized(model, report, source, out, overwrite=True)
+            save_quantized(model, report, source, out, format="gptq", overwrite=True)
     assert (source / "model.safetensors").is_file()
 
 
@@ -320,9 +321,9 @@ def test_wrong_source_or_model_is_refused(tmp_path: Path) -> None:
     model, report, source, _ = export(tmp_path, recipe())
     other = write_small_checkpoint(tmp_path / "other", small_model(seed=1))
     with pytest.raises(ValueError, match="differs between the model and its source"):
-        save_quantized(model, report, other, tmp_path / "new")
+        save_quantized(model, report, other, tmp_path / "new", format="gptq")
     with pytest.raises(ValueError, match="model and report disagree about model"):
-        save_quantized(small_model(), report, source, tmp_path / "new")
+        save_quantized(small_model(), report, source, tmp_path / "new", format="gptq")
     assert not (tmp_path / "new").exists()
 
 
@@ -338,7 +339,7 @@ def test_packing_is_checked_before_writing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(GPTQ, "encode", broken)
     with pytest.raises(RuntimeError, match="packed and unpacked weights differ"):
-        save_quantized(model, report, source, tmp_path / "new")
+        save_quantized(model, report, source, tmp_path / "new", format="gptq")
     assert not (tmp_path / "new").exists()
 
 
@@ -351,7 +352,8 @@ def test_v2_stores_zero_points_unchanged(tmp_path: Path) -> None:
     assert v2.decode(tensors, weight.scheme, "x").equals(weight)
     words = v2.encode(rtn(torch.randn(32, 64), QuantScheme(4, 32)), torch.float16)["qzeros"]
     assert int(words[0, 0]) & 0xFFFFFFFF == 0x88888888
-    model, report, source, _ = export(tmp_path, recipe(symmetric=False, method="rtn"))
+    rule = recipe(symmetric=False, method="rtn")
+    model, report, source, _ = export(tmp_path, rule, format="gptq_v2")
     save_quantized(model, report, source, tmp_path / "v2", format="gptq_v2")
     config = json.loads((tmp_path / "v2" / "quantize_config.json").read_text())
     assert (config["checkpoint_format"], config["sym"]) == ("gptq_v2", False)
