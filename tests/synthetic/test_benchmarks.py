@@ -22,11 +22,12 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, Rows]:
-    csv.field_size_limit(10**8)
+    limit = csv.field_size_limit(10**8)  # of the process
     out = {}
     for name in NAMES:
         content = gzip.decompress((DATA / f"builtin_{name}.tsv.gz").read_bytes()).decode()
         out[name] = list(csv.DictReader(io.StringIO(content), delimiter="\t"))
+    csv.field_size_limit(limit)
     return out
 
 
