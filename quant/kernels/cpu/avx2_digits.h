@@ -101,16 +101,16 @@ struct DigitSums {
 
 // sums (+)= one turn of nibbles and two vectors of eight columns, from `column` on.
 inline void digit_columns(const uint8_t* packed, int64_t count, const int8_t* digits, bool add,
-                          int column, DigitSums& sums) {
+                          const uint8_t* next, int column, DigitSums& sums) {
   constexpr int kVecs = 2;
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i narrow[3][kVecs] = {};
   packed += 4 * column;
-  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, digits += DigitGroup::kStep) {
+  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, next += 32 * kVecs) {
     __m256i lows[kVecs], highs[kVecs];
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m256i lanes = load_lanes<__m256i>(packed + 32 * v);
+      const __m256i lanes = stream_lanes<__m256i>(packed, v, next);
       lows[v] = _mm256_and_si256(lanes, mask);
       highs[v] = _mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask);
     }
@@ -125,6 +125,7 @@ inline void digit_columns(const uint8_t* packed, int64_t count, const int8_t* di
         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(highs[v], second));
       }
     }
+    digits += DigitGroup::kStep;
   }
   const __m256i ones = _mm256_set1_epi16(1), places = _mm256_set1_epi16(256);
   VLPRESS_UNROLL
@@ -150,7 +151,8 @@ inline void digit_row(const Tile& tile, const uint8_t* split, float* total) {
     const int8_t* digits = group_at(group)->digits() + (t.k - group * tile.group) * 3;
     const uint8_t* packed = tile.packed + t.k / 8 * kStepBytes;
     for (int column = 0; column < kTile; column += 2 * kWide)
-      digit_columns(packed, t.count, digits, !t.first, column, sums[t.slot]);
+      digit_columns(packed, t.count, digits, !t.first, t.next + prefetch_offset(column),
+                    column, sums[t.slot]);
   };
   const auto fold = [&](int slot, int64_t group) {
     const DigitGroup& row = *group_at(group);

@@ -59,14 +59,14 @@ inline Floats scale_inputs(const float* x, int64_t count, Floats factors, float*
 template <int kBits, int kRows, int kVecs>
 inline void float_columns(const uint8_t* packed, int64_t count,
                           const float (&x)[kRows][kTurnInputs], bool add,
-                          float* sums) {
+                          const uint8_t* next, float* sums) {
   // With few accumulators the latency of the additions is the limit, so two chains alternate.
   constexpr int kInputs = kBits == 4 ? 8 : 4, kChains = kRows * kVecs < 8 ? 2 : 1;
   Floats acc[kChains][kRows][kVecs] = {};
-  for (int64_t k = 0; k < count; k += kInputs, packed += kStepBytes) {
+  for (int64_t k = 0; k < count; k += kInputs, packed += kStepBytes, next += 32 * kVecs) {
     Words lanes[kVecs];
     VLPRESS_UNROLL
-    for (int v = 0; v < kVecs; ++v) lanes[v] = load_lanes<Words>(packed + 4 * kWide * v);
+    for (int v = 0; v < kVecs; ++v) lanes[v] = stream_lanes<Words>(packed, v, next);
     VLPRESS_UNROLL
     for (int i = 0; i < kInputs; ++i) {
       Floats inputs[kRows];
@@ -109,7 +109,7 @@ inline void rows_of_tile(const Tile& tile, const float* x, int64_t stride, float
     const uint8_t* packed = tile.packed + t.k / kInputs * kStepBytes;
     for (int column = 0; column < kTile; column += kVecs * kWide)
       float_columns<kBits, kRows, kVecs>(packed + 4 * column, t.count, scaled, !t.first,
-                                         sums[t.slot] + column);
+                                         t.next + prefetch_offset(column), sums[t.slot] + column);
   };
   const auto fold = [&](int slot, int64_t group) {
     for (int m = 0; m < kRows; ++m) {

@@ -18,10 +18,10 @@ static_assert(8 * kTurnSteps <= kNarrowInputs, "nibble products of a turn fit 16
 // sums (+)= one turn of nibbles, `kVecs` vectors of eight columns, times `kRows` rows of levels.
 template <int kRows, int kVecs>
 inline void nibble_columns(const uint8_t* packed, int64_t count, const int8_t* levels,
-                           int64_t stride, bool add, int32_t* sums) {
+                           int64_t stride, bool add, const uint8_t* next, int32_t* sums) {
   const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   __m256i narrow[kRows][kVecs] = {};
-  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes) {
+  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, next += 32 * kVecs) {
     __m256i low[kRows], high[kRows];  // four levels each
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
@@ -30,7 +30,7 @@ inline void nibble_columns(const uint8_t* packed, int64_t count, const int8_t* l
     }
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m256i lanes = load_lanes<__m256i>(packed + 32 * v);
+      const __m256i lanes = stream_lanes<__m256i>(packed, v, next);
       const __m256i lows = _mm256_and_si256(lanes, mask),
                     highs = _mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask);
       VLPRESS_UNROLL
@@ -55,10 +55,10 @@ inline void nibble_columns(const uint8_t* packed, int64_t count, const int8_t* l
 template <int kRows, int kVecs>
 inline void byte_columns(const uint8_t* packed, int64_t count,
                          const int16_t (&levels)[kRows][kTurnBytesInputs], bool add,
-                         int32_t* sums) {
+                         const uint8_t* next, int32_t* sums) {
   const __m256i mask = _mm256_set1_epi16(255);
   __m256i acc[kRows][kVecs] = {};
-  for (int64_t k = 0; k < count; k += 4, packed += kStepBytes) {
+  for (int64_t k = 0; k < count; k += 4, packed += kStepBytes, next += 32 * kVecs) {
     __m256i first[kRows], second[kRows];
     VLPRESS_UNROLL
     for (int m = 0; m < kRows; ++m) {
@@ -67,7 +67,7 @@ inline void byte_columns(const uint8_t* packed, int64_t count,
     }
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
-      const __m256i lanes = load_lanes<__m256i>(packed + 32 * v);
+      const __m256i lanes = stream_lanes<__m256i>(packed, v, next);
       const __m256i even = _mm256_and_si256(lanes, mask), odd = _mm256_srli_epi16(lanes, 8);
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
@@ -102,9 +102,11 @@ inline void levels_of_tile(const Tile& tile, const int8_t* levels, int64_t strid
     for (int column = 0; column < kTile; column += 8 * kVecs)
       if (kBits == 4)
         nibble_columns<kRows, kVecs>(packed + 4 * column, t.count, levels + t.k, stride, !t.first,
+                                     t.next + prefetch_offset(column),
                                      out + column);
       else
-        byte_columns<kRows, kVecs>(packed + 4 * column, t.count, wide, !t.first, out + column);
+        byte_columns<kRows, kVecs>(packed + 4 * column, t.count, wide, !t.first,
+                                   t.next + prefetch_offset(column), out + column);
   };
   const auto fold = [&](int slot, int64_t group) {
     int32_t row_sums[kRows];

@@ -16,18 +16,24 @@ namespace {
 constexpr int kStreams = 4;
 // Steps of a turn.
 constexpr int kTurnSteps = 4;
-constexpr int64_t kTurnBytes = kTurnSteps * kStepBytes;
 
 // One turn: `count` inputs from k on.
 struct Turn {
   int slot;  // of the sums
   int64_t k, count;
-  bool first;  // whether the sums begin here
+  bool first;           // whether the sums begin here
+  const uint8_t* next;  // turn of the stream, or, at its end, of the next tile's stream
 };
 
-// Prefetches the next turn of a stream; in order, so that the hardware prefetcher follows.
-inline void prefetch_turn(const uint8_t* packed) {
-  for (int64_t line = 0; line < kTurnBytes; line += 64) __builtin_prefetch(packed + line, 0, 2);
+// Bytes of the next turn that are prefetched for the columns before `column`.
+inline int64_t prefetch_offset(int column) { return column * kTurnSteps * 4; }
+
+// A vector of weights. One half of a line of the next turn is prefetched for each; `next` is in the
+// order of the lines, which the hardware prefetcher then follows, not in that of the vectors.
+template <typename V>
+inline V stream_lanes(const uint8_t* packed, int v, const uint8_t* next) {
+  if (v % 2 == 0) __builtin_prefetch(next + 32 * v, 0, 2);
+  return load_lanes<V>(packed + 32 * v);
 }
 
 // Calls turn(Turn) for all inputs of a tile in four streams, and fold(slot, group) when the sums of
@@ -44,8 +50,8 @@ inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
       for (int64_t offset = 0; offset < quarter; offset += inputs)
         for (int64_t begin = offset; begin < group; begin += quarter) {
           const int64_t k = g * group + begin;
-          prefetch_turn(tile.packed + bytes_at(k + inputs));
-          turn(Turn{0, k, std::min(inputs, group - begin), begin == 0});
+          turn(Turn{0, k, std::min(inputs, group - begin), begin == 0,
+                    tile.packed + bytes_at(k + inputs)});
         }
       fold(0, g);
     }
@@ -62,10 +68,11 @@ inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
     for (int64_t offset = 0; offset < group; offset += inputs)
       each_slot([&](int slot, int64_t g) {
         const int64_t k = g * group + offset, begin = groups * slot / kStreams * group;
-        const bool last = g + 1 == groups * (slot + 1) / kStreams && offset + inputs >= group;
-        // After the end of a stream, that of the next tile follows.
-        prefetch_turn(tile.packed + bytes_at(last ? tile.k + begin : k + inputs));
-        turn(Turn{slot, k, std::min(inputs, group - offset), offset == 0});
+        const int64_t end = groups * (slot + 1) / kStreams * group;
+        const int64_t next = k + inputs;
+        // The stream of the next tile follows that of this one.
+        turn(Turn{slot, k, std::min(inputs, group - offset), offset == 0,
+                  tile.packed + bytes_at(next < end ? next : tile.k + begin + next - end)});
       });
     each_slot(fold);
   }
