@@ -27,7 +27,7 @@ from .planning.stages import FROM_REFERENCE, LOGPROBS, MODEL, describe
 from .report.speed_section import FILE as THROUGHPUT_FILE
 from .report.speed_section import write_throughput
 from .resolve import open_tasks, open_text
-from .results import QUANTIZATION, read_info, read_run
+from .results import QUANTIZATION, read_info, read_run, tasks_of_another_schema
 from .speed_comparison import time_in_alternation
 from .tasks.task import Task
 
@@ -167,8 +167,8 @@ def discard_stale(
 ) -> None:
     """Discard a stored evaluation that may not be resumed.
 
-    That is any with `fresh`, one of another setup with `overwrite`, and one of another setup that
-    holds no answer yet.
+    That is any with `fresh`, one of another setup or schema with `overwrite`, and one of another
+    setup that holds no answer yet.
 
     Args:
         out: folder of the evaluation.
@@ -178,6 +178,9 @@ def discard_stale(
         fresh: see above.
     """
     if not (out / RUN_FILE).is_file():
+        return
+    if (fresh or overwrite) and (names := tasks_of_another_schema(out)) is not None:
+        discard(out, [*names, QUANTIZATION, TEXT_FILE, THROUGHPUT_FILE, SCORES_FILE, RUN_FILE])
         return
     stored = read_info(out)
     settings = {

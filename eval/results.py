@@ -19,6 +19,7 @@ from typing import Any
 
 from ..common.atomic import write_json
 from ..common.checksum import digest_bytes, verify_checksum, with_checksum
+from ..common.json_files import read_json
 from .answering.predictions import Prediction, read_predictions, read_records
 from .report.health import MODEL, Signs, compute_signs, list_violations
 from .tasks import TASK_KINDS
@@ -163,6 +164,19 @@ def read_info(path: Path) -> dict[str, Any]:
             f"{file} has schema {str(schema)[:20]}, this version reads {RUN_SCHEMA}; evaluate again"
         )
     return verify_checksum(info, str(file))
+
+
+def tasks_of_another_schema(path: Path) -> list[str] | None:
+    """Names of the benchmarks of a run whose `run.json` has another schema; None if it has ours.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    info = read_json(path / "run.json", "remove the folder")
+    if info.get("schema") == RUN_SCHEMA:
+        return None
+    folders = (entry for entry in path.iterdir() if (entry / "items.jsonl").is_file())
+    return [folder.name for folder in folders if folder.name in info.get("tasks", {})]
 
 
 def write_info(path: Path, info: Mapping[str, Any]) -> None:
