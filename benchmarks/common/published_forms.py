@@ -9,6 +9,7 @@ import csv
 import gzip
 from pathlib import Path
 
+from vlpress.eval.tasks.files.tsv import large_cells
 from vlpress.eval.tasks.registry import BUILTIN, DATA
 
 FORMS = {
@@ -19,7 +20,6 @@ FORMS = {
 """Published name -> built-in file with the same columns."""
 DOCVQA, DOCVQA_SOURCE = "DocVQA_VAL", "builtin-ocrbench"
 DOCVQA_COLUMNS = ("index", "image", "question", "answer")
-_CELL_LIMIT = 2**31 - 1  # characters; images exceed the default of the csv module
 
 
 def write_published_forms(folder: Path) -> None:
@@ -33,10 +33,9 @@ def write_published_forms(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, builtin in FORMS.items():
         (folder / f"{name}.tsv").write_bytes(_unpack(builtin))
-    csv.field_size_limit(_CELL_LIMIT)
     lines = _unpack(DOCVQA_SOURCE).decode("utf-8").splitlines(keepends=True)
     rows = csv.DictReader(lines, delimiter="\t")
-    with (folder / f"{DOCVQA}.tsv").open("w", encoding="utf-8", newline="") as file:
+    with large_cells(), (folder / f"{DOCVQA}.tsv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, DOCVQA_COLUMNS, delimiter="\t", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
