@@ -12,11 +12,7 @@ from typing import Literal
 PATH, IMAGE = "CHECKPOINT", "photo.jpg"
 QUESTION = "What does the sign say?"
 
-TRANSFORMERS = """from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-model = AutoModelForImageTextToText.from_pretrained("CHECKPOINT", dtype="auto")
-processor = AutoProcessor.from_pretrained("CHECKPOINT")
+_CHAT = """processor = AutoProcessor.from_pretrained("CHECKPOINT")
 content = [
     {"type": "image", "image": Image.open("photo.jpg")},
     {"type": "text", "text": "QUESTION"},
@@ -32,6 +28,15 @@ tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 answer = tokens[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=True))
 """
+
+TRANSFORMERS = (
+    """from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("CHECKPOINT", dtype="auto")
+"""
+    + _CHAT
+)
 
 VLLM = """from PIL import Image
 from vllm import LLM, SamplingParams
@@ -59,27 +64,15 @@ prompt = apply_chat_template(processor, model.config, "QUESTION", num_images=1)
 print(generate(model, processor, prompt, image=["photo.jpg"], max_tokens=64, verbose=False).text)
 """
 
-GPTQMODEL = """from gptqmodel import GPTQModel
+GPTQMODEL = (
+    """from gptqmodel import GPTQModel
 from PIL import Image
 from transformers import AutoProcessor
 
 model = GPTQModel.load("CHECKPOINT", device="cpu")
-processor = AutoProcessor.from_pretrained("CHECKPOINT")
-content = [
-    {"type": "image", "image": Image.open("photo.jpg")},
-    {"type": "text", "text": "QUESTION"},
-]
-inputs = processor.apply_chat_template(
-    [{"role": "user", "content": content}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-)
-tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-answer = tokens[0, inputs["input_ids"].shape[1] :]
-print(processor.decode(answer, skip_special_tokens=True))
 """
+    + _CHAT
+)
 
 
 @dataclass(frozen=True)

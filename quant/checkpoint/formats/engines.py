@@ -84,7 +84,7 @@ ENGINES = (
                 activations=FLOAT,
                 note="its CPU build has no kernel for 8-bit weights with 16-bit activations",
             ),
-            Rule("refuses", GPTQS, (3,), note="it reads gptq with 4 and 8 bits only"),
+            Rule("refuses", GPTQS, (3,), note="its check of gptq settings refuses 3 bits"),
             Rule("refuses", GPTQS, symmetric=(False,), note="it reads symmetric gptq only"),
             Rule("refuses", TENSORS, (3,), note="its CPU build has no kernel for 3 bits"),
             Rule("loads", GPTQS, (4,), (True,), FLOAT, DECODER),
