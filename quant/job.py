@@ -193,8 +193,6 @@ class Job:
             ValueError: the hidden folder holds other work and neither flag is given, or the model
                 or the samples are unusable.
         """
-        if self.plan.passed_over:
-            reporter.note(f"writing {self.plan.format}, because {self.plan.passed_over}")
         folder = out.with_name(f".{out.name}.vlpress-work")
         flags: dict[str, Any] = {"overwrite": overwrite, "fresh": fresh}
         if broadcast_result(comm, lambda: claim(folder, fingerprint, own=JOURNAL_NAMES, **flags)):

@@ -102,8 +102,6 @@ class Plan:
     """Inner widths that are padded with zero channels before anything else."""
     format: str = "gptq"
     """Name of the checkpoint format that bytes are counted for."""
-    passed_over: str = ""
-    """Why a more common format was not chosen; empty if it was, or if a format was given."""
     transforms: tuple[PlannedTransform, ...] = ()
     """Transforms of float weights before they are quantized, in the order of the recipe."""
 
@@ -160,7 +158,6 @@ class Plan:
             "other_bytes": self.other_bytes,
             "bits_per_weight": self.bits_per_weight,
             "format": self.format,
-            "passed_over": self.passed_over,
             "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
@@ -199,7 +196,7 @@ def make_plan(
             _check_shape(spec)
         check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
-    written, passed_over = find_format(Contents(padded, schemes), format)
+    written, _ = find_format(Contents(padded, schemes), format)
     kind = dtype or config.dtype or torch.float32
     itemsize = kind.itemsize
     padding_of = padded_layers(config, padding)
@@ -216,7 +213,7 @@ def make_plan(
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, claimed)
-    return Plan(padded, rows, other, memory, padding, written.name, passed_over, transforms)
+    return Plan(padded, rows, other, memory, padding, written.name, transforms)
 
 
 def check_images(plan: Plan, *, present: bool) -> None:

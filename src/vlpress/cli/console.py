@@ -36,12 +36,11 @@ def plan_table(plan: Result) -> str:
     """Show a plan: every linear layer, then sizes, memory and time."""
     rows = plan["rows"]
     quantized = sum(row["method"] is not None for row in rows)
-    reason = f", because {plan['passed_over']}" if plan["passed_over"] else ""
     return _with_lines(
         DataTable("Plan", PLAN, rows),
         f"{quantized} of {len(rows)} linear layers are quantized, "
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
-        f"checkpoint format: {plan['format']}{reason}",
+        f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *_estimate(plan["memory"], plan["estimate"]),
