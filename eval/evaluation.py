@@ -18,34 +18,35 @@ import torch
 from ..bench.machine_load import LoadMeter, joined_load
 from ..common.atomic import write_json, write_text
 from ..common.checksum import digest_bytes
-from ..common.differences import differences, refuse_difference
+from ..common.differences import refuse_difference
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.progress import peak_memory
 from ..model.config import read_checkpoint_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
-from ..quant.checkpoint.loading import open_model, resolve_folder
+from ..quant.checkpoint.loading import open_model
 from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
 from .answering.vision_features import FeatureCache
 from .config import BATCH_SIZE
 from .extension import Rounds, assign_rounds, refuse_partial_fidelity, with_rounds
 from .fidelity.divergences import summarize_fidelity
-from .fidelity.logprob_cache import LogProbReader
-from .fidelity.measure import FOLDER as LOGPROBS
-from .fidelity.measure import measure_task, store_logprobs
 from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
-from .fidelity.teacher_forcing import ANSWER_TOKENS
+from .fidelity.reference import (
+    find_reference,
+    has_logprobs,
+    measure_fidelity,
+    read_reference,
+    store_reference_logprobs,
+)
 from .fingerprint import (
     THREADS,
     answer_setup,
     count_weight_bytes,
     count_weights,
-    identify_checkpoint,
     run_fingerprint,
-    setup_differences,
     task_settings,
     without_threads,
 )
@@ -71,8 +72,6 @@ from .tasks.askable import mark_unaskable
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 6  # differences named in an error
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def evaluate_model(
     setup = run_fingerprint(model, processor, batch_size=batch_size, seed=seed, source=folder)
     base = None
     if reference is not None:
-        base = rank_zero_first(comm, lambda: _read_reference(Path(reference), setup, tasks))
+        base = rank_zero_first(comm, lambda: read_reference(Path(reference), setup, tasks))
     info, rounds = broadcast_result(comm, lambda: open_run(out, setup, tasks, base))
     tasks = with_rounds(tasks, rounds)
     info["model"] = {
@@ -165,7 +164,7 @@ def evaluate_model(
         "weights": count_weights(model),
         "generation_config": read_generation_settings(folder),
     }
-    if base is not None and not _has_logprobs(base, tasks):
+    if base is not None and not has_logprobs(base, tasks):
         find_reference(base)  # before hours of answering, not after
 
     def begin() -> None:
@@ -188,13 +187,13 @@ def evaluate_model(
         )
     info["memory"] = _measure_memory(model, info.get("memory"))
     if is_reference:
-        _store_logprobs(read_run(out), tasks, features, batching)
+        store_reference_logprobs(read_run(out), tasks, features, batching)
     if base is not None:
-        if not rank_zero_first(comm, lambda: _has_logprobs(base, tasks)):
+        if not rank_zero_first(comm, lambda: has_logprobs(base, tasks)):
             original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
-            _store_logprobs(base, tasks, FeatureCache(original, processor), batching)
+            store_reference_logprobs(base, tasks, FeatureCache(original, processor), batching)
             del original
-        _measure_fidelity(out, tasks, base, features, setup, batching)
+        measure_fidelity(out, tasks, base, features, setup, batching)
     result = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
     return EvalResult(**{**result, "out_dir": out})
 
@@ -341,122 +340,6 @@ def _copy_record(out: Path, folder: Path | None) -> None:
     """Copy the checkpoint's record of its layers: the report needs no checkpoint."""
     if folder is not None and (folder / REPORT_FILE).is_file():
         write_json(out / QUANTIZATION, read_checkpoint_json(folder / REPORT_FILE))
-
-
-def _read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
-    """Read a reference run.
-
-    Raises:
-        FileNotFoundError: it is not an evaluation folder.
-        ValueError: it is unfinished, was answered by a server, or has another setup.
-    """
-    base = read_run(path)
-    if "engine" in base.fingerprint:
-        raise ValueError(
-            f"{path} was answered by a server; the divergence needs the original model itself: "
-            "evaluate it in this process and give that folder"
-        )
-    changed = setup_differences(base.fingerprint, setup) + question_differences(base, tasks)
-    for task in tasks:
-        base.tasks[task.name].score()  # refuses an unfinished run
-    if changed:
-        raise ValueError(
-            f"{path} was evaluated with another setup ({'; '.join(changed[:SHOWN])}); "
-            "evaluate the original again with the same settings"
-        )
-    return base
-
-
-def question_differences(base: StoredRun, tasks: Sequence[Task]) -> list[str]:
-    """Describe the differences between a run's questions and those of tasks.
-
-    Raises:
-        ValueError: the run lacks one of the tasks.
-    """
-    changed: list[str] = []
-    for task in tasks:
-        if task.name not in base.tasks:
-            raise ValueError(f"{base.path} has no {task.name}; evaluate the original on it first")
-        changed += differences(base.tasks[task.name].info["fingerprint"], task.fingerprint)
-    return changed
-
-
-def find_reference(base: StoredRun) -> Path:
-    """Return the checkpoint folder of a reference's model.
-
-    Raises:
-        ValueError: the model is missing or has changed since.
-    """
-    try:
-        folder = resolve_folder(base.name)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(
-            f"{base.path} was made with the model {base.name}, which cannot be opened ({error}); "
-            "put it back or evaluate the original again"
-        ) from error
-    identity = base.fingerprint["model"]
-    if "memory" not in identity["files"] and identify_checkpoint(folder) != identity:
-        raise ValueError(
-            f"{base.path} was made with the model {base.name}, which has changed since; "
-            "put it back or evaluate the original again"
-        )
-    return folder
-
-
-def _has_logprobs(base: StoredRun, tasks: Sequence[Task]) -> bool:
-    """Whether the log-probabilities of all the base's answers are stored."""
-    for task in tasks:
-        try:
-            reader = LogProbReader(base.tasks[task.name].folder / LOGPROBS, task.digests)
-        except (FileNotFoundError, ValueError):
-            return False
-        if not all(item.id in reader for item in task.items):
-            return False
-    return True
-
-
-def _store_logprobs(
-    base: StoredRun, tasks: Sequence[Task], features: FeatureCache, batching: Mapping[str, Any]
-) -> None:
-    """Store the base's log-probabilities along its own answers."""
-    for task in tasks:
-        stored = base.tasks[task.name]
-        store_logprobs(
-            task,
-            features,
-            stored.predictions,
-            stored.folder / LOGPROBS,
-            {**answer_setup(base.fingerprint, task), "answer_tokens": ANSWER_TOKENS},
-            **batching,
-        )
-
-
-def _measure_fidelity(
-    out: Path,
-    tasks: Sequence[Task],
-    base: StoredRun,
-    features: FeatureCache,
-    setup: Mapping[str, Any],
-    batching: Mapping[str, Any],
-) -> None:
-    """Measure a candidate's divergence from the base along the base's answers."""
-    for task in tasks:
-        stored = base.tasks[task.name]
-        reader = LogProbReader(stored.folder / LOGPROBS, task.digests)
-        measure_task(
-            task,
-            features,
-            stored.predictions,
-            reader,
-            out / task.name / "fidelity.jsonl",
-            {
-                **answer_setup(setup, task),
-                "reference": base.fingerprint["model"],
-                "answer_tokens": ANSWER_TOKENS,
-                "kl_kind": reader.kind,
-            },
-            **batching,
-        )
 
 
 def finish(out: Path, info: dict[str, Any]) -> EvalResult:

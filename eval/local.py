@@ -16,10 +16,11 @@ from ..model.processing.processor import Processor
 from ..quant.resolve import Source
 from .answering.vision_features import FeatureCache
 from .config import EvaluateOptions
-from .evaluation import evaluate_model, find_reference
+from .evaluation import evaluate_model
 from .extension import describe_changes
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
+from .fidelity.reference import find_reference
 from .fingerprint import run_fingerprint, task_settings, without_threads
 from .planning.checks import check_questions
 from .planning.schedule import model_stages

@@ -17,16 +17,15 @@ from typing import Any
 from ... import __version__
 from ..config import BATCH_SIZE
 from ..evaluation import (
-    SHOWN,
     EvalResult,
     answer_tasks,
     finish,
     open_run,
-    question_differences,
     refuse_repeated,
     write_items,
 )
 from ..extension import with_rounds
+from ..fidelity.reference import SHOWN, question_differences
 from ..fingerprint import setup_differences
 from ..results import StoredRun, read_run
 from ..tasks.task import Item, Task
