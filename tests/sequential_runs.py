@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from vlpress.calib.observers import CrossMoment, Hessian
-from vlpress.calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, TapGroup
+from vlpress.calib.sequential import BlockResult, CalibrationBlock, CalibrationPass
+from vlpress.calib.tap_groups import TapGroup
 from vlpress.model.families import LinearSpec
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL

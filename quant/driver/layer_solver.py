@@ -11,7 +11,8 @@ from torch import Tensor
 from ...calib.activation_store import ActivationStore, BlockSource
 from ...calib.block_runner import TokenWeightFn
 from ...calib.observers import CrossMoment, Hessian
-from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, Resume, TapGroup
+from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, Resume
+from ...calib.tap_groups import TapGroup
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL

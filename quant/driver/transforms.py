@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...calib.observers import AbsMax, Hessian, MeanAbs
-from ...calib.sequential import CalibrationBlock, TapGroup, tap_groups
+from ...calib.sequential import CalibrationBlock
+from ...calib.tap_groups import TapGroup, tap_groups
 from ...model.qwen_vl import QwenVL
 from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import choose_input_scale

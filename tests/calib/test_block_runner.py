@@ -12,7 +12,8 @@ from vlpress.calib.activation_store import MemoryActivationStore, State
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.calib.observers import CrossMoment, Hessian
-from vlpress.calib.sequential import CalibrationBlock, TapGroup
+from vlpress.calib.sequential import CalibrationBlock
+from vlpress.calib.tap_groups import TapGroup
 from vlpress.calib.token_weights import find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt

@@ -11,7 +11,8 @@ from vlpress.calib.block_runner import TokenWeightFn
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.calib.observers import AbsMax, Hessian
-from vlpress.calib.sequential import CalibrationBlock, TapGroup, tap_groups
+from vlpress.calib.sequential import CalibrationBlock
+from vlpress.calib.tap_groups import TapGroup, tap_groups
 from vlpress.calib.token_weights import find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.observers import Hessian
-from vlpress.calib.sequential import TapGroup
+from vlpress.calib.tap_groups import TapGroup
 from vlpress.model.families import family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
