@@ -24,7 +24,7 @@ vlpress split photos.csv --calib "${CALIB:-64}" -o split
 
 # 3. Quantize, evaluate both models on the same questions, compare.
 run() {
-    vlpress run "$model" -o out --recipe w4a16 --format compressed-tensors --calib split/calib.jsonl \
+    vlpress run "$model" -o out --recipe w4a16 --calib split/calib.jsonl \
         --calib-samples "${CALIB:-64}" --bench photos=split/eval.csv
 }
 run
