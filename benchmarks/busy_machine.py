@@ -6,7 +6,8 @@ Evaluates 128 built-in questions with the built-in model in bf16 and with its w4
 separate process each time, while 0, 1 or 2 other processes compute without pause, and reports the
 median seconds of answering, without loading. `spinning` uses the OpenMP runtime's default waiting
 policy instead of the bounded one of vlpress (src/vlpress/common/threads.py); both run in turns.
-All runs must give the same answers. Writes results/busy_machine.json and results/busy_machine.md.
+All runs must give the same answers. Writes results/busy_machine.json and
+results/busy_machine.md, or files of another --name.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def main() -> None:
         ],
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "busy_machine.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "busy_machine.md").write_text(markdown(results))
+    (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"{options.name}.md").write_text(markdown(results))
     print(markdown(results))
 
 
@@ -87,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one run")
+    parser.add_argument("--name", default="busy_machine", help="of the result files")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 

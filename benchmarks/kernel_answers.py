@@ -7,7 +7,8 @@ every kernel that this machine supports. At least 99.5 % of the texts must equal
 For recipes without int8 activations, the divergence of the two on the reference's answers must be
 below the noise of bf16, which is the divergence of the reference in bf16 from the reference in
 fp32. (A kernel that rounds less than the reference may diverge more from it, if it is as close to
-fp32.) Exits with 1 otherwise. Writes results/kernel_answers.json and results/kernel_answers.md.
+fp32.) Exits with 1 otherwise. Writes results/kernel_answers.json and
+results/kernel_answers.md, or files of another --name.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def main() -> None:
     rows = [row for name in options.recipes for row in measure(name, processor, task, options.read)]
     results = provenance() | {"model": MODEL, "items": len(task.items), "rows": rows}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "kernel_answers.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "kernel_answers.md").write_text(markdown(results))
+    (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"{options.name}.md").write_text(markdown(results))
     print(markdown(results))
     if failed := [f"{row['recipe']} {row['kernel']}" for row in rows if not row["holds"]]:
         sys.exit(f"not the reference's answers: {', '.join(failed)}")
@@ -70,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="presets")
     parser.add_argument("--limit", type=int, help="questions of each benchmark (default all)")
     parser.add_argument("--read", type=int, default=512, help="answers read for the divergence")
+    parser.add_argument("--name", default="kernel_answers", help="of the result files")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 

@@ -7,7 +7,9 @@ for llama.cpp (peers/llamacpp.py, in the environment that `make bench` builds), 
 turns with the same number of threads: a prompt of 1024 tokens and 32 generated tokens. Ratios are
 between medians of one run. Each generated token reads all weights once; the table therefore also
 shows the ratio at equal memory bandwidth. Writes results/whole_model.json and
-results/whole_model.md.
+results/whole_model.md, or files of another --name. On a processor with AVX-512, a comparison of the
+AVX2 kernels needs the variables of kernel_speed.py and a llama.cpp that was compiled with
+CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON".
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +34,7 @@ from vlpress.model.families import family_of
 
 HERE = Path(__file__).resolve().parent
 LLAMA = HERE / "peers" / "llamacpp.py"
-PYTHON = ROOT / ".interop" / "llama-cpp-python" / "bin" / "python"
+ENVIRONMENT = ROOT / ".interop" / "llama-cpp-python"
 RECIPE = "w4a16-rtn"
 # vlpress: checkpoint and options of `vlpress bench model`. llama.cpp: type and head.
 VLPRESS_RUNS = {
@@ -61,7 +63,13 @@ BITS = {
     "llama.cpp q4_k, head q8_0": (4.5, 8.5),
 }
 # vlpress, compared with, which seconds, smallest ratio of speeds.
-TARGETS = (
+TARGETS_AVX2 = (
+    ("w4a16", "llama.cpp q4_0", "token_seconds", 1.2),
+    ("w4a16, head w8a16", "llama.cpp q4_0, head q8_0", "token_seconds", 1.2),
+    ("w4a16", "llama.cpp q4_0", "prefill_seconds", 1.2),
+    ("w4a8", "llama.cpp q4_0", "prefill_seconds", 1.2),
+)
+TARGETS_AVX512 = (
     ("w4a16", "llama.cpp q4_0", "token_seconds", 1.3),
     ("w4a16, head w8a16", "llama.cpp q4_0, head q8_0", "token_seconds", 1.3),
     ("w4a8", "llama.cpp q4_0", "prefill_seconds", 2.0),
@@ -79,11 +87,12 @@ NAMES = {
 def main() -> None:
     """Write missing models, measure in turns, and write the two result files."""
     options = parse()
-    if not PYTHON.is_file():
-        sys.exit(f"{PYTHON.relative_to(ROOT)} is missing; `make bench` builds the environment")
+    python = options.llamacpp / "bin" / "python"
+    if not python.is_file():
+        sys.exit(f"{python} is missing; `make bench` builds the environment")
     options.work.mkdir(parents=True, exist_ok=True)
     folders = write_vlpress(options.work, options.layers)
-    files = write_llamacpp(options.work, folders["bf16"], options.threads)
+    files = write_llamacpp(python, options.work, folders["bf16"], options.threads)
     runs_by_name: dict[str, list[dict[str, Any]]] = {
         name: [] for name in (*VLPRESS_RUNS, *LLAMACPP_RUNS)
     }
@@ -91,14 +100,15 @@ def main() -> None:
         for name, (folder, extra) in VLPRESS_RUNS.items():
             runs_by_name[name].append(time_vlpress(folders[folder], extra, options.threads))
         for name in LLAMACPP_RUNS:
-            runs_by_name[name].append(time_llamacpp(files[name], options.threads))
+            runs_by_name[name].append(time_llamacpp(python, files[name], options.threads))
     sizes = weights_of(folders["bf16"])
     rows = {name: middle(runs) | read_of(name, sizes) for name, runs in runs_by_name.items()}
     results = provenance() | {"layers": options.layers, "rounds": options.rounds, "rows": rows}
-    results["targets"] = targets(rows)
+    limits = TARGETS_AVX2 if results["machine"]["kernels"] == "avx2" else TARGETS_AVX512
+    results["targets"] = targets(rows, limits)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "whole_model.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "whole_model.md").write_text(markdown(results))
+    (options.out / f"{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / f"{options.name}.md").write_text(markdown(results))
     print(markdown(results))
 
 
@@ -109,6 +119,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="times that everything is run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "whole-model")
+    parser.add_argument("--llamacpp", type=Path, default=ENVIRONMENT, help="its environment")
+    parser.add_argument("--name", default="whole_model", help="of the result files")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     return parser.parse_args()
 
@@ -127,7 +139,7 @@ def write_vlpress(work: Path, layers: int) -> dict[str, Path]:
     return folders
 
 
-def write_llamacpp(work: Path, source: Path, threads: int) -> dict[str, Path]:
+def write_llamacpp(python: Path, work: Path, source: Path, threads: int) -> dict[str, Path]:
     """Write the same weights as GGUF, unless a previous run did."""
     files = {}
     for name, (kind, head) in LLAMACPP_RUNS.items():
@@ -135,7 +147,7 @@ def write_llamacpp(work: Path, source: Path, threads: int) -> dict[str, Path]:
         if not files[name].is_file():
             partial = files[name].with_suffix(".partial")
             arguments = ["--type", kind, "--head", head, "--threads", str(threads)]
-            run([str(PYTHON), str(LLAMA), "write", str(source), str(partial), *arguments])
+            run([str(python), str(LLAMA), "write", str(source), str(partial), *arguments])
             partial.rename(files[name])
     return files
 
@@ -148,9 +160,9 @@ def time_vlpress(folder: Path, extra: tuple[str, ...], threads: int) -> dict[str
     return speed | {"model": folder.name, "layer_seconds": layers}
 
 
-def time_llamacpp(file: Path, threads: int) -> dict[str, Any]:
+def time_llamacpp(python: Path, file: Path, threads: int) -> dict[str, Any]:
     """Run llama.cpp once."""
-    text = run([str(PYTHON), str(LLAMA), "time", str(file), "--threads", str(threads)])
+    text = run([str(python), str(LLAMA), "time", str(file), "--threads", str(threads)])
     speed: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return speed
 
@@ -188,10 +200,12 @@ def read_of(name: str, sizes: tuple[int, int]) -> dict[str, float]:
     return {"read_bytes": sum(size * wide / 8 for size, wide in zip(sizes, bits, strict=True))}
 
 
-def targets(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def targets(
+    rows: Mapping[str, Mapping[str, Any]], limits: Iterable[tuple[str, str, str, float]]
+) -> list[dict[str, Any]]:
     """Targets and measured ratios."""
     result = []
-    for name, other, seconds, least in TARGETS:
+    for name, other, seconds, least in limits:
         ratio = rows[other][seconds] / rows[name][seconds]
         what = f"{name} relative to {other}: {NAMES[seconds]}"
         row = {"what": what, "least": least, "found": ratio, "met": ratio >= least}

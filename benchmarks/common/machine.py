@@ -11,6 +11,7 @@ import torch
 
 from vlpress import __version__
 from vlpress.common.environment import processor_name
+from vlpress.quant.kernels.library import chosen_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,20 +28,29 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 def describe(results: dict[str, Any]) -> str:
     """Format a header as a line of text."""
-    machine = results["machine"]
-    return (
-        f"{results['date']}, commit {results['commit']}, {machine['processor']}, "
-        f"{machine['threads']} threads, torch {results['versions']['torch']}."
-    )
+    machine, torch_version = results["machine"], results["versions"]["torch"]
+    parts = [results["date"], f"commit {results['commit']}", machine["processor"]]
+    parts.append(f"{machine['threads']} threads")
+    if "kernels" in machine:  # older results do not have it
+        parts.append(f"{machine['kernels']} kernels")
+        torch_version += f" ({machine['torch_instructions']})"
+    return f"{', '.join(parts)}, torch {torch_version}."
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Describe the processor, threads and library versions."""
+    """Describe the processor, the threads, and the instructions that vlpress and torch use."""
     processor = processor_name()
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         processor = torch.cuda.get_device_name()
-    return {"processor": processor, "threads": torch.get_num_threads(), "gpu": on_gpu}
+    kernels = chosen_kernels()
+    return {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "gpu": on_gpu,
+        "kernels": "reference" if isinstance(kernels, str) else kernels.name,
+        "torch_instructions": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def commit() -> str:
