@@ -1,321 +1,43 @@
-"""Family tables: the structure of a model as data for calibration and quantization.
+"""The registry of family tables.
 
-A stage is a run of equal blocks (vision blocks, the merger, decoder layers, the head). Within a
-block every linear layer is listed with its input tensor (its tap): linears with the same tap share
-one Hessian. Bindings list the pairs of operations between which channels can be rescaled without
-changing the function. They belong to a stage and are never derived from module names, because the
-vision MLP of Qwen2.5-VL has the decoder's names.
-
-A new model type is one `Family` here with its modules; CONTRIBUTING.md lists the steps. Every field
-is read by code, and a value without an implementation is an error.
+A new model type is one `Family` in a module of `family_tables`, a row of `FAMILIES`, and the
+modules that it describes; CONTRIBUTING.md lists the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
-
 from .config import ModelConfig
-from .rope import MropeLayout
-
-# Copied byte for byte into every saved checkpoint: saving through a library can change such files
-# (truncation settings, templates).
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
+from .family_tables.qwen2_5_vl import QWEN2_5_VL
+from .family_tables.qwen2_vl import QWEN2_VL
+from .family_tables.table import (
+    SIDE_FILES,
+    BlockLinear,
+    Family,
+    LinearSpec,
+    NormBinding,
+    PaddedWidth,
+    PairBinding,
+    Stage,
+    widths,
 )
 
+__all__ = [
+    "FAMILIES",
+    "SIDE_FILES",
+    "BlockLinear",
+    "Family",
+    "LinearSpec",
+    "NormBinding",
+    "PaddedWidth",
+    "PairBinding",
+    "Stage",
+    "family_of",
+    "widths",
+]
 
-@dataclass(frozen=True)
-class LinearSpec:
-    """A linear layer of a model with its sizes."""
-
-    name: str  # module path: "model.layers.3.self_attn.q_proj"
-    in_features: int
-    out_features: int
-    bias: bool
-    stage: str
-    block: int  # index within the stage
-    tap: str  # linears of a block with the same tap share their input tensor
-    input_split: bool = False  # row-parallel: tensor parallelism splits its input features
-
-    @property
-    def weights(self) -> int:
-        """Number of weights without the bias."""
-        return self.in_features * self.out_features
-
-
-@dataclass(frozen=True)
-class BlockLinear:
-    """A linear layer of every block of a stage; fields as in `LinearSpec`."""
-
-    name: str  # module path within the block
-    inputs: str  # key of `widths`
-    outputs: str  # key of `widths`
-    bias: bool
-    tap: str
-    input_split: bool = False
-
-
-@dataclass(frozen=True)
-class NormBinding:
-    """A norm and all linear layers that use its output, so that scales can move between them."""
-
-    norm: str  # its weight is divided by the scales, its bias too if there is one
-    linears: tuple[str, ...]  # their input columns are multiplied
-    tiles: int = 1  # number of copies of the norm's channels in the linears' input
-
-
-@dataclass(frozen=True)
-class PairBinding:
-    """Two linear layers with a path between them that is linear in each channel.
-
-    Output rows of `source` (with its bias) can be divided, and input columns of `target`
-    multiplied, by the same scales.
-    """
-
-    source: str
-    target: str
-    part: tuple[int, int] = (0, 1)  # (index, count) of the slice of the source's rows
-    grouped_heads: bool = False  # GQA: each key/value head of the source feeds several heads
-
-
-@dataclass(frozen=True)
-class PaddedWidth:
-    """An inner width that can be padded with zero channels without changing the function."""
-
-    width: str  # key of `widths`
-    outputs: tuple[str, ...]  # linears to which zero rows are added
-    inputs: tuple[str, ...]  # linears to which zero columns are added
-    config_field: tuple[str, str]  # section and key of config.json; section "" is the decoder's
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of equal blocks."""
-
-    name: Literal["vision", "merger", "decoder", "head"]
-    path: str  # module path, with {} for the block index if there are several blocks
-    count: Callable[[ModelConfig], int]
-    entry: str | None  # module that runs before the first block and belongs to none
-    linears: tuple[BlockLinear, ...]
-    norms: tuple[NormBinding, ...] = ()
-    pairs: tuple[PairBinding, ...] = ()
-    fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members
-    padded: tuple[PaddedWidth, ...] = ()
-
-    @property
-    def bindings(self) -> tuple[NormBinding | PairBinding, ...]:
-        """All bindings of a block."""
-        return (*self.norms, *self.pairs)
-
-    def block_path(self, block: int) -> str:
-        """Return the module path of one block, such as `model.layers.3`."""
-        return self.path.format(block)
-
-    def blocks(self, config: ModelConfig) -> tuple[str, ...]:
-        """Return the module paths of all blocks in the order of computation."""
-        return tuple(self.block_path(block) for block in range(self.count(config)))
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model type: its stages in the order of computation."""
-
-    name: str
-    stages: tuple[Stage, ...]
-    mrope_layout: MropeLayout
-    side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
-
-    def stage(self, name: str) -> Stage:
-        """Return the stage called `name`.
-
-        Raises:
-            ValueError: there is no such stage.
-        """
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        allowed = ", ".join(stage.name for stage in self.stages)
-        raise ValueError(f"{self.name} has no stage {name!r}; allowed: {allowed}")
-
-    def linears(self, config: ModelConfig) -> list[LinearSpec]:
-        """List every linear layer of a model in the order of computation."""
-        size = widths(config)
-        specs = []
-        for stage in self.stages:
-            for block, path in enumerate(stage.blocks(config)):
-                for linear in stage.linears:
-                    name = f"{path}.{linear.name}" if linear.name else path
-                    inputs, outputs = size[linear.inputs], size[linear.outputs]
-                    specs.append(
-                        LinearSpec(
-                            name,
-                            inputs,
-                            outputs,
-                            linear.bias,
-                            stage.name,
-                            block,
-                            linear.tap,
-                            linear.input_split,
-                        )
-                    )
-        return specs
-
-
-def widths(config: ModelConfig) -> Mapping[str, int]:
-    """Return the sizes behind the width names of the tables."""
-    vision, text = config.vision, config.text
-    return {
-        "vision": vision.hidden_size,
-        "vision_qkv": 3 * vision.hidden_size,
-        "vision_mlp": vision.intermediate_size,
-        "merged": vision.hidden_size * vision.merge_unit,
-        "hidden": text.hidden_size,
-        "q": text.num_attention_heads * text.head_dim,
-        "kv": text.num_key_value_heads * text.head_dim,
-        "mlp": text.intermediate_size,
-        "vocab": text.vocab_size,
-    }
+FAMILIES: dict[str, Family] = {family.name: family for family in (QWEN2_VL, QWEN2_5_VL)}
 
 
 def family_of(config: ModelConfig) -> Family:
     """Return the family table of a model."""
     return FAMILIES[config.family]
-
-
-_VISION_ATTENTION = (
-    BlockLinear("attn.qkv", "vision", "vision_qkv", bias=True, tap="qkv"),
-    BlockLinear("attn.proj", "vision", "vision", bias=True, tap="o", input_split=True),
-)
-# v is the last third of the fused q/k/v projection.
-_VISION_VALUE = PairBinding("attn.qkv", "attn.proj", part=(2, 3))
-
-_VISION_QWEN2 = Stage(
-    name="vision",
-    path="visual.blocks.{}",
-    count=lambda config: config.vision.depth,
-    entry="visual.patch_embed",
-    linears=(
-        *_VISION_ATTENTION,
-        BlockLinear("mlp.fc1", "vision", "vision_mlp", bias=True, tap="fc1"),
-        BlockLinear("mlp.fc2", "vision_mlp", "vision", bias=True, tap="fc2", input_split=True),
-    ),
-    norms=(NormBinding("norm1", ("attn.qkv",)), NormBinding("norm2", ("mlp.fc1",))),
-    pairs=(_VISION_VALUE,),  # not fc1 -> fc2: QuickGELU between them is not linear
-)
-
-_VISION_QWEN2_5 = Stage(
-    name="vision",
-    path="visual.blocks.{}",
-    count=lambda config: config.vision.depth,
-    entry="visual.patch_embed",
-    linears=(
-        *_VISION_ATTENTION,
-        BlockLinear("mlp.gate_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
-        BlockLinear("mlp.up_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
-        BlockLinear(
-            "mlp.down_proj", "vision_mlp", "vision", bias=True, tap="down", input_split=True
-        ),
-    ),
-    norms=(
-        NormBinding("norm1", ("attn.qkv",)),
-        NormBinding("norm2", ("mlp.gate_proj", "mlp.up_proj")),
-    ),
-    # SwiGLU is linear in up, not in gate.
-    pairs=(_VISION_VALUE, PairBinding("mlp.up_proj", "mlp.down_proj")),
-    fused=(("mlp.gate_proj", "mlp.up_proj"),),
-    padded=(
-        PaddedWidth(
-            "vision_mlp",
-            ("mlp.gate_proj", "mlp.up_proj"),
-            ("mlp.down_proj",),
-            ("vision_config", "intermediate_size"),
-        ),
-    ),
-)
-
-_MERGER = Stage(
-    name="merger",
-    path="visual.merger",
-    count=lambda config: 1,
-    entry=None,
-    linears=(
-        BlockLinear("mlp.0", "merged", "merged", bias=True, tap="merger_in"),
-        BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out", input_split=True),
-    ),
-    # ln_q normalizes single patches; mlp.0 reads four of them concatenated.
-    norms=(NormBinding("ln_q", ("mlp.0",), tiles=4),),
-)
-
-_DECODER = Stage(
-    name="decoder",
-    path="model.layers.{}",
-    count=lambda config: config.text.num_hidden_layers,
-    entry="model.embed_tokens",
-    linears=(
-        BlockLinear("self_attn.q_proj", "hidden", "q", bias=True, tap="qkv"),
-        BlockLinear("self_attn.k_proj", "hidden", "kv", bias=True, tap="qkv"),
-        BlockLinear("self_attn.v_proj", "hidden", "kv", bias=True, tap="qkv"),
-        BlockLinear("self_attn.o_proj", "q", "hidden", bias=False, tap="o", input_split=True),
-        BlockLinear("mlp.gate_proj", "hidden", "mlp", bias=False, tap="gate_up"),
-        BlockLinear("mlp.up_proj", "hidden", "mlp", bias=False, tap="gate_up"),
-        BlockLinear("mlp.down_proj", "mlp", "hidden", bias=False, tap="down", input_split=True),
-    ),
-    norms=(
-        NormBinding(
-            "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        ),
-        NormBinding("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-    ),
-    pairs=(
-        # Attention mixes tokens, not channels, so a scale of a value channel passes through it.
-        PairBinding("self_attn.v_proj", "self_attn.o_proj", grouped_heads=True),
-        PairBinding("mlp.up_proj", "mlp.down_proj"),
-    ),
-    fused=(
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("mlp.gate_proj", "mlp.up_proj"),
-    ),
-    padded=(
-        PaddedWidth(
-            "mlp",
-            ("mlp.gate_proj", "mlp.up_proj"),
-            ("mlp.down_proj",),
-            ("", "intermediate_size"),
-        ),
-    ),
-)
-
-_HEAD = Stage(
-    name="head",
-    path="lm_head",
-    count=lambda config: 0 if config.text.tie_word_embeddings else 1,
-    entry="model.norm",
-    linears=(BlockLinear("", "hidden", "vocab", bias=False, tap="head"),),
-)
-
-FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(
-        name="qwen2_vl",
-        stages=(_VISION_QWEN2, _MERGER, _DECODER, _HEAD),
-        mrope_layout="sectioned",
-    ),
-    "qwen2_5_vl": Family(
-        name="qwen2_5_vl",
-        stages=(_VISION_QWEN2_5, _MERGER, _DECODER, _HEAD),
-        mrope_layout="sectioned",
-    ),
-}

@@ -126,7 +126,7 @@ def check_mrope_layout(layout: str) -> None:
     if layout not in _LAYOUTS:
         raise ValueError(
             f"M-RoPE layout {layout!r} is not implemented; allowed: {', '.join(_LAYOUTS)}; "
-            "correct mrope_layout of the family in model/families.py"
+            "correct mrope_layout of the family in model/family_tables/"
         )
 
 

@@ -1,0 +1,1 @@
+"""Family tables: one module per model type, its row is in `families.py`."""

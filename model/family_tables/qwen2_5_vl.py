@@ -1,0 +1,42 @@
+"""Qwen2.5-VL (arXiv 2502.13923): a vision tower with RMSNorm, SwiGLU and window attention."""
+
+from __future__ import annotations
+
+from .qwen2_stages import DECODER, HEAD, MERGER, VISION_ATTENTION, VISION_VALUE
+from .table import BlockLinear, Family, NormBinding, PaddedWidth, PairBinding, Stage
+
+_VISION = Stage(
+    name="vision",
+    path="visual.blocks.{}",
+    count=lambda config: config.vision.depth,
+    entry="visual.patch_embed",
+    linears=(
+        *VISION_ATTENTION,
+        BlockLinear("mlp.gate_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
+        BlockLinear("mlp.up_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
+        BlockLinear(
+            "mlp.down_proj", "vision_mlp", "vision", bias=True, tap="down", input_split=True
+        ),
+    ),
+    norms=(
+        NormBinding("norm1", ("attn.qkv",)),
+        NormBinding("norm2", ("mlp.gate_proj", "mlp.up_proj")),
+    ),
+    # SwiGLU is linear in up, not in gate.
+    pairs=(VISION_VALUE, PairBinding("mlp.up_proj", "mlp.down_proj")),
+    fused=(("mlp.gate_proj", "mlp.up_proj"),),
+    padded=(
+        PaddedWidth(
+            "vision_mlp",
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
+            ("vision_config", "intermediate_size"),
+        ),
+    ),
+)
+
+QWEN2_5_VL = Family(
+    name="qwen2_5_vl",
+    stages=(_VISION, MERGER, DECODER, HEAD),
+    mrope_layout="sectioned",
+)

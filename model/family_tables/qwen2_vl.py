@@ -1,0 +1,26 @@
+"""Qwen2-VL (arXiv 2409.12191): a vision tower with LayerNorm and QuickGELU."""
+
+from __future__ import annotations
+
+from .qwen2_stages import DECODER, HEAD, MERGER, VISION_ATTENTION, VISION_VALUE
+from .table import BlockLinear, Family, NormBinding, Stage
+
+_VISION = Stage(
+    name="vision",
+    path="visual.blocks.{}",
+    count=lambda config: config.vision.depth,
+    entry="visual.patch_embed",
+    linears=(
+        *VISION_ATTENTION,
+        BlockLinear("mlp.fc1", "vision", "vision_mlp", bias=True, tap="fc1"),
+        BlockLinear("mlp.fc2", "vision_mlp", "vision", bias=True, tap="fc2", input_split=True),
+    ),
+    norms=(NormBinding("norm1", ("attn.qkv",)), NormBinding("norm2", ("mlp.fc1",))),
+    pairs=(VISION_VALUE,),  # not fc1 -> fc2: QuickGELU between them is not linear
+)
+
+QWEN2_VL = Family(
+    name="qwen2_vl",
+    stages=(_VISION, MERGER, DECODER, HEAD),
+    mrope_layout="sectioned",
+)
