@@ -235,7 +235,11 @@ class Measurement:
 
     def measure(self, row: Row, model: QwenVL, report: QuantReport) -> dict[str, Any]:
         """Measure a cell, without benchmark scores."""
-        solved = (layer.row.spec.out_features for layer in report.layers if layer.result)
+        solved = (
+            layer.row.spec.out_features
+            for layer in report.layers
+            if layer.row.step and layer.row.step.falls_back
+        )
         return {
             "bits_per_weight": report.bits_per_weight,
             "fallback_rows": report.fallback_rows,
@@ -277,10 +281,11 @@ class Measurement:
 def check_against_rounding(report: QuantReport, where: str) -> None:
     """Fail if GPTQ, before any fallback, has a larger error on a layer than rounding to nearest."""
     for layer in report.layers:
-        if layer.result is not None and layer.result.error > layer.result.rtn_error:
+        error, rtn_error = layer.error, layer.rtn_error
+        if error is not None and rtn_error is not None and error > rtn_error:
             sys.exit(
-                f"{where}: {layer.row.name} has error {layer.result.error:.4e} with GPTQ, "
-                f"{layer.result.rtn_error:.4e} with RTN on the same grid"
+                f"{where}: {layer.row.name} has error {error:.4e} with GPTQ, {rtn_error:.4e} with "
+                "RTN on the same grid"
             )
 
 

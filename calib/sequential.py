@@ -6,12 +6,12 @@ loaded, all samples pass through it, and it is released (`block_runner`). The ca
 
     for block in CalibrationPass(model, prompts, targets):
         with block.loaded():
-            for group, hessian, cross in block.statistics():
-                ...  # replace the group's layers in the model
+            for statistics in block.statistics():
+                ...  # replace the layers of statistics.group in the model
             result = block.finish()
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,10 +31,10 @@ from .activation_store import (
     hold_block,
 )
 from .block_runner import BlockRunner, TokenWeightFn
-from .observers import CrossMoment, Hessian, Observer, Statistics, Syrk
+from .observers import Observer, Statistics, Syrk
 from .reduction import Reduction
-from .tap_groups import TapGroup, has_any, tap_groups
-from .tap_statistics import observe_groups
+from .tap_groups import tap_groups
+from .tap_statistics import GroupStatistics, Needs, needs_float, observe_groups
 
 
 class MergeableObserver(Observer, Statistics, Protocol):
@@ -168,16 +168,15 @@ class CalibrationBlock:
         return self._runner.token_weights(self.path, self._runner.prompts[sample])
 
     @torch.no_grad()
-    def statistics(self) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
-        """Observe the inputs of the block's groups; yield each group with its statistics.
+    def statistics(self) -> Iterator[GroupStatistics]:
+        """Observe the inputs of the block's groups; yield the statistics of each group.
 
         Between two groups the caller replaces the layers of the first one. With `true_sequential`
         a group is observed after the groups before it were replaced; otherwise all are observed
         before any is.
 
         Yields:
-            A group, the Hessian of its input and, if one of its layers is asymmetric, the cross
-            moment of the input's deviation from the float model.
+            The Hessian of a group's input and the further statistics that its layers need.
 
         Raises:
             ValueError: no sample reaches a group.
@@ -193,7 +192,7 @@ class CalibrationBlock:
                 self._runner,
                 self.path,
                 groups,
-                self._pass.asymmetric,
+                self._pass.needs,
                 self._pass.syrk,
                 checkpointed=sequential and self._runner.can_checkpoint(self.path, groups[0].tap),
                 unchanged=bool(groups) and groups[0] is self.groups[0],
@@ -229,7 +228,7 @@ class CalibrationPass:
         *,
         true_sequential: bool = True,
         token_weights: TokenWeightFn | None = None,
-        asymmetric: Collection[str] = (),
+        needs: Needs | None = None,
         syrk: Syrk | None = None,
         blocks: BlockSource | None = None,
         store: ActivationStore | None = None,
@@ -244,9 +243,9 @@ class CalibrationPass:
             targets: layers to observe, in the order of computation.
             true_sequential: see `CalibrationBlock.statistics`.
             token_weights: weights of tokens in Hessians; default all equal.
-            asymmetric: names of targets to calibrate against the float model (GPTAQ). From the
-                first targeted block to the last such target, every sample also runs through a
-                float copy of each block.
+            needs: statistics besides the Hessian, by name of the target; default none. From the
+                first targeted block to the last target with a statistic `from_float_model`, every
+                sample also runs through a float copy of each block.
             syrk: faster product for the Hessians of a bf16 model, see `Hessian`.
             blocks: provides the modules; default the model itself.
             store: stores activations between blocks; default in memory.
@@ -262,7 +261,7 @@ class CalibrationPass:
         blocks = ModelBlocks(model) if blocks is None else blocks
         store = MemoryActivationStore() if store is None else store  # an empty store is falsy
         self.runner = BlockRunner(model, prompts, blocks, store, token_weights, comm)
-        self.true_sequential, self.asymmetric, self.syrk = true_sequential, asymmetric, syrk
+        self.true_sequential, self.needs, self.syrk = true_sequential, needs or {}, syrk
         order = self.runner.all_blocks()
         self.groups = {block: tap_groups(targets, block) for block in order}
         self._first = 0 if resume is None else order.index(resume.block)
@@ -272,9 +271,12 @@ class CalibrationPass:
         order = list(self.groups)
         targeted = [i for i, block in enumerate(order) if self.groups[block]]
         last = max(targeted, default=-1)
-        last_asymmetric = max(
-            (i for i in targeted if has_any(self.groups[order[i]], self.asymmetric)), default=-1
-        )
+        with_float = [
+            i
+            for i in targeted
+            if any(needs_float(group, self.needs) for group in self.groups[order[i]])
+        ]
+        last_with_float = max(with_float, default=-1)
         for index in range(self._first, last + 1):
             block = order[index]
             if self.groups[block] or self.runner.samples(block):
@@ -282,6 +284,6 @@ class CalibrationPass:
                     self,
                     block,
                     order[index + 1] if index < last else None,
-                    keeps_float=index <= last_asymmetric,
-                    keeps_float_after=index < last_asymmetric,
+                    keeps_float=index <= last_with_float,
+                    keeps_float_after=index < last_with_float,
                 )

@@ -1,6 +1,6 @@
 """Groups of layers that read the same input: they share one tap and its statistics."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..model.families import LinearSpec
@@ -29,8 +29,3 @@ def tap_groups(targets: Sequence[LinearSpec], block: str) -> list[TapGroup]:
         if spec.name == block or spec.name.startswith(block + "."):
             groups.setdefault(spec.tap, []).append(spec)
     return [TapGroup(block, tap, tuple(specs)) for tap, specs in groups.items()]
-
-
-def has_any(groups: Sequence[TapGroup], names: Collection[str]) -> bool:
-    """Whether a layer of any group has one of the names."""
-    return any(spec.name in names for group in groups for spec in group.linears)

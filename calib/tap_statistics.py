@@ -1,33 +1,66 @@
 """Statistics of the inputs of tap groups: samples run through a block and update the observers."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ..common.heap import trim_heap
 from .block_runner import BlockRunner
-from .observers import CrossMoment, Hessian, Observer, Statistics, Syrk
+from .observers import Hessian, Observer, Statistics, Syrk
 from .reduction import Reduction
-from .tap_groups import TapGroup, has_any
+from .statistics import HESSIAN, ObservedInput, Statistic
+from .tap_groups import TapGroup
+
+Needs = Mapping[str, Collection[Statistic]]
+"""Statistics that targets need besides the Hessian, by name of the target."""
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """Statistics of the shared input of a tap group."""
+
+    group: TapGroup
+    observers: Mapping[Statistic, Any]
+    """One observer of each statistic that a layer of the group needs, and the Hessian."""
+
+    @property
+    def hessian(self) -> Hessian:
+        """The Hessian, which is kept of every input."""
+        hessian: Hessian = self.observers[HESSIAN]
+        return hessian
+
+
+def group_needs(group: TapGroup, needs: Needs) -> tuple[Statistic, ...]:
+    """List the statistics of a group with an observer of their own, without the Hessian."""
+    all_needs = {statistic for spec in group.linears for statistic in needs.get(spec.name, ())}
+    own = (s for s in all_needs if s.observer is not None and s != HESSIAN)
+    return tuple(sorted(own, key=lambda statistic: statistic.name))  # equal on all ranks
+
+
+def needs_float(group: TapGroup, needs: Needs) -> bool:
+    """Whether a statistic of the group compares inputs with those of the float model."""
+    return any(statistic.from_float_model for statistic in group_needs(group, needs))
 
 
 def observe_groups(
     runner: BlockRunner,
     block: str,
     groups: Sequence[TapGroup],
-    asymmetric: Collection[str],
+    needs: Needs,
     syrk: Syrk | None,
     *,
     checkpointed: bool,
     unchanged: bool,
-) -> Iterator[tuple[TapGroup, Hessian, CrossMoment | None]]:
+) -> Iterator[GroupStatistics]:
     """Run all samples through a block and yield the statistics of each group.
 
     Args:
         runner: holds the input states of the block.
         block: the block.
         groups: groups to observe in one pass; a single one if `checkpointed`.
-        asymmetric: names of the targets that need a cross moment.
+        needs: statistics besides the Hessian, by target.
         syrk: see `Hessian`.
         checkpointed: continue each sample from the checkpoint at the previous tap.
         unchanged: no layer of the block has been replaced yet, so that the float inputs of samples
@@ -35,44 +68,64 @@ def observe_groups(
     """
     if not groups:
         return
-    device = runner.blocks.device
-    needs_cross = [has_any([group], asymmetric) for group in groups]
+    statistics = [(HESSIAN, *group_needs(group, needs)) for group in groups]
     free_buffers: list[Tensor] = []  # squares of packed Hessians, reused for the next shard
-    weights = [
-        runner.float_weights(block, group.linears) if is_needed and _projects(group) else None
-        for group, is_needed in zip(groups, needs_cross, strict=True)
+    inputs = [
+        ObservedInput(
+            group.in_features,
+            runner.blocks.device,
+            syrk,
+            free_buffers,
+            runner.float_weights(block, group.linears) if needs_float(group, needs) else (),
+        )
+        for group in groups
     ]
 
     def observe(samples: Sequence[int]) -> list[Statistics]:
-        hessians = [Hessian(group.in_features, device, syrk, free_buffers) for group in groups]
-        crosses = [
-            CrossMoment(group.in_features, device, of_group) if is_needed else None
-            for group, is_needed, of_group in zip(groups, needs_cross, weights, strict=True)
+        observers = [
+            _TapObserver({s: s.observer(of) for s in of_group if s.observer is not None})
+            for of_group, of in zip(statistics, inputs, strict=True)
         ]
         for sample in samples:
             has_float = sample in runner.diverged or not unchanged
             observe_sample = _observe_at_tap if checkpointed else _observe_sample
-            observe_sample(runner, block, sample, groups, hessians, crosses, has_float)
-        return [*hessians, *(cross for cross in crosses if cross is not None)]
+            observe_sample(runner, block, sample, groups, observers, has_float)
+        return [observer for of_group in observers for observer in of_group.observers.values()]
 
     trim_heap()  # peak memory is reached in statistics and solving
-    statistics = Reduction(runner.comm, runner.shards(block), observe).run()
+    merged = iter(Reduction(runner.comm, runner.shards(block), observe).run())
     trim_heap()
-    hessians, crosses = iter(statistics[: len(groups)]), iter(statistics[len(groups) :])
-    for group, is_needed in zip(groups, needs_cross, strict=True):
-        hessian, cross = next(hessians), next(crosses) if is_needed else None
-        assert isinstance(hessian, Hessian) and isinstance(cross, CrossMoment | None)
-        if not hessian.tokens:
+    for group, of_group in zip(groups, statistics, strict=True):
+        result = GroupStatistics(group, {statistic: next(merged) for statistic in of_group})
+        if not result.hessian.tokens:
             raise ValueError(
                 f"{group.linears[0].name}: no calibration sample reaches this layer; "
                 "add samples with images"
             )
-        yield group, hessian, cross
+        yield result
 
 
-def _projects(group: TapGroup) -> bool:
-    """Whether cross moments of outputs take less work than those of inputs, see `CrossMoment`."""
-    return 2 * sum(spec.out_features for spec in group.linears) < group.in_features
+class _TapObserver:
+    """All observers of one input; some of them need the float model's input too."""
+
+    def __init__(self, observers: Mapping[Statistic, Any]) -> None:
+        self.observers = observers
+        self.needs_float = any(statistic.from_float_model for statistic in observers)
+        self.recorder: _InputRecorder | None = None
+        """Holds the float inputs; None if they are the inputs."""
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        recorder = self.recorder
+        self.update_all(inputs, inputs if recorder is None else recorder.inputs, weights)
+
+    def update_all(self, inputs: Tensor, float_inputs: Tensor, weights: Tensor | None) -> None:
+        """Update every observer with the inputs it needs."""
+        for statistic, observer in self.observers.items():
+            if statistic.from_float_model:
+                observer.update(inputs, float_inputs, weights)
+            else:
+                observer.update(inputs, weights)
 
 
 def _observe_sample(
@@ -80,22 +133,20 @@ def _observe_sample(
     block: str,
     sample: int,
     groups: Sequence[TapGroup],
-    hessians: Sequence[Hessian],
-    crosses: Sequence[CrossMoment | None],
+    of_groups: Sequence[_TapObserver],
     has_float: bool,
 ) -> None:
     """Run a sample through the block, and before that its float state, if it has one."""
     observers: dict[str, list[Observer]] = {}
-    recorders: dict[str, _InputRecorder] = {}
-    for group, hessian, cross in zip(groups, hessians, crosses, strict=True):
+    recorders: dict[str, list[Observer]] = {}
+    for group, observer in zip(groups, of_groups, strict=True):
         name = group.linears[0].name  # the input is shared, so one hook per group is enough
-        observers[name] = [hessian]
-        if cross is not None:
-            recorders[name] = _InputRecorder()
-            observers[name].append(_CrossObserver(cross, recorders[name] if has_float else None))
-    if recorders and has_float:
-        float_observers = {name: [recorder] for name, recorder in recorders.items()}
-        runner.observe(block, sample, float_observers, in_float=True)
+        observers[name] = [observer]
+        observer.recorder = _InputRecorder() if observer.needs_float and has_float else None
+        if observer.recorder is not None:
+            recorders[name] = [observer.recorder]
+    if recorders:
+        runner.observe(block, sample, recorders, in_float=True)
     runner.observe(block, sample, observers)
 
 
@@ -104,20 +155,17 @@ def _observe_at_tap(
     block: str,
     sample: int,
     groups: Sequence[TapGroup],
-    hessians: Sequence[Hessian],
-    crosses: Sequence[CrossMoment | None],
+    of_groups: Sequence[_TapObserver],
     has_float: bool,
 ) -> None:
     """Run the states of a sample from their checkpoints to the tap of a single group."""
-    (group,), (hessian,), (cross,) = groups, hessians, crosses
+    (group,), (observer,) = groups, of_groups
     weights = runner.token_weights(block, runner.prompts[sample])
     inputs = runner.run_to_tap(block, group.tap, sample)
-    hessian.update(inputs, weights)
-    if cross is not None:
-        float_inputs = inputs
-        if has_float:
-            float_inputs = runner.run_to_tap(block, group.tap, sample, in_float=True)
-        cross.update(inputs, float_inputs, weights)
+    float_inputs = inputs
+    if observer.needs_float and has_float:
+        float_inputs = runner.run_to_tap(block, group.tap, sample, in_float=True)
+    observer.update_all(inputs, float_inputs, weights)
 
 
 class _InputRecorder:
@@ -128,16 +176,3 @@ class _InputRecorder:
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
         self.inputs = inputs
-
-
-class _CrossObserver:
-    """Updates a cross moment with a layer's inputs and the recorded float inputs."""
-
-    def __init__(self, cross: CrossMoment, float_recorder: _InputRecorder | None) -> None:
-        self.cross, self.float_recorder = cross, float_recorder
-
-    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """See `Observer.update`."""
-        recorder = self.float_recorder  # without one, the float inputs are the inputs
-        float_inputs = inputs if recorder is None else recorder.inputs
-        self.cross.update(inputs, float_inputs, weights)

@@ -1,4 +1,4 @@
-"""Quantize the layers of a block: transforms, then GPTQ, GPTAQ or rounding per tap group."""
+"""Quantize the layers of a block: transforms, then the method of each layer, per tap group."""
 
 import logging
 import math
@@ -6,26 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ...calib.activation_store import ActivationStore, BlockSource
 from ...calib.block_runner import TokenWeightFn
-from ...calib.observers import CrossMoment, Hessian
 from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, Resume
-from ...calib.tap_groups import TapGroup
+from ...calib.tap_statistics import GroupStatistics
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..kernels.bf16_linear import select_syrk
 from ..methods.affine import QuantizedWeight, choose_input_scale
-from ..methods.gptaq import asymmetric_target
-from ..methods.gptq import gptq_prepared
-from ..methods.layer_error import relative_error
-from ..methods.prepared_hessian import PreparedHessian, prepare_hessian
-from ..methods.rtn import rtn
+from ..methods.layer_inputs import LayerInputs, SharedInput
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
-from ..recipe.steps import Step
 from ..runtime.kernel_selection import accelerate_layers_
 from ..runtime.unpacked_linear import UnpackedLinear
 from ..targets import put_module, put_unpacked, weight_of
@@ -76,15 +69,15 @@ class QuantizationRun:
         self._warned_float16 = False
         self._on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
-        solver_rows = [row for row in plan.quantized if row.step and row.step.solves]
-        self._rows_to_solve = sum(row.spec.out_features for row in solver_rows)
+        falling = [row for row in plan.quantized if row.step and row.step.falls_back]
+        self._rows_to_solve = sum(row.spec.out_features for row in falling)
 
     def show_progress(self, detail: str) -> None:
         """Report a line of progress with the number of finished layers."""
         self._on_progress(len(self.layer_reports), len(self.rows), detail)
 
     def calibrated_rows(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
-        """List the layers that calibration samples reach; the others are rounded without inputs.
+        """List the layers that calibration samples reach; the others have no statistics.
 
         Samples without images never reach the vision tower.
         """
@@ -122,7 +115,7 @@ class QuantizationRun:
             [row.spec for row in rows],
             true_sequential=self.recipe.calibration.true_sequential,
             token_weights=token_weights,
-            asymmetric=[row.name for row in rows if row.step and row.step.asymmetric_calibration],
+            needs={row.name: row.step.statistics for row in rows if row.step},
             syrk=select_syrk(self.device),
             blocks=blocks,
             store=store,
@@ -142,45 +135,39 @@ class QuantizationRun:
             for transform in self.transforms.prepare(block):
                 planned = transform.planned
                 self.show_progress(f"{planned.source} {planned.transform.method}")
-        for group, hessian, cross in block.statistics():
-            self._solve_group(group, hessian, cross)
+        for statistics in block.statistics():
+            self._solve_group(statistics)
         result = block.finish()
         for size in result.largest:
             self._check_activations(f"the output of {block.path}", size)
         return result
 
-    def _solve_group(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+    def _solve_group(self, statistics: GroupStatistics) -> None:
         """Quantize the layers of a tap group and put them into the model.
-
-        Args:
-            group: layers that share an input.
-            hessian: of that input.
-            cross: how far the input is from the float model's; required for gptaq.
 
         Raises:
             ValueError: the input is not finite, or too many rows fell back to rounding.
         """
-        self._check_activations(
-            f"the input of {group.linears[0].name}", hessian.input_range.largest
-        )
-
-        inputs = _InputStatistics(group, hessian, cross)
+        specs = statistics.group.linears
+        largest = statistics.hessian.input_range.largest
+        self._check_activations(f"the input of {specs[0].name}", largest)
+        shared, inputs, first_row = SharedInput(statistics.observers), {}, 0
+        for spec in specs:
+            inputs[spec.name] = LayerInputs(shared, first_row)
+            first_row += spec.out_features
 
         def quantize(row: PlanRow) -> Message:
-            assert row.step is not None
-            if row.step.solves:
-                return self._solve_layer(row, inputs)
-            return self._round_layer(row, hessian)
+            return self._solve_layer(row, inputs[row.name])
 
         # Each rank quantizes some of the layers and broadcasts them.
-        rows = [self.rows[spec.name] for spec in group.linears]
+        rows = [self.rows[spec.name] for spec in specs]
         for row, message in distribute(self.comm, rows, quantize):
             # The rest of the block runs on this layer: dequantize it once, not for every sample.
             self._put(row, message, self.model.dtype)
 
     def round_layers(self, rows: Sequence[PlanRow]) -> None:
-        """Round layers to nearest, without calibration, and put them into the model."""
-        for row, message in distribute(self.comm, rows, self._round_layer):
+        """Quantize layers that no calibration sample reaches, and put them into the model."""
+        for row, message in distribute(self.comm, rows, self._solve_layer):
             self._put(row, message)
 
     def pack_layers(self) -> None:
@@ -219,55 +206,22 @@ class QuantizationRun:
                 largest,
             )
 
-    def _round_layer(self, row: PlanRow, hessian: Hessian | None = None) -> Message:
-        """Round one layer; with a Hessian its error is measured as well."""
-        assert row.step is not None
-        original = weight_of(self.model, row.spec)
-        error, tokens, clipping = None, 0, None
-        if hessian is not None and row.name in self.transforms.clipped:
-            clipping = hessian.values
-        try:
-            weight = rtn(original, row.step.scheme, clipping)
-            if hessian is not None:
-                tokens = hessian.tokens
-                error = relative_error([original], [weight.dequantize()], hessian.values)
-                weight = with_input_scale(weight, hessian)
-        except ValueError as failure:
-            raise ValueError(f"{row.name}: {failure}") from None
-        detail = f"{row.name} rounded" + ("" if error is None else f", error {error:.2e}")
-        return _message(weight, LayerReport(row, None, tokens, error), detail)
-
-    def _solve_layer(self, row: PlanRow, inputs: "_InputStatistics") -> Message:
-        """Solve one layer with GPTQ. GPTAQ is GPTQ towards another weight, see `gptaq.py`."""
-        step, original, hessian = row.step, weight_of(self.model, row.spec), inputs.hessian
+    def _solve_layer(self, row: PlanRow, inputs: LayerInputs | None = None) -> Message:
+        """Quantize one layer; without inputs if no calibration sample reaches it."""
+        step, original = row.step, weight_of(self.model, row.spec)
         assert step is not None
-        target, shift = original, None
+        tokens = 0 if inputs is None else inputs.hessian.tokens
         try:
-            prepared = inputs.prepare(step)
-            if step.asymmetric_calibration:
-                if prepared.factor is not None:  # without one, the layer is rounded
-                    deviation = inputs.deviation(row, original)
-                    target = asymmetric_target(
-                        original, deviation, prepared, strength=step.strength
-                    )
-                shift = relative_change(original, target)
-            result = gptq_prepared(
-                target,
-                prepared,
-                step.scheme,
-                block_size=step.block_size,
-                scale_search=step.scale_search,
-            )
-            weight = with_input_scale(result.weight, hessian)
+            solved = step.solve(original, inputs, clip=row.name in self.transforms.clipped)
+            weight = solved.weight
+            if inputs is not None:
+                weight = with_input_scale(weight, inputs.hessian.input_range.largest)
         except ValueError as error:
-            raise ValueError(f"{row.name} ({hessian.tokens} calibration tokens): {error}") from None
-        detail = f"{row.name} error {result.final_error:.2e}"
-        if shift is not None:
-            detail += f", target moved by {shift:.1%}"
-        if result.fallback:
-            detail += f" ({result.fallback})"
-        report = LayerReport(row, result.stats, hessian.tokens, target_shift=shift)
-        return _message(weight, report, detail, result.fallback)
+            seen = f" ({tokens} calibration tokens)" if tokens else ""
+            raise ValueError(f"{row.name}{seen}: {error}") from None
+        values = dict(solved.values) if inputs is None else {"tokens": tokens, **solved.values}
+        detail = f"{row.name} {solved.summary}"
+        return _message(weight, LayerReport(row, values), detail, solved.warning)
 
     def _put(self, row: PlanRow, message: Message, dtype: torch.dtype | None = None) -> None:
         """Put a quantized layer into the model and record its report.
@@ -290,39 +244,6 @@ class QuantizationRun:
         check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
 
 
-class _InputStatistics:
-    """Statistics of the shared input of a group's layers, and the factor of the last layer."""
-
-    def __init__(self, group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
-        self.group, self.hessian, self.cross = group, hessian, cross
-        self._prepared: tuple[tuple[float, bool], PreparedHessian] | None = None
-
-    def prepare(self, step: Step) -> PreparedHessian:
-        """Return the Hessian with the factor for a step; layers of equal steps share it.
-
-        Raises:
-            ValueError: see `prepare_hessian`.
-        """
-        key = step.damp_percent, step.act_order
-        if self._prepared is None or self._prepared[0] != key:
-            self._prepared = None  # frees the other factor first
-            prepared = prepare_hessian(
-                self.hessian.values, damp_percent=step.damp_percent, act_order=step.act_order
-            )
-            self._prepared = key, prepared
-        return self._prepared[1]
-
-    def deviation(self, row: PlanRow, weight: Tensor) -> Tensor:
-        """Return `W (X~ - X) X'` of one of the layers, see `asymmetric_target`."""
-        assert self.cross is not None
-        first_row = 0
-        for spec in self.group.linears:
-            if spec == row.spec:
-                break
-            first_row += spec.out_features
-        return self.cross.of_outputs(weight, first_row)
-
-
 def _message(
     weight: QuantizedWeight, report: LayerReport, detail: str, warning: str | None = None
 ) -> Message:
@@ -336,20 +257,16 @@ def _message(
     return Message(value, tensors)
 
 
-def relative_change(original: Tensor, changed: Tensor) -> float:
-    """Compute the norm of the difference over the norm of the original; 0 without a difference."""
-    before = original.float()
-    change = float((changed.float() - before).norm())
-    return change / float(before.norm()) if change else 0.0
+def with_input_scale(weight: QuantizedWeight, largest: float) -> QuantizedWeight:
+    """Add the scale of a static int8 input.
 
-
-def with_input_scale(weight: QuantizedWeight, hessian: Hessian) -> QuantizedWeight:
-    """Add the scale of a static int8 input; it covers the range that the Hessian has seen.
+    Args:
+        weight: of any scheme; without static activations it stays as it is.
+        largest: largest magnitude of the layer's input during calibration.
 
     Raises:
         ValueError: the inputs are too large for any scale.
     """
     if weight.scheme.activations != "static":
         return weight
-    scale = choose_input_scale(hessian.input_range.largest)
-    return replace(weight, input_scale=scale.to(weight.scales.device))
+    return replace(weight, input_scale=choose_input_scale(largest).to(weight.scales.device))

@@ -7,7 +7,7 @@ seed, versions and machine type give the same file.
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,15 +16,15 @@ from torch import Tensor
 from ... import __version__
 from ...calib.token_weights import ModalityTokenWeights, PerTokenWeights
 from ...model.processing.inputs import Prompt
-from ..methods.gptq import SolveStats
 from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
+from ..steps.transform import Scaling
 
 MAX_FALLBACK = 0.05
 """Largest fraction of rows that may fall back to rounding; beyond it the run fails.
 
-With more, the checkpoint would be an RTN checkpoint labelled GPTQ."""
+With more, the checkpoint would be an RTN checkpoint labelled with another method."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,46 @@ class LayerReport:
     """One quantized layer."""
 
     row: PlanRow
-    result: SolveStats | None
-    """Errors of the solver; None for a rounded layer."""
-    tokens: int
-    """Number of calibration tokens that reached the layer."""
-    error: float | None = None
-    """Error of a rounded layer, if it was calibrated; as `SolveStats.error`."""
-    target_shift: float | None = None
-    """Distance of gptaq's target from the original weight, relative to the norm of the original.
-    The errors are relative to the target."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values in their order: the number of `tokens` that reached a calibrated layer, then
+    those of its method (`Solved.values`)."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of calibration tokens that reached the layer."""
+        return int(self.values.get("tokens", 0))
+
+    @property
+    def error(self) -> float | None:
+        """Relative squared output error before rows fell back; None if it was not calibrated."""
+        return self.values.get("error")
+
+    @property
+    def rtn_error(self) -> float | None:
+        """The error of rounding to nearest on the same grid, if the method measures it."""
+        return self.values.get("rtn_error")
+
+    @property
+    def final_error(self) -> float | None:
+        """Error of the quantized weight, after fallback."""
+        return self.values.get("final_error")
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the whole layer fell back to rounding, or None."""
+        return self.values.get("fallback")
+
+    @property
+    def fallback_rows(self) -> int:
+        """Number of output rows that fell back to rounding, alone or with the whole layer."""
+        if self.fallback:
+            return self.row.spec.out_features
+        return int(self.values.get("fallback_rows", 0))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for JSON."""
         assert self.row.step is not None
-        data: dict[str, Any] = {
+        return {
             "name": self.row.name,
             "method": self.row.step.method,
             "bits": self.row.step.scheme.bits,
@@ -53,28 +79,14 @@ class LayerReport:
             "in_features": self.row.spec.in_features,
             "out_features": self.row.spec.out_features,
             "bytes": self.row.bytes_after,
+            **self.values,
         }
-        if self.error is not None:
-            errors = dict.fromkeys(("error", "rtn_error", "final_error"), self.error)
-            data |= {"tokens": self.tokens, **errors}
-        if self.result is not None:
-            data |= {"tokens": self.tokens, **asdict(self.result)}
-        if self.target_shift is not None:
-            data["target_shift"] = self.target_shift
-        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], row: PlanRow) -> "LayerReport":
         """Undo `to_dict`."""
-        names = [f.name for f in fields(SolveStats)]
-        solved = "damp_percent" in data
-        return cls(
-            row,
-            SolveStats(**{name: data[name] for name in names}) if solved else None,
-            data.get("tokens", 0),
-            None if solved else data.get("error"),
-            data.get("target_shift"),
-        )
+        planned = cls(row).to_dict()
+        return cls(row, {key: value for key, value in data.items() if key not in planned})
 
 
 @dataclass(frozen=True)
@@ -82,27 +94,28 @@ class TransformReport:
     """One transform of one channel group."""
 
     planned: PlannedTransform
-    strength: float | None = None
-    """alpha of smoothquant, ratio of awq; None = the group was not scaled."""
+    values: Mapping[str, Any]
+    """JSON values that it chose, see `Scaling.values`."""
     scales: Tensor | None = None
-    """float32 `[channels]`; the source was divided by them."""
+    """float32 `[channels]`; the source was divided by them. None = it was not scaled."""
     error: float | None = None
-    """Relative squared error with plain rounding: of the block's output (smoothquant with a
-    searched alpha) or of the outputs of the group's layers (awq)."""
+    """See `Scaling.error`."""
     plain_error: float | None = None
     """The same error without the transform."""
-    balanced: bool = False
-    """Whether the scales of awq also depend on the magnitude of the weights."""
+
+    @classmethod
+    def of(cls, planned: PlannedTransform, scaling: Scaling | None = None) -> "TransformReport":
+        """Describe what was done to a group; None: it was skipped."""
+        if scaling is None:
+            return cls(planned, planned.transform.unscaled)
+        return cls(planned, scaling.values, scaling.scales, scaling.error, scaling.plain_error)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for JSON."""
         scales = self.scales
-        strength: dict[str, Any] = {"alpha": self.strength}
-        if self.planned.transform.method == "awq":
-            strength = {"ratio": self.strength, "balanced": self.balanced}
         return {
             **self.planned.to_dict(),
-            **strength,
+            **self.values,
             "scales": None if scales is None else [float(scales.min()), float(scales.max())],
             "error": self.error,
             "plain_error": self.plain_error,
@@ -111,14 +124,13 @@ class TransformReport:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], planned: PlannedTransform) -> "TransformReport":
         """Undo `to_dict`, except for `scales`, which keep their minimum and maximum only."""
-        scales, is_awq = data["scales"], planned.transform.method == "awq"
+        scales = data["scales"]
         return cls(
             planned,
-            data["ratio" if is_awq else "alpha"],
+            {key: data[key] for key in planned.transform.unscaled},
             None if scales is None else torch.tensor(scales),
             data["error"],
             data["plain_error"],
-            data.get("balanced", False),
         )
 
 
@@ -178,7 +190,7 @@ class QuantReport:
     @property
     def fallback_rows(self) -> int:
         """Number of output rows that fell back to rounding, alone or with their whole layer."""
-        return sum(_fallback_rows(layer) for layer in self.layers)
+        return sum(layer.fallback_rows for layer in self.layers)
 
     @property
     def base_bytes(self) -> int:
@@ -236,24 +248,18 @@ def check_fallback(layers: Sequence[LayerReport], rows: int) -> None:
 
     Args:
         layers: the finished layers.
-        rows: number of output rows of all layers that GPTQ solves.
+        rows: number of output rows of all layers whose method may fall back.
 
     Raises:
         ValueError: over 5 % of the rows fell back, alone or with their whole layer.
     """
-    count = sum(_fallback_rows(layer) for layer in layers)
+    count = sum(layer.fallback_rows for layer in layers)
     if count > MAX_FALLBACK * rows:
-        worst = max(layers, key=lambda item: _fallback_rows(item) / item.row.spec.out_features)
-        reason = worst.result.fallback if worst.result and worst.result.fallback else "was worse"
+        worst = max(layers, key=lambda item: item.fallback_rows / item.row.spec.out_features)
+        method = worst.row.step.method if worst.row.step else ""
         raise ValueError(
-            f"GPTQ fell back to plain rounding on {count} of {rows} rows (at most "
-            f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name} ({reason}); use more or other "
-            "calibration samples, a larger damp_percent, or method rtn"
+            f"{method} fell back to plain rounding on {count} of {rows} rows (at most "
+            f"{MAX_FALLBACK:.0%} allowed), most in {worst.row.name} "
+            f"({worst.fallback or 'was worse'}); use more or other calibration samples, a larger "
+            "damp_percent, or method rtn"
         )
-
-
-def _fallback_rows(layer: LayerReport) -> int:
-    """Count the rows of a layer that fell back to rounding."""
-    if layer.result is None:
-        return 0
-    return layer.row.spec.out_features if layer.result.fallback else layer.result.fallback_rows

@@ -56,3 +56,10 @@ def asymmetric_target(
     if strength == 0 or not bool(deviation.any()):
         return original.clone()
     return original + strength * hessian.solve(deviation)
+
+
+def relative_change(original: Tensor, changed: Tensor) -> float:
+    """Compute the norm of the difference over the norm of the original; 0 without a difference."""
+    before = original.float()
+    change = float((changed.float() - before).norm())
+    return change / float(before.norm()) if change else 0.0

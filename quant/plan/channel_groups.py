@@ -13,7 +13,7 @@ from ...model.config import ModelConfig
 from ...model.families import family_of
 from ..methods.channel_scaling import ChannelGroup, readers_of, source_of
 from ..recipe.recipe import Recipe
-from ..recipe.steps import Transform
+from ..steps.transform import Transform
 from .target_matching import match_names
 
 

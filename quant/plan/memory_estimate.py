@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from ...calib.observers import BATCH_TOKENS
+from ...calib.statistics import HESSIAN
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec
-from ..methods.gptq import CHUNK_ELEMENTS, PANEL
 from ..recipe.recipe import Recipe
-from ..recipe.steps import Step
+from ..steps.step import Step
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class MemoryEstimate:
     block: int
     """Weights of the largest module that is loaded at once: a block, or the embedding."""
     solve: int
-    """Hessians, factor and working copies of the largest layer; with gptaq also the float copy of
-    the largest block."""
+    """Hessians, factor and working copies of the largest layer; with statistics of the float
+    model also the float copy of the largest block."""
     patches_per_token: int
     """Image patches, per calibration token of an image."""
     states_per_token: int
@@ -72,7 +71,7 @@ def count_memory(
         itemsize: bytes of a float of the model.
         recipe: the recipe.
     """
-    solve, asymmetric = 0, False
+    solve, with_float = 0, False
     blocks = dict[tuple[str, int], int]()
     inputs = dict[tuple[str, int], dict[str, int]]()
     for spec, step in layers:
@@ -80,8 +79,9 @@ def count_memory(
             block = spec.stage, spec.block
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
-            asymmetric = asymmetric or step.asymmetric_calibration
-            solve = max(solve, _solving_bytes(spec, step, recipe))
+            with_float = with_float or step.uses_float_model
+            size = spec.in_features, spec.out_features
+            solve = max(solve, step.memory(*size, calibrated=recipe.needs_calibration))
             taps = inputs.setdefault((spec.stage, spec.block), {})
             taps[spec.tap] = max(taps.get(spec.tap, 0), _observing_bytes(spec, step))
     if recipe.needs_calibration and inputs:
@@ -90,7 +90,7 @@ def count_memory(
         else:  # all inputs of a block are observed in one pass, and one Hessian per input remains
             together = max(sum(taps.values()) for taps in inputs.values())
             solve = max(together, solve + together * 2 // 5)
-    if asymmetric:
+    if with_float:
         solve += max(blocks.values())
     text, vision = config.text, config.vision
     embedding = itemsize * text.vocab_size * text.hidden_size if recipe.needs_calibration else 0
@@ -98,7 +98,7 @@ def count_memory(
     seen = vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
     read = itemsize * (text.hidden_size + text.head_dim)
     # The float path has its own hidden states.
-    if asymmetric:
+    if with_float:
         seen += vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
         read += itemsize * (text.hidden_size + text.head_dim)
     patches = 4 * vision.merge_unit * vision.patch_dim  # float32; prompts hold them all the time
@@ -115,32 +115,8 @@ def count_memory(
 
 
 def _observing_bytes(spec: LinearSpec, step: Step) -> int:
-    """Count the bytes of the statistics of one input while samples run.
-
-    One chunk's Hessian is being summed while three others are pending, each packed to half its size
-    (`reduction.py`); cross moments are not packed, but have at most half as many rows as columns
-    if they are those of outputs. The tokens of a batched product exist three times: as collected,
-    concatenated, and transposed.
-    """
-    hessians = 4 * spec.in_features**2 * 5 // 2
-    tokens = 3 * 2 * BATCH_TOKENS * spec.in_features
-    return hessians + tokens + (16 * spec.in_features**2 if step.asymmetric_calibration else 0)
-
-
-def _solving_bytes(spec: LinearSpec, step: Step, recipe: Recipe) -> int:
-    """Count the bytes of solving one layer, without its float weight; fitted to measurements."""
-    if step.solves:
-        # The Hessian and its factor in float32; the weight, its working copy and a transposed one
-        # in float32, and three copies of the integers; the chunks of `gptq` and its panel.
-        panel = min(PANEL, spec.in_features) * (spec.in_features + spec.out_features)
-        parts = 5 * 4 * min(CHUNK_ELEMENTS, spec.weights) + 4 * panel
-        # With gptaq the cross moment and the target are there as well.
-        cross = 4 * spec.in_features**2 + 4 * spec.weights if step.asymmetric_calibration else 0
-        return 8 * spec.in_features**2 + 15 * spec.weights + parts + cross
-    if recipe.needs_calibration:
-        # The Hessian; the weight, its scaled copy, the candidate and their products with it.
-        return 4 * (spec.in_features**2 + 5 * spec.weights)
-    return 15 * spec.weights
+    """Count the bytes of the statistics of one input while samples run."""
+    return sum(each.memory(spec.in_features) for each in step.statistics | {HESSIAN})
 
 
 def _gradient_bytes(config: ModelConfig, itemsize: int) -> int:

@@ -20,7 +20,7 @@ from ..checkpoint.formats.format import Contents, Format
 from ..checkpoint.formats.packing import VALUES
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
 from ..recipe.recipe import Recipe
-from ..recipe.steps import Step
+from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
 from .memory_estimate import MemoryEstimate, count_memory
 from .target_matching import check_groups, claim_layers

@@ -8,7 +8,7 @@ from ...model.checkpoint import canonical_name
 from ...model.families import LinearSpec
 from ..recipe.recipe import Recipe, pattern_matches
 from ..recipe.scheme import QuantScheme
-from ..recipe.steps import Step
+from ..steps.step import Step
 
 LINEAR = "linear layer"
 GROUP_SIZES = (128, 64, 32)

@@ -8,22 +8,23 @@ minutes from hours, not more.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
 import torch
 
+from ...calib.statistics import HESSIAN, Statistic
 from ...common.environment import device_name, processor_name, versions
 from ...common.result_cache import Cached, cached
-from ..driver.transforms import SEARCH_SHARE
 from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
-from ..methods.smoothquant import ALPHAS
-from ..recipe.presets import SEARCH
 from ..recipe.scheme import QuantScheme
-from ..recipe.steps import AWQStep, SmoothQuantStep
+from ..steps.gptq import GPTQStep
+from ..steps.step import Work
+from ..steps.transform import GroupSize, Transform, TransformWork
+from .channel_groups import PlannedTransform
 from .plan import Plan, PlanRow
 
 NARROW, WIDE = 128, 256
@@ -59,7 +60,7 @@ def probe(device: torch.device, dtype: torch.dtype) -> Probe:
     narrow, wide, searched = (
         _solver(device, *case) for case in ((NARROW, False), (WIDE, False), (NARROW, True))
     )
-    few, many = _work(NARROW, NARROW), _work(WIDE, WIDE)
+    few, many = (work.macs + work.factor_macs for work in map(_probe_work, (NARROW, WIDE)))
     # Two layers, two unknowns: seconds = column * width + solve_mac * work. The difference of two
     # short measurements may come out too small or negative, so it is bounded by a plain product.
     ratio = WIDE / NARROW
@@ -109,14 +110,15 @@ def estimate_time(
     calibrated = plan.quantized if plan.calibrated else ()
     rows = plan.rows[: plan.rows.index(calibrated[-1]) + 1] if calibrated else ()
     patches = plan.config.vision.merge_unit
-    per_token = 0.0
+    per_token, searching = 0.0, 0.0
     if calibrated and gradient:
         per_token += _backward(plan) * rates.mac
     groups = groupby(rows, key=lambda row: (row.spec.stage, row.spec.block))
     blocks = [(stage, list(group)) for (stage, _), group in groups]
-    asymmetric = (i for i, (_, block) in enumerate(blocks) if any(map(_is_asymmetric, block)))
-    # From the first quantized block to the last asymmetric one, samples also pass in float.
-    last_asymmetric, diverged = max(asymmetric, default=-1), False
+    with_float = (i for i, (_, block) in enumerate(blocks) if any(map(_uses_float, block)))
+    # From the first quantized block to the last one with statistics of the float model, samples
+    # also pass in float.
+    last_with_float, diverged = max(with_float, default=-1), False
     for index, (stage, block) in enumerate(blocks):
         weights, taps = 0, dict[str, tuple[int, int]]()
         for row in block:
@@ -127,24 +129,29 @@ def estimate_time(
         resumes = true_sequential and stage == "decoder"
         depths = [depth for _, depth in taps.values()]
         macs = _pass_macs(depths, weights, resumes, true_sequential, index < len(blocks) - 1)
-        hessians = sum(width**2 for width, _ in taps.values())
-        extra, float32 = _preparing(plan, block, taps, weights)
-        if index <= last_asymmetric:
-            floats = {row.spec.tap: taps[row.spec.tap] for row in block if _is_asymmetric(row)}
+        hessians = sum(HESSIAN.macs(width, 0) for width, _ in taps.values())
+        depths_of = {tap: depth for tap, (_, depth) in taps.items()}
+        prepared = _transforming(plan, block, depths_of, weights)
+        extra = sum(work.token_macs for work in prepared)
+        float32 = sum(work.token_macs32 for work in prepared)
+        searching += sum(work.macs32 for work in prepared)
+        float32 += sum(_macs(block, tap, from_float=False) for tap in taps)
+        if index <= last_with_float:
+            floats = {row.spec.tap: taps[row.spec.tap] for row in block if _uses_float(row)}
             if not diverged:  # the float model's first input is the input itself
                 for tap in list(taps)[:1] if true_sequential else list(taps):
                     floats.pop(tap, None)
             diverged = diverged or bool(taps)
             float_depths = [depth for _, depth in floats.values()]
-            to_end = diverged and index < last_asymmetric
+            to_end = diverged and index < last_with_float
             macs += _pass_macs(float_depths, weights, resumes, true_sequential, to_end)
-            float32 += sum(_cross_macs(block, tap) for tap in floats)
+            float32 += sum(_macs(block, tap, from_float=True) for tap in floats)
         seconds = (macs + extra) * rates.mac
         seconds += hessians * rates.hessian + float32 * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
     inputs = groupby(calibrated, key=lambda row: (row.spec.stage, row.spec.block, row.spec.tap))
     solving = sum(_solving(list(group), rates) for _, group in inputs)
-    return solving + _searching(plan, rates), per_token
+    return solving + searching * rates.mac32, per_token
 
 
 def _pass_macs(
@@ -166,59 +173,49 @@ def _pass_macs(
     return observing + (weights if to_end else 0)
 
 
-def _cross_macs(block: Sequence[PlanRow], tap: str) -> int:
-    """Count multiply-adds per token of a cross moment, see `CrossMoment`."""
-    specs = [row.spec for row in block if row.spec.tap == tap and row.step is not None]
-    width, outputs = specs[0].in_features, sum(spec.out_features for spec in specs)
-    return min(width**2, 2 * width * outputs)
+def _macs(block: Sequence[PlanRow], tap: str, *, from_float: bool) -> float:
+    """Count multiply-adds per token of the statistics of an input, besides the Hessian."""
+    readers = [row for row in block if row.spec.tap == tap and row.step is not None]
+    statistics: set[Statistic] = set()
+    for row in readers:
+        statistics |= row.step.statistics if row.step else set()
+    columns, rows = readers[0].spec.in_features, sum(row.spec.out_features for row in readers)
+    of_kind = (s for s in statistics - {HESSIAN} if s.from_float_model == from_float)
+    return sum(statistic.macs(columns, rows) for statistic in of_kind)
 
 
-def _preparing(
-    plan: Plan, block: Sequence[PlanRow], taps: Mapping[str, tuple[int, int]], weights: int
-) -> tuple[float, float]:
-    """Count multiply-adds per token of a block's transforms: in its layers, and in Hessians.
+def _transforming(
+    plan: Plan, block: Sequence[PlanRow], depths: Mapping[str, int], weights: int
+) -> list[TransformWork]:
+    """Count the operations of the transforms of a block.
 
     Args:
         plan: the plan.
         block: rows of the block.
-        taps: by tap, the width of the input and the number of weights before it in the block.
+        depths: number of weights before each observed input of the block, by tap.
         weights: number of weights of the block.
     """
-    passes, hessians = 0.0, 0.0
     rows = {row.name: row for row in block}
-    measured = set[SmoothQuantStep]()
+    of_transform: dict[Transform, list[GroupSize]] = {}
     for planned in plan.transforms:
-        if planned.reason or not rows.keys() & set(planned.linears):
-            continue
-        step = planned.transform
-        if isinstance(step, AWQStep):
-            width, depth = taps[rows[planned.linears[0]].spec.tap]
-            passes, hessians = passes + depth, hessians + width**2
-            continue
-        trials = len(ALPHAS)
-        if step not in measured:
-            measured.add(step)
-            passes += max(depth for _, depth in taps.values())
-            trials += 2 + len(ALPHAS)  # float output, no smoothing, one alpha for all groups
-        if step.alpha == SEARCH:
-            passes += trials * weights * SEARCH_SHARE
-    return passes, hessians
+        if not planned.reason and rows.keys() & set(planned.linears):
+            size = _group_size(planned, rows, depths)
+            of_transform.setdefault(planned.transform, []).append(size)
+    deepest = max(depths.values(), default=0)
+    return [step.work(groups, deepest, weights) for step, groups in of_transform.items()]
 
 
-def _searching(plan: Plan, rates: Probe) -> float:
-    """Estimate the seconds that awq spends on its candidates."""
-    specs = {row.name: row.spec for row in plan.quantized}
-    macs = 0.0
-    for planned in plan.transforms:
-        if isinstance(planned.transform, AWQStep) and not planned.reason:
-            layers = [specs[name] for name in planned.linears if name in specs]
-            candidates = 2 * planned.transform.points
-            macs += candidates * sum(spec.in_features * spec.weights for spec in layers)
-    return macs * rates.mac32
+def _group_size(
+    planned: PlannedTransform, rows: Mapping[str, PlanRow], depths: Mapping[str, int]
+) -> GroupSize:
+    first = rows[planned.linears[0]].spec
+    readers = [rows[name] for name in planned.linears if rows[name].step is not None]
+    weights = sum(row.spec.weights for row in readers)
+    return GroupSize(first.in_features, weights, depths[first.tap])
 
 
-def _is_asymmetric(row: PlanRow) -> bool:
-    return row.step is not None and row.step.asymmetric_calibration
+def _uses_float(row: PlanRow) -> bool:
+    return row.step is not None and row.step.uses_float_model
 
 
 def _backward(plan: Plan) -> float:
@@ -228,26 +225,22 @@ def _backward(plan: Plan) -> float:
 
 
 def _solving(rows: Sequence[PlanRow], rates: Probe) -> float:
-    """Estimate the seconds that the solver takes for layers that share an input."""
-    seconds, factors = 0.0, set[tuple[float, bool]]()
+    """Estimate the seconds that the solvers take for layers that share an input."""
+    seconds, factors = 0.0, set[Hashable]()
     for row in rows:
-        step, columns = row.step, row.spec.in_features
-        if step is None or not step.solves:
+        if row.step is None:
             continue
-        work = _work(columns, row.spec.out_features)
-        if (step.damp_percent, step.act_order) in factors:  # shared
-            work -= _work(columns, 0)
-        factors.add((step.damp_percent, step.act_order))
-        if step.asymmetric_calibration:  # the product with the cross moment, two triangular solves
-            work += 2 * columns**2 * row.spec.out_features
-        search = rates.search * row.spec.weights if step.scale_search else 0.0
-        seconds += rates.column * columns + rates.solve_mac * work + search
+        work = row.step.work(row.spec.in_features, row.spec.out_features)
+        macs = work.macs + (0 if work.factor in factors else work.factor_macs)
+        factors.add(work.factor)
+        seconds += rates.column * work.columns + rates.solve_mac * macs
+        seconds += rates.search * work.searched
     return seconds
 
 
-def _work(columns: int, rows: int) -> float:
-    """Count the solver's multiply-adds: factor, corrections and two triangular products."""
-    return columns**3 / 6 + 1.5 * columns**2 * rows
+def _probe_work(width: int) -> Work:
+    """Count the operations of a layer that `_solver` times."""
+    return GPTQStep(QuantScheme(4, 128)).work(width, width)
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> float:

@@ -35,15 +35,18 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from ...calib.fixed_weights import GRADIENTS, KINDS, FixedWeights
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.validation import Allowed, Integer, OneOf, parse, validated
+from ..steps.step import Step
+from ..steps.table import METHODS
+from ..steps.transform import Transform
 from .presets import HEADS, PRESETS
-from .steps import Method, Step, Transform, read_step
+from .steps import read_step
 
 TokenWeights = Annotated[
     Annotated[str, OneOf(KINDS)] | FixedWeights,
@@ -213,7 +216,7 @@ def _check_order(steps: Sequence[Step | Transform]) -> None:
     if first is None:
         raise ValueError(
             f"recipe: {steps[0].method} alone quantizes nothing; add a step with method "
-            f"{' or '.join(get_args(Method))}"
+            f"{' or '.join(METHODS)}"
         )
     for step in steps[steps.index(first) :]:
         if isinstance(step, Transform):

@@ -18,6 +18,7 @@ from ....model.config import ModelConfig
 from ....model.families import LinearSpec, family_of
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme
+from ...steps.table import methods_with
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
@@ -42,9 +43,11 @@ class Solver:
         steps = (record or {}).get("recipe", {}).get("step", [])
         if record is None or not steps:
             return cls()
+        # Records of older versions list the options of all methods with every step.
+        own = [{k: v for k, v in s.items() if s.get("method") in methods_with(k)} for s in steps]
         return cls(
-            damp_percent=next((s["damp_percent"] for s in steps if "damp_percent" in s), None),
-            act_order=any(s.get("method") != "rtn" and s.get("act_order") for s in steps),
+            damp_percent=next((s["damp_percent"] for s in own if "damp_percent" in s), None),
+            act_order=any(s.get("act_order") for s in own),
             true_sequential=bool((record.get("calibration") or {}).get("true_sequential")),
         )
 

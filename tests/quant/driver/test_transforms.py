@@ -110,7 +110,7 @@ def test_fixed_alpha_is_the_formula() -> None:
     weights = [original.get_parameter(name) for name in readers]
     expected = smooth_scales(act_scales, weight_absmax(weights), 0.3)
     (report,) = done.reports
-    assert report.strength == 0.3
+    assert report.values["alpha"] == 0.3
     assert report.scales is not None
     torch.testing.assert_close(report.scales, expected, rtol=1e-4, atol=1e-5)
     for name, weight in zip(readers, weights, strict=True):
@@ -150,14 +150,18 @@ def test_search_takes_the_best_and_leaves_no_trace_of_the_others() -> None:
     for report in done.reports:
         assert report.error is not None and report.plain_error is not None
         assert report.error < report.plain_error
-    alphas = [report.strength for report in done.reports]
+    alphas = [report.values["alpha"] for report in done.reports]
     assert len(set(alphas[:4])) > 1  # not one for the whole block
     # The same alphas, given by hand one after the other, lead to the same weights.
     again = with_outliers()
     by_hand = [
-        {"method": "smoothquant", "alpha": report.strength, "targets": [report.planned.linears[0]]}
+        {
+            "method": "smoothquant",
+            "alpha": report.values["alpha"],
+            "targets": [report.planned.linears[0]],
+        }
         for report in done.reports
-        if report.strength is not None
+        if report.values["alpha"] is not None
     ]
     transform(again, recipe(*by_hand, INT8), prompts(again.config))
     for name, parameter in model.named_parameters():
@@ -175,11 +179,11 @@ def test_search_leaves_a_block_alone_if_smoothing_only_hurts(
     def harmful(act: Tensor, weight: Tensor, alpha: float) -> Tensor:
         return torch.logspace(-3, 3, len(act))
 
-    monkeypatch.setattr("vlpress.quant.driver.transforms.smooth_scales", harmful)
+    monkeypatch.setattr("vlpress.quant.driver.smoothing.smooth_scales", harmful)
     model, original = small_model(), small_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     done = transform(model, searching, prompts(model.config))
-    assert [report.strength for report in done.reports] == [None] * 8
+    assert [report.values["alpha"] for report in done.reports] == [None] * 8
     assert all(report.scales is None for report in done.reports)
     assert done.changed == set()
     for name, parameter in model.named_parameters():
@@ -223,8 +227,10 @@ def test_awq_beats_rounding_and_reports_it() -> None:
     for row in report.transforms:
         assert row.error is not None and row.plain_error is not None
         assert row.error <= row.plain_error
-        assert (row.scales is None) == (row.strength is None) == (row.error == row.plain_error)
-    assert any(row.strength for row in report.transforms)
+        assert (
+            (row.scales is None) == (row.values["ratio"] is None) == (row.error == row.plain_error)
+        )
+    assert any(row.values["ratio"] for row in report.transforms)
 
 
 def test_awq_foresees_the_error_of_rounding() -> None:
@@ -257,11 +263,8 @@ def test_awq_before_gptq() -> None:
     plain, scaled = with_outliers(), with_outliers()
     first = quantize_(plain, recipe(solving), samples)
     second = quantize_(scaled, recipe({"method": "awq"}, solving), samples)
-    assert all(layer.result is not None for layer in second.layers)
-    sums = [
-        sum(layer.result.final_error for layer in report.layers if layer.result)
-        for report in (first, second)
-    ]
+    assert all(layer.row.step and layer.row.step.falls_back for layer in second.layers)
+    sums = [sum(layer.final_error or 0.0 for layer in report.layers) for report in (first, second)]
     assert sums[1] < 1.05 * sums[0]
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.driver.layer_solver import relative_change
 from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.driver.report import QuantReport
-from vlpress.quant.methods.gptaq import asymmetric_target
+from vlpress.quant.methods.gptaq import asymmetric_target, relative_change
 from vlpress.quant.methods.gptq import gptq
 from vlpress.quant.methods.prepared_hessian import prepare_hessian
 from vlpress.quant.plan.plan import make_plan
@@ -61,7 +60,7 @@ def test_without_strength_it_is_gptq_to_the_bit(true_sequential: bool) -> None:
         recipe({"strength": 0}, true_sequential=true_sequential), small_config()
     )
     assert same_weights(plain, none)
-    assert {layer.target_shift for layer in report.layers} == {0.0}
+    assert {layer.values["target_shift"] for layer in report.layers} == {0.0}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,8 +165,8 @@ def test_behind_transforms_and_with_rounded_activations(before: str, activations
     expected = final_hidden(original)
     assert 0 < float((final_hidden(model) - expected).norm() / expected.norm()) < 0.3
     # The float copy has the transforms' scales: the first input is still that of the float model.
-    assert report.layers[0].target_shift == 0
-    assert 0 < max(layer.target_shift or 0 for layer in report.layers) < 1
+    assert report.layers[0].values["target_shift"] == 0
+    assert 0 < max(layer.values["target_shift"] for layer in report.layers) < 1
 
 
 def test_token_weights_reach_the_target() -> None:

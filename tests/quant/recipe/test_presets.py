@@ -14,7 +14,8 @@ from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quanti
 from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.recipe.steps import AWQStep, SmoothQuantStep
+from vlpress.quant.steps.awq import AWQStep
+from vlpress.quant.steps.smoothquant import SmoothQuantStep
 from vlpress.quant.targets import quantized_layers
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")

@@ -7,7 +7,9 @@ from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe, pattern_matches
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.recipe.steps import AWQStep, SmoothQuantStep, Step
+from vlpress.quant.steps.awq import AWQStep
+from vlpress.quant.steps.gptaq import GPTAQStep
+from vlpress.quant.steps.smoothquant import SmoothQuantStep
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -176,6 +178,11 @@ def test_recipes_that_need_calibration(tmp_path: Path, steps: str, needs: bool) 
         (STEP + "targets = []\n", r"targets is \[\]; allowed: .* at least one"),
         (STEP + "strength = 0.5\n", "strength is 0.5 with method gptq; allowed: .*gptaq only"),
         ('[[step]]\nmethod = "rtn"\nbits = 4\nstrength = 0\n', "strength .* with method rtn"),
+        (
+            '[[step]]\nmethod = "rtn"\nbits = 4\ndamp_percent = 0.01\n',
+            "damp_percent is 0.01 with method rtn; allowed: .*gptq, gptaq only",
+        ),
+        (STEP + "scheme = 1\n", "unknown key 'scheme'; allowed: act_order, .* targets$"),
         (SMOOTH + "strength = 1\n" + STEP, "unknown key 'strength'; allowed: alpha, ignore"),
         (ASYMMETRIC + "strength = 1.5\n", "strength is 1.5; allowed: .* 0 to 1"),
         (ASYMMETRIC + "strength = -1\n", "strength is -1; allowed: .* 0 to 1"),
@@ -199,12 +206,12 @@ def test_gptaq_has_the_options_of_gptq_and_strength(tmp_path: Path) -> None:
     path = write(tmp_path, ASYMMETRIC + "strength = 0.25\nact_order = false\ndamp_percent = 0.05\n")
     recipe = Recipe.from_toml(path)
     assert recipe.steps == (
-        Step("gptaq", QuantScheme(4), act_order=False, damp_percent=0.05, strength=0.25),
+        GPTAQStep(QuantScheme(4), act_order=False, damp_percent=0.05, strength=0.25),
     )
     assert recipe.needs_calibration
     assert recipe.to_dict()["step"][0]["strength"] == 0.25
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    assert Recipe.from_toml(write(tmp_path, ASYMMETRIC)).steps[0].strength == 0.5
+    assert Recipe.from_toml(write(tmp_path, ASYMMETRIC)).steps == (GPTAQStep(QuantScheme(4)),)
     assert "strength" not in Recipe.from_toml(write(tmp_path, STEP)).to_dict()["step"][0]
 
 

@@ -1,0 +1,146 @@
+"""What a quantization method is: its options, the statistics it needs, its solver and its costs.
+
+A method is a subclass of `Step` and a row of `METHODS` (`table.py`). Everything else (recipes, the
+plan, estimates, the drivers, the report) asks the class and knows no method by name.
+
+Recipes are read before torch is loaded: modules of this package import it, and everything that
+imports it, inside functions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ...calib.statistics import INPUT_RANGE, Statistic
+from ...common.validation import Allowed, validated
+from ..recipe.presets import DECODER
+from ..recipe.scheme import QuantScheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..methods.affine import QuantizedWeight
+    from ..methods.layer_inputs import LayerInputs
+
+Patterns = Annotated[tuple[str, ...], Allowed("a list of layer patterns")]
+Targets = Annotated[
+    tuple[str, ...], Field(min_length=1), Allowed("a list of layer patterns, at least one")
+]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized layer."""
+
+    weight: QuantizedWeight
+    values: Mapping[str, Any]
+    """JSON values for the report, in its order. Those that tables and checks read: `error`,
+    `rtn_error` and `final_error` (relative squared output errors, before and after rows fall back),
+    `fallback_rows` (rows that fell back to rounding) and `fallback` (why the whole layer did)."""
+    summary: str
+    """The end of a line of progress that begins with the layer's name."""
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of solving one layer, for the estimate of time."""
+
+    columns: int = 0
+    """Columns that are solved one after the other."""
+    macs: float = 0.0
+    """Multiply-adds of the solver."""
+    factor_macs: float = 0.0
+    """Multiply-adds of the factor."""
+    factor: Hashable = None
+    """Layers that read the same input share the factors of equal keys."""
+    searched: int = 0
+    """Weights whose scales are searched."""
+
+
+@validated
+class Step(ABC):
+    """One quantization pass over some of the layers; a method adds its own options as fields.
+
+    The annotation of a field states its range, which is checked on construction and nowhere else.
+    """
+
+    scheme: QuantScheme
+    targets: Targets = (DECODER,)
+    ignore: Patterns = ()
+
+    method: ClassVar[str]
+    """Name in recipes."""
+    rounds: ClassVar[bool] = False
+    """Whether every weight is rounded on its own, so that an earlier transform can foresee it."""
+    falls_back: ClassVar[bool] = False
+    """Whether rows may fall back to rounding; more than a few of them fail the run."""
+
+    @property
+    def statistics(self) -> frozenset[Statistic]:
+        """Statistics of the input that the pass cannot work without."""
+        return frozenset({INPUT_RANGE} if self.scheme.activations == "static" else ())
+
+    @property
+    def uses_activations(self) -> bool:
+        """Whether activations of calibration samples are needed."""
+        return bool(self.statistics)
+
+    @property
+    def uses_float_model(self) -> bool:
+        """Whether activations of the float model are needed too."""
+        return any(statistic.from_float_model for statistic in self.statistics)
+
+    @abstractmethod
+    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+        """Quantize a weight; a pure function.
+
+        Args:
+            weight: `[out_features, in_features]`, any float dtype.
+            inputs: statistics of the layer's input: the Hessian and those in `statistics`. None
+                if no calibration sample reaches the layer, for methods that need none.
+            clip: an earlier transform asks methods that round for a search of the scales.
+
+        Raises:
+            ValueError: the weight or a statistic is unusable.
+        """
+
+    def work(self, columns: int, rows: int) -> Work:
+        """Count the operations of solving a layer `[rows, columns]`."""
+        return Work()
+
+    def memory(self, columns: int, rows: int, *, calibrated: bool) -> int:
+        """Count the bytes of solving a layer `[rows, columns]`, without its float weight.
+
+        Args:
+            columns: input features.
+            rows: output features.
+            calibrated: whether the layer has statistics.
+        """
+        if calibrated:
+            # The Hessian; the weight, its scaled copy, the candidate and their products with it.
+            return 4 * (columns**2 + 5 * columns * rows)
+        return 15 * columns * rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, which `read_step` reads."""
+        values = plain_fields(self)
+        grid = values.pop("scheme").to_dict()
+        first = {"method": self.method, "targets": values.pop("targets")}
+        return {**first, "ignore": values.pop("ignore"), **grid, **values}
+
+
+def plain_fields(step: Any) -> dict[str, Any]:
+    """Return the fields of a step by name, with lists for tuples."""
+    values = {name: getattr(step, name) for name in field_names(step)}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def field_names(kind: Any) -> list[str]:
+    """Return the names of the options of a step or of its class."""
+    return [f.name for f in fields(kind)]

@@ -1,0 +1,21 @@
+"""The tables of methods and transforms, by their names in recipes."""
+
+from __future__ import annotations
+
+from .awq import AWQStep
+from .gptaq import GPTAQStep
+from .gptq import GPTQStep
+from .rtn import RTNStep
+from .smoothquant import SmoothQuantStep
+from .step import Step, field_names
+from .transform import Transform
+
+METHODS: dict[str, type[Step]] = {kind.method: kind for kind in (GPTQStep, GPTAQStep, RTNStep)}
+"""Methods that quantize layers."""
+TRANSFORMS: dict[str, type[Transform]] = {kind.method: kind for kind in (SmoothQuantStep, AWQStep)}
+"""Transforms of float weights that come before them."""
+
+
+def methods_with(option: str) -> list[str]:
+    """List the methods that have an option."""
+    return [name for name, kind in METHODS.items() if option in field_names(kind)]
