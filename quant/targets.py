@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..model.families import LinearSpec
-from .methods.affine import QuantizedWeight
+from .compressed_weight import CompressedWeight
+from .runtime.compressed_linear import CompressedLinear
 from .runtime.linear import QuantLinear
-from .runtime.unpacked_linear import UnpackedLinear
 
 
 def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:
@@ -21,7 +21,7 @@ def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:
         ValueError: the layer is quantized already or differs from the family table.
     """
     module = model.get_submodule(spec.name)
-    if isinstance(module, QuantLinear | UnpackedLinear):
+    if isinstance(module, CompressedLinear):
         raise ValueError(f"{spec.name} is quantized already; start from the original model")
     weight = getattr(module, "weight", None)
     expected = (spec.out_features, spec.in_features)
@@ -31,26 +31,29 @@ def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:
     return weight.detach()
 
 
-def put_quantized(model: nn.Module, spec: LinearSpec, weight: QuantizedWeight) -> QuantLinear:
-    """Replace a target by a quantized layer for inference, which keeps the bias.
+def put_compressed(
+    model: nn.Module, spec: LinearSpec, weight: CompressedWeight
+) -> CompressedLinear:
+    """Replace a target by a compressed layer for inference, which keeps the bias.
 
     Raises:
         ValueError: the target is not a linear layer, or its bias does not fit a checkpoint.
     """
-    layer = put_unpacked(model, spec, weight).pack()
+    layer = put_calibrating(model, spec, weight)
+    layer = layer.quantized().inference_layer(layer.bias)
     put_module(model, spec.name, layer)
     return layer
 
 
-def put_unpacked(
-    model: nn.Module, spec: LinearSpec, weight: QuantizedWeight, dtype: torch.dtype | None = None
-) -> UnpackedLinear:
-    """Replace a target by a quantized layer for the rest of the calibration, with its bias.
+def put_calibrating(
+    model: nn.Module, spec: LinearSpec, weight: CompressedWeight, dtype: torch.dtype | None = None
+) -> CompressedLinear:
+    """Replace a target by a compressed layer for the rest of the calibration, with its bias.
 
     Args:
         model: the model.
         spec: the target.
-        weight: its quantized weight.
+        weight: its compressed weight.
         dtype: of the layer's inputs; None if it will not run.
 
     Raises:
@@ -60,7 +63,7 @@ def put_unpacked(
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{spec.name} is a {type(linear).__name__}, not a linear layer")
     try:
-        layer = UnpackedLinear(weight, linear.bias, dtype)
+        layer = weight.calibration_layer(linear.bias, dtype)
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}") from None
     put_module(model, spec.name, layer)
@@ -73,6 +76,11 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(owner), leaf, module)
 
 
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+    """Collect all compressed layers of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, CompressedLinear)}
+
+
 def quantized_layers(model: nn.Module) -> dict[str, QuantLinear]:
-    """Collect all quantized layers of a model by name."""
+    """Collect the layers of a model whose weights are integers, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}

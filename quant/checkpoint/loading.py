@@ -26,7 +26,6 @@ from ..runtime.kernel_selection import (
     round_head_,
     round_inputs_,
 )
-from ..runtime.linear import QuantLinear
 from ..targets import put_module
 from .formats.checkpoint import QuantizedCheckpoint
 from .outliers import OUTLIERS, outlier_folder
@@ -114,7 +113,7 @@ def load_quantized(
         if bias is not None:
             # A copy: the tensor is a view of the memory-mapped file.
             bias = bias.to(chosen, model.dtype, copy=True)
-        put_module(model, name, QuantLinear(checkpoint.weight(name, chosen), bias))
+        put_module(model, name, checkpoint.weight(name, chosen).inference_layer(bias))
     load_block(reader, model, "", device=chosen)
     prepare_(model)
     return model.eval()

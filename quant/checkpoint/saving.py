@@ -18,9 +18,8 @@ from ...model.qwen_vl import QwenVL
 from ..driver.padding import Padding, pad_tensors, padded_shapes
 from ..driver.report import QuantReport
 from ..plan.plan import Plan
-from ..runtime.linear import QuantLinear
-from ..runtime.unpacked_linear import UnpackedLinear
-from ..targets import quantized_layers
+from ..runtime.compressed_linear import CompressedLinear
+from ..targets import compressed_layers
 from .formats import AUTO, choose_format
 from .formats.folder import checkpoint_folder
 from .formats.format import Contents, Format, Solver, float_tensor
@@ -66,7 +65,7 @@ def save_quantized(
     """
     contents = replace(report.plan.contents, config=model.config)
     chosen = choose_format(contents, format)
-    layers = quantized_layers(model)
+    layers = compressed_layers(model)
     if odd := set(layers) ^ set(contents.schemes):
         raise ValueError(f"model and report disagree about {min(odd)}; save the report's own model")
     reader = CheckpointReader(resolve_folder(source))
@@ -101,7 +100,7 @@ def save_finished(
 
 
 def encode_tensors(
-    layers: Mapping[str, QuantLinear | UnpackedLinear],
+    layers: Mapping[str, CompressedLinear],
     changed: Iterable[str],
     model: QwenVL,
     reader: CheckpointReader,

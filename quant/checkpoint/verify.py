@@ -21,7 +21,6 @@ from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..runtime.linear import QuantLinear
 from ..targets import put_module
 from .formats.checkpoint import QuantizedCheckpoint
 
@@ -47,7 +46,7 @@ class QuantizedBlocks:
                 if bias is not None:
                     bias = bias.to(self.device, self._model.dtype, copy=True)
                 weight = self._checkpoint.weight(name, self.device)
-                put_module(self._model, name, QuantLinear(weight, bias))
+                put_module(self._model, name, weight.inference_layer(bias))
         load_block(self._checkpoint.reader, self._model, path, device=self.device)
         return self._model.get_submodule(path)
 

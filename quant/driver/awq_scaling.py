@@ -6,6 +6,7 @@ from ...calib.tap_groups import TapGroup
 from ..methods.awq import awq_scales
 from ..methods.channel_scaling import reduce_columns
 from ..plan.channel_groups import PlannedTransform
+from ..recipe.scheme import QuantScheme
 from ..steps.transform import Scaling
 from .transforms import BlockTransforms
 
@@ -33,7 +34,7 @@ def scale_group(
     tap, index, channels = run.input_of(row)
     names = run.quantized(row)
     first = run.rows[names[0]]
-    assert first.step is not None
+    assert first.step is not None and isinstance(first.step.scheme, QuantScheme)
     shared = TapGroup(block.path, tap, (first.spec,))
     statistics = run.observe(block, [shared], row.transform.statistics)[tap]
     try:

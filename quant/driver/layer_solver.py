@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -14,14 +13,15 @@ from ...calib.tap_statistics import GroupStatistics
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ..compressed_weight import CompressedWeight
 from ..kernels.bf16_linear import select_syrk
-from ..methods.affine import QuantizedWeight, choose_input_scale
+from ..methods.affine import choose_input_scale
 from ..methods.layer_inputs import LayerInputs, SharedInput
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
+from ..runtime.compressed_linear import CompressedLinear
 from ..runtime.kernel_selection import accelerate_layers_
-from ..runtime.unpacked_linear import UnpackedLinear
-from ..targets import put_module, put_unpacked, weight_of
+from ..targets import put_calibrating, put_module, weight_of
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
@@ -34,9 +34,9 @@ Progress = Callable[[int, int, str], None]
 class QuantizationRun:
     """State of one quantization: the model, the reports so far, and the layers solved last.
 
-    Solved layers replace the float ones in the model at once, as `UnpackedLinear`, because the
-    layers after them are calibrated on their outputs. The drivers loop over the blocks; after each
-    one they write its layers to disk (`blockwise.py`) or pack them for inference (`pipeline.py`).
+    Solved layers replace the float ones in the model at once, because the layers after them are
+    calibrated on their outputs. The drivers loop over the blocks; after each one they write its
+    layers to disk (`blockwise.py`) or pack them for inference (`pipeline.py`).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class QuantizationRun:
         self.rows = {row.name: row for row in plan.quantized}
         self.layer_reports: dict[str, LayerReport] = {}
         """Reports of the finished layers by name."""
-        self.solved: dict[str, UnpackedLinear] = {}
+        self.solved: dict[str, CompressedLinear] = {}
         """Layers that are solved but neither written nor packed yet, by name."""
         self._warned_float16 = False
         self._on_progress: Progress = on_progress or (lambda done, total, detail: None)
@@ -171,10 +171,10 @@ class QuantizationRun:
             self._put(row, message)
 
     def pack_layers(self) -> None:
-        """Replace the layers in `solved` by `QuantLinear`, for inference."""
+        """Replace the layers in `solved` by their form for inference."""
         while self.solved:
             name, layer = self.solved.popitem()
-            put_module(self.model, name, layer.pack())
+            put_module(self.model, name, layer.quantized().inference_layer(layer.bias))
 
     def report(self, calibration: CalibrationRecord | None) -> QuantReport:
         """Build the report of the finished run."""
@@ -233,8 +233,8 @@ class QuantizationRun:
         """
         assert row.step is not None
         tensors = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
-        weight = QuantizedWeight(scheme=row.step.scheme, **tensors)
-        self.solved[row.name] = put_unpacked(self.model, row.spec, weight, dtype)
+        weight = row.step.scheme.weight(tensors)
+        self.solved[row.name] = put_calibrating(self.model, row.spec, weight, dtype)
         value = message.value
         if value["warning"]:
             logger.warning("%s: %s", row.name, value["warning"])
@@ -245,19 +245,14 @@ class QuantizationRun:
 
 
 def _message(
-    weight: QuantizedWeight, report: LayerReport, detail: str, warning: str | None = None
+    weight: CompressedWeight, report: LayerReport, detail: str, warning: str | None = None
 ) -> Message:
-    """Serialize a quantized layer for the other ranks."""
+    """Serialize a compressed layer for the other ranks."""
     value = {"report": report.to_dict(), "detail": detail, "warning": warning}
-    tensors = {
-        name: tensor
-        for name in ("integers", "scales", "zero_points", "group_index", "input_scale")
-        if (tensor := getattr(weight, name)) is not None
-    }
-    return Message(value, tensors)
+    return Message(value, weight.tensors())
 
 
-def with_input_scale(weight: QuantizedWeight, largest: float) -> QuantizedWeight:
+def with_input_scale(weight: CompressedWeight, largest: float) -> CompressedWeight:
     """Add the scale of a static int8 input.
 
     Args:
@@ -269,4 +264,4 @@ def with_input_scale(weight: QuantizedWeight, largest: float) -> QuantizedWeight
     """
     if weight.scheme.activations != "static":
         return weight
-    return replace(weight, input_scale=choose_input_scale(largest).to(weight.scales.device))
+    return weight.with_input_scale(choose_input_scale(largest))

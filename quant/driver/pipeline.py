@@ -10,7 +10,7 @@ from ..checkpoint.loading import is_quantized, load_quantized, open_model, resol
 from ..checkpoint.saving import check_format, save_quantized
 from ..plan.plan import check_images, make_plan
 from ..recipe.recipe import Recipe
-from ..targets import quantized_layers
+from ..targets import compressed_layers
 from .layer_solver import Progress, QuantizationRun
 from .padding import pad_model_
 from .report import CalibrationRecord, QuantReport
@@ -58,7 +58,7 @@ def quantize_(
             5 % of the rows.
     """
     plan = make_plan(model.config, recipe, format=format)
-    if quantized := quantized_layers(model):
+    if quantized := compressed_layers(model):
         raise ValueError(
             f"{next(iter(quantized))} is quantized already; start from the original model"
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from ..methods.channel_scaling import reader_names, reduce_columns, source_names
 from ..methods.rtn import rtn
 from ..methods.smoothquant import ALPHAS, smooth_scales, weight_absmax
 from ..plan.channel_groups import PlannedTransform
+from ..recipe.scheme import QuantScheme
 from ..steps.transform import Scaling
-from ..targets import put_module, put_quantized, weight_of
+from ..targets import put_compressed, put_module, weight_of
 from .transforms import BlockTransforms
 
 SEARCH_SAMPLES = 32
@@ -165,12 +165,12 @@ def _fake_quantize(run: BlockTransforms, block: str, absmax: Mapping[str, Tensor
     for group in run.groups(block):
         for spec in group.linears:
             step = run.rows[spec.name].step
-            assert step is not None
+            assert step is not None and isinstance(step.scheme, QuantScheme)
             weight = rtn(weight_of(run.model, spec), step.scheme)
             if step.scheme.activations == "static":
                 scale = choose_input_scale(float(absmax[group.tap].max()))
-                weight = replace(weight, input_scale=scale.to(run.device))
-            put_quantized(run.model, spec, weight)
+                weight = weight.with_input_scale(scale.to(run.device))
+            put_compressed(run.model, spec, weight)
 
 
 def _split(samples: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:

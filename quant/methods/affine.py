@@ -12,12 +12,19 @@ Scales are bf16 values that fp16 represents exactly. A checkpoint can therefore 
 dtype, and a model can run in either, with the same values.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..compressed_weight import CompressedWeight
 from ..recipe.scheme import QuantScheme
+
+if TYPE_CHECKING:
+    from ..runtime.compressed_linear import CompressedLinear
 
 MAX_SCALE = 65280.0
 """Largest bf16 number below the fp16 maximum of 65504."""
@@ -55,8 +62,37 @@ class QuantizedWeight:
         """Compute the float matrix `[N, K]` in float32, rounded once to `dtype`."""
         return dequantize(self.integers, self.scales, self.zero_points, dtype, self.group_index)
 
-    def equals(self, other: "QuantizedWeight") -> bool:
+    def tensors(self) -> dict[str, Tensor]:
+        """See `CompressedWeight.tensors`."""
+        named = {
+            "integers": self.integers,
+            "scales": self.scales,
+            "zero_points": self.zero_points,
+            "group_index": self.group_index,
+            "input_scale": self.input_scale,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def with_input_scale(self, scale: Tensor) -> QuantizedWeight:
+        """See `CompressedWeight.with_input_scale`."""
+        return replace(self, input_scale=scale.to(self.scales.device))
+
+    def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:
+        """See `CompressedWeight.calibration_layer`."""
+        from ..runtime.unpacked_linear import UnpackedLinear
+
+        return UnpackedLinear(self, bias, dtype)
+
+    def inference_layer(self, bias: Tensor | None) -> CompressedLinear:
+        """See `CompressedWeight.inference_layer`."""
+        from ..runtime.linear import QuantLinear
+
+        return QuantLinear(self, bias)
+
+    def equals(self, other: CompressedWeight) -> bool:
         """Whether scheme, integers, scales, zero points and group order are identical."""
+        if not isinstance(other, QuantizedWeight):
+            return False
         scale, other_scale = self.input_scale, other.input_scale
         if scale is None or other_scale is None:
             same_input_scale = scale is other_scale

@@ -5,7 +5,7 @@ a channel group with these layers as readers of a source (a norm, or another lay
 a source are scaled together.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...model.config import ModelConfig
 from ...model.families import family_of
 from ..methods.channel_scaling import ChannelGroup, readers_of, source_of
 from ..recipe.recipe import Recipe
+from ..recipe.scheme import QuantScheme, Scheme
 from ..steps.transform import Transform
 from .target_matching import match_names
 
@@ -49,18 +50,18 @@ class PlannedTransform:
 
 
 def plan_transforms(
-    config: ModelConfig, recipe: Recipe, quantized: Collection[str]
+    config: ModelConfig, recipe: Recipe, schemes: Mapping[str, Scheme]
 ) -> tuple[PlannedTransform, ...]:
     """List the channel groups that each transform targets, in the order of the recipe.
 
     Args:
         config: of the model.
         recipe: the recipe.
-        quantized: names of the layers that the recipe quantizes.
+        schemes: schemes of the layers that the recipe quantizes, by name.
 
     Raises:
-        ValueError: a pattern matches no layer whose input can be scaled, or the recipe quantizes
-            none of the layers that a transform targets.
+        ValueError: a pattern matches no layer whose input can be scaled, the recipe quantizes none
+            of the layers that a transform targets, or they are not rounded to integers.
     """
     groups: list[tuple[str, ChannelGroup]] = [
         (block, group)
@@ -80,7 +81,14 @@ def plan_transforms(
             linears = set(row.linears)
             if not linears & targeted.keys() or linears & ignored.keys():
                 continue
-            if not linears & set(quantized):
+            readers = [schemes[name] for name in row.linears if name in schemes]
+            if odd := [scheme for scheme in readers if scheme.kind != QuantScheme.kind]:
+                raise ValueError(
+                    f"recipe {recipe.name}: {transform.method} targets {row.linears[0]}, which "
+                    f"becomes {odd[0].label}; allowed: {QuantScheme.kind} weights, whose rounding "
+                    "it can foresee; ignore the layer there"
+                )
+            if not readers:
                 row = PlannedTransform(transform, block, group, "no step quantizes its readers")
             rows.append(row)
         if all(row.reason for row in rows):

@@ -212,7 +212,7 @@ def make_plan(
     float_bytes = other + sum(_float_bytes(spec, itemsize) for spec in specs)
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
-    transforms = plan_transforms(padded, recipe, claimed)
+    transforms = plan_transforms(padded, recipe, schemes)
     return Plan(padded, rows, other, memory, padding, written.name, transforms)
 
 

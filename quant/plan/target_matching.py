@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...model.checkpoint import canonical_name
 from ...model.families import LinearSpec
 from ..recipe.recipe import Recipe, pattern_matches
-from ..recipe.scheme import QuantScheme
+from ..recipe.scheme import Scheme
 from ..steps.step import Step
 
 LINEAR = "linear layer"
@@ -98,7 +98,7 @@ def near_misses(pattern: str, names: Sequence[str]) -> list[str]:
     return near or [names[0], names[-1]]
 
 
-def check_groups(specs: Sequence[LinearSpec], scheme: QuantScheme, tp: int = 1) -> None:
+def check_groups(specs: Sequence[LinearSpec], scheme: Scheme, tp: int = 1) -> None:
     """Refuse a group size that does not divide the input width of each of these layers.
 
     Args:

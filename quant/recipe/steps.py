@@ -7,7 +7,6 @@ from ...common.validation import parse, shown
 from ..steps.step import Step, field_names
 from ..steps.table import METHODS, TRANSFORMS, methods_with
 from ..steps.transform import Transform
-from .scheme import QuantScheme
 
 
 def read_step(data: Any, at: str) -> Step | Transform:
@@ -34,7 +33,8 @@ def read_step(data: Any, at: str) -> Step | Transform:
         allowed = ", ".join((*METHODS, *TRANSFORMS))
         raise ValueError(f"recipe: {at}.method {problem}; allowed: {allowed}")
     step = METHODS[method]
-    known = [name for name in (*field_names(step), *field_names(QuantScheme)) if name != "scheme"]
+    of_scheme = field_names(step.scheme_type)
+    known = [name for name in (*field_names(step), *of_scheme) if name != "scheme"]
     for key in values:
         others = [] if key in (*known, "scheme") else methods_with(key)
         if others:
@@ -46,6 +46,6 @@ def read_step(data: Any, at: str) -> Step | Transform:
         allowed = ", ".join(sorted(("method", *known)))
         raise ValueError(f"recipe: {at}: unknown key 'scheme'; allowed: {allowed}")
     # A table holds the fields of the scheme next to those of the step.
-    grid = {key: values.pop(key) for key in field_names(QuantScheme) if key in values}
-    values["scheme"] = parse(QuantScheme, grid, "recipe", at)
+    grid = {key: values.pop(key) for key in of_scheme if key in values}
+    values["scheme"] = parse(step.scheme_type, grid, "recipe", at)
     return parse(step, values, "recipe", at, keys=("method", *known))

@@ -6,8 +6,9 @@ from collections import Counter
 
 from ...model.qwen_vl import QwenVL
 from ..kernels import bf16_linear
-from ..targets import quantized_layers
-from .linear import FloatLinear, QuantLinear
+from ..targets import compressed_layers, quantized_layers
+from .compressed_linear import CompressedLinear
+from .linear import FloatLinear
 
 
 def count_kernels(model: QwenVL) -> dict[str, int]:
@@ -16,7 +17,7 @@ def count_kernels(model: QwenVL) -> dict[str, int]:
     Includes quantized layers, and float layers and the output head if a kernel of vlpress computes
     them.
     """
-    counts = Counter(layer.kernel for layer in quantized_layers(model).values())
+    counts = Counter(layer.kernel for layer in compressed_layers(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
     counts.update(module.product.kernels.name for module in floats)
     if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):
@@ -32,4 +33,4 @@ def describe_activations(model: QwenVL) -> str | None:
 
 def describe_head(model: QwenVL) -> str | None:
     """Return the scheme of a quantized output head; None if it is not quantized."""
-    return model.lm_head.scheme.label if isinstance(model.lm_head, QuantLinear) else None
+    return model.lm_head.scheme.label if isinstance(model.lm_head, CompressedLinear) else None

@@ -22,7 +22,8 @@ from ..kernels import bf16_linear, library
 from ..methods.affine import QuantizedWeight
 from ..methods.rtn import rtn
 from ..recipe.scheme import QuantScheme
-from ..targets import quantized_layers
+from ..targets import compressed_layers, quantized_layers
+from .compressed_linear import CompressedLinear
 from .fused_layer import FusedDecoderLayer
 from .linear import FloatLinear, FusedLinears, QuantLinear, can_fuse
 
@@ -42,7 +43,7 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     Raises:
         ValueError: the environment variable VLPRESS_KERNEL names a kernel that cannot run here.
     """
-    layers = quantized_layers(model)
+    layers = compressed_layers(model)
     kernels = library.chosen_kernels() if layers else ""
     reasons = {name: _prepare(layer, kernels) for name, layer in layers.items()}
     chosen = {
@@ -150,16 +151,13 @@ def round_head_(model: QwenVL, bits: int) -> None:
     model.lm_head = layer
 
 
-def _prepare(layer: QuantLinear, kernels: library.Kernels | str) -> str | None:
+def _prepare(layer: CompressedLinear, kernels: library.Kernels | str) -> str | None:
     """Select the kernel of a layer; returns why it falls back to the reference, or None."""
     if isinstance(kernels, str) and (layer.on_cpu or kernels == library.REFERENCE_REQUESTED):
         return kernels
     if (reason := layer.why_not()) is not None:
         return reason
-    if layer.on_cpu and not isinstance(kernels, str):
-        layer.prepare(kernels)
-    else:
-        layer.use_triton()
+    layer.select_kernel(kernels if layer.on_cpu and not isinstance(kernels, str) else None)
     return None
 
 

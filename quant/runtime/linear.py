@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ..kernels import bf16_linear, cpu, cpu_layout, gpu, library, op, reference
 from ..methods.affine import QuantizedWeight
 from ..recipe.scheme import QuantScheme
+from .compressed_linear import CompressedLinear
 
 
-class QuantLinear(nn.Module):
-    """A linear layer over a quantized weight.
+class QuantLinear(CompressedLinear):
+    """A linear layer over integers.
 
     Buffers hold the layout of the reference kernel. `prepare` replaces them by the layout of a
     faster one; `quantized` restores the unpacked weight from either, so the layers of a model can
@@ -24,7 +25,7 @@ class QuantLinear(nn.Module):
     zero_points: Tensor | None
     group_index: Tensor | None
     input_scale: Tensor | None
-    bias: Tensor | None
+    scheme: QuantScheme
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
         """Pack `weight` for the reference kernel.
@@ -36,11 +37,8 @@ class QuantLinear(nn.Module):
         Raises:
             ValueError: see `check_input_scale`.
         """
-        super().__init__()
+        super().__init__(weight)
         check_input_scale(weight)
-        self.scheme: QuantScheme = weight.scheme
-        self.in_features = weight.in_features
-        self.out_features = weight.out_features
         self.tiles: cpu_layout.TiledWeight | None = None
         self.product: cpu.CpuLinear | gpu.TritonLinear | None = None
         self.number = -1  # under which the custom op finds the product, see `op.register`
@@ -107,6 +105,13 @@ class QuantLinear(nn.Module):
         self.product = cpu.CpuLinear([self.tiles], [self.bias], kernels)
         self.number = op.register(self.product)
 
+    def select_kernel(self, kernels: library.Kernels | None) -> None:
+        """See `CompressedLinear.select_kernel`."""
+        if kernels is None:
+            self.use_triton()
+        else:
+            self.prepare(kernels)
+
     def use_triton(self) -> None:
         """Compute with the Triton kernels, which read the layout of the reference kernel."""
         assert self.packed is not None
@@ -134,10 +139,6 @@ class QuantLinear(nn.Module):
         if self.int8_scale is None:
             return reference.weight_only_linear(x, *layer, self.group_index)
         return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
-
-    def extra_repr(self) -> str:
-        """Return shape and scheme for `print(model)`."""
-        return f"{self.in_features}, {self.out_features}, {self.scheme.label}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Tiles exist on the CPU only: a move to another device restores the buffers first. A mere

@@ -1,23 +1,23 @@
 """A quantized linear layer while its block is calibrated: the weight as the solver returned it."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels import bf16_linear, reference
 from ..methods.affine import QuantizedWeight
-from .linear import QuantLinear, check_input_scale, storable_bias
+from ..recipe.scheme import QuantScheme
+from .compressed_linear import CompressedLinear
+from .linear import check_input_scale, storable_bias
 
 ONE_PER_BYTE = 8
 """Bits for which the reference kernel's packed form is the unpacked one: one value per byte."""
 
 
-class UnpackedLinear(nn.Module):
+class UnpackedLinear(CompressedLinear):
     """Linear layer over an unpacked `QuantizedWeight`; outputs are those of the reference kernel.
 
     A layer that was just solved is used twice: its block runs once more over all samples, and its
     weight is written to the checkpoint. Neither needs the packed form of `QuantLinear`.
-
-    The tensors are buffers, so that releasing the block frees them.
     """
 
     integers: Tensor
@@ -25,8 +25,8 @@ class UnpackedLinear(nn.Module):
     zero_points: Tensor
     group_index: Tensor | None
     input_scale: Tensor | None
-    bias: Tensor | None
     dequantized: Tensor | None
+    scheme: QuantScheme
 
     def __init__(
         self, weight: QuantizedWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
@@ -42,10 +42,8 @@ class UnpackedLinear(nn.Module):
         Raises:
             ValueError: see `check_input_scale` and `storable_bias`.
         """
-        super().__init__()
+        super().__init__(weight)
         check_input_scale(weight)
-        self.scheme = weight.scheme
-        self.in_features, self.out_features = weight.in_features, weight.out_features
         weight_only = weight.scheme.activations == "none"
         for name, value in {
             "integers": weight.integers,
@@ -68,10 +66,6 @@ class UnpackedLinear(nn.Module):
             self.group_index,
             self.input_scale,
         )
-
-    def pack(self) -> QuantLinear:
-        """The layer for inference."""
-        return QuantLinear(self.quantized(), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""

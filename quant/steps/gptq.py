@@ -10,6 +10,7 @@ from pydantic import StrictBool
 from ...calib.statistics import HESSIAN, Statistic
 from ...common.validation import validated
 from ..recipe.ranges import BlockSize, DampPercent
+from ..recipe.scheme import QuantScheme
 from .step import Solved, Step, Work
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class GPTQStep(Step):
     """Minimize the output error on the calibration inputs."""
 
+    scheme: QuantScheme
     damp_percent: DampPercent = 0.01
     """Fraction of the Hessian's mean diagonal added to it."""
     act_order: StrictBool = True

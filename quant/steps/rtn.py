@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.validation import validated
+from ..recipe.scheme import QuantScheme
 from .step import Solved, Step
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 @validated
 class RTNStep(Step):
     """Round to nearest; it has no options and needs no calibration."""
+
+    scheme: QuantScheme
 
     method: ClassVar[str] = "rtn"
     rounds: ClassVar[bool] = True

@@ -19,12 +19,12 @@ from pydantic import Field
 from ...calib.statistics import INPUT_RANGE, Statistic
 from ...common.validation import Allowed, validated
 from ..recipe.presets import DECODER
-from ..recipe.scheme import QuantScheme
+from ..recipe.scheme import QuantScheme, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..methods.affine import QuantizedWeight
+    from ..compressed_weight import CompressedWeight
     from ..methods.layer_inputs import LayerInputs
 
 Patterns = Annotated[tuple[str, ...], Allowed("a list of layer patterns")]
@@ -37,7 +37,7 @@ Targets = Annotated[
 class Solved:
     """A quantized layer."""
 
-    weight: QuantizedWeight
+    weight: CompressedWeight
     values: Mapping[str, Any]
     """JSON values for the report, in its order. Those that tables and checks read: `error`,
     `rtn_error` and `final_error` (relative squared output errors, before and after rows fall back),
@@ -70,12 +70,15 @@ class Step(ABC):
     The annotation of a field states its range, which is checked on construction and nowhere else.
     """
 
-    scheme: QuantScheme
+    scheme: Scheme
+    """The grid. Recipes state its fields next to those of the step."""
     targets: Targets = (DECODER,)
     ignore: Patterns = ()
 
     method: ClassVar[str]
     """Name in recipes."""
+    scheme_type: ClassVar[type[Scheme]] = QuantScheme
+    """Class of `scheme`, whose fields recipes state."""
     rounds: ClassVar[bool] = False
     """Whether every weight is rounded on its own, so that an earlier transform can foresee it."""
     falls_back: ClassVar[bool] = False

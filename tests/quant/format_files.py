@@ -12,7 +12,7 @@ from torch import Tensor
 from vlpress.model.config import ModelConfig
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.formats.checkpoint import QuantizedCheckpoint
-from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.checkpoint.formats.format import Contents, integers_of
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.affine import QuantizedWeight
@@ -96,7 +96,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def weights_of(folder: Path) -> dict[str, QuantizedWeight]:
     checkpoint = QuantizedCheckpoint(folder)
-    return {name: checkpoint.weight(name) for name in checkpoint.schemes}
+    return {name: integers_of(checkpoint.weight(name)) for name in checkpoint.schemes}
 
 
 def same_weights(first: Path, second: Path) -> bool:

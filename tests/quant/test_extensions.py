@@ -14,6 +14,7 @@ from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.plan.time_estimate import Probe, estimate_time
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.steps.table import METHODS
 
 TOY = {"method": "weighted", "bits": 4, "group_size": 32}
@@ -30,7 +31,7 @@ def toy_recipe(**options: object) -> Recipe:
 
 def test_recipes_know_its_options() -> None:
     recipe = toy_recipe(power=0.5)
-    assert recipe.steps == (WeightedStep(recipe.steps[0].scheme, power=0.5),)
+    assert recipe.steps == (WeightedStep(QuantScheme(4, 32), power=0.5),)
     assert recipe.needs_calibration
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     with pytest.raises(ValueError, match=r"power is -1; allowed: a number, at least 0"):

@@ -12,6 +12,7 @@ from vlpress.calib.statistics import Statistic
 from vlpress.common.validation import Real, validated
 from vlpress.quant.methods.layer_inputs import LayerInputs
 from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.steps.step import Solved, Step, Work
 
 
@@ -45,6 +46,7 @@ MEAN_SQUARE = Statistic("channel mean square", lambda of: MeanSquare(of.in_featu
 class WeightedStep(Step):
     """Round, with scales that clip where the error weighted by the channels' energy is less."""
 
+    scheme: QuantScheme
     power: Annotated[float, Real(least=0)] = 1.0
     """Exponent of the mean squares."""
 

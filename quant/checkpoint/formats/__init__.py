@@ -5,7 +5,7 @@ from typing import Any
 
 from .awq import AWQ
 from .compressed_tensors import CompressedTensors
-from .format import Contents, Format
+from .format import Contents, Format, refusal
 from .gptq import GPTQ, version_of
 
 FORMATS: dict[str, Format] = {
@@ -54,7 +54,7 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
         return FORMATS[name], ""
     reasons = []
     for candidate in PREFERRED:
-        reason = FORMATS[candidate].why_not(contents)
+        reason = refusal(FORMATS[candidate], contents)
         if reason is None:
             break
         reasons.append(f"format {candidate}: {reason}")
@@ -69,6 +69,6 @@ def choose_format(contents: Contents, name: str = AUTO) -> Format:
             hold the contents.
     """
     format, reasons = find_format(contents, name)
-    if reason := format.why_not(contents):
+    if reason := refusal(format, contents):
         raise ValueError(reasons or f"format {format.name}: {reason}")
     return format

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ....common.validation import Truthy, parse
 from ....model.families import LinearSpec, family_of
+from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import GroupSize, QuantScheme
+from ...recipe.scheme import GroupSize, QuantScheme, Scheme
 from .format import (
     CONFIG,
     FLOATS,
@@ -27,6 +28,8 @@ from .format import (
     check_parts,
     check_symmetric,
     fp16_scales,
+    integer_scheme,
+    integers_of,
     layers_phrase,
     require_part,
 )
@@ -42,6 +45,7 @@ class AWQ:
     """AutoAWQ's layout `gemm`, the only one that writers still produce."""
 
     name: str = "awq"
+    kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
     marker: str = "qweight"
     order_part: str | None = None
@@ -74,8 +78,9 @@ class AWQ:
             )
         return None
 
-    def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Format.encode`; scales are fp16 for every `dtype`."""
+        weight = integers_of(weight)
         if weight.group_index is not None:
             raise ValueError("its groups are not contiguous, which AWQ cannot represent; use gptq")
         return {
@@ -84,9 +89,7 @@ class AWQ:
             "scales": fp16_scales(weight.scales),
         }
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
-    ) -> QuantizedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> QuantizedWeight:
         """See `Format.decode`."""
         qweight = require_part(tensors, "qweight", name)
         if qweight.dim() != 2 or qweight.dtype != torch.int32:
@@ -105,7 +108,7 @@ class AWQ:
             integers=unpack_columns(qweight).t().contiguous(),
             scales=tensors["scales"].t().to(torch.float32, copy=True).contiguous(),
             zero_points=unpack_columns(tensors["qzeros"]).t().contiguous(),
-            scheme=scheme,
+            scheme=integer_scheme(scheme),
         )
         check_symmetric(weight, name, "symmetric or zero_point")
         return weight
@@ -139,7 +142,7 @@ class AWQ:
             "modules_to_not_convert": _not_converted(contents),
         }
 
-    def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
+    def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
         """See `Format.stored_bytes`."""
         groups = scheme.groups(spec.in_features)
         return spec.weights // 2 + groups * (spec.out_features // 2 + spec.out_features * 2)

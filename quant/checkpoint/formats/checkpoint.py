@@ -12,8 +12,8 @@ from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import family_of
 from ....model.loading import build_model, check_tied_head
 from ....model.weight_files import refuse_adapter
-from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme
+from ...compressed_weight import CompressedWeight
+from ...recipe.scheme import Scheme
 from . import format_of
 from .format import Contents, Solver, group_index
 
@@ -45,7 +45,7 @@ class QuantizedCheckpoint:
         try:
             self.format = format_of(raw)
             settings = self.format.settings(raw)
-            self.schemes: dict[str, QuantScheme] = {
+            self.schemes: dict[str, Scheme] = {
                 name: settings.scheme(self._names(name)) for name in self._stored_layers()
             }
         except ValueError as error:
@@ -66,7 +66,7 @@ class QuantizedCheckpoint:
         reordered = frozenset(name for name in self.schemes if self._is_reordered(name))
         return Contents(self.config, self.schemes, reordered, Solver.from_record(self.record))
 
-    def weight(self, name: str, device: torch.device | None = None) -> QuantizedWeight:
+    def weight(self, name: str, device: torch.device | None = None) -> CompressedWeight:
         """Read one layer.
 
         Args:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ....model.families import LinearSpec
+from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme
+from ...recipe.scheme import QuantScheme, Scheme
 from .compressed_tensors_config import CompressedTensorsSettings, describe
 from .format import (
     FLOATS,
@@ -28,6 +29,8 @@ from .format import (
     check_symmetric,
     float_tensor,
     group_index,
+    integer_scheme,
+    integers_of,
     layers_phrase,
     require_part,
 )
@@ -39,6 +42,7 @@ class CompressedTensors:
     """Both storages of a layer; its scheme determines the one."""
 
     name: str = "compressed-tensors"
+    kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = (
         "weight_packed",
         "weight",
@@ -67,8 +71,9 @@ class CompressedTensors:
             )
         return None
 
-    def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Format.encode`; scales have `dtype` if that is exact, else a wider one."""
+        weight = integers_of(weight)
         scheme = weight.scheme
         if weight.group_index is not None:
             raise ValueError("its groups are not contiguous, which is not supported; use gptq")
@@ -93,10 +98,9 @@ class CompressedTensors:
             scales["input_scale"] = float_tensor(weight.input_scale.reshape(1), dtype)
         return {"weight": signed.contiguous(), **scales}
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
-    ) -> QuantizedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> QuantizedWeight:
         """See `Format.decode`."""
+        scheme = integer_scheme(scheme)
         packed = "weight_packed" in tensors
         integers = _unpacked(tensors, scheme, name) if packed else _integers(tensors, scheme, name)
         rows, columns = integers.shape
@@ -130,7 +134,7 @@ class CompressedTensors:
         """See `Format.quantization_config`."""
         return describe(contents, file_name)
 
-    def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
+    def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
         """See `Format.stored_bytes`."""
         groups = scheme.groups(spec.in_features)
         scales = groups * spec.out_features * dtype.itemsize

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from ....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
-from ...recipe.scheme import Activations, Bits, QuantScheme
+from ...recipe.scheme import Activations, Bits, QuantScheme, Scheme
 from .format import CONFIG, Contents, check_expression
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
@@ -173,11 +173,11 @@ def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, A
     }
 
 
-def _storage(scheme: QuantScheme) -> str:
+def _storage(scheme: Scheme) -> str:
     return PACKED if scheme.activations == "none" else INTEGER
 
 
-def _weight_args(scheme: QuantScheme, act_order: bool | None) -> dict[str, Any]:
+def _weight_args(scheme: Scheme, act_order: bool | None) -> dict[str, Any]:
     per_row = scheme.group_size == -1
     return {
         "num_bits": scheme.bits,
@@ -190,7 +190,7 @@ def _weight_args(scheme: QuantScheme, act_order: bool | None) -> dict[str, Any]:
     }
 
 
-def _input_args(scheme: QuantScheme) -> dict[str, Any] | None:
+def _input_args(scheme: Scheme) -> dict[str, Any] | None:
     if scheme.activations == "none":
         return None
     dynamic = scheme.activations == "dynamic"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...recipe.scheme import QuantScheme
+from ...recipe.scheme import QuantScheme, Scheme
 from .format import Contents
 
 Outcome = Literal["loads", "refuses", "untested"]
@@ -18,7 +18,7 @@ VISION = ("vision", "merger")
 
 @dataclass(frozen=True)
 class Rule:
-    """Outcome for the layers of a checkpoint in one of some formats with one of some schemes."""
+    """Outcome for layers of integers in one of some formats with one of some schemes."""
 
     outcome: Outcome
     formats: tuple[str, ...]
@@ -28,10 +28,11 @@ class Rule:
     stages: tuple[str, ...] = ("decoder", "head", *VISION)
     note: str = ""
 
-    def applies(self, format: str, scheme: QuantScheme, stage: str) -> bool:
+    def applies(self, format: str, scheme: Scheme, stage: str) -> bool:
         """Whether the rule is about layers of a stage with this scheme in this format."""
         return (
             format in self.formats
+            and scheme.kind == QuantScheme.kind
             and scheme.bits in self.bits
             and scheme.symmetric in self.symmetric
             and scheme.activations in self.activations
@@ -159,7 +160,7 @@ def engine_support(contents: Contents, format: str) -> list[Support]:
     return [_support(engine, format, layers) for engine in ENGINES]
 
 
-def _support(engine: Engine, format: str, layers: Iterable[tuple[QuantScheme, str]]) -> Support:
+def _support(engine: Engine, format: str, layers: Iterable[tuple[Scheme, str]]) -> Support:
     rules = [_first_rule(engine, format, scheme, stage) for scheme, stage in layers]
     outcomes: list[Outcome] = [rule.outcome for rule in rules]
     worst: Outcome = "loads"
@@ -170,7 +171,7 @@ def _support(engine: Engine, format: str, layers: Iterable[tuple[QuantScheme, st
     return Support(engine.name, engine.version, engine.device, worst, "; ".join(notes))
 
 
-def _first_rule(engine: Engine, format: str, scheme: QuantScheme, stage: str) -> Rule:
+def _first_rule(engine: Engine, format: str, scheme: Scheme, stage: str) -> Rule:
     for rule in engine.rules:
         if rule.applies(format, scheme, stage):
             return rule

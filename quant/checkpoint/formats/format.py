@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ....model.config import ModelConfig
 from ....model.families import LinearSpec, family_of
+from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme
+from ...recipe.scheme import QuantScheme, Scheme
 from ...steps.table import methods_with
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -57,7 +58,7 @@ class Contents:
     """Layers and schemes of a quantized checkpoint, independent of its format."""
 
     config: ModelConfig
-    schemes: Mapping[str, QuantScheme]
+    schemes: Mapping[str, Scheme]
     """Quantized layers by canonical name."""
     reordered: Collection[str] = ()
     """Quantized layers with non-contiguous groups: their scales are gathered at run time."""
@@ -79,14 +80,14 @@ class Contents:
         return tuple(name for name in self.linears if name not in self.schemes)
 
     @cached_property
-    def by_scheme(self) -> dict[QuantScheme, list[str]]:
+    def by_scheme(self) -> dict[Scheme, list[str]]:
         """Names of quantized layers by scheme, the scheme of most layers first."""
-        groups: dict[QuantScheme, list[str]] = {}
+        groups: dict[Scheme, list[str]] = {}
         for name in self.quantized:
             groups.setdefault(self.schemes[name], []).append(name)
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
-    def where(self, condition: Callable[[LinearSpec, QuantScheme], object]) -> list[str]:
+    def where(self, condition: Callable[[LinearSpec, Scheme], object]) -> list[str]:
         """Return the names of quantized layers that meet a condition."""
         return [n for n, spec in self.quantized.items() if condition(spec, self.schemes[n])]
 
@@ -108,7 +109,7 @@ def layers_phrase(names: Sequence[str], one: str, several: str) -> str:
 class Settings(Protocol):
     """The `quantization_config` of one checkpoint."""
 
-    def scheme(self, names: Sequence[str]) -> QuantScheme:
+    def scheme(self, names: Sequence[str]) -> Scheme:
         """Return the scheme of a layer.
 
         Args:
@@ -126,6 +127,11 @@ class Format(Protocol):
     @property
     def name(self) -> str:
         """Value of the option `--format`."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of compressed weights that it holds, see `Scheme.kind`."""
         ...
 
     @property
@@ -152,14 +158,17 @@ class Format(Protocol):
         ...
 
     def why_not(self, contents: Contents) -> str | None:
-        """Return the reason that the format cannot hold the contents, or None."""
+        """Return the reason that the format cannot hold the contents, or None.
+
+        All layers are of its `kinds`; `refusal` checks that first.
+        """
         ...
 
-    def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the tensors of a layer by part.
 
         Args:
-            weight: the layer.
+            weight: the layer, of one of `kinds`.
             dtype: of the checkpoint's float tensors.
 
         Raises:
@@ -167,9 +176,7 @@ class Format(Protocol):
         """
         ...
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
-    ) -> QuantizedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> CompressedWeight:
         """Return a layer from its tensors, of which it holds no views.
 
         Args:
@@ -201,7 +208,7 @@ class Format(Protocol):
         """
         ...
 
-    def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
+    def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
         """Return the bytes of a layer's tensors without its bias.
 
         Raises:
@@ -212,6 +219,39 @@ class Format(Protocol):
     def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return the dtype in which a bias is written, given its dtype in the source."""
         ...
+
+
+def refusal(format: Format, contents: Contents) -> str | None:
+    """Return the reason that a format cannot hold the contents, or None."""
+    if names := contents.where(lambda _, scheme: scheme.kind not in format.kinds):
+        kind = contents.schemes[names[0]].kind
+        return (
+            f"{layers_phrase(names, 'is', 'are')} of the kind {kind}; {format.name} holds "
+            f"{', '.join(format.kinds)}"
+        )
+    return format.why_not(contents)
+
+
+def integers_of(weight: CompressedWeight) -> QuantizedWeight:
+    """Return the weight as integers, for formats of this kind only.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        raise ValueError(f"it is of the kind {weight.scheme.kind}; allowed: {QuantScheme.kind}")
+    return weight
+
+
+def integer_scheme(scheme: Scheme) -> QuantScheme:
+    """Return the scheme of integers, for formats of this kind only.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if not isinstance(scheme, QuantScheme):
+        raise ValueError(f"it is of the kind {scheme.kind}; allowed: {QuantScheme.kind}")
+    return scheme
 
 
 def check_parts(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ....common.validation import Truthy, empty_to_none, join_path, parse
 from ....model.families import LinearSpec, family_of
+from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import GroupSize, QuantScheme
+from ...recipe.scheme import GroupSize, QuantScheme, Scheme
 from .format import (
     CONFIG,
     FLOATS,
@@ -32,6 +33,8 @@ from .format import (
     check_symmetric,
     fp16_scales,
     group_index,
+    integer_scheme,
+    integers_of,
     layers_phrase,
     require_part,
 )
@@ -51,6 +54,7 @@ class GPTQ:
     name: str
     zero_offset: bool
     """True for v1: zero points are stored minus one."""
+    kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
     marker: str = "qweight"
     order_part: str | None = "g_idx"
@@ -85,8 +89,9 @@ class GPTQ:
             )
         return None
 
-    def encode(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Format.encode`; scales are fp16 for every `dtype`."""
+        weight = integers_of(weight)
         bits = weight.scheme.bits
         zero_points = weight.zero_points.t()
         if self.zero_offset:
@@ -103,10 +108,9 @@ class GPTQ:
             "g_idx": weight.column_groups().to(torch.int32),
         }
 
-    def decode(
-        self, tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str
-    ) -> QuantizedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> QuantizedWeight:
         """See `Format.decode`; without `g_idx` the groups are contiguous."""
+        scheme = integer_scheme(scheme)
         bits, qweight = scheme.bits, require_part(tensors, "qweight", name)
         if qweight.dim() != 2 or qweight.dtype != torch.int32 or qweight.shape[0] % bits:
             raise ValueError(
@@ -166,7 +170,7 @@ class GPTQ:
             "dynamic": _rules(contents),
         }
 
-    def stored_bytes(self, spec: LinearSpec, scheme: QuantScheme, dtype: torch.dtype) -> int:
+    def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
         """See `Format.stored_bytes`."""
         groups = scheme.groups(spec.in_features)
         per_group = spec.out_features * scheme.bits // 8 + spec.out_features * 2

@@ -17,7 +17,7 @@ from ....common.lazy_tensor import TensorLike
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig
 from ....model.families import family_of
-from ...methods.affine import QuantizedWeight
+from ...compressed_weight import CompressedWeight
 from .checkpoint import EMBEDDING, REPORT_FILE
 from .folder import ShardWriter, copy_side_files
 from .format import Contents, Format
@@ -114,7 +114,7 @@ def _first_part(origin: Origin, layer: str) -> str:
 
 
 def encode_layer(
-    weight: QuantizedWeight, format: Format, dtype: torch.dtype, name: str
+    weight: CompressedWeight, format: Format, dtype: torch.dtype, name: str
 ) -> dict[str, Tensor]:
     """Encode a layer, and check that decoding returns the same layer.
 

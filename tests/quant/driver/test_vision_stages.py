@@ -36,7 +36,7 @@ from vlpress.quant.methods.gptq import gptq
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.runtime.linear import QuantLinear
-from vlpress.quant.targets import put_quantized, quantized_layers, weight_of
+from vlpress.quant.targets import put_compressed, quantized_layers, weight_of
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")
 
@@ -136,7 +136,7 @@ def test_hessians_are_those_of_whole_forward_passes(family: str) -> None:
         assert float(error) < 1e-4, name
         for spec in group.linears:
             solved = gptq(weight_of(model, spec), hessian.values, QuantScheme(4, 32))
-            put_quantized(model, spec, solved.weight)
+            put_compressed(model, spec, solved.weight)
             seen.append(spec.name)
 
     run_sequential(model, samples, [row.spec for row in plan.quantized], solve)

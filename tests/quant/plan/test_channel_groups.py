@@ -18,8 +18,8 @@ def plan(
     config = ModelConfig.from_dict(small_config(family, tied=False))
     recipe = Recipe.from_dict({"name": "mine", "step": [*transforms, ROUND | step]})
     claims = claim_layers(family_of(config).linears(config), recipe)
-    quantized = [name for name, (claim, _) in claims.items() if claim is not None]
-    return plan_transforms(config, recipe, quantized)
+    schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
+    return plan_transforms(config, recipe, schemes)
 
 
 def sources(rows: tuple[PlannedTransform, ...], prefix: str) -> list[str]:

@@ -10,6 +10,7 @@ from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.steps.rtn import RTNStep
 
 
@@ -160,7 +161,7 @@ def test_memory_of_gradients_is_what_autograd_keeps() -> None:
     )
     plain = make_plan(model.config, recipe()).memory
     assert plain.whole == plain.gradient_per_token == 0
-    rounded = replace(gradient_recipe, steps=(RTNStep(gradient_recipe.steps[0].scheme),))
+    rounded = replace(gradient_recipe, steps=(RTNStep(QuantScheme(4, 32)),))
     assert make_plan(model.config, rounded).memory.gradient_per_token == 0
 
 

@@ -13,7 +13,7 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.recipe.scheme import QuantScheme, Scheme
 from vlpress.quant.steps.awq import AWQStep
 from vlpress.quant.steps.smoothquant import SmoothQuantStep
 from vlpress.quant.targets import quantized_layers
@@ -52,7 +52,7 @@ def test_names_are_listed_without_slow_imports() -> None:
 
 
 def test_schemes() -> None:
-    def scheme(name: str) -> QuantScheme:
+    def scheme(name: str) -> Scheme:
         return Recipe.resolve(name).steps[-1].scheme
 
     assert scheme("w4a16") == QuantScheme(4, 128)

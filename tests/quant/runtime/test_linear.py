@@ -16,7 +16,8 @@ from vlpress.quant.runtime.unpacked_linear import UnpackedLinear
 def make(bits: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, QuantLinear]:
     torch.manual_seed(0)
     linear = nn.Linear(64, 24, dtype=dtype).requires_grad_(False)
-    return linear, UnpackedLinear(rtn(linear.weight, QuantScheme(bits, 32)), linear.bias).pack()
+    unpacked = UnpackedLinear(rtn(linear.weight, QuantScheme(bits, 32)), linear.bias)
+    return linear, QuantLinear(unpacked.quantized(), unpacked.bias)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny_models import prompts
 
 from vlpress.quant.checkpoint.formats import FORMATS
+from vlpress.quant.checkpoint.formats.format import integers_of
 from vlpress.quant.driver.pipeline import is_quantized, load_quantized, open_model
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
@@ -107,7 +108,7 @@ def test_reads_zero_points_that_wrapped() -> None:
         V1.encode(weight, torch.float16)
     tensors = packed_by_hand(rtn(torch.rand(32, 32), QuantScheme(4, 32)))
     tensors["qzeros"].fill_(-1)  # 0 - 1 in every nibble
-    decoded = V1.decode(tensors, weight.scheme, "x")
+    decoded = integers_of(V1.decode(tensors, weight.scheme, "x"))
     assert set(decoded.zero_points.flatten().tolist()) == {0}
 
 
