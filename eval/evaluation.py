@@ -24,8 +24,8 @@ from ..common.progress import peak_memory
 from ..model.config import read_checkpoint_json
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
-from ..quant.checkpoint.formats.checkpoint import REPORT_FILE
 from ..quant.checkpoint.loading import open_model
+from ..quant.checkpoint.safetensors_folder.shards import REPORT_FILE
 from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
 from .answering.vision_features import FeatureCache

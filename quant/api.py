@@ -16,10 +16,10 @@ from ..common.threads import use_threads
 from ..model.checkpoint import CheckpointReader
 from ..model.weight_files import digest_folder
 from .checkpoint.export import export_into
-from .checkpoint.formats import choose_format
-from .checkpoint.formats.checkpoint import QuantizedCheckpoint
+from .checkpoint.formats.table import choose_format
 from .checkpoint.loading import is_quantized, resolve_folder
 from .checkpoint.push import push_checkpoint
+from .checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from .config import (
     ExportOptions,
     InspectOptions,

@@ -19,7 +19,7 @@ from ..common.output_dir import claim, staged_result
 from ..common.progress import Reporter, Update
 from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
-from .checkpoint.formats import AUTO
+from .checkpoint.formats.table import AUTO
 from .checkpoint.loading import is_quantized
 from .checkpoint.model_card import Base
 from .checkpoint.saving import save_finished

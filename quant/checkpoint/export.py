@@ -6,12 +6,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ...common.lazy_tensor import LazyTensor
-from .formats import choose_format
-from .formats.checkpoint import QuantizedCheckpoint
-from .formats.folder import checkpoint_folder
-from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
+from .encoding import computing_dtype, encode_layer
+from .formats.format import Origin
+from .formats.table import choose_format
 from .loading import resolve_folder
 from .model_card import base_of_card, write_model_card
+from .safetensors_folder.reading import QuantizedCheckpoint
+from .safetensors_folder.shards import checkpoint_folder
 
 
 def export(
@@ -62,10 +63,9 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
         is_copy = name == "lm_head.weight" and contents.config.text.tie_word_embeddings
         return None if is_copy or source.is_spurious(name) else source.reader.lazy(name)
 
-    write_checkpoint(
+    chosen.write(
         Origin(source.reader, source.format.parts, encode, other),
         contents,
-        chosen,
         target,
         config=contents.config.raw,
         record=source.record,

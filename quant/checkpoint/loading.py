@@ -27,8 +27,8 @@ from ..runtime.kernel_selection import (
     round_inputs_,
 )
 from ..targets import put_module
-from .formats.checkpoint import QuantizedCheckpoint
 from .outliers import OUTLIERS, outlier_folder
+from .safetensors_folder.reading import QuantizedCheckpoint
 
 Activations = Literal["recipe", "int8"]
 Head = Literal["recipe", "w8a16", "w4a16"]

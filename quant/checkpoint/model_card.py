@@ -16,8 +16,8 @@ import yaml
 
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
-from .formats.checkpoint import QuantizedCheckpoint
 from .formats.engines import Support, engine_support
+from .safetensors_folder.reading import QuantizedCheckpoint
 from .snippets import SNIPPETS
 
 CARD = "README.md"

@@ -25,7 +25,7 @@ from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.weight_files import SINGLE_FILE
 from ..methods.channel_scaling import count_channels, rescale_, source_of
-from .formats.folder import copy_side_files
+from .safetensors_folder.shards import copy_side_files
 
 OUTLIERS = "tiny-outliers"
 SHARE = 0.015

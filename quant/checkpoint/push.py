@@ -10,8 +10,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ...common.output_dir import MARKER
-from .formats.checkpoint import QuantizedCheckpoint
 from .loading import is_quantized
+from .safetensors_folder.reading import QuantizedCheckpoint
 
 LOCAL_FILES = (MARKER, ".*")
 """Patterns of files that are of use on this machine only."""

@@ -20,12 +20,13 @@ from ..driver.report import QuantReport
 from ..plan.plan import Plan
 from ..runtime.compressed_linear import CompressedLinear
 from ..targets import compressed_layers
-from .formats import AUTO, choose_format
-from .formats.folder import checkpoint_folder
-from .formats.format import Contents, Format, Solver, float_tensor
-from .formats.writer import Origin, computing_dtype, encode_layer, write_checkpoint
+from .encoding import computing_dtype, encode_layer
+from .formats.contents import Contents, Solver
+from .formats.format import Format, Origin, float_tensor
+from .formats.table import AUTO, choose_format
 from .loading import resolve_folder
 from .model_card import Base, write_model_card
+from .safetensors_folder.shards import checkpoint_folder
 
 
 def check_format(plan: Plan, format: str = AUTO) -> None:
@@ -191,10 +192,9 @@ def _write(
         return _padded(reader.lazy(name), name, contents, report.plan.padding)
 
     record = report.to_dict()
-    write_checkpoint(
+    format.write(
         Origin(reader, ("weight",), encoded.__getitem__, other),
         replace(contents, solver=Solver.from_record(record)),
-        format,
         folder,
         config=contents.config.raw,
         record=record,

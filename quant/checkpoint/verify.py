@@ -22,7 +22,7 @@ from ...model.loading import build_model, choose_device, choose_dtype, load_bloc
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..targets import put_module
-from .formats.checkpoint import QuantizedCheckpoint
+from .safetensors_folder.reading import QuantizedCheckpoint
 
 
 class QuantizedBlocks:

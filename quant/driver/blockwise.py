@@ -39,7 +39,7 @@ from ...model.loading import (
 )
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..checkpoint.formats import choose_format
+from ..checkpoint.formats.table import choose_format
 from ..checkpoint.saving import encode_tensors
 from ..plan.plan import Plan, check_images
 from ..recipe.recipe import Recipe

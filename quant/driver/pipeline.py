@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ...calib.token_weights import find_token_weights
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..checkpoint.formats import AUTO
+from ..checkpoint.formats.table import AUTO
 from ..checkpoint.loading import is_quantized, load_quantized, open_model, resolve_folder
 from ..checkpoint.saving import check_format, save_quantized
 from ..plan.plan import check_images, make_plan

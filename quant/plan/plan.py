@@ -14,10 +14,11 @@ import torch
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec, family_of
 from ...model.loading import build_model
-from ..checkpoint.formats import AUTO, find_format
+from ..checkpoint.formats.contents import Contents
 from ..checkpoint.formats.engines import engine_support
-from ..checkpoint.formats.format import Contents, Format
+from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.packing import VALUES
+from ..checkpoint.formats.table import AUTO, find_format
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
 from ..recipe.recipe import Recipe
 from ..steps.step import Step

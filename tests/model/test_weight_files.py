@@ -16,7 +16,7 @@ from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.weight_files import INDEX_FILE, SINGLE_FILE, digest_folder, find_weights
-from vlpress.quant.checkpoint.formats.checkpoint import QuantizedCheckpoint
+from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 ADAPTER = "adapter_model.safetensors"

@@ -10,7 +10,7 @@ from tiny_models import small_config, small_model, write_small_checkpoint
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.processing.inputs import Prompt
-from vlpress.quant.checkpoint.formats.folder import checkpoint_folder
+from vlpress.quant.checkpoint.safetensors_folder.shards import checkpoint_folder
 from vlpress.quant.checkpoint.saving import save_finished
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
 from vlpress.quant.driver.journal import Journal
@@ -48,9 +48,9 @@ def source_of(tmp_path: Path, family: str = "qwen2_5_vl", **form: Any) -> Path:
 def job(
     source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
 ) -> BlockwiseQuantizer:
-    calibration = more.pop("calibration", {})
+    calibration, format = more.pop("calibration", {}), more.pop("format", "auto")
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
-    plan = make_plan(ModelConfig.from_folder(source), rule)
+    plan = make_plan(ModelConfig.from_folder(source), rule, format=format)
     return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
 
 

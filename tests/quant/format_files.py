@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.qwen_vl import QwenVL
-from vlpress.quant.checkpoint.formats.checkpoint import QuantizedCheckpoint
-from vlpress.quant.checkpoint.formats.format import Contents, integers_of
+from vlpress.quant.checkpoint.formats.contents import Contents
+from vlpress.quant.checkpoint.formats.format import integers_of
+from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.affine import QuantizedWeight

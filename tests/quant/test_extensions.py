@@ -1,28 +1,42 @@
-"""Methods that are defined outside of vlpress, see `toy_method.py`."""
+"""Methods, kinds of weights and formats that are defined outside of vlpress (`toy_*.py`)."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from blockwise_jobs import finish, job, source_of
 from tiny_models import prompts, small_config, small_model
+from toy_format import Plain
 from toy_method import WeightedStep
+from toy_weight import SignScheme, SignStep
 
+import vlpress
 from vlpress.model.config import ModelConfig
+from vlpress.quant.api import inspect_checkpoint
+from vlpress.quant.checkpoint.export import export
+from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.checkpoint.loading import load_quantized
-from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.checkpoint.saving import check_format
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.plan.time_estimate import Probe, estimate_time
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.steps.table import METHODS
+from vlpress.quant.targets import compressed_layers
 
-TOY = {"method": "weighted", "bits": 4, "group_size": 32}
+TOY: dict[str, Any] = {"method": "weighted", "bits": 4, "group_size": 32}
+SIGNS: dict[str, Any] = {"method": "sign", "targets": ["model.layers.*.down_proj"]}
+BOTH = [SIGNS, TOY | {"ignore": ["model.layers.*.down_proj"]}]
 
 
 @pytest.fixture(autouse=True)
-def toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "weighted", WeightedStep)
+    monkeypatch.setitem(METHODS, "sign", SignStep)
+    monkeypatch.setitem(FORMATS, "plain", Plain())
 
 
 def toy_recipe(**options: object) -> Recipe:
@@ -59,12 +73,42 @@ def test_its_statistics_reach_the_solver() -> None:
     assert 0 < errors[0] < errors[1]  # the channels with more energy are rounded better
 
 
+def test_formats_refuse_the_kinds_that_they_do_not_hold() -> None:
+    recipe = Recipe.from_dict({"step": BOTH})
+    assert recipe.steps[0] == SignStep(SignScheme(), targets=("model.layers.*.down_proj",))
+    plan = make_plan(ModelConfig.from_dict(small_config()), recipe, format="plain")
+    check_format(plan, "plain")
+    for name in ("gptq", "awq", "compressed-tensors", "auto"):
+        with pytest.raises(ValueError, match=r"down_proj and 1 more layer are of the kind sign"):
+            check_format(plan, name)
+    with pytest.raises(ValueError, match=r"bits is 4; allowed: 1"):
+        Recipe.from_dict({"step": [SIGNS | {"bits": 4}]})
+    smoothed = Recipe.from_dict({"step": [{"method": "smoothquant"}, *BOTH]})
+    with pytest.raises(ValueError, match=r"smoothquant targets .*down_proj, .* sign g32; .*ignore"):
+        make_plan(ModelConfig.from_dict(small_config()), smoothed)
+
+
 @pytest.mark.usefixtures("reference_kernel")
-def test_a_checkpoint_is_written_and_loaded(tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_kinds_is_written_loaded_and_inspected(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     samples = prompts(ModelConfig.from_folder(source))
-    files = finish(job(source, [TOY], samples), tmp_path / "work", tmp_path / "out")
-    assert b"energy" in files["vlpress.json"]
+    made = job(source, BOTH, samples, format="plain")
+    files = finish(made, tmp_path / "work", tmp_path / "out")
+    record = json.loads(files["vlpress.json"])
+    assert {"mean_scale"} < set(record["layers"][6]) and {"energy"} < set(record["layers"][0])
     loaded = load_quantized(tmp_path / "out", device="cpu")
+    kinds = {name: layer.scheme.kind for name, layer in compressed_layers(loaded).items()}
+    assert kinds["model.layers.0.mlp.down_proj"] == "sign"
+    assert kinds["model.layers.0.mlp.up_proj"] == "integer"
+    model = vlpress.load_model(source, device="cpu")
+    report = quantize_(model, made.recipe, samples, format="plain")
+    save_quantized(model, report, source, tmp_path / "again", format="plain")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == files["model.safetensors"]
     with torch.no_grad():
-        assert all(bool(logits.isfinite().all()) for logits in loaded(samples))
+        assert torch.equal(torch.cat(model(samples)), torch.cat(loaded(samples)))
+    layers = {layer["name"]: layer for layer in inspect_checkpoint(tmp_path / "out")["layers"]}
+    assert layers["model.layers.1.mlp.down_proj"]["scheme"] == "sign g32"
+    export(tmp_path / "out", tmp_path / "copy", "plain")
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == files["model.safetensors"]
+    with pytest.raises(ValueError, match="of the kind sign; gptq holds integer"):
+        export(tmp_path / "out", tmp_path / "gptq", "gptq")

@@ -10,7 +10,7 @@ import pytest
 import vlpress
 from vlpress.common.output_dir import sole_use
 from vlpress.quant import config
-from vlpress.quant.checkpoint import formats
+from vlpress.quant.checkpoint.formats import table
 from vlpress.quant.job import DRAWINGS
 
 
@@ -69,4 +69,4 @@ def test_a_quantized_model_is_not_quantized_again(quantized: Path, tmp_path: Pat
 
 
 def test_names_of_formats_in_options_are_those_that_can_be_written() -> None:
-    assert set(config.FORMATS) == set(formats.FORMATS)
+    assert set(config.FORMATS) == set(table.FORMATS)

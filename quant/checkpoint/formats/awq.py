@@ -20,17 +20,17 @@ from ....model.families import LinearSpec, family_of
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import GroupSize, QuantScheme, Scheme
+from ..safetensors_folder.folder_format import FolderFormat
+from .contents import Contents, layers_phrase
 from .format import (
     CONFIG,
     FLOATS,
     QUANTIZED_INPUTS,
-    Contents,
     check_parts,
     check_symmetric,
     fp16_scales,
     integer_scheme,
     integers_of,
-    layers_phrase,
     require_part,
 )
 
@@ -41,10 +41,11 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(frozen=True)
-class AWQ:
+class AWQ(FolderFormat):
     """AutoAWQ's layout `gemm`, the only one that writers still produce."""
 
     name: str = "awq"
+    quant_method: str = "awq"
     kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
     marker: str = "qweight"
@@ -114,7 +115,7 @@ class AWQ:
         return weight
 
     def settings(self, config: Mapping[str, Any]) -> "AWQSettings":
-        """See `Format.settings`."""
+        """See `FolderFormat.settings`."""
         version = config.get("version") or config.get("checkpoint_format") or config.get("format")
         if str(version or "gemm").lower() != "gemm":
             raise ValueError(
@@ -126,7 +127,7 @@ class AWQ:
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
-        """See `Format.quantization_config`: AutoAWQ's keys, and `symmetric`.
+        """See `FolderFormat.quantization_config`: AutoAWQ's keys, and `symmetric`.
 
         Zero points are stored for symmetric schemes too, and `zero_point` is true for both: the
         kernels read them always. `symmetric` distinguishes the two; other readers ignore it.

@@ -20,28 +20,29 @@ from ....model.families import LinearSpec
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme, Scheme
+from ..safetensors_folder.folder_format import FolderFormat
 from .compressed_tensors_config import CompressedTensorsSettings, describe
+from .contents import Contents, layers_phrase
 from .format import (
     FLOATS,
     INDICES,
-    Contents,
     check_parts,
     check_symmetric,
     float_tensor,
     group_index,
     integer_scheme,
     integers_of,
-    layers_phrase,
     require_part,
 )
 from .packing import pack_padded, packed_words, unpack_padded
 
 
 @dataclass(frozen=True)
-class CompressedTensors:
+class CompressedTensors(FolderFormat):
     """Both storages of a layer; its scheme determines the one."""
 
     name: str = "compressed-tensors"
+    quant_method: str = "compressed-tensors"
     kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = (
         "weight_packed",
@@ -125,13 +126,13 @@ class CompressedTensors:
         return weight
 
     def settings(self, config: Mapping[str, Any]) -> CompressedTensorsSettings:
-        """See `Format.settings`."""
+        """See `FolderFormat.settings`."""
         return CompressedTensorsSettings(config)
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
-        """See `Format.quantization_config`."""
+        """See `FolderFormat.quantization_config`."""
         return describe(contents, file_name)
 
     def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:

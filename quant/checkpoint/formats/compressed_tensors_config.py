@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBo
 
 from ....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
 from ...recipe.scheme import Activations, Bits, QuantScheme, Scheme
-from .format import CONFIG, Contents, check_expression
+from .contents import Contents
+from .format import CONFIG, check_expression
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
 PACKED, INTEGER, MIXED = "pack-quantized", "int-quantized", "mixed-precision"

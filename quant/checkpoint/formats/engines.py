@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ...recipe.scheme import QuantScheme, Scheme
-from .format import Contents
+from .contents import Contents
 
 Outcome = Literal["loads", "refuses", "untested"]
 ANY_BITS = tuple(range(2, 9))

@@ -1,25 +1,25 @@
 """Interface of the checkpoint formats, and helpers that they share.
 
-A format defines the tensors of one quantized layer and the `quantization_config` in `config.json`.
-Reading a source, copying unquantized tensors and writing the folder are common to all formats
-(`writer.py`, `checkpoint.py`).
+A format defines the tensors of one compressed layer and the files of a checkpoint. Those that are
+a folder of safetensors have the files in common (`safetensors_folder/folder_format.py`).
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ....model.config import ModelConfig
-from ....model.families import LinearSpec, family_of
+from ....common.lazy_tensor import TensorLike
+from ....model.checkpoint import CheckpointReader
+from ....model.families import LinearSpec
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import QuantScheme, Scheme
-from ...steps.table import methods_with
+from .contents import Contents, layers_phrase
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 INDICES = (torch.int32, torch.int64)
@@ -30,99 +30,21 @@ QUANTIZED_INPUTS = "int8 activations, which only compressed-tensors supports"
 
 
 @dataclass(frozen=True)
-class Solver:
-    """Options of the solver that a configuration records; None = unknown."""
+class Origin:
+    """Source of a checkpoint's tensors."""
 
-    damp_percent: float | None = None
-    act_order: bool | None = None
-    """Columns were solved in order of decreasing activation energy; no gather at run time."""
-    true_sequential: bool | None = None
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any] | None) -> Self:
-        """Read it from the record of a run: `QuantReport.to_dict` or `vlpress.json`."""
-        steps = (record or {}).get("recipe", {}).get("step", [])
-        if record is None or not steps:
-            return cls()
-        # Records of older versions list the options of all methods with every step.
-        own = [{k: v for k, v in s.items() if s.get("method") in methods_with(k)} for s in steps]
-        return cls(
-            damp_percent=next((s["damp_percent"] for s in own if "damp_percent" in s), None),
-            act_order=any(s.get("act_order") for s in own),
-            true_sequential=bool((record.get("calibration") or {}).get("true_sequential")),
-        )
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Layers and schemes of a quantized checkpoint, independent of its format."""
-
-    config: ModelConfig
-    schemes: Mapping[str, Scheme]
-    """Quantized layers by canonical name."""
-    reordered: Collection[str] = ()
-    """Quantized layers with non-contiguous groups: their scales are gathered at run time."""
-    solver: Solver = Solver()
-
-    @cached_property
-    def linears(self) -> dict[str, LinearSpec]:
-        """All linear layers of the model, in the order of computation."""
-        return {spec.name: spec for spec in family_of(self.config).linears(self.config)}
-
-    @cached_property
-    def quantized(self) -> dict[str, LinearSpec]:
-        """The quantized linear layers, in the same order."""
-        return {name: spec for name, spec in self.linears.items() if name in self.schemes}
-
-    @cached_property
-    def unquantized(self) -> tuple[str, ...]:
-        """Names of the unquantized linear layers; a tied head is not one of them."""
-        return tuple(name for name in self.linears if name not in self.schemes)
-
-    @cached_property
-    def by_scheme(self) -> dict[Scheme, list[str]]:
-        """Names of quantized layers by scheme, the scheme of most layers first."""
-        groups: dict[Scheme, list[str]] = {}
-        for name in self.quantized:
-            groups.setdefault(self.schemes[name], []).append(name)
-        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
-
-    def where(self, condition: Callable[[LinearSpec, Scheme], object]) -> list[str]:
-        """Return the names of quantized layers that meet a condition."""
-        return [n for n, spec in self.quantized.items() if condition(spec, self.schemes[n])]
-
-
-def layers_phrase(names: Sequence[str], one: str, several: str) -> str:
-    """Return the subject and verb of a sentence: the first layer, the number of others, the verb.
-
-    Args:
-        names: of the layers, at least one.
-        one: verb for a single layer.
-        several: verb for more.
-    """
-    if len(names) == 1:
-        return f"{names[0]} {one}"
-    more = f"{len(names) - 1} more layer{'s' if len(names) > 2 else ''}"
-    return f"{names[0]} and {more} {several}"
-
-
-class Settings(Protocol):
-    """The `quantization_config` of one checkpoint."""
-
-    def scheme(self, names: Sequence[str]) -> Scheme:
-        """Return the scheme of a layer.
-
-        Args:
-            names: all names of the layer: canonical, in the file, in newer libraries.
-
-        Raises:
-            ValueError: the configuration has no scheme for it, or one that is not supported.
-        """
-        ...
+    reader: CheckpointReader
+    parts: tuple[str, ...]
+    """Last name components of the tensors that hold a quantized layer's weight in the source; the
+    new tensors take the position of the first one that exists."""
+    encoded: Callable[[str], Mapping[str, TensorLike]]
+    """Returns the tensors of a quantized layer by part, see `encode_layer`."""
+    tensor: Callable[[str], TensorLike | None]
+    """Returns any other tensor by name, biases of quantized layers too; None leaves it out."""
 
 
 class Format(Protocol):
-    """A checkpoint format: tensors of quantized layers and their configuration."""
+    """A checkpoint format: the encoding of compressed layers, and the files that hold them."""
 
     @property
     def name(self) -> str:
@@ -132,29 +54,6 @@ class Format(Protocol):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of compressed weights that it holds, see `Scheme.kind`."""
-        ...
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Last name components of all tensors that a layer may have, without its bias.
-
-        The first one that exists takes the position of the float weight in the file.
-        """
-        ...
-
-    @property
-    def marker(self) -> str:
-        """The part that identifies a quantized layer."""
-        ...
-
-    @property
-    def order_part(self) -> str | None:
-        """The part with the group index of each input feature, if the format has one."""
-        ...
-
-    @property
-    def config_files(self) -> tuple[str, ...]:
-        """Further files that hold a copy of `quantization_config`."""
         ...
 
     def why_not(self, contents: Contents) -> str | None:
@@ -180,31 +79,12 @@ class Format(Protocol):
         """Return a layer from its tensors, of which it holds no views.
 
         Args:
-            tensors: those of `parts` that the file has.
-            scheme: from `Settings.scheme`.
+            tensors: those that `encode` returns, or that a file of another writer has.
+            scheme: of the layer.
             name: for messages.
 
         Raises:
             ValueError: a tensor is missing, or has a wrong shape, dtype or content.
-        """
-        ...
-
-    def settings(self, config: Mapping[str, Any]) -> Settings:
-        """Read the `quantization_config` of any writer.
-
-        Raises:
-            ValueError: a key is missing or has a value that is not supported.
-        """
-        ...
-
-    def quantization_config(
-        self, contents: Contents, file_name: Callable[[str], str]
-    ) -> dict[str, Any]:
-        """Return the `quantization_config` for config.json.
-
-        Args:
-            contents: contents for which `why_not` is None.
-            file_name: maps a canonical layer name to its name in the checkpoint.
         """
         ...
 
@@ -218,6 +98,30 @@ class Format(Protocol):
 
     def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
         """Return the dtype in which a bias is written, given its dtype in the source."""
+        ...
+
+    def write(
+        self,
+        origin: Origin,
+        contents: Contents,
+        folder: Path,
+        *,
+        config: Mapping[str, Any],
+        record: Mapping[str, Any] | None,
+    ) -> None:
+        """Write a whole checkpoint into an empty folder.
+
+        Args:
+            origin: source of the tensors.
+            contents: contents for which `refusal` is None.
+            folder: existing, empty, see `checkpoint_folder`.
+            config: content of the model's config.json, with padded widths.
+            record: of the run, see `QuantReport.to_dict`; None if it is unknown.
+
+        Raises:
+            ValueError: the format cannot represent a number of a layer, or the source is
+                inconsistent.
+        """
         ...
 
 

@@ -21,12 +21,13 @@ from ....model.families import LinearSpec, family_of
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import GroupSize, QuantScheme, Scheme
+from ..safetensors_folder.folder_format import FolderFormat
+from .contents import Contents, layers_phrase
 from .format import (
     CONFIG,
     FLOATS,
     INDICES,
     QUANTIZED_INPUTS,
-    Contents,
     Shapes,
     check_expression,
     check_parts,
@@ -35,7 +36,6 @@ from .format import (
     group_index,
     integer_scheme,
     integers_of,
-    layers_phrase,
     require_part,
 )
 from .packing import VALUES, pack, unpack
@@ -48,17 +48,22 @@ VERSIONS = ("gptq", "gptq_v2")
 
 
 @dataclass(frozen=True)
-class GPTQ:
+class GPTQ(FolderFormat):
     """One of the two versions of the format."""
 
     name: str
     zero_offset: bool
     """True for v1: zero points are stored minus one."""
+    quant_method: str = "gptq"
     kinds: tuple[str, ...] = (QuantScheme.kind,)
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
     marker: str = "qweight"
     order_part: str | None = "g_idx"
     config_files: tuple[str, ...] = ("quantize_config.json",)
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """See `FolderFormat.reads`."""
+        return version_of(config) == self.name
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
@@ -144,13 +149,13 @@ class GPTQ:
         return weight
 
     def settings(self, config: Mapping[str, Any]) -> "GPTQSettings":
-        """See `Format.settings`."""
+        """See `FolderFormat.settings`."""
         return GPTQSettings.from_config(config)
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]
     ) -> dict[str, Any]:
-        """See `Format.quantization_config`: Qwen's keys, then those that other engines require."""
+        """See `FolderFormat.quantization_config`: Qwen's keys, then those of other engines."""
         scheme = next(iter(contents.by_scheme))
         solver = contents.solver
         damp = {} if solver.damp_percent is None else {"damp_percent": solver.damp_percent}
@@ -225,7 +230,7 @@ class GPTQSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """See `Format.settings`."""
+        """See `FolderFormat.settings`."""
         values = parse(GPTQConfig, config, CONFIG)
         return cls(values.scheme(), tuple((values.dynamic or {}).items()))
 

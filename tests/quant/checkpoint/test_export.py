@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tiny_models import small_config
 
 from vlpress.quant.checkpoint.export import export
-from vlpress.quant.checkpoint.formats import FORMATS
+from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.driver.pipeline import load_quantized
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")

@@ -84,7 +84,7 @@ def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "calib.disk_activation_store",
         "quant.driver.journal",
-        "quant.checkpoint.formats.folder",
+        "quant.checkpoint.safetensors_folder.shards",
     ):
         monkeypatch.setattr(f"vlpress.{module}.write_tensors", failing)
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlpress.quant.checkpoint.formats import FORMATS
 from vlpress.quant.checkpoint.formats.awq import pack_columns, unpack_columns
-from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.checkpoint.formats.contents import Contents
+from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.driver.pipeline import check_format, load_quantized, make_plan
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.recipe.scheme import QuantScheme

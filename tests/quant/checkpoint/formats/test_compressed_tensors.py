@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tiny_models import small_config
 from torch import Tensor
 
-from vlpress.quant.checkpoint.formats import FORMATS
+from vlpress.quant.checkpoint.formats.compressed_tensors import CompressedTensors
 from vlpress.quant.checkpoint.formats.format import integers_of
 from vlpress.quant.driver.pipeline import check_format, load_quantized, make_plan
 from vlpress.quant.recipe.scheme import QuantScheme
@@ -33,7 +33,7 @@ library = pytest.importorskip("compressed_tensors")
 from compressed_tensors.compressors import BaseCompressor  # noqa: E402
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme  # noqa: E402
 
-CT = FORMATS["compressed-tensors"]
+CT = CompressedTensors()
 SCHEMES = [
     *(QuantScheme(bits, 32) for bits in range(2, 9)),
     *(QuantScheme(bits, 32, symmetric=False) for bits in range(2, 9)),

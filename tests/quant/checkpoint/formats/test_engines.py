@@ -1,8 +1,8 @@
 from format_files import contents
 
-from vlpress.quant.checkpoint.formats import FORMATS
+from vlpress.quant.checkpoint.formats.contents import Contents
 from vlpress.quant.checkpoint.formats.engines import ENGINES, Support, engine_support
-from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.recipe.scheme import QuantScheme
 
 INT4, INT8 = QuantScheme(4, 32), QuantScheme(8, -1, activations="dynamic")

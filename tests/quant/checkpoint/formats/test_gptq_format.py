@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
-from vlpress.quant.checkpoint.formats import FORMATS, writer
 from vlpress.quant.checkpoint.formats.gptq import GPTQ
+from vlpress.quant.checkpoint.formats.table import FORMATS
+from vlpress.quant.checkpoint.safetensors_folder import writing
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
@@ -270,7 +271,7 @@ def test_folder_is_written_atomically(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*args: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(writer, "copy_side_files", fail)
+    monkeypatch.setattr(writing, "copy_side_files", fail)
     for target in (out, tmp_path / "new"):
         with pytest.raises(RuntimeError, match="disk full"):
             save_quantized(model, report, source, target, format="gptq", overwrite=True)

@@ -10,8 +10,8 @@ from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors.torch import save_file
 from tiny_models import prompts
 
-from vlpress.quant.checkpoint.formats import FORMATS
 from vlpress.quant.checkpoint.formats.format import integers_of
+from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.driver.pipeline import is_quantized, load_quantized, open_model
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn

@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vlpress.model.families import LinearSpec
-from vlpress.quant.checkpoint.formats import FORMATS, choose_format, find_format, format_of
-from vlpress.quant.checkpoint.formats.format import Contents
+from vlpress.quant.checkpoint.formats.contents import Contents
+from vlpress.quant.checkpoint.formats.table import FORMATS, choose_format, find_format, format_of
+from vlpress.quant.checkpoint.safetensors_folder.folder_format import FolderFormat
 from vlpress.quant.methods.affine import QuantizedWeight, round_scales
 from vlpress.quant.recipe.scheme import Activations, QuantScheme
 
@@ -96,6 +97,7 @@ def test_layers_round_trip(name: str, weight: QuantizedWeight, dtype: torch.dtyp
     tensors = format.encode(weight, dtype)
     decoded = format.decode(tensors, weight.scheme, LAYER)
     assert decoded.equals(weight)
+    assert isinstance(format, FolderFormat)
     assert set(tensors) <= set(format.parts) and format.marker in tensors
     again = format.encode(decoded, dtype)
     assert all(torch.equal(again[part], tensor) for part, tensor in tensors.items())

@@ -10,6 +10,10 @@ from ....common.lazy_tensor import TensorLike
 from ....common.safetensors_writer import write_tensors
 from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 
+REPORT_FILE = "vlpress.json"
+"""Record of the run that wrote the checkpoint."""
+EMBEDDING = "model.embed_tokens.weight"
+
 
 class ShardWriter:
     """Writes tensors into the shards of a folder, one shard at a time.

@@ -9,7 +9,7 @@ from tiny_models import CHAT_TEMPLATE, WriteCheckpoint
 
 from vlpress.model.families import SIDE_FILES
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.checkpoint.formats.folder import copy_side_files
+from vlpress.quant.checkpoint.safetensors_folder.shards import copy_side_files
 
 
 @pytest.fixture

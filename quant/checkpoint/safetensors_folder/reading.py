@@ -1,4 +1,4 @@
-"""Reading quantized checkpoints of any format, layer by layer."""
+"""Reading quantized checkpoints of any format that is stored in such a folder, layer by layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,10 @@ from ....model.loading import build_model, check_tied_head
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
 from ...recipe.scheme import Scheme
-from . import format_of
-from .format import Contents, Solver, group_index
-
-REPORT_FILE = "vlpress.json"
-EMBEDDING = "model.embed_tokens.weight"
+from ..formats.contents import Contents, Solver
+from ..formats.format import group_index
+from ..formats.table import format_of
+from .shards import REPORT_FILE
 
 
 class QuantizedCheckpoint:

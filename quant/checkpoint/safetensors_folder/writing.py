@@ -1,40 +1,24 @@
-"""Writing quantized checkpoints of any format.
+"""Writing quantized checkpoints of any format that is stored in such a folder.
 
 Unquantized tensors are copied with their names, dtypes and bytes. The tensors of a quantized layer
 take the position of its weight; they are decoded and compared before they are written.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ....common.atomic import write_json
-from ....common.lazy_tensor import TensorLike
-from ....model.checkpoint import CheckpointReader
-from ....model.config import ModelConfig
 from ....model.families import family_of
-from ...compressed_weight import CompressedWeight
-from .checkpoint import EMBEDDING, REPORT_FILE
-from .folder import ShardWriter, copy_side_files
-from .format import Contents, Format
+from ..formats.contents import Contents
+from ..formats.format import Origin
+from .shards import REPORT_FILE, ShardWriter, copy_side_files
 
-
-@dataclass(frozen=True)
-class Origin:
-    """Source of a checkpoint's tensors."""
-
-    reader: CheckpointReader
-    parts: tuple[str, ...]
-    """Last name components of the tensors that hold a quantized layer's weight in the source; the
-    new tensors take the position of the first one that exists."""
-    encoded: Callable[[str], Mapping[str, TensorLike]]
-    """Returns the tensors of a quantized layer by part, see `encode_layer`."""
-    tensor: Callable[[str], TensorLike | None]
-    """Returns any other tensor by name, biases of quantized layers too; None leaves it out."""
+if TYPE_CHECKING:
+    from .folder_format import FolderFormat
 
 
 @dataclass
@@ -51,7 +35,7 @@ class Written:
 def write_checkpoint(
     origin: Origin,
     contents: Contents,
-    format: Format,
+    format: FolderFormat,
     folder: Path,
     *,
     config: Mapping[str, Any],
@@ -111,38 +95,6 @@ def _write_tensors(origin: Origin, contents: Contents, writer: ShardWriter) -> W
 def _first_part(origin: Origin, layer: str) -> str:
     """Return the part of a layer in the source whose position its new tensors take."""
     return next(part for part in origin.parts if f"{layer}.{part}" in origin.reader)
-
-
-def encode_layer(
-    weight: CompressedWeight, format: Format, dtype: torch.dtype, name: str
-) -> dict[str, Tensor]:
-    """Encode a layer, and check that decoding returns the same layer.
-
-    Args:
-        weight: the layer.
-        format: one that can hold it.
-        dtype: in which the model computes, see `computing_dtype`.
-        name: of the layer, for messages.
-
-    Returns:
-        The tensors by part.
-
-    Raises:
-        ValueError: the format cannot represent a number of the layer.
-        RuntimeError: the decoded layer differs.
-    """
-    try:
-        tensors = format.encode(weight, dtype)
-    except ValueError as error:
-        raise ValueError(f"format {format.name}: {name}: {error}") from None
-    if not format.decode(tensors, weight.scheme, name).equals(weight):
-        raise RuntimeError(f"{name}: packed and unpacked weights differ; nothing was written")
-    return tensors
-
-
-def computing_dtype(config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
-    """Return the dtype in which engines compute with a checkpoint."""
-    return config.dtype or reader.dtype(EMBEDDING)
 
 
 def _file_names(origin: Origin) -> Callable[[str], str]:
