@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.distributed import SINGLE_PROCESS, Communicator
+from ..model.expert_linear import routed_tokens
 from ..model.families import LinearSpec, family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
@@ -201,8 +202,10 @@ class BlockRunner:
         def watcher(layer_observers: Sequence[Observer]) -> Callable[[Tensor], None]:
             def update(inputs: Tensor) -> None:
                 nonlocal remaining
+                tokens = routed_tokens()
+                own = weights if weights is None or tokens is None else weights[tokens]
                 for observer in layer_observers:
-                    observer.update(inputs, weights)
+                    observer.update(inputs, own)
                 remaining -= 1
                 if not remaining:
                     raise _StopForward

@@ -33,7 +33,7 @@ from .activation_store import (
 from .block_runner import BlockRunner, TokenWeightFn
 from .observers import Observer, Statistics, Syrk
 from .reduction import Reduction
-from .tap_groups import tap_groups
+from .tap_groups import by_tap, tap_groups
 from .tap_statistics import GroupStatistics, Needs, needs_float, observe_groups
 
 
@@ -172,8 +172,8 @@ class CalibrationBlock:
         """Observe the inputs of the block's groups; yield the statistics of each group.
 
         Between two groups the caller replaces the layers of the first one. With `true_sequential`
-        a group is observed after the groups before it were replaced; otherwise all are observed
-        before any is.
+        a group is observed after the groups before it were replaced (those of all experts at a tap
+        together); otherwise all are observed before any is.
 
         Yields:
             The Hessian of a group's input and the further statistics that its layers need.
@@ -187,7 +187,7 @@ class CalibrationBlock:
             # ones channel by channel.
             self._runner.snapshot_float(self.path)
         sequential = self._pass.true_sequential
-        for groups in [[group] for group in self.groups] if sequential else [self.groups]:
+        for groups in by_tap(self.groups) if sequential else [self.groups]:
             yield from observe_groups(
                 self._runner,
                 self.path,

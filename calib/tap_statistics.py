@@ -97,7 +97,7 @@ def observe_groups(
     trim_heap()
     for group, of_group in zip(groups, statistics, strict=True):
         result = GroupStatistics(group, {statistic: next(merged) for statistic in of_group})
-        if not result.hessian.tokens:
+        if not result.hessian.tokens and group.expert is None:
             raise ValueError(
                 f"{group.linears[0].name}: no calibration sample reaches this layer; "
                 "add samples with images"

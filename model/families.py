@@ -12,12 +12,14 @@ from .family_tables.qwen2_vl import QWEN2_VL
 from .family_tables.table import (
     SIDE_FILES,
     BlockLinear,
+    ExpertTensor,
     Family,
     LinearSpec,
     NormBinding,
     PaddedWidth,
     PairBinding,
     Stage,
+    WeightSlice,
     widths,
 )
 
@@ -25,12 +27,14 @@ __all__ = [
     "FAMILIES",
     "SIDE_FILES",
     "BlockLinear",
+    "ExpertTensor",
     "Family",
     "LinearSpec",
     "NormBinding",
     "PaddedWidth",
     "PairBinding",
     "Stage",
+    "WeightSlice",
     "family_of",
     "widths",
 ]

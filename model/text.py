@@ -196,10 +196,11 @@ class DecoderLayer(nn.Module):
     def forward_from(self, state: Mapping[str, Tensor]) -> Tensor:
         """Run the rest of `forward` on a state of `forward_to`, to `[B, T, H]`."""
         attended, inner = self._attended(state), state.get("inner")
-        if inner is None:
-            inner = self.mlp.inner(self.post_attention_layernorm(attended))
-        out: Tensor = attended + self.mlp.down_proj(inner)
-        return out
+        if inner is None:  # not by way of `inner`, which a layer with experts has not
+            mlp_out: Tensor = self.mlp(self.post_attention_layernorm(attended))
+        else:
+            mlp_out = self.mlp.down_proj(inner)
+        return attended + mlp_out
 
     def _attended(self, state: Mapping[str, Tensor]) -> Tensor:
         if "attended" in state:

@@ -1,13 +1,15 @@
 """Quantization targets: a name, a weight seen as `[out_features, in_features]`, an input tap.
 
-`LinearSpec` carries name and tap; this module is the only one that knows how the weight is stored
-in the model. A family whose weights are not `nn.Linear` (experts in one 3-D tensor) extends these
-functions; methods, plan and writers never look at modules.
+`LinearSpec` carries name, tap and, for an expert of a mixture-of-experts block, the slice of the
+tensor with its weight. In a model a target is a module of its name, an `nn.Linear` or an
+`ExpertLinear`, which is replaced by a `CompressedLinear`. In a checkpoint it has tensors of its own
+names, also where the float weights of all experts are one tensor.
 """
 
 import torch
 from torch import Tensor, nn
 
+from ..model.expert_linear import ExpertLinear
 from ..model.families import LinearSpec
 from .compressed_weight import CompressedWeight
 from .runtime.compressed_linear import CompressedLinear
@@ -36,10 +38,13 @@ def put_compressed(
 ) -> CompressedLinear:
     """Replace a target by a compressed layer for inference, which keeps the bias.
 
+    The float weight of an expert stays in the tensor of all experts, so that the target can be put
+    back.
+
     Raises:
         ValueError: the target is not a linear layer, or its bias does not fit a checkpoint.
     """
-    layer = put_calibrating(model, spec, weight)
+    layer = _calibrating(model, spec, weight, None)
     layer = layer.quantized().inference_layer(layer.bias)
     put_module(model, spec.name, layer)
     return layer
@@ -59,15 +64,29 @@ def put_calibrating(
     Raises:
         ValueError: the target is not a linear layer, or its bias does not fit a checkpoint.
     """
+    layer = _calibrating(model, spec, weight, dtype)
+    replace_module(model, spec.name, layer)
+    return layer
+
+
+def _calibrating(
+    model: nn.Module, spec: LinearSpec, weight: CompressedWeight, dtype: torch.dtype | None
+) -> CompressedLinear:
     linear = model.get_submodule(spec.name)
-    if not isinstance(linear, nn.Linear):
+    if not isinstance(linear, nn.Linear | ExpertLinear):
         raise ValueError(f"{spec.name} is a {type(linear).__name__}, not a linear layer")
     try:
-        layer = weight.calibration_layer(linear.bias, dtype)
+        return weight.calibration_layer(linear.bias, dtype)
     except ValueError as error:
         raise ValueError(f"{spec.name}: {error}") from None
-    put_module(model, spec.name, layer)
-    return layer
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace a target for good: a tensor of all experts is dropped with the last of them."""
+    before = model.get_submodule(name)
+    put_module(model, name, module)
+    if isinstance(before, ExpertLinear):
+        before.release()
 
 
 def put_module(model: nn.Module, name: str, module: nn.Module) -> None:

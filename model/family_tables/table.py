@@ -11,8 +11,11 @@ Every field is read by code, and a value without an implementation is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..rope import MropeLayout
@@ -37,6 +40,21 @@ SIDE_FILES = (
 
 
 @dataclass(frozen=True)
+class WeightSlice:
+    """Where the weight of an expert is in a tensor of all experts."""
+
+    tensor: str  # name in the checkpoint: "model.layers.3.mlp.experts.gate_up_proj"
+    index: int  # number of the expert, along the first dimension
+    part: tuple[int, int] = (0, 1)  # (index, count) of the slice of the output features
+    input_major: bool = False  # stored as [experts, in_features, out_features]
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the weight `[out_features, in_features]`, a view of the tensor of all experts."""
+        matrix = tensor[self.index]
+        return torch.chunk(matrix.t() if self.input_major else matrix, self.part[1])[self.part[0]]
+
+
+@dataclass(frozen=True)
 class LinearSpec:
     """A linear layer of a model with its sizes."""
 
@@ -48,6 +66,13 @@ class LinearSpec:
     block: int  # index within the stage
     tap: str  # linears of a block with the same tap share their input tensor
     input_split: bool = False  # row-parallel: tensor parallelism splits its input features
+    slice: WeightSlice | None = None  # of an expert; its weight is `<name>.weight` otherwise
+    token_share: float = 1.0  # expected share of the tokens that reach it, below 1 for an expert
+
+    @property
+    def expert(self) -> int | None:
+        """Number of the expert that it belongs to; each has a tap with the tokens routed to it."""
+        return self.slice.index if self.slice else None
 
     @property
     def weights(self) -> int:
@@ -56,15 +81,33 @@ class LinearSpec:
 
 
 @dataclass(frozen=True)
+class ExpertTensor:
+    """The tensor with the weights of a linear layer of all experts of a block."""
+
+    name: str  # within the block
+    count: Callable[[ModelConfig], int]  # number of experts
+    active: Callable[[ModelConfig], int]  # number of experts that a token is routed to
+    part: tuple[int, int] = (0, 1)  # see `WeightSlice`
+    input_major: bool = False  # see `WeightSlice`
+
+
+@dataclass(frozen=True)
 class BlockLinear:
     """A linear layer of every block of a stage; fields as in `LinearSpec`."""
 
-    name: str  # module path within the block
+    name: str  # module path within the block, with {} for the number of the expert
     inputs: str  # key of `widths`
     outputs: str  # key of `widths`
     bias: bool
     tap: str
     input_split: bool = False
+    experts: ExpertTensor | None = None  # there is one layer for each expert
+
+    def names(self, config: ModelConfig) -> tuple[str, ...]:
+        """Return its module paths within a block: one, or one for each expert."""
+        if self.experts is None:
+            return (self.name,)
+        return tuple(self.name.format(expert) for expert in range(self.experts.count(config)))
 
 
 @dataclass(frozen=True)
@@ -151,26 +194,38 @@ class Family:
 
     def linears(self, config: ModelConfig) -> list[LinearSpec]:
         """List every linear layer of a model in the order of computation."""
-        size = widths(config)
-        specs = []
-        for stage in self.stages:
-            for block, path in enumerate(stage.blocks(config)):
-                for linear in stage.linears:
-                    name = f"{path}.{linear.name}" if linear.name else path
-                    inputs, outputs = size[linear.inputs], size[linear.outputs]
-                    specs.append(
-                        LinearSpec(
-                            name,
-                            inputs,
-                            outputs,
-                            linear.bias,
-                            stage.name,
-                            block,
-                            linear.tap,
-                            linear.input_split,
-                        )
-                    )
-        return specs
+        return [
+            spec
+            for stage in self.stages
+            for block in range(stage.count(config))
+            for linear in stage.linears
+            for spec in _specs(config, stage, block, linear)
+        ]
+
+
+def _specs(
+    config: ModelConfig, stage: Stage, block: int, linear: BlockLinear
+) -> Iterator[LinearSpec]:
+    """Yield a linear layer of one block, or the layers of its experts."""
+    path, size, experts = stage.block_path(block), widths(config), linear.experts
+    share = experts.active(config) / experts.count(config) if experts else 1.0
+    for index, name in enumerate(linear.names(config)):
+        weight = None
+        if experts:
+            tensor = f"{path}.{experts.name}"
+            weight = WeightSlice(tensor, index, experts.part, experts.input_major)
+        yield LinearSpec(
+            f"{path}.{name}" if name else path,
+            size[linear.inputs],
+            size[linear.outputs],
+            linear.bias,
+            stage.name,
+            block,
+            linear.tap,
+            linear.input_split,
+            weight,
+            share,
+        )
 
 
 def widths(config: ModelConfig) -> Mapping[str, int]:

@@ -26,7 +26,7 @@ from ..runtime.kernel_selection import (
     round_head_,
     round_inputs_,
 )
-from ..targets import put_module
+from ..targets import replace_module
 from .outliers import OUTLIERS, outlier_folder
 from .safetensors_folder.reading import QuantizedCheckpoint
 
@@ -113,7 +113,7 @@ def load_quantized(
         if bias is not None:
             # A copy: the tensor is a view of the memory-mapped file.
             bias = bias.to(chosen, model.dtype, copy=True)
-        put_module(model, name, checkpoint.weight(name, chosen).inference_layer(bias))
+        replace_module(model, name, checkpoint.weight(name, chosen).inference_layer(bias))
     load_block(reader, model, "", device=chosen)
     prepare_(model)
     return model.eval()

@@ -21,7 +21,7 @@ from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..targets import put_module
+from ..targets import replace_module
 from .safetensors_folder.reading import QuantizedCheckpoint
 
 
@@ -46,7 +46,7 @@ class QuantizedBlocks:
                 if bias is not None:
                     bias = bias.to(self.device, self._model.dtype, copy=True)
                 weight = self._checkpoint.weight(name, self.device)
-                put_module(self._model, name, weight.inference_layer(bias))
+                replace_module(self._model, name, weight.inference_layer(bias))
         load_block(self._checkpoint.reader, self._model, path, device=self.device)
         return self._model.get_submodule(path)
 

@@ -3,8 +3,10 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...calib.activation_store import ActivationStore, BlockSource
 from ...calib.block_runner import TokenWeightFn
@@ -21,11 +23,16 @@ from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 from ..runtime.compressed_linear import CompressedLinear
 from ..runtime.kernel_selection import accelerate_layers_
+from ..steps.step import Solved, Step
 from ..targets import put_calibrating, put_module, weight_of
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
+
+EXPERT_TOKENS = 64
+"""Fewest calibration tokens of an expert that is solved; with fewer it is rounded. A Hessian of so
+few tokens has almost no energy in most directions, and a solver would fit its noise."""
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished layers, the total, and a line about the last one."""
@@ -178,6 +185,15 @@ class QuantizationRun:
 
     def report(self, calibration: CalibrationRecord | None) -> QuantReport:
         """Build the report of the finished run."""
+        few = [name for name, layer in self.layer_reports.items() if "undersampled" in layer.values]
+        if few:
+            logger.warning(
+                "%d layers of experts see fewer than %d calibration tokens and were rounded, first "
+                "%s; the report names all; use more samples",
+                len(few),
+                EXPERT_TOKENS,
+                few[0],
+            )
         return QuantReport(
             self.recipe,
             self.plan,
@@ -212,7 +228,10 @@ class QuantizationRun:
         assert step is not None
         tokens = 0 if inputs is None else inputs.hessian.tokens
         try:
-            solved = step.solve(original, inputs, clip=row.name in self.transforms.clipped)
+            if row.spec.expert is not None and inputs is not None and tokens < EXPERT_TOKENS:
+                solved = _round_expert(step, original, inputs)
+            else:
+                solved = step.solve(original, inputs, clip=row.name in self.transforms.clipped)
             weight = solved.weight
             if inputs is not None:
                 weight = with_input_scale(weight, inputs.hessian.input_range.largest)
@@ -242,6 +261,17 @@ class QuantizationRun:
         self.show_progress(value["detail"])
         # After every layer, not at the end: the hours that remain would be spent for nothing.
         check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
+
+
+def _round_expert(step: Step, weight: Tensor, inputs: LayerInputs) -> Solved:
+    """Round an expert that too few tokens reach for a solver, and say so."""
+    rounded, tokens = step.round(weight), inputs.hessian.tokens
+    reason = f"{tokens} calibration tokens reach this expert, fewer than {EXPERT_TOKENS}: rounded"
+    values: dict[str, Any] = {"undersampled": reason}
+    if tokens:
+        error = inputs.error(weight, rounded.dequantize())
+        values = dict.fromkeys(("error", "rtn_error", "final_error"), error) | values
+    return Solved(rounded, values, "rounded, few tokens")
 
 
 def _message(

@@ -73,7 +73,7 @@ def count_memory(
     """
     solve, with_float = 0, False
     blocks = dict[tuple[str, int], int]()
-    inputs = dict[tuple[str, int], dict[str, int]]()
+    inputs = dict[tuple[str, int], dict[str, dict[int | None, int]]]()
     for spec, step in layers:
         if spec.stage != "head" or step is not None:  # a float head is never loaded
             block = spec.stage, spec.block
@@ -82,13 +82,15 @@ def count_memory(
             with_float = with_float or step.uses_float_model
             size = spec.in_features, spec.out_features
             solve = max(solve, step.memory(*size, calibrated=recipe.needs_calibration))
-            taps = inputs.setdefault((spec.stage, spec.block), {})
-            taps[spec.tap] = max(taps.get(spec.tap, 0), _observing_bytes(spec, step))
+            taps = inputs.setdefault((spec.stage, spec.block), {}).setdefault(spec.tap, {})
+            taps[spec.expert] = max(taps.get(spec.expert, 0), _observing_bytes(spec, step))
     if recipe.needs_calibration and inputs:
+        # The inputs of all experts at a tap are observed in one pass.
+        passes = [[sum(tap.values()) for tap in taps.values()] for taps in inputs.values()]
         if recipe.calibration.true_sequential:
-            solve = max(solve, *(max(taps.values()) for taps in inputs.values()))
+            solve = max(solve, *map(max, passes))
         else:  # all inputs of a block are observed in one pass, and one Hessian per input remains
-            together = max(sum(taps.values()) for taps in inputs.values())
+            together = max(map(sum, passes))
             solve = max(together, solve + together * 2 // 5)
     if with_float:
         solve += max(blocks.values())

@@ -206,6 +206,7 @@ def make_plan(
         for source, spec in zip(sources, specs, strict=True)
     )
     _check_fused(config, rows)
+    _check_experts(rows)
     if config.text.tie_word_embeddings:
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
@@ -301,6 +302,33 @@ def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
                         f"they must share it ({schemes_text}); give all the same bits and "
                         "group_size"
                     )
+
+
+def _check_experts(rows: Sequence[PlanRow]) -> None:
+    """Refuse what cannot be done to experts, whose inputs are the tokens routed to them."""
+    tensors: dict[str, list[PlanRow]] = {}
+    for row in rows:
+        step, weight = row.step, row.spec.slice
+        if weight is None:
+            continue
+        tensors.setdefault(weight.tensor, []).append(row)
+        if step is not None and step.scheme.activations == "static":
+            raise ValueError(
+                f"{row.name} is an expert, for which activations are static; allowed: none, "
+                "dynamic (an expert may see no token in calibration)"
+            )
+        if step is not None and step.uses_float_model:
+            raise ValueError(
+                f"{row.name} is an expert, for which method {step.method} compares inputs with the "
+                "float model's, where other tokens may reach it; use gptq or rtn"
+            )
+    for tensor, of_tensor in tensors.items():
+        kept = [row.name for row in of_tensor if row.step is None]
+        if kept and len(kept) < len(of_tensor):
+            raise ValueError(
+                f"{kept[0]} is kept and other layers of {tensor} are quantized, but a checkpoint "
+                "has one form for all of them; quantize or ignore all"
+            )
 
 
 def _tied_head(config: ModelConfig) -> PlanRow:

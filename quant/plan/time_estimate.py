@@ -8,7 +8,7 @@ minutes from hours, not more.
 
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
@@ -125,11 +125,12 @@ def estimate_time(
             if row.step is not None and row.spec.tap not in taps:
                 # A pass that observes this tap stops here.
                 taps[row.spec.tap] = row.spec.in_features, weights
-            weights += row.spec.weights
+            weights += round(row.spec.token_share * row.spec.weights)
         resumes = true_sequential and stage == "decoder"
         depths = [depth for _, depth in taps.values()]
         macs = _pass_macs(depths, weights, resumes, true_sequential, index < len(blocks) - 1)
-        hessians = sum(HESSIAN.macs(width, 0) for width, _ in taps.values())
+        observed = {(row.spec.tap, row.spec.expert): row.spec for row in block if row.step}
+        hessians = sum(s.token_share * HESSIAN.macs(s.in_features, 0) for s in observed.values())
         depths_of = {tap: depth for tap, (_, depth) in taps.items()}
         prepared = _transforming(plan, block, depths_of, weights)
         extra = sum(work.token_macs for work in prepared)
@@ -149,8 +150,7 @@ def estimate_time(
         seconds = (macs + extra) * rates.mac
         seconds += hessians * rates.hessian + float32 * rates.mac32
         per_token += seconds * (patches if stage == "vision" else 1)
-    inputs = groupby(calibrated, key=lambda row: (row.spec.stage, row.spec.block, row.spec.tap))
-    solving = sum(_solving(list(group), rates) for _, group in inputs)
+    solving = sum(_solving(group, rates) for group in _by_input(calibrated))
     return solving + searching * rates.mac32, per_token
 
 
@@ -222,6 +222,15 @@ def _backward(plan: Plan) -> float:
     """Count multiply-adds per token of a forward pass, and of a backward pass of the decoder."""
     passes = {"vision": plan.config.vision.merge_unit, "merger": 1, "decoder": 2, "head": 0}
     return float(sum(passes[row.spec.stage] * row.spec.weights for row in plan.rows))
+
+
+def _by_input(rows: Sequence[PlanRow]) -> Iterable[list[PlanRow]]:
+    """Group layers that share an input."""
+    inputs: dict[Hashable, list[PlanRow]] = {}
+    for row in rows:
+        key = row.spec.stage, row.spec.block, row.spec.tap, row.spec.expert
+        inputs.setdefault(key, []).append(row)
+    return inputs.values()
 
 
 def _solving(rows: Sequence[PlanRow], rates: Probe) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model.cache import KVCache
-from ...model.text import DecoderLayer
+from ...model.text import MLP, DecoderLayer
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
@@ -52,8 +52,10 @@ class FusedDecoderLayer:
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
         """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
 
-        q, k and v, and gate and up, must be fused already.
+        q, k and v, and gate and up, must be fused already. A layer with experts is not fused.
         """
+        if not isinstance(layer.mlp, MLP):
+            return None
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):
             return None

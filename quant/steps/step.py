@@ -113,6 +113,24 @@ class Step(ABC):
             ValueError: the weight or a statistic is unusable.
         """
 
+    def round(self, weight: Tensor) -> CompressedWeight:
+        """Quantize the weight `[out_features, in_features]` of an expert that few tokens reach.
+
+        Integers are rounded, with the scales whose squared rounding error is least.
+
+        Raises:
+            ValueError: the method's kind of weight is another one, and it has no way of its own.
+        """
+        import torch
+
+        from ..methods.rtn import rtn
+
+        if not isinstance(self.scheme, QuantScheme):
+            raise ValueError(
+                f"method {self.method} cannot quantize an expert that few tokens reach"
+            )
+        return rtn(weight, self.scheme, torch.eye(weight.shape[1], device=weight.device))
+
     def work(self, columns: int, rows: int) -> Work:
         """Count the operations of solving a layer `[rows, columns]`."""
         return Work()

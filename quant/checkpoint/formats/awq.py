@@ -226,9 +226,10 @@ def _not_converted(contents: Contents) -> list[str]:
     stage = family_of(contents.config).stage("decoder")
     unquantized = set(contents.unquantized)
     layers = [
-        f"{block}.{linear.name}".removeprefix("model.")
+        f"{block}.{name}".removeprefix("model.")
         for block in stage.blocks(contents.config)
         for linear in stage.linears
-        if f"{block}.{linear.name}" in unquantized
+        for name in linear.names(contents.config)
+        if f"{block}.{name}" in unquantized
     ]
     return ["visual", "model.visual", "lm_head", *layers]

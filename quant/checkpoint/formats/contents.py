@@ -57,6 +57,15 @@ class Contents:
         return {name: spec for name, spec in self.linears.items() if name in self.schemes}
 
     @cached_property
+    def slices(self) -> dict[str, list[LinearSpec]]:
+        """Quantized experts by the tensor that holds their float weights, each in full."""
+        slices: dict[str, list[LinearSpec]] = {}
+        for spec in self.quantized.values():
+            if spec.slice is not None:
+                slices.setdefault(spec.slice.tensor, []).append(spec)
+        return slices
+
+    @cached_property
     def unquantized(self) -> tuple[str, ...]:
         """Names of the unquantized linear layers; a tied head is not one of them."""
         return tuple(name for name in self.linears if name not in self.schemes)

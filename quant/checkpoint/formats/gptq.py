@@ -255,8 +255,9 @@ def _modules_in_block(contents: Contents) -> list[list[str]]:
     blocks = stage.blocks(contents.config)
     taps: dict[str, list[str]] = {}
     for linear in stage.linears:
-        if any(f"{block}.{linear.name}" in contents.quantized for block in blocks):
-            taps.setdefault(linear.tap, []).append(linear.name)
+        for name in linear.names(contents.config):
+            if any(f"{block}.{name}" in contents.quantized for block in blocks):
+                taps.setdefault(linear.tap, []).append(name)
     head = [["lm_head"]] if "lm_head" in contents.quantized else []
     return [*taps.values(), *head]
 

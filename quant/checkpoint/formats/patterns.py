@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 
 from ....model.config import ModelConfig
-from ....model.families import Stage, family_of
+from ....model.families import BlockLinear, Stage, family_of
 
 _ENGINE_NAMES = {
     "self_attn.q_proj": "self_attn.qkv_proj",
@@ -41,7 +41,12 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
         names = names - tower
     for stage in family.stages:
         blocks = stage.blocks(config)
-        members = {f"{block}.{linear.name}" for block in blocks for linear in stage.linears}
+        members = {
+            f"{block}.{name}"
+            for block in blocks
+            for linear in stage.linears
+            for name in linear.names(config)
+        }
         if stage.name != "head" and members <= names:
             patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
         else:
@@ -80,19 +85,32 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
     before, after = _path(stage)
     by_blocks: dict[str, list[str]] = {}
     for linear in stage.linears:
-        hits = [i for i, block in enumerate(blocks) if f"{block}.{linear.name}" in names]
-        misses = [i for i in range(len(blocks)) if i not in hits]
-        if not hits:
-            continue
-        if all(f"{blocks[i]}.{linear.name}" in either for i in misses):
-            index = r"\d+"
-        else:
-            index = f"({'|'.join(map(str, hits))})"
-        by_blocks.setdefault(index, []).append(linear.name)
+        indices: dict[str, str] = {}
+        for name in linear.names(config):
+            hits = [i for i, block in enumerate(blocks) if f"{block}.{name}" in names]
+            misses = [i for i in range(len(blocks)) if i not in hits]
+            if hits and all(f"{blocks[i]}.{name}" in either for i in misses):
+                indices[name] = r"\d+"
+            elif hits:
+                indices[name] = f"({'|'.join(map(str, hits))})"
+        if len(indices) > 1 and len(indices) == len(linear.names(config)):
+            indices = _of_all_experts(linear, indices)
+        for name, index in indices.items():
+            by_blocks.setdefault(index, []).append(name)
     patterns = []
     for index, linears in by_blocks.items():
         aliases = [_ENGINE_NAMES[name] for name in linears if name in _ENGINE_NAMES]
-        ends = "|".join(re.escape(name) for name in dict.fromkeys([*linears, *aliases]))
+        ends = (_expression(name) for name in [*linears, *aliases])
         path = f"{before}{index}{after}" if "{}" in stage.path else before
-        patterns.append(rf"(.*\.)?{path}\.({ends})$")
+        patterns.append(rf"(.*\.)?{path}\.({'|'.join(dict.fromkeys(ends))})$")
     return patterns
+
+
+def _of_all_experts(linear: BlockLinear, indices: dict[str, str]) -> dict[str, str]:
+    """Join the layers of all experts to one with {} for the expert, if they have equal indices."""
+    of_all = set(indices.values())
+    return {linear.name: of_all.pop()} if len(of_all) == 1 else indices
+
+
+def _expression(name: str) -> str:
+    return r"\d+".join(re.escape(part) for part in name.split("{}"))

@@ -115,7 +115,11 @@ class QuantizedCheckpoint:
         parameters = {name for name, _ in model.named_parameters()}
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
-        missing = sorted(parameters - {f"{layer}.weight" for layer in self.schemes} - stored)
+        weights = {
+            weight.tensor if (weight := self._specs[name].slice) else f"{name}.weight"
+            for name in self.schemes
+        }
+        missing = sorted(parameters - weights - stored)
         unknown = [
             name
             for name in sorted(stored - parameters - packed - {"lm_head.weight"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def write_checkpoint(
     sizes = _write_tensors(origin, contents, writer)
     writer.close()
     sizes.total = writer.total_bytes
-    described = format.quantization_config(contents, _file_names(origin))
+    described = format.quantization_config(contents, _file_names(origin, contents))
     write_json(folder / "config.json", {**config, "quantization_config": described})
     for name in format.config_files:
         write_json(folder / name, described)
@@ -73,15 +74,21 @@ def _write_tensors(origin: Origin, contents: Contents, writer: ShardWriter) -> W
     for name in sorted(reader.names(), key=lambda name: (reader.file(name), name)):
         source, file = reader.source_name(name), reader.file(name)
         owner, _, leaf = name.rpartition(".")
-        if owner in contents.schemes and leaf in origin.parts:
+        layers = {}  # quantized layers whose tensors take the position of this one
+        if name in contents.slices:
+            layers = {s.name: renamed(s.name, name, source) for s in contents.slices[name]}
+        elif owner in contents.schemes and leaf in origin.parts:
             if leaf != _first_part(origin, owner):
                 continue
-            tensors = origin.encoded(owner)
+            layers = {owner: source.removesuffix(f".{leaf}")}
+        for layer, file_name in layers.items():
+            tensors = origin.encoded(layer)
             for part, tensor in tensors.items():
-                writer.write(source.removesuffix(leaf) + part, tensor, file)
+                writer.write(f"{file_name}.{part}", tensor, file)
             size = sum(tensor.nbytes for tensor in tensors.values())
-            sizes.layers[owner] = sizes.layers.get(owner, 0) + size
+            sizes.layers[layer] = sizes.layers.get(layer, 0) + size
             sizes.packed += size
+        if layers:
             continue
         other = origin.tensor(name)
         if other is None:
@@ -97,11 +104,26 @@ def _first_part(origin: Origin, layer: str) -> str:
     return next(part for part in origin.parts if f"{layer}.{part}" in origin.reader)
 
 
-def _file_names(origin: Origin) -> Callable[[str], str]:
+def _file_names(origin: Origin, contents: Contents) -> Callable[[str], str]:
     def file_name(layer: str) -> str:
-        return origin.reader.source_name(f"{layer}.weight").removesuffix(".weight")
+        weight = contents.linears[layer].slice
+        if weight is None:
+            return origin.reader.source_name(f"{layer}.weight").removesuffix(".weight")
+        return renamed(layer, weight.tensor, origin.reader.source_name(weight.tensor))
 
     return file_name
+
+
+def renamed(name: str, canonical: str, source: str) -> str:
+    """Convert a canonical name to the naming of a file, by the two names of another tensor.
+
+    >>> renamed("model.layers.0.x.3.y", "model.layers.0.x.z", "model.language_model.layers.0.x.z")
+    'model.language_model.layers.0.x.3.y'
+    """
+    pairs = zip(reversed(canonical), reversed(source), strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    prefix = source[: len(source) - same]
+    return prefix + name.removeprefix(canonical[: len(canonical) - same])
 
 
 def _with_sizes(record: Mapping[str, Any], sizes: Written, contents: Contents) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""Experts of a mixture-of-experts block: slices of 3-D tensors with taps of their own."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockwise_jobs import contents, finish, job, source_of
+from sequential_runs import run_sequential
+from tiny_models import prompt, prompts, small_config, small_model
+from torch import Tensor
+from toy_experts import EXPERTS, use_toy_experts
+
+from vlpress.calib.observers import CrossMoment, Hessian
+from vlpress.calib.tap_groups import TapGroup
+from vlpress.model.config import ModelConfig
+from vlpress.model.families import family_of
+from vlpress.model.loading import load_model
+from vlpress.model.processing.inputs import Prompt
+from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.api import inspect_checkpoint
+from vlpress.quant.checkpoint.export import export
+from vlpress.quant.checkpoint.formats.patterns import layer_patterns
+from vlpress.quant.checkpoint.loading import load_quantized
+from vlpress.quant.checkpoint.verify import first_tokens
+from vlpress.quant.driver.layer_solver import EXPERT_TOKENS
+from vlpress.quant.driver.pipeline import quantize_, save_quantized
+from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.plan.plan import make_plan
+from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.targets import compressed_layers, weight_of
+
+pytestmark = pytest.mark.usefixtures("reference_kernel")
+
+GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
+EXPERT = "model.layers.0.mlp.experts.3"
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_toy_experts(monkeypatch)
+
+
+def recipe(*steps: dict[str, Any]) -> Recipe:
+    return Recipe.from_dict({"name": "experts", "step": list(steps)})
+
+
+def routed_inputs(model: QwenVL, samples: Sequence[Prompt], layer: str) -> Tensor:
+    """The inputs of a layer of the float model, over all samples."""
+    rows: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0])
+    )
+    with torch.no_grad():
+        for sample in samples:
+            model([sample])
+    handle.remove()
+    return torch.cat(rows)
+
+
+def test_a_target_is_a_view_of_its_slice() -> None:
+    model = small_model()
+    specs = {spec.name: spec for spec in family_of(model.config).linears(model.config)}
+    assert len([name for name in specs if ".experts." in name]) == 2 * 3 * EXPERTS
+    stored = model.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
+    gate, up = (weight_of(model, specs[f"{EXPERT}.{name}_proj"]) for name in ("gate", "up"))
+    assert gate.shape == up.shape == (128, 64)
+    assert torch.equal(torch.cat([gate, up]), stored[3].t())
+    assert gate.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_taps_see_the_tokens_routed_to_the_expert(true_sequential: bool) -> None:
+    model = small_model()
+    samples = prompts(model.config)
+    specs = [s for s in family_of(model.config).linears(model.config) if s.expert is not None]
+    seen: dict[str, tuple[int, Tensor]] = {}
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        assert {spec.expert for spec in group.linears} == {group.expert}
+        seen[group.linears[0].name] = hessian.tokens, hessian.values.clone()
+
+    run_sequential(model, samples, specs, solve, true_sequential=true_sequential)
+    assert len(seen) == 2 * 2 * EXPERTS
+    for layer in ("gate_proj", "down_proj"):
+        tokens, values = seen[f"{EXPERT}.{layer}"]
+        rows = routed_inputs(model, samples, f"{EXPERT}.{layer}")
+        assert tokens == len(rows)
+        torch.testing.assert_close(values, rows.t() @ rows / len(rows), rtol=1e-4, atol=1e-5)
+    total = sum(len(sample) for sample in samples)
+    assert sum(seen[f"{EXPERT[:-1]}{e}.gate_proj"][0] for e in range(EXPERTS)) == 2 * total
+
+
+def test_weights_of_tokens_follow_them() -> None:
+    model = small_model()
+    sample = prompt(model.config, [], 30, 5)
+    layer = f"{EXPERT}.gate_proj"
+    spec = next(s for s in family_of(model.config).linears(model.config) if s.name == layer)
+    weights = torch.zeros(len(sample))
+    weights[:10] = 1.0
+    counts = []
+    run_sequential(
+        model,
+        [sample],
+        [spec],
+        lambda group, hessian, _: counts.append(hessian.tokens),
+        token_weights=lambda block, of: weights if block.startswith("model.layers") else None,
+    )
+    first = Prompt(sample.input_ids[:10], sample.position_ids[:, :10], ())
+    assert counts == [len(routed_inputs(model, [first], layer))]
+
+
+def test_experts_with_few_tokens_are_rounded_and_named() -> None:
+    model, original = small_model(), small_model()
+    report = quantize_(model, recipe(GPTQ), prompts(model.config))
+    layers = {layer.row.name: layer for layer in report.layers}
+    few = {n for n, layer in layers.items() if "undersampled" in layer.values}
+    assert few == {n for n in layers if ".experts." in n and layers[n].tokens < EXPERT_TOKENS}
+    assert 0 < len(few) < 2 * 3 * EXPERTS
+    name = min(few)
+    weight = compressed_layers(model)[name].quantized()
+    spec = layers[name].row.spec
+    identity = torch.eye(spec.in_features)
+    assert weight.equals(rtn(weight_of(original, spec), QuantScheme(4, 32), identity))
+    assert f"fewer than {EXPERT_TOKENS}" in layers[name].values["undersampled"]
+    assert layers[name].fallback_rows == 0  # no failure of the method
+    solved = next(n for n in layers if ".experts." in n and n not in few)
+    assert layers[solved].error is not None and layers[solved].values["damp_percent"] == 0.01
+
+
+def test_the_tensor_of_all_experts_is_dropped_with_the_last_one() -> None:
+    model = small_model()
+    quantize_(model, recipe(GPTQ), prompts(model.config))
+    assert not [name for name, _ in model.named_parameters() if ".experts." in name]
+    only = small_model()
+    quantize_(only, recipe(GPTQ | {"ignore": ["*.experts.*.down_proj"]}), prompts(model.config))
+    left = [name for name, _ in only.named_parameters() if ".experts." in name]
+    assert left == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(2)]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_checkpoints_hold_every_expert_under_its_own_name(tmp_path: Path, nested: bool) -> None:
+    source = source_of(tmp_path, nested=nested)
+    samples = prompts(ModelConfig.from_folder(source))
+    made = job(source, [GPTQ], samples)
+    files = finish(made, tmp_path / "work", tmp_path / "out")
+    model = load_model(source, device="cpu")
+    report = quantize_(model, made.recipe, samples)
+    save_quantized(model, report, source, tmp_path / "again")
+    assert contents(tmp_path / "again")["model.safetensors"] == files["model.safetensors"]
+    loaded = load_quantized(tmp_path / "out", device="cpu")
+    with torch.no_grad():
+        assert torch.equal(torch.cat(model(samples)), torch.cat(loaded(samples)))
+    assert len(first_tokens(tmp_path / "out", samples[0], 2, device="cpu")) == 2
+    layers = {layer["name"]: layer for layer in inspect_checkpoint(tmp_path / "out")["layers"]}
+    packed = layers[f"{EXPERT}.down_proj"]["bytes"]
+    assert packed == next(r.bytes_after for r in report.plan.rows if r.name.endswith("3.down_proj"))
+    record = json.loads(files["vlpress.json"])
+    assert record["size"]["candidate_bytes"] == report.plan.candidate_bytes
+    export(tmp_path / "out", tmp_path / "gptq", "gptq")
+    export(tmp_path / "gptq", tmp_path / "back", "compressed-tensors")
+    assert contents(tmp_path / "back")["model.safetensors"] == files["model.safetensors"]
+    config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    modules = itertools.chain(*config["modules_in_block_to_quantize"])
+    assert "mlp.experts.3.up_proj" in modules
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (GPTQ | {"method": "gptaq"}, "is an expert, .* method gptaq .*use gptq or rtn"),
+        (
+            {"method": "rtn", "bits": 8, "group_size": -1, "activations": "static"},
+            "is an expert, .*static; allowed: none, dynamic",
+        ),
+        (
+            GPTQ | {"ignore": ["*.experts.1.*"]},
+            r"experts\.1\.gate_proj is kept and other layers of .*gate_up_proj are quantized",
+        ),
+    ],
+)
+def test_plan_refuses(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(ModelConfig.from_dict(small_config()), recipe(step))
+
+
+def test_plan_has_a_row_for_every_expert() -> None:
+    config = ModelConfig.from_dict(small_config())
+    plan = make_plan(config, recipe(GPTQ), format="gptq")
+    model = small_model()
+    assert plan.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
+    rows = [row for row in plan.quantized if row.spec.expert is not None]
+    assert len(rows) == 2 * 3 * EXPERTS
+    assert {row.spec.token_share for row in rows} == {0.5}
+
+
+def test_smoothing_searches_around_experts() -> None:
+    model, original = small_model(), small_model()
+    steps = {"method": "smoothquant", "alpha": "search", "targets": ["*.q_proj"]}
+    rounding = {"method": "rtn", "bits": 8, "group_size": -1, "activations": "dynamic"}
+    report = quantize_(model, recipe(steps, rounding), prompts(model.config))
+    assert len(report.transforms) == 2
+    with torch.no_grad():
+        actual, expected = (torch.cat(m(prompts(m.config))) for m in (model, original))
+    assert float((actual - expected).norm() / expected.norm()) < 0.1
+
+
+def test_patterns_name_the_layers_of_all_experts_at_once() -> None:
+    config = ModelConfig.from_dict(small_config())
+    plan = make_plan(config, recipe(GPTQ))
+    names = [row.name for row in plan.quantized]
+    (pattern,) = layer_patterns(config, names)
+    assert r"mlp\.experts\.\d+\.down_proj" in pattern
+    assert all(re.match(pattern, name) for name in names)
+    some = [name for name in names if not name.endswith("experts.2.up_proj")]
+    patterns = layer_patterns(config, some)
+    assert [n for n in names if any(re.match(each, n) for each in patterns)] == some
