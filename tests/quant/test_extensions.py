@@ -112,3 +112,27 @@ def test_a_checkpoint_of_two_kinds_is_written_loaded_and_inspected(tmp_path: Pat
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == files["model.safetensors"]
     with pytest.raises(ValueError, match="of the kind sign; gptq holds integer"):
         export(tmp_path / "out", tmp_path / "gptq", "gptq")
+
+
+@pytest.mark.slow
+def test_the_verbs_of_the_api_take_them(tmp_path: Path) -> None:
+    steps = (
+        "name = 'toys'\n[[step]]\nmethod = 'sign'\ntargets = ['model.layers.0.mlp.down_proj']\n"
+        "[[step]]\nmethod = 'weighted'\nbits = 8\ngroup_size = 64\npower = 0.5\n"
+        "ignore = ['model.layers.0.mlp.down_proj']\n"
+    )
+    (tmp_path / "toys.toml").write_text(steps)
+    recipe = str(tmp_path / "toys.toml")
+    made = vlpress.quantize(
+        "tiny", tmp_path / "out", recipe=recipe, calib_samples=2, format="plain", device="cpu"
+    )
+    assert made["format"] == "plain" and made["recipe"]["name"] == "toys"
+    vlpress.export(tmp_path / "out", tmp_path / "copy", format="plain")
+    scores = [
+        vlpress.evaluate(
+            folder, folder.with_suffix(".eval"), bench=["builtin-ocrbench"], limit=4, device="cpu"
+        )
+        for folder in (tmp_path / "out", tmp_path / "copy")
+    ]
+    results = [score["benchmarks"]["builtin-ocrbench"] for score in scores]
+    assert results[0] == results[1] and results[0]["n"] == 4
