@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..common.distributed import SINGLE_PROCESS, Communicator
 from ..model.expert_linear import routed_tokens
 from ..model.families import LinearSpec, family_of
+from ..model.features import Features, split_features
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from ..model.text import DecoderLayer
@@ -118,8 +119,10 @@ class BlockRunner:
                     state = self._embed(sample)
                     self.store.put(block, sample, state)
                     if sample in self.diverged:
-                        hidden = self._embed(sample, in_float=True)["hidden"]
-                        self.store.put(_key(block, True), sample, {**state, "hidden": hidden})
+                        in_float = self._embed(sample, in_float=True)
+                        # Both have the same rotary tables, which are stored once in memory.
+                        shared = {key: state[key] for key in ("cos", "sin")}
+                        self.store.put(_key(block, True), sample, {**in_float, **shared})
         elif block in self.head:
             self.blocks.load(self._entry["head"])
 
@@ -273,7 +276,7 @@ class BlockRunner:
         if block in self.vision:
             return self.model.visual.step(self.vision.index(block), state)
         if block in self.merger:
-            return {"hidden": self.model.visual.finish(state)}
+            return self.model.visual.finish(self.model.visual.merge(state))
         if block in self.head:
             return {"hidden": self.model.logits(self.model.model.finish(state))}
         return self.model.model.step(self.decoder.index(block), state)
@@ -286,7 +289,8 @@ class BlockRunner:
         checkpoint = self._take_checkpoint(sample, in_float)
         if checkpoint is not None:
             hidden = self._layer(block, in_float).forward_from(checkpoint)
-            return {**self._state(block, sample, in_float), "hidden": hidden}
+            state = self._state(block, sample, in_float)
+            return self.model.model.complete(self.decoder.index(block), state, hidden)
         with self._float_copy(block, in_float):
             return self.run(block, self._state(block, sample, in_float))
 
@@ -320,15 +324,15 @@ class BlockRunner:
 
     def _embed(self, sample: int, in_float: bool = False) -> State:
         prompt = self.prompts[sample]
-        features: Sequence[Tensor] = ()
+        features: Sequence[Features] = ()
         if prompt.visuals:
             unit = self.model.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in prompt.visuals]
             key = _key(FEATURES, in_float)
-            features = torch.split(self.store.get(key, sample)["hidden"], sizes)
+            features = split_features(self.store.get(key, sample), sizes)
             self.store.drop(key, sample)
         batch = self.model.embed([prompt], [features])
-        return self.model.model.prepare(batch.embeds, batch.position_ids)
+        return self.model.model.prepare(batch.embeds, batch.position_ids, added=batch.added)
 
 
 def _key(block: str, in_float: bool) -> str:

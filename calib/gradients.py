@@ -49,12 +49,11 @@ def loss_gradients(model: QwenVL, prompt: Prompt) -> list[Tensor]:
         with torch.no_grad():
             batch = model.embed([prompt])
         with torch.enable_grad():
-            state = model.model.prepare(batch.embeds.detach().requires_grad_(), batch.position_ids)
-            outputs = []
-            for index in range(len(model.model.layers)):
-                state = model.model.step(index, state)
-                outputs.append(state["hidden"])
-            rows = model.model.finish(state)[0, -count - 1 : -1]
+            embeds = batch.embeds.detach().requires_grad_()
+            state = model.model.prepare(embeds, batch.position_ids, added=batch.added)
+            states = list(model.model.layer_states(state))
+            outputs = [state["hidden"] for state in states]
+            rows = model.model.finish(states[-1])[0, -count - 1 : -1]
             targets = prompt.input_ids[-count:].to(rows.device)
             loss = F.cross_entropy(model.logits(rows), targets, reduction="sum")
             return [gradient[0] for gradient in torch.autograd.grad(loss, outputs)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .features import Features
 from .finite import not_finite_error
 from .prefix_sharing import prefill
 from .processing.inputs import Prompt
@@ -96,7 +97,7 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: Collection[int],
-    features: Sequence[Sequence[Tensor]] | None = None,
+    features: Sequence[Sequence[Features]] | None = None,
     sampling: Sampling = Sampling(),  # frozen
     return_logits: bool = False,
     on_token: Callable[[int, int], None] | None = None,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .cache import KVCache, padded_causal_mask
 from .config import ModelConfig
+from .features import Features
 from .processing.inputs import Prompt, visual_mask
 from .qwen_vl import QwenVL
 
@@ -113,7 +114,7 @@ def _suffix(prompt: Prompt, length: int) -> Prompt:
 def prefill(
     model: QwenVL,
     prompts: Sequence[Prompt],
-    features: Sequence[Sequence[Tensor]] | None,
+    features: Sequence[Sequence[Features]] | None,
     reserve: int,
 ) -> tuple[Tensor, KVCache, Tensor]:
     """Run prompts through the decoder and fill a cache.
@@ -132,13 +133,15 @@ def prefill(
     if split is None:
         batch = model.embed(prompts, features)
         cache = model.new_cache(len(prompts), batch.embeds.shape[1] + reserve)
-        hidden = model.model(batch.embeds, batch.position_ids, batch.attention_mask(), cache)
+        mask = batch.attention_mask()
+        hidden = model.model(batch.embeds, batch.position_ids, mask, cache, batch.added)
         return hidden[:, -1:], cache, batch.is_token()
     prefix_features = None if features is None else [features[index] for index in split.example_of]
     prefixes = model.embed(split.prefixes, prefix_features)
     columns = prefixes.embeds.shape[1]
     prefix_cache = model.new_cache(len(split.prefixes), columns)
-    model.model(prefixes.embeds, prefixes.position_ids, prefixes.attention_mask(), prefix_cache)
+    mask = prefixes.attention_mask()
+    model.model(prefixes.embeds, prefixes.position_ids, mask, prefix_cache, prefixes.added)
     suffixes = model.embed(split.suffixes, [[] for _ in split.suffixes])
     new = suffixes.embeds.shape[1]
     rows = torch.tensor(split.prefix_of, device=prefixes.embeds.device)

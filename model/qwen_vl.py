@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .cache import CacheType, KVCache
 from .config import ModelConfig
 from .families import family_of
+from .features import HIDDEN, VISUAL_ROWS, Features, count_tokens, join_features, split_features
 from .finite import check_finite
 from .processing.inputs import Batch, Prompt, Visual, visual_mask
 from .text import TextModel
@@ -57,25 +58,26 @@ class QwenVL(nn.Module):
         """Create an empty cache for `batch` prompts of `capacity` tokens, answers included."""
         return KVCache(self.config.text, batch, capacity, self.cache_type)
 
-    def encode(self, visuals: Sequence[Visual]) -> list[Tensor]:
-        """Compute the features of each visual, `[tokens, hidden]` in decoder order.
+    def encode(self, visuals: Sequence[Visual]) -> list[Features]:
+        """Compute the features of each visual, tensors `[tokens, hidden]` in decoder order.
 
         Raises:
             NotFiniteError: a feature is NaN or infinite.
         """
-        features: list[Tensor] = []
+        features: list[Features] = []
         for group in _group(visuals, MAX_PATCHES):
             patches = torch.cat([visual.patches for visual in group])
             grid = torch.tensor([visual.grid for visual in group])
             unit = self.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in group]
             encoded = self.visual(patches, grid)
-            check_finite(encoded, "the vision tower's features are", self)
-            features += torch.split(encoded, sizes)
+            for values in encoded.values():
+                check_finite(values, "the vision tower's features are", self)
+            features += split_features(encoded, sizes)
         return features
 
     def embed(
-        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Tensor]] | None = None
+        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Features]] | None = None
     ) -> Batch:
         """Embed prompts as one batch, padded on the left.
 
@@ -102,12 +104,17 @@ class QwenVL(nn.Module):
         is_visual = self._visual_tokens(input_ids, padding)
         _check_counts(is_visual, features)
         embeds = self.model.embed_tokens(input_ids.to(self.device))
+        added: Features = {}
         if (flat_features := list(chain.from_iterable(features))) and bool(is_visual.any()):
             # nonzero lists tokens row by row, which is the order of the features.
             indices = torch.nonzero(is_visual, as_tuple=True)
-            values = torch.cat([each.to(embeds.device, embeds.dtype) for each in flat_features])
+            added = join_features(flat_features, embeds)
+            values = added.pop(HIDDEN)
             embeds = embeds.index_put([index.to(embeds.device) for index in indices], values)
-        return Batch(embeds, position_ids.to(self.device), padding.to(self.device))
+            if added:
+                rows = torch.nonzero(is_visual.flatten())[:, 0]
+                added[VISUAL_ROWS] = rows.to(embeds.device)
+        return Batch(embeds, position_ids.to(self.device), padding.to(self.device), added)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute float32 logits `[..., vocab]` from final hidden states `[..., hidden]`."""
@@ -120,7 +127,7 @@ class QwenVL(nn.Module):
     def forward(
         self,
         prompts: Sequence[Prompt],
-        features: Sequence[Sequence[Tensor]] | None = None,
+        features: Sequence[Sequence[Features]] | None = None,
         last: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Compute float32 logits `[tokens, vocab]` of each prompt; padding changes no result.
@@ -131,7 +138,8 @@ class QwenVL(nn.Module):
             last: number of final positions to return for each prompt; None: all.
         """
         batch = self.embed(prompts, features)
-        hidden = self.model(batch.embeds, batch.position_ids, batch.attention_mask())
+        mask = batch.attention_mask()
+        hidden = self.model(batch.embeds, batch.position_ids, mask, added=batch.added)
         counts = [len(prompt) for prompt in prompts] if last is None else list(last)
         total = hidden.shape[1]
         rows = [hidden[row, total - count :] for row, count in enumerate(counts)]
@@ -146,7 +154,7 @@ class QwenVL(nn.Module):
         return visual_mask(input_ids, self.config) & is_token
 
 
-def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Tensor]]) -> None:
+def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Features]]) -> None:
     if len(features) != is_visual.shape[0]:
         raise ValueError(
             f"features for {len(features)} prompts but {is_visual.shape[0]} prompts; "
@@ -154,7 +162,7 @@ def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Tensor]]) -> No
         )
     counts = is_visual.sum(1).tolist()
     for row, (count, row_features) in enumerate(zip(counts, features, strict=True)):
-        available = sum(each.shape[0] for each in row_features)
+        available = sum(map(count_tokens, row_features))
         if count != available:
             raise ValueError(
                 f"prompt {row} has {count} image and video tokens but features of {available}; "

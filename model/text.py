@@ -9,7 +9,7 @@ D head size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, causal_mask
 from .config import TextConfig
+from .features import DEEPSTACK, VISUAL_ROWS
 from .fused_linear import project
 from .rope import MropeLayout, check_mrope_layout, rotate, text_rotary
 
@@ -218,7 +219,8 @@ class DecoderLayer(nn.Module):
 class TextModel(nn.Module):
     """Token embedding, decoder layers and the final norm.
 
-    `forward` is `prepare`, `step` for every layer, `finish`; blockwise drivers call these.
+    `forward` is `prepare`, `step` for every layer, `finish`; blockwise drivers call these. There is
+    no loop over layers but `layer_states`.
 
     Raises:
         ValueError: the M-RoPE layout is not implemented.
@@ -244,6 +246,7 @@ class TextModel(nn.Module):
         position_ids: Tensor,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        added: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Compute the hidden states after the final norm, `[B, T, H]`. Differentiable.
 
@@ -253,10 +256,11 @@ class TextModel(nn.Module):
             mask: bool `[B, 1, T, S]`, True where a token may attend (to one token at least); None
                 is causal.
             cache: filled in place; S counts its tokens and the T new ones.
+            added: see `Batch.added`.
         """
-        state = self.prepare(embeds, position_ids, mask, cache)
-        for index in range(len(self.layers)):
-            state = self.step(index, state, cache)
+        state = self.prepare(embeds, position_ids, mask, cache, added)
+        for following in self.layer_states(state, cache):
+            state = following
         if cache is not None:
             cache.advance(embeds.shape[1])
         return self.finish(state)
@@ -267,12 +271,14 @@ class TextModel(nn.Module):
         position_ids: Tensor,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        added: Mapping[str, Tensor] | None = None,
     ) -> State:
         """Compute the state before the first layer; arguments as in `forward`.
 
         Returns:
             `hidden` `[B, T, H]`, `cos` and `sin` `[B, T, D / 2]` and, unless plainly causal, `mask`
-            `[B, 1, T, S]`. Layers change `hidden` only.
+            `[B, 1, T, S]`, and the entries of `added`. Layers change `hidden`, and drop what they
+            have added to it.
         """
         config = self.config
         cos, sin = text_rotary(
@@ -288,14 +294,43 @@ class TextModel(nn.Module):
         if mask is None and past and new > 1:
             mask = causal_mask(new, past + new, embeds.device)
         state = {"hidden": embeds, "cos": cos.to(embeds.dtype), "sin": sin.to(embeds.dtype)}
-        return state if mask is None else {**state, "mask": mask}
+        if mask is not None:
+            state["mask"] = mask
+        return {**state, **(added or {})}
+
+    def layer_states(self, state: State, cache: KVCache | None = None) -> Iterator[State]:
+        """Run all layers on a state of `prepare`; yield the state after each of them."""
+        for index in range(len(self.layers)):
+            state = self.step(index, state, cache)
+            yield state
 
     def step(self, index: int, state: State, cache: KVCache | None = None) -> State:
         """Run layer `index`; returns the state with its `hidden`, `state` is not changed."""
         hidden = self.layers[index](
             state["hidden"], state["cos"], state["sin"], state.get("mask"), cache
         )
-        return {**state, "hidden": hidden}
+        return self.complete(index, state, hidden)
+
+    def complete(self, index: int, state: State, hidden: Tensor) -> State:
+        """Return the state after layer `index` from its input state and its output.
+
+        Features of visuals for this layer are added to the output and leave the state.
+
+        Args:
+            index: of the layer.
+            state: input of the layer; not changed.
+            hidden: output of the layer, `[B, T, H]`.
+        """
+        key = f"{DEEPSTACK}{index}"
+        if key not in state:
+            return {**state, "hidden": hidden}
+        rows = state[VISUAL_ROWS].to(hidden.device)
+        features = state[key].to(hidden.device, hidden.dtype)
+        total = hidden.flatten(0, 1).index_add(0, rows, features).view_as(hidden)
+        state = {name: value for name, value in state.items() if name != key}
+        if not any(name.startswith(DEEPSTACK) for name in state):
+            del state[VISUAL_ROWS]
+        return {**state, "hidden": total}
 
     def finish(self, state: Mapping[str, Tensor]) -> Tensor:
         """Apply the final norm to `hidden`, `[B, T, H]`."""

@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .features import HIDDEN, Features
 from .fused_linear import project
 from .rope import rotate, vision_rotary
 from .text import RMSNorm, State
+from .tower import Tower
 
 EPS = 1e-6  # the same in both families, and not a field of config.json
 
@@ -172,11 +174,8 @@ class PatchMerger(nn.Module):
         return out
 
 
-class VisionTower(nn.Module):
-    """Encoder from the patches of any number of images and videos to decoder tokens.
-
-    `forward` is `prepare`, `step` for every block, `finish`; blockwise drivers call these.
-    """
+class VisionTower(Tower):
+    """The tower of Qwen2-VL and Qwen2.5-VL."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -184,21 +183,6 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
-
-    def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
-        """Encode visuals.
-
-        Args:
-            patches: `[N, channels * frames * patch * patch]`, concatenated visuals.
-            grid: int64 `[visuals, 3]`: t, h, w of each in patches.
-
-        Returns:
-            `[N / merge_unit, out_hidden_size]` in the order of the patches.
-        """
-        state = self.prepare(patches, grid)
-        for index in range(len(self.blocks)):
-            state = self.step(index, state)
-        return self.finish(state)
 
     def prepare(self, patches: Tensor, grid: Tensor) -> State:
         """Embed the patches and compute the inputs that all blocks share.
@@ -237,12 +221,16 @@ class VisionTower(nn.Module):
         )
         return {**state, "hidden": hidden}
 
-    def finish(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Merge neighbouring patches and undo the window order, `[N / merge_unit, out]`."""
+    def merge(self, state: State) -> State:
+        """Merge neighbouring patches and undo the window order, `hidden [N / merge_unit, out]`."""
         merged: Tensor = self.merger(state["hidden"])
         if (order := state.get("window_index")) is not None:
             merged = merged[torch.argsort(order)]
-        return merged
+        return {**state, "hidden": merged}
+
+    def finish(self, state: Mapping[str, Tensor]) -> Features:
+        """Return the merged hidden states alone."""
+        return {HIDDEN: state["hidden"]}
 
 
 def vision_layout(grid: Tensor, config: VisionConfig) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ class Student(nn.Module):
 
     def features(self, batch: PackedBatch) -> Tensor:
         """Output of the vision tower, `[tokens, HIDDEN]`."""
-        out: Tensor = self.qwen.visual(batch.patches, batch.grid)
+        out: Tensor = self.qwen.visual(batch.patches, batch.grid)["hidden"]
         return out
 
     def decode(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +154,8 @@ class Student(nn.Module):
             embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
         state = model.prepare(embeds, batch.position, batch.mask())
         middle = embeds
-        for index in range(len(model.layers)):
-            state = model.step(index, state)
+        for index, following in enumerate(model.layer_states(state)):
+            state = following
             if index == FLAG_LAYER:
                 middle = state["hidden"]
         return model.finish(state), middle

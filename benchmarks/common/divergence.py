@@ -21,6 +21,7 @@ from vlpress.calib.samples.draw import load_samples
 from vlpress.calib.samples.sample import Sample
 from vlpress.eval.fidelity.measure import compute_divergence
 from vlpress.eval.stats.statistics import Interval, mean_interval
+from vlpress.model.features import Features
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
@@ -96,12 +97,12 @@ class Judge:
         return Divergence(kl, top1)
 
     @torch.inference_mode()
-    def _encode_images(self, model: QwenVL) -> list[list[Tensor]]:
+    def _encode_images(self, model: QwenVL) -> list[list[Features]]:
         """Features of each prompt's images."""
         return [model.encode(prompt.visuals) for prompt in self.prompts]
 
     @torch.inference_mode()
-    def _logits(self, model: QwenVL, features: Sequence[Sequence[Tensor]]) -> Iterator[Tensor]:
+    def _logits(self, model: QwenVL, features: Sequence[Sequence[Features]]) -> Iterator[Tensor]:
         """Logits `[answer tokens, vocab]` of each sample."""
         for start in range(0, len(self.prompts), BATCH):
             batch = slice(start, start + BATCH)

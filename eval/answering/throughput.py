@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...bench.machine_load import LoadMeter
+from ...model.features import Features
 from ...model.generation import generate
 from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
@@ -96,7 +96,7 @@ class TimedModel:
         )
 
     @torch.inference_mode()
-    def answer(self, items: Sequence[Item]) -> tuple[list[Prompt], Sequence[Sequence[Tensor]]]:
+    def answer(self, items: Sequence[Item]) -> tuple[list[Prompt], Sequence[Sequence[Features]]]:
         """Answer a batch as in an evaluation; return its prompts and image features."""
         # A new cache each time, because image encoding is part of the time to answer.
         prompts, features = FeatureCache(self.model, self._processor).prompts(items)
@@ -110,7 +110,7 @@ class TimedModel:
         return prompts, features
 
     def _time_phases(
-        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Tensor]]
+        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Features]]
     ) -> tuple[float, float]:
         """Return the seconds until the first token, and those of the `DECODE_TOKENS` after it."""
         times: list[float] = []

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from ...model.features import Features, feature_bytes
 from ...model.finite import NotFiniteError
 from ...model.processing.inputs import Prompt, Visual
 from ...model.processing.processor import Processor
@@ -36,8 +36,8 @@ class _Encoded:
 
     visual: Visual
     """Its patches are zeros without memory: only their number is read."""
-    features: Tensor
-    """`[tokens, hidden]` in the dtype of the model."""
+    features: Features
+    """In the dtype of the model."""
 
 
 class FeatureCache:
@@ -64,7 +64,7 @@ class FeatureCache:
 
     def prompts(
         self, items: Sequence[Item], answers: Sequence[str] | None = None
-    ) -> tuple[list[Prompt], list[list[Tensor]]]:
+    ) -> tuple[list[Prompt], list[list[Features]]]:
         """Build the prompts of a batch.
 
         Args:
@@ -73,13 +73,13 @@ class FeatureCache:
                 open for generation.
 
         Returns:
-            The prompts, and the features `[tokens, hidden]` of each prompt's images.
+            The prompts, and the features of each prompt's images.
 
         Raises:
             NotFiniteError: features of an image are NaN or infinite; the message names the item.
         """
         prompts: list[Prompt] = []
-        features: list[list[Tensor]] = []
+        features: list[list[Features]] = []
         # The images of the batch stay here even if the cache evicts them.
         batch: dict[_Key, _Encoded] = {}
         for row, item in enumerate(items):
@@ -114,5 +114,5 @@ class FeatureCache:
         self.encoded += 1
         count = visual.patches.shape[0]
         encoded = _Encoded(replace(visual, patches=torch.zeros(1, 1).expand(count, 1)), features)
-        self._entries.add(key, encoded, features.numel() * features.element_size())
+        self._entries.add(key, encoded, feature_bytes(features))
         return encoded

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -53,6 +54,9 @@ class Batch:
     embeds: Tensor  # [batch, tokens, hidden]
     position_ids: Tensor  # int64 [3, batch, tokens]
     padding: Tensor  # int64 [batch]: number of padded tokens on the left
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    """Features of all visuals that decoder layers add to hidden states, each `[visual tokens,
+    hidden]`, and the rows of these tokens, `VISUAL_ROWS`; empty if there are none."""
 
     def attention_mask(self) -> Tensor | None:
         """Build the causal mask, see `padded_causal_mask`; None if nothing is padded."""

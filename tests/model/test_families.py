@@ -68,7 +68,7 @@ def test_linears_of_one_tap_read_one_tensor(random_model: RandomModel, family: s
 
         hooks.append(model.get_submodule(spec.name).register_forward_pre_hook(record))
     patches = torch.randn(32, 1176, generator=torch.Generator().manual_seed(0))
-    embeds = model.visual(patches, torch.tensor([[1, 4, 8]]))[None]
+    embeds = model.visual(patches, torch.tensor([[1, 4, 8]]))["hidden"][None]
     model.logits(model.model(embeds, torch.arange(8).expand(3, 1, 8)))
     for hook in hooks:
         hook.remove()
@@ -81,7 +81,7 @@ def stage_output(model: QwenVL, stage: Stage) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     if stage.name in ("vision", "merger"):
         patches = torch.randn(48, 1176, generator=generator)
-        features: torch.Tensor = model.visual(patches, torch.tensor([[1, 4, 12]]))
+        features: torch.Tensor = model.visual(patches, torch.tensor([[1, 4, 12]]))["hidden"]
         return features
     embeds = torch.randn(1, 6, 128, generator=generator)
     hidden: torch.Tensor = model.model(embeds, torch.arange(6).expand(3, 1, 6))

@@ -134,7 +134,7 @@ def test_vision_features(pair: Pair, name: str) -> None:
     grid = torch.tensor([visual.grid for visual in prompt.visuals])
     with torch.no_grad():
         reference = pair.theirs.model.visual(patches, grid_thw=grid).pooler_output
-        features = torch.cat(pair.ours.encode(prompt.visuals))
+        features = torch.cat([each["hidden"] for each in pair.ours.encode(prompt.visuals)])
     assert float(reference.std()) > 0.1
     assert_parity(features, reference)
 

@@ -79,10 +79,10 @@ def test_last_positions_only(random_model: RandomModel, prompts: list[Prompt]) -
 def test_given_features_are_used(random_model: RandomModel, prompts: list[Prompt]) -> None:
     model = random_model()
     features = [model.encode(prompt.visuals) for prompt in prompts]
-    assert [part.shape[0] for part in features[2]] == [6, 16, 10]
+    assert [part["hidden"].shape[0] for part in features[2]] == [6, 16, 10]
     for a, b in zip(model(prompts, features), model(prompts), strict=True):
         assert close(a, b)
-    blank = [[torch.zeros_like(part) for part in parts] for parts in features]
+    blank = [[{"hidden": torch.zeros_like(part["hidden"])} for part in parts] for parts in features]
     assert not close(model(prompts, blank)[1], model(prompts)[1], 0.05)
 
 
@@ -104,7 +104,7 @@ def test_encoding_in_portions_changes_nothing(
     whole = model.encode(visuals)
     monkeypatch.setattr(qwen_vl, "MAX_PATCHES", 70)
     for a, b in zip(model.encode(visuals), whole, strict=True):
-        assert close(a, b)
+        assert close(a["hidden"], b["hidden"])
 
 
 def test_wrong_numbers_of_features_and_prompts(
@@ -114,7 +114,7 @@ def test_wrong_numbers_of_features_and_prompts(
     with pytest.raises(ValueError, match="no prompts"):
         model([])
     with pytest.raises(ValueError, match=r"prompt 1 .*\b6\b.*\b5\b"):
-        model(prompts[:2], [[], [torch.zeros(5, 128)]])
+        model(prompts[:2], [[], [{"hidden": torch.zeros(5, 128)}]])
     with pytest.raises(ValueError, match=r"\b1 prompts .*\b2 prompts"):
         model(prompts[:2], [[]])
     cut = Prompt(prompts[1].input_ids[:8], prompts[1].position_ids[:, :8], prompts[1].visuals)

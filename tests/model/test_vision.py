@@ -83,10 +83,10 @@ def test_visuals_do_not_see_each_other(grid: Grids) -> None:
     for family in FAMILIES:
         model = make_random_model(family)
         patches = patches_for(model.config, grid)
-        together = model.visual(patches, torch.tensor(grid))
+        together = model.visual(patches, torch.tensor(grid))["hidden"]
         sizes = [t * h * w for t, h, w in grid]
         alone = [
-            model.visual(part, torch.tensor([one]))
+            model.visual(part, torch.tensor([one]))["hidden"]
             for part, one in zip(torch.split(patches, sizes), grid, strict=True)
         ]
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
@@ -121,7 +121,9 @@ def test_block_seams_reproduce_forward(random_model: RandomModel, family: str) -
         hidden = block(hidden, state["cos"], state["sin"], state[tower.segments(index)])
         state = tower.step(index, state)
         assert torch.equal(state["hidden"], hidden)
-    assert torch.equal(tower.finish(state), tower(patches, torch.tensor(grid)))
+    features = tower.finish(tower.merge(state))
+    assert list(features) == ["hidden"]
+    assert torch.equal(features["hidden"], tower(patches, torch.tensor(grid))["hidden"])
 
 
 def patches_for_tower(tower: Any, grid: Grids) -> torch.Tensor:

@@ -22,6 +22,7 @@ from vlpress.eval.fidelity.measure import measure_task, store_logprobs
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files import image_store
 from vlpress.eval.tasks.task import Item, Task
+from vlpress.model.features import Features
 from vlpress.model.processing.processor import Processor
 
 
@@ -178,7 +179,7 @@ def test_images_are_decoded_and_encoded_once_for_all_passes(
     decoded: list[int] = []
     encode, decode = model.encode, image_store.decode_image
 
-    def count_encode(visuals: Any) -> list[torch.Tensor]:
+    def count_encode(visuals: Any) -> list[Features]:
         encoded.append(len(visuals))
         return encode(visuals)
 
@@ -219,7 +220,7 @@ def test_cache_of_any_size_gives_the_same_features(
     for item in (*task.items, *task.items):
         _, [a] = roomy.prompts([item])
         _, [b] = small.prompts([item])
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all(torch.equal(x["hidden"], y["hidden"]) for x, y in zip(a, b, strict=True))
         assert small._entries.nbytes <= share * total
     assert roomy.encoded == 8
     assert fewest <= small.encoded <= most  # of 64 uses
