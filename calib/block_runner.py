@@ -1,7 +1,9 @@
 """Blockwise forward pass over the calibration samples.
 
-The state of a sample holds its hidden states and everything else a block needs (rotary tables,
-segment bounds, masks), so samples with images of different sizes need no padding.
+The stages of the family say which samples pass a block, how their first state is made, what a block
+computes and what remains after the last one; nothing here depends on a model type. The state of a
+sample holds its hidden states and everything else a block needs (rotary tables, segment bounds,
+masks, features for later layers), so samples with images of different sizes need no padding.
 
 Some layers are calibrated against the float model (GPTAQ). Samples then have a second state, the
 float state, that of the float model. Both are the same up to the first quantized block. From there
@@ -10,32 +12,32 @@ on, float states run through a float copy of each quantized block.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from ..common.distributed import SINGLE_PROCESS, Communicator
 from ..model.expert_linear import routed_tokens
-from ..model.families import LinearSpec, family_of
-from ..model.features import Features, split_features
+from ..model.families import LinearSpec, Stage, family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
-from ..model.text import DecoderLayer
 from .activation_store import ActivationStore, BlockSource, State, hold_block
 from .capture import watch_inputs
 from .observers import Observer
 from .reduction import shard_rank, shard_samples
 
-FEATURES = "features"
-"""Store key of the projected image features, consumed by the first decoder block."""
-
-CHECKPOINT_TAPS = ("o", "gate_up", "down")
-"""Taps inside a decoder block at which a sample's state can be checkpointed."""
-
 TokenWeightFn = Callable[[str, Prompt], Tensor | None]
 """Called with the module path of a block and a sample; returns the weight of each token in sums,
 float `[T]`, not negative, or None if all are equal."""
+
+
+class _Resumable(Protocol):
+    """The module of a block with checkpoints, see `DecoderLayer`."""
+
+    def forward_to(self, tap: str, state: Mapping[str, Tensor]) -> tuple[State, Tensor]: ...
+
+    def forward_from(self, state: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class _StopForward(Exception):  # noqa: N818, RUF100  # control flow
@@ -68,15 +70,15 @@ class BlockRunner:
     ) -> None:
         self.model, self.prompts, self.comm = model, prompts, comm
         self.blocks, self.store = blocks, store
-        family = family_of(model.config)
-        config = model.config
-        self.vision = family.stage("vision").blocks(config)
-        self.merger = family.stage("merger").blocks(config)
-        self.decoder = family.stage("decoder").blocks(config)
-        self.head = family.stage("head").blocks(config)
-        self._entry = {stage.name: stage.entry for stage in family.stages if stage.entry}
+        self._places: dict[str, tuple[Stage, int]] = {
+            path: (stage, index)
+            for stage in family_of(model.config).stages
+            for index, path in enumerate(stage.blocks(model.config))
+        }
+        order = list(self._places)
+        self._block_before = dict(zip(order[1:], order, strict=False))
         self._token_weights = token_weights
-        self.samples_with_images = [i for i, prompt in enumerate(prompts) if prompt.visuals]
+        self._with_visuals = [i for i, prompt in enumerate(prompts) if prompt.visuals]
         self.diverged: set[int] = set()
         """Samples with a float state that differs from the quantized one."""
         self._float_block: nn.Module | None = None
@@ -86,12 +88,17 @@ class BlockRunner:
 
     def all_blocks(self) -> list[str]:
         """Return the module paths of all blocks in the order of computation."""
-        return [*self.vision, *self.merger, *self.decoder, *self.head]
+        return list(self._places)
 
     def samples(self, block: str) -> Sequence[int]:
         """Return the numbers of the samples that pass through a block."""
-        in_vision = block in self.vision or block in self.merger
-        return self.samples_with_images if in_vision else range(len(self.prompts))
+        in_tower = self._stage(block).part == "tower"
+        return self._with_visuals if in_tower else range(len(self.prompts))
+
+    def entry_key(self, block: str) -> str:
+        """Return the store key of the states that `enter` needs, or else the block."""
+        stage, index = self._places[block]
+        return f"{block} (entry)" if stage.enter is not None and index == 0 else block
 
     def shards(self, block: str) -> list[list[int]]:
         """Return the samples of a block by shard, see `reduction`."""
@@ -108,30 +115,33 @@ class BlockRunner:
         ]
 
     def enter(self, block: str) -> None:
-        """Create the first states before the first block of the vision tower or the decoder."""
-        if block == self.vision[0]:
-            with hold_block(self.blocks, self._entry["vision"]):
-                for sample in self.local_samples(block):
-                    self.store.put(block, sample, self._prepare_vision(self.prompts[sample]))
-        elif block == self.decoder[0]:
-            with hold_block(self.blocks, self._entry["decoder"]):
-                for sample in self.local_samples(block):
-                    state = self._embed(sample)
-                    self.store.put(block, sample, state)
-                    if sample in self.diverged:
-                        in_float = self._embed(sample, in_float=True)
-                        # Both have the same rotary tables, which are stored once in memory.
-                        shared = {key: state[key] for key in ("cos", "sin")}
-                        self.store.put(_key(block, True), sample, {**in_float, **shared})
-        elif block in self.head:
-            self.blocks.load(self._entry["head"])
+        """Create the first states of the samples, if the block is the first of its stage."""
+        stage, _ = self._places[block]
+        key = self.entry_key(block)
+        if stage.enter is None or key == block:
+            return
+        with ExitStack() as held:
+            for path in stage.entry:
+                held.enter_context(hold_block(self.blocks, path))
+            before = self._block_before.get(block)
+            arriving = () if before is None else self.samples(before)
+            for sample in self.local_samples(block):
+                previous = self._take(key, sample) if sample in arriving else None
+                state = stage.enter(self.model, self.prompts[sample], previous)
+                self.store.put(block, sample, state)
+                if sample in self.diverged:
+                    previous = self._take(_key(key, True), sample)
+                    float_state = stage.enter(self.model, self.prompts[sample], previous)
+                    # Rotary tables and masks are equal, and stored once in memory.
+                    own = {"hidden", *(previous or ())}
+                    shared = {name: value for name, value in state.items() if name not in own}
+                    self.store.put(_key(block, True), sample, {**float_state, **shared})
 
     def pending_keys(self, block: str) -> list[str]:
         """Return the keys of the stored states that `enter` and the block need."""
-        if block == self.vision[0]:
+        if block == next(iter(self._places)):
             return []
-        key = FEATURES if block == self.decoder[0] else block
-        return [_key(key, in_float) for in_float in (False, True)]
+        return [_key(self.entry_key(block), in_float) for in_float in (False, True)]
 
     def snapshot_float(self, block: str) -> None:
         """Copy a block before its layers are quantized, for the float states.
@@ -167,10 +177,10 @@ class BlockRunner:
         for sample in self.local_samples(block):
             for in_float in (False, True) if with_float and sample in diverged else (False,):
                 if following is not None:
-                    key = FEATURES if following == self.decoder[0] else following
                     state = self._run_sample(block, sample, in_float)
-                    self.store.put(_key(key, in_float), sample, state)
-                    largest.append(float(state["hidden"].abs().amax()))
+                    largest.append(float(self._output(block, state).abs().amax()))
+                    state = self._leave(block, following, state)
+                    self.store.put(_key(self.entry_key(following), in_float), sample, state)
             self.store.drop(block, sample)
             if sample in self.diverged:
                 self.store.drop(_key(block, True), sample)
@@ -233,7 +243,8 @@ class BlockRunner:
         sample has to run through them again: with checkpoints a block runs once per state,
         without them once per tap and once more at the end.
         """
-        return block in self.decoder and tap in CHECKPOINT_TAPS
+        checkpoints = self._stage(block).checkpoints
+        return checkpoints is not None and tap in checkpoints.taps
 
     def run_to_tap(self, block: str, tap: str, sample: int, *, in_float: bool = False) -> Tensor:
         """Run a sample up to `tap`, checkpoint its state there, and return the tensor at the tap.
@@ -241,8 +252,8 @@ class BlockRunner:
         The sample continues from there in the next `run_to_tap`, or in `advance`.
 
         Args:
-            block: a decoder block.
-            tap: one of `CHECKPOINT_TAPS`; all layers before it are final.
+            block: a block of a stage with checkpoints.
+            tap: one of its taps; all layers before it are final.
             sample: number of the sample.
             in_float: run the float state through the float copy of the block.
 
@@ -262,43 +273,56 @@ class BlockRunner:
         """Take a sample's checkpoint inside the block out of the store; None if it has none."""
         if (sample, in_float) not in self._checkpoints:
             return None
-        key = self._checkpoints.pop((sample, in_float))
-        state = self.store.get(key, sample)
-        self.store.drop(key, sample)
-        return state
+        return self._take(self._checkpoints.pop((sample, in_float)), sample)
 
     def output(self, block: str, sample: int) -> Tensor:
         """Compute the output of a block as it is now for one sample, `[..., channels]`."""
-        return self._run_sample(block, sample, False)["hidden"]
+        return self._output(block, self._run_sample(block, sample, False))
 
     def run(self, block: str, state: State) -> State:
         """Compute the state after a block."""
-        if block in self.vision:
-            return self.model.visual.step(self.vision.index(block), state)
-        if block in self.merger:
-            return self.model.visual.finish(self.model.visual.merge(state))
-        if block in self.head:
-            return {"hidden": self.model.logits(self.model.model.finish(state))}
-        return self.model.model.step(self.decoder.index(block), state)
+        stage, index = self._places[block]
+        return stage.step(self.model, index, state)
 
     def token_weights(self, block: str, prompt: Prompt) -> Tensor | None:
         """Return the weight of each token in a block, float `[T]`; None if all are equal."""
         return None if self._token_weights is None else self._token_weights(block, prompt)
 
+    def _stage(self, block: str) -> Stage:
+        return self._places[block][0]
+
+    def _output(self, block: str, state: State) -> Tensor:
+        """Return the output of a block from the state after it."""
+        stage, index = self._places[block]
+        return state[stage.output_key(index)]
+
+    def _leave(self, block: str, following: str, state: State) -> State:
+        """Return what remains of the state after a block."""
+        stage = self._stage(block)
+        if stage.leave is None or self._stage(following) is stage:
+            return state
+        return stage.leave(self.model, state)
+
     def _run_sample(self, block: str, sample: int, in_float: bool) -> State:
         checkpoint = self._take_checkpoint(sample, in_float)
         if checkpoint is not None:
-            hidden = self._layer(block, in_float).forward_from(checkpoint)
+            stage, index = self._places[block]
+            assert stage.checkpoints is not None
+            output = self._layer(block, in_float).forward_from(checkpoint)
             state = self._state(block, sample, in_float)
-            return self.model.model.complete(self.decoder.index(block), state, hidden)
+            return stage.checkpoints.complete(self.model, index, state, output)
         with self._float_copy(block, in_float):
             return self.run(block, self._state(block, sample, in_float))
 
-    def _layer(self, block: str, in_float: bool) -> DecoderLayer:
+    def _layer(self, block: str, in_float: bool) -> _Resumable:
         layer = self._float_block if in_float else None
-        layer = self.model.get_submodule(block) if layer is None else layer
-        assert isinstance(layer, DecoderLayer)
-        return layer
+        return cast(_Resumable, self.model.get_submodule(block) if layer is None else layer)
+
+    def _take(self, key: str, sample: int) -> State:
+        """Take a state out of the store."""
+        state = self.store.get(key, sample)
+        self.store.drop(key, sample)
+        return state
 
     def _state(self, block: str, sample: int, in_float: bool) -> State:
         return self.store.get(_key(block, in_float and sample in self.diverged), sample)
@@ -316,23 +340,6 @@ class BlockRunner:
             yield
         finally:
             setattr(parent, leaf, quantized)
-
-    def _prepare_vision(self, prompt: Prompt) -> State:
-        patches = torch.cat([visual.patches for visual in prompt.visuals])
-        grid = torch.tensor([visual.grid for visual in prompt.visuals])
-        return self.model.visual.prepare(patches, grid)
-
-    def _embed(self, sample: int, in_float: bool = False) -> State:
-        prompt = self.prompts[sample]
-        features: Sequence[Features] = ()
-        if prompt.visuals:
-            unit = self.model.config.vision.merge_unit
-            sizes = [visual.patches.shape[0] // unit for visual in prompt.visuals]
-            key = _key(FEATURES, in_float)
-            features = split_features(self.store.get(key, sample), sizes)
-            self.store.drop(key, sample)
-        batch = self.model.embed([prompt], [features])
-        return self.model.model.prepare(batch.embeds, batch.position_ids, added=batch.added)
 
 
 def _key(block: str, in_float: bool) -> str:

@@ -86,8 +86,8 @@ def find_token_weights(
         ValueError: `setting` is none of these, or no sample has a usable gradient.
     """
     family, config = family_of(model.config), model.config
-    heads = family.stage("head").blocks(config)
-    blocks = [*family.stage("decoder").blocks(config), *heads]
+    heads = family.head.blocks(config)
+    blocks = [*family.decoder.blocks(config), *heads]
     if isinstance(setting, FixedWeights):
         return ModalityTokenWeights(dict.fromkeys(blocks, setting.image), setting.text, config)
     if setting == "uniform":
@@ -138,7 +138,7 @@ def gradient_image_weights(model: QwenVL, prompts: Sequence[Prompt]) -> dict[str
     Raises:
         ValueError: no prompt has an image followed by text.
     """
-    blocks = family_of(model.config).stage("decoder").blocks(model.config)
+    blocks = family_of(model.config).decoder.blocks(model.config)
     sums = torch.zeros(len(blocks), 2, dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64)
     for prompt in prompts:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .families import WeightSlice
+from .family_tables.table import WeightSlice
 
 _ROUTED: ContextVar[Tensor | None] = ContextVar("routed tokens", default=None)
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from .cache import CacheType, KVCache
 from .config import ModelConfig
 from .families import family_of
+from .family_check import check_family
 from .features import HIDDEN, VISUAL_ROWS, Features, count_tokens, join_features, split_features
 from .finite import check_finite
 from .processing.inputs import Batch, Prompt, Visual, visual_mask
-from .text import TextModel
-from .vision import VisionTower
 
 MAX_PATCHES = 32768
 """Patches per call of the vision tower. Bounds its memory (the widest activation takes a few
@@ -24,21 +23,26 @@ kilobytes per patch) and changes no result: visuals never attend to each other."
 
 
 class QwenVL(nn.Module):
-    """Qwen2-VL or Qwen2.5-VL; attribute names equal the checkpoint's.
+    """A model of any family; attribute names equal the checkpoint's.
 
     `lm_head` is None if the output head is tied to the token embedding.
+
+    Raises:
+        ValueError: the family's table does not describe the modules.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual = VisionTower(config.vision)
-        self.model = TextModel(config.text, family_of(config).mrope_layout)
+        family = family_of(config)
+        self.visual = family.build_tower(config.vision)
+        self.model = family.build_decoder(config.text, family.mrope_layout)
         self.lm_head: nn.Module | None = (
             None
             if config.text.tie_word_embeddings
             else nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         )
+        check_family(self, family)
         self.cache_type: CacheType = "model"
         """Dtype of the KV cache during generation."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
@@ -63,6 +67,7 @@ class QwenVL(nn.Module):
 
         Raises:
             NotFiniteError: a feature is NaN or infinite.
+            ValueError: the tower gives others than the family's table lists.
         """
         features: list[Features] = []
         for group in _group(visuals, MAX_PATCHES):
@@ -71,6 +76,12 @@ class QwenVL(nn.Module):
             unit = self.config.vision.merge_unit
             sizes = [visual.patches.shape[0] // unit for visual in group]
             encoded = self.visual(patches, grid)
+            expected = family_of(self.config).features(self.config)
+            if set(encoded) != set(expected):
+                raise ValueError(
+                    f"the tower gives the features {', '.join(encoded)}, the table of "
+                    f"{self.config.family} lists {', '.join(expected)}; correct one of them"
+                )
             for values in encoded.values():
                 check_finite(values, "the vision tower's features are", self)
             features += split_features(encoded, sizes)

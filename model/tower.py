@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 class Tower(nn.Module):
     """Encoder from the patches of any number of images and videos to features for the decoder.
 
-    `forward` is `prepare`, `step` for every block, `merge`, `finish`; blockwise drivers call these,
-    as the stages of the family say.
+    `forward` is `prepare`, `step` for every block, `merge_kept` for every kept output, `merge`,
+    `finish`; blockwise drivers call these, as the stages of the family say.
     """
 
     config: VisionConfig
     patch_embed: PatchEmbed
     blocks: nn.ModuleList
     merger: nn.Module
+    kept: int = 0
+    """Number of blocks whose outputs have mergers of their own; `step` keeps them in the state."""
 
     def forward(self, patches: Tensor, grid: Tensor) -> Features:
         """Encode visuals.
@@ -40,6 +42,8 @@ class Tower(nn.Module):
         state = self.prepare(patches, grid)
         for index in range(len(self.blocks)):
             state = self.step(index, state)
+        for number in range(self.kept):
+            state = self.merge_kept(number, state)
         return self.finish(self.merge(state))
 
     def prepare(self, patches: Tensor, grid: Tensor) -> State:
@@ -50,8 +54,12 @@ class Tower(nn.Module):
         """Run block `index`; returns the state with its `hidden`, `state` is not changed."""
         raise NotImplementedError
 
+    def merge_kept(self, number: int, state: State) -> State:
+        """Run the merger of a kept output, which its result replaces in the state."""
+        raise NotImplementedError
+
     def merge(self, state: State) -> State:
-        """Run the merger (all mergers, if there are several) after the last block."""
+        """Run the merger of the last block's output; returns the state with its `hidden`."""
         raise NotImplementedError
 
     def finish(self, state: Mapping[str, Tensor]) -> Features:

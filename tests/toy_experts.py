@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from vlpress.model.config import TextConfig
 from vlpress.model.expert_linear import ExpertLinear, routed
-from vlpress.model.families import FAMILIES, BlockLinear, ExpertTensor, Family, WeightSlice
+from vlpress.model.families import (
+    FAMILIES,
+    BlockLinear,
+    Checkpoints,
+    ExpertTensor,
+    Family,
+    WeightSlice,
+)
+from vlpress.model.family_tables import steps
 
 EXPERTS, ACTIVE = 4, 2
 PARTS = {
@@ -90,6 +98,8 @@ def expert_family() -> Family:
         pairs=decoder.pairs[:1],
         fused=decoder.fused[:1],
         padded=(),
+        kept=("mlp.gate",),
+        checkpoints=Checkpoints(("o",), steps.complete_decoder_layer),
     )
     stages = tuple(decoder if stage.name == "decoder" else stage for stage in family.stages)
     return replace(family, stages=stages)

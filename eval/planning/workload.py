@@ -83,14 +83,14 @@ def estimate_passes(
         rates: of the machine.
         batch_size: prompts that are answered together.
     """
-    weights = Counter[str]()
-    for spec in family_of(config).linears(config):
-        weights[spec.stage] += spec.weights
+    weights, family = Counter[str](), family_of(config)
+    for spec in family.linears(config):
+        per_token = config.vision.merge_unit if family.stage(spec.stage).per_patch else 1
+        weights[spec.part] += per_token * spec.weights
     text, head = config.text, config.text.hidden_size * config.text.vocab_size
     # Queries times keys and weights times values; on average half of the prompt is attended to.
     attention = text.num_hidden_layers * text.num_attention_heads * text.head_dim * work.tokens
-    per_image_token = weights["vision"] * config.vision.merge_unit + weights["merger"]
-    vision = work.image_tokens * per_image_token * rates.mac
+    vision = work.image_tokens * weights["tower"] * rates.mac
     prefill = work.prompts * work.tokens * (weights["decoder"] + attention) * rates.mac
     batch = min(batch_size, work.prompts)
     step = (weights["decoder"] + head) * max(rates.read, batch * rates.mac)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from ..text import TextModel
+from ..vision import VisionTower
+from . import steps
 from .qwen2_stages import DECODER, HEAD, MERGER, VISION_ATTENTION, VISION_VALUE
 from .table import BlockLinear, Family, NormBinding, PaddedWidth, PairBinding, Stage
 
 _VISION = Stage(
     name="vision",
+    part="tower",
     path="visual.blocks.{}",
     count=lambda config: config.vision.depth,
-    entry="visual.patch_embed",
+    entry=("visual.patch_embed",),
+    enter=steps.embed_patches,
+    step=steps.run_tower_block,
+    per_patch=True,
     linears=(
         *VISION_ATTENTION,
         BlockLinear("mlp.gate_proj", "vision", "vision_mlp", bias=True, tap="gate_up"),
@@ -38,5 +45,7 @@ _VISION = Stage(
 QWEN2_5_VL = Family(
     name="qwen2_5_vl",
     stages=(_VISION, MERGER, DECODER, HEAD),
+    build_tower=VisionTower,
+    build_decoder=TextModel,
     mrope_layout="sectioned",
 )

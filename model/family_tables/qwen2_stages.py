@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .table import BlockLinear, NormBinding, PaddedWidth, PairBinding, Stage
+from . import steps
+from .table import BlockLinear, Checkpoints, NormBinding, PaddedWidth, PairBinding, Stage
 
 VISION_ATTENTION = (
     BlockLinear("attn.qkv", "vision", "vision_qkv", bias=True, tap="qkv"),
@@ -13,9 +14,11 @@ VISION_VALUE = PairBinding("attn.qkv", "attn.proj", part=(2, 3))
 
 MERGER = Stage(
     name="merger",
+    part="tower",
     path="visual.merger",
     count=lambda config: 1,
-    entry=None,
+    step=steps.merge_patches,
+    leave=steps.select_features,
     linears=(
         BlockLinear("mlp.0", "merged", "merged", bias=True, tap="merger_in"),
         BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="merger_out", input_split=True),
@@ -26,9 +29,13 @@ MERGER = Stage(
 
 DECODER = Stage(
     name="decoder",
+    part="decoder",
     path="model.layers.{}",
     count=lambda config: config.text.num_hidden_layers,
-    entry="model.embed_tokens",
+    entry=("model.embed_tokens",),
+    enter=steps.embed_tokens,
+    step=steps.run_decoder_layer,
+    checkpoints=Checkpoints(("o", "gate_up", "down"), steps.complete_decoder_layer),
     linears=(
         BlockLinear("self_attn.q_proj", "hidden", "q", bias=True, tap="qkv"),
         BlockLinear("self_attn.k_proj", "hidden", "kv", bias=True, tap="qkv"),
@@ -65,8 +72,11 @@ DECODER = Stage(
 
 HEAD = Stage(
     name="head",
+    part="head",
     path="lm_head",
     count=lambda config: 0 if config.text.tie_word_embeddings else 1,
-    entry="model.norm",
+    entry=("model.norm",),
+    enter=steps.normalize,
+    step=steps.predict,
     linears=(BlockLinear("", "hidden", "vocab", bias=False, tap="head"),),
 )

@@ -1,24 +1,55 @@
 """The structure of a model as data for calibration and quantization.
 
-A stage is a run of equal blocks (vision blocks, the merger, decoder layers, the head). Within a
-block every linear layer is listed with its input tensor (its tap): linears with the same tap share
-one Hessian. Bindings list the pairs of operations between which channels can be rescaled without
-changing the function. They belong to a stage and are never derived from module names, because the
-vision MLP of Qwen2.5-VL has the decoder's names.
+A stage is a run of equal blocks (vision blocks, a merger, decoder layers, the head). The state of a
+sample, a dict of tensors, passes through the blocks of all stages; a stage has functions for its
+first state, for one block, and for what remains after the last block (`steps.py` has those that
+most families need). Calibration, the smoke test and the plan are driven by these.
 
-Every field is read by code, and a value without an implementation is an error.
+Within a block every linear layer is listed with its input tensor (its tap): linears with the same
+tap share one Hessian. Bindings list the pairs of operations between which channels can be rescaled
+without changing the function. They belong to a stage and are never derived from module names,
+because the vision MLP of Qwen2.5-VL has the decoder's names.
+
+Every field is read by code, and a value without an implementation is an error: what can be checked
+without a model is checked here, and `family_check` compares a table with the modules of a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..features import HIDDEN
 from ..rope import MropeLayout
+
+if TYPE_CHECKING:  # modules of models import this one
+    from ..config import TextConfig, VisionConfig
+    from ..processing.inputs import Prompt
+    from ..qwen_vl import QwenVL
+    from ..text import State, TextModel
+    from ..tower import Tower
+
+Part = Literal["tower", "decoder", "head"]
+"""Stages of the tower are passed by samples with images or videos only, the others by all samples.
+There is one stage of the decoder and one of the head, which predicts tokens."""
+
+Enter = Callable[["QwenVL", "Prompt", "State | None"], "State"]
+"""Called with the model, a sample and its state after the stage before (None: it has none); returns
+the sample's state before the first block."""
+Step = Callable[["QwenVL", int, "State"], "State"]
+"""Called with the model, the index of a block and its input; returns the state after the block."""
+Leave = Callable[["QwenVL", "State"], "State"]
+"""Called with the model and a sample's state after the last block; returns what remains of it."""
+Complete = Callable[["QwenVL", int, "State", Tensor], "State"]
+"""Called with the model, the index of a block, its input, and the output that was computed from a
+checkpoint; returns the state after the block."""
+
+PARTS: tuple[str, ...] = get_args(Part)
 
 # Copied byte for byte into every saved checkpoint: saving through a library can change such files
 # (truncation settings, templates).
@@ -63,6 +94,7 @@ class LinearSpec:
     out_features: int
     bias: bool
     stage: str
+    part: Part
     block: int  # index within the stage
     tap: str  # linears of a block with the same tap share their input tensor
     input_split: bool = False  # row-parallel: tensor parallelism splits its input features
@@ -144,18 +176,74 @@ class PaddedWidth:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Taps inside a block at which calibration can interrupt and resume it.
+
+    The block's module has `forward_to` and `forward_from`, see `text.DecoderLayer`.
+    """
+
+    taps: tuple[str, ...]  # in the order of computation
+    complete: Complete
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A run of equal blocks."""
+    """A run of equal blocks.
+
+    Raises:
+        ValueError: fields contradict each other.
+    """
 
     name: str
+    part: Part
     path: str  # module path, with {} for the block index if there are several blocks
     count: Callable[[ModelConfig], int]
-    entry: str | None  # module that runs before the first block and belongs to none
+    step: Step
     linears: tuple[BlockLinear, ...]
+    kept: tuple[str, ...] = ()  # linear layers that are never quantized, such as a router
+    entry: tuple[str, ...] = ()  # modules that belong to no block; `enter` runs them
+    enter: Enter | None = None  # None: the state after the stage before
+    leave: Leave | None = None  # None: all of the state
+    output: str = HIDDEN  # key of a block's output in the state, with {} for the block index
+    per_patch: bool = False  # blocks compute patches instead of merged tokens
+    checkpoints: Checkpoints | None = None  # None: a block runs as a whole
     norms: tuple[NormBinding, ...] = ()
     pairs: tuple[PairBinding, ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members
     padded: tuple[PaddedWidth, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(
+                f"stage {self.name}: part {self.part!r} is unknown; allowed: {', '.join(PARTS)}"
+            )
+        names = [linear.name for linear in self.linears]
+        used = [
+            *(name for norm in self.norms for name in norm.linears),
+            *(name for pair in self.pairs for name in (pair.source, pair.target)),
+            *(name for group in self.fused for name in group),
+            *(name for padded in self.padded for name in (*padded.outputs, *padded.inputs)),
+        ]
+        self._refuse("linear", used, names)
+        self._refuse("linear of two entries", [n for n in names if names.count(n) > 1], ())
+        if self.checkpoints is not None:
+            self._refuse("tap", self.checkpoints.taps, {linear.tap for linear in self.linears})
+        by_name = {linear.name: linear for linear in self.linears}
+        for group in self.fused:
+            taps = {by_name[name].tap for name in group}
+            self._refuse("tap of fused linears", sorted(taps)[1:], ())
+        for padded in self.padded:
+            sizes = {by_name[name].outputs for name in padded.outputs}
+            sizes |= {by_name[name].inputs for name in padded.inputs}
+            self._refuse("padded width", sorted(sizes), {padded.width})
+
+    def _refuse(self, what: str, used: Iterable[str], allowed: Iterable[str]) -> None:
+        """Refuse names that are not among the allowed ones."""
+        if unknown := sorted(set(used) - set(allowed)):
+            raise ValueError(
+                f"stage {self.name}: {what} {', '.join(unknown)} does not fit its other fields; "
+                f"allowed: {', '.join(sorted(allowed)) or 'none'}"
+            )
 
     @property
     def bindings(self) -> tuple[NormBinding | PairBinding, ...]:
@@ -170,15 +258,54 @@ class Stage:
         """Return the module paths of all blocks in the order of computation."""
         return tuple(self.block_path(block) for block in range(self.count(config)))
 
+    def output_key(self, block: int) -> str:
+        """Return the key of a block's output in the state after it."""
+        return self.output.format(block)
+
 
 @dataclass(frozen=True)
 class Family:
-    """A model type: its stages in the order of computation."""
+    """A model type: its stages in the order of computation, those of the tower first.
+
+    Raises:
+        ValueError: the stages are not in this order, or two have one name.
+    """
 
     name: str
     stages: tuple[Stage, ...]
+    build_tower: Callable[[VisionConfig], Tower]
+    build_decoder: Callable[[TextConfig, MropeLayout], TextModel]
     mrope_layout: MropeLayout
+    features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
+
+    def __post_init__(self) -> None:
+        names, parts = [s.name for s in self.stages], [s.part for s in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.name}: two stages have one name: {', '.join(names)}")
+        if parts != [*["tower"] * (len(parts) - 2), "decoder", "head"] or len(parts) < 3:
+            raise ValueError(
+                f"{self.name}: the parts of its stages are {', '.join(parts)}; allowed: one or "
+                "more of the tower, then one of the decoder and one of the head"
+            )
+        for stage in (self.stages[0], self.decoder):
+            if stage.enter is None:
+                raise ValueError(f"{self.name}: stage {stage.name} needs `enter`")
+
+    @property
+    def tower(self) -> tuple[Stage, ...]:
+        """The stages of the tower."""
+        return self.stages[:-2]
+
+    @property
+    def decoder(self) -> Stage:
+        """The stage of the decoder layers."""
+        return self.stages[-2]
+
+    @property
+    def head(self) -> Stage:
+        """The stage of the output head; it has no block if the head is tied to the embedding."""
+        return self.stages[-1]
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name`.
@@ -220,6 +347,7 @@ def _specs(
             size[linear.outputs],
             linear.bias,
             stage.name,
+            stage.part,
             block,
             linear.tap,
             linear.input_split,

@@ -7,6 +7,7 @@ like an engine, packed weights included, with one block in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...calib.activation_store import MemoryActivationStore, hold_block
-from ...calib.block_runner import FEATURES, BlockRunner
+from ...calib.activation_store import MemoryActivationStore, State, hold_block
+from ...calib.block_runner import BlockRunner
 from ...model.families import family_of
 from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
@@ -86,14 +87,11 @@ def first_tokens(
     model = build_model(checkpoint.config, dtype=chosen_dtype)
     blocks = QuantizedBlocks(checkpoint, model, choose_device(device))
     store = MemoryActivationStore()
-    _encode_visuals(BlockRunner(model, [prompt], blocks, store))
-    features = store.get(FEATURES, 0) if prompt.visuals else None
+    features = _encode_visuals(BlockRunner(model, [prompt], blocks, store))
     tokens: list[int] = []
     while len(tokens) < count and not (tokens and tokens[-1] in stop_ids):
-        if features is not None:
-            store.put(FEATURES, 0, features)  # the decoder's first block has dropped them
-        extended = _extend(prompt, tokens)
-        logits = _next_logits(BlockRunner(model, [extended], blocks, store))
+        runner = BlockRunner(model, [_extend(prompt, tokens)], blocks, store)
+        logits = _next_logits(runner, features)
         if not bool(torch.isfinite(logits).all()):
             remedy = "in bf16 or fp32" if chosen_dtype == torch.float16 else "with another recipe"
             raise ValueError(
@@ -108,24 +106,37 @@ def first_tokens(
     return tokens
 
 
-def _encode_visuals(runner: BlockRunner) -> None:
-    """Run the vision tower and the merger."""
-    if runner.samples_with_images:
-        _run_blocks(runner, [*runner.vision, *runner.merger, runner.decoder[0]])
+def _encode_visuals(runner: BlockRunner) -> State | None:
+    """Run the blocks of the tower; return the features of the prompt's visuals, None if none."""
+    family, config = family_of(runner.model.config), runner.model.config
+    tower = [block for stage in family.tower for block in stage.blocks(config)]
+    if not runner.samples(tower[0]):
+        return None
+    decoder = family.decoder.block_path(0)
+    _run_blocks(runner, [*tower, decoder])
+    key = runner.entry_key(decoder)
+    features = runner.store.get(key, 0)
+    runner.store.drop(key, 0)
+    return features
 
 
-def _next_logits(runner: BlockRunner) -> Tensor:
+def _next_logits(runner: BlockRunner, features: State | None) -> Tensor:
     """Run decoder and head, to the logits after the last token, float32 `[vocab]`."""
-    _run_blocks(runner, runner.decoder)
-    last, model = runner.decoder[-1], runner.model
+    model, family = runner.model, family_of(runner.model.config)
+    decoder = family.decoder.blocks(model.config)
+    if features is not None:
+        runner.store.put(runner.entry_key(decoder[0]), 0, features)
+    _run_blocks(runner, decoder)
+    last = decoder[-1]
     runner.enter(last)
     with hold_block(runner.blocks, last):
         hidden = runner.output(last, 0)[:, -1:]
     runner.store.drop(last, 0)
-    embedding, norm = (family_of(model.config).stage(name).entry for name in ("decoder", "head"))
-    assert embedding is not None and norm is not None
-    head = runner.head[0] if runner.head else embedding
-    with hold_block(runner.blocks, norm), hold_block(runner.blocks, head):
+    # A tied head has no module of its own; its weight is that of the embedding.
+    head = family.head.blocks(model.config) or family.decoder.entry
+    with ExitStack() as held:
+        for path in (*family.head.entry, *head):
+            held.enter_context(hold_block(runner.blocks, path))
         return model.logits(model.model.finish({"hidden": hidden})).flatten()
 
 

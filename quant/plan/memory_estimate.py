@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from ...calib.statistics import HESSIAN
 from ...model.config import ModelConfig
-from ...model.families import LinearSpec
+from ...model.families import LinearSpec, family_of
 from ..recipe.recipe import Recipe
 from ..steps.step import Step
 
@@ -75,7 +75,7 @@ def count_memory(
     blocks = dict[tuple[str, int], int]()
     inputs = dict[tuple[str, int], dict[str, dict[int | None, int]]]()
     for spec, step in layers:
-        if spec.stage != "head" or step is not None:  # a float head is never loaded
+        if spec.part != "head" or step is not None:  # a float head is never loaded
             block = spec.stage, spec.block
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
@@ -96,13 +96,14 @@ def count_memory(
         solve += max(blocks.values())
     text, vision = config.text, config.vision
     embedding = itemsize * text.vocab_size * text.hidden_size if recipe.needs_calibration else 0
-    # A hidden state, one cosine and one sine per rotary pair.
-    seen = vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
-    read = itemsize * (text.hidden_size + text.head_dim)
+    # A hidden state, one cosine and one sine per rotary pair; further features of a visual are
+    # hidden states too.
+    features = len(family_of(config).features(config))
+    seen = vision.merge_unit * (itemsize * vision.hidden_size * features + 4 * vision.head_dim)
+    read = itemsize * (text.hidden_size * features + text.head_dim)
     # The float path has its own hidden states.
     if with_float:
-        seen += vision.merge_unit * (itemsize * vision.hidden_size + 4 * vision.head_dim)
-        read += itemsize * (text.hidden_size + text.head_dim)
+        seen, read = 2 * seen, 2 * read
     patches = 4 * vision.merge_unit * vision.patch_dim  # float32; prompts hold them all the time
     calibrated = recipe.needs_calibration
     return MemoryEstimate(

@@ -114,7 +114,7 @@ class Plan:
     @property
     def tower(self) -> tuple[PlanRow, ...]:
         """Quantized layers of the vision tower and merger, which only images and videos reach."""
-        return tuple(row for row in self.quantized if row.spec.stage in ("vision", "merger"))
+        return tuple(row for row in self.quantized if row.spec.part == "tower")
 
     @property
     def calibrated(self) -> bool:
@@ -333,6 +333,8 @@ def _check_experts(rows: Sequence[PlanRow]) -> None:
 
 def _tied_head(config: ModelConfig) -> PlanRow:
     """Make the row of a head without a weight of its own."""
-    text = config.text
-    spec = LinearSpec("lm_head", text.hidden_size, text.vocab_size, False, "head", 0, "head")
+    text, head = config.text, family_of(config).head
+    (linear,) = head.linears
+    sizes = text.hidden_size, text.vocab_size
+    spec = LinearSpec(head.block_path(0), *sizes, linear.bias, head.name, head.part, 0, linear.tap)
     return PlanRow(spec, None, "it shares its weight with the token embedding", 0, 0)

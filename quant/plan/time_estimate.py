@@ -17,6 +17,7 @@ import torch
 from ...calib.statistics import HESSIAN, Statistic
 from ...common.environment import device_name, processor_name, versions
 from ...common.result_cache import Cached, cached
+from ...model.families import family_of
 from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
@@ -114,7 +115,8 @@ def estimate_time(
     if calibrated and gradient:
         per_token += _backward(plan) * rates.mac
     groups = groupby(rows, key=lambda row: (row.spec.stage, row.spec.block))
-    blocks = [(stage, list(group)) for (stage, _), group in groups]
+    family = family_of(plan.config)
+    blocks = [(family.stage(name), list(group)) for (name, _), group in groups]
     with_float = (i for i, (_, block) in enumerate(blocks) if any(map(_uses_float, block)))
     # From the first quantized block to the last one with statistics of the float model, samples
     # also pass in float.
@@ -126,7 +128,7 @@ def estimate_time(
                 # A pass that observes this tap stops here.
                 taps[row.spec.tap] = row.spec.in_features, weights
             weights += round(row.spec.token_share * row.spec.weights)
-        resumes = true_sequential and stage == "decoder"
+        resumes = true_sequential and stage.checkpoints is not None
         depths = [depth for _, depth in taps.values()]
         macs = _pass_macs(depths, weights, resumes, true_sequential, index < len(blocks) - 1)
         observed = {(row.spec.tap, row.spec.expert): row.spec for row in block if row.step}
@@ -149,7 +151,7 @@ def estimate_time(
             float32 += sum(_macs(block, tap, from_float=True) for tap in floats)
         seconds = (macs + extra) * rates.mac
         seconds += hessians * rates.hessian + float32 * rates.mac32
-        per_token += seconds * (patches if stage == "vision" else 1)
+        per_token += seconds * (patches if stage.per_patch else 1)
     solving = sum(_solving(group, rates) for group in _by_input(calibrated))
     return solving + searching * rates.mac32, per_token
 
@@ -220,8 +222,13 @@ def _uses_float(row: PlanRow) -> bool:
 
 def _backward(plan: Plan) -> float:
     """Count multiply-adds per token of a forward pass, and of a backward pass of the decoder."""
-    passes = {"vision": plan.config.vision.merge_unit, "merger": 1, "decoder": 2, "head": 0}
-    return float(sum(passes[row.spec.stage] * row.spec.weights for row in plan.rows))
+    family, unit = family_of(plan.config), plan.config.vision.merge_unit
+    passes = {"decoder": 2, "head": 0}
+    total = 0
+    for row in plan.rows:
+        per_token = unit if family.stage(row.spec.stage).per_patch else 1
+        total += passes.get(row.spec.part, 1) * per_token * row.spec.weights
+    return float(total)
 
 
 def _by_input(rows: Sequence[PlanRow]) -> Iterable[list[PlanRow]]:

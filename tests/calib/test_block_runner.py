@@ -127,9 +127,9 @@ def test_float_states_are_bit_identical_to_the_float_model(family: str) -> None:
         store=store,
     )
     floats = {key: state for key, state in store.seen.items() if key[0].endswith(" (float)")}
-    with_images = {n for block, n in floats if block == "features (float)"}
+    with_images = {n for block, n in floats if block == "model.layers.0 (entry) (float)"}
     assert with_images == {n for n, sample in enumerate(samples) if sample.visuals}
-    floats = {key: state for key, state in floats.items() if key[0] != "features (float)"}
+    floats = {key: state for key, state in floats.items() if "(entry)" not in key[0]}
     assert {block for block, _ in floats} == {
         "visual.blocks.1 (float)",
         "visual.merger (float)",

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny_models import prompts
 from torch import Tensor
-from toy_family import toy_model
+from toy_family import registered, toy_model
 
 from vlpress.calib.gradients import loss_gradients
 from vlpress.model.features import feature_bytes, join_features, split_features
 from vlpress.model.generation import generate
 from vlpress.model.processing.inputs import Prompt, visual_mask
 from vlpress.model.qwen_vl import QwenVL
+
+
+@pytest.fixture(autouse=True)
+def toy() -> Iterator[None]:
+    with registered():
+        yield
+
 
 KEYS = ["hidden", "deepstack.0", "deepstack.1"]
 

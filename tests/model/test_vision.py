@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, RandomModel, make_random_model
 
 from vlpress.model.config import ModelConfig
-from vlpress.model.vision import segment_groups, vision_layout
+from vlpress.model.vision import VisionTower, segment_groups, vision_layout
 
 Grids = list[tuple[int, int, int]]
 sides = st.integers(1, 7).map(lambda n: 2 * n)
@@ -112,6 +112,7 @@ def test_equal_images_take_one_attention_call(
 
 def test_block_seams_reproduce_forward(random_model: RandomModel, family: str) -> None:
     tower = random_model(family).visual
+    assert isinstance(tower, VisionTower)
     grid: Grids = [(1, 10, 6), (2, 4, 12)]
     patches = patches_for_tower(tower, grid)
     state = tower.prepare(patches, torch.tensor(grid))

@@ -54,7 +54,7 @@ class AWQ(FolderFormat):
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
-        if names := contents.where(lambda spec, _: spec.stage != "decoder"):
+        if names := contents.where(lambda spec, _: spec.part != "decoder"):
             return (
                 f"{layers_phrase(names, 'is', 'are')} outside the decoder, where engines that read "
                 "AWQ do not support quantized layers; leave it out, or use compressed-tensors"
@@ -223,7 +223,7 @@ def _not_converted(contents: Contents) -> list[str]:
 
     Engines match them anywhere in a name, or at its start or end only.
     """
-    stage = family_of(contents.config).stage("decoder")
+    stage = family_of(contents.config).decoder
     unquantized = set(contents.unquantized)
     layers = [
         f"{block}.{name}".removeprefix("model.")

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ....model.families import Part
 from ...recipe.scheme import QuantScheme, Scheme
 from .contents import Contents
 
 Outcome = Literal["loads", "refuses", "untested"]
 ANY_BITS = tuple(range(2, 9))
-VISION = ("vision", "merger")
+VISION: tuple[Part, ...] = ("tower",)
+DECODER: tuple[Part, ...] = ("decoder",)
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,18 @@ class Rule:
     bits: tuple[int, ...] = ANY_BITS
     symmetric: tuple[bool, ...] = (True, False)
     activations: tuple[str, ...] = ("none", "dynamic", "static")
-    stages: tuple[str, ...] = ("decoder", "head", *VISION)
+    parts: tuple[Part, ...] = (*DECODER, "head", *VISION)
     note: str = ""
 
-    def applies(self, format: str, scheme: Scheme, stage: str) -> bool:
-        """Whether the rule is about layers of a stage with this scheme in this format."""
+    def applies(self, format: str, scheme: Scheme, part: Part) -> bool:
+        """Whether the rule is about layers of a part with this scheme in this format."""
         return (
             format in self.formats
             and scheme.kind == QuantScheme.kind
             and scheme.bits in self.bits
             and scheme.symmetric in self.symmetric
             and scheme.activations in self.activations
-            and stage in self.stages
+            and part in self.parts
         )
 
 
@@ -68,7 +70,6 @@ class Support:
 
 GPTQS = ("gptq", "gptq_v2")
 TENSORS = ("compressed-tensors",)
-DECODER = ("decoder",)
 FLOAT = ("none",)
 INT8 = ("dynamic", "static")
 
@@ -89,7 +90,7 @@ ENGINES = (
             Rule("refuses", GPTQS, symmetric=(False,), note="it reads symmetric gptq only"),
             Rule("refuses", TENSORS, (3,), note="its CPU build has no kernel for 3 bits"),
             Rule("loads", GPTQS, (4,), (True,), FLOAT, DECODER),
-            Rule("loads", ("awq",), (4,), activations=FLOAT, stages=DECODER),
+            Rule("loads", ("awq",), (4,), activations=FLOAT, parts=DECODER),
             Rule("loads", TENSORS, (4,), (True, False), FLOAT, DECODER),
             Rule("loads", TENSORS, (4,), (True,), ("dynamic",), DECODER),
             Rule("loads", TENSORS, (8,), (True,), INT8),
@@ -117,7 +118,7 @@ ENGINES = (
         (
             Rule("loads", GPTQS, (3, 4, 8), (True,), FLOAT, DECODER),
             Rule("loads", ("gptq_v2",), (4,), (False,), FLOAT, DECODER),
-            Rule("loads", ("awq",), (4,), activations=FLOAT, stages=DECODER),
+            Rule("loads", ("awq",), (4,), activations=FLOAT, parts=DECODER),
         ),
     ),
     Engine(
@@ -136,7 +137,7 @@ ENGINES = (
         (
             Rule("loads", TENSORS, (3, 4, 8), (True,), FLOAT, DECODER),
             Rule("refuses", TENSORS, symmetric=(False,), note="it reads symmetric weights only"),
-            Rule("refuses", TENSORS, stages=VISION, note="it reads one scheme for all layers"),
+            Rule("refuses", TENSORS, parts=VISION, note="it reads one scheme for all layers"),
             Rule("refuses", (*GPTQS, "awq"), note="it reads compressed-tensors only"),
             Rule("refuses", TENSORS, activations=INT8, note="it reads weight-only checkpoints"),
         ),
@@ -155,13 +156,13 @@ def engine_support(contents: Contents, format: str) -> list[Support]:
         One entry per engine, in the order of the table.
     """
     layers = {
-        (contents.schemes[name], spec.stage): None for name, spec in contents.quantized.items()
+        (contents.schemes[name], spec.part): None for name, spec in contents.quantized.items()
     }
     return [_support(engine, format, layers) for engine in ENGINES]
 
 
-def _support(engine: Engine, format: str, layers: Iterable[tuple[Scheme, str]]) -> Support:
-    rules = [_first_rule(engine, format, scheme, stage) for scheme, stage in layers]
+def _support(engine: Engine, format: str, layers: Iterable[tuple[Scheme, Part]]) -> Support:
+    rules = [_first_rule(engine, format, scheme, part) for scheme, part in layers]
     outcomes: list[Outcome] = [rule.outcome for rule in rules]
     worst: Outcome = "loads"
     for outcome in ("untested", "refuses"):
@@ -171,8 +172,8 @@ def _support(engine: Engine, format: str, layers: Iterable[tuple[Scheme, str]]) 
     return Support(engine.name, engine.version, engine.device, worst, "; ".join(notes))
 
 
-def _first_rule(engine: Engine, format: str, scheme: Scheme, stage: str) -> Rule:
+def _first_rule(engine: Engine, format: str, scheme: Scheme, part: Part) -> Rule:
     for rule in engine.rules:
-        if rule.applies(format, scheme, stage):
+        if rule.applies(format, scheme, part):
             return rule
     return Rule("untested", (format,))

@@ -67,7 +67,7 @@ class GPTQ(FolderFormat):
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""
-        if names := contents.where(lambda spec, _: spec.stage in ("vision", "merger")):
+        if names := contents.where(lambda spec, _: spec.part == "tower"):
             return (
                 f"{layers_phrase(names, 'is', 'are')} in the vision tower, which engines that read "
                 "GPTQ load unquantized; leave the tower out, or use compressed-tensors"
@@ -251,7 +251,7 @@ class GPTQSettings:
 
 def _modules_in_block(contents: Contents) -> list[list[str]]:
     """Return the quantized layers of a decoder block by shared input; the head comes last."""
-    stage = family_of(contents.config).stage("decoder")
+    stage = family_of(contents.config).decoder
     blocks = stage.blocks(contents.config)
     taps: dict[str, list[str]] = {}
     for linear in stage.linears:

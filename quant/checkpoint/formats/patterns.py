@@ -34,7 +34,7 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
         names: canonical layer names.
     """
     names, family = set(names), family_of(config)
-    tower = {spec.name for spec in family.linears(config) if spec.stage in ("vision", "merger")}
+    tower = {spec.name for spec in family.linears(config) if spec.part == "tower"}
     patterns = []
     if tower <= names:
         patterns.append(TOWER)
@@ -47,7 +47,7 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
             for linear in stage.linears
             for name in linear.names(config)
         }
-        if stage.name != "head" and members <= names:
+        if stage.part != "head" and members <= names:
             patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
         else:
             patterns += _in_stage(stage, config, names, set())
@@ -80,7 +80,7 @@ def _path(stage: Stage) -> tuple[str, str]:
 
 def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[str]) -> list[str]:
     blocks = stage.blocks(config)
-    if stage.name == "head":
+    if stage.part == "head":
         return [HEAD] if set(blocks) & names else []
     before, after = _path(stage)
     by_blocks: dict[str, list[str]] = {}

@@ -72,7 +72,7 @@ def test_two_steps_must_not_claim_one_layer() -> None:
 
 
 def layer(name: str, in_features: int, *, input_split: bool = False) -> LinearSpec:
-    return LinearSpec(name, in_features, 64, False, "vision", 0, name, input_split)
+    return LinearSpec(name, in_features, 64, False, "vision", "tower", 0, name, input_split)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,22 @@ def run(
     return out.float()
 
 
+@torch.inference_mode()
+def test_features_are_added_to_the_output_of_a_fused_layer(model: QwenVL) -> None:
+    prepare_(model)
+    state = inputs(model, 2, 9)
+    layer = fast_layer(model).fused_layer
+    assert layer is not None and layer.supports(state["hidden"])
+    features = torch.randn(5, state["hidden"].shape[-1]).bfloat16()
+    rows = torch.tensor([2, 3, 4, 11, 12])
+    expected = model.model.step(1, state)["hidden"].clone()
+    expected.view(18, -1)[rows] += features
+    added = {"deepstack.1": features, "visual_rows": rows, "deepstack.2": features}
+    after = model.model.step(1, state | added)
+    assert torch.equal(after["hidden"], expected)
+    assert after.keys() - state.keys() == {"visual_rows", "deepstack.2"}
+
+
 @pytest.mark.parametrize("name", AVAILABLE)
 @pytest.mark.parametrize(
     ("rows", "tokens", "cached"),

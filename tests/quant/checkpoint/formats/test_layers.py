@@ -101,7 +101,8 @@ def test_layers_round_trip(name: str, weight: QuantizedWeight, dtype: torch.dtyp
     assert set(tensors) <= set(format.parts) and format.marker in tensors
     again = format.encode(decoded, dtype)
     assert all(torch.equal(again[part], tensor) for part, tensor in tensors.items())
-    spec = LinearSpec(LAYER, weight.in_features, weight.out_features, False, "decoder", 0, "down")
+    sizes = weight.in_features, weight.out_features
+    spec = LinearSpec(LAYER, *sizes, False, "decoder", "decoder", 0, "down")
     stored = sum(tensor.nbytes for tensor in tensors.values())
     assert stored == format.stored_bytes(spec, weight.scheme, dtype)
 
