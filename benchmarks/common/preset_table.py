@@ -74,7 +74,7 @@ def _time(elapsed: Mapping[str, Any]) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     limit = settings["limit"]
-    questions = "All questions" if limit is None else f"{limit} questions of each benchmark"
+    questions = "All questions" if limit is None else f"At most {limit} questions of each benchmark"
     calibration = settings["calib"] or "built-in drawings"
     return (
         f"{questions}, images in the {settings['pixels']} budget, margin {settings['margin']:g} "

@@ -53,14 +53,16 @@ def _options(run: StoredRun, out: str) -> dict[str, Any]:
     """The options of `eval` that repeat a run, in the order of the command."""
     setup = run.fingerprint
     # All tasks of a run were opened with the same options.
-    task: dict[str, Any] = next((t.info["fingerprint"] for t in run.tasks.values()), {})
+    tasks: list[dict[str, Any]] = [t.info["fingerprint"] for t in run.tasks.values()]
+    task: dict[str, Any] = next(iter(tasks), {})
+    limits = [each["limit"] for each in tasks if each["limit"]]  # none of those asked completely
     budget = task.get("pixels", {}).get("budget", MODEL_PIXELS)
     bounds = setup.get("pixels", {}) if budget == MODEL_PIXELS else {}
     return {
         **_model(run),
         "out": out,
         "bench": [_bench(run, name) for name in run.tasks],
-        "limit": task.get("limit"),
+        "limit": max(limits, default=None),
         "batch_size": setup.get("batch_size"),
         "prompt_style": task.get("prompt_style"),
         "rules": task.get("profile"),

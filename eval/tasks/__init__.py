@@ -91,6 +91,7 @@ def open_task(
     Args:
         spec: `NAME` or `NAME=LOCATION`, see `registry`.
         limit: number of questions to keep (a circular group is one), spread over the categories.
+            One that leaves nothing out is not recorded: the task is that of the whole file.
         prompt_style: a name of `prompts.STYLES`; None: the dataset's layout. Pass
             `default_prompt_style(config.family)` for the layout of a family's published scores.
         profile: answer-extraction rules, a name of `extract.PROFILES`.
@@ -116,7 +117,9 @@ def open_task(
     fields, check_notes = _make_fields(benchmark, table, rows, split)
     notes += check_notes
     if limit is not None:
+        n_rows = len(rows)
         rows, fields = _sample(rows, fields, limit, seed)
+        limit = limit if len(rows) < n_rows else None  # nothing was left out: not a sample
     fields = _mark_unusable(rows, fields, kind, style)
     synthetic = table.md5 in _packaged_md5s().values()
     cap = max_new_tokens or (BUILTIN_MAX_NEW_TOKENS if synthetic else MAX_NEW_TOKENS)

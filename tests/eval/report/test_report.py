@@ -13,6 +13,7 @@ from workbench import NAMES, Workbench, lossy, reseal
 from vlpress.eval import compare, compare_many
 from vlpress.eval.report.markdown import render_report
 from vlpress.eval.report.report import build_report
+from vlpress.eval.report.words.sentences import caveats
 from vlpress.eval.results import read_run
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -111,6 +112,22 @@ def test_a_limit_is_noted_at_the_top(bench: Workbench) -> None:
     base = bench.run("base", names=NAMES[:2], open={"limit": 5})
     head = render_report(*build(base, base)).partition("\n## ")[0]
     assert "at most: builtin-mmbench 5, builtin-ocrbench 5." in head
+
+
+def test_a_benchmark_with_all_its_questions_is_no_sample(bench: Workbench) -> None:
+    """There are 8 questions of one benchmark and 9 of the other."""
+    base = bench.run("base", names=NAMES[:2], open={"limit": 8})
+    report = build(base, base)[0]
+    limited = {name: entry["limited"] for name, entry in report["benchmarks"].items()}
+    assert limited == {"builtin-mmbench": False, "builtin-ocrbench": True}
+    assert "at most: builtin-ocrbench 8." in render_report(*build(base, base))
+    assert report["command"].count("--limit 8 ") == 2
+
+    every = bench.run("every", names=NAMES[:2], open={"limit": 9})
+    report = build(every, every)[0]
+    assert not any(entry["limited"] for entry in report["benchmarks"].values())
+    assert "--limit" not in report["command"]
+    assert not any("sample" in caveat for caveat in caveats(report))
 
 
 def test_breakdown_names_each_part_once(bench: Workbench) -> None:

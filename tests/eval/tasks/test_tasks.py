@@ -104,6 +104,19 @@ def test_limit_keeps_whole_questions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert task.fingerprint != open_task("builtin-mmbench", limit=4, seed=4).fingerprint
 
 
+def test_a_limit_that_leaves_nothing_out_is_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package_files(tmp_path, monkeypatch)
+    whole = open_task("builtin-mmbench")  # 8 questions of 4 rows
+    for limit in (8, 9):
+        task = open_task("builtin-mmbench", limit=limit, seed=3)
+        assert task.fingerprint == whole.fingerprint
+        assert [item.id for item in task.items] == [item.id for item in whole.items]
+    part = open_task("builtin-mmbench", limit=7, seed=3).fingerprint
+    assert (part["limit"], part["limit_seed"], part["rows"]) == (7, 3, 28)
+
+
 @given(
     st.lists(st.sampled_from("abcde"), min_size=1, max_size=60), st.integers(1, 70), st.integers()
 )
