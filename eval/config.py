@@ -18,6 +18,7 @@ from ..quant.config import (
     InputOptions,
     ModelSettings,
     OverwriteOptions,
+    ProgressOption,
     RecipeOptions,
     ThreadOptions,
 )
@@ -280,7 +281,7 @@ class RunOptions(
 
 
 @dataclass(frozen=True)
-class SplitOptions(Options):
+class SplitOptions(ProgressOption):
     """Options of `split`."""
 
     file: Annotated[

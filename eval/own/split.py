@@ -19,10 +19,12 @@ from typing import Any
 from ...calib.samples.sample import image_digest
 from ...common.atomic import write_text
 from ...common.options import verb
+from ...common.progress import reporting
 from ..config import MARGIN, SplitOptions
+from ..planning.checks import check_question_file
 from ..tasks import custom
 from ..tasks.broken import find_text_faults
-from ..tasks.files.jsonl import SUFFIXES, read_questions
+from ..tasks.files.jsonl import read_questions
 from ..tasks.files.rows import BenchmarkTable, Row, accept_faults, find_image_faults
 from ..tasks.matching.choices import fold
 from ..tasks.prompts import QWEN2, SELECT, question_block
@@ -53,14 +55,11 @@ def split(options: SplitOptions) -> dict[str, Any]:
             files of these names.
     """
     file = Path(options.file)
-    if file.is_file() and file.suffix.lower() not in SUFFIXES:
-        raise ValueError(
-            f"{file} is a {file.suffix or 'nameless'} file; questions are read from "
-            f"{', '.join(SUFFIXES)}, see docs/own-tasks.md"
-        )
-    table = read_questions(file)
-    notes = _check(table)
-    groups = _group_rows(table)
+    check_question_file(file)
+    with reporting(options.progress) as reporter, reporter.step(f"reading {file} and its images"):
+        table = read_questions(file)
+        notes = _check(table)
+        groups = _group_rows(table)
     chosen = _choose(file, groups, options.calib, options.seed)
     out = Path(options.out) if options.out is not None else file.parent / f"{file.stem}-split"
     paths = {"calib": out / CALIBRATION, "eval": out / f"eval{file.suffix.lower()}"}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ...common.near_misses import did_you_mean, near_paths
 from ...quant.config import BUILTIN_MODELS, InputOptions
 from ..config import BUILTIN_BENCHES, BenchmarkOptions, RunOptions
 from ..tasks import check_spec
 from ..tasks.extract import DEFAULT_PROFILE
+from ..tasks.files.jsonl import SUFFIXES
 from ..tasks.registry import where_to_get
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
 
@@ -39,6 +43,21 @@ def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
             f"--pixels {questions.pixels} sets both bounds of an image's area; give it, or "
             "--min-pixels and --max-pixels"
         )
+
+
+def check_question_file(file: Path) -> None:
+    """Check the name of a file of own questions.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is a folder, or a file of an unknown type.
+    """
+    kinds = f"questions are read from {', '.join(SUFFIXES)}, see docs/own-tasks.md"
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file;{did_you_mean(near_paths(file))} {kinds}")
+    if not file.is_file() or file.suffix.lower() not in SUFFIXES:
+        kind = f"a {file.suffix or 'nameless'} file" if file.is_file() else "a folder"
+        raise ValueError(f"{file} is {kind}; {kinds}")
 
 
 def refuse_drawings(options: RunOptions) -> None:

@@ -112,7 +112,12 @@ def _read(source: bytes | str | Path) -> tuple[bytes, str]:
     """Return the encoded bytes of an image, and its name for messages."""
     located = find_image(source)
     if isinstance(located, Path):
-        return located.read_bytes(), str(located)
+        try:
+            return located.read_bytes(), str(located)
+        except OSError as error:
+            raise ValueError(
+                f"{located}: cannot be read ({error.strerror}); check its permissions"
+            ) from None
     return located, f"image of {len(located)} bytes"
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from .images import MAX_IMAGE_PIXELS
@@ -56,6 +56,8 @@ def frame_indices(total: int, rate: float, options: VideoOptions | None = None) 
     >>> frame_indices(30, 10.0)
     [0, 6, 12, 17, 23, 29]
     """
+    import torch  # not by `check_video`
+
     options = options or VideoOptions()
     first, last = _range(total, rate, options)
     count = frame_count(last - first + 1, rate, options)
@@ -140,6 +142,17 @@ def frame_budget(
     return min(low, most), most
 
 
+def check_video(path: str | Path) -> None:
+    """Check that a file can be opened as a video; no frame is decoded.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: PyAV is not installed, or the file has no readable video stream.
+    """
+    with _opened(Path(path)):
+        pass
+
+
 def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
     """Select the frames of a video file; iterating over `Clip.frames` decodes them.
 
@@ -151,21 +164,12 @@ def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
         FileNotFoundError: the file does not exist.
         ValueError: PyAV is not installed, or the file has no readable video stream.
     """
-    av = _import_av()
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such video file; check the path")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: has no video stream; give a video file")
-            stream = container.streams.video[0]
-            _check_size(path, stream.codec_context.width, stream.codec_context.height)
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-            # Counting packets is cheap, and correct even if the container has no frame count.
-            total = sum(1 for packet in container.demux(stream) if packet.size)
-    except (av.error.FFmpegError, OSError) as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        # Counting packets is cheap, and correct even if the container has no frame count.
+        total = sum(1 for packet in container.demux(stream) if packet.size)
     if total < 1 or rate <= 0:
         raise ValueError(f"{path}: has no video frames; give another file")
     options = options or VideoOptions()
@@ -177,25 +181,38 @@ def open_video(path: str | Path, options: VideoOptions | None = None) -> Clip:
     return Clip(_decode(path, indices), len(indices), len(indices) / (last - first + 1) * rate)
 
 
-def _decode(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
-    """Yield the frames at ascending indices; the last decodable frame replaces missing ones."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a container that has a video stream."""
     av = _import_av()
-    selected = set(indices)
-    yielded, latest = 0, None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such video file; check the path")
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(stream)):
-                latest = frame
-                if index in selected:
-                    _check_size(path, frame.width, frame.height)
-                    yielded += 1
-                    yield frame.to_image()
-                if yielded == len(indices):
-                    return
+            if not container.streams.video:
+                raise ValueError(f"{path}: has no video stream; give a video file")
+            codec = container.streams.video[0].codec_context
+            _check_size(path, codec.width, codec.height)
+            yield container
     except (av.error.FFmpegError, OSError) as error:
         raise _unreadable(path, error) from None
+
+
+def _decode(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
+    """Yield the frames at ascending indices; the last decodable frame replaces missing ones."""
+    selected = set(indices)
+    yielded, latest = 0, None
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for index, frame in enumerate(container.decode(stream)):
+            latest = frame
+            if index in selected:
+                _check_size(path, frame.width, frame.height)
+                yielded += 1
+                yield frame.to_image()
+            if yielded == len(indices):
+                return
     if latest is None:
         raise ValueError(f"{path}: no frame could be decoded; give another file")
     logger.warning(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 REFUSED = {
     "plan tinny": "did you mean tiny?",
@@ -23,6 +24,15 @@ REFUSED = {
     "eval tinny": "did you mean tiny?",
     "eval tiny --dtype bf61": "allowed: auto, bf16, fp16, fp32",
     "generate tinny hello": "did you mean tiny?",
+    "generate tiny hello --image phto.png": "did you mean photo.png?",
+    "generate tiny hello --image photo.png --image empty.png": "empty.png: cannot be decoded",
+    "generate tiny hello --image runs": "runs",
+    "generate tiny hello --image https://host/photo.png": "https://host/photo.png",
+    "generate tiny hello --video clp.mp4": "did you mean clip.mp4?",
+    "generate tiny hello --video clip.mp4": "clip.mp4: cannot be decoded",
+    "split mne.csv --calib 1": "did you mean mine.csv?",
+    "split empty.png --calib 1": "a .png file",
+    "split runs --calib 1": "runs is a folder",
     "plan tiny --format compresed-tensors": "did you mean compressed-tensors?",
     "export runs/checkpont -o out --format gptq": "did you mean runs/checkpoint?",
     "inspect runs/checkpont": "did you mean runs/checkpoint?",
@@ -30,7 +40,9 @@ REFUSED = {
     "pln tiny": "plan",
     "plan tiny --recpe w4a16": "--recipe",
 }
-HELP = ("run", "plan", "quantize", "export", "eval", "compare", "generate", "inspect", "bench")
+HELP = "run plan split quantize export eval compare generate inspect push bench".split()
+DONE = "split mine.csv --calib 1 -o parts --json"
+"""A verb that needs no torch."""
 COMPLETED = {
     "pl": {"plan"},
     "plan --rec": {"--recipe"},
@@ -63,11 +75,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     folder = tmp_path_factory.mktemp("preflight")
     (folder / "runs" / "checkpoint").mkdir(parents=True)
     (folder / "runs" / "checkpoint" / "config.json").write_text('{"model_type": "llama"}')
-    for name in ("samples.jsonl", "ocrb.tsv"):
+    for name in ("samples.jsonl", "ocrb.tsv", "empty.png", "clip.mp4"):
         (folder / name).touch()
+    for name, colour in (("photo.png", "red"), ("other.png", "blue")):
+        Image.new("RGB", (28, 28), colour).save(folder / name)
+    table = "image,question,answer\nphoto.png,Which colour?,red\nother.png,Which colour?,blue\n"
+    (folder / "mine.csv").write_text(table)
     (folder / "broken.toml").write_text("[[step")
     (folder / "wrong.toml").write_text('[[step]]\nmethod = "gptq"\nbits = 17\n')
-    lines = json.dumps([[*REFUSED, *(f"{verb} -h" for verb in HELP)], list(COMPLETED)])
+    commands = [*REFUSED, *(f"{verb} -h" for verb in HELP), DONE]
+    lines = json.dumps([commands, list(COMPLETED)])
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(
         command, input=lines, capture_output=True, text=True, check=True, cwd=folder
@@ -99,3 +116,9 @@ def test_a_shell_completes_verbs_options_and_values(
     for line, expected in COMPLETED.items():
         code, output, _ = results[line]
         assert code == 0 and set(output.split()) == expected, line
+
+
+def test_a_file_is_split_without_torch(results: dict[str, tuple[int, str, str]]) -> None:
+    code, output, progress = results[DONE]
+    assert code == 0 and json.loads(output)["questions"] == {"calib": 1, "eval": 1}
+    assert "mine.csv" in progress and "torch" not in progress

@@ -141,10 +141,11 @@ def plan(values: Values, json_output: Json = False) -> None:
 @command(app, SplitOptions)
 def split(values: Values, json_output: Json = False) -> None:
     """Split a file of questions, by image, into calibration samples and evaluation questions."""
-    from ..eval.own.split import split
-    from .console import split_lines
+    with starting(SplitOptions(**values), needs_torch=False):
+        from ..eval.own.split import split
+        from .console import split_lines
 
-    _print(split(**values), json_output, split_lines)
+    _print(split(**values, progress=True), json_output, split_lines)
 
 
 @command(app, QuantizeOptions)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from ..calib.samples.sources import check_source
 from ..common.near_misses import did_you_mean, near_misses, near_paths
-from ..common.options import Options
-from ..eval.config import BenchmarkOptions, RunOptions
-from ..eval.planning.checks import check_questions, refuse_drawings
+from ..common.options import Options, elements
+from ..eval.config import BenchmarkOptions, RunOptions, SplitOptions
+from ..eval.planning.checks import check_question_file, check_questions, refuse_drawings
 from ..model.config import ModelConfig
+from ..model.processing.images import open_image
+from ..model.processing.media import find_video, local_path
+from ..model.processing.video import check_video
 from ..model.resolve import find_local_model
 from ..quant.config import (
     BUILTIN_MODELS,
@@ -23,6 +26,7 @@ from ..quant.config import (
     FormatOption,
     InputOptions,
     InspectOptions,
+    PromptOptions,
     PushOptions,
     RecipeOptions,
 )
@@ -33,9 +37,10 @@ def check_arguments(options: Options) -> None:
     """Check names, paths and files that a verb reads, as far as that needs no torch.
 
     Raises:
-        FileNotFoundError: a model, checkpoint, recipe, benchmark or calibration file does not
-            exist; the message suggests similar names.
-        ValueError: a recipe or a model's config is unusable, or a name is unknown.
+        FileNotFoundError: a model, checkpoint, recipe, benchmark, calibration file, image or video
+            does not exist; the message suggests similar names.
+        ValueError: a recipe, a model's config, an image or a video is unusable, or a name is
+            unknown.
     """
     if isinstance(options, RunOptions):
         refuse_drawings(options)
@@ -45,6 +50,10 @@ def check_arguments(options: Options) -> None:
         check_source(str(options.calib))
     if isinstance(options, BenchmarkOptions):
         check_questions(options, options.group(InputOptions))
+    if isinstance(options, SplitOptions):
+        check_question_file(Path(options.file))
+    if isinstance(options, PromptOptions):
+        _check_media(options)
     model = getattr(options, "model", None)
     if model is not None and str(model) not in BUILTIN_MODELS:
         _check_model(str(model))
@@ -54,6 +63,27 @@ def check_arguments(options: Options) -> None:
         _check_model(str(options.checkpoint))
     if isinstance(options, InspectOptions | PushOptions):
         _check_folder(Path(options.checkpoint))
+
+
+def _check_media(options: PromptOptions) -> None:
+    """Decode the images of a prompt, and open its video."""
+    for image in elements(options.image):
+        try:
+            open_image(image)
+        except FileNotFoundError as error:
+            raise _with_hint(error, image) from None
+    if options.video is not None:
+        try:
+            video = find_video(options.video)
+        except FileNotFoundError as error:
+            raise _with_hint(error, options.video) from None
+        check_video(video)
+
+
+def _with_hint(error: FileNotFoundError, name: str | Path) -> FileNotFoundError:
+    """Add similar names to the error of a missing file."""
+    hint = did_you_mean(near_paths(local_path(str(name))))
+    return FileNotFoundError(f"{error}{hint and f';{hint}'}")
 
 
 def _check_format(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Start of a verb: its arguments are checked, then its modules are imported, torch among them."""
+"""Start of a verb: its arguments are checked, then its modules are imported, often torch too."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from ..common.progress import Reporter
 
 
 @contextmanager
-def starting(options: Options) -> Iterator[None]:
+def starting(options: Options, *, needs_torch: bool = True) -> Iterator[None]:
     """Check a verb's arguments, then show that its modules are being imported in the body.
 
-    Nothing is shown if torch is loaded already. Processes of a distributed run check the arguments
-    in the verb itself, so that one line is printed instead of one per process.
+    Nothing is shown if these do not need torch, or it is loaded already. Processes of a distributed
+    run check the arguments in the verb itself, so that one line is printed instead of one per
+    process.
+
+    Args:
+        options: the verb's arguments.
+        needs_torch: whether the modules import torch, which takes seconds.
 
     Raises:
         FileNotFoundError: a model, recipe or benchmark does not exist, see `check_arguments`.
@@ -28,7 +33,7 @@ def starting(options: Options) -> Iterator[None]:
     from .preflight import check_arguments  # a tenth of a second, which --help does not need
 
     check_arguments(options)
-    if "torch" in sys.modules:
+    if not needs_torch or "torch" in sys.modules:
         yield
         return
     with Reporter().step("loading torch"):
