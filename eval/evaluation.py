@@ -18,7 +18,7 @@ import torch
 from ..bench.machine_load import LoadMeter, joined_load
 from ..common.atomic import write_json, write_text
 from ..common.checksum import digest_bytes
-from ..common.differences import refuse_difference
+from ..common.differences import differences, refuse_difference
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.progress import peak_memory
 from ..model.config import read_checkpoint_json
@@ -273,22 +273,26 @@ def open_run(
         if base is None:
             refuse_partial_fidelity(out, tasks)
     for task in tasks:
-        entry: dict[str, Any] = {
-            "kind": task.kind,
-            "metric": task.metric,
-            "profile": task.profile,
-            "synthetic": task.synthetic,
-            "notes": list(task.notes),
-            "source": task.source,
-            "fingerprint": dict(task.fingerprint),
-        }
-        if task.name in info["tasks"]:
-            stored = info["tasks"][task.name]
+        stored = info["tasks"].get(task.name)
+        if stored is not None:
             settings = task_settings(stored["fingerprint"]), task_settings(task.fingerprint)
             refuse_difference(out / task.name, *settings)
-            entry |= {key: stored[key] for key in ITEMS_DIGESTS if key in stored}
-        info["tasks"][task.name] = entry
+        info["tasks"][task.name] = _task_entry(task, stored or {})
     return info, assign_rounds(out, tasks, base)
+
+
+def _task_entry(task: Task, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of a task in `run.json`, with the digests of its stored items."""
+    return {
+        "kind": task.kind,
+        "metric": task.metric,
+        "profile": task.profile,
+        "synthetic": task.synthetic,
+        "notes": list(task.notes),
+        "source": task.source,
+        "fingerprint": dict(task.fingerprint),
+        **{key: stored[key] for key in ITEMS_DIGESTS if key in stored},
+    }
 
 
 def is_answered(out: Path, tasks: Sequence[Task]) -> bool:
@@ -358,6 +362,20 @@ def finish(out: Path, info: dict[str, Any]) -> EvalResult:
     write_json(out / "scores.json", result.to_dict())
     _warn(benchmarks)
     return result
+
+
+def refresh(out: Path, tasks: Sequence[Task]) -> None:
+    """Score a complete evaluation again if its tasks have other rules or another description now.
+
+    Args:
+        out: folder of the evaluation.
+        tasks: with the questions that are stored.
+    """
+    info = read_info(out)
+    entries = {task.name: _task_entry(task, info["tasks"][task.name]) for task in tasks}
+    if differences(info["tasks"], {**info["tasks"], **entries}):
+        info["tasks"].update(entries)
+        finish(out, info)
 
 
 def _warn(benchmarks: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 A stored answer belongs to the content of its question (`Item.digest`), so that an evaluation of
 changed questions keeps all answers that are still valid: new and changed questions are asked, and
-answers to removed ones stay in the files without being counted.
+answers to removed ones stay in the files without being counted. Other rules only change the scores.
 
 Batches are planned within the questions that one call added (a round), so that the batches of an
 earlier call do not depend on later ones. A candidate takes its rounds from the base: both answer a
@@ -85,17 +85,21 @@ def has_questions(stored: StoredTask, task: Task) -> bool:
 
 
 def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:
-    """Describe how the questions differ from those of a stored evaluation with answers.
+    """Describe how questions and rules differ from those of a stored evaluation with answers.
 
     Args:
         out: folder of the evaluation; may be new.
         tasks: the questions to be asked now.
     """
     notes = []
+    entries = read_info(out)["tasks"] if (out / "run.json").is_file() else {}
     for task in tasks:
         path = out / task.name / "predictions.jsonl"
         if not path.is_file():
             continue
+        profile = entries.get(task.name, {}).get("profile", task.profile)
+        if profile != task.profile:
+            notes.append(f"{task.name}: scored by the rules {task.profile}, before by {profile}")
         _, every = read_records(path, "predictions")
         valid = read_predictions(path, task.digests)
         before = {item["id"]: item.get(PROMPT) for item in _read_items(out / task.name)}

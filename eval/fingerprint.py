@@ -31,6 +31,10 @@ QUESTION_KEYS = ("md5", "rows", "limit", "limit_seed", "broken", "items")
 """Parts of a task's fingerprint that say which questions it has, not how they are asked. Each
 stored answer has a digest of its own question, so that a run with other questions keeps the others.
 """
+SCORING_KEYS = ("profile",)
+"""Parts of a task's fingerprint that say how answers are scored. Scores are computed from stored
+answers whenever those are read, so that a run with other rules keeps all of them.
+"""
 
 
 def run_fingerprint(
@@ -93,7 +97,8 @@ def without_threads(setup: Mapping[str, Any]) -> dict[str, Any]:
 
 def task_settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a task's fingerprint that says how its questions are asked."""
-    return {key: value for key, value in fingerprint.items() if key not in QUESTION_KEYS}
+    others = (*QUESTION_KEYS, *SCORING_KEYS)
+    return {key: value for key, value in fingerprint.items() if key not in others}
 
 
 def answer_setup(setup: Mapping[str, Any], task: Task) -> dict[str, Any]:

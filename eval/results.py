@@ -34,7 +34,7 @@ from .tasks.task import (
 )
 
 SCHEMA = 1
-RUN_SCHEMA = 3  # of run.json and the task folders
+RUN_SCHEMA = 4  # of run.json and the task folders
 QUANTIZATION = "quantization.json"
 PROMPT, ROUND = "prompt", "round"
 """Keys of an item in `items.jsonl`: the digest of its prompt, and the call that asked it first."""

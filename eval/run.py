@@ -4,8 +4,9 @@ The output folder holds `plan.json`, `checkpoint/`, `eval/base/`, `eval/candidat
 Checkpoint and report appear complete; answers are appended one batch at a time. Each stage is
 finished on its own, so that an interrupted run resumes at any point.
 
-A call with other questions, another benchmark, a text for the perplexity, or another number of
-threads extends a run: the checkpoint and all answers that are still valid are kept. All else that
+A call with other questions, another benchmark, a text for the perplexity, other rules for the
+answers, or another number of threads extends a run: the checkpoint and all answers that are still
+valid are kept. All else that
 a stored number depends on must be as it was (`_refused_differences`).
 """
 
@@ -29,7 +30,7 @@ from ..quant.resolve import Source
 from . import compare
 from .answering.vision_features import FeatureCache
 from .config import QuestionOptions, RunOptions
-from .evaluation import evaluate_model
+from .evaluation import evaluate_model, refresh
 from .extension import describe_changes, has_questions, keep_only
 from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
@@ -100,7 +101,10 @@ class _Run:
                 self._reporter.note(f"{task.name}: {advice}")
         self._quantize(job, tasks, text)
         self._note_changes(tasks)
-        if not self._is_evaluated(job, tasks, text):
+        if self._is_evaluated(job, tasks, text):
+            refresh(self._base, tasks)
+            refresh(self._candidate, tasks)
+        else:
             self._announce(job, tasks)
             self._evaluate_base(job, tasks, text)
             self._evaluate_candidate(tasks, text)
@@ -264,8 +268,8 @@ class _Run:
 def _refused_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """List the differences between two runs that make stored work invalid.
 
-    The others extend a run: which questions are asked (each answer has the digest of its own), a
-    benchmark that the stored run lacks, and a text where there was none.
+    The others extend a run: which questions are asked (each answer has the digest of its own), the
+    rules of scoring, a benchmark that the stored run lacks, and a text where there was none.
     """
     settings = stored.get("tasks", {})
     tasks = {name: current["tasks"].get(name, settings[name]) for name in settings}

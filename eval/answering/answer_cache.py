@@ -23,7 +23,7 @@ VARIABLE = "VLPRESS_CACHE"
 MAX_DAYS = 30
 MAX_BYTES = 4 << 30
 _DAY = 86400.0
-_IRRELEVANT = ("out", "limit", "threads", "no_cache", "concurrency", "timeout", "retries")
+_IRRELEVANT = ("out", "limit", "rules", "threads", "no_cache", "concurrency", "timeout", "retries")
 """Options that do not choose the folder: the stored answers are valid with any value of them."""
 _PATHS = ("model", "text", "reference", "data_root")
 

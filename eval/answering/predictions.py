@@ -20,7 +20,7 @@ from ...common.differences import plain, refuse_difference
 from ...common.distributed import Communicator, barrier, rank_zero_first
 from ...common.journal import JournalContents, JournalFile, read_journal
 
-SCHEMA = 3
+SCHEMA = 4
 REMEDY = "delete the file to start afresh"
 OPTIONAL = ("prompt_tokens", "first_logprobs", "threads")
 """Fields of a prediction that are not stored if they are None."""

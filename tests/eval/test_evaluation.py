@@ -218,7 +218,7 @@ def test_damaged_run_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run\.json"):
         read_info(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 9}', "utf-8")
-    with pytest.raises(ValueError, match=r"schema 9.*3"):
+    with pytest.raises(ValueError, match=r"schema 9.*4"):
         read_info(tmp_path)
 
 

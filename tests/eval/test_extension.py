@@ -37,11 +37,11 @@ ROWS = [
 def ask(tmp_path: Path) -> Callable[..., Task]:
     """Open a task of the first rows of a file, some of them changed."""
 
-    def write(count: int, changes: dict[int, dict[str, Any]] | None = None) -> Task:
+    def write(count: int, changes: dict[int, dict[str, Any]] | None = None, **options: Any) -> Task:
         rows = [{**row, **(changes or {}).get(n, {})} for n, row in enumerate(ROWS[:count])]
         path = tmp_path / "photos.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return open_task(f"photos={path}", max_new_tokens=3)
+        return open_task(f"photos={path}", max_new_tokens=3, **options)
 
     return write
 
@@ -87,6 +87,49 @@ def test_extended_evaluation_equals_one_of_all_questions(
     assert whole["benchmarks"]["photos"]["n"] == 7 and whole["fidelity"]["units"] == 7
     for name in ("base", "cand"):
         assert stored(out, name) == stored(tmp_path / "whole", name)
+
+
+def test_other_rules_change_scores_alone(
+    processor: Processor, ask: Callable[..., Task], tmp_path: Path
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    pair(processor, out, ask(5))
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    journals = {path: path.read_bytes() for path in files if path.suffix == ".jsonl"}
+    other = ask(5, profile="2026-06")
+    (note,) = describe_changes(out / "base", [other])
+    assert note.startswith("photos: ") and "2026-06" in note and "2025-08" in note
+    again = pair(processor, out, other)
+    assert again == pair(processor, whole, other)
+    assert again["fingerprint"]["tasks"]["photos"]["profile"] == "2026-06"
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == files
+    assert {path: path.read_bytes() for path in journals} == journals
+
+
+def test_answers_are_scored_again_by_other_rules(
+    processor: Processor, ask: Callable[..., Task], tmp_path: Path
+) -> None:
+    """Until June 2026 the letter had to be among the last four words."""
+
+    def score(profile: str) -> tuple[float, int]:
+        responder = TableResponder(lambda _: "The answer is B because it barks at every cat")
+        task = ask(7, profile=profile)
+        result = evaluate_answers(responder, small_model(), processor, [task], tmp_path / "out")
+        assert result.run["tasks"]["photos"]["profile"] == profile
+        return round(result.benchmarks["photos"]["score"], 6), len(responder.seen)
+
+    assert score("2025-08") == (0.0, 7)
+    assert score("2026-06") == (round(100 * 3 / 7, 6), 0)
+    assert score("2025-08") == (0.0, 0)
+
+
+def test_evaluations_by_different_rules_are_not_compared(
+    processor: Processor, ask: Callable[..., Task], tmp_path: Path
+) -> None:
+    answered(processor, tmp_path / "a", ask(7))
+    answered(processor, tmp_path / "b", ask(7, profile="2024"))
+    with pytest.raises(ValueError, match="profile: 2025-08 -> 2024"):
+        build_report(read_run(tmp_path / "a"), read_run(tmp_path / "b"))
 
 
 def test_batches_of_an_extension_equal_up_to_rounding(

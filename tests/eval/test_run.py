@@ -133,6 +133,23 @@ def test_further_questions_and_benchmarks_extend_a_run(
     assert set(again["benchmarks"]) == {BENCH} and again["benchmarks"][BENCH]["n"] == 7
 
 
+def test_other_rules_score_a_finished_run_again(
+    checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(Source, "load", fail)
+    before = json.loads((out / "report" / "report.json").read_bytes())
+    report = run(**options_for(checkpoint, out, rules="2024"))
+    assert report["benchmarks"][BENCH]["profile"] == "2024"
+    assert report["fingerprint"]["tasks"][BENCH]["profile"] == "2024"
+    for name in ("base", "candidate"):
+        scores = json.loads((out / "eval" / name / "scores.json").read_bytes())
+        assert scores["benchmarks"][BENCH]["profile"] == "2024"
+    again = run(**options_for(checkpoint, out))
+    assert {**again, "command": None} == {**before, "command": None}
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [

@@ -117,7 +117,7 @@ def test_damage_inside_is_an_error(tmp_path: Path) -> None:
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     RecordStore(path, "fidelity", SETUP).close()
-    with pytest.raises(ValueError, match="'fidelity' of schema 3, not 'predictions'"):
+    with pytest.raises(ValueError, match="'fidelity' of schema 4, not 'predictions'"):
         read_predictions(path)
 
 
