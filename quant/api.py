@@ -18,7 +18,6 @@ from ..model.weight_files import digest_folder
 from .checkpoint.export import export_into
 from .checkpoint.formats.table import choose_format
 from .checkpoint.loading import is_quantized, resolve_folder
-from .checkpoint.push import push_checkpoint
 from .checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from .config import (
     ExportOptions,
@@ -182,6 +181,8 @@ def push(options: PushOptions) -> dict[str, Any]:
         ValueError: it is not a complete quantized checkpoint, or the hub refuses.
         ConnectionError: the hub does not answer.
     """
+    from .checkpoint.push import push_checkpoint  # imports an HTTP client, a tenth of a second
+
     return push_checkpoint(
         Path(options.checkpoint), options.repo, public=options.public, revision=options.revision
     )

@@ -62,3 +62,40 @@ def test_package_has_at_most_14_files() -> None:
     }
     crowded = {str(f.relative_to(paths.ROOT)) for f in folders if len(list(f.glob("*.py"))) > 14}
     assert not crowded
+
+
+def loaded_with(module: str) -> set[str]:
+    """Absolute names of everything that the import of a module of vlpress imports."""
+    names: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        top, *rest = name.split(".")
+        stem = package_folder(top).joinpath(*rest)
+        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+        if name in names or not path.is_file():
+            continue
+        names.add(name)
+        package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(str(node.module))
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1]
+                base = ".".join([*above, *filter(None, [node.module])])
+                # A name may be a module of the package, which is imported as well.
+                pending += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+                pending += [".".join(base.split(".")[:n]) for n in range(1, base.count(".") + 1)]
+    return names
+
+
+def test_verbs_load_slow_libraries_when_they_need_them() -> None:
+    slow = {"datasets", "huggingface_hub", "scipy", "scipy.stats", "transformers"}
+    slow |= {"matplotlib", "matplotlib.figure"}
+    assert not slow & loaded_with("eval.planning.run_plan")
+    assert not slow & loaded_with("quant.generate")
+    assert not slow & loaded_with("eval.run")
+    assert {"torch", "scipy.special"} <= loaded_with("eval.run")
+    assert "torch" not in loaded_with("eval.own.split")

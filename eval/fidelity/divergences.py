@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_rel  # type: ignore[import-untyped]  # scipy has no annotations
 
 from ..answering.predictions import Record
 from ..stats.statistics import Interval, mean_interval
@@ -165,6 +164,8 @@ def _paired_p(pairs: Sequence[tuple[float, float]]) -> float:
     if len({candidate - base for base, candidate in pairs}) == 1:
         return 1.0 if pairs[0][0] == pairs[0][1] else 0.0
     base, candidate = zip(*pairs, strict=True)
+    from scipy.stats import ttest_rel  # type: ignore[import-untyped]  # half a second
+
     return float(ttest_rel(candidate, base).pvalue)
 
 

@@ -19,7 +19,6 @@ from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
 from ..stats.paired import image_clusters, paired_difference
 from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
-from .html import comparison_page
 from .markdown import render_comparison
 from .report import compare
 from .words.verdict import comparison_steps, comparison_title
@@ -84,6 +83,8 @@ def compare_many(
         ],
     }
     write_text(out / "comparison.md", render_comparison(comparison))
+    from .html import comparison_page  # imports matplotlib, a third of a second
+
     write_text(out / "comparison.html", comparison_page(comparison))
     write_json(out / "comparison.json", comparison)
     return comparison

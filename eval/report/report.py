@@ -34,7 +34,6 @@ from ..tasks.task import TaskScore, percent
 from .fidelity_section import fidelity_section
 from .flips import list_flips
 from .health import MINIMUM_QUESTIONS, Reason, benchmark_reasons, cap_verdict, verdict_reasons
-from .html import report_page
 from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
@@ -82,6 +81,8 @@ def compare(
     base, candidate = read_run(base_dir), read_run(cand_dir)
     report, flips = build_report(base, candidate, margin, across_engines=across_engines)
     report |= about or {}
+    from .html import report_page  # imports matplotlib, a third of a second
+
     page = report_page(report, flips, base, candidate, overview=overview)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)

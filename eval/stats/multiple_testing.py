@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm  # type: ignore[import-untyped]  # scipy has no annotations
+from scipy.special import ndtri  # type: ignore[import-untyped]  # scipy has no annotations
 
 from .statistics import PairedOutcome
 
@@ -68,5 +68,5 @@ def detectable_difference(
         A difference of proportions, above 0.
     """
     discordant = max(outcome.lost + outcome.won, 1) / outcome.n
-    z = float(norm.ppf(0.5 + level / 2) + norm.ppf(power))
+    z = float(ndtri(0.5 + level / 2) + ndtri(power))
     return z * math.sqrt(discordant * design_effect / outcome.n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from scipy.stats import norm  # type: ignore[import-untyped]  # scipy has no annotations
+from scipy.special import ndtri  # type: ignore[import-untyped]  # scipy has no annotations
 
 from .statistics import PairedOutcome, bounds_in_points, judge, score_statistic
 from .verdict import Verdict
@@ -88,7 +88,7 @@ def questions_still_needed(
     statistic = score_statistic(outcome, -margin / 100)
     if statistic <= 0:
         return None
-    critical = float(norm.ppf(0.95)) * math.sqrt(design_effect)
+    critical = float(ndtri(0.95)) * math.sqrt(design_effect)
     total = outcome.n * (critical / statistic) ** 2
     return None if total > MOST_QUESTIONS else max(math.ceil(total) - outcome.n, 1)
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq  # type: ignore[import-untyped]  # scipy has no annotations
-from scipy.stats import binomtest, bootstrap, norm  # type: ignore[import-untyped]
+from scipy.special import ndtri  # type: ignore[import-untyped]  # scipy has no annotations
 
 from .verdict import Verdict
 
@@ -97,7 +96,7 @@ def paired_interval(
     Returns:
         Bounds in [-1, 1] that contain `outcome.delta`.
     """
-    z = float(norm.ppf(0.5 + level / 2)) * math.sqrt(design_effect)
+    z = float(ndtri(0.5 + level / 2)) * math.sqrt(design_effect)
     return Interval(_score_bound(outcome, z, -1), _score_bound(outcome, z, +1))
 
 
@@ -131,6 +130,8 @@ def _score_bound(outcome: PairedOutcome, z: float, side: int) -> float:
     near_end = math.nextafter(end, estimate)
     if excess(near_end) <= 0:
         return end
+    from scipy.optimize import brentq  # type: ignore[import-untyped]  # a tenth of a second
+
     return float(brentq(excess, estimate, near_end, xtol=1e-12))
 
 
@@ -175,6 +176,8 @@ def mcnemar(outcome: PairedOutcome) -> float:
     lower, higher = outcome.moved or (int(outcome.lost), int(outcome.won))
     if lower + higher == 0:
         return 1.0
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # half a second
+
     return float(binomtest(min(lower, higher), lower + higher, 0.5).pvalue)
 
 
@@ -237,6 +240,8 @@ def mean_interval(
         raise ValueError(f"values from {low:g} to {sample.max():g} are too far apart")
     if spread == 0:
         return Interval(low, low)
+    from scipy.stats import bootstrap  # half a second
+
     mean: Callable[..., NDArray[np.float64]] = np.mean
     bounds = bootstrap(
         ((sample - low) / spread,),  # the acceleration cubes them; tiny values would underflow

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...common.imports import without_collections
 from ..config import ModelConfig, read_checkpoint_json, refuse_pointer
 from .chat_templates import check_chat_template, one_line, read_chat_template
 
@@ -53,7 +54,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
 
 def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
     """Return the tokenizer, all its ids, and its encoding of the required tokens."""
-    from transformers import AutoTokenizer
+    with without_collections():
+        from transformers import AutoTokenizer
 
     # Without trust_remote_code=False, a folder with custom code opens a prompt on the terminal.
     tokenizer = AutoTokenizer.from_pretrained(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..common.environment import is_distributed
+from ..common.imports import without_collections
 from ..common.options import Options
 from ..common.progress import Reporter
 
@@ -30,11 +32,12 @@ def starting(options: Options, *, needs_torch: bool = True) -> Iterator[None]:
     if is_distributed():
         yield
         return
-    from .preflight import check_arguments  # a tenth of a second, which --help does not need
-
+    with without_collections():
+        from .preflight import check_arguments  # a fifth of a second, which --help does not need
     check_arguments(options)
     if not needs_torch or "torch" in sys.modules:
         yield
         return
-    with Reporter().step("loading torch"):
+    with Reporter().step("loading torch"), without_collections():
         yield
+    gc.freeze()  # later collections leave out what was imported
