@@ -1,9 +1,10 @@
 """Typed view of a Qwen-VL `config.json`.
 
-Published checkpoints use two generations of the file: flat (text fields at the top level,
-`rope_scaling`, `torch_dtype`) and nested (`text_config`, `rope_parameters`, `dtype`). Both become
-one frozen `ModelConfig`. `raw` holds the unchanged dictionary, because written checkpoints keep the
-source's form. Missing fields take the defaults of the two published configurations.
+Checkpoints use two generations of the file: flat (text fields at the top level, `rope_scaling`,
+`torch_dtype`) and nested (`text_config`, `rope_parameters`, `dtype`); files of Qwen3-VL are nested.
+Both become one frozen `ModelConfig`. `raw` holds the unchanged dictionary, because written
+checkpoints keep the source's form. Missing fields take the defaults of transformers, which leaves
+out the fields that equal them.
 
 Reading a config does not import torch, so that an unusable one is refused at once.
 """
@@ -13,118 +14,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..common.json_files import read_json
 from ..common.validation import parse
-from .config_fields import Qwen2VisionSection, Qwen25VisionSection, TextSection, TokenSection
+from .config_fields import (
+    Qwen2TextSection,
+    Qwen2VisionSection,
+    Qwen3TextSection,
+    Qwen3VisionSection,
+    Qwen25VisionSection,
+    TokenSection,
+)
+from .sizes import TextConfig, VisionConfig
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["ModelConfig", "TextConfig", "VisionConfig", "read_checkpoint_json", "refuse_pointer"]
+
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+NOT_IMPLEMENTED = {
+    "qwen3_vl": "Qwen3-VL",
+    "qwen3_vl_moe": "Qwen3-VL with a mixture of experts",
+}
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 2**28  # bytes; the largest published files, tokenizers, have 2**25
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Sizes of the vision tower; `hidden_size` is the width inside its blocks."""
-
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int  # width after the merger, equal to the decoder's hidden size
-    norm: Literal["layer", "rms"]
-    hidden_act: Literal["quick_gelu", "silu"]
-    in_channels: int = 3
-    patch_size: int = 14  # pixels
-    temporal_patch_size: int = 2  # frames
-    spatial_merge_size: int = 2  # patches per side of one token
-    window_size: int = 0  # pixels; 0: full attention in every block
-    fullatt_block_indexes: tuple[int, ...] = ()
-    tokens_per_second: int = 0  # 0: temporal position ids count patches instead of seconds
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
-            raise ValueError(
-                f"config.json: vision width {self.hidden_size} does not split into "
-                f"{self.num_heads} heads of a size divisible by 4; correct num_heads"
-            )
-        merged = self.patch_size * self.spatial_merge_size
-        if self.window_size and self.window_size < merged:
-            raise ValueError(
-                f"config.json: window_size {self.window_size} is smaller than one merged patch "
-                f"({merged} pixels); allowed: 0 or at least {merged}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def merge_unit(self) -> int:
-        """Number of patches that the merger joins into one token."""
-        return self.spatial_merge_size**2
-
-    @property
-    def patch_dim(self) -> int:
-        """Length of a flattened patch: channels x frames x height x width."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-    @property
-    def pixel_factor(self) -> int:
-        """Divisor of the image sides, in pixels."""
-        return self.patch_size * self.spatial_merge_size
-
-    @property
-    def is_windowed(self) -> bool:
-        """Whether some blocks use window attention."""
-        return self.window_size > 0
-
-    def has_full_attention(self, index: int) -> bool:
-        """Tell whether block `index` attends to the whole frame."""
-        return not self.is_windowed or index in self.fullatt_block_indexes
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the decoder."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, int, int]  # rotary pairs for time, height, width
-    tie_word_embeddings: bool
-    max_position_embeddings: int = 32768
-
-    def __post_init__(self) -> None:
-        if self.head_dim * self.num_attention_heads != self.hidden_size:
-            raise ValueError(
-                f"config.json: hidden_size {self.hidden_size} is not num_attention_heads "
-                f"{self.num_attention_heads} x head_dim {self.head_dim}; correct one of them"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"config.json: {self.num_attention_heads} attention heads are not a multiple of "
-                f"{self.num_key_value_heads} key/value heads; correct num_key_value_heads"
-            )
-        if sum(self.mrope_section) * 2 != self.head_dim:
-            raise ValueError(
-                f"config.json: mrope_section {list(self.mrope_section)} adds up to "
-                f"{sum(self.mrope_section)}; it must be half of head_dim {self.head_dim}"
-            )
 
 
 @dataclass(frozen=True)
@@ -157,20 +75,25 @@ class ModelConfig:
         """
         family = raw.get("model_type")
         if family not in MODEL_TYPES:
+            name = NOT_IMPLEMENTED.get(str(family))
+            known = f" ({name}) is not implemented" if name else " is not supported"
             raise ValueError(
-                f"config.json: model_type {family!r} is not supported; allowed: "
-                f"{', '.join(MODEL_TYPES)}; choose a Qwen2-VL or Qwen2.5-VL checkpoint"
+                f"config.json: model_type {family!r}{known}; allowed: {', '.join(MODEL_TYPES)}; "
+                "choose a Qwen2-VL or Qwen2.5-VL checkpoint"
             )
         vision = _vision(family, raw.get("vision_config"))
         nested = raw.get("text_config")
         text_raw: Mapping[str, Any] = nested if isinstance(nested, Mapping) else raw
-        at = "text_config" if isinstance(nested, Mapping) else ""
-        section = parse(TextSection, text_raw, FILE, at, remedy=REMEDY)
-        text = _text(section, tied=_is_tied(raw, text_raw))
+        text = _qwen3_text(raw) if family == "qwen3_vl" else _qwen2_text(raw, text_raw)
         if vision.out_hidden_size != text.hidden_size:
             raise ValueError(
                 f"config.json: the vision tower has {vision.out_hidden_size} output features, but "
                 f"the decoder's hidden_size is {text.hidden_size}; both must be equal"
+            )
+        if len(vision.deepstack_visual_indexes) > text.num_hidden_layers:
+            raise ValueError(
+                f"config.json: {len(vision.deepstack_visual_indexes)} deepstack_visual_indexes for "
+                f"{text.num_hidden_layers} decoder layers; allowed: one per layer at most; {REMEDY}"
             )
         return cls(
             family=family,
@@ -228,25 +151,40 @@ def _vision(family: str, raw: object) -> VisionConfig:
         sizes = older.model_dump(exclude={"mlp_ratio"})
         width = int(older.hidden_size * older.mlp_ratio)
         return VisionConfig(**sizes, intermediate_size=width, norm="layer")
+    if family == "qwen3_vl":
+        newer = parse(Qwen3VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
+        return VisionConfig(**newer.model_dump(), norm="layer", separate_frames=True)
     section = parse(Qwen25VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
     return VisionConfig(**section.model_dump(), norm="rms")
 
 
-def _text(section: TextSection, *, tied: bool) -> TextConfig:
+def _qwen2_text(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> TextConfig:
+    at = "" if text_raw is raw else "text_config"
+    section = parse(Qwen2TextSection, text_raw, FILE, at, remedy=REMEDY)
     heads = section.num_attention_heads
+    head_dim = section.head_dim or section.hidden_size // heads
+    if head_dim * heads != section.hidden_size:
+        raise ValueError(
+            f"config.json: hidden_size {section.hidden_size} is not num_attention_heads "
+            f"{heads} x head_dim {head_dim}; correct one of them"
+        )
+    # Some nested files have the flag only inside text_config, and a default of false outside.
+    tied = bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
     return TextConfig(
-        vocab_size=section.vocab_size,
-        hidden_size=section.hidden_size,
-        intermediate_size=section.intermediate_size,
-        num_hidden_layers=section.num_hidden_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=section.num_key_value_heads or heads,
-        head_dim=section.head_dim or section.hidden_size // heads,
-        rms_norm_eps=float(section.rms_norm_eps),
-        rope_theta=float(section.rope_base),
-        mrope_section=section.rope.mrope_section,
-        tie_word_embeddings=tied,
-        max_position_embeddings=section.max_position_embeddings,
+        **section.common_sizes(section.rope), head_dim=head_dim, tie_word_embeddings=tied
+    )
+
+
+def _qwen3_text(raw: Mapping[str, Any]) -> TextConfig:
+    section = parse(Qwen3TextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+    return TextConfig(
+        **section.common_sizes(section.rope),
+        head_dim=section.head_dim,
+        # Only the flag at the top level: that of text_config is a default which does not apply.
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
+        qkv_bias=False,
+        qk_norm=True,
+        yarn=section.rope.yarn,
     )
 
 
@@ -260,11 +198,6 @@ def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
                 f"the vocabulary's last; {REMEDY}"
             )
     return ids
-
-
-def _is_tied(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> bool:
-    # Some nested files have the flag only inside text_config, and a default of false outside.
-    return bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
 
 
 def _dtype_name(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> str | None:

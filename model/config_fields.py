@@ -1,7 +1,8 @@
 """Sections of `config.json` as files spell them, each number within bounds that a model can have.
 
-Unknown keys are ignored: every library adds some of its own. Missing keys take the defaults of the
-published configurations. `config.py` turns the sections into the sizes that the model is built of.
+Unknown keys are ignored: every library adds some of its own. Missing keys take the defaults of
+transformers, which leaves out the keys that equal them. `config.py` turns the sections into the
+sizes that the model is built of.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..common.validation import Allowed, Integer, Real, Truthy, empty_to_none
+from .sizes import YarnScaling
 
 WIDTH = 2**20
 """Upper bound of features, inner channels and pixels."""
@@ -25,6 +27,14 @@ Depth = Annotated[int, Integer(1, DEPTH, integral=True)]
 Index = Annotated[int, Integer(0, DEPTH, integral=True)]
 Token = Annotated[int, Integer(0, VOCABULARY - 1, integral=True)]
 Pairs = Annotated[int, Integer(0, WIDTH, integral=True)]
+Sections = Annotated[
+    tuple[Pairs, Pairs, Pairs],
+    Allowed("3 whole numbers, the rotary pairs for time, height and width"),
+]
+Vocabulary = Annotated[int, Integer(1, VOCABULARY, integral=True)]
+Epsilon = Annotated[float, Real(above=0, most=1.0)]
+Positions = Annotated[int, Integer(1, POSITIONS, integral=True)]
+Scale = Annotated[float, Real(above=0, most=1e6)]
 Theta = Annotated[float, Real(above=0, most=1e12)]
 
 
@@ -68,41 +78,105 @@ class Qwen25VisionSection(VisionSection):
     tokens_per_second: Annotated[int, Integer(0, 1000, integral=True)] = 4
 
 
+class Qwen3VisionSection(VisionSection):
+    """`vision_config` of Qwen3-VL."""
+
+    depth: Depth = 27
+    hidden_size: Width = 1152
+    out_hidden_size: Width = 3584
+    intermediate_size: Width = 4304
+    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    patch_size: Annotated[int, Integer(1, 256, integral=True)] = 16
+    num_position_embeddings: Annotated[int, Integer(1, WIDTH, integral=True)] = 2304
+    deepstack_visual_indexes: tuple[Index, ...] = (8, 16, 24)
+
+
 class RopeSection(Section):
-    """`rope_scaling`, or `rope_parameters` of newer files."""
+    """Keys of `rope_scaling`, or `rope_parameters` of newer files, that all families share."""
+
+    mrope_section: Sections
+    rope_theta: Theta
+
+
+class Qwen2RopeSection(RopeSection):
+    """The rotary section of Qwen2-VL and Qwen2.5-VL."""
 
     rope_type: Annotated[
         Literal["default", "mrope"],
         Allowed("default, mrope (long-context scaling is not implemented)"),
     ] = Field(default="default", validation_alias=AliasChoices("rope_type", "type"))
-    mrope_section: Annotated[
-        tuple[Pairs, Pairs, Pairs],
-        Allowed("3 whole numbers, the rotary pairs for time, height and width"),
-    ] = (16, 24, 24)
+    mrope_section: Sections = (16, 24, 24)
+    mrope_interleaved: Literal[False] = False
     rope_theta: Theta = 1_000_000.0
 
 
-Rope = Annotated[RopeSection | None, BeforeValidator(empty_to_none)]
+class Qwen3RopeSection(RopeSection):
+    """The rotary section of Qwen3-VL; the keys from `factor` on are YaRN's."""
+
+    rope_type: Annotated[
+        Literal["default", "mrope", "yarn"],
+        Allowed("default, mrope, yarn (no other long-context scaling is implemented)"),
+    ] = Field(default="default", validation_alias=AliasChoices("rope_type", "type"))
+    mrope_section: Sections = (24, 20, 20)
+    mrope_interleaved: Literal[True] = True
+    rope_theta: Theta = 500_000.0
+    factor: Scale | None = None
+    original_max_position_embeddings: Positions | None = None
+    attention_factor: Scale | None = None
+    beta_fast: Scale | None = None
+    beta_slow: Scale | None = None
+    truncate: bool = True
+    mscale: None = None
+    mscale_all_dim: None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        pairs = sum(self.mrope_section)
+        # Pairs 1, 4, 7, ... belong to height and pairs 2, 5, 8, ... to width.
+        last = [3 * (count - 1) + axis for axis, count in enumerate(self.mrope_section)]
+        if max(last[1:]) >= pairs:
+            raise ValueError(
+                f"mrope_section {list(self.mrope_section)}: height and width do not fit into every "
+                f"third of {pairs} pairs; take the file from the original checkpoint"
+            )
+        if self.rope_type == "yarn" and None in (
+            self.factor,
+            self.original_max_position_embeddings,
+        ):
+            raise ValueError(
+                "rope_type is 'yarn'; it needs factor and original_max_position_embeddings; "
+                "add both"
+            )
+        return self
+
+    @property
+    def yarn(self) -> YarnScaling | None:
+        """Parameters of YaRN; None: the rotary positions are not scaled."""
+        if self.rope_type != "yarn" or not self.factor or not self.original_max_position_embeddings:
+            return None
+        return YarnScaling(
+            factor=self.factor,
+            original_max_position_embeddings=self.original_max_position_embeddings,
+            attention_factor=self.attention_factor,
+            beta_fast=self.beta_fast or YarnScaling.beta_fast,
+            beta_slow=self.beta_slow or YarnScaling.beta_slow,
+            truncate=self.truncate,
+        )
 
 
 class TextSection(Section):
-    """Keys of the decoder: in `text_config`, or at the top level of flat files."""
+    """Keys of the decoder that all families share."""
 
-    vocab_size: Annotated[int, Integer(1, VOCABULARY, integral=True)] = 152064
-    hidden_size: Width = 8192
-    intermediate_size: Width = 29568
-    num_hidden_layers: Depth = 80
-    num_attention_heads: Depth = 64
-    num_key_value_heads: Depth | None = 8
-    head_dim: Annotated[Width | None, BeforeValidator(empty_to_none)] = None
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Depth
+    num_attention_heads: Depth
+    num_key_value_heads: Depth | None
     hidden_act: Literal["silu"] = "silu"
-    rms_norm_eps: Annotated[float, Real(above=0, most=1.0)] = 1e-5
-    rope_theta: Theta = 1_000_000.0
-    rope_parameters: Rope = None
-    rope_scaling: Rope = None
-    max_position_embeddings: Annotated[int, Integer(1, POSITIONS, integral=True)] = 32768
-    use_sliding_window: Truthy = False
-    max_window_layers: Depth = 80
+    rms_norm_eps: Epsilon
+    rope_theta: Theta
+    max_position_embeddings: Positions
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +194,46 @@ class TextSection(Section):
             unused.add("max_window_layers")
         return {key: value for key, value in raw.items() if key not in unused}
 
+    def common_sizes(self, rope: RopeSection) -> dict[str, Any]:
+        """Return the arguments of `TextConfig` that all families read in the same way.
+
+        Args:
+            rope: the rotary section of either generation.
+        """
+        # Newer files have rope_theta in the rotary section.
+        theta = rope.rope_theta if "rope_theta" in rope.model_fields_set else self.rope_theta
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
+            "rms_norm_eps": float(self.rms_norm_eps),
+            "rope_theta": float(theta),
+            "mrope_section": rope.mrope_section,
+            "max_position_embeddings": self.max_position_embeddings,
+        }
+
+
+class Qwen2TextSection(TextSection):
+    """Keys of Qwen2-VL's and Qwen2.5-VL's decoder: in `text_config`, or at the top level."""
+
+    vocab_size: Vocabulary = 152064
+    hidden_size: Width = 8192
+    intermediate_size: Width = 29568
+    num_hidden_layers: Depth = 80
+    num_attention_heads: Depth = 64
+    num_key_value_heads: Depth | None = 8
+    head_dim: Annotated[Width | None, BeforeValidator(empty_to_none)] = None
+    rms_norm_eps: Epsilon = 1e-5
+    rope_theta: Theta = 1_000_000.0
+    rope_parameters: Annotated[Qwen2RopeSection | None, BeforeValidator(empty_to_none)] = None
+    rope_scaling: Annotated[Qwen2RopeSection | None, BeforeValidator(empty_to_none)] = None
+    max_position_embeddings: Positions = 32768
+    use_sliding_window: Truthy = False
+    max_window_layers: Depth = 80
+
     @model_validator(mode="after")
     def _check_window(self) -> Self:
         if self.use_sliding_window and self.num_hidden_layers > self.max_window_layers:
@@ -130,15 +244,32 @@ class TextSection(Section):
         return self
 
     @property
-    def rope(self) -> RopeSection:
+    def rope(self) -> Qwen2RopeSection:
         """The rotary section of either generation."""
-        return self.rope_parameters or self.rope_scaling or RopeSection()
+        return self.rope_parameters or self.rope_scaling or Qwen2RopeSection()
+
+
+class Qwen3TextSection(TextSection):
+    """`text_config` of Qwen3-VL."""
+
+    vocab_size: Vocabulary = 151936
+    hidden_size: Width = 4096
+    intermediate_size: Width = 22016
+    num_hidden_layers: Depth = 32
+    num_attention_heads: Depth = 32
+    num_key_value_heads: Depth | None = 32
+    head_dim: Width = 128
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta = 500_000.0
+    rope_parameters: Annotated[Qwen3RopeSection | None, BeforeValidator(empty_to_none)] = None
+    rope_scaling: Annotated[Qwen3RopeSection | None, BeforeValidator(empty_to_none)] = None
+    max_position_embeddings: Positions = 128_000
+    attention_bias: Annotated[Literal[False], Allowed("false (biases are not implemented)")] = False
 
     @property
-    def rope_base(self) -> float:
-        """`rope_theta`, which newer files have in the rotary section."""
-        rope = self.rope
-        return rope.rope_theta if "rope_theta" in rope.model_fields_set else self.rope_theta
+    def rope(self) -> Qwen3RopeSection:
+        """The rotary section of either generation."""
+        return self.rope_parameters or self.rope_scaling or Qwen3RopeSection()
 
 
 class TokenSection(Section):

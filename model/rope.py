@@ -4,10 +4,14 @@
 (arXiv 2409.12191, section 2.1) gives every token a (time, height, width) triple: text has three
 equal ids, a visual spans a grid. Each segment starts one above the largest id before it.
 "Qwen2.5-VL Technical Report" (arXiv 2502.13923, section 2.1.2) ties a video's time id to seconds.
+"Qwen3-VL Technical Report" (arXiv 2511.21631, section 2) interleaves the frequencies of the three
+axes, and writes the time of each temporal patch of a video as text before it, so that each one is
+numbered as an image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -16,8 +20,9 @@ from torch import Tensor
 
 from .config import ModelConfig
 from .processing.inputs import visual_mask
+from .sizes import TextConfig
 
-MropeLayout = Literal["sectioned"]
+MropeLayout = Literal["sectioned", "interleaved"]
 """How the rotary frequencies are divided among time, height and width; see `_LAYOUTS`."""
 
 
@@ -33,12 +38,15 @@ def mrope_ids(
         input_ids: int64 `[tokens]`, with one image or video token per merged patch.
         grids: (t, h, w) in patches of every image and video, in order of appearance.
         seconds_per_grid: seconds per temporal patch; used for Qwen2.5-VL videos only.
-        config: gives the token ids, the merge size and `tokens_per_second`.
+        config: gives the token ids, the merge size, `tokens_per_second` and `separate_frames`.
 
     Raises:
         ValueError: the placeholder tokens do not match the grids.
     """
     merge = config.vision.spatial_merge_size
+    if config.vision.separate_frames:
+        grids = [(1, h, w) for t, h, w in grids for _ in range(t)]
+        seconds_per_grid = [0.0] * len(grids)
     ids = input_ids.to("cpu")
     positions = torch.nonzero(visual_mask(ids, config)).flatten()
     counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
@@ -90,28 +98,57 @@ def _grid_ids(grid: tuple[int, int, int], seconds: float, config: ModelConfig) -
 
 
 def text_rotary(
-    position_ids: Tensor,
-    head_dim: int,
-    theta: float,
-    section: tuple[int, int, int],
-    layout: MropeLayout,
+    position_ids: Tensor, config: TextConfig, layout: MropeLayout
 ) -> tuple[Tensor, Tensor]:
     """Compute cosine and sine of the decoder's angles, float32 `[batch, tokens, head_dim / 2]`.
 
     Args:
         position_ids: int64 `[3, batch, tokens]`: time, height, width.
-        head_dim: width of one head; the rotation pairs channel i with i + head_dim / 2.
-        theta: base of the geometric series of frequencies.
-        section: number of frequencies that use the time, height and width id.
-        layout: which frequencies these are, see `check_mrope_layout`.
+        config: gives the base of the frequencies, their number per axis, and YaRN's parameters; a
+            head of width `head_dim` pairs channel i with i + head_dim / 2.
+        layout: which frequencies use which axis, see `check_mrope_layout`.
 
     Raises:
         ValueError: the layout is not implemented.
     """
     check_mrope_layout(layout)
-    angles = position_ids[..., None].float() * _frequencies(head_dim, theta, position_ids.device)
-    selected = _LAYOUTS[layout](angles, section)
-    return selected.cos(), selected.sin()
+    frequencies, scale = decoder_frequencies(config)
+    frequencies = frequencies.to(position_ids.device)
+    angles = position_ids[..., None].float() * frequencies
+    selected = _LAYOUTS[layout](angles, config.mrope_section)
+    return selected.cos() * scale, selected.sin() * scale
+
+
+def decoder_frequencies(config: TextConfig) -> tuple[Tensor, float]:
+    """Compute the rotary frequencies of the decoder and the factor of cosine and sine.
+
+    Under YaRN (arXiv 2309.00071, sections 3.2 and 3.4), frequencies that complete many rotations
+    within the context of the training stay, those that complete few are divided by `factor`, and
+    those in between are interpolated. The square of the returned factor scales attention scores.
+
+    Returns:
+        float32 `[head_dim / 2]` on the CPU, and the factor, which is 1 without YaRN.
+    """
+    powers, yarn = _powers(config.head_dim, config.rope_theta), config.yarn
+    if yarn is None:
+        return 1.0 / powers, 1.0
+    pairs = len(powers)
+
+    def pair_of(rotations: float) -> float:
+        """Index of the pair that completes so many rotations within the context."""
+        context = yarn.original_max_position_embeddings
+        return pairs * math.log(context / (rotations * 2 * math.pi)) / math.log(config.rope_theta)
+
+    low, high = pair_of(yarn.beta_fast), pair_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    span = high - low or 0.001  # a step instead of a ramp
+    kept = 1 - ((torch.arange(pairs, dtype=torch.float32) - low) / span).clamp(0, 1)
+    frequencies = 1.0 / (yarn.factor * powers) * (1 - kept) + 1.0 / powers * kept
+    if yarn.attention_factor is not None:
+        return frequencies, yarn.attention_factor
+    return frequencies, 0.1 * math.log(max(yarn.factor, 1.0)) + 1.0
 
 
 def check_mrope_layout(layout: str) -> None:
@@ -136,7 +173,19 @@ def _sectioned(angles: Tensor, section: Sequence[int]) -> Tensor:
     return torch.cat([angle[axis] for axis, angle in enumerate(sections)], dim=-1)
 
 
-_LAYOUTS: Mapping[str, Callable[[Tensor, Sequence[int]], Tensor]] = {"sectioned": _sectioned}
+def _interleaved(angles: Tensor, section: Sequence[int]) -> Tensor:
+    """Frequencies 1, 4, 7, ... of height, 2, 5, 8, ... of width, and all others of time."""
+    selected = angles[0].clone()
+    for axis in (1, 2):
+        every_third = slice(axis, 3 * section[axis], 3)
+        selected[..., every_third] = angles[axis, ..., every_third]
+    return selected
+
+
+_LAYOUTS: Mapping[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
+    "sectioned": _sectioned,
+    "interleaved": _interleaved,
+}
 """Layout to the function that selects from angles `[3, ..., frequencies]` one axis each."""
 
 
@@ -148,7 +197,7 @@ def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
         head_dim: width of one head: half of its channel pairs rotate by row, half by column; a pair
             is channel i with i + head_dim / 2.
     """
-    frequencies = _frequencies(head_dim // 2, 10000.0, coordinates.device)
+    frequencies = (1.0 / _powers(head_dim // 2, 10000.0)).to(coordinates.device)
     angles = (coordinates[..., None].float() * frequencies).flatten(1)
     return angles.cos(), angles.sin()
 
@@ -168,7 +217,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+def _powers(dim: int, theta: float) -> Tensor:
     # On the CPU, because pow differs in the last bit between devices.
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
-    return (1.0 / theta**exponents).to(device)
+    return theta**exponents

@@ -1,7 +1,9 @@
-"""The decoder of Qwen2-VL and Qwen2.5-VL: grouped-query attention with M-RoPE, SwiGLU, RMSNorm.
+"""The decoder: grouped-query attention with M-RoPE, SwiGLU, RMSNorm.
 
 Architecture: "Qwen2 Technical Report" (arXiv 2407.10671, section 2.2.1) with the rotary positions
-of `rope.py`. Attribute names equal the checkpoint's (`self_attn.q_proj`, `mlp.gate_proj`, ...).
+of `rope.py`; Qwen3-VL normalizes queries and keys instead of adding biases to them ("Qwen3
+Technical Report", arXiv 2505.09388, section 2). Attribute names equal the checkpoint's
+(`self_attn.q_proj`, `mlp.gate_proj`, ...).
 
 Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden size, I MLP size,
 D head size.
@@ -40,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention; q, k and v have biases, o has none."""
+    """Causal grouped-query attention; o has no bias, q, k and v have `qkv_bias`."""
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -49,10 +51,13 @@ class Attention(nn.Module):
         width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(config.hidden_size, width)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width)
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        # One weight for all heads.
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
@@ -69,6 +74,8 @@ class Attention(nn.Module):
             projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         # Under autocast q is narrower than the angles; without it this is a no-op.
         cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -280,14 +287,7 @@ class TextModel(nn.Module):
             `[B, 1, T, S]`, and the entries of `added`. Layers change `hidden`, and drop what they
             have added to it.
         """
-        config = self.config
-        cos, sin = text_rotary(
-            position_ids,
-            config.head_dim,
-            config.rope_theta,
-            config.mrope_section,
-            self.mrope_layout,
-        )
+        cos, sin = text_rotary(position_ids, self.config, self.mrope_layout)
         new, past = embeds.shape[1], cache.length if cache is not None else 0
         # SDPA's own causal mask aligns the first query with the first key, which is wrong once the
         # cache holds tokens. One new token attends to everything and needs no mask.

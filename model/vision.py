@@ -16,7 +16,7 @@ Letters in shapes: N patches of all visuals together, C width of the tower, D wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,18 +38,18 @@ class PatchEmbed(nn.Module):
     The convolution's stride equals its kernel, so it is a matrix product, which is much faster.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, bias: bool = False) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(
-            config.in_channels, config.hidden_size, kernel_size=kernel, stride=kernel, bias=False
+            config.in_channels, config.hidden_size, kernel_size=kernel, stride=kernel, bias=bias
         )
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed patches, `[N, channels * frames * patch * patch]` to `[N, C]`."""
-        weight = self.proj.weight
+        weight, bias = self.proj.weight, self.proj.bias
         # The last cast only acts under autocast: the residual stream keeps the weights' precision.
-        return F.linear(patches.to(weight.dtype), weight.flatten(1)).to(weight.dtype)
+        return F.linear(patches.to(weight.dtype), weight.flatten(1), bias).to(weight.dtype)
 
 
 class VisionAttention(nn.Module):
@@ -134,12 +134,12 @@ class QuickGELUMLP(nn.Module):
 class VisionBlock(nn.Module):
     """One transformer block of the tower."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, mlp: Callable[[VisionConfig], nn.Module]) -> None:
         super().__init__()
         self.norm1 = _norm(config)
         self.norm2 = _norm(config)
         self.attn = VisionAttention(config)
-        self.mlp = GatedMLP(config) if config.hidden_act == "silu" else QuickGELUMLP(config)
+        self.mlp = mlp(config)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Run the block, `[N, C]` to `[N, C]`.
@@ -181,7 +181,8 @@ class VisionTower(Tower):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        mlp = GatedMLP if config.hidden_act == "silu" else QuickGELUMLP
+        self.blocks = nn.ModuleList(VisionBlock(config, mlp) for _ in range(config.depth))
         self.merger = PatchMerger(config)
 
     def prepare(self, patches: Tensor, grid: Tensor) -> State:

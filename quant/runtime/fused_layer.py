@@ -52,9 +52,10 @@ class FusedDecoderLayer:
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
         """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
 
-        q, k and v, and gate and up, must be fused already. A layer with experts is not fused.
+        q, k and v, and gate and up, must be fused already. A layer with experts is not fused, nor
+        one with norms of q and k.
         """
-        if not isinstance(layer.mlp, MLP):
+        if not isinstance(layer.mlp, MLP) or layer.self_attn.q_norm is not None:
             return None
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):

@@ -16,10 +16,10 @@ from tiny_models import FAMILIES, TinyConfig
 from vlpress.common.validation import parse
 from vlpress.model.config import ModelConfig, read_checkpoint_json
 from vlpress.model.config_fields import (
+    Qwen2TextSection,
     Qwen2VisionSection,
     Qwen25VisionSection,
     Section,
-    TextSection,
     TokenSection,
     VisionSection,
 )
@@ -85,11 +85,11 @@ def test_any_value_anywhere_gives_a_config_or_one_line(
         (Qwen25VisionSection, "window_size", -1, "a whole number from 0"),
         (Qwen25VisionSection, "fullatt_block_indexes", "12", "a list"),
         (Qwen25VisionSection, "fullatt_block_indexes", {"7": 1}, "a list"),
-        (TextSection, "rms_norm_eps", 0, "a number above 0, at most 1"),
-        (TextSection, "rms_norm_eps", float("nan"), "a number above 0, at most 1"),
-        (TextSection, "rope_theta", float("inf"), "a number above 0, at most 1e+12"),
-        (TextSection, "rope_theta", 10**400, "a number above 0, at most 1e+12"),
-        (TextSection, "vocab_size", 10**400, "a whole number from 1 to 16777216"),
+        (Qwen2TextSection, "rms_norm_eps", 0, "a number above 0, at most 1"),
+        (Qwen2TextSection, "rms_norm_eps", float("nan"), "a number above 0, at most 1"),
+        (Qwen2TextSection, "rope_theta", float("inf"), "a number above 0, at most 1e+12"),
+        (Qwen2TextSection, "rope_theta", 10**400, "a number above 0, at most 1e+12"),
+        (Qwen2TextSection, "vocab_size", 10**400, "a whole number from 1 to 16777216"),
         (TokenSection, "image_token_id", -1, "a whole number from 0"),
     ],
 )
@@ -117,12 +117,18 @@ def test_missing_keys_take_defaults_and_whole_floats_are_read() -> None:
 
 def test_keys_without_effect_are_not_checked() -> None:
     unused = {"use_sliding_window": False, "max_window_layers": None, "unknown": [1]}
-    assert parse(TextSection, unused).max_window_layers == 80
+    assert parse(Qwen2TextSection, unused).max_window_layers == 80
     nested = {"rope_parameters": {"rope_theta": 5}, "rope_scaling": 3, "rope_theta": None}
-    assert parse(TextSection, nested).rope_base == 5
-    empty = parse(TextSection, {"rope_parameters": {}, "rope_scaling": None, "head_dim": 0})
-    assert (empty.rope.mrope_section, empty.rope_base) == ((16, 24, 24), 1e6)
-    assert empty.head_dim is None
+    assert sizes_of(nested)["rope_theta"] == 5
+    empty: dict[str, Any] = {"rope_parameters": {}, "rope_scaling": None, "head_dim": 0}
+    assert parse(Qwen2TextSection, empty).head_dim is None
+    sizes = sizes_of(empty)
+    assert (sizes["mrope_section"], sizes["rope_theta"]) == ((16, 24, 24), 1e6)
+
+
+def sizes_of(raw: dict[str, Any]) -> dict[str, Any]:
+    section = parse(Qwen2TextSection, raw)
+    return section.common_sizes(section.rope)
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "1" * 10**5, "{", "\ud800", ""])

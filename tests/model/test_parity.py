@@ -6,7 +6,7 @@ video differ from those of training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TinyConfig, make_random_model, new_name
+from tiny_models import TinyConfig, make_random_model, make_tiny_config, new_name
 
 from vlpress.model.generation import generate
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.model.rope import decoder_frequencies
+from vlpress.model.sizes import YarnScaling
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
@@ -53,8 +55,8 @@ def pair(request: pytest.FixtureRequest, checkpoint: Path) -> Pair:
     assert isinstance(ours.lm_head, torch.nn.Linear)
     # Placeholders and the stop token must not be generated: with weight 0 they never win.
     ours.lm_head.weight[[ours.config.image_token_id, ours.config.video_token_id, STOP]] = 0
-    processor = Processor.from_folder(checkpoint)
-    processor.config = ours.config
+    loaded = Processor.from_folder(checkpoint)
+    processor = Processor(ours.config, loaded.tokenizer, loaded.settings)
     return Pair(ours, build_theirs(ours), processor)
 
 
@@ -207,3 +209,30 @@ def test_tied_and_nested_config(tiny_config: TinyConfig, checkpoint: Path) -> No
     theirs = build_theirs(ours)
     prompt = encode(Processor.from_folder(checkpoint), "mixed")
     assert_parity(ours([prompt])[0], their_logits(theirs, prompt))
+
+
+@pytest.mark.parametrize(
+    "yarn",
+    [
+        {"factor": 3.0, "original_max_position_embeddings": 262144},
+        {"factor": 8.0, "original_max_position_embeddings": 64, "truncate": False},
+        {"factor": 2.0, "original_max_position_embeddings": 512, "attention_factor": 1.5},
+        {"factor": 4.0, "original_max_position_embeddings": 999, "beta_fast": 9.0, "beta_slow": 2},
+        {"factor": 1.0, "original_max_position_embeddings": 512},
+    ],
+)
+def test_yarn_equals_transformers(yarn: dict[str, Any]) -> None:
+    text = replace(
+        make_tiny_config().text,
+        head_dim=128,
+        mrope_section=(24, 20, 20),
+        rope_theta=5e6,
+        yarn=YarnScaling(**yarn),
+    )
+    rope = {"rope_type": "yarn", "rope_theta": 5e6, **yarn}
+    config = transformers.Qwen3VLTextConfig(head_dim=128, rope_parameters=rope)
+    theirs, factor = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config)
+    ours, scale = decoder_frequencies(text)
+    assert torch.equal(ours, theirs)
+    assert scale == factor
+    assert (ours == decoder_frequencies(replace(text, yarn=None))[0]).any()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from typing import Any
 
 import paths
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import TinyConfig
+from tiny_models import TinyConfig, make_tiny_config
 
 from vlpress.model.families import FAMILIES
 from vlpress.model.loading import build_model
@@ -75,7 +75,7 @@ def test_scores_depend_on_distance_only(shift: int, positions: list[int]) -> Non
 
     def score(offset: int) -> torch.Tensor:
         ids = (torch.tensor(positions) + offset).expand(3, 1, 2)
-        cos, sin = text_rotary(ids, 32, 10000.0, (4, 6, 6), "sectioned")
+        cos, sin = text_rotary(ids, make_tiny_config().text, "sectioned")
         turned = rotate(torch.stack((q, k))[None], cos.double(), sin.double())[0]
         return turned[0] @ turned[1]
 
@@ -85,7 +85,7 @@ def test_scores_depend_on_distance_only(shift: int, positions: list[int]) -> Non
 
 def test_sections_follow_their_own_axis() -> None:
     ids = torch.tensor([[[3]], [[50]], [[700]]])
-    cos, _ = text_rotary(ids, 32, 10000.0, (4, 6, 6), "sectioned")
+    cos, _ = text_rotary(ids, make_tiny_config().text, "sectioned")
     frequencies = 10000.0 ** (-torch.arange(16) / 16)
     expected = torch.cat((3 * frequencies[:4], 50 * frequencies[4:10], 700 * frequencies[10:]))
     torch.testing.assert_close(cos[0, 0], expected.cos(), atol=1e-4, rtol=0)
@@ -95,15 +95,15 @@ def test_a_layout_without_code_is_refused_when_the_model_is_built(
     tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config()
-    layout: Any = "interleaved"
-    table = dataclasses.replace(FAMILIES[config.family], mrope_layout=layout)
+    layout: Any = "alternating"
+    table = replace(FAMILIES[config.family], mrope_layout=layout)
     monkeypatch.setitem(FAMILIES, config.family, table)
-    with pytest.raises(ValueError, match=r"'interleaved'.*sectioned") as error:
+    with pytest.raises(ValueError, match=r"'alternating'.*sectioned") as error:
         build_model(config)
     assert "\n" not in str(error.value)
     ids = torch.zeros(3, 1, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="'interleaved'"):
-        text_rotary(ids, 32, 10000.0, (4, 6, 6), layout)
+    with pytest.raises(ValueError, match="'alternating'"):
+        text_rotary(ids, config.text, layout)
 
 
 def test_every_family_has_a_layout_that_is_implemented() -> None:
@@ -124,3 +124,25 @@ def test_rotation_pairs_channels_at_half_a_head() -> None:
     angle = torch.tensor([torch.pi / 2, torch.pi])
     turned = rotate(x, angle.cos(), angle.sin())
     torch.testing.assert_close(turned, torch.tensor([0.0, 0.0, 1.0, -2.0]), atol=1e-6, rtol=0)
+
+
+def test_interleaved_axes_alternate() -> None:
+    text = replace(make_tiny_config().text, mrope_section=(6, 5, 5))
+    ids = torch.tensor([[[3]], [[50]], [[700]]])
+    cos, sin = text_rotary(ids, text, "interleaved")
+    axes = torch.tensor([3, 50, 700] * 5 + [3])
+    angles = axes * 10000.0 ** (-torch.arange(16) / 16)
+    torch.testing.assert_close(cos[0, 0], angles.cos(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(sin[0, 0], angles.sin(), atol=1e-4, rtol=0)
+
+
+def test_frames_with_times_between_them_are_numbered_as_images(tiny_config: TinyConfig) -> None:
+    config = tiny_config("qwen2_vl")
+    config = replace(config, vision=replace(config.vision, separate_frames=True))
+    frame = [config.video_token_id] * 6
+    ids = mrope_ids(torch.tensor([1, *frame, 1, 1, *frame, 1]), [(2, 4, 6)], [1.0], config)
+    assert ids[:, 0].tolist() == [0, 0, 0]
+    assert ids[:, 1:7].tolist() == [[1] * 6, [1, 1, 1, 2, 2, 2], [1, 2, 3] * 2]
+    assert ids[:, 7:9].tolist() == [[4, 5]] * 3
+    assert ids[:, 9:15].tolist() == [[6] * 6, [6, 6, 6, 7, 7, 7], [6, 7, 8] * 2]
+    assert ids[:, 15].tolist() == [9, 9, 9]

@@ -1,0 +1,137 @@
+"""Sizes of a model's parts, as frozen dataclasses that check themselves.
+
+`config.py` reads them from `config.json`. Modules are built from them alone: what differs between
+families is a field here, not the name of a family.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower; `hidden_size` is the width inside its blocks."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int  # width after the merger, equal to the decoder's hidden size
+    norm: Literal["layer", "rms"]
+    hidden_act: Literal["quick_gelu", "silu", "gelu_pytorch_tanh"]
+    in_channels: int = 3
+    patch_size: int = 14  # pixels
+    temporal_patch_size: int = 2  # frames
+    spatial_merge_size: int = 2  # patches per side of one token
+    window_size: int = 0  # pixels; 0: full attention in every block
+    fullatt_block_indexes: tuple[int, ...] = ()
+    tokens_per_second: int = 0  # 0: temporal position ids count patches instead of seconds
+    num_position_embeddings: int = 0  # rows of the position table, a square; 0: no table
+    deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose outputs decoder layers receive
+    separate_frames: bool = False  # text with the time precedes each temporal patch of a video
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
+            raise ValueError(
+                f"config.json: vision width {self.hidden_size} does not split into "
+                f"{self.num_heads} heads of a size divisible by 4; correct num_heads"
+            )
+        merged = self.patch_size * self.spatial_merge_size
+        if self.window_size and self.window_size < merged:
+            raise ValueError(
+                f"config.json: window_size {self.window_size} is smaller than one merged patch "
+                f"({merged} pixels); allowed: 0 or at least {merged}"
+            )
+        if self.position_side**2 != self.num_position_embeddings:
+            raise ValueError(
+                f"config.json: num_position_embeddings {self.num_position_embeddings} is not a "
+                "square; take the file from the original checkpoint"
+            )
+        indexes = self.deepstack_visual_indexes
+        if list(indexes) != sorted(set(indexes)) or any(i >= self.depth for i in indexes):
+            raise ValueError(
+                f"config.json: deepstack_visual_indexes {list(indexes)}; allowed: ascending "
+                f"indexes of blocks from 0 to {self.depth - 1}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def merge_unit(self) -> int:
+        """Number of patches that the merger joins into one token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def patch_dim(self) -> int:
+        """Length of a flattened patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def pixel_factor(self) -> int:
+        """Divisor of the image sides, in pixels."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
+    def position_side(self) -> int:
+        """Rows and columns of the position table; 0: there is none."""
+        return math.isqrt(self.num_position_embeddings)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether some blocks use window attention."""
+        return self.window_size > 0
+
+    def has_full_attention(self, index: int) -> bool:
+        """Tell whether block `index` attends to the whole frame."""
+        return not self.is_windowed or index in self.fullatt_block_indexes
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """Parameters of YaRN (arXiv 2309.00071), which extends the context of rotary positions."""
+
+    factor: float  # extended context / context of the training
+    original_max_position_embeddings: int  # context of the training, in tokens
+    attention_factor: float | None = None  # of cosine and sine; None: 0.1 ln(factor) + 1
+    beta_fast: float = 32.0  # rotations within the context above which a frequency stays
+    beta_slow: float = 1.0  # rotations below which a frequency is divided by `factor`
+    truncate: bool = True  # round the bounds between the two to whole frequencies
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # rotary pairs for time, height, width
+    tie_word_embeddings: bool
+    max_position_embeddings: int = 32768
+    qkv_bias: bool = True  # of q_proj, k_proj and v_proj; o_proj has none
+    qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
+    yarn: YarnScaling | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"config.json: {self.num_attention_heads} attention heads are not a multiple of "
+                f"{self.num_key_value_heads} key/value heads; correct num_key_value_heads"
+            )
+        if sum(self.mrope_section) * 2 != self.head_dim:
+            raise ValueError(
+                f"config.json: mrope_section {list(self.mrope_section)} adds up to "
+                f"{sum(self.mrope_section)}; it must be half of head_dim {self.head_dim}"
+            )
