@@ -22,6 +22,7 @@ class Visual:
     grid: tuple[int, int, int]  # t, h, w in patches
     seconds_per_grid: float  # seconds per temporal patch; 0 for an image
     digest: str  # sha256 of the decoded pixels and the pixel budget; key of feature caches
+    times: tuple[float, ...] = ()  # of each temporal patch of a video, in seconds
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,8 @@ from ..config import VisionConfig, read_checkpoint_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+IMAGE_FILE = "preprocessor_config.json"
 BICUBIC = 3  # Pillow's number for the filter
 EDGES = ("shortest_edge", "longest_edge")  # transformers' names for the bounds, both in pixels
 MAX_MIN_PIXELS = 2**26  # images are enlarged to the minimum, so a larger one exhausts memory
@@ -65,7 +67,7 @@ class PixelSettings:
             FileNotFoundError: the folder has no preprocessor configuration.
             ValueError: the configuration requires another preprocessing, or has invalid values.
         """
-        section = _read_section(folder)
+        section = read_section(folder)
         section.check_supported(vision)
         least, most = section.bounds()
         least = least if min_pixels is None else min_pixels
@@ -75,31 +77,46 @@ class PixelSettings:
         return cls(
             min_pixels=least,
             max_pixels=most,
-            mean=section.channels("image_mean", CLIP_MEAN, vision.in_channels),
-            std=section.channels("image_std", CLIP_STD, vision.in_channels, positive=True),
-            rescale_factor=section.rescale_factor(),
+            **section.normalization(vision.in_channels, CLIP_MEAN, CLIP_STD),
         )
 
 
-def _read_section(folder: Path) -> _Section:
+IMAGE_BOUNDS = (PixelSettings.min_pixels, PixelSettings.max_pixels)
+
+
+def read_section(
+    folder: Path, key: str = "image_processor", file: str = IMAGE_FILE
+) -> ProcessorSection:
+    """Read the settings of an image or video processor.
+
+    Args:
+        folder: the checkpoint folder.
+        key: the section of processor_config.json that contains them.
+        file: the file that contains them otherwise.
+
+    Raises:
+        FileNotFoundError: there are no settings.
+        ValueError: a file is not a JSON object.
+    """
     path = folder / "processor_config.json"
-    nested = read_checkpoint_json(path).get("image_processor") if path.is_file() else None
+    nested = read_checkpoint_json(path).get(key) if path.is_file() else None
     if nested is None:
-        path = folder / "preprocessor_config.json"
-        return _Section(path, read_checkpoint_json(path))
+        path = folder / file
+        return ProcessorSection(path, read_checkpoint_json(path))
     if not isinstance(nested, Mapping):
-        _refuse(path, "image_processor", nested, "an object")
-    return _Section(path, nested)
+        _refuse(path, key, nested, "an object")
+    return ProcessorSection(path, nested)
 
 
 @dataclass(frozen=True)
-class _Section:
+class ProcessorSection:
     """The settings of an image processor, and the file that contains them."""
 
     path: Path
     raw: Mapping[str, Any]
 
     def refuse(self, key: str, value: object, allowed: str) -> NoReturn:
+        """Raise the error about a value."""
         _refuse(self.path, key, value, allowed)
 
     def check_supported(self, vision: VisionConfig) -> None:
@@ -120,12 +137,14 @@ class _Section:
         kind = self.raw.get("image_processor_type")
         if kind is not None and not str(kind).startswith("Qwen2"):
             self.refuse("image_processor_type", kind, "Qwen2VLImageProcessor and its variants")
+        kind = self.raw.get("video_processor_type")
+        if kind is not None and not str(kind).startswith(("Qwen2", "Qwen3VL")):
+            self.refuse("video_processor_type", kind, "Qwen3VLVideoProcessor and its variants")
 
-    def bounds(self) -> tuple[int, int]:
-        """Return minimum and maximum area in pixels."""
+    def bounds(self, defaults: tuple[int, int] = IMAGE_BOUNDS) -> tuple[int, int]:
+        """Return minimum and maximum area (of a video: volume) in pixels."""
         size = self.raw.get("size")
         if size is None:
-            defaults = (PixelSettings.min_pixels, PixelSettings.max_pixels)
             size = dict(zip(EDGES, defaults, strict=True))
         if not isinstance(size, Mapping):
             self.refuse("size", size, f"an object of {' and '.join(EDGES)}")
@@ -154,6 +173,16 @@ class _Section:
             self.refuse(name, value, f"a whole number of pixels from 1 to {MAX_MAX_PIXELS}")
         return value
 
+    def normalization(
+        self, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> dict[str, Any]:
+        """Return the fields of `PixelSettings` that normalize; `mean`, `std` are defaults."""
+        return {
+            "mean": self.channels("image_mean", mean, channels),
+            "std": self.channels("image_std", std, channels, positive=True),
+            "rescale_factor": self.rescale_factor(),
+        }
+
     def channels(
         self, key: str, default: tuple[float, ...], count: int, *, positive: bool = False
     ) -> tuple[float, ...]:
@@ -168,10 +197,22 @@ class _Section:
 
     def rescale_factor(self) -> float:
         """Return the factor of pixel values, a positive number."""
-        factor = self.raw.get("rescale_factor", PixelSettings.rescale_factor)
-        if not _is_number(factor) or not factor > 0:
-            self.refuse("rescale_factor", factor, "a positive number")
-        return float(factor)
+        return self.positive("rescale_factor", PixelSettings.rescale_factor, math.inf)
+
+    def positive(self, key: str, default: float, most: float) -> float:
+        """Return a positive number of at most `most`."""
+        value = self.raw.get(key, default)
+        if not _is_number(value) or not 0 < value <= most:
+            limit = "" if most == math.inf else f" up to {most:g}"
+            self.refuse(key, value, f"a positive number{limit}")
+        return float(value)
+
+    def count(self, key: str, default: int, most: int) -> int:
+        """Return a whole number from 1 to `most`."""
+        value = self.raw.get(key, default)
+        if type(value) is not int or not 1 <= value <= most:
+            self.refuse(key, value, f"a whole number from 1 to {most}")
+        return value
 
 
 def _is_number(value: object) -> bool:

@@ -6,30 +6,27 @@ for placeholders only once.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..rope import mrope_ids
-from .chat import VisualSource, parse_messages, split_messages, strip_media
+from .chat import parse_messages, split_messages, strip_media
 from .chat_templates import render_chat
-from .images import ImageSource, fit_size, open_image, resize, smart_resize
+from .clips.settings import default_video_rules, read_video_rules
+from .clips.sizes import VideoRules
+from .clips.timestamps import write_times
+from .images import ImageSource, smart_resize
 from .inputs import Prompt, Visual, visual_mask
-from .media import find_video
 from .parts import has_placeholder, read_text
-from .patches import to_patches
 from .pixel_settings import PixelSettings
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
-from .video import FPS, MAX_FRAMES, Clip, frame_budget, open_video
 from .visual_options import ImageOptions, VideoOptions
+from .visuals import VisualReader
 
 __all__ = ["Processor", "Prompt", "Visual", "smart_resize"]
 
@@ -43,6 +40,7 @@ class Processor:
         config: the model's config.
         tokenizer: a transformers tokenizer with a chat template.
         settings: scaling and normalization of images; None: the defaults.
+        videos: preprocessing of videos; None: the family's defaults.
         extra_stop_ids: stop tokens of the checkpoint's generation settings.
     """
 
@@ -52,11 +50,14 @@ class Processor:
         tokenizer: Any,
         settings: PixelSettings | None = None,
         *,
+        videos: VideoRules | None = None,
         extra_stop_ids: Iterable[int] = (),
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.settings = settings or PixelSettings()
+        videos = videos or default_video_rules(config.vision, self.settings)
+        self.reader = VisualReader(config.vision, self.settings, videos)
         converted = (tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS)
         stop_ids = {token_id for token_id in converted if token_id is not None}
         stop_ids -= {tokenizer.unk_token_id}
@@ -86,9 +87,12 @@ class Processor:
         settings = PixelSettings.from_folder(
             folder, config.vision, min_pixels=min_pixels, max_pixels=max_pixels
         )
+        videos = read_video_rules(
+            folder, config.vision, settings, min_pixels=min_pixels, max_pixels=max_pixels
+        )
         tokenizer = load_tokenizer(folder, config)
         stop_ids = read_stop_ids(folder, config.text.vocab_size)
-        return cls(config, tokenizer, settings, extra_stop_ids=stop_ids)
+        return cls(config, tokenizer, settings, videos=videos, extra_stop_ids=stop_ids)
 
     @property
     def min_pixels(self) -> int:
@@ -111,101 +115,14 @@ class Processor:
         area: tuple[int, int] | None = None,
         options: ImageOptions | None = None,
     ) -> Visual:
-        """Scale an image and cut it into patches.
-
-        Args:
-            image: a Pillow image, encoded bytes, a path, a `file://` or `data:` URL, or base64.
-            area: minimum and maximum area after scaling in pixels; None: the settings'.
-            options: bounds or a size given in a message; they override `area`.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the image cannot be decoded, is too large or too elongated.
-        """
-        options = options or ImageOptions()
-        bounds = options.bounds(*(area or (self.min_pixels, self.max_pixels)))
-        opened = open_image(image)
-        return self._visual("image", Clip(iter([opened]), 1, 0.0), bounds, options.resized)
+        """Scale an image and cut it into patches, see `VisualReader.image`."""
+        return self.reader.image(image, area, options)
 
     def video(
         self, source: str | Path | Sequence[ImageSource], options: VideoOptions | None = None
     ) -> Visual:
-        """Select the frames of a video, scale them and cut them into patches.
-
-        Args:
-            source: a video file, or a list of frames (as in `image`), all of which are used.
-            options: frames of a file to use, and the size; None: the defaults.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the video cannot be decoded, a list is empty, too long or has frames of
-                different sizes, or the options do not apply.
-        """
-        options = options or VideoOptions()
-        if isinstance(source, str | Path):
-            options.check_of_file()
-            clip = open_video(find_video(source), options)
-        else:
-            options.check_of_frames()
-            if not 1 <= len(source) <= MAX_FRAMES:
-                raise ValueError(
-                    f"video of {len(source)} frames; allowed: 1 to {MAX_FRAMES}; "
-                    "take fewer per second"
-                )
-            frames = (open_image(frame) for frame in source)
-            clip = Clip(frames, len(source), options.sample_fps or options.fps or FPS)
-        padded = self._padded(clip.count)
-        bounds = frame_budget(padded, self.min_pixels, self.max_pixels, options)
-        return self._visual("video", clip, bounds, options.resized)
-
-    def _padded(self, frames: int) -> int:
-        """Round up to whole temporal patches."""
-        depth = self.config.vision.temporal_patch_size
-        return -(-frames // depth) * depth
-
-    def _visual(
-        self,
-        kind: Literal["image", "video"],
-        clip: Clip,
-        bounds: tuple[int, int],
-        resized: tuple[int, int] | None,
-    ) -> Visual:
-        vision = self.config.vision
-        padded = self._padded(clip.count)
-        first = next(clip.frames)
-        height, width = fit_size(first, vision.pixel_factor, bounds, resized)
-        budget = bounds if resized is None else ("resized", *resized)
-        digest = hashlib.sha256(self._digest_head(kind, first.size, budget))
-        frames = []
-        for frame in _same_size(chain([first], clip.frames), first.size):
-            digest.update(frame.tobytes())
-            frames.append(resize(frame, height, width))
-        frames += [frames[-1]] * (padded - len(frames))
-        return Visual(
-            kind=kind,
-            patches=to_patches(frames, vision, self.settings),
-            grid=(
-                padded // vision.temporal_patch_size,
-                height // vision.patch_size,
-                width // vision.patch_size,
-            ),
-            seconds_per_grid=vision.temporal_patch_size / clip.fps if kind == "video" else 0.0,
-            digest=digest.hexdigest(),
-        )
-
-    def _digest_head(self, kind: str, size: tuple[int, int], budget: Sequence[object]) -> bytes:
-        # All inputs of the patches other than the pixels.
-        settings, vision = self.settings, self.config.vision
-        fields: list[Any] = [
-            kind,
-            *size,
-            *budget,
-            *settings.mean,
-            *settings.std,
-            settings.rescale_factor,
-        ]
-        fields += [vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size]
-        return json.dumps(fields).encode()
+        """Select the frames of a video and cut them into patches, see `VisualReader.video`."""
+        return self.reader.video(source, options)
 
     def encode(
         self,
@@ -238,7 +155,7 @@ class Processor:
         )
         stripped, sources = split_messages(parsed)
         if visuals is None:
-            visuals = [self._load(source) for source in sources]
+            visuals = [self.reader.read(source) for source in sources]
         elif len(visuals) != len(sources):
             raise ValueError(
                 f"{len(visuals)} visuals given for {len(sources)} places in the messages; "
@@ -246,6 +163,8 @@ class Processor:
             )
         opened = add_generation_prompt or answer is not None
         text = render_chat(self.tokenizer, stripped, add_generation_prompt=opened)
+        if self.config.vision.separate_frames:
+            text = write_times(text, [each.times for each in visuals if each.kind == "video"])
         input_ids = self._expand(self._tokenize(text), visuals)
         answer_tokens = 0
         if answer is not None:
@@ -266,11 +185,6 @@ class Processor:
         )
         return text
 
-    def _load(self, source: VisualSource) -> Visual:
-        if isinstance(source.options, ImageOptions):
-            return self.image(source.data, options=source.options)
-        return self.video(source.data, source.options)
-
     def _tokenize(self, text: str, *, split_special_tokens: bool = False) -> Tensor:
         options = {"split_special_tokens": True} if split_special_tokens else {}
         ids = self.tokenizer.encode(text, add_special_tokens=False, **options)
@@ -284,28 +198,22 @@ class Processor:
         return self._tokenize(answer + END_OF_TURN)
 
     def _expand(self, input_ids: Tensor, visuals: Sequence[Visual]) -> Tensor:
-        """Repeat each placeholder token for all tokens of its visual."""
+        """Repeat each placeholder token for all tokens of its visual, or of its frame."""
         config = self.config
         tokens = {"image": config.image_token_id, "video": config.video_token_id}
         is_visual = visual_mask(input_ids, config)
         placeholders = input_ids[is_visual].tolist()
-        if placeholders != [tokens[visual.kind] for visual in visuals]:
+        expected, counts = [], []
+        for visual in visuals:
+            parts = visual.grid[0] if config.vision.separate_frames else 1
+            expected += [tokens[visual.kind]] * parts
+            counts += [visual.patches.shape[0] // config.vision.merge_unit // parts] * parts
+        if placeholders != expected:
             raise ValueError(
                 f"the conversation has {len(placeholders)} image and video tokens for "
                 f"{len(visuals)} visuals; write no placeholder tokens into the text, and use the "
                 "checkpoint's own tokenizer and chat template"
             )
         repeats = torch.ones_like(input_ids)
-        counts = [visual.patches.shape[0] // config.vision.merge_unit for visual in visuals]
         repeats[is_visual] = torch.tensor(counts, dtype=torch.int64)
         return input_ids.repeat_interleave(repeats)
-
-
-def _same_size(frames: Iterable[Image.Image], size: tuple[int, int]) -> Iterator[Image.Image]:
-    for index, frame in enumerate(frames):
-        if frame.size != size:
-            raise ValueError(
-                f"frame {index} of the video is {frame.size[0]} x {frame.size[1]}, the first is "
-                f"{size[0]} x {size[1]}; all must be of one size"
-            )
-        yield frame

@@ -13,9 +13,9 @@ from ..common.options import Options, elements
 from ..eval.config import BenchmarkOptions, RunOptions, SplitOptions
 from ..eval.planning.checks import check_question_file, check_questions, refuse_drawings
 from ..model.config import ModelConfig
+from ..model.processing.clips.decoding import check_video
 from ..model.processing.images import open_image
 from ..model.processing.media import find_video, local_path
-from ..model.processing.video import check_video
 from ..model.resolve import find_local_model
 from ..quant.config import (
     BUILTIN_MODELS,

@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.model.processing.video import (
-    FRAME_MIN_PIXELS,
-    MAX_FRAMES,
-    TOTAL_PIXELS,
-    frame_budget,
-    frame_indices,
-    open_video,
-)
+from vlpress.model.processing.clips.decoding import open_video
+from vlpress.model.processing.clips.selection import MAX_FRAMES, frame_indices
+from vlpress.model.processing.clips.sizes import FRAME_MIN_TOKENS, TOTAL_TOKENS, frame_budget
 from vlpress.model.processing.visual_options import VideoOptions
 
 
@@ -58,8 +53,8 @@ def test_two_frames_a_second_within_bounds(total: int, rate: float, count: int) 
 @given(count=st.integers(1, MAX_FRAMES))
 def test_budget_shares_the_clip(count: int) -> None:
     low, high = frame_budget(count, 56 * 56, 12845056)
-    assert low == FRAME_MIN_PIXELS < high <= 768 * 28 * 28
-    assert high == max(min(768 * 28 * 28, TOTAL_PIXELS * 2 // count), int(1.05 * low))
+    assert low == FRAME_MIN_TOKENS * 784 < high <= 768 * 28 * 28
+    assert high == max(min(768 * 28 * 28, TOTAL_TOKENS * 784 * 2 // count), int(1.05 * low))
 
 
 def test_the_image_limit_bounds_the_budget() -> None:
@@ -189,7 +184,7 @@ def test_short_file_gives_all_it_has(tmp_path: Path) -> None:
 def test_undecodable_end_repeats_the_last_frame_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vlpress.model.processing.video import _decode
+    from vlpress.model.processing.clips.decoding import _decode
 
     write_clip(tmp_path / "clip.mp4", frames=5, rate=10)
     frames = list(_decode(tmp_path / "clip.mp4", [0, 4, 9]))
