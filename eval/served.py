@@ -124,7 +124,11 @@ def _reference_style(reference: Path | None) -> str:
     if reference is None:
         choices = ", ".join(
             f"{default_prompt_style(family)} for {name}"
-            for family, name in (("qwen2_vl", "Qwen2-VL"), ("qwen2_5_vl", "Qwen2.5-VL"))
+            for family, name in (
+                ("qwen2_vl", "Qwen2-VL"),
+                ("qwen2_5_vl", "Qwen2.5-VL"),
+                ("qwen3_vl", "Qwen3-VL"),
+            )
         )
         raise ValueError(
             "a server does not report the family of its model: give --prompt-style "

@@ -35,11 +35,8 @@ __all__ = ["ModelConfig", "TextConfig", "VisionConfig", "read_checkpoint_json", 
 
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
-NOT_IMPLEMENTED = {
-    "qwen3_vl": "Qwen3-VL",
-    "qwen3_vl_moe": "Qwen3-VL with a mixture of experts",
-}
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+NOT_IMPLEMENTED = {"qwen3_vl_moe": "Qwen3-VL with a mixture of experts"}
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 2**28  # bytes; the largest published files, tokenizers, have 2**25
 DTYPES = ("float32", "float16", "bfloat16")
@@ -79,7 +76,7 @@ class ModelConfig:
             known = f" ({name}) is not implemented" if name else " is not supported"
             raise ValueError(
                 f"config.json: model_type {family!r}{known}; allowed: {', '.join(MODEL_TYPES)}; "
-                "choose a Qwen2-VL or Qwen2.5-VL checkpoint"
+                "choose a Qwen2-VL, Qwen2.5-VL or dense Qwen3-VL checkpoint"
             )
         vision = _vision(family, raw.get("vision_config"))
         nested = raw.get("text_config")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -115,6 +116,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def processor(checkpoint: Path) -> Processor:
     return Processor.from_folder(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def processors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Processor]:
+    """Map a family to the processor of a small random model of it."""
+
+    @cache
+    def make(family: str) -> Processor:
+        folder = tmp_path_factory.mktemp(family)
+        return Processor.from_folder(write_checkpoint_folder(folder, make_random_model(family)))
+
+    return make
 
 
 @pytest.fixture

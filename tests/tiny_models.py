@@ -1,4 +1,4 @@
-"""Small random models of both families, their checkpoints and prompts.
+"""Small random models of all families, their checkpoints and prompts.
 
 There are two sizes. `TINY` has the vocabulary of a byte-level tokenizer, for tests with texts.
 `SMALL` is as small as the quantization formats allow, for tests that calibrate and solve.
@@ -24,7 +24,14 @@ from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+NESTED_ONLY = ("qwen3_vl",)
+"""Families whose published files have a `text_config` and the newer tensor names."""
+ARCHITECTURES = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
 
 # 256 byte tokens come first, so these ids follow from their order.
 SPECIAL_TOKENS = (
@@ -56,7 +63,10 @@ class Size:
     """Sizes of a model, as entries of its config.json, and the scale of its random weights."""
 
     text: Mapping[str, Any]
+    qwen3_text: Mapping[str, Any]
+    """Replaces entries of `text` for Qwen3-VL."""
     mrope_section: tuple[int, int, int]
+    qwen3_mrope_section: tuple[int, int, int]
     vision: Mapping[str, Mapping[str, Any]]
     """By family."""
     token_ids: Mapping[str, int]
@@ -67,6 +77,7 @@ class Size:
     """Mean of the biases of norms."""
 
 
+PATCHES_16 = {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2}
 PATCHES = {"patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}
 
 TINY = Size(
@@ -81,7 +92,10 @@ TINY = Size(
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 4096,
     },
+    # heads x head_dim is not hidden_size.
+    qwen3_text={"num_hidden_layers": 4, "head_dim": 64},
     mrope_section=(4, 6, 6),
+    qwen3_mrope_section=(12, 10, 10),
     vision={
         "qwen2_vl": {
             "depth": 3,
@@ -101,6 +115,16 @@ TINY = Size(
             "fullatt_block_indexes": [1, 3],
             "tokens_per_second": 2,
             **PATCHES,
+        },
+        "qwen3_vl": {
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 80,  # divisible by 16 but not by 32, as the published 4304
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 49,
+            "deepstack_visual_indexes": [0, 2],
+            **PATCHES_16,
         },
     },
     token_ids={
@@ -126,7 +150,9 @@ SMALL = Size(
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6,
     },
+    qwen3_text={"num_hidden_layers": 3, "head_dim": 32},
     mrope_section=(2, 3, 3),
+    qwen3_mrope_section=(6, 5, 5),
     vision={
         "qwen2_vl": {
             "depth": 2,
@@ -148,6 +174,17 @@ SMALL = Size(
             "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
             **PATCHES,
+        },
+        "qwen3_vl": {
+            "depth": 3,
+            "hidden_size": 32,
+            "in_channels": 3,
+            "intermediate_size": 48,  # divisible by 16 only, as the published 4304
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 9,
+            "deepstack_visual_indexes": [0, 1],
+            **PATCHES_16,
         },
     },
     token_ids={
@@ -215,7 +252,11 @@ def raw_config(
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return a config.json in the hub's flat form, or nested as newer libraries write it."""
+    """Return a config.json in the hub's form, or nested as newer libraries write it."""
+    if family in NESTED_ONLY:
+        return _nested_config(
+            family, size, tied=tied, newer=nested, dtype=dtype, text=text, vision=vision
+        )
     rope: dict[str, Any] = {"mrope_section": list(size.mrope_section)}
     text_raw: dict[str, Any] = {**size.text, "tie_word_embeddings": tied}
     if nested:
@@ -232,6 +273,37 @@ def raw_config(
         raw["dtype" if nested else "torch_dtype"] = dtype
     raw |= {"text_config": text_raw, "tie_word_embeddings": tied} if nested else text_raw
     return raw
+
+
+def _nested_config(
+    family: str,
+    size: Size,
+    *,
+    tied: bool,
+    newer: bool,
+    dtype: str | None,
+    text: Mapping[str, Any] | None,
+    vision: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return a config.json of Qwen3-VL as published, or as transformers 5 writes it."""
+    rope = {"rope_type": "default", "mrope_interleaved": True}
+    rope |= {"mrope_section": list(size.qwen3_mrope_section)}
+    theta = {"rope_theta": 10000.0}
+    # The flag of text_config is a default of transformers that does not apply.
+    text_raw: dict[str, Any] = {**size.text, **size.qwen3_text, "model_type": f"{family}_text"}
+    text_raw |= {"tie_word_embeddings": not tied, "attention_bias": False}
+    text_raw |= {"rope_parameters": {**rope, **theta}} if newer else {"rope_scaling": rope, **theta}
+    if dtype is not None:
+        text_raw["dtype"] = dtype
+    vision_type = f"{family}_vision" if newer else family
+    return {
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "text_config": text_raw | dict(text or {}),
+        "vision_config": {"model_type": vision_type, **size.vision[family], **(vision or {})},
+        "tie_word_embeddings": tied,
+        **size.token_ids,
+    }
 
 
 def make_tiny_config(
@@ -251,7 +323,7 @@ def make_tiny_config(
 def small_config(family: str = "qwen2_5_vl", *, tied: bool = True, **text: Any) -> dict[str, Any]:
     """Make the config.json of a `SMALL` model; `text` replaces its entries."""
     raw = raw_config(family, SMALL, tied=tied, dtype="float32", text=text)
-    return {"architectures": ["Qwen2_5_VLForConditionalGeneration"], **raw}
+    return {"architectures": [ARCHITECTURES[family]], **raw}
 
 
 def make_random_model(
@@ -287,11 +359,14 @@ def small_model(
 
 
 def visual(
-    grid: tuple[int, int, int], seed: int, kind: Literal["image", "video"] = "image"
+    grid: tuple[int, int, int],
+    seed: int,
+    kind: Literal["image", "video"] = "image",
+    patch_dim: int = 3 * 2 * 14 * 14,
 ) -> Visual:
     """Make random patches of one image or video."""
     generator = torch.Generator().manual_seed(seed)
-    patches = torch.randn(grid[0] * grid[1] * grid[2], 3 * 2 * 14 * 14, generator=generator)
+    patches = torch.randn(grid[0] * grid[1] * grid[2], patch_dim, generator=generator)
     return Visual(kind, patches, grid, 1.0 if kind == "video" else 0.0, f"digest-{grid}-{seed}")
 
 
@@ -301,10 +376,13 @@ def prompt(config: ModelConfig, grids: list[tuple[int, int, int]], words: int, s
     ids: list[int] = torch.randint(90, (3,), generator=generator).tolist()
     visuals = []
     for index, grid in enumerate(grids):
-        visuals.append(visual(grid, seed * 100 + index, "video" if grid[0] > 1 else "image"))
-        tokens = grid[0] * grid[1] * grid[2] // 4
+        kind: Literal["image", "video"] = "video" if grid[0] > 1 else "image"
+        visuals.append(visual(grid, seed * 100 + index, kind, config.vision.patch_dim))
+        runs = grid[0] if config.vision.separate_frames else 1
+        tokens = grid[0] * grid[1] * grid[2] // 4 // runs
         pad = config.video_token_id if grid[0] > 1 else config.image_token_id
-        ids += [config.vision_start_token_id, *[pad] * tokens, config.vision_end_token_id]
+        frame = [config.vision_start_token_id, *[pad] * tokens, config.vision_end_token_id]
+        ids += frame * runs
     ids += torch.randint(90, (words,), generator=generator).tolist()
     input_ids = torch.tensor(ids)
     seconds = [v.seconds_per_grid for v in visuals]
@@ -326,7 +404,7 @@ def _default_model() -> QwenVL:
     return make_random_model()
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, patch_size: int = 14) -> None:
     """A byte-level tokenizer with Qwen's special tokens and a chat template of its form."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
@@ -342,8 +420,13 @@ def write_tokenizer(folder: Path) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    preprocessor = {"min_pixels": 56 * 56, "max_pixels": 112 * 112, "patch_size": 14}
+    bounds = {"min_pixels": (4 * patch_size) ** 2, "max_pixels": (8 * patch_size) ** 2}
+    preprocessor: dict[str, Any] = {**bounds, "patch_size": patch_size}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    if patch_size == 16:
+        size = {"shortest_edge": 4096, "longest_edge": 65536}
+        videos = {"size": size, "patch_size": patch_size}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
     generation = {"eos_token_id": [TOKEN_ID["<|im_end|>"], TOKEN_ID["<|endoftext|>"]]}
     (folder / "generation_config.json").write_text(json.dumps(generation))
 
@@ -362,7 +445,8 @@ def write_checkpoint_folder(
     Args:
         folder: created if missing.
         model: its model; default a random one.
-        naming: `hub` (`visual.*`, `model.layers.*`) or `new` (`model.visual.*`, ...).
+        naming: `hub` (the published names) or `new` (`model.visual.*`, ...); for Qwen3-VL both are
+            the same.
         shards: 1 writes `model.safetensors`, more write an index.
         tokenizer: whether the tokenizer and other side files are written too.
         extra: further tensors under their own names.
@@ -371,7 +455,7 @@ def write_checkpoint_folder(
     model = model or _default_model()
     (folder / "config.json").write_text(json.dumps(dict(model.config.raw)))
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    if naming == "new":
+    if naming == "new" or model.config.family in NESTED_ONLY:
         tensors = {new_name(name): value for name, value in tensors.items()}
     tensors |= extra or {}
     if shards == 1:
@@ -387,7 +471,7 @@ def write_checkpoint_folder(
         index = {"metadata": {}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if tokenizer:
-        write_tokenizer(folder)
+        write_tokenizer(folder, model.config.vision.patch_size)
     return folder
 
 

@@ -1,8 +1,8 @@
 """Prompt layouts: the two that VLMEvalKit uses for Qwen models.
 
 `vlmevalkit-qwen2` is the layout of the model (Qwen2-VL entries), `vlmevalkit-default` that of the
-dataset (Qwen2.5-VL entries since February 2025). They differ in suffixes, in a trailing space and
-newline, and in the position of MMMU's images; each difference changes scores.
+dataset (Qwen2.5-VL entries since February 2025, and Qwen3-VL entries). They differ in suffixes, in
+a trailing space and newline, and in the position of MMMU's images; each difference changes scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"
 STYLES = (QWEN2, DEFAULT)
 _ALIASES = {"qwen2-vl": QWEN2, "default": DEFAULT}
-_FAMILY_STYLES = {"qwen2_vl": QWEN2, "qwen2_5_vl": DEFAULT}
+_FAMILY_STYLES = {"qwen2_vl": QWEN2, "qwen2_5_vl": DEFAULT, "qwen3_vl": DEFAULT}
 
 Content = list[dict[str, Any]]
 Builder = Callable[[Row, str], Content]

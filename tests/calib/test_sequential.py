@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from sequential_runs import run_sequential
-from tiny_models import prompt, prompts, small_config, small_model
+from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
@@ -17,8 +17,6 @@ from vlpress.calib.token_weights import find_token_weights
 from vlpress.model.families import LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
-
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 
 
 def linears(model: QwenVL, *stages: str) -> list[LinearSpec]:
@@ -51,7 +49,7 @@ def scale_weights(model: QwenVL, group: TapGroup) -> None:
 def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool) -> None:
     model = small_model(small_config(family, tied=False))
     samples = prompts(model.config)
-    targets = linears(model, "vision", "merger", "decoder", "head")
+    targets = linears(model, "vision", "deepstack", "merger", "decoder", "head")
     seen: dict[str, Tensor] = {}
 
     def solve(group: TapGroup, hessian: Hessian, cross: object) -> None:
@@ -148,30 +146,37 @@ def test_a_block_gives_its_inputs_and_output(family: str) -> None:
         assert isinstance(first, AbsMax) and isinstance(second, AbsMax)
         assert torch.equal(first.values, second.values)
         seen[block.path] = first.values, [block.output(sample) for sample in block.samples]
-        name = f"{block.path}.{'ln_q' if 'merger' in block.path else NORMS[spec.stage]}"
+        name = norm_of(model, block.path)
         model.get_parameter(f"{name}.weight").data.mul_(2)  # changes all later inputs
 
     targets = linears(model, *STAGES)
     run_sequential(model, samples, targets, lambda g, h, _: None, prepare=prepare)
-    steps = [f"visual.blocks.{i}" for i in range(2)] + ["visual.merger"]
-    assert list(seen) == [*steps, "model.layers.0", "model.layers.1"]
-    assert [len(outputs) for _, outputs in seen.values()] == [3, 3, 3, 4, 4]
+    stages = [stage for stage in family_of(model.config).stages if stage.part != "head"]
+    blocks = [block for stage in stages for block in stage.blocks(model.config)]
+    assert list(seen) == blocks
+    *steps, last = blocks
+    counts = [3 if block.startswith("visual.") else 4 for block in blocks]
+    assert [len(outputs) for _, outputs in seen.values()] == counts
     assert all(not module._forward_pre_hooks for module in model.modules())
     first = "visual.blocks.0.attn.qkv"
     diagonal = largest_inputs(original, samples, first)
     torch.testing.assert_close(seen["visual.blocks.0"][0], diagonal)
-    for block in (*steps, "model.layers.0"):  # the same changes
-        norm = "ln_q" if "merger" in block else NORMS["decoder" if "layers" in block else "vision"]
-        original.get_parameter(f"{block}.{norm}.weight").data.mul_(2)
-    second = largest_inputs(original, samples, "model.layers.1.self_attn.q_proj")
-    torch.testing.assert_close(seen["model.layers.1"][0], second)
-    final = model.model.finish({"hidden": seen["model.layers.1"][1][0]})
+    for block in steps:  # the same changes
+        original.get_parameter(f"{norm_of(original, block)}.weight").data.mul_(2)
+    second = largest_inputs(original, samples, f"{last}.self_attn.q_proj")
+    torch.testing.assert_close(seen[last][0], second)
+    final = model.model.finish({"hidden": seen[last][1][0]})
     with torch.no_grad():
         torch.testing.assert_close(model.logits(final)[0], original([samples[0]])[0])
 
 
-STAGES = ("vision", "merger", "decoder")
-NORMS = {"vision": "norm1", "decoder": "input_layernorm"}
+def norm_of(model: QwenVL, block: str) -> str:
+    """The first norm of a block."""
+    [stage] = [s for s in family_of(model.config).stages if block in s.blocks(model.config)]
+    return f"{block}.{stage.norms[0].norm}"
+
+
+STAGES = ("vision", "deepstack", "merger", "decoder")
 
 
 def largest_inputs(model: QwenVL, samples: Sequence[Prompt], name: str) -> Tensor:

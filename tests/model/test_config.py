@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import TinyConfig
+from tiny_models import NESTED_ONLY, TinyConfig
 
 from vlpress.model.config import ModelConfig, read_checkpoint_json
+from vlpress.model.sizes import YarnScaling
 
 
 def test_flat_and_nested_files_give_equal_configs(tiny_config: TinyConfig, family: str) -> None:
     flat = tiny_config(family, dtype="bfloat16")
     nested = tiny_config(family, nested=True, dtype="bfloat16")
-    assert "text_config" in nested.raw and "text_config" not in flat.raw
+    assert "text_config" in nested.raw
+    assert ("text_config" in flat.raw) == (family in NESTED_ONLY)
+    assert "rope_parameters" not in flat.raw.get("text_config", flat.raw)
     assert flat == nested
     assert flat.dtype is torch.bfloat16
 
@@ -137,3 +140,87 @@ def test_files_that_are_missing_or_not_json(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(ValueError, match="holds a list, not an object"):
         read_checkpoint_json(path)
+
+
+def test_published_qwen3_vl_fields() -> None:
+    rope = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_theta": 5000000,
+        "rope_scaling": rope,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    raw = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision}
+    config = ModelConfig.from_dict({**raw, "tie_word_embeddings": True})
+    assert (config.text.head_dim, config.text.qkv_bias, config.text.qk_norm) == (128, False, True)
+    assert (config.text.rope_theta, config.text.mrope_section) == (5e6, (24, 20, 20))
+    assert config.text.tie_word_embeddings and config.dtype is torch.bfloat16
+    assert (config.vision.patch_dim, config.vision.pixel_factor) == (1536, 32)
+    assert (config.vision.position_side, config.vision.num_heads) == (48, 16)
+    assert config.vision.deepstack_visual_indexes == (5, 11, 17)
+    # The flag of text_config is a default that does not apply.
+    assert not ModelConfig.from_dict(raw).text.tie_word_embeddings
+
+
+def test_yarn_of_qwen3_vl(tiny_config: TinyConfig) -> None:
+    section = dict(tiny_config("qwen3_vl").raw["text_config"]["rope_scaling"])
+    yarn = {"rope_type": "yarn", "factor": 3, "original_max_position_embeddings": 262144}
+    config = tiny_config("qwen3_vl", text={"rope_scaling": section | yarn})
+    assert config.text.yarn == YarnScaling(3.0, 262144)
+    assert tiny_config("qwen3_vl").text.yarn is None
+
+
+ROPE = {"mrope_section": [12, 10, 10]}
+
+
+@pytest.mark.parametrize(
+    ("text", "vision", "message"),
+    [
+        ({"attention_bias": True}, {}, "attention_bias is True; allowed: false"),
+        ({"rope_scaling": ROPE | {"rope_type": "llama3"}}, {}, "'llama3'; allowed: .*yarn"),
+        ({"rope_scaling": ROPE | {"rope_type": "yarn"}}, {}, "it needs factor and original"),
+        (
+            {"rope_scaling": ROPE | {"mrope_interleaved": False}},
+            {},
+            "mrope_interleaved is False; allowed: True",
+        ),
+        ({"rope_scaling": {"mrope_section": [8, 12, 12]}}, {}, r"\[8, 12, 12\].*every third of 32"),
+        ({"rope_scaling": ROPE | {"mscale": 1.0}}, {}, "mscale is 1.0; allowed: null"),
+        ({"head_dim": 32}, {}, "adds up to 32; it must be half of head_dim 32"),
+        ({}, {"num_position_embeddings": 50}, "50 is not a square"),
+        ({}, {"deepstack_visual_indexes": [1, 4]}, r"\[1, 4\]; allowed: .* from 0 to 3"),
+        ({}, {"deepstack_visual_indexes": [2, 1]}, r"\[2, 1\]; allowed: ascending"),
+        ({}, {"hidden_act": "silu"}, "hidden_act is 'silu'; allowed: gelu_pytorch_tanh"),
+        ({"num_hidden_layers": 1}, {}, "2 deepstack_visual_indexes for 1 decoder layers"),
+    ],
+)
+def test_refuses_what_qwen3_vl_does_not_implement(
+    tiny_config: TinyConfig, text: dict[str, Any], vision: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        tiny_config("qwen3_vl", text=text, vision=vision)
+    assert str(error.value).startswith("config.json: ") and "\n" not in str(error.value)
+
+
+def test_forms_of_qwen3_vl_that_are_refused(tiny_config: TinyConfig) -> None:
+    raw = dict(tiny_config("qwen3_vl").raw)
+    with pytest.raises(ValueError, match=r"'qwen3_vl_moe' \(.*experts.*allowed: .*qwen3_vl;"):
+        ModelConfig.from_dict(raw | {"model_type": "qwen3_vl_moe"})
+    del raw["text_config"]
+    with pytest.raises(ValueError, match="text_config is None; allowed: a table"):
+        ModelConfig.from_dict(raw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,11 @@ from vlpress.model.processing.processor import Processor
 
 
 @pytest.fixture(scope="module")
-def prompts(checkpoint: Path) -> list[Prompt]:
-    processor = Processor.from_folder(checkpoint)
+def prompts(processor: Processor) -> list[Prompt]:
+    return make_prompts(processor)
+
+
+def make_prompts(processor: Processor) -> list[Prompt]:
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(0, 256, (84, 112, 3), dtype=np.uint8))
     part = {"type": "image", "image": image}
@@ -43,9 +45,9 @@ def greedy_by_forward(model: Any, prompt: Prompt, count: int) -> list[int]:
 
 
 def test_cached_generation_equals_full_passes(
-    random_model: RandomModel, family: str, prompts: list[Prompt]
+    random_model: RandomModel, family: str, processors: Callable[[str], Processor]
 ) -> None:
-    model = random_model(family)
+    model, prompts = random_model(family), make_prompts(processors(family))
     results = generate(model, prompts, max_new_tokens=16, stop_ids=())
     for prompt, result in zip(prompts, results, strict=True):
         assert list(result.token_ids) == greedy_by_forward(model, prompt, 16)

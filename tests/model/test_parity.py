@@ -1,23 +1,42 @@
 """Parity with transformers 5: same weights, same patches, same positions, same answers.
 
-For videos transformers gets our position ids: since version 4.52 its positions after a
-video differ from those of training.
+For videos of Qwen2-VL and Qwen2.5-VL, transformers gets our position ids: since version 4.52 its
+positions after a video differ from those of training. The prompt of a Qwen3-VL video has no outer
+vision tokens around its frames, as in training and in vLLM; transformers 5 keeps them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import TinyConfig, make_random_model, make_tiny_config, new_name
+from reference_model import (
+    CASES,
+    FRAMES,
+    IMAGES,
+    build_reference,
+    continued,
+    encode,
+    reference_logits,
+    silence,
+    token_types,
+    visual_inputs,
+)
+from tiny_models import (
+    FAMILIES,
+    TinyConfig,
+    make_random_model,
+    make_tiny_config,
+    write_checkpoint_folder,
+)
 
 from vlpress.model.generation import generate
-from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import decoder_frequencies
@@ -36,79 +55,13 @@ class Pair:
     processor: Processor
 
 
-def build_theirs(ours: QwenVL) -> Any:
-    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
-    name = names[ours.config.family]
-    raw = {key: value for key, value in ours.config.raw.items() if key != "model_type"}
-    config = getattr(transformers, f"{name}Config")(**raw)
-    theirs = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
-    state = {new_name(key): value for key, value in ours.state_dict().items()}
-    if ours.lm_head is None:
-        state["lm_head.weight"] = ours.model.embed_tokens.weight
-    theirs.load_state_dict(state, strict=True)
-    return theirs
-
-
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
-def pair(request: pytest.FixtureRequest, checkpoint: Path) -> Pair:
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     ours = make_random_model(request.param)
-    assert isinstance(ours.lm_head, torch.nn.Linear)
-    # Placeholders and the stop token must not be generated: with weight 0 they never win.
-    ours.lm_head.weight[[ours.config.image_token_id, ours.config.video_token_id, STOP]] = 0
-    loaded = Processor.from_folder(checkpoint)
-    processor = Processor(ours.config, loaded.tokenizer, loaded.settings)
-    return Pair(ours, build_theirs(ours), processor)
-
-
-def make_image(width: int, height: int, seed: int) -> Image.Image:
-    """Smooth noise: resizing has something to do."""
-    generator = np.random.default_rng(seed)
-    small = generator.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-
-
-IMAGES = [make_image(100, 60, 0), make_image(64, 130, 1), make_image(180, 170, 2)]
-FRAMES = [make_image(90, 120, seed) for seed in range(3, 8)]
-VIDEO = {"type": "video", "video": FRAMES, "fps": 1.5}
-CASES: dict[str, list[dict[str, Any]]] = {
-    "text": [],
-    "one image": [{"type": "image", "image": IMAGES[0]}],
-    "three unequal images": [{"type": "image", "image": image} for image in IMAGES],
-    "video": [VIDEO],
-    "mixed": [{"type": "image", "image": IMAGES[1]}, VIDEO, {"type": "image", "image": IMAGES[2]}],
-}
-
-
-def encode(processor: Processor, name: str) -> Prompt:
-    question = {"type": "text", "text": f"What about {name}?"}
-    return processor.encode([{"role": "user", "content": [*CASES[name], question]}])
-
-
-def visual_inputs(prompt: Prompt) -> dict[str, torch.Tensor]:
-    inputs: dict[str, torch.Tensor] = {}
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        visuals = [visual for visual in prompt.visuals if visual.kind == kind]
-        if visuals:
-            inputs[pixels] = torch.cat([visual.patches for visual in visuals])
-            inputs[f"{kind}_grid_thw"] = torch.tensor([visual.grid for visual in visuals])
-    return inputs
-
-
-def token_types(prompt: Prompt, config: Any) -> torch.Tensor:
-    is_image = prompt.input_ids == config.image_token_id
-    is_video = prompt.input_ids == config.video_token_id
-    types: torch.Tensor = (is_image.int() + 2 * is_video.int())[None]
-    return types
-
-
-def their_logits(theirs: Any, prompt: Prompt) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = theirs(
-            input_ids=prompt.input_ids[None],
-            position_ids=prompt.position_ids[:, None],
-            **visual_inputs(prompt),
-        ).logits[0]
-    return logits
+    # Placeholders and the stop token must not be generated.
+    silence(ours, [ours.config.image_token_id, ours.config.video_token_id, STOP])
+    folder = write_checkpoint_folder(tmp_path_factory.mktemp("checkpoint"), ours)
+    return Pair(ours, build_reference(ours), Processor.from_folder(folder))
 
 
 def assert_parity(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -120,9 +73,9 @@ def assert_parity(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("low_high", [(3136, 12544), (78400, 12845056)])
 def test_patches(pair: Pair, image: Image.Image, low_high: tuple[int, int]) -> None:
     low, high = low_high
-    reference = transformers.Qwen2VLImageProcessorPil(min_pixels=low, max_pixels=high)(
-        image, return_tensors="pt"
-    )
+    reference = transformers.Qwen2VLImageProcessorPil(
+        min_pixels=low, max_pixels=high, patch_size=pair.ours.config.vision.patch_size
+    )(image, return_tensors="pt")
     settings = type(pair.processor.settings)(min_pixels=low, max_pixels=high)
     visual = Processor(pair.ours.config, pair.processor.tokenizer, settings).image(image)
     assert [list(visual.grid)] == reference["image_grid_thw"].tolist()
@@ -135,16 +88,22 @@ def test_vision_features(pair: Pair, name: str) -> None:
     patches = torch.cat([visual.patches for visual in prompt.visuals])
     grid = torch.tensor([visual.grid for visual in prompt.visuals])
     with torch.no_grad():
-        reference = pair.theirs.model.visual(patches, grid_thw=grid).pooler_output
-        features = torch.cat([each["hidden"] for each in pair.ours.encode(prompt.visuals)])
-    assert float(reference.std()) > 0.1
-    assert_parity(features, reference)
+        output = pair.theirs.model.visual(patches, grid_thw=grid)
+        encoded = pair.ours.encode(prompt.visuals)
+    references = {"hidden": output.pooler_output}
+    for number, reference in enumerate(getattr(output, "deepstack_features", [])):
+        references[f"deepstack.{number}"] = reference
+    assert len(references) == 1 + len(pair.ours.config.vision.deepstack_visual_indexes)
+    assert list(encoded[0]) == list(references)
+    for key, reference in references.items():
+        assert float(reference.std()) > 0.1
+        assert_parity(torch.cat([each[key] for each in encoded]), reference)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits(pair: Pair, name: str) -> None:
     prompt = encode(pair.processor, name)
-    reference = their_logits(pair.theirs, prompt)
+    reference = reference_logits(pair.theirs, prompt)
     assert float((reference.max(-1).values - reference.min(-1).values).min()) >= 1
     assert_parity(pair.ours([prompt])[0], reference)
 
@@ -153,17 +112,60 @@ def test_logits_of_a_batch_of_unequal_prompts(pair: Pair) -> None:
     prompts = [encode(pair.processor, name) for name in CASES]
     assert len({len(prompt) for prompt in prompts}) == len(prompts)
     for prompt, logits in zip(prompts, pair.ours(prompts), strict=True):
-        assert_parity(logits, their_logits(pair.theirs, prompt))
+        assert_parity(logits, reference_logits(pair.theirs, prompt))
 
 
-@pytest.mark.parametrize("name", ["text", "one image", "three unequal images"])
-def test_position_ids_of_text_and_images(pair: Pair, name: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_position_ids(pair: Pair, name: str) -> None:
+    if not has_same_positions(pair, name):
+        pytest.skip("numbered differently by transformers")
     prompt = encode(pair.processor, name)
-    grids = visual_inputs(prompt).get("image_grid_thw")
+    inputs = visual_inputs(prompt)
+    grids = {key: value for key, value in inputs.items() if key.endswith("_grid_thw")}
     reference, _ = pair.theirs.model.get_rope_index(
-        prompt.input_ids[None], token_types(prompt, pair.ours.config), image_grid_thw=grids
+        prompt.input_ids[None], token_types(prompt, pair.ours.config), **grids
     )
     assert torch.equal(prompt.position_ids, reference[:, 0])
+
+
+def has_same_positions(pair: Pair, name: str) -> bool:
+    """Whether transformers numbers the tokens as in training, see the module's docstring."""
+    has_video = any(part["type"] == "video" for part in CASES[name])
+    return pair.ours.config.vision.separate_frames or not has_video
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5])
+def test_tokens_of_a_video_with_times(pair: Pair, frames: int) -> None:
+    if not pair.ours.config.vision.separate_frames:
+        pytest.skip("the family writes no times")
+    content: list[dict[str, Any]] = [
+        {"type": "text", "text": "Before:"},
+        {"type": "video", "video": FRAMES[:frames], "fps": 1.5},
+        {"type": "text", "text": " after"},
+    ]
+    messages = [{"role": "user", "content": content}]
+    prompt = pair.processor.encode(messages)
+    [visual] = prompt.visuals
+    reference = transformers.Qwen3VLProcessor
+    fake = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+        _calculate_timestamps=partial(reference._calculate_timestamps, None),
+    )
+    metadata = SimpleNamespace(fps=1.5, frames_indices=list(range(len(content[1]["video"]))))
+    video = reference.replace_video_token(
+        fake,
+        {"video_grid_thw": torch.tensor([visual.grid]), "video_metadata": [metadata]},
+        video_idx=0,
+    )
+    template = pair.processor.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    text = template.replace("<|vision_start|><|video_pad|><|vision_end|>", video)
+    assert "<0.3 seconds>" in text or frames == 1
+    assert pair.processor.tokenizer.encode(text) == prompt.input_ids.tolist()
 
 
 def test_greedy_generation_of_32_tokens(pair: Pair) -> None:
@@ -171,14 +173,9 @@ def test_greedy_generation_of_32_tokens(pair: Pair) -> None:
     results = generate(pair.ours, prompts, max_new_tokens=32, stop_ids=(), return_logits=True)
     for prompt, result in zip(prompts, results, strict=True):
         tokens = torch.tensor(result.token_ids)
-        new = torch.arange(32) + prompt.next_position
-        whole = Prompt(
-            torch.cat([prompt.input_ids, tokens]),
-            torch.cat([prompt.position_ids, new.expand(3, -1)], dim=1),
-            prompt.visuals,
-        )
+        whole = continued(prompt, tokens)
         # Teacher-forced on our tokens: if each is their first choice, they generate the same.
-        reference = their_logits(pair.theirs, whole)[len(prompt) - 1 : -1]
+        reference = reference_logits(pair.theirs, whole)[len(prompt) - 1 : -1]
         assert reference.argmax(-1).tolist() == tokens.tolist()
         # KV-cache decoding against their prefill.
         assert result.logits is not None
@@ -186,8 +183,10 @@ def test_greedy_generation_of_32_tokens(pair: Pair) -> None:
     assert len({result.token_ids for result in results}) == len(results)
 
 
-@pytest.mark.parametrize("name", ["text", "one image", "three unequal images"])
+@pytest.mark.parametrize("name", CASES)
 def test_their_own_generate_gives_the_same_tokens(pair: Pair, name: str) -> None:
+    if not has_same_positions(pair, name):
+        pytest.skip("numbered differently by transformers")
     prompt = encode(pair.processor, name)
     tokens = pair.theirs.generate(
         input_ids=prompt.input_ids[None],
@@ -204,11 +203,32 @@ def test_their_own_generate_gives_the_same_tokens(pair: Pair, name: str) -> None
     assert list(result.token_ids) == tokens[0, len(prompt) :].tolist()
 
 
-def test_tied_and_nested_config(tiny_config: TinyConfig, checkpoint: Path) -> None:
-    ours = make_random_model(config=tiny_config(tied=True, nested=True))
-    theirs = build_theirs(ours)
-    prompt = encode(Processor.from_folder(checkpoint), "mixed")
-    assert_parity(ours([prompt])[0], their_logits(theirs, prompt))
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_tied_and_nested_config(tiny_config: TinyConfig, family: str, tmp_path: Path) -> None:
+    ours = make_random_model(config=tiny_config(family, tied=True, nested=True))
+    theirs = build_reference(ours)
+    folder = write_checkpoint_folder(tmp_path / "checkpoint", ours)
+    prompt = encode(Processor.from_folder(folder), "mixed")
+    assert_parity(ours([prompt])[0], reference_logits(theirs, prompt))
+
+
+def test_yarn_of_a_model(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 3.0,
+        "original_max_position_embeddings": 64,
+        "mrope_section": [12, 10, 10],
+        "mrope_interleaved": True,
+    }
+    plain = make_random_model("qwen3_vl")
+    config = tiny_config("qwen3_vl", nested=True, text={"rope_parameters": rope})
+    ours = make_random_model(config=config)
+    folder = write_checkpoint_folder(tmp_path / "checkpoint", ours)
+    prompt = encode(Processor.from_folder(folder), "mixed")
+    logits = ours([prompt])[0]
+    assert_parity(logits, reference_logits(build_reference(ours), prompt))
+    assert float((logits - plain([prompt])[0]).abs().max()) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(

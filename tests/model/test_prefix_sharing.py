@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,9 @@ def test_any_prompts_can_be_put_together_again(
 
 
 def test_generation_is_the_same_as_one_by_one(
-    random_model: RandomModel, family: str, processor: Processor
+    random_model: RandomModel, family: str, processors: Callable[[str], Processor]
 ) -> None:
-    model = random_model(family)
+    model, processor = random_model(family), processors(family)
     prompts = [*rotations(processor, 1), *rotations(processor, 2, "ab"), ask(processor, "hello")]
     options: dict[str, Any] = {"max_new_tokens": 10, "stop_ids": (), "return_logits": True}
     together = generate(model, prompts, **options)

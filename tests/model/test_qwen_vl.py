@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ def make_image(width: int, height: int, seed: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def prompts(checkpoint: Path) -> list[Prompt]:
+def prompts(processor: Processor) -> list[Prompt]:
+    return make_prompts(processor)
+
+
+def make_prompts(processor: Processor) -> list[Prompt]:
     """Text, one image, three unequal images, and a video with an image."""
-    processor = Processor.from_folder(checkpoint)
 
     def encode(*parts: Any) -> Prompt:
         return processor.encode([{"role": "user", "content": list(parts)}])
@@ -43,9 +46,9 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 2e-5) -> bool:
 
 
 def test_padding_changes_no_result(
-    random_model: RandomModel, family: str, prompts: list[Prompt]
+    random_model: RandomModel, family: str, processors: Callable[[str], Processor]
 ) -> None:
-    model = random_model(family)
+    model, prompts = random_model(family), make_prompts(processors(family))
     together = model(prompts)
     for prompt, logits in zip(prompts, together, strict=True):
         assert logits.shape == (len(prompt), 288) and logits.dtype == torch.float32
@@ -124,9 +127,12 @@ def test_wrong_numbers_of_features_and_prompts(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_float32_logits(
-    random_model: RandomModel, family: str, prompts: list[Prompt], dtype: torch.dtype
+    random_model: RandomModel,
+    family: str,
+    processors: Callable[[str], Processor],
+    dtype: torch.dtype,
 ) -> None:
-    model = random_model(family, dtype=dtype)
+    model, prompts = random_model(family, dtype=dtype), make_prompts(processors(family))
     assert model.dtype is dtype
     reference = random_model(family)(prompts)
     for half, full in zip(model(prompts), reference, strict=True):
@@ -142,9 +148,9 @@ def test_tied_head_shares_the_embedding(tiny_config: TinyConfig, random_model: R
 
 
 def test_gradients_reach_the_vision_tower(
-    random_model: RandomModel, family: str, prompts: list[Prompt]
+    random_model: RandomModel, family: str, processors: Callable[[str], Processor]
 ) -> None:
-    model = random_model(family).requires_grad_(True)
+    model, prompts = random_model(family).requires_grad_(True), make_prompts(processors(family))
     sum(logits.pow(2).mean() for logits in model(prompts)).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -152,9 +158,9 @@ def test_gradients_reach_the_vision_tower(
 
 @pytest.mark.gpu
 def test_cuda_gives_the_results_of_the_cpu(
-    random_model: RandomModel, family: str, prompts: list[Prompt]
+    random_model: RandomModel, family: str, processors: Callable[[str], Processor]
 ) -> None:
-    model = random_model(family)
+    model, prompts = random_model(family), make_prompts(processors(family))
     reference = model(prompts)
     tokens = generate(model, prompts, max_new_tokens=8, stop_ids=())
     moved = model.to("cuda")

@@ -173,6 +173,7 @@ def test_image_decoding_is_a_named_part_of_the_fingerprint(
 def test_style_of_a_family() -> None:
     assert default_prompt_style("qwen2_vl") == "vlmevalkit-qwen2"
     assert default_prompt_style("qwen2_5_vl") == "vlmevalkit-default"
+    assert default_prompt_style("qwen3_vl") == "vlmevalkit-default"
     with pytest.raises(ValueError, match="'llava'"):
         default_prompt_style("llava")
     with pytest.raises(ValueError, match="'mine'"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -18,8 +18,6 @@ from vlpress.quant.checkpoint.outliers import (
     derive_outliers,
     outlier_folder,
 )
-
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 
 
 def input_ranges(model: QwenVL) -> dict[str, float]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from format_files import quantization_config, same_logits, same_weights
 from gptq_files import all_tensors
-from tiny_models import prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
 
+from vlpress.model.checkpoint import canonical_name
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
@@ -41,13 +42,16 @@ def saved(
     return model, report, tmp_path / "out"
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("computed", [torch.bfloat16, torch.float32])
 def test_norms_that_took_factors(tmp_path: Path, family: str, computed: torch.dtype) -> None:
     model, report, out = saved(tmp_path, SMOOTH, INT8, family=family, computed=computed)
     norm = "model.layers.0.input_layernorm.weight"
     assert norm in report.changed
-    before, after = all_tensors(tmp_path / "source"), all_tensors(out)
+    before, after = (
+        {canonical_name(name): value for name, value in all_tensors(folder).items()}
+        for folder in (tmp_path / "source", out)
+    )
     assert not torch.equal(before[norm], after[norm])
     unchanged = {n for n in set(before) & set(after) if before[n].dtype == after[n].dtype}
     for name in unchanged - report.changed:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import (
+    ARCHITECTURES,
     make_random_model,
     make_tiny_config,
     prompts,
@@ -207,8 +208,7 @@ def test_transformers_loads_the_padded_float_model(
     naming = "new" if nested else "hub"
     folder = write_checkpoint_folder(tmp_path / "padded", model, naming=naming, tokenizer=False)
     assert largest_difference(load_model(folder, device="cpu"), model) == 0
-    class_name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[family]
-    reference: Any = getattr(transformers, f"{class_name}ForConditionalGeneration")
+    reference: Any = getattr(transformers, ARCHITECTURES[family])
     loaded, report = reference.from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for prompt in prompts(model.config):

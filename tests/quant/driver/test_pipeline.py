@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.token_weights import find_token_weights, gradient_image_weights
@@ -37,13 +37,13 @@ def distance(model: QwenVL, reference: QwenVL) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_replaces_decoder_linears_only(family: str) -> None:
     model = small_model(small_config(family))
     report = quantize_(model, recipe(), prompts(model.config))
     layers = quantized_layers(model)
     assert sorted(layers) == sorted(row.name for row in report.plan.quantized)
-    assert len(layers) == 14
+    assert len(layers) == 7 * model.config.text.num_hidden_layers
     assert all(name.startswith("model.layers.") for name in layers)
     assert [layer.row.name for layer in report.layers] == [r.name for r in report.plan.quantized]
     assert 0 < distance(model, small_model(small_config(family))) < 0.5

@@ -40,7 +40,7 @@ from vlpress.quant.targets import put_compressed, quantized_layers, weight_of
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")
 
-TOWER = ["visual.blocks.*", "visual.merger.*"]
+TOWER = ["visual.*"]
 
 
 def tower(**step: Any) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def small_model(family: str = "qwen2_5_vl") -> QwenVL:
     vision: dict[str, Any] = {"depth": 2}
     if family == "qwen2_5_vl":
         vision["fullatt_block_indexes"] = [1]
+    if family == "qwen3_vl":
+        vision["deepstack_visual_indexes"] = [0]
     config = make_tiny_config(family, text={"num_hidden_layers": 1}, vision=vision)
     return make_random_model(config=config)
 
@@ -93,9 +95,10 @@ def test_only_the_tower_changes(
     report = quantize_(model, recipe(step), samples)
     linears = family_of(model.config).linears(model.config)
     assert sorted(quantized_layers(model)) == sorted(
-        spec.name for spec in linears if spec.stage in ("vision", "merger")
+        spec.name for spec in linears if spec.part == "tower"
     )
-    assert [p.after for p in report.plan.padding] == ([128] if family == "qwen2_5_vl" else [])
+    padded = family in ("qwen2_5_vl", "qwen3_vl")
+    assert [p.after for p in report.plan.padding] == [128] * padded
     for format in ("gptq", "gptq_v2", "awq"):
         with pytest.raises(ValueError, match=r"visual\.blocks\.0\.attn\.qkv .*engines that read"):
             check_format(report.plan, format)
@@ -153,7 +156,8 @@ def test_the_merger_reads_four_tiles(family: str) -> None:
     seen: list[Hessian] = []
     run_sequential(model, samples, [first], lambda group, hessian, _: seen.append(hessian))
     rows: list[Tensor] = []
-    norm = model.get_submodule("visual.merger.ln_q")
+    [binding] = family_of(config).stage("merger").norms
+    norm = model.get_submodule(f"visual.merger.{binding.norm}")
     with torch.no_grad(), watch_inputs({norm: lambda x: rows.append(norm.forward(x))}):
         for sample in samples[1:]:
             model([sample])

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_models import prompts, small_config, small_model
+from tiny_models import FAMILIES, prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.model.families import NormBinding, PairBinding, family_of
@@ -18,8 +18,6 @@ from vlpress.quant.methods.channel_scaling import (
     source_names,
     source_of,
 )
-
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 
 
 def tensors_of(model: QwenVL) -> dict[str, Tensor]:

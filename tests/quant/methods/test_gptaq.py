@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import prompts, small_config, small_model
+from tiny_models import FAMILIES, prompts, small_config, small_model
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -22,7 +22,6 @@ from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 TOWER = ["visual.blocks.*", "visual.merger.*"]
 
 

@@ -9,7 +9,14 @@ import torch
 from gptq_files import all_tensors, export, packed_by_hand, recipe
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_models import prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import (
+    FAMILIES,
+    NESTED_ONLY,
+    prompts,
+    small_config,
+    small_model,
+    write_small_checkpoint,
+)
 from torch import Tensor
 
 from vlpress.quant.checkpoint.formats.gptq import GPTQ
@@ -171,7 +178,7 @@ def test_reloading_gives_the_same_logits(
 
 FORMS = [
     (family, nested, shards, tied)
-    for family in ("qwen2_vl", "qwen2_5_vl")
+    for family in FAMILIES
     for nested in (False, True)
     for shards in (1, 3)
     for tied in (False, True)
@@ -194,7 +201,8 @@ def test_names_and_shards_of_the_source_are_kept(
     rounded = recipe(method="rtn")  # names and shards do not depend on the method
     model, _, source, out = export(tmp_path, rounded, raw=raw, nested=nested, shards=shards)
     before, after = all_tensors(source), all_tensors(out)
-    prefix = "model.language_model.layers" if nested else "model.layers"
+    newer = nested or family in NESTED_ONLY
+    prefix = "model.language_model.layers" if newer else "model.layers"
     for name in before:
         if name.startswith(prefix) and name.endswith("_proj.weight"):
             assert name not in after

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import make_random_model, make_tiny_config, write_checkpoint_folder
+from tiny_models import prompts as random_prompts
 from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
@@ -102,3 +104,24 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
         if "a16" in name:
             assert float(difference.abs().max() / expected.abs().max()) < 1e-4
         assert float(difference.norm() / expected.norm()) < 2e-2
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_random_qwen3_vl(tmp_path: Path) -> None:
+    """Tower, deepstack mergers and decoder; names are those of the newer libraries."""
+    config = make_tiny_config("qwen3_vl", dtype="float32")
+    source = write_checkpoint_folder(tmp_path / "source", make_random_model(config=config))
+    model = load_model(source, device="cpu", dtype="fp32")
+    samples = random_prompts(config)
+    steps = [PER_ROW | {"targets": ["visual.*"]}, DECODER]
+    report = quantize_(model, Recipe.from_dict({"name": "all", "step": steps}), samples)
+    save_quantized(model, report, source, tmp_path / "out", format="compressed-tensors")
+    reloaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype="float32"
+    )
+    for prompt in samples[1:3]:
+        expected = their_logits(theirs, prompt)
+        with torch.no_grad():
+            actual = reloaded([prompt])[0]
+        assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
