@@ -17,6 +17,7 @@ from .tasks.extract import DEFAULT_PROFILE
 from .tasks.files.image_store import StoredImage
 from .tasks.prompts import default_prompt_style
 from .tasks.registry import find_benchmark, near_miss
+from .tasks.resolution import check_budget_of_model
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,10 @@ def open_tasks(questions: QuestionOptions, source: Source, processor: Processor)
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
-        ValueError: a name, rule profile or prompt style is unknown, or a file fails its checks.
+        ValueError: a name, rule profile or prompt style is unknown, the pixel budget is of another
+            family, or a file fails its checks.
     """
+    check_budget_of_model(questions.pixels, source.config.vision.pixel_factor)
     style = questions.prompt_style or default_prompt_style(source.config.family)
     tasks = open_tasks_in(style, questions, source.settings)
     return [mark_unaskable(task, processor) for task in tasks]

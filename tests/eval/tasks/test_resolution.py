@@ -18,7 +18,12 @@ from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.report.reproduce import reproduce_command
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.resolution import PixelBounds, check_budget, find_bounds
+from vlpress.eval.tasks.resolution import (
+    PixelBounds,
+    check_budget,
+    check_budget_of_model,
+    find_bounds,
+)
 from vlpress.model.processing.processor import Processor
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -37,7 +42,17 @@ def test_bounds_are_those_of_the_published_scores(kind: str, name: str) -> None:
             case["min_pixels"], case["max_pixels"]
         )
     assert find_bounds("vlmevalkit", "mmmu") == PixelBounds(1_003_520, 12_845_056)
+    assert find_bounds("vlmevalkit-qwen3", "mmmu") == PixelBounds(4 * 1024, 16384 * 1024)
+    assert find_bounds("vlmevalkit-qwen3", "ocrbench") == PixelBounds(100 * 1024, 16384 * 1024)
     assert find_bounds("model", kind) is None
+
+
+def test_a_budget_of_another_family_is_refused() -> None:
+    for name, factor in (("model", 28), ("model", 32), ("vlmevalkit", 28)):
+        check_budget_of_model(name, factor)
+    check_budget_of_model("vlmevalkit-qwen3", 32)
+    with pytest.raises(ValueError, match=r"'vlmevalkit' .*28 x 28.*32 x 32.*vlmevalkit-qwen3"):
+        check_budget_of_model("vlmevalkit", 32)
 
 
 def test_unknown_budget_names_the_known_ones() -> None:
