@@ -66,8 +66,8 @@ class PackedBatch:
         return PackedBatch(**{k: v.to(device) for k, v in vars(self).items()})
 
 
-def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch:
-    """Pad conversations to one length; without `draw` the patches are left out."""
+def pack(conversations: list[Conversation], family: str, *, draw: bool = True) -> PackedBatch:
+    """Pad conversations to one length; without `draw` the family's patches are left out."""
     longest = max(len(c.ids) for c in conversations)
 
     def padded(name: str, fill: int) -> Tensor:
@@ -78,7 +78,8 @@ def pack(conversations: list[Conversation], *, draw: bool = True) -> PackedBatch
         [c.position + [(0, 0, 0)] * (longest - len(c.ids)) for c in conversations]
     ).permute(2, 0, 1)
     images = [p for c in conversations for p in c.images]
-    cut = [patches(p) for p in images] if draw and images else [np.zeros((0, 1176), np.float32)]
+    empty = [np.zeros((0, 1176), np.float32)]
+    cut = [patches(image, family) for image in images] if draw and images else empty
     labels = [patch_labels(p) for p in images] or [np.zeros((0, 4 * LABELS), np.float32)]
     grid = [(1, p.image.height // PATCH, p.image.width // PATCH) for p in images]
     return PackedBatch(
@@ -134,6 +135,7 @@ def batches(
     size: int,
     questions: int,
     *,
+    family: str,
     drills: float = 0.0,
     looks: float = 0.0,
     focus: Sequence[str] = (),
@@ -146,6 +148,7 @@ def batches(
         seed: seed of the stream.
         size: conversations per batch, or images in the `vision` stage.
         questions: questions per conversation.
+        family: family of the model, which normalizes pixels in its way.
         drills: share of letter drills among the conversations.
         looks: share of looking drills among the others.
         focus: skills of half of the conversations; empty for the distribution of `SHARES`.
@@ -154,8 +157,9 @@ def batches(
     skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     while True:
         if stage == "vision":
-            yield pack([Conversation(random_images(rng, size), ids=[0], target=[IGNORE], flag=[-1],
-                                     segment=[0], position=[(0, 0, 0)], kind=[0])])  # fmt: skip
+            images = random_images(rng, size)
+            unasked = Conversation(images, [0], [IGNORE], [-1], [0], [(0, 0, 0)], [0])
+            yield pack([unasked], family)
             continue
         conversations = []
         for _ in range(size * POOL):
@@ -174,4 +178,4 @@ def batches(
         groups = by_length(conversations, size * TOKENS)
         rng.shuffle(groups)
         for group in groups:
-            yield pack(group, draw=stage == "joint")
+            yield pack(group, family, draw=stage == "joint")

@@ -1,90 +1,36 @@
-"""Training form of the built-in model: configuration, auxiliary heads and losses."""
+"""Training form of a built-in model: auxiliary heads and losses."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import tiny_tokenizer
 import torch
 import torch.nn.functional as F
+from tiny_configs import CONFIGS, HIDDEN
 from tiny_data import PackedBatch
 from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vlpress.model.config import ModelConfig
+from vlpress.model.features import VISUAL_ROWS, Features
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.synthetic.canvas import INKS
 from vlpress.synthetic.glyphs import GLYPHS
 from vlpress.synthetic.phrases import CHINESE
 
-HIDDEN = 256
 FLAG_LAYER = 3  # the decoder layer whose output classifies options as correct or wrong
 PARTS = list(GROUPS.values())  # groups of labels in a patch
+OUTPUTS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.linear_fc2.weight")
 SHARPNESS = 6.0  # scale of code values as logits of the auxiliary loss
-
-
-def config_dict(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Content of config.json in the hub's (flat) form."""
-    ids = {name: tokenizer.token_to_id(name) for name in tiny_tokenizer.SPECIAL}
-    return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "attention_dropout": 0.0,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        "vision_token_id": ids["<|vision_pad|>"],
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "initializer_range": 0.02,
-        "intermediate_size": 768,
-        "max_position_embeddings": 8192,
-        "max_window_layers": 5,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 5,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000.0,
-        # The width section has the lowest frequencies: with the usual third of so few pairs, a
-        # model could not distinguish neighbouring columns of an image with four.
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 4, 26]},
-        "sliding_window": 8192,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": tiny_tokenizer.VOCAB_SIZE,
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": 4,
-            "hidden_act": "silu",
-            "hidden_size": 192,
-            "intermediate_size": 516,
-            "num_heads": 4,
-            "in_chans": 3,
-            "out_hidden_size": HIDDEN,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 56,
-            "fullatt_block_indexes": [1, 3],
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
-    }
 
 
 class Student(nn.Module):
     """The model with its training-only parts: the code book and the option head."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, family: str) -> None:
         super().__init__()
-        config = ModelConfig.from_dict(config_dict(tokenizer))
+        config = ModelConfig.from_dict(CONFIGS[family](tokenizer))
         self.end_of_turn: int = tokenizer.encode("<|im_end|>").ids[0]
         self.qwen = QwenVL(config)
         self.flag_head = nn.Linear(HIDDEN, 1)
@@ -110,8 +56,10 @@ class Student(nn.Module):
             if p.dim() > 1:
                 fan_in = p[0].numel()
                 std = 1 / 16 if "embed_tokens" in name else 0.7 / math.sqrt(fan_in)
-                if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
+                if name.endswith(OUTPUTS):
                     std *= 0.5
+                if "deepstack" in name and name.endswith("linear_fc2.weight"):
+                    std = 0.0  # trained with the decoder only, which has not seen such features
                 nn.init.normal_(p, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
@@ -140,19 +88,22 @@ class Student(nn.Module):
             labels = labels + noise * torch.randn_like(labels)
         return labels @ self.codes + self.constant
 
-    def features(self, batch: PackedBatch) -> Tensor:
-        """Output of the vision tower, `[tokens, HIDDEN]`."""
-        out: Tensor = self.qwen.visual(batch.patches, batch.grid)["hidden"]
+    def features(self, batch: PackedBatch) -> Features:
+        """Outputs of the vision tower, `[tokens, HIDDEN]` each."""
+        out: Features = self.qwen.visual(batch.patches, batch.grid)
         return out
 
-    def decode(self, batch: PackedBatch, features: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, batch: PackedBatch, features: Features) -> tuple[Tensor, Tensor]:
         """Final hidden states `[B, T, HIDDEN]`, and those after `FLAG_LAYER`."""
         model = self.qwen.model
         embeds = model.embed_tokens(batch.ids)
         where = batch.ids == self.qwen.config.image_token_id
-        if features.shape[0]:
-            embeds = embeds.masked_scatter(where[..., None], features.to(embeds.dtype))
-        state = model.prepare(embeds, batch.position, batch.mask())
+        added = {key: value for key, value in features.items() if key != "hidden"}
+        if len(values := features["hidden"]):
+            embeds = embeds.masked_scatter(where[..., None], values.to(embeds.dtype))
+        if added:
+            added[VISUAL_ROWS] = torch.nonzero(where.flatten())[:, 0]
+        state = model.prepare(embeds, batch.position, batch.mask(), added=added)
         middle = embeds
         for index, following in enumerate(model.layer_states(state)):
             state = following
@@ -215,12 +166,12 @@ def step_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one batch in one stage, and the numbers to print."""
     if stage == "vision":
-        return vision_loss(student, student.features(batch).float(), batch.labels)
+        return vision_loss(student, student.features(batch)["hidden"].float(), batch.labels)
     if stage == "joint" and len(batch.grid):
-        features = student.features(batch).float()
-        extra, seen = vision_loss(student, features, batch.labels)
+        features = {key: value.float() for key, value in student.features(batch).items()}
+        extra, seen = vision_loss(student, features["hidden"], batch.labels)
     else:
-        features, extra, seen = student.true_features(batch.labels, noise), None, {}
+        features, extra, seen = {"hidden": student.true_features(batch.labels, noise)}, None, {}
     hidden, middle = student.decode(batch, features)
     loss, report = decoder_loss(student, hidden, middle, batch)
     if extra is not None:

@@ -94,7 +94,7 @@ def train() -> Tokenizer:
 
 
 def write(folder: Path) -> None:
-    """Write the tokenizer, its config, and the preprocessor and generation configs."""
+    """Write the tokenizer, its config, and the generation config."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -108,17 +108,6 @@ def write(folder: Path) -> None:
             "pad_token": "<|endoftext|>",
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
-        },
-        "preprocessor_config.json": {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
-            "min_pixels": 3136,
-            "max_pixels": 12845056,
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
         "generation_config.json": {
             "bos_token_id": ids["<|endoftext|>"],

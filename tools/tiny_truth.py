@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from tiny_configs import PREPROCESSORS
 
 from vlpress.synthetic.canvas import INKS, ROLES, SHAPES, AnnotatedImage
 from vlpress.synthetic.glyphs import GLYPHS
 
 PATCH = 14
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 # Labels of a patch: the mark whose centre is in it. Position labels (a glyph's index in its string
 # and its line, or the third of width and height of a shape) are included, because rotary positions
@@ -56,9 +55,10 @@ def patch_labels(annotated: AnnotatedImage) -> np.ndarray:
     return tiles.reshape(rows * columns // 4, 4 * LABELS)
 
 
-def patches(annotated: AnnotatedImage) -> np.ndarray:
-    """Normalized patches in merge order, float32 `[patches, 1176]`."""
-    pixels = (np.asarray(annotated.image, dtype=np.float32) / 255 - MEAN) / STD
+def patches(annotated: AnnotatedImage, family: str) -> np.ndarray:
+    """Patches in merge order, normalized as for a family, float32 `[patches, 1176]`."""
+    mean, std = (np.float32(PREPROCESSORS[family][key]) for key in ("image_mean", "image_std"))
+    pixels = (np.asarray(annotated.image, dtype=np.float32) / 255 - mean) / std
     rows, columns = pixels.shape[0] // (2 * PATCH), pixels.shape[1] // (2 * PATCH)
     tiles = pixels.reshape(rows, 2, PATCH, columns, 2, PATCH, 3).transpose(0, 3, 1, 4, 6, 2, 5)
     flat = tiles.reshape(rows * columns * 4, 3, 1, PATCH * PATCH)

@@ -1,4 +1,4 @@
-r"""Train the built-in model from scratch: a 7-million-parameter Qwen2.5-VL, on synthetic images.
+r"""Train a built-in model from scratch: a Qwen2.5-VL or Qwen3-VL in small, on synthetic images.
 
 The difficult parts for a model of this size are taught first, and separately:
 
@@ -21,7 +21,8 @@ a CPU, one thread per rank was about 1.5 times as fast as two threads in one pro
     python tools/train_tiny.py export  --state state/joint.pt --out model/tiny
 
 Without the states, `--begin-with model/tiny` continues from the shipped weights.
-`tools/train_tiny.sh` lists the pieces in order.
+`tools/train_tiny.sh` lists the pieces in order. `--family qwen3_vl`, in every piece, trains a
+Qwen3-VL on the same images; its DeepStack mergers start at zero and learn in `joint` alone.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tiny_configs import CONFIGS, PREPROCESSORS, stored_name
 from tiny_data import PackedBatch
-from tiny_student import Student, config_dict, step_loss
+from tiny_student import Student, step_loss
 from tiny_talk import Writer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Opti
     for name, p in student.named_parameters():
         is_vision = ".visual." in name
         p.requires_grad_(stage == "joint" or (stage == "vision") == is_vision)
-        inside = p.dim() == 2 and ("layers." in name or "blocks." in name or "merger." in name)
+        inside = p.dim() == 2 and any(part in name for part in ("layers.", "blocks.", "merger"))
         if p.requires_grad:
             (matrices if inside else rest)[is_vision].append(p)
 
@@ -132,6 +134,7 @@ def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> It
                 seed,
                 args.batch,
                 args.questions,
+                family=args.family,
                 drills=args.drills,
                 looks=args.looks,
                 focus=args.focus,
@@ -233,7 +236,7 @@ def train(args: argparse.Namespace) -> None:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
-    student = Student(tokenizer).to(device)
+    student = Student(tokenizer, args.family).to(device)
     tuners = optimizers(student, args.stage, args.lr)
     step, spent = restore(args, student, tuners, tokenizer)
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
@@ -289,16 +292,21 @@ def export(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     state = torch.load(args.state, map_location="cpu", weights_only=True)["model"]
     tensors = {
-        name.removeprefix("qwen."): value.to(torch.bfloat16).contiguous()
+        stored_name(name.removeprefix("qwen."), args.family): value.to(torch.bfloat16).contiguous()
         for name, value in state.items()
         if name.startswith("qwen.")
     }
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config_dict(tokenizer), indent=2) + "\n"
-    (args.out / "config.json").write_text(text)
+    written = {
+        "config.json": CONFIGS[args.family](tokenizer),
+        "preprocessor_config.json": PREPROCESSORS[args.family],
+    }
+    for name, content in written.items():
+        (args.out / name).write_text(json.dumps(content, indent=2) + "\n")
     for source in args.tokenizer.iterdir():
-        if source.suffix in (".json", ".jinja") and source.resolve().parent != args.out.resolve():
+        copied = source.suffix in (".json", ".jinja") and source.name not in written
+        if copied and source.resolve().parent != args.out.resolve():
             shutil.copyfile(source, args.out / source.name)
 
 
@@ -310,6 +318,7 @@ def main() -> None:
     parser.add_argument("--begin-with", type=Path, nargs="*", default=[])
     parser.add_argument("--tokenizer", type=Path, default=Path("model/tiny"))
     parser.add_argument("--out", type=Path, default=Path("model/tiny"))
+    parser.add_argument("--family", choices=tuple(CONFIGS), default="qwen2_5_vl")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--total", type=float, help="minutes of the stage in all, for the rate")
     parser.add_argument("--batch", type=int, default=16)

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from vlpress.model.loading import resolve_model
 from vlpress.synthetic import scenes
 
+FAMILY = "qwen2_5_vl"
+
 
 @pytest.fixture(scope="module")
 def writer() -> tiny_talk.Writer:
@@ -20,7 +22,7 @@ def writer() -> tiny_talk.Writer:
 def test_mask_of_a_question_is_the_prefix_and_itself(writer: tiny_talk.Writer) -> None:
     scene = scenes.SCENES["shapes"](random.Random(3))
     packed = writer.conversation(scene, random.Random(3), 3)
-    batch = tiny_data.pack([packed])
+    batch = tiny_data.pack([packed], FAMILY)
     mask = batch.mask()[0, 0]
     for i, own in enumerate(packed.segment):
         for j, other in enumerate(packed.segment):
@@ -36,7 +38,9 @@ def test_groups_are_complete_and_within_the_budget(writer: tiny_talk.Writer) -> 
 
 
 def test_batches_are_deterministic(writer: tiny_talk.Writer) -> None:
-    first, second = (next(tiny_data.batches(writer, "joint", 9, 4, 4)) for _ in range(2))
+    first, second = (
+        next(tiny_data.batches(writer, "joint", 9, 4, 4, family=FAMILY)) for _ in range(2)
+    )
     assert torch.equal(first.ids, second.ids) and torch.equal(first.patches, second.patches)
 
 

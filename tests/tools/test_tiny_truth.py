@@ -23,7 +23,9 @@ def test_patches_equal_those_of_the_processor(kind: str, processor: Processor) -
     scene = scenes.SCENES[kind](random.Random(1))
     for annotated in scene.images:
         visual = processor.image(annotated.image)
-        assert torch.equal(torch.from_numpy(tiny_truth.patches(annotated)), visual.patches)
+        assert torch.equal(
+            torch.from_numpy(tiny_truth.patches(annotated, "qwen2_5_vl")), visual.patches
+        )
 
 
 def test_a_mark_labels_its_patch_and_no_other() -> None:

@@ -8,10 +8,15 @@ import tiny_tokenizer
 import tiny_truth
 import torch
 import train_tiny
+from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
 
+from vlpress.model.config import ModelConfig
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
+from vlpress.model.qwen_vl import QwenVL
+
+STAGES = ("vision", "joint", "drill", "look", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +24,24 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
 
 
-def one_batch(tokenizer: Tokenizer, stage: str) -> tiny_data.PackedBatch:
-    return next(tiny_data.batches(tiny_talk.Writer(tokenizer), stage, 1, 2, 2))
+def one_batch(tokenizer: Tokenizer, stage: str, family: str) -> tiny_data.PackedBatch:
+    return next(tiny_data.batches(tiny_talk.Writer(tokenizer), stage, 1, 2, 2, family=family))
 
 
 @pytest.mark.parametrize(
-    "stage",
+    ("family", "stage"),
     [  # minutes on a processor without bf16 units, in which Muon computes
-        "vision",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("joint", "drill", "look", "decoder")),
+        ("qwen2_5_vl", "vision"),
+        pytest.param("qwen3_vl", "joint", marks=pytest.mark.slow),
+        *(pytest.param("qwen2_5_vl", stage, marks=pytest.mark.slow) for stage in STAGES[1:]),
     ],
 )
-def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokenizer) -> None:
+def test_every_stage_lowers_its_loss_on_one_batch(
+    family: str, stage: str, tokenizer: Tokenizer
+) -> None:
     torch.manual_seed(0)
-    student = tiny_student.Student(tokenizer)
-    batch = one_batch(tokenizer, stage)
+    student = tiny_student.Student(tokenizer, family)
+    batch = one_batch(tokenizer, stage, family)
     tuners = train_tiny.optimizers(student, stage, 2e-3)
     losses = []
     for _ in range(3):
@@ -47,8 +55,8 @@ def test_every_stage_lowers_its_loss_on_one_batch(stage: str, tokenizer: Tokeniz
 
 
 def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
-    student = tiny_student.Student(tokenizer)
-    labels = one_batch(tokenizer, "decoder").labels
+    student = tiny_student.Student(tokenizer, "qwen2_5_vl")
+    labels = one_batch(tokenizer, "decoder", "qwen2_5_vl").labels
     features = student.true_features(labels, noise=0.0)
     similarity = (features - student.constant) @ student.codes.t()
     things = [0, tiny_truth.THINGS]
@@ -56,6 +64,13 @@ def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
         first, last = (patch * tiny_truth.LABELS + t for t in things)
         group = similarity[:, first:last], labels[:, first:last]
         assert ((group[0] > 0.5) == (group[1] > 0.5)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_models_of_all_families_are_at_most_16_megabytes(family: str, tokenizer: Tokenizer) -> None:
+    with torch.device("meta"):
+        model = QwenVL(ModelConfig.from_dict(CONFIGS[family](tokenizer)))
+    assert 12e6 < 2 * sum(p.numel() for p in model.parameters()) < 16e6  # bf16
 
 
 def test_plain_attention_equals_scaled_dot_product_attention() -> None:
@@ -76,12 +91,14 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
 
 
 @pytest.mark.slow  # 54 s without bf16 units
+@pytest.mark.parametrize("family", CONFIGS)
 def test_training_resumes_and_exports_a_loadable_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_tokenizer.write(tmp_path / "tokenizer")
     state, out = tmp_path / "joint.pt", tmp_path / "out"
     common = ["--state", str(state), "--tokenizer", str(tmp_path / "tokenizer"), "--batch", "1"]
+    common += ["--family", family]
     for _ in range(2):
         piece = ["x", "joint", *common, "--minutes", "0.01", "--questions", "2", "--device", "cpu"]
         monkeypatch.setattr("sys.argv", piece)
