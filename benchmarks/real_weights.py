@@ -8,7 +8,8 @@ the documentation of installed packages. Rows are divergence and perplexity of t
 quantization with vlpress and, on the same tokens, with llm-compressor and AutoRound (environments
 of `make peers`). The run resumes: rows of the same inputs, of this commit or one named by --accept,
 are stored in --work, and the result files are written after every row, with all stored rows and the
-names of the others. Exits with 1 if a row could not be made. Writes results/real_weights.json and
+names of the others. Rows of the result file are used too, so that another machine can continue.
+Exits with 1 if a row could not be made. Writes results/real_weights.json and
 results/real_weights.md.
 
 The decoder's weights are on a grid of 4 bits already (Q4_1: 16 levels with a minimum in groups of
@@ -108,6 +109,7 @@ class Table:
         """Hash of the decoder and of the held-out windows."""
         logits = options.work / f"logits-{self.key}.safetensors"
         self.baseline = Baseline(self.load, self.held_out, logits)
+        restore(options.out / "real_weights.json", options.work)
 
     def load(self) -> QwenVL:
         """The float decoder in float32."""
@@ -161,12 +163,11 @@ class Table:
             return None
         cell: dict[str, Any] = json.loads(path.read_text())
         accepted = row.library != OURS or cell["commit"] in (self.commit, *self.options.accept)
-        return cell if cell.pop("made_from") == self.made_from(row) and accepted else None
+        return cell if cell["made_from"] == self.made_from(row) and accepted else None
 
     def path(self, row: Row) -> Path:
         """File of a stored row."""
-        path: Path = self.options.work / "cells" / f"{row.key}.json"
-        return path
+        return cell_path(self.options.work, row)
 
     def cell(self, row: Row) -> dict[str, Any] | None:
         """Measure a row or load its stored measurement; None if its checkpoint was not made."""
@@ -176,10 +177,10 @@ class Table:
         if measured is None:
             return None
         names = {"setting": row.setting, "library": row.library, "method": row.method}
-        cell = names | measured | {"commit": self.commit}
+        cell = names | measured | {"commit": self.commit, "made_from": self.made_from(row)}
         path = self.path(row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**cell, "made_from": self.made_from(row)}))
+        path.write_text(json.dumps(cell))
         print(row.key, f"{cell['kl_mean']:.4f}", file=sys.stderr, flush=True)
         return cell
 
@@ -265,6 +266,22 @@ class Table:
         stored = {"rows": rows, "digest": self.digest, "commit": self.commit}
         self.encoder_file.parent.mkdir(parents=True, exist_ok=True)
         self.encoder_file.write_text(json.dumps(stored))
+
+
+def cell_path(work: Path, row: Row) -> Path:
+    """File of a stored row in the work folder."""
+    return work / "cells" / f"{row.key}.json"
+
+
+def restore(results: Path, work: Path) -> None:
+    """Store rows of the result file in the work folder, unless it has them."""
+    stored = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.is_file() else []
+    measured = {"{setting}/{library}/{method}".format(**cell): cell for cell in stored}
+    for row in all_rows():
+        cell, path = measured.get(row.key, {}), cell_path(work, row)
+        if "made_from" in cell and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(cell))
 
 
 def _inputs(ids: Tensor) -> samples.Inputs:

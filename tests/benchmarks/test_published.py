@@ -1,11 +1,13 @@
 """Reading of trained weights from packages, and of prose from documentation."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import real_weights
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,6 +193,19 @@ def test_rows_differ_in_their_names() -> None:
         "w4a16-g64",
         "w8a8",
     }
+
+
+def test_rows_of_a_result_file_continue_on_another_machine(tmp_path: Path) -> None:
+    row, kept = all_rows()[:2]
+    names = [{"setting": r.setting, "library": r.library, "method": r.method} for r in (row, kept)]
+    cells = [name | {"kl_mean": 0.2, "made_from": {"digest": "d"}} for name in names]
+    results, stored = tmp_path / "results.json", real_weights.cell_path(tmp_path, kept)
+    results.write_text(json.dumps({"rows": cells}))
+    stored.parent.mkdir(parents=True)
+    stored.write_text("newer")
+    real_weights.restore(results, tmp_path)
+    assert json.loads(real_weights.cell_path(tmp_path, row).read_text()) == cells[0]
+    assert stored.read_text() == "newer"
 
 
 def test_the_table_sorts_rows_of_a_setting_by_divergence() -> None:
