@@ -51,6 +51,9 @@ class Engine:
     device: str
     rules: tuple[Rule, ...]
     """The first that applies to a layer decides; a layer without one is untested."""
+    families: tuple[str, ...] = ("qwen2_5_vl",)
+    """Families that it was tried with. It may refuse a scheme whatever the family is, but that it
+    loads one is known of these only."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,17 @@ def engine_support(contents: Contents, format: str) -> list[Support]:
     layers = {
         (contents.schemes[name], spec.part): None for name, spec in contents.quantized.items()
     }
-    return [_support(engine, format, layers) for engine in ENGINES]
+    return [_support(engine, contents.config.family, format, layers) for engine in ENGINES]
 
 
-def _support(engine: Engine, format: str, layers: Iterable[tuple[Scheme, Part]]) -> Support:
+def _support(
+    engine: Engine, family: str, format: str, layers: Iterable[tuple[Scheme, Part]]
+) -> Support:
     rules = [_first_rule(engine, format, scheme, part) for scheme, part in layers]
+    if family not in engine.families:
+        note = f"tried with {', '.join(engine.families)}"
+        unknown = Rule("untested", (format,), note=note)
+        rules = [unknown if rule.outcome == "loads" else rule for rule in rules]
     outcomes: list[Outcome] = [rule.outcome for rule in rules]
     worst: Outcome = "loads"
     for outcome in ("untested", "refuses"):

@@ -1,4 +1,5 @@
 from format_files import contents
+from tiny_models import make_random_model
 
 from vlpress.quant.checkpoint.formats.contents import Contents
 from vlpress.quant.checkpoint.formats.engines import ENGINES, Support, engine_support
@@ -35,6 +36,13 @@ def test_the_least_supported_layer_decides() -> None:
         mixed = Contents(decoder.config, {**decoder.schemes, spec.name: scheme})
         assert support(mixed, "compressed-tensors")["vLLM"].outcome == outcome
     assert "8-bit" in support(contents(QuantScheme(8, 32)), "compressed-tensors")["vLLM"].note
+
+
+def test_a_family_that_was_not_tried_is_untested_or_refused() -> None:
+    other = Contents(make_random_model("qwen3_vl").config, contents(INT4).schemes)
+    assert support(other, "compressed-tensors")["vLLM"].outcome == "untested"
+    assert "qwen2_5_vl" in support(other, "compressed-tensors")["vLLM"].note
+    assert support(other, "awq")["mlx-vlm"].outcome == "refuses"
 
 
 def test_rules_name_formats_that_exist() -> None:
