@@ -36,7 +36,7 @@ bits = 4
 group_size = 64
 targets = ["model.layers.*"]
 """
-VOLATILE = ("speed", "memory", "command")
+VOLATILE = ("speed", "memory", "command", "evaluated")
 """Keys of report.json with times and peaks, or the command with its output folder."""
 PER_ANSWER = ("seconds", "seal")
 """Keys of a stored answer with its duration, and the checksum that covers it."""
