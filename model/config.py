@@ -21,12 +21,13 @@ from ..common.validation import parse
 from .config_fields import (
     Qwen2TextSection,
     Qwen2VisionSection,
+    Qwen3MoeTextSection,
     Qwen3TextSection,
     Qwen3VisionSection,
     Qwen25VisionSection,
     TokenSection,
 )
-from .sizes import TextConfig, VisionConfig
+from .sizes import ExpertSizes, TextConfig, VisionConfig
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,8 @@ __all__ = ["ModelConfig", "TextConfig", "VisionConfig", "read_checkpoint_json", 
 
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-NOT_IMPLEMENTED = {"qwen3_vl_moe": "Qwen3-VL with a mixture of experts"}
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
 LFS_POINTER = b"version https://git-lfs"
 LARGEST_JSON = 2**28  # bytes; the largest published files, tokenizers, have 2**25
 DTYPES = ("float32", "float16", "bfloat16")
@@ -72,16 +73,14 @@ class ModelConfig:
         """
         family = raw.get("model_type")
         if family not in MODEL_TYPES:
-            name = NOT_IMPLEMENTED.get(str(family))
-            known = f" ({name}) is not implemented" if name else " is not supported"
             raise ValueError(
-                f"config.json: model_type {family!r}{known}; allowed: {', '.join(MODEL_TYPES)}; "
-                "choose a Qwen2-VL, Qwen2.5-VL or dense Qwen3-VL checkpoint"
+                f"config.json: model_type {family!r} is not supported; allowed: "
+                f"{', '.join(MODEL_TYPES)}; choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"
             )
         vision = _vision(family, raw.get("vision_config"))
         nested = raw.get("text_config")
         text_raw: Mapping[str, Any] = nested if isinstance(nested, Mapping) else raw
-        text = _qwen3_text(raw) if family == "qwen3_vl" else _qwen2_text(raw, text_raw)
+        text = _qwen3_text(family, raw) if family in QWEN3 else _qwen2_text(raw, text_raw)
         if vision.out_hidden_size != text.hidden_size:
             raise ValueError(
                 f"config.json: the vision tower has {vision.out_hidden_size} output features, but "
@@ -148,7 +147,7 @@ def _vision(family: str, raw: object) -> VisionConfig:
         sizes = older.model_dump(exclude={"mlp_ratio"})
         width = int(older.hidden_size * older.mlp_ratio)
         return VisionConfig(**sizes, intermediate_size=width, norm="layer")
-    if family == "qwen3_vl":
+    if family in QWEN3:
         newer = parse(Qwen3VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
         return VisionConfig(**newer.model_dump(), norm="layer", separate_frames=True)
     section = parse(Qwen25VisionSection, raw, FILE, "vision_config", remedy=REMEDY)
@@ -172,16 +171,27 @@ def _qwen2_text(raw: Mapping[str, Any], text_raw: Mapping[str, Any]) -> TextConf
     )
 
 
-def _qwen3_text(raw: Mapping[str, Any]) -> TextConfig:
-    section = parse(Qwen3TextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+def _qwen3_text(family: str, raw: Mapping[str, Any]) -> TextConfig:
+    form = Qwen3MoeTextSection if family == "qwen3_vl_moe" else Qwen3TextSection
+    section = parse(form, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+    experts = None
+    if isinstance(section, Qwen3MoeTextSection):
+        # Decided by the family: with hidden_size = 2 x moe_intermediate_size, shapes cannot tell.
+        experts = ExpertSizes(
+            section.num_experts,
+            section.num_experts_per_tok,
+            section.moe_intermediate_size,
+            input_major=True,
+        )
     return TextConfig(
         **section.common_sizes(section.rope),
-        head_dim=section.head_dim,
+        head_dim=section.head_dim or section.hidden_size // section.num_attention_heads,
         # Only the flag at the top level: that of text_config is a default which does not apply.
         tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
         qkv_bias=False,
         qk_norm=True,
         yarn=section.rope.yarn,
+        experts=experts,
     )
 
 

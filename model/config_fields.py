@@ -258,7 +258,7 @@ class Qwen3TextSection(TextSection):
     num_hidden_layers: Depth = 32
     num_attention_heads: Depth = 32
     num_key_value_heads: Depth | None = 32
-    head_dim: Width = 128
+    head_dim: Width | None = 128
     rms_norm_eps: Epsilon = 1e-6
     rope_theta: Theta = 500_000.0
     rope_parameters: Annotated[Qwen3RopeSection | None, BeforeValidator(empty_to_none)] = None
@@ -270,6 +270,33 @@ class Qwen3TextSection(TextSection):
     def rope(self) -> Qwen3RopeSection:
         """The rotary section of either generation."""
         return self.rope_parameters or self.rope_scaling or Qwen3RopeSection()
+
+
+class Qwen3MoeTextSection(Qwen3TextSection):
+    """`text_config` of Qwen3-VL with a mixture of experts in every layer."""
+
+    hidden_size: Width = 2048
+    intermediate_size: Width = 5632  # of dense layers, which no model has
+    num_hidden_layers: Depth = 24
+    num_attention_heads: Depth = 16
+    num_key_value_heads: Depth | None = 16
+    head_dim: Annotated[Width | None, BeforeValidator(empty_to_none)] = None
+    num_experts: Depth = Field(
+        default=60, validation_alias=AliasChoices("num_experts", "num_local_experts")
+    )
+    num_experts_per_tok: Depth = 4
+    moe_intermediate_size: Width = 1408
+    norm_topk_prob: Annotated[
+        Literal[True], Allowed("true (shares that do not add up to 1 are not implemented)")
+    ] = True
+    decoder_sparse_step: Annotated[
+        Literal[1], Allowed("1 (layers without experts are not implemented)")
+    ] = 1
+    mlp_only_layers: Annotated[
+        None,
+        BeforeValidator(empty_to_none),
+        Allowed("[] (layers without experts are not implemented)"),
+    ] = None
 
 
 class TokenSection(Section):

@@ -10,6 +10,7 @@ from .config import ModelConfig
 from .family_tables.qwen2_5_vl import QWEN2_5_VL
 from .family_tables.qwen2_vl import QWEN2_VL
 from .family_tables.qwen3_vl import QWEN3_VL
+from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
 from .family_tables.table import (
     SIDE_FILES,
     BlockLinear,
@@ -44,7 +45,9 @@ __all__ = [
     "widths",
 ]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+}
 
 
 def family_of(config: ModelConfig) -> Family:

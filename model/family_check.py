@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
+from .config import ModelConfig
 from .expert_linear import ExpertLinear
-from .family_tables.table import Family, NormBinding, PairBinding, Stage, widths
+from .family_tables.table import Family, LinearSpec, NormBinding, PairBinding, Stage, widths
 from .features import DEEPSTACK, HIDDEN
 
 if TYPE_CHECKING:
@@ -57,11 +59,16 @@ def _differences(model: QwenVL, family: Family) -> Iterator[str]:
         expected = spec.out_features, spec.in_features, spec.bias
         if sizes != expected:
             yield f"{name} has (outputs, inputs, bias) {sizes}, the table {expected}"
+        yield from _slice(layer, spec)
     size = widths(model.config)
     for stage in family.stages:
-        widths_of = {x.name: (size[x.inputs], size[x.outputs]) for x in stage.linears}
+        widths_of = {
+            name: (size[x.inputs], size[x.outputs])
+            for x in stage.linears
+            for name in x.names(model.config)
+        }
         for path in stage.blocks(model.config):
-            yield from _in_block(stage, path, modules, widths_of, model.config.text.head_dim)
+            yield from _in_block(stage, path, modules, widths_of, model.config)
     yield from _feature_keys(model, family)
 
 
@@ -83,23 +90,43 @@ def _in_block(
     path: str,
     modules: dict[str, nn.Module],
     widths_of: dict[str, tuple[int, int]],
-    head_dim: int,
+    config: ModelConfig,
 ) -> Iterator[str]:
     """Compare bindings and checkpoints with the modules of one block."""
-    for binding in stage.bindings:
+    for binding in stage.bindings(config):
         if isinstance(binding, NormBinding):
             norm = modules.get(f"{path}.{binding.norm}")
             weight = getattr(norm, "weight", None)
             channels = 0 if weight is None else weight.numel() * binding.tiles
-            inputs = {widths_of[name][0] for name in binding.linears}
+            inputs = {
+                widths_of[name][0] if name in widths_of else _columns(modules[f"{path}.{name}"])
+                for name in binding.linears
+            }
             if inputs != {channels}:
                 yield f"{path}.{binding.norm} gives {channels} channels, its linears read {inputs}"
         else:
-            yield from _pair(binding, path, widths_of, head_dim)
+            yield from _pair(binding, path, widths_of, config.text.head_dim)
     if stage.checkpoints is not None:
         for method in ("forward_to", "forward_from"):
             if not hasattr(modules[path], method):
                 yield f"{path} has checkpoints in the table but no method {method}"
+
+
+def _slice(layer: nn.Linear | ExpertLinear, spec: LinearSpec) -> Iterator[str]:
+    """Compare the slice of an expert's weight; shapes can be equal in either orientation."""
+    of_module, of_table = (
+        None if weight is None else replace(weight, tensor=weight.tensor.rpartition(".")[2])
+        for weight in (layer.slice if isinstance(layer, ExpertLinear) else None, spec.slice)
+    )
+    if of_module != of_table:
+        yield f"{spec.name} has the weight {of_module}, the table {of_table}"
+
+
+def _columns(module: nn.Module) -> int:
+    """Return the number of inputs of a kept linear layer."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 def _pair(

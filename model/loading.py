@@ -180,6 +180,12 @@ def _check_shape(
     reader: CheckpointReader, name: str, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
     if shape != expected:
+        if len(shape) == 3 and (shape[0], shape[2], shape[1]) == expected:
+            raise ValueError(
+                f"{reader.folder}: {name} is stored as [experts, out_features, in_features], as "
+                "transformers 5 saves it; allowed: the published form, [experts, in_features, "
+                "out_features]; transpose the tensors of the experts, or take the original files"
+            )
         raise ValueError(
             f"{reader.folder}: {name} has shape {list(shape)}, config.json requires "
             f"{list(expected)}; the weights and config.json must belong to the same model"

@@ -105,6 +105,23 @@ class YarnScaling:
 
 
 @dataclass(frozen=True)
+class ExpertSizes:
+    """Sizes of a mixture of experts, which takes the place of every MLP of the decoder."""
+
+    count: int  # experts of a layer
+    active: int  # experts that a token is routed to
+    intermediate_size: int  # of one expert
+    input_major: bool  # weights are stored as [experts, in_features, out_features]
+
+    def __post_init__(self) -> None:
+        if self.active > self.count:
+            raise ValueError(
+                f"config.json: num_experts_per_tok {self.active} exceeds num_experts "
+                f"{self.count}; correct one of them"
+            )
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """Sizes of the decoder."""
 
@@ -123,6 +140,7 @@ class TextConfig:
     qkv_bias: bool = True  # of q_proj, k_proj and v_proj; o_proj has none
     qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
     yarn: YarnScaling | None = None
+    experts: ExpertSizes | None = None  # None: a dense decoder, with `intermediate_size`
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -135,3 +153,10 @@ class TextConfig:
                 f"config.json: mrope_section {list(self.mrope_section)} adds up to "
                 f"{sum(self.mrope_section)}; it must be half of head_dim {self.head_dim}"
             )
+
+    @property
+    def active_intermediate_size(self) -> int:
+        """Inner channels of the feed-forward that are computed for one token."""
+        if self.experts is None:
+            return self.intermediate_size
+        return self.experts.active * self.experts.intermediate_size

@@ -22,6 +22,7 @@ from .cache import KVCache, causal_mask
 from .config import TextConfig
 from .features import DEEPSTACK, VISUAL_ROWS
 from .fused_linear import project
+from .moe import MixtureOfExperts
 from .rope import MropeLayout, check_mrope_layout, rotate, text_rotary
 
 State = dict[str, Tensor]
@@ -149,7 +150,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = (
+            MLP(config)
+            if config.experts is None
+            else MixtureOfExperts(config.hidden_size, config.experts)
+        )
         self.fused_layer: FusedLayer | None = None
         """Set by `quant.runtime` when a fused kernel is available."""
 
@@ -184,7 +189,7 @@ class DecoderLayer(nn.Module):
         the tap, the part of the layer before it runs once per sample instead of once per tap.
 
         Args:
-            tap: `o`, `gate_up` or `down`, as in the family table.
+            tap: `o`, or without experts `gate_up` or `down`, as in the family table.
             state: `TextModel.prepare`'s with this layer's hidden states, or the one returned for an
                 earlier tap.
 
@@ -198,6 +203,7 @@ class DecoderLayer(nn.Module):
         normed = self.post_attention_layernorm(attended)
         if tap == "gate_up":
             return {"attended": attended}, normed
+        assert isinstance(self.mlp, MLP)  # experts have taps of their own
         inner = self.mlp.inner(normed)
         return {"attended": attended, "inner": inner}, inner
 
@@ -207,6 +213,7 @@ class DecoderLayer(nn.Module):
         if inner is None:  # not by way of `inner`, which a layer with experts has not
             mlp_out: Tensor = self.mlp(self.post_attention_layernorm(attended))
         else:
+            assert isinstance(self.mlp, MLP)
             mlp_out = self.mlp.down_proj(inner)
         return attended + mlp_out
 

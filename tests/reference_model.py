@@ -25,7 +25,11 @@ def build_reference(ours: QwenVL) -> Any:
     del raw["model_type"]
     config = getattr(transformers, f"{name}Config")(**raw)
     reference = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
-    state = {new_name(key): value for key, value in ours.state_dict().items()}
+    state = {
+        # Published files hold experts input-major; the model of transformers does not.
+        new_name(key): value.transpose(1, 2) if ".experts." in key else value
+        for key, value in ours.state_dict().items()
+    }
     if ours.lm_head is None:
         state["lm_head.weight"] = ours.model.embed_tokens.weight
     reference.load_state_dict(state, strict=True)

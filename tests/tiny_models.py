@@ -24,13 +24,16 @@ from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-NESTED_ONLY = ("qwen3_vl",)
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+NESTED_ONLY = ("qwen3_vl", "qwen3_vl_moe")
 """Families whose published files have a `text_config` and the newer tensor names."""
+DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Families without experts."""
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
 }
 
 # 256 byte tokens come first, so these ids follow from their order.
@@ -65,10 +68,13 @@ class Size:
     text: Mapping[str, Any]
     qwen3_text: Mapping[str, Any]
     """Replaces entries of `text` for Qwen3-VL."""
+    moe_text: Mapping[str, Any]
+    """Further entries with a mixture of experts. The tensors of experts are not square in either
+    orientation: transformers takes a tensor for transposed by its shape."""
     mrope_section: tuple[int, int, int]
     qwen3_mrope_section: tuple[int, int, int]
     vision: Mapping[str, Mapping[str, Any]]
-    """By family."""
+    """By family; with a mixture of experts as without."""
     token_ids: Mapping[str, int]
     gain: float
     """Standard deviation of matrices, times the root of their inputs."""
@@ -94,6 +100,7 @@ TINY = Size(
     },
     # heads x head_dim is not hidden_size.
     qwen3_text={"num_hidden_layers": 4, "head_dim": 64},
+    moe_text={"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
     mrope_section=(4, 6, 6),
     qwen3_mrope_section=(12, 10, 10),
     vision={
@@ -151,6 +158,7 @@ SMALL = Size(
         "rms_norm_eps": 1e-6,
     },
     qwen3_text={"num_hidden_layers": 3, "head_dim": 32},
+    moe_text={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
     mrope_section=(2, 3, 3),
     qwen3_mrope_section=(6, 5, 5),
     vision={
@@ -291,16 +299,21 @@ def _nested_config(
     theta = {"rope_theta": 10000.0}
     # The flag of text_config is a default of transformers that does not apply.
     text_raw: dict[str, Any] = {**size.text, **size.qwen3_text, "model_type": f"{family}_text"}
+    if family.endswith("_moe"):
+        text_raw |= {**size.moe_text, "norm_topk_prob": True, "mlp_only_layers": []}
+        if newer:
+            text_raw["num_local_experts"] = text_raw.pop("num_experts")
     text_raw |= {"tie_word_embeddings": not tied, "attention_bias": False}
     text_raw |= {"rope_parameters": {**rope, **theta}} if newer else {"rope_scaling": rope, **theta}
     if dtype is not None:
         text_raw["dtype"] = dtype
     vision_type = f"{family}_vision" if newer else family
+    vision_sizes = size.vision[family.removesuffix("_moe")]
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
         "text_config": text_raw | dict(text or {}),
-        "vision_config": {"model_type": vision_type, **size.vision[family], **(vision or {})},
+        "vision_config": {"model_type": vision_type, **vision_sizes, **(vision or {})},
         "tie_word_embeddings": tied,
         **size.token_ids,
     }
@@ -341,7 +354,8 @@ def make_random_model(
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                parameter.copy_(noise * size.gain / parameter[0].numel() ** 0.5)
+                stored = parameter[0, :, 0] if ".experts." in name else parameter[0]
+                parameter.copy_(noise * size.gain / stored.numel() ** 0.5)
             elif "norm" in name or "ln_q" in name:
                 parameter.copy_(0.2 * noise + (1 if name.endswith("weight") else size.norm_bias))
             else:
@@ -445,8 +459,8 @@ def write_checkpoint_folder(
     Args:
         folder: created if missing.
         model: its model; default a random one.
-        naming: `hub` (the published names) or `new` (`model.visual.*`, ...); for Qwen3-VL both are
-            the same.
+        naming: `hub` (the published names) or `new` (`model.visual.*`, ...); for `NESTED_ONLY` both
+            are the same.
         shards: 1 writes `model.safetensors`, more write an index.
         tokenizer: whether the tokenizer and other side files are written too.
         extra: further tensors under their own names.

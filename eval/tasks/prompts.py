@@ -20,7 +20,12 @@ QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"
 STYLES = (QWEN2, DEFAULT)
 _ALIASES = {"qwen2-vl": QWEN2, "default": DEFAULT}
-_FAMILY_STYLES = {"qwen2_vl": QWEN2, "qwen2_5_vl": DEFAULT, "qwen3_vl": DEFAULT}
+_FAMILY_STYLES = {
+    "qwen2_vl": QWEN2,
+    "qwen2_5_vl": DEFAULT,
+    "qwen3_vl": DEFAULT,
+    "qwen3_vl_moe": DEFAULT,
+}
 
 Content = list[dict[str, Any]]
 Builder = Callable[[Row, str], Content]

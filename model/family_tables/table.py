@@ -17,7 +17,7 @@ without a model is checked here, and `family_check` compares a table with the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -147,7 +147,7 @@ class NormBinding:
     """A norm and all linear layers that use its output, so that scales can move between them."""
 
     norm: str  # its weight is divided by the scales, its bias too if there is one
-    linears: tuple[str, ...]  # their input columns are multiplied
+    linears: tuple[str, ...]  # their input columns are multiplied; `kept` layers are among them
     tiles: int = 1  # number of copies of the norm's channels in the linears' input
 
 
@@ -199,7 +199,7 @@ class Stage:
     path: str  # module path, with {} for the block index if there are several blocks
     count: Callable[[ModelConfig], int]
     step: Step
-    linears: tuple[BlockLinear, ...]
+    linears: tuple[BlockLinear, ...]  # other fields name those of experts with {}, as they do
     kept: tuple[str, ...] = ()  # linear layers that are never quantized, such as a router
     entry: tuple[str, ...] = ()  # modules that belong to no block; `enter` runs them
     enter: Enter | None = None  # None: the state after the stage before
@@ -218,13 +218,14 @@ class Stage:
                 f"stage {self.name}: part {self.part!r} is unknown; allowed: {', '.join(PARTS)}"
             )
         names = [linear.name for linear in self.linears]
+        read = [name for norm in self.norms for name in norm.linears]
         used = [
-            *(name for norm in self.norms for name in norm.linears),
             *(name for pair in self.pairs for name in (pair.source, pair.target)),
             *(name for group in self.fused for name in group),
             *(name for padded in self.padded for name in (*padded.outputs, *padded.inputs)),
         ]
         self._refuse("linear", used, names)
+        self._refuse("linear", read, [*names, *self.kept])
         self._refuse("linear of two entries", [n for n in names if names.count(n) > 1], ())
         if self.checkpoints is not None:
             self._refuse("tap", self.checkpoints.taps, {linear.tap for linear in self.linears})
@@ -245,10 +246,34 @@ class Stage:
                 f"allowed: {', '.join(sorted(allowed)) or 'none'}"
             )
 
-    @property
-    def bindings(self) -> tuple[NormBinding | PairBinding, ...]:
-        """All bindings of a block."""
-        return (*self.norms, *self.pairs)
+    def bindings(self, config: ModelConfig) -> tuple[NormBinding | PairBinding, ...]:
+        """Return all bindings of a block: a norm's for all experts, a pair's for each of them."""
+        names = self._names(config)
+        norms = (
+            replace(norm, linears=tuple(name for of in norm.linears for name in names[of]))
+            for norm in self.norms
+        )
+        pairs = (
+            replace(pair, source=source, target=target)
+            for pair in self.pairs
+            for source, target in zip(names[pair.source], names[pair.target], strict=True)
+        )
+        return (*norms, *pairs)
+
+    def fused_groups(self, config: ModelConfig) -> tuple[tuple[str, ...], ...]:
+        """Return the fused groups of a block, those of experts for each of them."""
+        names = self._names(config)
+        return tuple(
+            members
+            for group in self.fused
+            for members in zip(*(names[name] for name in group), strict=True)
+        )
+
+    def _names(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+        """Return the module paths within a block by name in the table."""
+        return {name: (name,) for name in self.kept} | {
+            linear.name: linear.names(config) for linear in self.linears
+        }
 
     def block_path(self, block: int) -> str:
         """Return the module path of one block, such as `model.layers.3`."""
@@ -368,5 +393,6 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "q": text.num_attention_heads * text.head_dim,
         "kv": text.num_key_value_heads * text.head_dim,
         "mlp": text.intermediate_size,
+        "expert": text.experts.intermediate_size if text.experts else 0,
         "vocab": text.vocab_size,
     }

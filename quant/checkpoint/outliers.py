@@ -82,12 +82,18 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
         config: of the model.
         seed: random seed of channels and factors, together with each tensor's name.
     """
+    experts = {
+        f"{spec.name}.weight": spec.slice.view(tensors[spec.slice.tensor])
+        for spec in family_of(config).linears(config)
+        if spec.slice is not None
+    }
+    weights = {**tensors, **experts}
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
-            for group in stage.bindings:
-                count = count_channels(tensors, block, group)
+            for group in stage.bindings(config):
+                count = count_channels(weights, block, group)
                 factors = choose_factors(count, f"{seed}/{block}.{source_of(group)}")
-                rescale_(tensors, block, group, factors, config)
+                rescale_(weights, block, group, factors, config)
 
 
 def choose_factors(channels: int, key: str) -> Tensor:

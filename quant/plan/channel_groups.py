@@ -61,13 +61,15 @@ def plan_transforms(
 
     Raises:
         ValueError: a pattern matches no layer whose input can be scaled, the recipe quantizes none
-            of the layers that a transform targets, or they are not rounded to integers.
+            of the layers that a transform targets, they are not rounded to integers, or they are
+            experts.
     """
+    experts = {spec.name for spec in family_of(config).linears(config) if spec.expert is not None}
     groups: list[tuple[str, ChannelGroup]] = [
         (block, group)
         for stage in family_of(config).stages
         for block in stage.blocks(config)
-        for group in stage.bindings
+        for group in stage.bindings(config)
     ]
     names = [f"{block}.{reader}" for block, group in groups for reader in readers_of(group)]
     kind = "layer whose input can be scaled"
@@ -81,6 +83,12 @@ def plan_transforms(
             linears = set(row.linears)
             if not linears & targeted.keys() or linears & ignored.keys():
                 continue
+            if of_experts := sorted(linears & experts):
+                raise ValueError(
+                    f"recipe {recipe.name}: {transform.method} targets {of_experts[0]}, an expert, "
+                    "and scaling the inputs of experts is not implemented; ignore "
+                    "'*.mlp.experts.*' there"
+                )
             readers = [schemes[name] for name in row.linears if name in schemes]
             if odd := [scheme for scheme in readers if scheme.kind != QuantScheme.kind]:
                 raise ValueError(

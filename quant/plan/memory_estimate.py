@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from ...calib.statistics import HESSIAN
-from ...model.config import ModelConfig
+from ...model.config import ModelConfig, TextConfig
 from ...model.families import LinearSpec, family_of
 from ..recipe.recipe import Recipe
 from ..steps.step import Step
@@ -25,7 +25,8 @@ class MemoryEstimate:
     """Input activations of a block, per calibration token of an image. All are in files; a part is
     cached in memory."""
     inner_per_token: int = 0
-    """Input activations of a decoder block's last layer, per calibration token."""
+    """Input activations of the last layer of a decoder block that calibration resumes at, per
+    calibration token."""
     whole: int = 0
     """All float weights, while gradient token weights are computed; 0 without them."""
     gradient_per_token: int = 0
@@ -111,10 +112,17 @@ def count_memory(
         solve,
         patches if calibrated else 0,
         max(seen, read) if calibrated else 0,
-        itemsize * (text.hidden_size + text.intermediate_size) if calibrated else 0,
+        itemsize * (text.hidden_size + _kept_width(text)) if calibrated else 0,
         weights if recipe.needs_gradient else 0,
         _gradient_bytes(config, itemsize) if recipe.needs_gradient else 0,
     )
+
+
+def _kept_width(text: TextConfig) -> int:
+    """Return the width of the last state within a decoder block that is stored for every token."""
+    if text.experts is None:
+        return text.intermediate_size
+    return text.num_attention_heads * text.head_dim  # the taps of experts are not resumed
 
 
 def _observing_bytes(spec: LinearSpec, step: Step) -> int:
@@ -130,5 +138,6 @@ def _gradient_bytes(config: ModelConfig, itemsize: int) -> int:
     logits, for the tokens of the answer only, are not included.
     """
     text = config.text
-    block = text.hidden_size * (8 + 5 * itemsize) + 3 * itemsize * text.intermediate_size
+    inner = text.active_intermediate_size
+    block = text.hidden_size * (8 + 5 * itemsize) + 3 * itemsize * inner
     return text.num_hidden_layers * block

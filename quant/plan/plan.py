@@ -76,6 +76,7 @@ class PlanRow:
         return {
             "name": self.name,
             "stage": self.spec.stage,
+            "expert": self.spec.expert,
             "in_features": self.spec.in_features,
             "out_features": self.spec.out_features,
             "source_in_features": (self.source or self.spec).in_features,
@@ -289,7 +290,7 @@ def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
     steps = {row.name: row.step for row in rows}
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
-            for members in stage.fused:
+            for members in stage.fused_groups(config):
                 names = [f"{block}.{member}" for member in members]
                 schemes = {name: step.scheme if (step := steps[name]) else None for name in names}
                 if len(set(schemes.values())) > 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model.cache import KVCache
-from ...model.text import MLP, DecoderLayer
+from ...model.text import MLP, Attention, DecoderLayer
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
@@ -25,12 +25,12 @@ class FusedDecoderLayer:
     larger than the arithmetic.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        """Collect the tensors of a layer; see `of` for the layers that can be fused."""
-        attention, mlp = layer.self_attn, layer.mlp
+    def __init__(self, layer: DecoderLayer, mlp: MLP) -> None:
+        """Collect the tensors of a layer and its MLP; see `of` for the layers that can be fused."""
+        attention = layer.self_attn
         self._attention = attention
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
-        self._linears = _linears(layer)
+        self._linears = _linears(attention, mlp)
         self._products = _products(self._linears)
         weights = tuple(norm.weight.detach() for norm in self._norms)
         products = [product for product in self._products if product is not None]
@@ -60,10 +60,10 @@ class FusedDecoderLayer:
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):
             return None
-        products = _products(_linears(layer))
+        products = _products(_linears(layer.self_attn, layer.mlp))
         if any(product is None or product.order is not None for product in products):
             return None
-        return cls(layer)
+        return cls(layer, layer.mlp)
 
     def supports(self, hidden: Tensor) -> bool:
         """Whether an input has the right dtype and device, and the layer has not changed since."""
@@ -106,9 +106,8 @@ class FusedDecoderLayer:
         return tuple(norm.weight.data_ptr() for norm in self._norms)
 
 
-def _linears(layer: DecoderLayer) -> tuple[nn.Module, ...]:
+def _linears(attention: Attention, mlp: MLP) -> tuple[nn.Module, ...]:
     """Return the linear layer that holds each product: the first one of fused layers."""
-    attention, mlp = layer.self_attn, layer.mlp
     return attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from sequential_runs import run_sequential
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import DENSE, FAMILIES, prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, State
@@ -48,10 +48,12 @@ def outputs_of(group: TapGroup) -> int:
 def shrink(model: QwenVL, group: TapGroup) -> None:
     """Change layers as quantization would, but more."""
     for spec in group.linears:
-        model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
+        weight = model.get_submodule(spec.name).weight  # of an expert a view, not a parameter
+        assert isinstance(weight, Tensor)
+        weight.data.mul_(0.7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)  # refused for experts
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequential: bool) -> None:
     """All layers are calibrated and changed, from the tower to the head."""
@@ -123,7 +125,7 @@ def test_float_states_are_bit_identical_to_the_float_model(family: str) -> None:
         samples,
         targets,
         lambda group, h, c: shrink(model, group),
-        asymmetric=[targets[-1].name],
+        asymmetric=[spec.name for spec in targets if spec.expert is None][-1:],
         store=store,
     )
     floats = {key: state for key, state in store.seen.items() if key[0].endswith(" (float)")}

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
-from vlpress.cli.console import inspect_table, kernels_table, scores_table
+from vlpress.cli.console import inspect_table, joined_experts, kernels_table, scores_table
 
 
 def test_import_needs_neither_torch_nor_matplotlib() -> None:
@@ -65,3 +66,23 @@ def test_kernels_are_relative_to_torch() -> None:
     assert lines[2].split() == ["64", "x", "128", "1", "torch", "bf16", "4.000", "1.00", "50", "%"]
     assert lines[3].split() == ["64", "x", "128", "1", "int4", "1.000", "4.00", "50", "%"]
     assert "2.0 to 2.0 GB/s" in lines[-1]
+
+
+def test_experts_share_a_row_of_the_plan() -> None:
+    def row(name: str, expert: int | None, fate: str = "gptq int4") -> dict[str, Any]:
+        return {"name": name, "expert": expert, "fate": fate, "bytes_before": 8, "bytes_after": 3}
+
+    block = "model.layers.1.mlp.experts"
+    rows = [row("model.layers.1.self_attn.q_proj", None)]
+    rows += [row(f"{block}.{e}.{n}_proj", e) for e in range(3) for n in ("up", "down")]
+    rows += [row(f"{block}.3.up_proj", 3, "rtn int8"), row("lm_head", None, "kept")]
+    joined = joined_experts(rows)
+    assert [
+        (row["name"], row["fate"], row["bytes_before"], row["bytes_after"]) for row in joined
+    ] == [
+        ("model.layers.1.self_attn.q_proj", "gptq int4", 8, 3),
+        (f"{block}.*.up_proj (experts: 3)", "gptq int4", 24, 9),
+        (f"{block}.*.down_proj (experts: 3)", "gptq int4", 24, 9),
+        (f"{block}.*.up_proj (experts: 1)", "rtn int8", 8, 3),
+        ("lm_head", "kept", 8, 3),
+    ]

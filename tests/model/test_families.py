@@ -9,7 +9,15 @@ import torch
 from tiny_models import RandomModel, TinyConfig
 from torch import nn
 
-from vlpress.model.families import FAMILIES, Stage, family_of, widths
+from vlpress.model.expert_linear import ExpertLinear
+from vlpress.model.families import (
+    FAMILIES,
+    NormBinding,
+    PairBinding,
+    Stage,
+    family_of,
+    widths,
+)
 from vlpress.model.loading import build_model
 from vlpress.model.qwen_vl import QwenVL
 
@@ -22,13 +30,13 @@ def test_linears_are_the_modules_of_the_model(
     modules = {
         name: module
         for name, module in build_model(config).named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | ExpertLinear) and not name.endswith(".mlp.gate")
     }
     specs = family_of(config).linears(config)
     assert sorted(spec.name for spec in specs) == sorted(modules)
     for spec in specs:
         module = modules[spec.name]
-        assert (spec.in_features, spec.out_features) == (module.in_features, module.out_features)
+        assert (spec.out_features, spec.in_features) == tuple(module.weight.shape)
         assert spec.bias == (module.bias is not None)
         assert spec.weights == module.weight.numel()
     assert any(spec.name == "lm_head" for spec in specs) != tied
@@ -48,21 +56,22 @@ def test_split_inputs_follow_split_outputs(tiny_config: TinyConfig, family: str)
     """Engines split the outputs of one layer and the inputs of the next over their devices."""
     linears = family_of(tiny_config(family)).linears(tiny_config(family))
     split = {spec.tap for spec in linears if spec.input_split}
-    assert split == {"o", "merger_out", "down"} | ({"fc2"} if family != "qwen2_5_vl" else set())
+    down = "expert_down" if family == "qwen3_vl_moe" else "down"
+    assert split == {"o", "merger_out", down} | ({"fc2"} if family != "qwen2_5_vl" else set())
     assert split.isdisjoint(spec.tap for spec in linears if not spec.input_split)
 
 
 def test_linears_of_one_tap_read_one_tensor(random_model: RandomModel, family: str) -> None:
     model = random_model(family)
-    seen: dict[tuple[str, int, str], list[torch.Tensor]] = {}
+    seen: dict[tuple[object, ...], list[torch.Tensor]] = {}
     hooks = []
     for spec in family_of(model.config).linears(model.config):
-        key = (spec.stage, spec.block, spec.tap)
+        key = (spec.stage, spec.block, spec.tap, spec.expert)
 
         def record(
             module: nn.Module,
             args: tuple[torch.Tensor, ...],
-            key: tuple[str, int, str] = key,
+            key: tuple[object, ...] = key,
         ) -> None:
             seen.setdefault(key, []).append(args[0])
 
@@ -89,9 +98,9 @@ def stage_output(model: QwenVL, stage: Stage) -> torch.Tensor:
     return hidden
 
 
-def linear(block: nn.Module, name: str) -> nn.Linear:
+def linear(block: nn.Module, name: str) -> nn.Linear | ExpertLinear:
     module = block.get_submodule(name)
-    assert isinstance(module, nn.Linear)
+    assert isinstance(module, nn.Linear | ExpertLinear)
     return module
 
 
@@ -103,7 +112,9 @@ def test_norm_bindings_leave_the_function_unchanged(random_model: RandomModel, f
     model = random_model(family)
     tested = 0
     for stage in family_of(model.config).stages:
-        for binding in stage.norms:
+        for binding in stage.bindings(model.config):
+            if not isinstance(binding, NormBinding):
+                continue
             scaled = copy.deepcopy(model)
             block = scaled.get_submodule(stage.block_path(0))
             parameters = list(block.get_submodule(binding.norm).parameters())
@@ -116,7 +127,7 @@ def test_norm_bindings_leave_the_function_unchanged(random_model: RandomModel, f
                 stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
             )
             tested += 1
-    assert tested == (6 if family == "qwen3_vl" else 5)
+    assert tested == (6 if family.startswith("qwen3_vl") else 5)
 
 
 def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, family: str) -> None:
@@ -124,7 +135,9 @@ def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, f
     text = model.config.text
     tested = 0
     for stage in family_of(model.config).stages:
-        for pair in stage.pairs:
+        for pair in stage.bindings(model.config):
+            if not isinstance(pair, PairBinding):
+                continue
             scaled = copy.deepcopy(model)
             block = scaled.get_submodule(stage.block_path(0))
             source, target = linear(block, pair.source), linear(block, pair.target)
@@ -143,7 +156,7 @@ def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, f
                 stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
             )
             tested += 1
-    assert tested == (4 if family == "qwen2_5_vl" else 3)
+    assert tested == {"qwen2_5_vl": 4, "qwen3_vl_moe": 2 + 6}.get(family, 3)
 
 
 def zeros_added(parameter: torch.Tensor, amounts: tuple[int, ...]) -> nn.Parameter:
@@ -159,11 +172,13 @@ def test_padded_widths_leave_the_function_unchanged(random_model: RandomModel, f
             more = 36
             for name in padded.outputs:
                 wide = linear(block, name)
+                assert isinstance(wide, nn.Linear)
                 wide.weight = zeros_added(wide.weight, (0, 0, 0, more))
                 if wide.bias is not None:
                     wide.bias = zeros_added(wide.bias, (0, more))
             for name in padded.inputs:
                 narrow = linear(block, name)
+                assert isinstance(narrow, nn.Linear)
                 assert narrow.weight.shape[1] == widths(model.config)[padded.width]
                 narrow.weight = zeros_added(narrow.weight, (0, more))
             torch.testing.assert_close(

@@ -257,8 +257,8 @@ def test_unknown_family_and_quantized_checkpoint(
     path.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ValueError, match=r"\(gptq\).*load_quantized"):
         load_model(tmp_path)
-    path.write_text(json.dumps({**raw, "model_type": "qwen3_vl_moe"}))
-    with pytest.raises(ValueError, match=r"model_type.*qwen3_vl_moe.*experts.*qwen3_vl"):
+    path.write_text(json.dumps({**raw, "model_type": "qwen4_vl"}))
+    with pytest.raises(ValueError, match=r"model_type.*qwen4_vl.*qwen3_vl_moe"):
         load_model(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Experts of a mixture-of-experts block: slices of 3-D tensors with taps of their own."""
+"""Quantized experts of a mixture-of-experts block: slices of 3-D tensors with their own taps."""
 
 import itertools
 import json
@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from blockwise_jobs import contents, finish, job, source_of
+from gptq_files import all_tensors
 from sequential_runs import run_sequential
-from tiny_models import prompt, prompts, small_config, small_model
+from tiny_models import prompt, prompts
 from torch import Tensor
-from toy_experts import EXPERTS, use_toy_experts
 
 from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.calib.tap_groups import TapGroup
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of
+from vlpress.model.generation import generate
 from vlpress.model.loading import load_model
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
@@ -39,11 +41,15 @@ pytestmark = pytest.mark.usefixtures("reference_kernel")
 
 GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
 EXPERT = "model.layers.0.mlp.experts.3"
+LAYERS, EXPERTS, ACTIVE = 3, 4, 2
 
 
-@pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_toy_experts(monkeypatch)
+def small_model() -> QwenVL:
+    return tiny_models.small_model(small_config())
+
+
+def small_config(**text: Any) -> dict[str, Any]:
+    return tiny_models.small_config("qwen3_vl_moe", **text)
 
 
 def recipe(*steps: dict[str, Any]) -> Recipe:
@@ -63,13 +69,17 @@ def routed_inputs(model: QwenVL, samples: Sequence[Prompt], layer: str) -> Tenso
     return torch.cat(rows)
 
 
+def weights(folder: Path) -> dict[str, bytes]:
+    return {n: data for n, data in contents(folder).items() if n.endswith(".safetensors")}
+
+
 def test_a_target_is_a_view_of_its_slice() -> None:
     model = small_model()
     specs = {spec.name: spec for spec in family_of(model.config).linears(model.config)}
-    assert len([name for name in specs if ".experts." in name]) == 2 * 3 * EXPERTS
+    assert len([name for name in specs if ".experts." in name]) == LAYERS * 3 * EXPERTS
     stored = model.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
     gate, up = (weight_of(model, specs[f"{EXPERT}.{name}_proj"]) for name in ("gate", "up"))
-    assert gate.shape == up.shape == (128, 64)
+    assert gate.shape == up.shape == (96, 64)
     assert torch.equal(torch.cat([gate, up]), stored[3].t())
     assert gate.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
 
@@ -86,14 +96,14 @@ def test_taps_see_the_tokens_routed_to_the_expert(true_sequential: bool) -> None
         seen[group.linears[0].name] = hessian.tokens, hessian.values.clone()
 
     run_sequential(model, samples, specs, solve, true_sequential=true_sequential)
-    assert len(seen) == 2 * 2 * EXPERTS
+    assert len(seen) == LAYERS * 2 * EXPERTS
     for layer in ("gate_proj", "down_proj"):
         tokens, values = seen[f"{EXPERT}.{layer}"]
         rows = routed_inputs(model, samples, f"{EXPERT}.{layer}")
         assert tokens == len(rows)
         torch.testing.assert_close(values, rows.t() @ rows / len(rows), rtol=1e-4, atol=1e-5)
     total = sum(len(sample) for sample in samples)
-    assert sum(seen[f"{EXPERT[:-1]}{e}.gate_proj"][0] for e in range(EXPERTS)) == 2 * total
+    assert sum(seen[f"{EXPERT[:-1]}{e}.gate_proj"][0] for e in range(EXPERTS)) == ACTIVE * total
 
 
 def test_weights_of_tokens_follow_them() -> None:
@@ -121,7 +131,7 @@ def test_experts_with_few_tokens_are_rounded_and_named() -> None:
     layers = {layer.row.name: layer for layer in report.layers}
     few = {n for n, layer in layers.items() if "undersampled" in layer.values}
     assert few == {n for n in layers if ".experts." in n and layers[n].tokens < EXPERT_TOKENS}
-    assert 0 < len(few) < 2 * 3 * EXPERTS
+    assert 0 < len(few) < LAYERS * 3 * EXPERTS
     name = min(few)
     weight = compressed_layers(model)[name].quantized()
     spec = layers[name].row.spec
@@ -140,31 +150,47 @@ def test_the_tensor_of_all_experts_is_dropped_with_the_last_one() -> None:
     only = small_model()
     quantize_(only, recipe(GPTQ | {"ignore": ["*.experts.*.down_proj"]}), prompts(model.config))
     left = [name for name, _ in only.named_parameters() if ".experts." in name]
-    assert left == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(2)]
+    assert left == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_checkpoints_hold_every_expert_under_its_own_name(tmp_path: Path, nested: bool) -> None:
-    source = source_of(tmp_path, nested=nested)
+@pytest.mark.parametrize("step", [GPTQ, GPTQ | {"method": "rtn"}], ids=["gptq", "rtn"])
+def test_checkpoints_hold_every_expert_under_its_own_name(
+    tmp_path: Path, step: dict[str, Any]
+) -> None:
+    source = source_of(tmp_path, "qwen3_vl_moe", shards=2)
     samples = prompts(ModelConfig.from_folder(source))
-    made = job(source, [GPTQ], samples)
+    made = job(source, [step], samples)
     files = finish(made, tmp_path / "work", tmp_path / "out")
     model = load_model(source, device="cpu")
     report = quantize_(model, made.recipe, samples)
     save_quantized(model, report, source, tmp_path / "again")
-    assert contents(tmp_path / "again")["model.safetensors"] == files["model.safetensors"]
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
+    names = [name for name in all_tensors(tmp_path / "out") if ".layers.0.mlp." in name]
+    experts = "model.language_model.layers.0.mlp.experts"
+    packed = {n.removeprefix(f"{experts}.") for n in names if n.endswith(".weight_packed")}
+    assert packed == {
+        f"{expert}.{layer}_proj.weight_packed"
+        for expert in range(EXPERTS)
+        for layer in ("gate", "up", "down")
+    }
+    assert [n for n in names if experts not in n] == [f"{experts[:-8]}.gate.weight"]
     loaded = load_quantized(tmp_path / "out", device="cpu")
     with torch.no_grad():
         assert torch.equal(torch.cat(model(samples)), torch.cat(loaded(samples)))
-    assert len(first_tokens(tmp_path / "out", samples[0], 2, device="cpu")) == 2
+    answers, again = (
+        [a.token_ids for a in generate(m, samples, max_new_tokens=6, stop_ids=())]
+        for m in (model, loaded)
+    )
+    assert answers == again
+    assert tuple(first_tokens(tmp_path / "out", samples[0], 6, device="cpu")) == answers[0]
     layers = {layer["name"]: layer for layer in inspect_checkpoint(tmp_path / "out")["layers"]}
-    packed = layers[f"{EXPERT}.down_proj"]["bytes"]
-    assert packed == next(r.bytes_after for r in report.plan.rows if r.name.endswith("3.down_proj"))
+    size = layers[f"{EXPERT}.down_proj"]["bytes"]
+    assert size == next(r.bytes_after for r in report.plan.rows if r.name.endswith("3.down_proj"))
     record = json.loads(files["vlpress.json"])
     assert record["size"]["candidate_bytes"] == report.plan.candidate_bytes
     export(tmp_path / "out", tmp_path / "gptq", "gptq")
     export(tmp_path / "gptq", tmp_path / "back", "compressed-tensors")
-    assert contents(tmp_path / "back")["model.safetensors"] == files["model.safetensors"]
+    assert weights(tmp_path / "back") == weights(tmp_path / "out")
     config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
     modules = itertools.chain(*config["modules_in_block_to_quantize"])
     assert "mlp.experts.3.up_proj" in modules
@@ -179,6 +205,10 @@ def test_checkpoints_hold_every_expert_under_its_own_name(tmp_path: Path, nested
             "is an expert, .*static; allowed: none, dynamic",
         ),
         (
+            {"method": "rtn", "bits": 8, "group_size": -1, "targets": ["*.mlp.gate"]},
+            r"'\*\.mlp\.gate' matches no linear layer",
+        ),
+        (
             GPTQ | {"ignore": ["*.experts.1.*"]},
             r"experts\.1\.gate_proj is kept and other layers of .*gate_up_proj are quantized",
         ),
@@ -189,14 +219,27 @@ def test_plan_refuses(step: dict[str, Any], message: str) -> None:
         make_plan(ModelConfig.from_dict(small_config()), recipe(step))
 
 
+def test_scaling_of_experts_is_refused() -> None:
+    config = ModelConfig.from_dict(small_config())
+    for method in ("awq", "smoothquant"):
+        with pytest.raises(ValueError, match=rf"{method} .*experts\.0\..*ignore '\*\.mlp\.experts"):
+            make_plan(config, recipe({"method": method}, GPTQ | {"method": "rtn"}))
+    ignoring = {"method": "awq", "ignore": ["*.mlp.experts.*"]}
+    plan = make_plan(config, recipe(ignoring, GPTQ | {"method": "rtn"}))
+    assert {row.source.rpartition("layers.")[2][2:] for row in plan.transforms} == {
+        "input_layernorm",
+        "self_attn.v_proj",
+    }
+
+
 def test_plan_has_a_row_for_every_expert() -> None:
     config = ModelConfig.from_dict(small_config())
     plan = make_plan(config, recipe(GPTQ), format="gptq")
     model = small_model()
     assert plan.base_bytes == sum(p.numel() * p.element_size() for p in model.parameters())
     rows = [row for row in plan.quantized if row.spec.expert is not None]
-    assert len(rows) == 2 * 3 * EXPERTS
-    assert {row.spec.token_share for row in rows} == {0.5}
+    assert len(rows) == LAYERS * 3 * EXPERTS
+    assert {row.spec.token_share for row in rows} == {ACTIVE / EXPERTS}
 
 
 def test_smoothing_searches_around_experts() -> None:
@@ -204,7 +247,7 @@ def test_smoothing_searches_around_experts() -> None:
     steps = {"method": "smoothquant", "alpha": "search", "targets": ["*.q_proj"]}
     rounding = {"method": "rtn", "bits": 8, "group_size": -1, "activations": "dynamic"}
     report = quantize_(model, recipe(steps, rounding), prompts(model.config))
-    assert len(report.transforms) == 2
+    assert len(report.transforms) == LAYERS
     with torch.no_grad():
         actual, expected = (torch.cat(m(prompts(m.config))) for m in (model, original))
     assert float((actual - expected).norm() / expected.norm()) < 0.1

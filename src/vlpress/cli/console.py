@@ -33,11 +33,11 @@ PLAN = (
 
 
 def plan_table(plan: Result) -> str:
-    """Show a plan: every linear layer, then sizes, memory and time."""
+    """Show a plan: every linear layer (of all experts in one row), then sizes, memory and time."""
     rows = plan["rows"]
     quantized = sum(row["method"] is not None for row in rows)
     return _with_lines(
-        DataTable("Plan", PLAN, rows),
+        DataTable("Plan", PLAN, joined_experts(rows)),
         f"{quantized} of {len(rows)} linear layers are quantized, "
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
         f"checkpoint format: {plan['format']}",
@@ -47,6 +47,27 @@ def plan_table(plan: Result) -> str:
         *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
     )
+
+
+def joined_experts(rows: Sequence[Result]) -> list[Result]:
+    """Join the rows of a layer of all experts that have the same fate; bytes are added."""
+    joined: dict[tuple[str, ...], list[Result]] = {}
+    for row in rows:
+        before, after = row["name"], ""
+        if row["expert"] is not None:
+            before, _, after = before.rpartition(f".{row['expert']}.")
+        joined.setdefault((before, after, row["fate"]), []).append(row)
+    return [
+        of_row[0]
+        if of_row[0]["expert"] is None
+        else {
+            **of_row[0],
+            "name": f"{before}.*.{after} (experts: {len(of_row)})",
+            "bytes_before": sum(row["bytes_before"] for row in of_row),
+            "bytes_after": sum(row["bytes_after"] for row in of_row),
+        }
+        for (before, after, _), of_row in joined.items()
+    ]
 
 
 OUTCOMES = {"loads": "loads in", "refuses": "refused by", "untested": "not tried in"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import (
     ARCHITECTURES,
+    DENSE,
     make_random_model,
     make_tiny_config,
     prompts,
@@ -135,6 +136,7 @@ def odd_model(family: str, *, nested: bool = False, dtype: str | None = None) ->
     return make_random_model(config=config)
 
 
+@pytest.mark.parametrize("family", DENSE)
 def test_float_outputs_stay(family: str) -> None:
     model, original = odd_model(family), odd_model(family)
     paddings = all_paddings(model.config)
@@ -161,6 +163,7 @@ def test_float_outputs_stay_on_the_built_in_model() -> None:
     assert largest_difference(model, original) <= 1e-5
 
 
+@pytest.mark.parametrize("family", DENSE)
 def test_tensors_by_name_are_those_of_the_model(family: str) -> None:
     model = odd_model(family)
     config, paddings = model.config, all_paddings(model.config)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from sequential_runs import run_sequential
 from tiny_models import (
+    DENSE,
     make_random_model,
     make_tiny_config,
     prompt,
@@ -52,7 +53,7 @@ def small_model(family: str = "qwen2_5_vl") -> QwenVL:
     vision: dict[str, Any] = {"depth": 2}
     if family == "qwen2_5_vl":
         vision["fullatt_block_indexes"] = [1]
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         vision["deepstack_visual_indexes"] = [0]
     config = make_tiny_config(family, text={"num_hidden_layers": 1}, vision=vision)
     return make_random_model(config=config)
@@ -97,7 +98,7 @@ def test_only_the_tower_changes(
     assert sorted(quantized_layers(model)) == sorted(
         spec.name for spec in linears if spec.part == "tower"
     )
-    padded = family in ("qwen2_5_vl", "qwen3_vl")
+    padded = family != "qwen2_vl"
     assert [p.after for p in report.plan.padding] == [128] * padded
     for format in ("gptq", "gptq_v2", "awq"):
         with pytest.raises(ValueError, match=r"visual\.blocks\.0\.attn\.qkv .*engines that read"):
@@ -145,7 +146,9 @@ def test_hessians_are_those_of_whole_forward_passes(family: str) -> None:
             seen.append(spec.name)
 
     run_sequential(model, samples, [row.spec for row in plan.quantized], solve)
-    assert seen == [row.name for row in plan.quantized]
+    if family in DENSE:  # the layers of an expert at one tap follow each other
+        assert seen == [row.name for row in plan.quantized]
+    assert sorted(seen) == sorted(row.name for row in plan.quantized)
 
 
 def test_the_merger_reads_four_tiles(family: str) -> None:
@@ -176,6 +179,7 @@ def test_the_merger_reads_four_tiles(family: str) -> None:
         torch.testing.assert_close(tiles[t, :, t], x.t() @ x / len(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", DENSE)
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_the_decoder_is_calibrated_on_the_quantized_tower(family: str, method: str) -> None:
     model, sighted = small_model(family), small_model(family)

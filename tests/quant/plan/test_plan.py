@@ -7,6 +7,7 @@ from tiny_models import FAMILIES, prompt, small_config, small_model
 
 from vlpress.calib.token_weights import gradient_image_weights
 from vlpress.model.config import ModelConfig
+from vlpress.model.expert_linear import ExpertLinear
 from vlpress.model.loading import build_model
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
@@ -28,13 +29,16 @@ def config(family: str = "qwen2_5_vl", **overrides: Any) -> ModelConfig:
 def test_every_linear_has_one_row(family: str, tied: bool) -> None:
     plan = make_plan(config(family, tied=tied), recipe())
     model = build_model(config(family, tied=tied))
-    modules = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    layers = (torch.nn.Linear, ExpertLinear)
+    modules = {n for n, m in model.named_modules() if isinstance(m, layers)}
+    modules = {name for name in modules if not name.endswith(".mlp.gate")}  # routers
     names = [row.name for row in plan.rows]
     assert len(names) == len(set(names))
     assert set(names) == modules | {"lm_head"}
     assert all(row.fate.startswith(("kept, because ", "gptq int4 g32 sym")) for row in plan.rows)
     assert {row.spec.stage for row in plan.quantized} == {"decoder"}
-    assert len(plan.quantized) == 7 * model.config.text.num_hidden_layers
+    per_layer = 4 + 3 * (4 if family == "qwen3_vl_moe" else 1)
+    assert len(plan.quantized) == per_layer * model.config.text.num_hidden_layers
 
 
 def test_reasons() -> None:

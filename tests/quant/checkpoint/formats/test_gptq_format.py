@@ -207,6 +207,11 @@ def test_names_and_shards_of_the_source_are_kept(
         if name.startswith(prefix) and name.endswith("_proj.weight"):
             assert name not in after
             assert name.replace(".weight", ".qweight") in after
+        elif ".experts." in name:
+            assert name not in after
+            owner, _, stored = name.rpartition(".")
+            for layer in ("gate_proj", "up_proj") if stored == "gate_up_proj" else (stored,):
+                assert {f"{owner}.{expert}.{layer}.qweight" for expert in range(4)} <= set(after)
         else:
             assert name in after
     index = out / "model.safetensors.index.json"

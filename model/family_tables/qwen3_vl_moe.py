@@ -1,0 +1,69 @@
+"""Qwen3-VL with a mixture of experts (arXiv 2511.21631) in the place of the decoder's MLPs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import ModelConfig
+from ..moe import EXPERT_LINEARS
+from ..sizes import ExpertSizes
+from . import steps
+from .qwen3_vl import QWEN3_VL
+from .table import BlockLinear, Checkpoints, ExpertTensor, NormBinding, PairBinding
+
+_DENSE = QWEN3_VL.decoder
+_GATE, _UP, _DOWN = (f"mlp.experts.{{}}.{name}" for name in EXPERT_LINEARS)
+
+
+def _sizes(config: ModelConfig) -> ExpertSizes:
+    assert config.text.experts is not None
+    return config.text.experts
+
+
+def _expert_linear(name: str, inputs: str, outputs: str, tap: str) -> BlockLinear:
+    tensor, part = EXPERT_LINEARS[name.rpartition(".")[2]]
+    return BlockLinear(
+        name,
+        inputs,
+        outputs,
+        bias=False,
+        tap=tap,
+        input_split=tap == "expert_down",
+        experts=ExpertTensor(
+            f"mlp.experts.{tensor}",
+            lambda config: _sizes(config).count,
+            lambda config: _sizes(config).active,
+            part,
+            input_major=True,
+        ),
+    )
+
+
+_DECODER = replace(
+    _DENSE,
+    linears=(
+        *(linear for linear in _DENSE.linears if linear.name.startswith("self_attn.")),
+        _expert_linear(_GATE, "hidden", "expert", "expert_gate_up"),
+        _expert_linear(_UP, "hidden", "expert", "expert_gate_up"),
+        _expert_linear(_DOWN, "expert", "hidden", "expert_down"),
+    ),
+    kept=("mlp.gate",),
+    # Each expert has the tokens routed to it, for which blocks cannot be interrupted.
+    checkpoints=Checkpoints(("o",), steps.complete_decoder_layer),
+    norms=(
+        *(norm for norm in _DENSE.norms if norm.norm == "input_layernorm"),
+        NormBinding("post_attention_layernorm", ("mlp.gate", _GATE, _UP)),
+    ),
+    pairs=(
+        *(pair for pair in _DENSE.pairs if pair.source == "self_attn.v_proj"),
+        PairBinding(_UP, _DOWN),
+    ),
+    fused=(*(group for group in _DENSE.fused if "self_attn.q_proj" in group), (_GATE, _UP)),
+    padded=(),
+)
+
+QWEN3_VL_MOE = replace(
+    QWEN3_VL,
+    name="qwen3_vl_moe",
+    stages=tuple(_DECODER if stage is _DENSE else stage for stage in QWEN3_VL.stages),
+)

@@ -1,0 +1,108 @@
+"""Mixture of experts of a decoder layer, in the place of its MLP.
+
+"Qwen3 Technical Report" (arXiv 2505.09388, section 2): a router selects a few experts per token,
+each an MLP as in `text.py`, and their outputs are added with the router's shares. Attribute names
+equal the checkpoint's (`gate` is the router).
+
+Letters in shapes: N tokens, H hidden size, I inner size of an expert, E experts, K experts of a
+token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .expert_linear import ExpertLinear, routed
+from .family_tables.table import WeightSlice
+from .fused_linear import project
+from .sizes import ExpertSizes
+
+EXPERT_LINEARS = {
+    "gate_proj": ("gate_up_proj", (0, 2)),
+    "up_proj": ("gate_up_proj", (1, 2)),
+    "down_proj": ("down_proj", (0, 1)),
+}
+"""Tensor of all experts and part of its output features, by name of the layer."""
+
+
+class Expert(nn.Module):
+    """SwiGLU feed-forward with its weights in the tensors of all experts."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+    def __init__(self, owner: nn.Module, index: int, *, input_major: bool) -> None:
+        super().__init__()
+        for name, (tensor, part) in EXPERT_LINEARS.items():
+            weight = WeightSlice(tensor, index, part, input_major)
+            self.add_module(name, ExpertLinear(owner, weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the expert, `[N, H]` to `[N, H]`."""
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        out: Tensor = self.down_proj(F.silu(gate) * up)
+        return out
+
+
+class Experts(nn.Module):
+    """The tensors of all experts, and a module `0`, `1`, ... for each expert."""
+
+    def __init__(self, hidden_size: int, sizes: ExpertSizes) -> None:
+        super().__init__()
+        for name, inputs, outputs in (
+            ("gate_up_proj", hidden_size, 2 * sizes.intermediate_size),
+            ("down_proj", sizes.intermediate_size, hidden_size),
+        ):
+            shape = (inputs, outputs) if sizes.input_major else (outputs, inputs)
+            weight = torch.empty(sizes.count, *shape)
+            if not weight.is_meta:  # see `TextModel`
+                nn.init.normal_(weight, std=inputs**-0.5)
+            self.register_parameter(name, nn.Parameter(weight))
+        for index in range(sizes.count):
+            self.add_module(str(index), Expert(self, index, input_major=sizes.input_major))
+
+
+class MixtureOfExperts(nn.Module):
+    """Router and experts."""
+
+    def __init__(self, hidden_size: int, sizes: ExpertSizes) -> None:
+        super().__init__()
+        self.active = sizes.active
+        self.gate = nn.Linear(hidden_size, sizes.count, bias=False)
+        self.experts = Experts(hidden_size, sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the experts of each token, `[B, T, H]` to `[B, T, H]`.
+
+        Tokens are grouped by expert; experts without a token do not run.
+        """
+        flat = x.flatten(0, -2)
+        shares, chosen = self.route(flat)
+        # Pairs of a token and one of its experts, those of an expert together in token order.
+        of_pairs, order = chosen.flatten().sort(stable=True)
+        indexes, counts = torch.unique_consecutive(of_pairs, return_counts=True)
+        groups = torch.split(order, counts.tolist())
+        out = torch.zeros_like(flat)
+        for index, pairs in zip(indexes.tolist(), groups, strict=True):
+            tokens = pairs // self.active
+            with routed(tokens):
+                y = self.experts.get_submodule(str(index))(flat[tokens])
+            out.index_add_(0, tokens, y * shares.flatten()[pairs, None])
+        return out.view_as(x)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Select the experts of each token.
+
+        Args:
+            x: `[N, H]`.
+
+        Returns:
+            The shares of the experts of a token, which add up to 1, in the dtype of `x`, and their
+            indexes, int64; both `[N, K]`.
+        """
+        logits: Tensor = self.gate(x)
+        shares, chosen = logits.softmax(dim=-1, dtype=torch.float32).topk(self.active)
+        return (shares / shares.sum(dim=-1, keepdim=True)).to(logits.dtype), chosen

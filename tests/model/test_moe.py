@@ -1,0 +1,132 @@
+"""Mixture of experts: routing, grouping of tokens, and the orientation of stored weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference_model import encode, reference_logits
+from safetensors.torch import load_file
+from tiny_models import RandomModel, TinyConfig, make_random_model, write_checkpoint_folder
+
+from vlpress.model.config import ModelConfig
+from vlpress.model.expert_linear import ExpertLinear, routed_tokens
+from vlpress.model.loading import load_model
+from vlpress.model.moe import Expert, MixtureOfExperts
+from vlpress.model.processing.processor import Processor
+from vlpress.model.sizes import ExpertSizes
+
+HIDDEN, INNER, COUNT, ACTIVE = 8, 6, 5, 2
+
+
+def block(*, input_major: bool = True) -> MixtureOfExperts:
+    sizes = ExpertSizes(COUNT, ACTIVE, INNER, input_major)
+    made = MixtureOfExperts(HIDDEN, sizes)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data.normal_(0, 0.5, generator=generator)
+    return made.requires_grad_(False)
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, HIDDEN, generator=torch.Generator().manual_seed(1))
+
+
+def by_formula(moe: MixtureOfExperts, x: torch.Tensor) -> torch.Tensor:
+    """All experts for every token, with the shares of the others 0."""
+    probabilities = (x @ moe.gate.weight.t()).softmax(-1)
+    largest, chosen = probabilities.topk(ACTIVE)
+    shares = torch.zeros_like(probabilities).scatter(-1, chosen, largest / largest.sum(-1, True))
+    gate_up = moe.experts.get_parameter("gate_up_proj")
+    gate, up = torch.einsum("bth,ehi->btei", x, gate_up).chunk(2, dim=-1)
+    down = moe.experts.get_parameter("down_proj")
+    return torch.einsum("btei,eih,bte->bth", F.silu(gate) * up, down, shares)
+
+
+def test_equals_the_formula() -> None:
+    moe, x = block(), inputs(2, 7)
+    torch.testing.assert_close(moe(x), by_formula(moe, x))
+
+
+def test_shares_add_up_to_one_and_are_computed_in_float32() -> None:
+    shares, chosen = block().to(torch.bfloat16).route(inputs(50).to(torch.bfloat16))
+    assert shares.dtype == torch.bfloat16 and chosen.dtype == torch.int64
+    assert float((shares.float().sum(-1) - 1).abs().max()) < 0.01
+    assert (shares[:, 0] >= shares[:, 1]).all()
+
+
+def test_only_experts_with_tokens_run() -> None:
+    moe, x = block(), inputs(1, 3)
+    _, chosen = moe.route(x[0])
+    seen: dict[int, list[int]] = {}
+
+    def record(expert: Expert, args: tuple[torch.Tensor]) -> None:
+        tokens = routed_tokens()
+        assert tokens is not None and torch.equal(args[0], x[0, tokens])
+        assert isinstance(expert.gate_proj, ExpertLinear)
+        seen[expert.gate_proj.slice.index] = tokens.tolist()
+
+    for module in moe.modules():
+        if isinstance(module, Expert):
+            module.register_forward_pre_hook(record)
+    moe(x)
+    expected = {e: torch.where(chosen == e)[0].tolist() for e in chosen.flatten().tolist()}
+    assert seen == expected and len(seen) < COUNT
+    assert routed_tokens() is None
+
+
+def test_orientations_are_equal() -> None:
+    left, right = block(), block(input_major=False)
+    right.gate.weight.copy_(left.gate.weight)
+    for name in ("gate_up_proj", "down_proj"):
+        right.experts.get_parameter(name).copy_(left.experts.get_parameter(name).transpose(1, 2))
+    torch.testing.assert_close(left(inputs(1, 9)), right(inputs(1, 9)))
+
+
+def test_gradients_equal_those_of_the_formula() -> None:
+    moe, x = block().requires_grad_(True), inputs(2, 7).requires_grad_(True)
+    names, wanted = ["x", *dict(moe.named_parameters())], [x, *moe.parameters()]
+    actual, expected = (
+        torch.autograd.grad(out.square().mean(), wanted) for out in (moe(x), by_formula(moe, x))
+    )
+    for name, left, right in zip(names, actual, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_files_are_read_in_the_published_orientation(
+    tmp_path: Path, tiny_config: TinyConfig, square: bool
+) -> None:
+    """Also with hidden_size = 2 x moe_intermediate_size, where both orientations have one shape."""
+    config = tiny_config("qwen3_vl_moe", text={"moe_intermediate_size": 64 if square else 96})
+    model = make_random_model(config=config)
+    folder = write_checkpoint_folder(tmp_path / "checkpoint", model)
+    stored = load_file(folder / "model.safetensors")
+    tensor = stored["model.language_model.layers.1.mlp.experts.gate_up_proj"]
+    expert = load_model(folder, device="cpu").get_submodule("model.layers.1.mlp.experts.3")
+    assert isinstance(expert, Expert)
+    gate, up = (getattr(expert, name).weight for name in ("gate_proj", "up_proj"))
+    assert torch.equal(gate, tensor[3, :, : tensor.shape[2] // 2].t())
+    assert torch.equal(up, tensor[3, :, tensor.shape[2] // 2 :].t())
+
+
+def test_transformers_reads_the_same_files(tmp_path: Path, random_model: RandomModel) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    ours = random_model("qwen3_vl_moe")
+    folder = write_checkpoint_folder(tmp_path / "checkpoint", ours)
+    theirs = transformers.Qwen3VLMoeForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
+    prompt = encode(Processor.from_folder(folder), "mixed")
+    expected = reference_logits(theirs, prompt)
+    with torch.no_grad():
+        logits = load_model(folder, device="cpu")([prompt])[0]
+    assert float((logits - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    theirs.save_pretrained(tmp_path / "saved")
+    assert ModelConfig.from_folder(tmp_path / "saved").text == ours.config.text
+    with pytest.raises(
+        ValueError, match=r"experts.* \[experts, out_features, in_features\].*allowed"
+    ):
+        load_model(tmp_path / "saved", device="cpu")
