@@ -22,6 +22,7 @@ from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.quant.methods.gptaq import asymmetric_target
 from vlpress.quant.methods.gptq import gptq
 from vlpress.quant.methods.layer_error import relative_error
+from vlpress.quant.methods.prepared_hessian import prepare_hessian
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 
@@ -126,7 +127,7 @@ def _in_sequence(
                 linear = layer.get_submodule(name)
                 weight = linear.weight.detach()
                 if method == "gptaq" and hessian is not None and cross is not None:
-                    weight = asymmetric_target(weight, hessian, cross)
+                    weight = asymmetric_target(weight, weight @ cross, prepare_hessian(hessian))
                 linear.weight.data.copy_(_quantize(weight, hessian, scheme, method))
         original, hidden = _run(source, original), _run(layer, hidden)
 

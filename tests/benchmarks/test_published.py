@@ -11,13 +11,14 @@ import real_weights
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from published import decoder, prose
+from published import decoder, encoder, prose
 from published.gguf import GGUF, dequantize
 from published.reading import Baseline
 from published.rows import OURS, all_rows
 from published.tables import markdown
 from tiny_models import make_random_model
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 
 def half(value: float) -> bytes:
@@ -183,6 +184,24 @@ def test_stored_logits_are_used_again_in_the_order_of_windows(tmp_path: Path) ->
     first = Baseline(make_random_model, windows, path)
     second = Baseline(lambda: pytest.fail("runs the model"), windows, path)
     assert second.nll == first.nll
+
+
+def test_an_encoder_is_quantized_in_sequence_with_every_method() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    model = BertModel(config)
+    model.train(False)
+    calibration, held_out = (torch.randint(0, 64, (count, 16)) for count in (32, 8))
+    rows = encoder.measure(model, list(calibration), list(held_out), bits=3)
+    rtn, gptq, gptaq = (row["output_error"] for row in rows)
+    assert [row["method"] for row in rows] == ["rtn", "gptq", "gptaq"]
+    assert 0 < gptaq < gptq < rtn < 1
 
 
 def test_rows_differ_in_their_names() -> None:
