@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from browsers import chromium_path
 from eval_files import package_files
+from small_run import make_run
 from tiny_models import (
     FAMILIES,
     TOKEN_ID,
@@ -71,11 +73,17 @@ def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLPRESS_KERNEL", "reference")
 
 
+@contextmanager
+def _short_answers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlpress.eval.tasks.BUILTIN_MAX_NEW_TOKENS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Limit answers to the built-in benchmarks to 8 tokens; random models rarely stop earlier."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlpress.eval.tasks.BUILTIN_MAX_NEW_TOKENS", 8)
+    with _short_answers():
         yield
 
 
@@ -111,6 +119,15 @@ def token_id() -> Callable[[str], int]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small random Qwen2.5-VL with all side files; read-only by convention."""
     return write_checkpoint_folder(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished `vlpress run` with `short_answers`, see `small_run`; take a copy."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    with _short_answers():
+        make_run(checkpoint, out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from small_run import CALIB, PRINTED, copy_run
+from small_run import WORDS as BENCH
 from typer.testing import CliRunner, Result
 
 import vlpress
@@ -24,9 +26,6 @@ from vlpress.quant.resolve import Source
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
-BENCH = ["--bench", "builtin-ocrbench", "--limit", "6", "--batch-size", "4", "--device", "cpu"]
-CALIB = ["--calib-samples", "2"]
-
 Command = list[str | Path]
 
 
@@ -40,27 +39,22 @@ def parsed(result: Result) -> Any:
 
 
 @pytest.fixture(scope="module")
-def done(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `vlpress run` of a small random model."""
-    out = tmp_path_factory.mktemp("cli") / "out"
-    result = call("run", checkpoint, "-o", out, *BENCH, *CALIB)
-    assert result.exit_code == 0, result.stderr
-    (out.parent / "stderr.txt").write_text(result.stderr)
-    assert "verdict: " in result.stdout and "WARNING: calibrated on built-in" in result.stderr
-    return out
+    return copy_run(finished_run, tmp_path_factory.mktemp("cli") / "out")
 
 
-def test_every_stage_of_a_run_is_in_its_schedule(checkpoint: Path, done: Path) -> None:
+def test_every_stage_of_a_run_is_in_its_schedule(checkpoint: Path, finished_run: Path) -> None:
     source = Source.find(checkpoint, ModelSettings(device="cpu"))
     questions = QuestionOptions(bench="builtin-ocrbench", limit=6)
     processor = source.processor()
     tasks = open_tasks(questions, source, processor)
-    expected = comparison_stages(source, tasks, processor, batch_size=4, noise=UNITS)
-    lines = (done.parent / "stderr.txt").read_text().splitlines()
+    expected = comparison_stages(source, tasks, processor, batch_size=2, noise=UNITS)
+    lines = (finished_run.parent / PRINTED).read_text().splitlines()
     titles = {line.rpartition(": ")[0] for line in lines if " done in " in line}
     shown = [line for line in lines if " done in " not in line]
     assert titles == {each.title for each in expected} | {QUANTIZING, "verifying the checkpoint"}
-    (plan,) = (line for line in lines if f"output in {done}" in line)
+    (plan,) = (line for line in lines if f"output in {finished_run}" in line)
     assert "builtin-ocrbench (6 questions)" in plan and "at least 0:" in plan
     assert all("until the end" in line for line in shown if line.startswith("evaluating the"))
     (first,) = (line for line in lines if line.startswith("quantizing: 0/21"))

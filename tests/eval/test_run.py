@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import BENCH, QUESTIONS, copy_run, options_for
 
 from vlpress.calib.samples.sample import Sample
 from vlpress.common.environment import versions
@@ -19,20 +20,10 @@ from vlpress.quant.resolve import Source
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
-BENCH = "builtin-ocrbench"
-QUESTIONS: dict[str, Any] = {"bench": BENCH, "limit": 6, "batch_size": 2}
-
-
-def options_for(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    options = {"model": checkpoint, "out": out, "calib_samples": 2, "device": "cpu"}
-    return {**options, **QUESTIONS, **changes}
-
 
 @pytest.fixture(scope="module")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "out"
-    run(**options_for(checkpoint, out))
-    return out
+def finished(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run(finished_run, tmp_path_factory.mktemp("run") / "out")
 
 
 def test_run_writes_all_outputs_and_a_report_of_the_schema(finished: Path) -> None:
@@ -94,10 +85,11 @@ def test_finished_run_is_reported_again_without_loading_a_model(
         raise AssertionError("nothing needs a model")
 
     monkeypatch.setattr(Source, "load", load)
-    stored = (finished / "report" / "report.json").read_bytes()
+    path = finished / "report" / "report.json"
+    stored = json.loads(path.read_bytes())
     report = run(**options_for(checkpoint, finished))
-    assert (finished / "report" / "report.json").read_bytes() == stored
-    assert report == json.loads(stored)
+    assert report == json.loads(path.read_bytes())
+    assert {**report, "command": None} == {**stored, "command": None}  # which names the folder
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -108,7 +100,7 @@ def test_further_questions_and_benchmarks_extend_a_run(
     checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    copy_run(finished, out)
     monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", fail)
     stored = [
         path.read_bytes() for path in sorted((out / "eval").glob(f"*/{BENCH}/predictions.jsonl"))
@@ -137,7 +129,7 @@ def test_other_rules_score_a_finished_run_again(
     checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    copy_run(finished, out)
     monkeypatch.setattr(Source, "load", fail)
     before = json.loads((out / "report" / "report.json").read_bytes())
     report = run(**options_for(checkpoint, out, rules="2024"))
@@ -195,19 +187,22 @@ def test_other_versions_are_other_work(
 
 
 def test_a_finished_checkpoint_is_not_written_again(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run that was interrupted before its first answer goes on with the evaluation."""
+
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("vlpress.eval.run.evaluate_model", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(**options_for(checkpoint, tmp_path / "out"))
-    weights = tmp_path / "out" / "checkpoint" / "model.safetensors"
+    out = copy_run(finished, tmp_path / "out")
+    shutil.rmtree(out / "eval")
+    shutil.rmtree(out / "report")
+    weights = out / "checkpoint" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", interrupt)
-    run(**options_for(checkpoint, tmp_path / "out"))
+    monkeypatch.setattr("vlpress.quant.job.BlockwiseQuantizer.quantize", fail)
+    monkeypatch.setattr("vlpress.eval.run.evaluate_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(**options_for(checkpoint, out))
     assert weights.stat().st_mtime_ns == written
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_run import QUESTIONS, options_for
+from small_run import QUESTIONS, copy_run
 
 from vlpress.common.progress import silent
 from vlpress.eval.answering.memory import find_meter
@@ -18,7 +17,6 @@ from vlpress.eval.config import QuestionOptions
 from vlpress.eval.report.speed_section import FILE, read_throughput
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
-from vlpress.eval.run import run
 from vlpress.eval.speed_comparison import time_in_alternation
 from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
@@ -27,17 +25,14 @@ pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("timing") / "out"
-    run(**options_for(checkpoint, out, noise=0))
-    return out
+def finished(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run(finished_run, tmp_path_factory.mktemp("timing") / "out")
 
 
 @pytest.fixture
 def untimed(finished: Path, tmp_path: Path) -> Path:
     """The same run without its throughput."""
-    out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    out = copy_run(finished, tmp_path / "out")
     (out / "eval" / "candidate" / FILE).unlink()
     return out
 
