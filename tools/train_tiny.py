@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import float32_muon
 import tiny_data
 import torch
 import torch.distributed as dist
@@ -230,6 +231,9 @@ def restore(
 def train(args: argparse.Namespace) -> None:
     """Run one stage for `--minutes`, or until the sum of its pieces is `--total`."""
     device = torch.device(args.device)
+    in_bf16 = device.type != "cpu" or float32_muon.has_bf16_units()
+    if not in_bf16:
+        float32_muon.install()
     if device.type == "cpu":
         F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -250,7 +254,7 @@ def train(args: argparse.Namespace) -> None:
         for tuner in tuners:
             for group in tuner.param_groups:
                 group["lr"] = group["scale"] * learning_rate(args.lr, step, clock.share)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             loss, report = step_loss(student, batch, args.stage, args.noise)
         torch.autograd.backward(loss)
         average_gradients(student)

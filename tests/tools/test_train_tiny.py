@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import float32_muon
 import pytest
 import tiny_data
 import tiny_student
@@ -10,13 +11,14 @@ import torch
 import train_tiny
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
+from torch.optim import _muon
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
-STAGES = ("vision", "joint", "drill", "look", "decoder")
+STAGES = ("vision", "drill", "joint", "look", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,20 @@ def one_batch(tokenizer: Tokenizer, stage: str, family: str) -> tiny_data.Packed
 
 @pytest.mark.parametrize(
     ("family", "stage"),
-    [  # minutes on a processor without bf16 units, in which Muon computes
+    [
         ("qwen2_5_vl", "vision"),
+        ("qwen2_5_vl", "drill"),
         pytest.param("qwen3_vl", "joint", marks=pytest.mark.slow),
-        *(pytest.param("qwen2_5_vl", stage, marks=pytest.mark.slow) for stage in STAGES[1:]),
+        *(pytest.param("qwen2_5_vl", stage, marks=pytest.mark.slow) for stage in STAGES[2:]),
     ],
 )
 def test_every_stage_lowers_its_loss_on_one_batch(
-    family: str, stage: str, tokenizer: Tokenizer
+    family: str, stage: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    muon = _muon._zeropower_via_newtonschulz
+    monkeypatch.setattr(_muon, "_zeropower_via_newtonschulz", muon)  # restored after the test
+    float32_muon.install()  # in bf16 a step takes minutes on a processor without such units
     student = tiny_student.Student(tokenizer, family)
     batch = one_batch(tokenizer, stage, family)
     tuners = train_tiny.optimizers(student, stage, 2e-3)
