@@ -11,6 +11,7 @@ from typing import Annotated
 from ..common.options import Option, Options, command_words, recorded
 from ..quant.config import (
     MODEL,
+    MODEL_NAMES,
     OUT,
     CalibrationOptions,
     DeviceOptions,
@@ -166,7 +167,7 @@ class EvaluationArguments(Options):
     model: Annotated[
         str | Path | None,
         Option(
-            "A checkpoint folder, a hub id, 'tiny' or 'tiny-outliers'; or give --endpoint.",
+            f"{MODEL_NAMES}; or give --endpoint.",
             is_argument=True,
             metavar="MODEL",
             suggestions=MODEL.suggestions,

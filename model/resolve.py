@@ -6,11 +6,9 @@ import re
 from pathlib import Path
 
 from ..common.near_misses import did_you_mean, is_typo, near_misses, near_paths
+from .built_in import built_in_folder, built_in_names, find_built_in
 
-BUILT_IN = "tiny"
-BUILT_INS = (BUILT_IN, "tiny-outliers")
-"""Names of models that need no download; `quant` derives the second one from the first."""
-ALLOWED = f"a checkpoint folder, a hub id owner/name, {' or '.join(BUILT_INS)}"
+ALLOWED = f"a checkpoint folder, a hub id owner/name, {' or '.join(built_in_names())}"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -19,7 +17,7 @@ def resolve_model(name: str | Path) -> Path:
     """Return the folder of a model; a hub id is downloaded into the hub's cache.
 
     Args:
-        name: `tiny` (the model inside the package), a local folder, or a hub id `owner/name`.
+        name: a model inside the package (`built_in.py`), a local folder, or a hub id `owner/name`.
 
     Raises:
         FileNotFoundError: there is no such folder and the name is not a hub id.
@@ -46,24 +44,24 @@ def find_local_model(name: str | Path) -> Path | None:
     """
     from .weight_files import refuse_adapter
 
-    if name == BUILT_IN:
-        folder = Path(__file__).resolve().parent / BUILT_IN
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"the built-in model {BUILT_IN!r} is missing from this installation; "
-                "install the package again or give a checkpoint folder"
-            )
-        return folder
+    built_in = find_built_in(name)
+    if built_in and built_in.is_packaged and (inside := built_in_folder(built_in)):
+        return inside
     folder = Path(name)
     if folder.is_dir():
         refuse_adapter(folder)  # before config.json is read, which most adapters lack
         return folder
     if folder.exists():
         raise ValueError(f"{name}: is a file; give {ALLOWED}")
+    if built_in and built_in.is_packaged:
+        raise FileNotFoundError(
+            f"the built-in model {built_in.name!r} is missing from this installation; "
+            "install the package again or give a checkpoint folder"
+        )
     near = near_paths(folder, folders=True)
     if HUB_ID.fullmatch(str(name)) and not any(is_typo(str(name), each) for each in near):
         return None
-    hint = did_you_mean([*near_misses(str(name), BUILT_INS), *near])
+    hint = did_you_mean([*near_misses(str(name), built_in_names()), *near])
     raise FileNotFoundError(f"{name}: no such folder;{hint} give {ALLOWED}")
 
 

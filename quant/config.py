@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import Option, Options
-from ..model.resolve import BUILT_INS
+from ..model.built_in import built_in_names
 from .recipe.presets import PRESETS
 
-BUILTIN_MODELS = BUILT_INS
+BUILTIN_MODELS = built_in_names()
+MODEL_NAMES = f"A checkpoint folder, a hub id, or a built-in model: {', '.join(BUILTIN_MODELS)}"
 
 MODEL = Option(
-    "A checkpoint folder, a hub id, or the built-in 'tiny' or 'tiny-outliers'.",
+    f"{MODEL_NAMES}.",
     is_argument=True,
     metavar="MODEL",
     suggestions=BUILTIN_MODELS,

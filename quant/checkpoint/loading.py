@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ...model.built_in import find_built_in
 from ...model.cache import CacheType
 from ...model.config import ModelConfig
 from ...model.loading import (
@@ -27,7 +28,7 @@ from ..runtime.kernel_selection import (
     round_inputs_,
 )
 from ..targets import replace_module
-from .outliers import OUTLIERS, outlier_folder
+from .outliers import outlier_folder
 from .safetensors_folder.reading import QuantizedCheckpoint
 
 Activations = Literal["recipe", "int8"]
@@ -37,8 +38,11 @@ HEAD_BITS = {"w8a16": 8, "w4a16": 4}
 
 
 def resolve_folder(name: str | Path) -> Path:
-    """Find the folder of a model: see `resolve_model`; `tiny-outliers` is derived on demand."""
-    return outlier_folder(resolve_model("tiny")) if name == OUTLIERS else resolve_model(name)
+    """Find the folder of a model, see `resolve_model`; one with outliers is derived on demand."""
+    built_in = find_built_in(name)
+    if built_in and built_in.outliers_of:
+        return outlier_folder(resolve_model(built_in.outliers_of))
+    return resolve_model(name)
 
 
 def is_quantized(path: str | Path) -> bool:

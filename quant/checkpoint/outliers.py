@@ -27,7 +27,6 @@ from ...model.weight_files import SINGLE_FILE
 from ..methods.channel_scaling import count_channels, rescale_, source_of
 from .safetensors_folder.shards import copy_side_files
 
-OUTLIERS = "tiny-outliers"
 SHARE = 0.015
 """Fraction of the channels of each tensor that is scaled."""
 FACTORS = (4.0, 8.0, 16.0)

@@ -9,8 +9,10 @@ import sys
 import pytest
 from PIL import Image
 
+from vlpress.model.built_in import built_in_names
+
 REFUSED = {
-    "plan tinny": "did you mean tiny?",
+    "plan tinny": "did you mean tiny",
     "plan runs/checkpont": "did you mean runs/checkpoint?",
     "plan ./nowhere/model": "nowhere/model: no such folder",
     "plan runs/checkpoint": "model_type",
@@ -21,9 +23,9 @@ REFUSED = {
     "run -o out --bench builtin-mmbnch": "did you mean builtin-mmbench",
     "run -o out --bench OCRBench=ocr.tsv": "did you mean ocrb.tsv?",
     "run runs/model -o out": "--bench MMBench_DEV_EN=PATH",
-    "eval tinny": "did you mean tiny?",
+    "eval tinny": "did you mean tiny",
     "eval tiny --dtype bf61": "allowed: auto, bf16, fp16, fp32",
-    "generate tinny hello": "did you mean tiny?",
+    "generate tinny hello": "did you mean tiny",
     "generate tiny hello --image phto.png": "did you mean photo.png?",
     "generate tiny hello --image photo.png --image empty.png": "empty.png: cannot be decoded",
     "generate tiny hello --image runs": "runs",
@@ -36,7 +38,7 @@ REFUSED = {
     "plan tiny --format compresed-tensors": "did you mean compressed-tensors?",
     "export runs/checkpont -o out --format gptq": "did you mean runs/checkpoint?",
     "inspect runs/checkpont": "did you mean runs/checkpoint?",
-    "bench model --model tinny": "did you mean tiny?",
+    "bench model --model tinny": "did you mean tiny",
     "pln tiny": "plan",
     "plan tiny --recpe w4a16": "--recipe",
 }
@@ -47,7 +49,7 @@ COMPLETED = {
     "pl": {"plan"},
     "plan --rec": {"--recipe"},
     "plan --recipe w4a16-a": {"w4a16-awq"},
-    "plan ti": {"tiny", "tiny-outliers"},
+    "plan ti": set(built_in_names()),
     "eval tiny --bench builtin-mmb": {"builtin-mmbench"},
     "quantize tiny --format gptq": {"gptq", "gptq_v2"},
     "plan tiny --dtype fp": {"fp16", "fp32"},

@@ -23,7 +23,7 @@ def test_hub_ids_and_folders_are_told_apart(
         ("~/nowhere/model", "give a checkpoint folder"),
         ("/nowhere/model", "give a checkpoint folder"),
         ("a/b/c", "give a checkpoint folder"),
-        ("tinny", "did you mean tiny?"),
+        ("tinny", "did you mean tiny"),
         ("tiny-outlier", "tiny-outliers"),
     ],
 )

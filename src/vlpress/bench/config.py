@@ -7,7 +7,13 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Literal
 
 from ..common.options import Option, Options
-from ..quant.config import DeviceOptions, RuntimeOptions, ThreadOptions
+from ..quant.config import (
+    BUILTIN_MODELS,
+    MODEL_NAMES,
+    DeviceOptions,
+    RuntimeOptions,
+    ThreadOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,11 @@ class WorkloadOptions(Options):
     _: KW_ONLY
     model: Annotated[
         str,
-        Option("For model: a checkpoint folder or a hub id.", flags=("--model", "-m")),
+        Option(
+            f"For model: {MODEL_NAMES[0].lower()}{MODEL_NAMES[1:]}.",
+            flags=("--model", "-m"),
+            suggestions=BUILTIN_MODELS,
+        ),
     ] = "tiny"
     size: Annotated[
         str | Sequence[str] | None,
