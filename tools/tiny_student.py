@@ -113,10 +113,11 @@ class Student(nn.Module):
 
 
 def vision_loss(
-    student: Student, features: Tensor, labels: Tensor
+    student: Student, features: Tensor, labels: Tensor, target: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the code's groups plus the squared error of the code."""
-    error = F.mse_loss(features, labels @ student.codes + student.constant) * LABELS
+    """Cross-entropy of the code's groups plus the squared error, of the code or of `target`."""
+    wanted = labels @ student.codes + student.constant if target is None else target
+    error = F.mse_loss(features, wanted) * LABELS
     similarity = (features - student.constant) @ student.codes.t()
     similarity, labels = similarity.view(-1, LABELS), labels.view(-1, LABELS)
     loss, report = error, {"code": float(error.detach())}
@@ -125,11 +126,11 @@ def vision_loss(
     ):
         none = torch.full_like(scores[:, :1], 0.5)
         logits = SHARPNESS * torch.cat((none, scores), 1)
-        target = torch.where(truth.sum(1) > 0, truth.argmax(1) + 1, 0)
+        label = torch.where(truth.sum(1) > 0, truth.argmax(1) + 1, 0)
         weight = torch.ones(logits.shape[1], device=logits.device)
         weight[0] = 0.2
-        loss = loss + F.cross_entropy(logits, target, weight)
-        hit = (logits.argmax(1) == target)[target > 0]
+        loss = loss + F.cross_entropy(logits, label, weight)
+        hit = (logits.argmax(1) == label)[label > 0]
         report[name] = float(hit.float().mean())
     return loss, report
 
@@ -162,18 +163,31 @@ def decoder_loss(
 
 
 def step_loss(
-    student: Student, batch: PackedBatch, stage: str, noise: float
+    student: Student,
+    batch: PackedBatch,
+    stage: str,
+    noise: float,
+    taught: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of one batch in one stage, and the numbers to print."""
+    """Loss of one batch in one stage, and the numbers to print.
+
+    Args:
+        student: the model with its auxiliary parts.
+        batch: conversations, or images in the `vision` stage.
+        stage: see `train_tiny.py`.
+        noise: standard deviation of noise on true codes.
+        taught: features `[tokens, HIDDEN]` to learn in the `vision` stage; None for the code.
+    """
     if stage == "vision":
-        return vision_loss(student, student.features(batch)["hidden"].float(), batch.labels)
+        seen = student.features(batch)["hidden"].float()
+        return vision_loss(student, seen, batch.labels, taught)
     if stage == "joint" and len(batch.grid):
         features = {key: value.float() for key, value in student.features(batch).items()}
-        extra, seen = vision_loss(student, features["hidden"], batch.labels)
+        extra, hits = vision_loss(student, features["hidden"], batch.labels)
     else:
-        features, extra, seen = {"hidden": student.true_features(batch.labels, noise)}, None, {}
+        features, extra, hits = {"hidden": student.true_features(batch.labels, noise)}, None, {}
     hidden, middle = student.decode(batch, features)
     loss, report = decoder_loss(student, hidden, middle, batch)
     if extra is not None:
         loss = loss + 0.5 * extra
-    return loss, {**report, **seen}
+    return loss, {**report, **hits}

@@ -44,6 +44,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from teacher import Teacher
 from tiny_configs import CONFIGS, PREPROCESSORS, stored_name
 from tiny_data import PackedBatch
 from tiny_student import Student, step_loss
@@ -243,6 +244,7 @@ def train(args: argparse.Namespace) -> None:
     student = Student(tokenizer, args.family).to(device)
     tuners = optimizers(student, args.stage, args.lr)
     step, spent = restore(args, student, tuners, tokenizer)
+    teacher = Teacher(args.teacher, tokenizer, args.family) if args.teacher else None
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
     meter, saved_at = Meter(args.say), time.time()
     feed = stream(args, Writer(tokenizer, args.closed), step, rank)
@@ -255,7 +257,8 @@ def train(args: argparse.Namespace) -> None:
             for group in tuner.param_groups:
                 group["lr"] = group["scale"] * learning_rate(args.lr, step, clock.share)
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-            loss, report = step_loss(student, batch, args.stage, args.noise)
+            taught = teacher.features(batch) if teacher else None
+            loss, report = step_loss(student, batch, args.stage, args.noise, taught)
         torch.autograd.backward(loss)
         average_gradients(student)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -334,6 +337,7 @@ def main() -> None:
                         help="skills that half of the conversations are about")  # fmt: skip
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.1)
+    parser.add_argument("--teacher", type=Path, help="Qwen2.5-VL whose features `vision` learns")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
