@@ -13,7 +13,7 @@ The run resumes: rows of the same commit are stored in --work, so that several p
 the rows of one table (--models) and a final run collects them. --accept reuses rows of other
 commits, for a change that does not affect them: remove the affected ones from --work first. As
 evidence, --check measures the given rows again and fails if a number differs.
-Writes results/accuracy.json and results/accuracy.md.
+Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ from common.tables import listed
 import vlpress
 from vlpress.calib.samples.draw import load_samples
 from vlpress.eval import compare
+from vlpress.model.config import ModelConfig
+from vlpress.model.families import FAMILIES
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.resolve import encode_samples
 
 HERE = Path(__file__).resolve().parent
@@ -59,14 +62,18 @@ def main() -> None:
         "runoff": {"seed": SEEDS["runoff"], "times_validation": RUNOFF},
         "final": {"seed": SEEDS["final"], "times_held_out": FINAL},
     }
-    rows = [row for row in all_rows() if row.setting in options.settings]
+    rows = [
+        row
+        for row in all_rows()
+        if row.setting in options.settings and row.method in (options.methods or (row.method,))
+    ]
     results["models"] = {
         name: Measurement(name, options, results["commit"]).table(rows) for name in options.models
     }
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    (options.out / "accuracy.json").write_text(text)
-    (options.out / "accuracy.md").write_text(tables.accuracy(results))
+    (options.out / f"{options.name}.json").write_text(text)
+    (options.out / f"{options.name}.md").write_text(tables.accuracy(results))
     print(tables.accuracy(results))
 
 
@@ -75,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
     parser.add_argument("--validation", type=int, default=256, help="validation samples")
@@ -85,6 +93,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="kept for resuming")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--name", default="accuracy", help="of the result files")
     return parser.parse_args()
 
 
@@ -96,6 +105,8 @@ class Measurement:
         self.work = options.work / Path(name).name
         self.processor = Processor.from_folder(resolve_folder(name))
         self.judges = Judges(name)
+        family = FAMILIES[ModelConfig.from_folder(resolve_folder(name)).family]
+        self.deepstack = any(stage.name == "deepstack" for stage in family.stages)
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Measure every row; return them, the best of each setting and the baseline's scores."""
@@ -121,7 +132,7 @@ class Measurement:
 
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
-        looks = row.recipe(0, self.options.samples).needs_calibration
+        looks = self.recipe(row, 0).needs_calibration
         return list(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -200,8 +211,12 @@ class Measurement:
 
     def made_from(self, row: Row, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
         """Inputs that determine the numbers of a cell."""
-        recipe = row.recipe(seed, self.options.samples).to_dict()
+        recipe = self.recipe(row, seed).to_dict()
         return {"recipe": recipe, "sizes": list(sizes.values())}
+
+    def recipe(self, row: Row, seed: int) -> Recipe:
+        """Recipe of a row for this model."""
+        return row.recipe(seed, self.options.samples, deepstack=self.deepstack)
 
     def stored(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         """Load a stored cell if its inputs match and its commit is accepted."""
@@ -225,7 +240,7 @@ class Measurement:
     def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport]:
         """Quantize the model of a row and check GPTQ against rounding."""
         model = open_model(self.name, device="cpu")
-        recipe, prompts = row.recipe(seed, self.options.samples), []
+        recipe, prompts = self.recipe(row, seed), []
         if recipe.needs_calibration:
             samples = load_samples(None, n=self.options.samples, seed=seed)
             prompts = encode_samples(samples, self.processor)

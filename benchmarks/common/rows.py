@@ -58,6 +58,7 @@ SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
 UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
 VISION = ["visual.blocks.*", "visual.merger.*"]
+DEEPSTACK = ["visual.deepstack_merger_list.*"]
 DECODER = ["model.layers.*"]
 
 
@@ -85,12 +86,13 @@ class Row:
         """Whether the benchmarks are evaluated with its checkpoint."""
         return self.method in SCORED and self.setting not in UNSCORED
 
-    def recipe(self, seed: int, samples: int) -> Recipe:
+    def recipe(self, seed: int, samples: int, *, deepstack: bool = False) -> Recipe:
         """Build the recipe of this row.
 
         Args:
             seed: seed of the calibration samples.
             samples: number of calibration samples.
+            deepstack: whether the tower has DeepStack mergers.
         """
         *transforms, solver = self.method.split("+")
         decoder = SETTINGS[self.setting]
@@ -98,7 +100,7 @@ class Row:
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
         if self.scope != "decoder":
-            parts.insert(0, (VISION, tower))
+            parts.insert(0, (VISION + DEEPSTACK if deepstack else VISION, tower))
         steps = [
             {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
             for name in transforms

@@ -3,6 +3,8 @@
 import pytest
 from ablations import VARIANTS
 from common.rows import SETTINGS, Row, all_rows
+from tiny_configs import CONFIGS
+from tokenizers import Tokenizer
 
 from vlpress.model.config import ModelConfig
 from vlpress.quant.checkpoint.loading import resolve_folder
@@ -24,6 +26,18 @@ def test_recipe_of_a_row(row: Row) -> None:
         expected = {"symmetric": True, "activations": "none"} | SETTINGS[row.setting]
         assert {key: actual[key] for key in expected} == expected
     assert {r.step.method for r in plan.quantized if r.step} == {row.method.split("+")[-1]}
+
+
+def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
+    tokenizer = Tokenizer.from_file(str(resolve_folder("tiny") / "tokenizer.json"))
+    config = ModelConfig.from_dict(CONFIGS["qwen3_vl"](tokenizer))
+    plan = make_plan(config, Row("w8a8", "rtn", "decoder+vision").recipe(0, 64, deepstack=True))
+    names = {row.name for row in plan.quantized if "deepstack" in row.name}
+    assert names == {
+        f"visual.deepstack_merger_list.{index}.linear_fc{layer}"
+        for index in (0, 1)
+        for layer in (1, 2)
+    }
 
 
 def test_keys_are_distinct() -> None:
