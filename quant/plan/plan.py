@@ -21,10 +21,14 @@ from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
 from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
 from ..recipe.recipe import Recipe
+from ..recipe.scheme import Scheme
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
 from .memory_estimate import MemoryEstimate, count_memory
 from .target_matching import check_groups, claim_layers
+
+BYTES = 16
+"""Width in 8 bits that every format holds: int8 products of engines read rows in units of 16."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def make_plan(
     for step in recipe.steps:
         of_step = [spec for spec in specs if claims[spec.name][0] is step]
         for spec in of_step:
-            _check_shape(spec)
+            _check_shape(spec, step.scheme)
         check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     written, _ = find_format(Contents(padded, schemes), format)
@@ -275,13 +279,14 @@ def _float_bytes(spec: LinearSpec, itemsize: int) -> int:
     return itemsize * (spec.weights + (spec.out_features if spec.bias else 0))
 
 
-def _check_shape(spec: LinearSpec) -> None:
-    """Refuse widths that packed formats cannot hold."""
+def _check_shape(spec: LinearSpec, scheme: Scheme) -> None:
+    """Refuse widths that no format and engine can hold: 8 bits need not be packed into words."""
+    multiple = BYTES if scheme.bits == 8 else VALUES
     for side, size in (("in_features", spec.in_features), ("out_features", spec.out_features)):
-        if size % VALUES:
+        if size % multiple:
             raise ValueError(
-                f"{spec.name}: {side} {size} is not a multiple of {VALUES}, which packed weights "
-                "need; add the layer to the step's ignore list"
+                f"{spec.name}: {side} {size} is not a multiple of {multiple}, which weights of "
+                f"{scheme.bits} bits need; add the layer to the step's ignore list"
             )
 
 

@@ -169,6 +169,27 @@ def test_memory_of_gradients_is_what_autograd_keeps() -> None:
     assert make_plan(model.config, rounded).memory.gradient_per_token == 0
 
 
+@pytest.mark.parametrize(("width", "bits", "multiple"), [(48, 4, 32), (48, 3, 32), (40, 8, 16)])
+def test_widths_that_formats_cannot_hold_are_refused(width: int, bits: int, multiple: int) -> None:
+    step = {"targets": ["visual.*.qkv"], "bits": bits, "group_size": -1}
+    message = rf"qkv: in_features {width} is not a multiple of {multiple}, .* {bits} bits"
+    with pytest.raises(ValueError, match=message):
+        make_plan(with_tower_width(width), recipe(step))
+
+
+def test_eight_bits_need_a_multiple_of_16() -> None:
+    step = {"targets": ["visual.*.qkv"], "bits": 8, "group_size": -1}
+    plan = make_plan(with_tower_width(48), recipe(step))
+    assert {row.spec.in_features for row in plan.quantized} == {48}
+
+
+def with_tower_width(width: int) -> ModelConfig:
+    raw = small_config("qwen2_5_vl")
+    return ModelConfig.from_dict(
+        raw | {"vision_config": raw["vision_config"] | {"hidden_size": width}}
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [
