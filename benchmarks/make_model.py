@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import qwen3_configs
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,7 +37,11 @@ TEXT = {
     "32b": (5120, 27648, 64, 40, 8, 152064, False),
     "72b": (8192, 29568, 80, 64, 8, 152064, False),
 }
-SIZES = {"qwen2": ("2b", "7b", "72b"), "qwen2_5": ("135m", "3b", "7b", "32b", "72b")}
+SIZES = {
+    "qwen2": ("2b", "7b", "72b"),
+    "qwen2_5": ("135m", "3b", "7b", "32b", "72b"),
+    "qwen3": tuple(qwen3_configs.SIZES),
+}
 ROPE = (16, 24, 24)
 """Rotary pairs of a head of 128 channels that turn with time, height and width."""
 VISION_DEPTH = 32
@@ -49,7 +54,11 @@ def main() -> None:
     options = parse()
     if options.out.exists():
         sys.exit(f"{options.out} exists; give another folder")
-    raw = config_of(options.family, options.size, options.layers, options.vision_layers)
+    raw = (
+        small_vocabulary(qwen3_configs.config_of(options.size, options.layers))
+        if options.family == "qwen3"
+        else config_of(options.family, options.size, options.layers, options.vision_layers)
+    )
     options.out.mkdir(parents=True)
     size = write(raw, options.out, options.seed)
     print(f"{options.out}: {size / 1e9:.1f} GB")
@@ -60,14 +69,23 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--family", choices=list(SIZES), default="qwen2_5")
-    parser.add_argument("--size", choices=list(TEXT), required=True)
+    sizes = dict.fromkeys(size for of in SIZES.values() for size in of)
+    parser.add_argument("--size", choices=list(sizes), required=True)
     parser.add_argument("--layers", type=int, help="of the decoder (default all)")
     parser.add_argument("--vision-layers", type=int, help="of the vision tower (default all)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.size not in SIZES[options.family]:
         parser.error(f"{options.family} comes in {', '.join(SIZES[options.family])}")
+    if options.family == "qwen3" and options.vision_layers is not None:
+        parser.error("--vision-layers: the blocks with DeepStack features are fixed")
     return options
+
+
+def small_vocabulary(raw: dict[str, Any]) -> dict[str, Any]:
+    """Give a config of Qwen3-VL the token ids of the built-in tokenizer."""
+    tiny = json.loads((resolve_model("tiny") / "config.json").read_text())
+    return raw | {key: value for key, value in tiny.items() if key.endswith("_token_id")}
 
 
 def config_of(
@@ -146,7 +164,24 @@ def write(raw: dict[str, Any], out: Path, seed: int) -> int:
         source = resolve_model("tiny") / name
         if source.is_file():
             shutil.copy(source, out / name)
+    if raw["model_type"].startswith("qwen3"):
+        write_image_settings(out, raw["vision_config"]["patch_size"])
     return total
+
+
+def write_image_settings(out: Path, patch_size: int) -> None:
+    """Replace the built-in model's settings of images, whose patches are smaller."""
+    half = [0.5, 0.5, 0.5]
+    settings = {
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "patch_size": patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": half,
+        "image_std": half,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    (out / "video_preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -4,9 +4,10 @@
 
 Writes checkpoints of random weights with the widths of published models (make_model.py) and
 quantizes them by the command line in a separate process, with 32 built-in samples of about 400
-tokens. Peak memory is the high-water mark of that process. Adds to results/scale.json and rewrites
-results/scale.md. An interrupted case resumes with the next run, but then only a part of it is
-measured: remove its folder for a complete measurement.
+tokens (4 for 30b-a3b-2, which has 128 experts in each layer). Peak memory is the high-water mark of
+that process. Adds to results/scale.json and rewrites results/scale.md. An interrupted case resumes
+with the next run, but then only a part of it is measured: remove its folder for a complete
+measurement.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ from common.processes import run_measured
 from tabulate import tabulate
 
 HERE = Path(__file__).resolve().parent
-SAMPLES = ["--calib-samples", "32", "--min-pixels", "274400", "--max-pixels", "282240"]
+IMAGE_TOKENS = 350, 360
+"""Fewest and most tokens of an image."""
 RECIPE = "w4a16"
-STAGES = {"visual.blocks": "vision", "visual.merger": "merger", "model.layers": "decoder"}
+STAGES = {
+    "visual.blocks": "vision",
+    "visual.merger": "merger",
+    "visual.deepstack_merger": "merger",
+    "model.layers": "decoder",
+}
 GIB = 2**30
 
 
@@ -44,12 +51,23 @@ class Case:
     """Decoder layers; None for all."""
     limit: int
     """Memory limit in GiB."""
+    samples: int = 32
+    token_pixels: int = 28 * 28
+    """Pixels of an image token."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """Options of the command line for the calibration samples."""
+        least, most = (tokens * self.token_pixels for tokens in IMAGE_TOKENS)
+        pixels = ["--min-pixels", str(least), "--max-pixels", str(most)]
+        return ["--calib-samples", str(self.samples), *pixels]
 
 
 CASES = {
     "3b": Case("qwen2_5", "3b", None, 4),
     "7b-8": Case("qwen2_5", "7b", 8, 6),
     "72b-2": Case("qwen2_5", "72b", 2, 16),
+    "30b-a3b-2": Case("qwen3", "30b-a3b", 2, 16, samples=4, token_pixels=32 * 32),
 }
 
 
@@ -91,7 +109,7 @@ def measure(name: str, case: Case, work: Path) -> dict[str, Any]:
         subprocess.run([*script, *options], check=True)
         partial.rename(source)
     shutil.rmtree(out, ignore_errors=True)
-    arguments = [str(source), "--recipe", RECIPE, *SAMPLES, "--json"]
+    arguments = [str(source), "--recipe", RECIPE, *case.arguments, "--json"]
     planned = json.loads(run(["plan", *arguments]))["estimate"]
     started = time.monotonic()
     journal = out.with_name(f".{out.name}.vlpress-work") / "journal.jsonl"
@@ -99,6 +117,7 @@ def measure(name: str, case: Case, work: Path) -> dict[str, Any]:
         usage = run_measured(vlpress(["quantize", *arguments, "--out", str(out)]))
     return {
         "planned": planned,
+        "samples": case.samples,
         "limit_bytes": case.limit * GIB,
         "source_bytes": size_of(source),
         "output_bytes": size_of(out),
@@ -171,11 +190,12 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"{row['limit_bytes'] / GIB:.0f}",
             f"{row['planned']['peak_bytes'] / GIB:.2f}",
             f"{row['planned']['peak_bytes'] / row['peak_bytes'] - 1:+.0%}",
+            row.get("samples", 32),
             row["planned"]["tokens"],
         ]
         for name, row in rows.items()
     ]
-    stages = [*STAGES.values(), "writing"]
+    stages = [*dict.fromkeys(STAGES.values()), "writing"]
     times = [
         [
             name,
@@ -186,9 +206,19 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for name, row in rows.items()
     ]
     origins = "\n".join(f"- {name}: {describe(dict(row))}" for name, row in rows.items())
-    head = ["model", "GB", "GB after", "peak GiB", "at most", "planned GiB", "off", "tokens"]
+    head = [
+        "model",
+        "GB",
+        "GB after",
+        "peak GiB",
+        "at most",
+        "planned GiB",
+        "off",
+        "samples",
+        "tokens",
+    ]
     return (
-        f"# Scale\n\n{origins}\n\nThe preset {RECIPE} with 32 samples; a number after the size is "
+        f"# Scale\n\n{origins}\n\nThe preset {RECIPE}; a number after the size is "
         "the number of decoder layers. Peak: resident memory of the process.\n\n"
         f"{tabulate(memory, head, tablefmt='github')}\n\n"
         "Seconds, by stage; the first one includes reading the checkpoint for its fingerprint and "
