@@ -215,6 +215,7 @@ def read_quantization(run: StoredRun) -> dict[str, Any] | None:
         record = dict(json.loads(path.read_bytes()))
         if not all(_is_layer(layer) for layer in record["layers"]):
             raise TypeError("an entry is no layer")
+        _check_experts(record.get("experts"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged; delete it, or evaluate {run.name} again") from error
     return record
@@ -225,6 +226,22 @@ def _is_layer(layer: Mapping[str, Any]) -> bool:
     errors = [e for key in ("final_error", "rtn_error") if (e := layer.get(key)) is not None]
     are_numbers = all(isinstance(e, (int, float)) and math.isfinite(e) for e in errors)
     return isinstance(layer["name"], str) and are_numbers
+
+
+def _check_experts(experts: Any) -> None:
+    """Refuse numbers of tokens that cannot be drawn.
+
+    Raises:
+        TypeError: there are such.
+    """
+    if experts is None:
+        return
+    floor, tokens = experts["floor"], experts["tokens"]
+    counts = [floor, *(count for of_layer in tokens.values() for count in of_layer)]
+    if not tokens or not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError("a number of tokens is none")
+    if not all(tokens.values()):
+        raise TypeError("a layer has no experts")
 
 
 def summarize_task(task: StoredTask) -> dict[str, Any]:

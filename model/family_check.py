@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from .config import ModelConfig
 from .expert_linear import ExpertLinear
@@ -38,18 +38,12 @@ def check_family(model: QwenVL, family: Family) -> None:
 def _differences(model: QwenVL, family: Family) -> Iterator[str]:
     modules = dict(model.named_modules())
     yield from _unknown_paths(model, family, modules)
-    specs = {spec.name: spec for spec in family.linears(model.config)}
-    kept = {
-        f"{path}.{name}"
-        for stage in family.stages
-        for path in stage.blocks(model.config)
-        for name in stage.kept
-    }
-    yield from (f"there is no linear layer {name}" for name in sorted(kept) if name not in modules)
+    kept = [spec for spec, _ in family.kept(model.config)]
+    specs = {spec.name: spec for spec in [*family.linears(model.config), *kept]}
     linears = {
         name: module
         for name, module in modules.items()
-        if isinstance(module, nn.Linear | ExpertLinear) and name not in kept
+        if isinstance(module, nn.Linear | ExpertLinear)
     }
     for name in sorted(specs.keys() ^ linears.keys()):
         yield f"{name} is a linear layer of the {'table' if name in specs else 'model'} only"
@@ -67,6 +61,7 @@ def _differences(model: QwenVL, family: Family) -> Iterator[str]:
             for x in stage.linears
             for name in x.names(model.config)
         }
+        widths_of |= {x.name: (size[x.inputs], size[x.outputs]) for x in stage.kept}
         for path in stage.blocks(model.config):
             yield from _in_block(stage, path, modules, widths_of, model.config)
     yield from _feature_keys(model, family)
@@ -98,10 +93,7 @@ def _in_block(
             norm = modules.get(f"{path}.{binding.norm}")
             weight = getattr(norm, "weight", None)
             channels = 0 if weight is None else weight.numel() * binding.tiles
-            inputs = {
-                widths_of[name][0] if name in widths_of else _columns(modules[f"{path}.{name}"])
-                for name in binding.linears
-            }
+            inputs = {widths_of[name][0] for name in binding.linears}
             if inputs != {channels}:
                 yield f"{path}.{binding.norm} gives {channels} channels, its linears read {inputs}"
         else:
@@ -120,13 +112,6 @@ def _slice(layer: nn.Linear | ExpertLinear, spec: LinearSpec) -> Iterator[str]:
     )
     if of_module != of_table:
         yield f"{spec.name} has the weight {of_module}, the table {of_table}"
-
-
-def _columns(module: nn.Module) -> int:
-    """Return the number of inputs of a kept linear layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[1]
 
 
 def _pair(

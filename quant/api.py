@@ -29,6 +29,7 @@ from .config import (
 )
 from .driver.pipeline import check_format
 from .job import Job
+from .plan.experts import expected_tokens
 from .plan.plan import make_plan
 from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
@@ -119,6 +120,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
             "peak_bytes": process + layers.memory.peak(tokens, longest, options.cache_bytes),
             "scratch_bytes": layers.memory.scratch(tokens) + layers.packed_bytes,
             "output_bytes": layers.candidate_bytes,
+            "experts": expected_tokens(layers.rows, tokens),
         },
     }
 

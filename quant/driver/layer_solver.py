@@ -25,14 +25,11 @@ from ..runtime.compressed_linear import CompressedLinear
 from ..runtime.kernel_selection import accelerate_layers_
 from ..steps.step import Solved, Step
 from ..targets import put_calibrating, put_module, weight_of
+from .experts import EXPERT_TOKENS
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
-
-EXPERT_TOKENS = 64
-"""Fewest calibration tokens of an expert that is solved; with fewer it is rounded. A Hessian of so
-few tokens has almost no energy in most directions, and a solver would fit its noise."""
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished layers, the total, and a line about the last one."""

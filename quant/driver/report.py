@@ -20,6 +20,7 @@ from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 from ..steps.transform import Scaling
+from .experts import expert_tokens
 
 MAX_FALLBACK = 0.05
 """Largest fraction of rows that may fall back to rounding; beyond it the run fails.
@@ -238,6 +239,7 @@ class QuantReport:
             "transforms": [transform.to_dict() for transform in self.transforms],
             "changed": sorted(self.changed),
             "fallback_rows": self.fallback_rows,
+            **({"experts": experts} if (experts := expert_tokens(self.layers)) else {}),
             "layers": [layer.to_dict() for layer in self.layers],
             "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},
         }

@@ -24,6 +24,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
+from .experts import check_experts, insert_kept, scheme_label
 from .memory_estimate import MemoryEstimate, count_memory
 from .target_matching import check_groups, claim_layers
 
@@ -210,13 +211,16 @@ def make_plan(
         _row(source, spec, *claims[spec.name], padding_of.get(spec.name), kind, written)
         for source, spec in zip(sources, specs, strict=True)
     )
+    kept = family.kept(padded)
+    rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
+    check_experts(rows)
     _check_fused(config, rows)
-    _check_experts(rows)
     if config.text.tie_word_embeddings:
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
     other = parameters - sum(row.bytes_before for row in rows)
-    float_bytes = other + sum(_float_bytes(spec, itemsize) for spec in specs)
+    others = [spec for spec, _ in kept]
+    float_bytes = other + sum(_float_bytes(spec, itemsize) for spec in [*specs, *others])
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, schemes)
@@ -274,6 +278,12 @@ def _row(
     return PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
 
 
+def _kept_row(spec: LinearSpec, reason: str, itemsize: int) -> PlanRow:
+    """Make the row of a layer that is never quantized."""
+    size = _float_bytes(spec, itemsize)
+    return PlanRow(spec, None, reason, size, size)
+
+
 def _float_bytes(spec: LinearSpec, itemsize: int) -> int:
     """Count the bytes of weight and bias in float."""
     return itemsize * (spec.weights + (spec.out_features if spec.bias else 0))
@@ -292,49 +302,20 @@ def _check_shape(spec: LinearSpec, scheme: Scheme) -> None:
 
 def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
     """Refuse different schemes for layers that engines fuse into one matrix."""
-    steps = {row.name: row.step for row in rows}
+    schemes = {row.name: row.step.scheme if row.step else None for row in rows}
     for stage in family_of(config).stages:
         for block in stage.blocks(config):
             for members in stage.fused_groups(config):
-                names = [f"{block}.{member}" for member in members]
-                schemes = {name: step.scheme if (step := steps[name]) else None for name in names}
-                if len(set(schemes.values())) > 1:
+                of_members = {name: schemes[name] for name in (f"{block}.{m}" for m in members)}
+                if len(set(of_members.values())) > 1:
                     schemes_text = ", ".join(
-                        f"{name}: {scheme.label if scheme else 'kept'}"
-                        for name, scheme in schemes.items()
+                        f"{name}: {scheme_label(scheme)}" for name, scheme in of_members.items()
                     )
                     raise ValueError(
                         "engines fuse these layers into one matrix, which has one scheme, so "
                         f"they must share it ({schemes_text}); give all the same bits and "
                         "group_size"
                     )
-
-
-def _check_experts(rows: Sequence[PlanRow]) -> None:
-    """Refuse what cannot be done to experts, whose inputs are the tokens routed to them."""
-    tensors: dict[str, list[PlanRow]] = {}
-    for row in rows:
-        step, weight = row.step, row.spec.slice
-        if weight is None:
-            continue
-        tensors.setdefault(weight.tensor, []).append(row)
-        if step is not None and step.scheme.activations == "static":
-            raise ValueError(
-                f"{row.name} is an expert, for which activations are static; allowed: none, "
-                "dynamic (an expert may see no token in calibration)"
-            )
-        if step is not None and step.uses_float_model:
-            raise ValueError(
-                f"{row.name} is an expert, for which method {step.method} compares inputs with the "
-                "float model's, where other tokens may reach it; use gptq or rtn"
-            )
-    for tensor, of_tensor in tensors.items():
-        kept = [row.name for row in of_tensor if row.step is None]
-        if kept and len(kept) < len(of_tensor):
-            raise ValueError(
-                f"{kept[0]} is kept and other layers of {tensor} are quantized, but a checkpoint "
-                "has one form for all of them; quantize or ignore all"
-            )
 
 
 def _tied_head(config: ModelConfig) -> PlanRow:

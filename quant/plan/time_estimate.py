@@ -224,11 +224,12 @@ def _backward(plan: Plan) -> float:
     """Count multiply-adds per token of a forward pass, and of a backward pass of the decoder."""
     family, unit = family_of(plan.config), plan.config.vision.merge_unit
     passes = {"decoder": 2, "head": 0}
-    total = 0
+    total = 0.0
     for row in plan.rows:
         per_token = unit if family.stage(row.spec.stage).per_patch else 1
-        total += passes.get(row.spec.part, 1) * per_token * row.spec.weights
-    return float(total)
+        weights = row.spec.token_share * row.spec.weights
+        total += passes.get(row.spec.part, 1) * per_token * weights
+    return total
 
 
 def _by_input(rows: Sequence[PlanRow]) -> Iterable[list[PlanRow]]:

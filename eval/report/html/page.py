@@ -29,6 +29,7 @@ from ..tables.formatting import (
 from ..words.sentences import caveats, perplexity_text, shown_warnings
 from ..words.verdict import verdict_label, verdict_text
 from . import plots
+from .expert_map import expert_map, few_tokens
 from .gallery import build_gallery
 from .render import Figure, render
 
@@ -266,6 +267,10 @@ class Layers:
     count: int
     figures: list[Figure]
     table: DataTable | None
+    experts: Figure | None
+    """Calibration tokens of each expert."""
+    few: list[str]
+    """Experts that too few tokens reach, by layer."""
 
 
 def _layers(candidate: StoredRun) -> Layers:
@@ -283,6 +288,24 @@ def _layers(candidate: StoredRun) -> Layers:
         caption = (
             "Squared error of each layer's output over the calibration samples, relative to the "
             "squared output; logarithmic."
+            + (" Experts: the mean of a layer." if record and record.get("experts") else "")
         )
         figures.append(Figure(svg, caption))
-    return Layers(record is not None, len(layers), figures, models.layer_table(layers))
+    experts, few = _experts(record or {})
+    table = models.layer_table(layers)
+    return Layers(record is not None, len(layers), figures, table, experts, few)
+
+
+def _experts(record: Report) -> tuple[Figure | None, list[str]]:
+    """The heat map of a record with experts, and those that too few tokens reach."""
+    if not (experts := record.get("experts")):
+        return None, []
+    tokens, floor = experts["tokens"], experts["floor"]
+    few = sum(count < floor for of_layer in tokens.values() for count in of_layer)
+    total = sum(map(len, tokens.values()))
+    caption = (
+        f"Calibration tokens of each expert. Fewer than {floor} reach {few:,} of "
+        f"{count_of(total, 'expert')}: their weights are rounded, without a solver."
+    )
+    svg = expert_map("experts", "Calibration tokens of each expert, by layer", tokens, floor)
+    return Figure(svg, caption), few_tokens(tokens, floor)

@@ -24,6 +24,7 @@ TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tok
 LABEL_LIMIT = 28  # characters of a label at a point
 _MARKERS = "osD^vPX*"
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"(?<=\bexperts)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -172,17 +173,23 @@ def position_plot(name: str, title: str, points: Sequence[Position]) -> Markup:
 def layer_errors(layers: Sequence[Mapping[str, Any]]) -> list[LayerError]:
     """The layers of numbered blocks whose error is known, in the order of the record.
 
+    Layers of the experts of a block are one, with the mean error.
+
     Args:
         layers: entries of the checkpoint's record, with `name` and perhaps `final_error`, the
             relative squared error.
     """
-    errors = []
+    errors: dict[tuple[str, int, str], list[float]] = {}
     for layer in layers:
         block, error = _BLOCK.fullmatch(layer["name"]), layer.get("final_error")
         if block and error is not None:
             stage, index, rest = block.groups()
-            errors.append(LayerError(stage, int(index), rest.rpartition(".")[2], float(error)))
-    return errors
+            key = stage, int(index), _EXPERT.sub(".", rest)
+            errors.setdefault(key, []).append(float(error))
+    return [
+        LayerError(stage, index, rest.rpartition(".")[2], fmean(values))
+        for (stage, index, rest), values in errors.items()
+    ]
 
 
 def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:

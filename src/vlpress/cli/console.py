@@ -105,6 +105,12 @@ def _estimate(memory: Result, estimate: Result) -> list[str]:
             f"model, and {format_bytes(memory['gradient_per_token'])} per token of the longest "
             "sample"
         )
+    if experts := estimate["experts"]:
+        lines.append(
+            f"experts: {experts['experts']} in each of {experts['layers']} layers, for about "
+            f"{experts['tokens']:.0f} of {estimate['tokens']} tokens each; those with fewer than "
+            f"{experts['floor']} are rounded"
+        )
     return [
         *lines,
         f"disk: {format_bytes(estimate['scratch_bytes'])} while it runs, "

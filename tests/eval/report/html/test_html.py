@@ -282,7 +282,9 @@ def test_fidelity_and_layers_are_drawn_where_known(bench: Workbench) -> None:
         for stage in ("model.layers", "visual.blocks")
         for block in range(2)
     ]
-    record = {"recipe": {"name": "<w4>"}, "layers": layers}
+    tokens = {"model.layers.0.<mlp>": [300, 12], "model.layers.1.<mlp>": [64, 248]}
+    experts = {"floor": 64, "tokens": tokens}
+    record = {"recipe": {"name": "<w4>"}, "experts": experts, "layers": layers}
     (bench.source / "vlpress.json").write_text(json.dumps(record))
     cand = bench.run("cand", names=NAMES[2:], seed=1, reference=base)
     shown = page(bench, base, cand)
@@ -293,7 +295,10 @@ def test_fidelity_and_layers_are_drawn_where_known(bench: Workbench) -> None:
     # So few tokens share a single position, which is not drawn.
     labels = [a["aria-label"] for a in fidelity.all("svg")]
     assert labels == ["Histogram of the KL divergence of answer tokens"]
-    assert len(drawn.all("svg")) == 2 and "error of rounding" in drawn.text
+    assert len(drawn.all("svg")) == 3 and "error of rounding" in drawn.text
+    assert "Fewer than 64 reach 1 of 4 experts" in drawn.text
+    assert "model.layers.0.<mlp>: 1 (12)" in drawn.text
+    assert "model.layers.1.<mlp>:" not in drawn.text
     assert "Recipe <w4>" in shown.text
     for layer in layers:
         del layer["final_error"], layer["rtn_error"]
@@ -311,6 +316,10 @@ def test_fidelity_and_layers_are_drawn_where_known(bench: Workbench) -> None:
         '{"layers": [{"name": 3}]}',
         '{"layers": [4]}',
         '{"layers": [{"name": "a", "final_error": "b"}]}',
+        '{"layers": [], "experts": [1]}',
+        '{"layers": [], "experts": {"floor": 64, "tokens": {}}}',
+        '{"layers": [], "experts": {"floor": 64, "tokens": {"a": []}}}',
+        '{"layers": [], "experts": {"floor": 64, "tokens": {"a": [-1]}}}',
     ],
 )
 def test_a_damaged_record_of_layers_is_named(bench: Workbench, content: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from vlpress.eval.report.html import plots
+from vlpress.eval.report.html.expert_map import expert_map, few_tokens, levels
 from vlpress.eval.report.html.plots import IntervalRow, LayerError, ParetoPoint
 from vlpress.eval.report.html.svg import WIDTH, plain
 
@@ -26,7 +27,7 @@ def intervals(label: str = "ocr") -> Markup:
     return plots.interval_plot("p", "Intervals & more", rows, 2.0)
 
 
-NAMES = ("intervals", "histogram", "zeros", "position", "layers", "pareto", "one point")
+NAMES = ("intervals", "histogram", "zeros", "position", "layers", "pareto", "one point", "experts")
 
 
 @functools.cache
@@ -51,6 +52,7 @@ def figures() -> dict[str, Markup]:
             "score",
         ),
         "one point": plots.pareto_plot("p", "t", [ParetoPoint("a", 1e6, 0, True)], "KL", log=True),
+        "experts": expert_map("p", "t", {"layers.0": [0, 64, 900], "layers.1": [70, 63, 70]}, 64),
     }
 
 
@@ -139,3 +141,31 @@ def test_layers_are_distinguished_by_stage_block_and_kind() -> None:
     errors = plots.layer_errors(layers + unplaced)
     assert [(e.stage, e.block, e.kind) for e in errors] == list(names.values())
     assert {e.error for e in errors} == {0.25}
+
+
+def test_levels_of_experts_cover_every_number_once() -> None:
+    tokens = {"a": [0, 100, 300], "b": [400, 200, 200]}
+    scale = levels(tokens, 64)
+    assert [level.least for level in scale] == [0, 64, 100, 200, 400]
+    assert [level.label for level in scale] == [
+        "fewer than 64",
+        "64 to 99",
+        "100 to 199",
+        "200 to 399",
+        "400 and more",
+    ]
+    few = levels({"a": [1, 2]}, 64)  # all below the floor
+    assert [level.label for level in few] == ["fewer than 64", "64 and more"]
+
+
+def test_experts_below_the_floor_are_named() -> None:
+    tokens = {"model.layers.0.mlp.experts": [63, 64, 0], "model.layers.1.mlp.experts": [64, 64, 70]}
+    assert few_tokens(tokens, 64) == ["model.layers.0.mlp.experts: 0 (63), 2 (0)"]
+
+
+def test_errors_of_experts_are_averaged() -> None:
+    layers = [
+        {"name": f"model.layers.2.mlp.experts.{expert}.up_proj", "final_error": error}
+        for expert, error in enumerate((0.1, 0.3))
+    ]
+    assert plots.layer_errors(layers) == [LayerError("model.layers", 2, "up_proj", 0.2)]
