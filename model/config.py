@@ -176,12 +176,11 @@ def _qwen3_text(family: str, raw: Mapping[str, Any]) -> TextConfig:
     section = parse(form, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
     experts = None
     if isinstance(section, Qwen3MoeTextSection):
-        # Decided by the family: with hidden_size = 2 x moe_intermediate_size, shapes cannot tell.
         experts = ExpertSizes(
             section.num_experts,
             section.num_experts_per_tok,
             section.moe_intermediate_size,
-            input_major=True,
+            input_major=_input_major(raw),
         )
     return TextConfig(
         **section.common_sizes(section.rope),
@@ -193,6 +192,29 @@ def _qwen3_text(family: str, raw: Mapping[str, Any]) -> TextConfig:
         yarn=section.rope.yarn,
         experts=experts,
     )
+
+
+def _input_major(raw: Mapping[str, Any]) -> bool:
+    """Tell the orientation of the tensors of all experts, by the library that saved them.
+
+    Shapes cannot tell: with hidden_size = 2 x moe_intermediate_size both orientations have one.
+    Published files (transformers 4) hold `[experts, in_features, out_features]`; those of
+    transformers 5.2 and later `[experts, out_features, in_features]`. (5.0 and 5.1 write the
+    weights of each expert under names of their own.)
+
+    Raises:
+        ValueError: the version cannot be read.
+    """
+    version = raw.get("transformers_version")
+    if version is None:
+        return True
+    major = str(version).partition(".")[0]
+    if not major.isdecimal():
+        raise ValueError(
+            f"{FILE}: transformers_version is {version!r}; allowed: a version such as 4.57.0, "
+            f"which tells the orientation of the experts' weights; {REMEDY}"
+        )
+    return int(major) < 5
 
 
 def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> dict[str, int]:

@@ -37,9 +37,14 @@ class ExpertLinear(nn.Module):
         self.parameter = weight.tensor.rpartition(".")[2]
 
     @property
+    def owner(self) -> nn.Module:
+        """The module with the tensor of all experts."""
+        return self._owner[0]
+
+    @property
     def weight(self) -> Tensor:
         """The weight, `[out_features, in_features]`."""
-        return self.slice.view(getattr(self._owner[0], self.parameter))
+        return self.slice.view(getattr(self.owner, self.parameter))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[tokens, in_features]` to `[tokens, out_features]`."""
@@ -47,10 +52,29 @@ class ExpertLinear(nn.Module):
 
     def release(self) -> None:
         """Drop the owner's parameter if no layer refers to it any more."""
-        owner = self._owner[0]
+        owner = self.owner
         layers = (module for module in owner.modules() if isinstance(module, ExpertLinear))
         if all(layer.parameter != self.parameter for layer in layers):
             setattr(owner, self.parameter, None)
+
+
+def expert_layers(module: nn.Module, prefix: str) -> dict[str, dict[str, ExpertLinear]]:
+    """List the layers whose weights are slices of a parameter inside a module.
+
+    Args:
+        module: contains the owners of the parameters.
+        prefix: path of the module; empty for a whole model.
+
+    Returns:
+        By full name of the parameter, the layers by full name.
+    """
+    paths = {id(each): path for path, each in module.named_modules(prefix=prefix)}
+    layers: dict[str, dict[str, ExpertLinear]] = {}
+    for path, each in module.named_modules(prefix=prefix):
+        if isinstance(each, ExpertLinear):
+            tensor = f"{paths[id(each.owner)]}.{each.parameter}"
+            layers.setdefault(tensor, {})[path] = each
+    return layers
 
 
 @contextmanager

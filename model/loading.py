@@ -6,7 +6,7 @@ peak memory is then that of the largest block instead of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
+from .expert_linear import expert_layers
 from .qwen_vl import QwenVL
 from .resolve import resolve_model
 
@@ -133,7 +134,7 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
     Raises:
         ValueError: a tensor is missing, unknown, or of another shape.
     """
-    expected = dict(model.named_parameters())
+    expected = stored_shapes(reader, model)
     missing = [name for name in expected if name not in reader]
     if missing:
         raise ValueError(_listed(reader, missing, "missing"))
@@ -146,8 +147,46 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
     ]
     if unknown:
         raise ValueError(_listed(reader, unknown, "unknown to this model"))
-    for name, parameter in expected.items():
-        _check_shape(reader, name, reader.shape(name), tuple(parameter.shape))
+    for name, shape in expected.items():
+        _check_shape(reader, name, reader.shape(name), shape)
+    _check_orientation(reader, model, expected)
+
+
+def stored_shapes(reader: CheckpointReader, model: QwenVL) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the tensors of a checkpoint must have, by name.
+
+    These are the parameters. Where the checkpoint has weights of single experts instead of a tensor
+    of all experts, they are the weights of all layers that share the tensor.
+    """
+    experts, shapes = expert_layers(model, ""), dict[str, tuple[int, ...]]()
+    for name, parameter in model.named_parameters():
+        layers = experts.get(name, {})
+        if name not in reader and any(f"{layer}.weight" in reader for layer in layers):
+            shapes |= {f"{path}.weight": tuple(of.weight.shape) for path, of in layers.items()}
+        else:
+            shapes[name] = tuple(parameter.shape)
+    return shapes
+
+
+def _check_orientation(
+    reader: CheckpointReader, model: QwenVL, expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse square tensors of all experts from transformers 5.
+
+    When it reads published ones, it transposes a tensor only if the shape is not the expected one,
+    so a square tensor that it has saved may have either orientation.
+    """
+    sizes = model.config.text.experts
+    if sizes is None or sizes.input_major:
+        return
+    for name in expert_layers(model, ""):
+        shape = expected.get(name, ())
+        if len(shape) == 3 and shape[1] == shape[2]:
+            raise ValueError(
+                f"{reader.folder}: {name} is {list(shape)}, saved by transformers 5, which may "
+                "have left it in either orientation; allowed: the original files, or weights of "
+                "single experts"
+            )
 
 
 def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
@@ -182,9 +221,10 @@ def _check_shape(
     if shape != expected:
         if len(shape) == 3 and (shape[0], shape[2], shape[1]) == expected:
             raise ValueError(
-                f"{reader.folder}: {name} is stored as [experts, out_features, in_features], as "
-                "transformers 5 saves it; allowed: the published form, [experts, in_features, "
-                "out_features]; transpose the tensors of the experts, or take the original files"
+                f"{reader.folder}: {name} is {list(shape)}, and {list(expected)} by config.json: "
+                "experts are stored as [experts, out_features, in_features] if "
+                "transformers_version is 5.2 or later, as [experts, in_features, out_features] if "
+                "it is earlier or missing; set it to that of the library that saved the weights"
             )
         raise ValueError(
             f"{reader.folder}: {name} has shape {list(shape)}, config.json requires "
@@ -230,18 +270,37 @@ def _fill(
     device: torch.device,
     transform: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
+    experts = expert_layers(module, prefix)
     for path, parameter in list(module.named_parameters()):
         name = f"{prefix}.{path}" if prefix else path
-        value = reader.copy(name)
-        if transform is not None:
-            value = transform(name, value)
-        _check_shape(reader, name, tuple(value.shape), tuple(parameter.shape))
-        if not value.is_floating_point():
-            raise ValueError(
-                f"{reader.folder}: {name} is stored as {value.dtype}; a model that is not "
-                "quantized has float weights only"
-            )
+        layers = {} if name in reader else experts.get(name, {})
+        if layers := {p: of for p, of in layers.items() if f"{p}.weight" in reader}:
+            value = torch.empty(parameter.shape, dtype=parameter.dtype)
+            for layer, of_layer in layers.items():
+                weight = of_layer.slice.view(value)
+                weight.copy_(_read(reader, f"{layer}.weight", tuple(weight.shape), transform))
+        else:
+            value = _read(reader, name, tuple(parameter.shape), transform)
         _assign(module, path, value.to(device=device, dtype=parameter.dtype))
+
+
+def _read(
+    reader: CheckpointReader,
+    name: str,
+    shape: tuple[int, ...],
+    transform: Callable[[str, Tensor], Tensor] | None,
+) -> Tensor:
+    """Read a float tensor and check its shape after the transform."""
+    value = reader.copy(name)
+    if transform is not None:
+        value = transform(name, value)
+    _check_shape(reader, name, tuple(value.shape), shape)
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{reader.folder}: {name} is stored as {value.dtype}; a model that is not quantized "
+            "has float weights only"
+        )
+    return value
 
 
 def _assign(module: nn.Module, path: str, value: Tensor) -> None:

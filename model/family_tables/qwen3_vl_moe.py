@@ -9,9 +9,11 @@ from ..moe import EXPERT_LINEARS
 from ..sizes import ExpertSizes
 from . import steps
 from .qwen3_vl import QWEN3_VL
-from .table import BlockLinear, Checkpoints, ExpertTensor, NormBinding, PairBinding
+from .table import BlockLinear, Checkpoints, ExpertTensor, KeptLinear, NormBinding, PairBinding
 
 _DENSE = QWEN3_VL.decoder
+_ROUTER_TAP = "router"
+_ROUTER_REASON = "it is the router, whose rounding errors would send tokens to other experts"
 _GATE, _UP, _DOWN = (f"mlp.experts.{{}}.{name}" for name in EXPERT_LINEARS)
 
 
@@ -34,7 +36,7 @@ def _expert_linear(name: str, inputs: str, outputs: str, tap: str) -> BlockLinea
             lambda config: _sizes(config).count,
             lambda config: _sizes(config).active,
             part,
-            input_major=True,
+            lambda config: _sizes(config).input_major,
         ),
     )
 
@@ -47,7 +49,7 @@ _DECODER = replace(
         _expert_linear(_UP, "hidden", "expert", "expert_gate_up"),
         _expert_linear(_DOWN, "expert", "hidden", "expert_down"),
     ),
-    kept=("mlp.gate",),
+    kept=(KeptLinear("mlp.gate", "hidden", "experts", _ROUTER_TAP, _ROUTER_REASON),),
     # Each expert has the tokens routed to it, for which blocks cannot be interrupted.
     checkpoints=Checkpoints(("o",), steps.complete_decoder_layer),
     norms=(

@@ -120,7 +120,7 @@ class ExpertTensor:
     count: Callable[[ModelConfig], int]  # number of experts
     active: Callable[[ModelConfig], int]  # number of experts that a token is routed to
     part: tuple[int, int] = (0, 1)  # see `WeightSlice`
-    input_major: bool = False  # see `WeightSlice`
+    input_major: Callable[[ModelConfig], bool] = lambda config: False  # see `WeightSlice`
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,18 @@ class BlockLinear:
         if self.experts is None:
             return (self.name,)
         return tuple(self.name.format(expert) for expert in range(self.experts.count(config)))
+
+
+@dataclass(frozen=True)
+class KeptLinear:
+    """A linear layer of every block that is never quantized, such as a router."""
+
+    name: str  # module path within the block
+    inputs: str  # key of `widths`
+    outputs: str  # key of `widths`
+    tap: str
+    reason: str  # why it stays in float, after "because"
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +212,7 @@ class Stage:
     count: Callable[[ModelConfig], int]
     step: Step
     linears: tuple[BlockLinear, ...]  # other fields name those of experts with {}, as they do
-    kept: tuple[str, ...] = ()  # linear layers that are never quantized, such as a router
+    kept: tuple[KeptLinear, ...] = ()
     entry: tuple[str, ...] = ()  # modules that belong to no block; `enter` runs them
     enter: Enter | None = None  # None: the state after the stage before
     leave: Leave | None = None  # None: all of the state
@@ -225,7 +237,7 @@ class Stage:
             *(name for padded in self.padded for name in (*padded.outputs, *padded.inputs)),
         ]
         self._refuse("linear", used, names)
-        self._refuse("linear", read, [*names, *self.kept])
+        self._refuse("linear", read, [*names, *(kept.name for kept in self.kept)])
         self._refuse("linear of two entries", [n for n in names if names.count(n) > 1], ())
         if self.checkpoints is not None:
             self._refuse("tap", self.checkpoints.taps, {linear.tap for linear in self.linears})
@@ -271,7 +283,7 @@ class Stage:
 
     def _names(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
         """Return the module paths within a block by name in the table."""
-        return {name: (name,) for name in self.kept} | {
+        return {kept.name: (kept.name,) for kept in self.kept} | {
             linear.name: linear.names(config) for linear in self.linears
         }
 
@@ -354,6 +366,28 @@ class Family:
             for spec in _specs(config, stage, block, linear)
         ]
 
+    def kept(self, config: ModelConfig) -> list[tuple[LinearSpec, str]]:
+        """List the linear layers that are never quantized, each with the reason."""
+        size = widths(config)
+        return [
+            (
+                LinearSpec(
+                    f"{stage.block_path(block)}.{kept.name}",
+                    size[kept.inputs],
+                    size[kept.outputs],
+                    kept.bias,
+                    stage.name,
+                    stage.part,
+                    block,
+                    kept.tap,
+                ),
+                kept.reason,
+            )
+            for stage in self.stages
+            for block in range(stage.count(config))
+            for kept in stage.kept
+        ]
+
 
 def _specs(
     config: ModelConfig, stage: Stage, block: int, linear: BlockLinear
@@ -365,7 +399,7 @@ def _specs(
         weight = None
         if experts:
             tensor = f"{path}.{experts.name}"
-            weight = WeightSlice(tensor, index, experts.part, experts.input_major)
+            weight = WeightSlice(tensor, index, experts.part, experts.input_major(config))
         yield LinearSpec(
             f"{path}.{name}" if name else path,
             size[linear.inputs],
@@ -394,5 +428,6 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "kv": text.num_key_value_heads * text.head_dim,
         "mlp": text.intermediate_size,
         "expert": text.experts.intermediate_size if text.experts else 0,
+        "experts": text.experts.count if text.experts else 0,
         "vocab": text.vocab_size,
     }

@@ -84,7 +84,7 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
     experts = {
         f"{spec.name}.weight": spec.slice.view(tensors[spec.slice.tensor])
         for spec in family_of(config).linears(config)
-        if spec.slice is not None
+        if spec.slice is not None and spec.slice.tensor in tensors
     }
     weights = {**tensors, **experts}
     for stage in family_of(config).stages:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...common.lazy_tensor import LazyTensor, TensorLike
 from ...model.checkpoint import CheckpointReader
+from ...model.expert_linear import expert_layers
 from ...model.loading import HEAD
 from ...model.qwen_vl import QwenVL
 from ..driver.padding import Padding, pad_tensors, padded_shapes
@@ -148,18 +149,23 @@ def check_unchanged(model: QwenVL, reader: CheckpointReader, report: QuantReport
         ValueError: a tensor differs.
     """
     schemes = report.plan.contents.schemes
+    experts = {
+        f"{path}.weight": layer
+        for layers in expert_layers(model, "").values()
+        for path, layer in layers.items()
+    }
     for name in reader.names():
         owner = name.rpartition(".")[0]
         if owner in schemes or name in report.changed or (name == HEAD and model.lm_head is None):
             continue
         try:
-            parameter = model.get_parameter(name).detach()
+            parameter = experts[name].weight if name in experts else model.get_parameter(name)
         except AttributeError:
             continue  # not part of the model, such as stored rotary frequencies
         stored = reader.tensor(name)
         stored = pad_tensors({name: stored}, model.config, report.plan.padding).get(name, stored)
         if parameter.shape != stored.shape or not torch.equal(
-            stored.to(parameter.device, parameter.dtype), parameter
+            stored.to(parameter.device, parameter.dtype), parameter.detach()
         ):
             raise ValueError(
                 f"{name} differs between the model and its source; give the checkpoint that the "

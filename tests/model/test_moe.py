@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from expert_files import write_single_experts
 from reference_model import encode, reference_logits
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import RandomModel, TinyConfig, make_random_model, write_checkpoint_folder
 
 from vlpress.model.config import ModelConfig
@@ -124,9 +126,62 @@ def test_transformers_reads_the_same_files(tmp_path: Path, random_model: RandomM
     with torch.no_grad():
         logits = load_model(folder, device="cpu")([prompt])[0]
     assert float((logits - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
-    theirs.save_pretrained(tmp_path / "saved")
-    assert ModelConfig.from_folder(tmp_path / "saved").text == ours.config.text
+    saved = tmp_path / "saved"
+    theirs.save_pretrained(saved)
+    again = load_model(saved, device="cpu")
+    assert again.config.text.experts and not again.config.text.experts.input_major
+    with torch.no_grad():
+        assert torch.equal(again([prompt])[0], logits)
+    config = json.loads((saved / "config.json").read_text())
+    assert config.pop("transformers_version") >= "5.2"
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"gate_up_proj is .* by config\.json.*or missing; set it"):
+        load_model(saved, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("version", "input_major"), [("4.57.0.dev0", True), (None, True), ("5.2.0", False)]
+)
+def test_the_library_that_saved_a_file_tells_the_orientation(
+    tiny_config: TinyConfig, version: str | None, input_major: bool
+) -> None:
+    raw = {**tiny_config("qwen3_vl_moe").raw, "transformers_version": version}
+    experts = ModelConfig.from_dict(raw).text.experts
+    assert experts is not None and experts.input_major is input_major
+    with pytest.raises(ValueError, match="transformers_version is 'dev'; allowed: a version"):
+        ModelConfig.from_dict(raw | {"transformers_version": "dev"})
+
+
+def test_square_tensors_of_transformers_5_are_refused(
+    tmp_path: Path, tiny_config: TinyConfig
+) -> None:
+    """It may have left them as published, depending on where its model came from."""
+    config = tiny_config("qwen3_vl_moe", text={"moe_intermediate_size": 64})
+    raw = {**config.raw, "transformers_version": "5.23.0"}
+    model = make_random_model(config=ModelConfig.from_dict(raw))
+    write_checkpoint_folder(tmp_path, model)
     with pytest.raises(
-        ValueError, match=r"experts.* \[experts, out_features, in_features\].*allowed"
+        ValueError, match=r"gate_up_proj is \[6, 128, 128\], saved by transformers 5.*allowed"
     ):
-        load_model(tmp_path / "saved", device="cpu")
+        load_model(tmp_path, device="cpu")
+
+
+def test_weights_of_single_experts_are_read(tmp_path: Path, random_model: RandomModel) -> None:
+    """As transformers 5.0 and 5.1 write them."""
+    model = random_model("qwen3_vl_moe")
+    folder = write_checkpoint_folder(tmp_path / "published", model)
+    single = write_single_experts(folder, tmp_path / "single")
+    names = load_file(single / "model.safetensors")
+    assert "model.language_model.layers.1.mlp.experts.3.gate_proj.weight" in names
+    assert not [name for name in names if name.endswith("experts.gate_up_proj")]
+    loaded = load_model(single, device="cpu")
+    expected = dict(load_model(folder, device="cpu").named_parameters())
+    for name, parameter in loaded.named_parameters():
+        # In memory they have the orientation of transformers 5.
+        weight = parameter.transpose(1, 2) if ".experts." in name else parameter
+        assert torch.equal(weight, expected[name]), name
+    missing = "model.language_model.layers.1.mlp.experts.3.up_proj.weight"
+    del names[missing]
+    save_file(names, single / "model.safetensors")
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts\.3\.up_proj\.weight is missing"):
+        load_model(single, device="cpu")

@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 from blockwise_jobs import contents, finish, job, source_of
+from expert_files import single_experts, write_single_experts
 from gptq_files import all_tensors
 from sequential_runs import run_sequential
 from tiny_models import prompt, prompts
@@ -29,13 +30,14 @@ from vlpress.quant.checkpoint.export import export
 from vlpress.quant.checkpoint.formats.patterns import layer_patterns
 from vlpress.quant.checkpoint.loading import load_quantized
 from vlpress.quant.checkpoint.verify import first_tokens
-from vlpress.quant.driver.layer_solver import EXPERT_TOKENS
+from vlpress.quant.driver.experts import EXPERT_TOKENS
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.plan.experts import expected_tokens
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.targets import compressed_layers, weight_of
+from vlpress.quant.targets import compressed_layers, put_calibrating, weight_of
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")
 
@@ -145,12 +147,48 @@ def test_experts_with_few_tokens_are_rounded_and_named() -> None:
 
 def test_the_tensor_of_all_experts_is_dropped_with_the_last_one() -> None:
     model = small_model()
-    quantize_(model, recipe(GPTQ), prompts(model.config))
-    assert not [name for name, _ in model.named_parameters() if ".experts." in name]
-    only = small_model()
-    quantize_(only, recipe(GPTQ | {"ignore": ["*.experts.*.down_proj"]}), prompts(model.config))
-    left = [name for name, _ in only.named_parameters() if ".experts." in name]
+    specs = [s for s in family_of(model.config).linears(model.config) if s.expert is not None]
+    for spec in specs:
+        if not spec.name.endswith("down_proj"):
+            put_calibrating(model, spec, rtn(weight_of(model, spec), QuantScheme(4, 32)))
+    left = [name for name, _ in model.named_parameters() if ".experts." in name]
     assert left == [f"model.layers.{i}.mlp.experts.down_proj" for i in range(LAYERS)]
+    quantized = small_model()
+    quantize_(quantized, recipe(GPTQ), prompts(model.config))
+    assert not [name for name, _ in quantized.named_parameters() if ".experts." in name]
+
+
+@pytest.mark.parametrize("layer", ["gate", "up", "down"])
+def test_all_experts_of_a_layer_have_one_scheme(layer: str) -> None:
+    """One kernel of an engine computes gate, up and down of all experts."""
+    config = ModelConfig.from_dict(small_config())
+    of_layer = f"model.layers.1.mlp.experts.2.{layer}_proj"
+    eight = GPTQ | {"bits": 8, "targets": [of_layer]}
+    message = rf"model\.layers\.1\.mlp\.experts has experts of 2 schemes .*{of_layer}: int8"
+    with pytest.raises(ValueError, match=message):
+        make_plan(config, recipe(GPTQ | {"ignore": [of_layer]}, eight))
+    layers = [f"model.layers.{index}.mlp.experts.*" for index in (0, 2)]
+    others = [GPTQ | {"targets": layers[:1], "bits": 8}, GPTQ | {"ignore": layers}]
+    plan = make_plan(config, recipe(*others))  # layers may differ
+    fates = [{r.fate for r in plan.rows if f".{i}.mlp.experts." in r.name} for i in range(LAYERS)]
+    assert fates == [
+        {"gptq int8 g32 sym"},
+        {"gptq int4 g32 sym"},
+        {f"kept, because the recipe ignores {layers[1]!r}"},
+    ]
+
+
+def test_routers_have_rows() -> None:
+    plan = make_plan(ModelConfig.from_dict(small_config()), recipe(GPTQ))
+    names = [row.name for row in plan.rows]
+    for block in range(LAYERS):
+        position = names.index(f"model.layers.{block}.mlp.gate")
+        row = plan.rows[position]
+        assert row.fate.startswith("kept, because it is the router")
+        assert (row.spec.in_features, row.spec.out_features) == (64, EXPERTS)
+        assert row.bytes_before == row.bytes_after == 4 * 64 * EXPERTS
+        assert names[position - 1] == f"model.layers.{block}.self_attn.o_proj"
+        assert names[position + 1] == f"model.layers.{block}.mlp.experts.0.gate_proj"
 
 
 @pytest.mark.parametrize("step", [GPTQ, GPTQ | {"method": "rtn"}], ids=["gptq", "rtn"])
@@ -194,6 +232,37 @@ def test_checkpoints_hold_every_expert_under_its_own_name(
     config = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
     modules = itertools.chain(*config["modules_in_block_to_quantize"])
     assert "mlp.experts.3.up_proj" in modules
+    router = "model.language_model.layers.1.mlp.gate"
+    rules = [rule.removeprefix("-:") for rule in config["dynamic"]]
+    assert any(re.match(rule, router) for rule in rules)
+    assert not any(re.match(rule, f"{experts}.3.gate_proj") for rule in rules)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["config_groups"]["group_0"]["targets"] == ["Linear"]
+    assert router in config["ignore"]  # engines would take it for a quantized layer
+
+
+def test_sources_with_single_experts_give_the_same_layers(tmp_path: Path) -> None:
+    source = source_of(tmp_path, "qwen3_vl_moe")
+    single = write_single_experts(source, tmp_path / "single")
+    step = GPTQ | {"method": "rtn", "ignore": ["model.layers.1.mlp.experts.*"]}
+    for folder in (source, single):
+        made = job(folder, [step], [])
+        finish(made, tmp_path / f"{folder.name}-work", tmp_path / f"{folder.name}-out")
+    expected, actual = (all_tensors(tmp_path / f"{f.name}-out") for f in (source, single))
+    kept = [
+        name for name in expected if name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    ]
+    expected |= single_experts({name: expected.pop(name) for name in kept})
+    assert set(actual) == set(expected) and len(kept) == 2
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
+    model = load_quantized(tmp_path / "single-out", device="cpu")
+    reference = load_quantized(tmp_path / f"{source.name}-out", device="cpu")
+    sample = prompt(model.config, [], 9, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(model([sample])[0], reference([sample])[0])
+    report = quantize_(loaded := load_model(single, device="cpu"), made.recipe)
+    save_quantized(loaded, report, single, tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(tmp_path / "single-out")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +279,8 @@ def test_checkpoints_hold_every_expert_under_its_own_name(
         ),
         (
             GPTQ | {"ignore": ["*.experts.1.*"]},
-            r"experts\.1\.gate_proj is kept and other layers of .*gate_up_proj are quantized",
+            r"layers\.0\.mlp\.experts has experts of 2 schemes .*experts\.0\.gate_proj: int4 .*"
+            r"experts\.1\.gate_proj: kept.*give all of them one scheme",
         ),
     ],
 )
@@ -240,6 +310,30 @@ def test_plan_has_a_row_for_every_expert() -> None:
     rows = [row for row in plan.quantized if row.spec.expert is not None]
     assert len(rows) == LAYERS * 3 * EXPERTS
     assert {row.spec.token_share for row in rows} == {ACTIVE / EXPERTS}
+
+
+def test_tokens_of_experts_are_expected_and_recorded() -> None:
+    model = small_model()
+    samples = prompts(model.config)
+    tokens = sum(map(len, samples))
+    report = quantize_(model, recipe(GPTQ), samples)
+    record = report.to_dict()["experts"]
+    blocks = [f"model.layers.{index}.mlp.experts" for index in range(LAYERS)]
+    assert record["floor"] == EXPERT_TOKENS and list(record["tokens"]) == blocks
+    assert {sum(counts) for counts in record["tokens"].values()} == {ACTIVE * tokens}
+    layers = {layer.row.name: layer.tokens for layer in report.layers}
+    assert [record["tokens"][blocks[1]][e] for e in range(EXPERTS)] == [
+        layers[f"{blocks[1]}.{e}.down_proj"] for e in range(EXPERTS)
+    ]
+    assert expected_tokens(report.plan.rows, tokens) == {
+        "layers": LAYERS,
+        "experts": EXPERTS,
+        "tokens": tokens * ACTIVE / EXPERTS,
+        "floor": EXPERT_TOKENS,
+    }
+    rounded = quantize_(small_model(), recipe(GPTQ | {"method": "rtn"}))
+    assert "experts" not in rounded.to_dict()
+    assert expected_tokens(rounded.plan.rows, tokens) is None
 
 
 def test_smoothing_searches_around_experts() -> None:

@@ -225,11 +225,12 @@ def _not_converted(contents: Contents) -> list[str]:
     """
     stage = family_of(contents.config).decoder
     unquantized = set(contents.unquantized)
+    members = [name for linear in stage.linears for name in linear.names(contents.config)]
+    members += [kept.name for kept in stage.kept]
     layers = [
         f"{block}.{name}".removeprefix("model.")
         for block in stage.blocks(contents.config)
-        for linear in stage.linears
-        for name in linear.names(contents.config)
+        for name in members
         if f"{block}.{name}" in unquantized
     ]
     return ["visual", "model.visual", "lm_head", *layers]

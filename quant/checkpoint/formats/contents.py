@@ -67,8 +67,9 @@ class Contents:
 
     @cached_property
     def unquantized(self) -> tuple[str, ...]:
-        """Names of the unquantized linear layers; a tied head is not one of them."""
-        return tuple(name for name in self.linears if name not in self.schemes)
+        """Names of the unquantized linear layers, routers last; a tied head is none of them."""
+        kept = (spec.name for spec, _ in family_of(self.config).kept(self.config))
+        return (*(name for name in self.linears if name not in self.schemes), *kept)
 
     @cached_property
     def by_scheme(self) -> dict[Scheme, list[str]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 
 from ....model.config import ModelConfig
-from ....model.families import BlockLinear, Stage, family_of
+from ....model.families import Stage, family_of
 
 _ENGINE_NAMES = {
     "self_attn.q_proj": "self_attn.qkv_proj",
@@ -46,7 +46,7 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
             for block in blocks
             for linear in stage.linears
             for name in linear.names(config)
-        }
+        } | {f"{block}.{kept.name}" for block in blocks for kept in stage.kept}
         if stage.part != "head" and members <= names:
             patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
         else:
@@ -84,17 +84,19 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
         return [HEAD] if set(blocks) & names else []
     before, after = _path(stage)
     by_blocks: dict[str, list[str]] = {}
-    for linear in stage.linears:
+    members = [(linear.name, linear.names(config)) for linear in stage.linears]
+    members += [(kept.name, (kept.name,)) for kept in stage.kept]
+    for of_all, of_each in members:
         indices: dict[str, str] = {}
-        for name in linear.names(config):
+        for name in of_each:
             hits = [i for i, block in enumerate(blocks) if f"{block}.{name}" in names]
             misses = [i for i in range(len(blocks)) if i not in hits]
             if hits and all(f"{blocks[i]}.{name}" in either for i in misses):
                 indices[name] = r"\d+"
             elif hits:
                 indices[name] = f"({'|'.join(map(str, hits))})"
-        if len(indices) > 1 and len(indices) == len(linear.names(config)):
-            indices = _of_all_experts(linear, indices)
+        if len(indices) > 1 and len(indices) == len(of_each):
+            indices = _of_all_experts(of_all, indices)
         for name, index in indices.items():
             by_blocks.setdefault(index, []).append(name)
     patterns = []
@@ -106,10 +108,10 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
     return patterns
 
 
-def _of_all_experts(linear: BlockLinear, indices: dict[str, str]) -> dict[str, str]:
-    """Join the layers of all experts to one with {} for the expert, if they have equal indices."""
+def _of_all_experts(name: str, indices: dict[str, str]) -> dict[str, str]:
+    """Join the layers of all experts to `name`, which has {}, if they have equal indices."""
     of_all = set(indices.values())
-    return {linear.name: of_all.pop()} if len(of_all) == 1 else indices
+    return {name: of_all.pop()} if len(of_all) == 1 else indices
 
 
 def _expression(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import family_of
-from ....model.loading import build_model, check_tied_head
+from ....model.loading import build_model, check_tied_head, stored_shapes
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
 from ...recipe.scheme import Scheme
@@ -112,13 +112,15 @@ class QuantizedCheckpoint:
                 zero, or a tied head is stored and differs from the embedding.
         """
         model = build_model(self.config)
-        parameters = {name for name, _ in model.named_parameters()}
+        parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
-        weights = {
-            weight.tensor if (weight := self._specs[name].slice) else f"{name}.weight"
-            for name in self.schemes
-        }
+        weights = {f"{name}.weight" for name in self.schemes}
+        slices: dict[str, list[str]] = {}
+        for name, spec in self._specs.items():
+            if spec.slice is not None:
+                slices.setdefault(spec.slice.tensor, []).append(name)
+        weights |= {t for t, names in slices.items() if all(n in self.schemes for n in names)}
         missing = sorted(parameters - weights - stored)
         unknown = [
             name

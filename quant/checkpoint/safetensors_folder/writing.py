@@ -106,8 +106,9 @@ def _first_part(origin: Origin, layer: str) -> str:
 
 def _file_names(origin: Origin, contents: Contents) -> Callable[[str], str]:
     def file_name(layer: str) -> str:
-        weight = contents.linears[layer].slice
-        if weight is None:
+        spec = contents.linears.get(layer)  # a router has none
+        weight = spec.slice if spec else None
+        if weight is None or weight.tensor not in origin.reader:
             return origin.reader.source_name(f"{layer}.weight").removesuffix(".weight")
         return renamed(layer, weight.tensor, origin.reader.source_name(weight.tensor))
 
