@@ -88,7 +88,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     source = Source.find(options.model, settings)
     if is_quantized(source.folder):
         raise ValueError(f"{source.name}: is quantized already; vlpress inspect shows its layers")
-    recipe = resolve_recipe(options.recipe, options, settings, options.tp)
+    recipe = resolve_recipe(options.recipe, options, source, options.tp)
     dtype = source.dtype
     layers = make_plan(source.config, recipe, dtype=dtype, format=options.format)
     check_format(layers, options.format)

@@ -110,7 +110,7 @@ class Job:
         """
         if is_quantized(source.folder):
             raise ValueError(f"{source.name}: is quantized already; start from the original model")
-        recipe = resolve_recipe(recipe_name, calibration, source.settings, tp)
+        recipe = resolve_recipe(recipe_name, calibration, source, tp)
         plan = make_plan(source.config, recipe, format=format_)
         check_format(plan, format_)
         processor = source.processor()

@@ -20,6 +20,7 @@ from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from .checkpoint.loading import open_model, resolve_folder
 from .config import CalibrationOptions, ModelSettings
+from .plan.part_targets import spell_out_parts
 from .recipe.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -78,26 +79,26 @@ class Source:
 
 
 def resolve_recipe(
-    name: str, calibration: CalibrationOptions, settings: ModelSettings, tp: int | None = None
+    name: str, calibration: CalibrationOptions, source: Source, tp: int | None = None
 ) -> Recipe:
-    """Read a recipe; options that are given take precedence over it.
+    """Read a recipe for a model; options that are given take precedence over it.
 
     Args:
         name: a preset or a TOML file.
         calibration: number of samples.
-        settings: seed of the draw.
+        source: the model, and the seed of the draw.
         tp: tensor-parallel size at serving time.
 
     Raises:
         FileNotFoundError: neither a preset nor a file.
         ValueError: the recipe is unusable.
     """
-    recipe = Recipe.resolve(name)
+    recipe = spell_out_parts(Recipe.resolve(name), source.config)
     section = recipe.calibration
     if calibration.calib_samples is not None:
         section = replace(section, samples=calibration.calib_samples)
-    if settings.seed is not None:
-        section = replace(section, seed=settings.seed)
+    if source.settings.seed is not None:
+        section = replace(section, seed=source.settings.seed)
     return replace(recipe, calibration=section, tp=recipe.tp if tp is None else tp)
 
 

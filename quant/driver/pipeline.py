@@ -8,6 +8,7 @@ from ...model.qwen_vl import QwenVL
 from ..checkpoint.formats.table import AUTO
 from ..checkpoint.loading import is_quantized, load_quantized, open_model, resolve_folder
 from ..checkpoint.saving import check_format, save_quantized
+from ..plan.part_targets import spell_out_parts
 from ..plan.plan import check_images, make_plan
 from ..recipe.recipe import Recipe
 from ..targets import compressed_layers
@@ -57,6 +58,7 @@ def quantize_(
             gradient token weights, activations overflow, or GPTQ falls back to rounding on over
             5 % of the rows.
     """
+    recipe = spell_out_parts(recipe, model.config)
     plan = make_plan(model.config, recipe, format=format)
     if quantized := compressed_layers(model):
         raise ValueError(

@@ -26,6 +26,7 @@ from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
 from .experts import check_experts, insert_kept, scheme_label
 from .memory_estimate import MemoryEstimate, count_memory
+from .part_targets import spell_out_parts
 from .target_matching import check_groups, claim_layers
 
 BYTES = 16
@@ -189,6 +190,7 @@ def make_plan(
             quantized, a transform has nothing to do, or the format is unknown.
     """
     family = family_of(config)
+    recipe = spell_out_parts(recipe, config)
     sources = family.linears(config)
     claims = claim_layers(sources, recipe)
     claimed = [name for name, (step, _) in claims.items() if step is not None]

@@ -17,7 +17,8 @@ SEARCH = "search"
 """The `alpha` of a SmoothQuant step that is searched in every block."""
 ALPHA = SEARCH
 """Default of the presets; no single number did as well on the built-in models, see docs/log.md."""
-VISION = ("visual.blocks.*", "visual.merger.*")
+VISION = ("tower",)
+"""All layers of the tower, see `spell_out_parts`."""
 DYNAMIC = {"activations": "dynamic"}
 STATIC = {"activations": "static"}
 

@@ -26,7 +26,8 @@ loss's sensitivity to errors at it.
 
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
-expression after `re:`. The recipe with every default spelled out goes into the checkpoint.
+expression after `re:`. `tower`, `decoder` or `head` instead of a pattern names all layers of that
+part of the model. The recipe with all defaults and patterns spelled out goes into the checkpoint.
 """
 
 import fnmatch

@@ -20,7 +20,7 @@ from vlpress.quant.recipe.recipe import Recipe
 GPTQ: dict[str, Any] = {"method": "gptq", "bits": 4, "group_size": 32}
 RTN: dict[str, Any] = {"method": "rtn", "bits": 8, "group_size": -1}
 STATIC = RTN | {"activations": "static"}
-TOWER = ["visual.blocks.*", "visual.merger.*"]
+TOWER = ["visual.*"]
 DECODER = ["model.layers.*"]
 BOTH = [GPTQ | {"targets": TOWER}, GPTQ | {"targets": DECODER}]
 SMOOTH = {"method": "smoothquant", "alpha": "search"}

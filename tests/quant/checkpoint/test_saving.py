@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("reference_kernel")
 
 INT8 = {"method": "gptq", "bits": 8, "group_size": -1, "activations": "dynamic"}
 SMOOTH = {"method": "smoothquant", "alpha": 0.5}
-TOWER = ["visual.blocks.*", "visual.merger.*"]
+TOWER = ["visual.*"]
 
 
 def saved(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from blockwise_jobs import BOTH, GPTQ, RTN, STEPS, TOWER, contents, finish, job, source_of
-from tiny_models import prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import DENSE, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
@@ -25,14 +25,16 @@ def in_memory(source: Path, streaming: BlockwiseQuantizer, out: Path) -> dict[st
     return contents(out)
 
 
-# One recipe of each kind; families differ in their towers only.
+# One recipe of each kind.
 SAME_BYTES = [
     ("qwen2_5_vl", "solved"),
     ("qwen2_5_vl", "awq"),
     ("qwen2_5_vl", "against the float model"),
     ("qwen2_vl", "smoothed"),
+    ("qwen3_vl", "smoothed"),
+    ("qwen3_vl", "against the float model"),
 ]
-FAMILIES_AND_STEPS = [(family, name) for family in ("qwen2_5_vl", "qwen2_vl") for name in STEPS]
+FAMILIES_AND_STEPS = [(family, name) for family in DENSE for name in STEPS]
 OTHERS = [case for case in FAMILIES_AND_STEPS if case not in SAME_BYTES]
 
 
@@ -100,16 +102,23 @@ def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "name",
+    ("family", "name"),
     [
-        "solved",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("smoothed", "against the float model")),
+        ("qwen2_5_vl", "solved"),
+        pytest.param("qwen2_5_vl", "smoothed", marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", "against the float model", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "against the float model", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_anywhere_it_ends_in_the_same_bytes(
-    tmp_path: Path, name: str, stride: int, memory: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    family: str,
+    name: str,
+    stride: int,
+    memory: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = source_of(tmp_path)
+    source = source_of(tmp_path, family)
     samples = prompts(ModelConfig.from_folder(source))
     expected = finish(job(source, STEPS[name], samples), tmp_path / "work", tmp_path / "whole")
     work, out, cuts = tmp_path / "cut", tmp_path / "out", 0

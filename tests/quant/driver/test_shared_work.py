@@ -30,17 +30,19 @@ def share(streaming: BlockwiseQuantizer, work: Path, out: Path, count: int) -> d
 
 
 @pytest.mark.parametrize(
-    "count, name",
+    "count, family, name",
     [
-        (3, "rounded"),
-        (3, "solved"),
-        pytest.param(2, "smoothed", marks=pytest.mark.slow),
-        pytest.param(2, "awq", marks=pytest.mark.slow),
-        pytest.param(3, "against the float model", marks=pytest.mark.slow),
+        (3, "qwen2_5_vl", "rounded"),
+        (3, "qwen2_5_vl", "solved"),
+        pytest.param(2, "qwen2_5_vl", "smoothed", marks=pytest.mark.slow),
+        pytest.param(2, "qwen2_5_vl", "awq", marks=pytest.mark.slow),
+        pytest.param(3, "qwen2_5_vl", "against the float model", marks=pytest.mark.slow),
+        (2, "qwen3_vl", "smoothed"),
+        pytest.param(2, "qwen3_vl", "against the float model", marks=pytest.mark.slow),
     ],
 )
-def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, name: str) -> None:
-    source = source_of(tmp_path, steps=STEPS[name])
+def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, family: str, name: str) -> None:
+    source = source_of(tmp_path, family, steps=STEPS[name])
     streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
     expected = finish(streaming, tmp_path / "alone", tmp_path / "one")
     assert share(streaming, tmp_path / "work", tmp_path / "out", count) == expected

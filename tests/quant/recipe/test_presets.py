@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import paths
 import pytest
 import torch
 from tiny_models import prompts, small_config, small_model, write_small_checkpoint
 
+from vlpress.model.families import family_of
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.recipe.presets import PRESETS
@@ -24,8 +26,11 @@ EXAMPLES = paths.EXAMPLES / "recipes"
 SHARED = sorted(path.stem for path in EXAMPLES.glob("*.toml") if path.stem in PRESETS)
 
 
-def wider_model() -> QwenVL:
-    raw = small_config(hidden_size=128, num_attention_heads=8, num_key_value_heads=4)
+def wider_model(family: str) -> QwenVL:
+    text: dict[str, Any] = {"hidden_size": 128}
+    if family == "qwen2_5_vl":  # head_dim is hidden_size / num_attention_heads
+        text |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    raw = small_config(family, **text)
     raw["vision_config"]["out_hidden_size"] = 128
     return small_model(raw)
 
@@ -77,14 +82,22 @@ def test_most_examples_are_presets() -> None:
 
 
 # One preset of each method and format.
-QUICK = ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static")
+QUICK = {
+    "qwen2_5_vl": ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static"),
+    "qwen3_vl": ("w3a16", "vision-w8a8+decoder-w4a16"),
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in PRESETS]
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if name in quick else pytest.mark.slow)
+        for family, quick in QUICK.items()
+        for name in PRESETS
+    ],
 )
-def test_runs_and_is_written_in_the_default_format(name: str, tmp_path: Path) -> None:
-    model, original = wider_model(), wider_model()
+def test_runs_and_is_written_in_the_default_format(family: str, name: str, tmp_path: Path) -> None:
+    model, original = wider_model(family), wider_model(family)
     source = write_small_checkpoint(tmp_path / "source", original)
     samples = prompts(model.config)
     report = quantize_(model, Recipe.resolve(name), samples)
@@ -92,6 +105,9 @@ def test_runs_and_is_written_in_the_default_format(name: str, tmp_path: Path) ->
     loaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
     seen = {layer.startswith("visual") for layer in quantized_layers(loaded)}
     assert seen == ({True, False} if "vision" in name else {False})
+    if "vision" in name:
+        linears = family_of(model.config).linears(model.config)
+        assert {s.name for s in linears if s.part == "tower"} <= {*quantized_layers(loaded)}
     with torch.no_grad():
         logits, reloaded, float_logits = (torch.cat(m(samples)) for m in (model, loaded, original))
     assert torch.equal(logits, reloaded)
