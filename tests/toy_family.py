@@ -15,8 +15,8 @@ import torch
 from tiny_models import SMALL, make_random_model, small_config
 from torch import Tensor
 
-from vlpress.model import config
 from vlpress.model.config import ModelConfig, VisionConfig
+from vlpress.model.config_readers import READERS
 from vlpress.model.families import FAMILIES, BlockLinear, Family, NormBinding, Stage
 from vlpress.model.family_tables import steps
 from vlpress.model.features import Features
@@ -77,7 +77,7 @@ def registered() -> Iterator[None]:
     """Register the family for the length of a `with` block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, "toy", TOY)
-        patch.setattr(config, "MODEL_TYPES", (*config.MODEL_TYPES, "toy"))
+        patch.setitem(READERS, "toy", READERS["qwen2_5_vl"])
         yield
 
 

@@ -9,6 +9,7 @@ import torch
 from tiny_models import RandomModel, TinyConfig
 from torch import nn
 
+from vlpress.model.config_readers import READERS
 from vlpress.model.expert_linear import ExpertLinear
 from vlpress.model.families import (
     FAMILIES,
@@ -198,3 +199,7 @@ def test_stage_by_name(family: str) -> None:
     assert table.stage("decoder").block_path(3) == "model.layers.3"
     with pytest.raises(ValueError, match=r"'audio'.*vision, .*merger, decoder"):
         table.stage("audio")
+
+
+def test_every_family_has_a_reader_of_its_config() -> None:
+    assert READERS.keys() == FAMILIES.keys()

@@ -1,0 +1,143 @@
+"""How the `config.json` of each model type becomes sizes: one row of a table per family.
+
+Readers do not import torch, so that an unusable file is refused at once. A family has its other
+table in `family_tables/`, which describes modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..common.validation import parse
+from .config_fields import (
+    Qwen2TextSection,
+    Qwen2VisionSection,
+    Qwen3MoeTextSection,
+    Qwen3TextSection,
+    Qwen3VisionSection,
+    Qwen25VisionSection,
+)
+from .sizes import ExpertSizes, TextConfig, VisionConfig
+
+FILE = "config.json"
+REMEDY = "take the file from the original checkpoint"
+
+Raw = Mapping[str, Any]
+"""The whole file."""
+
+
+@dataclass(frozen=True)
+class ConfigReader:
+    """Functions of the whole file; they raise `ValueError` for a value that is not supported."""
+
+    vision: Callable[[Raw], VisionConfig]
+    text: Callable[[Raw], TextConfig]
+
+
+def text_section(raw: Raw) -> tuple[Raw, str]:
+    """Return the object with the decoder's keys, and its path: `text_config` or the whole file."""
+    nested = raw.get("text_config")
+    return (nested, "text_config") if isinstance(nested, Mapping) else (raw, "")
+
+
+def _qwen2_vision(raw: Raw) -> VisionConfig:
+    section = parse(
+        Qwen2VisionSection, raw.get("vision_config"), FILE, "vision_config", remedy=REMEDY
+    )
+    sizes = section.model_dump(exclude={"mlp_ratio"})
+    width = int(section.hidden_size * section.mlp_ratio)
+    return VisionConfig(**sizes, intermediate_size=width, norm="layer")
+
+
+def _qwen2_5_vision(raw: Raw) -> VisionConfig:
+    section = parse(
+        Qwen25VisionSection, raw.get("vision_config"), FILE, "vision_config", remedy=REMEDY
+    )
+    return VisionConfig(**section.model_dump(), norm="rms")
+
+
+def _qwen3_vision(raw: Raw) -> VisionConfig:
+    section = parse(
+        Qwen3VisionSection, raw.get("vision_config"), FILE, "vision_config", remedy=REMEDY
+    )
+    return VisionConfig(**section.model_dump(), norm="layer", separate_frames=True)
+
+
+def _qwen2_text(raw: Raw) -> TextConfig:
+    text_raw, at = text_section(raw)
+    section = parse(Qwen2TextSection, text_raw, FILE, at, remedy=REMEDY)
+    heads = section.num_attention_heads
+    head_dim = section.head_dim or section.hidden_size // heads
+    if head_dim * heads != section.hidden_size:
+        raise ValueError(
+            f"config.json: hidden_size {section.hidden_size} is not num_attention_heads "
+            f"{heads} x head_dim {head_dim}; correct one of them"
+        )
+    # Some nested files have the flag only inside text_config, and a default of false outside.
+    tied = bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
+    return TextConfig(
+        **section.common_sizes(section.rope), head_dim=head_dim, tie_word_embeddings=tied
+    )
+
+
+def _qwen3_text(raw: Raw) -> TextConfig:
+    section = parse(Qwen3TextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+    return _qwen3_sizes(raw, section, None)
+
+
+def _qwen3_moe_text(raw: Raw) -> TextConfig:
+    section = parse(Qwen3MoeTextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+    experts = ExpertSizes(
+        section.num_experts,
+        section.num_experts_per_tok,
+        section.moe_intermediate_size,
+        input_major=_input_major(raw),
+    )
+    return _qwen3_sizes(raw, section, experts)
+
+
+def _qwen3_sizes(raw: Raw, section: Qwen3TextSection, experts: ExpertSizes | None) -> TextConfig:
+    return TextConfig(
+        **section.common_sizes(section.rope),
+        head_dim=section.head_dim or section.hidden_size // section.num_attention_heads,
+        # Only the flag at the top level: that of text_config is a default which does not apply.
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
+        qkv_bias=False,
+        qk_norm=True,
+        yarn=section.rope.yarn,
+        experts=experts,
+    )
+
+
+def _input_major(raw: Raw) -> bool:
+    """Tell the orientation of the tensors of all experts, by the library that saved them.
+
+    Shapes cannot tell: with hidden_size = 2 x moe_intermediate_size both orientations have one.
+    Published files (transformers 4) hold `[experts, in_features, out_features]`; those of
+    transformers 5.2 and later `[experts, out_features, in_features]`. (5.0 and 5.1 write the
+    weights of each expert under names of their own.)
+
+    Raises:
+        ValueError: the version cannot be read.
+    """
+    version = raw.get("transformers_version")
+    if version is None:
+        return True
+    major = str(version).partition(".")[0]
+    if not major.isdecimal():
+        raise ValueError(
+            f"{FILE}: transformers_version is {version!r}; allowed: a version such as 4.57.0, "
+            f"which tells the orientation of the experts' weights; {REMEDY}"
+        )
+    return int(major) < 5
+
+
+READERS: dict[str, ConfigReader] = {
+    "qwen2_vl": ConfigReader(_qwen2_vision, _qwen2_text),
+    "qwen2_5_vl": ConfigReader(_qwen2_5_vision, _qwen2_text),
+    "qwen3_vl": ConfigReader(_qwen3_vision, _qwen3_text),
+    "qwen3_vl_moe": ConfigReader(_qwen3_vision, _qwen3_moe_text),
+}
+"""By `model_type`, which is the name of the family too."""
