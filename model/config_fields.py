@@ -126,8 +126,8 @@ class Qwen3RopeSection(RopeSection):
     beta_fast: Scale | None = None
     beta_slow: Scale | None = None
     truncate: bool = True
-    mscale: None = None
-    mscale_all_dim: None = None
+    mscale: Scale | None = None
+    mscale_all_dim: Scale | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -161,6 +161,8 @@ class Qwen3RopeSection(RopeSection):
             beta_fast=self.beta_fast or YarnScaling.beta_fast,
             beta_slow=self.beta_slow or YarnScaling.beta_slow,
             truncate=self.truncate,
+            mscale=self.mscale,
+            mscale_all_dim=self.mscale_all_dim,
         )
 
 

@@ -146,9 +146,7 @@ def decoder_frequencies(config: TextConfig) -> tuple[Tensor, float]:
     span = high - low or 0.001  # a step instead of a ramp
     kept = 1 - ((torch.arange(pairs, dtype=torch.float32) - low) / span).clamp(0, 1)
     frequencies = 1.0 / (yarn.factor * powers) * (1 - kept) + 1.0 / powers * kept
-    if yarn.attention_factor is not None:
-        return frequencies, yarn.attention_factor
-    return frequencies, 0.1 * math.log(max(yarn.factor, 1.0)) + 1.0
+    return frequencies, yarn.rotary_factor
 
 
 def check_mrope_layout(layout: str) -> None:

@@ -98,10 +98,28 @@ class YarnScaling:
 
     factor: float  # extended context / context of the training
     original_max_position_embeddings: int  # context of the training, in tokens
-    attention_factor: float | None = None  # of cosine and sine; None: 0.1 ln(factor) + 1
+    attention_factor: float | None = None  # of cosine and sine; None: `rotary_factor`
     beta_fast: float = 32.0  # rotations within the context above which a frequency stays
     beta_slow: float = 1.0  # rotations below which a frequency is divided by `factor`
     truncate: bool = True  # round the bounds between the two to whole frequencies
+    mscale: float | None = None  # with mscale_all_dim: weights of ln(factor), see below
+    mscale_all_dim: float | None = None
+
+    @property
+    def rotary_factor(self) -> float:
+        """Factor of cosine and sine: `attention_factor`, or 0.1 ln(factor) + 1.
+
+        With `mscale` and `mscale_all_dim` both given it is the quotient of two such sums, in which
+        ln(factor) has these weights, as in DeepSeek-V3's files; one of them alone has no effect.
+        """
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._scale(self.mscale) / self._scale(self.mscale_all_dim)
+        return self._scale(1.0)
+
+    def _scale(self, weight: float) -> float:
+        return 0.1 * weight * math.log(max(self.factor, 1.0)) + 1.0
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,9 @@ def test_yarn_of_qwen3_vl(tiny_config: TinyConfig) -> None:
     yarn = {"rope_type": "yarn", "factor": 3, "original_max_position_embeddings": 262144}
     config = tiny_config("qwen3_vl", text={"rope_scaling": section | yarn})
     assert config.text.yarn == YarnScaling(3.0, 262144)
+    scales = {"mscale": 0.7, "mscale_all_dim": 1}
+    config = tiny_config("qwen3_vl", text={"rope_scaling": section | yarn | scales})
+    assert config.text.yarn == YarnScaling(3.0, 262144, mscale=0.7, mscale_all_dim=1)
     assert tiny_config("qwen3_vl").text.yarn is None
 
 
@@ -245,7 +248,7 @@ ROPE = {"mrope_section": [12, 10, 10]}
             "mrope_interleaved is False; allowed: True",
         ),
         ({"rope_scaling": {"mrope_section": [8, 12, 12]}}, {}, r"\[8, 12, 12\].*every third of 32"),
-        ({"rope_scaling": ROPE | {"mscale": 1.0}}, {}, "mscale is 1.0; allowed: null"),
+        ({"rope_scaling": ROPE | {"mscale": 0}}, {}, "mscale is 0; allowed: .* above 0"),
         ({"head_dim": 32}, {}, "adds up to 32; it must be half of head_dim 32"),
         ({}, {"num_position_embeddings": 50}, "50 is not a square"),
         ({}, {"deepstack_visual_indexes": [1, 4]}, r"\[1, 4\]; allowed: .* from 0 to 3"),

@@ -231,6 +231,9 @@ def test_yarn_of_a_model(tiny_config: TinyConfig, tmp_path: Path) -> None:
     assert float((logits - plain([prompt])[0]).abs().max()) > 100 * TOLERANCE
 
 
+SCALED = {"factor": 40.0, "original_max_position_embeddings": 4096}
+
+
 @pytest.mark.parametrize(
     "yarn",
     [
@@ -239,6 +242,11 @@ def test_yarn_of_a_model(tiny_config: TinyConfig, tmp_path: Path) -> None:
         {"factor": 2.0, "original_max_position_embeddings": 512, "attention_factor": 1.5},
         {"factor": 4.0, "original_max_position_embeddings": 999, "beta_fast": 9.0, "beta_slow": 2},
         {"factor": 1.0, "original_max_position_embeddings": 512},
+        {**SCALED, "mscale": 0.707, "mscale_all_dim": 1.0},
+        {**SCALED, "mscale": 2.0},
+        {**SCALED, "mscale_all_dim": 2.0},
+        {**SCALED, "mscale": 0.7, "mscale_all_dim": 1.0, "attention_factor": 1.25},
+        {**SCALED, "factor": 0.5, "mscale": 0.7, "mscale_all_dim": 1.0},
     ],
 )
 def test_yarn_equals_transformers(yarn: dict[str, Any]) -> None:
