@@ -42,6 +42,8 @@ class _DecoderLayer(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("first_norm", ctypes.c_void_p),
         ("second_norm", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
         ("eps", ctypes.c_float),
         ("linears", _Linear * 4),
     )
@@ -63,7 +65,7 @@ class CpuDecoderLayer:
     def __init__(
         self,
         sizes: LayerSizes,
-        norms: tuple[Tensor, Tensor],
+        norms: Sequence[Tensor],
         eps: float,
         linears: Sequence[CpuLinear],
         kernels: Kernels,
@@ -72,21 +74,23 @@ class CpuDecoderLayer:
 
         Args:
             sizes: sizes of the layer.
-            norms: weights of the norms before attention and before the feed-forward, bf16 `[H]`.
-            eps: epsilon of both norms.
+            norms: weights of the norms before attention and before the feed-forward, bf16 `[H]`;
+                then, if q and k have any, those of their heads, bf16 `[D]`.
+            eps: epsilon of all norms.
             linears: q, k and v fused; output; gate and up fused; down. None of them may reorder its
                 inputs.
             kernels: the instruction set to use.
         """
         self.sizes, self.kernels = sizes, kernels
         # The struct holds raw pointers: these references keep the tensors alive.
-        self._norms, self._linears = norms, tuple(linears)
+        self._norms, self._linears = tuple(norms), tuple(linears)
+        addresses = [norm.data_ptr() for norm in norms]
         self._template = _DecoderLayer(
             sizes.hidden,
             sizes.inner,
             *astuple(sizes.attention),
-            norms[0].data_ptr(),
-            norms[1].data_ptr(),
+            *addresses,
+            *[None] * (4 - len(addresses)),
             eps,
         )
         for struct, linear in zip(self._template.linears, linears, strict=True):
@@ -96,7 +100,7 @@ class CpuDecoderLayer:
     def pre_attention(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, scales: Sequence[float | None]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Apply the first norm, the q, k and v projections, and the rotary embedding.
+        """Apply the first norm, the q, k and v projections, and norms and rotation of q and k.
 
         Args:
             hidden: bf16 `[B, T, H]`, contiguous.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...model.cache import KVCache
-from ...model.text import MLP, Attention, DecoderLayer
+from ...model.text import MLP, Attention, DecoderLayer, RMSNorm
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
@@ -29,11 +29,11 @@ class FusedDecoderLayer:
         """Collect the tensors of a layer and its MLP; see `of` for the layers that can be fused."""
         attention = layer.self_attn
         self._attention = attention
-        self._norms = layer.input_layernorm, layer.post_attention_layernorm
+        self._norms = _norms(layer)
         self._linears = _linears(attention, mlp)
-        self._products = _products(self._linears)
+        self.products = _products(self._linears)
         weights = tuple(norm.weight.detach() for norm in self._norms)
-        products = [product for product in self._products if product is not None]
+        products = [product for product in self.products if product is not None]
         sizes = LayerSizes(
             hidden=len(weights[0]),
             inner=mlp.gate_proj.out_features,
@@ -46,19 +46,21 @@ class FusedDecoderLayer:
         self._addresses = self._norm_addresses()
         eps = self._norms[0].eps
         self._heads, self._kernels = sizes.attention, products[0].kernels
-        self._block = CpuDecoderLayer(sizes, (weights[0], weights[1]), eps, products, self._kernels)
+        self.block = CpuDecoderLayer(sizes, weights, eps, products, self._kernels)
 
     @classmethod
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
         """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
 
-        q, k and v, and gate and up, must be fused already. A layer with experts is not fused, nor
-        one with norms of q and k.
+        q, k and v, and gate and up, must be fused already. A layer with experts is not fused.
         """
-        if not isinstance(layer.mlp, MLP) or layer.self_attn.q_norm is not None:
+        if not isinstance(layer.mlp, MLP):
             return None
-        norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in norms):
+        norms = _norms(layer)
+        weights = [norm.weight for norm in norms]
+        if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in weights):
+            return None
+        if len({norm.eps for norm in norms}) > 1:  # the kernel has one for all
             return None
         products = _products(_linears(layer.self_attn, layer.mlp))
         if any(product is None or product.order is not None for product in products):
@@ -72,7 +74,7 @@ class FusedDecoderLayer:
             and hidden.dtype == BF16
             and hidden.device.type == "cpu"
             and not (hidden.requires_grad and torch.is_grad_enabled())
-            and _products(self._linears) == self._products
+            and _products(self._linears) == self.products
             and self._norm_addresses() == self._addresses
         )
 
@@ -82,13 +84,13 @@ class FusedDecoderLayer:
         """Compute `DecoderLayer.forward`."""
         scales = [part.int8_scale for part in self._linears if isinstance(part, QuantLinear)]
         hidden, index = hidden.contiguous(), self._attention.index
-        qkv = self._block.pre_attention(hidden, cos, sin, scales)
+        qkv = self.block.pre_attention(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
             stored = cache.buffers(index, 1, qkv[1])
             attended = decode_attention(self._heads, qkv, stored, cache.length, mask, self._kernels)
         else:
             attended = self._attend(qkv, mask, cache)
-        return self._block.post_attention(hidden, attended, scales)
+        return self.block.post_attention(hidden, attended, scales)
 
     def _attend(
         self, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
@@ -104,6 +106,13 @@ class FusedDecoderLayer:
     def _norm_addresses(self) -> tuple[int, ...]:
         # The C struct holds these pointers; a model that moves or casts has others.
         return tuple(norm.weight.data_ptr() for norm in self._norms)
+
+
+def _norms(layer: DecoderLayer) -> tuple[RMSNorm, ...]:
+    """Return the norms of a layer; those of q and k, if there are any, come last."""
+    attention = layer.self_attn
+    of_heads = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+    return layer.input_layernorm, layer.post_attention_layernorm, *of_heads
 
 
 def _linears(attention: Attention, mlp: MLP) -> tuple[nn.Module, ...]:

@@ -80,6 +80,16 @@ void each_chunk(const RowBatch& rows, const Work& work) {
     work(first, RowBatch{std::min(size, rows.count - first), rows.scratch, rows.threads});
 }
 
+// Normalizes each head, if there is a norm, and rotates it, in place.
+void prepare_heads(const Pointwise& point, const DecoderLayer& layer, uint16_t* x, int64_t heads,
+                   const uint16_t* norm, const uint16_t* cos, const uint16_t* sin) {
+  for (int64_t h = 0; norm && h < heads; ++h) {
+    uint16_t* const head = x + h * layer.head_dim;
+    point.rms_norm(head, norm, layer.head_dim, layer.eps, head);
+  }
+  point.rotate(x, heads, layer.head_dim / 2, cos, sin);
+}
+
 void pre_attention_chunk(const Kernels& kernels, const DecoderLayer& layer, const RowBatch& rows,
                          const uint16_t* x, const uint16_t* cos, const uint16_t* sin,
                          uint16_t* const* qkv) {
@@ -94,8 +104,10 @@ void pre_attention_chunk(const Kernels& kernels, const DecoderLayer& layer, cons
   const int64_t half = layer.head_dim / 2;
   each_row(rows, (layer.heads + layer.kv_heads) * layer.head_dim, [&](int64_t row) {
     const uint16_t *c = cos + row * half, *s = sin + row * half;
-    point.rotate(qkv[0] + row * layer.heads * layer.head_dim, layer.heads, half, c, s);
-    point.rotate(qkv[1] + row * layer.kv_heads * layer.head_dim, layer.kv_heads, half, c, s);
+    prepare_heads(point, layer, qkv[0] + row * layer.heads * layer.head_dim, layer.heads,
+                  layer.q_norm, c, s);
+    prepare_heads(point, layer, qkv[1] + row * layer.kv_heads * layer.head_dim, layer.kv_heads,
+                  layer.k_norm, c, s);
   });
 }
 

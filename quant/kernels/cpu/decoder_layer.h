@@ -20,7 +20,9 @@ struct DecoderLayer {
   int64_t hidden, inner, heads, kv_heads, head_dim;
   const uint16_t* first_norm;   // bf16 [hidden]
   const uint16_t* second_norm;
-  float eps;
+  const uint16_t* q_norm;       // bf16 [head_dim], of each head of q; null: none
+  const uint16_t* k_norm;
+  float eps;                    // of all norms
   Linear qkv, out, gate_up, down;
 };
 
@@ -34,7 +36,7 @@ struct RowBatch {
 // Bytes of scratch memory for either half.
 int64_t decoder_layer_scratch(const Kernels&, const DecoderLayer&, int64_t rows, int threads);
 
-// RMS norm, q, k and v projections, rotary embedding of q and k. cos and sin: bf16
+// RMS norm, q, k and v projections, norms and rotary embedding of q and k. cos and sin: bf16
 // [rows][head_dim / 2].
 void pre_attention(const Kernels&, const DecoderLayer&, const RowBatch&, const uint16_t* x,
                    const uint16_t* cos, const uint16_t* sin, uint16_t* const* qkv);

@@ -38,7 +38,7 @@ inline float fast_exp(float x) {
 
 inline float clamp_abs(float x, float bound) { return x < -bound ? -bound : x > bound ? bound : x; }
 
-// y = x / sqrt(mean(x^2) + eps) * weight. Sixteen partial sums, which vectorize without the
+// y = x / sqrt(mean(x^2) + eps) * weight; y may be x. Sixteen partial sums, which vectorize without the
 // compiler reassociating additions.
 inline void rms_norm(const uint16_t* x, const uint16_t* weight, int64_t n, float eps,
                      uint16_t* y) {

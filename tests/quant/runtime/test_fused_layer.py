@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny_models import make_random_model
 from torch import Tensor
 
 from vlpress.model.cache import CacheType, KVCache
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.model.rope import rotate
 from vlpress.model.text import DecoderLayer
 from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.kernels import library
+from vlpress.quant.kernels.decoder_layer import CpuDecoderLayer
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.runtime.fused_layer import FusedDecoderLayer
 from vlpress.quant.runtime.kernel_selection import prepare_, round_inputs_
@@ -23,8 +27,10 @@ if not AVAILABLE:
 PAST = 21
 
 
-def quantized(bits: int = 4, group: int = 128, **more: object) -> QwenVL:
-    model = load_model("tiny", device="cpu", dtype="bf16")
+def quantized(
+    bits: int = 4, group: int = 128, model: QwenVL | None = None, **more: object
+) -> QwenVL:
+    model = model or load_model("tiny", device="cpu", dtype="bf16")
     step = {"method": "rtn", "targets": ["model.layers.*"], "bits": bits, "group_size": group}
     quantize_(model, Recipe.from_dict({"name": "test", "step": [step | more]}), [])
     return model
@@ -38,6 +44,17 @@ def model() -> QwenVL:
 @pytest.fixture(scope="module")
 def exact_model() -> QwenVL:
     return quantized().float()
+
+
+@pytest.fixture(scope="module")
+def normed_model() -> QwenVL:
+    """Qwen3-VL: q and k have norms but no biases, and heads x head_dim is not hidden_size."""
+    return quantized(model=make_random_model("qwen3_vl", dtype=torch.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def exact_normed_model() -> QwenVL:
+    return quantized(model=make_random_model("qwen3_vl", dtype=torch.bfloat16)).float()
 
 
 def fast_layer(model: QwenVL, index: int = 1) -> DecoderLayer:
@@ -128,6 +145,44 @@ def test_a_layer_gives_what_its_modules_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(library.VARIABLE, name)
+    compare_with_modules(model, exact_model, rows, tokens, cached, masked, rounds)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(
+    ("rows", "tokens", "cached", "masked", "rounds"),
+    [
+        (1, 1, True, False, False),
+        (5, 1, True, True, False),
+        (2, 9, True, False, True),
+        pytest.param(2, 600, False, True, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_layer_with_norms_of_heads_gives_what_its_modules_give(
+    normed_model: QwenVL,
+    exact_normed_model: QwenVL,
+    name: str,
+    rows: int,
+    tokens: int,
+    cached: bool,
+    masked: bool,
+    rounds: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, name)
+    compare_with_modules(normed_model, exact_normed_model, rows, tokens, cached, masked, rounds)
+
+
+def compare_with_modules(
+    model: QwenVL,
+    exact_model: QwenVL,
+    rows: int,
+    tokens: int,
+    cached: bool,
+    masked: bool,
+    rounds: bool,
+) -> None:
+    """Compare the errors of a fused layer and of its modules, both against float32."""
     prepare_(model)
     for part in (*quantized_layers(model).values(), *quantized_layers(exact_model).values()):
         part.rounds_inputs = rounds
@@ -163,6 +218,65 @@ def test_a_layer_gives_what_its_modules_give(
             torch.testing.assert_close(fused, plain_part, rtol=2**-6, atol=0.02)
             assert torch.equal(fused[:, :, :PAST], plain_part[:, :, :PAST])
             assert bool((fused[:, :, PAST + tokens :] == 0).all())
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@torch.inference_mode()
+def test_heads_are_normed_and_rotated(
+    normed_model: QwenVL, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apart from the product, which both have, norms and rotation are those of torch."""
+    monkeypatch.setenv(library.VARIABLE, name)
+    prepare_(normed_model)
+    layer, state = fast_layer(normed_model), inputs(normed_model, 2, 7)
+    fused, attention = layer.fused_layer, layer.self_attn
+    assert isinstance(fused, FusedDecoderLayer)
+    hidden, cos, sin, scales = state["hidden"], state["cos"], state["sin"], [None] * 4
+    q, k, v = fused.block.pre_attention(hidden, cos, sin, scales)
+    products = [product for product in fused.products if product is not None]
+    norms = [norm.weight for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    eps, kernels = layer.input_layernorm.eps, fused.block.kernels
+    plain = CpuDecoderLayer(fused.block.sizes, norms, eps, products, kernels)
+    ones, zeros = torch.ones_like(cos), torch.zeros_like(sin)  # no rotation
+    raw_q, raw_k, raw_v = plain.pre_attention(hidden, ones, zeros, scales)
+    assert torch.equal(v, raw_v)
+    assert attention.q_norm is not None and attention.k_norm is not None
+    for actual, raw, norm in ((q, raw_q, attention.q_norm), (k, raw_k, attention.k_norm)):
+        wide = F.rms_norm(raw.float(), raw.shape[-1:], norm.weight.float(), norm.eps)
+        normed = wide.bfloat16().float()  # rounded before the rotation, as by the modules
+        exact = rotate(normed, cos[:, :, None].float(), sin[:, :, None].float())
+        # Half a unit in the last place of the result, and one of each of two norms, which may be
+        # rounded the other way because the sum of squares has another order.
+        bound = exact.abs() * 2**-8 + normed.abs().amax(-1, keepdim=True) * 2**-6
+        assert bool(((actual.float() - exact).abs() <= bound).all())
+        assert float((actual.float() - exact).norm() / exact.norm()) < 2**-9
+
+
+def test_norms_with_other_epsilons_are_not_fused() -> None:
+    model = quantized(model=make_random_model("qwen3_vl", dtype=torch.bfloat16))
+    layer = model.model.layers[1]
+    assert isinstance(layer, DecoderLayer) and layer.self_attn.q_norm is not None
+    layer.self_attn.q_norm.eps = 1e-5
+    prepare_(model)
+    assert [layer.fused_layer is None for layer in model.model.layers] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_layer_whose_head_norm_has_changed_is_not_taken(normed_model: QwenVL) -> None:
+    prepare_(normed_model)
+    layer = fast_layer(normed_model)
+    hidden, faster = inputs(normed_model, 1, 1)["hidden"], layer.fused_layer
+    assert faster is not None and faster.supports(hidden)
+    assert layer.self_attn.k_norm is not None
+    before = layer.self_attn.k_norm.weight
+    layer.self_attn.k_norm.weight = torch.nn.Parameter(before.detach().clone())
+    assert not faster.supports(hidden)
+    layer.self_attn.k_norm.weight = before
+    assert faster.supports(hidden)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
