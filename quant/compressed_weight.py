@@ -1,7 +1,8 @@
 """What the drivers, formats and kernels need of a compressed weight, whatever its kind.
 
-`QuantizedWeight` (`methods/affine.py`), integers on a uniform grid, is the first kind. Another kind
-(a table of levels, a mask, a low-rank part) brings a scheme of its own (`Scheme`), the methods that
+`QuantizedWeight` (`methods/affine.py`), integers on a uniform grid, is the first kind, and
+`TableWeight` (`methods/table_weight.py`), levels of a table, the second. Another kind (a mask, a
+low-rank part) brings a scheme of its own (`Scheme`), the methods that
 produce it, and the checkpoint formats that hold it.
 """
 
@@ -48,8 +49,15 @@ class CompressedWeight(Protocol):
         """Whether the other weight has the same scheme and values."""
         ...
 
-    def with_input_scale(self, scale: Tensor) -> Self:
-        """Return the weight with the scale of a static int8 input, a float32 scalar."""
+    def with_input_range(self, largest: float) -> Self:
+        """Return the weight with the scale of a calibrated input, or itself if it needs none.
+
+        Args:
+            largest: largest magnitude of the input during calibration.
+
+        Raises:
+            ValueError: the inputs are too large for any scale.
+        """
         ...
 
     def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:

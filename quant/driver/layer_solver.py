@@ -17,7 +17,6 @@ from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..compressed_weight import CompressedWeight
 from ..kernels.bf16_linear import select_syrk
-from ..methods.affine import choose_input_scale
 from ..methods.layer_inputs import LayerInputs, SharedInput
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
@@ -71,6 +70,7 @@ class QuantizationRun:
         self.solved: dict[str, CompressedLinear] = {}
         """Layers that are solved but neither written nor packed yet, by name."""
         self._warned_float16 = False
+        self._fused_ranges: dict[str, float] = {}
         self._on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
         falling = [row for row in plan.quantized if row.step and row.step.falls_back]
@@ -165,6 +165,8 @@ class QuantizationRun:
 
         # Each rank quantizes some of the layers and broadcasts them.
         rows = [self.rows[spec.name] for spec in specs]
+        for row in rows:
+            self._fused_range(row)
         for row, message in distribute(self.comm, rows, quantize):
             # The rest of the block runs on this layer: dequantize it once, not for every sample.
             self._put(row, message, self.model.dtype)
@@ -219,19 +221,35 @@ class QuantizationRun:
                 largest,
             )
 
+    def _fused_range(self, row: PlanRow) -> float | None:
+        """Return the largest magnitude in the layers that engines fuse with this one.
+
+        They share the scale of the whole matrix, if the scheme has one. It is found when the first
+        of them is reached: a solved layer has no float weight any more.
+        """
+        if not row.fused:
+            return None
+        if row.name not in self._fused_ranges:
+            weights = (weight_of(self.model, self.rows[name].spec) for name in row.fused)
+            largest = max(float(weight.abs().max()) for weight in weights)
+            self._fused_ranges |= dict.fromkeys(row.fused, largest)
+        return self._fused_ranges[row.name]
+
     def _solve_layer(self, row: PlanRow, inputs: LayerInputs | None = None) -> Message:
         """Quantize one layer; without inputs if no calibration sample reaches it."""
         step, original = row.step, weight_of(self.model, row.spec)
         assert step is not None
         tokens = 0 if inputs is None else inputs.hessian.tokens
+        fused_range = self._fused_range(row)
         try:
             if row.spec.expert is not None and inputs is not None and tokens < EXPERT_TOKENS:
-                solved = _round_expert(step, original, inputs)
+                solved = _round_expert(step, original, inputs, fused_range)
             else:
-                solved = step.solve(original, inputs, clip=row.name in self.transforms.clipped)
+                clip = row.name in self.transforms.clipped
+                solved = step.solve(original, inputs, clip=clip, fused_range=fused_range)
             weight = solved.weight
             if inputs is not None:
-                weight = with_input_scale(weight, inputs.hessian.input_range.largest)
+                weight = weight.with_input_range(inputs.hessian.input_range.largest)
         except ValueError as error:
             seen = f" ({tokens} calibration tokens)" if tokens else ""
             raise ValueError(f"{row.name}{seen}: {error}") from None
@@ -260,9 +278,11 @@ class QuantizationRun:
         check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
 
 
-def _round_expert(step: Step, weight: Tensor, inputs: LayerInputs) -> Solved:
+def _round_expert(
+    step: Step, weight: Tensor, inputs: LayerInputs, fused_range: float | None
+) -> Solved:
     """Round an expert that too few tokens reach for a solver, and say so."""
-    rounded, tokens = step.round(weight), inputs.hessian.tokens
+    rounded, tokens = step.round(weight, fused_range=fused_range), inputs.hessian.tokens
     reason = f"{tokens} calibration tokens reach this expert, fewer than {EXPERT_TOKENS}: rounded"
     values: dict[str, Any] = {"undersampled": reason}
     if tokens:
@@ -277,18 +297,3 @@ def _message(
     """Serialize a compressed layer for the other ranks."""
     value = {"report": report.to_dict(), "detail": detail, "warning": warning}
     return Message(value, weight.tensors())
-
-
-def with_input_scale(weight: CompressedWeight, largest: float) -> CompressedWeight:
-    """Add the scale of a static int8 input.
-
-    Args:
-        weight: of any scheme; without static activations it stays as it is.
-        largest: largest magnitude of the layer's input during calibration.
-
-    Raises:
-        ValueError: the inputs are too large for any scale.
-    """
-    if weight.scheme.activations != "static":
-        return weight
-    return weight.with_input_scale(choose_input_scale(largest))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ...calib.sequential import CalibrationBlock
 from ...calib.statistics import CHANNEL_ABSMAX
-from ..methods.affine import choose_input_scale
 from ..methods.channel_scaling import reader_names, reduce_columns, source_names
 from ..methods.rtn import rtn
 from ..methods.smoothquant import ALPHAS, smooth_scales, weight_absmax
@@ -167,9 +166,8 @@ def _fake_quantize(run: BlockTransforms, block: str, absmax: Mapping[str, Tensor
             step = run.rows[spec.name].step
             assert step is not None and isinstance(step.scheme, QuantScheme)
             weight = rtn(weight_of(run.model, spec), step.scheme)
-            if step.scheme.activations == "static":
-                scale = choose_input_scale(float(absmax[group.tap].max()))
-                weight = weight.with_input_scale(scale.to(run.device))
+            if step.scheme.calibrates_input:
+                weight = weight.with_input_range(float(absmax[group.tap].max()))
             put_compressed(run.model, spec, weight)
 
 

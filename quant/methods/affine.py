@@ -73,9 +73,11 @@ class QuantizedWeight:
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def with_input_scale(self, scale: Tensor) -> QuantizedWeight:
-        """See `CompressedWeight.with_input_scale`."""
-        return replace(self, input_scale=scale.to(self.scales.device))
+    def with_input_range(self, largest: float) -> QuantizedWeight:
+        """See `CompressedWeight.with_input_range`."""
+        if not self.scheme.calibrates_input:
+            return self
+        return replace(self, input_scale=choose_input_scale(largest).to(self.scales.device))
 
     def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:
         """See `CompressedWeight.calibration_layer`."""
@@ -116,6 +118,16 @@ class QuantizedWeight:
         return columns // width
 
 
+def check_finite(weight: Tensor) -> None:
+    """Refuse a weight that is not finite.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight has values that are not finite; the checkpoint is broken")
+
+
 def round_scales(scales: Tensor) -> Tensor:
     """Round scales to the nearest numbers that bf16 and fp16 both represent exactly.
 
@@ -142,11 +154,12 @@ def round_scales(scales: Tensor) -> Tensor:
     return rounded.copysign(scales.float())
 
 
-def choose_input_scale(largest: float) -> Tensor:
-    """Choose the scale of a static int8 input, `largest / 127`, see `round_scales`.
+def choose_input_scale(largest: float, levels: float = 127) -> Tensor:
+    """Choose the scale of a static input, `largest / levels`, see `round_scales`.
 
     Args:
         largest: largest magnitude of the input during calibration; 0 gives scale 1.
+        levels: largest level: 127 for int8.
 
     Returns:
         float32 scalar.
@@ -154,12 +167,12 @@ def choose_input_scale(largest: float) -> Tensor:
     Raises:
         ValueError: `largest` is not finite, or the scale is out of the fp16 range.
     """
-    if not 0 <= largest <= 127 * MAX_SCALE:
+    if not 0 <= largest <= levels * MAX_SCALE:
         raise ValueError(
-            f"the inputs reach {largest:g}; a static scale covers at most {127 * MAX_SCALE:g}; "
+            f"the inputs reach {largest:g}; a static scale covers at most {levels * MAX_SCALE:g}; "
             "use dynamic activations, or calibrate in bf16 or fp32"
         )
-    return round_scales(torch.tensor(largest / 127 if largest else 1.0))
+    return round_scales(torch.tensor(largest / levels if largest else 1.0))
 
 
 def choose_qparams(
@@ -183,8 +196,7 @@ def choose_qparams(
         ValueError: a weight is not finite, the width does not divide into groups, or a scale is
             out of the fp16 range.
     """
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("the weight has values that are not finite; the checkpoint is broken")
+    check_finite(weight)
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows, scheme.groups(columns), scheme.width(columns))
     if scheme.symmetric and signed:

@@ -10,25 +10,28 @@ Transformers", arXiv 2210.17323, section 4 and algorithm 1. Differences from the
   beforehand from the original groups (static groups). The order thus leaves no trace in the
   result, and inference needs no gather.
 - Scales are searched beforehand (`scale_search.py`).
+- The grid may be any that has fixed scales (`fitted_grid.py`): integers, or a table of levels.
 - Dead columns, whose input is zero in all samples, are rounded; the paper's code sets them to zero.
 - Rows on which plain rounding has a smaller error under the same Hessian keep the rounded integers.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...common.validation import check_value
+from ..compressed_weight import CompressedWeight
 from ..recipe.ranges import BlockSize
-from ..recipe.scheme import QuantScheme
-from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
 from .blas import transposed_product
 from .cholesky import Factor, Precision, damping_fractions
+from .fitted_grid import Fits, FittedGrid
 from .layer_error import row_energy
 from .prepared_hessian import PreparedHessian, prepare_hessian
-from .scale_search import search_scales
+
+Kind = TypeVar("Kind", bound=CompressedWeight)
 
 CHUNK_ELEMENTS = 2**23
 """Weights per chunk when errors are measured; bounds temporary memory (32 MiB in float32)."""
@@ -70,10 +73,10 @@ class SolveStats:
 
 
 @dataclass(frozen=True)
-class GPTQResult(SolveStats):
+class GPTQResult(SolveStats, Generic[Kind]):
     """A quantized matrix with its errors."""
 
-    weight: QuantizedWeight
+    weight: Kind
 
     @property
     def stats(self) -> SolveStats:
@@ -84,13 +87,13 @@ class GPTQResult(SolveStats):
 def gptq(
     weight: Tensor,
     hessian: Tensor,
-    scheme: QuantScheme,
+    scheme: Fits[Kind],
     *,
     damp_percent: float = 0.01,
     act_order: bool = True,
     block_size: int = 128,
     scale_search: bool = True,
-) -> GPTQResult:
+) -> GPTQResult[Kind]:
     """Quantize `weight` so that its outputs on the calibration inputs change least.
 
     Args:
@@ -113,12 +116,21 @@ def gptq(
 def gptq_prepared(
     weight: Tensor,
     hessian: PreparedHessian,
-    scheme: QuantScheme,
+    scheme: Fits[Kind],
     *,
     block_size: int = 128,
     scale_search: bool = True,
-) -> GPTQResult:
+    fused_range: float | None = None,
+) -> GPTQResult[Kind]:
     """Quantize as `gptq` does, with a Hessian that several layers can share.
+
+    Args:
+        weight: see `gptq`.
+        hessian: see `prepare_hessian`.
+        scheme: see `gptq`.
+        block_size: see `gptq`.
+        scale_search: see `gptq`.
+        fused_range: see `GridScheme.fit_for_solver`.
 
     Raises:
         ValueError: shapes do not match, or a parameter is out of range.
@@ -133,29 +145,27 @@ def gptq_prepared(
     original = weight.float()
     # The grid is fixed before any column moves. Scales taken from a group when it is reached, as
     # in the paper, would follow corrected weights, but need groups to be solved one after another.
-    scales, zero_points = choose_qparams(original, scheme)
-    if scale_search:
-        scales = search_scales(original, scales, zero_points, scheme)
-    rounded = QuantizedWeight(
-        quantize(original, scales, zero_points, scheme), scales, zero_points, scheme
-    )
+    grid = scheme.fit_for_solver(original, search=scale_search, fused_range=fused_range)
+    rounded = grid.nearest(original)
     tiny = torch.finfo(torch.float32).tiny
     factor, order, dead_columns = hessian.factor, hessian.order, int(hessian.dead.sum())
     if factor is None:
-        rtn_rows = row_energy(original - rounded.dequantize(), hessian.matrix)
+        difference = original - grid.values(rounded, slice(None))
+        rtn_rows = row_energy(difference, hessian.matrix)
         energy = row_energy(original, hessian.matrix).sum().clamp_min(tiny)
         error = float(rtn_rows.sum() / energy)
-        return _fall_back(rounded, error, hessian.damp_percent, dead_columns)
-    rtn_rows = _measure_rows(original, rounded, order, factor.energies)
+        weight_of_rounded = grid.compressed(rounded)
+        return _fall_back(weight_of_rounded, error, hessian.damp_percent, dead_columns)
+    rtn_rows = _measure_rows(original, (grid, rounded), order, factor.energies)
     energy = _measure_rows(original, None, order, factor.energies).sum().clamp_min(tiny)
-    solved, gptq_rows = _solve(original, factor, order, scales, zero_points, scheme, block_size)
+    solved, gptq_rows = _solve(original, factor, order, grid, block_size)
     # GPTQ is greedy: where a row's corrections exceed the grid and are clamped, the error can end
     # above that of rounding. Written so that NaN counts as worse.
     worse = ~(gptq_rows <= rtn_rows * (1 + _TIE))
-    integers = torch.where(worse[:, None], rounded.integers, solved)
+    indices = torch.where(worse[:, None], rounded, solved)
     final_rows = torch.where(worse, rtn_rows, gptq_rows)
     return GPTQResult(
-        weight=QuantizedWeight(integers, scales, zero_points, scheme),
+        weight=grid.compressed(indices),
         error=float(gptq_rows.sum() / energy),
         rtn_error=float(rtn_rows.sum() / energy),
         final_error=float(final_rows.sum() / energy),
@@ -168,8 +178,8 @@ def gptq_prepared(
 
 
 def _fall_back(
-    rounded: QuantizedWeight, error: float, damp_percent: float, dead_columns: int
-) -> GPTQResult:
+    rounded: Kind, error: float, damp_percent: float, dead_columns: int
+) -> GPTQResult[Kind]:
     """Return the rounded layer, because its Hessian has no factor."""
     largest = damping_fractions(damp_percent)[-1]
     return GPTQResult(
@@ -189,9 +199,7 @@ def _solve(
     weight: Tensor,
     factor: Factor,
     order: Tensor,
-    scales: Tensor,
-    zero_points: Tensor,
-    scheme: QuantScheme,
+    grid: FittedGrid[Any],
     block_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Solve the columns from the last one of `order` to the first.
@@ -214,9 +222,7 @@ def _solve(
     W = weight.t()[order].contiguous()
     L = factor.lower
     columns, rows = W.shape
-    groups = (order // scheme.width(columns)).tolist()
-    S, Z = scales.t().contiguous(), zero_points.t().float()
-    Q = torch.empty(W.shape, dtype=torch.uint8, device=W.device)
+    rounder = grid.columns(order)
     row_errors = torch.zeros(rows, device=W.device)
     panel = max(PANEL, block_size)
     for stop in range(columns, 0, -panel):
@@ -228,26 +234,25 @@ def _solve(
             correction = panel_correction[begin - start : end - start]
             correction += transposed_product(L[end:stop, begin:end], W[end:stop])
             for i in range(end - 1, begin - 1, -1):
-                s, z, diagonal = S[groups[i]], Z[groups[i]], L[i, i]
+                diagonal = L[i, i]
                 target = W[i] + correction[i - begin] / diagonal
-                q = ((target / s).round() + z).clamp(0, scheme.max_level)
-                Q[i] = q
-                value = (q - z) * s
+                value = rounder.round(i, target)
                 row_errors += ((target - value) * diagonal).square()
                 W[i] -= value
                 correction[: i - begin].addr_(L[i, begin:i], W[i])
     del W
-    integers = torch.empty_like(Q)
-    integers[order] = Q
-    solved = QuantizedWeight(integers.t().contiguous(), scales, zero_points, scheme)
+    solved = torch.empty_like(rounder.indices)
+    solved[order] = rounder.indices
+    solved = solved.t().contiguous()
     # The terms add up to the error under the damped Hessian: subtract the part of the damping.
-    added = _measure_rows(weight, solved, order, lambda rows: rows.square_() @ factor.damping)
-    return solved.integers, (row_errors - added).clamp_min(0)
+    candidate = grid, solved
+    added = _measure_rows(weight, candidate, order, lambda rows: rows.square_() @ factor.damping)
+    return solved, (row_errors - added).clamp_min(0)
 
 
 def _measure_rows(
     weight: Tensor,
-    candidate: QuantizedWeight | None,
+    candidate: tuple[FittedGrid[Any], Tensor] | None,
     order: Tensor,
     measure: Callable[[Tensor], Tensor],
 ) -> Tensor:
@@ -255,7 +260,7 @@ def _measure_rows(
 
     Args:
         weight: float32 `[N, K]`.
-        candidate: its quantized form; None measures the weight itself.
+        candidate: a grid, and the indices `[N, K]` on it; None measures the weight itself.
         order: int64 `[K]`, order of the columns that `measure` gets.
         measure: maps float32 `[n, K]`, which it may overwrite, to `[n]`.
 
@@ -268,7 +273,7 @@ def _measure_rows(
         chunk = slice(begin, begin + step)
         rows = weight[chunk]
         if candidate is not None:
-            grid = candidate.scales[chunk], candidate.zero_points[chunk]
-            rows = rows - dequantize(candidate.integers[chunk], *grid)
+            grid, indices = candidate
+            rows = rows - grid.values(indices[chunk], chunk)
         results.append(measure(rows[:, order]))
     return torch.cat(results)

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..recipe.scheme import QuantScheme
-from .affine import QuantizedWeight, choose_qparams, quantize
-from .scale_search import clip_scales
+from .affine import QuantizedWeight
+from .integer_grid import fit_for_rounding
 
 
 def rtn(
@@ -14,7 +14,7 @@ def rtn(
     *,
     signed: bool | None = None,
 ) -> QuantizedWeight:
-    """Quantize a matrix by rounding every weight to the nearest level of its group.
+    """Quantize a matrix by rounding every weight to the nearest integer of its group.
 
     Args:
         weight: `[out_features, in_features]`, any float dtype.
@@ -26,19 +26,5 @@ def rtn(
     Raises:
         ValueError: the weight is not finite or its width does not divide into groups.
     """
-    if signed is None:
-        signed = may_be_signed(scheme)
-    scales, zero_points = choose_qparams(weight, scheme, signed=signed)
-    if hessian is not None:
-        scales = clip_scales(weight.float(), scales, zero_points, hessian, scheme)
-    integers = quantize(weight, scales, zero_points, scheme)
-    return QuantizedWeight(integers, scales, zero_points, scheme)
-
-
-def may_be_signed(scheme: QuantScheme) -> bool:
-    """Whether negative scales are useful and safe: weight-only schemes below 8 bits.
-
-    At 8 bits one more level on one side is negligible. Kernels for int8 activations requantize the
-    scales of a row's groups relative to their maximum, not to their largest magnitude.
-    """
-    return scheme.symmetric and scheme.bits < 8 and scheme.activations == "none"
+    grid = fit_for_rounding(weight, scheme, hessian, signed=signed)
+    return grid.compressed(grid.nearest(weight))

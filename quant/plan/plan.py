@@ -24,7 +24,8 @@ from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
-from .experts import check_experts, insert_kept, scheme_label
+from .experts import check_experts, insert_kept
+from .fused_layers import check_fused, with_fused
 from .memory_estimate import MemoryEstimate, count_memory
 from .part_targets import spell_out_parts
 from .target_matching import check_groups, claim_layers
@@ -53,6 +54,8 @@ class PlanRow:
     """The unpadded layer; None if it is not padded."""
     padding: Padding | None = None
     """Padding of one of its widths."""
+    fused: tuple[str, ...] = ()
+    """Layers, itself included, that engines fuse to one matrix, if that has a scale of its own."""
 
     @property
     def name(self) -> str:
@@ -216,7 +219,8 @@ def make_plan(
     kept = family.kept(padded)
     rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
     check_experts(rows)
-    _check_fused(config, rows)
+    check_fused(config, rows)
+    rows = with_fused(config, rows)
     if config.text.tie_word_embeddings:
         rows = (*rows, _tied_head(config))
     parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
@@ -302,22 +306,6 @@ def _check_shape(spec: LinearSpec, scheme: Scheme) -> None:
             )
 
 
-def _check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
-    """Refuse different schemes for layers that engines fuse into one matrix."""
-    schemes = {row.name: row.step.scheme if row.step else None for row in rows}
-    for stage in family_of(config).stages:
-        for block in stage.blocks(config):
-            for members in stage.fused_groups(config):
-                of_members = {name: schemes[name] for name in (f"{block}.{m}" for m in members)}
-                if len(set(of_members.values())) > 1:
-                    schemes_text = ", ".join(
-                        f"{name}: {scheme_label(scheme)}" for name, scheme in of_members.items()
-                    )
-                    raise ValueError(
-                        "engines fuse these layers into one matrix, which has one scheme, so "
-                        f"they must share it ({schemes_text}); give all the same bits and "
-                        "group_size"
-                    )
 
 
 def _tied_head(config: ModelConfig) -> PlanRow:

@@ -33,7 +33,8 @@ def read_step(data: Any, at: str) -> Step | Transform:
         allowed = ", ".join((*METHODS, *TRANSFORMS))
         raise ValueError(f"recipe: {at}.method {problem}; allowed: {allowed}")
     step = METHODS[method]
-    of_scheme = field_names(step.scheme_type)
+    scheme_type = step.scheme_of(values.keys())
+    of_scheme = field_names(scheme_type)
     known = [name for name in (*field_names(step), *of_scheme) if name != "scheme"]
     for key in values:
         others = [] if key in (*known, "scheme") else methods_with(key)
@@ -47,5 +48,5 @@ def read_step(data: Any, at: str) -> Step | Transform:
         raise ValueError(f"recipe: {at}: unknown key 'scheme'; allowed: {allowed}")
     # A table holds the fields of the scheme next to those of the step.
     grid = {key: values.pop(key) for key in of_scheme if key in values}
-    values["scheme"] = parse(step.scheme_type, grid, "recipe", at)
+    values["scheme"] = parse(scheme_type, grid, "recipe", at)
     return parse(step, values, "recipe", at, keys=("method", *known))

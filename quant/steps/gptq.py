@@ -1,4 +1,4 @@
-"""Method gptq: solve the integers column by column, see `methods/gptq.py`."""
+"""Method gptq: solve the weight column by column, see `methods/gptq.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pydantic import StrictBool
 from ...calib.statistics import HESSIAN, Statistic
 from ...common.validation import validated
 from ..recipe.ranges import BlockSize, DampPercent
-from ..recipe.scheme import QuantScheme
-from .step import Solved, Step, Work
+from .step import GridStep, Solved, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +20,9 @@ if TYPE_CHECKING:
 
 
 @validated
-class GPTQStep(Step):
+class GPTQStep(GridStep):
     """Minimize the output error on the calibration inputs."""
 
-    scheme: QuantScheme
     damp_percent: DampPercent = 0.01
     """Fraction of the Hessian's mean diagonal added to it."""
     act_order: StrictBool = True
@@ -42,7 +40,14 @@ class GPTQStep(Step):
         """See `Step.statistics`."""
         return super().statistics | {HESSIAN}
 
-    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+    def solve(
+        self,
+        weight: Tensor,
+        inputs: LayerInputs | None,
+        *,
+        clip: bool = False,
+        fused_range: float | None = None,
+    ) -> Solved:
         """See `Step.solve`; scales are searched by `scale_search`, whatever `clip` asks for."""
         from ..methods.gptq import gptq_prepared
 
@@ -55,6 +60,7 @@ class GPTQStep(Step):
             self.scheme,
             block_size=self.block_size,
             scale_search=self.scale_search,
+            fused_range=fused_range,
         )
         summary = f"error {result.final_error:.2e}{summary}"
         if result.fallback:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...common.validation import validated
-from ..recipe.scheme import QuantScheme
-from .step import Solved, Step
+from .step import GridStep, Solved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,21 +14,26 @@ if TYPE_CHECKING:
 
 
 @validated
-class RTNStep(Step):
+class RTNStep(GridStep):
     """Round to nearest; it has no options and needs no calibration."""
-
-    scheme: QuantScheme
 
     method: ClassVar[str] = "rtn"
     rounds: ClassVar[bool] = True
 
-    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+    def solve(
+        self,
+        weight: Tensor,
+        inputs: LayerInputs | None,
+        *,
+        clip: bool = False,
+        fused_range: float | None = None,
+    ) -> Solved:
         """See `Step.solve`; with inputs the error is measured as well."""
-        from ..methods.rtn import rtn
-
+        hessian = inputs.hessian.values if inputs is not None and clip else None
+        grid = self.scheme.fit_for_rounding(weight, hessian, fused_range=fused_range)
+        rounded = grid.compressed(grid.nearest(weight))
         if inputs is None:
-            return Solved(rtn(weight, self.scheme), {}, "rounded")
-        rounded = rtn(weight, self.scheme, inputs.hessian.values if clip else None)
+            return Solved(rounded, {}, "rounded")
         error = inputs.error(weight, rounded.dequantize())
         values: dict[str, Any] = dict.fromkeys(("error", "rtn_error", "final_error"), error)
         return Solved(rounded, values, f"rounded, error {error:.2e}")

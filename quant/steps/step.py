@@ -10,7 +10,7 @@ imports it, inside functions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -19,7 +19,7 @@ from pydantic import Field
 from ...calib.statistics import INPUT_RANGE, Statistic
 from ...common.validation import Allowed, validated
 from ..recipe.presets import DECODER
-from ..recipe.scheme import QuantScheme, Scheme
+from ..recipe.scheme import GridScheme, QuantScheme, Scheme, TableScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,10 @@ class Work:
     """Weights whose scales are searched."""
 
 
+GRID_KEY = "grid"
+"""Key that states a table of levels; without it the levels are integers."""
+
+
 @validated
 class Step(ABC):
     """One quantization pass over some of the layers; a method adds its own options as fields.
@@ -78,16 +82,21 @@ class Step(ABC):
     method: ClassVar[str]
     """Name in recipes."""
     scheme_type: ClassVar[type[Scheme]] = QuantScheme
-    """Class of `scheme`, whose fields recipes state."""
+    """Class of `scheme`, whose fields recipes state; see `scheme_of` for several."""
     rounds: ClassVar[bool] = False
     """Whether every weight is rounded on its own, so that an earlier transform can foresee it."""
     falls_back: ClassVar[bool] = False
     """Whether rows may fall back to rounding; more than a few of them fail the run."""
 
+    @classmethod
+    def scheme_of(cls, keys: Collection[str]) -> type[Scheme]:
+        """Return the class of the scheme that the keys of a recipe's step state."""
+        return cls.scheme_type
+
     @property
     def statistics(self) -> frozenset[Statistic]:
         """Statistics of the input that the pass cannot work without."""
-        return frozenset({INPUT_RANGE} if self.scheme.activations == "static" else ())
+        return frozenset({INPUT_RANGE} if self.scheme.calibrates_input else ())
 
     @property
     def uses_activations(self) -> bool:
@@ -100,7 +109,14 @@ class Step(ABC):
         return any(statistic.from_float_model for statistic in self.statistics)
 
     @abstractmethod
-    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+    def solve(
+        self,
+        weight: Tensor,
+        inputs: LayerInputs | None,
+        *,
+        clip: bool = False,
+        fused_range: float | None = None,
+    ) -> Solved:
         """Quantize a weight; a pure function.
 
         Args:
@@ -108,28 +124,30 @@ class Step(ABC):
             inputs: statistics of the layer's input: the Hessian and those in `statistics`. None
                 if no calibration sample reaches the layer, for methods that need none.
             clip: an earlier transform asks methods that round for a search of the scales.
+            fused_range: see `GridScheme.fit_for_rounding`.
 
         Raises:
             ValueError: the weight or a statistic is unusable.
         """
 
-    def round(self, weight: Tensor) -> CompressedWeight:
+    def round(self, weight: Tensor, *, fused_range: float | None = None) -> CompressedWeight:
         """Quantize the weight `[out_features, in_features]` of an expert that few tokens reach.
 
-        Integers are rounded, with the scales whose squared rounding error is least.
+        It is rounded, with the scales whose squared rounding error is least.
 
         Raises:
-            ValueError: the method's kind of weight is another one, and it has no way of its own.
+            ValueError: the method's kind of weight has no levels to round to.
         """
         import torch
 
-        from ..methods.rtn import rtn
-
-        if not isinstance(self.scheme, QuantScheme):
+        if not isinstance(self.scheme, GridScheme):
             raise ValueError(
                 f"method {self.method} cannot quantize an expert that few tokens reach"
             )
-        return rtn(weight, self.scheme, torch.eye(weight.shape[1], device=weight.device))
+        unit = torch.eye(weight.shape[1], device=weight.device)
+        grid = self.scheme.fit_for_rounding(weight, unit, fused_range=fused_range)
+        rounded: CompressedWeight = grid.compressed(grid.nearest(weight))
+        return rounded
 
     def work(self, columns: int, rows: int) -> Work:
         """Count the operations of solving a layer `[rows, columns]`."""
@@ -154,6 +172,18 @@ class Step(ABC):
         grid = values.pop("scheme").to_dict()
         first = {"method": self.method, "targets": values.pop("targets")}
         return {**first, "ignore": values.pop("ignore"), **grid, **values}
+
+
+@validated
+class GridStep(Step):
+    """A step whose method finds levels on any grid."""
+
+    scheme: GridScheme
+
+    @classmethod
+    def scheme_of(cls, keys: Collection[str]) -> type[Scheme]:
+        """See `Step.scheme_of`."""
+        return TableScheme if GRID_KEY in keys else QuantScheme
 
 
 def plain_fields(step: Any) -> dict[str, Any]:

@@ -56,7 +56,14 @@ class WeightedStep(Step):
     def statistics(self) -> frozenset[Statistic]:
         return super().statistics | {MEAN_SQUARE}
 
-    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+    def solve(
+        self,
+        weight: Tensor,
+        inputs: LayerInputs | None,
+        *,
+        clip: bool = False,
+        fused_range: float | None = None,
+    ) -> Solved:
         assert inputs is not None
         seen: MeanSquare = inputs[MEAN_SQUARE]
         energies = (seen.sums / seen.tokens) ** self.power

@@ -62,8 +62,8 @@ class SignWeight:
             and torch.equal(self.scales, other.scales)
         )
 
-    def with_input_scale(self, scale: Tensor) -> SignWeight:
-        raise ValueError("signs have float activations")
+    def with_input_range(self, largest: float) -> SignWeight:
+        return self
 
     def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:
         return DequantizedLinear(self, bias, dtype)
@@ -81,7 +81,14 @@ class SignStep(Step):
     method: ClassVar[str] = "sign"
     scheme_type: ClassVar[type[Scheme]] = SignScheme
 
-    def solve(self, weight: Tensor, inputs: LayerInputs | None, *, clip: bool = False) -> Solved:
+    def solve(
+        self,
+        weight: Tensor,
+        inputs: LayerInputs | None,
+        *,
+        clip: bool = False,
+        fused_range: float | None = None,
+    ) -> Solved:
         rows, columns = weight.shape
         grouped = weight.float().reshape(rows, -1, self.scheme.width(columns))
         scales = grouped.abs().mean(dim=-1).bfloat16().float()

@@ -13,7 +13,7 @@ from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver import report as report_module
 from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, save_quantized
-from vlpress.quant.methods.affine import choose_input_scale
+from vlpress.quant.methods.affine import QuantizedWeight, choose_input_scale
 from vlpress.quant.methods.gptq import GPTQResult, gptq, gptq_prepared
 from vlpress.quant.methods.prepared_hessian import PreparedHessian
 from vlpress.quant.methods.rtn import rtn
@@ -237,7 +237,7 @@ def fail_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def solve(
         weight: torch.Tensor, hessian: PreparedHessian, *args: Any, **options: Any
-    ) -> GPTQResult:
+    ) -> GPTQResult[QuantizedWeight]:
         if torch.equal(weight, small_model().get_parameter(name)):
             hessian = replace(hessian, factor=None)
         return gptq_prepared(weight, hessian, *args, **options)

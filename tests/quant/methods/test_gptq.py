@@ -42,7 +42,7 @@ def textbook_gptq(
     return Q.to(torch.uint8)
 
 
-def rounded_alike(weight: torch.Tensor, result: GPTQResult) -> QuantizedWeight:
+def rounded_alike(weight: torch.Tensor, result: GPTQResult[QuantizedWeight]) -> QuantizedWeight:
     """Plain rounding on the grid of a result."""
     grid = result.weight
     integers = quantize(weight, grid.scales, grid.zero_points, grid.scheme)

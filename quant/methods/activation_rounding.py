@@ -1,0 +1,56 @@
+"""Activations rounded to the levels of a grid, in plain torch.
+
+Engines with hardware for fp8 or fp4 round the inputs of a layer at run time. Here the rounded
+numbers are computed exactly and multiplied in float32, which differs from such hardware in the
+order of summation only: its products of two levels are exact too.
+
+compressed-tensors rounds alike (`compute_dynamic_scales_and_zp`), but computes scales in the dtype
+of the input; engines and this module do so in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..recipe.scheme import TableScheme
+from .group_scales import SCALES
+from .levels import round_to_levels
+
+_LEAST = torch.finfo(torch.float32).tiny
+
+
+def rounded_activations(
+    x: Tensor, scheme: TableScheme, input_scale: Tensor | None = None
+) -> Tensor:
+    """Round activations as the scheme says.
+
+    Dynamic scales map the largest magnitude of a token, or of each of its groups, to the largest
+    level. With a static scale larger magnitudes saturate.
+
+    Args:
+        x: `[..., K]` float. A group that is not finite becomes NaN.
+        scheme: with activations.
+        input_scale: float32 scalar: the static scale, or the divisor of scales in E4M3; see
+            `TableWeight.input_scale`.
+
+    Returns:
+        float32, same shape.
+    """
+    table, values = scheme.table, x.float()
+    if scheme.activations == "static":
+        assert input_scale is not None
+        return round_to_levels(values / input_scale, table) * input_scale
+    width = x.shape[-1] if scheme.input_group == -1 else scheme.input_group
+    grouped = values.reshape(*x.shape[:-1], -1, width)
+    largest = grouped.abs().amax(dim=-1, keepdim=True)
+    form = SCALES[table.scale_form]
+    if form.has_divisor:
+        assert input_scale is not None
+        scales = form.round(form.from_range(largest * input_scale, table)) / input_scale
+    elif table.scale_form == "float":
+        scales = form.from_range(largest, table).clamp_min(_LEAST)  # kept in float32
+    else:
+        scales = form.round(form.from_range(largest, table))
+    scales = torch.where(largest.isfinite(), scales, torch.nan)
+    return (round_to_levels(grouped / scales, table) * scales).reshape(x.shape)
