@@ -21,7 +21,7 @@ MODEL = Option(
     suggestions=BUILTIN_MODELS,
 )
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
-FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq")
+FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq", "fp8")
 EXPORT_FORMATS = ", ".join(FORMATS)
 
 

@@ -1,6 +1,7 @@
 """Named recipes as plain data.
 
-A name gives the bits of weights and activations (`w4a8`), then each departure from the defaults.
+A name gives the bits of weights and activations (`w4a8`), or the grid of both (`fp8`, `nvfp4`; with
+`a16` of the weights alone), then each departure from the defaults.
 The defaults are: GPTQ for the decoder; weights in groups of 128, or one scale per output row where
 both factors of the product have 8 bits; activations smoothed (SmoothQuant) and quantized with one
 scale per token. The files under examples/recipes spell out the same recipes with every default.
@@ -38,6 +39,13 @@ def _smoothquant(targets: Sequence[str] = (DECODER,)) -> dict[str, Any]:
     return {"method": "smoothquant", "alpha": ALPHA, "targets": list(targets)}
 
 
+def _table(grid: str, **scheme: Any) -> dict[str, Any]:
+    """Return a step that solves for levels of a table."""
+    return {"method": "gptq", "grid": grid, "targets": [DECODER], **scheme}
+
+
+BLOCKS = {"group_size": 128, "scale_rows": 128}
+
 _STEPS: dict[str, list[dict[str, Any]]] = {
     "w4a16": [_weights(4)],
     "w8a16": [_weights(8)],
@@ -55,10 +63,17 @@ _STEPS: dict[str, list[dict[str, Any]]] = {
         _weights(8, -1, targets=VISION) | DYNAMIC,
         _weights(4),
     ],
+    "fp8": [_table("fp8", **DYNAMIC)],
+    "fp8-block": [_table("fp8", **BLOCKS, **DYNAMIC)],
+    "fp8-static": [_table("fp8", **STATIC)],
+    "nvfp4": [_table("nvfp4", **DYNAMIC)],
+    "nvfp4a16": [_table("nvfp4")],
+    "mxfp4": [_table("mxfp4", **DYNAMIC)],
     "w4a16-rtn": [_weights(4, method="rtn")],
     "w8a16-rtn": [_weights(8, method="rtn")],
     "w3a16-rtn": [_weights(3, method="rtn")],
     "w8a8-rtn": [_weights(8, -1, method="rtn") | DYNAMIC],
+    "fp8-rtn": [_table("fp8", **DYNAMIC) | {"method": "rtn"}],
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

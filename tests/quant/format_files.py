@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.recipe.scheme import QuantScheme, Scheme
 
 
 def made_layer(scheme: QuantScheme, rows: int = 64, columns: int = 96) -> QuantizedWeight:
@@ -46,11 +47,11 @@ def fingerprint(tensor: Tensor) -> list[Any]:
 
 
 def contents(
-    schemes: dict[str, QuantScheme] | QuantScheme, *, family: str = "qwen2_5_vl", **text: Any
+    schemes: Mapping[str, Scheme] | Scheme, *, family: str = "qwen2_5_vl", **text: Any
 ) -> Contents:
     """Contents of a small model; one scheme means all decoder layers."""
     config = ModelConfig.from_dict(small_config(family, **text))
-    if isinstance(schemes, QuantScheme):
+    if isinstance(schemes, Scheme):
         linears = Contents(config, {}).linears.values()
         schemes = {spec.name: schemes for spec in linears if spec.stage == "decoder"}
     return Contents(config, schemes)

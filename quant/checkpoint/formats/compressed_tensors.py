@@ -4,7 +4,8 @@ Weights alone (`pack-quantized`): `weight_packed` int32 [N, K * bits / 32] packe
 `weight_scale` [N, G], `weight_shape` int64 [2], and if the scheme is asymmetric `weight_zero_point`
 int32 [N * bits / 32, G] packed along N. With int8 activations (`int-quantized`): `weight` int8
 [N, K], `weight_scale` [N, G], and `input_scale` [1] if they are static. Integers and zero points
-are signed: those of other formats minus 2**(bits - 1). docs/format.md is normative.
+are signed: those of other formats minus 2**(bits - 1). Weights of tables (FP8, NVFP4, MXFP4) are in
+`compressed_tensors_tables.py`. docs/format.md is normative.
 
 Letters: N = out_features, K = in_features, G = groups per row.
 """
@@ -19,8 +20,10 @@ from torch import Tensor
 from ....model.families import LinearSpec
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...recipe.scheme import QuantScheme, Scheme
+from ...methods.table_weight import TableWeight
+from ...recipe.scheme import QuantScheme, Scheme, TableScheme
 from ..safetensors_folder.folder_format import FolderFormat
+from . import compressed_tensors_tables as tables
 from .compressed_tensors_config import CompressedTensorsSettings, describe
 from .contents import Contents, layers_phrase
 from .format import (
@@ -39,11 +42,11 @@ from .packing import pack_padded, packed_words, unpack_padded
 
 @dataclass(frozen=True)
 class CompressedTensors(FolderFormat):
-    """Both storages of a layer; its scheme determines the one."""
+    """All storages of a layer; its scheme determines the one."""
 
     name: str = "compressed-tensors"
     quant_method: str = "compressed-tensors"
-    kinds: tuple[str, ...] = (QuantScheme.kind,)
+    kinds: tuple[str, ...] = (QuantScheme.kind, TableScheme.kind)
     parts: tuple[str, ...] = (
         "weight_packed",
         "weight",
@@ -51,7 +54,9 @@ class CompressedTensors(FolderFormat):
         "weight_shape",
         "weight_zero_point",
         "weight_g_idx",
+        "weight_global_scale",
         "input_scale",
+        "input_global_scale",
         "input_zero_point",
     )
     marker: str = "weight_scale"
@@ -70,10 +75,12 @@ class CompressedTensors(FolderFormat):
                 f"{layers_phrase(names, 'has', 'have')} int8 activations and an asymmetric weight, "
                 "which no engine supports; make the weight symmetric"
             )
-        return None
+        return tables.why_not(contents)
 
     def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Format.encode`; scales have `dtype` if that is exact, else a wider one."""
+        if isinstance(weight, TableWeight):
+            return tables.encode(weight, dtype)
         weight = integers_of(weight)
         scheme = weight.scheme
         if weight.group_index is not None:
@@ -99,8 +106,10 @@ class CompressedTensors(FolderFormat):
             scales["input_scale"] = float_tensor(weight.input_scale.reshape(1), dtype)
         return {"weight": signed.contiguous(), **scales}
 
-    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> QuantizedWeight:
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> CompressedWeight:
         """See `Format.decode`."""
+        if isinstance(scheme, TableScheme):
+            return tables.decode(tensors, scheme, name)
         scheme = integer_scheme(scheme)
         packed = "weight_packed" in tensors
         integers = _unpacked(tensors, scheme, name) if packed else _integers(tensors, scheme, name)
@@ -137,6 +146,8 @@ class CompressedTensors(FolderFormat):
 
     def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
         """See `Format.stored_bytes`."""
+        if isinstance(scheme, TableScheme):
+            return tables.stored_bytes(spec, scheme, dtype)
         groups = scheme.groups(spec.in_features)
         scales = groups * spec.out_features * dtype.itemsize
         if scheme.activations != "none":

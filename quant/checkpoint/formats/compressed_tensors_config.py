@@ -6,29 +6,28 @@ name Linear. The fields are those of the library's `QuantizationConfig` and `Qua
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBool, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from ....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
-from ...recipe.scheme import Activations, Bits, QuantScheme, Scheme
+from ...recipe.scheme import Activations, Bits, QuantScheme, Scheme, TableScheme
+from . import compressed_tensors_floats as floats
+from .compressed_tensors_group import Group, Storage, Unset
+from .compressed_tensors_tables import STORAGES
 from .contents import Contents
-from .format import CONFIG, check_expression
+from .format import CONFIG
 from .patterns import HEAD, excluding_patterns, layer_patterns
 
 PACKED, INTEGER, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 INT8_INPUTS = "symmetric int8, dynamic per token or static per tensor"
-
-Storage = Literal["pack-quantized", "int-quantized", "naive-quantized", "mixed-precision"]
-Target = Annotated[str, AfterValidator(lambda target: check_expression(target, ["re:"]))]
-Unset = Annotated[None, BeforeValidator(empty_to_none)]
 
 
 class WeightArgs(BaseModel):
     """`weights` of a group: integers."""
 
     num_bits: Bits = 8
-    type: Literal["int"] = "int"
+    type: Annotated[Literal["int"], Allowed("int, float")] = "int"
     symmetric: Truthy = True
     strategy: Literal["group", "channel", "tensor"] | None = None
     group_size: Any = None
@@ -62,14 +61,22 @@ class InputArgs(BaseModel):
         return self
 
 
-class Group(BaseModel):
-    """One entry of `config_groups`."""
+class IntegerGroup(Group):
+    """A group with weights of integers."""
 
-    targets: Annotated[tuple[Target, ...], BeforeValidator(lambda value: value or ())] = ()
     weights: WeightArgs
     input_activations: Annotated[InputArgs | None, BeforeValidator(empty_to_none)] = None
-    output_activations: Unset = None
-    format: Storage | None = None
+
+    scheme_type: ClassVar[type[Scheme]] = QuantScheme
+
+    def values(self) -> dict[str, Any]:
+        """See `Group.values`."""
+        return {
+            "bits": self.weights.num_bits,
+            "group_size": self.weights.scheme_group_size,
+            "symmetric": self.weights.symmetric,
+            "activations": self.activations,
+        }
 
     @property
     def activations(self) -> Activations:
@@ -95,7 +102,7 @@ class Config(BaseModel):
     kv_cache_scheme: Unset = None
     transform_config: Unset = None
     sparsity_config: Annotated[Sparsity | None, BeforeValidator(empty_to_none)] = None
-    config_groups: Annotated[dict[str, Group], Field(min_length=1)]
+    config_groups: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
 class CompressedTensorsSettings:
@@ -104,11 +111,11 @@ class CompressedTensorsSettings:
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Read a `quantization_config`, see `Format.settings`."""
         self._groups = [
-            (group.targets, _scheme(key, group))
-            for key, group in parse(Config, config, CONFIG).config_groups.items()
+            _read_group(key, data)
+            for key, data in parse(Config, config, CONFIG).config_groups.items()
         ]
 
-    def scheme(self, names: Sequence[str]) -> QuantScheme:
+    def scheme(self, names: Sequence[str]) -> Scheme:
         """See `Settings.scheme`: a target that is a name precedes expressions and classes.
 
         A single group applies to all layers: their names may have changed since it was written.
@@ -124,14 +131,17 @@ class CompressedTensorsSettings:
         )
 
 
-def _scheme(key: str, group: Group) -> QuantScheme:
-    values = {
-        "bits": group.weights.num_bits,
-        "group_size": group.weights.scheme_group_size,
-        "symmetric": group.weights.symmetric,
-        "activations": group.activations,
-    }
-    return parse(QuantScheme, values, CONFIG, join_path("config_groups", [key, "weights"]))
+def _read_group(key: str, data: Mapping[str, Any]) -> tuple[tuple[str, ...], Scheme]:
+    """Return the targets of a group and their scheme."""
+    weights, at = data.get("weights"), join_path("config_groups", [key])
+    is_float = isinstance(weights, Mapping) and weights.get("type") == "float"
+    kind: type[Group] = floats.FloatGroup if is_float else IntegerGroup
+    group = parse(kind, data, CONFIG, at)
+    try:
+        values = group.values()
+    except ValueError as error:
+        raise ValueError(f"{CONFIG}: {at}.{error}") from None
+    return group.targets, parse(kind.scheme_type, values, CONFIG, f"{at}.weights")
 
 
 def _is_name(target: str, name: str) -> bool:
@@ -175,10 +185,14 @@ def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, A
 
 
 def _storage(scheme: Scheme) -> str:
+    if isinstance(scheme, TableScheme):
+        return STORAGES[scheme.table.scale_form].name
     return PACKED if scheme.activations == "none" else INTEGER
 
 
 def _weight_args(scheme: Scheme, act_order: bool | None) -> dict[str, Any]:
+    if isinstance(scheme, TableScheme):
+        return floats.weight_args(scheme)
     per_row = scheme.group_size == -1
     return {
         "num_bits": scheme.bits,
@@ -192,6 +206,8 @@ def _weight_args(scheme: Scheme, act_order: bool | None) -> dict[str, Any]:
 
 
 def _input_args(scheme: Scheme) -> dict[str, Any] | None:
+    if isinstance(scheme, TableScheme):
+        return floats.input_args(scheme)
     if scheme.activations == "none":
         return None
     dynamic = scheme.activations == "dynamic"

@@ -8,6 +8,7 @@ from .awq import AWQ
 from .compressed_tensors import CompressedTensors
 from .contents import Contents
 from .format import Format, refusal
+from .fp8 import BlockFP8
 from .gptq import GPTQ
 
 FORMATS: dict[str, Format] = {
@@ -17,6 +18,7 @@ FORMATS: dict[str, Format] = {
         GPTQ("gptq_v2", zero_offset=False),
         CompressedTensors(),
         AWQ(),
+        BlockFP8(),
     )
 }
 AUTO = "auto"
@@ -45,7 +47,8 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
 
     Returns:
         The format, and the reasons against the preferred ones before it (empty if it is the first).
-        If none can hold the contents: the last one, and the reasons against all.
+        If none can hold the contents: the last one that has such kinds of weights, if any, and the
+        reasons against all.
 
     Raises:
         ValueError: the name is unknown.
@@ -55,13 +58,15 @@ def find_format(contents: Contents, name: str = AUTO) -> tuple[Format, str]:
             allowed = ", ".join((AUTO, *FORMATS))
             raise ValueError(f"format {name!r} is unknown; allowed: {allowed}")
         return FORMATS[name], ""
-    reasons = []
+    reasons: list[str] = []
+    kinds = {scheme.kind for scheme in contents.schemes.values()}
     for candidate in PREFERRED:
         reason = refusal(FORMATS[candidate], contents)
         if reason is None:
-            break
+            return FORMATS[candidate], "; ".join(reasons)
         reasons.append(f"format {candidate}: {reason}")
-    return FORMATS[candidate], "; ".join(reasons)
+    suited = [name for name in PREFERRED if kinds <= set(FORMATS[name].kinds)]
+    return FORMATS[(suited or PREFERRED)[-1]], "; ".join(reasons)
 
 
 def choose_format(contents: Contents, name: str = AUTO) -> Format:

@@ -15,10 +15,10 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.scheme import QuantScheme, Scheme
+from vlpress.quant.recipe.scheme import QuantScheme, Scheme, TableScheme
 from vlpress.quant.steps.awq import AWQStep
 from vlpress.quant.steps.smoothquant import SmoothQuantStep
-from vlpress.quant.targets import quantized_layers
+from vlpress.quant.targets import compressed_layers
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")
 
@@ -42,7 +42,11 @@ def test_names_match_the_recipe() -> None:
         assert recipe.name == name
         assert recipe.needs_calibration != name.endswith("-rtn")
         decoder = recipe.steps[-1].scheme
-        assert f"w{decoder.bits}a{16 if decoder.activations == 'none' else 8}" in name
+        if isinstance(decoder, TableScheme):
+            assert name.startswith(decoder.grid)
+            assert (decoder.activations == "none") == ("a16" in name)
+        else:
+            assert f"w{decoder.bits}a{16 if decoder.activations == 'none' else 8}" in name
         smoothed = any(isinstance(step, SmoothQuantStep) for step in recipe.transforms)
         assert smoothed == ("a8" in name and not name.endswith("-rtn"))
 
@@ -66,6 +70,12 @@ def test_schemes() -> None:
     assert scheme("w8a8") == scheme("w8a8-rtn") == QuantScheme(8, -1, activations="dynamic")
     assert scheme("w8a8-static") == QuantScheme(8, -1, activations="static")
     assert scheme("w4a8") == QuantScheme(4, 128, activations="dynamic")
+    assert scheme("fp8") == scheme("fp8-rtn") == TableScheme("fp8", -1, 1, "dynamic")
+    assert scheme("fp8-block") == TableScheme("fp8", 128, 128, "dynamic")
+    assert scheme("fp8-static") == TableScheme("fp8", -1, 1, "static")
+    assert scheme("nvfp4") == TableScheme("nvfp4", 16, 1, "dynamic")
+    assert scheme("nvfp4a16") == TableScheme("nvfp4", 16)
+    assert scheme("mxfp4") == TableScheme("mxfp4", 32, 1, "dynamic")
     awq = Recipe.resolve("w4a16-awq")
     assert awq.transforms == (AWQStep(clip=True),)
     assert awq.steps[0].method == "rtn"
@@ -82,8 +92,9 @@ def test_most_examples_are_presets() -> None:
 
 
 # One preset of each method and format.
+OF_INTEGERS = ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static")
 QUICK = {
-    "qwen2_5_vl": ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static"),
+    "qwen2_5_vl": (*OF_INTEGERS, "fp8-block", "nvfp4"),
     "qwen3_vl": ("w3a16", "vision-w8a8+decoder-w4a16"),
 }
 
@@ -103,11 +114,11 @@ def test_runs_and_is_written_in_the_default_format(family: str, name: str, tmp_p
     report = quantize_(model, Recipe.resolve(name), samples)
     save_quantized(model, report, source, tmp_path / "out")
     loaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
-    seen = {layer.startswith("visual") for layer in quantized_layers(loaded)}
+    seen = {layer.startswith("visual") for layer in compressed_layers(loaded)}
     assert seen == ({True, False} if "vision" in name else {False})
     if "vision" in name:
         linears = family_of(model.config).linears(model.config)
-        assert {s.name for s in linears if s.part == "tower"} <= {*quantized_layers(loaded)}
+        assert {s.name for s in linears if s.part == "tower"} <= {*compressed_layers(loaded)}
     with torch.no_grad():
         logits, reloaded, float_logits = (torch.cat(m(samples)) for m in (model, loaded, original))
     assert torch.equal(logits, reloaded)

@@ -352,7 +352,7 @@ class TestReading:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"format": "float-quantized"}, "format is 'float-quantized'; allowed: pack-quant"),
+            ({"format": "marlin-24"}, "format is 'marlin-24'; allowed: pack-quant"),
             ({"quantization_status": "frozen"}, "quantization_status is 'frozen'; allowed: comp"),
             ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is {'num_bits': 8}; .* null"),
             ({"transform_config": {"config_groups": {}}}, "transform_config is .*; allowed: null"),
@@ -377,7 +377,7 @@ class TestReading:
         ("path", "value", "message"),
         [
             ("weights", None, "config_groups.group_0.weights is None; allowed: a table"),
-            ("weights.type", "float", "weights.type is 'float'; allowed: int"),
+            ("weights.type", "uint", "weights.type is 'uint'; allowed: int, float"),
             ("weights.strategy", "block", "weights.strategy is 'block'; allowed: group, channel"),
             ("weights.num_bits", 16, "weights.num_bits is 16; allowed: .* from 2 to 8"),
             ("weights.group_size", None, "weights.group_size is None; allowed: -1"),
@@ -386,7 +386,7 @@ class TestReading:
             ("targets", ["re:("], r"targets\[0\]: 're:\(' is not a valid expression"),
             ("targets", [3], r"targets\[0\] is 3; allowed: a string"),
             ("input_activations", [8], r"input_activations is \[8\]; allowed: a table"),
-            ("format", "nvfp4-pack-quantized", "format is 'nvfp4-pack-quantized'"),
+            ("format", "mxfp6-pack-quantized", "format is 'mxfp6-pack-quantized'"),
             (
                 "input_activations",
                 {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": False},

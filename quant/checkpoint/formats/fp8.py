@@ -1,0 +1,131 @@
+"""FP8 checkpoints in blocks (`quant_method: fp8`), as Qwen and DeepSeek publish them.
+
+`weight` E4M3 [N, K] and `weight_scale_inv` float [R, G]: despite the name, the factor of a block of
+`weight_block_size` weights. All layers have one block size, and their inputs are rounded to E4M3
+with one scale per token and block (`activation_scheme: dynamic`).
+
+Letters: N = out_features, K = in_features, R and G = rows and columns of the scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from ....common.validation import Allowed, Integer, parse
+from ....model.families import LinearSpec
+from ...compressed_weight import CompressedWeight
+from ...methods.table_weight import TableWeight
+from ...recipe.scheme import Scheme, TableScheme
+from ..safetensors_folder.folder_format import FolderFormat
+from . import compressed_tensors_tables as tables
+from .contents import Contents, layers_phrase
+from .format import CONFIG
+
+SCALES = "weight_scale_inv"
+BLOCKS = "a list of two whole numbers, at least 1 (rows and columns of a block)"
+Size = Annotated[int, Integer(1)]
+
+
+class FP8Config(BaseModel):
+    """Keys of a `quantization_config` that are read."""
+
+    fmt: Literal["e4m3"] = "e4m3"
+    activation_scheme: Literal["dynamic"] = "dynamic"
+    weight_block_size: Annotated[tuple[Size, Size], Allowed(BLOCKS)]
+
+
+@dataclass(frozen=True)
+class FP8Settings:
+    """One scheme for all layers."""
+
+    only: TableScheme
+
+    def scheme(self, names: Sequence[str]) -> TableScheme:
+        """See `Settings.scheme`."""
+        return self.only
+
+
+@dataclass(frozen=True)
+class BlockFP8(FolderFormat):
+    """FP8 in blocks."""
+
+    name: str = "fp8"
+    quant_method: str = "fp8"
+    kinds: tuple[str, ...] = (TableScheme.kind,)
+    parts: tuple[str, ...] = ("weight", SCALES)
+    marker: str = SCALES
+    order_part: str | None = None
+    config_files: tuple[str, ...] = ()
+
+    def why_not(self, contents: Contents) -> str | None:
+        """See `Format.why_not`."""
+        if names := contents.where(lambda _, scheme: not _is_blocked(scheme)):
+            return (
+                f"{layers_phrase(names, 'has', 'have')} the scheme "
+                f"{contents.schemes[names[0]].label}; fp8 holds blocks of fp8 with dynamic "
+                "activations, compressed-tensors holds others"
+            )
+        if len(contents.by_scheme) > 1:
+            labels = ", ".join(scheme.label for scheme in contents.by_scheme)
+            return f"the layers have several block sizes ({labels}); use compressed-tensors"
+        return None
+
+    def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
+        """See `Format.encode`."""
+        if not isinstance(weight, TableWeight) or not _is_blocked(weight.scheme):
+            raise ValueError(f"its scheme is {weight.scheme.label}; allowed: blocks of fp8")
+        tensors = tables.encode(weight, dtype)
+        return {"weight": tensors["weight"], SCALES: tensors["weight_scale"]}
+
+    def decode(self, tensors: Mapping[str, Tensor], scheme: Scheme, name: str) -> CompressedWeight:
+        """See `Format.decode`."""
+        if not isinstance(scheme, TableScheme):
+            raise ValueError(f"it is of the kind {scheme.kind}; allowed: {TableScheme.kind}")
+        renamed = {"weight_scale" if part == SCALES else part: t for part, t in tensors.items()}
+        return tables.decode(renamed, scheme, name)
+
+    def settings(self, config: Mapping[str, Any]) -> FP8Settings:
+        """See `FolderFormat.settings`."""
+        rows, columns = parse(FP8Config, config, CONFIG).weight_block_size
+        return FP8Settings(TableScheme("fp8", columns, rows, "dynamic"))
+
+    def quantization_config(
+        self, contents: Contents, file_name: Callable[[str], str]
+    ) -> dict[str, Any]:
+        """See `FolderFormat.quantization_config`."""
+        (scheme,) = contents.by_scheme
+        assert isinstance(scheme, TableScheme)
+        kept = [file_name(name) for name in contents.unquantized]
+        if "lm_head" not in contents.linears:  # tied, but a module of its own in other libraries
+            kept.append("lm_head")
+        return {
+            "quant_method": self.quant_method,
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [scheme.scale_rows, scheme.group_size],
+            "modules_to_not_convert": kept,
+        }
+
+    def stored_bytes(self, spec: LinearSpec, scheme: Scheme, dtype: torch.dtype) -> int:
+        """See `Format.stored_bytes`."""
+        assert isinstance(scheme, TableScheme)
+        return tables.stored_bytes(spec, scheme, dtype)
+
+    def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """See `Format.bias_dtype`."""
+        return stored
+
+
+def _is_blocked(scheme: Scheme) -> bool:
+    return (
+        isinstance(scheme, TableScheme)
+        and scheme.grid == "fp8"
+        and scheme.scale_rows > 1
+        and scheme.activations == "dynamic"
+    )
