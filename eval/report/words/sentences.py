@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ....quant.recipe.grids import SIMULATED
 from ..provenance import generation_caveat
 
 WARNINGS_SHOWN = 5
@@ -22,10 +23,28 @@ def caveats(report: Report) -> list[str]:
         texts.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         texts.append("Every image was replaced by grey: the scores show guessing without sight.")
+    if simulated := simulation_caveat(report["fingerprint"].get("candidate")):
+        texts.append(simulated)
     if generation := generation_caveat(report["generation"]):
         texts.append(generation)
     benchmarks = report["benchmarks"].items()
     return texts + [f"{name}: {note}." for name, entry in benchmarks for note in entry["notes"]]
+
+
+def simulation_caveat(candidate: Mapping[str, Any] | None) -> str | None:
+    """A sentence on activations whose rounding was simulated; None without any.
+
+    Args:
+        candidate: the part of the fingerprint about the candidate.
+    """
+    kernels = (candidate or {}).get("kernels") or {}
+    names = [n.removeprefix(SIMULATED).strip() for n in kernels if n.startswith(SIMULATED)]
+    if not names:
+        return None
+    return (
+        f"Activations were simulated ({', '.join(names)}): rounded exactly as by engines with "
+        "hardware for them, but multiplied in float32. Speed and memory are not those of engines."
+    )
 
 
 def describe_samples(calibration: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from workbench import NAMES, Workbench, lossy, reseal
 from vlpress.eval import compare, compare_many
 from vlpress.eval.report.markdown import render_report
 from vlpress.eval.report.report import build_report
-from vlpress.eval.report.words.sentences import caveats
+from vlpress.eval.report.words.sentences import caveats, simulation_caveat
 from vlpress.eval.results import read_run
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -128,6 +128,14 @@ def test_a_benchmark_with_all_its_questions_is_no_sample(bench: Workbench) -> No
     assert not any(entry["limited"] for entry in report["benchmarks"].values())
     assert "--limit" not in report["command"]
     assert not any("sample" in caveat for caveat in caveats(report))
+
+
+def test_simulated_activations_are_noted() -> None:
+    kernels = {"reference": 2, "simulated fp8 activations": 28}
+    text = simulation_caveat({"kernels": kernels})
+    assert text is not None and "were simulated (fp8 activations)" in text
+    assert simulation_caveat({"kernels": {"reference": 2}}) is None
+    assert simulation_caveat(None) is None
 
 
 def test_breakdown_names_each_part_once(bench: Workbench) -> None:
