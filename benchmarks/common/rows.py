@@ -21,6 +21,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Decoder layers; symmetric by default. Groups of 64 are for `real_weights.py` alone."""
 
+GRIDS: dict[str, dict[str, Any]] = {
+    "int4": {"bits": 4, "group_size": 128},
+    "fp8": {"grid": "fp8", "activations": "dynamic"},
+    "fp8-block": {"grid": "fp8", "group_size": 128, "scale_rows": 128, "activations": "dynamic"},
+    "fp8a16": {"grid": "fp8"},
+    "nvfp4": {"grid": "nvfp4", "activations": "dynamic"},
+    "nvfp4a16": {"grid": "nvfp4"},
+    "mxfp4": {"grid": "mxfp4", "activations": "dynamic"},
+    "mxfp4a16": {"grid": "mxfp4"},
+    "nf4": {"grid": "nf4", "group_size": 128},
+    "ternary": {"grid": "ternary"},
+    "pot4": {"grid": "pot4"},
+}
+"""Tables of levels for decoder layers, and integers on as many samples as these; measured on
+request (`accuracy.py --settings`)."""
+
 SAMPLE_FACTORS = {"w4a16": 4, "w3a16": 4}
 """Factor on the number of samples for settings of the decoder alone: there methods are close, a few
 samples dominate the mean, and the peers are compared. Indistinguishable methods are compared in a
@@ -84,7 +100,7 @@ class Row:
     @property
     def scored(self) -> bool:
         """Whether the benchmarks are evaluated with its checkpoint."""
-        return self.method in SCORED and self.setting not in UNSCORED
+        return self.method in SCORED and self.setting not in (*UNSCORED, *GRIDS)
 
     def recipe(self, seed: int, samples: int, *, deepstack: bool = False) -> Recipe:
         """Build the recipe of this row.
@@ -95,7 +111,7 @@ class Row:
             deepstack: whether the tower has DeepStack mergers.
         """
         *transforms, solver = self.method.split("+")
-        decoder = SETTINGS[self.setting]
+        decoder = (SETTINGS | GRIDS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
@@ -119,6 +135,11 @@ def sample_counts(setting: str, validation: int, held_out: int) -> dict[str, int
     """Number of samples of each set for a setting."""
     times = SAMPLE_FACTORS.get(setting, 1)
     return {"validation": times * validation, "held_out": times * held_out}
+
+
+def grid_rows() -> list[Row]:
+    """Rows of tables of levels."""
+    return [Row(setting, name) for setting in GRIDS for name in ("rtn", "gptq", "gptaq")]
 
 
 def all_rows() -> list[Row]:

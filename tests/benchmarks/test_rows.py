@@ -2,7 +2,7 @@
 
 import pytest
 from ablations import VARIANTS
-from common.rows import SETTINGS, Row, all_rows
+from common.rows import GRIDS, SETTINGS, Row, all_rows, grid_rows
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
 
@@ -53,3 +53,12 @@ def test_variants_of_a_recipe_differ() -> None:
     steps = [r["step"][0] for r in recipes]
     assert [s["method"] for s in steps] == ["gptq"] * 6 + ["gptaq"] * 9
     assert [s["strength"] for s in steps[-3:]] == [0.25, 0.75, 1.0]
+
+
+def test_rows_of_grids_fit_the_built_in_model() -> None:
+    config = ModelConfig.from_folder(resolve_folder("tiny"))
+    for row in grid_rows():
+        plan = make_plan(config, row.recipe(0, 64))
+        grid = GRIDS[row.setting].get("grid")
+        assert {r.step.scheme.to_dict().get("grid") for r in plan.quantized if r.step} == {grid}
+        assert not row.scored and len(plan.quantized) == 5 * 7
