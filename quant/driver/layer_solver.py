@@ -173,6 +173,8 @@ class QuantizationRun:
 
     def round_layers(self, rows: Sequence[PlanRow]) -> None:
         """Quantize layers that no calibration sample reaches, and put them into the model."""
+        for row in rows:
+            self._fused_range(row)
         for row, message in distribute(self.comm, rows, self._solve_layer):
             self._put(row, message)
 

@@ -10,11 +10,13 @@ from tiny_models import prompts as random_prompts
 from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
+from vlpress.model.checkpoint import canonical_name
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.recipe.recipe import Recipe
+from vlpress.quant.targets import compressed_layers
 
 pytest.importorskip("compressed_tensors", minversion="0.15")
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -104,6 +106,39 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
         if "a16" in name:
             assert float(difference.abs().max() / expected.abs().max()) < 1e-4
         assert float(difference.norm() / expected.norm()) < 2e-2
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "fp8": {"grid": "fp8", "activations": "dynamic"},
+    "fp8-static": {"grid": "fp8", "activations": "static"},
+    "fp8-block": {"grid": "fp8", "group_size": 128, "scale_rows": 128, "activations": "dynamic"},
+    "nvfp4": {"grid": "nvfp4", "activations": "dynamic"},
+    "nvfp4a16": {"grid": "nvfp4"},
+    "mxfp4": {"grid": "mxfp4", "activations": "dynamic"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "nvfp4" else pytest.mark.slow) for n in TABLES]
+)
+def test_weights_of_tables_are_bit_equal(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
+    """Every dequantized layer in bf16."""
+    model = load_model("tiny", device="cpu")
+    recipe = Recipe.from_dict({"name": name, "step": [{"method": "rtn"} | TABLES[name]]})
+    report = quantize_(model, recipe, prompts)
+    save_quantized(model, report, "tiny", tmp_path / name, format="compressed-tensors")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / name,
+        dtype=torch.bfloat16,
+        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+    )
+    parameters = {canonical_name(name): value for name, value in theirs.named_parameters()}
+    layers = compressed_layers(model)
+    assert len(layers) == 5 * 7
+    for layer_name, layer in layers.items():
+        expected = layer.quantized().dequantize(torch.bfloat16)
+        assert torch.equal(parameters[f"{layer_name}.weight"], expected), layer_name
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
