@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import bf16_linear
+from ..kernels import bf16_linear, reference
 from ..methods.activation_rounding import rounded_activations
 from ..methods.table_weight import TableWeight
 from ..recipe.grids import SIMULATED
 from ..recipe.scheme import TableScheme
 from .compressed_linear import CompressedLinear
+
+HALF_BYTE = 4
+"""Most bits of indices that are packed."""
 
 
 class TableLinear(CompressedLinear):
@@ -23,7 +26,8 @@ class TableLinear(CompressedLinear):
     With rounded activations the product is computed in float32, see `activation_rounding.py`.
     """
 
-    indices: Tensor
+    stored: Tensor
+    """Indices; at inference those of 4 bits and less two to a byte (`reference.prepack`)."""
     scales: Tensor
     divisor: Tensor | None
     input_scale: Tensor | None
@@ -33,13 +37,13 @@ class TableLinear(CompressedLinear):
     def __init__(
         self, weight: TableWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """Register the tensors of `weight`, without copies.
+        """Register the tensors of `weight`, without copies but for packing.
 
         Args:
             weight: unpacked.
             bias: `[out_features]` or None.
             dtype: of the activations, for a layer that will run often: its weight is dequantized
-                once. None dequantizes in each call.
+                once. None packs the weight and dequantizes it in each call.
 
         Raises:
             ValueError: the scheme calibrates the input, and the weight has no scale for it.
@@ -49,9 +53,11 @@ class TableLinear(CompressedLinear):
             raise ValueError(
                 f"{weight.scheme.label} comes with no input scale; calibrate the activations"
             )
+        bits, even = weight.scheme.bits, weight.in_features % 2 == 0
+        self._packed = dtype is None and bits <= HALF_BYTE and even
         kept = None if dtype is None else weight.dequantize(self._product_dtype(dtype))
         for name, value in {
-            "indices": weight.indices,
+            "stored": reference.prepack(weight.indices, bits) if self._packed else weight.indices,
             "scales": weight.scales,
             "divisor": weight.divisor,
             "input_scale": weight.input_scale,
@@ -61,8 +67,10 @@ class TableLinear(CompressedLinear):
         self.register_buffer("dequantized", kept, persistent=False)
 
     def quantized(self) -> TableWeight:
-        """See `CompressedLinear.quantized`; without copies."""
-        return TableWeight(self.indices, self.scales, self.scheme, self.divisor, self.input_scale)
+        """See `CompressedLinear.quantized`; without copies unless the indices are packed."""
+        bits = self.scheme.bits
+        indices = reference.unprepack(self.stored, bits) if self._packed else self.stored
+        return TableWeight(indices, self.scales, self.scheme, self.divisor, self.input_scale)
 
     @property
     def kernel(self) -> str:

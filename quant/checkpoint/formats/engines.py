@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ....model.families import Part
-from ...recipe.scheme import QuantScheme, Scheme
+from ...recipe.scheme import QuantScheme, Scheme, TableScheme
 from .contents import Contents
 
 Outcome = Literal["loads", "refuses", "untested"]
@@ -20,7 +20,7 @@ DECODER: tuple[Part, ...] = ("decoder",)
 
 @dataclass(frozen=True)
 class Rule:
-    """Outcome for layers of integers in one of some formats with one of some schemes."""
+    """Outcome for layers of one kind in one of some formats with one of some schemes."""
 
     outcome: Outcome
     formats: tuple[str, ...]
@@ -29,12 +29,13 @@ class Rule:
     activations: tuple[str, ...] = ("none", "dynamic", "static")
     parts: tuple[Part, ...] = (*DECODER, "head", *VISION)
     note: str = ""
+    kind: str = QuantScheme.kind
 
     def applies(self, format: str, scheme: Scheme, part: Part) -> bool:
         """Whether the rule is about layers of a part with this scheme in this format."""
         return (
             format in self.formats
-            and scheme.kind == QuantScheme.kind
+            and scheme.kind == self.kind
             and scheme.bits in self.bits
             and scheme.symmetric in self.symmetric
             and scheme.activations in self.activations
@@ -110,6 +111,13 @@ ENGINES = (
                 TENSORS,
                 activations=FLOAT,
                 note="with quantization_config=CompressedTensorsConfig(dequantize=True)",
+            ),
+            Rule(
+                "loads",
+                TENSORS,
+                parts=DECODER,
+                note="with quantization_config=CompressedTensorsConfig(dequantize=True)",
+                kind=TableScheme.kind,
             ),
             Rule("untested", (*GPTQS, "awq"), note="asks for optimum and gptqmodel"),
         ),

@@ -4,7 +4,7 @@ from tiny_models import make_random_model
 from vlpress.quant.checkpoint.formats.contents import Contents
 from vlpress.quant.checkpoint.formats.engines import ENGINES, Support, engine_support
 from vlpress.quant.checkpoint.formats.table import FORMATS
-from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.recipe.scheme import QuantScheme, TableScheme
 
 INT4, INT8 = QuantScheme(4, 32), QuantScheme(8, -1, activations="dynamic")
 
@@ -43,6 +43,12 @@ def test_a_family_that_was_not_tried_is_untested_or_refused() -> None:
     assert support(other, "compressed-tensors")["vLLM"].outcome == "untested"
     assert "qwen2_5_vl" in support(other, "compressed-tensors")["vLLM"].note
     assert support(other, "awq")["mlx-vlm"].outcome == "refuses"
+
+
+def test_tables_of_levels_are_known_of_transformers_alone() -> None:
+    fp8 = support(contents(TableScheme("fp8", activations="dynamic")), "compressed-tensors")
+    assert fp8["transformers"].outcome == "loads" and "dequantize" in fp8["transformers"].note
+    assert {fp8[name].outcome for name in ("vLLM", "mlx-vlm", "GPTQModel")} == {"untested"}
 
 
 def test_rules_name_formats_that_exist() -> None:
