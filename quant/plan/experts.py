@@ -50,6 +50,11 @@ def check_experts(rows: Sequence[PlanRow]) -> None:
                 f"{row.name} is an expert, for which activations are static; allowed: none, "
                 "dynamic (engines quantize the inputs of experts per token)"
             )
+        if step is not None and step.scheme.calibrates_input:
+            raise ValueError(
+                f"{row.name} is an expert, for which {step.scheme.label} have a calibrated scale; "
+                "allowed: activations none (an expert may see no token in calibration)"
+            )
         if step is not None and step.uses_float_model:
             raise ValueError(
                 f"{row.name} is an expert, for which method {step.method} compares inputs with the "

@@ -5,7 +5,6 @@ without a match, a width that does not divide, fused layers with different schem
 hour of calibration.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -304,8 +303,6 @@ def _check_shape(spec: LinearSpec, scheme: Scheme) -> None:
                 f"{spec.name}: {side} {size} is not a multiple of {multiple}, which weights of "
                 f"{scheme.bits} bits need; add the layer to the step's ignore list"
             )
-
-
 
 
 def _tied_head(config: ModelConfig) -> PlanRow:

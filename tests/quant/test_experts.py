@@ -274,6 +274,10 @@ def test_sources_with_single_experts_give_the_same_layers(tmp_path: Path) -> Non
             "is an expert, .*static; allowed: none, dynamic",
         ),
         (
+            {"method": "rtn", "grid": "nvfp4", "activations": "dynamic"},
+            "is an expert, for which nvfp4 .* activations have a calibrated scale; allowed: .*none",
+        ),
+        (
             {"method": "rtn", "bits": 8, "group_size": -1, "targets": ["*.mlp.gate"]},
             r"'\*\.mlp\.gate' matches no linear layer",
         ),
