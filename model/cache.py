@@ -1,7 +1,8 @@
 """KV cache of the decoder.
 
-Buffers are allocated once per generation and filled from the left. Prompts of a batch are padded on
-the left, so all of them end at the same index of the token dimension and one length is enough.
+Buffers are allocated for a generation, enlarged if it is long, and filled from the left. Prompts of
+a batch are padded on the left, so all of them end at the same index of the token dimension and one
+length is enough.
 """
 
 from __future__ import annotations
@@ -128,6 +129,21 @@ class KVCache:
             for buffers in self._layers
         ]
         return new
+
+    def grow(self, capacity: int) -> None:
+        """Enlarge the buffers, layer by layer; their contents stay.
+
+        Args:
+            capacity: the new one, at least `length`.
+        """
+        self.shape = (*self.shape[:2], capacity, self.shape[3])
+
+        def enlarge(buffer: Tensor) -> Tensor:
+            rows = torch.arange(self.shape[0], device=buffer.device)
+            return _copy_rows(buffer, rows, self.length, self.shape)
+
+        for layer, buffers in enumerate(self._layers):
+            self._layers[layer] = buffers and buffers.map(enlarge)
 
     def select_rows(self, rows: Tensor) -> None:
         """Drop all rows of the batch but the given ones, int64 `[new batch]`."""

@@ -22,6 +22,9 @@ from .prefix_sharing import prefill
 from .processing.inputs import Prompt
 from .qwen_vl import QwenVL
 
+RESERVED_TOKENS = 2048
+"""Generated tokens that the cache has room for at first. The room is doubled when they are used up:
+few answers are as long as the limit of models that reason."""
 MIN_TEMPERATURE = 1e-6
 """Smallest temperature above 0: logits divided by a smaller one may overflow float32."""
 
@@ -124,7 +127,9 @@ def generate(
     if not prompts:
         raise ValueError("no prompts given; give at least one")
     rows = [_start(model, index, prompt, sampling) for index, prompt in enumerate(prompts)]
-    hidden, cache, is_token = prefill(model, prompts, features, max_new_tokens)
+    reserved = min(max_new_tokens, RESERVED_TOKENS)
+    hidden, cache, is_token = prefill(model, prompts, features, reserved)
+    largest = cache.capacity - reserved + max_new_tokens
     active = rows
     while True:
         logits = model.logits(hidden[:, -1])
@@ -142,6 +147,8 @@ def generate(
             is_token = is_token[selected]
             active = [active[index] for index in unfinished]
         is_token = torch.cat([is_token, is_token.new_ones(len(active), 1)], dim=1)
+        if cache.length == cache.capacity:
+            cache.grow(min(2 * cache.capacity, largest))
         hidden = _decode(model, active, is_token, cache)
 
 

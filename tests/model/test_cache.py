@@ -57,6 +57,12 @@ def test_columns_come_back_wherever_they_went(model: QwenVL, kind: Any) -> None:
     kept, _ = wider.update(0, third[:1], third[:1])
     assert torch.equal(kept[:, :, :7], keys[[1]])
     assert wider.capacity == 12 and cache.capacity == 8
+    wider.advance(1)
+    wider.grow(9)
+    assert wider.capacity == 9
+    more, _ = wider.update(0, third[1:2], third[1:2])
+    assert torch.equal(more[:, :, :8], kept)
+    assert more.shape[2] == 9
 
 
 def test_int8_takes_half_the_memory_and_a_scale(model: QwenVL) -> None:

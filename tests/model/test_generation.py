@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from tiny_models import RandomModel
 
+from vlpress.model import generation
+from vlpress.model.cache import KVCache
 from vlpress.model.generation import Sampling, generate, sample_token
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
@@ -82,6 +84,25 @@ def test_finished_prompts_leave_the_batch(random_model: RandomModel, prompts: li
         assert result.logits is not None
         assert result.logits.shape == (len(result.token_ids) + result.stopped, 288)
     assert results[0].stopped and not all(result.stopped for result in results)
+
+
+def test_long_answers_enlarge_the_cache(
+    random_model: RandomModel, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    options: dict[str, Any] = {"max_new_tokens": 9, "stop_ids": ()}
+    expected = generate(model, prompts, **options)
+    capacities: list[int] = []
+    grow = KVCache.grow
+
+    def record(cache: KVCache, capacity: int) -> None:
+        capacities.append(capacity - cache.capacity)
+        grow(cache, capacity)
+
+    monkeypatch.setattr(KVCache, "grow", record)
+    monkeypatch.setattr(generation, "RESERVED_TOKENS", 2)
+    assert generate(model, prompts, **options) == expected
+    assert capacities == [7]  # not beyond the limit
 
 
 def test_logits_are_raw_and_float32(random_model: RandomModel, prompts: list[Prompt]) -> None:
