@@ -100,9 +100,13 @@ class OptionField:
         return f"{high:g} or less" if low is None else f"{low:g} to {high:g}"
 
     def convert(self, value: Any) -> Any:
-        """Turn a string into a path where the option is one, and vice versa."""
+        """Turn a string into a path where the option is one, and vice versa; a number into text.
+
+        Numbers are converted where the option's text has a pattern, such as `N or NAME=N`.
+        """
         is_name = isinstance(value, str | Path) and self.kind in (str, Path)
-        return self.kind(value) if is_name else value
+        is_number = type(value) is int and self.kind is str and bool(self.option.pattern)
+        return self.kind(value) if is_name or is_number else value
 
     def check(self, value: Any) -> None:
         """Check one value.
@@ -138,7 +142,7 @@ class Options:
             if value is None:
                 continue
             # A single string is a sequence too, but of characters.
-            is_many = field.is_repeatable and not isinstance(value, str | Path)
+            is_many = field.is_repeatable and not isinstance(value, str | Path | int)
             values = tuple(map(field.convert, value if is_many else (value,)))
             for each in values:
                 field.check(each)

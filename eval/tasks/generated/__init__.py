@@ -1,0 +1,1 @@
+"""Texts that models generate: reasoning and answer, repetitions, and their largest length."""
