@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..common.options import Option, Options, command_words, recorded
 from ..quant.config import (
@@ -60,6 +60,26 @@ class BenchmarkOptions(Options):
     rules: Annotated[str | None, Option("Answer-extraction profile.", default_text="2025-08")] = (
         None
     )
+    reasoning: Annotated[
+        Literal["none", "think-tags", "think-opened"] | None,
+        Option(
+            "How reasoning is told from the answer, which alone is scored: none (all text is the "
+            "answer), think-tags (up to </think>), think-opened (the same, and the prompt opens "
+            "it: without </think> there is no answer).",
+            default_text="that of the model's chat template, or of the reference",
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        str | int | Sequence[str | int] | None,
+        Option(
+            "Longest answer in tokens, reasoning included: N for all benchmarks, NAME=N for one or "
+            "for a kind such as mmmu. Repeatable.",
+            metavar="[NAME=]N",
+            pattern=r"([\w.-]+=)?[1-9]\d{0,8}",
+            allowed="N or NAME=N, with N from 1 to 999999999",
+            default_text="2048, drawings 64; models that reason 8192, drawings 1024",
+        ),
+    ] = None
     pixels: Annotated[
         str,
         Option(

@@ -379,11 +379,13 @@ def refresh(out: Path, tasks: Sequence[Task]) -> None:
 
 
 def _warn(benchmarks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Log every violated health rule; answers to blank images are expected to be guesses."""
+    """Log health rules and warnings; answers to blank images are expected to be guesses."""
     for name, entry in benchmarks.items():
         if not entry["blank_images"]:
             for reason in entry["health_reasons"]:
                 logger.warning("%s: %s", name, reason["text"])
+            for text in entry["warnings"]:
+                logger.warning("%s: %s", name, text)
 
 
 def _measure_memory(model: QwenVL, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +23,10 @@ from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from ..common.json_files import read_json
 from .answering.predictions import Prediction, read_predictions, read_records
 from .report.health import MODEL, Signs, compute_signs, list_violations
-from .tasks import TASK_KINDS
+from .report.words.answer_warnings import model_warnings
+from .tasks import REASONING, TASK_KINDS
+from .tasks.generated.reasoning import NONE, reasoning_content
+from .tasks.generated.repetition import repeats_itself
 from .tasks.task import (
     Fields,
     TaskScore,
@@ -73,6 +77,22 @@ class StoredTask:
     def is_complete(self) -> bool:
         """Whether every item has a prediction."""
         return all(item["id"] in self.predictions for item in self.sound_items)
+
+    @property
+    def reasoning_rule(self) -> str:
+        """Rule by which the answers were separated from reasoning."""
+        return str(self.info["fingerprint"].get(REASONING, NONE))
+
+    @cached_property
+    def repeating(self) -> frozenset[str]:
+        """Ids of the items whose reasoning or answer repeats itself, see `repeats_itself`."""
+        answers = ((item["id"], self.predictions[item["id"]]) for item in self.sound_items)
+        return frozenset(
+            key
+            for key, answer in answers
+            if repeats_itself(answer.prediction)
+            or repeats_itself(reasoning_content(answer.reasoning or ""))
+        )
 
     @property
     def sound_items(self) -> tuple[Fields, ...]:
@@ -258,6 +278,8 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
         "prompt_style": task.info["fingerprint"]["prompt_style"],
         "pixels": task.info["fingerprint"]["pixels"]["budget"],
         "blank_images": task.info["fingerprint"]["blank_images"],
+        "reasoning_rule": task.reasoning_rule,
+        "max_new_tokens": task.info["fingerprint"]["max_new_tokens"],
         "extra": dict(score.extra),
         "categories": score_parts(score.units, "category"),
         "groups": score_parts(score.units, "group"),
@@ -266,6 +288,7 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
         "chance": signs.chance,
         "health_reasons": [reason.to_dict() for reason in list_violations(MODEL, signs)],
         "notes": list(task.info["notes"]),
+        "warnings": model_warnings(MODEL, task),
     }
 
 
@@ -286,17 +309,41 @@ def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
     }
 
 
-def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, float | None]:
+def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, Any]:
     """Count signs of broken answers, such as truncations, independent of the score."""
     answers = [task.predictions[item["id"]] for item in task.sound_items]
     return {
         "broken": score.broken,
         "parse_failures": score.parse_failures,
         "refusals": score.refusals,
-        "truncated": sum(not a.stopped for a in answers),
+        "truncated": sum(a.is_cut_off for a in answers),
+        "repeating": len(task.repeating),
         "empty": sum(not a.prediction.strip() for a in answers),
         "mean_tokens": _mean([a.n_tokens for a in answers]),
         "mean_characters": _mean([len(a.prediction) for a in answers]),
+        "reasoning": summarize_reasoning(answers),
+    }
+
+
+def summarize_reasoning(answers: Sequence[Prediction]) -> dict[str, float | None] | None:
+    """Count the answers with a reasoning, and its tokens; None if no answer has one.
+
+    Returns:
+        `answers`, `unfinished` (reasonings without an end), and `mean_tokens` and `p95_tokens` of
+        a reasoning, unfinished ones included (95 % have at most `p95_tokens`); None if a server
+        does not report the tokens of all of them.
+    """
+    with_reasoning = [answer for answer in answers if answer.reasoning is not None]
+    if not with_reasoning:
+        return None
+    tokens = [answer.reasoning_tokens for answer in with_reasoning]
+    known = sorted(count for count in tokens if count is not None)
+    p95 = known[math.ceil(0.95 * len(known)) - 1] if len(known) == len(tokens) else None
+    return {
+        "answers": len(with_reasoning),
+        "unfinished": sum(bool(answer.is_unfinished) for answer in with_reasoning),
+        "mean_tokens": _mean(tokens),
+        "p95_tokens": p95,
     }
 
 

@@ -25,7 +25,9 @@ from .planning.checks import check_questions
 from .planning.stages import SERVED, describe
 from .resolve import open_tasks_in
 from .results import read_run
+from .tasks import REASONING
 from .tasks.askable import mark_as_reference
+from .tasks.generated.reasoning import NONE
 from .tasks.prompts import default_prompt_style
 
 
@@ -50,7 +52,8 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
     check_questions(options, options)
     refuse_foreign(out, RUN_FILE)
     style = options.prompt_style or _reference_style(reference)
-    tasks = open_tasks_in(style, options, options)
+    rule = options.reasoning or _reference_rule(reference)
+    tasks = open_tasks_in(style, rule, options, options)
     if reference is not None:
         tasks = mark_as_reference(tasks, read_run(reference))
     with closing(EndpointResponder(endpoint)) as responder:
@@ -138,3 +141,17 @@ def _reference_style(reference: Path | None) -> str:
     if len(styles) != 1:
         raise ValueError(f"{reference} holds {len(styles)} prompt styles; give --prompt-style")
     return str(styles.pop())
+
+
+def _reference_rule(reference: Path | None) -> str:
+    """Return the reasoning rule of the original's evaluation; without one it is none.
+
+    A server does not report its chat template. Replies with a reasoning are refused under none.
+    """
+    if reference is None:
+        return NONE
+    tasks = read_run(reference).tasks.values()
+    rules = {task.info["fingerprint"].get(REASONING, NONE) for task in tasks}
+    if len(rules) != 1:
+        raise ValueError(f"{reference} holds {len(rules)} reasoning rules; give --reasoning")
+    return str(rules.pop())

@@ -27,6 +27,7 @@ from tiny_models import (
 )
 from workbench import Workbench
 
+from vlpress.eval.tasks.generated.answer_limits import Defaults
 from vlpress.model.processing.processor import Processor
 
 # No deadline: the first call of a torch operation can take a second. No example database: tests
@@ -76,7 +77,9 @@ def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def _short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlpress.eval.tasks.BUILTIN_MAX_NEW_TOKENS", 8)
+        patch.setattr(
+            "vlpress.eval.tasks.generated.answer_limits.DRAWINGS", Defaults(plain=8, reasoning=8)
+        )
         yield
 
 

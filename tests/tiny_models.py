@@ -60,6 +60,10 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+_PROMPT = "{{ '<|im_start|>assistant\\n' }}"
+THINKING_TEMPLATE = CHAT_TEMPLATE.replace(_PROMPT, _PROMPT + "{{ '<think>\\n' }}")
+"""Opens the reasoning in the prompt of an answer, as that of Qwen3-VL Thinking."""
+
 
 @dataclass(frozen=True)
 class Size:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -15,12 +16,15 @@ from PIL import Image
 
 from ...model.processing.images import open_header
 from ..tasks.files.image_store import StoredImage, is_plain
+from ..tasks.generated.reasoning import NONE, OPENED, TAGS, SplitText, split_text
 from ..tasks.task import Item
 from .runner import Completion
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 IMAGE_ENCODING = "original bytes; RGB PNG where decoders disagree"
 """Named in the fingerprint of a served run."""
+REASONING_FIELDS = ("reasoning", "reasoning_content")
+"""Fields of a reply's message with the reasoning; vLLM renamed the second to the first."""
 
 
 def chat_messages(item: Item) -> list[dict[str, Any]]:
@@ -70,30 +74,69 @@ def _media_type(data: bytes) -> str | None:
         return None  # `StoredImage.open` raises the error to show
 
 
-def parse_reply(reply: object) -> Completion:
+def parse_reply(reply: object, rule: str = NONE) -> Completion:
     """Parse the body of a chat completion.
 
     A reply without text is an empty answer. Only the finish reason "stop" means that the model
     ended by itself; token counts and log-probabilities are None if the server reports none.
 
+    A server that separates the reasoning (vLLM with a reasoning parser) has it in a field of
+    `REASONING_FIELDS`, and does not tell whether it ended: without an answer it counts as
+    unfinished. Otherwise the rule is applied to the content.
+
+    Args:
+        reply: the body.
+        rule: a name in `reasoning.RULES`.
+
     Raises:
-        ValueError: the body is not a chat completion; the message quotes it.
+        ValueError: the body is not a chat completion; the message quotes it. Or it has a reasoning
+            and the rule is none.
     """
     try:
         choice = _mapping(_mapping(reply)["choices"][0])
-        text = _mapping(choice["message"]).get("content")
+        message = _mapping(choice["message"])
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"the reply is no chat completion: {str(reply)[:200]}") from error
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"the reply's content is {type(text).__name__}, not text")
+    text, reasoning = _text(message, ("content",)), _text(message, REASONING_FIELDS)
+    split = split_text(text, rule)
+    if reasoning:
+        answer = text.lstrip()
+        split = SplitText(reasoning, answer, is_unfinished=not answer)
+        if rule == NONE:
+            raise ValueError(
+                f"the reply has a reasoning of {len(reasoning)} characters, and the reasoning rule "
+                f"is {NONE}; give --reasoning {OPENED} if the model's chat template opens the "
+                f"reasoning, or {TAGS}"
+            )
     usage = _mapping(reply).get("usage")
-    return Completion(
-        text or "",
+    completion = Completion(
+        split.answer,
         _count(usage, "completion_tokens"),
         choice.get("finish_reason") == "stop",
         prompt_tokens=_count(usage, "prompt_tokens"),
         first_logprobs=_first_logprobs(choice),
     )
+    if not split.reasoning and not split.is_unfinished:
+        return completion
+    details = usage.get("completion_tokens_details") if isinstance(usage, Mapping) else None
+    tokens = _count(details, "reasoning_tokens")
+    return replace(
+        completion,
+        reasoning=split.reasoning,
+        reasoning_tokens=completion.n_tokens if split.is_unfinished and tokens is None else tokens,
+        is_unfinished=split.is_unfinished,
+    )
+
+
+def _text(message: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Return the first text among fields of a message; empty if they are missing or empty."""
+    for field in fields:
+        text = message.get(field)
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"the reply's {field} is {type(text).__name__}, not text")
+        if text:
+            return text
+    return ""
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -115,7 +115,7 @@ class EndpointResponder:
                 messages = chat_messages(item)
                 bounds = asdict(item.pixels) if item.pixels else None
                 reply = await self._client.complete(messages, item.max_new_tokens, bounds)
-                return parse_reply(reply)
+                return parse_reply(reply, item.reasoning)
             except ValueError as error:
                 raise EndpointError(f"item {item.id}: {error}") from error
 

@@ -22,7 +22,10 @@ from ...common.journal import JournalContents, JournalFile, read_journal
 
 SCHEMA = 4
 REMEDY = "delete the file to start afresh"
-OPTIONAL = ("prompt_tokens", "first_logprobs", "threads")
+OPTIONAL = (
+    *("prompt_tokens", "first_logprobs", "threads"),
+    *("reasoning", "reasoning_tokens", "is_unfinished"),
+)
 """Fields of a prediction that are not stored if they are None."""
 
 DIGEST = "of"
@@ -39,8 +42,10 @@ class Prediction:
 
     id: str
     prediction: str
+    """The answer, without reasoning; this text is scored."""
     n_tokens: int | None
-    """Generated tokens. Servers include the stop token; None if a server does not report it."""
+    """Generated tokens, those of the reasoning included. Servers include the stop token; None if a
+    server does not report it."""
     stopped: bool
     """Whether the model emitted a stop token; False: truncated at the item's token limit."""
     seconds: float
@@ -51,6 +56,23 @@ class Prediction:
     """Log-probabilities of the likeliest first tokens, by text."""
     threads: int | None = None
     """CPU threads of the process that computed it; None if a server did."""
+    reasoning: str | None = None
+    """Text that the model wrote before the answer, as `SplitText.reasoning`; of a server that
+    separates it, the field of its reply. None: there is none."""
+    reasoning_tokens: int | None = None
+    """Tokens of the reasoning; None without one, or if a server does not report them."""
+    is_unfinished: bool | None = None
+    """Whether the reasoning has no end, so that there is no answer; None without a reasoning."""
+
+    @property
+    def text(self) -> str:
+        """All that a local model wrote: the reasoning and the answer."""
+        return (self.reasoning or "") + self.prediction
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the answer reached the token limit, or its reasoning does not end."""
+        return not self.stopped or bool(self.is_unfinished)
 
 
 class RecordStore:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +17,12 @@ import torch
 
 from ...common.distributed import SINGLE_PROCESS, Communicator
 from ...model.finite import NotFiniteError
-from ...model.generation import Sampling, generate
+from ...model.generation import Generated, Sampling, generate
+from ...model.processing.processor import Processor
+from ..tasks.generated.reasoning import split_text
 from ..tasks.task import Item, Task
 from .batches import Batch, OnProgress, process_items
+from .local_reasoning import count_prefix
 from .predictions import Prediction, Record, open_shared, prediction_record
 from .vision_features import FeatureCache
 
@@ -32,14 +35,19 @@ class Completion:
     """A model's answer to one item."""
 
     text: str
+    """Without reasoning, as the rule of the item separates it."""
     n_tokens: int | None
-    """Generated tokens; None if a server does not report them."""
+    """Generated tokens, all of them; None if a server does not report them."""
     stopped: bool
     """Whether the model ended by itself, not at the item's token limit."""
     prompt_tokens: int | None = None
     """Including image tokens; None if a server does not report it."""
     first_logprobs: Mapping[str, float] | None = None
     """Log-probabilities of the likeliest first tokens by text; None if not offered."""
+    reasoning: str | None = None
+    """What was written before `text`; None: nothing. See `Prediction`, also for the following."""
+    reasoning_tokens: int | None = None
+    is_unfinished: bool | None = None
 
 
 class Responder(Protocol):
@@ -87,9 +95,25 @@ class ModelResponder:
             sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
         )
         return [
-            Completion(processor.decode(a.token_ids), len(a.token_ids), a.stopped, len(prompt))
-            for a, prompt in zip(answers, prompts, strict=True)
+            _complete(answer, len(prompt), item.reasoning, processor)
+            for answer, prompt, item in zip(answers, prompts, items, strict=True)
         ]
+
+
+def _complete(answer: Generated, prompt_tokens: int, rule: str, processor: Processor) -> Completion:
+    """Decode generated tokens, and separate the reasoning by a rule of `reasoning.RULES`."""
+    ids = answer.token_ids
+    split = split_text(processor.decode(ids), rule)
+    completion = Completion(split.answer, len(ids), answer.stopped, prompt_tokens)
+    if not split.reasoning and not split.is_unfinished:
+        return completion
+    tokens = count_prefix(ids, processor.decode, len(split.reasoning))
+    return replace(
+        completion,
+        reasoning=split.reasoning,
+        reasoning_tokens=tokens,
+        is_unfinished=split.is_unfinished,
+    )
 
 
 def answer_task(
@@ -163,6 +187,9 @@ def _answer(batch: Batch, responder: Responder, threads: int | None) -> list[Rec
                 answer.prompt_tokens,
                 answer.first_logprobs,
                 threads,
+                answer.reasoning,
+                answer.reasoning_tokens,
+                answer.is_unfinished,
             )
         )
         for item, answer in zip(batch.items, answers, strict=True)

@@ -14,6 +14,7 @@ from ..stats.statistics import Interval, mean_interval
 from ..tasks.task import Fields, is_broken
 
 FULL, LUMPED = "full", "lumped"
+REASONING = "reasoning"
 
 
 def find_kl_kind(records: Iterable[Record]) -> str:
@@ -31,24 +32,36 @@ def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> di
     Returns:
         `tokens`, `kl_kind`, `kl_mean`, `kl_median`, `kl_p99`, `kl_max` (nats), `top1_agreement`
         (fraction), `rms_dp` (root mean square of the change in the tokens' probability);
-        `end_of_turn` and `first_token` have the same values for these tokens alone.
+        `end_of_turn` and `first_token` (of the answer, after a reasoning) have the same values for
+        these tokens alone, `reasoning` and `answer` for both parts of answers with a reasoning;
+        None without such tokens.
     """
     stored = list(records)
     kind = kind or find_kl_kind(stored)
     tokens = _pool(_tokens(stored, kind), kind)
     if tokens is None:
         return None
-    firsts = [{k: v[:1] for k, v in r.items() if k in _PARTS} for r in stored if r["kl"]]
+    firsts = [_part(r, r.get(REASONING, 0), r.get(REASONING, 0) + 1) for r in stored]
+    with_reasoning = [r for r in stored if REASONING in r]
+    reasonings = [_part(r, 0, r[REASONING]) for r in with_reasoning]
+    answers = [_part(r, r[REASONING], None) for r in with_reasoning]
     ends = [{k: [v] for k, v in r["end"].items()} for r in stored if r["end"]]
     return {
         **tokens,
         "first_token": _pool(_tokens(firsts, kind), kind),
         "end_of_turn": _pool(_tokens(ends, kind), kind),
+        "reasoning": _pool(_tokens(reasonings, kind), kind),
+        "answer": _pool(_tokens(answers, kind), kind),
     }
 
 
 _PARTS = ("kl", "kl_lumped", "top1", "dp")
 Tokens = tuple[list[float], list[int], list[float]]
+
+
+def _part(record: Record, begin: int, end: int | None) -> Record:
+    """Return the values of some of an answer's tokens; without the others, and without `end`."""
+    return {key: record[key][begin:end] for key in _PARTS if key in record}
 
 
 def _tokens(records: Sequence[Mapping[str, Any]], kind: str) -> Tokens:

@@ -217,7 +217,8 @@ def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
         Per token of the answer without the end-of-turn token: `kl` (nats, full or lumped as the
         base's store), `kl_lumped` where `kl` is full, `top1` (1 if the likeliest token is the
         same) and `dp`, the candidate's probability of the token minus the base's. `end` has the
-        same values for the end-of-turn token, or None.
+        same values for the end-of-turn token, or None. `reasoning`, if there is one: how many of
+        the first tokens belong to it.
 
     Raises:
         ValueError: the models read different tokens, or logits are not finite.
@@ -236,7 +237,8 @@ def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
     if lumped is not None:
         tokens["kl_lumped"] = lumped
     end = {name: values.pop() for name, values in tokens.items()} if base.ended else None
-    return {**tokens, "end": end}
+    part = {"reasoning": candidate.reasoning} if candidate.reasoning else {}
+    return {**tokens, **part, "end": end}
 
 
 def _compute_divergences(
@@ -283,16 +285,17 @@ class _OptionLetters:
         self._tokenizer = processor.tokenizer
         self._tokens: dict[str, int | None] = {}
 
-    def logprobs(self, fields: Fields, logits: Tensor) -> dict[str, float]:
+    def logprobs(self, fields: Fields, logits: Tensor | None) -> dict[str, float]:
         """Return the log-probability of each option letter; empty for questions without options.
 
         Args:
             fields: fields of the item.
-            logits: logits that predict the first token of the answer, `[vocab]`.
+            logits: logits that predict the first token of the answer, `[vocab]`; None: not known,
+                and the result is empty.
         """
         letters = list(fields.get("choices") or {})
         tokens = [self._find_token(letter) for letter in letters]
-        if len(letters) < 2 or None in tokens:
+        if len(letters) < 2 or None in tokens or logits is None:
             return {}
         logprobs = logits.float().log_softmax(-1)[tokens].tolist()
         return dict(zip(letters, logprobs, strict=True))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_paths
+from ...common.options import elements
 from ...quant.config import BUILTIN_MODELS, InputOptions
 from ..config import BUILTIN_BENCHES, BenchmarkOptions, RunOptions
 from ..tasks import check_spec
 from ..tasks.extract import DEFAULT_PROFILE
 from ..tasks.files.jsonl import SUFFIXES
+from ..tasks.generated.answer_limits import check_limits, parse_limits
 from ..tasks.registry import where_to_get
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
 
@@ -21,19 +23,22 @@ def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
 
     Raises:
         FileNotFoundError: a benchmark file does not exist.
-        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark is
-            repeated, or the bounds of image areas are given twice.
+        ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark or a
+            limit of answers is repeated, a limit is of another benchmark, or the bounds of image
+            areas are given twice.
     """
-    names = [
+    found = [
         check_spec(
             spec,
             prompt_style=questions.prompt_style,
             profile=questions.rules or DEFAULT_PROFILE,
             pixels=questions.pixels,
             data_root=questions.data_root,
-        ).name
+        )
         for spec in questions.bench or BUILTIN_BENCHES
     ]
+    check_limits(parse_limits(elements(questions.max_new_tokens)), found)
+    names = [benchmark.name for benchmark in found]
     if len(set(names)) < len(names):
         raise ValueError(f"--bench names {', '.join(names)}; give each benchmark once")
     if questions.pixels != MODEL_PIXELS and (

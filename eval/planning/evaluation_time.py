@@ -11,6 +11,8 @@ from ...quant.resolve import Source
 from ..config import PlanOptions, QuestionOptions
 from ..fidelity.noise import UNITS
 from ..resolve import open_tasks
+from ..tasks import REASONING
+from ..tasks.generated.reasoning import NONE
 from ..tasks.task import by_unit
 from .schedule import comparison_stages
 
@@ -32,6 +34,8 @@ def plan_evaluation(options: PlanOptions, settings: ModelSettings) -> dict[str, 
             task.name: {
                 "questions": len(by_unit(task.fields)),
                 "prompts": len(task.items),
+                "reasoning_rule": task.fingerprint.get(REASONING, NONE),
+                "max_new_tokens": task.fingerprint["max_new_tokens"],
                 "seconds": sum(s.seconds for s in stages if s.title.split()[-1] == task.name),
             }
             for task in tasks

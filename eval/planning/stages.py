@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ...common.progress import format_seconds
 from ...common.schedule import Expected
+from ..tasks import REASONING
 from ..tasks.task import Task, by_unit
 from .workload import Passes
 
@@ -64,6 +65,15 @@ def noise_stages(
     return stages
 
 
+def _describe_task(task: Task) -> str:
+    """Describe the questions of a benchmark, and the limit of answers if the model reasons."""
+    questions = f"{len(by_unit(task.fields))} questions"
+    if (rule := task.fingerprint.get(REASONING)) is None:
+        return questions
+    limit = task.fingerprint["max_new_tokens"]
+    return f"{questions}, reasoning by the rule {rule}, at most {limit} tokens with the answer"
+
+
 def describe(action: str, tasks: Sequence[Task], out: object, seconds: float | None = None) -> str:
     """Describe what a verb is going to do in one line.
 
@@ -73,8 +83,7 @@ def describe(action: str, tasks: Sequence[Task], out: object, seconds: float | N
         out: output folder; None: nothing is stored.
         seconds: estimated duration; None: not estimated.
     """
-    counts = ((task.name, len(by_unit(task.fields))) for task in tasks)
-    benches = ", ".join(f"{name} ({count} questions)" for name, count in counts)
+    benches = ", ".join(f"{task.name} ({_describe_task(task)})" for task in tasks)
     where = "answers are not stored" if out is None else f"output in {out}"
     time = "" if seconds is None else f", at least {format_seconds(seconds)}"
     return f"{action}; {benches}; {where}{time}"

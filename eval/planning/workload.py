@@ -1,9 +1,10 @@
 """Estimate the time of an evaluation from the sizes of prompts and the rates of a machine.
 
 Counted are the linear layers, the decoder's attention and, while answering, the weights that are
-read for each token. Answers are assumed to be as long as the expected ones: a model that explains
-its answers takes longer. Both models are assumed to be equally fast. The estimate is low, the more
-so the smaller the model; `common.schedule` corrects it by the progress.
+read for each token. Answers are assumed to be as long as the expected ones, after a reasoning of
+`REASONING_TOKENS`: a model that explains its answers takes longer. Both models are assumed to be
+equally fast. The estimate is low, the more so the smaller the model; `common.schedule` corrects it
+by the progress.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ...model.families import family_of
 from ...model.processing.processor import Processor
 from ...quant.plan.time_estimate import Probe
 from ..answering.prompt_lengths import placeholders
+from ..tasks.generated.reasoning import find_rule
 from ..tasks.task import Item, Task
 
 SAMPLE = 32
@@ -24,6 +26,8 @@ SAMPLE = 32
 CHOICE_TOKENS = 2
 """Tokens of an answer to a multiple-choice question: a letter and the end of the turn."""
 LETTERS_PER_TOKEN = 3
+REASONING_TOKENS = 512
+"""Assumed tokens of a reasoning; most are longer, as the estimate is a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ def estimate_passes(
 def _answer_tokens(item: Item) -> float:
     """Estimate the number of tokens of the expected answer."""
     fields = item.fields
+    reasoning = REASONING_TOKENS if find_rule(item.reasoning).has_tags else 0
     if fields.get("choices"):
-        return min(CHOICE_TOKENS, item.max_new_tokens)
+        return min(reasoning + CHOICE_TOKENS, item.max_new_tokens)
     answers: Sequence[object] = fields.get("answers") or [fields.get("answer") or ""]
     letters = max(len(str(answer)) for answer in answers)
-    return min(1 + letters / LETTERS_PER_TOKEN, item.max_new_tokens)
+    return min(reasoning + 1 + letters / LETTERS_PER_TOKEN, item.max_new_tokens)

@@ -67,7 +67,7 @@ class Signs:
     unreadable: float | None
     """Answers to multiple-choice questions that name no option, refusals included."""
     cut_off: float | None
-    """Answers that ended at the token limit."""
+    """Answers that ended at the token limit, or within the reasoning."""
     empty: float | None
     """Answers without text."""
     unusable: float | None
@@ -137,7 +137,7 @@ class _Reply:
         letter = (
             extract_choice(answer.prediction, item["choices"], profile) if is_choice(item) else None
         )
-        return cls(item, answer.prediction, letter, not answer.stopped)
+        return cls(item, answer.prediction, letter, answer.is_cut_off)
 
     @property
     def is_unreadable(self) -> bool:

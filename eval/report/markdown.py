@@ -129,7 +129,9 @@ def _synthetic(report: Report) -> list[str]:
 def _scores(report: Report) -> list[str]:
     rules = "; ".join(
         f"{escape(name)}: {entry['n_rows']} rows, rules {entry['profile']}, "
-        f"prompts {entry['prompt_style']}, pixels {entry['pixels']}, no judge model"
+        f"prompts {entry['prompt_style']}, pixels {entry['pixels']}, reasoning "
+        f"{entry['reasoning_rule']}, answers of at most {entry['max_new_tokens']} tokens, no judge "
+        "model"
         for name, entry in report["benchmarks"].items()
     )
     return ["## Scores", *_explained(benchmark_table(report)), f"{rules}."]

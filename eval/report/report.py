@@ -38,6 +38,7 @@ from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
 from .speed_section import memory_section, speed_section
+from .words.answer_warnings import pair_warnings
 from .words.verdict import find_scope, verdict_text
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
@@ -130,6 +131,7 @@ def build_report(
         "verdict_reasons": verdict_reasons(benchmarks, margin),
         "margin": margin,
         "notes": notes,
+        "warnings": [f"{n}: {text}" for n, b in benchmarks.items() for text in b["warnings"]],
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
         "pooled": _pooled(base, scored, benchmarks, margin),
@@ -185,6 +187,8 @@ def _benchmark(
         "prompt_style": base.info["fingerprint"]["prompt_style"],
         "pixels": base.info["fingerprint"]["pixels"]["budget"],
         "blank_images": is_blank,
+        "reasoning_rule": base.reasoning_rule,
+        "max_new_tokens": base.info["fingerprint"]["max_new_tokens"],
         "n": len(base_score.units),
         "n_rows": base_score.n_rows,
         "base": base_score.percent,
@@ -209,6 +213,7 @@ def _benchmark(
             "candidate": summarize_health(candidate, cand_score),
         },
         "notes": list(base.info["notes"]),
+        "warnings": pair_warnings(base, candidate),
     }
 
 

@@ -25,7 +25,8 @@ def summarize_report(report: Report) -> str:
     table = benchmark_table({"benchmarks": report["benchmarks"]})
     notes = [f"note: {note}" for note in report.get("notes", ())]
     details = [*_fidelity(report), *_size(report), *_speed(report)]
-    details += [f"warning: {warning}" for warning in shown_warnings(report.get("calibration"))]
+    warnings = [*report.get("warnings", ()), *shown_warnings(report.get("calibration"))]
+    details += [f"warning: {warning}" for warning in warnings]
     return "\n".join(_lines(table, report, [*notes, *details]))
 
 

@@ -24,6 +24,8 @@ from .files.image_store import StoredImage
 from .files.jsonl import read_questions
 from .files.rows import BenchmarkTable, Row, find_image_faults
 from .files.tsv import read_table
+from .generated.answer_limits import default_limit
+from .generated.reasoning import NONE, find_rule
 from .prompts import DEFAULT, find_prompt_style, prompt_hash
 from .registry import (
     BUILTIN,
@@ -40,8 +42,6 @@ from .resolution import DEFAULT as MODEL_PIXELS
 from .resolution import check_budget, find_bounds
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
 
-MAX_NEW_TOKENS = 2048  # cap of the published scores
-BUILTIN_MAX_NEW_TOKENS = 64  # far above the longest gold answer of the drawings
 SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
 _CONFIGS = {  # folders of the Hugging Face form
@@ -49,6 +49,9 @@ _CONFIGS = {  # folders of the Hugging Face form
     "MMBench_DEV_CN": "cn",
     "DocVQA_VAL": "DocVQA",
 }
+
+REASONING = "reasoning"
+"""Key of the rule in a task's fingerprint; without it the rule is none."""
 
 __all__ = ["BUILTIN", "TASK_KINDS", "check_spec", "open_task"]
 
@@ -59,6 +62,7 @@ def check_spec(
     prompt_style: str | None = None,
     profile: str = DEFAULT_PROFILE,
     pixels: str = MODEL_PIXELS,
+    reasoning: str = NONE,
     data_root: str | Path | None = None,
 ) -> Benchmark:
     """Check the arguments of `open_task` and locate the file without reading it.
@@ -71,6 +75,7 @@ def check_spec(
         find_prompt_style(prompt_style)
     find_profile(profile)
     check_budget(pixels)
+    find_rule(reasoning)
     return find_benchmark(spec, data_root)
 
 
@@ -84,6 +89,7 @@ def open_task(
     seed: int = 0,
     max_new_tokens: int | None = None,
     pixels: str = MODEL_PIXELS,
+    reasoning: str = NONE,
     data_root: str | Path | None = None,
 ) -> Task:
     """Open a benchmark; rows that no model can be given are broken, see `broken`.
@@ -97,8 +103,10 @@ def open_task(
         profile: answer-extraction rules, a name of `extract.PROFILES`.
         blank: replace every image by a gray one of its size, to measure the score of guessing.
         seed: seed of the sample that `limit` draws.
-        max_new_tokens: cap on an answer; None is 2048, or 64 for the packaged files.
+        max_new_tokens: cap on an answer with its reasoning; None: see `default_limit`.
         pixels: bounds of the images' area, a name of `resolution.BUDGETS`.
+        reasoning: rule that separates reasoning from answer, a name of `reasoning.RULES`. Pass
+            `choose_rule(processor)` for that of a model's chat template.
         data_root: folder of published files under their names.
 
     Raises:
@@ -107,7 +115,12 @@ def open_task(
             checks.
     """
     benchmark = check_spec(
-        spec, prompt_style=prompt_style, profile=profile, pixels=pixels, data_root=data_root
+        spec,
+        prompt_style=prompt_style,
+        profile=profile,
+        pixels=pixels,
+        reasoning=reasoning,
+        data_root=data_root,
     )
     style = DEFAULT if prompt_style is None else find_prompt_style(prompt_style)
     kind = TASK_KINDS[benchmark.kind]
@@ -122,13 +135,13 @@ def open_task(
         limit = limit if len(rows) < n_rows else None  # nothing was left out: not a sample
     fields = _mark_unusable(rows, fields, kind, style)
     synthetic = table.md5 in _packaged_md5s().values()
-    cap = max_new_tokens or (BUILTIN_MAX_NEW_TOKENS if synthetic else MAX_NEW_TOKENS)
+    cap = max_new_tokens or default_limit(reasoning, synthetic=synthetic)
     blanks = _BlankImages() if blank else None
 
     def make_item(row: Row, row_fields: Fields) -> Item:
         content = kind.content(blanks.replace_images(row) if blanks else row, style)
         messages = [{"role": "user", "content": content}]
-        return Item(row_fields["id"], messages, cap, row_fields, bounds)
+        return Item(row_fields["id"], messages, cap, row_fields, bounds, reasoning)
 
     fingerprint: dict[str, Any] = {
         "md5": table.md5,
@@ -143,6 +156,7 @@ def open_task(
         "image_decoding": kind.decoding,
         "pixels": {"budget": pixels, **(asdict(bounds) if bounds else {})},
         "max_new_tokens": cap,
+        **({} if reasoning == NONE else {REASONING: reasoning}),
     }
     task = Task(
         name=benchmark.name,

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .generated.reasoning import NONE
 from .resolution import PixelBounds
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Item:
     max_new_tokens: int
     fields: Fields  # JSON values: unit, question, choices, answer, category, group, ...
     pixels: PixelBounds | None = None  # bounds of the images' area; None: the processor's
+    reasoning: str = NONE  # rule that separates reasoning from answer, a name of `reasoning.RULES`
 
     @property
     def images(self) -> list[StoredImage]:

@@ -12,11 +12,14 @@ from tiny_models import make_random_model, write_checkpoint_folder
 from vlpress.eval import evaluation
 from vlpress.eval.answering.runner import Completion, Responder
 from vlpress.eval.fingerprint import run_fingerprint
+from vlpress.eval.tasks.generated.reasoning import split_text
 from vlpress.eval.tasks.task import Item, Task
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 Say = Callable[[Item], str]
+CUT = "[cut]"
+"""At the end of a text: it was cut off here."""
 
 
 def right(item: Item) -> str:
@@ -63,8 +66,24 @@ class TableResponder:
             self._left -= 1
         self.seen += [item.id for item in items]
         self.batches.append([item.id for item in items])
-        texts = [self._say(item) for item in items]
-        return [Completion(text, len(text.split()), True) for text in texts]
+        return [self._complete(item) for item in items]
+
+    def _complete(self, item: Item) -> Completion:
+        """Separate the text by the item's rule; its words count as tokens."""
+        text = self._say(item)
+        stopped, text = not text.endswith(CUT), text.removesuffix(CUT)
+        split, count = split_text(text, item.reasoning), len(text.split())
+        if not split.reasoning and not split.is_unfinished:
+            return Completion(text, count, stopped)
+        words = len(split.reasoning.split())
+        return Completion(
+            split.answer,
+            count,
+            stopped,
+            reasoning=split.reasoning,
+            reasoning_tokens=words,
+            is_unfinished=split.is_unfinished,
+        )
 
 
 def evaluate_answers(

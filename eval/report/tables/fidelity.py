@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...fidelity.teacher_forcing import ANSWER_TOKENS
 from . import formatting as fmt
 from .columns import BENCHMARK, HTML, MARKDOWN, Column, DataTable, Row, at, named_rows
 from .scores import SIGNIFICANT
@@ -49,7 +50,8 @@ def _multiples_of_noise(row: Row) -> str | None:
 DIVERGENCES = (
     BENCHMARK,
     Column("tokens", at("tokens"), fmt.COUNT,
-           "Tokens of the base's answers, without the end of turn."),
+           f"Tokens of the base's answers, reasoning included and the end of turn not; of each "
+           f"answer at most the first {ANSWER_TOKENS}."),
     Column("mean KL", at("kl_mean"), fmt.divergence(),
            "Mean divergence of the candidate's next-token probabilities from the base's, in nats; "
            "0 = identical."),
@@ -68,6 +70,12 @@ DIVERGENCES = (
     Column("mean over questions", _mean_and_interval, _MEAN_AND_INTERVAL,
            "Mean of the questions' means, with its 95 % bootstrap interval: rotations and tokens "
            "of a question are not independent.", is_detail=True),
+    Column("reasoning KL", at("reasoning", "kl_mean"), fmt.divergence(),
+           "Mean divergence of the tokens of reasonings."),
+    Column("answer KL", at("answer", "kl_mean"), fmt.divergence(),
+           f"Mean divergence of the tokens after a reasoning, of answers that begin within the "
+           f"first {ANSWER_TOKENS} tokens."),
+    Column("answer tokens", at("answer", "tokens"), fmt.COUNT, "Their number.", is_detail=True),
     Column("first token", at("first_token", "kl_mean"), fmt.divergence(),
            "Mean divergence of the first token of each answer.", is_detail=True),
     Column("end of turn", at("end_of_turn", "kl_mean"), fmt.divergence(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...tasks import REASONING
+from ...tasks.generated.reasoning import NONE
+from ...tasks.generated.repetition import LEAST, REPEATS
 from ..provenance import describe_evaluation, describe_generation
 from ..speed_section import SpeedRow, speed_rows
 from ..words.sentences import describe_samples
@@ -80,6 +83,16 @@ def _speed_ratio(row: SpeedRow) -> str | None:
     return f"{row.ratio:.2f}× ({low:.2f} to {high:.2f})"
 
 
+def _reasoning_tokens(key: str) -> Callable[[Row], Any]:
+    """Accessor of a number of tokens; "unknown" if a server does not report it."""
+
+    def value(row: Row) -> Any:
+        reasoning = row["health"].get("reasoning")
+        return None if reasoning is None else or_unknown(reasoning[key])
+
+    return value
+
+
 HEALTH = (
     BENCHMARK,
     Column("model", at("model"), style="name"),
@@ -91,7 +104,11 @@ HEALTH = (
     Column("refused", at("health", "refusals"), fmt.COUNT,
            "Answers that decline; they count as wrong."),
     Column("cut off", at("health", "truncated"), fmt.COUNT,
-           "Answers that reached the token limit."),
+           "Answers that reached the token limit, or whose reasoning does not end. An answer "
+           "without an end of its reasoning is scored as an empty one."),
+    Column("repeating", at("health", "repeating"), fmt.COUNT,
+           "Answers or reasonings that end in the same piece of text at least "
+           f"{REPEATS} times in a row, over at least {LEAST} characters."),
     Column("empty", at("health", "empty"), fmt.COUNT, "Answers without any text."),
     Column("same answer", at("signs", "identical"), fmt.PERCENT,
            "Share of the most common answer; option letters count as answers."),
@@ -101,7 +118,11 @@ HEALTH = (
            "Expected score of guessing: one of the options, independently for each rotation; 0 for"
            " open questions."),
     Column("mean tokens", at_or_unknown("health", "mean_tokens"), fmt.fixed(1),
-           "Mean length of an answer."),
+           "Mean length of an answer, its reasoning included."),
+    Column("mean reasoning", _reasoning_tokens("mean_tokens"), fmt.fixed(1),
+           "Mean length of a reasoning in tokens."),
+    Column("p95 reasoning", _reasoning_tokens("p95_tokens"), fmt.COUNT,
+           "95 % of the reasonings have at most this many tokens."),
 )  # fmt: skip
 
 
@@ -203,6 +224,7 @@ def _task(task: Report) -> str:
         f"prompts {task.get('prompt_style')}",
         f"pixels {task.get('pixels', {}).get('budget')}",
         f"rules {task.get('profile')}",
+        f"reasoning {task.get(REASONING, NONE)}",
         f"answers of at most {task.get('max_new_tokens')} tokens",
     ]
     return "; ".join(parts + (["grey images"] if task.get("blank_images") else []))

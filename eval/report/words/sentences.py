@@ -28,6 +28,7 @@ def caveats(report: Report) -> list[str]:
     if generation := generation_caveat(report["generation"]):
         texts.append(generation)
     benchmarks = report["benchmarks"].items()
+    texts += [f"{warning}." for warning in report.get("warnings", ())]
     return texts + [f"{name}: {note}." for name, entry in benchmarks for note in entry["notes"]]
 
 

@@ -125,7 +125,8 @@ def _evaluation(evaluation: Result | None) -> list[str]:
     if evaluation is None:
         return ["time of the evaluation: not included; give the benchmarks with --bench"]
     benches = "; ".join(
-        f"{name} {format_seconds(entry['seconds'])} for {entry['questions']} questions"
+        f"{name} {format_seconds(entry['seconds'])} for {entry['questions']} questions, answers of "
+        f"at most {entry['max_new_tokens']} tokens, reasoning {entry['reasoning_rule']}"
         for name, entry in evaluation["benchmarks"].items()
     )
     return [

@@ -169,6 +169,53 @@ def test_reply_without_text_is_an_empty_answer() -> None:
     assert parse_reply(reply).text == ""
 
 
+def with_reasoning(text: str | None, finish: str = "stop", **fields: Any) -> Any:
+    reply = completion(text, finish, **usage(301, 30))
+    reply["choices"][0]["message"].update(fields)
+    return reply
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning": "Two legs."},
+        {"reasoning_content": "Two legs."},
+        {"reasoning": "Two legs.", "reasoning_content": "Two legs."},
+        {"reasoning": None, "reasoning_content": "Two legs."},
+    ],
+)
+def test_reasoning_of_a_server_is_apart_from_its_answer(fields: dict[str, Any]) -> None:
+    found = parse_reply(with_reasoning("\n\nB", **fields), "think-opened")
+    assert (found.text, found.reasoning, found.is_unfinished) == ("B", "Two legs.", False)
+    assert (found.n_tokens, found.reasoning_tokens) == (30, None)
+
+
+def test_server_may_count_the_tokens_of_a_reasoning() -> None:
+    reply = with_reasoning("B", reasoning="Two legs.")
+    reply["usage"]["completion_tokens_details"] = {"reasoning_tokens": 25}
+    assert parse_reply(reply, "think-tags").reasoning_tokens == 25
+
+
+def test_reasoning_of_a_server_without_an_answer_is_unfinished() -> None:
+    found = parse_reply(with_reasoning(None, "length", reasoning="Two"), "think-opened")
+    assert (found.text, found.is_unfinished, found.reasoning_tokens) == ("", True, 30)
+
+
+def test_tags_in_the_content_of_a_reply() -> None:
+    found = parse_reply(with_reasoning("Two legs.</think>\nB"), "think-opened")
+    assert (found.text, found.reasoning) == ("B", "Two legs.</think>\n")
+    cut = parse_reply(with_reasoning("Two legs", "length"), "think-opened")
+    assert (cut.text, cut.reasoning, cut.is_unfinished) == ("", "Two legs", True)
+    assert parse_reply(with_reasoning("B", reasoning=None), "think-tags") == parse_reply(
+        with_reasoning("B")
+    )
+
+
+def test_reasoning_under_the_rule_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reasoning of 9 characters.*--reasoning think-opened"):
+        parse_reply(with_reasoning("B", reasoning="Two legs."))
+
+
 def test_log_probabilities_of_the_first_token() -> None:
     def offer(*pairs: tuple[str, float]) -> list[dict[str, object]]:
         return [{"token": token, "logprob": value, "bytes": None} for token, value in pairs]

@@ -55,6 +55,33 @@ def stored(out: Path, name: str) -> dict[str, Prediction]:
     return read_predictions(out / name / "predictions.jsonl")
 
 
+def test_reasoning_is_not_scored(tmp_path: Path) -> None:
+    [asked] = tasks("builtin-ocrbench")
+    thinking = open_task("builtin-ocrbench", max_new_tokens=9, reasoning="think-opened")
+    items = table([asked], right)
+
+    def answer(body: Any) -> Reply:
+        reply: Any = items(body).content
+        message = reply["choices"][0]["message"]
+        return Reply(
+            {**reply, "choices": [{**reply["choices"][0], "message": {**message, **more}}]}
+        )
+
+    more: dict[str, Any] = {"reasoning": "w0 w1 w2 w3 w4 w5 w6 w7 w8"}
+    with ChatServer(answer, models=[VLLM]) as server:
+        result = run(server, [thinking], tmp_path / "thinking")
+        with pytest.raises(EndpointError, match=r"item 0: .*reasoning rule is none"):
+            run(server, [asked], tmp_path / "none", concurrency=1)
+        more["content"] = None
+        unfinished = run(server, [thinking], tmp_path / "unfinished")
+    found = stored(tmp_path / "thinking", asked.name)
+    assert {p.reasoning for p in found.values()} == set(more["reasoning"].split("\n"))
+    assert result.benchmarks[asked.name]["score"] == 100
+    entry = unfinished.benchmarks[asked.name]
+    assert (entry["score"], entry["health"]["truncated"]) == (0, len(asked.items))
+    assert entry["health"]["reasoning"]["unfinished"] == len(asked.items)
+
+
 def test_right_answers_score_and_nothing_is_guessed(tmp_path: Path) -> None:
     asked = tasks()
     with ChatServer(table(asked, right), models=[VLLM]) as server:

@@ -7,6 +7,7 @@ import pytest
 from vlpress.eval.answering.prompt_lengths import prompt_length
 from vlpress.eval.planning.workload import (
     CHOICE_TOKENS,
+    REASONING_TOKENS,
     Workload,
     estimate_passes,
     measure_workload,
@@ -26,6 +27,8 @@ def test_workload_counts_prompts_and_different_images(processor: Processor, pack
     words = measure_workload(plain, processor)
     assert (circular.name, words.prompts) == ("builtin-mmbench", len(plain.items))
     assert circular.answer_tokens == CHOICE_TOKENS
+    thinking = open_task("builtin-mmbench", reasoning="think-opened")
+    assert measure_workload(thinking, processor).answer_tokens == REASONING_TOKENS + CHOICE_TOKENS
     # A sample of all items: the exact mean, and no image twice.
     lengths = [prompt_length(item, processor) for item in plain.items]
     assert words.tokens == pytest.approx(sum(lengths) / len(lengths))
