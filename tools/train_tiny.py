@@ -22,7 +22,8 @@ a CPU, one thread per rank was about 1.5 times as fast as two threads in one pro
 
 Without the states, `--begin-with model/tiny` continues from the shipped weights.
 `tools/train_tiny.sh` lists the pieces in order. `--family qwen3_vl`, in every piece, trains a
-Qwen3-VL on the same images; its DeepStack mergers start at zero and learn in `joint` alone.
+Qwen3-VL on the same images; its DeepStack mergers start at zero and learn in `joint` alone. It can
+begin with the weights of a Qwen2.5-VL (`tiny_transfer.py`, `tools/train_tiny3.sh`).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def plain_attention(
 
 
 def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else.
+    """Muon for the matrices inside the blocks and the merger, AdamW for everything else.
 
     In the `joint` stage the trained tower has a fraction of the decoder's learning rate.
     """
@@ -81,7 +82,7 @@ def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Opti
     for name, p in student.named_parameters():
         is_vision = ".visual." in name
         p.requires_grad_(stage == "joint" or (stage == "vision") == is_vision)
-        inside = p.dim() == 2 and any(part in name for part in ("layers.", "blocks.", "merger"))
+        inside = p.dim() == 2 and any(part in name for part in ("layers.", "blocks.", ".merger."))
         if p.requires_grad:
             (matrices if inside else rest)[is_vision].append(p)
 
@@ -121,8 +122,10 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
         student.load_state_dict(keep, strict=False)
 
 
-def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> Iterator[PackedBatch]:
-    """Batches from parallel workers with separate seeds."""
+def stream(
+    args: argparse.Namespace, writer: Writer, stage: str, size: int, step: int, rank: int
+) -> Iterator[PackedBatch]:
+    """Batches of `size` for a stage, from parallel workers with separate seeds."""
 
     class Feed(torch.utils.data.IterableDataset[PackedBatch]):
         def __iter__(self) -> Iterator[PackedBatch]:
@@ -132,9 +135,9 @@ def stream(args: argparse.Namespace, writer: Writer, step: int, rank: int) -> It
             seed = args.seed * 1_000_003 + step * 101 + rank * 17 + worker
             return tiny_data.batches(
                 writer,
-                args.stage,
+                stage,
                 seed,
-                args.batch,
+                size,
                 args.questions,
                 family=args.family,
                 drills=args.drills,
@@ -247,7 +250,9 @@ def train(args: argparse.Namespace) -> None:
     teacher = Teacher(args.teacher, tokenizer, args.family) if args.teacher else None
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
     meter, saved_at = Meter(args.say), time.time()
-    feed = stream(args, Writer(tokenizer, args.closed), step, rank)
+    writer = Writer(tokenizer, args.closed)
+    feed = stream(args, writer, args.stage, args.batch, step, rank)
+    images = stream(args, writer, "vision", args.images, step, rank) if args.images else None
     while True:
         clock.tick()
         if clock.ended:
@@ -259,6 +264,9 @@ def train(args: argparse.Namespace) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             taught = teacher.features(batch) if teacher else None
             loss, report = step_loss(student, batch, args.stage, args.noise, taught)
+            if images is not None:
+                more, hits = step_loss(student, next(images).to(device), "vision", args.noise)
+                loss, report = loss + 0.5 * more, {**report, **hits}
         torch.autograd.backward(loss)
         average_gradients(student)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -330,6 +338,8 @@ def main() -> None:
     parser.add_argument("--total", type=float, help="minutes of the stage in all, for the rate")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--images", type=int, default=0,
+                        help="of a `joint` batch besides those of its conversations")  # fmt: skip
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
     parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")

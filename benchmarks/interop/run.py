@@ -42,6 +42,8 @@ COMPRESSED_RECIPES = (
     "vision-w8a16+decoder-w4a16",
     "vision-w8a8+decoder-w4a16",
 )
+QWEN3_RECIPES = ("w4a16", "w8a8", "vision-w8a8+decoder-w4a16")
+"""Of `tiny3`, in compressed-tensors."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ def make_checkpoints(folder: Path) -> None:
     for recipe in COMPRESSED_RECIPES:
         out = folder / "compressed-tensors" / recipe
         commands.quantize("tiny", commands.example(recipe), "compressed-tensors", out)
+    for recipe in QWEN3_RECIPES:
+        out = folder / "tiny3" / "compressed-tensors" / recipe
+        commands.quantize("tiny3", recipe, "compressed-tensors", out)
     for name, model in (("tiny", "tiny"), ("w4a16", folder / "gptq" / "w4a16")):
         answer = commands.answer(model)
         (folder / f"answer-{name}.txt").write_text(answer, encoding="utf-8")

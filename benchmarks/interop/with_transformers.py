@@ -47,6 +47,9 @@ def main() -> None:
     for folder in checks.made(options.made, "compressed-tensors"):
         name = f"compressed-tensors {folder.name} by vlpress"
         table.check(name, lambda folder=folder: compare(folder))
+    for folder in checks.made(options.made / "tiny3", "compressed-tensors"):
+        name = f"compressed-tensors {folder.name} of tiny3 by vlpress"
+        table.check(name, lambda folder=folder: compare(folder))
     for preset in WRITTEN:
         name, out = f"compressed-tensors {preset} by the library", options.work / preset
         table.check(name, lambda out=out, preset=preset: write_and_compare(out, preset))

@@ -1,6 +1,6 @@
 """vLLM's CPU build answers questions with checkpoints of vlpress.
 
-Offline (`LLM.chat`) with every format that it reads, on the built-in model and on one of ordinary
+Offline (`LLM.chat`) with every format that it reads, on the built-in models and on one of ordinary
 widths with random weights, and over HTTP with one format. docs/interop.md lists the conditions.
 """
 
@@ -113,6 +113,13 @@ CASES = (
     Case("float", "bf16", eager=False),
     Case(CT, "w4a16", eager=False),
 )
+QWEN3_CASES = (
+    Case("float", "bf16"),
+    Case(CT, "w4a16"),
+    Case("gptq", "w4a16"),
+    Case(CT, "w8a8", int8=True),
+    Case(CT, "vision-w8a8+decoder-w4a16", int8=True),
+)
 SERVED = Case(CT, "w4a16")
 WIDE_CASES = (
     Case("float", "bf16"),
@@ -128,6 +135,8 @@ def main() -> None:
     worker = make_worker(options.work)
     tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
     rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
+    tiny3 = Model("tiny3", "tiny3", comparison.questions(), LONGEST_ANSWER)
+    rows += jobs.ask(worker, tiny3, QWEN3_CASES, options.made / "tiny3", options.work)
     wide = make_wide_model(options.made / "wide" / "source")
     rows += jobs.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
     served = options.made / CT / "w4a16"

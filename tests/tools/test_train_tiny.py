@@ -104,7 +104,7 @@ def test_training_resumes_and_exports_a_loadable_folder(
     tiny_tokenizer.write(tmp_path / "tokenizer")
     state, out = tmp_path / "joint.pt", tmp_path / "out"
     common = ["--state", str(state), "--tokenizer", str(tmp_path / "tokenizer"), "--batch", "1"]
-    common += ["--family", family]
+    common += ["--family", family, "--images", "1"]
     for _ in range(2):
         piece = ["x", "joint", *common, "--minutes", "0.01", "--questions", "2", "--device", "cpu"]
         monkeypatch.setattr("sys.argv", piece)
