@@ -12,13 +12,13 @@ on, float states run through a float copy of each quantized block.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from ..common.distributed import SINGLE_PROCESS, Communicator
-from ..model.expert_linear import routed_tokens
+from ..model.expert_linear import all_tokens_to_experts, routed_tokens
 from ..model.families import LinearSpec, Stage, family_of
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
@@ -57,6 +57,7 @@ class BlockRunner:
         store: holds the input states of the next block.
         token_weights: weights of tokens in sums; default all equal.
         comm: ranks that share the samples.
+        all_experts: experts are observed with all tokens instead of those routed to them.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class BlockRunner:
         store: ActivationStore,
         token_weights: TokenWeightFn | None = None,
         comm: Communicator = SINGLE_PROCESS,
+        *,
+        all_experts: bool = False,
     ) -> None:
         self.model, self.prompts, self.comm = model, prompts, comm
+        self._all_experts = all_experts
         self.blocks, self.store = blocks, store
         self._places: dict[str, tuple[Stage, int]] = {
             path: (stage, index)
@@ -230,7 +234,8 @@ class BlockRunner:
                 self.model.get_submodule(name): watcher(layer_observers)
                 for name, layer_observers in observers.items()
             }
-            with watch_inputs(watchers):
+            everywhere = all_tokens_to_experts() if self._all_experts else nullcontext()
+            with watch_inputs(watchers), everywhere:
                 try:
                     self.run(block, self._state(block, sample, in_float))
                 except _StopForward:

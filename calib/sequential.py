@@ -234,6 +234,7 @@ class CalibrationPass:
         store: ActivationStore | None = None,
         resume: Resume | None = None,
         comm: Communicator = SINGLE_PROCESS,
+        all_experts: bool = False,
     ) -> None:
         """Prepare a pass; nothing runs yet.
 
@@ -252,6 +253,7 @@ class CalibrationPass:
             resume: where to continue; default at the first block.
             comm: ranks that share the samples. Each of them runs the same loop and gets the same
                 statistics.
+            all_experts: see `BlockRunner`.
 
         Raises:
             ValueError: there are no prompts.
@@ -260,7 +262,9 @@ class CalibrationPass:
             raise ValueError("no calibration prompts; this recipe needs at least one")
         blocks = ModelBlocks(model) if blocks is None else blocks
         store = MemoryActivationStore() if store is None else store  # an empty store is falsy
-        self.runner = BlockRunner(model, prompts, blocks, store, token_weights, comm)
+        self.runner = BlockRunner(
+            model, prompts, blocks, store, token_weights, comm, all_experts=all_experts
+        )
         self.true_sequential, self.needs, self.syrk = true_sequential, needs or {}, syrk
         order = self.runner.all_blocks()
         self.groups = {block: tap_groups(targets, block) for block in order}

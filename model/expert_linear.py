@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .family_tables.table import WeightSlice
 
 _ROUTED: ContextVar[Tensor | None] = ContextVar("routed tokens", default=None)
+_ALL_TOKENS: ContextVar[bool] = ContextVar("all tokens to all experts", default=False)
 
 
 class ExpertLinear(nn.Module):
@@ -94,3 +95,21 @@ def routed(tokens: Tensor) -> Iterator[None]:
 def routed_tokens() -> Tensor | None:
     """Return the tokens that the running layer computes; None = all of the block's input."""
     return _ROUTED.get()
+
+
+@contextmanager
+def all_tokens_to_experts() -> Iterator[None]:
+    """Let all experts compute all tokens inside the `with` block, before the routed ones.
+
+    Only observers of their inputs see these results: outputs of blocks are those of the routing.
+    """
+    token = _ALL_TOKENS.set(True)
+    try:
+        yield
+    finally:
+        _ALL_TOKENS.reset(token)
+
+
+def takes_all_tokens() -> bool:
+    """Return whether the code runs inside `all_tokens_to_experts`."""
+    return _ALL_TOKENS.get()

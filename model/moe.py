@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .expert_linear import ExpertLinear, routed
+from .expert_linear import ExpertLinear, routed, takes_all_tokens
 from .family_tables.table import WeightSlice
 from .fused_linear import project
 from .sizes import ExpertSizes
@@ -77,9 +77,13 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts of each token, `[B, T, H]` to `[B, T, H]`.
 
-        Tokens are grouped by expert; experts without a token do not run.
+        Tokens are grouped by expert; experts without a token do not run, unless they take all
+        tokens (`all_tokens_to_experts`).
         """
         flat = x.flatten(0, -2)
+        if takes_all_tokens():
+            for expert in self.experts.children():
+                expert(flat)
         shares, chosen = self.route(flat)
         # Pairs of a token and one of its experts, those of an expert together in token order.
         of_pairs, order = chosen.flatten().sort(stable=True)

@@ -125,6 +125,7 @@ class QuantizationRun:
             store=store,
             resume=resume,
             comm=self.comm,
+            all_experts=self.recipe.calibration.all_experts,
         )
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from ..driver.experts import EXPERT_TOKENS
 from ..recipe.scheme import Scheme
 
 if TYPE_CHECKING:
+    from ...model.families import LinearSpec
+    from ..recipe.recipe import Recipe
     from .plan import PlanRow
 
 
@@ -31,7 +34,21 @@ def insert_kept(rows: Sequence[PlanRow], kept: Sequence[PlanRow]) -> tuple[PlanR
     return tuple(result)
 
 
-def check_experts(rows: Sequence[PlanRow]) -> None:
+def take_all_tokens(specs: Sequence[LinearSpec], recipe: Recipe) -> list[LinearSpec]:
+    """Return the layers of a model whose experts see all tokens while calibrating.
+
+    Raises:
+        ValueError: there are no experts.
+    """
+    if all(spec.expert is None for spec in specs):
+        raise ValueError(
+            f"recipe {recipe.name}: calibration.all_experts is true; allowed: false, because this "
+            "model has no experts"
+        )
+    return [replace(spec, token_share=1.0) for spec in specs]
+
+
+def check_experts(rows: Sequence[PlanRow], *, all_tokens: bool) -> None:
     """Refuse what cannot be done to experts, whose inputs are the tokens routed to them.
 
     Raises:
@@ -55,10 +72,11 @@ def check_experts(rows: Sequence[PlanRow]) -> None:
                 f"{row.name} is an expert, for which {step.scheme.label} have a calibrated scale; "
                 "allowed: activations none (an expert may see no token in calibration)"
             )
-        if step is not None and step.uses_float_model:
+        if step is not None and step.uses_float_model and not all_tokens:
             raise ValueError(
                 f"{row.name} is an expert, for which method {step.method} compares inputs with the "
-                "float model's, where other tokens may reach it; use gptq or rtn"
+                "float model's, where other tokens may reach it; set all_experts in [calibration], "
+                "or use gptq or rtn"
             )
     for block, schemes in blocks.items():
         if len(schemes) > 1:

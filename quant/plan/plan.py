@@ -23,7 +23,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
-from .experts import check_experts, insert_kept
+from .experts import check_experts, insert_kept, take_all_tokens
 from .fused_layers import check_fused, with_fused
 from .memory_estimate import MemoryEstimate, count_memory
 from .part_targets import spell_out_parts
@@ -201,6 +201,8 @@ def make_plan(
     padding = choose_padding(config, claimed, recipe.tp)
     padded = padded_config(config, padding)
     specs = family.linears(padded)
+    if recipe.calibration.all_experts:
+        specs = take_all_tokens(specs, recipe)
     for step in recipe.steps:
         of_step = [spec for spec in specs if claims[spec.name][0] is step]
         for spec in of_step:
@@ -217,7 +219,7 @@ def make_plan(
     )
     kept = family.kept(padded)
     rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
-    check_experts(rows)
+    check_experts(rows, all_tokens=recipe.calibration.all_experts)
     check_fused(config, rows)
     rows = with_fused(config, rows)
     if config.text.tie_word_embeddings:

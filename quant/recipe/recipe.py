@@ -22,7 +22,8 @@ At the top level, `tp = 2` prepares for engines that split the model over two de
 "uniform" (equal), "balanced" (all image tokens together weigh as much as all text tokens),
 "gradient" (proportional to the loss's sensitivity to errors there, found for every block) or
 numbers, `{image = 0.3, text = 1.0}`. With "token-gradient" every single token is weighted by the
-loss's sensitivity to errors at it.
+loss's sensitivity to errors at it. `all_experts = true` calibrates each expert of a mixture on all
+tokens.
 
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
@@ -68,6 +69,8 @@ class Calibration:
     """Inside a block, capture each group of layers after the ones before it were quantized."""
     token_weights: TokenWeights = "uniform"
     """Weight of an image or video token relative to a text token, see `find_token_weights`."""
+    all_experts: StrictBool = False
+    """Calibrate experts on all tokens, not on those routed to them; outputs follow the routing."""
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -84,8 +87,12 @@ class Calibration:
         return parse(cls, data, "recipe", at)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data with every default, which `from_dict` reads."""
-        return asdict(self)
+        """Return plain data, which `from_dict` reads, with every default except `all_experts`."""
+        values = asdict(self)
+        # Only models with experts have it: records of the others are as they were without it.
+        return (
+            values if self.all_experts else {k: v for k, v in values.items() if k != "all_experts"}
+        )
 
 
 @validated

@@ -20,6 +20,7 @@ from torch import Tensor
 from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.calib.tap_groups import TapGroup
 from vlpress.model.config import ModelConfig
+from vlpress.model.expert_linear import all_tokens_to_experts
 from vlpress.model.families import family_of
 from vlpress.model.generation import generate
 from vlpress.model.loading import load_model
@@ -241,6 +242,69 @@ def test_checkpoints_hold_every_expert_under_its_own_name(
     assert router in config["ignore"]  # engines would take it for a quantized layer
 
 
+LLM_COMPRESSOR: dict[str, Any] = {
+    "config_groups": {
+        "group_0": {
+            "format": "pack-quantized",
+            "input_activations": None,
+            "output_activations": None,
+            "targets": ["Linear"],
+            "weights": {
+                "actorder": None,
+                "block_structure": None,
+                "dynamic": False,
+                "group_size": 32,
+                "num_bits": 4,
+                "observer": "minmax",
+                "observer_kwargs": {},
+                "strategy": "group",
+                "symmetric": True,
+                "type": "int",
+            },
+        }
+    },
+    "format": "pack-quantized",
+    "global_compression_ratio": None,
+    "ignore": ["re:.*lm_head", "re:.*visual.*", "re:.*mlp.gate$"],
+    "kv_cache_scheme": None,
+    "quant_method": "compressed-tensors",
+    "quantization_status": "compressed",
+}
+GPTQMODEL: dict[str, Any] = {
+    "bits": 4,
+    "checkpoint_format": "gptq",
+    "desc_act": False,
+    "group_size": 32,
+    "lm_head": False,
+    "meta": {"quantizer": ["gptqmodel:7.6.0"], "damp_percent": 0.05},
+    "pack_dtype": "int32",
+    "quant_method": "gptq",
+    "sym": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("format", "config"), [("compressed-tensors", LLM_COMPRESSOR), ("gptq", GPTQMODEL)]
+)
+def test_experts_of_other_writers_are_read(
+    tmp_path: Path, format: str, config: dict[str, Any]
+) -> None:
+    """Their names of tensors are the same; config.json is that of transformers 5."""
+    source = source_of(tmp_path, "qwen3_vl_moe")
+    made = job(source, [GPTQ | {"method": "rtn"}], [], format=format)
+    finish(made, tmp_path / "work", tmp_path / "out")
+    expected = load_quantized(tmp_path / "out", device="cpu")
+    path = tmp_path / "out" / "config.json"
+    raw = json.loads(path.read_text()) | {"transformers_version": "5.23.0"}
+    path.write_text(json.dumps(raw | {"quantization_config": config}))
+    (tmp_path / "out" / "vlpress.json").unlink()
+    actual = load_quantized(tmp_path / "out", device="cpu")
+    assert set(compressed_layers(actual)) == set(compressed_layers(expected))
+    sample = prompt(actual.config, [], 9, 2)
+    with torch.no_grad():
+        assert torch.equal(actual([sample])[0], expected([sample])[0])
+
+
 def test_sources_with_single_experts_give_the_same_layers(tmp_path: Path) -> None:
     source = source_of(tmp_path, "qwen3_vl_moe")
     single = write_single_experts(source, tmp_path / "single")
@@ -268,7 +332,10 @@ def test_sources_with_single_experts_give_the_same_layers(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (GPTQ | {"method": "gptaq"}, "is an expert, .* method gptaq .*use gptq or rtn"),
+        (
+            GPTQ | {"method": "gptaq"},
+            "is an expert, .* method gptaq .*set all_experts .*or use gptq or rtn",
+        ),
         (
             {"method": "rtn", "bits": 8, "group_size": -1, "activations": "static"},
             "is an expert, .*static; allowed: none, dynamic",
@@ -338,6 +405,43 @@ def test_tokens_of_experts_are_expected_and_recorded() -> None:
     rounded = quantize_(small_model(), recipe(GPTQ | {"method": "rtn"}))
     assert "experts" not in rounded.to_dict()
     assert expected_tokens(rounded.plan.rows, tokens) is None
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+def test_experts_can_be_calibrated_on_all_tokens(method: str) -> None:
+    model = small_model()
+    samples = prompts(model.config)
+    tokens = sum(map(len, samples))
+    data = recipe(GPTQ | {"method": method}).to_dict()
+    data["calibration"]["all_experts"] = True
+    everywhere = Recipe.from_dict(data)
+    assert everywhere.to_dict() == data
+    report = quantize_(model, everywhere, samples)
+    layers = [layer for layer in report.layers if layer.row.spec.expert is not None]
+    assert {layer.tokens for layer in layers} == {tokens}
+    assert not [layer for layer in layers if "undersampled" in layer.values]
+    planned = expected_tokens(report.plan.rows, tokens)
+    assert planned is not None and planned["tokens"] == tokens
+    # The first router sees equal inputs, and the outputs follow its routing.
+    assert float(layers[0].error or 0) > 0
+
+
+def test_all_experts_needs_experts() -> None:
+    data = recipe(GPTQ).to_dict()
+    assert "all_experts" not in data["calibration"]
+    data["calibration"]["all_experts"] = True
+    config = ModelConfig.from_dict(tiny_models.small_config("qwen3_vl"))
+    with pytest.raises(ValueError, match=r"all_experts is true; allowed: false"):
+        make_plan(config, Recipe.from_dict(data))
+
+
+def test_outputs_follow_the_routing_while_experts_see_all_tokens() -> None:
+    model = small_model()
+    sample = prompt(model.config, [], 9, 2)
+    with torch.no_grad():
+        expected = model([sample])[0]
+        with all_tokens_to_experts():
+            assert torch.equal(model([sample])[0], expected)
 
 
 def test_smoothing_searches_around_experts() -> None:
