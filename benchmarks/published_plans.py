@@ -104,8 +104,8 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "# Plans of the published sizes of Qwen3-VL\n\n"
         + "\n".join(f"- {origin}" for origin in origins)
         + f"\n\nThe preset {RECIPE}, streamed from folder to folder, with {SAMPLES} samples of "
-        f"{LENGTH} tokens; nothing was quantized. Times are least times by the rates of that "
-        "machine, which other work had slowed down if the JSON file has a low rate.\n\n"
+        f"{LENGTH} tokens; nothing was quantized. Times are those of the cached rates, in the JSON "
+        "file: with other work on the machine these are low.\n\n"
         + tabulate(body, head, tablefmt="github", disable_numparse=True)
         + "\n"
     )
