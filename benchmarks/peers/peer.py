@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peers.settings import RECORD, Job, read_jobs
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 Quantize = Callable[[Job, Path], None]
 """Called with a job and an empty folder for its checkpoint."""
@@ -60,7 +60,7 @@ def do(job: Job, quantize: Quantize) -> None:
 
 def load(source: Path) -> Any:
     """Load the float model in the dtype of its checkpoint."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(source, dtype="auto").eval()
+    return AutoModelForImageTextToText.from_pretrained(source, dtype="auto").eval()
 
 
 def add_side_files(source: Path, out: Path) -> None:

@@ -5,7 +5,8 @@
 Writes the calibration samples, runs one script per library that writes checkpoints in its own
 environment (built by `make peers`), and measures the checkpoints with vlpress. The run resumes:
 finished checkpoints and measurements of the same inputs are stored in --work. Exits with 1 if any
-is missing. Writes results/peers.json and results/peers.md.
+is missing. Writes results/peers.json and results/peers.md, or those of another --name, and compares
+with a table of `benchmarks/accuracy.py` (--ours).
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def main() -> None:
         )
         options.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        (options.out / "peers.json").write_text(text, encoding="utf-8")
-        ours = json.loads((HERE.parent / "results" / "accuracy.json").read_text(encoding="utf-8"))
-        (options.out / "peers.md").write_text(markdown(results, ours), encoding="utf-8")
+        (options.out / f"{options.name}.json").write_text(text, encoding="utf-8")
+        ours = json.loads(options.ours.read_text(encoding="utf-8"))
+        (options.out / f"{options.name}.md").write_text(markdown(results, ours), encoding="utf-8")
         print(markdown(results, ours))
     if missing:
         names = ", ".join(f"{job.model}/{job.out.name}" for job in missing)
@@ -82,6 +83,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--make-only", action="store_true", help="write checkpoints, measure none")
     parser.add_argument("--work", type=Path, default=ENVIRONMENTS / "work" / "peers")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
+    parser.add_argument("--name", default="peers", help="of the result files")
+    results = HERE.parent / "results" / "accuracy.json"
+    parser.add_argument("--ours", type=Path, default=results, help="rows of vlpress")
     options = parser.parse_args()
     options.work = options.work.resolve()
     return options

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 KEPT = ["lm_head", "re:.*visual.*"]
-BLOCK = "Qwen2_5_VLDecoderLayer"
+BLOCKS = {"qwen2_5_vl": "Qwen2_5_VLDecoderLayer", "qwen3_vl": "Qwen3VLTextDecoderLayer"}
 LAYER = r"re:.*language_model\.layers\.\d+\."
 SMOOTHING_STRENGTH = 0.8
 # Its own mappings for this family are ambiguous: the vision tower's MLP has the same names.
@@ -62,7 +62,7 @@ def quantize(job: Job, out: Path) -> None:
         dataset=DataLoader(inputs, batch_size=None, shuffle=False),
         num_calibration_samples=len(inputs),
         shuffle_calibration_samples=False,
-        sequential_targets=[BLOCK],
+        sequential_targets=[BLOCKS[model.config.model_type]],
     )
     model.save_pretrained(out, save_compressed=True)
 
