@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ...model.processing.chat_templates import PROBE, QUESTION, render_chat
 from ...model.processing.processor import Processor
-from ..tasks.generated.reasoning import BEGIN, END, NONE, OPENED, TAGS
+from ...model.processing.reasoning_tags import BEGIN, END
+from ..tasks.generated.reasoning import NONE, OPENED, TAGS
 
 
 def choose_rule(processor: Processor) -> str:

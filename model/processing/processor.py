@@ -24,6 +24,7 @@ from .images import ImageSource, smart_resize
 from .inputs import Prompt, Visual, visual_mask
 from .parts import has_placeholder, read_text
 from .pixel_settings import PixelSettings
+from .reasoning_tags import place_answer
 from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
 from .visual_options import ImageOptions, VideoOptions
 from .visuals import VisualReader
@@ -138,9 +139,11 @@ class Processor:
         Args:
             messages: chat messages in one of the forms of `chat.py`.
             answer: appended as the assistant's turn with its end token. The tokens before it are
-                the same as without an answer.
-            answer_is_generated: whether a model generated the answer. The text of placeholder
-                tokens in it is then ordinary text; otherwise it is an error.
+                the same as without an answer, and an empty reasoning if the template opens one
+                (`place_answer`); the reasoning is no part of the answer's tokens.
+            answer_is_generated: whether a model generated the answer, to the prompt without an
+                answer: it then continues a reasoning that the template opens. The text of
+                placeholder tokens in it is then ordinary text; otherwise it is an error.
             add_generation_prompt: whether to open the assistant's turn; always with an answer.
             visuals: replace the visuals of the messages, in order of appearance.
 
@@ -163,6 +166,8 @@ class Processor:
             )
         opened = add_generation_prompt or answer is not None
         text = render_chat(self.tokenizer, stripped, add_generation_prompt=opened)
+        if answer is not None and not answer_is_generated:
+            text, answer = place_answer(self.tokenizer, stripped, text, answer)
         if self.config.vision.separate_frames:
             text = write_times(text, [each.times for each in visuals if each.kind == "video"])
         input_ids = self._expand(self._tokenize(text), visuals)

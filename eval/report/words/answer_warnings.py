@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ....model.processing.reasoning_tags import END
 from ...stats.statistics import count_outcomes, mcnemar
-from ...tasks.generated.reasoning import END, NONE, OPENED, TAGS
+from ...tasks.generated.reasoning import NONE, OPENED, TAGS
 
 if TYPE_CHECKING:
     from ...results import StoredTask

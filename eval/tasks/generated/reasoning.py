@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-BEGIN, END = "<think>", "</think>"
+from ....model.processing.reasoning_tags import BEGIN, END
 
 
 @dataclass(frozen=True)
