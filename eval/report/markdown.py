@@ -12,7 +12,7 @@ from .speed_section import memory_note, speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
-from .tables.models import cost_table, health_table
+from .tables.models import cost_table, health_table, reasoning_table
 from .tables.scores import (
     benchmark_table,
     candidate_table,
@@ -175,6 +175,7 @@ def _health(benchmarks: Mapping[str, Report]) -> list[str]:
         *_explained(health_table(benchmarks)),
         "A verdict is not PASS if a model violates one of these limits (docs/report.md, Health): "
         f"{escape(limits, TEXT_LIMIT)}.",
+        *(_explained(reasonings) if (reasonings := reasoning_table(benchmarks)) else []),
     ]
 
 

@@ -109,6 +109,7 @@ def report_page(
         memory_note=memory_note(report["memory"]),
         speed_notes=speed_notes(report["speed"]),
         health=models.health_table(report["benchmarks"]),
+        reasoning=models.reasoning_table(report["benchmarks"]),
         violated=[
             f"{name}: {reason['text']}"
             for name, entry in report["benchmarks"].items()

@@ -71,10 +71,10 @@ DIVERGENCES = (
            "Mean of the questions' means, with its 95 % bootstrap interval: rotations and tokens "
            "of a question are not independent.", is_detail=True),
     Column("reasoning KL", at("reasoning", "kl_mean"), fmt.divergence(),
-           "Mean divergence of the tokens of reasonings."),
+           "Mean divergence of the tokens of reasonings.", is_detail=True),
     Column("answer KL", at("answer", "kl_mean"), fmt.divergence(),
            f"Mean divergence of the tokens after a reasoning, of answers that begin within the "
-           f"first {ANSWER_TOKENS} tokens."),
+           f"first {ANSWER_TOKENS} tokens.", is_detail=True),
     Column("answer tokens", at("answer", "tokens"), fmt.COUNT, "Their number.", is_detail=True),
     Column("first token", at("first_token", "kl_mean"), fmt.divergence(),
            "Mean divergence of the first token of each answer.", is_detail=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...tasks import REASONING
@@ -83,16 +83,6 @@ def _speed_ratio(row: SpeedRow) -> str | None:
     return f"{row.ratio:.2f}× ({low:.2f} to {high:.2f})"
 
 
-def _reasoning_tokens(key: str) -> Callable[[Row], Any]:
-    """Accessor of a number of tokens; "unknown" if a server does not report it."""
-
-    def value(row: Row) -> Any:
-        reasoning = row["health"].get("reasoning")
-        return None if reasoning is None else or_unknown(reasoning[key])
-
-    return value
-
-
 HEALTH = (
     BENCHMARK,
     Column("model", at("model"), style="name"),
@@ -119,10 +109,6 @@ HEALTH = (
            " open questions."),
     Column("mean tokens", at_or_unknown("health", "mean_tokens"), fmt.fixed(1),
            "Mean length of an answer, its reasoning included."),
-    Column("mean reasoning", _reasoning_tokens("mean_tokens"), fmt.fixed(1),
-           "Mean length of a reasoning in tokens."),
-    Column("p95 reasoning", _reasoning_tokens("p95_tokens"), fmt.COUNT,
-           "95 % of the reasonings have at most this many tokens."),
 )  # fmt: skip
 
 
@@ -139,6 +125,26 @@ def health_table(benchmarks: Report) -> DataTable:
         for side in ("base", "candidate")
     ]
     return DataTable("Health of the answers", HEALTH, rows)
+
+
+REASONING_COLUMNS = (
+    BENCHMARK,
+    Column("model", at("model"), style="name"),
+    Column("reasonings", at_or_unknown("health", "reasoning", "answers"), fmt.COUNT,
+           "Answers with a reasoning."),
+    Column("unfinished", at_or_unknown("health", "reasoning", "unfinished"), fmt.COUNT,
+           "Reasonings without an end: the answer counts as cut off, and an empty one is scored."),
+    Column("mean tokens", at_or_unknown("health", "reasoning", "mean_tokens"), fmt.fixed(1),
+           "Mean length of a reasoning."),
+    Column("p95 tokens", at_or_unknown("health", "reasoning", "p95_tokens"), fmt.COUNT,
+           "95 % of the reasonings have at most this many tokens."),
+)  # fmt: skip
+
+
+def reasoning_table(benchmarks: Report) -> DataTable | None:
+    """The models' reasonings on every benchmark; None if there are none."""
+    rows = [row for row in health_table(benchmarks).rows if row["health"].get("reasoning")]
+    return DataTable("Reasoning before the answers", REASONING_COLUMNS, rows) if rows else None
 
 
 _ERROR = fmt.Format("{:.1e}".format, "{:.1e}".format, "{:.2e}".format)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from browsers import chromium_path, launch
 from eval_files import package_files
-from eval_models import right
+from eval_models import Say, right
 from workbench import NAMES, Workbench, lossy
 
 from vlpress.eval import compare_many
@@ -64,8 +64,9 @@ def pages(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         package_files(folder, patch)
         bench = Workbench(Processor.from_folder(checkpoint), folder)
-        base = bench.run("base", lossy("5"), is_reference=True)
-        options: dict[str, Any] = {"reference": base}
+        opened = {"open": {"reasoning": "think-tags"}}
+        base = bench.run("base", _reason(lossy("5")), is_reference=True, **opened)
+        options: dict[str, Any] = {"reference": base, **opened}
         (bench.source / "vlpress.json").write_text(json.dumps({"layers": layers()}))
         answers = {"1000241": ATTACK, "242": LONG, "3": ATTACK, "4": LONG}
         bad = bench.run("bad", lambda item: answers.get(item.id) or right(item), seed=1, **options)
@@ -94,6 +95,11 @@ def crowded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         compare_many(base, runs, folder / "report")
     return folder / "report"
+
+
+def _reason(say: Say) -> Say:
+    """Put a reasoning before one answer."""
+    return lambda item: ("<think>Hm.</think>" if item.id == "242" else "") + say(item)
 
 
 def layers() -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def test_tokens_of_reasonings(count: int, p95: int) -> None:
         Prediction(str(n), "B", n + 1, True, 0.1, reasoning="x", reasoning_tokens=n)
         for n in range(1, count + 1)
     ]
-    expected = {"answers": count, "unfinished": 0, "mean_tokens": (count + 1) / 2}
+    expected: dict[str, Any] = {"answers": count, "unfinished": 0, "mean_tokens": (count + 1) / 2}
     assert summarize_reasoning(answers) == {**expected, "p95_tokens": p95}
 
 
@@ -77,10 +77,8 @@ def test_reasonings_without_counts() -> None:
     assert summarize_reasoning([plain]) is None
     served = replace(plain, reasoning="x", is_unfinished=True)
     known = replace(served, reasoning_tokens=7)
-    assert summarize_reasoning([served, known, plain]) == {
-        **{"answers": 2, "unfinished": 2},
-        **{"mean_tokens": None, "p95_tokens": None},
-    }
+    found = summarize_reasoning([served, known, plain])
+    assert found == {"answers": 2, "unfinished": 2, "mean_tokens": None, "p95_tokens": None}
 
 
 def test_report_of_models_that_reason(bench: Workbench) -> None:
@@ -99,10 +97,8 @@ def test_report_of_models_that_reason(bench: Workbench) -> None:
     assert (entry["reasoning_rule"], entry["max_new_tokens"]) == ("think-opened", 3)
     assert (entry["base"], entry["candidate"]) == (100, 50)  # unfinished ones are not read
     health = entry["health"]
-    assert health["base"]["reasoning"] == {
-        **{"answers": 32, "unfinished": 0},
-        **{"mean_tokens": 5, "p95_tokens": 5},
-    }
+    found = health["base"]["reasoning"]
+    assert found == {"answers": 32, "unfinished": 0, "mean_tokens": 5, "p95_tokens": 5}
     counts = [
         [health[side][key] for key in ("truncated", "repeating", "empty")]
         for side in ("base", "candidate")
@@ -117,7 +113,9 @@ def test_report_of_models_that_reason(bench: Workbench) -> None:
     assert fidelity["answer"]["tokens"] < fidelity["reasoning"]["tokens"]
     assert fidelity["per_benchmark"]["builtin-mmbench"]["gold"]["n"] == 8
     text = (bench.folder / "report" / "report.md").read_text("utf-8")
-    assert "p95 reasoning" in text and "reasoning KL" in text and "repeat themselves" in text
+    assert "p95 tokens" in text and "reasoning KL" in text and "repeat themselves" in text
+    page = (bench.folder / "report" / "report.html").read_text("utf-8")
+    assert "Reasoning before the answers" in page
     stored = read_run(cand).tasks["builtin-mmbench"].predictions
     assert {p.prediction for p in stored.values()} == {"", *"ABCD"}
 
@@ -129,4 +127,4 @@ def test_report_without_reasoning_says_so(bench: Workbench) -> None:
         assert (entry["reasoning_rule"], entry["warnings"]) == ("none", [])
         assert entry["health"]["base"]["reasoning"] is None
     assert report["fidelity"]["reasoning"] is None and report["fidelity"]["answer"] is None
-    assert "p95 reasoning" not in (bench.folder / "report" / "report.html").read_text("utf-8")
+    assert "Reasoning before" not in (bench.folder / "report" / "report.html").read_text("utf-8")
