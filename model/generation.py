@@ -23,7 +23,7 @@ from .processing.inputs import Prompt
 from .qwen_vl import QwenVL
 
 RESERVED_TOKENS = 2048
-"""Generated tokens that the cache has room for at first. The room is doubled when they are used up:
+"""Generated tokens that the cache holds at first. Its size is doubled when they are used up:
 few answers are as long as the limit of models that reason."""
 MIN_TEMPERATURE = 1e-6
 """Smallest temperature above 0: logits divided by a smaller one may overflow float32."""

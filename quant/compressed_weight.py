@@ -1,9 +1,9 @@
 """What the drivers, formats and kernels need of a compressed weight, whatever its kind.
 
 `QuantizedWeight` (`methods/affine.py`), integers on a uniform grid, is the first kind, and
-`TableWeight` (`methods/table_weight.py`), levels of a table, the second. Another kind (a mask, a
-low-rank part) brings a scheme of its own (`Scheme`), the methods that
-produce it, and the checkpoint formats that hold it.
+`TableWeight` (`methods/grids/table_weight.py`), levels of a table, the second. Another kind (a
+mask, a low-rank part) brings a scheme of its own (`Scheme`), the methods that produce it, and the
+checkpoint formats that hold it.
 """
 
 from __future__ import annotations

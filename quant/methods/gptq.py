@@ -27,7 +27,7 @@ from ..compressed_weight import CompressedWeight
 from ..recipe.ranges import BlockSize
 from .blas import transposed_product
 from .cholesky import Factor, Precision, damping_fractions
-from .fitted_grid import Fits, FittedGrid
+from .grids.fitted_grid import Fits, FittedGrid
 from .layer_error import row_energy
 from .prepared_hessian import PreparedHessian, prepare_hessian
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..recipe.scheme import QuantScheme
 from .affine import QuantizedWeight
-from .integer_grid import fit_for_rounding
+from .grids.integer_grid import fit_for_rounding
 
 
 def rtn(

@@ -2,7 +2,7 @@
 
 A weight is a level times a scale. `FloatFormat` grids are the finite numbers of a small float
 format; the others list their levels. Without torch, so that recipes can be read before it is
-loaded; `methods/levels.py` rounds to the levels.
+loaded; `methods/grids/levels.py` rounds to the levels.
 
 Sources:
 - E4M3, E5M2: Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433, table 1. E4M3

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from ..compressed_weight import CompressedWeight
     from ..methods.affine import QuantizedWeight
-    from ..methods.fitted_grid import FittedGrid
-    from ..methods.table_weight import TableWeight
+    from ..methods.grids.fitted_grid import FittedGrid
+    from ..methods.grids.table_weight import TableWeight
 
 Activations = Literal["none", "dynamic", "static"]
 Bits = Annotated[int, Integer(2, 8)]
@@ -187,7 +187,7 @@ class QuantScheme(GridScheme):
         self, weight: Tensor, hessian: Tensor | None = None, *, fused_range: float | None = None
     ) -> FittedGrid[QuantizedWeight]:
         """See `GridScheme.fit_for_rounding`; the range of fused layers is not needed."""
-        from ..methods.integer_grid import fit_for_rounding
+        from ..methods.grids.integer_grid import fit_for_rounding
 
         return fit_for_rounding(weight, self, hessian)
 
@@ -195,7 +195,7 @@ class QuantScheme(GridScheme):
         self, weight: Tensor, *, search: bool = True, fused_range: float | None = None
     ) -> FittedGrid[QuantizedWeight]:
         """See `GridScheme.fit_for_solver`; the range of fused layers is not needed."""
-        from ..methods.integer_grid import fit_for_solver
+        from ..methods.grids.integer_grid import fit_for_solver
 
         return fit_for_solver(weight, self, search=search)
 
@@ -293,7 +293,7 @@ class TableScheme(GridScheme):
 
     def weight(self, tensors: Mapping[str, Tensor]) -> CompressedWeight:
         """See `Scheme.weight`."""
-        from ..methods.table_weight import TableWeight
+        from ..methods.grids.table_weight import TableWeight
 
         return TableWeight(scheme=self, **tensors)
 
@@ -301,7 +301,7 @@ class TableScheme(GridScheme):
         self, weight: Tensor, hessian: Tensor | None = None, *, fused_range: float | None = None
     ) -> FittedGrid[TableWeight]:
         """See `GridScheme.fit_for_rounding`."""
-        from ..methods.table_grid import fit_for_rounding
+        from ..methods.grids.table_grid import fit_for_rounding
 
         return fit_for_rounding(weight, self, hessian, fused_range=fused_range)
 
@@ -309,6 +309,6 @@ class TableScheme(GridScheme):
         self, weight: Tensor, *, search: bool = True, fused_range: float | None = None
     ) -> FittedGrid[TableWeight]:
         """See `GridScheme.fit_for_solver`."""
-        from ..methods.table_grid import fit_for_solver
+        from ..methods.grids.table_grid import fit_for_solver
 
         return fit_for_solver(weight, self, search=search, fused_range=fused_range)

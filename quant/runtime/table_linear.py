@@ -1,4 +1,4 @@
-"""Linear layers over levels of a table, see `methods/table_weight.py`."""
+"""Linear layers over levels of a table, see `methods/grids/table_weight.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import bf16_linear, reference
-from ..methods.activation_rounding import rounded_activations
-from ..methods.table_weight import TableWeight
+from ..methods.grids.activation_rounding import rounded_activations
+from ..methods.grids.table_weight import TableWeight
 from ..recipe.grids import SIMULATED
 from ..recipe.scheme import TableScheme
 from .compressed_linear import CompressedLinear

@@ -48,6 +48,7 @@ def test_run_writes_all_outputs_and_a_report_of_the_schema(finished: Path) -> No
         "next_steps",
         "reason",
         "scope",
+        "warnings",
     }
     assert set(report) == keys
     assert report["benchmarks"]["builtin-ocrbench"]["n"] == 6

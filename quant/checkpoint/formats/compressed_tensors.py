@@ -5,7 +5,7 @@ Weights alone (`pack-quantized`): `weight_packed` int32 [N, K * bits / 32] packe
 int32 [N * bits / 32, G] packed along N. With int8 activations (`int-quantized`): `weight` int8
 [N, K], `weight_scale` [N, G], and `input_scale` [1] if they are static. Integers and zero points
 are signed: those of other formats minus 2**(bits - 1). Weights of tables (FP8, NVFP4, MXFP4) are in
-`compressed_tensors_tables.py`. docs/format.md is normative.
+`compressed/tables.py`. docs/format.md is normative.
 
 Letters: N = out_features, K = in_features, G = groups per row.
 """
@@ -20,11 +20,11 @@ from torch import Tensor
 from ....model.families import LinearSpec
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
-from ...methods.table_weight import TableWeight
+from ...methods.grids.table_weight import TableWeight
 from ...recipe.scheme import QuantScheme, Scheme, TableScheme
 from ..safetensors_folder.folder_format import FolderFormat
-from . import compressed_tensors_tables as tables
-from .compressed_tensors_config import CompressedTensorsSettings, describe
+from .compressed import tables
+from .compressed.config import CompressedTensorsSettings, describe
 from .contents import Contents, layers_phrase
 from .format import (
     FLOATS,

@@ -20,10 +20,10 @@ from torch import Tensor
 from ....common.validation import Allowed, Integer, parse
 from ....model.families import LinearSpec
 from ...compressed_weight import CompressedWeight
-from ...methods.table_weight import TableWeight
+from ...methods.grids.table_weight import TableWeight
 from ...recipe.scheme import Scheme, TableScheme
 from ..safetensors_folder.folder_format import FolderFormat
-from . import compressed_tensors_tables as tables
+from .compressed import tables
 from .contents import Contents, layers_phrase
 from .format import CONFIG
 

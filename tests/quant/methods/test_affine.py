@@ -11,7 +11,7 @@ from vlpress.quant.methods.affine import (
     quantize,
     round_scales,
 )
-from vlpress.quant.methods.integer_grid import may_be_signed
+from vlpress.quant.methods.grids.integer_grid import may_be_signed
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 

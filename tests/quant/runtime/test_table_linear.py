@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpress.quant.methods.activation_rounding import rounded_activations
-from vlpress.quant.methods.table_weight import TableWeight
+from vlpress.quant.methods.grids.activation_rounding import rounded_activations
+from vlpress.quant.methods.grids.table_weight import TableWeight
 from vlpress.quant.recipe.scheme import TableScheme
 from vlpress.quant.runtime.table_linear import TableLinear
 

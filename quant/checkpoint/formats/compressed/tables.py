@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....model.families import LinearSpec
-from ...methods.group_scales import E8M0_BIAS
-from ...methods.levels import code_to_index, index_to_code
-from ...methods.table_weight import TableWeight
-from ...recipe.grids import ScaleForm
-from ...recipe.scheme import TableScheme
-from .contents import Contents, layers_phrase
-from .format import FLOATS, check_parts, float_tensor, require_part
+from .....model.families import LinearSpec
+from ....methods.grids.group_scales import E8M0_BIAS
+from ....methods.grids.levels import code_to_index, index_to_code
+from ....methods.grids.table_weight import TableWeight
+from ....recipe.grids import ScaleForm
+from ....recipe.scheme import TableScheme
+from ..contents import Contents, layers_phrase
+from ..format import FLOATS, check_parts, float_tensor, require_part
 
 E4M3 = torch.float8_e4m3fn
 HALF = 4  # bits of a packed code

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..recipe.scheme import TableScheme
+from ...recipe.scheme import TableScheme
 from .group_scales import SCALES
 from .levels import round_to_levels
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..recipe.grids import FloatFormat, Grid
+from ...recipe.grids import FloatFormat, Grid
 
 _FRACTION = 23  # bits of the fraction of float32
 _BIAS = 127

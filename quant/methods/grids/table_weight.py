@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..compressed_weight import CompressedWeight
-from ..recipe.scheme import TableScheme
-from .affine import choose_input_scale
+from ...compressed_weight import CompressedWeight
+from ...recipe.scheme import TableScheme
+from ..affine import choose_input_scale
 from .group_scales import divisor_of
 from .levels import level_values
 
 if TYPE_CHECKING:
-    from ..runtime.compressed_linear import CompressedLinear
+    from ...runtime.compressed_linear import CompressedLinear
 
 CHUNK_ELEMENTS = 2**20
 """Weights per chunk: bounds the temporaries of `dequantize`."""
@@ -93,15 +93,15 @@ class TableWeight:
 
     def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:
         """See `CompressedWeight.calibration_layer`."""
-        from ..runtime.linear import storable_bias
-        from ..runtime.table_linear import TableLinear
+        from ...runtime.linear import storable_bias
+        from ...runtime.table_linear import TableLinear
 
         bias = None if bias is None else storable_bias(bias.detach())
         return TableLinear(self, bias, dtype)
 
     def inference_layer(self, bias: Tensor | None) -> CompressedLinear:
         """See `CompressedWeight.inference_layer`."""
-        from ..runtime.table_linear import TableLinear
+        from ...runtime.table_linear import TableLinear
 
         return TableLinear(self, bias)
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
-from ....common.validation import empty_to_none
-from ...recipe.scheme import Scheme
-from .format import check_expression
+from .....common.validation import empty_to_none
+from ....recipe.scheme import Scheme
+from ..format import check_expression
 
 Storage = Literal[
     "pack-quantized",

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vlpress.quant.methods.affine import dequantize, round_scales
 from vlpress.quant.methods.gptq import gptq
-from vlpress.quant.methods.group_scales import SCALES, divisor_of
-from vlpress.quant.methods.levels import level_index
+from vlpress.quant.methods.grids.group_scales import SCALES, divisor_of
+from vlpress.quant.methods.grids.levels import level_index
+from vlpress.quant.methods.grids.table_grid import TableGrid
+from vlpress.quant.methods.grids.table_weight import TableWeight
 from vlpress.quant.methods.rtn import rtn
-from vlpress.quant.methods.table_grid import TableGrid
-from vlpress.quant.methods.table_weight import TableWeight
 from vlpress.quant.recipe.grids import GRIDS, table_grid
 from vlpress.quant.recipe.scheme import GridScheme, QuantScheme, TableScheme
 

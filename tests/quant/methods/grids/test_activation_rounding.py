@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vlpress.quant.methods.activation_rounding import rounded_activations
+from vlpress.quant.methods.grids.activation_rounding import rounded_activations
 from vlpress.quant.recipe.scheme import TableScheme
 
 PRESETS = {

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, model_validator
 
-from ....common.validation import Allowed, Integer, empty_to_none
-from ...recipe.scheme import Activations, Scheme, TableScheme
-from .compressed_tensors_group import Group
+from .....common.validation import Allowed, Integer, empty_to_none
+from ....recipe.scheme import Activations, Scheme, TableScheme
+from .group import Group
 
 NVFP4, MXFP4, FP8 = "nvfp4", "mxfp4", "fp8"
 _SCALE_DTYPES = {"e4m3": "torch.float8_e4m3fn", "e8m0": "torch.uint8"}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..recipe.scheme import QuantScheme
-from .affine import QuantizedWeight, choose_qparams, dequantize, quantize
-from .scale_search import clip_scales, search_scales
+from ...recipe.scheme import QuantScheme
+from ..affine import QuantizedWeight, choose_qparams, dequantize, quantize
+from ..scale_search import clip_scales, search_scales
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
-from ....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
-from ...recipe.scheme import Activations, Bits, QuantScheme, Scheme, TableScheme
-from . import compressed_tensors_floats as floats
-from .compressed_tensors_group import Group, Storage, Unset
-from .compressed_tensors_tables import STORAGES
-from .contents import Contents
-from .format import CONFIG
-from .patterns import HEAD, excluding_patterns, layer_patterns
+from .....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
+from ....recipe.scheme import Activations, Bits, QuantScheme, Scheme, TableScheme
+from ..contents import Contents
+from ..format import CONFIG
+from ..patterns import HEAD, excluding_patterns, layer_patterns
+from . import floats
+from .group import Group, Storage, Unset
+from .tables import STORAGES
 
 PACKED, INTEGER, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 INT8_INPUTS = "symmetric int8, dynamic per token or static per tensor"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..recipe.grids import E4M3, Grid, ScaleForm
-from .affine import round_scales
+from ...recipe.grids import E4M3, Grid, ScaleForm
+from ..affine import round_scales
 from .levels import round_to_format
 
 LEAST_E4M3 = 2.0**-9

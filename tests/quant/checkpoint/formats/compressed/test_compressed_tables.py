@@ -17,7 +17,7 @@ from vlpress.quant.checkpoint.formats.format import refusal
 from vlpress.quant.checkpoint.formats.table import FORMATS, choose_format
 from vlpress.quant.checkpoint.loading import load_quantized
 from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpoint
-from vlpress.quant.methods.table_weight import TableWeight
+from vlpress.quant.methods.grids.table_weight import TableWeight
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme, TableScheme
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from ..compressed_weight import CompressedWeight
+from ...compressed_weight import CompressedWeight
 
 W_co = TypeVar("W_co", bound=CompressedWeight, covariant=True)
 

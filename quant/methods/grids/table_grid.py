@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..recipe.scheme import TableScheme
-from .affine import check_finite
-from .group_scales import SCALES, divisor_of
-from .levels import level_index, round_to_levels
-from .scale_search import (
+from ...recipe.scheme import TableScheme
+from ..affine import check_finite
+from ..scale_search import (
     CHUNK_ELEMENTS,
     CLIPPING_RATIOS,
     EXPONENT,
     SOLVER_RATIOS,
     group_blocks,
 )
+from .group_scales import SCALES, divisor_of
+from .levels import level_index, round_to_levels
 from .table_weight import TableWeight, effective_scales, row_chunks, scaled_levels
 
 BlockLoss = Callable[[Tensor], Tensor]

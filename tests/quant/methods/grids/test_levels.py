@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlpress.quant.methods.levels import (
+from vlpress.quant.methods.grids.levels import (
     code_to_index,
     index_to_code,
     level_index,

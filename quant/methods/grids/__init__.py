@@ -1,0 +1,1 @@
+"""Rounding to the levels of a grid: uniform integers, and tables of any levels."""
