@@ -38,12 +38,12 @@ import vlpress
 from vlpress.calib.samples.draw import load_samples
 from vlpress.eval import compare
 from vlpress.model.config import ModelConfig
-from vlpress.model.families import FAMILIES
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
+from vlpress.quant.plan.part_targets import spell_out_parts
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.resolve import encode_samples
 
@@ -106,8 +106,7 @@ class Measurement:
         self.work = options.work / Path(name).name
         self.processor = Processor.from_folder(resolve_folder(name))
         self.judges = Judges(name)
-        family = FAMILIES[ModelConfig.from_folder(resolve_folder(name)).family]
-        self.deepstack = any(stage.name == "deepstack" for stage in family.stages)
+        self.config = ModelConfig.from_folder(resolve_folder(name))
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Measure every row; return them, the best of each setting and the baseline's scores."""
@@ -216,8 +215,8 @@ class Measurement:
         return {"recipe": recipe, "sizes": list(sizes.values())}
 
     def recipe(self, row: Row, seed: int) -> Recipe:
-        """Recipe of a row for this model."""
-        return row.recipe(seed, self.options.samples, deepstack=self.deepstack)
+        """Recipe of a row, with the names of this model's layers."""
+        return spell_out_parts(row.recipe(seed, self.options.samples), self.config)
 
     def stored(self, path: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
         """Load a stored cell if its inputs match and its commit is accepted."""

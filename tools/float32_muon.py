@@ -1,7 +1,7 @@
 """Newton-Schulz iteration of torch's Muon in float32, for processors without bf16 units.
 
-torch computes the iteration in bf16. Without AVX512-BF16 or AMX a product in bf16 takes about 30
-times as long as one in float32, and the optimizer then takes five sixths of a training step.
+torch computes the iteration in bf16. Without AVX512-BF16 or AMX products in bf16 are emulated, and
+the optimizer takes most of the time of a training step (docs/log.md, 2026-11-30).
 """
 
 from __future__ import annotations

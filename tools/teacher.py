@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from tiny_configs import PREPROCESSORS
 from tiny_data import PackedBatch
 from tiny_student import Student
@@ -31,8 +30,7 @@ class Teacher:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, family: str) -> None:
         self.student = Student(tokenizer, FAMILY)
-        weights = load_file(folder / "model.safetensors")
-        self.student.load_state_dict({f"qwen.{k}": v for k, v in weights.items()}, strict=False)
+        self.student.load_checkpoint(folder)
         self.scale, self.shift = (part.float() for part in pixel_map(family, FAMILY))
 
     @torch.no_grad()

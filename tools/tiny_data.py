@@ -119,13 +119,22 @@ def draw(rng: random.Random, skill: str) -> Scene:
             return scene
 
 
+def random_skill(rng: random.Random) -> str:
+    """Draw a skill by its share of the conversations."""
+    return rng.choices(tuple(SHARES), [share for share, _ in SHARES.values()])[0]
+
+
 def random_images(rng: random.Random, count: int) -> list[AnnotatedImage]:
     """Images for the training of the vision tower alone."""
-    skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     out: list[AnnotatedImage] = []
     while len(out) < count:
-        out += draw(rng, rng.choices(skills, shares)[0]).images
+        out += draw(rng, random_skill(rng)).images
     return out[:count]
+
+
+def unasked(images: list[AnnotatedImage]) -> Conversation:
+    """Images without a question, in the form of a conversation."""
+    return Conversation(images, [0], [IGNORE], [-1], [0], [(0, 0, 0)], [0])
 
 
 def batches(
@@ -154,19 +163,16 @@ def batches(
         focus: skills of half of the conversations; empty for the distribution of `SHARES`.
     """
     rng = scenes.stream_random(scenes.Stream.TRAINING, seed)
-    skills, shares = tuple(SHARES), [share for share, _ in SHARES.values()]
     while True:
         if stage == "vision":
-            images = random_images(rng, size)
-            unasked = Conversation(images, [0], [IGNORE], [-1], [0], [(0, 0, 0)], [0])
-            yield pack([unasked], family)
+            yield pack([unasked(random_images(rng, size))], family)
             continue
         conversations = []
         for _ in range(size * POOL):
             if stage == "drill" or rng.random() < drills:
                 conversations.append(writer.drill(rng, 8))
                 continue
-            skill = rng.choices(skills, shares)[0]
+            skill = random_skill(rng)
             if focus and rng.random() < 0.5:
                 skill = rng.choice(focus)
             preferred = focus if skill in focus else (skill,)

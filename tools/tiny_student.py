@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny_configs import CONFIGS, HIDDEN
 from tiny_data import PackedBatch
 from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
@@ -63,6 +65,11 @@ class Student(nn.Module):
                 nn.init.normal_(p, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Load the weights of a checkpoint of this family with the names of the modules."""
+        weights = load_file(folder / "model.safetensors")
+        self.load_state_dict({f"qwen.{name}": w for name, w in weights.items()}, strict=False)
 
     @torch.no_grad()
     def align_embeddings(self, tokenizer: Tokenizer) -> None:

@@ -21,7 +21,7 @@ import tiny_data
 import torch
 import torch.nn.functional as F
 from tiny_student import Student
-from tiny_talk import IGNORE, Conversation, Writer
+from tiny_talk import Conversation, Writer
 from tokenizers import Tokenizer
 from train_tiny import load_states, plain_attention
 from transfer_decoder import LayerStatistics, transfer_decoder
@@ -52,7 +52,7 @@ def image_examples(tower: VisionTower, seed: int, count: int) -> list[Example]:
     examples = []
     for _ in range(count):
         images = tiny_data.random_images(rng, IMAGES)
-        unasked = Conversation(images, [0], [IGNORE], [-1], [0], [(0, 0, 0)], [0])
+        unasked = tiny_data.unasked(images)
         examples.append(
             teach(tower, tiny_data.pack([unasked], OLD), tiny_data.pack([unasked], NEW))
         )
@@ -62,10 +62,9 @@ def image_examples(tower: VisionTower, seed: int, count: int) -> list[Example]:
 def conversations(writer: Writer, seed: int, count: int) -> list[Conversation]:
     """Conversations of the joint stage."""
     rng = scenes.stream_random(scenes.Stream.TRAINING, seed)
-    skills, shares = tuple(tiny_data.SHARES), [share for share, _ in tiny_data.SHARES.values()]
     out = []
     for _ in range(count):
-        skill = rng.choices(skills, shares)[0]
+        skill = tiny_data.random_skill(rng)
         out.append(writer.conversation(tiny_data.draw(rng, skill), rng, 6, (skill,)))
     return out
 

@@ -44,7 +44,7 @@ import tiny_data
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from teacher import Teacher
 from tiny_configs import CONFIGS, PREPROCESSORS, stored_name
 from tiny_data import PackedBatch
@@ -98,9 +98,9 @@ def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Opti
     return [adam, muon]
 
 
-def learning_rate(peak: float, step: int, share: float | None) -> float:
-    """Learning rate: warm-up over 100 steps, then linear decay from 40 % of the time (`share`)."""
-    rate = peak * min(1.0, (step + 1) / 100)
+def learning_rate(peak: float, step: int, share: float | None, warm_up: int = 100) -> float:
+    """Learning rate: warm-up over some steps, then linear decay from 40 % of the time (`share`)."""
+    rate = peak * min(1.0, (step + 1) / warm_up)
     if share is not None and share > 0.4:
         rate *= max(0.02, (1 - share) / 0.6)
     return rate
@@ -110,8 +110,7 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
     """Load the tower from a vision state, the decoder from its state, both from a checkpoint."""
     for path in paths:
         if path.is_dir():
-            whole = load_file(path / "model.safetensors")
-            student.load_state_dict({f"qwen.{k}": v for k, v in whole.items()}, strict=False)
+            student.load_checkpoint(path)
             continue
         state = torch.load(path, map_location="cpu", weights_only=True)
         keep = state["model"]

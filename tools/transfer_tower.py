@@ -22,6 +22,7 @@ from moments import Moments
 from teacher import pixel_map
 from tiny_data import PackedBatch
 from torch import Tensor, nn
+from train_tiny import learning_rate
 
 from vlpress.model.deepstack_tower import DeepstackTower, NormedMerger
 from vlpress.model.rope import vision_rotary
@@ -200,9 +201,7 @@ def fit_block(
 
     order = torch.randint(len(pairs) - 1, (steps,), generator=torch.Generator().manual_seed(index))
     for step, which in enumerate(order.tolist()):
-        rate = (
-            PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * max(0.02, min(1, (1 - step / steps) / 0.6))
-        )
+        rate = learning_rate(PEAK_RATE, step, step / steps, WARM_UP)
         torch.autograd.backward(error(pairs[which]))
         for tuner in tuners:
             for group in tuner.param_groups:

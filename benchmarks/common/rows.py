@@ -73,8 +73,7 @@ VISION_METHODS = {
 SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
 UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
-VISION = ["visual.blocks.*", "visual.merger.*"]
-DEEPSTACK = ["visual.deepstack_merger_list.*"]
+VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
 
@@ -102,13 +101,12 @@ class Row:
         """Whether the benchmarks are evaluated with its checkpoint."""
         return self.method in SCORED and self.setting not in (*UNSCORED, *GRIDS)
 
-    def recipe(self, seed: int, samples: int, *, deepstack: bool = False) -> Recipe:
+    def recipe(self, seed: int, samples: int) -> Recipe:
         """Build the recipe of this row.
 
         Args:
             seed: seed of the calibration samples.
             samples: number of calibration samples.
-            deepstack: whether the tower has DeepStack mergers.
         """
         *transforms, solver = self.method.split("+")
         decoder = (SETTINGS | GRIDS)[self.setting]
@@ -116,7 +114,7 @@ class Row:
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
         if self.scope != "decoder":
-            parts.insert(0, (VISION + DEEPSTACK if deepstack else VISION, tower))
+            parts.insert(0, (VISION, tower))
         steps = [
             {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
             for name in transforms

@@ -31,7 +31,7 @@ def test_recipe_of_a_row(row: Row) -> None:
 def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
     tokenizer = Tokenizer.from_file(str(resolve_folder("tiny") / "tokenizer.json"))
     config = ModelConfig.from_dict(CONFIGS["qwen3_vl"](tokenizer))
-    plan = make_plan(config, Row("w8a8", "rtn", "decoder+vision").recipe(0, 64, deepstack=True))
+    plan = make_plan(config, Row("w8a8", "rtn", "decoder+vision").recipe(0, 64))
     names = {row.name for row in plan.quantized if "deepstack" in row.name}
     assert names == {
         f"visual.deepstack_merger_list.{index}.linear_fc{layer}"

@@ -2,7 +2,6 @@ import teacher
 import tiny_data
 import torch
 from tiny_student import Student
-from tiny_talk import IGNORE, Conversation
 from tokenizers import Tokenizer
 
 from vlpress.model.loading import resolve_model
@@ -14,7 +13,7 @@ def test_features_are_those_of_the_teachers_own_pixels() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rng = scenes.stream_random(scenes.Stream.TRAINING, 5)
     images = tiny_data.random_images(rng, 3)
-    unasked = Conversation(images, [0], [IGNORE], [-1], [0], [(0, 0, 0)], [0])
+    unasked = tiny_data.unasked(images)
     trained = teacher.Teacher(folder, tokenizer, "qwen3_vl")
     ours = trained.features(tiny_data.pack([unasked], "qwen3_vl"))
     with torch.no_grad():

@@ -22,8 +22,8 @@ class Defaults:
 
 
 PUBLISHED = Defaults(plain=2048, reasoning=8192)
-"""2048 is the cap of the published scores of Qwen2-VL and Qwen2.5-VL. Qwen's scores of Qwen3-VL
-Thinking have a cap of 40960, which few answers need and a model in a loop always uses up."""
+"""2048 is the cap of the published scores of Qwen2-VL and Qwen2.5-VL. The one for reasoning is a
+compromise: a model that is caught in a loop always uses it up."""
 DRAWINGS = Defaults(plain=64, reasoning=1024)
 """Far above the longest gold answer of the packaged files."""
 

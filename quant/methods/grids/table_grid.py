@@ -21,7 +21,6 @@ from torch import Tensor
 from ...recipe.scheme import TableScheme
 from ..affine import check_finite
 from ..scale_search import (
-    CHUNK_ELEMENTS,
     CLIPPING_RATIOS,
     EXPONENT,
     SOLVER_RATIOS,
@@ -152,14 +151,9 @@ def _fit(
         divisor = torch.tensor(divisor_of(largest, scheme.table), device=weight.device)
     scales = [
         _fit_chunk(weight[chunk].float(), scheme, factors, loss, divisor)
-        for chunk in _block_chunks(rows, columns, scheme.scale_rows)
+        for chunk in row_chunks(rows, columns, scheme.scale_rows)
     ]
     return TableGrid(torch.cat(scales), divisor, scheme, rows)
-
-
-def _block_chunks(rows: int, columns: int, scale_rows: int) -> list[slice]:
-    step = max(1, CHUNK_ELEMENTS // columns // scale_rows) * scale_rows
-    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 
 def _fit_chunk(
