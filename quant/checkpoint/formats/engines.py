@@ -30,11 +30,14 @@ class Rule:
     parts: tuple[Part, ...] = (*DECODER, "head", *VISION)
     note: str = ""
     kind: str = QuantScheme.kind
+    experts: bool = False
+    """Whether it is about experts of a mixture of experts; if not, it is about all layers."""
 
-    def applies(self, format: str, scheme: Scheme, part: Part) -> bool:
+    def applies(self, format: str, scheme: Scheme, part: Part, *, expert: bool) -> bool:
         """Whether the rule is about layers of a part with this scheme in this format."""
         return (
             format in self.formats
+            and expert >= self.experts
             and scheme.kind == self.kind
             and scheme.bits in self.bits
             and scheme.symmetric in self.symmetric
@@ -76,6 +79,10 @@ GPTQS = ("gptq", "gptq_v2")
 TENSORS = ("compressed-tensors",)
 FLOAT = ("none",)
 INT8 = ("dynamic", "static")
+EXPERTS = (
+    "after the conversion of experts is registered, without which they are random "
+    "(docs/use-the-checkpoint.md)"
+)
 
 ENGINES = (
     Engine(
@@ -105,6 +112,8 @@ ENGINES = (
         "5.23.0",
         "CPU",
         (
+            Rule("loads", TENSORS, note=EXPERTS, experts=True),
+            Rule("loads", TENSORS, note=EXPERTS, experts=True, kind=TableScheme.kind),
             Rule("loads", TENSORS, symmetric=(True,), note="with compressed-tensors installed"),
             Rule(
                 "loads",
@@ -121,6 +130,7 @@ ENGINES = (
             ),
             Rule("untested", (*GPTQS, "awq"), note="asks for optimum and gptqmodel"),
         ),
+        families=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
     ),
     Engine(
         "GPTQModel",
@@ -167,15 +177,16 @@ def engine_support(contents: Contents, format: str) -> list[Support]:
         One entry per engine, in the order of the table.
     """
     layers = {
-        (contents.schemes[name], spec.part): None for name, spec in contents.quantized.items()
+        (contents.schemes[name], spec.part, ".experts." in name): None
+        for name, spec in contents.quantized.items()
     }
     return [_support(engine, contents.config.family, format, layers) for engine in ENGINES]
 
 
 def _support(
-    engine: Engine, family: str, format: str, layers: Iterable[tuple[Scheme, Part]]
+    engine: Engine, family: str, format: str, layers: Iterable[tuple[Scheme, Part, bool]]
 ) -> Support:
-    rules = [_first_rule(engine, format, scheme, part) for scheme, part in layers]
+    rules = [_first_rule(engine, format, *layer) for layer in layers]
     if family not in engine.families:
         note = f"tried with {', '.join(engine.families)}"
         unknown = Rule("untested", (format,), note=note)
@@ -189,8 +200,8 @@ def _support(
     return Support(engine.name, engine.version, engine.device, worst, "; ".join(notes))
 
 
-def _first_rule(engine: Engine, format: str, scheme: Scheme, part: Part) -> Rule:
+def _first_rule(engine: Engine, format: str, scheme: Scheme, part: Part, expert: bool) -> Rule:
     for rule in engine.rules:
-        if rule.applies(format, scheme, part):
+        if rule.applies(format, scheme, part, expert=expert):
             return rule
     return Rule("untested", (format,))

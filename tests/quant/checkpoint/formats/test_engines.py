@@ -1,10 +1,11 @@
+import pytest
 from format_files import contents
 from tiny_models import make_random_model
 
 from vlpress.quant.checkpoint.formats.contents import Contents
 from vlpress.quant.checkpoint.formats.engines import ENGINES, Support, engine_support
 from vlpress.quant.checkpoint.formats.table import FORMATS
-from vlpress.quant.recipe.scheme import QuantScheme, TableScheme
+from vlpress.quant.recipe.scheme import QuantScheme, Scheme, TableScheme
 
 INT4, INT8 = QuantScheme(4, 32), QuantScheme(8, -1, activations="dynamic")
 
@@ -43,6 +44,18 @@ def test_a_family_that_was_not_tried_is_untested_or_refused() -> None:
     assert support(other, "compressed-tensors")["vLLM"].outcome == "untested"
     assert "qwen2_5_vl" in support(other, "compressed-tensors")["vLLM"].note
     assert support(other, "awq")["mlx-vlm"].outcome == "refuses"
+
+
+@pytest.mark.parametrize("scheme", [INT4, TableScheme("fp8")])
+def test_experts_in_transformers_need_a_conversion(scheme: Scheme) -> None:
+    config = make_random_model("qwen3_vl_moe").config
+    layers = ("self_attn.q_proj", "mlp.experts.0.down_proj")
+    schemes = {f"model.layers.0.{layer}": scheme for layer in layers}
+    with_experts = support(Contents(config, schemes), "compressed-tensors")["transformers"]
+    assert with_experts.outcome == "loads" and "random" in with_experts.note
+    del schemes[f"model.layers.0.{layers[1]}"]
+    without = support(Contents(config, schemes), "compressed-tensors")["transformers"]
+    assert without.outcome == "loads" and "random" not in without.note
 
 
 def test_tables_of_levels_are_known_of_transformers_alone() -> None:

@@ -1,5 +1,7 @@
 """transformers loads our compressed-tensors folders of the built-in model: equal logits."""
 
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,60 @@ def test_a_random_qwen3_vl(tmp_path: Path) -> None:
         tmp_path / "out", dtype="float32"
     )
     for prompt in samples[1:3]:
+        expected = their_logits(theirs, prompt)
+        with torch.no_grad():
+            actual = reloaded([prompt])[0]
+        assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.fixture
+def merged_experts() -> Iterator[None]:
+    """Let transformers read single experts of Qwen3-VL, as docs/use-the-checkpoint.md describes."""
+    mapping: Any = importlib.import_module("transformers.conversion_mapping")
+    family = "qwen3_vl_moe"
+    published = mapping.get_checkpoint_conversion_mapping(family)
+    conversion = mapping.get_checkpoint_conversion_mapping("qwen2_moe")
+    mapping.register_checkpoint_conversion_mapping(family, conversion, overwrite=True)
+    yield
+    mapping.register_checkpoint_conversion_mapping(family, published, overwrite=True)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.usefixtures("merged_experts")
+@pytest.mark.parametrize(
+    "scheme", [{"bits": 4, "group_size": 32}, pytest.param({"grid": "fp8"}, marks=pytest.mark.slow)]
+)
+def test_single_experts_are_merged(scheme: dict[str, Any], tmp_path: Path) -> None:
+    """The weights of all experts are bit-equal, and logits with images agree."""
+    config = make_tiny_config("qwen3_vl_moe", dtype="float32")
+    source = write_checkpoint_folder(tmp_path / "source", make_random_model(config=config))
+    model = load_model(source, device="cpu", dtype="fp32")
+    report = quantize_(
+        model, Recipe.from_dict({"name": "all", "step": [{"method": "rtn"} | scheme]}), []
+    )
+    save_quantized(model, report, source, tmp_path / "out", format="compressed-tensors")
+    reloaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out",
+        dtype=torch.float32,
+        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+    )
+    parameters = dict(theirs.named_parameters())
+    experts = 0
+    for name, layer in compressed_layers(model).items():
+        path, _, leaf = name.rpartition(".")
+        if ".experts." not in name:
+            continue
+        path, _, expert = path.rpartition(".")
+        fused = "gate_up_proj" if leaf in ("gate_proj", "up_proj") else leaf
+        stacked = parameters[path.replace("model.", "model.language_model.", 1) + "." + fused]
+        part = stacked[int(expert)]
+        if fused != leaf:
+            part = part.chunk(2)[leaf == "up_proj"]
+        assert torch.equal(part, layer.quantized().dequantize(torch.float32)), name
+        experts += 1
+    assert experts == 4 * 6 * 3
+    for prompt in random_prompts(config)[1:3]:
         expected = their_logits(theirs, prompt)
         with torch.no_grad():
             actual = reloaded([prompt])[0]
