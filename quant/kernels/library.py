@@ -55,6 +55,7 @@ def load_library() -> ctypes.CDLL | str:
         "find_kernels": (pointer, [ctypes.c_char_p]),
         "kernels_name": (ctypes.c_char_p, [pointer]),
         "has_threads": (int32, []),
+        "set_memory_streams": (int32, [int32]),
         "read_memory": (ctypes.c_uint64, [pointer, int64, int32]),
         "gemm_scratch": (int64, [pointer, pointer, int32, int64, int32, int32]),
         "gemm": (

@@ -1,9 +1,11 @@
 // The order in which AVX2 kernels for few rows read a tile.
 //
-// Processors without AVX-512 read memory fastest as several streams at once: the hardware
-// prefetcher runs ahead in each of them, but stops at the end of a page, and explicit prefetches
-// are limited by the line buffers of the L1 cache. On Zen 3 four streams in turns of 1 KiB are read
-// at 1.6 times the speed of one, with one thread, and 1.25 times with two (measured).
+// Zen 2 and 3 read memory fastest as several streams at once: the hardware prefetcher runs ahead in
+// each of them, but stops at the end of a page, and explicit prefetches are limited by the line
+// buffers of the L1 cache. On Zen 3 four streams in turns of 1 KiB are read at 1.6 times the speed of
+// one, with one thread, and 1.25 times with two (measured). Zen 4 reads one stream, prefetched two
+// pages ahead, 1.2 to 1.7 times as fast as four (measured), and so probably do Intel's processors,
+// whose AVX-512 kernels read in that order.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +13,13 @@
 #include "simd.h"
 
 namespace vlpress {
+
+// 1 or kStreams; defined in c_api.cpp, which knows the processor.
+extern int memory_streams;
+
 namespace {
 
+// Most streams, each with sums of its own.
 constexpr int kStreams = 4;
 // Steps of a turn.
 constexpr int kTurnSteps = 4;
@@ -22,7 +29,7 @@ struct Turn {
   int slot;  // of the sums
   int64_t k, count;
   bool first;           // whether the sums begin here
-  const uint8_t* next;  // turn of the stream, or, at its end, of the next tile's stream
+  const uint8_t* next;  // bytes to prefetch: a later turn of the stream, or of the next tile's
 };
 
 // Bytes of the next turn that are prefetched for the columns before `column`.
@@ -36,11 +43,25 @@ inline V stream_lanes(const uint8_t* packed, int v, const uint8_t* next) {
   return load_lanes<V>(packed + 32 * v);
 }
 
-// Calls turn(Turn) for all inputs of a tile in four streams, and fold(slot, group) when the sums of
-// a group are complete. Streams are quarters of the groups, with a slot each, or, with fewer than
-// four groups, quarters of one group with one slot.
+// Calls turn(Turn) for all inputs of a tile in their order, and fold(0, group) after each group.
 template <typename Work, typename Fold>
-inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
+inline void in_one_stream(const Tile& tile, const Work& turn, const Fold& fold) {
+  const int64_t inputs = kTurnSteps * step_inputs(tile.bits);
+  for (int64_t group = 0; group < tile.k / tile.group; ++group) {
+    for (int64_t offset = 0; offset < tile.group; offset += inputs) {
+      const int64_t k = group * tile.group + offset;
+      turn(Turn{0, k, std::min(inputs, tile.group - offset), offset == 0,
+                tile.packed + tile_bytes(tile.bits, k) + kPrefetchBytes});
+    }
+    fold(0, group);
+  }
+}
+
+// The same in four streams, with fold(slot, group) when the sums of a group are complete. Streams are
+// quarters of the groups, with a slot each, or, with fewer than four groups, quarters of one group
+// with one slot.
+template <typename Work, typename Fold>
+inline void in_four_streams(const Tile& tile, const Work& turn, const Fold& fold) {
   const int64_t inputs = kTurnSteps * step_inputs(tile.bits);
   const auto bytes_at = [&](int64_t k) { return tile_bytes(tile.bits, k); };
   const int64_t groups = tile.k / tile.group, group = tile.group;
@@ -76,6 +97,11 @@ inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
       });
     each_slot(fold);
   }
+}
+
+template <typename Work, typename Fold>
+inline void in_streams(const Tile& tile, const Work& turn, const Fold& fold) {
+  memory_streams == 1 ? in_one_stream(tile, turn, fold) : in_four_streams(tile, turn, fold);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // checked on the Python side (../cpu.py, ../bf16_linear.py, ../attention.py, ../decoder_layer.py).
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "attention.h"
 #include "bf16_gemv.h"
@@ -36,11 +37,29 @@ bool processor_has(const char* name) {
   return !std::strcmp(name, "portable");
 }
 
+// See avx2_streams.h. AMD's processors without AVX-512 are Zen 3 and older.
+int best_streams() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("amd") && !__builtin_cpu_supports("avx512f")) return 4;
+#endif
+  return 1;
+}
+
 // In order of preference.
 const Kernels* const kAllKernels[] = {avx512_kernels(), avx512_vnni_kernels(), avx2_kernels(),
                                       &kPortable};
 
 }  // namespace
+
+namespace vlpress {
+int memory_streams = best_streams();
+}
+
+// Lets tests read in the order of another processor, in 1 or 4 streams; returns the earlier number.
+VLPRESS_EXPORT int vlpress_set_memory_streams(int count) {
+  return std::exchange(memory_streams, count);
+}
 
 // Returns the handle of an instruction set's kernels, or of the best ones if `name` is empty; null
 // if this build or this processor does not support it.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,6 +164,23 @@ def test_matches_the_reference(name: str, dtype: torch.dtype, bits: int) -> None
             check(product(x)[0], floats, dtype)
             check(product(x, 0.0)[0], dynamic, dtype)
             check(product(x, STATIC_SCALE)[0], static, dtype)
+
+
+@pytest.fixture(params=[1, 4])
+def memory_streams(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Number of streams in which the AVX2 kernels read, whatever this processor reads best."""
+    loaded = library.load_library()
+    assert not isinstance(loaded, str)
+    before = loaded.vlpress_set_memory_streams(request.param)
+    yield request.param
+    loaded.vlpress_set_memory_streams(before)
+
+
+@pytest.mark.skipif("avx2" not in AVAILABLE, reason="the order belongs to AVX2")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_orders_of_reading_match_the_reference(memory_streams: int, bits: int) -> None:
+    test_matches_the_reference("avx2", torch.float32, bits)
+    test_sums_of_integers_are_exact("avx2", bits, 128, 11)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
