@@ -96,6 +96,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     judging: dict[str, Any] = {
         "margin": options.margin,
         "across_engines": options.across_engines,
+        "across_pixels": options.across_pixels,
     }
     if len(candidates) == 1:
         return compare_one(base, candidates[0], out, **judging)

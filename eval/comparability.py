@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..common.differences import differences
-from .fingerprint import setup_differences
+from .fingerprint import MAX_PIXELS, PIXELS, largest_area, setup_differences
 from .results import StoredRun, StoredTask
 
 LOCAL_ENGINE = {"kind": "vlpress"}
 """Engine of local runs, whose fingerprint names none."""
 SHARED_KEYS = (
-    ("pixels", "min"),
-    ("pixels", "max"),
+    (PIXELS, "min"),
+    (PIXELS, MAX_PIXELS),
     ("generation", "temperature"),
     ("generation", "repetition_penalty"),
 )
@@ -30,7 +30,11 @@ SHOWN = 6  # differences named in an error
 
 
 def check_comparable(
-    base: StoredRun, candidate: StoredRun, *, across_engines: bool = False
+    base: StoredRun,
+    candidate: StoredRun,
+    *,
+    across_engines: bool = False,
+    across_pixels: bool = False,
 ) -> list[str]:
     """Require the same benchmarks, questions, prompts, caps and rules, and the same setup.
 
@@ -41,9 +45,12 @@ def check_comparable(
         base: evaluation of the original.
         candidate: evaluation of the candidate.
         across_engines: whether the two may be by different engines.
+        across_pixels: whether the largest area of an image may differ, and with it the lengths of
+            prompts.
 
     Returns:
-        Differences for the report; for runs of one engine, those in the number of threads.
+        Differences for the report; for runs of one engine, those in the largest area of an image
+        and in the number of threads.
 
     Raises:
         ValueError: the runs differ; the message names the differences.
@@ -54,13 +61,16 @@ def check_comparable(
             f"{candidate.path} {', '.join(sorted(candidate.tasks)) or 'nothing'}; "
             "evaluate both on the same benchmarks"
         )
-    changed = setup_differences(base.fingerprint, candidate.fingerprint)
-    lengths = _length_differences(base, candidate)
+    changed = setup_differences(
+        base.fingerprint, candidate.fingerprint, across_pixels=across_pixels
+    )
+    areas = area_notes(base, candidate) if across_pixels else []
+    lengths = [] if areas else _length_differences(base, candidate)
     engines = describe_engine(base), describe_engine(candidate)
     if engines[0] == engines[1]:
         _refuse(base, candidate, changed + _question_differences(base, candidate) + lengths)
-        return thread_notes(base, candidate)
-    shared = _shared_differences(base, candidate)
+        return [*areas, *thread_notes(base, candidate)]
+    shared = _shared_differences(base, candidate, across_pixels=across_pixels)
     _refuse(base, candidate, _question_differences(base, candidate) + shared)
     if not across_engines:
         raise ValueError(
@@ -72,7 +82,18 @@ def check_comparable(
         f"the base was answered by {engines[0]}, the candidate by {engines[1]}: a difference may "
         "come from the engine",
         f"setups, base -> candidate: {'; '.join(p for p in changed if not p.startswith(ENGINE))}",
-        *(lengths or [_length_agreement(base, candidate)]),
+        *(areas or lengths or [_length_agreement(base, candidate)]),
+    ]
+
+
+def area_notes(base: StoredRun, candidate: StoredRun) -> list[str]:
+    """Return a note if images were scaled to different largest areas, as far as both are known."""
+    first, second = largest_area(base.fingerprint), largest_area(candidate.fingerprint)
+    if first == second or None in (first, second):
+        return []
+    return [
+        f"images were scaled to at most {second} pixels for the candidate and {first} for the "
+        "base: a difference may come from the size of the images"
     ]
 
 
@@ -108,9 +129,12 @@ def describe_engine(run: StoredRun) -> str:
 def _refuse(base: StoredRun, candidate: StoredRun, changed: list[str]) -> None:
     if changed:
         shown = "; ".join(changed[:SHOWN]) + ("; ..." if len(changed) > SHOWN else "")
+        area = ", or compare sizes of images with --across-pixels" * bool(
+            area_notes(base, candidate)
+        )
         raise ValueError(
             f"{base.path} and {candidate.path} were evaluated with different setups ({shown}); "
-            "evaluate one of them again with the other's settings"
+            f"evaluate one of them again with the other's settings{area}"
         )
 
 
@@ -125,10 +149,12 @@ def _question_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
     return changed
 
 
-def _shared_differences(base: StoredRun, candidate: StoredRun) -> list[str]:
+def _shared_differences(base: StoredRun, candidate: StoredRun, *, across_pixels: bool) -> list[str]:
     """Describe differences in `SHARED_KEYS`; None is a server's default, which is unknown."""
     changed = []
     for section, key in SHARED_KEYS:
+        if across_pixels and key == MAX_PIXELS:
+            continue
         left, right = (run.fingerprint.get(section, {}).get(key) for run in (base, candidate))
         if left is not None and right is not None and left != right:
             changed.append(f"{section}.{key}: {left} -> {right}")

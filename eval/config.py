@@ -205,7 +205,20 @@ class EvaluationArguments(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferenceOption(Options):
+class AcrossPixelsOption(Options):
+    """Comparison of evaluations with different sizes of images."""
+
+    across_pixels: Annotated[
+        bool,
+        Option(
+            "Compare evaluations whose --max-pixels differ; the report notes both, and that a "
+            "difference may come from the size of the images."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOption(AcrossPixelsOption):
     """Reference of the divergence."""
 
     reference: Annotated[
@@ -242,7 +255,7 @@ class EvaluateOptions(
 
 
 @dataclass(frozen=True)
-class CompareOptions(MarginOption):
+class CompareOptions(AcrossPixelsOption, MarginOption):
     """Options of `compare`."""
 
     base: Annotated[

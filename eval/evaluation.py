@@ -104,6 +104,7 @@ def evaluate_model(
     *,
     batch_size: int = BATCH_SIZE,
     reference: str | Path | None = None,
+    across_pixels: bool = False,
     is_reference: bool = False,
     text: str | None = None,
     name: str | None = None,
@@ -126,6 +127,7 @@ def evaluate_model(
         reference: folder of the original model's finished evaluation of the same tasks; adds the
             divergence from it. The log-probabilities of the original are stored there; if they
             are missing, the model named by the folder is loaded to compute them.
+        across_pixels: whether the reference may have another largest area of an image.
         is_reference: store the log-probabilities of this model for later comparisons.
         text: text for the perplexity, see `perplexity`.
         name: name of the model in reports, by which it can be loaded again.
@@ -154,7 +156,10 @@ def evaluate_model(
     setup = run_fingerprint(model, processor, batch_size=batch_size, seed=seed, source=folder)
     base = None
     if reference is not None:
-        base = rank_zero_first(comm, lambda: read_reference(Path(reference), setup, tasks))
+        base = rank_zero_first(
+            comm,
+            lambda: read_reference(Path(reference), setup, tasks, across_pixels=across_pixels),
+        )
     info, rounds = broadcast_result(comm, lambda: open_run(out, setup, tasks, base))
     tasks = with_rounds(tasks, rounds)
     info["model"] = {

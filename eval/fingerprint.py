@@ -24,6 +24,8 @@ from ..quant.runtime.description import count_kernels, describe_activations, des
 from .tasks.task import Task
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
+PIXELS, MAX_PIXELS = "pixels", "max"
+"""Keys of the largest area of an image, which comparisons of visual-token budgets vary."""
 THREADS = "threads"
 """Number of CPU threads. Not compared: it is stored with each answer, and reports tell where it
 differs. It may change a result in its last digits, as the order of a sum does."""
@@ -57,9 +59,9 @@ def run_fingerprint(
     """
     quantization = model.config.raw.get("quantization_config")
     return {
-        "pixels": {
+        PIXELS: {
             "min": processor.min_pixels,
-            "max": processor.max_pixels,
+            MAX_PIXELS: processor.max_pixels,
             "mean": list(processor.settings.mean),
             "std": list(processor.settings.std),
             "rescale": processor.settings.rescale_factor,
@@ -81,13 +83,30 @@ def run_fingerprint(
     }
 
 
-def setup_differences(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
-    """Describe the differences between two fingerprints, without `MODEL_KEYS` and `THREADS`."""
+def setup_differences(
+    base: Mapping[str, Any], candidate: Mapping[str, Any], *, across_pixels: bool = False
+) -> list[str]:
+    """Describe the differences between two fingerprints, without `MODEL_KEYS` and `THREADS`.
+
+    Args:
+        base: fingerprint of a run.
+        candidate: fingerprint of another run.
+        across_pixels: also leave out the largest area of an image.
+    """
 
     def setup(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if key not in (*MODEL_KEYS, THREADS)}
+        kept = {key: value for key, value in values.items() if key not in (*MODEL_KEYS, THREADS)}
+        if across_pixels and PIXELS in kept:
+            kept[PIXELS] = {k: v for k, v in kept[PIXELS].items() if k != MAX_PIXELS}
+        return kept
 
     return differences(setup(base), setup(candidate))
+
+
+def largest_area(setup: Mapping[str, Any]) -> int | None:
+    """Return the largest area of an image in pixels of a run's fingerprint; None: unknown."""
+    area: int | None = setup.get(PIXELS, {}).get(MAX_PIXELS)
+    return area
 
 
 def without_threads(setup: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .extension import describe_changes
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
 from .fidelity.reference import find_reference
-from .fingerprint import run_fingerprint, task_settings, without_threads
+from .fingerprint import largest_area, run_fingerprint, task_settings, without_threads
 from .planning.checks import check_questions
 from .planning.schedule import model_stages
 from .planning.stages import FROM_REFERENCE, LOGPROBS, MODEL, describe
@@ -88,6 +88,7 @@ def evaluate_local(
             out,
             batch_size=batch_size,
             reference=reference,
+            across_pixels=options.across_pixels,
             is_reference=bool(options.noise),
             text=text,
             name=source.name,
@@ -145,13 +146,19 @@ def _time_against(
     reporter: Reporter,
 ) -> None:
     """Time the model in alternation with the original that a reference was evaluated with."""
+    base = read_run(reference)
     try:
-        folder = find_reference(read_run(reference))
+        folder = find_reference(base)
     except ValueError as error:
         reporter.note(f"speed is not measured in alternation: {error}")
         write_throughput(reference, out, reason=f"not measured in alternation: {error}")
         return
-    settings = replace(source.settings, activations="recipe", head="recipe")
+    settings = replace(
+        source.settings,
+        activations="recipe",
+        head="recipe",
+        max_pixels=largest_area(base.fingerprint),
+    )
     original = Source.find(str(folder), settings)
     time_in_alternation(
         reference, out, tasks, original, source, batch_size=batch_size, reporter=reporter

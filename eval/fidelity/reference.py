@@ -23,8 +23,16 @@ from .teacher_forcing import ANSWER_TOKENS
 SHOWN = 6  # differences named in an error
 
 
-def read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) -> StoredRun:
+def read_reference(
+    path: Path, setup: Mapping[str, Any], tasks: Sequence[Task], *, across_pixels: bool = False
+) -> StoredRun:
     """Read a reference run.
+
+    Args:
+        path: its folder.
+        setup: fingerprint of the run that is compared with it.
+        tasks: the benchmarks of that run.
+        across_pixels: whether the largest area of an image may differ.
 
     Raises:
         FileNotFoundError: it is not an evaluation folder.
@@ -36,7 +44,8 @@ def read_reference(path: Path, setup: Mapping[str, Any], tasks: Sequence[Task]) 
             f"{path} was answered by a server; the divergence needs the original model itself: "
             "evaluate it in this process and give that folder"
         )
-    changed = setup_differences(base.fingerprint, setup) + question_differences(base, tasks)
+    changed = setup_differences(base.fingerprint, setup, across_pixels=across_pixels)
+    changed += question_differences(base, tasks)
     for task in tasks:
         base.tasks[task.name].score()  # refuses an unfinished run
     if changed:

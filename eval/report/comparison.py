@@ -31,6 +31,7 @@ def compare_many(
     *,
     margin: float = MARGIN,
     across_engines: bool = False,
+    across_pixels: bool = False,
 ) -> dict[str, Any]:
     """Judge several candidates: write a report folder for each, and their differences.
 
@@ -40,6 +41,7 @@ def compare_many(
         out_dir: receives a folder per candidate, and `comparison.json`, `.md` and `.html`.
         margin: allowed loss in points, in [0, 100).
         across_engines: as in `compare`.
+        across_pixels: as in `compare`.
 
     Returns:
         The content of `comparison.json`: scores and verdict per candidate, and for each pair of
@@ -58,6 +60,7 @@ def compare_many(
             out / name,
             margin=margin,
             across_engines=across_engines,
+            across_pixels=across_pixels,
             overview="../comparison.html",
         )
         for name, path in zip(names, cand_dirs, strict=True)

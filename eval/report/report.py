@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ...common.atomic import write_json, write_text
-from ..comparability import check_comparable
+from ..comparability import area_notes, check_comparable
 from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
-from ..fingerprint import MODEL_KEYS
+from ..fingerprint import MODEL_KEYS, largest_area
 from ..results import SCHEMA, StoredRun, StoredTask, find_signs, read_run, summarize_health
 from ..stats.multiple_testing import holm
 from ..stats.paired import (
@@ -57,6 +57,7 @@ def compare(
     *,
     margin: float = MARGIN,
     across_engines: bool = False,
+    across_pixels: bool = False,
     about: Mapping[str, Any] | None = None,
     overview: str | None = None,
 ) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def compare(
         margin: allowed loss in points, in [0, 100).
         across_engines: allow two different engines, such as this process and a server; the notes
             of the report then list the other differences.
+        across_pixels: allow different largest areas of an image; the notes then give both.
         about: further keys of the report, such as `recipe`, `calibration` and `command`.
         overview: relative address of the page that compares several candidates.
 
@@ -80,7 +82,9 @@ def compare(
         ValueError: the runs are unfinished or not comparable, or the margin is out of range.
     """
     base, candidate = read_run(base_dir), read_run(cand_dir)
-    report, flips = build_report(base, candidate, margin, across_engines=across_engines)
+    report, flips = build_report(
+        base, candidate, margin, across_engines=across_engines, across_pixels=across_pixels
+    )
     report |= about or {}
     from .html import report_page  # imports matplotlib, a third of a second
 
@@ -101,6 +105,7 @@ def build_report(
     margin: float = MARGIN,
     *,
     across_engines: bool = False,
+    across_pixels: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Compute a report and the list of flips from two stored runs.
 
@@ -110,7 +115,9 @@ def build_report(
     check_margin(margin)
     if not base.tasks:
         raise ValueError(f"{base.path} holds no benchmark; evaluate the original on one first")
-    notes = check_comparable(base, candidate, across_engines=across_engines)
+    notes = check_comparable(
+        base, candidate, across_engines=across_engines, across_pixels=across_pixels
+    )
     benchmarks: dict[str, Any] = {}
     flips: list[dict[str, Any]] = []
     scored: dict[str, tuple[TaskScore, TaskScore]] = {}
@@ -145,6 +152,9 @@ def build_report(
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }
+    if area_notes(base, candidate):
+        runs = {"base": base, "candidate": candidate}
+        report["max_pixels"] = {side: largest_area(run.fingerprint) for side, run in runs.items()}
     words = verdict_text(report)
     report["scope"] = find_scope(benchmarks)
     report |= {"headline": words.title, "reason": words.reason, "next_steps": list(words.steps)}

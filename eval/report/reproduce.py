@@ -8,7 +8,7 @@ from typing import Any
 
 from ...common.options import command_words
 from ..answering.openai_client import PIXELS, request_fields
-from ..comparability import describe_engine
+from ..comparability import area_notes, describe_engine
 from ..config import CompareOptions, EvaluateOptions
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
@@ -34,12 +34,14 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
     base_options["noise"] = _noise_units(base)
     if all((task.folder / "fidelity.jsonl").is_file() for task in candidate.tasks.values()):
         candidate_options["reference"] = "base"
+        candidate_options["across_pixels"] = bool(area_notes(base, candidate))
     comparison = {
         "base": "base",
         "candidate": ["candidate"],
         "out": "report",
         "margin": margin,
         "across_engines": describe_engine(base) != describe_engine(candidate),
+        "across_pixels": bool(area_notes(base, candidate)),
     }
     commands = [
         ["vlpress", "eval", *command_words(EvaluateOptions, base_options)],

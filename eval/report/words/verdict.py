@@ -22,6 +22,10 @@ IMPROVE = (
     "Quantize again so that fewer answers change: more bits (w8a16), smaller groups (w4a16-g32), "
     "or calibration samples that resemble the questions (--calib)."
 )
+LARGER_IMAGES = (
+    "Evaluate with larger images (--max-pixels), so that fewer answers change: small text suffers "
+    "first."
+)
 REAL_FILES = (
     "Evaluate a real model on published benchmark files (--bench NAME=PATH): drawings do not show "
     "how it answers about photos and documents."
@@ -121,7 +125,12 @@ def _failed(report: Report, scope: Scope) -> VerdictText:
         if scope is Scope.FULL
         else f"The candidate loses too much {_ON_QUESTIONS[scope]}."
     )
-    return VerdictText(title, reason, [READ_FLIPS, IMPROVE])
+    return VerdictText(title, reason, [READ_FLIPS, _improve(report)])
+
+
+def _improve(report: Report) -> str:
+    """Advice for a candidate that loses too much."""
+    return LARGER_IMAGES if report.get("max_pixels") else IMPROVE
 
 
 def _undecided(report: Report, scope: Scope) -> VerdictText:
@@ -137,7 +146,7 @@ def _undecided(report: Report, scope: Scope) -> VerdictText:
             f"{margin} allowed on {join_names(list(too_few))}."
         )
         reasons += _still_needed(too_few)
-        steps += _more_questions(too_few)
+        steps += _more_questions(too_few, _improve(report))
     if passed := _named(entries, Verdict.PASS):
         reasons.append(f"On {join_names(passed)} it is shown to stay within {margin}.")
     if scope is Scope.SYNTHETIC:
@@ -173,8 +182,8 @@ def _still_needed(entries: Mapping[str, Report]) -> list[str]:
     return texts
 
 
-def _more_questions(entries: Mapping[str, Report]) -> list[str]:
-    """Next steps for benchmarks with too few questions."""
+def _more_questions(entries: Mapping[str, Report], improve: str) -> list[str]:
+    """Next steps for benchmarks with too few questions; `improve` where these do not help."""
     helped = {name: entry for name, entry in entries.items() if _more(entry)}
     limited = {name: entry for name, entry in helped.items() if entry.get("limited")}
     steps = []
@@ -189,7 +198,7 @@ def _more_questions(entries: Mapping[str, Report]) -> list[str]:
             "questions of the same kind, or quantize so that fewer answers change."
         )
     if len(helped) < len(entries):
-        steps.append(IMPROVE)
+        steps.append(improve)
     return steps
 
 

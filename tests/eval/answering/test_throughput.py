@@ -14,10 +14,12 @@ from vlpress.eval.answering.throughput import (
     DECODE_TOKENS,
     LEAST,
     RATES,
+    Alternation,
     TimedModel,
     Timing,
     choose_batches,
     measure_throughput,
+    time_alternating,
 )
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.task import Item, Task
@@ -106,5 +108,30 @@ def test_a_model_is_timed_over_all_its_phases(task: Task, processor: Processor) 
     assert timing.items == DECODE_ROWS + 1
     assert timing.decoded_tokens == DECODE_ROWS * DECODE_TOKENS
     assert min(timing.seconds, timing.prefill_seconds, timing.decode_seconds) > 0
-    assert timing.prompt_tokens > 0
+    assert timing.prompt_tokens > 0 and timing.prefill_items == DECODE_ROWS
+    assert 0 < timing.vision_seconds < timing.seconds
     assert set(timing.rates()) == set(RATES)
+
+
+def test_latencies_are_seconds_per_question_and_compared_within_batches(task: Task) -> None:
+    def timing(vision: float, prefill: float) -> Timing:
+        return Timing(4, 9.0, 100, prefill, 32, 1.0, prefill_items=2, vision_seconds=vision)
+
+    slow, fast = timing(2.0, 3.0), timing(1.0, 1.0)
+    assert slow.latencies() == {
+        "vision_seconds": 0.5,
+        "prefill_seconds": 1.5,
+        "first_token_seconds": 2.0,
+    }
+    batches = [{"base": slow, "4": fast}, {"base": slow, "4": slow}, {"base": fast, "4": fast}]
+    found = Alternation(batches, {}).latency("base", "4")["first_token_seconds"]
+    assert found == {"base": 2.0, "candidate": 0.75, "ratio": 1.0, "spread": [0.375, 1.0]}
+
+
+def test_more_than_two_models_take_turns(task: Task) -> None:
+    log: list[tuple[str, list[str]]] = []
+    models: Any = {name: FakeModel(name, log, [1.0] * BATCHES) for name in ("base", "9", "4")}
+    measured = time_alternating(models, [task], batch_size=3)
+    assert [name for name, _ in log[3:]] == (["base", "9", "4", "4", "9", "base"] * 3)[: 3 * 5]
+    assert measured.sizes["batches"] == BATCHES
+    assert measured.throughput("base", "9")["items_per_second"]["ratio"] == 1.0

@@ -1,0 +1,102 @@
+"""Comparison of evaluations whose images have different sizes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from small_run import QUESTIONS
+from typer.testing import CliRunner
+
+from vlpress.cli import main
+from vlpress.eval.api import compare, evaluate
+from vlpress.eval.report.speed_section import FILE
+from vlpress.eval.results import read_fidelity, read_run
+
+pytestmark = pytest.mark.usefixtures("short_answers")
+SMALL = 4 * 28 * 28
+
+
+@pytest.fixture(scope="module")
+def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An evaluation, and one with smaller images that has the first as its reference."""
+    folder = tmp_path_factory.mktemp("across")
+    base, candidate = folder / "base", folder / "candidate"
+    evaluate(checkpoint, base, device="cpu", **QUESTIONS)
+    evaluate(
+        checkpoint,
+        candidate,
+        device="cpu",
+        reference=base,
+        across_pixels=True,
+        max_pixels=SMALL,
+        **QUESTIONS,
+    )
+    return base, candidate
+
+
+def test_smaller_images_are_compared_on_request_only(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"pixels\.max: \d+ -> {SMALL}.*--across-pixels"):
+        compare(*runs, tmp_path / "report")
+    report = compare(*runs, tmp_path / "report", across_pixels=True)
+    [note] = report["notes"]
+    largest = read_run(runs[0]).fingerprint["pixels"]["max"]
+    assert str(SMALL) in note and str(largest) in note
+    assert report["max_pixels"] == {"base": largest, "candidate": SMALL}
+    assert report["fidelity"]["kl_mean"] > 0
+    assert note in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_other_differences_are_still_refused(
+    checkpoint: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    evaluate(
+        checkpoint,
+        other,
+        device="cpu",
+        max_pixels=SMALL,
+        **{**QUESTIONS, "batch_size": 3},
+    )
+    with pytest.raises(ValueError, match="batch_size: 2 -> 3"):
+        compare(runs[0], other, tmp_path / "report", across_pixels=True)
+
+
+def test_a_report_of_equal_sizes_does_not_mention_them(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain = compare(runs[0], runs[0], tmp_path / "plain")
+    flagged = compare(runs[0], runs[0], tmp_path / "flagged", across_pixels=True)
+    assert plain == flagged and "max_pixels" not in plain
+    assert "--across-pixels" not in plain["command"]
+
+
+def test_divergence_and_times_are_measured_with_the_sizes_of_both(
+    runs: tuple[Path, Path],
+) -> None:
+    base, candidate = map(read_run, runs)
+    task, other = base.tasks["builtin-ocrbench"], candidate.tasks["builtin-ocrbench"]
+    assert len(read_fidelity(other) or {}) == len(task.items)
+    lengths = [
+        tuple(one.predictions[item["id"]].prompt_tokens for one in (task, other))
+        for item in task.items
+    ]
+    # 112 x 112 pixels are 16 tokens, and 4 at the smaller size.
+    assert {long - short for long, short in lengths} == {12}
+    assert (runs[1] / FILE).is_file()
+
+
+@pytest.mark.slow
+def test_the_command_of_a_report_repeats_it(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = compare(*runs, tmp_path / "first", across_pixels=True)["command"]
+    words = [shlex.split(part)[1:] for part in line.split(" && ")]
+    codes = [CliRunner().invoke(main.app, each).exit_code for each in words]
+    assert codes[:2] == [0, 0] and codes[2] in (0, 1, 4)
+    again = read_run(tmp_path / "candidate")
+    assert again.fingerprint == read_run(runs[1]).fingerprint
