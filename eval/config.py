@@ -32,7 +32,7 @@ SERVED = "A served model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(Options):
+class AnswerOptions(Options):
     """Benchmarks, the layout of their prompts, and the reading of answers."""
 
     bench: Annotated[
@@ -80,6 +80,12 @@ class BenchmarkOptions(Options):
             default_text="2048, drawings 64; models that reason 8192, drawings 1024",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSizeOption(Options):
+    """Size of benchmark images."""
+
     pixels: Annotated[
         str,
         Option(
@@ -87,6 +93,12 @@ class BenchmarkOptions(Options):
             "published scores: small images are enlarged)."
         ),
     ] = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRootOption(Options):
+    """Place of published benchmark files."""
+
     data_root: Annotated[
         Path | str | None,
         Option(
@@ -94,6 +106,12 @@ class BenchmarkOptions(Options):
             variable="LMUData",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(DataRootOption, ImageSizeOption, AnswerOptions):
+    """All options of an evaluation's questions and texts."""
+
     text: Annotated[
         Path | str | None, Option("A .txt or .jsonl file to measure the perplexity on.")
     ] = None

@@ -17,8 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..common.differences import differences
 from .answering.predictions import read_predictions, read_records
-from .results import PROMPT, ROUND, StoredRun, StoredTask, read_info, write_info
+from .results import (
+    PROMPT,
+    ROUND,
+    StoredRun,
+    StoredTask,
+    read_fidelity,
+    read_info,
+    write_info,
+)
 from .tasks.task import Fields, Task
 
 Rounds = dict[str, dict[str, int]]
@@ -82,6 +91,23 @@ def has_questions(stored: StoredTask, task: Task) -> bool:
         for fields in task.fields
     ]
     return bool(stored.questions == json.loads(json.dumps(current)))
+
+
+def is_finished(run: StoredRun, tasks: Sequence[Task]) -> bool:
+    """Whether a stored evaluation has these tasks, and an answer to each of their questions."""
+    by_name = {task.name: task for task in tasks}
+    return set(run.tasks) == set(by_name) and all(
+        stored.is_complete and has_questions(stored, by_name[name])
+        for name, stored in run.tasks.items()
+    )
+
+
+def has_divergence(run: StoredRun) -> bool:
+    """Whether the divergence from a reference is stored for every question of a run."""
+    try:
+        return all(read_fidelity(task) is not None for task in run.tasks.values())
+    except ValueError:  # measured in part
+        return False
 
 
 def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:
@@ -152,3 +178,17 @@ def keep_only(out: Path, names: Sequence[str]) -> list[str]:
         kept = {name: entry for name, entry in info["tasks"].items() if name in names}
         write_info(out, {**info, "tasks": kept})
     return others
+
+
+def refused_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """List the differences between two runs that make stored work invalid.
+
+    The others extend a run: which questions are asked (each answer has the digest of its own), the
+    rules of scoring, a benchmark that the stored run lacks, and a text where there was none.
+    """
+    settings = stored.get("tasks", {})
+    tasks = {name: current["tasks"].get(name, settings[name]) for name in settings}
+    extended = {**current, "tasks": tasks, "questions": stored.get("questions")}
+    if stored.get("text") is None:
+        extended["text"] = stored.get("text")
+    return differences(stored, extended)

@@ -7,12 +7,12 @@ finished on its own, so that an interrupted run resumes at any point.
 A call with other questions, another benchmark, a text for the perplexity, other rules for the
 answers, or another number of threads extends a run: the checkpoint and all answers that are still
 valid are kept. All else that
-a stored number depends on must be as it was (`_refused_differences`).
+a stored number depends on must be as it was (`refused_differences`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ from . import compare
 from .answering.vision_features import FeatureCache
 from .config import QuestionOptions, RunOptions
 from .evaluation import evaluate_model, refresh
-from .extension import describe_changes, has_questions, keep_only
+from .extension import (
+    describe_changes,
+    has_divergence,
+    is_finished,
+    keep_only,
+    refused_differences,
+)
 from .fidelity.noise import NOISE_KINDS, UNITS, read_noise
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import identify_text, is_measured
@@ -43,7 +49,7 @@ from .planning.stages import CHECKPOINT, DIVERGENCE, LOGPROBS, ORIGINAL, describ
 from .report.card import scores_section
 from .report.report import check_margin
 from .resolve import open_tasks, open_text, refuse_leak
-from .results import read_fidelity, read_run
+from .results import read_run
 from .speed_comparison import time_in_alternation
 from .tasks.files.image_store import decoded_images
 from .tasks.task import Task, by_unit
@@ -131,7 +137,7 @@ class _Run:
     def _check(self) -> None:
         """Check the options before a model is downloaded."""
         options = self._options
-        refuse_drawings(options)
+        refuse_drawings(options.model, options.bench)
         check_margin(options.margin)
         check_questions(options, self._settings)
         refuse_foreign(self._out)
@@ -156,11 +162,11 @@ class _Run:
         }
         fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
         stored = read_marker(self._out)
-        if stored is not None and not _refused_differences(stored, fingerprint):
+        if stored is not None and not refused_differences(stored, fingerprint):
             # Benchmarks that are not given this time keep their answers, and so their settings.
             fingerprint["tasks"] = {**stored["tasks"], **evaluation_fingerprint["tasks"]}
         flags: dict[str, Any] = {"overwrite": options.overwrite, "fresh": options.fresh}
-        if claim(self._out, fingerprint, own=OWN_FILES, compare=_refused_differences, **flags):
+        if claim(self._out, fingerprint, own=OWN_FILES, compare=refused_differences, **flags):
             reporter.note(f"resuming {self._out}")
         write_json(self._out / "plan.json", job.plan.to_dict())
         if made_by is not None and not differences(made_by, checkpoint_fingerprint):
@@ -199,23 +205,15 @@ class _Run:
         folders = (self._base, self._candidate)
         if not all((folder / "run.json").is_file() for folder in folders):
             return False
-        by_name = {task.name: task for task in tasks}
         base, candidate = map(read_run, folders)
         for evaluation in (base, candidate):
-            stored = evaluation.tasks
-            if set(stored) != set(by_name) or not all(t.is_complete for t in stored.values()):
-                return False
-            if not all(has_questions(stored[name], task) for name, task in by_name.items()):
+            if not is_finished(evaluation, tasks):
                 return False
             if text is not None and not is_measured(text, job.processor, evaluation.path):
                 return False
-        try:
-            measured = all(read_fidelity(task) is not None for task in candidate.tasks.values())
-        except ValueError:  # measured in part
-            return False
         floors = [read_noise([task]) for task in base.tasks.values()]
         has_noise = all(len(floor) == len(NOISE_KINDS) for floor in floors)
-        return measured and (not self._noise or has_noise)
+        return has_divergence(candidate) and (not self._noise or has_noise)
 
     def _evaluate_base(self, job: Job, tasks: Sequence[Task], text: str | None) -> None:
         """Evaluate the original, cache its log-probabilities and measure its noise floor."""
@@ -263,17 +261,3 @@ class _Run:
                 are_checked=True,
                 on_progress=update,
             )
-
-
-def _refused_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """List the differences between two runs that make stored work invalid.
-
-    The others extend a run: which questions are asked (each answer has the digest of its own), the
-    rules of scoring, a benchmark that the stored run lacks, and a text where there was none.
-    """
-    settings = stored.get("tasks", {})
-    tasks = {name: current["tasks"].get(name, settings[name]) for name in settings}
-    extended = {**current, "tasks": tasks, "questions": stored.get("questions")}
-    if stored.get("text") is None:
-        extended["text"] = stored.get("text")
-    return differences(stored, extended)

@@ -68,8 +68,8 @@ class RuntimeOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(Options):
-    """Bounds of image areas after resizing, and the random seed."""
+class BoundsOptions(Options):
+    """Bounds of image areas after resizing."""
 
     min_pixels: Annotated[
         int | None, Option("Smallest image area.", minimum=1, default_text="the model's")
@@ -77,6 +77,12 @@ class InputOptions(Options):
     max_pixels: Annotated[
         int | None, Option("Largest image area.", minimum=1, default_text="the model's")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOption(Options):
+    """The random seed."""
+
     seed: Annotated[
         int | None,
         Option(
@@ -85,6 +91,11 @@ class InputOptions(Options):
             default_text="the recipe's, or 0",
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(SeedOption, BoundsOptions):
+    """Processing of images, and the random seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...common.near_misses import did_you_mean, near_paths
 from ...common.options import elements
 from ...quant.config import BUILTIN_MODELS, InputOptions
-from ..config import BUILTIN_BENCHES, BenchmarkOptions, RunOptions
+from ..config import BUILTIN_BENCHES, BenchmarkOptions
 from ..tasks import check_spec
 from ..tasks.extract import DEFAULT_PROFILE
 from ..tasks.files.jsonl import SUFFIXES
@@ -65,15 +65,19 @@ def check_question_file(file: Path) -> None:
         raise ValueError(f"{file} is {kind}; {kinds}")
 
 
-def refuse_drawings(options: RunOptions) -> None:
+def refuse_drawings(model: str | Path, bench: object) -> None:
     """Refuse the built-in benchmarks as the default for any model but the built-in ones.
+
+    Args:
+        model: its name.
+        bench: the benchmarks that are given; None: none.
 
     Raises:
         ValueError: `bench` is not given for another model.
     """
-    if options.bench is None and options.model not in BUILTIN_MODELS:
+    if bench is None and model not in BUILTIN_MODELS:
         raise ValueError(
-            f"{options.model}: the built-in benchmark files are drawings and say nothing about "
+            f"{model}: the built-in benchmark files are drawings and say nothing about "
             f"it; give real ones, such as --bench {SUGGESTED_BENCH}=PATH; "
             f"{where_to_get(SUGGESTED_BENCH)}"
         )

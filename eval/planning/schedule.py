@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...common.schedule import Expected
 from ...model.processing.processor import Processor
@@ -51,6 +51,26 @@ def comparison_stages(
         *stages.evaluation_stages(passes, stages.CHECKPOINT, stages.DIVERGENCE),
         Expected(stages.TIMING, _timing(tasks, passes, batch_size), stages.EVALUATION),
     ]
+
+
+def budget_stages(
+    source: Source, tasks: Sequence[Task], processors: Mapping[int, Processor], *, batch_size: int
+) -> list[Expected]:
+    """Return the stages of the evaluation of one model at several visual-token budgets.
+
+    Args:
+        source: the model.
+        tasks: the benchmarks.
+        processors: by budget; 0: with the checkpoint's own setting.
+        batch_size: of the evaluations.
+    """
+    expected, timing = [], 0.0
+    for budget, processor in processors.items():
+        passes = _estimate(source, tasks, processor, batch_size)
+        titles = stages.budget_titles(budget) if budget else (stages.ORIGINAL, stages.LOGPROBS)
+        expected += stages.evaluation_stages(passes, *titles)
+        timing += _timing(tasks, passes, batch_size) / 2
+    return [*expected, Expected(stages.TIMING_BUDGETS, timing, stages.EVALUATION)]
 
 
 def model_stages(

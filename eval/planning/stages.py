@@ -15,6 +15,7 @@ CHECKPOINT, DIVERGENCE = "evaluating the checkpoint:", "divergence from the orig
 MODEL, FROM_REFERENCE = "evaluating", "divergence from the reference:"
 SERVED = "evaluating the served model:"
 TIMING = "timing both models in alternation"
+TIMING_BUDGETS = "timing all budgets in alternation"
 EVALUATION = "evaluation"
 """Group of all stages that answer questions or read answers."""
 
@@ -26,6 +27,11 @@ def noise_titles(change: str) -> tuple[str, str]:
         change: the changed part of the setup, such as `batch size 1`.
     """
     return f"noise floor, {change}:", f"noise floor, {change}, divergence:"
+
+
+def budget_titles(budget: int) -> tuple[str, str]:
+    """Return the titles of the two passes of an evaluation at a visual-token budget."""
+    return f"evaluating at {budget} visual tokens:", f"divergence at {budget} visual tokens:"
 
 
 def evaluation_stages(

@@ -1,9 +1,9 @@
 """vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
-`plan`, `quantize`, `export`, `evaluate`, `compare`, `generate`, `inspect`, `push`. The others work
-on models in memory. Public names are loaded on first use (PEP 562), so that `import vlpress` and
-`vlpress --help` do not import torch.
+`plan`, `quantize`, `export`, `evaluate`, `compare`, `pixels`, `generate`, `inspect`, `push`. The
+others work on models in memory. Public names are loaded on first use (PEP 562), so that
+`import vlpress` and `vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .eval.api import compare, evaluate
     from .eval.own.split import split
+    from .eval.pixels.run import pixels
     from .eval.planning.run_plan import plan
     from .eval.run import run
     from .model.loading import load_model
@@ -32,6 +33,7 @@ __all__ = [
     "inspect",
     "load_model",
     "load_quantized",
+    "pixels",
     "plan",
     "push",
     "quantize",
@@ -49,6 +51,7 @@ _MODULES = {
     "inspect": ".quant.api",
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",
+    "pixels": ".eval.pixels.run",
     "plan": ".eval.planning.run_plan",
     "push": ".quant.api",
     "quantize": ".quant.api",

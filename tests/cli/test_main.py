@@ -428,6 +428,7 @@ def test_python_names_are_those_of_the_verbs() -> None:
         "generate",
         "inspect",
         "split",
+        "pixels",
         "push",
     }
     in_memory = {"load_model", "quantize_", "save_quantized", "load_quantized"}

@@ -30,6 +30,7 @@ from vlpress.eval.config import (
     RunOptions,
     SplitOptions,
 )
+from vlpress.eval.pixels.config import PixelsOptions
 from vlpress.quant.config import (
     ExportOptions,
     GenerateOptions,
@@ -48,6 +49,7 @@ VERBS: dict[str, type[Options]] = {
     "export": ExportOptions,
     "eval": EvaluateOptions,
     "compare": CompareOptions,
+    "pixels": PixelsOptions,
     "generate": GenerateOptions,
     "inspect": InspectOptions,
     "push": PushOptions,

@@ -81,7 +81,7 @@ def test_divergence_and_times_are_measured_with_the_sizes_of_both(
     task, other = base.tasks["builtin-ocrbench"], candidate.tasks["builtin-ocrbench"]
     assert len(read_fidelity(other) or {}) == len(task.items)
     lengths = [
-        tuple(one.predictions[item["id"]].prompt_tokens for one in (task, other))
+        [one.predictions[item["id"]].prompt_tokens or 0 for one in (task, other)]
         for item in task.items
     ]
     # 112 x 112 pixels are 16 tokens, and 4 at the smaller size.

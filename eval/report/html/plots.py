@@ -22,7 +22,7 @@ from .svg import ACCENT, BAD, GOOD, INK, LINE, MUTED, PAPER, SERIES, SvgFigure, 
 FLOOR = 1e-8  # nats; smaller divergences are rounding errors and are drawn at this value
 TOKENS_PER_POINT = 20  # answer positions are pooled until they hold as many tokens
 LABEL_LIMIT = 28  # characters of a label at a point
-_MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"
 _BLOCK = re.compile(r"(.+?)\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"(?<=\bexperts)\.\d+\.")
 
@@ -84,7 +84,7 @@ def interval_plot(name: str, title: str, rows: Sequence[IntervalRow], margin: fl
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _points(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_points(x)))
         axes.set_xlabel("candidate minus base, points")
         return figure.svg(title)
 
@@ -115,7 +115,7 @@ def divergence_histogram(name: str, title: str, values: Sequence[float]) -> Mark
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("KL divergence of an answer token, nats")
         axes.set_ylabel("answer tokens")
-        _legend_above(axes, 3)
+        legend_above(axes, 3)
         return figure.svg(title)
 
 
@@ -162,11 +162,11 @@ def position_plot(name: str, title: str, points: Sequence[Position]) -> Markup:
             shown = [max(value, FLOOR) for value in values]
             axes.plot(centers, shown, marker=marker, ms=5, color=color, label=label)
         axes.set_yscale("log")
-        _log_ticks(axes)
+        log_ticks(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel("token of the answer")
         axes.set_ylabel("KL divergence, nats")
-        _legend_above(axes, 3)
+        legend_above(axes, 3)
         return figure.svg(title)
 
 
@@ -195,7 +195,7 @@ def layer_errors(layers: Sequence[Mapping[str, Any]]) -> list[LayerError]:
 def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:
     """Plot the error of each layer of one stage against its block, one line per kind of layer."""
     kinds = list(dict.fromkeys(error.kind for error in errors))
-    styles = zip(kinds, cycle(SERIES), cycle(_MARKERS), strict=False)
+    styles = zip(kinds, cycle(SERIES), cycle(MARKERS), strict=False)
     with SvgFigure(name, 320) as figure:
         axes = figure.axes
         for kind, color, marker in styles:
@@ -206,11 +206,11 @@ def layer_plot(name: str, title: str, errors: Sequence[LayerError]) -> Markup:
                 blocks, values, marker=marker, ms=5, lw=1.3, color=color, label=plain(kind, 16)
             )
         axes.set_yscale("log")
-        _log_ticks(axes)
+        log_ticks(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
         axes.set_xlabel(f"block of {plain(errors[0].stage)}")
         axes.set_ylabel("relative squared error")
-        _legend_above(axes, 4)
+        legend_above(axes, 4)
         return figure.svg(title)
 
 
@@ -251,7 +251,7 @@ def pareto_plot(
             axes.plot([x], [y], mark, ms=8, color=color, markerfacecolor=filled)
         if log:
             axes.set_yscale("log")
-            _log_ticks(axes)
+            log_ticks(axes)
         axes.margins(0.12, 0.18)
         axes.set_xlabel("weights, MB")
         axes.set_ylabel(quality)
@@ -260,7 +260,8 @@ def pareto_plot(
         return figure.svg(title)
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
+def legend_above(axes: Axes, columns: int) -> None:
+    """Place the legend above the axes."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -271,7 +272,8 @@ def _legend_above(axes: Axes, columns: int) -> None:
     )
 
 
-def _log_ticks(axes: Axes) -> None:
+def log_ticks(axes: Axes) -> None:
+    """Label a logarithmic vertical axis by decades; with 2 and 5 too if its range is small."""
     low, high = axes.get_ylim()
     wide = math.log10(high / low) > 1.2
     subs = (1.0,) if wide else (1.0, 2.0, 5.0)
@@ -291,5 +293,6 @@ def _decade(value: float) -> str:
     return power_of_ten(round(exponent)) if abs(exponent - round(exponent)) < 1e-9 else power(value)
 
 
-def _points(value: float) -> str:
+def format_points(value: float) -> str:
+    """A difference in points as the label of a tick."""
     return f"{value:+g}".replace("-", MINUS) if value else "0"

@@ -39,7 +39,7 @@ def verdict_cell(row: Row) -> Cell:
     return Cell(label, f"verdict {row['verdict'].lower()}")
 
 
-def _delta(row: Row) -> Cell:
+def delta_cell(row: Row) -> Cell:
     """A difference; its style says whether it is shown to be a gain or a loss."""
     low, high = row["ci95"]
     return Cell(row["delta"], "gain" if low > 0 else "loss" if high < 0 else "")
@@ -79,7 +79,7 @@ SCORES = (
            "Share of questions that the original answers right, in percent; for ANLS the mean "
            "similarity."),
     Column("candidate", at("candidate"), fmt.fixed(2, console=1), "The same for the candidate."),
-    Column("Δ", _delta, fmt.difference(2, console=1), "Candidate minus base, in points."),
+    Column("Δ", delta_cell, fmt.difference(2, console=1), "Candidate minus base, in points."),
     Column("95 % interval", at("ci95"), fmt.span(2, console=1),
            "Two-sided confidence interval of Δ (Tango's score interval for paired proportions), in"
            " points."),
@@ -120,7 +120,7 @@ CATEGORIES = (
     Column("n", at("n"), fmt.COUNT, "Questions of the category."),
     Column("base", at("base"), fmt.fixed(1), "Percent right."),
     Column("candidate", at("candidate"), fmt.fixed(1), "Percent right."),
-    Column("Δ", _delta, fmt.difference(1), "In points."),
+    Column("Δ", delta_cell, fmt.difference(1), "In points."),
     Column("95 % interval", at("ci95"), fmt.span(1),
            "In points; not adjusted for the number of categories: one in twenty is expected to "
            "look like a loss or a gain."),
@@ -249,7 +249,7 @@ PAIRS = (
     Column("first", at("first"), style="name"),
     Column("second", at("second"), style="name"),
     BENCHMARK,
-    Column("Δ", _delta, fmt.difference(2), "Second minus first, in points."),
+    Column("Δ", delta_cell, fmt.difference(2), "Second minus first, in points."),
     Column("95 % interval", at("ci95"), fmt.span(2),
            "Confidence interval of the paired difference."),
     Column("McNemar p", at("mcnemar_p"), fmt.P_VALUE, "Exact test of the flips."),

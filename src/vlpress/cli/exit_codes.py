@@ -2,8 +2,8 @@
 
 | code | meaning |
 |---|---|
-| 0 | done; `compare` and `run --gate`: PASS |
-| 1, 4 | `compare` and `run --gate`: FAIL, INCONCLUSIVE |
+| 0 | done; `compare`, `run --gate` and `pixels --write`: PASS |
+| 1, 4 | `compare`, `run --gate` and `pixels --write`: FAIL, INCONCLUSIVE |
 | 2 | wrong usage or unusable input |
 | 3 | interrupted; the same command resumes |
 | 70 | a defect of vlpress: a traceback follows |
@@ -25,7 +25,7 @@ from ..common.environment import is_distributed
 UNUSABLE = 2
 INTERRUPTED = 3
 DEFECT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would read as FAIL
-RESUMABLE = ("run", "quantize", "eval")
+RESUMABLE = ("run", "quantize", "eval", "pixels")
 VERDICT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 4}
 
 RESUME = "rerun the same command to resume"

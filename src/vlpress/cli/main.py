@@ -27,6 +27,7 @@ from ..eval.config import (
     RunOptions,
     SplitOptions,
 )
+from ..eval.pixels.config import PixelsOptions
 from ..quant.config import (
     ExportOptions,
     GenerateOptions,
@@ -193,6 +194,23 @@ def compare(values: Values, json_output: Json = False) -> None:
     report = compare(**values)
     _print_report(report, values["out"], json_output)
     raise typer.Exit(VERDICT_CODES[report["verdict"]])
+
+
+@command(app, PixelsOptions)
+def pixels(values: Values, json_output: Json = False) -> None:
+    """Evaluate a model at several visual-token budgets; find the smallest that passes.
+
+    With --write the exit code is 1 or 4 if no budget passes on all benchmarks.
+    """
+    with starting(PixelsOptions(**values)):
+        from ..eval.pixels.run import pixels
+        from ..eval.report.budgets import summarize_budgets
+
+    result = pixels(**values, progress=True)
+    _print(result, json_output, summarize_budgets)
+    typer.echo(f"report: {values['out'] / 'pixels.html'}", err=True)
+    if values["write"] is not None:
+        raise typer.Exit(VERDICT_CODES[result["verdict"]])
 
 
 @command(app, GenerateOptions)

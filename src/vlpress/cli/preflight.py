@@ -10,7 +10,9 @@ from pathlib import Path
 from ..calib.samples.sources import check_source
 from ..common.near_misses import did_you_mean, near_misses, near_paths
 from ..common.options import Options, elements
-from ..eval.config import BenchmarkOptions, RunOptions, SplitOptions
+from ..eval.config import AnswerOptions, BenchmarkOptions, RunOptions, SplitOptions
+from ..eval.pixels.budgets import parse_budgets
+from ..eval.pixels.config import PixelsOptions
 from ..eval.planning.checks import check_question_file, check_questions, refuse_drawings
 from ..model.config import ModelConfig
 from ..model.processing.clips.decoding import check_video
@@ -42,14 +44,16 @@ def check_arguments(options: Options) -> None:
         ValueError: a recipe, a model's config, an image or a video is unusable, or a name is
             unknown.
     """
-    if isinstance(options, RunOptions):
-        refuse_drawings(options)
+    if isinstance(options, RunOptions | PixelsOptions):
+        refuse_drawings(options.model, options.bench)
+    if isinstance(options, PixelsOptions):
+        parse_budgets(options.budgets)
     if isinstance(options, RecipeOptions):
         Recipe.resolve(options.recipe)
     if isinstance(options, CalibrationOptions) and options.calib not in (None, "synthetic"):
         check_source(str(options.calib))
-    if isinstance(options, BenchmarkOptions):
-        check_questions(options, options.group(InputOptions))
+    if isinstance(options, AnswerOptions):
+        check_questions(options.group(BenchmarkOptions), options.group(InputOptions))
     if isinstance(options, SplitOptions):
         check_question_file(Path(options.file))
     if isinstance(options, PromptOptions):

@@ -1,0 +1,1 @@
+"""Paired evaluation of a model at several numbers of visual tokens per image."""
