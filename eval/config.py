@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import Option, Options, command_words, recorded
+from ..model.kv_quant.types import CacheType
 from ..quant.config import (
     MODEL,
     MODEL_NAMES,
@@ -297,6 +298,19 @@ class PlanOptions(BenchmarkOptions, QuantizationPlanOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidateCacheOption(Options):
+    """KV cache of the checkpoint's evaluation in a run."""
+
+    kv_cache: Annotated[
+        CacheType,
+        Option(
+            "KV cache that the checkpoint is evaluated with, as for eval; the original keeps one "
+            "of its own dtype."
+        ),
+    ] = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOutOption(Options):
     """The output folder, a keyword because `model` has a default."""
 
@@ -315,6 +329,7 @@ class RunOptions(
     OverwriteOptions,
     ThreadOptions,
     InputOptions,
+    CandidateCacheOption,
     DeviceOptions,
     MarginOption,
     BenchmarkOptions,

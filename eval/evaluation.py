@@ -26,12 +26,14 @@ from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.checkpoint.loading import open_model
 from ..quant.checkpoint.safetensors_folder.shards import REPORT_FILE
+from ..quant.runtime.description import described_type
 from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
 from .answering.vision_features import FeatureCache
 from .config import BATCH_SIZE
 from .extension import Rounds, assign_rounds, refuse_partial_fidelity, with_rounds
 from .fidelity.divergences import summarize_fidelity
+from .fidelity.kv_ranges import measure_kv_ranges
 from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
 from .fidelity.reference import (
@@ -126,7 +128,8 @@ def evaluate_model(
         batch_size: prompts per batch.
         reference: folder of the original model's finished evaluation of the same tasks; adds the
             divergence from it. The log-probabilities of the original are stored there; if they
-            are missing, the model named by the folder is loaded to compute them.
+            are missing, the model named by the folder is loaded to compute them, with the KV cache
+            of its evaluation.
         across_pixels: whether the reference may have another largest area of an image.
         is_reference: store the log-probabilities of this model for later comparisons.
         text: text for the perplexity, see `perplexity`.
@@ -177,6 +180,8 @@ def evaluate_model(
         _copy_record(out, folder)
 
     broadcast_result(comm, begin)
+    if model.cache_type != "model":
+        info["kv_cache"] = broadcast_result(comm, lambda: measure_kv_ranges(features, tasks))
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     batching: dict[str, Any] = {
@@ -195,7 +200,12 @@ def evaluate_model(
         store_reference_logprobs(read_run(out), tasks, features, batching)
     if base is not None:
         if not rank_zero_first(comm, lambda: has_logprobs(base, tasks)):
-            original = open_model(find_reference(base), device=model.device, dtype=model.dtype)
+            original = open_model(
+                find_reference(base),
+                device=model.device,
+                dtype=model.dtype,
+                kv_cache=described_type(base.fingerprint.get("kv_cache")),
+            )
             store_reference_logprobs(base, tasks, FeatureCache(original, processor), batching)
             del original
         measure_fidelity(out, tasks, base, features, setup, batching)

@@ -20,7 +20,12 @@ from ..common.environment import device_name, versions
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.weight_files import find_weights
-from ..quant.runtime.description import count_kernels, describe_activations, describe_head
+from ..quant.runtime.description import (
+    count_kernels,
+    describe_activations,
+    describe_cache,
+    describe_head,
+)
 from .tasks.task import Task
 
 MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
@@ -79,7 +84,7 @@ def run_fingerprint(
         "kernels": count_kernels(model),
         "activations": describe_activations(model),
         "head": describe_head(model),
-        "kv_cache": model.cache_type,
+        "kv_cache": describe_cache(model),
     }
 
 

@@ -13,6 +13,7 @@ a stored number depends on must be as it was (`refused_differences`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class _Run:
     def __init__(self, options: RunOptions, reporter: Reporter) -> None:
         self._options = options
         self._reporter = reporter
-        self._settings = options.group(ModelSettings)
+        self._candidate_settings = options.group(ModelSettings)
+        self._settings = replace(self._candidate_settings, kv_cache="model")
         self._seed = options.seed or 0
         self._noise = UNITS if options.noise is None else options.noise
         self._out = Path(options.out)
@@ -119,7 +121,7 @@ class _Run:
             self._candidate,
             tasks,
             source,
-            Source.find(self._checkpoint, self._settings),
+            Source.find(self._checkpoint, self._candidate_settings),
             batch_size=options.batch_size,
             reporter=self._reporter,
         )
@@ -159,6 +161,8 @@ class _Run:
             "noise": self._noise,
             "batch_size": options.batch_size,
             "seed": self._seed,
+            # Only if it is given, so that the others are as they were.
+            **({} if options.kv_cache == "model" else {"kv_cache": options.kv_cache}),
         }
         fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
         stored = read_marker(self._out)
@@ -245,7 +249,7 @@ class _Run:
 
     def _evaluate_candidate(self, tasks: Sequence[Task], text: str | None) -> None:
         """Evaluate the checkpoint in the same setup, and its divergence from the original."""
-        candidate = Source.find(self._checkpoint, self._settings)
+        candidate = Source.find(self._checkpoint, self._candidate_settings)
         with self._reporter.stages(CHECKPOINT, again=DIVERGENCE) as update:
             evaluate_model(
                 candidate.load(),

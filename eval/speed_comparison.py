@@ -14,7 +14,13 @@ import torch
 from ..common.progress import Reporter, format_bytes
 from ..model.qwen_vl import QwenVL
 from ..quant.resolve import Source
-from ..quant.runtime.description import count_kernels, describe_activations, describe_head
+from ..quant.runtime.description import (
+    count_kernels,
+    describe_activations,
+    describe_cache,
+    describe_head,
+    described_type,
+)
 from .answering.memory import SIDES, find_meter, measure_memory
 from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
 from .planning.stages import TIMING
@@ -83,8 +89,8 @@ def time_in_alternation(
 
 
 def _with_cache_of(run: StoredRun, source: Source) -> Source:
-    """Return the source with the KV cache dtype of an evaluation."""
-    cache = run.fingerprint.get("kv_cache", "model")
+    """Return the source with the KV cache of an evaluation."""
+    cache = described_type(run.fingerprint.get("kv_cache"))
     return replace(source, settings=replace(source.settings, kv_cache=cache))
 
 
@@ -113,7 +119,7 @@ def _runtime_difference(models: Sequence[QwenVL], runs: Sequence[StoredRun]) -> 
             "kernels": count_kernels(model),
             "activations": describe_activations(model),
             "head": describe_head(model),
-            "kv_cache": model.cache_type,
+            "kv_cache": describe_cache(model),
         }
         for key, value in current.items():
             before = run.fingerprint.get(key)

@@ -1,5 +1,10 @@
 """KV cache of the decoder.
 
+A quantized cache returns what it stores: every query, also the new token's own, attends to
+quantized keys (after the rotary embedding) and values, in prefill and decoding alike. So do the
+engines that are simulated: they write new tokens to the cache before attention reads it. `int8`
+stores integers; `int4` and `fp8` store dequantized values in the model's dtype and save no memory.
+
 Buffers are allocated for a generation, enlarged if it is long, and filled from the left. Prompts of
 a batch are padded on the left, so all of them end at the same index of the token dimension and one
 length is enough.
@@ -8,15 +13,25 @@ length is enough.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import TextConfig
+from .kv_quant.fp8 import round_fp8
+from .kv_quant.int4 import round_int4
+from .kv_quant.int8 import dequantize_kv, quantize_kv
+from .kv_quant.scales import KVScales
+from .kv_quant.types import CacheType
 
-CacheType = Literal["model", "int8"]
+UNIT = KVScales(1.0, 1.0)
+SIMULATED: Mapping[CacheType, Callable[[Tensor, float], Tensor]] = {
+    "int4": lambda values, scale: round_int4(values),
+    "fp8": round_fp8,
+}
+"""Cache types that are stored dequantized: the rounding of keys or values, given the scale."""
 
 
 class LayerCache(NamedTuple):
@@ -44,15 +59,22 @@ class KVCache:
         config: number of layers, key/value heads and their width.
         batch: number of prompts.
         capacity: maximum number of tokens per prompt: prompt and generated ones.
-        cache_type: `model` stores the model's dtype; `int8` quantizes per token and head.
+        cache_type: `model` stores the model's dtype; the others are described in `kv_quant`.
+        scales: scales of an fp8 cache, layer by layer; None: 1.
     """
 
     def __init__(
-        self, config: TextConfig, batch: int, capacity: int, cache_type: CacheType = "model"
+        self,
+        config: TextConfig,
+        batch: int,
+        capacity: int,
+        cache_type: CacheType = "model",
+        scales: Sequence[KVScales] | None = None,
     ) -> None:
         self.shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         self.length = 0  # tokens stored in all layers
         self.cache_type = cache_type
+        self._scales = scales
         self._layers: list[LayerCache | None] = [None] * config.num_hidden_layers
 
     @property
@@ -68,6 +90,7 @@ class KVCache:
         Raises:
             ValueError: the tokens exceed the capacity.
         """
+        keys, values = self.simulate(layer, keys, values)
         buffers = self.buffers(layer, keys.shape[2], keys)
         end = self.length + keys.shape[2]
         new = slice(self.length, end)
@@ -82,6 +105,25 @@ class KVCache:
                 buffers.values[:, :, :end], buffers.value_scales[:, :, :end], values.dtype
             ),
         )
+
+    def simulate(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize and dequantize new keys and values whose type is stored dequantized.
+
+        Fused kernels call it before they write to the buffers; `update` calls it itself.
+
+        Args:
+            layer: index of the layer.
+            keys: `[..., head_dim]`.
+            values: `[..., head_dim]`.
+
+        Returns:
+            Keys and values of the same shape and dtype; the given ones for `model` and `int8`.
+        """
+        rounding = SIMULATED.get(self.cache_type)
+        if rounding is None:
+            return keys, values
+        scales = UNIT if self._scales is None else self._scales[layer]
+        return rounding(keys, scales.key), rounding(values, scales.value)
 
     def buffers(self, layer: int, new: int, like: Tensor) -> LayerCache:
         """Return a layer's full-capacity buffers; fused kernels write to them at `length`.
@@ -105,7 +147,7 @@ class KVCache:
         return buffers
 
     def _empty(self, like: Tensor) -> LayerCache:
-        if self.cache_type == "model":
+        if self.cache_type != "int8":
             return LayerCache(like.new_zeros(self.shape), like.new_zeros(self.shape))
         keys, values = (like.new_zeros(self.shape, dtype=torch.int8) for _ in range(2))
         scales = [like.new_zeros(self.shape[:3], dtype=torch.float32) for _ in range(2)]
@@ -154,28 +196,14 @@ class KVCache:
         ]
 
 
-def quantize_kv(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize keys or values symmetrically to int8, with one scale per token and head.
+def check_cache_type(config: TextConfig, cache_type: CacheType) -> None:
+    """Refuse a cache type that does not suit the heads of a model.
 
-    A scale per token can be computed when the token is appended; a scale per channel would change
-    with every new token. The scale is the largest magnitude / 127, or 1 if all values are zero.
-
-    Args:
-        values: `[..., head_dim]`.
-
-    Returns:
-        int8 `[..., head_dim]` and float32 scales `[...]`. NaN and infinity give a scale that is not
-        finite, so that they are not lost in the integers.
+    Raises:
+        ValueError: it does not.
     """
-    wide = values.float()
-    scales = wide.abs().amax(-1) / 127
-    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
-    return (wide / scales[..., None]).round().clamp(-127, 127).to(torch.int8), scales
-
-
-def dequantize_kv(levels: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Dequantize the result of `quantize_kv` to `dtype`, `[..., head_dim]`."""
-    return (levels.float() * scales[..., None]).to(dtype)
+    if cache_type in SIMULATED:
+        SIMULATED[cache_type](torch.zeros(1, config.head_dim), 1.0)
 
 
 def _copy_rows(buffer: Tensor, rows: Tensor, length: int, shape: tuple[int, ...]) -> Tensor:

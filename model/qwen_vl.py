@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import CacheType, KVCache
+from .cache import KVCache
 from .config import ModelConfig
 from .families import family_of
 from .family_check import check_family
 from .features import HIDDEN, VISUAL_ROWS, Features, count_tokens, join_features, split_features
 from .finite import check_finite
+from .kv_quant.scales import KVScales
+from .kv_quant.types import CacheType
 from .processing.inputs import Batch, Prompt, Visual, visual_mask
 
 MAX_PATCHES = 32768
@@ -44,7 +46,9 @@ class QwenVL(nn.Module):
         )
         check_family(self, family)
         self.cache_type: CacheType = "model"
-        """Dtype of the KV cache during generation."""
+        """Type of the KV cache, which also `forward` attends through unless it is `model`."""
+        self.cache_scales: Sequence[KVScales] | None = None
+        """Calibrated scales of an fp8 cache, layer by layer; None: the checkpoint has none."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
         """Product of hidden states and a tied head; `quant.runtime` may set a faster kernel."""
 
@@ -60,7 +64,7 @@ class QwenVL(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Create an empty cache for `batch` prompts of `capacity` tokens, answers included."""
-        return KVCache(self.config.text, batch, capacity, self.cache_type)
+        return KVCache(self.config.text, batch, capacity, self.cache_type, self.cache_scales)
 
     def encode(self, visuals: Sequence[Visual]) -> list[Features]:
         """Compute the features of each visual, tensors `[tokens, hidden]` in decoder order.
@@ -143,6 +147,9 @@ class QwenVL(nn.Module):
     ) -> list[Tensor]:
         """Compute float32 logits `[tokens, vocab]` of each prompt; padding changes no result.
 
+        With a quantized cache every token attends to quantized keys and values, so that the logits
+        are those of decoding the tokens one by one.
+
         Args:
             prompts: at least one.
             features: result of `encode` for the visuals of each prompt; None computes it.
@@ -150,7 +157,10 @@ class QwenVL(nn.Module):
         """
         batch = self.embed(prompts, features)
         mask = batch.attention_mask()
-        hidden = self.model(batch.embeds, batch.position_ids, mask, added=batch.added)
+        cache = None
+        if self.cache_type != "model":
+            cache = self.new_cache(len(prompts), batch.embeds.shape[1])
+        hidden = self.model(batch.embeds, batch.position_ids, mask, cache, batch.added)
         counts = [len(prompt) for prompt in prompts] if last is None else list(last)
         total = hidden.shape[1]
         rows = [hidden[row, total - count :] for row, count in enumerate(counts)]

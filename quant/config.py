@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from ..common.options import Option, Options
 from ..model.built_in import built_in_names
+from ..model.kv_quant.types import CacheType
 from .recipe.presets import PRESETS
 
 BUILTIN_MODELS = built_in_names()
@@ -59,10 +60,10 @@ class RuntimeOptions(Options):
         Option("w8a16 or w4a16 quantizes the output head at load time, also a tied one."),
     ] = "recipe"
     kv_cache: Annotated[
-        Literal["model", "int8"],
+        CacheType,
         Option(
-            "KV cache dtype: int8 quantizes keys and values per token and head; model uses the "
-            "model's dtype."
+            "KV cache of the dtype of the model, or quantized as by vLLM: int8 and int4 per token "
+            "and head, fp8 per layer."
         ),
     ] = "model"
 

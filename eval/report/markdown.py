@@ -12,7 +12,7 @@ from .speed_section import memory_note, speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
-from .tables.models import cost_table, health_table, reasoning_table
+from .tables.models import cost_table, health_table, kv_range_table, reasoning_table
 from .tables.scores import (
     benchmark_table,
     candidate_table,
@@ -155,7 +155,10 @@ def _fidelity(report: Report) -> list[str]:
         parts += ["### Gold option letters", *_explained(gold)]
     if noise := noise_table(report):
         parts += ["### Noise floor: the base against itself", *_explained(noise)]
-    return [*parts, perplexity_text(report["perplexity"]) or ""]
+    parts.append(perplexity_text(report["perplexity"]) or "")
+    if ranges := kv_range_table(report):
+        parts += ["### Keys and values in the KV cache", *_explained(ranges)]
+    return parts
 
 
 def _cost(report: Report) -> list[str]:

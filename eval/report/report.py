@@ -39,6 +39,7 @@ from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
 from .speed_section import memory_section, speed_section
 from .words.answer_warnings import pair_warnings
+from .words.kv_cache import kv_cache_section
 from .words.verdict import find_scope, verdict_text
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
@@ -149,6 +150,7 @@ def build_report(
         "evaluated": evaluated_section(base, candidate),
         "generation": generation_section(base, candidate),
         "memory": memory_section(base, candidate),
+        **kv_cache_section(base, candidate),
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from ...common.options import command_words
+from ...quant.runtime.description import described_type
 from ..answering.openai_client import PIXELS, request_fields
 from ..comparability import area_notes, describe_engine
 from ..config import CompareOptions, EvaluateOptions
@@ -95,7 +96,8 @@ def _noise_units(run: StoredRun) -> int | None:
 def _model(run: StoredRun) -> dict[str, Any]:
     """Options that name a model in this process, or a served one and its request fields."""
     if "engine" not in run.fingerprint:
-        return {"model": run.name}
+        cache = described_type(run.fingerprint.get("kv_cache"))
+        return {"model": run.name, "kv_cache": None if cache == "model" else cache}
     model, request = run.fingerprint["model"], run.fingerprint["request"]
     pixels = run.fingerprint["pixels"]
     default = request_fields(

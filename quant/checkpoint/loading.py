@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 
 from ...model.built_in import find_built_in
-from ...model.cache import CacheType
+from ...model.cache import check_cache_type
 from ...model.config import ModelConfig
+from ...model.kv_quant.types import CacheType
 from ...model.loading import (
     build_model,
     choose_device,
@@ -71,14 +72,16 @@ def open_model(
         dtype: auto, bf16, fp16, fp32.
         activations: `int8` quantizes the inputs of weight-only layers too, see `round_inputs_`.
         head: `w8a16` or `w4a16` quantizes the output head, see `round_head_`.
-        kv_cache: `int8` quantizes keys and values, see `KVCache`.
+        kv_cache: type of the KV cache, see `KVCache`.
 
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: the checkpoint is damaged or of an unknown kind, or int8 activations are
-            requested for a float one, or the head is quantized already.
+            requested for a float one, the head is quantized already, or the cache type does not
+            suit the model.
     """
     folder = resolve_folder(name)
+    check_cache_type(ModelConfig.from_folder(folder).text, kv_cache)
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
     accelerate_head_(model)

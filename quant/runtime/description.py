@@ -1,9 +1,13 @@
-"""The arithmetic of a loaded model: kernels, activations and head."""
+"""The arithmetic of a loaded model: kernels, activations, head and KV cache."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
 
+from ...model.kv_quant.scales import digest_scales
+from ...model.kv_quant.types import CacheType
 from ...model.qwen_vl import QwenVL
 from ..kernels import bf16_linear
 from ..targets import compressed_layers, quantized_layers
@@ -34,3 +38,28 @@ def describe_activations(model: QwenVL) -> str | None:
 def describe_head(model: QwenVL) -> str | None:
     """Return the scheme of a quantized output head; None if it is not quantized."""
     return model.lm_head.scheme.label if isinstance(model.lm_head, CompressedLinear) else None
+
+
+def describe_cache(model: QwenVL) -> str | dict[str, str]:
+    """Return `model` for a KV cache in the model's dtype, else the quantization in JSON values.
+
+    Keys: `type`, `granularity` of the scales, and what else decides the numbers.
+    """
+    kind = model.cache_type
+    if kind == "model":
+        return kind
+    if kind == "fp8":
+        scales = model.cache_scales
+        of = "unit" if scales is None else f"of the checkpoint, {digest_scales(scales)}"
+        return {"type": kind, "granularity": "layer", "scales": of}
+    rotation = {"rotation": "hadamard"} if kind == "int4" else {}
+    return {"type": kind, "granularity": "token and head", **rotation}
+
+
+def described_type(described: str | Mapping[str, Any] | None) -> CacheType:
+    """Return the type of the KV cache from the result of `describe_cache` in a fingerprint.
+
+    Older evaluations stored the type alone, or nothing.
+    """
+    kind = described["type"] if isinstance(described, Mapping) else described or "model"
+    return cast(CacheType, kind)

@@ -86,6 +86,7 @@ class FusedDecoderLayer:
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self.block.pre_attention(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
+            qkv = (qkv[0], *cache.simulate(index, *qkv[1:]))
             stored = cache.buffers(index, 1, qkv[1])
             attended = decode_attention(self._heads, qkv, stored, cache.length, mask, self._kernels)
         else:

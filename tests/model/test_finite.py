@@ -12,9 +12,11 @@ from PIL import Image
 from tiny_models import RandomModel
 from torch import Tensor
 
-from vlpress.model.cache import KVCache, dequantize_kv, quantize_kv
+from vlpress.model.cache import KVCache
 from vlpress.model.finite import NotFiniteError, check_finite, first_nonfinite_tensor
 from vlpress.model.generation import Sampling, generate, sample_token
+from vlpress.model.kv_quant.int8 import dequantize_kv, quantize_kv
+from vlpress.model.kv_quant.types import CacheType
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
@@ -44,7 +46,7 @@ def overflowing(model: QwenVL, dtype: torch.dtype = torch.float16) -> QwenVL:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, PENALTY])
-@pytest.mark.parametrize("cache", ["model", "int8"])
+@pytest.mark.parametrize("cache", ["model", "int8", "int4", "fp8"])
 def test_activations_that_overflow_fp16(
     random_model: RandomModel, prompts: list[Prompt], sampling: Sampling, cache: Any
 ) -> None:
@@ -139,14 +141,16 @@ def test_the_dtype_decides_about_the_remedy(random_model: RandomModel) -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_an_int8_cache_hides_nothing(random_model: RandomModel, bad: float) -> None:
+def test_a_quantized_cache_hides_nothing(random_model: RandomModel, bad: float) -> None:
     values = torch.ones(1, 2, 3, 32)
     values[0, 1, 2, 7] = bad
     wide = dequantize_kv(*quantize_kv(values), torch.float32)
     assert bool(wide[0, 1, 2].isnan().any()) and bool(wide[0, 0].isfinite().all())
-    cache = KVCache(random_model().config.text, 1, 4, "int8")
-    keys, _ = cache.update(0, values, values)
-    assert not bool(keys[0, 1, 2].isfinite().all())
+    kinds: tuple[CacheType, ...] = ("int8", "int4", "fp8")
+    for kind in kinds:
+        cache = KVCache(random_model().config.text, 1, 4, kind)
+        keys, _ = cache.update(0, values, values)
+        assert not bool(keys[0, 1, 2].isfinite().all()) and bool(keys[0, 0].isfinite().all())
 
 
 @pytest.mark.parametrize("temperature", [torch.nan, torch.inf, 1e-40])

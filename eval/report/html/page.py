@@ -104,6 +104,7 @@ def report_page(
         noise=fidelity.noise_table(report),
         perplexity=perplexity_text(report["perplexity"]),
         divergences=_divergences(candidate),
+        kv_ranges=models.kv_range_table(report),
         layers=_layers(candidate),
         cost=models.cost_table(report),
         memory_note=memory_note(report["memory"]),

@@ -171,6 +171,32 @@ def layer_table(layers: Sequence[Row]) -> DataTable | None:
     return DataTable("Layers with the largest error", LAYERS, worst) if worst else None
 
 
+_SIZE = fmt.Format("{:.3g}".format, "{:.3g}".format, "{:.3g}".format)
+_RATIO = fmt.Format("{:.1f}".format, "{:.1f}".format, "{:.1f}".format)
+KV_RANGES = (
+    Column("model", at("side"), style="name"),
+    Column("layer", at("layer"), fmt.COUNT),
+    Column("outlier ratio", at("key_outlier_ratio"), _RATIO,
+           "Magnitude of the largest channel of the keys over that of the median channel, in the "
+           "KV head where it is largest."),
+    Column("head", at("head"), fmt.COUNT, "That KV head."),
+    Column("channel", at("channel"), fmt.COUNT, "Its largest channel."),
+    Column("largest key", at("key_max"), _SIZE, "After the rotary embedding."),
+    Column("largest value", at("value_max"), _SIZE),
+)  # fmt: skip
+
+
+def kv_range_table(report: Report) -> DataTable | None:
+    """Ranges of keys and values in the models with a quantized KV cache; None without any."""
+    sides: Report = report.get("kv_cache", {})
+    rows = [
+        {"side": side, **layer}
+        for side, cache in sides.items()
+        for layer in (cache or {}).get("layers", ())
+    ]
+    return DataTable("Keys and values in the KV cache", KV_RANGES, rows) if rows else None
+
+
 SETUP = (
     Column("", lambda r: r[0], style="name"),
     Column("", lambda r: r[1], style="value"),

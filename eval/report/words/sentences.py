@@ -7,6 +7,7 @@ from typing import Any
 
 from ....quant.recipe.grids import SIMULATED
 from ..provenance import generation_caveat
+from .kv_cache import kv_cache_caveats
 
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""
@@ -25,6 +26,7 @@ def caveats(report: Report) -> list[str]:
         texts.append("Every image was replaced by grey: the scores show guessing without sight.")
     if simulated := simulation_caveat(report["fingerprint"].get("candidate")):
         texts.append(simulated)
+    texts += kv_cache_caveats(report)
     if generation := generation_caveat(report["generation"]):
         texts.append(generation)
     benchmarks = report["benchmarks"].items()

@@ -266,7 +266,7 @@ def speed_table(result: Result) -> str:
         f"{result['model']}, {result['dtype']}, {result['threads']} threads, kernels: {kernels}"
         + (", inputs rounded to int8" if result["activations"] else "")
         + (f", head {result['head']}" if result["head"] else "")
-        + (", int8 cache" if result["kv_cache"] == "int8" else ""),
+        + ("" if result["kv_cache"] == "model" else f", {result['kv_cache']} cache"),
     )
 
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from tiny_models import make_random_model
 from torch import Tensor
 
-from vlpress.model.cache import CacheType, KVCache
+from vlpress.model.cache import KVCache, causal_mask
+from vlpress.model.kv_quant.fp8 import round_fp8
+from vlpress.model.kv_quant.types import CacheType
 from vlpress.model.loading import load_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import rotate
@@ -325,6 +327,34 @@ def test_an_int8_cache_is_read_and_written_as_it_is_stored(
         assert int((levels[0].int() - levels[1].int()).abs().max()) <= 2
         torch.testing.assert_close(scales[0], scales[1], rtol=2**-7, atol=0)
         assert torch.equal(levels[0][:, :, :PAST], levels[1][:, :, :PAST])
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("kind", ["int4", "fp8"])
+def test_a_simulated_cache_is_rounded_in_fused_layers_too(
+    model: QwenVL, name: str, tokens: int, kind: CacheType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, name)
+    prepare_(model)
+    for part in quantized_layers(model).values():
+        part.rounds_inputs = False
+    layer, state = fast_layer(model), inputs(model, 3, tokens)
+    mask = causal_mask(tokens, PAST + tokens, torch.device("cpu")) if tokens > 1 else None
+    outputs, stored = [], []
+    for fast, of_run in [(False, kind), (True, kind), (True, "model")]:
+        cache = cache_of(model, 3, kind=of_run)
+        outputs.append(run(layer, state, cache, mask, fast=fast).float())
+        new = cache.buffers(1, tokens, state["hidden"])
+        stored.append([part[:, :, PAST : PAST + tokens].float() for part in new[:2]])
+    change = (outputs[0] - outputs[2]).norm()
+    # bf16 keys may differ in their last bit, and so may the level that they are rounded to.
+    assert float((outputs[0] - outputs[1]).norm()) < 0.5 * float(change)
+    for plain, fused, unrounded in zip(*stored, strict=True):
+        step = float((plain - unrounded).norm())
+        assert step > 0 and float((fused - plain).norm()) < 0.5 * step
+        if kind == "fp8":
+            assert torch.equal(fused, round_fp8(fused, 1.0))
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
