@@ -44,7 +44,7 @@ def difference_plot(name: str, title: str, result: Result) -> Markup:
             below = [e["delta"] - e["ci95"][0] for e in entries]
             above = [e["ci95"][1] - e["delta"] for e in entries]
             own = benchmarks[benchmark]["visual_tokens"]
-            axes.plot([*x, own + shift], [*y, 0.0], lw=1, color=color, alpha=0.5)
+            axes.plot([own + shift, *x], [0.0, *y], lw=1, color=color, alpha=0.5)
             axes.errorbar(x, y, yerr=[below, above], fmt=marker, ms=6, lw=1.4, capsize=3,
                           color=color, label=plain(benchmark, 28))  # fmt: skip
         axes.axhline(0, color=MUTED, linewidth=1)
@@ -63,6 +63,8 @@ def divergence_plot(name: str, title: str, result: Result) -> Markup:
         styles = zip(result["base"]["benchmarks"], cycle(SERIES), cycle(MARKERS), strict=False)
         for benchmark, color, marker in styles:
             entries = [e for e in _affected(result, benchmark) if e["kl_mean"] is not None]
+            if not entries:
+                continue
             x = [entry["visual_tokens"] for entry in entries]
             y = [max(entry["kl_mean"], FLOOR) for entry in entries]
             axes.plot(x, y, marker=marker, ms=6, lw=1.3, color=color, label=plain(benchmark, 28))
