@@ -48,6 +48,7 @@ from .fingerprint import (
     answer_setup,
     count_weight_bytes,
     count_weights,
+    largest_area,
     run_fingerprint,
     task_settings,
     without_threads,
@@ -206,7 +207,10 @@ def evaluate_model(
                 dtype=model.dtype,
                 kv_cache=described_type(base.fingerprint.get("kv_cache")),
             )
-            store_reference_logprobs(base, tasks, FeatureCache(original, processor), batching)
+            # The original reads images at the size of its own evaluation.
+            area = largest_area(base.fingerprint) or processor.max_pixels
+            own = FeatureCache(original, processor.with_max_pixels(area))
+            store_reference_logprobs(base, tasks, own, batching)
             del original
         measure_fidelity(out, tasks, base, features, setup, batching)
     result = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})

@@ -6,7 +6,9 @@ for placeholders only once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,17 @@ class Processor:
     def max_pixels(self) -> int:
         """Maximum area of a scaled image in pixels."""
         return self.settings.max_pixels
+
+    def with_max_pixels(self, max_pixels: int) -> Processor:
+        """Return this processor with another maximum area of a scaled image; videos are as before.
+
+        Raises:
+            ValueError: it is below the minimum.
+        """
+        other = copy.copy(self)
+        other.settings = replace(self.settings, max_pixels=max_pixels)
+        other.reader = VisualReader(self.config.vision, other.settings, self.reader.videos)
+        return other
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -6,13 +6,21 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from small_run import QUESTIONS
 from typer.testing import CliRunner
 
 from vlpress.cli import main
+from vlpress.eval import evaluate_model
 from vlpress.eval.api import compare, evaluate
+from vlpress.eval.config import QuestionOptions
+from vlpress.eval.fidelity.logprob_cache import LogProbReader
+from vlpress.eval.fidelity.measure import FOLDER
 from vlpress.eval.report.speed_section import FILE
+from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_fidelity, read_run
+from vlpress.quant.config import ModelSettings
+from vlpress.quant.resolve import Source
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 SMALL = 4 * 28 * 28
@@ -87,6 +95,33 @@ def test_divergence_and_times_are_measured_with_the_sizes_of_both(
     # 112 x 112 pixels are 16 tokens, and 4 at the smaller size.
     assert {long - short for long, short in lengths} == {12}
     assert (runs[1] / FILE).is_file()
+
+
+def test_missing_log_probabilities_of_the_base_are_those_of_its_own_images(
+    checkpoint: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The candidate's evaluation computed them with the base's sizes, not with its own."""
+    source = Source.find(checkpoint, ModelSettings(device="cpu"))
+    processor = source.processor()
+    tasks = open_tasks(QuestionOptions(**QUESTIONS), source, processor)
+    out = tmp_path / "base"
+    evaluate_model(
+        source.load(),
+        processor,
+        tasks,
+        out,
+        batch_size=QUESTIONS["batch_size"],
+        source=source.folder,
+        are_checked=True,
+        is_reference=True,
+    )
+    digests = read_run(out).tasks["builtin-ocrbench"].digests
+    own, filled = (
+        LogProbReader(folder / "builtin-ocrbench" / FOLDER, digests) for folder in (out, runs[0])
+    )
+    for key in digests:
+        expected, stored = (each.read(key, torch.device("cpu")) for each in (own, filled))
+        torch.testing.assert_close(stored.token_logprobs, expected.token_logprobs)
 
 
 @pytest.mark.slow
