@@ -1,0 +1,1 @@
+"""Lossless, entropy-coded containers of safetensors files."""
