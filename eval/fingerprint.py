@@ -19,6 +19,7 @@ from ..common.differences import differences
 from ..common.environment import device_name, versions
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
+from ..model.stored_files import file_digest
 from ..model.weight_files import find_weights
 from ..quant.runtime.description import (
     count_kernels,
@@ -138,8 +139,8 @@ def answer_setup(setup: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def identify_checkpoint(folder: Path) -> dict[str, Any]:
     """Hash the config and the loaded weight files of a checkpoint folder."""
     return {
-        "config": _file_digest(folder / "config.json"),
-        "files": {name: _file_digest(folder / name) for name in sorted(find_weights(folder).files)},
+        "config": file_digest(folder / "config.json"),
+        "files": {name: file_digest(folder / name) for name in sorted(find_weights(folder).files)},
     }
 
 
@@ -200,8 +201,3 @@ def hash_json(value: object) -> str:
     """Return the sha256 of a JSON value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

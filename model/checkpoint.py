@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..common.lazy_tensor import STORED_DTYPES, LazyTensor
-from .weight_files import INDEX_FILE, WeightFiles, damaged_file_error, find_weights, open_file
+from .stored_files import damaged_file_error, is_packed, open_file
+from .weight_files import INDEX_FILE, WeightFiles, find_weights
 
 COPY_CHUNK = 2**26  # bytes
 ADAPTER_NAME_PARTS = (".lora_", "base_model.model.")  # in tensor names written by PEFT
@@ -104,8 +105,7 @@ class CheckpointReader:
         """
         source, path = self.source_name(name), self.folder / self._files[name]
         try:
-            # Opened again: pages read through a mapping count as resident until it is closed.
-            value: Tensor = open_file(path).get_tensor(source)
+            value: Tensor = self._reopen(self._files[name]).get_tensor(source)
         except SafetensorError as error:
             raise damaged_file_error(path, error) from None
         return value
@@ -128,7 +128,7 @@ class CheckpointReader:
         for begin in range(0, len(copy), rows):
             chunk = slice(begin, begin + rows)
             try:
-                copy[chunk] = open_file(path).get_slice(source)[chunk]
+                copy[chunk] = self._reopen(self._files[name]).get_slice(source)[chunk]
             except SafetensorError as error:
                 raise damaged_file_error(path, error) from None
         return copy
@@ -163,6 +163,11 @@ class CheckpointReader:
         if file not in self._handles:
             self._handles[file] = open_file(self.folder / file)
         return self._handles[file]
+
+    def _reopen(self, file: str) -> Any:
+        """Open a mapped file again: pages that were read count as resident until it is closed."""
+        path = self.folder / file
+        return self._open(file) if is_packed(path) else open_file(path)
 
     def _listed(self, weights: WeightFiles) -> Iterator[tuple[str, str]]:
         """Yield source name and file of every tensor in the order of the index or file."""

@@ -4,6 +4,8 @@ A folder can contain more than one set of weights: the shards of the base model 
 saved as one file, an adapter, a copy in another format. The precedence is that of transformers:
 `model.safetensors` before the index, and only files that the index names. Weights that are not used
 are reported in a warning and are not part of the checkpoint's digest.
+
+In a packed folder a container takes the place of each safetensors file, and goes by its name here.
 """
 
 from __future__ import annotations
@@ -12,18 +14,26 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from .config import LFS_POINTER, read_checkpoint_json
+from .config import read_checkpoint_json
+from .stored_files import (
+    MANIFEST,
+    PACKED,
+    SUFFIX,
+    file_digest,
+    file_size,
+    is_inside,
+    is_packed,
+    open_file,
+    packed_path,
+    unpacked_name,
+)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-SUFFIX = ".safetensors"
 DOCUMENTS = (".md",)
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Files that a trainer saves in the same folder and in the same format as weights.
@@ -49,8 +59,8 @@ class WeightFiles:
 
     @property
     def bytes(self) -> int:
-        """Total size of the files to read."""
-        return sum((self.folder / name).stat().st_size for name in self.files)
+        """Total size of the files to read, unpacked."""
+        return sum(file_size(self.folder / name) for name in self.files)
 
     def warnings(self) -> list[str]:
         """Return a one-line warning each for a second set of weights and for an adapter."""
@@ -83,6 +93,7 @@ def find_weights(folder: Path) -> WeightFiles:
     refuse_adapter(folder)
     _check_named(folder)
     names = _weights(folder)
+    _check_packed(folder, names)
     single, index = _is_there(folder / SINGLE_FILE), _is_there(folder / INDEX_FILE)
     if index and (not single or _is_empty(folder / SINGLE_FILE)):
         weight_map = _read_index(folder)
@@ -114,33 +125,6 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def open_file(path: Path) -> Any:
-    """Open a safetensors file.
-
-    Raises:
-        ValueError: the file is damaged, or a Git LFS pointer.
-    """
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise damaged_file_error(path, error) from None
-
-
-def damaged_file_error(path: Path, error: Exception) -> ValueError:
-    """Build the error for a file that cannot be read."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                return ValueError(
-                    f"{path}: a Git LFS pointer in place of the weights; run `git lfs pull` in "
-                    "its folder"
-                )
-    size = path.stat().st_size
-    return ValueError(
-        f"{path}: truncated or not a safetensors file ({size} bytes; {error}); fetch it again"
-    )
-
-
 def _chosen(
     folder: Path,
     files: tuple[str, ...],
@@ -152,14 +136,22 @@ def _chosen(
 
 def _weights(folder: Path) -> list[str]:
     """Names of all files with weights, used or not."""
+    names = {unpacked_name(path.name) for path in folder.iterdir() if path.is_file()}
     return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in (SUFFIX, *PICKLED)
-        and not TRAINER_STATE.fullmatch(path.name)
-        and not path.name.startswith(".")
-        and path.is_file()
+        name
+        for name in names
+        if Path(name).suffix.lower() in (SUFFIX, *PICKLED)
+        and not TRAINER_STATE.fullmatch(name)
+        and not name.startswith(".")
     )
+
+
+def _check_packed(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (folder / name).is_file() and packed_path(folder / name).is_file():
+            raise ValueError(
+                f"{folder}: holds {name} and, packed, {name}{PACKED}; delete one of them"
+            )
 
 
 def _check_named(folder: Path) -> None:
@@ -183,12 +175,12 @@ def _is_there(path: Path) -> bool:
         raise FileNotFoundError(
             f"{path}: a link to {path.readlink()}, which is missing; fetch the checkpoint again"
         )
-    return path.is_file()
+    return path.is_file() or is_packed(path)
 
 
 def _is_empty(path: Path) -> bool:
     """Whether a file contains no tensors; some trainers save one together with the shards."""
-    return path.stat().st_size == 0 or not list(open_file(path).keys())
+    return file_size(path) == 0 or not list(open_file(path).keys())
 
 
 def _only_file(folder: Path, names: Sequence[str]) -> str:
@@ -227,12 +219,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _check_inside(folder: Path, file: object) -> None:
-    # Lexical on purpose: hub caches are folders of links to files elsewhere.
-    plain = isinstance(file, str) and file and "\0" not in file
-    if plain:
-        parts = (PurePosixPath(str(file)), PureWindowsPath(str(file)))
-        plain = not any(path.is_absolute() or path.drive or ".." in path.parts for path in parts)
-    if not plain:
+    if not is_inside(file):
         raise ValueError(
             f"{folder}: {INDEX_FILE} names the file {file!r}; allowed: plain file names "
             "inside the folder; do not use this checkpoint"
@@ -246,7 +233,7 @@ def _check_inside(folder: Path, file: object) -> None:
 
 def _check_shards(folder: Path, weight_map: Mapping[str, str], names: Iterable[str]) -> None:
     files = list(dict.fromkeys(weight_map.values()))
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [f for f in files if not (folder / f).is_file() and not is_packed(folder / f)]
     if not missing:
         return
     more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
@@ -278,13 +265,11 @@ def digest_folder(folder: Path) -> str:
 
     The contents are read completely: two checkpoints that differ in a single weight are different
     models, and reading costs no more than loading. Hidden files, folders, unused weight files and
-    documents are excluded.
+    documents are excluded. A packed folder has the digest of the one it was made from.
     """
-    total, excluded = hashlib.sha256(), unread_weights(folder)
-    for path in sorted(folder.iterdir()):
-        is_part = path.name not in excluded and path.suffix not in DOCUMENTS
-        if path.is_file() and is_part and not path.name.startswith("."):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.name}\0{content}\n".encode())
+    total, excluded = hashlib.sha256(), {*unread_weights(folder), MANIFEST}
+    names = {unpacked_name(path.name) for path in folder.iterdir() if path.is_file()}
+    for name in sorted(names - excluded):
+        if Path(name).suffix not in DOCUMENTS and not name.startswith("."):
+            total.update(f"{name}\0{file_digest(folder / name)}\n".encode())
     return total.hexdigest()

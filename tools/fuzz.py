@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FunctionType
 
 import fuzz_side_files
+from fuzz_container import container_seed, damage_container
 from fuzz_json import damage_json
 from fuzz_template import damage_template
 from PIL import Image
@@ -170,6 +171,14 @@ def read_journal(path: Path) -> object:
     return Journal(path.parent).records
 
 
+def read_container(path: Path) -> object:
+    """Read the tensors of a packed file."""
+    from vlpress.model.checkpoint import CheckpointReader
+
+    reader = CheckpointReader(path.parent)
+    return [reader.tensor(name) for name in reader.names()]
+
+
 READERS = {
     "config": Reader("config.json", config_seed, read_config),
     "index": Reader("model.safetensors.index.json", index_seed, read_index),
@@ -178,6 +187,7 @@ READERS = {
     "tsv": Reader("bench.tsv", tsv_seed, read_tsv),
     "predictions": Reader("predictions.jsonl", predictions_seed, read_stored),
     "journal": Reader("journal.jsonl", journal_seed, read_journal),
+    "container": Reader("model.safetensors.vlz", container_seed, read_container),
 }
 READERS |= {
     name: Reader(name, fuzz_side_files.seed(name), fuzz_side_files.reader(*others))
@@ -213,6 +223,8 @@ def damage(file: str, data: bytes, seed: int) -> bytes | None:
     """
     if file.endswith(".jinja"):
         return damage_template(data, seed)
+    if file.endswith(".vlz"):
+        return damage_container(data, seed)
     return damage_json(data, seed) if file.endswith(".json") else None
 
 
@@ -236,11 +248,7 @@ def main() -> None:
 
 def readable(file: str, data: bytes, seed: int) -> bytes | None:
     """In three of four cases, a change that keeps the format valid, if there is one."""
-    if seed % 4 == 0:
-        return None
-    if file.endswith(".jinja"):
-        return damage_template(data, seed)
-    return damage_json(data, seed) if file.endswith(".json") else None
+    return None if seed % 4 == 0 else damage(file, data, seed)
 
 
 def own_functions() -> Iterator[FunctionType]:

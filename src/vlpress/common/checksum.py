@@ -30,25 +30,28 @@ def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, KEY: _digest(plain)}
 
 
-def verify_checksum(values: object, where: str) -> dict[str, Any]:
+def verify_checksum(
+    values: object, where: str, *, remedy: str = "evaluate again"
+) -> dict[str, Any]:
     """Return the values without their checksum.
 
     Args:
         values: parsed JSON.
         where: file, and line if it has several objects, for the error message.
+        remedy: what the user should do, for the error message.
 
     Raises:
         ValueError: not an object, no checksum, a wrong checksum, or a number that is not finite.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is damaged: not a JSON object; evaluate again")
+        raise ValueError(f"{where} is damaged: not a JSON object; {remedy}")
     rest = {key: value for key, value in values.items() if key != KEY}
     try:
         digest = _digest(rest)
     except ValueError as error:
-        raise ValueError(f"{where} holds a number that is not finite; evaluate again") from error
+        raise ValueError(f"{where} holds a number that is not finite; {remedy}") from error
     if values.get(KEY) != digest:
-        raise ValueError(f"{where} is damaged or was edited; evaluate again")
+        raise ValueError(f"{where} is damaged or was edited; {remedy}")
     return rest
 
 
