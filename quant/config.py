@@ -293,6 +293,26 @@ class ExportOptions(OverwriteOptions, ThreadOptions, OutOption, CheckpointArgume
 
 
 @dataclass(frozen=True)
+class PackOptions(OverwriteOptions, ThreadOptions, OutOption, ModelArgument):
+    """Options of `pack`."""
+
+
+@dataclass(frozen=True)
+class PackedArgument(Options):
+    """A packed checkpoint."""
+
+    checkpoint: Annotated[
+        str | Path,
+        Option("Folder of a packed checkpoint.", is_argument=True, metavar="CKPT"),
+    ]
+
+
+@dataclass(frozen=True)
+class UnpackOptions(OverwriteOptions, ThreadOptions, OutOption, PackedArgument):
+    """Options of `unpack`."""
+
+
+@dataclass(frozen=True)
 class InspectOptions(Options):
     """Options of `inspect`."""
 

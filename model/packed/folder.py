@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from ...common.atomic import write_json
 from ...common.checksum import verify_checksum, with_checksum
 from ...common.json_files import read_json
+from ...common.output_dir import MARKER
 from ...common.validation import Integer, parse, validated
 from ..stored_files import (
     MANIFEST,
@@ -169,6 +170,8 @@ def unpack_folder(source: Path, target: Path, *, threads: int, progress: Progres
             )
             if (index.size, index.sha256) != (expected.size, expected.sha256):
                 raise damaged(container, f"it holds another file than {MANIFEST} names")
+        elif name == MARKER and not path.exists():
+            continue  # of use on the machine of the original only, and not uploaded by `push`
         elif not path.is_file():
             raise FileNotFoundError(
                 f"{source}: {name}, which {MANIFEST} names, is missing; {REMEDY}"

@@ -1,9 +1,9 @@
 """vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
-`plan`, `quantize`, `export`, `evaluate`, `compare`, `pixels`, `generate`, `inspect`, `push`. The
-others work on models in memory. Public names are loaded on first use (PEP 562), so that
-`import vlpress` and `vlpress --help` do not import torch.
+`plan`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`, `generate`,
+`inspect`, `push`. The others work on models in memory. Public names are loaded on first use (PEP
+562), so that `import vlpress` and `vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .quant.api import export, inspect, push, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
     from .quant.generate import generate
+    from .quant.pack import pack, unpack
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "inspect",
     "load_model",
     "load_quantized",
+    "pack",
     "pixels",
     "plan",
     "push",
@@ -41,6 +43,7 @@ __all__ = [
     "run",
     "save_quantized",
     "split",
+    "unpack",
 ]
 
 _MODULES = {
@@ -51,6 +54,7 @@ _MODULES = {
     "inspect": ".quant.api",
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",
+    "pack": ".quant.pack",
     "pixels": ".eval.pixels.run",
     "plan": ".eval.planning.run_plan",
     "push": ".quant.api",
@@ -59,6 +63,7 @@ _MODULES = {
     "run": ".eval.run",
     "save_quantized": ".quant.driver.pipeline",
     "split": ".eval.own.split",
+    "unpack": ".quant.pack",
 }
 
 

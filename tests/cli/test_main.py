@@ -65,7 +65,8 @@ def test_version_and_help() -> None:
     assert call("--version").stdout == f"vlpress {vlpress.__version__}\n"
     shown = call("--help")
     assert shown.exit_code == 0
-    for verb in ("run", "plan", "quantize", "export", "eval", "compare", "generate", "inspect"):
+    verbs = ("run", "plan", "quantize", "export", "pack", "unpack", "eval", "compare")
+    for verb in (*verbs, "generate", "inspect"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
@@ -287,6 +288,20 @@ def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
     other = call("export", source, "-o", there, "--format", "awq")
     assert other.exit_code == 2 and "format: gptq -> awq" in other.stderr
     assert call("export", source, "-o", there, "--format", "awq", "--overwrite").exit_code == 0
+
+
+def test_pack_and_unpack_restore_the_files(done: Path, tmp_path: Path) -> None:
+    source, packed, back = done / "checkpoint", tmp_path / "packed", tmp_path / "back"
+    result = parsed(call("pack", source, "-o", packed, "--json"))
+    assert (
+        result["packed_bytes"] < result["bytes"] == sum(p.stat().st_size for p in source.iterdir())
+    )
+    assert "BF16" in call("pack", source, "-o", packed).stdout
+    assert call("unpack", packed, "-o", back).exit_code == 0
+    restored = {path.name: path.read_bytes() for path in back.iterdir()}
+    assert restored == {path.name: path.read_bytes() for path in source.iterdir()}
+    refused = call("unpack", source, "-o", tmp_path / "x")
+    assert refused.exit_code == 2 and "vlpress-packed.json" in refused.stderr
 
 
 def test_export_names_layers_that_the_format_cannot_hold(checkpoint: Path, tmp_path: Path) -> None:

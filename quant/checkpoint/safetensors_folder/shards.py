@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from ....common.atomic import atomic_folder, write_json
 from ....common.lazy_tensor import TensorLike
@@ -66,20 +67,24 @@ class ShardWriter:
 
 
 @contextmanager
-def checkpoint_folder(out: Path, source: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def checkpoint_folder(
+    out: Path, source: Path, *, overwrite: bool = False, exclusive: bool = False
+) -> Iterator[Path]:
     """Yield an empty folder, which becomes `out` if the `with` block succeeds.
 
     Args:
         out: checkpoint folder to create.
         source: folder of the checkpoint it is made from.
         overwrite: replace an existing folder.
+        exclusive: the caller holds a lock on `out`, see `atomic_folder`.
 
     Raises:
         ValueError: `out` is a file, exists and `overwrite` is false, or is or contains the source.
     """
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"output {out} is or holds the source, which is never written to")
-    with atomic_folder(out, existing="replace" if overwrite else "refuse") as folder:
+    existing: Literal["replace", "refuse"] = "replace" if overwrite else "refuse"
+    with atomic_folder(out, existing=existing, exclusive=exclusive) as folder:
         yield folder
 
 

@@ -170,6 +170,35 @@ def inspect_table(checkpoint: Result) -> str:
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
 
 
+def _packed_share(row: Row) -> float:
+    return float(row["packed_bytes"] / max(1, row["bytes"]))
+
+
+PACKED_TENSORS = (
+    _text_column("dtype", "dtype"),
+    Column("tensors", at("tensors")),
+    Column("size", at("bytes"), BYTES),
+    Column("packed", at("packed_bytes"), BYTES),
+    Column(
+        "share", lambda row: row["packed_bytes"] / max(1, row["bytes"]), uniform("{:.1%}".format)
+    ),
+)
+
+
+def packed_table(packed: Result) -> str:
+    """Show the sizes of a packed checkpoint, of its tensors by dtype."""
+    return _with_lines(
+        DataTable("Tensors", PACKED_TENSORS, packed["tensors"]),
+        f"{packed['checkpoint']}: {packed['files']} files, {format_bytes(packed['bytes'])} -> "
+        f"{format_bytes(packed['packed_bytes'])}",
+    )
+
+
+def unpacked_line(unpacked: Result) -> str:
+    """Show the size of an unpacked checkpoint."""
+    return f"{unpacked['checkpoint']}: {unpacked['files']} files, {format_bytes(unpacked['bytes'])}"
+
+
 SCORES = (
     _text_column("benchmark", "name"),
     _text_column("metric", "metric"),

@@ -32,8 +32,10 @@ from ..quant.config import (
     ExportOptions,
     GenerateOptions,
     InspectOptions,
+    PackOptions,
     PushOptions,
     QuantizeOptions,
+    UnpackOptions,
 )
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, stop
 from .parameters import command
@@ -167,6 +169,26 @@ def export(values: Values, json_output: Json = False) -> None:
         from .console import inspect_table
 
     _print(export(**values, progress=True), json_output, inspect_table)
+
+
+@command(app, PackOptions)
+def pack(values: Values, json_output: Json = False) -> None:
+    """Pack a checkpoint without loss for storage and download; all verbs read it packed."""
+    with starting(PackOptions(**values)):
+        from ..quant.pack import pack
+        from .console import packed_table
+
+    _print(pack(**values, progress=True), json_output, packed_table)
+
+
+@command(app, UnpackOptions)
+def unpack(values: Values, json_output: Json = False) -> None:
+    """Restore the files of a packed checkpoint, byte for byte."""
+    with starting(UnpackOptions(**values)):
+        from ..quant.pack import unpack
+        from .console import unpacked_line
+
+    _print(unpack(**values, progress=True), json_output, unpacked_line)
 
 
 @command(app, EvaluateOptions, name="eval")

@@ -28,6 +28,7 @@ from ..quant.config import (
     FormatOption,
     InputOptions,
     InspectOptions,
+    PackedArgument,
     PromptOptions,
     PushOptions,
     RecipeOptions,
@@ -65,7 +66,7 @@ def check_arguments(options: Options) -> None:
         _check_format(options.format)
     if isinstance(options, CheckpointArgument):
         _check_model(str(options.checkpoint))
-    if isinstance(options, InspectOptions | PushOptions):
+    if isinstance(options, InspectOptions | PackedArgument | PushOptions):
         _check_folder(Path(options.checkpoint))
 
 
