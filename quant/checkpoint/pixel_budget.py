@@ -1,8 +1,9 @@
 """A copy of a checkpoint whose preprocessor scales images to another largest area.
 
-Weights are hard links to the source's files where the file system allows it, else copies. Only the
-image settings differ, in each spelling that the source has: `max_pixels`, `size.longest_edge` or
-`size.max_pixels`, in preprocessor_config.json and in `image_processor` of processor_config.json.
+Weights are hard links to the source's files where the file system allows it, else copies; packed
+ones are unpacked. Only the image settings differ, in each spelling that the source has:
+`max_pixels`, `size.longest_edge` or `size.max_pixels`, in preprocessor_config.json and in
+`image_processor` of processor_config.json.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ...common.atomic import write_json
+from ...common.ordered_map import default_threads
 from ...model.config import ModelConfig, read_checkpoint_json
 from ...model.families import family_of
+from ...model.packed.writing import unpack_file
 from ...model.processing.clips.settings import VIDEO_FILE
 from ...model.processing.pixel_settings import EDGES, IMAGE_FILE, PixelSettings
+from ...model.stored_files import is_packed, packed_path
 from ...model.weight_files import INDEX_FILE, find_weights
 from .loading import is_quantized
 from .model_card import CARD, base_of_card, write_model_card
@@ -90,7 +94,14 @@ def shares_video_settings(folder: Path) -> bool:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
+    if is_packed(source):
+        unpack_file(packed_path(source), target, threads=default_threads(), on_bytes=_ignore)
+        return
     try:
         os.link(source.resolve(), target)  # resolved: a cache of the hub has symbolic links
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
+
+
+def _ignore(count: int) -> None:
+    """Report no progress."""

@@ -23,6 +23,7 @@ from vlpress.model.weight_files import digest_folder, find_weights
 from vlpress.quant.api import inspect
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.checkpoint.formats.table import FORMATS
+from vlpress.quant.checkpoint.pixel_budget import write_with_max_pixels
 from vlpress.quant.driver.pipeline import load_quantized
 from vlpress.quant.pack import pack, unpack
 from vlpress.quant.recipe.recipe import Recipe
@@ -124,6 +125,16 @@ def test_an_export_of_a_packed_checkpoint_is_that_of_the_original(
     pack(folder, tmp_path / "packed")
     export(folder, tmp_path / "one", "awq")
     export(tmp_path / "packed", tmp_path / "two", "awq")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_weights_are_unpacked_for_another_pixel_budget(
+    source: Path, packed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    write_with_max_pixels(source, tmp_path / "one", 40000)
+    write_with_max_pixels(packed, tmp_path / "two", 40000)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
