@@ -21,6 +21,7 @@ WORD = 4
 """Bytes of a word of packed integers."""
 LARGEST_STRIDE = 2**24
 ItemBytes = Literal[2, 4, 8]
+CodeBits = Literal[3, 4, 5, 6, 7]
 
 
 class Layout(Protocol):
@@ -145,7 +146,7 @@ class NonZeros:
 
 @validated
 class Codes:
-    """Integers of 3, 5, 6 or 7 bits in words of 32 bits, aligned to bytes; of 3 bits, two a byte.
+    """Integers of 3 to 7 bits in words of 32 bits, aligned to bytes; of 3 bits, two a byte.
 
     The words are those of `quant/checkpoint/formats/packing.py`: 32 integers fill `bits` words as
     one stream of bits. These words are `stride` words apart (GPTQ packs along the rows of a
@@ -154,7 +155,7 @@ class Codes:
 
     kind: ClassVar[str] = "codes"
 
-    bits: Literal[3, 5, 6, 7]
+    bits: CodeBits
     stride: Annotated[int, Integer(1, LARGEST_STRIDE)]
 
     @property
@@ -180,7 +181,7 @@ class Codes:
         return np.ascontiguousarray(words).view(np.uint8).reshape(-1)
 
 
-ALIGNED = {3: 6, 5: 5, 6: 6, 7: 7}
+ALIGNED = {3: 6, 4: 4, 5: 5, 6: 6, 7: 7}
 """Bits of a symbol by bits of an integer. 32 integers are a whole number of symbols."""
 
 LAYOUTS: dict[str, type[Layout]] = {
