@@ -31,13 +31,20 @@ class Weight(ctypes.Structure):
         ("n", ctypes.c_int64),
         ("half_scales", ctypes.c_int32),
         ("zero", ctypes.c_int32),
+        ("divisor", ctypes.c_float),
     )
 
 
 class Shape(ctypes.Structure):
     """Properties that all weights of one call share; mirrors `layout.h`."""
 
-    _fields_ = (("k", ctypes.c_int64), ("group", ctypes.c_int64), ("bits", ctypes.c_int64))
+    _fields_ = (
+        ("k", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+        ("levels", ctypes.c_void_p),
+        ("mantissa", ctypes.c_int64),
+    )
 
 
 class CpuLinear:
@@ -49,7 +56,7 @@ class CpuLinear:
         """Collect the data pointers for the C structs.
 
         Args:
-            weights: all with the same in_features, bits, group size and input order.
+            weights: all with the same in_features, bits, levels, group size and input order.
             biases: `[N]` or None for each weight.
             kernels: the instruction set to use.
         """
@@ -59,7 +66,14 @@ class CpuLinear:
         # The structs hold raw pointers: these references keep the tensors alive.
         self._weights = tuple(weights)
         self._biases = [None if bias is None else bias.detach().float() for bias in biases]
-        self._shape = Shape(first.in_features, first.group_size, first.bits)
+        levels = first.levels
+        self._shape = Shape(
+            first.in_features,
+            first.group_size,
+            first.bits,
+            None if levels is None else levels.values.data_ptr(),
+            0 if levels is None else levels.mantissa,
+        )
         self._array = (Weight * len(weights))(
             *(_weight_struct(w, b) for w, b in zip(weights, self._biases, strict=True))
         )
@@ -75,7 +89,8 @@ class CpuLinear:
         Args:
             x: `[..., K]` float; dtypes other than bf16 are computed in float32.
             input_scale: None for float activations. Otherwise `x` is quantized to int8: with this
-                scale, or with one scale per row (`absmax / 127`) if it is 0.
+                scale, or with one scale per row (`absmax / 127`) if it is 0. Weights of integers
+                only.
 
         Returns:
             `[..., N]` for each weight, in the dtype of `x`.
@@ -163,4 +178,5 @@ def _weight_struct(weight: TiledWeight, bias: Tensor | None) -> Weight:
         weight.out_features,
         weight.scales.dtype == torch.float16,
         weight.zero,
+        weight.divisor,
     )

@@ -5,7 +5,7 @@ Letters: N = out_features, K = in_features, G = groups per row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,28 @@ from torch import Tensor
 TILE, LANES = 64, 16
 # Inputs of a step in the order of a lane's bits, from the lowest; see layout.h.
 ORDER = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
+MOST_LEVELS = 16
+"""Of a table that is no float format."""
+FLOAT_MANTISSAS = (2, 3)
+"""Of float formats of 8 bits: E5M2 and E4M3."""
+LEAST_DIVISOR = 2.0**-100
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of codes, for weights that are no integers."""
+
+    values: Tensor
+    """float32 `[2**bits]` by code; NaN for codes that no weight has."""
+    mantissa: int
+    """Bits of the fraction, if the codes are numbers of a float format (sign, exponent, fraction,
+    with subnormal numbers and a bias of `2**(exponent bits - 1) - 1`); 0 for a table."""
+
+    def equals(self, other: Levels | None) -> bool:
+        """Whether codes mean the same."""
+        return other is not None and torch.equal(
+            self.values.nan_to_num(torch.inf), other.values.nan_to_num(torch.inf)
+        )
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,10 @@ class TiledWeight:
     in_features: int
     group_size: int
     """Inputs per scale."""
+    levels: Levels | None = None
+    """None: integers."""
+    divisor: float = 0.0
+    """Of all scales; 0 = none."""
 
 
 def why_not(
@@ -95,6 +121,50 @@ def prepack(
         in_features=columns,
         group_size=columns // scales.shape[1],
     )
+
+
+def prepack_codes(
+    codes: Tensor, scales: Tensor, levels: Levels, bits: int, divisor: float = 0.0
+) -> TiledWeight:
+    """Pack a weight of codes into tiles; `unprepack` returns codes in the place of integers.
+
+    Args:
+        codes: uint8 `[N, K]`.
+        scales: float `[N, G]`.
+        levels: of the codes.
+        bits: 4 or 8.
+        divisor: of all scales, see `why_not_codes`; 0 = none.
+
+    Raises:
+        ValueError: a code has no level.
+    """
+    unknown = levels.values.isnan()[: 1 << bits].index_select(0, codes.reshape(-1).int())
+    if bool(unknown.any()):
+        raise ValueError(f"the code {int(codes.reshape(-1)[unknown][0])} has no level")
+    zeros = torch.zeros(scales.shape, dtype=torch.uint8)
+    tiles = prepack(codes, scales, zeros, bits, None)
+    return replace(tiles, levels=levels, divisor=divisor)
+
+
+def why_not_codes(
+    in_features: int, bits: int, groups: int, levels: int, mantissa: int, divisor: float = 0.0
+) -> str | None:
+    """Reason why the kernels do not support a weight of codes; None if they do.
+
+    Args:
+        in_features: K.
+        bits: of a code, 1 to 8.
+        groups: G.
+        levels: how many there are.
+        mantissa: as in `Levels`.
+        divisor: of all scales; 0 = none.
+    """
+    if levels > MOST_LEVELS and mantissa not in FLOAT_MANTISSAS:
+        return f"a table of {levels} levels; the CPU kernels take {MOST_LEVELS}, or E4M3 and E5M2"
+    # Within these bounds the division of scales is correctly rounded, see `divided` in simd.h.
+    if divisor and not LEAST_DIVISOR <= divisor <= 1 / LEAST_DIVISOR:
+        return f"a divisor of {divisor:g}; the CPU kernels take 2**-100 to 2**100"
+    return why_not(in_features, bits, groups)
 
 
 def unprepack(weight: TiledWeight) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Linear layers with quantized weights in plain torch: the specification and the fallback.
 
-`weight_only_linear` dequantizes the weight and computes in floats. `integer_linear` quantizes the
+`weight_only_linear` dequantizes the weight and computes in floats; so does a product with
+`dequantize_levels`, for weights that are levels of a table. `integer_linear` quantizes the
 input to int8 too and multiplies integers, whose sums are exact: every kernel must reproduce them
 bit for bit, in any order of summation.
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 # Columns per float32 product, whose integer sums are then exact: 512 * 128 * 255 < 2**24.
 _EXACT_COLUMNS = 512
+# Weights whose levels are looked up at a time: bounds the temporaries.
+_CHUNK_WEIGHTS = 2**20
 
 
 def prepack(integers: Tensor, bits: int) -> Tensor:
@@ -81,6 +84,34 @@ def dequantize(
     # In place: a float32 copy of the weight is the largest temporary of a layer.
     grouped.sub_(offsets[..., None]).mul_(scales[..., None])
     return grouped.reshape(rows, -1).to(dtype)
+
+
+def dequantize_levels(
+    packed: Tensor, scales: Tensor, levels: Tensor, bits: int, dtype: torch.dtype
+) -> Tensor:
+    """Compute the float matrix `scale * level` in float32, rounded once to `dtype`.
+
+    Args:
+        packed: codes, or positions of levels, from `prepack`.
+        scales: float32 `[N, G]`.
+        levels: float32, by code or position; NaN where there is none.
+        bits: of a code, 1 to 8.
+        dtype: dtype of the result.
+
+    Returns:
+        `[N, K]`.
+    """
+    rows, groups = scales.shape
+    columns = packed.shape[1] * (2 if bits <= 4 else 1)
+    weight = torch.empty(rows, columns, dtype=dtype, device=packed.device)
+    step = max(1, _CHUNK_WEIGHTS // columns)
+    for begin in range(0, rows, step):
+        part = slice(begin, begin + step)
+        codes = unprepack(packed[part], bits)
+        values = levels.index_select(0, codes.reshape(-1).int())
+        values = values.reshape(len(codes), groups, -1).mul_(scales[part, :, None])
+        weight[part] = values.reshape(codes.shape)
+    return weight
 
 
 def weight_only_linear(

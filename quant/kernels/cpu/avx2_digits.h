@@ -13,6 +13,7 @@
 
 #include "avx2_integers.h"
 #include "avx2_streams.h"
+#include "byte_levels.h"
 
 namespace vlpress {
 namespace {
@@ -99,9 +100,36 @@ struct DigitSums {
   int32_t low[kTile], high[kTile];
 };
 
-// sums (+)= one turn of nibbles and two vectors of eight columns, from `column` on.
-inline void digit_columns(const uint8_t* packed, int64_t count, const int8_t* digits, bool add,
-                          const uint8_t* next, int column, DigitSums& sums) {
+// Nibbles as they are. 32 of their products, in pairs, fit 16 bits.
+struct PlainNibbles {
+  static constexpr bool kFitsInt32 = false;
+  static constexpr int64_t kInputs = 32;
+  explicit PlainNibbles(const Tile&) {}
+  __m256i bytes(__m256i nibbles) const { return nibbles; }
+  float unit() const { return 1.0f; }
+  Ints zeros(const Tile& tile, int64_t at) const { return zeros_at(tile, at); }
+};
+
+// Levels as bytes. kInputs of them times whole numbers of 23 bits fit 32 bits: 24 * 2^22 * 16.
+struct LevelBytes {
+  static constexpr bool kFitsInt32 = true;
+  static constexpr int64_t kInputs = 16;
+  const ByteLevels levels;
+  const __m256i table;
+  explicit LevelBytes(const Tile& tile)
+      : levels(tile.levels),
+        table(_mm256_broadcastsi128_si256(load_lanes<__m128i>(levels.bytes))) {}
+  __m256i bytes(__m256i nibbles) const { return _mm256_shuffle_epi8(table, nibbles); }
+  float unit() const { return levels.unit; }
+  Ints zeros(const Tile&, int64_t) const { return Ints{} + levels.zero; }
+};
+
+// At most Nibbles::kInputs inputs times two vectors of eight columns, from `column` on. Calls
+// finish(column, low, high) for each vector, with sums as in DigitSums.
+template <typename Nibbles, typename Finish>
+VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed, int64_t count,
+                                  const int8_t* digits, const uint8_t* next, int column,
+                                  const Finish& finish) {
   constexpr int kVecs = 2;
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i narrow[3][kVecs] = {};
@@ -111,8 +139,8 @@ inline void digit_columns(const uint8_t* packed, int64_t count, const int8_t* di
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       const __m256i lanes = stream_lanes<__m256i>(packed, v, next);
-      lows[v] = _mm256_and_si256(lanes, mask);
-      highs[v] = _mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask);
+      lows[v] = nibbles.bytes(_mm256_and_si256(lanes, mask));
+      highs[v] = nibbles.bytes(_mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask));
     }
     VLPRESS_UNROLL
     for (int d = 0; d < 3; ++d) {
@@ -129,44 +157,102 @@ inline void digit_columns(const uint8_t* packed, int64_t count, const int8_t* di
   }
   const __m256i ones = _mm256_set1_epi16(1), places = _mm256_set1_epi16(256);
   VLPRESS_UNROLL
-  for (int v = 0; v < kVecs; ++v) {
-    int32_t *low = sums.low + column + 8 * v, *high = sums.high + column + 8 * v;
-    const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(narrow[0][v], ones),
-                                          _mm256_madd_epi16(narrow[1][v], places));
-    store_lanes(low, accumulate(low, add, both));
-    store_lanes(high, accumulate(high, add, _mm256_madd_epi16(narrow[2][v], ones)));
+  for (int v = 0; v < kVecs; ++v)
+    finish(column + 8 * v,
+           _mm256_add_epi32(_mm256_madd_epi16(narrow[0][v], ones),
+                            _mm256_madd_epi16(narrow[1][v], places)),
+           _mm256_madd_epi16(narrow[2][v], ones));
+}
+
+// total[column ..] += the sums of a group, with its scales. kWhole: the sums of all digits together
+// fit 32 bits, modulo 2^32 in between.
+template <bool kWhole>
+VLPRESS_INLINE void add_group(const Tile& tile, int64_t at, Ints zero, float unit, int32_t low_sum,
+                              int32_t high_sum, Ints low, Ints high, float* out) {
+  Floats sum;
+  if (kWhole) {
+    const Words whole = reinterpret_cast<Words>(low) + (reinterpret_cast<Words>(high) << 16);
+    const uint32_t inputs =
+        static_cast<uint32_t>(low_sum) + (static_cast<uint32_t>(high_sum) << 16);
+    sum = to_floats(as_ints(whole - reinterpret_cast<Words>(zero) * inputs));
+  } else {
+    sum = to_floats(low - zero * low_sum) + to_floats(high - zero * high_sum) * 65536.0f;
+  }
+  store_lanes(out, load_lanes<Floats>(out) + sum * (scales_at(tile, at) * unit));
+}
+
+// A group of at most Nibbles::kInputs inputs, whose sums stay in registers. The arguments are
+// copies: the compiler could not keep in registers what a store may change.
+template <typename Nibbles>
+inline void small_group(const Nibbles nibbles, const Tile tile, const Turn t,
+                        const DigitGroup& group, float* const total) {
+  const int64_t first = t.k / tile.group * kTile;
+  const float unit = group.unit * nibbles.unit();
+  const int32_t low_sum = group.low_sum, high_sum = group.high_sum;
+  const uint8_t* const packed = tile.packed + t.k / 8 * kStepBytes;
+  for (int column = 0; column < kTile; column += 2 * kWide) {
+    const auto finish = [&](int c, __m256i low, __m256i high) {
+      add_group<Nibbles::kFitsInt32>(tile, first + c, nibbles.zeros(tile, first + c), unit, low_sum,
+                                     high_sum, reinterpret_cast<Ints>(low),
+                                     reinterpret_cast<Ints>(high), total + c);
+    };
+    const uint8_t* const next = t.next + prefetch_offset(column);
+    // A constant for the most frequent width, so that the loop is unrolled.
+    if (t.count == 16)
+      digit_columns(nibbles, packed, 16, group.digits(), next, column, finish);
+    else
+      digit_columns(nibbles, packed, t.count, group.digits(), next, column, finish);
   }
 }
 
-// total[64] = a tile of nibbles times a row that split_row has split.
-inline void digit_row(const Tile& tile, const uint8_t* split, float* total) {
+// total[64] = a tile times a row that split_row has split.
+template <typename Nibbles>
+inline void digit_row_of(const Tile& tile, const uint8_t* split, float* total) {
+  const Nibbles nibbles(tile);
   DigitSums sums[kStreams];
   std::fill_n(total, kTile, 0.0f);
   const int64_t bytes = DigitGroup::bytes(tile.group);
   const auto group_at = [&](int64_t group) {
     return reinterpret_cast<const DigitGroup*>(split + group * bytes);
   };
+  const bool is_small = tile.group <= Nibbles::kInputs;
   const auto turn = [&](const Turn& t) {
     const int64_t group = t.k / tile.group;
-    const int8_t* digits = group_at(group)->digits() + (t.k - group * tile.group) * 3;
+    const DigitGroup& row = *group_at(group);
+    if (is_small) return small_group(nibbles, tile, t, row, total);
+    const int8_t* digits = row.digits() + (t.k - group * tile.group) * 3;
     const uint8_t* packed = tile.packed + t.k / 8 * kStepBytes;
+    DigitSums& slot = sums[t.slot];
     for (int column = 0; column < kTile; column += 2 * kWide)
-      digit_columns(packed, t.count, digits, !t.first, t.next + prefetch_offset(column),
-                    column, sums[t.slot]);
+      for (int64_t k = 0; k < t.count; k += Nibbles::kInputs) {
+        const bool add = !t.first || k > 0;
+        digit_columns(nibbles, packed + k / 8 * kStepBytes,
+                      std::min(Nibbles::kInputs, t.count - k), digits + 3 * k,
+                      t.next + prefetch_offset(column) + 8 * k, column,
+                      [&](int at, __m256i low, __m256i high) {
+                        int32_t *lows = slot.low + at, *highs = slot.high + at;
+                        store_lanes(lows, accumulate(lows, add, low));
+                        store_lanes(highs, accumulate(highs, add, high));
+                      });
+      }
   };
   const auto fold = [&](int slot, int64_t group) {
+    if (is_small) return;
     const DigitGroup& row = *group_at(group);
+    const float unit = row.unit * nibbles.unit();
     for (int column = 0; column < kTile; column += kWide) {
       const int64_t at = group * kTile + column;
-      const Ints zero = zeros_at(tile, at);
-      const Ints low = load_lanes<Ints>(sums[slot].low + column) - zero * row.low_sum;
-      const Ints high = load_lanes<Ints>(sums[slot].high + column) - zero * row.high_sum;
-      const Floats sum = to_floats(low) + to_floats(high) * 65536.0f;
-      float* out = total + column;
-      store_lanes(out, load_lanes<Floats>(out) + sum * (scales_at(tile, at) * row.unit));
+      add_group<false>(tile, at, nibbles.zeros(tile, at), unit, row.low_sum, row.high_sum,
+                       load_lanes<Ints>(sums[slot].low + column),
+                       load_lanes<Ints>(sums[slot].high + column), total + column);
     }
   };
   in_streams(tile, turn, fold);
+}
+
+inline void digit_row(const Tile& tile, const uint8_t* split, float* total) {
+  tile.levels ? digit_row_of<LevelBytes>(tile, split, total)
+              : digit_row_of<PlainNibbles>(tile, split, total);
 }
 
 }  // namespace

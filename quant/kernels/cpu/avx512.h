@@ -18,9 +18,11 @@ inline __m512i broadcast4(const void* bytes) {
 inline __m512i load(const void* at) { return _mm512_loadu_si512(at); }
 
 inline __m512 scales16(const Tile& tile, int64_t at) {
-  if (!tile.half_scales) return _mm512_loadu_ps(static_cast<const float*>(tile.scales) + at);
-  return _mm512_cvtph_ps(_mm256_loadu_si256(
+  if (!tile.half_scales)
+    return divided(_mm512_loadu_ps(static_cast<const float*>(tile.scales) + at), tile);
+  const __m512 stored = _mm512_cvtph_ps(_mm256_loadu_si256(
       reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(tile.scales) + at)));
+  return divided(stored, tile);
 }
 
 inline __m512i zeros16(const uint8_t* at) {

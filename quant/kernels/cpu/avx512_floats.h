@@ -9,48 +9,101 @@
 #include <type_traits>
 
 #include "avx512.h"
+#include "decoders.h"
 
 namespace vlpress {
 namespace {
 
 inline __m512bh pairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
-// bf16 of an integer of at most 8 bits, by truncation: exact.
-inline uint16_t exact_bf16(int value) {
-  const float wide = static_cast<float>(value);
+// bf16 of a number that it holds, by truncation.
+inline uint16_t exact_bf16(float value) {
   uint32_t bits;
-  std::memcpy(&bits, &wide, sizeof bits);
+  std::memcpy(&bits, &value, sizeof bits);
   return static_cast<uint16_t>(bits >> 16);
 }
 
-// Lookup tables from nibbles to bf16, with the zero point subtracted: one VPERMW replaces masking,
-// conversion and subtraction. VPERMW indexes with five bits of a word, of which the fifth belongs
-// to the next nibble, so the sixteen values are stored twice.
-//
+// Pairs of inputs in bf16, as operands of VDPBF16PS: `operand(words, j)` is the one of product j of
+// a step, for the pair of inputs `pair(j)`.
+
+// Nibbles by a lookup table: integers minus the zero point, or levels. One VPERMW replaces masking,
+// conversion and subtraction. It indexes with five bits of a word, of which the fifth belongs to
+// the next nibble, so the sixteen values are stored twice.
+struct NibblePairs {
+  static constexpr int kBits = 4, kProducts = 4;
+  __m512i table;
+
+  explicit NibblePairs(const Tile& tile) {
+    alignas(64) uint16_t values[32];
+    for (int i = 0; i < 32; ++i) {
+      const int nibble = i % 16;
+      values[i] = tile.levels ? exact_bf16(tile.levels[nibble])
+                              : exact_bf16(static_cast<float>(nibble - tile.zero));
+    }
+    table = load(values);
+  }
+
+  __m512i operand(__m512i words, int j) const {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * j), table);
+  }
+  static constexpr int pair(int j) { return j; }
+};
+
 // A byte has too many values for a table. An 8-bit weight is 16 * high + low, each nibble with a
 // table of its own (16 * high - zero and low, exact in bf16), and is multiplied in two
 // instructions.
-struct Tables {
+struct BytePairs {
+  static constexpr int kBits = 8, kProducts = 4;
   __m512i low, high;
 
-  Tables(int64_t bits, int zero) {
+  explicit BytePairs(const Tile& tile) {
     alignas(64) uint16_t lows[32], highs[32];
     for (int i = 0; i < 32; ++i) {
       const int nibble = i % 16;
-      lows[i] = exact_bf16(bits == 4 ? nibble - zero : nibble);
-      highs[i] = exact_bf16(16 * nibble - zero);
+      lows[i] = exact_bf16(static_cast<float>(nibble));
+      highs[i] = exact_bf16(static_cast<float>(16 * nibble - tile.zero));
     }
     low = load(lows);
     high = load(highs);
   }
+
+  __m512i operand(__m512i words, int j) const {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4 * j), j % 2 ? high : low);
+  }
+  static constexpr int pair(int j) { return j / 2; }
+};
+
+// Bytes of a sign and 128 magnitudes, in four registers of which VPERMI2W looks up two.
+struct SignedBytePairs {
+  static constexpr int kBits = 8, kProducts = 2;
+  __m512i tables[4];
+
+  explicit SignedBytePairs(const Tile& tile) {
+    alignas(64) uint16_t magnitudes[128];
+    for (int i = 0; i < 128; ++i) magnitudes[i] = exact_bf16(tile.levels[i]);
+    for (int i = 0; i < 4; ++i) tables[i] = load(magnitudes + 32 * i);
+  }
+
+  __m512i operand(__m512i words, int j) const {
+    const __m512i index = j == 0 ? words : _mm512_srli_epi16(words, 8);
+    const __m512i signs = j == 0 ? _mm512_slli_epi16(words, 8) : words;
+    const __m512i magnitude =
+        _mm512_mask_blend_epi16(_mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
+                                _mm512_permutex2var_epi16(tables[0], index, tables[1]),
+                                _mm512_permutex2var_epi16(tables[2], index, tables[3]));
+    constexpr int kOrAnd = 0xf8;  // first | (second & third)
+    return _mm512_ternarylogic_epi32(magnitude, signs,
+                                     _mm512_set1_epi16(static_cast<short>(0x8000)), kOrAnd);
+  }
+  static constexpr int pair(int j) { return j; }
 };
 
 // sums[kRows][kVecs] = one group of a tile, `kVecs` vectors of columns, times `kRows` rows of x.
-template <int kBits, int kRows, int kVecs>
+template <typename Pairs, int kRows, int kVecs>
 inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, int64_t stride,
-                       const Tables& tables, __m512 (&sums)[kRows][kVecs]) {
-  // A step adds four dependent products to each accumulator. With few accumulators their latency is
-  // the limit, so two alternate; with many, the registers are needed for rows.
+                       const Pairs& decoder, __m512 (&sums)[kRows][kVecs]) {
+  // A step adds two or four dependent products to each accumulator. With few accumulators their
+  // latency is the limit, so two alternate; with many, the registers are needed for rows.
   constexpr int kChains = kRows * kVecs <= 8 ? 2 : 1;
   __m512 acc[kChains][kRows][kVecs];
   VLPRESS_UNROLL
@@ -59,23 +112,20 @@ inline void group_rows(const uint8_t* packed, int64_t steps, const uint16_t* x, 
     for (int m = 0; m < kRows; ++m)
       VLPRESS_UNROLL
       for (int v = 0; v < kVecs; ++v) acc[h][m][v] = _mm512_setzero_ps();
-  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  constexpr int kInputs = Pairs::kBits == 4 ? 8 : 4;
   for (int64_t s = 0; s < steps; ++s, packed += kStepBytes, x += kInputs) {
     prefetch_step(packed);
     __m512i words[kVecs];
     VLPRESS_UNROLL
     for (int v = 0; v < kVecs; ++v) words[v] = load(packed + 64 * v);
     VLPRESS_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const __m512i& table = kBits == 4 || j % 2 == 0 ? tables.low : tables.high;
-      const int pair = kBits == 4 ? j : j / 2;
+    for (int j = 0; j < Pairs::kProducts; ++j) {
       __m512i weights[kVecs];
       VLPRESS_UNROLL
-      for (int v = 0; v < kVecs; ++v)
-        weights[v] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words[v], 4 * j), table);
+      for (int v = 0; v < kVecs; ++v) weights[v] = decoder.operand(words[v], j);
       VLPRESS_UNROLL
       for (int m = 0; m < kRows; ++m) {
-        const __m512bh inputs = pairs(broadcast4(x + m * stride + 2 * pair));
+        const __m512bh inputs = pairs(broadcast4(x + m * stride + 2 * Pairs::pair(j)));
         VLPRESS_UNROLL
         for (int v = 0; v < kVecs; ++v) {
           __m512& sum = acc[j % kChains][m][v];
@@ -107,11 +157,11 @@ inline float sum_bf16(const uint16_t* x, int64_t count) {
 // total[kRows][...] = all groups of a tile, `kVecs` vectors of columns from vector `first` on. The
 // tables subtract `zero` for all columns; columns with their own zero points are corrected once per
 // group by (zero point - zero) * sum(x), instead of once per weight.
-template <int kBits, int kRows, int kVecs>
+template <typename Pairs, int kRows, int kVecs>
 inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t stride,
                       float* total) {
-  const Tables tables(kBits, tile.zero);
-  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  const Pairs decoder(tile);
+  constexpr int kInputs = Pairs::kBits == 4 ? 8 : 4;
   __m512 sums[kRows][kVecs];
   const int64_t groups = tile.k / tile.group;
   __m512 totals[kRows][kVecs];
@@ -122,7 +172,7 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* packed = tile.packed + g * (tile.group / kInputs) * kStepBytes + 64 * first;
     const uint16_t* inputs = x + g * tile.group;
-    group_rows<kBits, kRows, kVecs>(packed, tile.group / kInputs, inputs, stride, tables, sums);
+    group_rows<Pairs, kRows, kVecs>(packed, tile.group / kInputs, inputs, stride, decoder, sums);
     __m512 input_sums[kRows];
     if (tile.zero_points)
       VLPRESS_UNROLL
@@ -153,15 +203,15 @@ inline void tile_rows(const Tile& tile, int first, const uint16_t* x, int64_t st
 
 // A tile times m <= kDecodeRows rows. Up to two rows take all four vectors of columns in one pass;
 // more rows take two vectors at a time, so that at most 16 accumulators and 16 totals are live.
-template <int kBits>
+template <typename Pairs>
 inline void rows_of(const Tile& tile, const uint16_t* x, int64_t stride, int m, float* total) {
   const auto halves = [&](auto rows) {
     for (int first = 0; first < kVectors; first += 2)
-      tile_rows<kBits, decltype(rows)::value, 2>(tile, first, x, stride, total);
+      tile_rows<Pairs, decltype(rows)::value, 2>(tile, first, x, stride, total);
   };
   switch (m) {
-    case 1: return tile_rows<kBits, 1, 4>(tile, 0, x, stride, total);
-    case 2: return tile_rows<kBits, 2, 4>(tile, 0, x, stride, total);
+    case 1: return tile_rows<Pairs, 1, 4>(tile, 0, x, stride, total);
+    case 2: return tile_rows<Pairs, 2, 4>(tile, 0, x, stride, total);
     case 3: return halves(std::integral_constant<int, 3>());
     case 4: return halves(std::integral_constant<int, 4>());
     case 5: return halves(std::integral_constant<int, 5>());
@@ -173,8 +223,10 @@ inline void rows_of(const Tile& tile, const uint16_t* x, int64_t stride, int m, 
 
 inline void bf16_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
   const uint16_t* rows = static_cast<const uint16_t*>(x);
-  tile.bits == 4 ? rows_of<4>(tile, rows, stride, m, total)
-                 : rows_of<8>(tile, rows, stride, m, total);
+  const auto call = tile.bits == 4 ? rows_of<NibblePairs>
+                    : tile.levels  ? rows_of<SignedBytePairs>
+                                   : rows_of<BytePairs>;
+  call(tile, rows, stride, m, total);
 }
 
 // Rounds two vectors of floats to bf16 pairs, one per lane, with `even` in the lower half.
@@ -189,39 +241,50 @@ inline __m512i interleave(__m512 even, __m512 odd) {
 
 // Dequantizes a panel to bf16: for each pair of inputs four vectors of 16 columns, one pair per
 // lane. Weights are computed in float32 and rounded once, as the reference does.
-inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* out) {
-  uint16_t* panel = static_cast<uint16_t*>(out);
-  const int inputs = step_inputs(tile.bits), width = static_cast<int>(tile.bits);
-  const __m512i mask = _mm512_set1_epi32((1 << width) - 1);
-  __m512 scales[kVectors], zeros[kVectors];
+template <typename Decoder>
+inline void unpack_pairs(const Tile& tile, int64_t begin, int64_t count, uint16_t* panel) {
+  constexpr int kInputs = Decoder::kBits == 4 ? 8 : 4;
+  __m512 scales[kVectors];
+  Decoder decoders[kVectors];
   int64_t remaining = 0;  // remaining inputs of the group
-  for (int64_t k = begin; k < begin + count; k += inputs, remaining -= inputs) {
+  for (int64_t k = begin; k < begin + count; k += kInputs, remaining -= kInputs) {
     if (remaining == 0) {
       const int64_t at = k / tile.group * kTile;
       remaining = tile.group - k % tile.group;
       VLPRESS_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         scales[v] = scales16(tile, at + kLanes * v);
-        const __m512i zero = tile.zero_points ? zeros16(tile.zero_points + at + kLanes * v)
-                                              : _mm512_set1_epi32(tile.zero);
-        zeros[v] = _mm512_cvtepi32_ps(zero);
+        decoders[v] = Decoder(tile, at + kLanes * v);
       }
     }
-    const uint8_t* packed = tile.packed + k / inputs * kStepBytes;
+    const uint8_t* packed = tile.packed + k / kInputs * kStepBytes;
     VLPRESS_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      const __m512i lanes = load(packed + 64 * v);
-      for (int i = 0; i < inputs; i += 2) {
-        const auto value = [&](int shift) {
-          const __m512i q = _mm512_and_epi32(_mm512_srli_epi32(lanes, shift), mask);
-          return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(q), zeros[v]), scales[v]);
+      const Words lanes = load_lanes<Words>(packed + 64 * v);
+      VLPRESS_UNROLL
+      for (int i = 0; i < kInputs; i += 2) {
+        const auto value = [&](int input) {
+          return static_cast<__m512>(decoders[v].value(lanes, input) * scales[v]);
         };
-        const __m512i pair = interleave(value(i / 2 * width), value(16 + i / 2 * width));
+        const __m512i pair = interleave(value(i), value(i + 1));
         _mm512_storeu_si512(panel + i * kTile + 32 * v, pair);
       }
     }
-    panel += inputs * kTile;
+    panel += kInputs * kTile;
   }
+}
+
+inline void unpack_bf16(const Tile& tile, int64_t begin, int64_t count, void* out) {
+  uint16_t* panel = static_cast<uint16_t*>(out);
+  if (tile.levels)
+    return with_decoder(tile, [&](auto decoder) {
+      unpack_pairs<decltype(decoder)>(tile, begin, count, panel);
+    });
+  const bool each = tile.zero_points;
+  const auto call = tile.bits == 4 ? (each ? unpack_pairs<Integers<4, true>>
+                                           : unpack_pairs<Integers<4, false>>)
+                                   : unpack_pairs<Integers<8, true>>;
+  call(tile, begin, count, panel);
 }
 
 // One register tile: kRows rows x 64 columns over all inputs of a panel. With six rows the 24

@@ -15,7 +15,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "byte_levels.h"
 #include "threads.h"
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 namespace vlpress {
 namespace {
@@ -58,8 +63,40 @@ Tile tile_of(const Gemm& p, const Weight& w, int64_t index) {
           shape.bits,
           w.half_scales,
           w.zero,
-          std::min<int64_t>(kTile, w.n - index * kTile)};
+          std::min<int64_t>(kTile, w.n - index * kTile),
+          shape.levels,
+          shape.mantissa,
+          w.divisor,
+          w.divisor == 0.0f ? 0.0f : 1.0f / w.divisor};
 }
+
+// Whether bf16 holds all levels of a table.
+bool fits_bf16(const Shape& shape) {
+  for (int code = 0; shape.levels && !shape.mantissa && code < 1 << shape.bits; ++code) {
+    uint32_t bits;
+    std::memcpy(&bits, shape.levels + code, sizeof bits);
+    if (bits & 0xffff) return false;
+  }
+  return true;
+}
+
+// Small float formats are decoded through subnormal float32 numbers (decoders.h), which the caller
+// may have the processor treat as zeros (torch.set_flush_denormal).
+class SubnormalNumbers {
+ public:
+#if defined(__SSE__)
+  explicit SubnormalNumbers(bool needed) : before_(_mm_getcsr()) {
+    if (needed) _mm_setcsr(before_ & ~kFlush);
+  }
+  ~SubnormalNumbers() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr uint32_t kFlush = 0x8040;  // of results, and of operands
+  const uint32_t before_;
+#else
+  explicit SubnormalNumbers(bool) {}
+#endif
+};
 
 // Calls work(weight, tile, thread) for every tile of all weights, by index. All weights of a call
 // share one parallel region: its start costs as much as a small layer's work.
@@ -69,6 +106,7 @@ void each_tile(const Gemm& p, const Work& work) {
   for (int i = 0; i < p.count; ++i) tiles += tiles_of(p.weights[i]);
   const int threads = useful_threads(tiles * kTile * p.shape.k * p.m, p.threads);
   parallel(tiles, threads, [&](int thread, int64_t begin, int64_t end) {
+    [[maybe_unused]] const SubnormalNumbers subnormal(p.shape.mantissa > 0);
     int weight = 0;
     int64_t tile = begin;
     for (int64_t i = begin; i < end; ++i, ++tile) {
@@ -130,7 +168,8 @@ struct FloatPlan {
     // bf16 weights in their stored form have no packed tiles to unpack in registers, and are used
     // on processors without bf16 products only.
     const bool stored = p.shape.bits == kBf16Bits;
-    const bool pairs = p.type == kBFloat16 && table.bf16.direct && !stored;
+    const bool pairs =
+        p.type == kBFloat16 && table.bf16.direct && !stored && fits_bf16(p.shape);
     kernels = pairs ? &table.bf16 : &table.f32;
     Scratch scratch{p.scratch};
     // Converted once per call: each of the N / 64 tiles reads all of x.
@@ -138,7 +177,8 @@ struct FloatPlan {
     widened = widen ? scratch.take<float>(p.m * p.shape.k) : nullptr;
     // float32 has more bits than a split row keeps of the smaller inputs.
     const bool splits = widen && p.m == 1 && p.shape.bits == 4 && kernels->split &&
-                        p.shape.group <= kPanelInputs;
+                        p.shape.group <= kPanelInputs &&
+                        (!p.shape.levels || ByteLevels(p.shape.levels).valid);
     split = splits ? scratch.take<uint8_t>(kernels->split_bytes(p.shape.k, p.shape.group))
                    : nullptr;
     direct = !stored && p.m <= kernels->direct_rows[p.shape.bits == 8];

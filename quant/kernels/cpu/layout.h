@@ -14,6 +14,9 @@
 // 0x0f0f0f0f` is four inputs (k0 k4 k1 k5), the operand of VPDPBUSD (a product of bytes), provided
 // that the int8 activations are stored in the same order.
 //
+// Weights are integers, or codes of levels: numbers of a small float format (sign, exponent and
+// fraction, highest bit first), or positions in a table of at most 16 levels. All are stored alike.
+//
 // 64 columns are one cache line of bytes, and four vectors of float32 sums: wide enough to hide the
 // latency of a multiply-add with one row of x, narrow enough that a tile is a small task for a
 // thread.
@@ -59,12 +62,15 @@ struct Weight {
   int64_t n;
   int32_t half_scales;  // whether scales are fp16
   int32_t zero;         // the common zero point, or the middle of the integer range
+  float divisor;        // of the scales; 0: none
 };
 
 // Properties shared by all weights of one call; mirrored by ctypes in ../cpu.py.
 struct Shape {
   int64_t k, group;  // group: inputs per scale
   int64_t bits;      // 4 or 8, as stored, or kBf16Bits
+  const float* levels;  // [2^bits] by code; null: integers
+  int64_t mantissa;     // bits of the fraction, if levels are numbers of a float format; else 0
 };
 
 // Arguments of one matrix product, y[i] = x W[i]' + bias[i].
@@ -89,6 +95,9 @@ struct Tile {
   int64_t bits;
   int32_t half_scales, zero;
   int64_t columns;  // without padding
+  const float* levels;
+  int64_t mantissa;
+  float divisor, reciprocal;  // 0: scales are not divided
 };
 
 // Products with float activations. `x` has the type that the table entry is for.
@@ -107,7 +116,8 @@ struct FloatKernels {
   void (*multiply)(const void* panel, int64_t count, const void* x, int64_t stride, int64_t m,
                    bool add, float* total);
   // The product of one row with 4-bit weights in integers, if that is faster than `direct`; else
-  // null. `split_bytes`: of the split row; groups have at most kPanelInputs inputs.
+  // null. `split_bytes`: of the split row; groups have at most kPanelInputs inputs, and levels are
+  // those of byte_levels.h.
   int64_t (*split_bytes)(int64_t k, int64_t group);
   void (*split)(const float* x, int64_t k, int64_t group, uint8_t* split);
   void (*multiply_split)(const Tile&, const uint8_t* split, float* total);

@@ -16,6 +16,9 @@
 // instruction, at half the speed. Eight is the largest trip count.
 #define VLPRESS_UNROLL _Pragma("GCC unroll 8")
 
+// For functions whose arguments have to stay in registers.
+#define VLPRESS_INLINE inline __attribute__((always_inline))
+
 namespace vlpress {
 namespace {
 
@@ -86,11 +89,31 @@ inline Floats from_bf16(Halves bf16) {
 // Position (in bits) of input `i` of a step in its lane, see layout.h.
 inline int shift_of(int bits, int i) { return i % 2 * 16 + i / 2 * (bits == 4 ? 4 : 8); }
 
+// Scales over the tile's divisor, correctly rounded. With fused multiply-adds the remainder of the
+// quotient by the rounded reciprocal is exact (Markstein, "Computation of elementary functions on
+// the IBM RISC System/6000 processor", 1990, theorem 8.2).
+inline Floats divided(Floats scales, const Tile& tile) {
+  if (tile.divisor == 0.0f) return scales;
+#if defined(__AVX512F__)
+  const Floats quotient = scales * tile.reciprocal, divisor = all_lanes(tile.divisor);
+  const Floats rest = _mm512_fnmadd_ps(quotient, divisor, scales);
+  return _mm512_fmadd_ps(rest, all_lanes(tile.reciprocal), quotient);
+#elif defined(__FMA__)
+  const Floats quotient = scales * tile.reciprocal, divisor = all_lanes(tile.divisor);
+  const Floats rest = _mm256_fnmadd_ps(quotient, divisor, scales);
+  return _mm256_fmadd_ps(rest, all_lanes(tile.reciprocal), quotient);
+#else
+  return scales / tile.divisor;
+#endif
+}
+
 // Scales and zero points of kWide columns of a tile, from index `at` = group * kTile + column.
 inline Floats scales_at(const Tile& tile, int64_t at) {
-  return tile.half_scales
-             ? from_fp16(load_lanes<Halves>(static_cast<const uint16_t*>(tile.scales) + at))
-             : load_lanes<Floats>(static_cast<const float*>(tile.scales) + at);
+  const Floats stored =
+      tile.half_scales
+          ? from_fp16(load_lanes<Halves>(static_cast<const uint16_t*>(tile.scales) + at))
+          : load_lanes<Floats>(static_cast<const float*>(tile.scales) + at);
+  return divided(stored, tile);
 }
 
 inline Ints zeros_at(const Tile& tile, int64_t at) {

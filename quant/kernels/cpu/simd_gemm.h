@@ -4,12 +4,8 @@
 
 #include <type_traits>
 
+#include "decoders.h"
 #include "generic.h"
-#include "simd.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace vlpress {
 namespace {
@@ -21,49 +17,19 @@ constexpr int kAccumulators = 24;
 constexpr int kAccumulators = 12;
 #endif
 
-// Zero points of a vector of columns.
-struct Zeros {
-  Ints whole;
-#if defined(__AVX512F__)
-  Floats table;  // nibble -> nibble - zero, where all columns share the zero point
-#endif
-
-  Zeros() = default;
-
-  Zeros(const Tile& tile, int64_t at) : whole(zeros_at(tile, at)) {
-#if defined(__AVX512F__)
-    const Ints nibbles = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    table = to_floats(nibbles - tile.zero);
-#endif
-  }
-};
-
-// Weight minus zero point of input `i` of a step. `kEach`: each column has its own zero point.
-template <int kBits, bool kEach>
-inline Floats value_of(Words lanes, int i, const Zeros& zeros) {
-  const Words low = lanes >> shift_of(kBits, i);
-#if defined(__AVX512F__)
-  // VPERMPS reads the lowest four bits of a lane only: one instruction for masking, conversion to
-  // float and subtraction.
-  if (kBits == 4 && !kEach)
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(low), zeros.table);
-#endif
-  return to_floats(as_ints(low & ((1 << kBits) - 1)) - zeros.whole);
-}
-
-// `kVecs` vectors of columns of a tile, from `column` on, times `kRows` rows of x. The weights'
-// integers are multiplied unscaled, and the sums of each group are scaled once: one multiplication
+// `kVecs` vectors of columns of a tile, from `column` on, times `kRows` rows of x. The decoded
+// weights are multiplied unscaled, and the sums of each group are scaled once: one multiplication
 // per group instead of one per weight.
-template <int kBits, bool kEach, int kRows, int kVecs>
+template <typename Decoder, int kRows, int kVecs>
 inline void columns_of(const Tile& tile, int column, const float* x, int64_t stride, float* total) {
-  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  constexpr int kInputs = Decoder::kBits == 4 ? 8 : 4;
   const uint8_t* packed = tile.packed + 4 * column;
   Floats totals[kRows][kVecs] = {};
   for (int64_t k = 0, group = 0; k < tile.k; ++group) {
     const int64_t at = group * kTile + column, stop = k + tile.group;
-    Zeros zeros[kVecs];
+    Decoder decoders[kVecs];
     VLPRESS_UNROLL
-    for (int v = 0; v < kVecs; ++v) zeros[v] = Zeros(tile, at + kWide * v);
+    for (int v = 0; v < kVecs; ++v) decoders[v] = Decoder(tile, at + kWide * v);
     Floats sums[kRows][kVecs] = {};
     for (; k < stop; k += kInputs, packed += kStepBytes) {
       // See kPrefetchBytes.
@@ -77,7 +43,7 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
       for (int i = 0; i < kInputs; ++i) {
         Floats weights[kVecs];
         VLPRESS_UNROLL
-        for (int v = 0; v < kVecs; ++v) weights[v] = value_of<kBits, kEach>(lanes[v], i, zeros[v]);
+        for (int v = 0; v < kVecs; ++v) weights[v] = decoders[v].value(lanes[v], i);
         VLPRESS_UNROLL
         for (int m = 0; m < kRows; ++m) {
           const Floats one = all_lanes(x[m * stride + k + i]);
@@ -102,12 +68,12 @@ inline void columns_of(const Tile& tile, int column, const float* x, int64_t str
 
 // All columns of a tile. The number of vectors per pass follows from the register budget: rows x
 // vectors sums and, for short chains of dependent additions, as many vectors as fit.
-template <int kBits, bool kEach>
+template <typename Decoder>
 inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int m, float* total) {
   const auto passes = [&](auto rows, auto vectors) {
     constexpr int kVecs = decltype(vectors)::value;
     for (int column = 0; column < kTile; column += kVecs * kWide)
-      columns_of<kBits, kEach, decltype(rows)::value, kVecs>(tile, column, x, stride, total);
+      columns_of<Decoder, decltype(rows)::value, kVecs>(tile, column, x, stride, total);
   };
   constexpr std::integral_constant<int, 4> four;
   constexpr std::integral_constant<int, 1> one;
@@ -135,33 +101,39 @@ inline void tile_of_floats(const Tile& tile, const float* x, int64_t stride, int
 
 inline void float_rows(const Tile& tile, const void* x, int64_t stride, int m, float* total) {
   const float* rows = static_cast<const float*>(x);
-  const auto call = tile.zero_points
-                        ? (tile.bits == 4 ? tile_of_floats<4, true> : tile_of_floats<8, true>)
-                        : (tile.bits == 4 ? tile_of_floats<4, false> : tile_of_floats<8, false>);
+  if (tile.levels)
+    return with_decoder(tile, [&](auto decoder) {
+      tile_of_floats<decltype(decoder)>(tile, rows, stride, m, total);
+    });
+  const bool each = tile.zero_points;
+  const auto call = tile.bits == 4 ? (each ? tile_of_floats<Integers<4, true>>
+                                           : tile_of_floats<Integers<4, false>>)
+                                   : (each ? tile_of_floats<Integers<8, true>>
+                                           : tile_of_floats<Integers<8, false>>);
   call(tile, rows, stride, m, total);
 }
 
 // Dequantizes a panel, one vector of columns at a time.
-template <int kBits>
+template <typename Decoder>
 inline void unpack_steps(const Tile& tile, int64_t begin, int64_t count, float* panel) {
-  constexpr int kInputs = kBits == 4 ? 8 : 4;
+  constexpr int kInputs = Decoder::kBits == 4 ? 8 : 4;
   for (int column = 0; column < kTile; column += kWide) {
     const uint8_t* packed = tile.packed + begin / kInputs * kStepBytes + 4 * column;
     float* out = panel + column;
     Floats scale = {};
-    Zeros zeros;
+    Decoder decoder;
     int64_t remaining = 0;  // remaining inputs of the group
     for (int64_t k = begin; k < begin + count; k += kInputs, remaining -= kInputs) {
       if (remaining == 0) {
         const int64_t at = k / tile.group * kTile + column;
         remaining = tile.group - k % tile.group;
         scale = scales_at(tile, at);
-        zeros = Zeros(tile, at);
+        decoder = Decoder(tile, at);
       }
       const Words lanes = load_lanes<Words>(packed);
       VLPRESS_UNROLL
       for (int i = 0; i < kInputs; ++i)
-        store_lanes(out + i * kTile, value_of<kBits, true>(lanes, i, zeros) * scale);
+        store_lanes(out + i * kTile, decoder.value(lanes, i) * scale);
       packed += kStepBytes;
       out += kInputs * kTile;
     }
@@ -174,8 +146,12 @@ inline void unpack_floats(const Tile& tile, int64_t begin, int64_t count, void* 
     const uint16_t* weights = reinterpret_cast<const uint16_t*>(tile.packed) + begin;
     return transpose_floats(weights, tile.k, tile.columns, count, out, kTile);
   }
-  tile.bits == 4 ? unpack_steps<4>(tile, begin, count, out)
-                 : unpack_steps<8>(tile, begin, count, out);
+  if (tile.levels)
+    return with_decoder(tile, [&](auto decoder) {
+      unpack_steps<decltype(decoder)>(tile, begin, count, out);
+    });
+  tile.bits == 4 ? unpack_steps<Integers<4, true>>(tile, begin, count, out)
+                 : unpack_steps<Integers<8, true>>(tile, begin, count, out);
 }
 
 // Vectors of columns in a register tile: 4 with 32 registers, 2 with 16.

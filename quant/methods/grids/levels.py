@@ -57,6 +57,13 @@ def level_values(indices: Tensor, grid: Grid) -> Tensor:
     return table.index_select(0, indices.reshape(-1).int()).reshape(indices.shape)
 
 
+def code_levels(grid: Grid, bits: int) -> Tensor:
+    """Return the levels by stored code, float32 `[2**bits]`; NaN for codes that are none."""
+    levels = torch.full((1 << bits,), torch.nan)
+    levels[list(grid.codes)] = torch.tensor(grid.levels)
+    return levels
+
+
 def index_to_code(indices: Tensor, grid: Grid) -> Tensor:
     """Convert positions to stored codes, uint8 of the same shape."""
     table = torch.tensor(grid.codes, dtype=torch.uint8, device=indices.device)

@@ -96,8 +96,8 @@ int check_quantized(const void* kernels, int64_t bits, bool each, int64_t m, boo
   std::vector<uint16_t> y(m * n, 0x7fc0);
   const Weight weight = {
       packed.data(),  scales.data(), each ? zeros.data() : nullptr, bias.data(), n, 0,
-      1 << (bits - 1)};
-  const Shape shape = {k, group, bits};
+      1 << (bits - 1), 0};
+  const Shape shape = {k, group, bits, nullptr, 0};
   Memory scratch(vlpress_gemm_scratch(kernels, &shape, kBFloat16, m, 2, integers));
   void* const out = y.data();
   vlpress_gemm(kernels, &shape, &weight, 1, kBFloat16, x.data(), m, k, &out, scratch.address(), 2,
@@ -122,6 +122,59 @@ int check_quantized(const void* kernels, int64_t bits, bool each, int64_t m, boo
   return report(integers ? "int8 activations" : "weight-only", bits, m, error / largest, 8e-3);
 }
 
+// The level of a code: a number of a small float format, or of a table without a pattern.
+float level_of(int code, int64_t bits, int64_t mantissa) {
+  if (!mantissa) return std::sin(static_cast<float>(code));
+  const int64_t exponents = bits - 1 - mantissa, bias = (1 << (exponents - 1)) - 1;
+  const int64_t exponent = code >> mantissa & ((1 << exponents) - 1);
+  const double fraction = (code & ((1 << mantissa) - 1)) / std::ldexp(1.0, mantissa);
+  const double size = exponent ? std::ldexp(1 + fraction, exponent - bias)
+                               : std::ldexp(fraction, 1 - bias);
+  return static_cast<float>(code >> (bits - 1) ? -size : size);
+}
+
+int check_levels(const void* kernels, int64_t bits, int64_t mantissa, int64_t m) {
+  const int64_t k = 256, n = 64, group = 16, groups = k / group;
+  const int inputs = step_inputs(bits);
+  std::vector<float> levels(1 << bits);
+  for (int code = 0; code < 1 << bits; ++code) levels[code] = level_of(code, bits, mantissa);
+  std::vector<int> codes(n * k);
+  std::vector<uint8_t> packed(tile_bytes(bits, k));
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t i = 0; i < k; ++i) {
+      int& code = codes[row * k + i] = below(1 << bits);
+      if (bits == 8) code &= 0xb7;  // neither NaN nor infinity
+      const int64_t at = i % inputs, shift = at % 2 * 16 + at / 2 * (bits == 4 ? 4 : 8);
+      uint8_t* lane = packed.data() + i / inputs * kStepBytes + row * 4;
+      uint32_t bits_of_lane;
+      std::memcpy(&bits_of_lane, lane, sizeof bits_of_lane);
+      bits_of_lane |= static_cast<uint32_t>(code) << shift;
+      std::memcpy(lane, &bits_of_lane, sizeof bits_of_lane);
+    }
+  const std::vector<float> scales = random_floats(groups * kTile, 1);
+  const float divisor = 3;
+  const std::vector<uint16_t> x = random_bf16(m * k);
+  std::vector<float> wide(m * k), y(m * n, NAN);
+  for (int64_t i = 0; i < m * k; ++i) wide[i] = widened(x[i]);
+  const Weight weight = {packed.data(), scales.data(), nullptr, nullptr, n, 0, 0, divisor};
+  const Shape shape = {k, group, bits, levels.data(), mantissa};
+  Memory scratch(vlpress_gemm_scratch(kernels, &shape, kFloat32, m, 2, 0));
+  void* const out = y.data();
+  vlpress_gemm(kernels, &shape, &weight, 1, kFloat32, wide.data(), m, k, &out, scratch.address(), 2,
+               -1.0f);
+  double error = 0, largest = 0;
+  for (int64_t row = 0; row < m; ++row)
+    for (int64_t c = 0; c < n; ++c) {
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i)
+        sum += static_cast<double>(wide[row * k + i]) * levels[codes[c * k + i]] *
+               scales[i / group * kTile + c] / divisor;
+      error = std::fmax(error, std::fabs(sum - y[row * n + c]));
+      largest = std::fmax(largest, std::fabs(sum));
+    }
+  return report(mantissa ? "float format" : "table", bits, m, error / largest, 1e-5);
+}
+
 int check_bf16(const void* kernels) {
   const int64_t m = 70, k = 300, n = 130;
   const std::vector<uint16_t> x = random_bf16(m * k), weights = random_bf16(n * k);
@@ -129,9 +182,9 @@ int check_bf16(const void* kernels) {
   int wrong = 0;
   for (const bool many : {false, true}) {
     std::vector<uint16_t> y(m * n, 0x7fc0);
-    const Shape shape = {k, k, kBf16Bits};
+    const Shape shape = {k, k, kBf16Bits, nullptr, 0};
     const Weight weight = {
-        reinterpret_cast<const uint8_t*>(weights.data()), nullptr, nullptr, bias.data(), n, 0, 0};
+        reinterpret_cast<const uint8_t*>(weights.data()), nullptr, nullptr, bias.data(), n, 0, 0, 0};
     Memory scratch(vlpress_gemm_scratch(kernels, &shape, kBFloat16, m, 1, 0));
     void* const out = y.data();
     if (many)
@@ -176,6 +229,10 @@ int main(int, char** arguments) {
       for (const int64_t m : {1, 3, 8, 17, 60})
         for (const bool integers : {false, true})
           wrong += check_quantized(kernels, bits, each, m, integers);
+  for (const int64_t m : {1, 3, 8, 60}) {
+    wrong += check_levels(kernels, 4, 0, m) + check_levels(kernels, 4, 1, m);
+    wrong += check_levels(kernels, 8, 2, m) + check_levels(kernels, 8, 3, m);
+  }
   std::printf("%s: %d wrong\n", vlpress_kernels_name(kernels), wrong);
   return wrong;
 }
