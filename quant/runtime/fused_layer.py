@@ -12,7 +12,7 @@ from ...model.text import MLP, Attention, DecoderLayer, RMSNorm
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
-from .linear import QuantLinear
+from .tiled_linear import TiledLinear
 
 BF16 = torch.bfloat16
 
@@ -82,7 +82,7 @@ class FusedDecoderLayer:
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """Compute `DecoderLayer.forward`."""
-        scales = [part.int8_scale for part in self._linears if isinstance(part, QuantLinear)]
+        scales = [part.int8_scale for part in self._linears if isinstance(part, TiledLinear)]
         hidden, index = hidden.contiguous(), self._attention.index
         qkv = self.block.pre_attention(hidden, cos, sin, scales)
         if cache is not None and hidden.shape[1] == 1:
@@ -125,7 +125,8 @@ def _products(linears: Sequence[nn.Module]) -> list[CpuLinear | None]:
     """Return the current products: q with k and v, output, gate with up, and down."""
     products: list[CpuLinear | None] = []
     for linear, is_fused in zip(linears, (True, False, True, False), strict=True):
-        owner = linear.fused if is_fused and isinstance(linear, QuantLinear) else linear
+        owner = linear.fused if is_fused and isinstance(linear, TiledLinear) else linear
         product = getattr(owner, "product", None)
-        products.append(product if isinstance(product, CpuLinear) else None)
+        takes_hidden = isinstance(linear, TiledLinear) and linear.multiplies_inputs
+        products.append(product if takes_hidden and isinstance(product, CpuLinear) else None)
     return products

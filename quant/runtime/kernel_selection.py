@@ -25,7 +25,8 @@ from ..recipe.scheme import QuantScheme
 from ..targets import compressed_layers, quantized_layers
 from .compressed_linear import CompressedLinear
 from .fused_layer import FusedDecoderLayer
-from .linear import FloatLinear, FusedLinears, QuantLinear, can_fuse
+from .linear import FloatLinear, QuantLinear
+from .tiled_linear import FusedLinears, TiledLinear, can_fuse
 
 logger = logging.getLogger(__name__)
 HEAD_GROUP = 128
@@ -167,7 +168,7 @@ def _fuse_linears(model: QwenVL, kernels: library.Kernels) -> None:
         for path in stage.blocks(model.config):
             for members in stage.fused_groups(model.config):
                 layers = [model.get_submodule(f"{path}.{member}") for member in members]
-                prepared = tuple(layer for layer in layers if isinstance(layer, QuantLinear))
+                prepared = tuple(layer for layer in layers if isinstance(layer, TiledLinear))
                 if len(prepared) == len(layers) and can_fuse(prepared):
                     prepared[0].fused = FusedLinears(prepared, kernels)
 

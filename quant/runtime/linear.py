@@ -1,25 +1,21 @@
-"""Linear layers at inference: over a quantized weight, over a float weight, several fused."""
+"""Linear layers at inference: over a quantized weight, and over a float weight."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import bf16_linear, cpu, cpu_layout, gpu, library, op, reference
+from ..kernels import bf16_linear, cpu_layout, gpu, library, reference
 from ..methods.affine import QuantizedWeight
 from ..recipe.scheme import QuantScheme
-from .compressed_linear import CompressedLinear
+from .tiled_linear import TiledLinear, run_product
 
 
-class QuantLinear(CompressedLinear):
-    """A linear layer over integers.
+class QuantLinear(TiledLinear):
+    """A linear layer over integers; the Triton kernels read the layout of the reference kernel."""
 
-    Buffers hold the layout of the reference kernel. `prepare` replaces them by the layout of a
-    faster one; `quantized` restores the unpacked weight from either, so the layers of a model can
-    be written to any format, and the state dict is the same in both layouts.
-    """
-
+    tiled_buffers = ("packed", "scales", "zero_points")
     packed: Tensor | None
     scales: Tensor | None
     zero_points: Tensor | None
@@ -39,13 +35,10 @@ class QuantLinear(CompressedLinear):
         """
         super().__init__(weight)
         check_input_scale(weight)
-        self.tiles: cpu_layout.TiledWeight | None = None
-        self.product: cpu.CpuLinear | gpu.TritonLinear | None = None
-        self.number = -1  # under which the custom op finds the product, see `op.register`
-        self.fused: FusedLinears | None = None
         self.rounds_inputs = False  # int8 inputs for a weight-only scheme, see `round_inputs_`
         for name, value in _reference_form(weight).items():
             self.register_buffer(name, value)
+        self.register_buffer("group_index", weight.group_index)
         self.register_buffer("input_scale", weight.input_scale)
         self.register_buffer("bias", bias)
 
@@ -91,19 +84,20 @@ class QuantLinear(CompressedLinear):
             return cpu_layout.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
         return f"it is on {self.packed.device.type}"
 
-    def prepare(self, kernels: library.Kernels) -> None:
-        """Convert the weight to the layout of the CPU kernels; the packed buffers are freed."""
+    def make_tiles(self) -> cpu_layout.TiledWeight:
+        """See `TiledLinear.make_tiles`."""
         weight = self.quantized()
-        self.tiles = cpu_layout.prepack(
+        return cpu_layout.prepack(
             weight.integers,
             weight.scales,
             weight.zero_points,
             weight.scheme.bits,
             weight.group_index,
         )
-        self.packed = self.scales = self.zero_points = None
-        self.product = cpu.CpuLinear([self.tiles], [self.bias], kernels)
-        self.number = op.register(self.product)
+
+    def reference_form(self) -> dict[str, Tensor | None]:
+        """See `TiledLinear.reference_form`."""
+        return _reference_form(self.quantized())
 
     def select_kernel(self, kernels: library.Kernels | None) -> None:
         """See `CompressedLinear.select_kernel`."""
@@ -119,20 +113,10 @@ class QuantLinear(CompressedLinear):
         grid = self.scales, self.zero_points, self.scheme.bits, self.bias
         self.product = gpu.TritonLinear(self.packed, *grid)
 
-    def restore(self) -> None:
-        """Return to the reference kernel: undo `prepare` and `use_triton`."""
-        self.product = self.fused = None
-        if self.tiles is None:
-            return
-        form = _reference_form(self.quantized())
-        self.tiles = None
-        for name, value in form.items():
-            setattr(self, name, value)
-
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
         if self.product is not None:
-            return _run(self.product, self.number, x, self.int8_scale)[0]
+            return run_product(self.product, self.number, x, self.int8_scale)[0]
         assert self.packed is not None
         assert self.scales is not None and self.zero_points is not None
         layer = (self.packed, self.scales, self.zero_points, self.scheme.bits, self.bias)
@@ -141,29 +125,11 @@ class QuantLinear(CompressedLinear):
         return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Tiles exist on the CPU only: a move to another device restores the buffers first. A mere
-        # change of the float dtype leaves tiles as they are.
-        on_cpu = self.tiles is not None and fn(torch.empty(0)).device.type == "cpu"
         on_gpu = self.product is not None and self.tiles is None
-        if self.product is not None and not on_cpu:
-            self.restore()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if on_gpu and self.packed is not None and self.packed.is_cuda:
             self.use_triton()  # the product holds the old buffers
         return self
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.tiles is not None:
-            for name, value in _reference_form(self.quantized()).items():
-                if value is not None:
-                    destination[prefix + name] = value
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.restore()
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class FloatLinear(nn.Linear):
@@ -186,54 +152,12 @@ class FloatLinear(nn.Linear):
         return self.product(x, self.weight, self.bias)
 
 
-class FusedLinears:
-    """Quantized layers that share an input, computed in one call.
-
-    The input is read, and rounded to int8, once for all of them.
-    """
-
-    def __init__(self, layers: tuple[QuantLinear, ...], kernels: library.Kernels) -> None:
-        """Fuse prepared layers, see `can_fuse`."""
-        self.layers = layers
-        weights = [layer.tiles for layer in layers if layer.tiles is not None]
-        self.product = cpu.CpuLinear(weights, [layer.bias for layer in layers], kernels)
-        self.number = op.register(self.product)
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Apply the layers to `x`; returns one output per layer."""
-        return _run(self.product, self.number, x, self.layers[0].int8_scale)
-
-
-def _run(
-    product: cpu.CpuLinear | gpu.TritonLinear, number: int, x: Tensor, input_scale: float | None
-) -> list[Tensor]:
-    """Call the kernel directly, or through the custom op while torch.compile is tracing."""
-    if torch.compiler.is_compiling() and isinstance(product, cpu.CpuLinear):
-        outputs: list[Tensor] = op.quantized_linear(x, number, product.widths, input_scale)
-        return outputs
-    return product(x, input_scale)
-
-
-def can_fuse(layers: tuple[QuantLinear, ...]) -> bool:
-    """Check that layers are prepared and share grid, input scale and order of input columns."""
-    weights = [layer.tiles for layer in layers if layer.tiles is not None]
-    if len(weights) < len(layers) or len({layer.int8_scale for layer in layers}) > 1:
-        return False
-    if len({(t.in_features, t.group_size, t.bits, t.order is None) for t in weights}) > 1:
-        return False
-    first = weights[0].order
-    return first is None or all(
-        t.order is not None and torch.equal(t.order, first) for t in weights
-    )
-
-
 def _reference_form(weight: QuantizedWeight) -> dict[str, Tensor | None]:
-    """Build the buffers of a layer by name, in the layout of the reference kernel."""
+    """Build the buffers that tiles replace, in the layout of the reference kernel."""
     return {
         "packed": reference.prepack(weight.integers, weight.scheme.bits),
         "scales": weight.scales,
         "zero_points": weight.zero_points,
-        "group_index": weight.group_index,
     }
 
 

@@ -9,26 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import bf16_linear, reference
+from ..kernels import bf16_linear, cpu_layout, library, reference
 from ..methods.grids.activation_rounding import rounded_activations
-from ..methods.grids.table_weight import TableWeight
+from ..methods.grids.levels import code_levels, code_to_index, index_to_code
+from ..methods.grids.table_weight import TableWeight, effective_scales
 from ..recipe.grids import SIMULATED
 from ..recipe.scheme import TableScheme
-from .compressed_linear import CompressedLinear
+from .tiled_linear import TiledLinear, run_product
 
 HALF_BYTE = 4
 """Most bits of indices that are packed."""
 
 
-class TableLinear(CompressedLinear):
-    """The reference: dequantize, round the input where the scheme says so, then multiply.
+class TableLinear(TiledLinear):
+    """Rounds the input where the scheme says so, then multiplies with the dequantized weight.
 
-    With rounded activations the product is computed in float32, see `activation_rounding.py`.
+    With rounded activations the product is computed in float32, see `activation_rounding.py`. The
+    compiled kernels decode weights in registers; the reference dequantizes all of them in each
+    call.
     """
 
-    stored: Tensor
+    tiled_buffers = ("stored", "scales")
+    stored: Tensor | None
     """Indices; at inference those of 4 bits and less two to a byte (`reference.prepack`)."""
-    scales: Tensor
+    scales: Tensor | None
     divisor: Tensor | None
     input_scale: Tensor | None
     dequantized: Tensor | None
@@ -43,7 +47,8 @@ class TableLinear(CompressedLinear):
             weight: unpacked.
             bias: `[out_features]` or None.
             dtype: of the activations, for a layer that will run often: its weight is dequantized
-                once. None packs the weight and dequantizes it in each call.
+                once. None packs the weight and dequantizes it in each call, unless a kernel is
+                selected.
 
         Raises:
             ValueError: the scheme calibrates the input, and the weight has no scale for it.
@@ -68,6 +73,12 @@ class TableLinear(CompressedLinear):
 
     def quantized(self) -> TableWeight:
         """See `CompressedLinear.quantized`; without copies unless the indices are packed."""
+        if self.tiles is not None:
+            codes, scales, _ = cpu_layout.unprepack(self.tiles)
+            indices = code_to_index(codes, self.scheme.table, "weight")
+            scales = scales[:: self.scheme.scale_rows].contiguous()
+            return TableWeight(indices, scales, self.scheme, self.divisor, self.input_scale)
+        assert self.stored is not None and self.scales is not None
         bits = self.scheme.bits
         indices = reference.unprepack(self.stored, bits) if self._packed else self.stored
         return TableWeight(indices, self.scales, self.scheme, self.divisor, self.input_scale)
@@ -75,31 +86,83 @@ class TableLinear(CompressedLinear):
     @property
     def kernel(self) -> str:
         """Name of the kernel; rounded activations are simulated, see `SIMULATED`."""
-        if self.scheme.activations == "none":
-            return "reference"
-        return f"{SIMULATED} {self.scheme.grid} activations"
+        name = "reference" if self.product is None else self.product.name
+        if self.multiplies_inputs:
+            return name
+        simulated = f"{SIMULATED} {self.scheme.grid} activations"
+        return simulated if self.product is None else f"{simulated}, {name}"
+
+    @property
+    def multiplies_inputs(self) -> bool:
+        """See `TiledLinear.multiplies_inputs`."""
+        return self.scheme.activations == "none"
+
+    def why_not(self) -> str | None:
+        """See `CompressedLinear.why_not`."""
+        if not self.on_cpu:
+            return f"no kernel but those of the CPU computes {self.scheme.kind} weights"
+        table, groups = self.scheme.table, self.scheme.groups(self.in_features)
+        mantissa = 0 if table.format is None else table.format.mantissa
+        divisor = 0.0 if self.divisor is None else float(self.divisor)
+        return cpu_layout.why_not_codes(
+            self.in_features, table.bits, groups, len(table.levels), mantissa, divisor
+        )
+
+    def select_kernel(self, kernels: library.Kernels | None) -> None:
+        """See `CompressedLinear.select_kernel`; `why_not` excludes other devices."""
+        assert kernels is not None
+        self.prepare(kernels)
+
+    def make_tiles(self) -> cpu_layout.TiledWeight:
+        """See `TiledLinear.make_tiles`; every row gets the stored scales of its block."""
+        weight, table = self.quantized(), self.scheme.table
+        bits = HALF_BYTE if table.bits <= HALF_BYTE else 8
+        levels = cpu_layout.Levels(
+            code_levels(table, bits), 0 if table.format is None else table.format.mantissa
+        )
+        scales = effective_scales(weight.scales, None, self.scheme, self.out_features)
+        divisor = 0.0 if self.divisor is None else float(self.divisor)
+        codes = index_to_code(weight.indices, table)
+        return cpu_layout.prepack_codes(codes, scales, levels, bits, divisor)
+
+    def reference_form(self) -> dict[str, Tensor | None]:
+        """See `TiledLinear.reference_form`."""
+        weight = self.quantized()
+        stored = weight.indices
+        if self._packed:
+            stored = reference.prepack(stored, self.scheme.bits)
+        return {"stored": stored, "scales": weight.scales}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
-        dtype = self._product_dtype(x.dtype)
+        dtype = x.dtype
+        if not self.multiplies_inputs:
+            x = rounded_activations(x, self.scheme, self.input_scale)
+        if self.product is not None:
+            return run_product(self.product, self.number, x)[0].to(dtype)
         weight = self.dequantized
-        if weight is None or weight.dtype != dtype:
-            weight = self.quantized().dequantize(dtype)
-        if self.scheme.activations == "none":
-            bias = None if self.bias is None else self.bias.to(x.dtype)
+        if weight is None or weight.dtype != x.dtype:
+            weight = self._dequantize(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.multiplies_inputs:
             return bf16_linear.select_linear(x.device)(x, weight, bias)
-        rounded = rounded_activations(x, self.scheme, self.input_scale)
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(rounded, weight, bias).to(x.dtype)
+        return F.linear(x, weight, bias).to(dtype)
+
+    def _dequantize(self, dtype: torch.dtype) -> Tensor:
+        assert self.stored is not None and self.scales is not None
+        levels = torch.tensor(self.scheme.table.levels, device=self.stored.device)
+        bits = self.scheme.bits if self._packed else 8
+        scales = effective_scales(self.scales, self.divisor, self.scheme, self.out_features)
+        return reference.dequantize_levels(self.stored, scales, levels, bits, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Scales of other writers are exact in float32 alone: a change of dtype leaves them.
         exact = {name: getattr(self, name) for name in ("scales", "divisor", "input_scale")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, before in exact.items():
             if before is not None:
                 setattr(self, name, before.to(getattr(self, name).device))
         return self
 
     def _product_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return dtype if self.scheme.activations == "none" else torch.float32
+        return dtype if self.multiplies_inputs else torch.float32

@@ -43,7 +43,7 @@ def model() -> QwenVL:
 
 def logits(model: QwenVL) -> torch.Tensor:
     random = torch.Generator().manual_seed(0)
-    embeds = torch.randn(1, 7, model.config.text.hidden_size, generator=random)
+    embeds = torch.randn(1, 7, model.config.text.hidden_size, generator=random).to(model.dtype)
     positions = torch.arange(7).expand(3, 1, 7)
     with torch.inference_mode():
         hidden: torch.Tensor = model.model(embeds, positions)
@@ -80,6 +80,32 @@ def test_q_k_v_and_gate_up_run_in_one_call(model: QwenVL) -> None:
     layer.self_attn.q_proj.fused.layers = (layer.self_attn.q_proj,)
     logits(model)
     assert calls == ["k"]
+
+
+@NEEDS
+@pytest.mark.parametrize(
+    ("scheme", "kernel"),
+    [
+        ({"grid": "nvfp4"}, "portable"),
+        ({"grid": "fp8", "activations": "dynamic"}, "simulated fp8 activations, portable"),
+    ],
+)
+def test_layers_over_tables_get_the_kernels(
+    scheme: dict[str, str], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(library.VARIABLE, "portable")
+    model = load_model("tiny", device="cpu", dtype="bf16")
+    step = {"method": "rtn", "targets": ["model.layers.*"], **scheme}
+    quantize_(model, Recipe.from_dict({"name": "test", "step": [step]}), [])
+    expected = logits(model.bfloat16())
+    chosen = prepare_(model)
+    assert set(chosen.values()) == {kernel} and count_kernels(model)[kernel] == len(chosen)
+    layers: Any = model.model.layers
+    fused = "activations" not in scheme
+    assert (layers[0].self_attn.q_proj.fused is not None) == fused
+    assert (layers[0].fused_layer is not None) == fused
+    actual = logits(model)
+    assert float((actual.float() - expected.float()).norm() / expected.float().norm()) < 0.02
 
 
 def test_the_reference_is_never_taken_silently(

@@ -9,7 +9,8 @@ from vlpress.quant.kernels import library, op, reference
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
-from vlpress.quant.runtime.linear import FusedLinears, QuantLinear, can_fuse, storable_bias
+from vlpress.quant.runtime.linear import QuantLinear, storable_bias
+from vlpress.quant.runtime.tiled_linear import FusedLinears, can_fuse
 from vlpress.quant.runtime.unpacked_linear import UnpackedLinear
 
 
