@@ -31,6 +31,13 @@ from vlpress.cli.console import kernels_table
 HERE = Path(__file__).resolve().parent
 # torch's bf16 products are slower than its float32 ones on processors without bf16 units.
 TORCH = ("torch bf16", "torch float32")
+# Levels of a table relative to integers of as many bits.
+TABLES = (
+    ("fp8", ("w8a16",), (1,), 0.7),
+    ("fp8-block", ("w8a16",), (1,), 0.7),
+    ("nvfp4", ("w4a16",), (1,), 0.7),
+    ("mxfp4", ("w4a16",), (1,), 0.7),
+)
 # Layer, compared with the fastest of these, at these numbers of rows: smallest ratio of speeds.
 TARGETS_AVX512 = (
     ("w4a16", ("torch int4pack",), (1,), 1.8),
@@ -39,10 +46,12 @@ TARGETS_AVX512 = (
     ("w8a8", ("torch int8",), (256, 1024), 0.85),
     ("w8a8", TORCH, (256, 1024), 1.5),
     ("w4a8", TORCH, (256, 1024), 1.4),
+    *TABLES,
 )
 TARGETS_AVX2 = (
     ("w4a16", TORCH, (256, 1024), 1.0),
     ("w8a8", TORCH, (256, 1024), 1.8),
+    *TABLES,
 )
 Targets = tuple[tuple[str, tuple[str, ...], tuple[int, ...], float], ...]
 TARGETS: dict[str, Targets] = {"avx2": TARGETS_AVX2}

@@ -88,6 +88,7 @@ def test_every_kind_of_layer_computes_the_same_product() -> None:
     assert kinds == {
         *("torch bf16", "torch float32", "torch int4pack", "torch int8"),
         *("w4a16", "w4a16-asym", "w8a16", "w8a8", "w4a8"),
+        *("fp8", "fp8-block", "nvfp4", "mxfp4"),
     }
     assert len(report["rows"]) == 2 * len(kinds)
     for row in report["rows"]:

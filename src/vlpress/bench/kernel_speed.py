@@ -18,13 +18,21 @@ from torch import Tensor
 
 from ..quant.kernels import cpu, cpu_layout, library
 from ..quant.methods.rtn import rtn
-from ..quant.recipe.scheme import QuantScheme
+from ..quant.recipe.scheme import QuantScheme, TableScheme
+from ..quant.runtime.table_linear import TableLinear
 from .timing import copies_of, time_in_turns
 
 SHAPES = ((2048, 11008), (11008, 2048), (3584, 18944), (18944, 3584))
 """in_features and out_features of the MLPs of the 3B and 7B models."""
 ROWS = (1, 4, 16, 256, 1024)
 GROUP = 128
+TABLES = {
+    "fp8": TableScheme("fp8"),
+    "fp8-block": TableScheme("fp8", 128, 128),
+    "nvfp4": TableScheme("nvfp4"),
+    "mxfp4": TableScheme("mxfp4"),
+}
+"""Layers whose weights are levels of a table, with float activations."""
 READ, READ_BYTES = "read", 11 * 2**20
 """Name and size of the memory read that is timed in turns with the layers."""
 MAX_ERROR = {4: 0.25, 8: 0.05}
@@ -144,7 +152,14 @@ def _kinds() -> list[Kind]:
         Kind("w8a16", 1 + scales, partial(_tiles, bits=8, group=GROUP), _cpu_linear(None)),
         Kind("w8a8", 1.0, partial(_tiles, bits=8, group=-1), _cpu_linear(0.0)),
         Kind("w4a8", grouped, partial(_tiles, bits=4, group=GROUP), _cpu_linear(0.0)),
+        *(_table_kind(name, scheme) for name, scheme in TABLES.items()),
     ]
+
+
+def _table_kind(name: str, scheme: TableScheme) -> Kind:
+    """Make a kind of layer over a table, with scales in fp16."""
+    scales = 0.0 if scheme.group_size == -1 else 2 / scheme.group_size
+    return Kind(name, scheme.bits / 8 + scales, partial(_table, scheme=scheme), _cpu_linear(None))
 
 
 class _Float32:
@@ -207,6 +222,11 @@ def _tiles(weight: Tensor, bits: int, group: int, symmetric: bool = True) -> cpu
     return cpu_layout.prepack(
         quantized.integers, quantized.scales, quantized.zero_points, bits, None
     )
+
+
+def _table(weight: Tensor, scheme: TableScheme) -> cpu_layout.TiledWeight:
+    grid = scheme.fit_for_rounding(weight)
+    return TableLinear(grid.compressed(grid.nearest(weight))).make_tiles()
 
 
 def _cpu_linear(input_scale: float | None) -> Callable[[cpu_layout.TiledWeight], Layer]:
