@@ -1,8 +1,12 @@
-"""FP8 checkpoints in blocks (`quant_method: fp8`), as Qwen and DeepSeek publish them.
+"""FP8 (`quant_method: fp8`): in blocks, as Qwen and DeepSeek publish them, or per tensor.
 
-`weight` E4M3 [N, K] and `weight_scale_inv` float [R, G]: despite the name, the factor of a block of
-`weight_block_size` weights. All layers have one block size, and their inputs are rounded to E4M3
-with one scale per token and block (`activation_scheme: dynamic`).
+- In blocks: `weight` E4M3 [N, K] and `weight_scale_inv` float [R, G]: despite the name, the factor
+  of a block of `weight_block_size` weights. All layers have one block size, and their inputs are
+  rounded to E4M3 with one scale per token and block (`activation_scheme: dynamic`).
+- Per tensor, without `weight_block_size`: one factor of the matrix, `weight_scale` or
+  `weight_scale_inv`, a scalar or [1]; inputs are rounded with one scale per token, or with the
+  scalar `input_scale` (`activation_scheme: static`). As AutoFP8 wrote them and vLLM and
+  transformers read them (`quantization/fp8.py` there); read here, not written.
 
 Letters: N = out_features, K = in_features, R and G = rows and columns of the scales.
 """
@@ -28,6 +32,8 @@ from .contents import Contents, layers_phrase
 from .format import CONFIG
 
 SCALES = "weight_scale_inv"
+TENSOR_SCALE = "weight_scale"
+"""The other name of the factor per tensor."""
 BLOCKS = "a list of two whole numbers, at least 1 (rows and columns of a block)"
 Size = Annotated[int, Integer(1)]
 
@@ -36,8 +42,23 @@ class FP8Config(BaseModel):
     """Keys of a `quantization_config` that are read."""
 
     fmt: Literal["e4m3"] = "e4m3"
-    activation_scheme: Literal["dynamic"] = "dynamic"
-    weight_block_size: Annotated[tuple[Size, Size], Allowed(BLOCKS)]
+    activation_scheme: Literal["dynamic", "static"] = "dynamic"
+    weight_block_size: Annotated[tuple[Size, Size] | None, Allowed(BLOCKS)] = None
+
+    def scheme(self) -> TableScheme:
+        """Return the scheme of all layers.
+
+        Raises:
+            ValueError: it is not supported.
+        """
+        if self.weight_block_size is None:
+            return TableScheme("fp8", -1, activations=self.activation_scheme)
+        if self.activation_scheme == "static":
+            raise ValueError(
+                f"{CONFIG}: activation_scheme is 'static'; allowed: dynamic, with weight_block_size"
+            )
+        rows, columns = self.weight_block_size
+        return TableScheme("fp8", columns, rows, "dynamic")
 
 
 @dataclass(frozen=True)
@@ -53,13 +74,14 @@ class FP8Settings:
 
 @dataclass(frozen=True)
 class BlockFP8(FolderFormat):
-    """FP8 in blocks."""
+    """FP8; written in blocks only."""
 
     name: str = "fp8"
     quant_method: str = "fp8"
     kinds: tuple[str, ...] = (TableScheme.kind,)
-    parts: tuple[str, ...] = ("weight", SCALES)
+    parts: tuple[str, ...] = ("weight", SCALES, TENSOR_SCALE, "input_scale")
     marker: str = SCALES
+    other_markers: tuple[str, ...] = (TENSOR_SCALE,)
     order_part: str | None = None
     config_files: tuple[str, ...] = ()
 
@@ -87,13 +109,14 @@ class BlockFP8(FolderFormat):
         """See `Format.decode`."""
         if not isinstance(scheme, TableScheme):
             raise ValueError(f"it is of the kind {scheme.kind}; allowed: {TableScheme.kind}")
-        renamed = {"weight_scale" if part == SCALES else part: t for part, t in tensors.items()}
+        if {SCALES, TENSOR_SCALE} <= tensors.keys():
+            raise ValueError(f"{name} has both {SCALES} and {TENSOR_SCALE}; it is damaged")
+        renamed = {TENSOR_SCALE if part == SCALES else part: t for part, t in tensors.items()}
         return tables.decode(renamed, scheme, name)
 
     def settings(self, config: Mapping[str, Any]) -> FP8Settings:
         """See `FolderFormat.settings`."""
-        rows, columns = parse(FP8Config, config, CONFIG).weight_block_size
-        return FP8Settings(TableScheme("fp8", columns, rows, "dynamic"))
+        return FP8Settings(parse(FP8Config, config, CONFIG).scheme())
 
     def quantization_config(
         self, contents: Contents, file_name: Callable[[str], str]

@@ -46,6 +46,8 @@ class FolderFormat(ABC):
     The first one that exists takes the position of the float weight in the file."""
     marker: str
     """The part that identifies a quantized layer."""
+    other_markers: tuple[str, ...] = ()
+    """Parts that do so in files of other writers."""
     order_part: str | None
     """The part with the group index of each input feature, if the format has one."""
     config_files: tuple[str, ...]

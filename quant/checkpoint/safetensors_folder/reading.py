@@ -144,14 +144,21 @@ class QuantizedCheckpoint:
 
     def _stored_layers(self) -> list[str]:
         """Return the layers that are stored quantized, in the order of computation."""
-        ending = f".{self.format.marker}"
-        stored = {n.removesuffix(ending) for n in self.reader.names() if n.endswith(ending)}
+        stored = {
+            owner
+            for owner, _, part in (name.rpartition(".") for name in self.reader.names())
+            if part in self._markers
+        }
         for name in sorted(stored - set(self._specs)):
             raise ValueError(
                 f"{name} is quantized, but config.json has no such layer; they belong to "
                 "different models"
             )
         return [name for name in self._specs if name in stored]
+
+    @property
+    def _markers(self) -> tuple[str, ...]:
+        return self.format.marker, *self.format.other_markers
 
     def _is_reordered(self, name: str) -> bool:
         part = f"{name}.{self.format.order_part}"
@@ -165,10 +172,11 @@ class QuantizedCheckpoint:
 
     def _names(self, name: str) -> Sequence[str]:
         """Return a layer's possible names: canonical, in the file, and in newer libraries."""
-        source = self.reader.source_name(f"{name}.{self.format.marker}")
+        marker = next(m for m in self._markers if f"{name}.{m}" in self.reader)
+        source = self.reader.source_name(f"{name}.{marker}")
         newer = name
         if name.startswith("model."):
             newer = "model.language_model." + name.removeprefix("model.")
         elif name.startswith("visual."):
             newer = "model." + name
-        return list(dict.fromkeys([name, source.removesuffix(f".{self.format.marker}"), newer]))
+        return list(dict.fromkeys([name, source.removesuffix(f".{marker}"), newer]))

@@ -1,4 +1,4 @@
-"""FP8 in blocks, as Qwen publishes it."""
+"""FP8 in blocks, as Qwen publishes it, and with one scale per tensor."""
 
 import json
 from pathlib import Path
@@ -84,10 +84,54 @@ def test_published_configurations_are_read() -> None:
     assert format.settings(config).scheme([LAYER]) == TableScheme("fp8", 128, 128, "dynamic")
 
 
+@pytest.mark.usefixtures("reference_kernel")
+@pytest.mark.parametrize("part", ["weight_scale", "weight_scale_inv"])
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_scale_per_tensor(
+    tmp_path: Path, part: str, activations: str, shape: tuple[int, ...]
+) -> None:
+    """A folder with the tensors and keys that AutoFP8 wrote."""
+    _, _, out = checkpoint(tmp_path, RECIPE, "fp8")
+    files, expected = load_file(out / "model.safetensors"), {}
+    for name in [name for name in files if name.endswith(".weight_scale_inv")]:
+        owner = name.removesuffix(".weight_scale_inv")
+        factor = float(files.pop(name).float().max())
+        files[f"{owner}.{part}"] = torch.full(shape, factor)
+        if activations == "static":
+            files[f"{owner}.input_scale"] = torch.full(shape, 0.03125)
+        expected[owner] = files[f"{owner}.weight"].float() * factor
+    save_file(files, out / "model.safetensors", metadata={"format": "pt"})
+    edit_config(out, weight_block_size=None, activation_scheme=activations)
+    read = QuantizedCheckpoint(out)
+    read.check()
+    assert set(read.schemes) == set(expected)
+    for name, dequantized in expected.items():
+        weight = read.weight(name)
+        assert weight.scheme == TableScheme("fp8", -1, activations=activations)  # type: ignore[arg-type]
+        assert torch.equal(weight.dequantize(), dequantized)
+        scale = weight.tensors().get("input_scale")
+        assert (None if scale is None else float(scale)) == (
+            0.03125 if activations == "static" else None
+        )
+    model = load_quantized(out, device="cpu")
+    export(out, tmp_path / "ct", "compressed-tensors")
+    assert same_logits(model, load_quantized(tmp_path / "ct", device="cpu"))
+
+
+def test_two_factors_of_a_tensor_are_refused() -> None:
+    tensors = {
+        "weight": torch.ones(4, 4).to(torch.float8_e4m3fn),
+        "weight_scale": torch.tensor(1.0),
+        "weight_scale_inv": torch.tensor(1.0),
+    }
+    with pytest.raises(ValueError, match="x has both weight_scale_inv and weight_scale"):
+        FORMATS["fp8"].decode(tensors, TableScheme("fp8", activations="dynamic"), "x")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight_block_size": None}, "weight_block_size is missing"),
         ({"weight_block_size": [128]}, r"weight_block_size is \[128\]; allowed: a list of two"),
         ({"activation_scheme": "static"}, "activation_scheme is 'static'; allowed: dynamic"),
         ({"fmt": "e5m2"}, "fmt is 'e5m2'; allowed: e4m3"),
