@@ -18,8 +18,9 @@ from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpo
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.affine import QuantizedWeight
+from vlpress.quant.methods.grids.table_weight import TableWeight
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.scheme import QuantScheme, Scheme
+from vlpress.quant.recipe.scheme import QuantScheme, Scheme, TableScheme
 
 
 def made_layer(scheme: QuantScheme, rows: int = 64, columns: int = 96) -> QuantizedWeight:
@@ -36,6 +37,22 @@ def made_layer(scheme: QuantScheme, rows: int = 64, columns: int = 96) -> Quanti
         zero_points=zero_points.to(torch.uint8),
         scheme=scheme,
         input_scale=torch.tensor(0.0390625) if scheme.activations == "static" else None,
+    )
+
+
+def made_table_layer(scheme: TableScheme, rows: int = 64, columns: int = 96) -> TableWeight:
+    """A layer of levels that needs no generator: every level, and scales that its form holds."""
+    n, k = torch.arange(rows)[:, None], torch.arange(columns)[None]
+    r, g = (torch.arange(size) for size in scheme.scale_shape(rows, columns))
+    exponents = (r[:, None] * 3 + g[None] * 5) % 7
+    eighths = 8 if scheme.table.scale_form == "e8m0" else 8 + (r[:, None] + g[None]) % 8
+    has_divisor = scheme.has_matrix_scale
+    return TableWeight(
+        indices=((n * 5 + k * 3 + n * k) % len(scheme.table.levels)).to(torch.uint8),
+        scales=eighths / 2.0 ** (3 + exponents),
+        scheme=scheme,
+        divisor=torch.tensor(693.5) if has_divisor else None,
+        input_scale=torch.tensor(0.0390625) if scheme.calibrates_input else None,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import paths
 import pytest
 import torch
-from format_files import contents, fingerprint, made_layer
+from format_files import contents, fingerprint, made_layer, made_table_layer
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -14,8 +14,9 @@ from vlpress.model.families import LinearSpec
 from vlpress.quant.checkpoint.formats.contents import Contents
 from vlpress.quant.checkpoint.formats.table import FORMATS, choose_format, find_format, format_of
 from vlpress.quant.checkpoint.safetensors_folder.folder_format import FolderFormat
+from vlpress.quant.compressed_weight import CompressedWeight
 from vlpress.quant.methods.affine import QuantizedWeight, round_scales
-from vlpress.quant.recipe.scheme import Activations, QuantScheme
+from vlpress.quant.recipe.scheme import Activations, QuantScheme, TableScheme
 
 GOLDEN = paths.GOLDEN / "format_layers.json"
 LAYER = "model.layers.0.mlp.down_proj"
@@ -38,18 +39,32 @@ def golden_schemes() -> dict[str, list[QuantScheme]]:
     }
 
 
+def golden_tables() -> dict[str, list[TableScheme]]:
+    blocks = TableScheme("fp8", 32, 32, "dynamic")
+    static, dynamic = (TableScheme("fp8", activations=form) for form in ("static", "dynamic"))
+    fours = [
+        TableScheme(grid, activations=activations)
+        for grid in ("nvfp4", "mxfp4")
+        for activations in ("none", "dynamic")
+    ]
+    return {
+        "compressed-tensors": [TableScheme("fp8"), static, dynamic, blocks, *fours],
+        "fp8": [blocks],
+    }
+
+
 def golden_bytes() -> dict[str, Any]:
     """Return the content of `tests/golden/format_layers.json`, which was written once from this."""
-    return {
-        name: {
-            scheme.label: {
-                part: fingerprint(tensor)
-                for part, tensor in FORMATS[name].encode(made_layer(scheme), torch.bfloat16).items()
-            }
-            for scheme in schemes
-        }
-        for name, schemes in golden_schemes().items()
-    }
+    golden: dict[str, Any] = {}
+    made: tuple[tuple[str, CompressedWeight], ...] = (
+        *((name, made_layer(s)) for name, of in golden_schemes().items() for s in of),
+        *((name, made_table_layer(s)) for name, of in golden_tables().items() for s in of),
+    )
+    for name, layer in made:
+        encoded = FORMATS[name].encode(layer, torch.bfloat16)
+        parts = {part: fingerprint(tensor) for part, tensor in encoded.items()}
+        golden.setdefault(name, {})[layer.scheme.label] = parts
+    return golden
 
 
 def test_bytes_are_those_of_the_golden_file() -> None:
