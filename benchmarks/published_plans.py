@@ -34,7 +34,7 @@ STORED = Path(__file__).resolve().parent / "results" / "published_plans.json"
 RECIPE = "w4a16"
 SAMPLES, LENGTH = 128, 400
 GIB = 2**30
-LIMITS = {"30b-a3b": 16 * GIB}
+LIMITS = {"30b-a3b": 6 * GIB, "235b-a22b": 16 * GIB}
 """Largest peak memory by size."""
 
 

@@ -11,7 +11,7 @@ on, float states run through a float copy of each quantized block.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Protocol, cast
 
@@ -32,10 +32,18 @@ TokenWeightFn = Callable[[str, Prompt], Tensor | None]
 float `[T]`, not negative, or None if all are equal."""
 
 
+ROUTER = "router"
+"""Place of the checkpoints that serve all experts' taps."""
+
+
 class _Resumable(Protocol):
     """The module of a block with checkpoints, see `DecoderLayer`."""
 
     def forward_to(self, tap: str, state: Mapping[str, Tensor]) -> tuple[State, Tensor]: ...
+
+    def expert_inputs(
+        self, tap: str, state: Mapping[str, Tensor], experts: Collection[int], *, all_tokens: bool
+    ) -> Iterator[tuple[int, Tensor | None, Tensor]]: ...
 
     def forward_from(self, state: Mapping[str, Tensor]) -> Tensor: ...
 
@@ -220,7 +228,7 @@ class BlockRunner:
             def update(inputs: Tensor) -> None:
                 nonlocal remaining
                 tokens = routed_tokens()
-                own = weights if weights is None or tokens is None else weights[tokens]
+                own = _of_tokens(weights, tokens)
                 for observer in layer_observers:
                     observer.update(inputs, own)
                 remaining -= 1
@@ -265,14 +273,59 @@ class BlockRunner:
         Returns:
             `[1, tokens, channels]`.
         """
+        return self._run_to(block, tap, tap, sample, in_float)[1]
+
+    def run_to_expert_tap(
+        self,
+        block: str,
+        tap: str,
+        experts: Collection[int],
+        sample: int,
+        *,
+        in_float: bool = False,
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Run a sample up to a tap of some experts; checkpoint its state before the router.
+
+        From there it continues to any experts' taps, or in `advance`. The other experts do not run.
+
+        Args:
+            block: a block of a stage with checkpoints.
+            tap: one of its taps; all layers before it are final, those of the experts included.
+            experts: numbers of experts.
+            sample: number of the sample.
+            in_float: run the float state through the float copy of the block.
+
+        Yields:
+            The number of an expert, its input `[n, channels]`, and the weights of these tokens,
+            float `[n]` (None = all equal). Experts without a token are left out.
+        """
+        if self._checkpoints.get((sample, in_float)) == _checkpoint_key(block, ROUTER, in_float):
+            state = self.store.get(self._checkpoints[sample, in_float], sample)
+        else:
+            state, _ = self._run_to(block, tap, ROUTER, sample, in_float)
+        weights = self.token_weights(block, self.prompts[sample])
+        layer = self._layer(block, in_float)
+        for expert, tokens, inputs in layer.expert_inputs(
+            tap, state, experts, all_tokens=self._all_experts
+        ):
+            yield expert, inputs, _of_tokens(weights, tokens)
+
+    def _run_to(
+        self, block: str, tap: str, place: str, sample: int, in_float: bool
+    ) -> tuple[State, Tensor]:
+        """Run a sample from its checkpoint to `tap`, and checkpoint it there by name of `place`.
+
+        Returns:
+            Its state there, and the tensor at the tap.
+        """
         state = self._take_checkpoint(sample, in_float)
         if state is None:
             state = self._state(block, sample, in_float)
         state, inputs = self._layer(block, in_float).forward_to(tap, state)
-        key = f"{block} (at {tap}{', float' if in_float else ''})"
+        key = _checkpoint_key(block, place, in_float)
         self._checkpoints[sample, in_float] = key
         self.store.put(key, sample, state, persistent=False)
-        return inputs
+        return state, inputs
 
     def _take_checkpoint(self, sample: int, in_float: bool) -> State | None:
         """Take a sample's checkpoint inside the block out of the store; None if it has none."""
@@ -345,6 +398,16 @@ class BlockRunner:
             yield
         finally:
             setattr(parent, leaf, quantized)
+
+
+def _of_tokens(weights: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """Select the weights of some tokens; None: all weights are equal, or all tokens are meant."""
+    return weights if weights is None or tokens is None else weights[tokens]
+
+
+def _checkpoint_key(block: str, place: str, in_float: bool) -> str:
+    """Return the store key of states inside a block."""
+    return f"{block} (at {place}{', float' if in_float else ''})"
 
 
 def _key(block: str, in_float: bool) -> str:

@@ -33,8 +33,8 @@ from .activation_store import (
 from .block_runner import BlockRunner, TokenWeightFn
 from .observers import Observer, Statistics, Syrk
 from .reduction import Reduction
-from .tap_groups import by_tap, tap_groups
-from .tap_statistics import GroupStatistics, Needs, needs_float, observe_groups
+from .tap_groups import Needs, needs_float, observation_passes, tap_groups
+from .tap_statistics import GroupStatistics, observe_groups
 
 
 class MergeableObserver(Observer, Statistics, Protocol):
@@ -172,8 +172,9 @@ class CalibrationBlock:
         """Observe the inputs of the block's groups; yield the statistics of each group.
 
         Between two groups the caller replaces the layers of the first one. With `true_sequential`
-        a group is observed after the groups before it were replaced (those of all experts at a tap
-        together); otherwise all are observed before any is.
+        a group is observed after the groups before it were replaced; otherwise all are observed
+        before any is. Experts do not depend on each other and are observed a few at a time, see
+        `observation_passes`.
 
         Yields:
             The Hessian of a group's input and the further statistics that its layers need.
@@ -187,15 +188,16 @@ class CalibrationBlock:
             # ones channel by channel.
             self._runner.snapshot_float(self.path)
         sequential = self._pass.true_sequential
-        for groups in by_tap(self.groups) if sequential else [self.groups]:
+        for groups in observation_passes(self.groups, self._pass.needs, true_sequential=sequential):
+            tap = groups[0].tap
             yield from observe_groups(
                 self._runner,
                 self.path,
                 groups,
                 self._pass.needs,
                 self._pass.syrk,
-                checkpointed=sequential and self._runner.can_checkpoint(self.path, groups[0].tap),
-                unchanged=bool(groups) and groups[0] is self.groups[0],
+                checkpointed=sequential and self._runner.can_checkpoint(self.path, tap),
+                unchanged=not sequential or tap == self.groups[0].tap,
             )
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ Letters: K input features, N output features of all layers that read the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,18 @@ HESSIAN = Statistic(
 )
 """Second moment of the input. It is kept of every calibrated input, as errors are measured with it;
 a method declares it if it cannot work without."""
+
+
+def observing_bytes(columns: int, statistics: Collection[Statistic]) -> int:
+    """Count the bytes of the statistics of one input while samples run.
+
+    Args:
+        columns: K.
+        statistics: those that are needed besides the Hessian.
+    """
+    return sum(statistic.memory(columns) for statistic in {*statistics, HESSIAN})
+
+
 INPUT_RANGE = Statistic("input range", None)
 """Smallest and largest input, for static activation scales."""
 CROSS_MOMENT = Statistic(

@@ -1,7 +1,9 @@
 """Statistics of the inputs of tap groups: samples run through a block and update the observers."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +13,7 @@ from .block_runner import BlockRunner
 from .observers import Hessian, Observer, Statistics, Syrk
 from .reduction import Reduction
 from .statistics import HESSIAN, ObservedInput, Statistic
-from .tap_groups import TapGroup
-
-Needs = Mapping[str, Collection[Statistic]]
-"""Statistics that targets need besides the Hessian, by name of the target."""
+from .tap_groups import Needs, TapGroup, group_needs, needs_float
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,6 @@ class GroupStatistics:
         return hessian
 
 
-def group_needs(group: TapGroup, needs: Needs) -> tuple[Statistic, ...]:
-    """List the statistics of a group with an observer of their own, without the Hessian."""
-    all_needs = {statistic for spec in group.linears for statistic in needs.get(spec.name, ())}
-    own = (s for s in all_needs if s.observer is not None and s != HESSIAN)
-    return tuple(sorted(own, key=lambda statistic: statistic.name))  # equal on all ranks
-
-
-def needs_float(group: TapGroup, needs: Needs) -> bool:
-    """Whether a statistic of the group compares inputs with those of the float model."""
-    return any(statistic.from_float_model for statistic in group_needs(group, needs))
-
-
 def observe_groups(
     runner: BlockRunner,
     block: str,
@@ -56,18 +43,19 @@ def observe_groups(
 ) -> Iterator[GroupStatistics]:
     """Run all samples through a block and yield the statistics of each group.
 
+    Statistics that were yielded are freed as soon as the caller drops them.
+
     Args:
         runner: holds the input states of the block.
         block: the block.
-        groups: groups to observe in one pass; a single one if `checkpointed`.
+        groups: groups to observe in one pass, at least one; if `checkpointed`, a single one or
+            those of experts at one tap.
         needs: statistics besides the Hessian, by target.
         syrk: see `Hessian`.
-        checkpointed: continue each sample from the checkpoint at the previous tap.
-        unchanged: no layer of the block has been replaced yet, so that the float inputs of samples
-            without a float state are the inputs themselves.
+        checkpointed: continue each sample from its checkpoint.
+        unchanged: no layer before these groups has been replaced in the block, so that the float
+            inputs of samples without a float state are the inputs themselves.
     """
-    if not groups:
-        return
     statistics = [(HESSIAN, *group_needs(group, needs)) for group in groups]
     free_buffers: list[Tensor] = []  # squares of packed Hessians, reused for the next shard
     inputs = [
@@ -86,23 +74,27 @@ def observe_groups(
             _TapObserver({s: s.observer(of) for s in of_group if s.observer is not None})
             for of_group, of in zip(statistics, inputs, strict=True)
         ]
+        observe_sample = _observe_sample
+        if checkpointed:
+            of_experts = groups[0].expert is not None
+            observe_sample = _observe_experts if of_experts else _observe_at_tap
         for sample in samples:
             has_float = sample in runner.diverged or not unchanged
-            observe_sample = _observe_at_tap if checkpointed else _observe_sample
             observe_sample(runner, block, sample, groups, observers, has_float)
         return [observer for of_group in observers for observer in of_group.observers.values()]
 
     trim_heap()  # peak memory is reached in statistics and solving
-    merged = iter(Reduction(runner.comm, runner.shards(block), observe).run())
+    merged = deque(Reduction(runner.comm, runner.shards(block), observe).run())
     trim_heap()
     for group, of_group in zip(groups, statistics, strict=True):
-        result = GroupStatistics(group, {statistic: next(merged) for statistic in of_group})
+        result = GroupStatistics(group, {statistic: merged.popleft() for statistic in of_group})
         if not result.hessian.tokens and group.expert is None:
             raise ValueError(
                 f"{group.linears[0].name}: no calibration sample reaches this layer; "
                 "add samples with images"
             )
         yield result
+        del result
 
 
 class _TapObserver:
@@ -166,6 +158,28 @@ def _observe_at_tap(
     if observer.needs_float and has_float:
         float_inputs = runner.run_to_tap(block, group.tap, sample, in_float=True)
     observer.update_all(inputs, float_inputs, weights)
+
+
+def _observe_experts(
+    runner: BlockRunner,
+    block: str,
+    sample: int,
+    groups: Sequence[TapGroup],
+    of_groups: Sequence[_TapObserver],
+    has_float: bool,
+) -> None:
+    """Run a sample through some experts, from its checkpoint at the router to a tap of theirs."""
+    observers = {group.expert: observer for group, observer in zip(groups, of_groups, strict=True)}
+    experts = [expert for expert in observers if expert is not None]
+    run = partial(runner.run_to_expert_tap, block, groups[0].tap, experts, sample)
+    paths = [run()]
+    if has_float and any(observer.needs_float for observer in of_groups):
+        paths.append(run(in_float=True))
+    for expert_inputs in zip(*paths, strict=True):
+        expert, inputs, weights = expert_inputs[0]
+        float_expert, float_inputs, _ = expert_inputs[-1]
+        assert expert == float_expert  # statistics of the float model need all tokens
+        observers[expert].update_all(inputs, float_inputs, weights)
 
 
 class _InputRecorder:

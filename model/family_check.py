@@ -99,7 +99,11 @@ def _in_block(
         else:
             yield from _pair(binding, path, widths_of, config.text.head_dim)
     if stage.checkpoints is not None:
-        for method in ("forward_to", "forward_from"):
+        of_experts = {linear.tap for linear in stage.linears if linear.experts is not None}
+        methods = ["forward_to", "forward_from"]
+        if of_experts & set(stage.checkpoints.taps):
+            methods.append("expert_inputs")
+        for method in methods:
             if not hasattr(modules[path], method):
                 yield f"{path} has checkpoints in the table but no method {method}"
 

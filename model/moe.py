@@ -10,6 +10,8 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,9 +44,13 @@ class Expert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the expert, `[N, H]` to `[N, H]`."""
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        out: Tensor = self.down_proj(F.silu(gate) * up)
+        out: Tensor = self.down_proj(self.inner(x))
         return out
+
+    def inner(self, x: Tensor) -> Tensor:
+        """Compute the input of `down_proj`, `[N, I]`."""
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return F.silu(gate) * up
 
 
 class Experts(nn.Module):
@@ -85,17 +91,43 @@ class MixtureOfExperts(nn.Module):
             for expert in self.experts.children():
                 expert(flat)
         shares, chosen = self.route(flat)
-        # Pairs of a token and one of its experts, those of an expert together in token order.
-        of_pairs, order = chosen.flatten().sort(stable=True)
-        indexes, counts = torch.unique_consecutive(of_pairs, return_counts=True)
-        groups = torch.split(order, counts.tolist())
         out = torch.zeros_like(flat)
-        for index, pairs in zip(indexes.tolist(), groups, strict=True):
+        for index, pairs in _pairs_of_experts(chosen):
             tokens = pairs // self.active
             with routed(tokens):
-                y = self.experts.get_submodule(str(index))(flat[tokens])
+                y = self.expert(index)(flat[tokens])
             out.index_add_(0, tokens, y * shares.flatten()[pairs, None])
         return out.view_as(x)
+
+    def expert(self, index: int) -> Expert:
+        """Return an expert by its number."""
+        expert = self.experts.get_submodule(str(index))
+        assert isinstance(expert, Expert)
+        return expert
+
+    def inputs(
+        self, x: Tensor, experts: Collection[int], *, all_tokens: bool = False
+    ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+        """Yield the inputs of some experts, in the order of their numbers; no expert runs.
+
+        Args:
+            x: `[B, T, H]`.
+            experts: numbers of experts.
+            all_tokens: give them all tokens instead of those routed to them.
+
+        Yields:
+            The number of an expert, those of its tokens in the flattened `x`, int64 `[n]` (None =
+            all of them), and its input `[n, H]`. Experts without a token are left out.
+        """
+        flat = x.flatten(0, -2)
+        if all_tokens:
+            yield from ((index, None, flat) for index in sorted(experts))
+            return
+        _, chosen = self.route(flat)
+        for index, pairs in _pairs_of_experts(chosen):
+            if index in experts:
+                tokens = pairs // self.active
+                yield index, tokens, flat[tokens]
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Select the experts of each token.
@@ -110,3 +142,17 @@ class MixtureOfExperts(nn.Module):
         logits: Tensor = self.gate(x)
         shares, chosen = logits.softmax(dim=-1, dtype=torch.float32).topk(self.active)
         return (shares / shares.sum(dim=-1, keepdim=True)).to(logits.dtype), chosen
+
+
+def _pairs_of_experts(chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the experts with tokens, and their pairs of a token and one of its experts.
+
+    Args:
+        chosen: experts of each token, int64 `[N, K]`.
+
+    Yields:
+        The number of an expert, and indexes into the flattened `chosen`, in token order.
+    """
+    of_pairs, order = chosen.flatten().sort(stable=True)
+    indexes, counts = torch.unique_consecutive(of_pairs, return_counts=True)
+    yield from zip(indexes.tolist(), torch.split(order, counts.tolist()), strict=True)

@@ -11,7 +11,7 @@ D head size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -189,23 +189,43 @@ class DecoderLayer(nn.Module):
         the tap, the part of the layer before it runs once per sample instead of once per tap.
 
         Args:
-            tap: `o`, or without experts `gate_up` or `down`, as in the family table.
+            tap: `o`, `gate_up` or `down`, or one of the experts' taps, as in the family table. The
+                latter stand for the input of the router, see `expert_inputs`.
             state: `TextModel.prepare`'s with this layer's hidden states, or the one returned for an
                 earlier tap.
 
         Returns:
-            The state for `forward_to` a later tap or `forward_from`, and the tap's tensor.
+            The state for `forward_to` a later tap, `expert_inputs` or `forward_from`, and the tap's
+            tensor.
         """
         if tap == "o":
             context = self._context(state)
             return {"hidden": state["hidden"], "context": context}, context
         attended = self._attended(state)
         normed = self.post_attention_layernorm(attended)
-        if tap == "gate_up":
+        if tap == "gate_up" or isinstance(self.mlp, MixtureOfExperts):
             return {"attended": attended}, normed
-        assert isinstance(self.mlp, MLP)  # experts have taps of their own
         inner = self.mlp.inner(normed)
         return {"attended": attended, "inner": inner}, inner
+
+    def expert_inputs(
+        self, tap: str, state: Mapping[str, Tensor], experts: Collection[int], *, all_tokens: bool
+    ) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+        """Compute what some experts read at a tap of theirs; the others do not run.
+
+        Args:
+            tap: `expert_gate_up` or `expert_down`, as in the family table.
+            state: that `forward_to` returned for a tap of experts.
+            experts: see `MixtureOfExperts.inputs`.
+            all_tokens: see `MixtureOfExperts.inputs`.
+
+        Yields:
+            As `MixtureOfExperts.inputs`; at `expert_down` the input is `[n, I]`.
+        """
+        assert isinstance(self.mlp, MixtureOfExperts)
+        normed = self.post_attention_layernorm(state["attended"])
+        for index, tokens, x in self.mlp.inputs(normed, experts, all_tokens=all_tokens):
+            yield index, tokens, self.mlp.expert(index).inner(x) if tap == "expert_down" else x
 
     def forward_from(self, state: Mapping[str, Tensor]) -> Tensor:
         """Run the rest of `forward` on a state of `forward_to`, to `[B, T, H]`."""

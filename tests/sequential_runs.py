@@ -41,6 +41,7 @@ def run_sequential(
                 prepare(block)
             for seen in block.statistics():
                 solve(seen.group, seen.hessian, seen.observers.get(CROSS_MOMENT))
+                del seen  # as the drivers do
             result = block.finish()
             if on_block_done is not None:
                 on_block_done(result)

@@ -50,8 +50,7 @@ _DECODER = replace(
         _expert_linear(_DOWN, "expert", "hidden", "expert_down"),
     ),
     kept=(KeptLinear("mlp.gate", "hidden", "experts", _ROUTER_TAP, _ROUTER_REASON),),
-    # Each expert has the tokens routed to it, for which blocks cannot be interrupted.
-    checkpoints=Checkpoints(("o",), steps.complete_decoder_layer),
+    checkpoints=Checkpoints(("o", "expert_gate_up", "expert_down"), steps.complete_decoder_layer),
     norms=(
         *(norm for norm in _DENSE.norms if norm.norm == "input_layernorm"),
         NormBinding("post_attention_layernorm", ("mlp.gate", _GATE, _UP)),

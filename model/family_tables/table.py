@@ -191,7 +191,8 @@ class PaddedWidth:
 class Checkpoints:
     """Taps inside a block at which calibration can interrupt and resume it.
 
-    The block's module has `forward_to` and `forward_from`, see `text.DecoderLayer`.
+    The block's module has `forward_to` and `forward_from`, and for taps of experts `expert_inputs`,
+    see `text.DecoderLayer`.
     """
 
     taps: tuple[str, ...]  # in the order of computation

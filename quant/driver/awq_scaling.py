@@ -35,7 +35,7 @@ def scale_group(
     names = run.quantized(row)
     first = run.rows[names[0]]
     assert first.step is not None and isinstance(first.step.scheme, QuantScheme)
-    shared = TapGroup(block.path, tap, (first.spec,))
+    shared = TapGroup(tap, (first.spec,))
     statistics = run.observe(block, [shared], row.transform.statistics)[tap]
     try:
         best = awq_scales(

@@ -142,6 +142,7 @@ class QuantizationRun:
                 self.show_progress(f"{planned.source} {planned.transform.method}")
         for statistics in block.statistics():
             self._solve_group(statistics)
+            del statistics  # frees it before the next group is observed
         result = block.finish()
         for size in result.largest:
             self._check_activations(f"the output of {block.path}", size)

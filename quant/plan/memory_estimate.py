@@ -1,9 +1,10 @@
 """Estimate the peak memory of a quantization from shapes, before anything runs."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from ...calib.statistics import HESSIAN
+from ...calib.statistics import Statistic
+from ...calib.tap_groups import Needs, group_by_input, group_bytes, observation_passes
 from ...model.config import ModelConfig, TextConfig
 from ...model.families import LinearSpec, family_of
 from ..recipe.recipe import Recipe
@@ -73,26 +74,20 @@ def count_memory(
         recipe: the recipe.
     """
     solve, with_float = 0, False
-    blocks = dict[tuple[str, int], int]()
-    inputs = dict[tuple[str, int], dict[str, dict[int | None, int]]]()
+    blocks, targets = dict[tuple[str, int], int](), dict[tuple[str, int], list[LinearSpec]]()
+    needs = dict[str, Collection[Statistic]]()
     for spec, step in layers:
+        block = spec.stage, spec.block
         if spec.part != "head" or step is not None:  # a float head is never loaded
-            block = spec.stage, spec.block
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
             with_float = with_float or step.uses_float_model
             size = spec.in_features, spec.out_features
             solve = max(solve, step.memory(*size, calibrated=recipe.needs_calibration))
-            taps = inputs.setdefault((spec.stage, spec.block), {}).setdefault(spec.tap, {})
-            taps[spec.expert] = max(taps.get(spec.expert, 0), _observing_bytes(spec, step))
-    if recipe.needs_calibration and inputs:
-        # The inputs of all experts at a tap are observed in one pass.
-        passes = [[sum(tap.values()) for tap in taps.values()] for taps in inputs.values()]
-        if recipe.calibration.true_sequential:
-            solve = max(solve, *map(max, passes))
-        else:  # all inputs of a block are observed in one pass, and one Hessian per input remains
-            together = max(map(sum, passes))
-            solve = max(together, solve + together * 2 // 5)
+            targets.setdefault(block, []).append(spec)
+            needs[spec.name] = step.statistics
+    if recipe.needs_calibration:
+        solve = max(solve, *(_pass_bytes(of, needs, recipe, solve) for of in targets.values()))
     if with_float:
         solve += max(blocks.values())
     text, vision = config.text, config.vision
@@ -125,9 +120,30 @@ def _kept_width(text: TextConfig) -> int:
     return text.num_attention_heads * text.head_dim  # the taps of experts are not resumed
 
 
-def _observing_bytes(spec: LinearSpec, step: Step) -> int:
-    """Count the bytes of the statistics of one input while samples run."""
-    return sum(each.memory(spec.in_features) for each in step.statistics | {HESSIAN})
+def _pass_bytes(
+    targets: Sequence[LinearSpec],
+    needs: Needs,
+    recipe: Recipe,
+    solve: int,
+) -> int:
+    """Count the bytes of the statistics of the largest pass over a block, and of solving with them.
+
+    Args:
+        targets: in one block.
+        needs: statistics besides the Hessian, by target.
+        recipe: the recipe.
+        solve: bytes of solving a layer.
+    """
+    groups = group_by_input(targets)
+    most = 0
+    for of_pass in observation_passes(
+        groups, needs, true_sequential=recipe.calibration.true_sequential
+    ):
+        observing = sum(group_bytes(group, needs) for group in of_pass)
+        # One Hessian per input remains while the layers are solved.
+        remaining = observing * 2 // 5 if len(of_pass) > 1 else 0
+        most = max(most, observing, solve + remaining)
+    return most
 
 
 def _gradient_bytes(config: ModelConfig, itemsize: int) -> int:

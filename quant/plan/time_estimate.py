@@ -14,7 +14,8 @@ from itertools import groupby
 
 import torch
 
-from ...calib.statistics import HESSIAN, Statistic
+from ...calib.statistics import HESSIAN
+from ...calib.tap_groups import Needs, group_by_input, group_needs, observation_passes
 from ...common.environment import device_name, processor_name, versions
 from ...common.result_cache import Cached, cached
 from ...model.families import family_of
@@ -123,14 +124,22 @@ def estimate_time(
     last_with_float, diverged = max(with_float, default=-1), False
     for index, (stage, block) in enumerate(blocks):
         weights, taps = 0, dict[str, tuple[int, int]]()
+        before_experts: int | None = None
         for row in block:
+            if row.spec.expert is not None and before_experts is None:
+                before_experts = weights
             if row.step is not None and row.spec.tap not in taps:
                 # A pass that observes this tap stops here.
                 taps[row.spec.tap] = row.spec.in_features, weights
             weights += round(row.spec.token_share * row.spec.weights)
         resumes = true_sequential and stage.checkpoints is not None
-        depths = [depth for _, depth in taps.values()]
-        macs = _pass_macs(depths, weights, resumes, true_sequential, index < len(blocks) - 1)
+        way = _Way(
+            weights,
+            weights if before_experts is None else before_experts,
+            resumes,
+            None if true_sequential else _pass_count(block),
+        )
+        macs = way.macs([depth for _, depth in taps.values()], index < len(blocks) - 1)
         observed = {(row.spec.tap, row.spec.expert): row.spec for row in block if row.step}
         hessians = sum(s.token_share * HESSIAN.macs(s.in_features, 0) for s in observed.values())
         depths_of = {tap: depth for tap, (_, depth) in taps.items()}
@@ -145,9 +154,8 @@ def estimate_time(
                 for tap in list(taps)[:1] if true_sequential else list(taps):
                     floats.pop(tap, None)
             diverged = diverged or bool(taps)
-            float_depths = [depth for _, depth in floats.values()]
             to_end = diverged and index < last_with_float
-            macs += _pass_macs(float_depths, weights, resumes, true_sequential, to_end)
+            macs += way.macs([depth for _, depth in floats.values()], to_end)
             float32 += sum(_macs(block, tap, from_float=True) for tap in floats)
         seconds = (macs + extra) * rates.mac
         seconds += hessians * rates.hessian + float32 * rates.mac32
@@ -156,34 +164,51 @@ def estimate_time(
     return solving + searching * rates.mac32, per_token
 
 
-def _pass_macs(
-    depths: Sequence[int], weights: int, resumes: bool, true_sequential: bool, to_end: bool
-) -> int:
-    """Count multiply-adds per token of a state's way through a block.
+@dataclass(frozen=True)
+class _Way:
+    """The way of a state through a block."""
 
-    Args:
-        depths: number of weights before each observed input.
-        weights: number of weights of the block.
-        resumes: whether it resumes at each input instead of starting over, see
-            `BlockRunner.run_to_tap`.
-        true_sequential: of the recipe's calibration.
-        to_end: whether its output is needed.
-    """
-    if resumes:
-        return weights if to_end else max(depths, default=0)
-    observing = sum(depths) if true_sequential else max(depths, default=0)
-    return observing + (weights if to_end else 0)
+    weights: int
+    """Number of weights of the block, those of experts by the share of the tokens they see."""
+    before_experts: int
+    """Number of weights before the experts; all without experts."""
+    resumes: bool
+    """Whether it resumes at each input instead of starting over, see `BlockRunner.run_to_tap`."""
+    passes: int | None
+    """Number of passes that observe all taps together; None if each tap has passes of its own."""
+
+    def macs(self, depths: Sequence[int], to_end: bool) -> int:
+        """Count multiply-adds per token.
+
+        Args:
+            depths: number of weights before each observed input.
+            to_end: whether the output of the block is needed.
+        """
+        deepest = max(depths, default=0)
+        if self.resumes:
+            # Experts start over at the router.
+            again = max(0, deepest - self.before_experts)
+            return self.weights + again if to_end else deepest
+        observing = sum(depths) if self.passes is None else self.passes * deepest
+        return observing + (self.weights if to_end else 0)
+
+
+def _pass_count(block: Sequence[PlanRow]) -> int:
+    """Count the passes over a block that observe all its taps together."""
+    groups = group_by_input([row.spec for row in block if row.step is not None])
+    return len(list(observation_passes(groups, _needs(block), true_sequential=False)))
 
 
 def _macs(block: Sequence[PlanRow], tap: str, *, from_float: bool) -> float:
-    """Count multiply-adds per token of the statistics of an input, besides the Hessian."""
-    readers = [row for row in block if row.spec.tap == tap and row.step is not None]
-    statistics: set[Statistic] = set()
-    for row in readers:
-        statistics |= row.step.statistics if row.step else set()
-    columns, rows = readers[0].spec.in_features, sum(row.spec.out_features for row in readers)
-    of_kind = (s for s in statistics - {HESSIAN} if s.from_float_model == from_float)
-    return sum(statistic.macs(columns, rows) for statistic in of_kind)
+    """Count multiply-adds per token of the statistics of a tap, besides the Hessian."""
+    needs = _needs(block)
+    total = 0.0
+    for group in group_by_input([row.spec for row in block if row.step and row.spec.tap == tap]):
+        rows = sum(spec.out_features for spec in group.linears)
+        own = [s for s in group_needs(group, needs) if s.from_float_model == from_float]
+        macs = sum(statistic.macs(group.in_features, rows) for statistic in own)
+        total += group.linears[0].token_share * macs
+    return total
 
 
 def _transforming(
@@ -214,6 +239,10 @@ def _group_size(
     readers = [rows[name] for name in planned.linears if rows[name].step is not None]
     weights = sum(row.spec.weights for row in readers)
     return GroupSize(first.in_features, weights, depths[first.tap])
+
+
+def _needs(block: Sequence[PlanRow]) -> Needs:
+    return {row.name: row.step.statistics for row in block if row.step is not None}
 
 
 def _uses_float(row: PlanRow) -> bool:

@@ -79,6 +79,26 @@ def test_only_experts_with_tokens_run() -> None:
     assert routed_tokens() is None
 
 
+def test_inputs_are_those_that_experts_read() -> None:
+    moe, x = block(), inputs(1, 9)
+    seen: dict[int, torch.Tensor] = {}
+    for index in range(COUNT):
+        expert = moe.expert(index)
+        down = expert.down_proj
+        down.register_forward_pre_hook(lambda _, args, e=index: seen.update({e: args[0]}))
+    moe(x)
+    expected = dict(seen)
+    assert len(expected) > 2
+    some = list(expected)[1:]
+    for index, tokens, rows in moe.inputs(x, some):
+        assert tokens is not None and torch.equal(rows, x[0, tokens])
+        assert torch.equal(moe.expert(index).inner(rows), expected[index])
+    assert [index for index, _, _ in moe.inputs(x, some)] == some
+    of_all = list(moe.inputs(x, [3, 1], all_tokens=True))
+    assert [(index, tokens) for index, tokens, _ in of_all] == [(1, None), (3, None)]
+    assert all(torch.equal(rows, x[0]) for _, _, rows in of_all)
+
+
 def test_orientations_are_equal() -> None:
     left, right = block(), block(input_major=False)
     right.gate.weight.copy_(left.gate.weight)

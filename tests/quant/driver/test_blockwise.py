@@ -10,6 +10,7 @@ import torch
 from blockwise_jobs import BOTH, GPTQ, RTN, STEPS, TOWER, contents, finish, job, source_of
 from tiny_models import DENSE, prompts, small_config, small_model, write_small_checkpoint
 
+from vlpress.calib import tap_groups
 from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model, load_model
@@ -131,6 +132,27 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(
                 cuts += 1
     assert cuts > 1
     assert contents(out) == expected
+
+
+@pytest.mark.parametrize("method", ["gptq", pytest.param("gptaq", marks=pytest.mark.slow)])
+def test_experts_observed_one_at_a_time_have_the_same_bytes(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the run stops between two experts and is resumed."""
+    source = source_of(tmp_path, "qwen3_vl_moe")
+    samples = prompts(ModelConfig.from_folder(source))
+    calibration = {"all_experts": True}
+    streaming = job(source, [GPTQ | {"method": method}], samples, calibration=calibration)
+    expected = in_memory(source, streaming, tmp_path / "other")
+    monkeypatch.setattr(tap_groups, "OBSERVED_BYTES", 1)
+
+    def stop(done: int, total: int, detail: str) -> None:
+        if detail.startswith("model.layers.1.mlp.experts.1.down_proj"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        streaming.quantize(Journal(tmp_path / "work"), stop)
+    assert finish(streaming, tmp_path / "work", tmp_path / "out") == expected
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blockwise_jobs import STEPS, contents, finish, job, source_of
+from blockwise_jobs import GPTQ, STEPS, contents, finish, job, source_of
 from ranks_of_threads import run_ranks
 from tiny_models import prompts
 
+from vlpress.calib import tap_groups
 from vlpress.common.distributed import Communicator, rank_zero_first
 from vlpress.model.config import ModelConfig
 from vlpress.quant.checkpoint.saving import save_finished
@@ -46,3 +47,17 @@ def test_several_write_the_bytes_of_one(tmp_path: Path, count: int, family: str,
     streaming = job(source, STEPS[name], prompts(ModelConfig.from_folder(source)))
     expected = finish(streaming, tmp_path / "alone", tmp_path / "one")
     assert share(streaming, tmp_path / "work", tmp_path / "out", count) == expected
+
+
+@pytest.mark.parametrize("method", ["gptq", pytest.param("gptaq", marks=pytest.mark.slow)])
+def test_several_observe_experts_a_few_at_a_time(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of one process that observes all experts of a layer at once."""
+    source = source_of(tmp_path, "qwen3_vl_moe")
+    samples = prompts(ModelConfig.from_folder(source))
+    calibration = {"all_experts": method == "gptaq"}
+    streaming = job(source, [GPTQ | {"method": method}], samples, calibration=calibration)
+    expected = finish(streaming, tmp_path / "alone", tmp_path / "one")
+    monkeypatch.setattr(tap_groups, "OBSERVED_BYTES", 1)
+    assert share(streaming, tmp_path / "work", tmp_path / "out", 2) == expected

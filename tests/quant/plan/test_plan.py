@@ -5,6 +5,8 @@ import pytest
 import torch
 from tiny_models import FAMILIES, prompt, small_config, small_model
 
+from vlpress.calib import tap_groups
+from vlpress.calib.statistics import HESSIAN
 from vlpress.calib.token_weights import gradient_image_weights
 from vlpress.model.config import ModelConfig
 from vlpress.model.expert_linear import ExpertLinear
@@ -132,6 +134,24 @@ def test_a_block_or_the_embedding_is_held() -> None:
     rounded = make_plan(config(vocab_size=4096), recipe({"method": "rtn"})).memory
     assert rounded.block == layer
     assert rounded.states_per_token == rounded.patches_per_token == 0
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_memory_does_not_grow_with_the_number_of_experts(
+    true_sequential: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = recipe().to_dict()
+    everything["calibration"]["true_sequential"] = true_sequential
+
+    def solve(experts: int) -> int:
+        of_model = config("qwen3_vl_moe", num_experts=experts)
+        return make_plan(of_model, Recipe.from_dict(everything)).memory.solve
+
+    per_expert = {True: HESSIAN.memory(96), False: HESSIAN.memory(64) + HESSIAN.memory(96)}
+    size = per_expert[true_sequential]
+    assert solve(64) - solve(32) == 32 * size
+    monkeypatch.setattr(tap_groups, "OBSERVED_BYTES", 16 * size)
+    assert solve(64) == solve(32) == solve(16) < 32 * size
 
 
 def test_memory_of_gradients_is_what_autograd_keeps() -> None:

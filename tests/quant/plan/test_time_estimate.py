@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import small_config
 
+from vlpress.calib import tap_groups
 from vlpress.model.config import ModelConfig
 from vlpress.quant.methods.smoothquant import ALPHAS
 from vlpress.quant.plan.plan import Plan, make_plan
@@ -108,6 +109,30 @@ def test_the_float_stream_begins_at_the_first_quantized_block() -> None:
     # Twice through the second vision block, the merger and as far as the inputs of the decoder's.
     assert macs("gptq", "gptaq") - plain == VISION + MERGER + QKV
     assert macs("gptaq", "gptq") == plain  # the first input needs no run of its own
+
+
+def test_experts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts before their last observed input run twice, once for it and once for the output."""
+    config = ModelConfig.from_dict(small_config("qwen3_vl_moe"))
+    layers, active, gate_up, down = 3, 2, 2 * 64 * 96, 96 * 64
+    step = {"method": "gptq", "bits": 8, "group_size": -1}
+    of_experts = make_plan(config, Recipe.from_dict({"step": [step]}))
+    of_block = [row.spec for row in of_experts.rows if ".layers.1." in row.name]
+    before = sum(spec.weights for spec in of_block if spec.expert is None)
+    rows = [row.spec for row in of_experts.rows if row.spec.part == "tower"]
+    unit = config.vision.merge_unit
+    tower = sum(spec.weights * (unit if spec.stage == "vision" else 1) for spec in rows)
+    layer, last = before + active * (gate_up + down), before + active * gate_up
+    again = active * gate_up
+    expected = tower + (layers - 1) * (layer + again) + last
+    assert estimate_time(of_experts, MACS) == (0, expected)
+    whole = tower + (layers - 1) * (last + layer) + last
+    assert estimate_time(of_experts, MACS, true_sequential=False) == (0, whole)
+    monkeypatch.setattr(tap_groups, "OBSERVED_BYTES", 1)
+    assert estimate_time(of_experts, MACS) == (0, expected)
+    # A pass for each of four experts, and one for the attention.
+    five = whole + 4 * layers * last
+    assert estimate_time(of_experts, MACS, true_sequential=False) == (0, five)
 
 
 def test_gradients_by_hand() -> None:
