@@ -18,8 +18,9 @@ class MemoryEstimate:
     block: int
     """Weights of the largest module that is loaded at once: a block, or the embedding."""
     solve: int
-    """Hessians, factor and working copies of the largest layer; with statistics of the float
-    model also the float copy of the largest block."""
+    """Hessians, factor and working copies of the largest layer, and what the solved experts of a
+    layer add to their float weights; with statistics of the float model also the float copy of the
+    largest block."""
     patches_per_token: int
     """Image patches, per calibration token of an image."""
     states_per_token: int
@@ -76,6 +77,7 @@ def count_memory(
     solve, with_float = 0, False
     blocks, targets = dict[tuple[str, int], int](), dict[tuple[str, int], list[LinearSpec]]()
     needs = dict[str, Collection[Statistic]]()
+    levels, tensors = dict[tuple[str, int], int](), dict[str, int]()
     for spec, step in layers:
         block = spec.stage, spec.block
         if spec.part != "head" or step is not None:  # a float head is never loaded
@@ -86,8 +88,15 @@ def count_memory(
             solve = max(solve, step.memory(*size, calibrated=recipe.needs_calibration))
             targets.setdefault(block, []).append(spec)
             needs[spec.name] = step.statistics
+            if spec.slice is not None:
+                tensor = spec.slice.tensor
+                levels[block] = levels.get(block, 0) + spec.weights  # one byte each
+                tensors[tensor] = tensors.get(tensor, 0) + itemsize * spec.weights
     if recipe.needs_calibration:
         solve = max(solve, *(_pass_bytes(of, needs, recipe, solve) for of in targets.values()))
+    # The tensor of all experts stays until the last of them is solved, beside their dequantized
+    # weights.
+    solve += max(levels.values(), default=0) + max(tensors.values(), default=0)
     if with_float:
         solve += max(blocks.values())
     text, vision = config.text, config.vision
