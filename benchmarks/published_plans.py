@@ -4,8 +4,9 @@
 
 Nothing is loaded or quantized: only the config files are needed. The recipe is the preset w4a16,
 the samples are 128 of 400 tokens, all from images. Times are for the machine that runs the script,
-by its cached rates (`vlpress plan --refresh` measures them again). Adds to
-results/published_plans.json and rewrites results/published_plans.md.
+by its cached rates (`vlpress plan --refresh` measures them again), or `--stored-rates`: those of
+the results, for their machine. Adds to results/published_plans.json and rewrites
+results/published_plans.md.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from vlpress.model.config import ModelConfig
 from vlpress.quant.config import CalibrationOptions
 from vlpress.quant.plan.experts import expected_tokens
 from vlpress.quant.plan.plan import make_plan
-from vlpress.quant.plan.time_estimate import cached_probe, estimate_time
+from vlpress.quant.plan.time_estimate import Probe, cached_probe, estimate_time
 from vlpress.quant.recipe.recipe import Recipe
 
 STORED = Path(__file__).resolve().parent / "results" / "published_plans.json"
 RECIPE = "w4a16"
 SAMPLES, LENGTH = 128, 400
 GIB = 2**30
-LIMITS = {"30b-a3b": 6 * GIB, "235b-a22b": 16 * GIB}
+LIMITS = {"30b-a3b": 8 * GIB, "235b-a22b": 16 * GIB}
 """Largest peak memory by size."""
 
 
@@ -42,11 +43,15 @@ def main() -> None:
     """Plan the selected sizes and write the result files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--stored-rates", action="store_true", help="rates of the last results")
     options = parser.parse_args()
     rows = json.loads(STORED.read_text())["rows"] if STORED.is_file() else {}
     process = peak_memory()
     for size in options.size:
-        rows[size] = provenance() | plan(size, process)
+        origin, rates = provenance(), None
+        if options.stored_rates:
+            origin["machine"], rates = rows[size]["machine"], Probe(**rows[size]["rates"])
+        rows[size] = origin | plan(size, process, rates)
         ordered = {name: rows[name] for name in SIZES if name in rows}
         STORED.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
         STORED.with_suffix(".md").write_text(markdown(ordered))
@@ -55,11 +60,17 @@ def main() -> None:
     print(STORED.with_suffix(".md").read_text())
 
 
-def plan(size: str, process: int) -> dict[str, Any]:
-    """Plan one size; `process` is the memory of Python and its libraries in bytes."""
+def plan(size: str, process: int, rates: Probe | None) -> dict[str, Any]:
+    """Plan one size.
+
+    Args:
+        size: its name.
+        process: bytes of Python and its libraries.
+        rates: of the machine; None takes the cached ones.
+    """
     recipe = Recipe.resolve(RECIPE)
     made = make_plan(ModelConfig.from_dict(config_of(size)), recipe, dtype=torch.bfloat16)
-    rates, _ = cached_probe(torch.device("cpu"), torch.bfloat16)
+    rates = rates or cached_probe(torch.device("cpu"), torch.bfloat16)[0]
     solve, per_token = estimate_time(
         made, rates, true_sequential=recipe.calibration.true_sequential
     )
