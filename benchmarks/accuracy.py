@@ -88,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128, help="calibration samples")
     parser.add_argument("--validation", type=int, default=256, help="validation samples")
     parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
+    parser.add_argument("--no-choice", action="store_true", help="choose no best method")
     parser.add_argument("--limit", type=int, help="questions per benchmark (default all, 0 none)")
     parser.add_argument("--accept", nargs="+", default=[], metavar="COMMIT", help="see above")
     parser.add_argument("--check", nargs="+", default=[], metavar="ROW", help="as w4a16/gptq")
@@ -119,6 +120,8 @@ class Measurement:
             for row in rows:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
+        if self.options.no_choice:
+            return {"base": base, "rows": [self.row(row) for row in rows], "best": []}
         raced = {row: self.more(row, "runoff") for row in self.close(rows)}
         results = {row: self.row(row) | raced.get(row, {}) for row in rows}
         for row in rows:

@@ -37,7 +37,8 @@ def accuracy(results: Mapping[str, Any]) -> str:
         for scope in dict.fromkeys(row["scope"] for row in model["rows"]):
             rows = [row for row in model["rows"] if row["scope"] == scope]
             lines += ["", f"## {name}, {scope}", "", accuracy_table(rows, model["base"])]
-        lines += ["", f"## {name}, best methods", "", *best(model)]
+        if model["best"]:
+            lines += ["", f"## {name}, best methods", "", *best(model)]
     return "\n".join(lines) + "\n"
 
 
