@@ -9,6 +9,7 @@ exist: `visual.*`, `model.layers.*` (as published on the hub) and `model.visual.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -94,8 +95,7 @@ class CheckpointReader:
 
     def file(self, name: str) -> str:
         """Return the name of the file that contains a tensor."""
-        self.source_name(name)
-        return self._files[name]
+        return self._location(name)[0]
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor as stored, on the CPU; it may be a view of the memory-mapped file.
@@ -103,9 +103,10 @@ class CheckpointReader:
         Raises:
             ValueError: there is no such tensor, or its bytes cannot be read.
         """
-        source, path = self.source_name(name), self.folder / self._files[name]
+        file, source = self._location(name)
+        path = self.folder / file
         try:
-            value: Tensor = self._reopen(self._files[name]).get_tensor(source)
+            value: Tensor = self._reopen(file).get_tensor(source)
         except SafetensorError as error:
             raise damaged_file_error(path, error) from None
         return value
@@ -124,11 +125,12 @@ class CheckpointReader:
         rows = max(1, COPY_CHUNK * len(copy) // max(1, copy.nbytes)) if shape else 1
         if not shape or len(copy) <= rows:
             return copy.copy_(self.tensor(name))
-        source, path = self.source_name(name), self.folder / self._files[name]
+        file, source = self._location(name)
+        path = self.folder / file
         for begin in range(0, len(copy), rows):
             chunk = slice(begin, begin + rows)
             try:
-                copy[chunk] = self._reopen(self._files[name]).get_slice(source)[chunk]
+                copy[chunk] = self._reopen(file).get_slice(source)[chunk]
             except SafetensorError as error:
                 raise damaged_file_error(path, error) from None
         return copy
@@ -155,9 +157,18 @@ class CheckpointReader:
             )
         return STORED_DTYPES[stored]
 
+    def nbytes(self, name: str) -> int:
+        """Return the bytes of a tensor without reading the tensor."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     def _slice(self, name: str) -> Any:
+        file, source = self._location(name)
+        return self._open(file).get_slice(source)
+
+    def _location(self, name: str) -> tuple[str, str]:
+        """Return the file that contains a tensor, and the tensor's name there."""
         source = self.source_name(name)
-        return self._open(self._files[name]).get_slice(source)
+        return self._files[name], source
 
     def _open(self, file: str) -> Any:
         if file not in self._handles:

@@ -12,6 +12,7 @@ from .family_tables.qwen2_vl import QWEN2_VL
 from .family_tables.qwen3_vl import QWEN3_VL
 from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
 from .family_tables.table import (
+    EMBEDDING,
     SIDE_FILES,
     BlockLinear,
     Checkpoints,
@@ -29,6 +30,7 @@ from .family_tables.table import (
 )
 
 __all__ = [
+    "EMBEDDING",
     "FAMILIES",
     "SIDE_FILES",
     "BlockLinear",

@@ -15,7 +15,15 @@ from torch import nn
 
 from .config import ModelConfig
 from .expert_linear import ExpertLinear
-from .family_tables.table import Family, LinearSpec, NormBinding, PairBinding, Stage, widths
+from .family_tables.table import (
+    EMBEDDING,
+    Family,
+    LinearSpec,
+    NormBinding,
+    PairBinding,
+    Stage,
+    widths,
+)
 from .features import DEEPSTACK, HIDDEN
 
 if TYPE_CHECKING:
@@ -54,6 +62,11 @@ def _differences(model: QwenVL, family: Family) -> Iterator[str]:
         if sizes != expected:
             yield f"{name} has (outputs, inputs, bias) {sizes}, the table {expected}"
         yield from _slice(layer, spec)
+    table = modules.get(EMBEDDING)
+    shape = tuple(table.weight.shape) if isinstance(table, nn.Embedding) else None
+    spec = family.embedding(model.config)
+    if shape != (spec.out_features, spec.in_features):
+        yield f"{EMBEDDING} is {shape}, the table {(spec.out_features, spec.in_features)}"
     size = widths(model.config)
     for stage in family.stages:
         widths_of = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
 from .expert_linear import expert_layers
+from .families import EMBEDDING
 from .qwen_vl import QwenVL
 from .resolve import resolve_model
 
@@ -28,6 +29,7 @@ __all__ = [
     "load_model",
     "release_block",
     "resolve_model",
+    "stored_dtype",
 ]
 
 HEAD = "lm_head.weight"
@@ -122,10 +124,16 @@ def choose_dtype(
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return config.dtype or reader.dtype("model.embed_tokens.weight")
+        return stored_dtype(config, reader)
     if dtype not in SHORT_DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; allowed: auto, {', '.join(SHORT_DTYPES)}")
     return SHORT_DTYPES[dtype]
+
+
+def stored_dtype(config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
+    """Return the dtype in which a checkpoint is meant to run: the config's, or its tensors'."""
+    embedding = f"{EMBEDDING}.weight"  # not stored if it is quantized
+    return config.dtype or reader.dtype(embedding if embedding in reader else "model.norm.weight")
 
 
 def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
@@ -198,7 +206,7 @@ def check_tied_head(reader: CheckpointReader, model: QwenVL) -> None:
     if model.lm_head is not None or HEAD not in reader:
         return
     embedding, head = (
-        reader.tensor(name).to(model.dtype) for name in ("model.embed_tokens.weight", HEAD)
+        reader.tensor(name).to(model.dtype) for name in (f"{EMBEDDING}.weight", HEAD)
     )
     if head.shape != embedding.shape or not torch.equal(head, embedding):
         raise ValueError(

@@ -18,6 +18,7 @@ from .finite import check_finite
 from .kv_quant.scales import KVScales
 from .kv_quant.types import CacheType
 from .processing.inputs import Batch, Prompt, Visual, visual_mask
+from .token_table import rows_like
 
 MAX_PATCHES = 32768
 """Patches per call of the vision tower. Bounds its memory (the widest activation takes a few
@@ -55,12 +56,12 @@ class QwenVL(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the decoder's embedding, and of the inputs."""
-        return self.model.embed_tokens.weight.device
+        return rows_like(self.model.embed_tokens).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the decoder's embedding and of the hidden states."""
-        return self.model.embed_tokens.weight.dtype
+        return rows_like(self.model.embed_tokens).dtype
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """Create an empty cache for `batch` prompts of `capacity` tokens, answers included."""

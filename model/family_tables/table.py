@@ -34,9 +34,10 @@ if TYPE_CHECKING:  # modules of models import this one
     from ..text import State, TextModel
     from ..tower import Tower
 
-Part = Literal["tower", "decoder", "head"]
+Part = Literal["tower", "embedding", "decoder", "head"]
 """Stages of the tower are passed by samples with images or videos only, the others by all samples.
-There is one stage of the decoder and one of the head, which predicts tokens."""
+There is one stage of the decoder and one of the head, which predicts tokens. The token embedding is
+a part without a stage: its rows are looked up before the first decoder layer."""
 
 Enter = Callable[["QwenVL", "Prompt", "State | None"], "State"]
 """Called with the model, a sample and its state after the stage before (None: it has none); returns
@@ -50,6 +51,8 @@ Complete = Callable[["QwenVL", int, "State", Tensor], "State"]
 checkpoint; returns the state after the block."""
 
 PARTS: tuple[str, ...] = get_args(Part)
+EMBEDDING = "model.embed_tokens"
+"""Module path of the token embedding in all families."""
 
 # Copied byte for byte into every saved checkpoint: saving through a library can change such files
 # (truncation settings, templates).
@@ -87,7 +90,10 @@ class WeightSlice:
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """A linear layer of a model with its sizes."""
+    """A linear layer of a model with its sizes, or the token embedding.
+
+    The embedding has a row of width `in_features` for each of `out_features` tokens.
+    """
 
     name: str  # module path: "model.layers.3.self_attn.q_proj"
     in_features: int
@@ -366,6 +372,17 @@ class Family:
             for linear in stage.linears
             for spec in _specs(config, stage, block, linear)
         ]
+
+    def embedding(self, config: ModelConfig) -> LinearSpec:
+        """Return the token embedding as a target."""
+        size = widths(config)
+        return LinearSpec(
+            EMBEDDING, size["hidden"], size["vocab"], False, "embedding", "embedding", 0, "tokens"
+        )
+
+    def targets(self, config: ModelConfig) -> list[LinearSpec]:
+        """List everything that can be quantized: the token embedding and every linear layer."""
+        return [self.embedding(config), *self.linears(config)]
 
     def kept(self, config: ModelConfig) -> list[tuple[LinearSpec, str]]:
         """List the linear layers that are never quantized, each with the reason."""

@@ -1,0 +1,37 @@
+"""The parts of a model that its bytes are counted by: one definition for plans and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .checkpoint import CheckpointReader
+from .config import ModelConfig
+from .families import EMBEDDING, family_of
+from .part_names import BYTE_PARTS, REST
+
+
+def bytes_by_part(config: ModelConfig, sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Add up bytes by part.
+
+    Args:
+        config: of the model.
+        sizes: canonical names of tensors, float or quantized, with their bytes.
+
+    Returns:
+        Bytes by the names in `BYTE_PARTS`, in their order.
+    """
+    prefixes = {f"{EMBEDDING}.": "embedding"}
+    for stage in family_of(config).stages:
+        prefixes.setdefault(stage.path.partition("{}")[0].removesuffix(".") + ".", stage.part)
+        if stage.part == "tower":
+            prefixes |= {f"{path}.": stage.part for path in stage.entry}
+    totals = dict.fromkeys(BYTE_PARTS, 0)
+    for name, size in sizes:
+        part = next((part for prefix, part in prefixes.items() if name.startswith(prefix)), REST)
+        totals[part] += size
+    return totals
+
+
+def checkpoint_bytes(config: ModelConfig, reader: CheckpointReader) -> dict[str, int]:
+    """Count the tensor bytes of a checkpoint by part; reads no tensor."""
+    return bytes_by_part(config, ((name, reader.nbytes(name)) for name in reader.names()))
