@@ -4,7 +4,7 @@ With `H = X' X` over the calibration inputs, the squared outputs of a row e are 
 over the rows of a difference of weights, this is the squared error of the outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def row_energy(rows: Tensor, hessian: Tensor) -> Tensor:
 
 
 def relative_error(
-    weights: Sequence[Tensor], candidates: Sequence[Tensor], hessian: Tensor
+    weights: Iterable[Tensor], candidates: Iterable[Tensor], hessian: Tensor
 ) -> float:
     """Compute the squared output error of layers that share an input, over their squared outputs.
 

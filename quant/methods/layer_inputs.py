@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,4 +72,8 @@ class LayerInputs:
 
     def error(self, weight: Tensor, candidate: Tensor) -> float:
         """Compute the relative squared output error of a candidate `[N, K]` for the weight."""
-        return relative_error([weight], [candidate], self.hessian.values)
+        return self.error_of_parts([weight], [candidate])
+
+    def error_of_parts(self, weights: Iterable[Tensor], candidates: Iterable[Tensor]) -> float:
+        """Compute the same error from runs of rows, which can be made one at a time."""
+        return relative_error(weights, candidates, self.hessian.values)
