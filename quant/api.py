@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..common.options import verb
 from ..common.output_dir import claim_result, shared_use, sole_use, staged_result
 from ..common.progress import peak_memory, reporting
 from ..common.threads import use_threads
-from ..model.checkpoint import CheckpointReader
+from ..model.byte_parts import checkpoint_bytes
 from ..model.weight_files import digest_folder
 from .checkpoint.export import export_into
 from .checkpoint.formats.table import choose_format
@@ -211,10 +210,15 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
             "bits": contents.schemes[name].bits,
             "in_features": spec.in_features,
             "out_features": spec.out_features,
-            "bytes": sum(_tensor_bytes(reader, f"{name}.{part}") for part in parts),
+            "bytes": sum(
+                reader.nbytes(tensor)
+                for tensor in (f"{name}.{part}" for part in parts)
+                if tensor in reader
+            ),
         }
         for name, spec in contents.quantized.items()
     ]
+    sizes = checkpoint_bytes(checkpoint.config, reader)
     return {
         "checkpoint": str(folder),
         "format": checkpoint.format.name,
@@ -222,11 +226,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "calibration": report.get("calibration"),
         "layers": layers,
         "kept": report.get("kept"),
-        "bytes": sum(_tensor_bytes(reader, name) for name in reader.names()),
+        "bytes": sum(sizes.values()),
+        "parts": sizes,
+        "base_parts": report.get("size", {}).get("base_parts"),
     }
-
-
-def _tensor_bytes(reader: CheckpointReader, name: str) -> int:
-    if name not in reader:
-        return 0
-    return prod(reader.shape(name)) * reader.dtype(name).itemsize

@@ -2,8 +2,9 @@
 
 `LinearSpec` carries name, tap and, for an expert of a mixture-of-experts block, the slice of the
 tensor with its weight. In a model a target is a module of its name, an `nn.Linear` or an
-`ExpertLinear`, which is replaced by a `CompressedLinear`. In a checkpoint it has tensors of its own
-names, also where the float weights of all experts are one tensor.
+`ExpertLinear`, which is replaced by a `CompressedLinear`, or the token embedding, which is replaced
+by a `QuantEmbedding`. In a checkpoint it has tensors of its own names, also where the float weights
+of all experts are one tensor.
 """
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from ..model.expert_linear import ExpertLinear
 from ..model.families import LinearSpec
+from ..model.token_table import TokenTable
 from .compressed_weight import CompressedWeight
-from .runtime.compressed_linear import CompressedLinear
+from .runtime.compressed_linear import CompressedLayer, CompressedLinear
+from .runtime.embedding import QuantEmbedding
 from .runtime.linear import QuantLinear
 
 
@@ -23,7 +26,7 @@ def weight_of(model: nn.Module, spec: LinearSpec) -> Tensor:
         ValueError: the layer is quantized already or differs from the family table.
     """
     module = model.get_submodule(spec.name)
-    if isinstance(module, CompressedLinear):
+    if isinstance(module, CompressedLayer):
         raise ValueError(f"{spec.name} is quantized already; start from the original model")
     weight = getattr(module, "weight", None)
     expected = (spec.out_features, spec.in_features)
@@ -48,6 +51,26 @@ def put_compressed(
     layer = layer.quantized().inference_layer(layer.bias)
     put_module(model, spec.name, layer)
     return layer
+
+
+def put_loaded(
+    model: nn.Module, name: str, weight: CompressedWeight, bias: Tensor | None, like: Tensor
+) -> None:
+    """Replace a target by the layer of a compressed weight that was loaded from a checkpoint.
+
+    Args:
+        model: the model.
+        name: of the target, a linear layer or the token embedding.
+        weight: on the device where the layer will run.
+        bias: `[out_features]` or None.
+        like: has the device of the layer and the dtype of the model.
+
+    Raises:
+        ValueError: an embedding is not stored as plain integers.
+    """
+    is_table = isinstance(model.get_submodule(name), nn.Embedding | TokenTable)
+    layer = QuantEmbedding(weight, like) if is_table else weight.inference_layer(bias)
+    replace_module(model, name, layer)
 
 
 def put_calibrating(
@@ -95,8 +118,13 @@ def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(owner), leaf, module)
 
 
-def compressed_layers(model: nn.Module) -> dict[str, CompressedLinear]:
-    """Collect all compressed layers of a model by name."""
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
+    """Collect all compressed layers of a model by name, the token embedding too."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, CompressedLayer)}
+
+
+def compressed_linears(model: nn.Module) -> dict[str, CompressedLinear]:
+    """Collect the compressed linear layers of a model, which kernels compute, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, CompressedLinear)}
 
 

@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from ...model.checkpoint import CheckpointReader
-from ...model.config import ModelConfig
 from ..compressed_weight import CompressedWeight
 from .formats.format import Format
-from .safetensors_folder.shards import EMBEDDING
 
 
 def encode_layer(
@@ -18,7 +15,7 @@ def encode_layer(
     Args:
         weight: the layer.
         format: one that can hold it.
-        dtype: in which the model computes, see `computing_dtype`.
+        dtype: in which the model computes, see `stored_dtype`.
         name: of the layer, for messages.
 
     Returns:
@@ -35,8 +32,3 @@ def encode_layer(
     if not format.decode(tensors, weight.scheme, name).equals(weight):
         raise RuntimeError(f"{name}: packed and unpacked weights differ; nothing was written")
     return tensors
-
-
-def computing_dtype(config: ModelConfig, reader: CheckpointReader) -> torch.dtype:
-    """Return the dtype in which engines compute with a checkpoint."""
-    return config.dtype or reader.dtype(EMBEDDING)

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ...common.lazy_tensor import LazyTensor
-from .encoding import computing_dtype, encode_layer
+from ...model.loading import stored_dtype
+from .encoding import encode_layer
 from .formats.format import Origin
 from .formats.table import choose_format
 from .loading import resolve_folder
@@ -54,7 +55,7 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
     except ValueError as error:
         raise ValueError(f"{source.folder} cannot be exported: {error}") from None
 
-    dtype = computing_dtype(contents.config, source.reader)
+    dtype = stored_dtype(contents.config, source.reader)
 
     def encode(name: str) -> Mapping[str, Tensor]:
         return encode_layer(source.weight(name), chosen, dtype, name)

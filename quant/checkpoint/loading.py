@@ -28,7 +28,7 @@ from ..runtime.kernel_selection import (
     round_head_,
     round_inputs_,
 )
-from ..targets import replace_module
+from ..targets import put_loaded
 from .outliers import outlier_folder
 from .safetensors_folder.reading import QuantizedCheckpoint
 
@@ -120,7 +120,8 @@ def load_quantized(
         if bias is not None:
             # A copy: the tensor is a view of the memory-mapped file.
             bias = bias.to(chosen, model.dtype, copy=True)
-        replace_module(model, name, checkpoint.weight(name, chosen).inference_layer(bias))
+        weight = checkpoint.weight(name, chosen)
+        put_loaded(model, name, weight, bias, torch.empty(0, dtype=model.dtype, device=chosen))
     load_block(reader, model, "", device=chosen)
     prepare_(model)
     return model.eval()

@@ -14,14 +14,15 @@ from torch import Tensor
 from ...common.lazy_tensor import LazyTensor, TensorLike
 from ...model.checkpoint import CheckpointReader
 from ...model.expert_linear import expert_layers
-from ...model.loading import HEAD
+from ...model.loading import HEAD, stored_dtype
 from ...model.qwen_vl import QwenVL
+from ...model.untying import open_source
 from ..driver.padding import Padding, pad_tensors, padded_shapes
 from ..driver.report import QuantReport
 from ..plan.plan import Plan
-from ..runtime.compressed_linear import CompressedLinear
+from ..runtime.compressed_linear import CompressedLayer
 from ..targets import compressed_layers
-from .encoding import computing_dtype, encode_layer
+from .encoding import encode_layer
 from .formats.contents import Contents, Solver
 from .formats.format import Format, Origin, float_tensor
 from .formats.table import AUTO, choose_format
@@ -70,7 +71,7 @@ def save_quantized(
     layers = compressed_layers(model)
     if odd := set(layers) ^ set(contents.schemes):
         raise ValueError(f"model and report disagree about {min(odd)}; save the report's own model")
-    reader = CheckpointReader(resolve_folder(source))
+    reader = open_source(resolve_folder(source), untied=report.plan.untied)
     with checkpoint_folder(Path(out), reader.folder, overwrite=overwrite) as folder:
         check_unchanged(model, reader, report)
         tensors = encode_tensors(layers, report.changed, model, reader, chosen)
@@ -97,12 +98,13 @@ def save_finished(
     """
     contents = report.plan.contents
     chosen = choose_format(contents, report.plan.format)
-    _write(tensors, report, contents, chosen, CheckpointReader(source), folder)
+    reader = open_source(source, untied=report.plan.untied)
+    _write(tensors, report, contents, chosen, reader, folder)
     write_model_card(folder, Base.of(name or source, source))
 
 
 def encode_tensors(
-    layers: Mapping[str, CompressedLinear],
+    layers: Mapping[str, CompressedLayer],
     changed: Iterable[str],
     model: QwenVL,
     reader: CheckpointReader,
@@ -121,7 +123,7 @@ def encode_tensors(
     Raises:
         ValueError: the format cannot hold a value, or the source has a bias that a layer has not.
     """
-    dtype = computing_dtype(model.config, reader)
+    dtype = stored_dtype(model.config, reader)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         encoded = encode_layer(layer.quantized(), format, dtype, name)

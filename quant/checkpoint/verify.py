@@ -22,7 +22,7 @@ from ...model.finite import dtype_name, nonfinite_kind
 from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
-from ..targets import replace_module
+from ..targets import put_loaded
 from .safetensors_folder.reading import QuantizedCheckpoint
 
 
@@ -47,7 +47,8 @@ class QuantizedBlocks:
                 if bias is not None:
                     bias = bias.to(self.device, self._model.dtype, copy=True)
                 weight = self._checkpoint.weight(name, self.device)
-                replace_module(self._model, name, weight.inference_layer(bias))
+                like = torch.empty(0, dtype=self._model.dtype, device=self.device)
+                put_loaded(self._model, name, weight, bias, like)
         load_block(self._checkpoint.reader, self._model, path, device=self.device)
         return self._model.get_submodule(path)
 

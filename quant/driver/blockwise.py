@@ -7,7 +7,7 @@ block without a journal entry and ends in the same bytes.
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ...common.distributed import (
 )
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
-from ...model.families import family_of
+from ...model.families import EMBEDDING, family_of
 from ...model.loading import (
     build_model,
     check_tensors,
@@ -39,6 +39,7 @@ from ...model.loading import (
 )
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ...model.untying import open_source
 from ..checkpoint.formats.table import choose_format
 from ..checkpoint.saving import encode_tensors
 from ..plan.plan import Plan, check_images
@@ -47,7 +48,6 @@ from ..runtime.kernel_selection import accelerate_layers_
 from .checkpoint_blocks import CheckpointBlocks
 from .journal import Journal
 from .layer_solver import Progress, QuantizationRun
-from .padding import pad_model_
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 
 
@@ -78,8 +78,9 @@ class BlockwiseQuantizer:
         if self.recipe.needs_calibration:
             has_images = any(prompt.visuals for prompt in self.prompts)
             check_images(self.plan, present=not self.prompts or has_images)
-        reader, device = CheckpointReader(self.source), choose_device(self.device)
-        model = self._model_without_weights(reader)
+        reader = open_source(self.source, untied=self.plan.untied)
+        device = choose_device(self.device)
+        model = self._model_without_weights()
         run = QuantizationRun(model, self.recipe, self.plan, device, on_progress, self.comm)
         blocks = CheckpointBlocks(reader, model, self.plan.padding, device)
         restore_run(run, journal.records)
@@ -92,13 +93,14 @@ class BlockwiseQuantizer:
             steps.calibrate(weights)
         return run.report(record)
 
-    def _model_without_weights(self, reader: CheckpointReader) -> QwenVL:
-        """Build the padded model on `meta`."""
+    def _model_without_weights(self) -> QwenVL:
+        """Check the source, and build the model of the plan on `meta`."""
         config = ModelConfig.from_folder(self.source)
+        reader = CheckpointReader(self.source)
         model = build_model(config, dtype=choose_dtype(self.dtype, config, reader))
         check_tensors(reader, model)
         check_tied_head(reader, model)
-        pad_model_(model, self.plan.padding)
+        self.plan.prepare_model_(model)
         return model
 
     def _token_weights(self, run: QuantizationRun) -> ModalityTokenWeights | PerTokenWeights:
@@ -130,19 +132,21 @@ class _Pass:
             for row in run.rows.values()
             if row not in calibrated and row.name not in run.layer_reports
         ]
-        for stage in family_of(run.model.config).stages:
-            for block in stage.blocks(run.model.config):
-                if block_rows := [row for row in rows if is_inside(row.name, block)]:
-                    with hold_block(self.blocks, block):
-                        run.round_layers(block_rows)
-                        self._commit(BlockResult(block, None, ()), calibrated=False)
+        stages = family_of(run.model.config).stages
+        blocks = [block for stage in stages for block in stage.blocks(run.model.config)]
+        for block in (EMBEDDING, *blocks):
+            if block_rows := [row for row in rows if is_inside(row.name, block)]:
+                with hold_block(self.blocks, block):
+                    run.round_layers(block_rows)
+                    self._commit(BlockResult(block, None, ()), calibrated=False)
 
     def calibrate(self, weights: TokenWeightFn) -> None:
         """Run the samples through the blocks that they have not passed yet."""
         last: Mapping[str, Any] = {"calibrated": False, "waiting": ()}
         if self.journal.records:
             last = self.journal.records[-1]
-        comm = self.quantizer.comm
+        comm, embedding = self.quantizer.comm, self.run.rows.get(EMBEDDING)
+        blocks = replace(self.blocks, embedding=embedding.step if embedding else None)
         states = DiskActivationStore(self.journal.states, self.run.device, self.quantizer.memory)
         with closing(states) as store:
             # Activations of an uncommitted block, and of blocks before the last one, are removed.
@@ -154,7 +158,7 @@ class _Pass:
                 resume = Resume(last["next"], frozenset(last["parted"]))
 
             for block in self.run.calibration_pass(
-                self.quantizer.prompts, weights, blocks=self.blocks, store=store, resume=resume
+                self.quantizer.prompts, weights, blocks=blocks, store=store, resume=resume
             ):
                 with block.loaded():
                     result = self.run.quantize_block(block)

@@ -15,12 +15,14 @@ from ...calib.tap_statistics import GroupStatistics
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ...model.token_table import rows_like
 from ..compressed_weight import CompressedWeight
 from ..kernels.bf16_linear import select_syrk
 from ..methods.layer_inputs import LayerInputs, SharedInput
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
-from ..runtime.compressed_linear import CompressedLinear
+from ..runtime.compressed_linear import CompressedLayer
+from ..runtime.embedding import QuantEmbedding
 from ..runtime.kernel_selection import accelerate_layers_
 from ..steps.step import Solved, Step
 from ..targets import put_calibrating, put_module, weight_of
@@ -67,7 +69,7 @@ class QuantizationRun:
         self.rows = {row.name: row for row in plan.quantized}
         self.layer_reports: dict[str, LayerReport] = {}
         """Reports of the finished layers by name."""
-        self.solved: dict[str, CompressedLinear] = {}
+        self.solved: dict[str, CompressedLayer] = {}
         """Layers that are solved but neither written nor packed yet, by name."""
         self._warned_float16 = False
         self._fused_ranges: dict[str, float] = {}
@@ -83,13 +85,13 @@ class QuantizationRun:
     def calibrated_rows(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
         """List the layers that calibration samples reach; the others have no statistics.
 
-        Samples without images never reach the vision tower.
+        Samples without images never reach the vision tower. The token embedding has no input.
         """
         if not self.recipe.needs_calibration:
             return []
         has_images = any(prompt.visuals for prompt in prompts)
-        unreached = () if has_images else self.plan.tower
-        return [row for row in self.rows.values() if row not in unreached]
+        unreached = {"embedding"} if has_images else {"embedding", "tower"}
+        return [row for row in self.rows.values() if row.spec.part not in unreached]
 
     def calibration_pass(
         self,
@@ -184,7 +186,7 @@ class QuantizationRun:
         """Replace the layers in `solved` by their form for inference."""
         while self.solved:
             name, layer = self.solved.popitem()
-            put_module(self.model, name, layer.quantized().inference_layer(layer.bias))
+            put_module(self.model, name, layer.for_inference())
 
     def report(self, calibration: CalibrationRecord | None) -> QuantReport:
         """Build the report of the finished run."""
@@ -272,7 +274,10 @@ class QuantizationRun:
         assert row.step is not None
         tensors = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
         weight = row.step.scheme.weight(tensors)
-        self.solved[row.name] = put_calibrating(self.model, row.spec, weight, dtype)
+        if row.spec.part == "embedding":  # nothing runs on it before it is packed
+            self.solved[row.name] = QuantEmbedding(weight, rows_like(self.model.model.embed_tokens))
+        else:
+            self.solved[row.name] = put_calibrating(self.model, row.spec, weight, dtype)
         value = message.value
         if value["warning"]:
             logger.warning("%s: %s", row.name, value["warning"])

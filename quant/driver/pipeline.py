@@ -13,7 +13,6 @@ from ..plan.plan import check_images, make_plan
 from ..recipe.recipe import Recipe
 from ..targets import compressed_layers
 from .layer_solver import Progress, QuantizationRun
-from .padding import pad_model_
 from .report import CalibrationRecord, QuantReport
 
 __all__ = [
@@ -67,7 +66,7 @@ def quantize_(
     if recipe.needs_calibration:
         # Without any prompts `calibrate` has the better message.
         check_images(plan, present=not prompts or any(prompt.visuals for prompt in prompts))
-    pad_model_(model, plan.padding)
+    plan.prepare_model_(model)
     run = QuantizationRun(model, recipe, plan, model.device, on_progress)
     record = None
     calibrated = run.calibrated_rows(prompts)

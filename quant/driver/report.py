@@ -234,6 +234,7 @@ class QuantReport:
                 "base_bytes": self.base_bytes,
                 "candidate_bytes": self.candidate_bytes,
                 "bits_per_weight": self.bits_per_weight,
+                "base_parts": dict(self.plan.source_parts),
             },
             "padding": [padding.to_dict() for padding in self.plan.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],

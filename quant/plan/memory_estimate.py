@@ -69,16 +69,23 @@ def count_memory(
 
     Args:
         config: of the padded model.
-        layers: every linear layer with the step that quantizes it; None = not quantized.
+        layers: every linear layer with the step that quantizes it, None = not quantized; and the
+            token embedding if it is quantized.
         weights: bytes of the model in float.
         itemsize: bytes of a float of the model.
         recipe: the recipe.
     """
-    solve, with_float = 0, False
+    solve, with_float, embedded = 0, False, recipe.needs_calibration
     blocks, targets = dict[tuple[str, int], int](), dict[tuple[str, int], list[LinearSpec]]()
     needs = dict[str, Collection[Statistic]]()
     levels, tensors = dict[tuple[str, int], int](), dict[str, int]()
     for spec, step in layers:
+        if spec.part == "embedding":
+            embedded = True
+            if step is not None:
+                size = spec.in_features, spec.out_features
+                solve = max(solve, step.memory(*size, calibrated=False))
+            continue
         block = spec.stage, spec.block
         if spec.part != "head" or step is not None:  # a float head is never loaded
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
@@ -100,7 +107,7 @@ def count_memory(
     if with_float:
         solve += max(blocks.values())
     text, vision = config.text, config.vision
-    embedding = itemsize * text.vocab_size * text.hidden_size if recipe.needs_calibration else 0
+    embedding = itemsize * text.vocab_size * text.hidden_size if embedded else 0
     # A hidden state, one cosine and one sine per rotary pair; further features of a visual are
     # hidden states too.
     features = len(family_of(config).features(config))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ...model.config import ModelConfig
-from ...model.families import Stage, family_of
+from ...model.families import EMBEDDING, Stage, family_of
 from ..recipe.recipe import Recipe
 from ..steps.step import Step
 from ..steps.transform import Transform
@@ -13,7 +13,7 @@ _Pass = TypeVar("_Pass", Step, Transform)
 
 
 def spell_out_parts(recipe: Recipe, config: ModelConfig) -> Recipe:
-    """Replace parts (`tower`, `decoder`, `head`) among targets by patterns of layer names.
+    """Replace parts (`tower`, `decoder`, `head`, `embedding`) among targets by patterns of names.
 
     A part becomes one pattern for each of its stages, in their order; of a transform, for those
     with inputs that can be scaled. Checkpoints record the result. Other patterns are kept, so that
@@ -42,6 +42,8 @@ def spell_out_parts(recipe: Recipe, config: ModelConfig) -> Recipe:
 
 def _patterns(part: str, config: ModelConfig, scaled: bool) -> list[str]:
     """Patterns of the stages of a part; none for the name of a layer."""
+    if part == "embedding" and not scaled:
+        return [EMBEDDING]
     return [
         _pattern(stage)
         for stage in family_of(config).stages

@@ -5,24 +5,29 @@ without a match, a width that does not divide, fused layers with different schem
 hour of calibration.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ...model.byte_parts import bytes_by_part
 from ...model.config import ModelConfig
-from ...model.families import LinearSpec, family_of
+from ...model.families import EMBEDDING, LinearSpec, family_of
 from ...model.loading import build_model
+from ...model.qwen_vl import QwenVL
+from ...model.untying import untie_model_, untied_config
 from ..checkpoint.formats.contents import Contents
 from ..checkpoint.formats.engines import engine_support
 from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
-from ..driver.padding import Padding, choose_padding, padded_config, padded_layers
+from ..driver.padding import Padding, choose_padding, pad_model_, padded_config, padded_layers
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
+from .embedding import check_embedding
 from .experts import check_experts, insert_kept, take_all_tokens
 from .fused_layers import check_fused, with_fused
 from .memory_estimate import MemoryEstimate, count_memory
@@ -35,7 +40,7 @@ BYTES = 16
 
 @dataclass(frozen=True)
 class PlanRow:
-    """Plan of one linear layer."""
+    """Plan of one linear layer, or of a token embedding that is quantized."""
 
     spec: LinearSpec
     """The layer with padded widths."""
@@ -44,7 +49,7 @@ class PlanRow:
     reason: str
     """Why it stays in float; empty if it is quantized."""
     bytes_before: int
-    """Bytes of weight and bias in the source."""
+    """Bytes of weight and bias in the source; 0 for a head that is tied there."""
     bytes_after: int
     """Bytes of all its tensors in the plan's format."""
     packed_bytes: int = 0
@@ -104,9 +109,9 @@ class Plan:
     config: ModelConfig
     """Of the padded model."""
     rows: tuple[PlanRow, ...]
-    """All linear layers, in the order of computation."""
-    other_bytes: int
-    """Bytes of all other tensors: embeddings, norms, convolution."""
+    """All linear layers in the order of computation, and the token embedding if it is quantized."""
+    source_parts: Mapping[str, int]
+    """Tensor bytes of the source by part, see `bytes_by_part`."""
     memory: MemoryEstimate
     padding: tuple[Padding, ...] = ()
     """Inner widths that are padded with zero channels before anything else."""
@@ -114,6 +119,8 @@ class Plan:
     """Name of the checkpoint format that bytes are counted for."""
     transforms: tuple[PlannedTransform, ...] = ()
     """Transforms of float weights before they are quantized, in the order of the recipe."""
+    untied: bool = False
+    """The source's head is tied to the token embedding, and gets a weight of its own."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -135,12 +142,25 @@ class Plan:
     @property
     def base_bytes(self) -> int:
         """Tensor bytes of the source."""
-        return self.other_bytes + sum(row.bytes_before for row in self.rows)
+        return sum(self.source_parts.values())
+
+    @property
+    def candidate_parts(self) -> dict[str, int]:
+        """Tensor bytes of the quantized checkpoint by part."""
+        parts = dict(self.source_parts)
+        for row in self.rows:
+            parts[row.spec.part] += row.bytes_after - row.bytes_before
+        return parts
 
     @property
     def candidate_bytes(self) -> int:
         """Tensor bytes of the quantized checkpoint."""
-        return self.other_bytes + sum(row.bytes_after for row in self.rows)
+        return sum(self.candidate_parts.values())
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes of the tensors that no row is about: norms, convolution, a float embedding."""
+        return self.base_bytes - sum(row.bytes_before for row in self.rows)
 
     @property
     def packed_bytes(self) -> int:
@@ -159,6 +179,16 @@ class Plan:
         schemes = {row.name: row.step.scheme for row in self.rows if row.step is not None}
         return Contents(self.config, schemes)
 
+    def prepare_model_(self, model: QwenVL) -> None:
+        """Untie and pad the source's model in place, so that its config is the plan's.
+
+        Raises:
+            ValueError: see `pad_model_`.
+        """
+        if self.untied:
+            untie_model_(model)
+        pad_model_(model, self.padding)
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for JSON."""
         return {
@@ -166,6 +196,8 @@ class Plan:
             "base_bytes": self.base_bytes,
             "candidate_bytes": self.candidate_bytes,
             "other_bytes": self.other_bytes,
+            "base_parts": dict(self.source_parts),
+            "candidate_parts": self.candidate_parts,
             "bits_per_weight": self.bits_per_weight,
             "format": self.format,
             "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
@@ -191,12 +223,17 @@ def make_plan(
             scheme even when padded, layers that engines fuse would differ, nothing would be
             quantized, a transform has nothing to do, or the format is unknown.
     """
-    family = family_of(config)
+    family, source_config = family_of(config), config
     recipe = spell_out_parts(recipe, config)
+    untied = not recipe.tie and config.text.tie_word_embeddings
+    if untied:
+        config = untied_config(config)
     sources = family.linears(config)
     claims = claim_layers(sources, recipe)
+    embedding, _ = claims.pop(EMBEDDING, (None, ""))
+    check_embedding(config, recipe, embedding)
     claimed = [name for name, (step, _) in claims.items() if step is not None]
-    if not claimed:
+    if not claimed and embedding is None:
         raise ValueError(f"recipe {recipe.name}: every targeted layer is ignored as well")
     padding = choose_padding(config, claimed, recipe.tp)
     padded = padded_config(config, padding)
@@ -209,6 +246,8 @@ def make_plan(
             _check_shape(spec, step.scheme)
         check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
+    if embedding is not None:
+        schemes[EMBEDDING] = embedding.scheme
     written, _ = find_format(Contents(padded, schemes), format)
     kind = dtype or config.dtype or torch.float32
     itemsize = kind.itemsize
@@ -217,6 +256,8 @@ def make_plan(
         _row(source, spec, *claims[spec.name], padding_of.get(spec.name), kind, written)
         for source, spec in zip(sources, specs, strict=True)
     )
+    if untied:
+        rows = tuple(replace(r, bytes_before=0) if r.spec.part == "head" else r for r in rows)
     kept = family.kept(padded)
     rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
     check_experts(rows, all_tokens=recipe.calibration.all_experts)
@@ -224,14 +265,17 @@ def make_plan(
     rows = with_fused(config, rows)
     if config.text.tie_word_embeddings:
         rows = (*rows, _tied_head(config))
-    parameters = sum(p.numel() for p in build_model(config).parameters()) * itemsize
-    other = parameters - sum(row.bytes_before for row in rows)
-    others = [spec for spec, _ in kept]
-    float_bytes = other + sum(_float_bytes(spec, itemsize) for spec in [*specs, *others])
+    if embedding is not None:
+        spec = family.embedding(config)
+        rows = _before_decoder(rows, _row(spec, spec, embedding, "", None, kind, written))
+    parameters = build_model(source_config).named_parameters()
+    parts = bytes_by_part(config, ((name, p.numel() * itemsize) for name, p in parameters))
+    growth = sum(_float_bytes(row.spec, itemsize) - row.bytes_before for row in rows if row.padding)
+    float_bytes = sum(parts.values()) + growth
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, schemes)
-    return Plan(padded, rows, other, memory, padding, written.name, transforms)
+    return Plan(padded, rows, parts, memory, padding, written.name, transforms, untied)
 
 
 def check_images(plan: Plan, *, present: bool) -> None:
@@ -283,6 +327,11 @@ def _row(
         after = packed + bias
     unpadded = source if padding else None
     return PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
+
+
+def _before_decoder(rows: tuple[PlanRow, ...], row: PlanRow) -> tuple[PlanRow, ...]:
+    first = next(i for i, other in enumerate(rows) if other.spec.part == "decoder")
+    return (*rows[:first], row, *rows[first:])
 
 
 def _kept_row(spec: LinearSpec, reason: str, itemsize: int) -> PlanRow:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from ...model.checkpoint import canonical_name
-from ...model.families import LinearSpec
+from ...model.families import EMBEDDING, LinearSpec
 from ..recipe.recipe import Recipe, pattern_matches
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
@@ -16,14 +16,15 @@ GROUP_SIZES = (128, 64, 32)
 
 
 def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple[Step | None, str]]:
-    """Find the step that quantizes each layer.
+    """Find the step that quantizes each layer, and the token embedding if there is one.
 
     Args:
-        specs: all layers of the model.
+        specs: all linear layers of the model.
         recipe: the recipe.
 
     Returns:
         By layer name the step and an empty string, or None and the reason why no step claims it.
+        The token embedding is included only if a step claims it.
 
     Raises:
         ValueError: a pattern matches nothing (the message lists near misses), or two steps claim
@@ -37,7 +38,7 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
         targeted = match_names(step.targets, names, "target")
         ignored = match_names(step.ignore, names, "ignore pattern")
         for name in targeted:
-            claimed_by = claims[name][0]
+            claimed_by = claims.setdefault(name, (None, ""))[0]
             if name in ignored:
                 # An earlier step may have claimed it: ignoring it here settles which one does.
                 if claimed_by is None:
@@ -48,6 +49,8 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
                 )
             else:
                 claims[name] = (step, "")
+    if EMBEDDING in claims and claims[EMBEDDING][0] is None:
+        del claims[EMBEDDING]
     return claims
 
 
@@ -55,6 +58,9 @@ def match_names(
     patterns: Sequence[str], names: Sequence[str], what: str, kind: str = LINEAR
 ) -> dict[str, str]:
     """Match names against patterns.
+
+    The token embedding is named by patterns that match no linear layer: `*` stands for all layers
+    that are multiplied.
 
     Args:
         patterns: see `pattern_matches`.
@@ -72,10 +78,13 @@ def match_names(
     for pattern in patterns:
         plain = pattern if pattern.startswith("re:") else canonical_name(pattern)
         hits = [name for name in names if pattern_matches(plain, name)]
+        if not hits and kind == LINEAR and pattern_matches(plain, EMBEDDING):
+            hits = [EMBEDDING]
         if not hits and kind == LINEAR and pattern_matches(plain, "lm_head"):
             raise ValueError(
                 f"recipe: {what} {pattern!r}: the output head of this model shares its weight with "
-                "the token embedding (tie_word_embeddings), which stays as it is; remove lm_head"
+                "the token embedding (tie_word_embeddings); add `tie = false` to the recipe, which "
+                "writes the head apart, or remove lm_head"
             )
         if not hits:
             near = ", ".join(near_misses(plain, names))

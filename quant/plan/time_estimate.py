@@ -109,8 +109,10 @@ def estimate_time(
         true_sequential: of the recipe's calibration.
         gradient: whether token weights are computed from gradients.
     """
-    calibrated = plan.quantized if plan.calibrated else ()
-    rows = plan.rows[: plan.rows.index(calibrated[-1]) + 1] if calibrated else ()
+    # The rows of the token embedding are looked up and rounded, which takes next to no time.
+    multiplied = [row for row in plan.rows if row.spec.part != "embedding"]
+    calibrated = [row for row in multiplied if row.step] if plan.calibrated else []
+    rows = multiplied[: multiplied.index(calibrated[-1]) + 1] if calibrated else []
     patches = plan.config.vision.merge_unit
     per_token, searching = 0.0, 0.0
     if calibrated and gradient:
@@ -255,6 +257,8 @@ def _backward(plan: Plan) -> float:
     passes = {"decoder": 2, "head": 0}
     total = 0.0
     for row in plan.rows:
+        if row.spec.part == "embedding":
+            continue
         per_token = unit if family.stage(row.spec.stage).per_patch else 1
         weights = row.spec.token_share * row.spec.weights
         total += passes.get(row.spec.part, 1) * per_token * weights

@@ -63,6 +63,12 @@ _STEPS: dict[str, list[dict[str, Any]]] = {
         _weights(8, -1, targets=VISION) | DYNAMIC,
         _weights(4),
     ],
+    "w4a16-all": [
+        _weights(4, 32, targets=VISION),
+        _weights(4, method="rtn", targets=("embedding",)),
+        _weights(8, method="rtn", targets=("lm_head",)),
+        _weights(4),
+    ],
     "fp8": [_table("fp8", **DYNAMIC)],
     "fp8-block": [_table("fp8", **BLOCKS, **DYNAMIC)],
     "fp8-static": [_table("fp8", **STATIC)],
@@ -76,8 +82,11 @@ _STEPS: dict[str, list[dict[str, Any]]] = {
     "fp8-rtn": [_table("fp8", **DYNAMIC) | {"method": "rtn"}],
 }
 
+_TOP: dict[str, dict[str, Any]] = {"w4a16-all": {"tie": False}}
+"""Further keys at the top level."""
+
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {"name": name, "step": steps} for name, steps in _STEPS.items()
+    name: {"name": name, **_TOP.get(name, {}), "step": steps} for name, steps in _STEPS.items()
 }
 
 HEADS: dict[str, dict[str, Any]] = {

@@ -15,8 +15,10 @@ A recipe is data, written as TOML and read with the standard library:
 Method rtn rounds, gptq solves, and gptaq solves for the outputs of the float model (`strength`).
 Steps of method smoothquant and awq transform the float weights of a block before its layers are
 quantized; they come first, and their targets are the layers whose inputs are scaled.
-At the top level, `tp = 2` prepares for engines that split the model over two devices, and
-`lm_head = "w8a16"` is short for a step that quantizes the output head, which is kept otherwise.
+At the top level, `tp = 2` prepares for engines that split the model over two devices,
+`lm_head = "w8a16"` is short for a step that quantizes the output head, which is kept otherwise, and
+`tie = false` writes the head of a tied model apart from the token embedding, so that the two can
+have different bits. A step whose target is `model.embed_tokens` rounds the token embedding.
 
 `token_weights` in [calibration] sets the weight of an image token relative to a text token:
 "uniform" (equal), "balanced" (all image tokens together weigh as much as all text tokens),
@@ -27,8 +29,9 @@ tokens.
 
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
-expression after `re:`. `tower`, `decoder` or `head` instead of a pattern names all layers of that
-part of the model. The recipe with all defaults and patterns spelled out goes into the checkpoint.
+expression after `re:`. `tower`, `decoder`, `head` or `embedding` instead of a pattern names all
+layers of that part of the model; patterns that match linear layers leave the token embedding out.
+The recipe with all defaults and patterns spelled out goes into the checkpoint.
 """
 
 import fnmatch
@@ -104,6 +107,7 @@ class _File:
     ]
     name: Annotated[str, BeforeValidator(str)] = "unnamed"
     tp: Devices = 1
+    tie: StrictBool = True
     lm_head: Annotated[str, OneOf(tuple(HEADS), "without the key the output head is kept")] = ""
     calibration: Any = field(default_factory=dict)
 
@@ -119,6 +123,8 @@ class Recipe:
     """Tensor-parallel size at serving time; inner widths are padded to be divisible."""
     transforms: tuple[Transform, ...] = ()
     """Transforms of each block's float weights before its layers are quantized, in order."""
+    tie: StrictBool = True
+    """False: a head that is tied to the token embedding becomes a tensor of its own."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -148,6 +154,7 @@ class Recipe:
             calibration=Calibration.from_dict(file.calibration),
             tp=file.tp,
             transforms=tuple(step for step in steps if isinstance(step, Transform)),
+            tie=file.tie,
         )
 
     @classmethod
@@ -192,6 +199,8 @@ class Recipe:
         return {
             "name": self.name,
             "tp": self.tp,
+            # Only recipes that untie have the key: records of the others are as they were.
+            **({} if self.tie else {"tie": False}),
             "calibration": self.calibration.to_dict(),
             "step": [
                 *(transform.to_dict() for transform in self.transforms),

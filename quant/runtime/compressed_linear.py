@@ -1,4 +1,4 @@
-"""Linear layers over a compressed weight of any kind."""
+"""Layers over a compressed weight of any kind."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..kernels import library
 from ..recipe.scheme import Scheme
 
 
-class CompressedLinear(nn.Module, ABC):
-    """A linear layer whose weight is compressed.
+class CompressedLayer(nn.Module, ABC):
+    """A linear layer or a token embedding whose weight is compressed.
 
     The tensors are buffers, so that releasing a block frees them.
     """
@@ -30,6 +30,22 @@ class CompressedLinear(nn.Module, ABC):
     @abstractmethod
     def quantized(self) -> CompressedWeight:
         """Return the weight, from which every format can be written."""
+
+    @abstractmethod
+    def for_inference(self) -> CompressedLayer:
+        """Return the layer in its form for inference."""
+
+    def extra_repr(self) -> str:
+        """Return shape and scheme for `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, {self.scheme.label}"
+
+
+class CompressedLinear(CompressedLayer):
+    """A linear layer whose weight is compressed."""
+
+    def for_inference(self) -> CompressedLayer:
+        """See `CompressedLayer.for_inference`."""
+        return self.quantized().inference_layer(self.bias)
 
     @property
     def kernel(self) -> str:
@@ -51,10 +67,6 @@ class CompressedLinear(nn.Module, ABC):
         Args:
             kernels: compiled kernels for the CPU; None on another device.
         """
-
-    def extra_repr(self) -> str:
-        """Return shape and scheme for `print(model)`."""
-        return f"{self.in_features}, {self.out_features}, {self.scheme.label}"
 
 
 class DequantizedLinear(CompressedLinear):

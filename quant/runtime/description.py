@@ -10,7 +10,7 @@ from ...model.kv_quant.scales import digest_scales
 from ...model.kv_quant.types import CacheType
 from ...model.qwen_vl import QwenVL
 from ..kernels import bf16_linear
-from ..targets import compressed_layers, quantized_layers
+from ..targets import compressed_linears, quantized_layers
 from .compressed_linear import CompressedLinear
 from .linear import FloatLinear
 
@@ -21,7 +21,7 @@ def count_kernels(model: QwenVL) -> dict[str, int]:
     Includes quantized layers, and float layers and the output head if a kernel of vlpress computes
     them.
     """
-    counts = Counter(layer.kernel for layer in compressed_layers(model).values())
+    counts = Counter(layer.kernel for layer in compressed_linears(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
     counts.update(module.product.kernels.name for module in floats)
     if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):

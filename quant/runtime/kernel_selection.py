@@ -19,10 +19,9 @@ from ...model.families import family_of
 from ...model.qwen_vl import QwenVL
 from ...model.text import DecoderLayer
 from ..kernels import bf16_linear, library
-from ..methods.affine import QuantizedWeight
-from ..methods.rtn import rtn
+from ..methods.rtn import rtn_by_rows
 from ..recipe.scheme import QuantScheme
-from ..targets import compressed_layers, quantized_layers
+from ..targets import compressed_linears, quantized_layers
 from .compressed_linear import CompressedLinear
 from .fused_layer import FusedDecoderLayer
 from .linear import FloatLinear, QuantLinear
@@ -31,8 +30,6 @@ from .tiled_linear import FusedLinears, TiledLinear, can_fuse
 logger = logging.getLogger(__name__)
 HEAD_GROUP = 128
 """Group size of a head that is quantized at load time."""
-HEAD_ROWS = 8192
-"""Rows of the head that are quantized at a time; in float32 the whole head takes gigabytes."""
 
 
 def prepare_(model: QwenVL) -> dict[str, str]:
@@ -44,7 +41,7 @@ def prepare_(model: QwenVL) -> dict[str, str]:
     Raises:
         ValueError: the environment variable VLPRESS_KERNEL names a kernel that cannot run here.
     """
-    layers = compressed_layers(model)
+    layers = compressed_linears(model)
     kernels = library.chosen_kernels() if layers else ""
     reasons = {name: _prepare(layer, kernels) for name, layer in layers.items()}
     chosen = {
@@ -126,8 +123,8 @@ def round_inputs_(model: QwenVL) -> None:
 def round_head_(model: QwenVL, bits: int) -> None:
     """Quantize the output head by rounding, with groups of 128; a tied embedding stays in float.
 
-    No checkpoint format can store a separate head with a tied embedding, so it is quantized in
-    memory. Evaluations record it in the fingerprint.
+    It is quantized in memory; `tie = false` in a recipe stores it. Evaluations record it in the
+    fingerprint.
 
     Args:
         model: with a float head.
@@ -139,15 +136,7 @@ def round_head_(model: QwenVL, bits: int) -> None:
     head = model.model.embed_tokens if model.lm_head is None else model.lm_head
     if not isinstance(head, nn.Linear | nn.Embedding):
         raise ValueError("head: it is quantized already; leave the option out")
-    scheme = QuantScheme(bits, HEAD_GROUP)
-    parts = [rtn(rows, scheme) for rows in torch.split(head.weight.detach(), HEAD_ROWS)]
-    weight = QuantizedWeight(
-        torch.cat([part.integers for part in parts]),
-        torch.cat([part.scales for part in parts]),
-        torch.cat([part.zero_points for part in parts]),
-        scheme,
-    )
-    layer = QuantLinear(weight)
+    layer = QuantLinear(rtn_by_rows(head.weight.detach(), QuantScheme(bits, HEAD_GROUP)))
     _report([_prepare(layer, library.chosen_kernels())])
     model.lm_head = layer
 

@@ -48,7 +48,7 @@ DONE = "split mine.csv --calib 1 -o parts --json"
 COMPLETED = {
     "pl": {"plan"},
     "plan --rec": {"--recipe"},
-    "plan --recipe w4a16-a": {"w4a16-awq"},
+    "plan --recipe w4a16-a": {"w4a16-all", "w4a16-awq"},
     "plan ti": set(built_in_names()),
     "eval tiny --bench builtin-mmb": {"builtin-mmbench"},
     "quantize tiny --format gptq": {"gptq", "gptq_v2"},

@@ -49,7 +49,9 @@ def job(
     source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
 ) -> BlockwiseQuantizer:
     calibration, format = more.pop("calibration", {}), more.pop("format", "auto")
-    rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration})
+    tie = more.pop("tie", True)
+    top = {"name": "test", "tie": tie, "calibration": calibration}
+    rule = Recipe.from_dict({**top, "step": steps})
     plan = make_plan(ModelConfig.from_folder(source), rule, format=format)
     return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....model.families import LinearSpec
+from ....model.families import EMBEDDING, LinearSpec
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...methods.grids.table_weight import TableWeight
@@ -38,6 +38,9 @@ from .format import (
     require_part,
 )
 from .packing import pack_padded, packed_words, unpack_padded
+
+EMBEDDING_BITS = (2, 4, 8)
+"""Of a token embedding: no value crosses a word."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class CompressedTensors(FolderFormat):
                 f"{layers_phrase(names, 'has', 'have')} int8 activations and an asymmetric weight, "
                 "which no engine supports; make the weight symmetric"
             )
-        return tables.why_not(contents)
+        return _why_no_embedding(contents) or tables.why_not(contents)
 
     def encode(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Format.encode`; scales have `dtype` if that is exact, else a wider one."""
@@ -161,6 +164,25 @@ class CompressedTensors(FolderFormat):
     def bias_dtype(self, stored: torch.dtype) -> torch.dtype:
         """See `Format.bias_dtype`."""
         return stored
+
+
+def _why_no_embedding(contents: Contents) -> str | None:
+    """Return the reason that engines cannot look rows up in the embedding, or None.
+
+    They read rows without zero points, in words of whole values (vLLM,
+    `compressed_tensors/compressed_tensors_embedding.py`).
+    """
+    scheme = contents.schemes.get(EMBEDDING)
+    if scheme is None:
+        return None
+    if not scheme.symmetric:
+        return f"{EMBEDDING} has zero points, which engines ignore there; make it symmetric"
+    if scheme.bits not in EMBEDDING_BITS:
+        return (
+            f"{EMBEDDING} has {scheme.bits} bits; engines read embeddings of "
+            f"{', '.join(map(str, EMBEDDING_BITS))} bits"
+        )
+    return None
 
 
 def _unpacked(tensors: Mapping[str, Tensor], scheme: QuantScheme, name: str) -> Tensor:

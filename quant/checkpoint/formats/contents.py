@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from ....model.config import ModelConfig
-from ....model.families import LinearSpec, family_of
+from ....model.families import EMBEDDING, LinearSpec, family_of
 from ...recipe.scheme import Scheme
 from ...steps.table import methods_with
 
@@ -53,8 +53,9 @@ class Contents:
 
     @cached_property
     def quantized(self) -> dict[str, LinearSpec]:
-        """The quantized linear layers, in the same order."""
-        return {name: spec for name, spec in self.linears.items() if name in self.schemes}
+        """The quantized targets: the token embedding, then linear layers in the same order."""
+        targets = {EMBEDDING: family_of(self.config).embedding(self.config), **self.linears}
+        return {name: spec for name, spec in targets.items() if name in self.schemes}
 
     @cached_property
     def slices(self) -> dict[str, list[LinearSpec]]:

@@ -16,6 +16,7 @@ Outcome = Literal["loads", "refuses", "untested"]
 ANY_BITS = tuple(range(2, 9))
 VISION: tuple[Part, ...] = ("tower",)
 DECODER: tuple[Part, ...] = ("decoder",)
+EMBEDDING: tuple[Part, ...] = ("embedding",)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Rule:
     symmetric: tuple[bool, ...] = (True, False)
     activations: tuple[str, ...] = ("none", "dynamic", "static")
     parts: tuple[Part, ...] = (*DECODER, "head", *VISION)
+    """A quantized embedding is read by other code than a linear layer, and has rules of its own."""
     note: str = ""
     kind: str = QuantScheme.kind
     experts: bool = False
@@ -105,6 +107,9 @@ ENGINES = (
             Rule("loads", TENSORS, (4,), (True, False), FLOAT, DECODER),
             Rule("loads", TENSORS, (4,), (True,), ("dynamic",), DECODER),
             Rule("loads", TENSORS, (8,), (True,), INT8),
+            Rule(
+                "untested", TENSORS, parts=EMBEDDING, note="its lookup of packed rows is for GPUs"
+            ),
         ),
     ),
     Engine(
@@ -115,6 +120,13 @@ ENGINES = (
             Rule("loads", TENSORS, note=EXPERTS, experts=True),
             Rule("loads", TENSORS, note=EXPERTS, experts=True, kind=TableScheme.kind),
             Rule("loads", TENSORS, symmetric=(True,), note="with compressed-tensors installed"),
+            Rule(
+                "refuses",
+                TENSORS,
+                parts=EMBEDDING,
+                note="it initializes embeddings as if all had a float weight; with "
+                "CompressedTensorsConfig(dequantize=True) it has one scheme for all layers",
+            ),
             Rule(
                 "loads",
                 TENSORS,

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator
 from torch import Tensor
 
 from ....common.validation import Truthy, empty_to_none, join_path, parse
-from ....model.families import LinearSpec, family_of
+from ....model.families import EMBEDDING, LinearSpec, family_of
 from ...compressed_weight import CompressedWeight
 from ...methods.affine import QuantizedWeight
 from ...recipe.scheme import GroupSize, QuantScheme, Scheme
@@ -71,6 +71,11 @@ class GPTQ(FolderFormat):
             return (
                 f"{layers_phrase(names, 'is', 'are')} in the vision tower, which engines that read "
                 "GPTQ load unquantized; leave the tower out, or use compressed-tensors"
+            )
+        if EMBEDDING in contents.quantized:
+            return (
+                f"{EMBEDDING} is the token embedding, which engines that read GPTQ load "
+                "unquantized; leave it out, or use compressed-tensors"
             )
         if names := contents.where(lambda _, scheme: scheme.activations != "none"):
             return f"{layers_phrase(names, 'has', 'have')} {QUANTIZED_INPUTS}"

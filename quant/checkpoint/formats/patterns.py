@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 
 from ....model.config import ModelConfig
-from ....model.families import Stage, family_of
+from ....model.families import EMBEDDING, Stage, family_of
 
 _ENGINE_NAMES = {
     "self_attn.q_proj": "self_attn.qkv_proj",
@@ -22,6 +22,7 @@ _ENGINE_NAMES = {
 TOWER = r".*visual\..*"
 """The whole vision tower, merger included."""
 HEAD = r".*lm_head.*"
+EMBEDDING_PATTERN = r"(.*\.)?embed_tokens$"
 
 
 def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]:
@@ -66,7 +67,8 @@ def layer_patterns(
     """
     names, either = set(names), set(either)
     stages = family_of(config).stages
-    return [pattern for stage in stages for pattern in _in_stage(stage, config, names, either)]
+    patterns = [p for stage in stages for p in _in_stage(stage, config, names, either)]
+    return [EMBEDDING_PATTERN, *patterns] if EMBEDDING in names else patterns
 
 
 def _path(stage: Stage) -> tuple[str, str]:

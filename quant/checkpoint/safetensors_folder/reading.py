@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig, read_checkpoint_json
-from ....model.families import family_of
+from ....model.families import EMBEDDING, family_of
 from ....model.loading import build_model, check_tied_head, stored_shapes
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
@@ -40,7 +40,7 @@ class QuantizedCheckpoint:
         if not isinstance(raw, dict):
             raise ValueError(f"{folder}: is not quantized; load it with load_model")
         self.reader = CheckpointReader(folder)
-        self._specs = {spec.name: spec for spec in family_of(self.config).linears(self.config)}
+        self._specs = {spec.name: spec for spec in family_of(self.config).targets(self.config)}
         try:
             self.format = format_of(raw)
             settings = self.format.settings(raw)
@@ -153,6 +153,11 @@ class QuantizedCheckpoint:
             raise ValueError(
                 f"{name} is quantized, but config.json has no such layer; they belong to "
                 "different models"
+            )
+        if EMBEDDING in stored and self.config.text.tie_word_embeddings:
+            raise ValueError(
+                f"{EMBEDDING} is quantized, and config.json says tie_word_embeddings; allowed: an "
+                "output head of its own, because engines only look rows up in a quantized embedding"
             )
         return [name for name in self._specs if name in stored]
 

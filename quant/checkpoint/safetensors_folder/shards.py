@@ -13,7 +13,6 @@ from ....model.weight_files import INDEX_FILE, SINGLE_FILE
 
 REPORT_FILE = "vlpress.json"
 """Record of the run that wrote the checkpoint."""
-EMBEDDING = "model.embed_tokens.weight"
 
 
 class ShardWriter:

@@ -66,6 +66,10 @@ def test_schemes() -> None:
 
     assert scheme("w4a16") == QuantScheme(4, 128)
     assert scheme("w4a16-g32") == QuantScheme(4, 32)
+    assert scheme("w4a16-all") == QuantScheme(4, 128)
+    tower, embedding, head, _ = (step.scheme for step in Recipe.resolve("w4a16-all").steps)
+    assert (tower, embedding, head) == (QuantScheme(4, 32), QuantScheme(4, 128), QuantScheme(8))
+    assert not Recipe.resolve("w4a16-all").tie and Recipe.resolve("w4a16").tie
     assert scheme("w4a16-awq") == QuantScheme(4, 128, symmetric=False)
     assert scheme("w8a8") == scheme("w8a8-rtn") == QuantScheme(8, -1, activations="dynamic")
     assert scheme("w8a8-static") == QuantScheme(8, -1, activations="static")
@@ -95,7 +99,7 @@ def test_most_examples_are_presets() -> None:
 OF_INTEGERS = ("w3a16-rtn", "w4a16", "w4a16-gptaq", "w4a16-awq", "w4a8", "w8a8-static")
 QUICK = {
     "qwen2_5_vl": (*OF_INTEGERS, "fp8-block", "nvfp4"),
-    "qwen3_vl": ("w3a16", "vision-w8a8+decoder-w4a16"),
+    "qwen3_vl": ("w3a16", "vision-w8a8+decoder-w4a16", "w4a16-all"),
 }
 
 
@@ -115,8 +119,11 @@ def test_runs_and_is_written_in_the_default_format(family: str, name: str, tmp_p
     save_quantized(model, report, source, tmp_path / "out")
     loaded = load_quantized(tmp_path / "out", device="cpu", dtype="fp32")
     seen = {layer.startswith("visual") for layer in compressed_layers(loaded)}
-    assert seen == ({True, False} if "vision" in name else {False})
-    if "vision" in name:
+    has_tower = "vision" in name or name == "w4a16-all"
+    assert seen == ({True, False} if has_tower else {False})
+    if name == "w4a16-all":
+        assert {"model.embed_tokens", "lm_head"} <= {*compressed_layers(loaded)}
+    if has_tower:
         linears = family_of(model.config).linears(model.config)
         assert {s.name for s in linears if s.part == "tower"} <= {*compressed_layers(loaded)}
     with torch.no_grad():

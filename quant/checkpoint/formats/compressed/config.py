@@ -1,7 +1,8 @@
 """The `quantization_config` of compressed-tensors: reading any writer's, and writing.
 
 A group of layers shares a scheme; its targets are names, expressions after `re:`, or the class
-name Linear. The fields are those of the library's `QuantizationConfig` and `QuantizationArgs`.
+names Linear and Embedding. The fields are those of the library's `QuantizationConfig` and
+`QuantizationArgs`.
 """
 
 import re
@@ -11,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, StrictBool, model_validator
 
 from .....common.validation import Allowed, Truthy, empty_to_none, join_path, parse
+from .....model.families import EMBEDDING
 from ....recipe.scheme import Activations, Bits, QuantScheme, Scheme, TableScheme
 from ..contents import Contents
 from ..format import CONFIG
@@ -153,20 +155,22 @@ def _is_expression(target: str, name: str) -> bool:
 
 
 def _is_class(target: str, name: str) -> bool:
-    return target == "Linear"
+    return target == ("Embedding" if name.endswith("embed_tokens") else "Linear")
 
 
 def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, Any]:
     """Return the `quantization_config` of a checkpoint, see `Format.quantization_config`."""
     formats = {_storage(scheme) for scheme in contents.by_scheme}
     act_order = contents.solver.act_order
+    # The class name Linear matches no embedding.
+    has_patterns = len(contents.by_scheme) > 1 or EMBEDDING in contents.quantized
     groups = {}
     for index, (scheme, names) in enumerate(contents.by_scheme.items()):
         # Each layer matches exactly one group: engines differ in their choice among several.
         patterns = layer_patterns(contents.config, names, either=contents.unquantized)
         targets = [f"re:{pattern}" for pattern in patterns]
         groups[f"group_{index}"] = {
-            "targets": targets if len(contents.by_scheme) > 1 else ["Linear"],
+            "targets": targets if has_patterns else ["Linear"],
             "weights": _weight_args(scheme, act_order),
             "input_activations": _input_args(scheme),
             "output_activations": None,

@@ -216,3 +216,64 @@ def test_single_experts_are_merged(scheme: dict[str, Any], tmp_path: Path) -> No
         with torch.no_grad():
             actual = reloaded([prompt])[0]
         assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+EMBEDDING = {"method": "rtn", "bits": 4, "targets": ["model.embed_tokens"]}
+HEAD = {"method": "rtn", "bits": 8, "group_size": 128, "targets": ["lm_head"]}
+
+
+def skip_packed_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the library initialize only embeddings that have a weight.
+
+    Version 5.23 asks every embedding for it before it has loaded, which fails for packed ones; its
+    linear layers are asked whether they have one.
+    """
+    original = transformers.PreTrainedModel._initialize_weights
+
+    def guarded(self: Any, module: torch.nn.Module, *args: Any) -> None:
+        if not isinstance(module, torch.nn.Embedding) or hasattr(module, "weight"):
+            original(self, module, *args)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_initialize_weights", guarded)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("bits", [4, pytest.param(2, marks=pytest.mark.slow)])
+def test_embedding_and_untied_head_are_bit_equal(
+    tmp_path: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """The library finds the schemes of both, and decompresses them to our numbers in bf16."""
+    model = load_model("tiny", device="cpu")
+    steps = [EMBEDDING | {"bits": bits}, HEAD, DECODER]
+    report = quantize_(model, Recipe.from_dict({"name": "all", "tie": False, "step": steps}))
+    save_quantized(model, report, "tiny", tmp_path / "all", format="compressed-tensors")
+    skip_packed_embeddings(monkeypatch)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "all", dtype=torch.bfloat16
+    )
+    their_logits(theirs, prompts[0])  # the first forward pass decompresses
+    layers = compressed_layers(model)
+    for name, module in (
+        ("model.embed_tokens", theirs.get_input_embeddings()),
+        ("lm_head", theirs.get_output_embeddings()),
+    ):
+        assert torch.equal(module.weight, layers[name].quantized().dequantize(torch.bfloat16)), name
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_an_embedding_of_the_only_scheme_loads_dequantized(tmp_path: Path) -> None:
+    """As it is: with `dequantize` the library has one scheme for all layers."""
+    model = load_model("tiny", device="cpu")
+    recipe = {"name": "all", "tie": False, "step": [EMBEDDING, DECODER]}
+    report = quantize_(model, Recipe.from_dict(recipe))
+    save_quantized(model, report, "tiny", tmp_path / "all", format="compressed-tensors")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "all",
+        dtype=torch.bfloat16,
+        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+    )
+    expected = compressed_layers(model)["model.embed_tokens"].quantized().dequantize(torch.bfloat16)
+    rows = theirs.get_input_embeddings()(torch.arange(len(expected)))
+    assert torch.equal(rows, expected)
+    head = theirs.get_output_embeddings().weight
+    assert torch.equal(head, load_model("tiny", device="cpu").model.embed_tokens.weight)
