@@ -46,6 +46,7 @@ from .fidelity.reference import (
 from .fingerprint import (
     THREADS,
     answer_setup,
+    count_part_bytes,
     count_weight_bytes,
     count_weights,
     largest_area,
@@ -171,6 +172,7 @@ def evaluate_model(
         "family": model.config.family,
         "bytes": count_weight_bytes(model, folder),
         "weights": count_weights(model),
+        "parts": count_part_bytes(model, folder),
         "generation_config": read_generation_settings(folder),
     }
     if base is not None and not has_logprobs(base, tasks):

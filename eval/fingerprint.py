@@ -17,6 +17,8 @@ from torch import nn
 
 from ..common.differences import differences
 from ..common.environment import device_name, versions
+from ..model.byte_parts import bytes_by_part, checkpoint_bytes
+from ..model.checkpoint import CheckpointReader
 from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..model.stored_files import file_digest
@@ -174,6 +176,14 @@ def count_weight_bytes(model: QwenVL, source: Path | None) -> int:
         return find_weights(source).bytes
     tensors = {t.data_ptr(): t for t in model.state_dict().values()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def count_part_bytes(model: QwenVL, source: Path | None) -> dict[str, int]:
+    """Return the tensor bytes by part (`BYTE_PARTS`), of the checkpoint or of those in memory."""
+    if source:
+        return checkpoint_bytes(model.config, CheckpointReader(source))
+    tensors = model.state_dict().items()
+    return bytes_by_part(model.config, ((name, tensor.nbytes) for name, tensor in tensors))
 
 
 def count_weights(model: QwenVL) -> int:

@@ -264,7 +264,8 @@ def _pooled(
 def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     """Bytes of the weight files; bits per weight relative to the base's number of weights.
 
-    Values are None if a server does not report them.
+    Tensor bytes by part are those of `BYTE_PARTS`. Values are None if a server does not report
+    them, or an earlier version did not store them.
     """
     base_bytes, cand_bytes = base.info["model"]["bytes"], candidate.info["model"]["bytes"]
     weights = base.info["model"]["weights"]
@@ -273,6 +274,8 @@ def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
         "base_bytes": base_bytes,
         "candidate_bytes": cand_bytes,
         "bits_per_weight": 8 * cand_bytes / weights if is_known else None,
+        "base_parts": base.info["model"].get("parts"),
+        "candidate_parts": candidate.info["model"].get("parts"),
     }
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+from vlpress.cli.byte_bars import byte_lines
 from vlpress.cli.console import inspect_table, joined_experts, kernels_table, scores_table
 
 
@@ -30,6 +31,8 @@ def test_inspection_of_a_foreign_checkpoint_omits_errors() -> None:
         "layers": [layer],
         "kept": None,
         "bytes": 4096,
+        "parts": {"decoder": 3072, "tower": 0, "embedding": 1024, "head": 0, "rest": 0},
+        "base_parts": None,
     }
     text = inspect_table(checkpoint)
     assert "a: awq, 1 quantized layers, 4.0 KiB" in text
@@ -41,6 +44,19 @@ def test_inspection_of_a_foreign_checkpoint_omits_errors() -> None:
     some = {**solved, "fallback": None, "fallback_rows": 3}
     assert "3 rows rounded" in inspect_table({**checkpoint, "layers": [some]})
     assert "1 linear layers are kept" in text
+
+
+def test_bars_of_bytes_are_to_scale() -> None:
+    """The longest bar is 60 characters; rounding a segment does not shift the ones after it."""
+    before = {"decoder": 500, "tower": 250, "embedding": 245, "head": 0, "rest": 5}
+    after = {"decoder": 125, "tower": 125, "embedding": 65, "head": 125, "rest": 5}
+    numbers, original, candidate = byte_lines(before, after)
+    assert "D decoder 500 B -> 125 B" in numbers and "H head 0 B -> 125 B" in numbers
+    assert original.split() == ["original", "D" * 30 + "T" * 15 + "E" * 15, "1000", "B"]
+    bar = "D" * 8 + "T" * 7 + "E" * 4 + "H" * 7 + "." * 1
+    assert candidate.split() == ["candidate", bar, "445", "B"]
+    numbers, alone = byte_lines(None, after)
+    assert "->" not in numbers and alone.count("T") == round(60 * 250 / 445) - round(60 * 125 / 445)
 
 
 def test_scores_list_categories_and_unreadable_answers() -> None:

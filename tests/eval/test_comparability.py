@@ -86,7 +86,8 @@ def test_served_runs_of_one_engine_compare_without_a_flag(bench: Workbench) -> N
     base, cand = bench.served("base"), bench.served("cand", lambda item: "")
     report = compare(base, cand, bench.folder / "report")
     assert report["verdict"] == "FAIL" and report["notes"] == []
-    assert report["size"] == {"base_bytes": None, "candidate_bytes": None, "bits_per_weight": None}
+    keys = "base_bytes", "candidate_bytes", "bits_per_weight", "base_parts", "candidate_parts"
+    assert report["size"] == dict.fromkeys(keys)
     assert "candidate_setup" not in report["fingerprint"]
     text = (bench.folder / "report" / "report.md").read_text("utf-8")
     rows = [line.lower() for line in text.splitlines() if line.startswith("|")]

@@ -29,6 +29,7 @@ from ..tables.formatting import (
 from ..words.sentences import caveats, perplexity_text, shown_warnings
 from ..words.verdict import verdict_label, verdict_text
 from . import plots
+from .byte_bars import byte_bars
 from .expert_map import expert_map, few_tokens
 from .gallery import build_gallery
 from .render import Figure, render
@@ -107,6 +108,7 @@ def report_page(
         kv_ranges=models.kv_range_table(report),
         layers=_layers(candidate),
         cost=models.cost_table(report),
+        parts=_part_figure(report),
         memory_note=memory_note(report["memory"]),
         speed_notes=speed_notes(report["speed"]),
         health=models.health_table(report["benchmarks"]),
@@ -121,6 +123,18 @@ def report_page(
         fingerprint=json.dumps(report["fingerprint"], ensure_ascii=False, indent=2),
         overview=overview,
     )
+
+
+def _part_figure(report: Report) -> Figure | None:
+    """Bytes by part of both models; None if one model's are unknown."""
+    before, after = report["size"].get("base_parts"), report["size"].get("candidate_parts")
+    if not before or not after:
+        return None
+    svg = byte_bars(
+        "bytes", "Tensor bytes of the base and the candidate by part of the model",
+        {"base": before, "candidate": after},
+    )  # fmt: skip
+    return Figure(svg, "Tensors by part of the model. A tied head has no bytes of its own.")
 
 
 def _recipe(report: Report, candidate: StoredRun) -> str | None:

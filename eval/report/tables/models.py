@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ....model.part_names import BYTE_PARTS
 from ...tasks import REASONING
 from ...tasks.generated.reasoning import NONE
 from ...tasks.generated.repetition import LEAST, REPEATS
@@ -43,6 +44,7 @@ def cost_table(report: Report) -> DataTable:
     bits = or_unknown(sizes["bits_per_weight"], fmt.fixed(2))
     rows = [
         _byte_row("weights on disk", sizes["base_bytes"], sizes["candidate_bytes"]),
+        *_part_rows(sizes),
         {"name": "bits per weight", "candidate": bits},
     ]
     rows += _memory_rows(memory)
@@ -57,6 +59,16 @@ def cost_table(report: Report) -> DataTable:
         if row.base or row.candidate
     ]
     return DataTable("Size, memory and speed", COST, rows)
+
+
+def _part_rows(sizes: Report) -> list[dict[str, Any]]:
+    """Bytes by part, without parts that neither model has; none if one model's are unknown."""
+    before, after = sizes.get("base_parts"), sizes.get("candidate_parts")
+    if not before or not after:
+        return []
+    parts = (part for part in BYTE_PARTS if before[part] or after[part])
+    # A head that was tied has no bytes of its own before.
+    return [_byte_row(f"of which {part}", before[part], after[part]) for part in parts]
 
 
 def _memory_rows(memory: Report) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..common.progress import format_bytes, format_seconds
 from ..eval.report.tables.columns import Column, DataTable, Row, at, console_table
 from ..eval.report.tables.formatting import SYNTHETIC_NOTE, fixed, uniform
+from .byte_bars import byte_lines
 
 Result = Mapping[str, Any]
 
@@ -35,14 +36,16 @@ PLAN = (
 def plan_table(plan: Result) -> str:
     """Show a plan: every linear layer (of all experts in one row), then sizes, memory and time."""
     rows = plan["rows"]
-    quantized = sum(row["method"] is not None for row in rows)
+    linears = [row for row in rows if row["stage"] != "embedding"]
+    quantized = sum(row["method"] is not None for row in linears)
     return _with_lines(
         DataTable("Plan", PLAN, joined_experts(rows)),
-        f"{quantized} of {len(rows)} linear layers are quantized, "
+        f"{quantized} of {len(linears)} linear layers are quantized, "
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
         f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
+        *byte_lines(plan["base_parts"], plan["candidate_parts"]),
         *_estimate(plan["memory"], plan["estimate"]),
         *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
@@ -167,6 +170,7 @@ def inspect_table(checkpoint: Result) -> str:
     ]
     if unquantized:
         lines.append(f"{len(unquantized)} linear layers are kept; --json gives the reasons")
+    lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
 
 
