@@ -16,6 +16,7 @@ from ..common.threads import use_threads
 from . import compare as compare_one
 from . import compare_many
 from .answering.answer_cache import cache_folder, describe_cache, prune_cache
+from .comparability import check_same_bytes
 from .config import CompareOptions, EvaluateOptions
 from .local import evaluate_local
 from .served import evaluate_served
@@ -89,7 +90,8 @@ def compare(options: CompareOptions) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: a folder is not an evaluation.
-        ValueError: the evaluations are unfinished or not comparable.
+        ValueError: the evaluations are unfinished or not comparable, or have other sizes than
+            `same_bytes` allows.
     """
     base, out = Path(options.base), Path(options.out)
     candidates = [Path(path) for path in elements(options.candidate)]
@@ -98,6 +100,8 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         "across_engines": options.across_engines,
         "across_pixels": options.across_pixels,
     }
+    if options.same_bytes:
+        check_same_bytes(candidates)
     if len(candidates) == 1:
         return compare_one(base, candidates[0], out, **judging)
     return compare_many(base, candidates, out, **judging)

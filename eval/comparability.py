@@ -9,12 +9,13 @@ change a result in its last digits, and an extended evaluation can have several.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..common.differences import differences
 from .fingerprint import MAX_PIXELS, PIXELS, largest_area, setup_differences
-from .results import StoredRun, StoredTask
+from .results import StoredRun, StoredTask, read_run
 
 LOCAL_ENGINE = {"kind": "vlpress"}
 """Engine of local runs, whose fingerprint names none."""
@@ -27,6 +28,8 @@ SHARED_KEYS = (
 """Parts of the setup that both engines record."""
 ENGINE = "engine."  # prefix of parts that have a note of their own
 SHOWN = 6  # differences named in an error
+SIZE_TOLERANCE = 0.05
+"""Largest difference of sizes, relative to the smallest."""
 
 
 def check_comparable(
@@ -193,3 +196,33 @@ def _prompt_lengths(task: StoredTask, other: StoredTask) -> dict[str, tuple[int,
         if second and first.prompt_tokens is not None and second.prompt_tokens is not None:
             lengths[key] = first.prompt_tokens, second.prompt_tokens
     return lengths
+
+
+def check_same_bytes(candidates: Sequence[Path]) -> None:
+    """Check that the weight files of several candidates have equal sizes within `SIZE_TOLERANCE`.
+
+    Args:
+        candidates: evaluation folders.
+
+    Raises:
+        ValueError: there is one candidate only, a size is unknown, or two sizes differ by more.
+    """
+    if len(candidates) < 2:
+        raise ValueError(
+            "--same-bytes compares candidates with each other, and one is given; give two or more, "
+            "or leave it out"
+        )
+    sizes = {path: read_run(path).info["model"]["bytes"] for path in candidates}
+    for path, size in sizes.items():
+        if size is None:
+            raise ValueError(
+                f"{path} was answered by a server, which does not report the model's size; "
+                "leave --same-bytes out"
+            )
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    if sizes[largest] > (1 + SIZE_TOLERANCE) * sizes[smallest]:
+        excess = sizes[largest] / sizes[smallest] - 1
+        raise ValueError(
+            f"{largest} has {sizes[largest]:,} bytes, {100 * excess:.1f} % more than {smallest} "
+            f"with {sizes[smallest]:,}; allowed with --same-bytes: {100 * SIZE_TOLERANCE:.0f} %"
+        )

@@ -290,6 +290,10 @@ class CompareOptions(AcrossPixelsOption, MarginOption):
         bool,
         Option("Compare answers of different engines; the report notes what else differs."),
     ] = False
+    same_bytes: Annotated[
+        bool,
+        Option("Refuse candidates whose sizes differ by more than 5 %."),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from eval_models import right, small_model
 from tiny_models import write_checkpoint_folder
 from workbench import NAMES, Workbench, lossy, reseal
 
+import vlpress
 from vlpress.eval import compare, compare_many
 from vlpress.eval.report.markdown import render_report
 from vlpress.eval.report.report import build_report
 from vlpress.eval.report.words.sentences import caveats, simulation_caveat
 from vlpress.eval.results import read_run
+from vlpress.model.checkpoint import CheckpointReader
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
@@ -47,6 +49,49 @@ def test_report_has_the_schema(bench: Workbench) -> None:
     assert report["fidelity"] is None
     stored = json.loads((bench.folder / "report" / "report.json").read_text("utf-8"))
     assert stored == json.loads(json.dumps(report))
+
+
+def test_bytes_by_part_are_in_every_form_of_the_report(bench: Workbench) -> None:
+    base, cand = bench.run("base"), bench.run("cand", lossy("3"))
+    report = compare(base, cand, bench.folder / "report")
+    sizes = report["size"]
+    assert sizes["base_parts"] == sizes["candidate_parts"]
+    reader = CheckpointReader(bench.source)
+    assert sum(sizes["base_parts"].values()) == sum(map(reader.nbytes, reader.names()))
+    assert all(sizes["base_parts"][part] for part in ("decoder", "tower", "embedding"))
+    text = (bench.folder / "report" / "report.md").read_text("utf-8")
+    assert "of which decoder" in text and "of which embedding" in text
+    page = (bench.folder / "report" / "report.html").read_text("utf-8")
+    assert "by part of the model" in page and "of which tower" in page
+    for run in (base, cand):  # evaluations by earlier versions do not have them
+        info = json.loads((run / "run.json").read_text("utf-8"))
+        del info["model"]["parts"]
+        (run / "run.json").write_text(json.dumps(info), "utf-8")
+        reseal(run)
+    older = compare(base, cand, bench.folder / "older")
+    assert older["size"]["base_parts"] is None
+    assert "of which" not in (bench.folder / "older" / "report.md").read_text("utf-8")
+
+
+def test_candidates_of_unequal_size_are_refused(bench: Workbench) -> None:
+    paths = [bench.run(name) for name in ("base", "small", "large")]
+    for path, size in zip(paths, (4000, 1000, 1051), strict=True):
+        info = json.loads((path / "run.json").read_text("utf-8"))
+        info["model"]["bytes"] = size
+        (path / "run.json").write_text(json.dumps(info), "utf-8")
+        reseal(path)
+    base, small, large = paths
+    options: dict[str, Any] = {"out": bench.folder / "report", "same_bytes": True}
+    with pytest.raises(ValueError, match=r"large has 1,051 bytes, 5\.1 % more .*small.*: 5 %"):
+        vlpress.compare(base, [small, large], **options)
+    with pytest.raises(ValueError, match="two or more"):
+        vlpress.compare(base, small, **options)
+    assert not (bench.folder / "report").exists()
+    info = json.loads((large / "run.json").read_text("utf-8"))
+    info["model"]["bytes"] = 1050
+    (large / "run.json").write_text(json.dumps(info), "utf-8")
+    reseal(large)
+    assert set(vlpress.compare(base, [small, large], **options)["candidates"]) == {"small", "large"}
 
 
 def test_numbers_follow_from_the_answers(bench: Workbench) -> None:
