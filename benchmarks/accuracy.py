@@ -31,7 +31,17 @@ from common import tables
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import provenance
-from common.rows import GRIDS, SAMPLE_FACTORS, SETTINGS, Row, all_rows, grid_rows, sample_counts
+from common.rows import (
+    GRIDS,
+    SAMPLE_FACTORS,
+    SETTINGS,
+    WHOLE,
+    Row,
+    all_rows,
+    grid_rows,
+    sample_counts,
+    whole_rows,
+)
 from common.tables import listed
 
 import vlpress
@@ -64,7 +74,7 @@ def main() -> None:
     }
     rows = [
         row
-        for row in (*all_rows(), *grid_rows())
+        for row in (*all_rows(), *grid_rows(), *whole_rows())
         if row.setting in options.settings and row.method in (options.methods or (row.method,))
     ]
     results["models"] = {
@@ -81,7 +91,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS]
+    settings = [*SETTINGS, *GRIDS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlpress.quant.recipe.presets import PRESETS
 from vlpress.quant.recipe.recipe import Recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -36,6 +37,10 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 """Tables of levels for decoder layers, and integers on as many samples as these; measured on
 request (`accuracy.py --settings`)."""
+
+PRESET = "preset"
+WHOLE = ("w4a16-all",)
+"""Presets with steps of their own for every part; measured on request, by the method `preset`."""
 
 SAMPLE_FACTORS = {"w4a16": 4, "w3a16": 4}
 """Factor on the number of samples for settings of the decoder alone: there methods are close, a few
@@ -70,7 +75,7 @@ VISION_METHODS = {
     "w3a16": ("gptq", "gptaq"),
 }
 """Methods of settings with vision tower and merger, which always have 8 bits per output row."""
-SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq")
+SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq", PRESET)
 UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
 VISION = ["tower"]
@@ -89,7 +94,9 @@ class Row:
     @property
     def key(self) -> str:
         """File name of the row."""
-        return f"{self.setting}/{self.method}" + ("" if self.scope == "decoder" else "+vision")
+        return f"{self.setting}/{self.method}" + (
+            "+vision" if self.scope.endswith("vision") else ""
+        )
 
     @property
     def judged_closely(self) -> bool:
@@ -108,6 +115,10 @@ class Row:
             seed: seed of the calibration samples.
             samples: number of calibration samples.
         """
+        calibration = {"samples": samples, "seed": seed}
+        if self.setting in WHOLE:
+            preset = PRESETS[self.setting] | {"name": self.key, "calibration": calibration}
+            return Recipe.from_dict(preset)
         *transforms, solver = self.method.split("+")
         decoder = (SETTINGS | GRIDS)[self.setting]
         activations = decoder.get("activations", "none")
@@ -123,7 +134,7 @@ class Row:
         return Recipe.from_dict(
             {
                 "name": self.key,
-                "calibration": {"samples": samples, "seed": seed},
+                "calibration": calibration,
                 "step": steps,
             }
         )
@@ -138,6 +149,11 @@ def sample_counts(setting: str, validation: int, held_out: int) -> dict[str, int
 def grid_rows() -> list[Row]:
     """Rows of tables of levels."""
     return [Row(setting, name) for setting in GRIDS for name in ("rtn", "gptq", "gptaq")]
+
+
+def whole_rows() -> list[Row]:
+    """Rows of presets for the whole model."""
+    return [Row(setting, PRESET, "all") for setting in WHOLE]
 
 
 def all_rows() -> list[Row]:

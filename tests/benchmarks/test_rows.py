@@ -2,7 +2,7 @@
 
 import pytest
 from ablations import VARIANTS
-from common.rows import GRIDS, SETTINGS, Row, all_rows, grid_rows
+from common.rows import GRIDS, SETTINGS, Row, all_rows, grid_rows, whole_rows
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
 
@@ -40,8 +40,17 @@ def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
     }
 
 
+def test_rows_of_whole_presets_quantize_every_part() -> None:
+    for row in whole_rows():
+        recipe = row.recipe(7, 64)
+        assert (recipe.calibration.seed, recipe.calibration.samples) == (7, 64)
+        plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
+        parts = {planned.spec.part for planned in plan.quantized}
+        assert parts == {"tower", "embedding", "decoder", "head"}
+
+
 def test_keys_are_distinct() -> None:
-    rows = all_rows()
+    rows = [*all_rows(), *grid_rows(), *whole_rows()]
     assert len({row.key for row in rows}) == len(rows)
 
 
