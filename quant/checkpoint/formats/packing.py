@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK_ELEMENTS = 2**25
+"""Values that are packed at a time, to bound the memory beside the result."""
 VALUES = 32
 """Values that fill a whole number of words at every width."""
 
@@ -30,7 +32,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         >>> hex(int(pack(torch.full((32, 1), 7), bits=4)[0]))
         '0x77777777'
     """
-    rows, columns = values.shape
+    rows = len(values)
     if rows % VALUES:
         raise ValueError(f"cannot pack {rows} values: the number must be a multiple of {VALUES}")
     if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < 2**bits:
@@ -38,6 +40,14 @@ def pack(values: Tensor, bits: int) -> Tensor:
             f"values from {int(values.min())} to {int(values.max())} do not fit "
             f"{bits} unsigned bits"
         )
+    # Columns do not depend on each other, and words are built in eight bytes each.
+    runs = torch.split(values, max(1, CHUNK_ELEMENTS // max(1, rows)), dim=1)
+    return torch.cat([_pack_columns(run, bits) for run in runs], dim=1)
+
+
+def _pack_columns(values: Tensor, bits: int) -> Tensor:
+    """See `pack`; the values are checked."""
+    rows, columns = values.shape
     words = torch.zeros(rows // VALUES, bits, columns, dtype=torch.int64, device=values.device)
     grouped = values.reshape(rows // VALUES, VALUES, columns)
     for index in range(VALUES):

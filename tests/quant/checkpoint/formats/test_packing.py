@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlpress.quant.checkpoint.formats import packing
 from vlpress.quant.checkpoint.formats.packing import pack, unpack
 
 
@@ -70,3 +71,10 @@ def test_rejects() -> None:
         pack(torch.tensor([-1] + [0] * 31)[:, None], 4)
     with pytest.raises(ValueError, match="cannot unpack 4 words"):
         unpack(torch.zeros(4, 1, dtype=torch.int32), 3)
+
+
+def test_runs_of_columns_give_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randint(8, (64, 7), generator=torch.Generator().manual_seed(0))
+    whole = pack(values, 3)
+    monkeypatch.setattr(packing, "CHUNK_ELEMENTS", 3 * 64)
+    assert torch.equal(pack(values, 3), whole)
