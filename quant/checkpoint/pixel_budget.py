@@ -18,7 +18,6 @@ from ...common.atomic import write_json
 from ...common.ordered_map import default_threads
 from ...model.config import ModelConfig, read_checkpoint_json
 from ...model.families import family_of
-from ...model.packed.writing import unpack_file
 from ...model.processing.clips.settings import VIDEO_FILE
 from ...model.processing.pixel_settings import EDGES, IMAGE_FILE, PixelSettings
 from ...model.stored_files import is_packed, packed_path
@@ -95,6 +94,8 @@ def shares_video_settings(folder: Path) -> bool:
 
 def _link_or_copy(source: Path, target: Path) -> None:
     if is_packed(source):
+        from ...model.packed.writing import unpack_file  # imports the coder
+
         unpack_file(packed_path(source), target, threads=default_threads(), on_bytes=_ignore)
         return
     try:
