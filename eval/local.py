@@ -25,8 +25,8 @@ from .fingerprint import largest_area, run_fingerprint, task_settings, without_t
 from .planning.checks import check_questions
 from .planning.schedule import model_stages
 from .planning.stages import FROM_REFERENCE, LOGPROBS, MODEL, describe
-from .report.speed_section import FILE as THROUGHPUT_FILE
-from .report.speed_section import write_throughput
+from .report.sections.speed import FILE as THROUGHPUT_FILE
+from .report.sections.speed import write_throughput
 from .resolve import open_tasks, open_text
 from .results import QUANTIZATION, read_info, read_run, tasks_of_another_schema
 from .speed_comparison import time_in_alternation

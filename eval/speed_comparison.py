@@ -24,7 +24,7 @@ from ..quant.runtime.description import (
 from .answering.memory import SIDES, find_meter, measure_memory
 from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
 from .planning.stages import TIMING
-from .report.speed_section import read_throughput, write_throughput
+from .report.sections.speed import read_throughput, write_throughput
 from .results import StoredRun, read_run
 from .tasks.task import Task
 

@@ -43,7 +43,7 @@ from ..planning.schedule import budget_stages
 from ..planning.stages import LOGPROBS, ORIGINAL, TIMING_BUDGETS, budget_titles, describe
 from ..report.budgets import render_budgets
 from ..report.report import check_margin
-from ..report.speed_section import write_throughput
+from ..report.sections.speed import write_throughput
 from ..results import read_run
 from ..tasks.task import Task
 from .config import PixelsOptions

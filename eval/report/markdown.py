@@ -8,7 +8,7 @@ from typing import Any
 
 from .health import THRESHOLDS
 from .provenance import describe_evaluation
-from .speed_section import memory_note, speed_notes
+from .sections.speed import memory_note, speed_notes
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape

@@ -31,13 +31,13 @@ from ..stats.paired import (
 from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
 from ..tasks.task import TaskScore, percent
-from .fidelity_section import fidelity_section
 from .flips import list_flips
 from .health import MINIMUM_QUESTIONS, Reason, benchmark_reasons, cap_verdict, verdict_reasons
 from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
-from .speed_section import memory_section, speed_section
+from .sections.fidelity import fidelity_section
+from .sections.speed import memory_section, speed_section
 from .words.answer_warnings import pair_warnings
 from .words.kv_cache import kv_cache_section
 from .words.verdict import find_scope, verdict_text

@@ -16,7 +16,7 @@ from vlpress.eval.api import compare, evaluate
 from vlpress.eval.config import QuestionOptions
 from vlpress.eval.fidelity.logprob_cache import LogProbReader
 from vlpress.eval.fidelity.measure import FOLDER
-from vlpress.eval.report.speed_section import FILE
+from vlpress.eval.report.sections.speed import FILE
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_fidelity, read_run
 from vlpress.quant.config import ModelSettings

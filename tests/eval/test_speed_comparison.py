@@ -14,7 +14,7 @@ from vlpress.common.progress import silent
 from vlpress.eval.answering.memory import find_meter
 from vlpress.eval.api import evaluate
 from vlpress.eval.config import QuestionOptions
-from vlpress.eval.report.speed_section import FILE, read_throughput
+from vlpress.eval.report.sections.speed import FILE, read_throughput
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.speed_comparison import time_in_alternation

@@ -12,7 +12,7 @@ from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
 from ..provenance import describe_evaluation
-from ..speed_section import memory_note, speed_notes
+from ..sections.speed import memory_note, speed_notes
 from ..tables import fidelity, models, scores
 from ..tables.columns import DataTable
 from ..tables.formatting import (

@@ -10,7 +10,7 @@ from ...tasks import REASONING
 from ...tasks.generated.reasoning import NONE
 from ...tasks.generated.repetition import LEAST, REPEATS
 from ..provenance import describe_evaluation, describe_generation
-from ..speed_section import SpeedRow, speed_rows
+from ..sections.speed import SpeedRow, speed_rows
 from ..words.sentences import describe_samples
 from . import formatting as fmt
 from .columns import (

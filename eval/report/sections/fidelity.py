@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..answering.predictions import Record, read_records
-from ..fidelity.divergences import (
+from ...answering.predictions import Record, read_records
+from ...fidelity.divergences import (
     by_category,
     divergence_interval,
     find_kl_kind,
@@ -14,8 +14,8 @@ from ..fidelity.divergences import (
     summarize_fidelity,
     unit_divergences,
 )
-from ..fidelity.noise import multiples, read_noise
-from ..results import StoredRun, StoredTask, read_fidelity
+from ...fidelity.noise import multiples, read_noise
+from ...results import StoredRun, StoredTask, read_fidelity
 
 
 def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | None:

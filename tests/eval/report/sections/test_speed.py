@@ -8,7 +8,7 @@ import pytest
 from workbench import Workbench
 
 from vlpress.eval import compare
-from vlpress.eval.report.speed_section import (
+from vlpress.eval.report.sections.speed import (
     FILE,
     NOT_MEASURED,
     read_throughput,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...bench.machine_load import describe_load
-from ...common.atomic import write_json
-from ..fingerprint import MODEL_KEYS
-from ..results import StoredRun, read_run, summarize_speed
+from ....bench.machine_load import describe_load
+from ....common.atomic import write_json
+from ...fingerprint import MODEL_KEYS
+from ...results import StoredRun, read_run, summarize_speed
 
 FILE = "throughput.json"
 RESULTS = ("rates", "memory", "reason")
