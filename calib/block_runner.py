@@ -337,6 +337,28 @@ class BlockRunner:
         """Compute the output of a block as it is now for one sample, `[..., channels]`."""
         return self._output(block, self._run_sample(block, sample, False))
 
+    def caches(self, block: str) -> bool:
+        """Return whether a block caches keys and values."""
+        return self._stage(block).cached is not None
+
+    def cached(self, block: str, sample: int) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values that a block as it is now caches for one sample.
+
+        Args:
+            block: one that `caches` keys and values.
+            sample: number of the sample.
+
+        Returns:
+            Keys after the rotary embedding, and values, `[1, kv_heads, tokens, head_dim]`.
+        """
+        stage, index = self._places[block]
+        assert stage.cached is not None
+        return stage.cached(self.model, index, self._state(block, sample, False))
+
+    def index(self, block: str) -> int:
+        """Return the index of a block in its stage."""
+        return self._places[block][1]
+
     def run(self, block: str, state: State) -> State:
         """Compute the state after a block."""
         stage, index = self._places[block]

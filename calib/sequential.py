@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..common.distributed import SINGLE_PROCESS, Communicator, all_gather
 from ..model.families import LinearSpec
+from ..model.kv_quant.ranges import LayerRange, layer_range
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .activation_store import (
@@ -201,6 +202,40 @@ class CalibrationBlock:
             )
 
     @torch.no_grad()
+    def cache_range(self) -> LayerRange | None:
+        """Measure the keys and values that the block as it is now caches, over all samples.
+
+        Call it after the block's layers were replaced and before `finish`.
+
+        Returns:
+            None if the block caches nothing.
+
+        Raises:
+            ValueError: a key or value is not finite.
+        """
+        if not self._runner.caches(self.path):
+            return None
+        largest: list[Tensor | None] = [None, None]
+        for sample in self._runner.local_samples(self.path):
+            for kind, tensor in enumerate(self._runner.cached(self.path, sample)):
+                channels = tensor[0].float().abs().amax(1)
+                before = largest[kind]
+                largest[kind] = channels if before is None else torch.maximum(before, channels)
+        local = [None if channels is None else channels.tolist() for channels in largest]
+        gathered = all_gather(self._runner.comm, local)
+        keys, values = (
+            torch.tensor([of_rank[kind] for of_rank in gathered if of_rank[kind]]).amax(0)
+            for kind in (0, 1)
+        )
+        for name, channels in (("keys", keys), ("values", values)):
+            if not bool(channels.isfinite().all()):
+                raise ValueError(
+                    f"the {name} of {self.path} are not finite for a calibration sample; calibrate "
+                    "in bf16 or fp32, or look at the samples"
+                )
+        return layer_range(self._runner.index(self.path), keys, values)
+
+    @torch.no_grad()
     def finish(self) -> BlockResult:
         """Run all samples through the finished block; seals the input states of the next one."""
         following = self._following
@@ -237,6 +272,7 @@ class CalibrationPass:
         resume: Resume | None = None,
         comm: Communicator = SINGLE_PROCESS,
         all_experts: bool = False,
+        measures_cache: bool = False,
     ) -> None:
         """Prepare a pass; nothing runs yet.
 
@@ -256,6 +292,8 @@ class CalibrationPass:
             comm: ranks that share the samples. Each of them runs the same loop and gets the same
                 statistics.
             all_experts: see `BlockRunner`.
+            measures_cache: go on to the last block that caches keys and values, see
+                `CalibrationBlock.cache_range`.
 
         Raises:
             ValueError: there are no prompts.
@@ -270,13 +308,15 @@ class CalibrationPass:
         self.true_sequential, self.needs, self.syrk = true_sequential, needs or {}, syrk
         order = self.runner.all_blocks()
         self.groups = {block: tap_groups(targets, block) for block in order}
+        self._measures_cache = measures_cache
         self._first = 0 if resume is None else order.index(resume.block)
         self.runner.diverged = set() if resume is None else set(resume.diverged)
 
     def __iter__(self) -> Iterator[CalibrationBlock]:
         order = list(self.groups)
         targeted = [i for i, block in enumerate(order) if self.groups[block]]
-        last = max(targeted, default=-1)
+        caching = [i for i, block in enumerate(order) if self.runner.caches(block)]
+        last = max([*targeted, *(caching if self._measures_cache else ())], default=-1)
         with_float = [
             i
             for i in targeted

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..common.options import Option, Options, command_words, recorded
-from ..model.kv_quant.types import CacheType
+from ..model.kv_quant.types import CacheChoice
 from ..quant.config import (
     MODEL,
     MODEL_NAMES,
@@ -306,12 +306,12 @@ class CandidateCacheOption(Options):
     """KV cache of the checkpoint's evaluation in a run."""
 
     kv_cache: Annotated[
-        CacheType,
+        CacheChoice,
         Option(
             "KV cache that the checkpoint is evaluated with, as for eval; the original keeps one "
             "of its own dtype."
         ),
-    ] = "model"
+    ] = "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)

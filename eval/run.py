@@ -162,7 +162,7 @@ class _Run:
             "batch_size": options.batch_size,
             "seed": self._seed,
             # Only if it is given, so that the others are as they were.
-            **({} if options.kv_cache == "model" else {"kv_cache": options.kv_cache}),
+            **({} if options.kv_cache == "recipe" else {"kv_cache": options.kv_cache}),
         }
         fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
         stored = read_marker(self._out)

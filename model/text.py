@@ -71,6 +71,15 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """Compute the input of `o_proj`, `[B, T, heads * D]`."""
+        q, k, v = self.rotated(x, cos, sin)
+        # Keys are cached after the rotation: a token's position never changes, so later steps
+        # need not rotate them again.
+        if cache is not None:
+            k, v = cache.update(self.index, k, v)
+        return self.attend(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries and keys after the rotary embedding, and values, `[B, heads, T, D]`."""
         q, k, v = (
             projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
             for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
@@ -79,12 +88,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         # Under autocast q is narrower than the angles; without it this is a no-op.
         cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        # Keys are cached after the rotation: a token's position never changes, so later steps
-        # need not rotate them again.
-        if cache is not None:
-            k, v = cache.update(self.index, k, v)
-        return self.attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute scaled dot-product attention under grouped-query attention.
@@ -181,6 +185,16 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
+
+    def cached(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values that the layer caches, `[B, kv_heads, T, D]`.
+
+        Args:
+            state: of `TextModel.prepare`, with this layer's hidden states.
+        """
+        x = self.input_layernorm(state["hidden"])
+        _, keys, values = self.self_attn.rotated(x, state["cos"], state["sin"])
+        return keys, values
 
     def forward_to(self, tap: str, state: Mapping[str, Tensor]) -> tuple[State, Tensor]:
         """Run `forward` up to the input of some of its linear layers.
@@ -337,6 +351,12 @@ class TextModel(nn.Module):
             state["hidden"], state["cos"], state["sin"], state.get("mask"), cache
         )
         return self.complete(index, state, hidden)
+
+    def cached(self, index: int, state: State) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values that layer `index` caches, see `DecoderLayer.cached`."""
+        layer = self.layers[index]
+        assert isinstance(layer, DecoderLayer)
+        return layer.cached(state)
 
     def complete(self, index: int, state: State, hidden: Tensor) -> State:
         """Return the state after layer `index` from its input state and its output.

@@ -226,6 +226,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "calibration": report.get("calibration"),
         "layers": layers,
         "kept": report.get("kept"),
+        **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         "bytes": sum(sizes.values()),
         "parts": sizes,
         "base_parts": report.get("size", {}).get("base_parts"),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ..common.options import Option, Options
 from ..model.built_in import built_in_names
-from ..model.kv_quant.types import CacheType
+from ..model.kv_quant.types import CacheChoice
 from .recipe.presets import PRESETS
 
 BUILTIN_MODELS = built_in_names()
@@ -60,12 +60,12 @@ class RuntimeOptions(Options):
         Option("w8a16 or w4a16 quantizes the output head at load time, also a tied one."),
     ] = "recipe"
     kv_cache: Annotated[
-        CacheType,
+        CacheChoice,
         Option(
             "KV cache of the dtype of the model, or quantized as by vLLM: int8 and int4 per token "
-            "and head, fp8 per layer."
+            "and head, fp8 per layer; recipe: fp8 if the checkpoint has scales for it, else model."
         ),
-    ] = "model"
+    ] = "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,8 +96,9 @@ def _noise_units(run: StoredRun) -> int | None:
 def _model(run: StoredRun) -> dict[str, Any]:
     """Options that name a model in this process, or a served one and its request fields."""
     if "engine" not in run.fingerprint:
-        cache = described_type(run.fingerprint.get("kv_cache"))
-        return {"model": run.name, "kv_cache": None if cache == "model" else cache}
+        described = run.fingerprint.get("kv_cache", "model")
+        cache = None if described == "model" else described_type(described)
+        return {"model": run.name, "kv_cache": cache}
     model, request = run.fingerprint["model"], run.fingerprint["request"]
     pixels = run.fingerprint["pixels"]
     default = request_fields(

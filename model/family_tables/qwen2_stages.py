@@ -36,6 +36,7 @@ DECODER = Stage(
     enter=steps.embed_tokens,
     step=steps.run_decoder_layer,
     checkpoints=Checkpoints(("o", "gate_up", "down"), steps.complete_decoder_layer),
+    cached=steps.keys_values,
     linears=(
         BlockLinear("self_attn.q_proj", "hidden", "q", bias=True, tap="qkv"),
         BlockLinear("self_attn.k_proj", "hidden", "kv", bias=True, tap="qkv"),

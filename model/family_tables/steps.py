@@ -60,6 +60,11 @@ def complete_decoder_layer(model: QwenVL, index: int, state: State, output: Tens
     return model.model.complete(index, state, output)
 
 
+def keys_values(model: QwenVL, index: int, state: State) -> tuple[Tensor, Tensor]:
+    """Compute the keys and values that a decoder layer caches."""
+    return model.model.cached(index, state)
+
+
 def normalize(model: QwenVL, prompt: Prompt, state: State | None) -> State:
     """Apply the final norm."""
     assert state is not None  # every sample passes the decoder

@@ -50,6 +50,10 @@ Complete = Callable[["QwenVL", int, "State", Tensor], "State"]
 """Called with the model, the index of a block, its input, and the output that was computed from a
 checkpoint; returns the state after the block."""
 
+Cached = Callable[["QwenVL", int, "State"], tuple[Tensor, Tensor]]
+"""Called with the model, the index of a block and its input; returns the keys (after the rotary
+embedding) and values that the block caches, `[1, kv_heads, tokens, head_dim]`."""
+
 PARTS: tuple[str, ...] = get_args(Part)
 EMBEDDING = "model.embed_tokens"
 """Module path of the token embedding in all families."""
@@ -226,6 +230,7 @@ class Stage:
     output: str = HIDDEN  # key of a block's output in the state, with {} for the block index
     per_patch: bool = False  # blocks compute patches instead of merged tokens
     checkpoints: Checkpoints | None = None  # None: a block runs as a whole
+    cached: Cached | None = None  # None: blocks cache nothing
     norms: tuple[NormBinding, ...] = ()
     pairs: tuple[PairBinding, ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members

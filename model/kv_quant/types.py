@@ -5,3 +5,5 @@ from __future__ import annotations
 from typing import Literal
 
 CacheType = Literal["model", "int8", "int4", "fp8"]
+CacheChoice = Literal["recipe", "model", "int8", "int4", "fp8"]
+"""`recipe`: as the checkpoint asks for."""

@@ -11,7 +11,7 @@ import torch
 from ...model.built_in import find_built_in
 from ...model.cache import check_cache_type
 from ...model.config import ModelConfig
-from ...model.kv_quant.types import CacheType
+from ...model.kv_quant.types import CacheChoice
 from ...model.loading import (
     build_model,
     choose_device,
@@ -62,7 +62,7 @@ def open_model(
     dtype: str | torch.dtype = "auto",
     activations: Activations = "recipe",
     head: Head = "recipe",
-    kv_cache: CacheType = "model",
+    kv_cache: CacheChoice = "recipe",
 ) -> QwenVL:
     """Load a float or quantized model by name or folder, with the fastest kernels.
 
@@ -72,7 +72,8 @@ def open_model(
         dtype: auto, bf16, fp16, fp32.
         activations: `int8` quantizes the inputs of weight-only layers too, see `round_inputs_`.
         head: `w8a16` or `w4a16` quantizes the output head, see `round_head_`.
-        kv_cache: type of the KV cache, see `KVCache`.
+        kv_cache: type of the KV cache, see `KVCache`; `recipe` takes fp8 if the checkpoint asks
+            for it, else the model's dtype.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -81,7 +82,8 @@ def open_model(
             suit the model.
     """
     folder = resolve_folder(name)
-    check_cache_type(ModelConfig.from_folder(folder).text, kv_cache)
+    if kv_cache != "recipe":
+        check_cache_type(ModelConfig.from_folder(folder).text, kv_cache)
     load = load_quantized if is_quantized(folder) else load_model
     model = load(folder, device=device, dtype=dtype)
     accelerate_head_(model)
@@ -90,7 +92,8 @@ def open_model(
         round_inputs_(model)
     if head != "recipe":
         round_head_(model, HEAD_BITS[head])
-    model.cache_type = kv_cache
+    if kv_cache != "recipe":
+        model.cache_type = kv_cache
     return model
 
 
@@ -101,6 +104,8 @@ def load_quantized(
     dtype: str | torch.dtype = "auto",
 ) -> QwenVL:
     """Load a quantized checkpoint; its layers stay quantized, see `kernel_selection.py`.
+
+    Its KV cache is fp8 if it has a `kv_cache_scheme`.
 
     Args:
         path: checkpoint folder or hub id.
@@ -123,5 +128,8 @@ def load_quantized(
         weight = checkpoint.weight(name, chosen)
         put_loaded(model, name, weight, bias, torch.empty(0, dtype=model.dtype, device=chosen))
     load_block(reader, model, "", device=chosen)
+    model.cache_scales = checkpoint.kv_scales()
+    if checkpoint.quantizes_cache:
+        model.cache_type = "fp8"
     prepare_(model)
     return model.eval()

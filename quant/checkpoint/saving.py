@@ -26,6 +26,7 @@ from .encoding import encode_layer
 from .formats.contents import Contents, Solver
 from .formats.format import Format, Origin, float_tensor
 from .formats.table import AUTO, choose_format
+from .kv_scales import scale_tensors
 from .loading import resolve_folder
 from .model_card import Base, write_model_card
 from .safetensors_folder.shards import checkpoint_folder
@@ -200,8 +201,10 @@ def _write(
         return _padded(reader.lazy(name), name, contents, report.plan.padding)
 
     record = report.to_dict()
+    dtype = stored_dtype(contents.config, reader)
+    added = scale_tensors((of_layer.scales for of_layer in report.cache_layers), dtype)
     format.write(
-        Origin(reader, ("weight",), encoded.__getitem__, other),
+        Origin(reader, ("weight",), encoded.__getitem__, other, added),
         replace(contents, solver=Solver.from_record(record)),
         folder,
         config=contents.config.raw,

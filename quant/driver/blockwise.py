@@ -47,6 +47,7 @@ from ..recipe.recipe import Recipe
 from ..runtime.kernel_selection import accelerate_layers_
 from .checkpoint_blocks import CheckpointBlocks
 from .journal import Journal
+from .kv_calibration import CalibratedLayer
 from .layer_solver import Progress, QuantizationRun
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
 
@@ -183,11 +184,14 @@ class _Pass:
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
         }
+        if run.measured is not None:
+            record["kv_cache"] = run.measured.to_dict()
         rank_zero_first(
             self.quantizer.comm,
             lambda: self.journal.add(record, self._tensors(changed) if self.journal.writes else {}),
         )
         run.solved.clear()
+        run.measured = None
 
     def _tensors(self, changed: Sequence[str]) -> dict[str, torch.Tensor]:
         """Encode the solved layers, and collect the float tensors that transforms changed."""
@@ -207,6 +211,9 @@ def restore_run(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> N
             planned.remove(row)
             run.transforms.reports.append(TransformReport.from_dict(transform, row))
         run.transforms.changed.update(record["changed"])
+        if calibrated := record.get("kv_cache"):
+            of_layer = CalibratedLayer.from_dict(calibrated)
+            run.cache_layers[of_layer.range.layer] = of_layer
 
 
 def is_inside(name: str, block: str) -> bool:

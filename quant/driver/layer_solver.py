@@ -27,6 +27,7 @@ from ..runtime.kernel_selection import accelerate_layers_
 from ..steps.step import Solved, Step
 from ..targets import put_calibrating, put_module, weight_of
 from .experts import EXPERT_TOKENS
+from .kv_calibration import CalibratedLayer, warn_of_outliers
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
 from .transforms import BlockTransforms
 
@@ -69,6 +70,10 @@ class QuantizationRun:
         self.rows = {row.name: row for row in plan.quantized}
         self.layer_reports: dict[str, LayerReport] = {}
         """Reports of the finished layers by name."""
+        self.cache_layers: dict[int, CalibratedLayer] = {}
+        """Calibrated scales of the KV cache, by index of the decoder layer."""
+        self.measured: CalibratedLayer | None = None
+        """Those of the last block, if they are not written yet."""
         self.solved: dict[str, CompressedLayer] = {}
         """Layers that are solved but neither written nor packed yet, by name."""
         self._warned_float16 = False
@@ -128,6 +133,7 @@ class QuantizationRun:
             resume=resume,
             comm=self.comm,
             all_experts=self.recipe.calibration.all_experts,
+            measures_cache=self.recipe.kv_cache is not None,
         )
 
     @torch.no_grad()
@@ -145,6 +151,8 @@ class QuantizationRun:
         for statistics in block.statistics():
             self._solve_group(statistics)
             del statistics  # frees it before the next group is observed
+        if self.recipe.kv_cache is not None and (measured := block.cache_range()):
+            self.measured = self.cache_layers[measured.layer] = CalibratedLayer.of(measured)
         result = block.finish()
         for size in result.largest:
             self._check_activations(f"the output of {block.path}", size)
@@ -199,6 +207,8 @@ class QuantizationRun:
                 EXPERT_TOKENS,
                 few[0],
             )
+        cache_layers = tuple(self.cache_layers[index] for index in sorted(self.cache_layers))
+        warn_of_outliers(cache_layers)
         return QuantReport(
             self.recipe,
             self.plan,
@@ -206,6 +216,7 @@ class QuantizationRun:
             calibration,
             tuple(self.transforms.reports),
             frozenset(self.transforms.changed),
+            cache_layers,
         )
 
     def _check_activations(self, name: str, largest: float) -> None:

@@ -21,6 +21,7 @@ from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
 from ..steps.transform import Scaling
 from .experts import expert_tokens
+from .kv_calibration import CalibratedLayer, describe_calibration
 
 MAX_FALLBACK = 0.05
 """Largest fraction of rows that may fall back to rounding; beyond it the run fails.
@@ -179,6 +180,8 @@ class QuantReport:
     changed: frozenset[str] = frozenset()
     """Canonical names of the float tensors that a transform rescaled: they are written from the
     model, not copied from the source."""
+    cache_layers: tuple[CalibratedLayer, ...] = ()
+    """Calibrated scales of the KV cache, layer by layer; empty if the recipe asks for none."""
 
     @property
     def true_sequential(self) -> bool:
@@ -230,6 +233,7 @@ class QuantReport:
                 "true_sequential": self.true_sequential,
                 "token_weights": calibration.token_weights.to_dict(),
             },
+            **({"kv_cache": describe_calibration(self.cache_layers)} if self.cache_layers else {}),
             "size": {
                 "base_bytes": self.base_bytes,
                 "candidate_bytes": self.candidate_bytes,

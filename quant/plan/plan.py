@@ -23,6 +23,7 @@ from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
 from ..driver.padding import Padding, choose_padding, pad_model_, padded_config, padded_layers
+from ..recipe.kv_cache import KVCacheScheme
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..steps.step import Step
@@ -119,6 +120,10 @@ class Plan:
     """Name of the checkpoint format that bytes are counted for."""
     transforms: tuple[PlannedTransform, ...] = ()
     """Transforms of float weights before they are quantized, in the order of the recipe."""
+    kv_cache: KVCacheScheme | None = None
+    """KV cache whose scales are calibrated."""
+    kv_scale_bytes: int = 0
+    """Bytes of these scales."""
     untied: bool = False
     """The source's head is tied to the token embedding, and gets a weight of its own."""
 
@@ -135,9 +140,8 @@ class Plan:
     @property
     def calibrated(self) -> bool:
         """Whether calibration samples run through the model."""
-        return bool(self.transforms) or any(
-            row.step.uses_activations for row in self.quantized if row.step
-        )
+        steps = any(row.step.uses_activations for row in self.quantized if row.step)
+        return steps or bool(self.transforms) or self.kv_cache is not None
 
     @property
     def base_bytes(self) -> int:
@@ -150,6 +154,7 @@ class Plan:
         parts = dict(self.source_parts)
         for row in self.rows:
             parts[row.spec.part] += row.bytes_after - row.bytes_before
+        parts["decoder"] += self.kv_scale_bytes
         return parts
 
     @property
@@ -177,7 +182,7 @@ class Plan:
     def contents(self) -> Contents:
         """Contents of the quantized checkpoint, as formats need them."""
         schemes = {row.name: row.step.scheme for row in self.rows if row.step is not None}
-        return Contents(self.config, schemes)
+        return Contents(self.config, schemes, kv_cache=self.kv_cache)
 
     def prepare_model_(self, model: QwenVL) -> None:
         """Untie and pad the source's model in place, so that its config is the plan's.
@@ -201,6 +206,7 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "format": self.format,
             "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
+            **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": self.memory.to_dict(),
@@ -248,7 +254,8 @@ def make_plan(
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     if embedding is not None:
         schemes[EMBEDDING] = embedding.scheme
-    written, _ = find_format(Contents(padded, schemes), format)
+    contents = Contents(padded, schemes, kv_cache=recipe.kv_cache)
+    written, _ = find_format(contents, format)
     kind = dtype or config.dtype or torch.float32
     itemsize = kind.itemsize
     padding_of = padded_layers(config, padding)
@@ -275,7 +282,19 @@ def make_plan(
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, schemes)
-    return Plan(padded, rows, parts, memory, padding, written.name, transforms, untied)
+    scale_bytes = 2 * itemsize * config.text.num_hidden_layers if recipe.kv_cache else 0
+    return Plan(
+        padded,
+        rows,
+        parts,
+        memory,
+        padding,
+        written.name,
+        transforms,
+        recipe.kv_cache,
+        scale_bytes,
+        untied,
+    )
 
 
 def check_images(plan: Plan, *, present: bool) -> None:

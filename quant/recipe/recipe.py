@@ -27,6 +27,10 @@ numbers, `{image = 0.3, text = 1.0}`. With "token-gradient" every single token i
 loss's sensitivity to errors at it. `all_experts = true` calibrates each expert of a mixture on all
 tokens.
 
+`[kv_cache]` with `bits = 8` and `type = "fp8"` (its defaults) calibrates the scales of an FP8 KV
+cache: for every layer the largest key / 448 and the largest value / 448. Checkpoints in the format
+compressed-tensors hold them.
+
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
 expression after `re:`. `tower`, `decoder`, `head` or `embedding` instead of a pattern names all
@@ -50,6 +54,7 @@ from ...common.validation import Allowed, Integer, OneOf, parse, validated
 from ..steps.step import Step
 from ..steps.table import METHODS
 from ..steps.transform import Transform
+from .kv_cache import KVCacheScheme
 from .presets import HEADS, PRESETS
 from .steps import read_step
 
@@ -110,6 +115,7 @@ class _File:
     tie: StrictBool = True
     lm_head: Annotated[str, OneOf(tuple(HEADS), "without the key the output head is kept")] = ""
     calibration: Any = field(default_factory=dict)
+    kv_cache: Any = None
 
 
 @validated
@@ -123,13 +129,16 @@ class Recipe:
     """Tensor-parallel size at serving time; inner widths are padded to be divisible."""
     transforms: tuple[Transform, ...] = ()
     """Transforms of each block's float weights before its layers are quantized, in order."""
+    kv_cache: KVCacheScheme | None = None
+    """KV cache whose scales are calibrated; None: none are."""
     tie: StrictBool = True
     """False: a head that is tied to the token embedding becomes a tensor of its own."""
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any step uses activations."""
-        return bool(self.transforms) or any(step.uses_activations for step in self.steps)
+        """Whether any step, or the KV cache, uses activations."""
+        steps = any(step.uses_activations for step in self.steps)
+        return steps or bool(self.transforms) or self.kv_cache is not None
 
     @property
     def needs_gradient(self) -> bool:
@@ -154,6 +163,9 @@ class Recipe:
             calibration=Calibration.from_dict(file.calibration),
             tp=file.tp,
             transforms=tuple(step for step in steps if isinstance(step, Transform)),
+            kv_cache=None
+            if file.kv_cache is None
+            else parse(KVCacheScheme, file.kv_cache, "recipe", "kv_cache"),
             tie=file.tie,
         )
 
@@ -202,6 +214,8 @@ class Recipe:
             # Only recipes that untie have the key: records of the others are as they were.
             **({} if self.tie else {"tie": False}),
             "calibration": self.calibration.to_dict(),
+            # Records of recipes without it are as they were before it existed.
+            **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
             "step": [
                 *(transform.to_dict() for transform in self.transforms),
                 *(step.to_dict() for step in self.steps),

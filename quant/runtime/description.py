@@ -41,15 +41,14 @@ def describe_head(model: QwenVL) -> str | None:
 
 
 def describe_cache(model: QwenVL) -> str | dict[str, str]:
-    """Return `model` for a KV cache in the model's dtype, else the quantization in JSON values.
+    """Return `model` for a KV cache in the model's dtype, else its description in JSON values.
 
     Keys: `type`, `granularity` of the scales, and what else decides the numbers.
     """
-    kind = model.cache_type
+    kind, scales = model.cache_type, model.cache_scales
     if kind == "model":
-        return kind
+        return kind if scales is None else {"type": kind, "scales": "of the checkpoint, not used"}
     if kind == "fp8":
-        scales = model.cache_scales
         of = "unit" if scales is None else f"of the checkpoint, {digest_scales(scales)}"
         return {"type": kind, "granularity": "layer", "scales": of}
     rotation = {"rotation": "hadamard"} if kind == "int4" else {}

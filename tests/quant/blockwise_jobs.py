@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_models import small_config, small_model, write_small_checkpoint
 
+from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
 from vlpress.model.processing.inputs import Prompt
 from vlpress.quant.checkpoint.safetensors_folder.shards import checkpoint_folder
@@ -49,9 +51,8 @@ def job(
     source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
 ) -> BlockwiseQuantizer:
     calibration, format = more.pop("calibration", {}), more.pop("format", "auto")
-    tie = more.pop("tie", True)
-    top = {"name": "test", "tie": tie, "calibration": calibration}
-    rule = Recipe.from_dict({**top, "step": steps})
+    top: dict[str, Any] = {key: more.pop(key) for key in ("kv_cache", "tie") if key in more}
+    rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration, **top})
     plan = make_plan(ModelConfig.from_folder(source), rule, format=format)
     return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
 
@@ -66,3 +67,27 @@ def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, by
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at a write, with half of the file there; every module writes through one function."""
+    left, write = writes, safetensors_writer.write_tensors
+
+    def failing(tensors: Any, path: Path) -> None:
+        nonlocal left
+        write(tensors, path)
+        left -= 1
+        if left < 0:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            raise PowerCutError
+
+    for module in (
+        "calib.disk_activation_store",
+        "quant.driver.journal",
+        "quant.checkpoint.safetensors_folder.shards",
+    ):
+        monkeypatch.setattr(f"vlpress.{module}.write_tensors", failing)

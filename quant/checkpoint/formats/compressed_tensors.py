@@ -65,6 +65,7 @@ class CompressedTensors(FolderFormat):
     marker: str = "weight_scale"
     order_part: str | None = "weight_g_idx"
     config_files: tuple[str, ...] = ()
+    holds_kv_scales: bool = True
 
     def why_not(self, contents: Contents) -> str | None:
         """See `Format.why_not`."""

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from ....model.config import ModelConfig
 from ....model.families import EMBEDDING, LinearSpec, family_of
+from ...recipe.kv_cache import KVCacheScheme
 from ...recipe.scheme import Scheme
 from ...steps.table import methods_with
 
@@ -45,6 +46,8 @@ class Contents:
     reordered: Collection[str] = ()
     """Quantized layers with non-contiguous groups: their scales are gathered at run time."""
     solver: Solver = Solver()
+    kv_cache: KVCacheScheme | None = None
+    """KV cache whose scales the checkpoint holds."""
 
     @cached_property
     def linears(self) -> dict[str, LinearSpec]:

@@ -6,7 +6,7 @@ a folder of safetensors have the files in common (`safetensors_folder/folder_for
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,8 @@ class Origin:
     """Returns the tensors of a quantized layer by part, see `encode_layer`."""
     tensor: Callable[[str], TensorLike | None]
     """Returns any other tensor by name, biases of quantized layers too; None leaves it out."""
+    added: Mapping[str, Mapping[str, TensorLike]] = field(default_factory=dict)
+    """Tensors that the source lacks, by the name of the one next to which they are written."""
 
 
 class Format(Protocol):
@@ -54,6 +56,11 @@ class Format(Protocol):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of compressed weights that it holds, see `Scheme.kind`."""
+        ...
+
+    @property
+    def holds_kv_scales(self) -> bool:
+        """Whether it has a place for the scales of an FP8 KV cache."""
         ...
 
     def why_not(self, contents: Contents) -> str | None:
@@ -132,6 +139,11 @@ def refusal(format: Format, contents: Contents) -> str | None:
         return (
             f"{layers_phrase(names, 'is', 'are')} of the kind {kind}; {format.name} holds "
             f"{', '.join(format.kinds)}"
+        )
+    if contents.kv_cache is not None and not format.holds_kv_scales:
+        return (
+            f"scales of an {contents.kv_cache.type} KV cache (kv_cache) have no place in "
+            f"{format.name}; use compressed-tensors"
         )
     return format.why_not(contents)
 

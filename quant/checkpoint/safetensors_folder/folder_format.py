@@ -52,6 +52,8 @@ class FolderFormat(ABC):
     """The part with the group index of each input feature, if the format has one."""
     config_files: tuple[str, ...]
     """Further files that hold a copy of `quantization_config`."""
+    holds_kv_scales: bool = False
+    """See `Format.holds_kv_scales`."""
 
     @abstractmethod
     def why_not(self, contents: Contents) -> str | None:

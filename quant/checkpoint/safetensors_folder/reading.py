@@ -10,13 +10,16 @@ from torch import Tensor
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import EMBEDDING, family_of
+from ....model.kv_quant.scales import KVScales
 from ....model.loading import build_model, check_tied_head, stored_shapes
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
+from ...recipe.kv_cache import KVCacheScheme
 from ...recipe.scheme import Scheme
 from ..formats.contents import Contents, Solver
 from ..formats.format import group_index
 from ..formats.table import format_of
+from ..kv_scales import read_scales, scale_names
 from .shards import REPORT_FILE
 
 
@@ -63,7 +66,31 @@ class QuantizedCheckpoint:
             ValueError: a group index is out of range.
         """
         reordered = frozenset(name for name in self.schemes if self._is_reordered(name))
-        return Contents(self.config, self.schemes, reordered, Solver.from_record(self.record))
+        scheme = None if self.kv_scales() is None else KVCacheScheme()
+        solver = Solver.from_record(self.record)
+        return Contents(self.config, self.schemes, reordered, solver, scheme)
+
+    @property
+    def quantizes_cache(self) -> bool:
+        """Whether engines use an FP8 KV cache for it unless they are told otherwise."""
+        return bool(self.config.raw["quantization_config"].get("kv_cache_scheme"))
+
+    def kv_scales(self) -> list[KVScales] | None:
+        """Read the scales of an FP8 KV cache, layer by layer; None if there are none.
+
+        Raises:
+            ValueError: a scale is missing or unusable.
+        """
+        try:
+            scales = read_scales(self.reader, self.config.text.num_hidden_layers)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        if scales is None and self.quantizes_cache:
+            raise ValueError(
+                f"{self.folder}: config.json has a kv_cache_scheme, but no layer has a k_scale; "
+                "the checkpoint is incomplete"
+            )
+        return scales
 
     def weight(self, name: str, device: torch.device | None = None) -> CompressedWeight:
         """Read one layer.
@@ -115,6 +142,7 @@ class QuantizedCheckpoint:
         parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
+        scales = scale_names(self.config.text.num_hidden_layers)
         weights = {f"{name}.weight" for name in self.schemes}
         slices: dict[str, list[str]] = {}
         for name, spec in self._specs.items():
@@ -124,7 +152,7 @@ class QuantizedCheckpoint:
         missing = sorted(parameters - weights - stored)
         unknown = [
             name
-            for name in sorted(stored - parameters - packed - {"lm_head.weight"})
+            for name in sorted(stored - parameters - packed - scales - {"lm_head.weight"})
             if not name.endswith(".inv_freq") and not self.is_spurious(name)
         ]
         if missing or unknown:

@@ -74,6 +74,8 @@ def _write_tensors(origin: Origin, contents: Contents, writer: ShardWriter) -> W
     for name in sorted(reader.names(), key=lambda name: (reader.file(name), name)):
         source, file = reader.source_name(name), reader.file(name)
         owner, _, leaf = name.rpartition(".")
+        for added, tensor in origin.added.get(name, {}).items():
+            writer.write(renamed(added, name, source), tensor, file)
         layers = {}  # quantized layers whose tensors take the position of this one
         if name in contents.slices:
             layers = {s.name: renamed(s.name, name, source) for s in contents.slices[name]}

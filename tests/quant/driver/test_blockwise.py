@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from blockwise_jobs import BOTH, GPTQ, RTN, STEPS, TOWER, contents, finish, job, source_of
+from blockwise_jobs import (
+    BOTH,
+    GPTQ,
+    RTN,
+    STEPS,
+    TOWER,
+    PowerCutError,
+    contents,
+    cut_after,
+    finish,
+    job,
+    source_of,
+)
 from tiny_models import DENSE, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.calib import tap_groups
-from vlpress.common import safetensors_writer
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import build_model, load_model
 from vlpress.quant.driver.blockwise import BlockwiseQuantizer
@@ -66,30 +76,6 @@ def test_a_tower_that_no_sample_reaches_is_rounded(tmp_path: Path) -> None:
     streaming = job(source, [RTN | {"targets": TOWER}, GPTQ], samples)
     written = finish(streaming, tmp_path / "work", tmp_path / "out")
     assert written == in_memory(source, streaming, tmp_path / "other")
-
-
-class PowerCutError(Exception):
-    pass
-
-
-def cut_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail at a write, with half of the file there; every module writes through one function."""
-    left, write = writes, safetensors_writer.write_tensors
-
-    def failing(tensors: Any, path: Path) -> None:
-        nonlocal left
-        write(tensors, path)
-        left -= 1
-        if left < 0:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-            raise PowerCutError
-
-    for module in (
-        "calib.disk_activation_store",
-        "quant.driver.journal",
-        "quant.checkpoint.safetensors_folder.shards",
-    ):
-        monkeypatch.setattr(f"vlpress.{module}.write_tensors", failing)
 
 
 # The larger the stride, the further each attempt gets before the next cut.

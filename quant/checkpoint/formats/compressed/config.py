@@ -22,6 +22,14 @@ from .group import Group, Storage, Unset
 from .tables import STORAGES
 
 PACKED, INTEGER, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
+KV_CACHE = {
+    "num_bits": 8,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor",
+    "group_size": None,
+    "dynamic": False,
+}
 INT8_INPUTS = "symmetric int8, dynamic per token or static per tensor"
 
 
@@ -63,6 +71,16 @@ class InputArgs(BaseModel):
         return self
 
 
+class KVCacheArgs(BaseModel):
+    """`kv_cache_scheme`: FP8 with one scale per layer for keys and one for values."""
+
+    num_bits: Literal[8] = 8
+    type: Annotated[Literal["float"], Allowed("float (FP8, one scale per layer)")]
+    symmetric: Annotated[Literal[True], BeforeValidator(bool), Allowed("true")] = True
+    strategy: Annotated[Literal["tensor"], Allowed("tensor (one scale per layer)")] = "tensor"
+    dynamic: Annotated[Literal[False], Allowed("false (calibrated scales)")] = False
+
+
 class IntegerGroup(Group):
     """A group with weights of integers."""
 
@@ -101,7 +119,7 @@ class Config(BaseModel):
     quantization_status: Annotated[
         Literal["compressed"], Allowed("compressed; save the model compressed")
     ] = "compressed"
-    kv_cache_scheme: Unset = None
+    kv_cache_scheme: Annotated[KVCacheArgs | None, BeforeValidator(empty_to_none)] = None
     transform_config: Unset = None
     sparsity_config: Annotated[Sparsity | None, BeforeValidator(empty_to_none)] = None
     config_groups: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -182,7 +200,7 @@ def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, A
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": None if contents.kv_cache is None else KV_CACHE,
         "ignore": _ignored(contents, file_name),
         "config_groups": groups,
     }

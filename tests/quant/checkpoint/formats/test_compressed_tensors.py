@@ -354,7 +354,7 @@ class TestReading:
         [
             ({"format": "marlin-24"}, "format is 'marlin-24'; allowed: pack-quant"),
             ({"quantization_status": "frozen"}, "quantization_status is 'frozen'; allowed: comp"),
-            ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme is {'num_bits': 8}; .* null"),
+            ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme.type is missing; it is requ"),
             ({"transform_config": {"config_groups": {}}}, "transform_config is .*; allowed: null"),
             ({"sparsity_config": {"format": "sparse-24"}}, "sparsity_config.format is 'sparse-24'"),
             ({"config_groups": {}}, "config_groups is {}; allowed: at least 1"),

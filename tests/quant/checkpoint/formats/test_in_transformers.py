@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlpress.calib.samples.draw import load_samples
 from vlpress.model.checkpoint import canonical_name
+from vlpress.model.kv_quant.scales import KVScales
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
@@ -108,6 +109,31 @@ def test_logits_agree(name: str, tmp_path: Path, prompts: list[Prompt]) -> None:
         if "a16" in name:
             assert float(difference.abs().max() / expected.abs().max()) < 1e-4
         assert float(difference.norm() / expected.norm()) < 2e-2
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_logits_through_an_fp8_cache_agree(tmp_path: Path, prompts: list[Prompt]) -> None:
+    model = load_model("tiny", device="cpu", dtype="fp32")
+    recipe = Recipe.from_dict({"name": "kv", "step": [DECODER], "kv_cache": {"type": "fp8"}})
+    report = quantize_(model, recipe, prompts)
+    save_quantized(model, report, "tiny", tmp_path / "kv", format="compressed-tensors")
+    reloaded = load_quantized(tmp_path / "kv", device="cpu", dtype="fp32")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "kv", dtype=torch.float32
+    )
+    scales = [
+        KVScales(float(layer.self_attn.k_scale), float(layer.self_attn.v_scale))
+        for layer in theirs.model.language_model.layers
+    ]
+    assert scales == reloaded.cache_scales
+    for prompt in prompts:
+        with torch.no_grad():
+            (expected,) = reloaded([prompt])
+            reloaded.cache_type = "model"
+            (plain,) = reloaded([prompt])
+            reloaded.cache_type = "fp8"
+        difference = (their_logits(theirs, prompt) - expected).norm()
+        assert float(difference) < 0.05 * float((plain - expected).norm())
 
 
 TABLES: dict[str, dict[str, Any]] = {
