@@ -90,6 +90,7 @@ def use_asymmetric_inputs(model: QwenVL) -> None:
 CASES = (
     Case("float", "bf16"),
     Case(CT, "w4a16"),
+    Case(CT, "w4a16", dtype="bfloat16"),
     Case("gptq", "w4a16"),
     Case("gptq", "w4a16", dtype="bfloat16"),
     Case("gptq_v2", "w4a16", is_exported=True),

@@ -20,6 +20,7 @@ from typing import Any
 
 import questions
 import torch
+import wna16
 from vllm import LLM, SamplingParams
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
@@ -66,8 +67,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     error = int8_error()
     if error > INT8_TOLERANCE:
         use_exact_int8()
-    if job["dtype"] == "float32":
+    float32 = job["dtype"] == "float32"
+    if float32:
         allow_float32()
+    # The replacement lasts as long as the library.
+    library = wna16.replace() if float32 and torch.cpu._is_avx512_supported() else None
     llm = LLM(
         model=job["model"],
         dtype=job["dtype"],
@@ -92,18 +96,20 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         use_tqdm=False,
     )
     layers = Counter(llm.apply_model(layer_kinds)[0])
+    missing = "its own takes 16 bits only" if library else "no AVX-512"
+    own = not library and torch.cpu._is_avx512_supported()
     return {
         "layers": dict(layers),
-        "stand_ins": stand_ins(layers, error),
+        "stand_ins": stand_ins(layers, None if own else missing, error),
         "answers": dict(zip(rows, map(answer, outputs), strict=True)),
     }
 
 
-def stand_ins(layers: Iterable[str], int8_error: float) -> list[str]:
+def stand_ins(layers: Iterable[str], missing_4_bits: str | None, int8_error: float) -> list[str]:
     """Describe the products of these layers that are not vLLM's own; see also `wna16.py`."""
     listed, kinds = [], " ".join(layers)
-    if "CPUWNA16" in kinds and not torch.cpu._is_avx512_supported():
-        listed.append("stand-in for the 4-bit product (no AVX-512)")
+    if "CPUWNA16" in kinds and missing_4_bits:
+        listed.append(f"stand-in for the 4-bit product ({missing_4_bits})")
     if "Int8" in kinds and int8_error > INT8_TOLERANCE:
         listed.append(f"exact int8 product (oneDNN's is off by {int8_error:.1%} here)")
     return listed

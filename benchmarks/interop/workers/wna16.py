@@ -1,10 +1,8 @@
 """Product of 16-bit activations and 4-bit weights in the layout of vLLM's CPU kernel.
 
-For machines without AVX-512, where the wheel's library lacks `_C::cpu_gemm_wna16`. vLLM packs the
-weight (`process_weights_after_loading` of its `CPUWNA16` kernel); here it is dequantized from that
-layout once, then multiplied.
-
-Letters: K = in_features, N = out_features, G = groups.
+The wheel's library lacks `_C::cpu_gemm_wna16` on machines without AVX-512, and with AVX-512 it
+takes activations of 16 bits only. vLLM packs the weight (`process_weights_after_loading` of its
+`CPUWNA16` kernel); here it is dequantized from that layout once, then multiplied.
 """
 
 from __future__ import annotations
@@ -72,4 +70,11 @@ def register() -> torch.library.Library:
     library.define(SCHEMA)
     library.impl("cpu_gemm_wna16", multiply, "CPU")
     library.impl("cpu_gemm_wna16", lambda *_: None, "Meta")
+    return library
+
+
+def replace() -> torch.library.Library:
+    """Replace the operator's implementation, which exists, while the returned library does."""
+    library = torch.library.Library("_C", "IMPL")
+    library.impl("cpu_gemm_wna16", multiply, "CPU", allow_override=True)
     return library
