@@ -79,6 +79,7 @@ def main() -> None:
     rows = json.loads(stored.read_text())["rows"] if stored.is_file() else {}
     for name in options.case:
         rows[name] = provenance() | measure(name, CASES[name], options.work)
+        rows[name]["timed"] = not options.no_times
         if not options.keep:
             for folder in (options.work / name, options.work / f"{name}-{RECIPE}"):
                 shutil.rmtree(folder)
@@ -93,6 +94,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "scale")
     parser.add_argument("--keep", action="store_true", help="keep models and checkpoints")
+    parser.add_argument(
+        "--no-times", action="store_true", help="show no times, because other work ran"
+    )
     return parser.parse_args()
 
 
@@ -204,6 +208,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"{row['planned']['seconds']:.0f}",
         ]
         for name, row in rows.items()
+        if row.get("timed", True)
     ]
     origins = "\n".join(f"- {name}: {describe(dict(row))}" for name, row in rows.items())
     head = [
