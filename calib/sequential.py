@@ -292,7 +292,7 @@ class CalibrationPass:
             comm: ranks that share the samples. Each of them runs the same loop and gets the same
                 statistics.
             all_experts: see `BlockRunner`.
-            measures_cache: go on to the last block that caches keys and values, see
+            measures_cache: run on to the last block that caches keys and values, see
                 `CalibrationBlock.cache_range`.
 
         Raises:
