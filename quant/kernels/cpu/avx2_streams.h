@@ -1,11 +1,11 @@
 // The order in which AVX2 kernels for few rows read a tile.
 //
-// Zen 2 and 3 read memory fastest as several streams at once: the hardware prefetcher runs ahead in
-// each of them, but stops at the end of a page, and explicit prefetches are limited by the line
-// buffers of the L1 cache. On Zen 3 four streams in turns of 1 KiB are read at 1.6 times the speed of
-// one, with one thread, and 1.25 times with two (measured). Zen 4 reads one stream, prefetched two
-// pages ahead, 1.2 to 1.7 times as fast as four (measured), and so probably do Intel's processors,
-// whose AVX-512 kernels read in that order.
+// Zen 3 reads memory fastest as several streams at once: the hardware prefetcher runs ahead in each
+// of them, but stops at the end of a page, and explicit prefetches are limited by the line buffers
+// of the L1 cache. Four streams in turns of 1 KiB are read at 1.6 times the speed of one, with one
+// thread, and 1.25 times with two (measured). Zen 4 reads one stream, prefetched two pages ahead,
+// 1.2 to 1.8 times as fast as four (measured), and so probably do Intel's processors, whose AVX-512
+// kernels read in that order.
 #pragma once
 
 #include <algorithm>
@@ -57,9 +57,9 @@ inline void in_one_stream(const Tile& tile, const Work& turn, const Fold& fold) 
   }
 }
 
-// The same in four streams, with fold(slot, group) when the sums of a group are complete. Streams are
-// quarters of the groups, with a slot each, or, with fewer than four groups, quarters of one group
-// with one slot.
+// The same in four streams, with fold(slot, group) when the sums of a group are complete. Streams
+// are quarters of the groups, with a slot each, or, with fewer than four groups, quarters of one
+// group with one slot.
 template <typename Work, typename Fold>
 inline void in_four_streams(const Tile& tile, const Work& turn, const Fold& fold) {
   const int64_t inputs = kTurnSteps * step_inputs(tile.bits);
