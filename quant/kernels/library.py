@@ -13,7 +13,9 @@ import functools
 import os
 import threading
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 
 import torch
 from torch import Tensor
@@ -43,12 +45,17 @@ def load_library() -> ctypes.CDLL | str:
 
     Returns:
         The library, or the reason why it cannot be loaded.
+
+    Raises:
+        OSError: it was compiled from other sources than those beside this file, so that the two
+            may disagree about arguments, and results would be wrong.
     """
     try:
         with as_file(files(__package__) / LIBRARY) as path:
             library = ctypes.CDLL(str(path))
     except OSError as error:
         return f"the CPU kernels are not built ({error})"
+    check_sources(library, files(__package__) / "cpu")
     # Without argtypes ctypes passes Python integers as 32-bit C ints, which truncates addresses.
     pointer, int64, int32, float32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     signatures = {
@@ -86,6 +93,46 @@ def load_library() -> ctypes.CDLL | str:
         function = getattr(library, f"vlpress_{name}")
         function.restype, function.argtypes = restype, argtypes
     return library
+
+
+def check_sources(library: ctypes.CDLL, folder: Traversable) -> None:
+    """Check that a library was compiled from the sources in a folder.
+
+    An installed package contains no sources, and nothing is checked; a working copy does, and they
+    change with every update while the library stays as it was compiled.
+
+    Raises:
+        OSError: it was compiled from others.
+    """
+    expected = sources_digest(folder)
+    if expected is None:
+        return
+    try:
+        library.vlpress_sources.restype = ctypes.c_char_p
+        found = library.vlpress_sources().decode()
+    except AttributeError:
+        found = "unknown"
+    if found != expected:
+        raise OSError(
+            f"the CPU kernels were compiled from other sources (digest {found[:12]}) than those "
+            f"in {folder} ({expected[:12]}); compile them again: pip install -e ."
+        )
+
+
+def sources_digest(folder: Traversable) -> str | None:
+    """SHA-256 of the list of a folder's C++ files and their digests, as CMakeLists.txt computes it.
+
+    Returns:
+        64 hexadecimal digits; None if the folder contains no C++ files.
+    """
+    if not folder.is_dir():
+        return None
+    sources = [file for file in folder.iterdir() if file.name.endswith((".cpp", ".h"))]
+    lines = [
+        f"{file.name} {sha256(file.read_bytes()).hexdigest()}\n"
+        for file in sorted(sources, key=lambda file: file.name)
+    ]
+    return sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 @functools.cache

@@ -56,6 +56,12 @@ namespace vlpress {
 int memory_streams = best_streams();
 }
 
+// The digest of the sources that this was compiled from; CMakeLists.txt defines it.
+#ifndef VLPRESS_SOURCES
+#define VLPRESS_SOURCES ""
+#endif
+VLPRESS_EXPORT const char* vlpress_sources() { return VLPRESS_SOURCES; }
+
 // Lets tests read in the order of another processor, in 1 or 4 streams; returns the earlier number.
 VLPRESS_EXPORT int vlpress_set_memory_streams(int count) {
   return std::exchange(memory_streams, count);
