@@ -13,6 +13,7 @@ from ..common.output_dir import claim_result, shared_use, sole_use, staged_resul
 from ..common.progress import peak_memory, reporting
 from ..common.threads import use_threads
 from ..model.byte_parts import checkpoint_bytes
+from ..model.checkpoint import CheckpointReader
 from ..model.weight_files import digest_folder
 from .checkpoint.export import export_into
 from .checkpoint.formats.table import choose_format
@@ -29,6 +30,7 @@ from .config import (
 from .driver.pipeline import check_format
 from .job import Job
 from .plan.experts import expected_tokens
+from .plan.packed_size import packed_parts
 from .plan.plan import make_plan
 from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
@@ -70,10 +72,11 @@ def quantize(options: QuantizeOptions) -> dict[str, Any]:
 
 @verb(PlanOptions)
 def plan(options: PlanOptions) -> dict[str, Any]:
-    """Compute the effect of a recipe on every linear layer of a model, without its weights.
+    """Compute the effect of a recipe on every linear layer of a model, without loading it.
 
-    Memory and disk are computed for the samples that would be drawn; the time is estimated from
-    the rates of this machine, see `cached_probe`. The time of an evaluation is not part of it.
+    Memory and disk are computed for the samples that would be drawn; the packed size is estimated
+    from a few rows of the weights, the time from the rates of this machine, see `cached_probe`.
+    The time of an evaluation is not part of it.
 
     Returns:
         Rows for the layers, sizes in bytes, times in seconds.
@@ -119,6 +122,7 @@ def plan(options: PlanOptions) -> dict[str, Any]:
             "peak_bytes": process + layers.memory.peak(tokens, longest, options.cache_bytes),
             "scratch_bytes": layers.memory.scratch(tokens) + layers.packed_bytes,
             "output_bytes": layers.candidate_bytes,
+            "container_parts": packed_parts(layers, CheckpointReader(source.folder), dtype),
             "experts": expected_tokens(layers.rows, tokens),
         },
     }

@@ -14,11 +14,11 @@ from .checks import check_questions
 
 @verb(PlanOptions)
 def plan(options: PlanOptions) -> dict[str, Any]:
-    """Compute the effect of a recipe on every linear layer of a model, without its weights.
+    """Compute the effect of a recipe on every linear layer of a model, without loading it.
 
-    Memory and disk are computed for the samples that would be drawn; the time is estimated from
-    the cached rates of this machine. With benchmarks, the time of evaluating both models in `run`
-    is estimated too.
+    Memory and disk are computed for the samples that would be drawn; the packed size is estimated
+    from a few rows of the weights, the time from the cached rates of this machine. With benchmarks,
+    the time of evaluating both models in `run` is estimated too.
 
     Returns:
         Rows for the layers, sizes in bytes, times in seconds; `evaluation` is None without

@@ -46,6 +46,8 @@ def plan_table(plan: Result) -> str:
         *_engines(plan["engines"]),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *byte_lines(plan["base_parts"], plan["candidate_parts"]),
+        "after vlpress pack: about "
+        f"{format_bytes(sum(plan['estimate']['container_parts'].values()))} to download",
         *_estimate(plan["memory"], plan["estimate"]),
         *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
