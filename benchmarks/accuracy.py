@@ -159,6 +159,7 @@ class Measurement:
             "commits": sorted({cell["commit"] for cell in cells}),
             "seeds": seeds,
             "bits_per_weight": cells[0]["bits_per_weight"],
+            "parts": cells[0].get("parts"),
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
@@ -270,6 +271,7 @@ class Measurement:
         )
         return {
             "bits_per_weight": report.bits_per_weight,
+            "parts": report.plan.candidate_parts,
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
             **self.judges.measure(model, self.sizes(row)),
@@ -285,7 +287,7 @@ class Measurement:
         seed = self.seeds(row)[-1]
         stored = json.loads((self.folder(row, seed) / "cell.json").read_text())
         measured = json.loads(json.dumps(self.measure(row, *self.quantize(row, seed))))
-        if changed := [key for key, value in measured.items() if stored[key] != value]:
+        if changed := [key for key, value in measured.items() if stored.get(key) != value]:
             sys.exit(f"{self.name} {row.key} seed {seed}: {listed(changed)} moved")
         print(self.name, row.key, seed, "as stored", file=sys.stderr, flush=True)
 

@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Decoder layers; symmetric by default. Groups of 64 are for `real_weights.py` alone."""
 
 GRIDS: dict[str, dict[str, Any]] = {
-    "int4": {"bits": 4, "group_size": 128},
+    **{f"int{bits}": {"bits": bits, "group_size": 128} for bits in range(2, 9)},
     "fp8": {"grid": "fp8", "activations": "dynamic"},
     "fp8-block": {"grid": "fp8", "group_size": 128, "scale_rows": 128, "activations": "dynamic"},
     "fp8a16": {"grid": "fp8"},
@@ -35,7 +35,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "ternary": {"grid": "ternary"},
     "pot4": {"grid": "pot4"},
 }
-"""Tables of levels for decoder layers, and integers on as many samples as these; measured on
+"""Tables of levels for decoder layers, and integers, all on as many samples; measured on
 request (`accuracy.py --settings`)."""
 
 PRESET = "preset"
@@ -78,6 +78,8 @@ VISION_METHODS = {
 SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq", PRESET)
 UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
+SCORED_GRIDS = "gptq"
+"""Method with which tables of levels are scored."""
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
@@ -106,7 +108,9 @@ class Row:
     @property
     def scored(self) -> bool:
         """Whether the benchmarks are evaluated with its checkpoint."""
-        return self.method in SCORED and self.setting not in (*UNSCORED, *GRIDS)
+        if self.setting in GRIDS:
+            return self.method == SCORED_GRIDS and "grid" in GRIDS[self.setting]
+        return self.method in SCORED and self.setting not in UNSCORED
 
     def recipe(self, seed: int, samples: int) -> Recipe:
         """Build the recipe of this row.

@@ -27,7 +27,8 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "and seeds with its 95 % interval over samples, the smallest and largest mean of a seed, "
         "and the 99th percentile over tokens. Scores in percent are those of the checkpoint of the "
         "first seed, in brackets the paired 95 % interval of the difference from the baseline. "
-        "Bits include scales and zero points.",
+        "Bits are those of the quantized layers, with scales and zero points. Sizes, where they "
+        "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head.",
         "",
         "In every run, on every layer, GPTQ's error before any fallback was at most that of "
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
@@ -66,12 +67,14 @@ def other_commits(results: Mapping[str, Any]) -> list[str]:
 
 def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -> str:
     """One line per row, the baseline first."""
+    rows = list(rows)
+    sized = any(row.get("parts") for row in rows)
     head = ["setting", "method", "KL", "seeds", "p99", "top-1"]
     head += [f"{NAMES[name]} (n {entry['n']})" for name, entry in base.items()]
-    head += ["bits", "fell back"]
+    head += ["bits", *(["MiB by part"] if sized else []), "fell back"]
     original = ["bf16", "", "", "", "", ""]
     original += [f"{entry['score']:.1f}" for entry in base.values()]
-    body = [[*original, "16", ""]] if base else []
+    body = [[*original, "16", *([""] if sized else []), ""]] if base else []
     for row in rows:
         body.append(
             [
@@ -80,10 +83,17 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
                 *divergence(row["held_out"]),
                 *(score(row["benchmarks"].get(name)) for name in base),
                 f"{row['bits_per_weight']:.2f}",
+                *([mebibytes(row.get("parts"))] if sized else []),
                 f"{row['fallback_rows']} of {row['solved_rows']}" if row["solved_rows"] else "",
             ]
         )
     return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def mebibytes(parts: Mapping[str, int] | None) -> str:
+    """Sizes of a checkpoint's parts; empty if they were not recorded."""
+    shown = {name: size / 2**20 for name, size in (parts or {}).items() if size >= 2**10}
+    return " ".join(f"{name[0].upper()} {size:.2f}" for name, size in shown.items())
 
 
 def best(model: Mapping[str, Any]) -> list[str]:

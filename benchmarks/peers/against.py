@@ -16,6 +16,7 @@ Row = dict[str, Any]
 
 EQUIVALENT = {
     "rtn": "rtn",
+    "rtn-mse": "rtn",
     "gptq-mse": "gptq",
     "awq+rtn": "awq+rtn",
     "awq+gptq-mse": "awq+gptq",

@@ -32,7 +32,7 @@ from vlpress.quant.resolve import encode_samples
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from peers import samples
 from peers.measure import gather, markdown
-from peers.settings import METHODS, RECORD, SETTINGS, Job, seeds_of, write_jobs
+from peers.settings import GRIDS, METHODS, RECORD, SETTINGS, Job, seeds_of, write_jobs
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,7 +73,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    settings = [*SETTINGS, *GRIDS]
+    parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--peers", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--methods", nargs="+", help="only these (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")

@@ -26,6 +26,8 @@ class Setting:
     symmetric: bool = True
     int8_activations: bool = False
     """Dynamic int8 activations, one scale per token."""
+    scheme: str = ""
+    """Scheme of compressed-tensors for a table of levels, which defines everything."""
 
 
 SETTINGS = {
@@ -39,9 +41,17 @@ SETTINGS = {
     "w3a16-g64": Setting(3, 64),
 }
 """Settings by their names in vlpress's own table. Groups of 64 are for `real_weights.py` alone."""
+GRIDS = {
+    "fp8": Setting(8, -1, scheme="FP8_DYNAMIC"),
+    "fp8-block": Setting(8, 128, scheme="FP8_BLOCK"),
+    "nvfp4": Setting(4, 16, scheme="NVFP4"),
+    "nvfp4a16": Setting(4, 16, scheme="NVFP4A16"),
+}
+"""Tables of levels, compared on request, with a table of `accuracy.py` for the same ones."""
 
 INTEGER = ("rtn", "gptq", "smoothquant+gptq", "smoothquant+gptq-mse")
 WEIGHT_ONLY = ("rtn", "gptq", "gptq-mse", "awq+rtn", "awq+gptq-mse")
+TABLES = ("rtn", "rtn-mse", "gptq", "gptq-mse")
 TUNED = ("rtn", "opt-rtn", "autoround", "autoround-best")
 METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     LLM_COMPRESSOR: {
@@ -51,13 +61,14 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
         "w4a16-g32": WEIGHT_ONLY,
         "w4a16-asym": ("rtn", "gptq", "gptq-mse", "awq+rtn"),
         "w3a16": WEIGHT_ONLY,
+        **dict.fromkeys(GRIDS, TABLES),
     },
     AUTO_ROUND: {"w4a16": TUNED, "w3a16": TUNED},
 }
 """Methods by library and setting: steps in order, joined by a plus sign. docs/peers.md explains the
 names."""
-ONE_SEED = ("rtn", "autoround-best")
-"""Methods for the first seed only: one uses no samples, one takes minutes."""
+ONE_SEED = ("rtn", "rtn-mse", "autoround-best")
+"""Methods for the first seed only: two use no samples for weights, one takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class Job:
     @property
     def grid(self) -> Setting:
         """The setting itself."""
-        return SETTINGS[self.setting]
+        return (SETTINGS | GRIDS)[self.setting]
 
 
 def seeds_of(method: str, seeds: Sequence[int]) -> Sequence[int]:

@@ -74,7 +74,11 @@ def modifier(name: str, grid: Setting) -> Any:
     if name == "awq":
         return AWQModifier(duo_scaling="both")
     method, _, variant = name.partition("-")
-    options: dict[str, Any] = {"config_groups": {"group_0": group(grid)}, "ignore": KEPT}
+    options: dict[str, Any] = {"ignore": KEPT}
+    if grid.scheme:
+        options |= {"targets": ["Linear"], "scheme": grid.scheme}
+    else:
+        options["config_groups"] = {"group_0": group(grid)}
     if variant == "mse":
         options["weight_observer"] = "memoryless_mse"
     return {"rtn": QuantizationModifier, "gptq": GPTQModifier}[method](**options)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from common import rows
+from compressed_tensors.quantization import preset_name_to_scheme
 from peers import run, samples
 from peers.settings import (
     AUTO_ROUND,
+    GRIDS,
     LLM_COMPRESSOR,
     METHODS,
     RECORD,
@@ -23,14 +25,15 @@ from vlpress.calib.samples.draw import load_samples
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
-from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.checkpoint.formats.compressed.floats import input_args, weight_args
+from vlpress.quant.recipe.scheme import QuantScheme, TableScheme
 from vlpress.quant.resolve import encode_samples
 
 SEEDS = [3, 4]
 
 
 def options(work: Path, **changed: Any) -> argparse.Namespace:
-    values = {"models": ["tiny"], "peers": list(METHODS), "settings": list(SETTINGS)}
+    values = {"models": ["tiny"], "peers": list(METHODS), "settings": [*SETTINGS, *GRIDS]}
     more = {"methods": None, "seeds": SEEDS, "samples": 2, "work": work}
     return argparse.Namespace(**{**values, **more, **changed})
 
@@ -47,6 +50,19 @@ def test_grids_equal_those_of_vlpress(name: str) -> None:
     assert (scheme.bits, scheme.group_size) == (setting.bits, setting.group_size)
     assert scheme.symmetric == setting.symmetric
     assert (scheme.activations == "dynamic") == setting.int8_activations
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_tables_equal_those_of_vlpress(name: str) -> None:
+    scheme, setting = TableScheme(**rows.GRIDS[name]), GRIDS[name]
+    preset = preset_name_to_scheme(setting.scheme, ["Linear"])
+    for args, ours in (
+        (preset.weights, weight_args(scheme)),
+        (preset.input_activations, input_args(scheme)),
+    ):
+        theirs = args.model_dump(mode="json") if args else {}
+        for key in ("num_bits", "type", "strategy", "group_size", "block_structure", "dynamic"):
+            assert theirs.get(key) == (ours or {}).get(key)
 
 
 def test_one_job_per_checkpoint(tmp_path: Path) -> None:
