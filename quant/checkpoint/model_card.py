@@ -7,7 +7,7 @@ how to load the checkpoint. It contains no times and no local paths.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,12 +174,16 @@ def _engines(support: Iterable[Support]) -> str:
     return "\n".join(("## Engines", "", "| engine | outcome | note |", "|---|---|---|", *rows))
 
 
-def _snippets(support: Iterable[Support]) -> list[str]:
-    loading = {entry.engine for entry in support if entry.outcome == "loads"}
+def _snippets(support: Sequence[Support]) -> list[str]:
+    """Show the programs of the engines that load a checkpoint, or else of those not tried."""
+    engines = {outcome: {e.engine for e in support if e.outcome == outcome} for outcome in OUTCOMES}
+    is_tried = bool(engines["loads"])
+    chosen = engines["loads" if is_tried else "untested"]
     parts = [
         f"### {snippet.engine}\n\n`{snippet.install}`\n\n```{snippet.language}\n"
         f"{snippet.text(PLACE).strip()}\n```"
         for snippet in SNIPPETS
-        if snippet.engine in loading
+        if snippet.engine in chosen
     ]
-    return ["## Use", *parts] if parts else []
+    head = ["## Use"] if is_tried else ["## Use", "Not tried with a checkpoint of this kind:"]
+    return [*head, *parts] if parts else []

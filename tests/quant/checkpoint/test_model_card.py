@@ -3,11 +3,21 @@ from pathlib import Path
 import pytest
 from format_files import checkpoint, recipe
 from huggingface_hub.repocard import metadata_load
+from tiny_models import small_config
 
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.checkpoint.model_card import CARD, Base, write_model_card
 from vlpress.quant.checkpoint.snippets import SNIPPETS
 from vlpress.quant.driver.report import QuantReport
+
+
+def test_programs_of_engines_that_were_not_tried_are_marked(tmp_path: Path) -> None:
+    raw = small_config("qwen2_vl")
+    _, _, folder = checkpoint(tmp_path, recipe(), "compressed-tensors", raw=raw)
+    text = (folder / CARD).read_text()
+    assert "loads it" not in text
+    marked = text.index("Not tried with a checkpoint of this kind:")
+    assert marked < text.index("### transformers\n") < text.index("### vLLM\n")
 
 
 @pytest.fixture(scope="module")
