@@ -41,6 +41,7 @@ COMPRESSED_RECIPES = (
     "w8a8",
     "vision-w8a16+decoder-w4a16",
     "vision-w8a8+decoder-w4a16",
+    *("fp8", "fp8-block", "nvfp4", "nvfp4a16", "mxfp4"),
 )
 QWEN3_RECIPES = ("w4a16", "w8a8", "vision-w8a8+decoder-w4a16")
 """Of `tiny3`, in compressed-tensors."""

@@ -41,6 +41,7 @@ SCRIPTS = ("vllm_worker.py", "questions.py", "wna16.py", "vllm_path/sitecustomiz
 # Its CPU kernel for 16-bit activations takes 4-bit weights only.
 NO_8_BITS = "Quant type (uint8b128) not supported by CPUWNA16"
 NO_3_BITS = "Quant type (uint3b4) not supported by CPUWNA16"
+NO_AMX = "CPUFp8BlockScaledMMKernel requires AMX tile support"
 LONGEST_ANSWER = 64
 WIDE = ("--size", "3b", "--layers", "2", "--vision-layers", "2")
 WIDE_QUESTIONS, WIDE_TOKENS = 12, 8
@@ -111,6 +112,12 @@ CASES = (
         refusal="Unsupported quantization config: bits=4, sym=False",
     ),
     Case(CT, "w4a16-awq"),
+    Case(CT, "fp8", int8=True),
+    Case(CT, "fp8", dtype="bfloat16", int8=True),
+    Case(CT, "fp8-block", refusal=NO_AMX),
+    Case(CT, "nvfp4", refusal="Failed to find a kernel that can implement the NVFP4"),
+    Case(CT, "nvfp4a16", refusal="Marlin FP4 not available"),
+    Case(CT, "mxfp4", refusal="Failed to find a kernel that can implement the MXFP4"),
     Case("float", "bf16", eager=False),
     Case(CT, "w4a16", eager=False),
 )

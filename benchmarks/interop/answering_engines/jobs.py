@@ -58,7 +58,7 @@ class Case:
     refusal: str | None = None
     """Text of the error with which the engine refuses this checkpoint, as far as known."""
     int8: bool = False
-    """Whether layers quantize activations to int8."""
+    """Whether layers quantize activations, to int8 or FP8."""
     adapt: Callable[[QwenVL], object] | None = None
     """See `comparison.ask_vlpress`."""
     remark: str = ""

