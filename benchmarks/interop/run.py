@@ -41,8 +41,9 @@ COMPRESSED_RECIPES = (
     "w8a8",
     "vision-w8a16+decoder-w4a16",
     "vision-w8a8+decoder-w4a16",
-    *("fp8", "fp8-block", "nvfp4", "nvfp4a16", "mxfp4"),
 )
+TABLE_RECIPES = ("fp8", "fp8-block", "nvfp4", "nvfp4a16", "mxfp4")
+"""Presets with levels of FP8 and FP4, in compressed-tensors."""
 QWEN3_RECIPES = ("w4a16", "w8a8", "vision-w8a8+decoder-w4a16")
 """Of `tiny3`, in compressed-tensors."""
 
@@ -147,6 +148,9 @@ def make_checkpoints(folder: Path) -> None:
     for recipe in COMPRESSED_RECIPES:
         out = folder / "compressed-tensors" / recipe
         commands.quantize("tiny", commands.example(recipe), "compressed-tensors", out)
+    for recipe in TABLE_RECIPES:
+        out = folder / "compressed-tensors" / recipe
+        commands.quantize("tiny", recipe, "compressed-tensors", out)
     for recipe in QWEN3_RECIPES:
         out = folder / "tiny3" / "compressed-tensors" / recipe
         commands.quantize("tiny3", recipe, "compressed-tensors", out)
