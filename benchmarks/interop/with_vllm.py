@@ -113,7 +113,7 @@ CASES = (
     ),
     Case(CT, "w4a16-awq"),
     Case(CT, "fp8", int8=True),
-    Case(CT, "fp8", dtype="bfloat16", int8=True),
+    Case(CT, "fp8", dtype="bfloat16"),
     Case(CT, "fp8-block", refusal=NO_AMX),
     Case(CT, "nvfp4", refusal="Failed to find a kernel that can implement the NVFP4"),
     Case(CT, "nvfp4a16", refusal="Marlin FP4 not available"),
