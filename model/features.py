@@ -46,6 +46,11 @@ def join_features(features: Sequence[Mapping[str, Tensor]], like: Tensor) -> Fea
     }
 
 
+def select_rows(features: Mapping[str, Tensor], rows: Tensor) -> Features:
+    """Return the features of some tokens of a visual; `rows` are int64 indices `[n]`."""
+    return {key: value[rows.to(value.device)] for key, value in features.items()}
+
+
 def count_tokens(features: Mapping[str, Tensor]) -> int:
     """Return the number of tokens of a visual."""
     return features[HIDDEN].shape[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,10 @@ def split_prompts(prompts: Sequence[Prompt], config: ModelConfig) -> PrefixSplit
     Returns:
         None if that saves less than `MIN_SAVED_SHARE` of all tokens.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        groups.setdefault(tuple(v.digest for v in prompt.visuals), []).append(index)
+        kept = tuple(tuple(each.kept.tolist()) for each in prompt.selections)
+        groups.setdefault((*(v.digest for v in prompt.visuals), kept), []).append(index)
     prefixes: list[Prompt] = []
     example_of: list[int] = []
     cuts: dict[int, tuple[int, int]] = {}  # prompt -> its prefix, length of the prefix
@@ -129,6 +131,7 @@ def prefill(
         Hidden states of the last tokens `[batch, 1, hidden]`, the cache, and which of its columns
         hold a token and no padding, bool `[batch, columns]`.
     """
+    prompts, features = model.reduce(prompts, features)
     split = split_prompts(prompts, model.config)
     if split is None:
         batch = model.embed(prompts, features)

@@ -13,11 +13,21 @@ from .cache import KVCache
 from .config import ModelConfig
 from .families import family_of
 from .family_check import check_family
-from .features import HIDDEN, VISUAL_ROWS, Features, count_tokens, join_features, split_features
+from .features import (
+    HIDDEN,
+    VISUAL_ROWS,
+    Features,
+    count_tokens,
+    join_features,
+    select_rows,
+    split_features,
+)
 from .finite import check_finite
 from .kv_quant.scales import KVScales
 from .kv_quant.types import CacheType
 from .processing.inputs import Batch, Prompt, Visual, visual_mask
+from .token_reduction.apply import reduce_prompt, select_tokens
+from .token_reduction.rule import ReductionRule
 from .token_table import rows_like
 
 MAX_PATCHES = 32768
@@ -50,6 +60,8 @@ class QwenVL(nn.Module):
         """Type of the KV cache, which also `forward` attends through unless it is `model`."""
         self.cache_scales: Sequence[KVScales] | None = None
         """Calibrated scales of an fp8 cache, layer by layer; None: the checkpoint has none."""
+        self.reduction: ReductionRule | None = None
+        """Rule that selects the visual tokens of every prompt; None: all are kept."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear
         """Product of hidden states and a tied head; `quant.runtime` may set a faster kernel."""
 
@@ -92,13 +104,46 @@ class QwenVL(nn.Module):
             features += split_features(encoded, sizes)
         return features
 
+    def reduce(
+        self, prompts: Sequence[Prompt], features: Sequence[Sequence[Features]] | None = None
+    ) -> tuple[Sequence[Prompt], Sequence[Sequence[Features]] | None]:
+        """Drop visual tokens by `reduction`; the prompts are returned as they are without one.
+
+        Args:
+            prompts: those that are reduced already stay as they are.
+            features: result of `encode` for the visuals of each prompt; None computes it.
+
+        Returns:
+            The prompts, and the features of all tokens, from which `embed` takes the kept ones.
+        """
+        if self.reduction is None:
+            return prompts, features
+        if features is None:
+            features = self._encode_each(prompts)
+        merge = self.config.vision.spatial_merge_size
+        reduced = []
+        for prompt, of_prompt in zip(prompts, features, strict=True):
+            if prompt.visuals and not prompt.selections:
+                selections = [
+                    select_tokens(self.reduction, visual, of_visual, merge)
+                    for visual, of_visual in zip(prompt.visuals, of_prompt, strict=True)
+                ]
+                prompt = reduce_prompt(prompt, selections, self.config)
+            reduced.append(prompt)
+        return reduced, features
+
+    def _encode_each(self, prompts: Sequence[Prompt]) -> list[list[Features]]:
+        """Compute the features of the visuals of each prompt."""
+        flat = iter(self.encode([visual for prompt in prompts for visual in prompt.visuals]))
+        return [[next(flat) for _ in prompt.visuals] for prompt in prompts]
+
     def embed(
         self, prompts: Sequence[Prompt], features: Sequence[Sequence[Features]] | None = None
     ) -> Batch:
         """Embed prompts as one batch, padded on the left.
 
         Args:
-            prompts: at least one.
+            prompts: at least one; of those that are reduced, the kept tokens are embedded.
             features: result of `encode` for the visuals of each prompt; None computes it.
 
         Raises:
@@ -108,8 +153,8 @@ class QwenVL(nn.Module):
         if not prompts:
             raise ValueError("no prompts given; give at least one")
         if features is None:
-            flat = iter(self.encode([visual for prompt in prompts for visual in prompt.visuals]))
-            features = [[next(flat) for _ in prompt.visuals] for prompt in prompts]
+            features = self._encode_each(prompts)
+        features = _kept_features(prompts, features)
         longest = max(len(prompt) for prompt in prompts)
         input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         position_ids = torch.zeros(3, len(prompts), longest, dtype=torch.int64)
@@ -148,6 +193,8 @@ class QwenVL(nn.Module):
     ) -> list[Tensor]:
         """Compute float32 logits `[tokens, vocab]` of each prompt; padding changes no result.
 
+        With a `reduction`, the tokens are those that it keeps.
+
         With a quantized cache every token attends to quantized keys and values, so that the logits
         are those of decoding the tokens one by one.
 
@@ -156,6 +203,7 @@ class QwenVL(nn.Module):
             features: result of `encode` for the visuals of each prompt; None computes it.
             last: number of final positions to return for each prompt; None: all.
         """
+        prompts, features = self.reduce(prompts, features)
         batch = self.embed(prompts, features)
         mask = batch.attention_mask()
         cache = None
@@ -174,6 +222,23 @@ class QwenVL(nn.Module):
         # Padding has the id 0, which may be a placeholder's.
         is_token = torch.arange(input_ids.shape[1]) >= padding[:, None]
         return visual_mask(input_ids, self.config) & is_token
+
+
+def _kept_features(
+    prompts: Sequence[Prompt], features: Sequence[Sequence[Features]]
+) -> Sequence[Sequence[Features]]:
+    """Select the features of the tokens that reduced prompts keep."""
+    if len(prompts) != len(features) or not any(prompt.selections for prompt in prompts):
+        return features
+    return [
+        [
+            select_rows(of_visual, selection.kept)
+            for of_visual, selection in zip(of_prompt, prompt.selections, strict=True)
+        ]
+        if prompt.selections
+        else of_prompt
+        for prompt, of_prompt in zip(prompts, features, strict=True)
+    ]
 
 
 def _check_counts(is_visual: Tensor, features: Sequence[Sequence[Features]]) -> None:

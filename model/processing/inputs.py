@@ -26,6 +26,14 @@ class Visual:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenSelection:
+    """The tokens of a visual that the decoder computes with, see `token_reduction`."""
+
+    kept: Tensor  # int64 [kept], ascending indices of tokens, at least one
+    total: int  # tokens of the visual
+
+
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """Token ids with their positions, and the visuals of the placeholder tokens in order."""
 
@@ -33,6 +41,8 @@ class Prompt:
     position_ids: Tensor  # int64 [3, tokens]
     visuals: tuple[Visual, ...] = ()
     answer_tokens: int = 0  # number of tokens of the answer at the end, end of turn included
+    selections: tuple[TokenSelection, ...] = ()
+    """Of each visual, if the prompt is reduced to these tokens; empty: it has all tokens."""
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -41,6 +51,16 @@ class Prompt:
     def next_position(self) -> int:
         """Position id (t = h = w) of the next token after the prompt."""
         return int(self.position_ids.max()) + 1
+
+    @property
+    def kept_visual_tokens(self) -> int:
+        """Number of tokens that a reduction has kept of the visuals; 0 without a reduction."""
+        return sum(len(selection.kept) for selection in self.selections)
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Number of tokens that a reduction has dropped."""
+        return sum(selection.total for selection in self.selections) - self.kept_visual_tokens
 
 
 def visual_mask(input_ids: Tensor, config: ModelConfig) -> Tensor:

@@ -1,0 +1,1 @@
+"""Visual-token reduction: rules that select the image tokens a decoder computes with."""
