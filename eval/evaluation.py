@@ -26,7 +26,7 @@ from ..model.processing.processor import Processor
 from ..model.qwen_vl import QwenVL
 from ..quant.checkpoint.loading import open_model
 from ..quant.checkpoint.safetensors_folder.shards import REPORT_FILE
-from ..quant.runtime.description import described_type
+from ..quant.runtime.description import described_rule, described_type
 from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
 from .answering.vision_features import FeatureCache
@@ -45,6 +45,7 @@ from .fidelity.reference import (
 )
 from .fingerprint import (
     THREADS,
+    VISUAL_TOKENS,
     answer_setup,
     count_part_bytes,
     count_weight_bytes,
@@ -208,6 +209,7 @@ def evaluate_model(
                 device=model.device,
                 dtype=model.dtype,
                 kv_cache=described_type(base.fingerprint.get("kv_cache")),
+                reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
             )
             # The original reads images at the size of its own evaluation.
             area = largest_area(base.fingerprint) or processor.max_pixels

@@ -28,10 +28,13 @@ from ..quant.runtime.description import (
     describe_activations,
     describe_cache,
     describe_head,
+    describe_reduction,
 )
 from .tasks.task import Task
 
-MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache")
+VISUAL_TOKENS = "visual_tokens"
+"""Key of the rule that drops visual tokens; absent if all are kept."""
+MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache", VISUAL_TOKENS)
 PIXELS, MAX_PIXELS = "pixels", "max"
 """Keys of the largest area of an image, which comparisons of visual-token budgets vary."""
 THREADS = "threads"
@@ -66,6 +69,7 @@ def run_fingerprint(
             memory.
     """
     quantization = model.config.raw.get("quantization_config")
+    reduction = describe_reduction(model)
     return {
         PIXELS: {
             "min": processor.min_pixels,
@@ -88,6 +92,7 @@ def run_fingerprint(
         "activations": describe_activations(model),
         "head": describe_head(model),
         "kv_cache": describe_cache(model),
+        **({} if reduction is None else {VISUAL_TOKENS: reduction}),
     }
 
 

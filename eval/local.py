@@ -14,6 +14,7 @@ from ..common.progress import Reporter
 from ..common.schedule import Schedule
 from ..model.processing.processor import Processor
 from ..quant.resolve import Source
+from ..quant.runtime.description import described_rule
 from .answering.vision_features import FeatureCache
 from .config import EvaluateOptions
 from .evaluation import evaluate_model
@@ -21,7 +22,13 @@ from .extension import describe_changes
 from .fidelity.noise_floor import measure_batch_floor, measure_dtype_floor
 from .fidelity.perplexity import FILE as TEXT_FILE
 from .fidelity.reference import find_reference
-from .fingerprint import largest_area, run_fingerprint, task_settings, without_threads
+from .fingerprint import (
+    VISUAL_TOKENS,
+    largest_area,
+    run_fingerprint,
+    task_settings,
+    without_threads,
+)
 from .planning.checks import check_questions
 from .planning.schedule import model_stages
 from .planning.stages import FROM_REFERENCE, LOGPROBS, MODEL, describe
@@ -157,6 +164,7 @@ def _time_against(
         source.settings,
         activations="recipe",
         head="recipe",
+        reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
         max_pixels=largest_area(base.fingerprint),
     )
     original = Source.find(str(folder), settings)

@@ -21,7 +21,12 @@ from typing import Any
 from ..common.atomic import write_json
 from ..common.checksum import digest_bytes, verify_checksum, with_checksum
 from ..common.json_files import read_json
-from .answering.predictions import Prediction, read_predictions, read_records
+from .answering.predictions import (
+    Prediction,
+    count_visual_tokens,
+    read_predictions,
+    read_records,
+)
 from .report.health import MODEL, Signs, compute_signs, list_violations
 from .report.words.answer_warnings import model_warnings
 from .tasks import REASONING, TASK_KINDS
@@ -285,11 +290,19 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
         "groups": score_parts(score.units, "group"),
         "table": dict(score.table),
         "health": summarize_health(task, score),
+        **visual_tokens(task),
         "chance": signs.chance,
         "health_reasons": [reason.to_dict() for reason in list_violations(MODEL, signs)],
         "notes": list(task.info["notes"]),
         "warnings": model_warnings(MODEL, task),
     }
+
+
+def visual_tokens(task: StoredTask) -> dict[str, Any]:
+    """Return `{"visual_tokens": ...}`, see `count_visual_tokens`; empty if all were kept."""
+    answers = [task.predictions[item["id"]] for item in task.sound_items]
+    is_reduced = any(answer.visual_tokens is not None for answer in answers)
+    return {"visual_tokens": count_visual_tokens(answers)} if is_reduced else {}
 
 
 def find_signs(task: StoredTask, score: TaskScore) -> Signs:

@@ -89,7 +89,7 @@ def _note_limits(reference: Path, setup: Mapping[str, Any], reporter: Reporter) 
 def _endpoint(options: EvaluateOptions) -> Endpoint:
     if options.group(RuntimeOptions) != RuntimeOptions():
         raise ValueError(
-            "--activations, --head and --kv-cache are for a MODEL here, not an endpoint"
+            "--activations, --head, --kv-cache and --reduce are for a MODEL here, not an endpoint"
         )
     if options.group(DeviceOptions) != DeviceOptions():
         raise ValueError(

@@ -19,10 +19,13 @@ from ..quant.runtime.description import (
     describe_activations,
     describe_cache,
     describe_head,
+    describe_reduction,
+    described_rule,
     described_type,
 )
 from .answering.memory import SIDES, find_meter, measure_memory
 from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
+from .fingerprint import VISUAL_TOKENS
 from .planning.stages import TIMING
 from .report.sections.speed import read_throughput, write_throughput
 from .results import StoredRun, read_run
@@ -67,7 +70,7 @@ def time_in_alternation(
         batches = choose_batches(tasks, batch_size, seed)
         for side, source, run in zip(SIDES, (original, quantized), runs, strict=True):
             before = meter.used() if meter else 0
-            model = TimedModel(_with_cache_of(run, source).load(), source.processor())
+            model = TimedModel(_with_runtime_of(run, source).load(), source.processor())
             model.answer(batches[0][:LEAST])  # the first use prepacks weights
             timed.append(model)
             resident[side] = max(meter.used() - before, 0) if meter else 0
@@ -88,10 +91,14 @@ def time_in_alternation(
     write_throughput(base, candidate, rates=rates, memory=memory)
 
 
-def _with_cache_of(run: StoredRun, source: Source) -> Source:
-    """Return the source with the KV cache of an evaluation."""
-    cache = described_type(run.fingerprint.get("kv_cache"))
-    return replace(source, settings=replace(source.settings, kv_cache=cache))
+def _with_runtime_of(run: StoredRun, source: Source) -> Source:
+    """Return the source with the KV cache and the reduction of an evaluation."""
+    settings = replace(
+        source.settings,
+        kv_cache=described_type(run.fingerprint.get("kv_cache")),
+        reduce=described_rule(run.fingerprint.get(VISUAL_TOKENS)),
+    )
+    return replace(source, settings=settings)
 
 
 def _memory_shortage(base: StoredRun, candidate: StoredRun, *, device: torch.device) -> str:
@@ -120,6 +127,7 @@ def _runtime_difference(models: Sequence[QwenVL], runs: Sequence[StoredRun]) -> 
             "activations": describe_activations(model),
             "head": describe_head(model),
             "kv_cache": describe_cache(model),
+            VISUAL_TOKENS: describe_reduction(model),
         }
         for key, value in current.items():
             before = run.fingerprint.get(key)

@@ -231,6 +231,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "layers": layers,
         "kept": report.get("kept"),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
+        **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),
         "bytes": sum(sizes.values()),
         "parts": sizes,
         "base_parts": report.get("size", {}).get("base_parts"),

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from ..common.options import Option, Options
 from ..model.built_in import built_in_names
 from ..model.kv_quant.types import CacheChoice
+from ..model.token_reduction.table import METHODS, NONE, RECIPE, parse_choice
 from .recipe.presets import PRESETS
 
 BUILTIN_MODELS = built_in_names()
@@ -66,6 +67,20 @@ class RuntimeOptions(Options):
             "and head, fp8 per layer; recipe: fp8 if the checkpoint has scales for it, else model."
         ),
     ] = "recipe"
+    reduce: Annotated[
+        str,
+        Option(
+            "Drop visual tokens after the merger: duplicates:threshold=T, divprune:keep=SHARE or "
+            "random:keep=SHARE,seed=N; none keeps all, recipe follows the checkpoint.",
+            metavar="RULE",
+            suggestions=(RECIPE, NONE, *METHODS),
+        ),
+    ] = RECIPE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduce != RECIPE:
+            parse_choice(self.reduce)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ class Source:
             activations=settings.activations,
             head=settings.head,
             kv_cache=settings.kv_cache,
+            reduce=settings.reduce,
         )
 
     def processor(self) -> Processor:

@@ -11,7 +11,7 @@ any more remain in the file too, and are valid again when the items return.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ SCHEMA = 4
 REMEDY = "delete the file to start afresh"
 OPTIONAL = (
     *("prompt_tokens", "first_logprobs", "threads"),
-    *("reasoning", "reasoning_tokens", "is_unfinished"),
+    *("reasoning", "reasoning_tokens", "is_unfinished", "visual_tokens"),
 )
 """Fields of a prediction that are not stored if they are None."""
 
@@ -51,7 +51,7 @@ class Prediction:
     seconds: float
     """Share of the batch's wall-clock time, image encoding included."""
     prompt_tokens: int | None = None
-    """Including image tokens; None if a server does not report it."""
+    """Including image tokens, dropped ones too; None if a server does not report it."""
     first_logprobs: Mapping[str, float] | None = None
     """Log-probabilities of the likeliest first tokens, by text."""
     threads: int | None = None
@@ -63,6 +63,8 @@ class Prediction:
     """Tokens of the reasoning; None without one, or if a server does not report them."""
     is_unfinished: bool | None = None
     """Whether the reasoning has no end, so that there is no answer; None without a reasoning."""
+    visual_tokens: Sequence[int] | None = None
+    """Kept and all visual tokens of the prompt; None if the model has no `reduction`."""
 
     @property
     def text(self) -> str:
@@ -73,6 +75,17 @@ class Prediction:
     def is_cut_off(self) -> bool:
         """Whether the answer reached the token limit, or its reasoning does not end."""
         return not self.stopped or bool(self.is_unfinished)
+
+
+def count_visual_tokens(answers: Iterable[Prediction]) -> dict[str, Any]:
+    """Count the visual tokens of prompts.
+
+    Returns:
+        `kept`, `total`, and `retention`: kept / total, None without visual tokens.
+    """
+    counts = [answer.visual_tokens or (0, 0) for answer in answers]
+    kept, total = sum(k for k, _ in counts), sum(t for _, t in counts)
+    return {"kept": kept, "total": total, "retention": kept / total if total else None}
 
 
 class RecordStore:

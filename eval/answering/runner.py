@@ -18,6 +18,7 @@ import torch
 from ...common.distributed import SINGLE_PROCESS, Communicator
 from ...model.finite import NotFiniteError
 from ...model.generation import Generated, Sampling, generate
+from ...model.processing.inputs import Prompt
 from ...model.processing.processor import Processor
 from ..tasks.generated.reasoning import split_text
 from ..tasks.task import Item, Task
@@ -41,13 +42,14 @@ class Completion:
     stopped: bool
     """Whether the model ended by itself, not at the item's token limit."""
     prompt_tokens: int | None = None
-    """Including image tokens; None if a server does not report it."""
+    """Including image tokens, dropped ones too; None if a server does not report it."""
     first_logprobs: Mapping[str, float] | None = None
     """Log-probabilities of the likeliest first tokens by text; None if not offered."""
     reasoning: str | None = None
     """What was written before `text`; None: nothing. See `Prediction`, also for the following."""
     reasoning_tokens: int | None = None
     is_unfinished: bool | None = None
+    visual_tokens: tuple[int, int] | None = None
 
 
 class Responder(Protocol):
@@ -95,16 +97,24 @@ class ModelResponder:
             sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
         )
         return [
-            _complete(answer, len(prompt), item.reasoning, processor)
+            _complete(answer, prompt, item.reasoning, processor)
             for answer, prompt, item in zip(answers, prompts, items, strict=True)
         ]
 
 
-def _complete(answer: Generated, prompt_tokens: int, rule: str, processor: Processor) -> Completion:
+def _complete(answer: Generated, prompt: Prompt, rule: str, processor: Processor) -> Completion:
     """Decode generated tokens, and separate the reasoning by a rule of `reasoning.RULES`."""
     ids = answer.token_ids
     split = split_text(processor.decode(ids), rule)
-    completion = Completion(split.answer, len(ids), answer.stopped, prompt_tokens)
+    kept, dropped = prompt.kept_visual_tokens, prompt.dropped_tokens
+    completion = Completion(
+        split.answer,
+        len(ids),
+        answer.stopped,
+        # Of the whole prompt: runs with and without a reduction have the same questions.
+        len(prompt) + dropped,
+        visual_tokens=(kept, kept + dropped) if prompt.selections else None,
+    )
     if not split.reasoning and not split.is_unfinished:
         return completion
     tokens = count_prefix(ids, processor.decode, len(split.reasoning))
@@ -190,6 +200,7 @@ def _answer(batch: Batch, responder: Responder, threads: int | None) -> list[Rec
                 answer.reasoning,
                 answer.reasoning_tokens,
                 answer.is_unfinished,
+                answer.visual_tokens,
             )
         )
         for item, answer in zip(batch.items, answers, strict=True)

@@ -15,9 +15,10 @@ import torch
 
 from ...model.features import Features, feature_bytes
 from ...model.finite import NotFiniteError
-from ...model.processing.inputs import Prompt, Visual
+from ...model.processing.inputs import Prompt, TokenSelection, Visual
 from ...model.processing.processor import Processor
 from ...model.qwen_vl import QwenVL
+from ...model.token_reduction.apply import reduce_prompt, select_tokens
 from ..bounded_cache import BoundedCache
 from ..tasks.files.image_store import StoredImage
 from ..tasks.resolution import PixelBounds
@@ -38,6 +39,8 @@ class _Encoded:
     """Its patches are zeros without memory: only their number is read."""
     features: Features
     """In the dtype of the model."""
+    selection: TokenSelection | None
+    """The tokens that the model's `reduction` keeps; None without one."""
 
 
 class FeatureCache:
@@ -73,7 +76,8 @@ class FeatureCache:
                 open for generation.
 
         Returns:
-            The prompts, and the features of each prompt's images.
+            The prompts, reduced if the model has a `reduction`, and the features of all tokens of
+            each prompt's images.
 
         Raises:
             NotFiniteError: features of an image are NaN or infinite; the message names the item.
@@ -88,13 +92,15 @@ class FeatureCache:
                 batch.update({key: self._encode(key) for key in keys if key not in batch})
             except NotFiniteError as error:
                 raise error.within(f"item {item.id}") from error
+            prompt = self.processor.encode(
+                item.messages,
+                answer=None if answers is None else answers[row],
+                answer_is_generated=True,
+                visuals=[batch[key].visual for key in keys],
+            )
+            selections = [s for key in keys if (s := batch[key].selection) is not None]
             prompts.append(
-                self.processor.encode(
-                    item.messages,
-                    answer=None if answers is None else answers[row],
-                    answer_is_generated=True,
-                    visuals=[batch[key].visual for key in keys],
-                )
+                reduce_prompt(prompt, selections, self.model.config) if selections else prompt
             )
             features.append([batch[key].features for key in keys])
         return prompts, features
@@ -112,7 +118,10 @@ class FeatureCache:
         visual = self.processor.image(image.open(), bounds.area if bounds else None)
         [features] = self.model.encode([visual])
         self.encoded += 1
+        merge, rule = self.model.config.vision.spatial_merge_size, self.model.reduction
+        selection = None if rule is None else select_tokens(rule, visual, features, merge)
         count = visual.patches.shape[0]
-        encoded = _Encoded(replace(visual, patches=torch.zeros(1, 1).expand(count, 1)), features)
+        without_patches = replace(visual, patches=torch.zeros(1, 1).expand(count, 1))
+        encoded = _Encoded(without_patches, features, selection)
         self._entries.add(key, encoded, feature_bytes(features))
         return encoded

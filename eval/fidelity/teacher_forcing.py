@@ -58,8 +58,9 @@ def read_answers(
         NotFiniteError: a logit is NaN or infinite; the message names the item.
     """
     model = features.model
-    starts = features.lengths(items)
+    lengths = features.lengths(items)
     prompts, images = features.prompts(items, [answer.text for answer in answers])
+    starts = [n - prompt.dropped_tokens for n, prompt in zip(lengths, prompts, strict=True)]
     reasoning = [
         _count_reasoning(prompt.input_ids[start:], answer, features.processor)
         for prompt, start, answer in zip(prompts, starts, answers, strict=True)

@@ -25,6 +25,7 @@ from ...common.output_dir import (
 from ...common.progress import Reporter, reporting
 from ...common.schedule import Schedule
 from ...common.threads import use_threads
+from ...model.token_reduction.table import RECIPE
 from ...quant.config import InputOptions, ModelSettings
 from .. import compare
 from ..answering.throughput import TimedModel, time_alternating
@@ -120,6 +121,7 @@ class _Pixels:
             "device": device_name(source.device),
             "dtype": str(source.dtype).removeprefix("torch."),
             **{key: getattr(settings, key) for key in ("activations", "head", "kv_cache")},
+            **({} if settings.reduce == RECIPE else {"reduce": settings.reduce}),
             "tasks": {task.name: task_settings(task.fingerprint) for task in opened.tasks},
             "questions": {task.name: task.fingerprint["items"] for task in opened.tasks},
             "text": None,

@@ -41,6 +41,7 @@ from .sections.speed import memory_section, speed_section
 from .words.answer_warnings import pair_warnings
 from .words.kv_cache import kv_cache_section
 from .words.verdict import find_scope, verdict_text
+from .words.visual_tokens import visual_tokens_section
 
 LARGEST_MARGIN = 100.0  # points: at this margin any loss is allowed
 LANGUAGES: Mapping[str, tuple[str, ...]] = {
@@ -151,6 +152,7 @@ def build_report(
         "generation": generation_section(base, candidate),
         "memory": memory_section(base, candidate),
         **kv_cache_section(base, candidate),
+        **visual_tokens_section(base, candidate),
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),
     }

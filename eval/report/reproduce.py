@@ -7,13 +7,14 @@ import shlex
 from typing import Any
 
 from ...common.options import command_words
-from ...quant.runtime.description import described_type
+from ...quant.runtime.description import described_rule, described_type
 from ..answering.openai_client import PIXELS, request_fields
 from ..comparability import area_notes, describe_engine
 from ..config import CompareOptions, EvaluateOptions
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
-from ..results import StoredRun
+from ..fingerprint import VISUAL_TOKENS
+from ..results import StoredRun, read_quantization
 from ..tasks import BUILTIN
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
 
@@ -98,7 +99,11 @@ def _model(run: StoredRun) -> dict[str, Any]:
     if "engine" not in run.fingerprint:
         described = run.fingerprint.get("kv_cache", "model")
         cache = None if described == "model" else described_type(described)
-        return {"model": run.name, "kv_cache": cache}
+        rule = run.fingerprint.get(VISUAL_TOKENS)
+        # Of a checkpoint with a rule of its own, one that was not applied is told so again.
+        is_plain = rule is None and VISUAL_TOKENS not in (read_quantization(run) or {})
+        reduce = None if is_plain else described_rule(rule)
+        return {"model": run.name, "kv_cache": cache, "reduce": reduce}
     model, request = run.fingerprint["model"], run.fingerprint["request"]
     pixels = run.fingerprint["pixels"]
     default = request_fields(

@@ -33,7 +33,7 @@ def select_tokens(
     """
     frames, height, width = visual.grid[0], visual.grid[1] // merge, visual.grid[2] // merge
     kept = []
-    for number, of_frame in enumerate(features[HIDDEN].split(height * width)):
+    for number, of_frame in enumerate(torch.split(features[HIDDEN], height * width)):
         content = visual.digest if frames == 1 else f"{visual.digest} {number}"
         selected = rule.select(Frame(of_frame, height, width, content))
         kept.append(selected + number * height * width)

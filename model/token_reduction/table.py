@@ -16,6 +16,9 @@ METHODS: Mapping[str, type[ReductionRule]] = {
     rule.method: rule for rule in (Duplicates, DivPrune, Random)
 }
 """Rules by the name of their method."""
+RECIPE, NONE = "recipe", "none"
+"""Choices besides a rule: that of the checkpoint, and all tokens."""
+SCOPE = "applied by vlpress only; vLLM ignores it for images"
 FORMS = f"METHOD or METHOD:KEY=VALUE,..., with METHOD one of {', '.join(METHODS)}"
 
 
@@ -64,3 +67,21 @@ def parse_rule(text: str, option: str = "--reduce") -> ReductionRule:
         if not mark:
             raise ValueError(f"{option} {text!r} has no value for {key!r}; allowed: {FORMS}")
     return read_rule(data, f"{option} {text}", "reduce")
+
+
+def parse_choice(text: str) -> ReductionRule | None:
+    """Read `NONE` or a rule; None: all tokens are kept.
+
+    Raises:
+        ValueError: see `parse_rule`.
+    """
+    return None if text == NONE else parse_rule(text)
+
+
+def describe_rule(data: Mapping[str, Any]) -> str:
+    """Describe a rule, given as plain data, and the engines that apply it.
+
+    >>> describe_rule({"method": "duplicates", "threshold": 0.98})
+    'visual tokens: duplicates:threshold=0.98 (applied by vlpress only; vLLM ignores it for images)'
+    """
+    return f"visual tokens: {read_rule(data, 'record', 'visual_tokens').text} ({SCOPE})"

@@ -21,6 +21,7 @@ from ...model.loading import (
     resolve_model,
 )
 from ...model.qwen_vl import QwenVL
+from ...model.token_reduction.table import RECIPE, parse_choice
 from ..runtime.kernel_selection import (
     accelerate_head_,
     accelerate_layers_,
@@ -63,6 +64,7 @@ def open_model(
     activations: Activations = "recipe",
     head: Head = "recipe",
     kv_cache: CacheChoice = "recipe",
+    reduce: str = RECIPE,
 ) -> QwenVL:
     """Load a float or quantized model by name or folder, with the fastest kernels.
 
@@ -74,6 +76,8 @@ def open_model(
         head: `w8a16` or `w4a16` quantizes the output head, see `round_head_`.
         kv_cache: type of the KV cache, see `KVCache`; `recipe` takes fp8 if the checkpoint asks
             for it, else the model's dtype.
+        reduce: rule that drops visual tokens, see `parse_rule`; `none` keeps all, `recipe` follows
+            the checkpoint's record.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -94,6 +98,8 @@ def open_model(
         round_head_(model, HEAD_BITS[head])
     if kv_cache != "recipe":
         model.cache_type = kv_cache
+    if reduce != RECIPE:
+        model.reduction = parse_choice(reduce)
     return model
 
 
@@ -105,7 +111,8 @@ def load_quantized(
 ) -> QwenVL:
     """Load a quantized checkpoint; its layers stay quantized, see `kernel_selection.py`.
 
-    Its KV cache is fp8 if it has a `kv_cache_scheme`.
+    Its KV cache is fp8 if it has a `kv_cache_scheme`, and it drops visual tokens if its record has
+    a rule for that.
 
     Args:
         path: checkpoint folder or hub id.
@@ -131,5 +138,6 @@ def load_quantized(
     model.cache_scales = checkpoint.kv_scales()
     if checkpoint.quantizes_cache:
         model.cache_type = "fp8"
+    model.reduction = checkpoint.reduction
     prepare_(model)
     return model.eval()

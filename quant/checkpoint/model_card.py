@@ -16,8 +16,9 @@ import yaml
 
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
+from ...model.token_reduction.table import describe_rule
 from .formats.engines import Support, engine_support
-from .safetensors_folder.reading import QuantizedCheckpoint
+from .safetensors_folder.reading import VISUAL_TOKENS, QuantizedCheckpoint
 from .snippets import SNIPPETS
 
 CARD = "README.md"
@@ -148,6 +149,8 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
             f"{format_bytes(size['candidate_bytes'])} after; "
             f"{size['bits_per_weight']:.2f} bits per weight in the quantized layers"
         )
+    if rule := record.get(VISUAL_TOKENS):
+        facts.append(f"V{describe_rule(rule)[1:]}")
     if recipe := record.get("recipe"):
         methods = dict.fromkeys(step["method"] for step in recipe.get("step", ()))
         facts.append(f"Recipe: {recipe['name']} ({', '.join(methods)})")

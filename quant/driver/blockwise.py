@@ -39,6 +39,7 @@ from ...model.loading import (
 )
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ...model.token_reduction.rule import ReductionRule
 from ...model.untying import open_source
 from ..checkpoint.formats.table import choose_format
 from ..checkpoint.saving import encode_tensors
@@ -50,6 +51,7 @@ from .journal import Journal
 from .kv_calibration import CalibratedLayer
 from .layer_solver import Progress, QuantizationRun
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
+from .visual_tokens import load_tower, reduce_prompts
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,17 @@ class BlockwiseQuantizer:
         if self.recipe.needs_calibration:
             has_images = any(prompt.visuals for prompt in self.prompts)
             check_images(self.plan, present=not self.prompts or has_images)
+            if self.recipe.reduction is not None and has_images:
+                return self._with_reduced_prompts(self.recipe.reduction)._quantize(
+                    journal, on_progress
+                )
+        return self._quantize(journal, on_progress)
+
+    def _with_reduced_prompts(self, rule: ReductionRule) -> "BlockwiseQuantizer":
+        tower = load_tower(self.source, choose_device(self.device), self.dtype)
+        return replace(self, prompts=reduce_prompts(tower, rule, self.prompts, self.comm))
+
+    def _quantize(self, journal: Journal, on_progress: Progress | None) -> QuantReport:
         reader = open_source(self.source, untied=self.plan.untied)
         device = choose_device(self.device)
         model = self._model_without_weights()

@@ -14,6 +14,7 @@ from ..recipe.recipe import Recipe
 from ..targets import compressed_layers
 from .layer_solver import Progress, QuantizationRun
 from .report import CalibrationRecord, QuantReport
+from .visual_tokens import reduce_prompts
 
 __all__ = [
     "Progress",
@@ -75,6 +76,8 @@ def quantize_(
             run.round_layers([row])
             run.pack_layers()
     if recipe.needs_calibration:
+        if recipe.reduction is not None:
+            prompts = reduce_prompts(model, recipe.reduction, prompts)
         if recipe.needs_gradient:
             run.show_progress("token weights by gradient")
         weights = find_token_weights(recipe.calibration.token_weights, model, prompts)
@@ -83,4 +86,5 @@ def quantize_(
             with block.loaded():
                 run.quantize_block(block)
                 run.pack_layers()
+    model.reduction = recipe.reduction
     return run.report(record)

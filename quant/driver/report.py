@@ -147,6 +147,8 @@ class CalibrationRecord:
     fingerprint: str
     token_weights: ModalityTokenWeights | PerTokenWeights
     """Token weights with the values that were computed for them."""
+    visual_tokens: tuple[int, int] | None = None
+    """Kept and all visual tokens of reduced samples; None: they have all tokens."""
 
     @classmethod
     def of(
@@ -163,7 +165,14 @@ class CalibrationRecord:
             digest.update(b"\n")
         tokens = sum(len(prompt) for prompt in prompts)
         with_images = sum(bool(prompt.visuals) for prompt in prompts)
-        return cls(len(prompts), with_images, tokens, digest.hexdigest(), token_weights)
+        return cls(
+            len(prompts),
+            with_images,
+            tokens,
+            digest.hexdigest(),
+            token_weights,
+            count_visual_tokens(prompts),
+        )
 
 
 @dataclass(frozen=True)
@@ -229,10 +238,17 @@ class QuantReport:
                 "samples": calibration.samples,
                 "with_images": calibration.with_images,
                 "tokens": calibration.tokens,
+                # Records of recipes without a reduction are as they were before it existed.
+                **(
+                    {"visual_tokens": dict(zip(("kept", "total"), counts, strict=True))}
+                    if (counts := calibration.visual_tokens)
+                    else {}
+                ),
                 "fingerprint": calibration.fingerprint,
                 "true_sequential": self.true_sequential,
                 "token_weights": calibration.token_weights.to_dict(),
             },
+            **({"visual_tokens": rule.to_dict()} if (rule := self.recipe.reduction) else {}),
             **({"kv_cache": describe_calibration(self.cache_layers)} if self.cache_layers else {}),
             "size": {
                 "base_bytes": self.base_bytes,
@@ -248,6 +264,14 @@ class QuantReport:
             "layers": [layer.to_dict() for layer in self.layers],
             "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},
         }
+
+
+def count_visual_tokens(prompts: Sequence[Prompt]) -> tuple[int, int] | None:
+    """Count the kept and all visual tokens of reduced prompts; None if none is reduced."""
+    if not any(prompt.selections for prompt in prompts):
+        return None
+    kept = sum(prompt.kept_visual_tokens for prompt in prompts)
+    return kept, kept + sum(prompt.dropped_tokens for prompt in prompts)
 
 
 def check_fallback(layers: Sequence[LayerReport], rows: int) -> None:

@@ -16,6 +16,7 @@ from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, LinearSpec, family_of
 from ...model.loading import build_model
 from ...model.qwen_vl import QwenVL
+from ...model.token_reduction.rule import ReductionRule
 from ...model.untying import untie_model_, untied_config
 from ..checkpoint.formats.contents import Contents
 from ..checkpoint.formats.engines import engine_support
@@ -126,6 +127,8 @@ class Plan:
     """Bytes of these scales."""
     untied: bool = False
     """The source's head is tied to the token embedding, and gets a weight of its own."""
+    reduction: ReductionRule | None = None
+    """Rule that drops visual tokens."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -207,6 +210,7 @@ class Plan:
             "format": self.format,
             "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
+            **({"visual_tokens": self.reduction.to_dict()} if self.reduction else {}),
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": self.memory.to_dict(),
@@ -294,6 +298,7 @@ def make_plan(
         recipe.kv_cache,
         scale_bytes,
         untied,
+        recipe.reduction,
     )
 
 

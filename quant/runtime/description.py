@@ -9,6 +9,7 @@ from typing import Any, cast
 from ...model.kv_quant.scales import digest_scales
 from ...model.kv_quant.types import CacheType
 from ...model.qwen_vl import QwenVL
+from ...model.token_reduction.table import NONE, read_rule
 from ..kernels import bf16_linear
 from ..targets import compressed_linears, quantized_layers
 from .compressed_linear import CompressedLinear
@@ -53,6 +54,16 @@ def describe_cache(model: QwenVL) -> str | dict[str, str]:
         return {"type": kind, "granularity": "layer", "scales": of}
     rotation = {"rotation": "hadamard"} if kind == "int4" else {}
     return {"type": kind, "granularity": "token and head", **rotation}
+
+
+def describe_reduction(model: QwenVL) -> dict[str, Any] | None:
+    """Return the rule that drops visual tokens as JSON values; None if all are kept."""
+    return None if model.reduction is None else model.reduction.to_dict()
+
+
+def described_rule(described: Mapping[str, Any] | None) -> str:
+    """Return the option `reduce` from the result of `describe_reduction` in a fingerprint."""
+    return NONE if described is None else read_rule(described, "fingerprint", "visual_tokens").text
 
 
 def described_type(described: str | Mapping[str, Any] | None) -> CacheType:

@@ -51,7 +51,8 @@ def job(
     source: Path, steps: list[dict[str, Any]], samples: list[Prompt], **more: Any
 ) -> BlockwiseQuantizer:
     calibration, format = more.pop("calibration", {}), more.pop("format", "auto")
-    top: dict[str, Any] = {key: more.pop(key) for key in ("kv_cache", "tie") if key in more}
+    keys = ("kv_cache", "tie", "vision_input")
+    top: dict[str, Any] = {key: more.pop(key) for key in keys if key in more}
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration, **top})
     plan = make_plan(ModelConfig.from_folder(source), rule, format=format)
     return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)

@@ -8,6 +8,7 @@ from typing import Any
 from ....quant.recipe.grids import SIMULATED
 from ..provenance import generation_caveat
 from .kv_cache import kv_cache_caveats
+from .visual_tokens import visual_token_caveats
 
 WARNINGS_SHOWN = 5
 """Calibration warnings that a page shows; `report.json` holds all of them."""
@@ -27,6 +28,7 @@ def caveats(report: Report) -> list[str]:
     if simulated := simulation_caveat(report["fingerprint"].get("candidate")):
         texts.append(simulated)
     texts += kv_cache_caveats(report)
+    texts += visual_token_caveats(report)
     if generation := generation_caveat(report["generation"]):
         texts.append(generation)
     benchmarks = report["benchmarks"].items()

@@ -12,6 +12,8 @@ from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import EMBEDDING, family_of
 from ....model.kv_quant.scales import KVScales
 from ....model.loading import build_model, check_tied_head, stored_shapes
+from ....model.token_reduction.rule import ReductionRule
+from ....model.token_reduction.table import read_rule
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
 from ...recipe.kv_cache import KVCacheScheme
@@ -21,6 +23,9 @@ from ..formats.format import group_index
 from ..formats.table import format_of
 from ..kv_scales import read_scales, scale_names
 from .shards import REPORT_FILE
+
+VISUAL_TOKENS = "visual_tokens"
+"""Key of the reduction rule in the record."""
 
 
 class QuantizedCheckpoint:
@@ -58,6 +63,17 @@ class QuantizedCheckpoint:
         """Record of the run that wrote it (`vlpress.json`); None if it is not by vlpress."""
         path = self.folder / REPORT_FILE
         return read_checkpoint_json(path) if path.is_file() else None
+
+    @property
+    def reduction(self) -> ReductionRule | None:
+        """Rule that drops visual tokens, from its record; None: all are kept.
+
+        Raises:
+            ValueError: the rule is unknown or has an option out of range.
+        """
+        if (rule := (self.record or {}).get(VISUAL_TOKENS)) is None:
+            return None
+        return read_rule(rule, str(self.folder / REPORT_FILE), VISUAL_TOKENS)
 
     def contents(self) -> Contents:
         """Return the contents, for the check of another format; reads only group indices.

@@ -8,6 +8,7 @@ from typing import Any
 from ..common.progress import format_bytes, format_seconds
 from ..eval.report.tables.columns import Column, DataTable, Row, at, console_table
 from ..eval.report.tables.formatting import SYNTHETIC_NOTE, fixed, uniform
+from ..model.token_reduction.table import describe_rule
 from .byte_bars import byte_lines
 
 Result = Mapping[str, Any]
@@ -44,6 +45,7 @@ def plan_table(plan: Result) -> str:
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
         f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
+        *_reduction(plan),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *byte_lines(plan["base_parts"], plan["candidate_parts"]),
         "after vlpress pack: about "
@@ -52,6 +54,12 @@ def plan_table(plan: Result) -> str:
         *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
     )
+
+
+def _reduction(result: Result) -> list[str]:
+    """The rule that drops visual tokens, if there is one."""
+    rule = result.get("visual_tokens")
+    return [] if rule is None else [describe_rule(rule)]
 
 
 def joined_experts(rows: Sequence[Result]) -> list[Result]:
@@ -172,6 +180,7 @@ def inspect_table(checkpoint: Result) -> str:
     ]
     if unquantized:
         lines.append(f"{len(unquantized)} linear layers are kept; --json gives the reasons")
+    lines += _reduction(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
 

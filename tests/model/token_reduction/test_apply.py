@@ -186,7 +186,8 @@ def test_answers_are_those_of_the_reduced_prompt_without_a_cache(
 def test_prompts_of_other_selections_share_no_prefix(
     random_model: RandomModel, processor: Processor
 ) -> None:
-    model, reduced = random_model(), []
+    model = random_model()
+    reduced: list[Prompt] = []
     shown = image(140, 168, 0)
     for seed, word in enumerate("ab"):
         model.reduction = Random(keep=0.5, seed=seed)
@@ -237,5 +238,7 @@ def test_prompt_that_ends_in_a_dropped_token_is_refused(
     whole = encode(processor, image(112, 112, 0), text("?"))
     end = int(torch.nonzero(visual_mask(whole.input_ids, model.config)).max()) + 1
     cut = replace(whole, input_ids=whole.input_ids[:end], position_ids=whole.position_ids[:, :end])
-    with pytest.raises(ValueError, match="the prompt ends in an image or video, and the position after it"):
+    with pytest.raises(
+        ValueError, match="the prompt ends in an image or video, and the position after it"
+    ):
         reduce_prompt(cut, [TokenSelection(torch.arange(2), 16)], model.config)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 
 from vlpress.model.token_reduction.divprune import DivPrune
@@ -23,6 +27,28 @@ def test_defaults_may_be_left_out() -> None:
     assert parse_rule("duplicates") == Duplicates(threshold=0.98)
     assert parse_rule("random:keep=0.25") == Random(keep=0.25, seed=0)
     assert set(METHODS) == {"duplicates", "divprune", "random"}
+
+
+SELECT = """
+import torch
+from vlpress.model.token_reduction.rule import Frame
+from vlpress.model.token_reduction.table import parse_rule
+features = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).repeat(12, 1)
+features += 0.3 * torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+frame = Frame(features, 6, 8, "abc")
+rules = ("duplicates:threshold=0.6", "divprune:keep=0.4", "random:keep=0.4,seed=2")
+chosen = [parse_rule(rule).select(frame).tolist() for rule in rules]
+"""
+
+
+def test_another_process_selects_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{SELECT}print(chosen)"], check=True, capture_output=True, text=True
+    )
+    here: dict[str, Any] = {}
+    exec(SELECT, here)
+    assert done.stdout.strip() == str(here["chosen"])
+    assert [0 < len(kept) < 48 for kept in here["chosen"]] == [True] * 3
 
 
 @pytest.mark.parametrize(
