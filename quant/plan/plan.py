@@ -32,6 +32,7 @@ from .channel_groups import PlannedTransform, plan_transforms
 from .embedding import check_embedding
 from .experts import check_experts, insert_kept, take_all_tokens
 from .fused_layers import check_fused, with_fused
+from .layer_bytes import float_bytes, quantized_bytes
 from .memory_estimate import MemoryEstimate, count_memory
 from .part_targets import spell_out_parts
 from .target_matching import check_groups, claim_layers
@@ -253,7 +254,7 @@ def make_plan(
     for step in recipe.steps:
         of_step = [spec for spec in specs if claims[spec.name][0] is step]
         for spec in of_step:
-            _check_shape(spec, step.scheme)
+            check_shape(spec, step.scheme)
         check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     if embedding is not None:
@@ -281,10 +282,10 @@ def make_plan(
         rows = _before_decoder(rows, _row(spec, spec, embedding, "", None, kind, written))
     parameters = build_model(source_config).named_parameters()
     parts = bytes_by_part(config, ((name, p.numel() * itemsize) for name, p in parameters))
-    growth = sum(_float_bytes(row.spec, itemsize) - row.bytes_before for row in rows if row.padding)
-    float_bytes = sum(parts.values()) + growth
+    growth = sum(float_bytes(row.spec, itemsize) - row.bytes_before for row in rows if row.padding)
+    in_float = sum(parts.values()) + growth
     layers = ((row.spec, row.step) for row in rows)
-    memory = count_memory(padded, layers, float_bytes, itemsize, recipe)
+    memory = count_memory(padded, layers, in_float, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, schemes)
     scale_bytes = 2 * itemsize * config.text.num_hidden_layers if recipe.kv_cache else 0
     return Plan(
@@ -343,11 +344,10 @@ def _row(
     dtype: torch.dtype,
     format: Format,
 ) -> PlanRow:
-    before, after = (_float_bytes(s, dtype.itemsize) for s in (source, spec))
+    before, after = (float_bytes(s, dtype.itemsize) for s in (source, spec))
     packed = 0
     if step is not None:
-        packed = format.stored_bytes(spec, step.scheme, dtype)
-        bias = format.bias_dtype(dtype).itemsize * spec.out_features if spec.bias else 0
+        packed, bias = quantized_bytes(spec, step.scheme, format, dtype)
         after = packed + bias
     unpadded = source if padding else None
     return PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
@@ -360,16 +360,11 @@ def _before_decoder(rows: tuple[PlanRow, ...], row: PlanRow) -> tuple[PlanRow, .
 
 def _kept_row(spec: LinearSpec, reason: str, itemsize: int) -> PlanRow:
     """Make the row of a layer that is never quantized."""
-    size = _float_bytes(spec, itemsize)
+    size = float_bytes(spec, itemsize)
     return PlanRow(spec, None, reason, size, size)
 
 
-def _float_bytes(spec: LinearSpec, itemsize: int) -> int:
-    """Count the bytes of weight and bias in float."""
-    return itemsize * (spec.weights + (spec.out_features if spec.bias else 0))
-
-
-def _check_shape(spec: LinearSpec, scheme: Scheme) -> None:
+def check_shape(spec: LinearSpec, scheme: Scheme) -> None:
     """Refuse widths that no format and engine can hold: 8 bits need not be packed into words."""
     multiple = BYTES if scheme.bits == 8 else VALUES
     for side, size in (("in_features", spec.in_features), ("out_features", spec.out_features)):
