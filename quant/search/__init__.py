@@ -1,0 +1,1 @@
+"""Search of bits and grids under a budget."""
