@@ -63,6 +63,18 @@ def _report(reasons: Sequence[str | None]) -> None:
         logger.warning("%d of %d quantized layers: reference: %s", count, len(reasons), reason)
 
 
+def select_layer_kernel(layer: CompressedLinear) -> str | None:
+    """Select the kernel of a single layer, in place.
+
+    Returns:
+        Why it falls back to the reference kernel; None if it does not.
+
+    Raises:
+        ValueError: see `prepare_`.
+    """
+    return _prepare(layer, library.chosen_kernels())
+
+
 def accelerate_head_(model: QwenVL) -> None:
     """Compute a bf16 output head with the compiled kernels, on the CPU.
 
@@ -137,7 +149,7 @@ def round_head_(model: QwenVL, bits: int) -> None:
     if not isinstance(head, nn.Linear | nn.Embedding):
         raise ValueError("head: it is quantized already; leave the option out")
     layer = QuantLinear(rtn_by_rows(head.weight.detach(), QuantScheme(bits, HEAD_GROUP)))
-    _report([_prepare(layer, library.chosen_kernels())])
+    _report([select_layer_kernel(layer)])
     model.lm_head = layer
 
 

@@ -26,19 +26,27 @@ def copies_of(size: int) -> int:
     return max(2, -(-COPIES_BYTES // size))
 
 
-def time_in_turns(calls: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:
+def time_in_turns(
+    calls: Mapping[str, Sequence[Callable[[], object]]],
+    *,
+    rounds: int | None = None,
+    budget: float | None = None,
+) -> dict[str, float]:
     """Measure the median seconds of a call of each kind, after a turn that warms up.
 
     Args:
-        calls: one call per copy of the weight, by kind. A turn runs calls for `BUDGET` seconds and
+        calls: one call per copy of the weight, by kind. A turn runs calls for `budget` seconds and
             starts at the copy after the last one of the previous turn.
+        rounds: number of measured turns, at least 1; default `ROUNDS`.
+        budget: seconds of a turn; default `BUDGET`.
 
     Returns:
         Seconds by kind.
     """
+    rounds, budget = rounds or ROUNDS, budget or BUDGET
     times: dict[str, list[float]] = {name: [] for name in calls}
     next_copy = dict.fromkeys(calls, 0)
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for name, copies in calls.items():
             count, begin = 0, time.perf_counter()
             while True:
@@ -46,7 +54,7 @@ def time_in_turns(calls: Mapping[str, Sequence[Callable[[], object]]]) -> dict[s
                 next_copy[name] += 1
                 count += 1
                 seconds = time.perf_counter() - begin
-                if seconds > BUDGET:
+                if seconds > budget:
                     break
             if turn:
                 times[name].append(seconds / count)
