@@ -177,7 +177,21 @@ class OutOption(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions(Options):
+class TensorParallelOption(Options):
+    """Number of devices at serving time."""
+
+    tp: Annotated[
+        int | None,
+        Option(
+            "Tensor-parallel size at serving time; intermediate sizes are padded to be divisible.",
+            minimum=1,
+            default_text="the recipe's, or 1",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(TensorParallelOption):
     """Recipe of a quantization."""
 
     recipe: Annotated[
@@ -188,14 +202,6 @@ class RecipeOptions(Options):
             suggestions=tuple(PRESETS),
         ),
     ] = "w4a16"
-    tp: Annotated[
-        int | None,
-        Option(
-            "Tensor-parallel size at serving time; intermediate sizes are padded to be divisible.",
-            minimum=1,
-            default_text="the recipe's, or 1",
-        ),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

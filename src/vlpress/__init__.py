@@ -1,9 +1,9 @@
 """vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
-`plan`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`, `generate`,
-`inspect`, `push`. The others work on models in memory. Public names are loaded on first use (PEP
-562), so that `import vlpress` and `vlpress --help` do not import torch.
+`plan`, `search`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`,
+`generate`, `inspect`, `push`. The others work on models in memory. Public names are loaded on first
+use (PEP 562), so that `import vlpress` and `vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .eval.pixels.run import pixels
     from .eval.planning.run_plan import plan
     from .eval.run import run
+    from .eval.search.run import search
     from .model.loading import load_model
     from .quant.api import export, inspect, push, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
@@ -42,6 +43,7 @@ __all__ = [
     "quantize_",
     "run",
     "save_quantized",
+    "search",
     "split",
     "unpack",
 ]
@@ -62,6 +64,7 @@ _MODULES = {
     "quantize_": ".quant.driver.pipeline",
     "run": ".eval.run",
     "save_quantized": ".quant.driver.pipeline",
+    "search": ".eval.search.run",
     "split": ".eval.own.split",
     "unpack": ".quant.pack",
 }

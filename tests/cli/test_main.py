@@ -445,6 +445,7 @@ def test_python_names_are_those_of_the_verbs() -> None:
         "split",
         "pixels",
         "push",
+        "search",
     }
     in_memory = {"load_model", "quantize_", "save_quantized", "load_quantized"}
     assert verbs | in_memory < set(dir(vlpress))

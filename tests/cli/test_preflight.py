@@ -39,10 +39,14 @@ REFUSED = {
     "export runs/checkpont -o out --format gptq": "did you mean runs/checkpoint?",
     "inspect runs/checkpont": "did you mean runs/checkpoint?",
     "bench model --model tinny": "did you mean tiny",
+    "search tiny -o found.toml": "--budget SIZE",
+    "search tiny --budget 2.4XB -o found.toml": "allowed: a number of bytes with a unit",
+    "search tiny --budget 2GB -o broken.toml": "broken.toml: exists",
+    "search tinny --budget 2GB -o found.toml": "did you mean tiny",
     "pln tiny": "plan",
     "plan tiny --recpe w4a16": "--recipe",
 }
-HELP = "run plan split quantize export eval compare generate inspect push bench".split()
+HELP = "run plan search split quantize export eval compare generate inspect push bench".split()
 DONE = "split mine.csv --calib 1 -o parts --json"
 """A verb that needs no torch."""
 COMPLETED = {

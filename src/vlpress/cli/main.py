@@ -28,6 +28,7 @@ from ..eval.config import (
     SplitOptions,
 )
 from ..eval.pixels.config import PixelsOptions
+from ..eval.search.config import SearchOptions
 from ..quant.config import (
     ExportOptions,
     GenerateOptions,
@@ -43,6 +44,7 @@ from .starting import starting
 
 DISTRIBUTED = ("quantize", "eval")
 NOT_STORED = "no answers were stored; without --no-cache an evaluation can be resumed"
+NO_RECIPE = "no recipe was written; the same command starts the search again"
 HELP = "Quantize Qwen2-VL and Qwen2.5-VL models and measure the accuracy loss."
 
 Values = dict[str, Any]
@@ -233,6 +235,20 @@ def pixels(values: Values, json_output: Json = False) -> None:
     typer.echo(f"report: {values['out'] / 'pixels.html'}", err=True)
     if values["write"] is not None:
         raise typer.Exit(VERDICT_CODES[result["verdict"]])
+
+
+@command(app, SearchOptions)
+def search(values: Values, json_output: Json = False) -> None:
+    """Choose bits and grid of every layer under a budget; write the recipe for `quantize`."""
+    with starting(SearchOptions(**values)):
+        from ..eval.search.run import search
+        from ..eval.search.summary import summarize_search
+
+    try:
+        result = search(**values, progress=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(NO_RECIPE) from None
+    _print(result, json_output, summarize_search)
 
 
 @command(app, GenerateOptions)

@@ -14,6 +14,7 @@ from ..eval.config import AnswerOptions, BenchmarkOptions, RunOptions, SplitOpti
 from ..eval.pixels.budgets import parse_budgets
 from ..eval.pixels.config import PixelsOptions
 from ..eval.planning.checks import check_question_file, check_questions, refuse_drawings
+from ..eval.search.config import SearchOptions, check_limits, check_target
 from ..model.config import ModelConfig
 from ..model.processing.clips.decoding import check_video
 from ..model.processing.images import open_image
@@ -49,6 +50,9 @@ def check_arguments(options: Options) -> None:
         refuse_drawings(options.model, options.bench)
     if isinstance(options, PixelsOptions):
         parse_budgets(options.budgets)
+    if isinstance(options, SearchOptions):
+        check_limits(options)
+        check_target(Path(options.out), overwrite=options.overwrite)
     if isinstance(options, RecipeOptions):
         Recipe.resolve(options.recipe)
     if isinstance(options, CalibrationOptions) and options.calib not in (None, "synthetic"):

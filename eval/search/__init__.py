@@ -1,0 +1,1 @@
+"""The verb `search`: a recipe under a budget."""
