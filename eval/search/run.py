@@ -154,8 +154,8 @@ class _Search:
                 "so far; leave one of them out"
             )
         with self._reporter.stage("timing layers") as update:
-            found = time_layers(layer_shapes(space), self._source.dtype, update)
-        return latency_table(space, found)
+            times = time_layers(layer_shapes(space), self._source.dtype, update)
+        return latency_table(space, times)
 
     def _score(self, space: SearchSpace) -> Scored:
         options = self._options

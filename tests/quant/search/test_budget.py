@@ -97,9 +97,9 @@ def test_latencies_are_limited(space: SearchSpace) -> None:
 def test_a_budget_that_is_too_small_names_the_smallest(space: SearchSpace) -> None:
     with pytest.raises(ValueError, match="--budget 1000 bytes is too small") as error:
         find_best(space, losses(space), Budget(bytes=1000))
-    found = re.search(r"checkpoint has (\d+) \(", str(error.value))
-    assert found is not None
-    smallest = int(found[1])
+    match = re.search(r"checkpoint has (\d+) \(", str(error.value))
+    assert match is not None
+    smallest = int(match[1])
     assert find_best(space, losses(space), Budget(bytes=smallest)).bytes == smallest
     with pytest.raises(ValueError, match="too small"):
         find_best(space, losses(space), Budget(bytes=smallest - 1))
@@ -108,9 +108,9 @@ def test_a_budget_that_is_too_small_names_the_smallest(space: SearchSpace) -> No
 def test_bits_that_are_too_few_name_the_fewest(space: SearchSpace) -> None:
     with pytest.raises(ValueError, match=r"--bits 2 is too few.* (2\.\d{4}),") as error:
         find_best(space, losses(space), Budget(bits=2.0))
-    found = re.search(r"average is (\d\.\d{4}),", str(error.value))
-    assert found is not None
-    assert find_best(space, losses(space), Budget(bits=float(found[1]))).bits > 2.5
+    match = re.search(r"average is (\d\.\d{4}),", str(error.value))
+    assert match is not None
+    assert find_best(space, losses(space), Budget(bits=float(match[1]))).bits > 2.5
 
 
 def test_a_latency_that_is_too_low_names_the_lowest(space: SearchSpace) -> None:
@@ -121,9 +121,9 @@ def test_a_latency_that_is_too_low_names_the_lowest(space: SearchSpace) -> None:
     lowest = sum(min(group) for group in times)
     with pytest.raises(ValueError, match="--latency 1 is too low; the smallest possible") as error:
         find_best(space, losses(space), Budget(bits=9, milliseconds=1.0), times)
-    found = re.search(r"is (\d+\.\d{3}) ms", str(error.value))
-    assert found is not None and float(found[1]) == pytest.approx(lowest, abs=1.1e-3)
-    fastest = find_best(space, losses(space), Budget(bits=9, milliseconds=float(found[1])), times)
+    match = re.search(r"is (\d+\.\d{3}) ms", str(error.value))
+    assert match is not None and float(match[1]) == pytest.approx(lowest, abs=1.1e-3)
+    fastest = find_best(space, losses(space), Budget(bits=9, milliseconds=float(match[1])), times)
     assert fastest.milliseconds == pytest.approx(lowest)
     few = find_best(space, losses(space), Budget(bits=9)).bytes - 300_000
     with pytest.raises(ValueError, match="smallest possible within the other limits is"):
