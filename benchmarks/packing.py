@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 import zlib
@@ -269,6 +270,8 @@ def measure_folder(folder: Path, work: Path) -> dict[str, Any]:
     """Pack and unpack a folder by the command line; compare its files."""
     work.mkdir(parents=True, exist_ok=True)
     packed, restored = work / "packed", work / "restored"
+    for earlier in (packed, restored):
+        shutil.rmtree(earlier, ignore_errors=True)
     usage = {}
     for verb, source, target in (("pack", folder, packed), ("unpack", packed, restored)):
         command = [sys.executable, "-m", "vlpress", verb, str(source), "-o", str(target), "--fresh"]
