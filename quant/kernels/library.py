@@ -114,8 +114,8 @@ def check_sources(library: ctypes.CDLL, folder: Traversable) -> None:
         found = "unknown"
     if found != expected:
         raise OSError(
-            f"the CPU kernels were compiled from other sources (digest {found[:12]}) than those "
-            f"in {folder} ({expected[:12]}); compile them again: pip install -e ."
+            f"the CPU kernels were compiled from other sources (digest {found[:12]}) than those of "
+            f"this working copy ({expected[:12]}); compile them again: pip install -e ."
         )
 
 
