@@ -1,6 +1,7 @@
 """Searched recipes against uniform bits and against end layers at 8 bits, at equal bytes.
 
     python benchmarks/search.py [--models tiny tiny-outliers] [--held-out 512] [--seeds 0]
+    python benchmarks/search.py --no-rows --errors gptq --out out/search-gptq.json
 
 Every rival is a fixed recipe. The budget of the search is the rival's own size, so that the found
 recipe is never larger. Both are quantized by GPTQ with the same calibration drawings, and their KL
@@ -98,13 +99,13 @@ class Comparison:
         self.name, self.options = name, options
         self.source = Source.find(name, ModelSettings(device="cpu", dtype="fp32"))
         self.processor = Processor.from_folder(resolve_folder(name))
-        self.judge = Judge(name, SEEDS["held_out"], options.held_out)
+        self.judge = None if options.no_rows else Judge(name, SEEDS["held_out"], options.held_out)
 
     def measure(self) -> dict[str, Any]:
         """Compare all rows; the search runs once per calibration seed."""
         scored = {seed: self.score(seed) for seed in self.options.seeds}
         rows = []
-        for decoder, is_whole in ROWS:
+        for decoder, is_whole in () if self.options.no_rows else ROWS:
             of_rival, of_found, sizes, choices = [], [], [], []
             for seed in self.options.seeds:
                 calibration = {"samples": self.options.samples, "seed": seed}
@@ -157,6 +158,7 @@ class Comparison:
         """Quantize the model and measure its divergence."""
         model = open_model(self.name, device="cpu")
         quantize_(model, recipe, self.prompts(self.options.samples, seed))
+        assert self.judge is not None
         return self.judge.measure(model)
 
 
@@ -251,6 +253,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration drawings")
     parser.add_argument("--held-out", type=int, default=512, help="held-out drawings")
     parser.add_argument("--errors", choices=("rtn", "gptq"), default="rtn")
+    parser.add_argument("--no-rows", action="store_true", help="measure the correlation alone")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search.json")
     options = parser.parse_args()
