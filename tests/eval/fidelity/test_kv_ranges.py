@@ -102,7 +102,10 @@ def base(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind == "int8" else pytest.mark.slow) for kind in QUANTIZED],
+)
 def test_evaluation_measures_through_the_cache(
     checkpoint: Path, base: Path, tmp_path: Path, kind: CacheType
 ) -> None:
