@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import tomli_w
+
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, Stage, family_of
 from ..recipe.scheme import QuantScheme, Scheme
@@ -113,27 +115,7 @@ def format_recipe(data: Mapping[str, Any], comments: Sequence[str]) -> str:
         comments: lines of its head.
     """
     lines = [f"# {line}".rstrip() for line in comments]
-    lines += ["", *_pairs({k: v for k, v in data.items() if k not in ("calibration", "step")})]
-    lines += ["", "[calibration]", *_pairs(data["calibration"])]
-    for step in data["step"]:
-        lines += ["", "[[step]]", *_pairs(step)]
-    return "\n".join(lines) + "\n"
-
-
-def _pairs(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_value(value)}" for key, value in table.items()]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[\n" + "".join(f"    {_value(each)},\n" for each in value) + "]"
-    if isinstance(value, str):
-        if "'" in value or not value.isprintable():
-            raise ValueError(f"{value!r} cannot be written as a literal string of TOML")
-        return f"'{value}'"  # literal: patterns have backslashes
-    return str(value)
+    return "\n".join([*lines, "", tomli_w.dumps(data)])
 
 
 def make_step(part: str, scheme: Scheme, errors: str) -> Step:

@@ -53,7 +53,7 @@ def test_the_file_is_a_recipe_with_a_step_for_each_scheme(tmp_path: Path) -> Non
     path = tmp_path / "found.toml"
     path.write_text(format_recipe(data, ["first line", "second: 'quoted'"]), encoding="utf-8")
     text = path.read_text("utf-8")
-    assert text.startswith("# first line\n# second: 'quoted'\n\nname = 'found'\n")
+    assert text.startswith("# first line\n# second: 'quoted'\n\nname = \"found\"\n")
     assert tomllib.loads(text) == data
     recipe = Recipe.from_toml(path)
     assert (recipe.tie, recipe.tp) == (False, 2)
