@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
@@ -20,16 +20,25 @@ def bytes_by_part(config: ModelConfig, sizes: Iterable[tuple[str, int]]) -> dict
     Returns:
         Bytes by the names in `BYTE_PARTS`, in their order.
     """
+    part_of = part_finder(config)
+    totals = dict.fromkeys(BYTE_PARTS, 0)
+    for name, size in sizes:
+        totals[part_of(name)] += size
+    return totals
+
+
+def part_finder(config: ModelConfig) -> Callable[[str], str]:
+    """Return a function that gives the part of a tensor, one of `BYTE_PARTS`, by canonical name."""
     prefixes = {f"{EMBEDDING}.": "embedding"}
     for stage in family_of(config).stages:
         prefixes.setdefault(stage.path.partition("{}")[0].removesuffix(".") + ".", stage.part)
         if stage.part == "tower":
             prefixes |= {f"{path}.": stage.part for path in stage.entry}
-    totals = dict.fromkeys(BYTE_PARTS, 0)
-    for name, size in sizes:
-        part = next((part for prefix, part in prefixes.items() if name.startswith(prefix)), REST)
-        totals[part] += size
-    return totals
+
+    def part_of(name: str) -> str:
+        return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), REST)
+
+    return part_of
 
 
 def checkpoint_bytes(config: ModelConfig, reader: CheckpointReader) -> dict[str, int]:

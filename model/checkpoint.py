@@ -135,6 +135,19 @@ class CheckpointReader:
                 raise damaged_file_error(path, error) from None
         return copy
 
+    def first_rows(self, name: str, count: int) -> Tensor:
+        """Copy at most `count` rows of one tensor of at least one dimension, on the CPU.
+
+        Raises:
+            ValueError: see `tensor`.
+        """
+        file, source = self._location(name)
+        try:
+            rows: Tensor = self._reopen(file).get_slice(source)[:count]
+        except SafetensorError as error:
+            raise damaged_file_error(self.folder / file, error) from None
+        return rows
+
     def lazy(self, name: str) -> LazyTensor:
         """Return one tensor as stored, to be read when it is serialized."""
         return LazyTensor(self.dtype(name), self.shape(name), lambda: self.tensor(name))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...model.byte_parts import bytes_by_part
+from ...model.byte_parts import part_finder
 from ...model.checkpoint import CheckpointReader
 from ...model.families import EMBEDDING
 from ...model.packed.estimate import coded_share
@@ -80,7 +80,7 @@ def _quantized_share(
     for row in _evenly(rows, LAYERS):
         name = _similar_weight(row, plan, reader)
         columns = row.spec.in_features
-        weight = reader.tensor(name)[:ROWS, :columns].to(dtype)
+        weight = reader.first_rows(name, ROWS)[:, :columns].to(dtype)
         weight = pad(weight, (0, columns - weight.shape[1]))
         grid = scheme.fit_for_rounding(weight)
         rounded = grid.compressed(grid.nearest(weight)).with_input_range(1.0)
@@ -117,10 +117,11 @@ def _largest_kept(plan: Plan, reader: CheckpointReader) -> dict[str, list[str]]:
     """Return the names of the largest tensors of each part that stay as they are."""
     taken = {_weight_name(row) for row in plan.quantized}
     names: dict[str, list[str]] = {part: [] for part in plan.candidate_parts}
+    part_of = part_finder(plan.config)
     for name in sorted(reader.names(), key=reader.nbytes, reverse=True):
-        sizes = bytes_by_part(plan.config, [(name, 1)])
-        of_part = names[next(part for part, size in sizes.items() if size)]
-        if name not in taken and len(of_part) < KEPT_TENSORS:
+        of_part = names[part_of(name)]
+        has_rows = reader.shape(name) and reader.nbytes(name)
+        if name not in taken and has_rows and len(of_part) < KEPT_TENSORS:
             of_part.append(name)
     return names
 
@@ -128,6 +129,7 @@ def _largest_kept(plan: Plan, reader: CheckpointReader) -> dict[str, list[str]]:
 def _kept_share(names: Sequence[str], reader: CheckpointReader, dtype: torch.dtype) -> float:
     tensors = {}
     for name in names:
-        values = reader.tensor(name).flatten()[: KEPT_BYTES // dtype.itemsize]
+        of_row = reader.nbytes(name) // reader.shape(name)[0]
+        values = reader.first_rows(name, max(1, KEPT_BYTES // of_row))
         tensors[name] = values.to(dtype) if values.is_floating_point() else values
     return coded_share(tensors)
