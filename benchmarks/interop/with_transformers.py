@@ -100,7 +100,8 @@ def compare(folder: Path) -> checks.Compared:
     options: dict[str, Any] = {}
     if needs_dequantization(folder):
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        dequantize_(model)
+        if any(group.get("input_activations") for group in groups_of(folder)):
+            dequantize_(model)
     library_model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, **options
     ).eval()
@@ -117,12 +118,16 @@ def needs_dequantization(folder: Path) -> bool:
     Version 0.20 expects unpacked zero points and does not find its own; FP4 weights become bf16,
     whatever the dtype of the model is.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    groups = [group["weights"] for group in config["quantization_config"]["config_groups"].values()]
     return any(
         not weights["symmetric"] or (weights["type"], weights["num_bits"]) == ("float", 4)
-        for weights in groups
+        for weights in (group["weights"] for group in groups_of(folder))
     )
+
+
+def groups_of(folder: Path) -> list[dict[str, Any]]:
+    """Read the schemes of a checkpoint in the form of compressed-tensors."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return list(config["quantization_config"]["config_groups"].values())
 
 
 def dequantize_(model: QwenVL) -> None:
