@@ -217,7 +217,7 @@ class CalibrationOptions(Options):
     ] = None
     calib_samples: Annotated[
         int | None,
-        Option("Number of calibration samples.", minimum=1, default_text="the recipe's"),
+        Option("Number of calibration samples.", minimum=1, default_text="the recipe's, or 128"),
     ] = None
     skip_bad_samples: Annotated[
         int,

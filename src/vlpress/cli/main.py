@@ -45,7 +45,7 @@ from .starting import starting
 DISTRIBUTED = ("quantize", "eval")
 NOT_STORED = "no answers were stored; without --no-cache an evaluation can be resumed"
 NO_RECIPE = "no recipe was written; the same command starts the search again"
-HELP = "Quantize Qwen2-VL and Qwen2.5-VL models and measure the accuracy loss."
+HELP = "Quantize Qwen vision-language models and measure the accuracy loss."
 
 Values = dict[str, Any]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
