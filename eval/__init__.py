@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .report.report import compare
     from .report.score_rows import circular_hits, mmmu_exact_hit
     from .tasks import open_task
+    from .tasks.benchmarks.ocrbench import ocrbench_hit
     from .tasks.extract import extract_choice
-    from .tasks.ocrbench import ocrbench_hit
 
 _MODULES = {
     "EvalResult": "evaluation",
@@ -26,7 +26,7 @@ _MODULES = {
     "evaluate_model": "evaluation",
     "extract_choice": "tasks.extract",
     "mmmu_exact_hit": "report.score_rows",
-    "ocrbench_hit": "tasks.ocrbench",
+    "ocrbench_hit": "tasks.benchmarks.ocrbench",
     "open_task": "tasks",
 }
 

@@ -22,7 +22,7 @@ from ...common.options import verb
 from ...common.progress import reporting
 from ..config import MARGIN, SplitOptions
 from ..planning.checks import check_question_file
-from ..tasks import custom
+from ..tasks.benchmarks import custom
 from ..tasks.broken import find_text_faults
 from ..tasks.files.jsonl import read_questions
 from ..tasks.files.rows import BenchmarkTable, Row, accept_faults, find_image_faults

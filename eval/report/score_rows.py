@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..tasks import mmbench, mmmu
+from ..tasks.benchmarks import mmbench, mmmu
 from ..tasks.extract import DEFAULT_PROFILE
 from ..tasks.files.rows import Row
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.text_files import decode_utf8, read_object
-from . import custom, docvqa, mmbench, mmmu, ocrbench
+from .benchmarks import custom, docvqa, mmbench, mmmu, ocrbench
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
 from .files.rows import BenchmarkTable, Findings, Row

@@ -11,7 +11,7 @@ from tiny_models import make_random_model, write_checkpoint_folder
 
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.results import StoredRun, StoredTask
-from vlpress.eval.tasks.ocrbench import GROUPS
+from vlpress.eval.tasks.benchmarks.ocrbench import GROUPS
 from vlpress.eval.tasks.task import Item
 from vlpress.model.processing.processor import Processor
 

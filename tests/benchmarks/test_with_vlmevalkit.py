@@ -10,8 +10,8 @@ from vlmevalkit import comparisons, phrases
 from vlmevalkit.comparisons import MODEL, PHRASED
 from workers.vlmevalkit.absent_modules import AbsentModule
 
+from vlpress.eval.tasks.benchmarks.ocrbench import score_table
 from vlpress.eval.tasks.files.image_store import StoredImage
-from vlpress.eval.tasks.ocrbench import score_table
 from vlpress.eval.tasks.task import Task, TaskScore, Unit
 
 CHOICES = {"A": "cat", "B": "dog"}

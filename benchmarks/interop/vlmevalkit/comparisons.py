@@ -11,7 +11,8 @@ from typing import Any
 import checks
 from PIL import Image
 
-from vlpress.eval.tasks import docvqa, open_task
+from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.benchmarks import docvqa
 from vlpress.eval.tasks.extract import extract_choice
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.prompts import STYLES

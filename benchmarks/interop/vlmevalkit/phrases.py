@@ -6,8 +6,8 @@ not, and the profiles read some of them differently.
 
 from __future__ import annotations
 
-from vlpress.eval.tasks.mmbench import ROTATION
-from vlpress.eval.tasks.mmmu import as_choice
+from vlpress.eval.tasks.benchmarks.mmbench import ROTATION
+from vlpress.eval.tasks.benchmarks.mmmu import as_choice
 from vlpress.eval.tasks.task import Fields, Task
 
 CHOICE_PHRASES = (

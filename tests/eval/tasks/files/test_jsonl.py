@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlpress.eval.tasks import custom, open_task
+from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.benchmarks import custom
 from vlpress.eval.tasks.files.jsonl import read_questions
 from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.prompts import DEFAULT

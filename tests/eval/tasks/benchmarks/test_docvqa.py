@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from eval_files import base64_png, write_tsv
 
-from vlpress.eval.tasks import docvqa, open_task
+from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.benchmarks import docvqa
 
 
 def rows() -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from eval_files import mmmu_rows, vectors, write_tsv
 
-from vlpress.eval.tasks import mmmu
+from vlpress.eval.tasks.benchmarks import mmmu
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.files.rows import Row
 from vlpress.eval.tasks.files.tsv import read_table

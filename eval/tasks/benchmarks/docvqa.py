@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .files.answer_cells import accepted_answers
-from .files.rows import BenchmarkTable, Findings, Row
-from .matching.anls import anls, normalize
-from .prompts import QWEN2, SHORT_WORDS, SINGLE_WORD, Content, images_first
-from .task import Fields, TaskScore, is_broken, percent, row_answer, row_unit, tabulate_units
+from ..files.answer_cells import accepted_answers
+from ..files.rows import BenchmarkTable, Findings, Row
+from ..matching.anls import anls, normalize
+from ..prompts import QWEN2, SHORT_WORDS, SINGLE_WORD, Content, images_first
+from ..task import Fields, TaskScore, is_broken, percent, row_answer, row_unit, tabulate_units
 
 METRIC = "ANLS"
 REQUIRED = ("question", "answer")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlpress.eval import extract_choice
-from vlpress.eval.tasks import custom, open_task
+from vlpress.eval.tasks import open_task
+from vlpress.eval.tasks.benchmarks import custom
 from vlpress.eval.tasks.files.jsonl import METRICS, read_questions
 from vlpress.eval.tasks.prompts import DEFAULT, QWEN2
 

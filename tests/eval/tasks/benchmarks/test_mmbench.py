@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from eval_files import mmbench_rows, vectors, write_tsv
 
-from vlpress.eval.tasks import TASK_KINDS, mmbench
+from vlpress.eval.tasks import TASK_KINDS
+from vlpress.eval.tasks.benchmarks import mmbench
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.files.rows import BenchmarkTable, Findings, Row
 from vlpress.eval.tasks.files.tsv import read_table

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from eval_files import ocrbench_rows, vectors, write_tsv
 
-from vlpress.eval.tasks import ocrbench
+from vlpress.eval.tasks.benchmarks import ocrbench
 from vlpress.eval.tasks.files.tsv import read_table
 
 

@@ -20,12 +20,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from .extract import count_failures, extract_choice
-from .files.jsonl import KEYS
-from .files.rows import BenchmarkTable, Findings, Row
-from .matching.choices import fold
-from .prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
-from .task import (
+from ..extract import count_failures, extract_choice
+from ..files.jsonl import KEYS
+from ..files.rows import BenchmarkTable, Findings, Row
+from ..matching.choices import fold
+from ..prompts import QWEN2, SELECT, Content, image_part, images_first, question_block, text_part
+from ..task import (
     Fields,
     TaskScore,
     Unit,

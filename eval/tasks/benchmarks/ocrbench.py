@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .files.answer_cells import accepted_answers
-from .files.rows import BenchmarkTable, Findings, Row
-from .prompts import QWEN2, SHORT_WORDS, Content, images_first
-from .task import Fields, TaskScore, Unit, is_broken, percent, row_answer, row_unit
+from ..files.answer_cells import accepted_answers
+from ..files.rows import BenchmarkTable, Findings, Row
+from ..prompts import QWEN2, SHORT_WORDS, Content, images_first
+from ..task import Fields, TaskScore, Unit, is_broken, percent, row_answer, row_unit
 
 METRIC = "accuracy"
 REQUIRED = ("question", "answer", "category")

@@ -13,11 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .extract import count_failures, extract_choice
-from .files.answer_cells import accepted_answers
-from .files.rows import BenchmarkTable, Findings, Row, find_answer_faults
-from .matching.mmmu_official import official_choice, official_open_hit
-from .prompts import (
+from ..extract import count_failures, extract_choice
+from ..files.answer_cells import accepted_answers
+from ..files.rows import BenchmarkTable, Findings, Row, find_answer_faults
+from ..matching.mmmu_official import official_choice, official_open_hit
+from ..prompts import (
     QWEN2,
     SELECT,
     Content,
@@ -25,7 +25,7 @@ from .prompts import (
     interleave,
     question_block,
 )
-from .task import (
+from ..task import (
     Fields,
     TaskScore,
     choice_fields,

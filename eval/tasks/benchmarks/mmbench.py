@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from .extract import count_failures, extract_choice
-from .files.rows import BenchmarkTable, Findings, Row, find_answer_faults, refuse_rows
-from .prompts import (
+from ..extract import count_failures, extract_choice
+from ..files.rows import BenchmarkTable, Findings, Row, find_answer_faults, refuse_rows
+from ..prompts import (
     QWEN2,
     SELECT,
     SELECT_CN,
@@ -22,7 +22,7 @@ from .prompts import (
     images_first,
     question_block,
 )
-from .task import (
+from ..task import (
     Fields,
     TaskScore,
     Unit,

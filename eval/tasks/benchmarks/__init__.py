@@ -1,0 +1,1 @@
+"""One module per benchmark: prompt, checks and scoring; `registry.TASK_KINDS` lists them."""
