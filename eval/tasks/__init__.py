@@ -27,11 +27,11 @@ from .files.tsv import read_table
 from .generated.answer_limits import default_limit
 from .generated.reasoning import NONE, find_rule
 from .prompts import DEFAULT, find_prompt_style, prompt_hash
+from .published import CONFIGS, Published
 from .registry import (
     BUILTIN,
     TASK_KINDS,
     Benchmark,
-    Published,
     TaskKind,
     check_table,
     find_benchmark,
@@ -44,12 +44,6 @@ from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fau
 
 SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
-_CONFIGS = {  # folders of the Hugging Face form
-    "MMBench_DEV_EN": "en",
-    "MMBench_DEV_CN": "cn",
-    "DocVQA_VAL": "DocVQA",
-}
-
 REASONING = "reasoning"
 """Key of the rule in a task's fingerprint; without it the rule is none."""
 
@@ -193,7 +187,7 @@ def _read(benchmark: Benchmark) -> tuple[BenchmarkTable, list[str]]:
 def _read_dataset(benchmark: Benchmark, release: Published) -> tuple[BenchmarkTable, list[str]]:
     """Read the Hugging Face form of a published benchmark, from a folder or the hub."""
     name = benchmark.name
-    config = _CONFIGS.get(name)
+    config = CONFIGS.get(name)
     if benchmark.kind == "mmbench" and config is None:
         raise ValueError(f"{name} is published as a TSV only; {where_to_get(name)}")
     is_hub = benchmark.form == "hub"

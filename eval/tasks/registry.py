@@ -14,16 +14,16 @@ from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.text_files import decode_utf8, read_object
-from .benchmarks import custom, docvqa, mmbench, mmmu, ocrbench
+from .benchmarks import chartqa, custom, docvqa, mmbench, mmmu, ocrbench, textvqa
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
 from .files.rows import BenchmarkTable, Findings, Row
 from .files.tables import read_columns
 from .prompts import Builder
+from .published import ALIASES, PUBLISHED, Published
 from .task import Fields, Scorer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-_SOURCE = "https://opencompass.openxlab.space/utils/"
 _SUFFIXES = (".tsv", ".tsv.gz")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 _NAME = re.compile(r"\w[\w.-]*")
@@ -43,18 +43,6 @@ class TaskKind:
     fields: Callable[[Row], Fields]
     score: Scorer
     decoding: Decoding
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published benchmark file."""
-
-    kind: str
-    url_tail: str
-    md5: str
-    rows: int  # 0: unknown
-    split: str | None = None  # the scored split of a file with several
-    scored: int = 0  # rows of that split
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,8 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         ("ocrbench", ocrbench),
         ("mmmu", mmmu),
         ("docvqa", docvqa),
+        ("chartqa", chartqa),
+        ("textvqa", textvqa),
         ("own", custom),
     )
 }
@@ -93,47 +83,6 @@ BUILTIN: Mapping[str, tuple[str, str]] = {  # name -> kind, packaged file
     "builtin-mmbench-cn": ("mmbench", "builtin_mmbench_cn.tsv.gz"),
     "builtin-ocrbench": ("ocrbench", "builtin_ocrbench.tsv.gz"),
     "builtin-mmmu": ("mmmu", "builtin_mmmu.tsv.gz"),
-}
-
-PUBLISHED: Mapping[str, Published] = {
-    "MMBench_DEV_EN": Published(
-        "mmbench",
-        "benchmarks/MMBench/MMBench_DEV_EN.tsv",
-        "b6caf1133a01c6bb705cf753bb527ed8",
-        4329,
-    ),
-    "MMBench_DEV_CN": Published(
-        "mmbench",
-        "benchmarks/MMBench/MMBench_DEV_CN.tsv",
-        "08b8fc3324a5ed74155350f57be69fbd",
-        4329,
-    ),
-    "MMBench_DEV_EN_V11": Published(
-        "mmbench",
-        "benchmarks/MMBench/MMBench_DEV_EN_V11.tsv",
-        "30c05be8f2f347a50be25aa067248184",
-        0,  # not published together with the digest
-    ),
-    "MMBench_DEV_CN_V11": Published(
-        "mmbench",
-        "benchmarks/MMBench/MMBench_DEV_CN_V11.tsv",
-        "593f9b5f6bea453d870a798b34ae4f37",
-        0,
-    ),
-    "OCRBench": Published(
-        "ocrbench", "VLMEval/OCRBench.tsv", "e953d98a987cc6e26ef717b61260b778", 1000
-    ),
-    "MMMU_DEV_VAL": Published(
-        "mmmu",
-        "VLMEval/MMMU_DEV_VAL.tsv",
-        "585e8ad75e73f75dcad265dfd0417d64",
-        1050,
-        split="validation",
-        scored=900,
-    ),
-    "DocVQA_VAL": Published(
-        "docvqa", "VLMEval/DocVQA_VAL.tsv", "d5ee77e1926ff10690d469c56b73eabf", 5349
-    ),
 }
 
 
@@ -157,7 +106,7 @@ def find_benchmark(spec: str, data_root: str | Path | None = None) -> Benchmark:
             raise ValueError(f"{name} is packaged and takes no path; got {spec!r}")
         kind, file = BUILTIN[name]
         return Benchmark(name, kind, str(DATA / file), "packaged")
-    published = {key.lower(): key for key in PUBLISHED}
+    published = {**ALIASES, **{key.lower(): key for key in PUBLISHED}}
     if name.lower() not in published:
         return _find_custom(name, location)
     name = published[name.lower()]
@@ -266,7 +215,7 @@ def _find_in(data_root: str | Path | None, name: str) -> str:
 def where_to_get(name: str) -> str:
     """Describe the download address of a published benchmark file."""
     release = PUBLISHED[name]
-    return f"VLMEvalKit publishes it at {_SOURCE}{release.url_tail} (md5 {release.md5})"
+    return f"VLMEvalKit publishes it at {release.url} (md5 {release.md5})"
 
 
 def check_table(benchmark: Benchmark, table: BenchmarkTable) -> Findings:

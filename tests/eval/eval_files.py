@@ -19,11 +19,19 @@ from PIL import Image
 from vlpress.eval.tasks import registry
 
 GOLDEN = paths.GOLDEN / "eval_vectors.json"
+BENCHMARK_VECTORS = paths.GOLDEN / "benchmark_vectors.json"
+"""Hand-made answers with the scores of VLMEvalKit's functions; its note says how they were made."""
 ANSWERS = ("cat", "dog", "bird", "fish")
 
 
 def vectors(section: str) -> Any:
     return json.loads(GOLDEN.read_text("utf-8"))[section]
+
+
+def benchmark_vectors(section: str) -> list[dict[str, Any]]:
+    """Cases of one benchmark; `expected` is the score in [0, 1]."""
+    cases: list[dict[str, Any]] = json.loads(BENCHMARK_VECTORS.read_text("utf-8"))[section]
+    return cases
 
 
 def base64_png(color: int = 0, size: tuple[int, int] = (56, 56)) -> str:

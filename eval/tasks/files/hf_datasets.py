@@ -8,101 +8,16 @@ TSV's (OCRBench was re-encoded as JPEG), so scores of the two forms are not comp
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ....model.processing.media import read_image_bytes
+from .hf_forms import FORMS, Form, Record
 from .image_store import VLMEVALKIT, ImageStore
-from .rows import BenchmarkTable, Faults, Index, Row, refuse_rows
-
-MISSING = "nan"  # empty cell in the MMBench form
-_IMAGES = 7  # columns image_1 to image_7 of MMMU
-_DISCIPLINES = {
-    "Art & Design": "Art Art_Theory Design Music",
-    "Business": "Accounting Economics Finance Manage Marketing",
-    "Science": "Biology Chemistry Geography Math Physics",
-    "Health & Medicine": "Basic_Medical_Science Clinical_Medicine "
-    "Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health",
-    "Humanities & Social Science": "History Literature Psychology Sociology",
-    "Tech & Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
-    "Energy_and_Power Materials Mechanical_Engineering",
-}
-DISCIPLINE_OF = {
-    subject: name for name, subjects in _DISCIPLINES.items() for subject in subjects.split()
-}
-
-Record = Mapping[str, Any]
-Cells = tuple[Index, dict[str, Any], list[Any]]
-"""Index, values (None: absent) and image cells of a row."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """Layout of a kind of benchmark on the hub."""
-
-    split: str
-    columns: tuple[str, ...]  # required
-    convert: Callable[[Record, int], Cells]
-
-
-def _mmbench(record: Record, number: int) -> Cells:
-    cells = {k: v for k, v in record.items() if k not in ("image", "index")}
-    values = {k: None if v == MISSING and k != "question" else v for k, v in cells.items()}
-    return int(record["index"]), values, [record.get("image")]
-
-
-def _ocrbench(record: Record, number: int) -> Cells:
-    answers = record["answer"]
-    values = {
-        "question": record["question"],
-        "answer": repr(list(answers)) if isinstance(answers, list | tuple) else answers,
-        "category": record["question_type"],
-    }
-    return number, values, [record.get("image")]
-
-
-def _mmmu(record: Record, number: int) -> Cells:
-    name = str(record["id"])
-    split, _, rest = name.partition("_")
-    subject = rest.rpartition("_")[0]
-    options = record["options"]
-    options = ast.literal_eval(options) if isinstance(options, str) else options
-    values = {
-        "question": record["question"],
-        "answer": record["answer"],
-        "category": subject,
-        "l2-category": DISCIPLINE_OF.get(subject),
-        "split": split,
-    }
-    if record.get("question_type") != "open":
-        if len(options) > len(string.ascii_uppercase):
-            raise ValueError(f"{len(options)} options; at most {len(string.ascii_uppercase)}")
-        values |= dict(zip(string.ascii_uppercase, options, strict=False))
-    images = [record.get(f"image_{number}") for number in range(1, _IMAGES + 1)]
-    return name, values, [cell for cell in images if cell is not None]
-
-
-def _docvqa(record: Record, number: int) -> Cells:
-    values = {
-        "question": record["question"],
-        "answer": repr(list(record["answers"])),
-        "category": ", ".join(record.get("question_types") or ()),
-    }
-    return str(record["questionId"]), values, [record.get("image")]
-
-
-FORMS: Mapping[str, Form] = {
-    "mmbench": Form("dev", ("index", "question", "answer", "image"), _mmbench),
-    "ocrbench": Form("test", ("question", "question_type", "answer", "image"), _ocrbench),
-    "docvqa": Form("validation", ("questionId", "question", "answers", "image"), _docvqa),
-    "mmmu": Form("validation", ("id", "question", "options", "answer", "image_1"), _mmmu),
-}
+from .rows import BenchmarkTable, Faults, Row, refuse_rows
 
 
 def fetch_dataset(repo: str, kind: str, config: str | None) -> Path:

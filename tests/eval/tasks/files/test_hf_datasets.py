@@ -14,7 +14,8 @@ from eval_files import base64_png, mmbench_rows
 
 from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.files import hf_datasets
-from vlpress.eval.tasks.files.hf_datasets import DISCIPLINE_OF, read_dataset
+from vlpress.eval.tasks.files.hf_datasets import read_dataset
+from vlpress.eval.tasks.files.hf_forms import DISCIPLINE_OF, FORMS
 from vlpress.eval.tasks.files.image_store import VLMEVALKIT, ImageStore
 
 IMAGE_FEATURE = datasets.Image()
@@ -160,6 +161,26 @@ def test_docvqa_form(tmp_path: Path) -> None:
     assert item.fields["category"] == "handwritten, form"
 
 
+def test_chartqa_form(tmp_path: Path) -> None:
+    records = [
+        {"type": f"{origin}_test", "question": "How many?", "answer": "12", "image": encoded(1)}
+        for origin in ("human", "augmented")
+    ]
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", records)
+    items = open_task(f"chartqa={tmp_path}").items
+    assert [(i.id, i.fields["answers"]) for i in items] == [("0", ["12"]), ("1", ["12"])]
+    assert [i.fields["category"] for i in items] == ["human", "augmented"]
+
+
+def test_textvqa_form(tmp_path: Path) -> None:
+    answers = ["nokia"] * 7 + ["the nokia", "toshiba", ""]
+    record = {"question_id": 34602, "question": "Brand?", "answers": answers, "image": encoded(1)}
+    write_parquet(tmp_path / "data" / "validation-00000-of-00003.parquet", [record])
+    task = open_task(f"textvqa={tmp_path}")
+    assert (task.items[0].id, task.items[0].fields["answers"]) == ("34602", answers)
+    assert task.score({"34602": "Nokia"}).percent == pytest.approx(100)
+
+
 def test_thirty_subjects_in_six_disciplines() -> None:
     assert (len(DISCIPLINE_OF), len(set(DISCIPLINE_OF.values()))) == (30, 6)
 
@@ -182,7 +203,7 @@ def test_a_row_without_image_is_broken(tmp_path: Path) -> None:
 
 def test_an_image_that_is_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(base64.b64decode(base64_png(1)))
-    form = hf_datasets.FORMS["ocrbench"]
+    form = FORMS["ocrbench"]
     record = {**ocrbench_records()[0], "image": {"bytes": None, "path": "a.png"}}
     row, fault = hf_datasets._row(record, 0, form, ImageStore(VLMEVALKIT), tmp_path)
     assert (fault, row.images[0].read()) == ("", (tmp_path / "a.png").read_bytes())

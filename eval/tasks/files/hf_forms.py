@@ -1,0 +1,121 @@
+"""Layouts of published benchmarks on the Hugging Face hub, renamed to the columns of the TSV form.
+
+| kind | repository | configuration |
+|---|---|---|
+| mmbench | lmms-lab/MMBench | en, cn |
+| ocrbench | echo840/OCRBench | |
+| mmmu | lmms-lab/MMMU | |
+| docvqa | lmms-lab/DocVQA | DocVQA, InfographicVQA |
+| chartqa | lmms-lab/ChartQA | |
+| textvqa | lmms-lab/textvqa | |
+"""
+
+from __future__ import annotations
+
+import ast
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .rows import Index
+
+MISSING = "nan"  # empty cell in the MMBench form
+_IMAGES = 7  # columns image_1 to image_7 of MMMU
+_DISCIPLINES = {
+    "Art & Design": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Health & Medicine": "Basic_Medical_Science Clinical_Medicine "
+    "Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health",
+    "Humanities & Social Science": "History Literature Psychology Sociology",
+    "Tech & Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
+    "Energy_and_Power Materials Mechanical_Engineering",
+}
+DISCIPLINE_OF = {
+    subject: name for name, subjects in _DISCIPLINES.items() for subject in subjects.split()
+}
+
+Record = Mapping[str, Any]
+Cells = tuple[Index, dict[str, Any], list[Any]]
+"""Index, values (None: absent) and image cells of a row."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Layout of a kind of benchmark on the hub."""
+
+    split: str
+    columns: tuple[str, ...]  # required
+    convert: Callable[[Record, int], Cells]
+
+
+def _mmbench(record: Record, number: int) -> Cells:
+    cells = {k: v for k, v in record.items() if k not in ("image", "index")}
+    values = {k: None if v == MISSING and k != "question" else v for k, v in cells.items()}
+    return int(record["index"]), values, [record.get("image")]
+
+
+def _ocrbench(record: Record, number: int) -> Cells:
+    answers = record["answer"]
+    values = {
+        "question": record["question"],
+        "answer": repr(list(answers)) if isinstance(answers, list | tuple) else answers,
+        "category": record["question_type"],
+    }
+    return number, values, [record.get("image")]
+
+
+def _mmmu(record: Record, number: int) -> Cells:
+    name = str(record["id"])
+    split, _, rest = name.partition("_")
+    subject = rest.rpartition("_")[0]
+    options = record["options"]
+    options = ast.literal_eval(options) if isinstance(options, str) else options
+    values = {
+        "question": record["question"],
+        "answer": record["answer"],
+        "category": subject,
+        "l2-category": DISCIPLINE_OF.get(subject),
+        "split": split,
+    }
+    if record.get("question_type") != "open":
+        if len(options) > len(string.ascii_uppercase):
+            raise ValueError(f"{len(options)} options; at most {len(string.ascii_uppercase)}")
+        values |= dict(zip(string.ascii_uppercase, options, strict=False))
+    images = [record.get(f"image_{number}") for number in range(1, _IMAGES + 1)]
+    return name, values, [cell for cell in images if cell is not None]
+
+
+def _docvqa(record: Record, number: int) -> Cells:
+    values = {
+        "question": record["question"],
+        "answer": repr(list(record["answers"])),
+        "category": ", ".join(record.get("question_types") or ()),
+    }
+    return str(record["questionId"]), values, [record.get("image")]
+
+
+def _chartqa(record: Record, number: int) -> Cells:
+    answer = record["answer"]
+    values = {
+        "question": record["question"],
+        "answer": repr(answer) if isinstance(answer, list) else answer,
+        "type": record["type"],
+    }
+    return number, values, [record.get("image")]
+
+
+def _textvqa(record: Record, number: int) -> Cells:
+    values = {"question": record["question"], "answer": repr(list(record["answers"]))}
+    return str(record["question_id"]), values, [record.get("image")]
+
+
+FORMS: Mapping[str, Form] = {
+    "mmbench": Form("dev", ("index", "question", "answer", "image"), _mmbench),
+    "ocrbench": Form("test", ("question", "question_type", "answer", "image"), _ocrbench),
+    "docvqa": Form("validation", ("questionId", "question", "answers", "image"), _docvqa),
+    "chartqa": Form("test", ("type", "question", "answer", "image"), _chartqa),
+    "textvqa": Form("validation", ("question_id", "question", "answers", "image"), _textvqa),
+    "mmmu": Form("validation", ("id", "question", "options", "answer", "image_1"), _mmmu),
+}

@@ -1,0 +1,94 @@
+"""Published benchmark files: where they are published, their digests and sizes.
+
+Addresses and digests are those of VLMEvalKit's dataset classes. `CONFIGS` has the folders of the
+Hugging Face forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_OPENCOMPASS = "https://opencompass.openxlab.space/utils/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published benchmark file."""
+
+    kind: str  # a key of `registry.TASK_KINDS`
+    address: str  # of the TSV, below `_OPENCOMPASS` unless it begins with https
+    md5: str
+    rows: int = 0  # 0: not published together with the digest
+    split: str | None = None  # the scored split of a file with several
+    scored: int = 0  # rows of that split
+
+    @property
+    def url(self) -> str:
+        """Address of the TSV."""
+        return self.address if self.address.startswith("https") else _OPENCOMPASS + self.address
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "MMBench_DEV_EN": Published(
+        "mmbench",
+        "benchmarks/MMBench/MMBench_DEV_EN.tsv",
+        "b6caf1133a01c6bb705cf753bb527ed8",
+        4329,
+    ),
+    "MMBench_DEV_CN": Published(
+        "mmbench",
+        "benchmarks/MMBench/MMBench_DEV_CN.tsv",
+        "08b8fc3324a5ed74155350f57be69fbd",
+        4329,
+    ),
+    "MMBench_DEV_EN_V11": Published(
+        "mmbench",
+        "benchmarks/MMBench/MMBench_DEV_EN_V11.tsv",
+        "30c05be8f2f347a50be25aa067248184",
+    ),
+    "MMBench_DEV_CN_V11": Published(
+        "mmbench",
+        "benchmarks/MMBench/MMBench_DEV_CN_V11.tsv",
+        "593f9b5f6bea453d870a798b34ae4f37",
+    ),
+    "OCRBench": Published(
+        "ocrbench", "VLMEval/OCRBench.tsv", "e953d98a987cc6e26ef717b61260b778", 1000
+    ),
+    "MMMU_DEV_VAL": Published(
+        "mmmu",
+        "VLMEval/MMMU_DEV_VAL.tsv",
+        "585e8ad75e73f75dcad265dfd0417d64",
+        1050,
+        split="validation",
+        scored=900,
+    ),
+    "DocVQA_VAL": Published(
+        "docvqa", "VLMEval/DocVQA_VAL.tsv", "d5ee77e1926ff10690d469c56b73eabf", 5349
+    ),
+    "InfoVQA_VAL": Published(
+        "docvqa", "VLMEval/InfoVQA_VAL.tsv", "2342e9c225222f0ef4dec545ebb126fe", 2801
+    ),
+    "ChartQA_TEST": Published(
+        "chartqa", "VLMEval/ChartQA_TEST.tsv", "c902e0aa9be5582a7aad6dcf52734b42", 2500
+    ),
+    "TextVQA_VAL": Published(
+        "textvqa", "VLMEval/TextVQA_VAL.tsv", "b233b31f551bbf4056f2f955da3a92cd", 5000
+    ),
+}
+
+ALIASES: Mapping[str, str] = {
+    "docvqa": "DocVQA_VAL",
+    "infovqa": "InfoVQA_VAL",
+    "chartqa": "ChartQA_TEST",
+    "textvqa": "TextVQA_VAL",
+}
+"""Short names of published benchmarks, in lower case."""
+
+CONFIGS: Mapping[str, str] = {
+    "MMBench_DEV_EN": "en",
+    "MMBench_DEV_CN": "cn",
+    "DocVQA_VAL": "DocVQA",
+    "InfoVQA_VAL": "InfographicVQA",
+}
+"""Folder of a benchmark in the repository of its Hugging Face form."""
