@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .files.image_store import StoredImage
-from .files.rows import Row
+from .files.rows import Faults, Row
 
 QWEN2 = "vlmevalkit-qwen2"
 DEFAULT = "vlmevalkit-default"
@@ -108,6 +108,17 @@ def interleave(row: Row, text: str) -> Content:
             )
         content.append(image_part(row.images[number - 1]))
     return content
+
+
+def find_placeholder_faults(rows: Iterable[Row]) -> Faults:
+    """Return the rows whose question or options name an image that they do not have."""
+    faults: Faults = {}
+    for row in rows:
+        try:
+            interleave(row, question_block(row))
+        except ValueError as error:
+            faults[row.index] = str(error)
+    return faults
 
 
 def prompt_hash(builder: Builder, style: str) -> str:

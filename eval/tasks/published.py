@@ -63,6 +63,12 @@ PUBLISHED: Mapping[str, Published] = {
         split="validation",
         scored=900,
     ),
+    "MMMU_Pro_10c": Published(
+        "mmmu_pro", "VLMEval/MMMU_Pro_10c.tsv", "22cee868fe6b680d14b99bfff6db8172", 1730
+    ),
+    "MMMU_Pro_V": Published(
+        "mmmu_pro_vision", "VLMEval/MMMU_Pro_V.tsv", "d01441a87b3dbe721b5a04652ae38009", 1730
+    ),
     "DocVQA_VAL": Published(
         "docvqa", "VLMEval/DocVQA_VAL.tsv", "d5ee77e1926ff10690d469c56b73eabf", 5349
     ),
@@ -78,6 +84,8 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 ALIASES: Mapping[str, str] = {
+    "mmmu-pro": "MMMU_Pro_10c",
+    "mmmu-pro-vision": "MMMU_Pro_V",
     "docvqa": "DocVQA_VAL",
     "infovqa": "InfoVQA_VAL",
     "chartqa": "ChartQA_TEST",
@@ -88,6 +96,8 @@ ALIASES: Mapping[str, str] = {
 CONFIGS: Mapping[str, str] = {
     "MMBench_DEV_EN": "en",
     "MMBench_DEV_CN": "cn",
+    "MMMU_Pro_10c": "standard (10 options)",
+    "MMMU_Pro_V": "vision",
     "DocVQA_VAL": "DocVQA",
     "InfoVQA_VAL": "InfographicVQA",
 }

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.text_files import decode_utf8, read_object
-from .benchmarks import chartqa, custom, docvqa, mmbench, mmmu, ocrbench, textvqa
+from .benchmarks import (
+    chartqa,
+    custom,
+    docvqa,
+    mmbench,
+    mmmu,
+    mmmu_pro,
+    mmmu_pro_vision,
+    ocrbench,
+    textvqa,
+)
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
 from .files.rows import BenchmarkTable, Findings, Row
@@ -71,6 +81,8 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         ("mmbench", mmbench),
         ("ocrbench", ocrbench),
         ("mmmu", mmmu),
+        ("mmmu_pro", mmmu_pro),
+        ("mmmu_pro_vision", mmmu_pro_vision),
         ("docvqa", docvqa),
         ("chartqa", chartqa),
         ("textvqa", textvqa),

@@ -21,6 +21,7 @@ from ..prompts import (
     QWEN2,
     SELECT,
     Content,
+    find_placeholder_faults,
     images_first,
     interleave,
     question_block,
@@ -67,14 +68,9 @@ def check(table: BenchmarkTable, *, published: bool) -> Findings:
         table: the file.
         published: not used; see `mmbench.check`.
     """
-    findings = Findings(faults=find_answer_faults(table.rows, open_allowed=True))
-    for row in table.rows:
-        if row.index not in findings.faults and row.index not in table.faults:
-            try:
-                interleave(row, question_block(row))
-            except ValueError as error:
-                findings.faults[row.index] = str(error)
-    return findings
+    faults = find_answer_faults(table.rows, open_allowed=True)
+    sound = [row for row in table.rows if row.index not in {**faults, **table.faults}]
+    return Findings(faults={**find_placeholder_faults(sound), **faults})
 
 
 def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str) -> TaskScore:

@@ -5,6 +5,8 @@
 | mmbench | lmms-lab/MMBench | en, cn |
 | ocrbench | echo840/OCRBench | |
 | mmmu | lmms-lab/MMMU | |
+| mmmu_pro | MMMU/MMMU_Pro | standard (10 options) |
+| mmmu_pro_vision | MMMU/MMMU_Pro | vision |
 | docvqa | lmms-lab/DocVQA | DocVQA, InfographicVQA |
 | chartqa | lmms-lab/ChartQA | |
 | textvqa | lmms-lab/textvqa | |
@@ -70,8 +72,6 @@ def _mmmu(record: Record, number: int) -> Cells:
     name = str(record["id"])
     split, _, rest = name.partition("_")
     subject = rest.rpartition("_")[0]
-    options = record["options"]
-    options = ast.literal_eval(options) if isinstance(options, str) else options
     values = {
         "question": record["question"],
         "answer": record["answer"],
@@ -80,11 +80,30 @@ def _mmmu(record: Record, number: int) -> Cells:
         "split": split,
     }
     if record.get("question_type") != "open":
-        if len(options) > len(string.ascii_uppercase):
-            raise ValueError(f"{len(options)} options; at most {len(string.ascii_uppercase)}")
-        values |= dict(zip(string.ascii_uppercase, options, strict=False))
+        values |= _letter_options(record["options"])
     images = [record.get(f"image_{number}") for number in range(1, _IMAGES + 1)]
     return name, values, [cell for cell in images if cell is not None]
+
+
+def _mmmu_pro(record: Record, number: int) -> Cells:
+    name, subject = str(record["id"]), record["subject"]
+    values = {
+        "question": record.get("question"),
+        "answer": record["answer"],
+        "category": subject,
+        "l2-category": DISCIPLINE_OF.get(subject),
+        **_letter_options(record["options"]),
+    }
+    images = [record.get("image"), *(record.get(f"image_{n}") for n in range(1, _IMAGES + 1))]
+    return name, values, [cell for cell in images if cell is not None]
+
+
+def _letter_options(options: str | list[str]) -> dict[str, str]:
+    """Return letter -> text of options, a list or the literal of one."""
+    texts = ast.literal_eval(options) if isinstance(options, str) else options
+    if len(texts) > len(string.ascii_uppercase):
+        raise ValueError(f"{len(texts)} options; at most {len(string.ascii_uppercase)}")
+    return dict(zip(string.ascii_uppercase, texts, strict=False))
 
 
 def _docvqa(record: Record, number: int) -> Cells:
@@ -117,5 +136,7 @@ FORMS: Mapping[str, Form] = {
     "docvqa": Form("validation", ("questionId", "question", "answers", "image"), _docvqa),
     "chartqa": Form("test", ("type", "question", "answer", "image"), _chartqa),
     "textvqa": Form("validation", ("question_id", "question", "answers", "image"), _textvqa),
+    "mmmu_pro": Form("test", ("id", "question", "options", "answer", "subject"), _mmmu_pro),
+    "mmmu_pro_vision": Form("test", ("id", "image", "options", "answer", "subject"), _mmmu_pro),
     "mmmu": Form("validation", ("id", "question", "options", "answer", "image_1"), _mmmu),
 }

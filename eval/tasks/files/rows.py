@@ -94,12 +94,15 @@ def _try_to_open(image: StoredImage) -> str:
     return ""
 
 
-def find_answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Faults:
+def find_answer_faults(
+    rows: Iterable[Row], *, open_allowed: bool = False, question_needed: bool = True
+) -> Faults:
     """Return the rows without an answer or question, or whose answer is not an option.
 
     Args:
         rows: the rows to check.
         open_allowed: whether rows without options may have a free-text answer.
+        question_needed: whether a row without a question is at fault.
     """
     faults: Faults = {}
     for row in rows:
@@ -107,7 +110,7 @@ def find_answer_faults(rows: Iterable[Row], *, open_allowed: bool = False) -> Fa
             faults[row.index] = "it has no answer"
         elif (row.options or not open_allowed) and row["answer"] not in row.options:
             faults[row.index] = f"its answer {row['answer'][:20]!r} is none of its options"
-        elif "question" not in row.values:
+        elif question_needed and "question" not in row.values:
             faults[row.index] = "it has no question"
     return faults
 

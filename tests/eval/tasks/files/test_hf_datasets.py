@@ -144,6 +144,28 @@ def test_mmmu_form(tmp_path: Path) -> None:
     assert "2 rows, the published MMMU_DEV_VAL has 900" in task.notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("MMMU_Pro_10c", "standard (10 options)"), ("MMMU_Pro_V", "vision")]
+)
+def test_mmmu_pro_forms(tmp_path: Path, name: str, folder: str) -> None:
+    standard = {"question": "See <image 1>.", "image_1": encoded(1), "image_2": None}
+    records = [
+        {
+            "id": "test_History_1",
+            "options": str([f"option {n}" for n in range(10)]),
+            "answer": "J",
+            "subject": "History",
+            **(standard if name == "MMMU_Pro_10c" else {"image": encoded(1)}),
+        }
+    ]
+    write_parquet(tmp_path / folder / "test-00000-of-00001.parquet", records)
+    write_parquet(tmp_path / "other" / "test-00000-of-00001.parquet", records)
+    (item,) = open_task(f"{name}={tmp_path}").items
+    assert (item.id, item.fields["choices"]["J"]) == ("test_History_1", "option 9")
+    assert item.fields["group"] == "Humanities & Social Science"
+    assert len(item.images) == 1
+
+
 def test_docvqa_form(tmp_path: Path) -> None:
     records = [
         {
