@@ -115,7 +115,7 @@ class _Run:
         else:
             self._announce(job, tasks)
             self._evaluate_base(job, tasks, text)
-            self._evaluate_candidate(tasks, text)
+            self._evaluate_candidate(job, tasks, text)
         time_in_alternation(
             self._base,
             self._candidate,
@@ -132,7 +132,14 @@ class _Run:
             "command": options.command(),
         }
         folder = self._out / "report"
-        report = compare(self._base, self._candidate, folder, margin=options.margin, about=about)
+        report = compare(
+            self._base,
+            self._candidate,
+            folder,
+            margin=options.margin,
+            across_pixels=job.recipe.vision_input.max_pixels is not None,
+            about=about,
+        )
         write_model_card(self._checkpoint, job.base, scores_section(report))
         return report
 
@@ -247,8 +254,11 @@ class _Run:
             del model, features  # before the model is loaded in another dtype
             measure_dtype_floor(self._base, tasks, job.source, dtype=dtype, **sizes)
 
-    def _evaluate_candidate(self, tasks: Sequence[Task], text: str | None) -> None:
-        """Evaluate the checkpoint in the same setup, and its divergence from the original."""
+    def _evaluate_candidate(self, job: Job, tasks: Sequence[Task], text: str | None) -> None:
+        """Evaluate the checkpoint in the same setup, and its divergence from the original.
+
+        Only the largest area of an image may differ, if the recipe states one.
+        """
         candidate = Source.find(self._checkpoint, self._candidate_settings)
         with self._reporter.stages(CHECKPOINT, again=DIVERGENCE) as update:
             evaluate_model(
@@ -258,6 +268,7 @@ class _Run:
                 self._candidate,
                 batch_size=self._options.batch_size,
                 reference=self._base,
+                across_pixels=job.recipe.vision_input.max_pixels is not None,
                 text=text,
                 name=candidate.name,
                 source=self._checkpoint,

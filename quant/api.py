@@ -34,6 +34,7 @@ from .plan.packed_size import packed_parts
 from .plan.plan import make_plan
 from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
+from .recipe.vision_input import MAX_PIXELS
 from .resolve import Source, resolve_recipe
 
 
@@ -232,6 +233,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "kept": report.get("kept"),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),
+        **({MAX_PIXELS: report[MAX_PIXELS]} if MAX_PIXELS in report else {}),
         "bytes": sum(sizes.values()),
         "parts": sizes,
         "base_parts": report.get("size", {}).get("base_parts"),

@@ -22,6 +22,7 @@ from ..model.weight_files import digest_folder
 from .checkpoint.formats.table import AUTO
 from .checkpoint.loading import is_quantized
 from .checkpoint.model_card import Base
+from .checkpoint.pixel_budget import shared_setting, shares_video_settings
 from .checkpoint.saving import save_finished
 from .checkpoint.verify import first_tokens
 from .config import BUILTIN_MODELS, CalibrationOptions
@@ -32,7 +33,13 @@ from .driver.pipeline import check_format
 from .plan.plan import Plan, check_images, make_plan
 from .plan.time_estimate import Probe, estimate_time
 from .recipe.recipe import Recipe
-from .resolve import Source, encode_samples, open_samples, resolve_recipe
+from .resolve import (
+    Source,
+    encode_samples,
+    open_samples,
+    resolve_recipe,
+    sample_processor,
+)
 
 QUANTIZING = "quantizing"
 """Title of the stage."""
@@ -83,6 +90,9 @@ class Job:
     plan: Plan
     drawn: Draw[Sample]
     processor: Processor
+    """Of the original model."""
+    samples_as: Processor
+    """Encodes the samples, at the largest area that the checkpoint will have."""
     calibration: CalibrationOptions
 
     @classmethod
@@ -113,11 +123,11 @@ class Job:
         recipe = resolve_recipe(recipe_name, calibration, source, tp)
         plan = make_plan(source.config, recipe, format=format_)
         check_format(plan, format_)
-        processor = source.processor()
-        drawn = open_samples(recipe, calibration, processor)
+        samples_as = sample_processor(source, recipe)
+        drawn = open_samples(recipe, calibration, samples_as)
         if drawn.samples:
             check_images(plan, present=any(map(has_images, drawn.samples)))
-        return cls(source, recipe, plan, drawn, processor, calibration)
+        return cls(source, recipe, plan, drawn, source.processor(), samples_as, calibration)
 
     @property
     def samples(self) -> list[Sample]:
@@ -131,8 +141,12 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """See `calibration_warnings`."""
-        return calibration_warnings(self.source.name, self.drawn, self.calibration)
+        """See `calibration_warnings`; and what else the recipe's largest area changes."""
+        warnings = calibration_warnings(self.source.name, self.drawn, self.calibration)
+        area = self.recipe.vision_input.max_pixels
+        if area is not None and shares_video_settings(self.source.folder):
+            warnings.append(shared_setting("the checkpoint", area))
+        return warnings
 
     def warn(self, reporter: Reporter) -> None:
         """Show the warnings."""
@@ -203,7 +217,7 @@ class Job:
             self.source.folder,
             self.recipe,
             self.plan,
-            encode_samples(self.samples, self.processor),
+            encode_samples(self.samples, self.samples_as),
             settings.device,
             settings.dtype,
             self.calibration.cache_bytes,
@@ -253,7 +267,7 @@ class Job:
             messages = self.samples[0].messages
         tokens = first_tokens(
             checkpoint,
-            self.processor.encode(messages),
+            self.samples_as.encode(messages),
             SMOKE_TEST_TOKENS,
             stop_ids=self.processor.stop_ids,
             device=self.source.settings.device,

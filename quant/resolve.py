@@ -103,6 +103,30 @@ def resolve_recipe(
     return replace(recipe, calibration=section, tp=recipe.tp if tp is None else tp)
 
 
+def sample_processor(source: Source, recipe: Recipe) -> Processor:
+    """Open the processor of calibration samples: that of the model, with the recipe's largest area.
+
+    Raises:
+        ValueError: the recipe's area is below the model's minimum, or differs from the one given
+            as an option.
+    """
+    processor, area = source.processor(), recipe.vision_input.max_pixels
+    if area is None:
+        return processor
+    given = source.settings.max_pixels
+    if given is not None and given != area:
+        raise ValueError(
+            f"--max-pixels is {given}, vision_input.max_pixels of the recipe {area}; a checkpoint "
+            "has one of them: leave the option out, or change the recipe"
+        )
+    if area < processor.min_pixels:
+        raise ValueError(
+            f"recipe: vision_input.max_pixels is {area}; allowed: at least {processor.min_pixels}, "
+            f"the smallest area of {source.name}"
+        )
+    return processor.with_max_pixels(area)
+
+
 def open_samples(
     recipe: Recipe, calibration: CalibrationOptions, processor: Processor
 ) -> Draw[Sample]:

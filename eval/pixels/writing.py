@@ -8,7 +8,11 @@ from ... import __version__
 from ...common.output_dir import claim_result, refuse_foreign, sole_use, staged_result
 from ...common.progress import Reporter
 from ...model.weight_files import digest_folder
-from ...quant.checkpoint.pixel_budget import shares_video_settings, write_with_max_pixels
+from ...quant.checkpoint.pixel_budget import (
+    shared_setting,
+    shares_video_settings,
+    write_with_max_pixels,
+)
 
 
 def check_target(target: Path, source: Path, out: Path) -> None:
@@ -62,7 +66,4 @@ def write_candidate(
             with staged_result(target, fingerprint) as staged:
                 write_with_max_pixels(source, staged, max_pixels)
     if shares_video_settings(source):
-        reporter.warn(
-            f"{target} has one setting for images and videos: engines that read it from there "
-            f"scale frames of videos to at most {max_pixels} pixels too"
-        )
+        reporter.warn(shared_setting(target, max_pixels))

@@ -17,8 +17,9 @@ import yaml
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
 from ...model.token_reduction.table import describe_rule
+from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
 from .formats.engines import Support, engine_support
-from .safetensors_folder.reading import VISUAL_TOKENS, QuantizedCheckpoint
+from .safetensors_folder.reading import QuantizedCheckpoint
 from .snippets import SNIPPETS
 
 CARD = "README.md"
@@ -151,6 +152,8 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
         )
     if rule := record.get(VISUAL_TOKENS):
         facts.append(f"V{describe_rule(rule)[1:]}")
+    if max_pixels := record.get(MAX_PIXELS):
+        facts.append(f"Images: at most {max_pixels} pixels, in the processor's configuration")
     if recipe := record.get("recipe"):
         methods = dict.fromkeys(step["method"] for step in recipe.get("step", ()))
         facts.append(f"Recipe: {recipe['name']} ({', '.join(methods)})")

@@ -22,6 +22,7 @@ from ...model.processing.clips.settings import VIDEO_FILE
 from ...model.processing.pixel_settings import EDGES, IMAGE_FILE, PixelSettings
 from ...model.stored_files import is_packed, packed_path
 from ...model.weight_files import INDEX_FILE, find_weights
+from ..recipe.vision_input import MAX_PIXELS as RECORD_KEY
 from .loading import is_quantized
 from .model_card import CARD, base_of_card, write_model_card
 from .safetensors_folder.shards import REPORT_FILE, copy_side_files
@@ -30,6 +31,7 @@ PROCESSOR_FILE, IMAGE_SECTION = "processor_config.json", "image_processor"
 CONFIG_FILES = ("config.json", "quantize_config.json", "quant_config.json", REPORT_FILE)
 """Files of a checkpoint, as far as it has them, besides its weights and side files."""
 MAX_PIXELS = "max_pixels"
+"""Key in the configuration."""
 
 
 def write_with_max_pixels(source: Path, out: Path, max_pixels: int) -> None:
@@ -50,24 +52,43 @@ def write_with_max_pixels(source: Path, out: Path, max_pixels: int) -> None:
     copied = [*CONFIG_FILES, *([INDEX_FILE] if weights.weight_map else [])]
     copied += [CARD] * (not is_quantized(source))
     copy_side_files(source, out, (*copied, *family_of(config).side_files))
-    for name, section in ((IMAGE_FILE, None), (PROCESSOR_FILE, IMAGE_SECTION)):
-        if (out / name).is_file():
-            stored = read_checkpoint_json(out / name)
-            if section is None:
-                write_json(out / name, set_max_pixels(stored, max_pixels))
-            elif isinstance(nested := stored.get(section), Mapping):
-                write_json(out / name, {**stored, section: set_max_pixels(nested, max_pixels)})
-    before = PixelSettings.from_folder(source, config.vision)
-    written = PixelSettings.from_folder(out, config.vision)
-    if (written.min_pixels, written.max_pixels) != (before.min_pixels, max_pixels):
-        raise ValueError(
-            f"{source}: its preprocessor configuration gives {written.min_pixels} to "
-            f"{written.max_pixels} pixels after the change, {before.min_pixels} to {max_pixels} "
-            "are wanted; take the file from the original checkpoint"
-        )
+    change_max_pixels(out, config, max_pixels)
+    if (out / REPORT_FILE).is_file():
+        record = read_checkpoint_json(out / REPORT_FILE)
+        if RECORD_KEY in record:  # of a recipe with an area of its own, which no longer holds
+            write_json(out / REPORT_FILE, {**record, RECORD_KEY: max_pixels})
     if is_quantized(source):
         # A card of its own: the scores in the source's are of other images.
         write_model_card(out, base_of_card(source))
+
+
+def change_max_pixels(folder: Path, config: ModelConfig, max_pixels: int) -> None:
+    """Change the largest area of an image in the processor files of a new checkpoint.
+
+    Args:
+        folder: of the checkpoint, with the files of its source.
+        config: of the model.
+        max_pixels: see `write_with_max_pixels`.
+
+    Raises:
+        FileNotFoundError: there is no preprocessor configuration.
+        ValueError: the configuration is unusable, or `max_pixels` is below its minimum.
+    """
+    before = PixelSettings.from_folder(folder, config.vision)
+    for name, section in ((IMAGE_FILE, None), (PROCESSOR_FILE, IMAGE_SECTION)):
+        if (folder / name).is_file():
+            stored = read_checkpoint_json(folder / name)
+            if section is None:
+                write_json(folder / name, set_max_pixels(stored, max_pixels))
+            elif isinstance(nested := stored.get(section), Mapping):
+                write_json(folder / name, {**stored, section: set_max_pixels(nested, max_pixels)})
+    written = PixelSettings.from_folder(folder, config.vision)
+    if (written.min_pixels, written.max_pixels) != (before.min_pixels, max_pixels):
+        raise ValueError(
+            f"{folder}: its preprocessor configuration gives {written.min_pixels} to "
+            f"{written.max_pixels} pixels after the change, {before.min_pixels} to {max_pixels} "
+            "are wanted; take the file from the original checkpoint"
+        )
 
 
 def set_max_pixels(settings: Mapping[str, Any], max_pixels: int) -> dict[str, Any]:
@@ -90,6 +111,14 @@ def shares_video_settings(folder: Path) -> bool:
     path = folder / PROCESSOR_FILE
     nested = read_checkpoint_json(path).get("video_processor") if path.is_file() else None
     return nested is None and not (folder / VIDEO_FILE).is_file()
+
+
+def shared_setting(name: object, max_pixels: int) -> str:
+    """Return the warning about a checkpoint for which `shares_video_settings` holds."""
+    return (
+        f"{name} has one setting for images and videos: engines that read it from there scale "
+        f"frames of videos to at most {max_pixels} pixels too"
+    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

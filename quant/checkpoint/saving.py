@@ -29,6 +29,7 @@ from .formats.table import AUTO, choose_format
 from .kv_scales import scale_tensors
 from .loading import resolve_folder
 from .model_card import Base, write_model_card
+from .pixel_budget import change_max_pixels
 from .safetensors_folder.shards import checkpoint_folder
 
 
@@ -210,6 +211,8 @@ def _write(
         config=contents.config.raw,
         record=record,
     )
+    if (max_pixels := report.plan.vision_input.max_pixels) is not None:
+        change_max_pixels(folder, contents.config, max_pixels)
 
 
 def _padded(

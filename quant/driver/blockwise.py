@@ -81,10 +81,9 @@ class BlockwiseQuantizer:
         if self.recipe.needs_calibration:
             has_images = any(prompt.visuals for prompt in self.prompts)
             check_images(self.plan, present=not self.prompts or has_images)
-            if self.recipe.reduction is not None and has_images:
-                return self._with_reduced_prompts(self.recipe.reduction)._quantize(
-                    journal, on_progress
-                )
+            rule = self.recipe.vision_input.reduction
+            if rule is not None and has_images:
+                return self._with_reduced_prompts(rule)._quantize(journal, on_progress)
         return self._quantize(journal, on_progress)
 
     def _with_reduced_prompts(self, rule: ReductionRule) -> "BlockwiseQuantizer":

@@ -46,6 +46,7 @@ def quantize_(
         model: in any float dtype, on any device.
         recipe: which layers to quantize, and how.
         prompts: calibration samples with their answers; may be empty if every step only rounds.
+            Encode them with the recipe's `max_pixels`, if it has one (`sample_processor`).
         format: checkpoint format that the report counts bytes for, see `save_quantized`.
         on_progress: see `Progress`.
 
@@ -76,8 +77,8 @@ def quantize_(
             run.round_layers([row])
             run.pack_layers()
     if recipe.needs_calibration:
-        if recipe.reduction is not None:
-            prompts = reduce_prompts(model, recipe.reduction, prompts)
+        if recipe.vision_input.reduction is not None:
+            prompts = reduce_prompts(model, recipe.vision_input.reduction, prompts)
         if recipe.needs_gradient:
             run.show_progress("token weights by gradient")
         weights = find_token_weights(recipe.calibration.token_weights, model, prompts)
@@ -86,5 +87,5 @@ def quantize_(
             with block.loaded():
                 run.quantize_block(block)
                 run.pack_layers()
-    model.reduction = recipe.reduction
+    model.reduction = recipe.vision_input.reduction
     return run.report(record)

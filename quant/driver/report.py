@@ -248,7 +248,7 @@ class QuantReport:
                 "true_sequential": self.true_sequential,
                 "token_weights": calibration.token_weights.to_dict(),
             },
-            **({"visual_tokens": rule.to_dict()} if (rule := self.recipe.reduction) else {}),
+            **self.recipe.vision_input.described(),
             **({"kv_cache": describe_calibration(self.cache_layers)} if self.cache_layers else {}),
             "size": {
                 "base_bytes": self.base_bytes,

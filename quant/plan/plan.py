@@ -6,7 +6,7 @@ hour of calibration.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, LinearSpec, family_of
 from ...model.loading import build_model
 from ...model.qwen_vl import QwenVL
-from ...model.token_reduction.rule import ReductionRule
 from ...model.untying import untie_model_, untied_config
 from ..checkpoint.formats.contents import Contents
 from ..checkpoint.formats.engines import engine_support
@@ -27,6 +26,7 @@ from ..driver.padding import Padding, choose_padding, pad_model_, padded_config,
 from ..recipe.kv_cache import KVCacheScheme
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
+from ..recipe.vision_input import VisionInput
 from ..steps.step import Step
 from .channel_groups import PlannedTransform, plan_transforms
 from .embedding import check_embedding
@@ -128,8 +128,8 @@ class Plan:
     """Bytes of these scales."""
     untied: bool = False
     """The source's head is tied to the token embedding, and gets a weight of its own."""
-    reduction: ReductionRule | None = None
-    """Rule that drops visual tokens."""
+    vision_input: VisionInput = field(default_factory=VisionInput)
+    """Visual tokens of the samples and of the checkpoint."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -211,7 +211,7 @@ class Plan:
             "format": self.format,
             "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
-            **({"visual_tokens": self.reduction.to_dict()} if self.reduction else {}),
+            **self.vision_input.described(),
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": self.memory.to_dict(),
@@ -299,7 +299,7 @@ def make_plan(
         recipe.kv_cache,
         scale_bytes,
         untied,
-        recipe.reduction,
+        recipe.vision_input,
     )
 
 

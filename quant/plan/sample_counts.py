@@ -12,7 +12,7 @@ from ...common.result_cache import cached, digest_code, digest_files
 from ..config import CalibrationOptions
 from ..job import calibration_warnings
 from ..recipe.recipe import Recipe
-from ..resolve import Source, open_samples
+from ..resolve import Source, open_samples, sample_processor
 
 SIDE_FILES = ("*.json", "*.txt", "*.jinja")
 CODE = ("calib/samples", "model/processing", "synthetic")
@@ -43,7 +43,7 @@ def count_samples(recipe: Recipe, calibration: CalibrationOptions, source: Sourc
     """
 
     def count() -> dict[str, Any]:
-        drawn = open_samples(recipe, calibration, source.processor())
+        drawn = open_samples(recipe, calibration, sample_processor(source, recipe))
         return asdict(
             SampleCounts(
                 drawn.tokens,
@@ -64,6 +64,7 @@ def _key(recipe: Recipe, calibration: CalibrationOptions, source: Source) -> dic
         "samples": [recipe.calibration.samples, recipe.calibration.seed],
         "skip_bad_samples": calibration.skip_bad_samples,
         "pixels": [source.settings.min_pixels, source.settings.max_pixels],
+        "max_pixels": recipe.vision_input.max_pixels,
         "code": digest_code(*CODE),
         "versions": versions(),
     }

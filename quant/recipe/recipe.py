@@ -33,7 +33,9 @@ compressed-tensors hold them.
 
 `[vision_input]` with `reduce = {method = "duplicates", threshold = 0.98}` drops visual tokens after
 the merger (methods: `model.token_reduction.table`). The samples are calibrated without them, and
-vlpress applies the rule when it runs the checkpoint; other engines do not know it.
+vlpress applies the rule when it runs the checkpoint; other engines do not know it. `max_pixels`
+there is the largest area of an image: samples are calibrated with it, and the checkpoint's
+processor configuration states it, which every engine reads.
 
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
@@ -50,19 +52,18 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, InstanceOf, StrictBool, StrictInt
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
 from ...calib.fixed_weights import GRADIENTS, KINDS, FixedWeights
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.validation import Allowed, Integer, OneOf, parse, validated
-from ...model.token_reduction.rule import ReductionRule
-from ...model.token_reduction.table import read_rule
 from ..steps.step import Step
 from ..steps.table import METHODS
 from ..steps.transform import Transform
 from .kv_cache import KVCacheScheme
 from .presets import HEADS, PRESETS
 from .steps import read_step
+from .vision_input import VisionInput
 
 TokenWeights = Annotated[
     Annotated[str, OneOf(KINDS)] | FixedWeights,
@@ -110,13 +111,6 @@ class Calibration:
 
 
 @validated
-class _VisionInput:
-    """The table [vision_input]."""
-
-    reduce: Any
-
-
-@validated
 class _File:
     """The top level of a recipe file."""
 
@@ -145,8 +139,8 @@ class Recipe:
     """Transforms of each block's float weights before its layers are quantized, in order."""
     kv_cache: KVCacheScheme | None = None
     """KV cache whose scales are calibrated; None: none are."""
-    reduction: InstanceOf[ReductionRule] | None = None
-    """Rule that drops visual tokens, see `ReductionRule`; None: all are kept."""
+    vision_input: VisionInput = field(default_factory=VisionInput)
+    """Visual tokens of the samples and of the checkpoint."""
     tie: StrictBool = True
     """False: a head that is tied to the token embedding becomes a tensor of its own."""
 
@@ -182,7 +176,7 @@ class Recipe:
             kv_cache=None
             if file.kv_cache is None
             else parse(KVCacheScheme, file.kv_cache, "recipe", "kv_cache"),
-            reduction=_read_reduction(file.vision_input),
+            vision_input=VisionInput.from_table(file.vision_input),
             tie=file.tie,
         )
 
@@ -233,20 +227,12 @@ class Recipe:
             "calibration": self.calibration.to_dict(),
             # Records of recipes without it are as they were before it existed.
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
-            **({"vision_input": {"reduce": rule.to_dict()}} if (rule := self.reduction) else {}),
+            **({"vision_input": table} if (table := self.vision_input.to_dict()) else {}),
             "step": [
                 *(transform.to_dict() for transform in self.transforms),
                 *(step.to_dict() for step in self.steps),
             ],
         }
-
-
-def _read_reduction(table: object) -> ReductionRule | None:
-    """Read the table [vision_input] of a recipe."""
-    if table is None:
-        return None
-    section = parse(_VisionInput, table, "recipe", "vision_input")
-    return read_rule(section.reduce, "recipe", "vision_input.reduce")
 
 
 def pattern_matches(pattern: str, name: str) -> bool:

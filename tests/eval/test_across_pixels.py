@@ -19,6 +19,8 @@ from vlpress.eval.fidelity.measure import FOLDER
 from vlpress.eval.report.sections.speed import FILE
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_fidelity, read_run
+from vlpress.eval.run import run
+from vlpress.model.processing.processor import Processor
 from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
 
@@ -135,3 +137,24 @@ def test_the_command_of_a_report_repeats_it(
     assert codes[:2] == [0, 0] and codes[2] in (0, 1, 4)
     again = read_run(tmp_path / "candidate")
     assert again.fingerprint == read_run(runs[1]).fingerprint
+
+
+@pytest.mark.slow
+def test_a_recipe_with_an_area_is_compared_with_the_original_at_its_own(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"[vision_input]\nmax_pixels = {SMALL}\n"
+        '[[step]]\nmethod = "gptq"\nbits = 4\ngroup_size = 32\ntargets = ["decoder"]\n'
+    )
+    out = tmp_path / "out"
+    report = run(
+        checkpoint, out=out, recipe=str(recipe), calib_samples=2, device="cpu", **QUESTIONS
+    )
+    largest = Processor.from_folder(checkpoint).max_pixels
+    assert report["max_pixels"] == {"base": largest, "candidate": SMALL}
+    assert Processor.from_folder(out / "checkpoint").max_pixels == SMALL
+    assert report["fidelity"]["kl_mean"] > 0
+    # Measured in alternation, each model with its own images.
+    assert report["speed"]["alternating"]["prefill_tokens_per_second"]["ratio"] > 0

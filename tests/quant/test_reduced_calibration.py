@@ -61,8 +61,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_recipes_spell_out_the_rule() -> None:
     plain, reduced = recipe(), recipe(**with_rule({"method": "duplicates"}))
-    assert plain.reduction is None and "vision_input" not in plain.to_dict()
-    assert reduced.reduction == Duplicates(threshold=0.98)
+    assert plain.vision_input.reduction is None and "vision_input" not in plain.to_dict()
+    assert reduced.vision_input.reduction == Duplicates(threshold=0.98)
     assert reduced.to_dict()["vision_input"] == {
         "reduce": {"method": "duplicates", "threshold": 0.98}
     }
@@ -77,9 +77,9 @@ def test_recipes_spell_out_the_rule() -> None:
         ({"reduce": "random"}, r"vision_input.reduce is 'random'; allowed: a table with the key"),
         (
             {"reduce": RULE, "reduction": RULE},
-            r"vision_input: unknown key 'reduction'; allowed: reduce",
+            r"vision_input: unknown key 'reduction'; allowed: max_pixels, reduce",
         ),
-        ({}, r"vision_input.reduce is missing"),
+        ({}, r"vision_input has no key; allowed: reduce, max_pixels"),
         ([], r"vision_input is \[\]; allowed: a table"),
     ],
 )

@@ -18,14 +18,12 @@ from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
 from ...recipe.kv_cache import KVCacheScheme
 from ...recipe.scheme import Scheme
+from ...recipe.vision_input import VISUAL_TOKENS
 from ..formats.contents import Contents, Solver
 from ..formats.format import group_index
 from ..formats.table import format_of
 from ..kv_scales import read_scales, scale_names
 from .shards import REPORT_FILE
-
-VISUAL_TOKENS = "visual_tokens"
-"""Key of the reduction rule in the record."""
 
 
 class QuantizedCheckpoint:

@@ -45,7 +45,7 @@ def plan_table(plan: Result) -> str:
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
         f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
-        *_reduction(plan),
+        *_vision_input(plan),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *byte_lines(plan["base_parts"], plan["candidate_parts"]),
         "after vlpress pack: about "
@@ -56,10 +56,11 @@ def plan_table(plan: Result) -> str:
     )
 
 
-def _reduction(result: Result) -> list[str]:
-    """The rule that drops visual tokens, if there is one."""
-    rule = result.get("visual_tokens")
-    return [] if rule is None else [describe_rule(rule)]
+def _vision_input(result: Result) -> list[str]:
+    """The rule that drops visual tokens and the largest area of an image, if there are any."""
+    rule, area = result.get("visual_tokens"), result.get("max_pixels")
+    lines = [] if rule is None else [describe_rule(rule)]
+    return lines if area is None else [*lines, f"images: at most {area} pixels"]
 
 
 def joined_experts(rows: Sequence[Result]) -> list[Result]:
@@ -180,7 +181,7 @@ def inspect_table(checkpoint: Result) -> str:
     ]
     if unquantized:
         lines.append(f"{len(unquantized)} linear layers are kept; --json gives the reasons")
-    lines += _reduction(checkpoint)
+    lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
 
