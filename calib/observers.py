@@ -198,7 +198,7 @@ class Hessian:
         self.tokens = 0
         """Number of tokens of positive weight so far."""
         self.input_range = MinMax()
-        """Range of the same inputs."""
+        """Range of the inputs, before the layer rounds them."""
 
     @property
     def values(self) -> Tensor:
@@ -206,9 +206,17 @@ class Hessian:
         self._flush()
         return self._sum.full()
 
-    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """See `Observer.update`."""
-        self.input_range.update(inputs, weights)
+    def update(
+        self, inputs: Tensor, weights: Tensor | None = None, *, unrounded: Tensor | None = None
+    ) -> None:
+        """See `Observer.update`.
+
+        Args:
+            inputs: as the layer multiplies them.
+            weights: of the tokens.
+            unrounded: the inputs whose range is measured, same shape; None = the same.
+        """
+        self.input_range.update(inputs if unrounded is None else unrounded, weights)
         tokens, weights = _flatten(inputs, weights, self._sum.size)
         if not len(tokens):
             return
@@ -272,6 +280,11 @@ class CrossMoment(_Mean):
     The layer needs its weight times this matrix. Where that has far fewer rows, the weight is
     multiplied with the deviations instead: `sum_t w_t (W d_t)' x_t / sum_t w_t` takes `2 N K`
     multiply-adds per token instead of `K^2`, and its memory is `[N, K]`.
+
+    A layer may round its inputs, and multiplies `r(x)`. The moment is then `sum_t w_t d_t' r(x_t)`
+    with the same d, of the inputs before rounding. Rounding errors are left out of d on purpose:
+    `x - r(x)` depends on `r(x)`, and its regression shrinks the weights of inputs whose rounding
+    error is large (the attenuation of errors in variables), which no later layer undoes.
     """
 
     def __init__(
@@ -295,13 +308,21 @@ class CrossMoment(_Mean):
         """float32 `[K, K]`, or `[sum of N, K]` if projected."""
         self._in_features = in_features
 
-    def update(self, inputs: Tensor, float_inputs: Tensor, weights: Tensor | None = None) -> None:
+    def update(
+        self,
+        inputs: Tensor,
+        float_inputs: Tensor,
+        weights: Tensor | None = None,
+        *,
+        rounded: Tensor | None = None,
+    ) -> None:
         """Update the statistics with activations.
 
         Args:
             inputs: `[..., K]`, any float dtype; leading dimensions are tokens.
             float_inputs: inputs of the same layer in the float model, same shape.
             weights: float `[T]`, not negative; with None every token has weight 1.
+            rounded: the inputs as the layer multiplies them, same shape; None = the same.
 
         Raises:
             ValueError: shapes do not match, or a weight is negative or not finite.
@@ -311,6 +332,7 @@ class CrossMoment(_Mean):
                 f"inputs have shape {tuple(inputs.shape)}, float inputs {tuple(float_inputs.shape)}"
             )
         targets, _ = _flatten(float_inputs, weights, self._in_features)
+        factors, _ = _flatten(inputs if rounded is None else rounded, weights, self._in_features)
         tokens, weights = _flatten(inputs, weights, self._in_features)
         if not len(tokens):
             return
@@ -323,7 +345,7 @@ class CrossMoment(_Mean):
             deviations *= _share(weights, total, rows.device)
             if self._weight is not None:
                 deviations = deviations @ self._weight.t()
-            self.values.addmm_(deviations.t(), rows, beta=self.weight / total)
+            self.values.addmm_(deviations.t(), factors.to(rows), beta=self.weight / total)
         self.weight = total
 
     def of_outputs(self, weight: Tensor, first_row: int) -> Tensor:

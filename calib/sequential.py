@@ -34,7 +34,7 @@ from .activation_store import (
 from .block_runner import BlockRunner, TokenWeightFn
 from .observers import Observer, Statistics, Syrk
 from .reduction import Reduction
-from .tap_groups import Needs, needs_float, observation_passes, tap_groups
+from .tap_groups import Needs, Roundings, needs_float, observation_passes, tap_groups
 from .tap_statistics import GroupStatistics, observe_groups
 
 
@@ -266,6 +266,7 @@ class CalibrationPass:
         true_sequential: bool = True,
         token_weights: TokenWeightFn | None = None,
         needs: Needs | None = None,
+        roundings: Roundings | None = None,
         syrk: Syrk | None = None,
         blocks: BlockSource | None = None,
         store: ActivationStore | None = None,
@@ -285,6 +286,8 @@ class CalibrationPass:
             needs: statistics besides the Hessian, by name of the target; default none. From the
                 first targeted block to the last target with a statistic `from_float_model`, every
                 sample also runs through a float copy of each block.
+            roundings: how targets round their inputs, by name; Hessians and cross moments are those
+                of the rounded inputs. Default: no target does.
             syrk: faster product for the Hessians of a bf16 model, see `Hessian`.
             blocks: provides the modules; default the model itself.
             store: stores activations between blocks; default in memory.
@@ -307,7 +310,7 @@ class CalibrationPass:
         )
         self.true_sequential, self.needs, self.syrk = true_sequential, needs or {}, syrk
         order = self.runner.all_blocks()
-        self.groups = {block: tap_groups(targets, block) for block in order}
+        self.groups = {block: tap_groups(targets, block, roundings) for block in order}
         self._measures_cache = measures_cache
         self._first = 0 if resume is None else order.index(resume.block)
         self.runner.diverged = set() if resume is None else set(resume.diverged)

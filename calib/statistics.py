@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from .observers import Syrk
 
+InputRounding = Callable[["Tensor"], "Tensor"]
+"""Rounds the inputs of a layer `[..., K]` as the quantized layer will; same shape and dtype. Layers
+whose roundings are equal share the statistics of an input."""
+
 
 @dataclass(frozen=True)
 class ObservedInput:

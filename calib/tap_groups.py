@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..model.families import LinearSpec
-from .statistics import HESSIAN, Statistic, observing_bytes
+from .statistics import HESSIAN, InputRounding, Statistic, observing_bytes
 
 OBSERVED_BYTES = 2 * 2**30
 """Largest memory of the statistics of the experts that one pass observes. It is a constant, so that
@@ -16,6 +16,9 @@ memory depends neither on the number of experts nor on the machine; results do n
 
 Needs = Mapping[str, Collection[Statistic]]
 """Statistics that targets need besides the Hessian, by name of the target."""
+
+Roundings = Mapping[str, InputRounding]
+"""How targets round their inputs, by name of the target; the others do not."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class TapGroup:
     linears: tuple[LinearSpec, ...]
     expert: int | None = None
     """Number of the expert, whose tap sees the tokens routed to it; None = all tokens."""
+    rounding: InputRounding | None = None
+    """How the layers round the input; None = they do not."""
 
     @property
     def in_features(self) -> int:
@@ -34,23 +39,38 @@ class TapGroup:
         return self.linears[0].in_features
 
 
-def tap_groups(targets: Sequence[LinearSpec], block: str) -> list[TapGroup]:
+def tap_groups(
+    targets: Sequence[LinearSpec], block: str, roundings: Roundings | None = None
+) -> list[TapGroup]:
     """Group the targets inside a block by shared input, in the order of computation.
 
     Args:
         targets: of a model, in the order of computation.
         block: module path of the block.
+        roundings: see `group_by_input`.
     """
     prefix = f"{block}."
-    return group_by_input([s for s in targets if s.name == block or s.name.startswith(prefix)])
+    inside = [s for s in targets if s.name == block or s.name.startswith(prefix)]
+    return group_by_input(inside, roundings)
 
 
-def group_by_input(targets: Sequence[LinearSpec]) -> list[TapGroup]:
-    """Group targets of one block by shared input, in their order."""
-    groups: dict[tuple[str, int | None], list[LinearSpec]] = {}
+def group_by_input(
+    targets: Sequence[LinearSpec], roundings: Roundings | None = None
+) -> list[TapGroup]:
+    """Group targets of one block by shared input, in their order.
+
+    Args:
+        targets: of the block.
+        roundings: layers that round an input differently are in different groups.
+    """
+    groups: dict[tuple[str, int | None, InputRounding | None], list[LinearSpec]] = {}
     for spec in targets:
-        groups.setdefault((spec.tap, spec.expert), []).append(spec)
-    return [TapGroup(tap, tuple(specs), expert) for (tap, expert), specs in groups.items()]
+        rounding = (roundings or {}).get(spec.name)
+        groups.setdefault((spec.tap, spec.expert, rounding), []).append(spec)
+    return [
+        TapGroup(tap, tuple(specs), expert, rounding)
+        for (tap, expert, rounding), specs in groups.items()
+    ]
 
 
 def group_needs(group: TapGroup, needs: Needs) -> tuple[Statistic, ...]:
@@ -75,9 +95,10 @@ def observation_passes(
 ) -> Iterator[list[TapGroup]]:
     """Split the groups of a block into those that one pass of the samples observes.
 
-    With `true_sequential` a pass is for one tap, otherwise for all of them. Experts are split
-    further: the inputs of one depend on no other expert, so that each can be replaced before others
-    of its layer are observed, and a pass takes as many as `OBSERVED_BYTES` holds, at least one.
+    With `true_sequential` a pass is for one tap and one rounding of it, otherwise for all of them.
+    Experts are split further: the inputs of one depend on no other expert, so that each can be
+    replaced before others of its layer are observed, and a pass takes as many as `OBSERVED_BYTES`
+    holds, at least one.
 
     Args:
         groups: of the block, in the order of computation.
@@ -89,7 +110,7 @@ def observation_passes(
         without `true_sequential` the layers before the experts come last: the inputs of experts
         depend on them, and theirs on no expert.
     """
-    taps = groupby(groups, key=lambda group: group.tap)
+    taps = groupby(groups, key=lambda group: (group.tap, group.rounding))
     for of_pass in [list(of_tap) for _, of_tap in taps] if true_sequential else [groups]:
         yield from _split(of_pass, needs)
 

@@ -12,7 +12,7 @@ from ..common.heap import trim_heap
 from .block_runner import BlockRunner
 from .observers import Hessian, Observer, Statistics, Syrk
 from .reduction import Reduction
-from .statistics import HESSIAN, ObservedInput, Statistic
+from .statistics import HESSIAN, InputRounding, ObservedInput, Statistic
 from .tap_groups import Needs, TapGroup, group_needs, needs_float
 
 
@@ -71,8 +71,10 @@ def observe_groups(
 
     def observe(samples: Sequence[int]) -> list[Statistics]:
         observers = [
-            _TapObserver({s: s.observer(of) for s in of_group if s.observer is not None})
-            for of_group, of in zip(statistics, inputs, strict=True)
+            _TapObserver(
+                {s: s.observer(of) for s in of_group if s.observer is not None}, group.rounding
+            )
+            for group, of_group, of in zip(groups, statistics, inputs, strict=True)
         ]
         observe_sample = _observe_sample
         if checkpointed:
@@ -100,8 +102,10 @@ def observe_groups(
 class _TapObserver:
     """All observers of one input; some of them need the float model's input too."""
 
-    def __init__(self, observers: Mapping[Statistic, Any]) -> None:
-        self.observers = observers
+    def __init__(
+        self, observers: Mapping[Statistic, Any], rounding: InputRounding | None = None
+    ) -> None:
+        self.observers, self.rounding = observers, rounding
         self.needs_float = any(statistic.from_float_model for statistic in observers)
         self.recorder: _InputRecorder | None = None
         """Holds the float inputs; None if they are the inputs."""
@@ -113,9 +117,12 @@ class _TapObserver:
 
     def update_all(self, inputs: Tensor, float_inputs: Tensor, weights: Tensor | None) -> None:
         """Update every observer with the inputs it needs."""
+        rounded = inputs if self.rounding is None else self.rounding(inputs)
         for statistic, observer in self.observers.items():
-            if statistic.from_float_model:
-                observer.update(inputs, float_inputs, weights)
+            if statistic is HESSIAN:
+                observer.update(rounded, weights, unrounded=inputs)
+            elif statistic.from_float_model:
+                observer.update(inputs, float_inputs, weights, rounded=rounded)
             else:
                 observer.update(inputs, weights)
 

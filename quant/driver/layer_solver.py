@@ -11,6 +11,7 @@ from torch import Tensor
 from ...calib.activation_store import ActivationStore, BlockSource
 from ...calib.block_runner import TokenWeightFn
 from ...calib.sequential import BlockResult, CalibrationBlock, CalibrationPass, Resume
+from ...calib.statistics import InputRounding
 from ...calib.tap_statistics import GroupStatistics
 from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distribute
 from ...model.processing.inputs import Prompt
@@ -127,6 +128,7 @@ class QuantizationRun:
             true_sequential=self.recipe.calibration.true_sequential,
             token_weights=token_weights,
             needs={row.name: row.step.statistics for row in rows if row.step},
+            roundings=_roundings(rows),
             syrk=select_syrk(self.device),
             blocks=blocks,
             store=store,
@@ -296,6 +298,12 @@ class QuantizationRun:
         self.show_progress(value["detail"])
         # After every layer, not at the end: the hours that remain would be spent for nothing.
         check_fallback(list(self.layer_reports.values()), self._rows_to_solve)
+
+
+def _roundings(rows: Sequence[PlanRow]) -> dict[str, InputRounding]:
+    """Return how layers round their inputs, by name."""
+    roundings = {row.name: row.step.scheme.calibration_rounding() for row in rows if row.step}
+    return {name: rounding for name, rounding in roundings.items() if rounding is not None}
 
 
 def _round_expert(

@@ -21,6 +21,7 @@ from .grids import GRIDS, Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...calib.statistics import InputRounding
     from ..compressed_weight import CompressedWeight
     from ..methods.affine import QuantizedWeight
     from ..methods.grids.fitted_grid import FittedGrid
@@ -63,6 +64,10 @@ class Scheme(ABC):
     def calibrates_input(self) -> bool:
         """Whether the largest magnitude of the input is needed, see `with_input_range`."""
         return self.activations == "static"
+
+    def calibration_rounding(self) -> InputRounding | None:
+        """Return how calibration rounds the inputs of a layer; None = it does not."""
+        return None
 
     @property
     def has_matrix_scale(self) -> bool:
@@ -267,6 +272,14 @@ class TableScheme(GridScheme):
         return self.activations == "static" or (
             self.activations != "none" and self.has_matrix_scale
         )
+
+    def calibration_rounding(self) -> InputRounding | None:
+        """See `Scheme.calibration_rounding`."""
+        if self.activations == "none":
+            return None
+        from ..methods.grids.activation_rounding import CalibrationRounding
+
+        return CalibrationRounding(self)
 
     @property
     def input_group(self) -> int:

@@ -92,6 +92,56 @@ def test_cross_moments_are_those_of_two_whole_models(family: str, true_sequentia
     assert any(name.startswith("visual.merger.") for name in seen)
 
 
+def halves(inputs: Tensor) -> Tensor:
+    return (inputs * 2).round() / 2
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_statistics_are_those_of_rounded_inputs(true_sequential: bool) -> None:
+    """Gate rounds its input and up does not, although they share a tap; so does every down."""
+    raw = small_config("qwen2_5_vl")
+    model, original = small_model(raw), small_model(raw)
+    samples = prompts(model.config)
+    targets = linears(model, "vision", "decoder")
+    names = [spec.name for spec in targets]
+    roundings = {name: halves for name in names if name.endswith(("gate_proj", "down_proj"))}
+    rounded: set[str] = set()
+
+    def solve(group: TapGroup, hessian: Hessian, cross: CrossMoment | None) -> None:
+        name = group.linears[0].name
+        assert cross is not None and {s.name in roundings for s in group.linears} == {
+            group.rounding is halves
+        }
+        if true_sequential:
+            inputs = inputs_of(model, samples, name)
+            multiplied = inputs if group.rounding is None else halves(inputs)
+            scale = float(hessian.values.abs().max())
+            expected = multiplied.t() @ multiplied / len(inputs)
+            torch.testing.assert_close(hessian.values.double(), expected, rtol=0, atol=1e-4 * scale)
+            assert hessian.input_range.largest == pytest.approx(float(inputs.abs().max()), rel=1e-5)
+            deviation = inputs_of(original, samples, name) - inputs
+            weight = original.get_parameter(f"{name}.weight").detach()
+            torch.testing.assert_close(
+                cross.of_outputs(weight, 0).double(),
+                weight.double() @ deviation.t() @ multiplied / len(inputs),
+                rtol=0,
+                atol=1e-3 * scale,
+            )
+        rounded.add(name) if group.rounding else None
+        shrink(model, group)
+
+    run_sequential(
+        model,
+        samples,
+        targets,
+        solve,
+        true_sequential=true_sequential,
+        asymmetric=names,
+        roundings=roundings,
+    )
+    assert rounded == set(roundings)
+
+
 class RecordingStore(MemoryActivationStore):
     """Records every state that was put, and the maximum number of stored states."""
 

@@ -66,6 +66,17 @@ def test_cross_moment_by_hand() -> None:
     assert torch.allclose(cross.values, torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
 
 
+def test_rounded_inputs_by_hand() -> None:
+    """The layer multiplies (1, 2), rounded from (1.25, 1.5); the float model has (4.25, 1.5)."""
+    inputs, rounded = torch.tensor([[1.25, 1.5]]), torch.tensor([[1.0, 2.0]])
+    hessian, cross = Hessian(2), CrossMoment(2)
+    hessian.update(rounded, unrounded=inputs)
+    assert torch.equal(hessian.values, torch.tensor([[1.0, 2.0], [2.0, 4.0]]))
+    assert (hessian.input_range.low, hessian.input_range.high) == (1.25, 1.5)
+    cross.update(inputs, torch.tensor([[4.25, 1.5]]), rounded=rounded)
+    assert torch.equal(cross.values, torch.tensor([[3.0, 6.0], [0.0, 0.0]]))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_moment_of_outputs_equals_the_product(weighted: bool) -> None:
     x, y = tokens(), tokens(seed=5)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import small_config
@@ -68,6 +69,26 @@ def test_layers_of_dense_models_are_not_split(
     dense = groups("qwen3_vl")
     expected = [[group] for group in dense] if true_sequential else [dense]
     assert list(observation_passes(dense, {}, true_sequential=true_sequential)) == expected
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_layers_that_round_differently_share_no_statistics(true_sequential: bool) -> None:
+    config = ModelConfig.from_dict(small_config("qwen2_5_vl"))
+    specs = family_of(config).linears(config)
+    path = family_of(config).decoder.block_path(0)
+    roundings = {f"{path}.self_attn.{name}_proj": torch.round for name in "qo"}
+    made = tap_groups.tap_groups(specs, path, roundings)
+    by_name = [[spec.name.removeprefix(path) for spec in group.linears] for group in made]
+    assert by_name == [
+        [".self_attn.q_proj"],
+        [".self_attn.k_proj", ".self_attn.v_proj"],
+        [".self_attn.o_proj"],
+        [".mlp.gate_proj", ".mlp.up_proj"],
+        [".mlp.down_proj"],
+    ]
+    assert [group.rounding for group in made] == [torch.round, None, torch.round, None, None]
+    expected = [[group] for group in made] if true_sequential else [made]
+    assert list(observation_passes(made, {}, true_sequential=true_sequential)) == expected
 
 
 @given(bound=st.integers(0, 12 * NARROW), true_sequential=st.booleans(), asymmetric=st.booleans())

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ...compressed_weight import CompressedWeight
 from ...recipe.scheme import TableScheme
-from ..affine import choose_input_scale
-from .group_scales import divisor_of
+from .activation_rounding import calibrated_input_scale
 from .levels import level_values
 
 if TYPE_CHECKING:
@@ -83,13 +82,8 @@ class TableWeight:
 
     def with_input_range(self, largest: float) -> TableWeight:
         """See `CompressedWeight.with_input_range`."""
-        if not self.scheme.calibrates_input:
-            return self
-        if self.scheme.activations == "static":
-            scale = choose_input_scale(largest, self.scheme.table.largest)
-        else:
-            scale = torch.tensor(divisor_of(largest, self.scheme.table))
-        return replace(self, input_scale=scale.to(self.scales.device))
+        scale = calibrated_input_scale(largest, self.scheme)
+        return self if scale is None else replace(self, input_scale=scale.to(self.scales.device))
 
     def calibration_layer(self, bias: Tensor | None, dtype: torch.dtype | None) -> CompressedLinear:
         """See `CompressedWeight.calibration_layer`."""

@@ -15,10 +15,11 @@ from vlpress.quant.driver import report as report_module
 from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, save_quantized
 from vlpress.quant.methods.affine import QuantizedWeight, choose_input_scale
 from vlpress.quant.methods.gptq import GPTQResult, gptq, gptq_prepared
+from vlpress.quant.methods.grids.activation_rounding import rounded_activations
 from vlpress.quant.methods.prepared_hessian import PreparedHessian
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.recipe.scheme import QuantScheme
+from vlpress.quant.recipe.scheme import QuantScheme, TableScheme
 from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
 
@@ -65,6 +66,26 @@ def test_first_group_equals_gptq_by_hand() -> None:
     assert isinstance(layer, QuantLinear)
     same = (layer.quantized().integers == expected.weight.integers).float().mean()
     assert float(same) > 0.99
+
+
+def test_rounded_inputs_are_those_that_the_layer_multiplies() -> None:
+    """With fp4 activations, layers are solved for the inputs after rounding."""
+    model, original = small_model(), small_model()
+    scheme = TableScheme("mxfp4", activations="dynamic")
+    steps = [{"method": "gptq", "grid": "mxfp4", "activations": "dynamic"}]
+    report = quantize_(model, Recipe.from_dict({"step": steps}), prompts(model.config))
+    name = "model.layers.0.self_attn.k_proj"
+    rows: list[torch.Tensor] = []
+    with torch.no_grad(), watch_inputs({original.get_submodule(name): rows.append}):
+        for sample in prompts(original.config):
+            original([sample])
+    x = torch.cat([row.reshape(-1, 64) for row in rows])
+    weight = original.get_parameter(f"{name}.weight").detach()
+    rounded = rounded_activations(x, scheme)
+    expected = gptq(weight, rounded.t() @ rounded, scheme)
+    layer = next(layer for layer in report.layers if layer.row.name == name)
+    assert layer.error == pytest.approx(expected.error, rel=1e-3)
+    assert layer.error != pytest.approx(gptq(weight, x.t() @ x, scheme).error, rel=1e-2)
 
 
 def test_gptq_is_closer_than_rounding_on_its_calibration_set() -> None:

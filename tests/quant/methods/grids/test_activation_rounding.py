@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vlpress.quant.methods.grids.activation_rounding import rounded_activations
+from vlpress.quant.methods.grids.activation_rounding import (
+    CalibrationRounding,
+    calibrated_input_scale,
+    rounded_activations,
+)
 from vlpress.quant.recipe.scheme import TableScheme
 
 PRESETS = {
@@ -83,3 +87,30 @@ def test_errors_are_half_a_step_at_most(seed: int, exponent: int) -> None:
     assert bool(((fp8 - x).abs() <= bound).all())
     fp4 = rounded_activations(x, PRESETS["MXFP4"])
     assert bool(((fp4 - x).abs() <= largest / 3).all())
+
+
+@pytest.mark.parametrize(
+    "scheme", [*PRESETS.values(), TableScheme("fp8", activations="static")], ids=lambda s: s.label
+)
+def test_calibration_rounds_as_the_layer_will(scheme: TableScheme) -> None:
+    rounding = scheme.calibration_rounding()
+    assert rounding == CalibrationRounding(scheme) and rounding is not None
+    x = inputs()
+    for dtype in (torch.float32, torch.bfloat16):
+        own = calibrated_input_scale(float(x.to(dtype).abs().max()), scheme)
+        expected = rounded_activations(x.to(dtype), scheme, own).to(dtype)
+        assert torch.equal(rounding(x.to(dtype)), expected) and expected.dtype == dtype
+    # The layer's range is that of all samples, here 3.7 times as large: its errors are alike.
+    later = rounded_activations(
+        x, scheme, calibrated_input_scale(3.7 * float(x.abs().max()), scheme)
+    )
+    before, after = ((rounded - x).square().mean() for rounded in (rounding(x), later))
+    assert float(after / before) == pytest.approx(1, abs=0.1)
+
+
+def test_calibration_leaves_what_it_cannot_round() -> None:
+    rounding = CalibrationRounding(PRESETS["NVFP4"])
+    assert rounding(torch.zeros(0, 32)).shape == (0, 32)
+    broken = torch.full((2, 32), torch.inf)
+    assert torch.equal(rounding(broken), broken)  # the driver refuses it, by its range
+    assert TableScheme("nvfp4").calibration_rounding() is None
