@@ -70,6 +70,15 @@ class AnswerOptions(Options):
             default_text="that of the model's chat template, or of the reference",
         ),
     ] = None
+    coordinates: Annotated[
+        Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "vlmevalkit"] | None,
+        Option(
+            "How places in images are asked for and read (RefCOCO, ScreenSpot): thousandths of the "
+            "sides (qwen2-vl, qwen3-vl), pixels of the image as the model sees it (qwen2.5-vl), or "
+            "by the size of the numbers (vlmevalkit).",
+            default_text="that of the model's family, or of the reference",
+        ),
+    ] = None
     max_new_tokens: Annotated[
         str | int | Sequence[str | int] | None,
         Option(

@@ -73,7 +73,7 @@ from .results import (
     summarize_task,
     write_info,
 )
-from .tasks.askable import mark_unaskable
+from .tasks.askable import mark_unaskable, with_input_sizes
 from .tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ def evaluate_model(
     refuse_repeated(tasks)
     if not are_checked:
         tasks = [mark_unaskable(task, processor) for task in tasks]
+    tasks = [with_input_sizes(task, processor) for task in tasks]
     if features is None:
         features = FeatureCache(model, processor)
     if features.model is not model:

@@ -15,6 +15,7 @@ from .config import BUILTIN_BENCHES, BenchmarkOptions, QuestionOptions
 from .fidelity.perplexity import read_text
 from .tasks import open_task
 from .tasks.askable import mark_unaskable
+from .tasks.coordinates import default_coordinates
 from .tasks.extract import DEFAULT_PROFILE
 from .tasks.files.image_store import StoredImage
 from .tasks.generated.answer_limits import find_limit, parse_limits
@@ -40,18 +41,24 @@ def open_tasks(questions: QuestionOptions, source: Source, processor: Processor)
     check_budget_of_model(questions.pixels, source.config.vision.pixel_factor)
     style = questions.prompt_style or default_prompt_style(source.config.family)
     rule = questions.reasoning or choose_rule(processor)
-    tasks = open_tasks_in(style, rule, questions, source.settings)
+    places = questions.coordinates or default_coordinates(source.config.family)
+    tasks = open_tasks_in(style, rule, places, questions, source.settings)
     return [mark_unaskable(task, processor) for task in tasks]
 
 
 def open_tasks_in(
-    style: str, rule: str, questions: QuestionOptions, settings: ModelSettings
+    style: str,
+    rule: str,
+    places: str | None,
+    questions: QuestionOptions,
+    settings: ModelSettings,
 ) -> list[Task]:
     """Open the benchmarks in a named prompt layout.
 
     Args:
         style: a name of `prompts.STYLES`.
         rule: a name of `reasoning.RULES`.
+        places: a name of `coordinates.COORDINATES`; None only without benchmarks of places.
         questions: the benchmarks.
         settings: the model's settings.
 
@@ -71,6 +78,7 @@ def open_tasks_in(
             prompt_style=style,
             profile=questions.rules or DEFAULT_PROFILE,
             reasoning=rule,
+            coordinates=places,
             max_new_tokens=find_limit(limits, benchmark),
             pixels=questions.pixels,
             blank=questions.blank_images,

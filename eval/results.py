@@ -33,6 +33,7 @@ from .tasks import REASONING, TASK_KINDS
 from .tasks.generated.reasoning import NONE, reasoning_content
 from .tasks.generated.repetition import repeats_itself
 from .tasks.task import (
+    INPUT_SIZE,
     Fields,
     TaskScore,
     Unit,
@@ -64,8 +65,8 @@ class StoredTask:
 
     @property
     def questions(self) -> list[dict[str, Any]]:
-        """Items without what depends on the folder: names of thumbnails, and rounds."""
-        own = ("pictures", ROUND)
+        """Items without what depends on the folder or the image sizes of the run."""
+        own = ("pictures", ROUND, INPUT_SIZE)
         return [{k: v for k, v in item.items() if k not in own} for item in self.items]
 
     @property

@@ -25,8 +25,8 @@ from .planning.checks import check_questions
 from .planning.stages import SERVED, describe
 from .resolve import open_tasks_in
 from .results import read_run
-from .tasks import REASONING
-from .tasks.askable import mark_as_reference
+from .tasks import PLACES, REASONING
+from .tasks.askable import mark_as_reference, require_input_sizes
 from .tasks.generated.reasoning import NONE
 from .tasks.prompts import default_prompt_style
 
@@ -53,9 +53,11 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
     refuse_foreign(out, RUN_FILE)
     style = options.prompt_style or _reference_style(reference)
     rule = options.reasoning or _reference_rule(reference)
-    tasks = open_tasks_in(style, rule, options, options)
+    places = options.coordinates or _reference_places(reference)
+    tasks = open_tasks_in(style, rule, places, options, options)
     if reference is not None:
         tasks = mark_as_reference(tasks, read_run(reference))
+    require_input_sizes(tasks)
     with closing(EndpointResponder(endpoint)) as responder:
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
@@ -155,3 +157,14 @@ def _reference_rule(reference: Path | None) -> str:
     if len(rules) != 1:
         raise ValueError(f"{reference} holds {len(rules)} reasoning rules; give --reasoning")
     return str(rules.pop())
+
+
+def _reference_places(reference: Path | None) -> str | None:
+    """Return the rule of places of the original's evaluation; None if it has none."""
+    if reference is None:
+        return None
+    tasks = read_run(reference).tasks.values()
+    rules = {task.info["fingerprint"].get(PLACES) for task in tasks} - {None}
+    if len(rules) > 1:
+        raise ValueError(f"{reference} holds {len(rules)} rules of places; give --coordinates")
+    return str(rules.pop()) if rules else None

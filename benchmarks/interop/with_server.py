@@ -33,6 +33,7 @@ from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.config import BUILTIN_BENCHES, QuestionOptions
 from vlpress.eval.resolve import open_tasks_in
 from vlpress.eval.results import StoredRun, read_run
+from vlpress.eval.tasks.generated.reasoning import NONE
 from vlpress.eval.tasks.task import Item
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.processor import Processor
@@ -140,7 +141,7 @@ class Margins:
             folder = resolve_model("tiny")
             self._model = load_model(folder, device="cpu", dtype="fp32")
             self._processor = Processor.from_folder(folder)
-            tasks = open_tasks_in(STYLE, self._questions, ModelSettings())
+            tasks = open_tasks_in(STYLE, NONE, None, self._questions, ModelSettings())
             self._items = {f"{t.name} {item.id}": item for t in tasks for item in t.items}
         return self._margin(self._model, self._items[item_id], local, served)
 

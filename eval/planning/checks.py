@@ -33,6 +33,7 @@ def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
             prompt_style=questions.prompt_style,
             profile=questions.rules or DEFAULT_PROFILE,
             pixels=questions.pixels,
+            coordinates=questions.coordinates,
             data_root=questions.data_root,
         )
         for spec in questions.bench or BUILTIN_BENCHES

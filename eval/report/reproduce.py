@@ -15,7 +15,7 @@ from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
 from ..fingerprint import VISUAL_TOKENS
 from ..results import StoredRun, read_quantization
-from ..tasks import BUILTIN
+from ..tasks import BUILTIN, PLACES
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -69,6 +69,7 @@ def _options(run: StoredRun, out: str) -> dict[str, Any]:
         "limit": max(limits, default=None),
         "batch_size": setup.get("batch_size"),
         "prompt_style": task.get("prompt_style"),
+        "coordinates": next((each[PLACES] for each in tasks if PLACES in each), None),
         "rules": task.get("profile"),
         "device": str(setup["device"]).partition(":")[0] if "device" in setup else None,
         "dtype": _DTYPES.get(str(setup.get("dtype"))),

@@ -18,8 +18,10 @@ from PIL import Image
 
 from . import registry
 from .broken import find_text_faults, mark_broken
+from .coordinates import find_coordinates
 from .extract import DEFAULT_PROFILE, find_profile
 from .files.hf_datasets import fetch_dataset, read_dataset
+from .files.hf_forms import FORMS
 from .files.image_store import StoredImage
 from .files.jsonl import read_questions
 from .files.rows import BenchmarkTable, Row, find_image_faults
@@ -46,6 +48,8 @@ SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
 REASONING = "reasoning"
 """Key of the rule in a task's fingerprint; without it the rule is none."""
+PLACES = "coordinates"
+"""Key of the rule of places in the fingerprint of a task whose answers are places."""
 
 __all__ = ["BUILTIN", "TASK_KINDS", "check_spec", "open_task"]
 
@@ -57,6 +61,7 @@ def check_spec(
     profile: str = DEFAULT_PROFILE,
     pixels: str = MODEL_PIXELS,
     reasoning: str = NONE,
+    coordinates: str | None = None,
     data_root: str | Path | None = None,
 ) -> Benchmark:
     """Check the arguments of `open_task` and locate the file without reading it.
@@ -70,6 +75,8 @@ def check_spec(
     find_profile(profile)
     check_budget(pixels)
     find_rule(reasoning)
+    if coordinates is not None:
+        find_coordinates(coordinates)
     return find_benchmark(spec, data_root)
 
 
@@ -84,6 +91,7 @@ def open_task(
     max_new_tokens: int | None = None,
     pixels: str = MODEL_PIXELS,
     reasoning: str = NONE,
+    coordinates: str | None = None,
     data_root: str | Path | None = None,
 ) -> Task:
     """Open a benchmark; rows that no model can be given are broken, see `broken`.
@@ -101,12 +109,15 @@ def open_task(
         pixels: bounds of the images' area, a name of `resolution.BUDGETS`.
         reasoning: rule that separates reasoning from answer, a name of `reasoning.RULES`. Pass
             `choose_rule(processor)` for that of a model's chat template.
+        coordinates: rule by which places in images are asked for and read, a name of
+            `coordinates.COORDINATES`; needed by benchmarks whose answers are places. Pass
+            `default_coordinates(config.family)` for that of a family.
         data_root: folder of published files under their names.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a name is unknown, a path is missing or superfluous, or the file fails its
-            checks.
+        ValueError: a name is unknown, a path is missing or superfluous, the rule of places is
+            missing, or the file fails its checks.
     """
     benchmark = check_spec(
         spec,
@@ -114,14 +125,15 @@ def open_task(
         profile=profile,
         pixels=pixels,
         reasoning=reasoning,
+        coordinates=coordinates,
         data_root=data_root,
     )
     style = DEFAULT if prompt_style is None else find_prompt_style(prompt_style)
-    kind = TASK_KINDS[benchmark.kind]
+    kind = TASK_KINDS[benchmark.kind].with_coordinates(coordinates)
     bounds = find_bounds(pixels, benchmark.kind)
     table, notes = _read(benchmark)
     rows, split = _select_split(benchmark, table, notes)
-    fields, check_notes = _make_fields(benchmark, table, rows, split)
+    fields, check_notes = _make_fields(benchmark, kind, table, rows, split)
     notes += check_notes
     if limit is not None:
         n_rows = len(rows)
@@ -151,6 +163,7 @@ def open_task(
         "pixels": {"budget": pixels, **(asdict(bounds) if bounds else {})},
         "max_new_tokens": cap,
         **({} if reasoning == NONE else {REASONING: reasoning}),
+        **({PLACES: coordinates} if kind.locates else {}),
     }
     task = Task(
         name=benchmark.name,
@@ -179,7 +192,8 @@ def _read(benchmark: Benchmark) -> tuple[BenchmarkTable, list[str]]:
         return table, []
     assert benchmark.release is not None  # all other forms are of published benchmarks
     if benchmark.form == "tsv":
-        table = read_table(benchmark.location, required=required)
+        make_index = TASK_KINDS[benchmark.kind].index
+        table = read_table(benchmark.location, required=required, make_index=make_index)
         return table, _release_notes(benchmark.name, benchmark.release, table)
     return _read_dataset(benchmark, benchmark.release)
 
@@ -188,7 +202,7 @@ def _read_dataset(benchmark: Benchmark, release: Published) -> tuple[BenchmarkTa
     """Read the Hugging Face form of a published benchmark, from a folder or the hub."""
     name = benchmark.name
     config = CONFIGS.get(name)
-    if benchmark.kind == "mmbench" and config is None:
+    if benchmark.kind not in FORMS or (benchmark.kind == "mmbench" and config is None):
         raise ValueError(f"{name} is published as a TSV only; {where_to_get(name)}")
     is_hub = benchmark.form == "hub"
     location = benchmark.location
@@ -233,7 +247,11 @@ def _select_split(
 
 
 def _make_fields(
-    benchmark: Benchmark, table: BenchmarkTable, rows: Sequence[Row], split: str | None
+    benchmark: Benchmark,
+    kind: TaskKind,
+    table: BenchmarkTable,
+    rows: Sequence[Row],
+    split: str | None,
 ) -> tuple[list[Fields], list[str]]:
     """Return the fields of the rows, with the faults of broken ones, and notes."""
     findings = check_table(benchmark, table)
@@ -242,8 +260,7 @@ def _make_fields(
         strays = (row for row in rows if row.get("split") != split)
         unknown = {row.index: f"its split {row.get('split')[:20]!r} is unknown" for row in strays}
         faults = {**unknown, **faults}
-    make = TASK_KINDS[benchmark.kind].fields
-    return [with_fault(make(row), faults.get(row.index)) for row in rows], findings.notes
+    return [with_fault(kind.fields(row), faults.get(row.index)) for row in rows], findings.notes
 
 
 def _mark_unusable(

@@ -81,6 +81,26 @@ PUBLISHED: Mapping[str, Published] = {
     "TextVQA_VAL": Published(
         "textvqa", "VLMEval/TextVQA_VAL.tsv", "b233b31f551bbf4056f2f955da3a92cd", 5000
     ),
+    "RefCOCO": Published(
+        "refcoco",
+        "https://huggingface.co/datasets/mjuicem/RefCOCO-VLMEvalKit/resolve/main/RefCOCO.tsv",
+        "f50ca356638ddac89b309311fd876a5d",
+    ),
+    **{
+        f"ScreenSpot{version}_{part}": Published(
+            "screenspot",
+            f"benchmarks/GUI/ScreenSpot{version}/ScreenSpot{version}_{part}.tsv",
+            md5,
+        )
+        for version, part, md5 in (
+            ("", "Mobile", "a5b5299843a75c9b9574c47bc13b2c53"),
+            ("", "Desktop", "e6e7bac21b6b2475276404fce2458132"),
+            ("", "Web", "e51d168c14b8582427cf3107d236cfc5"),
+            ("_v2", "Mobile", "234c858ab4f0e787e8388a73df65a4b7"),
+            ("_v2", "Desktop", "5f2aa2a497327bd33b2512a0c75cf994"),
+            ("_v2", "Web", "01cd0877ee1b735a6d5190b053ba9482"),
+        )
+    },
 }
 
 ALIASES: Mapping[str, str] = {

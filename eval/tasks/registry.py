@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...common.near_misses import did_you_mean, near_misses, near_paths
@@ -23,13 +24,16 @@ from .benchmarks import (
     mmmu_pro,
     mmmu_pro_vision,
     ocrbench,
+    refcoco,
+    screenspot,
     textvqa,
 )
+from .coordinates import COORDINATES, find_coordinates
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
-from .files.rows import BenchmarkTable, Findings, Row
+from .files.rows import BenchmarkTable, Findings
 from .files.tables import read_columns
-from .prompts import Builder
+from .prompts import Content
 from .published import ALIASES, PUBLISHED, Published
 from .task import Fields, Scorer
 
@@ -49,10 +53,34 @@ class TaskKind:
     metric: str
     required: tuple[str, ...]  # columns
     check: Callable[..., Findings]
-    content: Builder
-    fields: Callable[[Row], Fields]
+    content: Callable[..., Content]
+    fields: Callable[..., Fields]
     score: Scorer
     decoding: Decoding
+    locates: bool = False
+    """Whether answers are places: `content` and `fields` need `with_coordinates`."""
+    index: Callable[[Mapping[str, str]], str] | None = None
+    """Id of a row of the TSV; None: its `index`."""
+
+    def with_coordinates(self, name: str | None) -> TaskKind:
+        """Return the kind whose places are read by a rule, a name of `coordinates.COORDINATES`.
+
+        Raises:
+            ValueError: the rule is unknown, or it is None and answers are places.
+        """
+        if not self.locates:
+            return self
+        if name is None:
+            raise ValueError(
+                "answers are places in images: give --coordinates, the rule of the model's family; "
+                f"choose one of {', '.join(COORDINATES)}"
+            )
+        find_coordinates(name)
+        return replace(
+            self,
+            content=partial(self.content, coordinates=name),
+            fields=partial(self.fields, coordinates=name),
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +104,8 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         module.fields,
         module.score,
         AS_DISPLAYED if module is custom else VLMEVALKIT,
+        locates=module in (refcoco, screenspot),
+        index=getattr(module, "index", None),
     )
     for name, module in (
         ("mmbench", mmbench),
@@ -86,6 +116,8 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         ("docvqa", docvqa),
         ("chartqa", chartqa),
         ("textvqa", textvqa),
+        ("refcoco", refcoco),
+        ("screenspot", screenspot),
         ("own", custom),
     )
 }

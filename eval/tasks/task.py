@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .files.image_store import StoredImage
     from .files.rows import Row
 
+INPUT_SIZE = "input_size"
+"""Key of an item's fields: width and height at which the model sees its image, in pixels."""
+
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....model.part_names import BYTE_PARTS
-from ...tasks import REASONING
+from ...tasks import PLACES, REASONING
 from ...tasks.generated.reasoning import NONE
 from ...tasks.generated.repetition import LEAST, REPEATS
 from ..provenance import describe_evaluation, describe_generation
@@ -271,4 +271,5 @@ def _task(task: Report) -> str:
         f"reasoning {task.get(REASONING, NONE)}",
         f"answers of at most {task.get('max_new_tokens')} tokens",
     ]
+    parts += [f"places {task[PLACES]}"] if PLACES in task else []
     return "; ".join(parts + (["grey images"] if task.get("blank_images") else []))

@@ -63,11 +63,7 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> BenchmarkTable:
     store, digest = ImageStore(VLMEVALKIT), hashlib.md5()
     rows: list[Row] = []
     faults: Faults = {}
-    for number, record in enumerate(_records(folder, form, config)):
-        if missing := [c for c in form.columns if c not in record]:
-            raise ValueError(
-                f"{folder.name}: column {', '.join(missing)} missing; found {', '.join(record)}"
-            )
+    for number, record in enumerate(_questions(folder, form, config)):
         row, fault = _row(record, number, form, store, folder)
         rows.append(row)
         if fault:
@@ -82,6 +78,20 @@ def read_dataset(folder: Path, kind: str, config: str | None) -> BenchmarkTable:
         refuse_rows(folder, "repeat an index", sorted({i for i in indices if indices.count(i) > 1}))
     columns = tuple(dict.fromkeys(column for row in rows for column in row.values))
     return BenchmarkTable(folder, digest.hexdigest(), columns, tuple(rows), faults)
+
+
+def _questions(folder: Path, form: Form, config: str | None) -> Iterator[Record]:
+    """Yield a record per question.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    for record in _records(folder, form, config):
+        if missing := [c for c in form.columns if c not in record]:
+            raise ValueError(
+                f"{folder.name}: column {', '.join(missing)} missing; found {', '.join(record)}"
+            )
+        yield from form.expand(record)
 
 
 def _row(

@@ -10,13 +10,14 @@
 | docvqa | lmms-lab/DocVQA | DocVQA, InfographicVQA |
 | chartqa | lmms-lab/ChartQA | |
 | textvqa | lmms-lab/textvqa | |
+| refcoco | lmms-lab/RefCOCO, lmms-lab/RefCOCOplus, lmms-lab/RefCOCOg | |
 """
 
 from __future__ import annotations
 
 import ast
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ class Form:
     split: str
     columns: tuple[str, ...]  # required
     convert: Callable[[Record, int], Cells]
+    expand: Callable[[Record], Sequence[Record]] = lambda record: (record,)
+    """Records of the questions of a record."""
 
 
 def _mmbench(record: Record, number: int) -> Cells:
@@ -130,6 +133,27 @@ def _textvqa(record: Record, number: int) -> Cells:
     return str(record["question_id"]), values, [record.get("image")]
 
 
+def _refcoco_questions(record: Record) -> list[Record]:
+    """Return a record for each of the expressions for an object."""
+    return [
+        {**record, "answer": expression, "question_id": f"{record['question_id']}_{number}"}
+        for number, expression in enumerate(record["answer"])
+    ]
+
+
+def _refcoco(record: Record, number: int) -> Cells:
+    left, top, width, height = record["bbox"]
+    values = {
+        "question": record["answer"],
+        "split": "val",
+        "bbox_x1": left,
+        "bbox_y1": top,
+        "bbox_x2": left + width,
+        "bbox_y2": top + height,
+    }
+    return record["question_id"], values, [record.get("image")]
+
+
 FORMS: Mapping[str, Form] = {
     "mmbench": Form("dev", ("index", "question", "answer", "image"), _mmbench),
     "ocrbench": Form("test", ("question", "question_type", "answer", "image"), _ocrbench),
@@ -138,5 +162,8 @@ FORMS: Mapping[str, Form] = {
     "textvqa": Form("validation", ("question_id", "question", "answers", "image"), _textvqa),
     "mmmu_pro": Form("test", ("id", "question", "options", "answer", "subject"), _mmmu_pro),
     "mmmu_pro_vision": Form("test", ("id", "image", "options", "answer", "subject"), _mmmu_pro),
+    "refcoco": Form(
+        "val", ("question_id", "answer", "bbox", "image"), _refcoco, _refcoco_questions
+    ),
     "mmmu": Form("validation", ("id", "question", "options", "answer", "image_1"), _mmmu),
 }

@@ -16,7 +16,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -30,12 +30,18 @@ _CELL_LIMIT = 2**31 - 1  # characters; images exceed the default of the csv modu
 _CHUNK = 1 << 20  # bytes read at a time
 
 
-def read_table(path: str | Path, *, required: Sequence[str] = ()) -> BenchmarkTable:
+def read_table(
+    path: str | Path,
+    *,
+    required: Sequence[str] = (),
+    make_index: Callable[[Mapping[str, str]], str] | None = None,
+) -> BenchmarkTable:
     """Read a benchmark TSV (`.tsv` or `.tsv.gz`) and resolve its image references.
 
     Args:
         path: the file; UTF-8, tab-separated, quoted as by the csv module, with a header row.
         required: columns that must exist, in addition to `index` and `image`.
+        make_index: id of a row by its cells, for files whose `index` repeats; None: `index`.
 
     Returns:
         The rows; those whose image is missing or not base64 are among its faults.
@@ -56,7 +62,7 @@ def read_table(path: str | Path, *, required: Sequence[str] = ()) -> BenchmarkTa
             raise ValueError(
                 f"{path.name}: duplicate column {', '.join(repeated)} in the header; remove one"
             )
-        records, images = _read_records(path, header, lines)
+        records, images = _read_records(path, header, lines, make_index)
     if not records:
         raise ValueError(f"{path.name} holds no rows; a header and at least one row are needed")
     keys = Counter(record["index"] for record in records)
@@ -161,7 +167,10 @@ class _RowImages:
 
 
 def _read_records(
-    path: Path, header: Sequence[str], lines: Iterator[list[str]]
+    path: Path,
+    header: Sequence[str],
+    lines: Iterator[list[str]],
+    make_index: Callable[[Mapping[str, str]], str] | None,
 ) -> tuple[list[Mapping[str, str]], _RowImages]:
     """Read all rows; return their cells without the image column, and their images."""
     records: list[Mapping[str, str]] = []
@@ -172,6 +181,8 @@ def _read_records(
             ragged.append(number)
             continue
         record = dict(zip(header, cells, strict=True))
+        if make_index is not None:
+            record["index"] = make_index(record)
         images.add(record["index"], record.pop("image"))
         records.append(record)
     refuse_rows(path, f"do not have the header's {len(header)} columns", ragged)

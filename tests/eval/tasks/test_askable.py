@@ -16,9 +16,14 @@ from vlpress.eval.config import QuestionOptions
 from vlpress.eval.resolve import open_tasks
 from vlpress.eval.results import read_run
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.askable import mark_as_reference, mark_unaskable
+from vlpress.eval.tasks.askable import (
+    mark_as_reference,
+    mark_unaskable,
+    require_input_sizes,
+    with_input_sizes,
+)
 from vlpress.eval.tasks.resolution import PixelBounds
-from vlpress.eval.tasks.task import Task
+from vlpress.eval.tasks.task import INPUT_SIZE, Task
 from vlpress.model.processing.processor import Processor
 from vlpress.quant.config import ModelSettings
 from vlpress.quant.resolve import Source
@@ -135,6 +140,42 @@ def test_a_served_model_gets_the_rows_of_the_reference(
     assert served.fingerprint["broken"] == ["5", "10"]
     renamed = replace(opened, name="other")
     assert mark_as_reference([renamed], read_run(tmp_path / "base")) == [renamed]
+
+
+def places_task(folder: Path, coordinates: str) -> Task:
+    row = {"image": base64_png(1, (200, 100)), "question": "open", "bbox": "[10, 10, 20, 20]"}
+    path = write_tsv(folder / "s.tsv", [{"index": index, **row} for index in range(2)])
+    return open_task(f"ScreenSpot_Web={path}", coordinates=coordinates)
+
+
+def test_pixels_of_the_model_are_read_by_the_size_of_its_image(
+    tmp_path: Path, processor: Processor
+) -> None:
+    opened = places_task(tmp_path, "qwen2.5-vl")
+    task = with_input_sizes(opened, processor)
+    visual = processor.image(opened.items[0].images[0].open())
+    width, height = (side * processor.config.vision.patch_size for side in visual.grid[:0:-1])
+    assert [item.fields[INPUT_SIZE] for item in task.items] == [[width, height]] * 2
+    assert task.fingerprint == opened.fingerprint
+    # The element's centre is (19.5, 19.5) of 200 x 100.
+    answers = {"0": f"[{19.5 * width / 200}, {19.5 * height / 100}]", "1": "[19.5, 90]"}
+    assert task.score(answers).percent == 50.0
+    same = places_task(tmp_path, "qwen3-vl")
+    assert with_input_sizes(same, processor) == same
+
+
+def test_a_served_model_needs_the_sizes_of_the_reference(
+    tmp_path: Path, processor: Processor
+) -> None:
+    opened = places_task(tmp_path, "qwen2.5-vl")
+    with pytest.raises(ValueError, match=r"qwen2\.5-vl .*2 of 2 rows.*--reference"):
+        require_input_sizes([opened])
+    local = with_input_sizes(opened, processor)
+    evaluate_answers(TableResponder(), small_model(), processor, [local], tmp_path / "base")
+    served = mark_as_reference([opened], read_run(tmp_path / "base"))
+    require_input_sizes(served)
+    assert served[0].fields == local.fields
+    require_input_sizes([places_task(tmp_path, "qwen3-vl")])
 
 
 def test_a_model_in_memory_is_not_given_rows_beyond_its_context(

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from PIL import Image
+from vlmeval.dataset.GUI.screenspot import ScreenSpot
+from vlmeval.dataset.refcoco import RefCOCODataset
 from vlmeval.dataset.utils.vqa_eval import hit_calculate, process_line
+from vlmeval.smp import dump
 
 Case = Mapping[str, Any]
 
@@ -39,9 +47,41 @@ def _hit(case: Case, method: str, dataset: str) -> float:
     return float(hit_calculate([process_line(dict(case), method=method)], dataset)[0])
 
 
+def score_refcoco(case: Case) -> float:
+    """Overlap of `prediction` with `box`, both in an image of `size`."""
+    width, height = case["size"]
+    box = RefCOCODataset._parse_prediction(case["prediction"])
+    box = None if box is None else RefCOCODataset._to_absolute(box, width, height)
+    return 0.0 if box is None else float(RefCOCODataset._compute_iou(box, np.array(case["box"])))
+
+
+def score_screenspot(case: Case) -> float:
+    """Accuracy of `prediction` for `bbox`, a cell of the file, in an image of `size`."""
+    with TemporaryDirectory() as folder:
+        Image.new("RGB", case["size"]).save(Path(folder) / "1.png")
+        row = {
+            "index": 0,
+            "question": "q",
+            "bbox": case["bbox"],
+            "prediction": case["prediction"],
+            "data_type": "icon",
+            "data_source": "web",
+            "image_path": "1.png",
+        }
+        answers = Path(folder) / "answers.xlsx"
+        dump(pd.DataFrame([row]), str(answers))
+        dataset = ScreenSpot(skeleton=True)
+        dataset.img_root = folder
+        with warnings.catch_warnings():  # means of categories without rows
+            warnings.simplefilter("ignore")
+            return float(dataset.evaluate_point(str(answers))["Overall_Accuracy"]) / 100
+
+
 SCORERS: Mapping[str, Callable[[Case], float]] = {
     "relaxed": score_chartqa,
     "vqa": score_textvqa,
+    "refcoco": score_refcoco,
+    "screenspot": score_screenspot,
 }
 
 if __name__ == "__main__":

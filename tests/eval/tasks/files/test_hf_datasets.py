@@ -203,6 +203,30 @@ def test_textvqa_form(tmp_path: Path) -> None:
     assert task.score({"34602": "Nokia"}).percent == pytest.approx(100)
 
 
+def test_refcoco_form_has_a_row_per_expression(tmp_path: Path) -> None:
+    record = {
+        "question_id": "12",
+        "question": "caption the area",
+        "answer": ["left cat", "grey one"],
+        "bbox": [4.0, 6.0, 10.0, 20.0],
+        "image": encoded(1),
+    }
+    write_parquet(tmp_path / "data" / "val-00000-of-00001.parquet", [record])
+    write_parquet(tmp_path / "data" / "testA-00000-of-00001.parquet", [record])
+    items = open_task(f"refcoco={tmp_path}", coordinates="qwen3-vl").items
+    assert [(i.id, i.fields["question"]) for i in items] == [
+        ("12_0", "left cat"),
+        ("12_1", "grey one"),
+    ]
+    assert items[0].fields["box"] == [4.0, 6.0, 14.0, 26.0]
+    assert (items[0].fields["size"], items[0].fields["category"]) == ((56, 56), "val")
+
+
+def test_screenspot_has_no_such_form(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ScreenSpot_Web is published as a TSV only.*e51d168c"):
+        open_task(f"ScreenSpot_Web={tmp_path}", coordinates="qwen3-vl")
+
+
 def test_thirty_subjects_in_six_disciplines() -> None:
     assert (len(DISCIPLINE_OF), len(set(DISCIPLINE_OF.values()))) == (30, 6)
 
