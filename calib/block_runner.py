@@ -339,7 +339,8 @@ class BlockRunner:
 
     def caches(self, block: str) -> bool:
         """Return whether a block caches keys and values."""
-        return self._stage(block).cached is not None
+        stage, index = self._places[block]
+        return stage.caches(self.model.config, index)
 
     def cached(self, block: str, sample: int) -> tuple[Tensor, Tensor]:
         """Compute the keys and values that a block as it is now caches for one sample.

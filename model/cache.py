@@ -25,6 +25,7 @@ from .kv_quant.int4 import round_int4
 from .kv_quant.int8 import dequantize_kv, quantize_kv
 from .kv_quant.scales import KVScales
 from .kv_quant.types import CacheType
+from .sizes import LinearAttentionSizes
 
 UNIT = KVScales(1.0, 1.0)
 SIMULATED: Mapping[CacheType, Callable[[Tensor, float], Tensor]] = {
@@ -52,15 +53,40 @@ class LayerCache(NamedTuple):
         return LayerCache(function(self.keys), function(self.values), key_scales, value_scales)
 
 
+class LinearState(NamedTuple):
+    """State of a layer with linear attention after all tokens so far."""
+
+    conv: Tensor
+    """`[batch, channels, kernel - 1]`, the last inputs of the convolution, in the model's dtype."""
+    rule: Tensor
+    """`[batch, value_heads, key_head_dim, value_head_dim]`, see `gated_delta.py`; in float32, or in
+    float64 with a model of that dtype."""
+
+    @classmethod
+    def empty(cls, sizes: LinearAttentionSizes, batch: int, like: Tensor) -> LinearState:
+        """Return the state before the first token; `like` gives dtype and device."""
+        shape = batch, sizes.value_heads, sizes.key_head_dim, sizes.value_head_dim
+        return cls(
+            like.new_zeros(batch, sizes.qkv_width, sizes.conv_kernel - 1),
+            like.new_zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32)),
+        )
+
+    def select(self, rows: Tensor) -> LinearState:
+        """Return rows of the batch, int64 `[new batch]`; repetitions are allowed."""
+        return LinearState(*(part.index_select(0, rows.to(part.device)) for part in self))
+
+
 class KVCache:
-    """Keys and values of every layer.
+    """Keys and values of every layer with full attention, states of those with linear attention.
+
+    The latter have a fixed size, and are not quantized with any type.
 
     Args:
         config: number of layers, key/value heads and their width.
         batch: number of prompts.
         capacity: maximum number of tokens per prompt: prompt and generated ones.
         cache_type: `model` stores the model's dtype; the others are described in `kv_quant`.
-        scales: scales of an fp8 cache, layer by layer; None: 1.
+        scales: scales of an fp8 cache, for each of `config.cached_layers`; None: 1.
     """
 
     def __init__(
@@ -74,8 +100,12 @@ class KVCache:
         self.shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         self.length = 0  # tokens stored in all layers
         self.cache_type = cache_type
-        self._scales = scales
+        self._scales: dict[int, KVScales] | None = None
+        if scales is not None:
+            self._scales = dict(zip(config.cached_layers, scales, strict=True))
         self._layers: list[LayerCache | None] = [None] * config.num_hidden_layers
+        self._sizes = config.linear_attention
+        self._states: dict[int, LinearState] = {}
 
     @property
     def capacity(self) -> int:
@@ -153,6 +183,22 @@ class KVCache:
         scales = [like.new_zeros(self.shape[:3], dtype=torch.float32) for _ in range(2)]
         return LayerCache(keys, values, *scales)
 
+    def linear_state(self, layer: int, like: Tensor) -> LinearState:
+        """Return the state of a layer with linear attention.
+
+        Args:
+            layer: index of the layer.
+            like: gives dtype and device if there are no tokens yet.
+        """
+        if layer not in self._states:
+            assert self._sizes is not None
+            return LinearState.empty(self._sizes, self.shape[0], like)
+        return self._states[layer]
+
+    def set_linear_state(self, layer: int, state: LinearState) -> None:
+        """Store the state of a layer with linear attention after the new tokens."""
+        self._states[layer] = state
+
     def advance(self, tokens: int) -> None:
         """Mark `tokens` more tokens as stored, after every layer has been updated."""
         self.length += tokens
@@ -170,6 +216,7 @@ class KVCache:
             buffers and buffers.map(lambda t: _copy_rows(t, rows, self.length, new.shape))
             for buffers in self._layers
         ]
+        new._states = {layer: state.select(rows) for layer, state in self._states.items()}
         return new
 
     def grow(self, capacity: int) -> None:
@@ -194,6 +241,7 @@ class KVCache:
             buffers and buffers.map(lambda t: t.index_select(0, rows.to(t.device)))
             for buffers in self._layers
         ]
+        self._states = {layer: state.select(rows) for layer, state in self._states.items()}
 
 
 def check_cache_type(config: TextConfig, cache_type: CacheType) -> None:

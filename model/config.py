@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.json_files import read_json
 from ..common.validation import parse
-from .config_fields import TokenSection
-from .config_readers import FILE, READERS, REMEDY, text_section
+from .config_readers import FILE, READERS, REMEDY, ConfigReader, text_section
 from .sizes import TextConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class ModelConfig:
         if not isinstance(family, str) or (reader := READERS.get(family)) is None:
             raise ValueError(
                 f"config.json: model_type {family!r} is not supported; allowed: "
-                f"{', '.join(READERS)}; choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"
+                f"{', '.join(READERS)}; choose a Qwen2-VL or later Qwen VL checkpoint"
             )
         vision, text = reader.vision(raw), reader.text(raw)
         if vision.out_hidden_size != text.hidden_size:
@@ -81,7 +80,7 @@ class ModelConfig:
             family=family,
             vision=vision,
             text=text,
-            **_token_ids(raw, text.vocab_size),
+            **_token_ids(raw, reader, text.vocab_size),
             dtype_name=_dtype_name(raw, text_section(raw)[0]),
             raw=raw,
         )
@@ -127,9 +126,9 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
-def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> dict[str, int]:
+def _token_ids(raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int) -> dict[str, int]:
     """Ids of the special tokens by field name, each below `vocab_size`."""
-    ids: dict[str, int] = parse(TokenSection, raw, FILE, remedy=REMEDY).model_dump()
+    ids: dict[str, int] = parse(reader.tokens, raw, FILE, remedy=REMEDY).model_dump()
     for name, token in ids.items():
         if token >= vocab_size:
             raise ValueError(

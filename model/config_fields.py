@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..common.validation import Allowed, Integer, Real, Truthy, empty_to_none
-from .sizes import YarnScaling
+from .sizes import LayerType, YarnScaling
 
 WIDTH = 2**20
 """Upper bound of features, inner channels and pixels."""
@@ -36,6 +36,7 @@ Epsilon = Annotated[float, Real(above=0, most=1.0)]
 Positions = Annotated[int, Integer(1, POSITIONS, integral=True)]
 Scale = Annotated[float, Real(above=0, most=1e6)]
 Theta = Annotated[float, Real(above=0, most=1e12)]
+Share = Annotated[float, Real(above=0, most=1.0)]
 
 
 class Section(BaseModel):
@@ -89,6 +90,14 @@ class Qwen3VisionSection(VisionSection):
     patch_size: Annotated[int, Integer(1, 256, integral=True)] = 16
     num_position_embeddings: Annotated[int, Integer(1, WIDTH, integral=True)] = 2304
     deepstack_visual_indexes: tuple[Index, ...] = (8, 16, 24)
+
+
+class Qwen35VisionSection(Qwen3VisionSection):
+    """`vision_config` of Qwen3.5, whose decoder gets no outputs of inner blocks."""
+
+    deepstack_visual_indexes: Annotated[
+        tuple[Index, ...], Allowed("[] (Qwen3.5 has no DeepStack)")
+    ] = Field(default=(), max_length=0)
 
 
 class RopeSection(Section):
@@ -274,6 +283,13 @@ class Qwen3TextSection(TextSection):
         return self.rope_parameters or self.rope_scaling or Qwen3RopeSection()
 
 
+DenseLayers = Annotated[
+    None,
+    BeforeValidator(empty_to_none),
+    Allowed("[] (layers without experts are not implemented)"),
+]
+
+
 class Qwen3MoeTextSection(Qwen3TextSection):
     """`text_config` of Qwen3-VL with a mixture of experts in every layer."""
 
@@ -294,11 +310,80 @@ class Qwen3MoeTextSection(Qwen3TextSection):
     decoder_sparse_step: Annotated[
         Literal[1], Allowed("1 (layers without experts are not implemented)")
     ] = 1
-    mlp_only_layers: Annotated[
-        None,
-        BeforeValidator(empty_to_none),
-        Allowed("[] (layers without experts are not implemented)"),
-    ] = None
+    mlp_only_layers: DenseLayers = None
+
+
+class Qwen35RopeSection(Qwen3RopeSection):
+    """The rotary section of Qwen3.5."""
+
+    mrope_section: Sections = (11, 11, 10)
+    rope_theta: Theta = 10_000.0
+    partial_rotary_factor: Share | None = None
+
+
+class Qwen35TextSection(Qwen3TextSection):
+    """`text_config` of Qwen3.5."""
+
+    vocab_size: Vocabulary = 248320
+    intermediate_size: Width = 12288
+    num_attention_heads: Depth = 16
+    num_key_value_heads: Depth | None = 4
+    head_dim: Width | None = 256
+    rope_theta: Theta = 10_000.0
+    rope_parameters: Annotated[Qwen35RopeSection | None, BeforeValidator(empty_to_none)] = None
+    rope_scaling: Annotated[Qwen35RopeSection | None, BeforeValidator(empty_to_none)] = None
+    max_position_embeddings: Positions = 32768
+    partial_rotary_factor: Share = 0.25
+    attn_output_gate: Annotated[
+        Literal[True], Allowed("true (queries without a gate are not implemented)")
+    ] = True
+    full_attention_interval: Depth = 4
+    layer_types: tuple[LayerType, ...] | None = None
+    linear_conv_kernel_dim: Annotated[int, Integer(2, 64, integral=True)] = 4
+    linear_key_head_dim: Width = 128
+    linear_value_head_dim: Width = 128
+    linear_num_key_heads: Depth = 16
+    linear_num_value_heads: Depth = 32
+    mtp_num_hidden_layers: Annotated[int, Integer(0, DEPTH, integral=True)] = 0
+    mtp_use_dedicated_embeddings: Annotated[
+        Literal[False], Allowed("false (an embedding of its own is not implemented)")
+    ] = False
+
+    @property
+    def rope(self) -> Qwen35RopeSection:
+        """The rotary section of either generation."""
+        return self.rope_parameters or self.rope_scaling or Qwen35RopeSection()
+
+    @property
+    def rotary_share(self) -> float:
+        """Share of the channels of a head that are rotated."""
+        share = self.rope.partial_rotary_factor
+        return float(self.partial_rotary_factor if share is None else share)
+
+    @property
+    def types(self) -> tuple[LayerType, ...]:
+        """The type of each layer."""
+        if self.layer_types:
+            return self.layer_types
+        every = self.full_attention_interval
+        return tuple(
+            "linear_attention" if (index + 1) % every else "full_attention"
+            for index in range(self.num_hidden_layers)
+        )
+
+
+class Qwen35MoeTextSection(Qwen35TextSection):
+    """`text_config` of Qwen3.5 with a mixture of experts in every layer."""
+
+    hidden_size: Width = 2048
+    intermediate_size: Width = 5632  # of dense layers, which no model has
+    num_hidden_layers: Depth = 40
+    num_key_value_heads: Depth | None = 2
+    num_experts: Depth = 256
+    num_experts_per_tok: Depth = 8
+    moe_intermediate_size: Width = 512
+    shared_expert_intermediate_size: Width = 512
+    mlp_only_layers: DenseLayers = None
 
 
 class TokenSection(Section):
@@ -308,3 +393,12 @@ class TokenSection(Section):
     video_token_id: Token = 151656
     vision_start_token_id: Token = 151652
     vision_end_token_id: Token = 151653
+
+
+class Qwen35TokenSection(TokenSection):
+    """The ids of Qwen3.5's vocabulary."""
+
+    image_token_id: Token = 248056
+    video_token_id: Token = 248057
+    vision_start_token_id: Token = 248053
+    vision_end_token_id: Token = 248054

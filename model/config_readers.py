@@ -7,7 +7,7 @@ table in `family_tables/`, which describes modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..common.validation import parse
@@ -18,8 +18,13 @@ from .config_fields import (
     Qwen3TextSection,
     Qwen3VisionSection,
     Qwen25VisionSection,
+    Qwen35MoeTextSection,
+    Qwen35TextSection,
+    Qwen35TokenSection,
+    Qwen35VisionSection,
+    TokenSection,
 )
-from .sizes import ExpertSizes, TextConfig, VisionConfig
+from .sizes import ExpertSizes, LinearAttentionSizes, TextConfig, VisionConfig
 
 FILE = "config.json"
 REMEDY = "take the file from the original checkpoint"
@@ -34,6 +39,7 @@ class ConfigReader:
 
     vision: Callable[[Raw], VisionConfig]
     text: Callable[[Raw], TextConfig]
+    tokens: type[TokenSection] = TokenSection
 
 
 def text_section(raw: Raw) -> tuple[Raw, str]:
@@ -58,10 +64,10 @@ def _qwen2_5_vision(raw: Raw) -> VisionConfig:
     return VisionConfig(**section.model_dump(), norm="rms")
 
 
-def _qwen3_vision(raw: Raw) -> VisionConfig:
-    section = parse(
-        Qwen3VisionSection, raw.get("vision_config"), FILE, "vision_config", remedy=REMEDY
-    )
+def _qwen3_vision(
+    raw: Raw, section_type: type[Qwen3VisionSection] = Qwen3VisionSection
+) -> VisionConfig:
+    section = parse(section_type, raw.get("vision_config"), FILE, "vision_config", remedy=REMEDY)
     return VisionConfig(**section.model_dump(), norm="layer", separate_frames=True)
 
 
@@ -93,12 +99,18 @@ def _qwen3_moe_text(raw: Raw) -> TextConfig:
         section.num_experts,
         section.num_experts_per_tok,
         section.moe_intermediate_size,
-        input_major=_input_major(raw),
+        input_major=(input_major := _input_major(raw)),
+        orientation_unsure=not input_major,
     )
     return _qwen3_sizes(raw, section, experts)
 
 
-def _qwen3_sizes(raw: Raw, section: Qwen3TextSection, experts: ExpertSizes | None) -> TextConfig:
+def _qwen3_sizes(
+    raw: Raw,
+    section: Qwen3TextSection,
+    experts: ExpertSizes | None,
+    rotary_share: float = 1.0,
+) -> TextConfig:
     return TextConfig(
         **section.common_sizes(section.rope),
         head_dim=section.head_dim or section.hidden_size // section.num_attention_heads,
@@ -108,6 +120,48 @@ def _qwen3_sizes(raw: Raw, section: Qwen3TextSection, experts: ExpertSizes | Non
         qk_norm=True,
         yarn=section.rope.yarn,
         experts=experts,
+        rotary_share=rotary_share,
+    )
+
+
+def _qwen3_5_vision(raw: Raw) -> VisionConfig:
+    return _qwen3_vision(raw, Qwen35VisionSection)
+
+
+def _qwen3_5_text(raw: Raw) -> TextConfig:
+    section = parse(Qwen35TextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY)
+    return _qwen3_5_sizes(raw, section, None)
+
+
+def _qwen3_5_moe_text(raw: Raw) -> TextConfig:
+    section = parse(
+        Qwen35MoeTextSection, raw.get("text_config"), FILE, "text_config", remedy=REMEDY
+    )
+    experts = ExpertSizes(
+        section.num_experts,
+        section.num_experts_per_tok,
+        section.moe_intermediate_size,
+        input_major=False,
+        shared_intermediate_size=section.shared_expert_intermediate_size,
+    )
+    return _qwen3_5_sizes(raw, section, experts)
+
+
+def _qwen3_5_sizes(raw: Raw, section: Qwen35TextSection, experts: ExpertSizes | None) -> TextConfig:
+    linear = LinearAttentionSizes(
+        section.linear_num_key_heads,
+        section.linear_num_value_heads,
+        section.linear_key_head_dim,
+        section.linear_value_head_dim,
+        section.linear_conv_kernel_dim,
+    )
+    return replace(
+        _qwen3_sizes(raw, section, experts, rotary_share=section.rotary_share),
+        norm_offset=1.0,
+        query_gate=True,
+        linear_attention=linear,
+        layer_types=section.types,
+        mtp_layers=section.mtp_num_hidden_layers,
     )
 
 
@@ -139,5 +193,7 @@ READERS: dict[str, ConfigReader] = {
     "qwen2_5_vl": ConfigReader(_qwen2_5_vision, _qwen2_text),
     "qwen3_vl": ConfigReader(_qwen3_vision, _qwen3_text),
     "qwen3_vl_moe": ConfigReader(_qwen3_vision, _qwen3_moe_text),
+    "qwen3_5": ConfigReader(_qwen3_5_vision, _qwen3_5_text, Qwen35TokenSection),
+    "qwen3_5_moe": ConfigReader(_qwen3_5_vision, _qwen3_5_moe_text, Qwen35TokenSection),
 }
 """By `model_type`, which is the name of the family too."""

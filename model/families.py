@@ -9,6 +9,8 @@ from __future__ import annotations
 from .config import ModelConfig
 from .family_tables.qwen2_5_vl import QWEN2_5_VL
 from .family_tables.qwen2_vl import QWEN2_VL
+from .family_tables.qwen3_5 import QWEN3_5
+from .family_tables.qwen3_5_moe import QWEN3_5_MOE
 from .family_tables.qwen3_vl import QWEN3_VL
 from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
 from .family_tables.table import (
@@ -50,7 +52,8 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+    family.name: family
+    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE)
 }
 
 

@@ -75,8 +75,8 @@ def _differences(model: QwenVL, family: Family) -> Iterator[str]:
             for name in x.names(model.config)
         }
         widths_of |= {x.name: (size[x.inputs], size[x.outputs]) for x in stage.kept}
-        for path in stage.blocks(model.config):
-            yield from _in_block(stage, path, modules, widths_of, model.config)
+        for block in range(stage.count(model.config)):
+            yield from _in_block(stage, block, modules, widths_of, model.config)
     yield from _feature_keys(model, family)
 
 
@@ -95,18 +95,21 @@ def _unknown_paths(model: QwenVL, family: Family, modules: dict[str, nn.Module])
 
 def _in_block(
     stage: Stage,
-    path: str,
+    block: int,
     modules: dict[str, nn.Module],
     widths_of: dict[str, tuple[int, int]],
     config: ModelConfig,
 ) -> Iterator[str]:
     """Compare bindings and checkpoints with the modules of one block."""
-    for binding in stage.bindings(config):
+    path = stage.block_path(block)
+    for binding in stage.bindings(config, block):
         if isinstance(binding, NormBinding):
             norm = modules.get(f"{path}.{binding.norm}")
             weight = getattr(norm, "weight", None)
             channels = 0 if weight is None else weight.numel() * binding.tiles
             inputs = {widths_of[name][0] for name in binding.linears}
+            if getattr(norm, "offset", 0.0) != binding.offset:
+                yield f"{path}.{binding.norm} has another offset than the table, {binding.offset}"
             if inputs != {channels}:
                 yield f"{path}.{binding.norm} gives {channels} channels, its linears read {inputs}"
         else:

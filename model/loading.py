@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
 from .expert_linear import expert_layers
-from .families import EMBEDDING
+from .families import EMBEDDING, family_of
 from .qwen_vl import QwenVL
 from .resolve import resolve_model
 
@@ -148,10 +148,14 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
         raise ValueError(_listed(reader, missing, "missing"))
     # Some checkpoints store a tied head as well. Rotary frequencies are computed, not loaded.
     ignored = {HEAD} if model.lm_head is None else set()
+    carried = family_of(model.config).carried
     unknown = [
         name
         for name in reader.names()
-        if name not in expected and name not in ignored and not name.endswith(".inv_freq")
+        if name not in expected
+        and name not in ignored
+        and not name.endswith(".inv_freq")
+        and not name.startswith(carried)
     ]
     if unknown:
         raise ValueError(_listed(reader, unknown, "unknown to this model"))
@@ -185,7 +189,7 @@ def _check_orientation(
     so a square tensor that it has saved may have either orientation.
     """
     sizes = model.config.text.experts
-    if sizes is None or sizes.input_major:
+    if sizes is None or not sizes.orientation_unsure:
         return
     for name in expert_layers(model, ""):
         shape = expected.get(name, ())

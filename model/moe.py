@@ -1,8 +1,9 @@
 """Mixture of experts of a decoder layer, in the place of its MLP.
 
 "Qwen3 Technical Report" (arXiv 2505.09388, section 2): a router selects a few experts per token,
-each an MLP as in `text.py`, and their outputs are added with the router's shares. Attribute names
-equal the checkpoint's (`gate` is the router).
+each an MLP as in `mlp.py`, and their outputs are added with the router's shares. In Qwen3.5 a
+shared expert computes every token, and its output is multiplied by a gate. Attribute names equal
+the checkpoint's (`gate` is the router).
 
 Letters in shapes: N tokens, H hidden size, I inner size of an expert, E experts, K experts of a
 token.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from .expert_linear import ExpertLinear, routed, takes_all_tokens
 from .family_tables.table import WeightSlice
 from .fused_linear import project
+from .mlp import MLP
 from .sizes import ExpertSizes
 
 EXPERT_LINEARS = {
@@ -72,13 +74,16 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Router and experts."""
+    """Router, experts, and the shared expert if the sizes have one."""
 
     def __init__(self, hidden_size: int, sizes: ExpertSizes) -> None:
         super().__init__()
         self.active = sizes.active
         self.gate = nn.Linear(hidden_size, sizes.count, bias=False)
         self.experts = Experts(hidden_size, sizes)
+        inner = sizes.shared_intermediate_size
+        self.shared_expert = MLP(hidden_size, inner) if inner else None
+        self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False) if inner else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the experts of each token, `[B, T, H]` to `[B, T, H]`.
@@ -97,6 +102,8 @@ class MixtureOfExperts(nn.Module):
             with routed(tokens):
                 y = self.expert(index)(flat[tokens])
             out.index_add_(0, tokens, y * shares.flatten()[pairs, None])
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            out = out + self.shared_expert_gate(flat).sigmoid() * self.shared_expert(flat)
         return out.view_as(x)
 
     def expert(self, index: int) -> Expert:

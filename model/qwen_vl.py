@@ -59,7 +59,7 @@ class QwenVL(nn.Module):
         self.cache_type: CacheType = "model"
         """Type of the KV cache, which also `forward` attends through unless it is `model`."""
         self.cache_scales: Sequence[KVScales] | None = None
-        """Calibrated scales of an fp8 cache, layer by layer; None: the checkpoint has none."""
+        """Calibrated scales of an fp8 cache, for each cached layer; None: there are none."""
         self.reduction: ReductionRule | None = None
         """Rule that selects the visual tokens of every prompt; None: all are kept."""
         self.head_product: Callable[[Tensor, Tensor], Tensor] = F.linear

@@ -100,12 +100,12 @@ def _grid_ids(grid: tuple[int, int, int], seconds: float, config: ModelConfig) -
 def text_rotary(
     position_ids: Tensor, config: TextConfig, layout: MropeLayout
 ) -> tuple[Tensor, Tensor]:
-    """Compute cosine and sine of the decoder's angles, float32 `[batch, tokens, head_dim / 2]`.
+    """Compute cosine and sine of the decoder's angles, float32 `[batch, tokens, rotary_dim / 2]`.
 
     Args:
         position_ids: int64 `[3, batch, tokens]`: time, height, width.
-        config: gives the base of the frequencies, their number per axis, and YaRN's parameters; a
-            head of width `head_dim` pairs channel i with i + head_dim / 2.
+        config: gives the base of the frequencies, their number per axis, and YaRN's parameters; of
+            the first `rotary_dim` channels of a head, i is paired with i + rotary_dim / 2.
         layout: which frequencies use which axis, see `check_mrope_layout`.
 
     Raises:
@@ -127,9 +127,9 @@ def decoder_frequencies(config: TextConfig) -> tuple[Tensor, float]:
     those in between are interpolated. The square of the returned factor scales attention scores.
 
     Returns:
-        float32 `[head_dim / 2]` on the CPU, and the factor, which is 1 without YaRN.
+        float32 `[rotary_dim / 2]` on the CPU, and the factor, which is 1 without YaRN.
     """
-    powers, yarn = _powers(config.head_dim, config.rope_theta), config.yarn
+    powers, yarn = _powers(config.rotary_dim, config.rope_theta), config.yarn
     if yarn is None:
         return 1.0 / powers, 1.0
     pairs = len(powers)
@@ -201,18 +201,20 @@ def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + d/2) of `x` by the given angles.
+    """Rotate the channel pairs (i, i + r/2) of the first r channels of `x` by the given angles.
 
     Checkpoints store q and k for this pairing ("rotate half", as in GPT-NeoX); the RoPE paper
     (arXiv 2104.09864) pairs neighbouring channels, which is the same up to a permutation.
 
     Args:
         x: `[..., d]`.
-        cos: `[..., d / 2]`, broadcastable to `x`.
-        sin: `[..., d / 2]`.
+        cos: `[..., r / 2]`, broadcastable to `x`, with r at most d.
+        sin: `[..., r / 2]`.
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = first * cos - second * sin, second * cos + first * sin
+    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
 
 
 def _powers(dim: int, theta: float) -> Tensor:

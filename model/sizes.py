@@ -130,6 +130,8 @@ class ExpertSizes:
     active: int  # experts that a token is routed to
     intermediate_size: int  # of one expert
     input_major: bool  # weights are stored as [experts, in_features, out_features]
+    orientation_unsure: bool = False  # a square tensor may be stored in either orientation
+    shared_intermediate_size: int = 0  # of the expert that computes every token; 0: there is none
 
     def __post_init__(self) -> None:
         if self.active > self.count:
@@ -137,6 +139,42 @@ class ExpertSizes:
                 f"config.json: num_experts_per_tok {self.active} exceeds num_experts "
                 f"{self.count}; correct one of them"
             )
+
+
+LayerType = Literal["full_attention", "linear_attention"]
+
+
+@dataclass(frozen=True)
+class LinearAttentionSizes:
+    """Sizes of the gated delta rule layers of a decoder, see `linear_attention.py`."""
+
+    key_heads: int  # of queries and keys; each serves a run of value heads
+    value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int  # tokens that the causal convolution of queries, keys and values reads
+
+    def __post_init__(self) -> None:
+        if self.value_heads % self.key_heads:
+            raise ValueError(
+                f"config.json: linear_num_value_heads {self.value_heads} is not a multiple of "
+                f"linear_num_key_heads {self.key_heads}; correct one of them"
+            )
+
+    @property
+    def key_width(self) -> int:
+        """Width of all keys together, and of all queries."""
+        return self.key_heads * self.key_head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Width of all values together."""
+        return self.value_heads * self.value_head_dim
+
+    @property
+    def qkv_width(self) -> int:
+        """Width of queries, keys and values together."""
+        return 2 * self.key_width + self.value_width
 
 
 @dataclass(frozen=True)
@@ -159,6 +197,12 @@ class TextConfig:
     qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
     yarn: YarnScaling | None = None
     experts: ExpertSizes | None = None  # None: a dense decoder, with `intermediate_size`
+    norm_offset: float = 0.0  # added to the weights of norms: 1 if they are stored zero-centred
+    rotary_share: float = 1.0  # of the channels of a head that are rotated, the first ones
+    query_gate: bool = False  # q_proj gives queries and a gate of the attention's output per head
+    linear_attention: LinearAttentionSizes | None = None  # of the layers of that type
+    layer_types: tuple[LayerType, ...] = ()  # empty: all have full attention
+    mtp_layers: int = 0  # decoder layers of the multi-token-prediction head
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -166,15 +210,39 @@ class TextConfig:
                 f"config.json: {self.num_attention_heads} attention heads are not a multiple of "
                 f"{self.num_key_value_heads} key/value heads; correct num_key_value_heads"
             )
-        if sum(self.mrope_section) * 2 != self.head_dim:
+        if sum(self.mrope_section) * 2 != self.rotary_dim:
+            of_head = f"head_dim {self.head_dim}"
+            if self.rotary_share < 1:
+                of_head = f"the {self.rotary_dim} rotated channels of {of_head}"
             raise ValueError(
                 f"config.json: mrope_section {list(self.mrope_section)} adds up to "
-                f"{sum(self.mrope_section)}; it must be half of head_dim {self.head_dim}"
+                f"{sum(self.mrope_section)}; it must be half of {of_head}"
             )
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"config.json: {len(self.layer_types)} layer_types for {self.num_hidden_layers} "
+                "layers; allowed: one for each"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        """Number of channels of a head that are rotated."""
+        return int(self.head_dim * self.rotary_share)
 
     @property
     def active_intermediate_size(self) -> int:
         """Inner channels of the feed-forward that are computed for one token."""
         if self.experts is None:
             return self.intermediate_size
-        return self.experts.active * self.experts.intermediate_size
+        routed = self.experts.active * self.experts.intermediate_size
+        return routed + self.experts.shared_intermediate_size
+
+    @property
+    def cached_layers(self) -> tuple[int, ...]:
+        """Indexes of the layers that cache keys and values, those with full attention."""
+        layers = range(self.num_hidden_layers)
+        return tuple(each for each in layers if self.layer_type(each) == "full_attention")
+
+    def layer_type(self, index: int) -> LayerType:
+        """Return the type of layer `index`."""
+        return self.layer_types[index] if self.layer_types else "full_attention"

@@ -2,7 +2,9 @@
 
 Architecture: "Qwen2 Technical Report" (arXiv 2407.10671, section 2.2.1) with the rotary positions
 of `rope.py`; Qwen3-VL normalizes queries and keys instead of adding biases to them ("Qwen3
-Technical Report", arXiv 2505.09388, section 2). Attribute names equal the checkpoint's
+Technical Report", arXiv 2505.09388, section 2). Qwen3.5 has linear attention in most layers
+(`linear_attention.py`); in the others a gate multiplies the output of attention, and only a part of
+each head is rotated. Attribute names equal the checkpoint's
 (`self_attn.q_proj`, `mlp.gate_proj`, ...).
 
 Letters in shapes: B batch, T new tokens, S all tokens seen so far, H hidden size, I MLP size,
@@ -22,6 +24,8 @@ from .cache import KVCache, causal_mask
 from .config import TextConfig
 from .features import DEEPSTACK, VISUAL_ROWS
 from .fused_linear import project
+from .linear_attention import GatedDeltaNet
+from .mlp import MLP
 from .moe import MixtureOfExperts
 from .rope import MropeLayout, check_mrope_layout, rotate, text_rotary
 
@@ -30,20 +34,33 @@ State = dict[str, Tensor]
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalization (arXiv 1910.07467); statistics in float32."""
+    """Root mean square normalization (arXiv 1910.07467); statistics in float32.
 
-    def __init__(self, size: int, eps: float) -> None:
+    Args:
+        size: channels.
+        eps: added to the mean square.
+        offset: added to the weight, in float32: 1 if the stored weights are zero-centred.
+    """
+
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the last dimension of `x` to unit root mean square, then by the weight."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        """Scale the last dimension of `x` to unit root mean square, then by weight and offset."""
+        if not self.offset:
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = self.weight.to(wide) + self.offset
+        return F.rms_norm(x.to(wide), (x.shape[-1],), weight, self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention; o has no bias, q, k and v have `qkv_bias`."""
+    """Causal grouped-query attention; o has no bias, q, k and v have `qkv_bias`.
+
+    With a gate, `q_proj` gives for each head its query, then its gate.
+    """
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -52,43 +69,70 @@ class Attention(nn.Module):
         width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.gated = config.query_gate
+        q_width = 2 * width if self.gated else width
+        self.q_proj = nn.Linear(config.hidden_size, q_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         # One weight for all heads.
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        norms = [
+            RMSNorm(config.head_dim, config.rms_norm_eps, config.norm_offset)
+            if config.qk_norm
+            else None
+            for _ in range(2)
+        ]
+        self.q_norm, self.k_norm = norms
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         """Attend, `[B, T, H]` to `[B, T, H]`; arguments as in `DecoderLayer.forward`."""
-        out: Tensor = self.o_proj(self.context(x, cos, sin, mask, cache))
-        return out
+        return self.output(self.context(x, cos, sin, mask, cache))
 
     def context(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
-        """Compute the input of `o_proj`, `[B, T, heads * D]`."""
-        q, k, v = self.rotated(x, cos, sin)
+        """Compute the input of `o_proj`, `[B, T, heads * D]`; arguments as in `DecoderLayer`."""
+        q, k, v, gate = self.projected(x, cos, sin)
         # Keys are cached after the rotation: a token's position never changes, so later steps
         # need not rotate them again.
         if cache is not None:
             k, v = cache.update(self.index, k, v)
-        return self.attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        attended = self.attend(q, k, v, mask)
+        if gate is not None:
+            attended = attended * gate.sigmoid()
+        return attended.transpose(1, 2).flatten(2)
 
-    def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries and keys after the rotary embedding, and values, `[B, heads, T, D]`."""
+    def output(self, context: Tensor) -> Tensor:
+        """Apply `o_proj`, `[B, T, heads * D]` to `[B, T, H]`."""
+        out: Tensor = self.o_proj(context)
+        return out
+
+    def projected(
+        self, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute queries and keys after the rotary embedding, values, and the gate if any.
+
+        Returns:
+            Queries and the gate `[B, heads, T, D]`, keys and values `[B, kv_heads, T, D]`.
+        """
         q, k, v = (
-            projected.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
-            for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
+            projected.view(*x.shape[:2], -1, width).transpose(1, 2)
+            for projected, width in zip(
+                project(x, self.q_proj, self.k_proj, self.v_proj),
+                (self.head_dim * (2 if self.gated else 1), self.head_dim, self.head_dim),
+                strict=True,
+            )
         )
+        gate = None
+        if self.gated:
+            q, gate = q.chunk(2, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         # Under autocast q is narrower than the angles; without it this is a no-op.
         cos, sin = cos[:, None].to(q.dtype), sin[:, None].to(q.dtype)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return rotate(q, cos, sin), rotate(k, cos, sin), v, gate
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute scaled dot-product attention under grouped-query attention.
@@ -112,26 +156,6 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
-class MLP(nn.Module):
-    """SwiGLU feed-forward (arXiv 2002.05202)."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the MLP, `[B, T, H]` to `[B, T, H]`."""
-        out: Tensor = self.down_proj(self.inner(x))
-        return out
-
-    def inner(self, x: Tensor) -> Tensor:
-        """Compute the input of `down_proj`, `[B, T, I]`."""
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return F.silu(gate) * up
-
-
 class FusedLayer(Protocol):
     """Optional fused implementation of a decoder layer."""
 
@@ -151,16 +175,33 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        width, eps, offset = config.hidden_size, config.rms_norm_eps, config.norm_offset
+        is_linear = config.layer_type(index) == "linear_attention"
+        self.input_layernorm = RMSNorm(width, eps, offset)
+        # One of them is None.
+        self.linear_attn = GatedDeltaNet(config, index) if is_linear else None
+        self.self_attn = None if is_linear else Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(width, eps, offset)
         self.mlp = (
-            MLP(config)
+            MLP(config.hidden_size, config.intermediate_size)
             if config.experts is None
             else MixtureOfExperts(config.hidden_size, config.experts)
         )
         self.fused_layer: FusedLayer | None = None
         """Set by `quant.runtime` when a fused kernel is available."""
+
+    @property
+    def mixer(self) -> Attention | GatedDeltaNet:
+        """The layer's attention, full or linear."""
+        mixer = self.linear_attn or self.self_attn
+        assert mixer is not None
+        return mixer
+
+    @property
+    def full_attention(self) -> Attention:
+        """The attention of a layer that is known to have full attention."""
+        assert self.self_attn is not None
+        return self.self_attn
 
     def forward(
         self,
@@ -174,15 +215,15 @@ class DecoderLayer(nn.Module):
 
         Args:
             hidden: `[B, T, H]`.
-            cos: `[B, T, D / 2]`, from `TextModel.prepare`.
-            sin: `[B, T, D / 2]`.
+            cos: `[B, T, rotary_dim / 2]`, from `TextModel.prepare`.
+            sin: `[B, T, rotary_dim / 2]`.
             mask: bool `[B, 1, T, S]`, True where a token may attend; None is causal over T tokens
-                (or, for one token, everything in the cache).
+                (or, for one token, everything in the cache). The last token is no padding.
             cache: stores the new keys and values and returns all S; None without generation.
         """
         if self.fused_layer is not None and self.fused_layer.supports(hidden):
             return self.fused_layer(hidden, cos, sin, mask, cache)
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
+        hidden = hidden + self.mixer(self.input_layernorm(hidden), cos, sin, mask, cache)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -193,7 +234,7 @@ class DecoderLayer(nn.Module):
             state: of `TextModel.prepare`, with this layer's hidden states.
         """
         x = self.input_layernorm(state["hidden"])
-        _, keys, values = self.self_attn.rotated(x, state["cos"], state["sin"])
+        _, keys, values, _ = self.full_attention.projected(x, state["cos"], state["sin"])
         return keys, values
 
     def forward_to(self, tap: str, state: Mapping[str, Tensor]) -> tuple[State, Tensor]:
@@ -203,8 +244,9 @@ class DecoderLayer(nn.Module):
         the tap, the part of the layer before it runs once per sample instead of once per tap.
 
         Args:
-            tap: `o`, `gate_up` or `down`, or one of the experts' taps, as in the family table. The
-                latter stand for the input of the router, see `expert_inputs`.
+            tap: `o`, `gate_up` or `down`, `shared_down` of a shared expert, or one of the experts'
+                taps, as in the family table. The latter stand for the input of the router, see
+                `expert_inputs`.
             state: `TextModel.prepare`'s with this layer's hidden states, or the one returned for an
                 earlier tap.
 
@@ -217,7 +259,10 @@ class DecoderLayer(nn.Module):
             return {"hidden": state["hidden"], "context": context}, context
         attended = self._attended(state)
         normed = self.post_attention_layernorm(attended)
-        if tap == "gate_up" or isinstance(self.mlp, MixtureOfExperts):
+        if isinstance(self.mlp, MixtureOfExperts):
+            shared = self.mlp.shared_expert if tap == "shared_down" else None
+            return {"attended": attended}, normed if shared is None else shared.inner(normed)
+        if tap == "gate_up":
             return {"attended": attended}, normed
         inner = self.mlp.inner(normed)
         return {"attended": attended, "inner": inner}, inner
@@ -254,14 +299,13 @@ class DecoderLayer(nn.Module):
     def _attended(self, state: Mapping[str, Tensor]) -> Tensor:
         if "attended" in state:
             return state["attended"]
-        out: Tensor = state["hidden"] + self.self_attn.o_proj(self._context(state))
-        return out
+        return state["hidden"] + self.mixer.output(self._context(state))
 
     def _context(self, state: Mapping[str, Tensor]) -> Tensor:
         if "context" in state:
             return state["context"]
         x, mask = self.input_layernorm(state["hidden"]), state.get("mask")
-        return self.self_attn.context(x, state["cos"], state["sin"], mask, None)
+        return self.mixer.context(x, state["cos"], state["sin"], mask, None)
 
 
 class TextModel(nn.Module):
@@ -286,7 +330,7 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
     def forward(
         self,
@@ -324,9 +368,9 @@ class TextModel(nn.Module):
         """Compute the state before the first layer; arguments as in `forward`.
 
         Returns:
-            `hidden` `[B, T, H]`, `cos` and `sin` `[B, T, D / 2]` and, unless plainly causal, `mask`
-            `[B, 1, T, S]`, and the entries of `added`. Layers change `hidden`, and drop what they
-            have added to it.
+            `hidden` `[B, T, H]`, `cos` and `sin` `[B, T, rotary_dim / 2]` and, unless plainly
+            causal, `mask` `[B, 1, T, S]`, and the entries of `added`. Layers change `hidden`, and
+            drop what they have added to it.
         """
         cos, sin = text_rotary(position_ids, self.config, self.mrope_layout)
         new, past = embeds.shape[1], cache.length if cache is not None else 0

@@ -25,9 +25,11 @@ def build_reference(ours: QwenVL) -> Any:
     del raw["model_type"]
     config = getattr(transformers, f"{name}Config")(**raw)
     reference = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    experts = ours.config.text.experts
+    input_major = experts is not None and experts.input_major
     state = {
-        # Published files hold experts input-major; the model of transformers does not.
-        new_name(key): value.transpose(1, 2) if ".experts." in key else value
+        # Published files of Qwen3-VL hold experts input-major; the model of transformers does not.
+        new_name(key): value.transpose(1, 2) if input_major and ".experts." in key else value
         for key, value in ours.state_dict().items()
     }
     if ours.lm_head is None:

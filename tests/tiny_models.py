@@ -24,16 +24,18 @@ from vlpress.model.processing.inputs import Prompt, Visual
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-NESTED_ONLY = ("qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+NESTED_ONLY = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Families whose published files have a `text_config` and the newer tensor names."""
-DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 """Families without experts."""
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
 }
 
 # 256 byte tokens come first, so these ids follow from their order.
@@ -75,10 +77,12 @@ class Size:
     moe_text: Mapping[str, Any]
     """Further entries with a mixture of experts. The tensors of experts are not square in either
     orientation: transformers takes a tensor for transposed by its shape."""
+    qwen3_5_text: Mapping[str, Any]
+    """Further entries for Qwen3.5."""
     mrope_section: tuple[int, int, int]
     qwen3_mrope_section: tuple[int, int, int]
     vision: Mapping[str, Mapping[str, Any]]
-    """By family; with a mixture of experts as without."""
+    """By family; with a mixture of experts as without, and Qwen3.5 as Qwen3-VL."""
     token_ids: Mapping[str, int]
     gain: float
     """Standard deviation of matrices, times the root of their inputs."""
@@ -105,6 +109,16 @@ TINY = Size(
     # heads x head_dim is not hidden_size.
     qwen3_text={"num_hidden_layers": 4, "head_dim": 64},
     moe_text={"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+    # Layers of both types, more than one value head per key head, heads partly rotated.
+    qwen3_5_text={
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "partial_rotary_factor": 0.5,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
     mrope_section=(4, 6, 6),
     qwen3_mrope_section=(12, 10, 10),
     vision={
@@ -163,6 +177,14 @@ SMALL = Size(
     },
     qwen3_text={"num_hidden_layers": 3, "head_dim": 32},
     moe_text={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+    qwen3_5_text={
+        "full_attention_interval": 2,
+        "partial_rotary_factor": 0.5,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+    },
     mrope_section=(2, 3, 3),
     qwen3_mrope_section=(6, 5, 5),
     vision={
@@ -298,21 +320,30 @@ def _nested_config(
     vision: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return a config.json of Qwen3-VL as published, or as transformers 5 writes it."""
-    rope = {"rope_type": "default", "mrope_interleaved": True}
+    rope: dict[str, Any] = {"rope_type": "default", "mrope_interleaved": True}
     rope |= {"mrope_section": list(size.qwen3_mrope_section)}
     theta = {"rope_theta": 10000.0}
     # The flag of text_config is a default of transformers that does not apply.
     text_raw: dict[str, Any] = {**size.text, **size.qwen3_text, "model_type": f"{family}_text"}
     if family.endswith("_moe"):
         text_raw |= {**size.moe_text, "norm_topk_prob": True, "mlp_only_layers": []}
-        if newer:
+        if newer and family == "qwen3_vl_moe":
             text_raw["num_local_experts"] = text_raw.pop("num_experts")
+    if family.startswith("qwen3_5"):
+        text_raw |= size.qwen3_5_text
+        rope["partial_rotary_factor"] = text_raw.pop("partial_rotary_factor")
+        half = sum(size.qwen3_mrope_section) // 2
+        rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+        if "moe_intermediate_size" in text_raw:
+            text_raw["shared_expert_intermediate_size"] = 64
     text_raw |= {"tie_word_embeddings": not tied, "attention_bias": False}
     text_raw |= {"rope_parameters": {**rope, **theta}} if newer else {"rope_scaling": rope, **theta}
     if dtype is not None:
         text_raw["dtype"] = dtype
     vision_type = f"{family}_vision" if newer else family
-    vision_sizes = size.vision[family.removesuffix("_moe")]
+    vision_sizes = dict(size.vision["qwen3_vl"])
+    if family.startswith("qwen3_5"):
+        del vision_sizes["deepstack_visual_indexes"]
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
@@ -358,7 +389,11 @@ def make_random_model(
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                stored = parameter[0, :, 0] if ".experts." in name else parameter[0]
+                experts = model.config.text.experts
+                input_major = experts is not None and experts.input_major
+                stored = parameter[0]
+                if ".experts." in name:
+                    stored = stored[:, 0] if input_major else stored[0]
                 parameter.copy_(noise * size.gain / stored.numel() ** 0.5)
             elif "norm" in name or "ln_q" in name:
                 parameter.copy_(0.2 * noise + (1 if name.endswith("weight") else size.norm_bias))

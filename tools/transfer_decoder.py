@@ -20,7 +20,8 @@ from moments import Moments
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vlpress.model.text import MLP, Attention, DecoderLayer, TextModel
+from vlpress.model.mlp import MLP
+from vlpress.model.text import Attention, DecoderLayer, TextModel
 
 
 class LayerStatistics:
@@ -32,7 +33,7 @@ class LayerStatistics:
         self.attention_input, self.down_input = Moments(), Moments()
         self.log_rms: dict[str, list[Tensor]] = {"q": [], "k": []}
         self.handles: list[RemovableHandle] = [
-            layer.self_attn.register_forward_pre_hook(self._on_attention),
+            layer.full_attention.register_forward_pre_hook(self._on_attention),
             self.mlp.down_proj.register_forward_pre_hook(self._on_down),
         ]
 
@@ -46,7 +47,7 @@ class LayerStatistics:
         return float(torch.stack(self.log_rms[name]).mean().exp())
 
     def _on_attention(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        attention = self.layer.self_attn
+        attention = self.layer.full_attention
         self.attention_input.add(args[0])
         for name, linear in (("q", attention.q_proj), ("k", attention.k_proj)):
             heads = linear(args[0]).unflatten(-1, (-1, attention.head_dim))
@@ -67,7 +68,8 @@ def without_bias(linear: nn.Linear, seen: Moments) -> Tensor:
 @torch.no_grad()
 def transfer_attention(new: Attention, seen: LayerStatistics) -> None:
     """Take over projections and fit the norms; the additional heads of a group come last."""
-    old, size = seen.layer.self_attn, seen.layer.self_attn.head_dim
+    old = seen.layer.full_attention
+    size = old.head_dim
     new.k_proj.weight.copy_(without_bias(old.k_proj, seen.attention_input))
     new.v_proj.weight.copy_(without_bias(old.v_proj, seen.attention_input))
     queries = without_bias(old.q_proj, seen.attention_input)
@@ -107,5 +109,5 @@ def transfer_decoder(old: TextModel, new: TextModel, seen: list[LayerStatistics]
         before = statistics.layer
         layer.input_layernorm.weight.copy_(before.input_layernorm.weight)
         layer.post_attention_layernorm.weight.copy_(before.post_attention_layernorm.weight)
-        transfer_attention(layer.self_attn, statistics)
+        transfer_attention(layer.full_attention, statistics)
         transfer_mlp(layer.mlp, statistics)

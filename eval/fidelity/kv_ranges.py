@@ -66,7 +66,7 @@ def _spread(items: Sequence[Item]) -> list[Item]:
 def kv_ranges(
     model: QwenVL, prompts: Sequence[Prompt], features: Sequence[Sequence[Features]]
 ) -> list[LayerRange]:
-    """Measure keys after the rotary embedding and values of every layer, in the model's dtype.
+    """Measure rotated keys and values of every cached layer, in the model's dtype.
 
     Args:
         model: in eval mode; its own type of cache is not used.
@@ -78,7 +78,7 @@ def kv_ranges(
         batch = model.embed([prompt], [of_prompt])  # alone, so that nothing is padding
         cache = KVCache(model.config.text, 1, len(prompt))
         model.model(batch.embeds, batch.position_ids, None, cache, batch.added)
-        for layer in range(model.config.text.num_hidden_layers):
+        for layer in model.config.text.cached_layers:
             stored = cache.buffers(layer, 0, batch.embeds)
             for kind, buffer in enumerate((stored.keys, stored.values)):
                 channels = buffer[0].float().abs().amax(1)
@@ -86,5 +86,5 @@ def kv_ranges(
                 largest[layer, kind] = torch.maximum(before, channels)
     return [
         layer_range(layer, largest[layer, 0], largest[layer, 1])
-        for layer in range(model.config.text.num_hidden_layers)
+        for layer in model.config.text.cached_layers
     ]

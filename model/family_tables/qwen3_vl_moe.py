@@ -12,9 +12,9 @@ from .qwen3_vl import QWEN3_VL
 from .table import BlockLinear, Checkpoints, ExpertTensor, KeptLinear, NormBinding, PairBinding
 
 _DENSE = QWEN3_VL.decoder
-_ROUTER_TAP = "router"
+ROUTER_TAP = "router"
 _ROUTER_REASON = "it is the router, whose rounding errors would send tokens to other experts"
-_GATE, _UP, _DOWN = (f"mlp.experts.{{}}.{name}" for name in EXPERT_LINEARS)
+GATE, UP, DOWN = (f"mlp.experts.{{}}.{name}" for name in EXPERT_LINEARS)
 
 
 def _sizes(config: ModelConfig) -> ExpertSizes:
@@ -41,25 +41,30 @@ def _expert_linear(name: str, inputs: str, outputs: str, tap: str) -> BlockLinea
     )
 
 
+ROUTER = KeptLinear("mlp.gate", "hidden", "experts", ROUTER_TAP, _ROUTER_REASON)
+EXPERT_LAYERS = (
+    _expert_linear(GATE, "hidden", "expert", "expert_gate_up"),
+    _expert_linear(UP, "hidden", "expert", "expert_gate_up"),
+    _expert_linear(DOWN, "expert", "hidden", "expert_down"),
+)
+
 _DECODER = replace(
     _DENSE,
     linears=(
         *(linear for linear in _DENSE.linears if linear.name.startswith("self_attn.")),
-        _expert_linear(_GATE, "hidden", "expert", "expert_gate_up"),
-        _expert_linear(_UP, "hidden", "expert", "expert_gate_up"),
-        _expert_linear(_DOWN, "expert", "hidden", "expert_down"),
+        *EXPERT_LAYERS,
     ),
-    kept=(KeptLinear("mlp.gate", "hidden", "experts", _ROUTER_TAP, _ROUTER_REASON),),
+    kept=(ROUTER,),
     checkpoints=Checkpoints(("o", "expert_gate_up", "expert_down"), steps.complete_decoder_layer),
     norms=(
         *(norm for norm in _DENSE.norms if norm.norm == "input_layernorm"),
-        NormBinding("post_attention_layernorm", ("mlp.gate", _GATE, _UP)),
+        NormBinding("post_attention_layernorm", (ROUTER.name, GATE, UP)),
     ),
     pairs=(
         *(pair for pair in _DENSE.pairs if pair.source == "self_attn.v_proj"),
-        PairBinding(_UP, _DOWN),
+        PairBinding(UP, DOWN),
     ),
-    fused=(*(group for group in _DENSE.fused if "self_attn.q_proj" in group), (_GATE, _UP)),
+    fused=(*(group for group in _DENSE.fused if "self_attn.q_proj" in group), (GATE, UP)),
     padded=(),
 )
 

@@ -1,6 +1,7 @@
 """The structure of a model as data for calibration and quantization.
 
-A stage is a run of equal blocks (vision blocks, a merger, decoder layers, the head). The state of a
+A stage is a run of blocks (vision blocks, a merger, decoder layers, the head), equal or of a few
+kinds that alternate: layers with linear and with full attention. The state of a
 sample, a dict of tensors, passes through the blocks of all stages; a stage has functions for its
 first state, for one block, and for what remains after the last block (`steps.py` has those that
 most families need). Calibration, the smoke test and the plan are driven by these.
@@ -53,6 +54,9 @@ checkpoint; returns the state after the block."""
 Cached = Callable[["QwenVL", int, "State"], tuple[Tensor, Tensor]]
 """Called with the model, the index of a block and its input; returns the keys (after the rotary
 embedding) and values that the block caches, `[1, kv_heads, tokens, head_dim]`."""
+
+Kind = Callable[[ModelConfig, int], str]
+"""Called with the index of a block; returns the name of its kind, one of a few in a stage."""
 
 PARTS: tuple[str, ...] = get_args(Part)
 EMBEDDING = "model.embed_tokens"
@@ -144,6 +148,7 @@ class BlockLinear:
     tap: str
     input_split: bool = False
     experts: ExpertTensor | None = None  # there is one layer for each expert
+    kind: str | None = None  # it is only in blocks of this kind, see `Stage.kind`; None: in all
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
         """Return its module paths within a block: one, or one for each expert."""
@@ -162,6 +167,7 @@ class KeptLinear:
     tap: str
     reason: str  # why it stays in float, after "because"
     bias: bool = False
+    kind: str | None = None  # as in `BlockLinear`
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ class NormBinding:
     norm: str  # its weight is divided by the scales, its bias too if there is one
     linears: tuple[str, ...]  # their input columns are multiplied; `kept` layers are among them
     tiles: int = 1  # number of copies of the norm's channels in the linears' input
+    tiles_of: str | None = None  # key of `widths` with this number, which `Stage.bindings` fills in
+    offset: float = 0.0  # channels are multiplied by it plus the weight: 1 for zero-centred weights
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of equal blocks.
+    """A run of blocks; bindings and fused groups are those of the blocks that have their linears.
 
     Raises:
         ValueError: fields contradict each other.
@@ -230,7 +238,9 @@ class Stage:
     output: str = HIDDEN  # key of a block's output in the state, with {} for the block index
     per_patch: bool = False  # blocks compute patches instead of merged tokens
     checkpoints: Checkpoints | None = None  # None: a block runs as a whole
-    cached: Cached | None = None  # None: blocks cache nothing
+    cached: Cached | None = None  # None: blocks cache no keys and values
+    kind: Kind | None = None  # None: all blocks are equal
+    cached_kind: str | None = None  # kind of the blocks that cache keys and values; None: all
     norms: tuple[NormBinding, ...] = ()
     pairs: tuple[PairBinding, ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members
@@ -270,34 +280,63 @@ class Stage:
                 f"allowed: {', '.join(sorted(allowed)) or 'none'}"
             )
 
-    def bindings(self, config: ModelConfig) -> tuple[NormBinding | PairBinding, ...]:
+    def block_linears(self, config: ModelConfig, block: int) -> tuple[BlockLinear, ...]:
+        """Return the linear layers of one block."""
+        kind = self._kind(config, block)
+        return tuple(each for each in self.linears if each.kind in (None, kind))
+
+    def block_kept(self, config: ModelConfig, block: int) -> tuple[KeptLinear, ...]:
+        """Return the linear layers of one block that are never quantized."""
+        kind = self._kind(config, block)
+        return tuple(each for each in self.kept if each.kind in (None, kind))
+
+    def bindings(self, config: ModelConfig, block: int) -> tuple[NormBinding | PairBinding, ...]:
         """Return all bindings of a block: a norm's for all experts, a pair's for each of them."""
-        names = self._names(config)
+        names = self._names(config, block)
         norms = (
-            replace(norm, linears=tuple(name for of in norm.linears for name in names[of]))
+            replace(
+                norm,
+                linears=tuple(name for of in norm.linears for name in names[of]),
+                tiles=norm.tiles if norm.tiles_of is None else widths(config)[norm.tiles_of],
+            )
             for norm in self.norms
+            if names.keys() >= set(norm.linears)
         )
         pairs = (
             replace(pair, source=source, target=target)
             for pair in self.pairs
+            if names.keys() >= {pair.source, pair.target}
             for source, target in zip(names[pair.source], names[pair.target], strict=True)
         )
         return (*norms, *pairs)
 
-    def fused_groups(self, config: ModelConfig) -> tuple[tuple[str, ...], ...]:
+    def fused_groups(self, config: ModelConfig, block: int) -> tuple[tuple[str, ...], ...]:
         """Return the fused groups of a block, those of experts for each of them."""
-        names = self._names(config)
+        names = self._names(config, block)
         return tuple(
             members
             for group in self.fused
+            if names.keys() >= set(group)
             for members in zip(*(names[name] for name in group), strict=True)
         )
 
-    def _names(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    def caches(self, config: ModelConfig, block: int) -> bool:
+        """Return whether a block caches keys and values."""
+        kind = self.cached_kind
+        return self.cached is not None and kind in (None, self._kind(config, block))
+
+    def members(self, config: ModelConfig, block: int) -> set[str]:
+        """Return the module paths within a block of all its linear layers."""
+        return {path for paths in self._names(config, block).values() for path in paths}
+
+    def _names(self, config: ModelConfig, block: int) -> dict[str, tuple[str, ...]]:
         """Return the module paths within a block by name in the table."""
-        return {kept.name: (kept.name,) for kept in self.kept} | {
-            linear.name: linear.names(config) for linear in self.linears
+        return {kept.name: (kept.name,) for kept in self.block_kept(config, block)} | {
+            linear.name: linear.names(config) for linear in self.block_linears(config, block)
         }
+
+    def _kind(self, config: ModelConfig, block: int) -> str | None:
+        return None if self.kind is None else self.kind(config, block)
 
     def block_path(self, block: int) -> str:
         """Return the module path of one block, such as `model.layers.3`."""
@@ -327,6 +366,7 @@ class Family:
     mrope_layout: MropeLayout
     features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
+    carried: tuple[str, ...] = ()  # prefixes of tensors outside of the stages, copied as they are
 
     def __post_init__(self) -> None:
         names, parts = [s.name for s in self.stages], [s.part for s in self.stages]
@@ -374,7 +414,7 @@ class Family:
             spec
             for stage in self.stages
             for block in range(stage.count(config))
-            for linear in stage.linears
+            for linear in stage.block_linears(config, block)
             for spec in _specs(config, stage, block, linear)
         ]
 
@@ -408,7 +448,7 @@ class Family:
             )
             for stage in self.stages
             for block in range(stage.count(config))
-            for kept in stage.kept
+            for kept in stage.block_kept(config, block)
         ]
 
 
@@ -448,9 +488,15 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "merged": vision.hidden_size * vision.merge_unit,
         "hidden": text.hidden_size,
         "q": text.num_attention_heads * text.head_dim,
+        "gated_q": 2 * text.num_attention_heads * text.head_dim,
         "kv": text.num_key_value_heads * text.head_dim,
         "mlp": text.intermediate_size,
         "expert": text.experts.intermediate_size if text.experts else 0,
         "experts": text.experts.count if text.experts else 0,
+        "shared": text.experts.shared_intermediate_size if text.experts else 0,
+        "one": 1,
+        "linear_qkv": text.linear_attention.qkv_width if text.linear_attention else 0,
+        "linear_v": text.linear_attention.value_width if text.linear_attention else 0,
+        "linear_heads": text.linear_attention.value_heads if text.linear_attention else 0,
         "vocab": text.vocab_size,
     }

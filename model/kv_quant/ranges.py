@@ -94,16 +94,15 @@ def outlier_warning(ranges: Iterable[LayerRange]) -> str | None:
     )
 
 
-def clipping_warning(ranges: Iterable[LayerRange], scales: Sequence[KVScales] | None) -> str | None:
+def clipping_warning(ranges: Sequence[LayerRange], scales: Sequence[KVScales] | None) -> str | None:
     """Name the layers whose keys or values an fp8 cache clips; None without any.
 
     Args:
         ranges: of all layers.
-        scales: of all layers; None: 1.
+        scales: of the same layers; None: 1.
     """
     names = []
-    for one in ranges:
-        scale = KVScales(1.0, 1.0) if scales is None else scales[one.layer]
+    for one, scale in zip(ranges, scales or [KVScales(1.0, 1.0)] * len(ranges), strict=True):
         for kind, largest, limit in (
             ("keys", one.key_max, FP8_MAX * scale.key),
             ("values", one.value_max, FP8_MAX * scale.value),

@@ -8,7 +8,7 @@ scale for both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,33 +26,28 @@ VALUES = (VALUE, "v_proj.v_scale", "v_proj.output_scale", "attn.v_scale", "kv_sc
 """Names below an attention module; the first is written, the first that exists is read."""
 
 
-def scale_names(layers: int) -> set[str]:
+def scale_names(layers: Iterable[int]) -> set[str]:
     """Return all canonical names that a scale may have.
 
     Args:
-        layers: number of decoder layers.
+        layers: indexes of the layers with a cache.
     """
-    return {
-        f"{ATTENTION.format(layer)}.{name}" for layer in range(layers) for name in (*KEYS, *VALUES)
-    }
+    return {f"{ATTENTION.format(layer)}.{name}" for layer in layers for name in (*KEYS, *VALUES)}
 
 
-def read_scales(reader: CheckpointReader, layers: int) -> list[KVScales] | None:
-    """Read the scales of all layers; None if the checkpoint has none.
+def read_scales(reader: CheckpointReader, layers: Sequence[int]) -> list[KVScales] | None:
+    """Read the scales of some layers; None if the checkpoint has none.
 
     Args:
         reader: the checkpoint.
-        layers: number of decoder layers.
+        layers: indexes of the layers with a cache.
 
     Raises:
         ValueError: a layer lacks one, or it is not one positive finite number.
     """
     if not scale_names(layers).intersection(reader.names()):
         return None
-    return [
-        KVScales(_read(reader, layer, KEYS), _read(reader, layer, VALUES))
-        for layer in range(layers)
-    ]
+    return [KVScales(_read(reader, layer, KEYS), _read(reader, layer, VALUES)) for layer in layers]
 
 
 def _read(reader: CheckpointReader, layer: int, names: Sequence[str]) -> float:
@@ -73,15 +68,17 @@ def _read(reader: CheckpointReader, layer: int, names: Sequence[str]) -> float:
     )
 
 
-def scale_tensors(scales: Iterable[KVScales], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+def scale_tensors(
+    scales: Mapping[int, KVScales], dtype: torch.dtype
+) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of all layers' scales, by the tensor next to which they are written.
 
     Args:
-        scales: of all layers, in their order.
+        scales: by index of the layer.
         dtype: of the checkpoint's float tensors; a wider one is taken if it is not exact.
     """
     tensors = {}
-    for layer, of_layer in enumerate(scales):
+    for layer, of_layer in scales.items():
         path = ATTENTION.format(layer)
         tensors[f"{path}.{ANCHOR}"] = {
             f"{path}.{name}": float_tensor(torch.tensor([scale]), dtype)

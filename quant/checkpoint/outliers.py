@@ -4,7 +4,8 @@ Large language models have a few channels of huge activations (Dettmers et al., 
 section 4), which make int8 activations lossy. A small model has none. Here 1.5 % of the output
 channels of every norm, value and up projection are scaled up by powers of two, at most 16, and the
 columns that read them are scaled down. Powers of two round nothing: all logits stay bit-identical,
-while the range of the activations grows.
+while the range of the activations grows. Zero-centred norms are left as they are, because a power
+of two times 1 + w is not 1 plus a number of the weight's dtype.
 
 The final norm is not scaled: with a tied head the column to scale down is the token embedding,
 which is the model's input as well.
@@ -22,7 +23,7 @@ from ...common.result_cache import cache_folder
 from ...common.safetensors_writer import write_tensors
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
-from ...model.families import family_of
+from ...model.families import NormBinding, family_of
 from ...model.weight_files import SINGLE_FILE
 from ..methods.channel_scaling import count_channels, rescale_, source_of
 from .safetensors_folder.shards import copy_side_files
@@ -88,8 +89,10 @@ def add_outliers_(tensors: dict[str, Tensor], config: ModelConfig, *, seed: int 
     }
     weights = {**tensors, **experts}
     for stage in family_of(config).stages:
-        for block in stage.blocks(config):
-            for group in stage.bindings(config):
+        for index, block in enumerate(stage.blocks(config)):
+            for group in stage.bindings(config, index):
+                if isinstance(group, NormBinding) and group.offset:
+                    continue  # offset + weight would be rounded
                 count = count_channels(weights, block, group)
                 factors = choose_factors(count, f"{seed}/{block}.{source_of(group)}")
                 rescale_(weights, block, group, factors, config)

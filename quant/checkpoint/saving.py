@@ -203,7 +203,8 @@ def _write(
 
     record = report.to_dict()
     dtype = stored_dtype(contents.config, reader)
-    added = scale_tensors((of_layer.scales for of_layer in report.cache_layers), dtype)
+    scales = {of_layer.range.layer: of_layer.scales for of_layer in report.cache_layers}
+    added = scale_tensors(scales, dtype)
     format.write(
         Origin(reader, ("weight",), encoded.__getitem__, other, added),
         replace(contents, solver=Solver.from_record(record)),

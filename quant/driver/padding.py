@@ -158,12 +158,13 @@ def _members(config: ModelConfig, padding: Padding) -> Iterator[tuple[str, int]]
     """Yield the names of the tensors that have the width, each with its dimension."""
     stage = family_of(config).stage(padding.stage)
     biased = {linear.name for linear in stage.linears if linear.bias}
-    for block in stage.blocks(config):
-        for linear in padding.width.outputs:
+    for index, block in enumerate(stage.blocks(config)):
+        own = stage.members(config, index)
+        for linear in own.intersection(padding.width.outputs):
             yield f"{block}.{linear}.weight", 0
             if linear in biased:
                 yield f"{block}.{linear}.bias", 0
-        for linear in padding.width.inputs:
+        for linear in own.intersection(padding.width.inputs):
             yield f"{block}.{linear}.weight", 1
 
 

@@ -125,15 +125,17 @@ def rescale_(
         name: _part(tensors[name], group, channels) for name in source_names(tensors, block, group)
     }
     readers = {name: tensors[name] for name in reader_names(block, group)}
-    low, high = _limits(parts, readers, index, channels)
+    offsets = {name: _offset(name, group) for name in parts}
+    low, high = _limits(parts, offsets, readers, index, stored)
     factors = factors.double().clamp(low.double(), high.double())
     realized = torch.full_like(factors, torch.nan)
     for name, part in parts.items():
-        before = part.to(torch.float64, copy=True)
-        part.copy_(_scaled(part, _along_rows(factors, part), stored.get(name)))
+        offset = _offset(name, group)
+        before = part.to(torch.float64, copy=True) + offset
+        part.copy_(_scaled(part, _along_rows(factors, part), stored.get(name), offset))
         if isinstance(group, NormBinding):
             # 0 / 0 = NaN where the weight is zero: the bias, if there is one, decides.
-            ratio = (part.double() / before).to(factors.device)
+            ratio = ((part.double() + offset) / before).to(factors.device)
             realized = torch.where(realized.isnan(), ratio, realized)
     realized = torch.where(realized.isnan(), factors, realized)
     for name, weight in readers.items():
@@ -149,10 +151,17 @@ def _part(tensor: Tensor, group: ChannelGroup, channels: int) -> Tensor:
     return tensor[start : start + channels]
 
 
-def _scaled(tensor: Tensor, factors: Tensor, stored: torch.dtype | None) -> Tensor:
-    """Multiply in float32 or wider and round once."""
+def _offset(name: str, group: ChannelGroup) -> float:
+    """Return what a norm adds to its weight: `offset + w` becomes `f (offset + w)`."""
+    return group.offset if isinstance(group, NormBinding) and name.endswith(".weight") else 0.0
+
+
+def _scaled(
+    tensor: Tensor, factors: Tensor, stored: torch.dtype | None, offset: float = 0.0
+) -> Tensor:
+    """Multiply, with the offset, in float32 or wider and round once."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
-    value = tensor.to(wide) * factors.to(tensor.device, wide)
+    value = (tensor.to(wide) + offset) * factors.to(tensor.device, wide) - offset
     return value.to(stored or tensor.dtype)
 
 
@@ -161,22 +170,31 @@ def _along_rows(factors: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _limits(
-    parts: Mapping[str, Tensor], readers: Mapping[str, Tensor], index: Tensor, channels: int
+    parts: Mapping[str, Tensor],
+    offsets: Mapping[str, float],
+    readers: Mapping[str, Tensor],
+    index: Tensor,
+    stored: Mapping[str, torch.dtype],
 ) -> tuple[Tensor, Tensor]:
     """Compute the smallest and the largest allowed factor of each channel.
 
     The largest magnitude of a channel must stay at most `LARGEST` and at least the smallest normal
-    number of its dtype: below that, values lose bits and the product is no longer the same.
+    number of its dtype: below that, values lose bits and the product is no longer the same. With an
+    offset the stored number is near its negative, where the dtype has a fixed spacing.
     """
+    channels = next(iter(parts.values())).shape[0]
     low = torch.zeros(channels, device=index.device)
     high = torch.full_like(low, torch.inf)
     silent = torch.ones_like(low, dtype=torch.bool)
     for name, part in parts.items():
-        size = part.float().abs().reshape(channels, -1).amax(dim=1).to(index.device)
+        size = (part.float() + offsets[name]).abs().reshape(channels, -1).amax(dim=1)
+        size = size.to(index.device)
         high = torch.minimum(high, LARGEST / size)
         silent &= size == 0
         if name.endswith(".weight"):  # a bias that underflows is negligible next to the weight
-            least = torch.finfo(part.dtype).tiny / size
+            limits = torch.finfo(stored.get(name, part.dtype))
+            smallest = limits.eps * abs(offsets[name]) if offsets[name] else limits.tiny
+            least = smallest / size
             low = torch.maximum(low, least.masked_fill(size == 0, 0.0))
     for weight in readers.values():
         columns = weight.float().abs().amax(dim=0).to(index.device)

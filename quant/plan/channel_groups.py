@@ -68,8 +68,8 @@ def plan_transforms(
     groups: list[tuple[str, ChannelGroup]] = [
         (block, group)
         for stage in family_of(config).stages
-        for block in stage.blocks(config)
-        for group in stage.bindings(config)
+        for index, block in enumerate(stage.blocks(config))
+        for group in stage.bindings(config, index)
     ]
     names = [f"{block}.{reader}" for block, group in groups for reader in readers_of(group)]
     kind = "layer whose input can be scaled"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def fused_layers(config: ModelConfig) -> Iterator[tuple[str, ...]]:
     """Yield the names of the layers of each fused matrix."""
     for stage in family_of(config).stages:
-        for block in stage.blocks(config):
-            for members in stage.fused_groups(config):
+        for index, block in enumerate(stage.blocks(config)):
+            for members in stage.fused_groups(config, index):
                 yield tuple(f"{block}.{member}" for member in members)
 
 

@@ -49,7 +49,7 @@ def _patterns(part: str, config: ModelConfig, scaled: bool) -> list[str]:
         for stage in family_of(config).stages
         if stage.part == part
         and (part == "head" or stage.count(config))
-        and (stage.bindings(config) or not scaled)
+        and (stage.norms or stage.pairs or not scaled)
     ]
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ...model.cache import KVCache
-from ...model.text import MLP, Attention, DecoderLayer, RMSNorm
+from ...model.mlp import MLP
+from ...model.text import Attention, DecoderLayer, RMSNorm
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
@@ -25,11 +26,10 @@ class FusedDecoderLayer:
     larger than the arithmetic.
     """
 
-    def __init__(self, layer: DecoderLayer, mlp: MLP) -> None:
-        """Collect the tensors of a layer and its MLP; see `of` for the layers that can be fused."""
-        attention = layer.self_attn
+    def __init__(self, layer: DecoderLayer, attention: Attention, mlp: MLP) -> None:
+        """Collect the tensors of a layer; see `of` for the layers that can be fused."""
         self._attention = attention
-        self._norms = _norms(layer)
+        self._norms = _norms(layer, attention)
         self._linears = _linears(attention, mlp)
         self.products = _products(self._linears)
         weights = tuple(norm.weight.detach() for norm in self._norms)
@@ -52,20 +52,24 @@ class FusedDecoderLayer:
     def of(cls, layer: DecoderLayer) -> FusedDecoderLayer | None:
         """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
 
-        q, k and v, and gate and up, must be fused already. A layer with experts is not fused.
+        q, k and v, and gate and up, must be fused already. A layer with experts, linear attention,
+        gated queries or zero-centred norms is not fused.
         """
-        if not isinstance(layer.mlp, MLP):
+        attention = layer.self_attn
+        if not isinstance(layer.mlp, MLP) or attention is None or attention.gated:
             return None
-        norms = _norms(layer)
+        norms = _norms(layer, attention)
+        if any(norm.offset for norm in norms):
+            return None
         weights = [norm.weight for norm in norms]
         if any(weight.dtype != BF16 or weight.device.type != "cpu" for weight in weights):
             return None
         if len({norm.eps for norm in norms}) > 1:  # the kernel has one for all
             return None
-        products = _products(_linears(layer.self_attn, layer.mlp))
+        products = _products(_linears(attention, layer.mlp))
         if any(product is None or product.order is not None for product in products):
             return None
-        return cls(layer, layer.mlp)
+        return cls(layer, attention, layer.mlp)
 
     def supports(self, hidden: Tensor) -> bool:
         """Whether an input has the right dtype and device, and the layer has not changed since."""
@@ -109,9 +113,8 @@ class FusedDecoderLayer:
         return tuple(norm.weight.data_ptr() for norm in self._norms)
 
 
-def _norms(layer: DecoderLayer) -> tuple[RMSNorm, ...]:
+def _norms(layer: DecoderLayer, attention: Attention) -> tuple[RMSNorm, ...]:
     """Return the norms of a layer; those of q and k, if there are any, come last."""
-    attention = layer.self_attn
     of_heads = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
     return layer.input_layernorm, layer.post_attention_layernorm, *of_heads
 

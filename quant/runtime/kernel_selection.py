@@ -166,8 +166,8 @@ def _prepare(layer: CompressedLinear, kernels: library.Kernels | str) -> str | N
 def _fuse_linears(model: QwenVL, kernels: library.Kernels) -> None:
     """Fuse prepared layers that share an input, where their grids allow it."""
     for stage in family_of(model.config).stages:
-        for path in stage.blocks(model.config):
-            for members in stage.fused_groups(model.config):
+        for index, path in enumerate(stage.blocks(model.config)):
+            for members in stage.fused_groups(model.config, index):
                 layers = [model.get_submodule(f"{path}.{member}") for member in members]
                 prepared = tuple(layer for layer in layers if isinstance(layer, TiledLinear))
                 if len(prepared) == len(layers) and can_fuse(prepared):

@@ -92,7 +92,10 @@ def patterns(config: ModelConfig, names: Sequence[str]) -> Iterator[str]:
                 if (f"{block}.{member}" if member else block) in wanted
             ]
             if blocks:
-                yield _pattern(stage, linear.name, blocks, stage.count(config))
+                owners = sum(
+                    member in stage.members(config, index) for index in range(stage.count(config))
+                )
+                yield _pattern(stage, linear.name, blocks, owners)
 
 
 def _pattern(stage: Stage, linear: str, blocks: Sequence[int], count: int) -> str:

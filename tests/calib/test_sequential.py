@@ -168,7 +168,10 @@ def test_a_block_gives_its_inputs_and_output(family: str) -> None:
     torch.testing.assert_close(seen["visual.blocks.0"][0], diagonal)
     for block in steps:  # the same changes
         original.get_parameter(f"{norm_of(original, block)}.weight").data.mul_(2)
-    second = largest_inputs(original, samples, f"{last}.self_attn.q_proj")
+    first_of_last = family_of(original.config).decoder.block_linears(
+        original.config, len(original.model.layers) - 1
+    )[0]
+    second = largest_inputs(original, samples, f"{last}.{first_of_last.name}")
     torch.testing.assert_close(seen[last][0], second)
     final = model.model.finish({"hidden": seen[last][1][0]})
     with torch.no_grad():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from tiny_models import RandomModel, TinyConfig
 from torch import nn
 
+from vlpress.model.config import ModelConfig
 from vlpress.model.config_readers import READERS
 from vlpress.model.expert_linear import ExpertLinear
 from vlpress.model.families import (
@@ -31,8 +33,11 @@ def test_linears_are_the_modules_of_the_model(
     modules = {
         name: module
         for name, module in build_model(config).named_modules()
-        if isinstance(module, nn.Linear | ExpertLinear) and not name.endswith(".mlp.gate")
+        if isinstance(module, nn.Linear | ExpertLinear)
     }
+    for spec, _ in family_of(config).kept(config):
+        module = modules.pop(spec.name)
+        assert (spec.out_features, spec.in_features) == tuple(module.weight.shape)
     specs = family_of(config).linears(config)
     assert sorted(spec.name for spec in specs) == sorted(modules)
     for spec in specs:
@@ -57,8 +62,9 @@ def test_split_inputs_follow_split_outputs(tiny_config: TinyConfig, family: str)
     """Engines split the outputs of one layer and the inputs of the next over their devices."""
     linears = family_of(tiny_config(family)).linears(tiny_config(family))
     split = {spec.tap for spec in linears if spec.input_split}
-    down = "expert_down" if family == "qwen3_vl_moe" else "down"
-    assert split == {"o", "merger_out", down} | ({"fc2"} if family != "qwen2_5_vl" else set())
+    down = {"qwen3_vl_moe": {"expert_down"}, "qwen3_5_moe": {"expert_down", "shared_down"}}
+    split_in_tower = {"merger_out", *(() if family == "qwen2_5_vl" else ("fc2",))}
+    assert split == {"o"} | split_in_tower | down.get(family, {"down"})
     assert split.isdisjoint(spec.tap for spec in linears if not spec.input_split)
 
 
@@ -105,6 +111,17 @@ def linear(block: nn.Module, name: str) -> nn.Linear | ExpertLinear:
     return module
 
 
+def bindings_of_kinds(
+    stage: Stage, config: ModelConfig
+) -> Iterator[tuple[int, NormBinding | PairBinding]]:
+    """The first block of each kind with each of its bindings."""
+    kinds: dict[frozenset[str], int] = {}
+    for index in range(stage.count(config)):
+        kinds.setdefault(frozenset(stage.members(config, index)), index)
+    for index in kinds.values():
+        yield from ((index, binding) for binding in stage.bindings(config, index))
+
+
 def powers_of_two(count: int) -> torch.Tensor:
     return 2.0 ** torch.randint(-2, 3, (count,), generator=torch.Generator().manual_seed(2))
 
@@ -113,22 +130,23 @@ def test_norm_bindings_leave_the_function_unchanged(random_model: RandomModel, f
     model = random_model(family)
     tested = 0
     for stage in family_of(model.config).stages:
-        for binding in stage.bindings(model.config):
+        for index, binding in bindings_of_kinds(stage, model.config):
             if not isinstance(binding, NormBinding):
                 continue
             scaled = copy.deepcopy(model)
-            block = scaled.get_submodule(stage.block_path(0))
+            block = scaled.get_submodule(stage.block_path(index))
             parameters = list(block.get_submodule(binding.norm).parameters())
             scale = powers_of_two(parameters[0].shape[0])
             for parameter in parameters:
-                parameter.div_(scale)
+                parameter.add_(binding.offset).div_(scale).sub_(binding.offset)
             for name in binding.linears:
                 linear(block, name).weight.mul_(scale.repeat(binding.tiles))
             torch.testing.assert_close(
                 stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
             )
             tested += 1
-    assert tested == (6 if family.startswith("qwen3_vl") else 5)
+    expected = {"qwen3_vl": 6, "qwen3_vl_moe": 6, "qwen3_5": 8, "qwen3_5_moe": 8}
+    assert tested == expected.get(family, 5)
 
 
 def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, family: str) -> None:
@@ -136,11 +154,11 @@ def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, f
     text = model.config.text
     tested = 0
     for stage in family_of(model.config).stages:
-        for pair in stage.bindings(model.config):
+        for block_index, pair in bindings_of_kinds(stage, model.config):
             if not isinstance(pair, PairBinding):
                 continue
             scaled = copy.deepcopy(model)
-            block = scaled.get_submodule(stage.block_path(0))
+            block = scaled.get_submodule(stage.block_path(block_index))
             source, target = linear(block, pair.source), linear(block, pair.target)
             index, count = pair.part
             rows = source.weight.chunk(count)[index]
@@ -157,7 +175,9 @@ def test_pair_bindings_leave_the_function_unchanged(random_model: RandomModel, f
                 stage_output(scaled, stage), stage_output(model, stage), atol=1e-4, rtol=1e-4
             )
             tested += 1
-    assert tested == {"qwen2_5_vl": 4, "qwen3_vl_moe": 2 + 6}.get(family, 3)
+    # The experts of Qwen3.5's two kinds of layers, each with a shared one; values in one of them.
+    expected = {"qwen2_5_vl": 4, "qwen3_vl_moe": 2 + 6, "qwen3_5": 4, "qwen3_5_moe": 2 + 2 * 7}
+    assert tested == expected.get(family, 3)
 
 
 def zeros_added(parameter: torch.Tensor, amounts: tuple[int, ...]) -> nn.Parameter:

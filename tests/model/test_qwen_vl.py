@@ -137,7 +137,9 @@ def test_half_precision_gives_float32_logits(
     reference = random_model(family)(prompts)
     for half, full in zip(model(prompts), reference, strict=True):
         assert half.dtype == torch.float32
-        assert (half - full).norm() / full.norm() < 0.1
+        # Rounding sends some tokens to other experts.
+        bound = 0.1 if model.config.text.experts is None else 0.3
+        assert (half - full).norm() / full.norm() < bound
 
 
 def test_tied_head_shares_the_embedding(tiny_config: TinyConfig, random_model: RandomModel) -> None:

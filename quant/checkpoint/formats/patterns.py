@@ -1,7 +1,8 @@
 """Regular expressions that select layers under all names that engines use.
 
 Engines rename layers: a prefix may precede `layers.` and `visual.`; q, k and v are fused to
-`qkv_proj`, gate and up to `gate_up_proj`. Expressions are matched from the start of a name.
+`qkv_proj`, gate and up to `gate_up_proj`, projections of linear attention to `in_proj_qkvz` and
+`in_proj_ba`. Expressions are matched from the start of a name.
 """
 
 import re
@@ -17,6 +18,10 @@ _ENGINE_NAMES = {
     "mlp.gate_proj": "mlp.gate_up_proj",
     "mlp.up_proj": "mlp.gate_up_proj",
     "attn.qkv": "attn.qkv_proj",
+    "linear_attn.in_proj_qkv": "linear_attn.in_proj_qkvz",
+    "linear_attn.in_proj_z": "linear_attn.in_proj_qkvz",
+    "linear_attn.in_proj_b": "linear_attn.in_proj_ba",
+    "linear_attn.in_proj_a": "linear_attn.in_proj_ba",
 }
 
 TOWER = r".*visual\..*"
@@ -44,10 +49,9 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
         blocks = stage.blocks(config)
         members = {
             f"{block}.{name}"
-            for block in blocks
-            for linear in stage.linears
-            for name in linear.names(config)
-        } | {f"{block}.{kept.name}" for block in blocks for kept in stage.kept}
+            for index, block in enumerate(blocks)
+            for name in stage.members(config, index)
+        }
         if stage.part != "head" and members <= names:
             patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
         else:
@@ -86,13 +90,14 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
         return [HEAD] if set(blocks) & names else []
     before, after = _path(stage)
     by_blocks: dict[str, list[str]] = {}
+    of_block = [stage.members(config, index) for index in range(len(blocks))]
     members = [(linear.name, linear.names(config)) for linear in stage.linears]
     members += [(kept.name, (kept.name,)) for kept in stage.kept]
     for of_all, of_each in members:
         indices: dict[str, str] = {}
         for name in of_each:
             hits = [i for i, block in enumerate(blocks) if f"{block}.{name}" in names]
-            misses = [i for i in range(len(blocks)) if i not in hits]
+            misses = [i for i, own in enumerate(of_block) if i not in hits and name in own]
             if hits and all(f"{blocks[i]}.{name}" in either for i in misses):
                 indices[name] = r"\d+"
             elif hits:

@@ -96,7 +96,7 @@ class QuantizedCheckpoint:
             ValueError: a scale is missing or unusable.
         """
         try:
-            scales = read_scales(self.reader, self.config.text.num_hidden_layers)
+            scales = read_scales(self.reader, self.config.text.cached_layers)
         except ValueError as error:
             raise ValueError(f"{self.folder}: {error}") from None
         if scales is None and self.quantizes_cache:
@@ -156,7 +156,7 @@ class QuantizedCheckpoint:
         parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
-        scales = scale_names(self.config.text.num_hidden_layers)
+        scales = scale_names(self.config.text.cached_layers)
         weights = {f"{name}.weight" for name in self.schemes}
         slices: dict[str, list[str]] = {}
         for name, spec in self._specs.items():

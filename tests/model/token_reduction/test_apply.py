@@ -74,6 +74,8 @@ def test_dropping_equals_masking(
     random_model: RandomModel, family: str, processors: Processors, rule: DivPrune | Random
 ) -> None:
     model, prompts = random_model(family), make_prompts(processors(family))
+    if model.config.text.layer_types:
+        pytest.skip("linear attention takes no mask of single tokens")
     model.reduction = rule
     reduced, _ = model.reduce(prompts)
     assert [each.dropped_tokens > 0 for each in reduced] == [False, True, True, True]

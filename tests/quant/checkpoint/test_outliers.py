@@ -58,7 +58,9 @@ def test_logits_stay_and_ranges_grow(family: str, dtype: torch.dtype, tied: bool
     # final norm: no factor can pass there.
     fixed = ("fc2", "merger.mlp.2", "lm_head")
     expected = {name for name in before_ranges if not name.endswith(fixed)}
-    assert len(grown) > 0.8 * len(expected)
+    # Behind zero-centred norms nothing grows.
+    share = 0.4 if family.startswith("qwen3_5") else 0.8
+    assert len(grown) > share * len(expected)
     assert all(after_ranges[n] == before_ranges[n] for n in before_ranges if n.endswith(fixed))
 
 

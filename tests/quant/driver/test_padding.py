@@ -222,4 +222,6 @@ def test_transformers_loads_the_padded_float_model(
                 position_ids=prompt.position_ids[:, None],
                 **visual_inputs(prompt),
             ).logits[0]
-        assert float((actual - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+        # The other order of sums in linear attention moves shares of experts.
+        bound = 5e-4 if family == "qwen3_5_moe" else 1e-4
+        assert float((actual - expected).abs().max()) <= bound * float(expected.abs().max())

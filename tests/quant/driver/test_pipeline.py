@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, prompts, small_config, small_model, write_smal
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.token_weights import find_token_weights, gradient_image_weights
+from vlpress.model.families import family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver import report as report_module
@@ -44,11 +45,15 @@ def test_replaces_decoder_linears_only(family: str) -> None:
     report = quantize_(model, recipe(), prompts(model.config))
     layers = quantized_layers(model)
     assert sorted(layers) == sorted(row.name for row in report.plan.quantized)
-    per_layer = 4 + 3 * (4 if family == "qwen3_vl_moe" else 1)
-    assert len(layers) == per_layer * model.config.text.num_hidden_layers
+    of_decoder = [
+        spec for spec in family_of(model.config).linears(model.config) if spec.part == "decoder"
+    ]
+    assert len(layers) == len(of_decoder)
     assert all(name.startswith("model.layers.") for name in layers)
     assert [layer.row.name for layer in report.layers] == [r.name for r in report.plan.quantized]
-    assert 0 < distance(model, small_model(small_config(family))) < 0.5
+    # With experts, rounding sends some tokens to others.
+    most = 0.5 if model.config.text.experts is None else 0.8
+    assert 0 < distance(model, small_model(small_config(family))) < most
     assert all(not module._forward_pre_hooks for module in model.modules())
 
 

@@ -37,7 +37,7 @@ from vlpress.quant.methods.gptq import gptq
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.runtime.linear import QuantLinear
-from vlpress.quant.targets import put_compressed, quantized_layers, weight_of
+from vlpress.quant.targets import put_compressed, put_module, quantized_layers, weight_of
 
 pytestmark = pytest.mark.usefixtures("reference_kernel")
 
@@ -107,7 +107,9 @@ def test_only_the_tower_changes(
     assert torch.equal(logits(model, text), logits(original, text))
     for sample in seeing:
         expected = logits(original, sample)
-        assert 0 < float((logits(model, sample) - expected).norm() / expected.norm()) < most
+        error = float((logits(model, sample) - expected).norm() / expected.norm())
+        # A changed image can be routed to other experts.
+        assert 0 < error < (most if model.config.text.experts is None else 0.8)
 
 
 def test_gptq_beats_rounding_on_the_tower(family: str) -> None:
@@ -191,9 +193,13 @@ def test_the_decoder_is_calibrated_on_the_quantized_tower(family: str, method: s
     quantize_(sighted, recipe(eyes), samples)
     name = "model.layers.0.mlp.up_proj"
     # The layer reads outputs of the attention of its own block, so copy that first.
-    for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        path = f"model.layers.0.self_attn.{part}"
-        setattr(sighted.get_submodule("model.layers.0.self_attn"), part, model.get_submodule(path))
+    for linear in family_of(model.config).decoder.block_linears(model.config, 0):
+        if not linear.name.startswith("mlp."):
+            put_module(
+                sighted,
+                f"model.layers.0.{linear.name}",
+                model.get_submodule(f"model.layers.0.{linear.name}"),
+            )
     layer = model.get_submodule(name)
     assert isinstance(layer, QuantLinear)
     weight = original.get_parameter(f"{name}.weight")

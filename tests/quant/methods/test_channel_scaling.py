@@ -30,12 +30,15 @@ def tensors_of(model: QwenVL) -> dict[str, Tensor]:
 
 
 def groups_of(family: str) -> Iterator[tuple[str, ChannelGroup]]:
-    """The last block of each stage with each of its channel groups."""
+    """The last block of each stage and kind with each of its channel groups."""
     config = small_model(small_config(family)).config
     for stage in family_of(config).stages:
-        for block in stage.blocks(config)[-1:]:
-            for group in stage.bindings(config):
-                yield block, group
+        last = {
+            frozenset(stage.members(config, index)): index for index in range(stage.count(config))
+        }
+        for index in last.values():
+            for group in stage.bindings(config, index):
+                yield stage.block_path(index), group
 
 
 def random_factors(count: int, seed: int = 0) -> Tensor:
@@ -96,7 +99,7 @@ def test_every_kind_of_group_is_covered() -> None:
         (b.tiles if isinstance(b, NormBinding) else b.part)
         for _, b in (case for family in FAMILIES for case in groups_of(family))
     }
-    assert kinds == {1, 4, (0, 1), (2, 3)}
+    assert kinds == {1, 2, 4, (0, 1), (2, 3)}
 
 
 def test_channels_by_hand() -> None:

@@ -19,7 +19,7 @@ def recipe(*steps: dict[str, object]) -> Recipe:
 def test_presets_target_the_whole_tower(family: str) -> None:
     config = make_tiny_config(family)
     spelled = spell_out_parts(Recipe.resolve("vision-w8a8+decoder-w4a16"), config)
-    patterns = QWEN3 if family.startswith("qwen3") else QWEN2
+    patterns = QWEN3 if family.startswith("qwen3_vl") else QWEN2
     assert [transform.targets for transform in spelled.transforms] == [patterns]
     assert [step.targets for step in spelled.steps] == [patterns, ("model.layers.*",)]
     assert spell_out_parts(spelled, config) == spelled

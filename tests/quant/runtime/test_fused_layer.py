@@ -231,7 +231,7 @@ def test_heads_are_normed_and_rotated(
     monkeypatch.setenv(library.VARIABLE, name)
     prepare_(normed_model)
     layer, state = fast_layer(normed_model), inputs(normed_model, 2, 7)
-    fused, attention = layer.fused_layer, layer.self_attn
+    fused, attention = layer.fused_layer, layer.full_attention
     assert isinstance(fused, FusedDecoderLayer)
     hidden, cos, sin, scales = state["hidden"], state["cos"], state["sin"], [None] * 4
     q, k, v = fused.block.pre_attention(hidden, cos, sin, scales)
@@ -257,8 +257,8 @@ def test_heads_are_normed_and_rotated(
 def test_norms_with_other_epsilons_are_not_fused() -> None:
     model = quantized(model=make_random_model("qwen3_vl", dtype=torch.bfloat16))
     layer = model.model.layers[1]
-    assert isinstance(layer, DecoderLayer) and layer.self_attn.q_norm is not None
-    layer.self_attn.q_norm.eps = 1e-5
+    assert isinstance(layer, DecoderLayer) and layer.full_attention.q_norm is not None
+    layer.full_attention.q_norm.eps = 1e-5
     prepare_(model)
     assert [layer.fused_layer is None for layer in model.model.layers] == [
         False,
@@ -273,11 +273,11 @@ def test_a_layer_whose_head_norm_has_changed_is_not_taken(normed_model: QwenVL) 
     layer = fast_layer(normed_model)
     hidden, faster = inputs(normed_model, 1, 1)["hidden"], layer.fused_layer
     assert faster is not None and faster.supports(hidden)
-    assert layer.self_attn.k_norm is not None
-    before = layer.self_attn.k_norm.weight
-    layer.self_attn.k_norm.weight = torch.nn.Parameter(before.detach().clone())
+    assert layer.full_attention.k_norm is not None
+    before = layer.full_attention.k_norm.weight
+    layer.full_attention.k_norm.weight = torch.nn.Parameter(before.detach().clone())
     assert not faster.supports(hidden)
-    layer.self_attn.k_norm.weight = before
+    layer.full_attention.k_norm.weight = before
     assert faster.supports(hidden)
 
 

@@ -70,14 +70,14 @@ def test_q_k_v_and_gate_up_run_in_one_call(model: QwenVL) -> None:
     expected = logits(model)
     prepare_(model)
     layer: Any = model.model.layers[0]
-    joint = layer.self_attn.q_proj.fused, layer.mlp.gate_proj.fused
+    joint = layer.full_attention.q_proj.fused, layer.mlp.gate_proj.fused
     assert [len(group.layers) for group in joint if group is not None] == [3, 2]
     calls = []
-    layer.self_attn.k_proj.register_forward_hook(lambda *_: calls.append("k"))
+    layer.full_attention.k_proj.register_forward_hook(lambda *_: calls.append("k"))
     torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
     assert calls == []
     # Another layer replaces a member: the fused product is no longer valid.
-    layer.self_attn.q_proj.fused.layers = (layer.self_attn.q_proj,)
+    layer.full_attention.q_proj.fused.layers = (layer.full_attention.q_proj,)
     logits(model)
     assert calls == ["k"]
 
@@ -102,7 +102,7 @@ def test_layers_over_tables_get_the_kernels(
     assert set(chosen.values()) == {kernel} and count_kernels(model)[kernel] == len(chosen)
     layers: Any = model.model.layers
     fused = "activations" not in scheme
-    assert (layers[0].self_attn.q_proj.fused is not None) == fused
+    assert (layers[0].full_attention.q_proj.fused is not None) == fused
     assert (layers[0].fused_layer is not None) == fused
     actual = logits(model)
     assert float((actual.float() - expected.float()).norm() / expected.float().norm()) < 0.02

@@ -27,10 +27,14 @@ FUSED = {
     "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
+    "in_proj_qkv": "in_proj_qkvz",
+    "in_proj_z": "in_proj_qkvz",
+    "in_proj_b": "in_proj_ba",
+    "in_proj_a": "in_proj_ba",
 }
 INT4 = {"method": "rtn", "bits": 4, "group_size": 32}
 INT8 = {"method": "rtn", "bits": 8, "group_size": -1, "activations": "dynamic"}
-PARTLY = INT4 | {"ignore": ["model.layers.1.mlp.*", "model.layers.0.self_attn.o_proj"]}
+PARTLY = INT4 | {"ignore": ["model.layers.1.mlp.*", "model.layers.1.self_attn.o_proj"]}
 CASES: list[tuple[str, list[dict[str, Any]]]] = [
     ("gptq", [INT4]),
     ("gptq", [PARTLY]),
@@ -94,7 +98,9 @@ def test_exclusion_lists(
     report = quantize_(model, Recipe.from_dict({"name": "x", "step": steps}), format=format)
     save_quantized(model, report, source, tmp_path / "out", format=format)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    specs = family_of(model.config).linears(model.config)
+    family_table = family_of(model.config)
+    specs = family_table.linears(model.config)
+    specs += [spec for spec, _ in family_table.kept(model.config)]
     quantized = {row.name for row in report.plan.quantized}
     assert {spec.name for spec in specs if loads_quantized(config, spec)} == quantized
     if family == "qwen3_vl" and "tower" in steps[0].get("targets", ()):

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import (
     FAMILIES,
-    NESTED_ONLY,
     prompts,
     small_config,
     small_model,
@@ -19,6 +18,8 @@ from tiny_models import (
 )
 from torch import Tensor
 
+from vlpress.model.checkpoint import canonical_name
+from vlpress.model.families import family_of
 from vlpress.quant.checkpoint.formats.gptq import GPTQ
 from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.checkpoint.safetensors_folder import writing
@@ -201,10 +202,10 @@ def test_names_and_shards_of_the_source_are_kept(
     rounded = recipe(method="rtn")  # names and shards do not depend on the method
     model, _, source, out = export(tmp_path, rounded, raw=raw, nested=nested, shards=shards)
     before, after = all_tensors(source), all_tensors(out)
-    newer = nested or family in NESTED_ONLY
-    prefix = "model.language_model.layers" if newer else "model.layers"
+    table = family_of(model.config)
+    layers = {spec.name for spec in table.linears(model.config) if spec.part == "decoder"}
     for name in before:
-        if name.startswith(prefix) and name.endswith("_proj.weight"):
+        if canonical_name(name).removesuffix(".weight") in layers:
             assert name not in after
             assert name.replace(".weight", ".qweight") in after
         elif ".experts." in name:
