@@ -5,7 +5,9 @@
 Each row is quantized once per calibration seed. Its divergence from the baseline is measured on a
 validation set, for the choice of the best method of a setting (after a run-off if several are
 close, see `common/choice.py`), and on a held-out set, which the table shows. For the rows that most
-users will choose from, the benchmarks are evaluated with the checkpoint of the first seed. Every
+users will choose from, the benchmarks are evaluated with the checkpoint of the first seed: of
+tables of levels, rounding and the solver that is better on the validation set. Rows of the method
+`float` keep the weights and round the activations alone (`common/float_weights.py`). Every
 run compares GPTQ's error on every layer with that of rounding to nearest, and fails if it is
 larger.
 
@@ -30,8 +32,11 @@ import torch
 from common import tables
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.divergence import SEEDS, Divergence, Judges, summarize
+from common.float_weights import restore_weights_
 from common.machine import provenance
 from common.rows import (
+    FLOAT,
+    GRID_METHODS,
     GRIDS,
     SAMPLE_FACTORS,
     SETTINGS,
@@ -118,18 +123,22 @@ class Measurement:
         self.processor = Processor.from_folder(resolve_folder(name))
         self.judges = Judges(name)
         self.config = ModelConfig.from_folder(resolve_folder(name))
+        self.scored: list[Row] = []
 
     def table(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Measure every row; return them, the best of each setting and the baseline's scores."""
         for row in rows:
             if row.key in self.options.check:
                 self.check(row)
-        base = self.ask(self.name, self.work / "base") if self.options.limit != 0 else {}
         # Seed by seed, so that an interrupted run has measured every method.
         for seed in self.options.seeds:
             for row in rows:
                 if seed in self.seeds(row):
                     self.cell(row, seed)
+        self.scored = self.rows_to_score(rows) if self.options.limit != 0 else []
+        base = self.ask(self.name, self.work / "base") if self.scored else {}
+        for row in self.scored:
+            self.scores(row)
         if self.options.no_choice:
             return {"base": base, "rows": [self.row(row) for row in rows], "best": []}
         raced = {row: self.more(row, "runoff") for row in self.close(rows)}
@@ -146,7 +155,7 @@ class Measurement:
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
         looks = self.recipe(row, 0).needs_calibration
-        return list(self.options.seeds if looks else self.options.seeds[:1])
+        return row.seeds(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
         """Measure one row over all calibration seeds."""
@@ -164,8 +173,17 @@ class Measurement:
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
             "held_out": summarize(self.runs(row, "held_out")),
-            "benchmarks": cells[0].get("benchmarks", {}),
+            "benchmarks": self.scores(row) if row in self.scored else {},
         }
+
+    def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that are scored; of tables of levels also the solver that validation prefers."""
+        chosen = [row for row in rows if row.scored]
+        for setting in dict.fromkeys(row.setting for row in rows if row.setting in GRIDS):
+            solvers = [r for r in rows if r.setting == setting and r.method in GRID_METHODS[1:]]
+            means = {row: summarize(self.runs(row, "validation"))["kl_mean"] for row in solvers}
+            chosen += sorted(means, key=lambda row: means[row])[:1]
+        return chosen
 
     def runs(self, row: Row, name: str) -> list[Divergence]:
         """Divergences of a row on one set of samples, by calibration seed."""
@@ -198,25 +216,30 @@ class Measurement:
 
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
         """Measure one row and seed, or load its stored measurement."""
-        folder = self.folder(row, seed)
-        scored = row.scored and seed == self.options.seeds[0] and self.options.limit != 0
+        path = self.folder(row, seed) / "cell.json"
         made_from = self.made_from(row, seed, self.sizes(row))
-        made_from["limit"] = self.options.limit if scored else 0
-        if (found := self.stored(folder / "cell.json", made_from)) is not None:
-            return found
-        model, report = self.quantize(row, seed)
-        cell = self.measure(row, model, report)
-        if scored:
+        if (cell := self.stored(path, made_from)) is not None:
+            return cell
+        return self.store(self.measure(row, *self.quantize(row, seed)), path, made_from)
+
+    def scores(self, row: Row) -> dict[str, Any]:
+        """Evaluate the benchmarks with the checkpoint of the first seed, or load the scores."""
+        seed = self.options.seeds[0]
+        folder = self.folder(row, seed)
+        made_from = self.made_from(row, seed, {}) | {"limit": self.options.limit}
+        if (scored := self.stored(folder / "scores.json", made_from)) is None:
+            model, report = self.quantize(row, seed)
             checkpoint = folder / "checkpoint"
-            source = resolve_folder(self.name)
-            save_quantized(model, report, source, checkpoint, overwrite=True)
+            save_quantized(model, report, resolve_folder(self.name), checkpoint, overwrite=True)
             self.ask(str(checkpoint), folder / "eval", fresh=True)
             judged = compare(self.work / "base", folder / "eval", folder / "report")
-            cell["benchmarks"] = {
-                name: {key: found[key] for key in ("candidate", "delta", "ci95", "verdict")}
-                for name, found in judged["benchmarks"].items()
+            benchmarks = {
+                name: {key: of_task[key] for key in ("candidate", "delta", "ci95", "verdict")}
+                for name, of_task in judged["benchmarks"].items()
             }
-        return self.store(cell, folder / "cell.json", made_from)
+            scored = self.store({"benchmarks": benchmarks}, folder / "scores.json", made_from)
+        of_row: dict[str, Any] = scored["benchmarks"]
+        return of_row
 
     def folder(self, row: Row, seed: int) -> Path:
         """Folder of a stored cell."""
@@ -260,6 +283,8 @@ class Measurement:
             prompts = encode_samples(samples, self.processor)
         report = quantize_(model, recipe, prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
+        if row.method == FLOAT:
+            restore_weights_(model, open_model(self.name, device="cpu"))
         return model, report
 
     def measure(self, row: Row, model: QwenVL, report: QuantReport) -> dict[str, Any]:
@@ -328,6 +353,7 @@ def alike(row: Row, results: Mapping[Row, dict[str, Any]]) -> list[dict[str, Any
 def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The chosen method of each scope and setting, with its results."""
     best = []
+    rows = [row for row in rows if row["method"] != FLOAT]
     for _, group in groupby(rows, key=lambda row: (row["scope"], row["setting"])):
         members = list(group)
         raced = [row["method"] for row in members if "runoff" in row]

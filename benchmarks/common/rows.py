@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ GRIDS: dict[str, dict[str, Any]] = {
 """Tables of levels for decoder layers, and integers, all on as many samples; measured on
 request (`accuracy.py --settings`)."""
 
+FLOAT = "float"
+"""Method that keeps the weights in float, so that rounded activations alone remain."""
+ACTIVATIONS = "activations alone"
+"""Scope of its rows."""
+
 PRESET = "preset"
 WHOLE = ("w4a16-all",)
 """Presets with steps of their own for every part; measured on request, by the method `preset`."""
@@ -46,6 +52,11 @@ SAMPLE_FACTORS = {"w4a16": 4, "w3a16": 4}
 """Factor on the number of samples for settings of the decoder alone: there methods are close, a few
 samples dominate the mean, and the peers are compared. Indistinguishable methods are compared in a
 run-off (`choice.py`)."""
+
+FP4 = ("nvfp4", "nvfp4a16", "mxfp4", "mxfp4a16")
+HELD_OUT_FACTORS = dict.fromkeys(FP4, 4)
+"""Factor on the number of held-out samples alone: a few drawings make the mean, and GPTQ is asked
+for half of the divergence of rounding."""
 
 ALPHA = 0.8
 """Alpha of SmoothQuant if it is fixed: the value of the peers' examples."""
@@ -78,8 +89,8 @@ VISION_METHODS = {
 SCORED = ("rtn", "gptq", "gptaq", "smoothquant-search+gptq", PRESET)
 UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
-SCORED_GRIDS = "gptq"
-"""Method with which tables of levels are scored."""
+GRID_METHODS = ("rtn", "gptq", "gptaq")
+"""Methods of tables of levels; rounding and the better of the solvers are scored."""
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
@@ -108,9 +119,15 @@ class Row:
     @property
     def scored(self) -> bool:
         """Whether the benchmarks are evaluated with its checkpoint."""
-        if self.setting in GRIDS:
-            return self.method == SCORED_GRIDS and "grid" in GRIDS[self.setting]
+        if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
+            return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
+
+    def seeds(self, seeds: Sequence[int]) -> list[int]:
+        """Calibration seeds of the row: of integers and tables that no format holds, the first."""
+        grid = GRIDS.get(self.setting, {}).get("grid", "")
+        all_seeds = self.setting not in GRIDS or grid.startswith(("fp8", "nvfp4", "mxfp4"))
+        return list(seeds if all_seeds else seeds[:1])
 
     def recipe(self, seed: int, samples: int) -> Recipe:
         """Build the recipe of this row.
@@ -123,12 +140,12 @@ class Row:
         if self.setting in WHOLE:
             preset = PRESETS[self.setting] | {"name": self.key, "calibration": calibration}
             return Recipe.from_dict(preset)
-        *transforms, solver = self.method.split("+")
+        *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
         decoder = (SETTINGS | GRIDS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
-        if self.scope != "decoder":
+        if self.scope == "decoder+vision":
             parts.insert(0, (VISION, tower))
         steps = [
             {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
@@ -147,12 +164,15 @@ class Row:
 def sample_counts(setting: str, validation: int, held_out: int) -> dict[str, int]:
     """Number of samples of each set for a setting."""
     times = SAMPLE_FACTORS.get(setting, 1)
-    return {"validation": times * validation, "held_out": times * held_out}
+    more = HELD_OUT_FACTORS.get(setting, times)
+    return {"validation": times * validation, "held_out": more * held_out}
 
 
 def grid_rows() -> list[Row]:
     """Rows of tables of levels."""
-    return [Row(setting, name) for setting in GRIDS for name in ("rtn", "gptq", "gptaq")]
+    weights = [Row(setting, name) for setting in GRIDS for name in GRID_METHODS]
+    rounding = [setting for setting, grid in GRIDS.items() if "activations" in grid]
+    return weights + [Row(setting, FLOAT, ACTIVATIONS) for setting in rounding]
 
 
 def whole_rows() -> list[Row]:

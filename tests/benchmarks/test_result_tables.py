@@ -23,4 +23,5 @@ def test_settings_with_close_methods_have_more_samples() -> None:
     assert sample_counts("w8a8", 256, 512) == {"validation": 256, "held_out": 512}
     for setting, factor in SAMPLE_FACTORS.items():
         assert sample_counts(setting, 256, 512)["held_out"] == factor * 512
+        assert sample_counts("mxfp4", 256, 512) == {"validation": 256, "held_out": 2048}
         assert f"{factor} times as many at {setting}" in larger_sets()

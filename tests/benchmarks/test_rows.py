@@ -49,6 +49,12 @@ def test_rows_of_whole_presets_quantize_every_part() -> None:
         assert parts == {"tower", "embedding", "decoder", "head"}
 
 
+def test_seeds_of_a_row() -> None:
+    assert Row("nvfp4a16", "gptq").seeds([0, 1, 2]) == [0, 1, 2]
+    assert Row("w4a16", "gptq").seeds([3, 4]) == [3, 4]
+    assert Row("int4", "gptq").seeds([3, 4]) == Row("nf4", "gptaq").seeds([3, 4]) == [3]
+
+
 def test_keys_are_distinct() -> None:
     rows = [*all_rows(), *grid_rows(), *whole_rows()]
     assert len({row.key for row in rows}) == len(rows)
@@ -71,4 +77,4 @@ def test_rows_of_grids_fit_the_built_in_model() -> None:
         grid = GRIDS[row.setting].get("grid")
         assert {r.step.scheme.to_dict().get("grid") for r in plan.quantized if r.step} == {grid}
         assert len(plan.quantized) == 5 * 7
-        assert row.scored == (row.method == "gptq" and grid is not None)
+        assert row.scored == (row.method == "rtn")
