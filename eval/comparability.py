@@ -24,6 +24,9 @@ SHARED_KEYS = (
     (PIXELS, MAX_PIXELS),
     ("generation", "temperature"),
     ("generation", "repetition_penalty"),
+    ("generation", "top_p"),
+    ("generation", "top_k"),
+    ("generation", "samples"),
 )
 """Parts of the setup that both engines record."""
 ENGINE = "engine."  # prefix of parts that have a note of their own
@@ -42,7 +45,7 @@ def check_comparable(
     """Require the same benchmarks, questions, prompts, caps and rules, and the same setup.
 
     Between engines the setup cannot be the same. With `across_engines` the parts that both record
-    must agree (pixel bounds, temperature, repetition penalty), and the others are returned.
+    must agree (pixel bounds, settings of the decoding), and the others are returned.
 
     Args:
         base: evaluation of the original.

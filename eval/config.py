@@ -22,6 +22,7 @@ from ..quant.config import (
     OverwriteOptions,
     ProgressOption,
     RecipeOptions,
+    SamplingOptions,
     ThreadOptions,
 )
 from ..quant.config import PlanOptions as QuantizationPlanOptions
@@ -33,8 +34,8 @@ SERVED = "A served model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(Options):
-    """Benchmarks, the layout of their prompts, and the reading of answers."""
+class AnswerOptions(SamplingOptions):
+    """Benchmarks, the layout of their prompts, the sampling and the reading of answers."""
 
     bench: Annotated[
         str | Sequence[str] | None,
@@ -90,6 +91,14 @@ class AnswerOptions(Options):
             default_text="2048, drawings 64; models that reason 8192, drawings 1024",
         ),
     ] = None
+    samples: Annotated[
+        int,
+        Option(
+            "Sampled answers per question, each with a seed of its own; the score of a question "
+            "is their mean. Needs a --temperature above 0.",
+            minimum=1,
+        ),
+    ] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

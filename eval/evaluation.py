@@ -29,6 +29,7 @@ from ..quant.checkpoint.safetensors_folder.shards import REPORT_FILE
 from ..quant.runtime.description import described_rule, described_type
 from .answering.batches import OnProgress
 from .answering.runner import ModelResponder, Responder, answer_task
+from .answering.sampling import GREEDY, Decoding
 from .answering.vision_features import FeatureCache
 from .config import BATCH_SIZE
 from .extension import Rounds, assign_rounds, refuse_partial_fidelity, with_rounds
@@ -115,6 +116,7 @@ def evaluate_model(
     name: str | None = None,
     source: str | Path | None = None,
     seed: int = 0,
+    decoding: Decoding = GREEDY,
     are_checked: bool = False,
     features: FeatureCache | None = None,
     on_progress: OnProgress | None = None,
@@ -139,6 +141,7 @@ def evaluate_model(
         name: name of the model in reports, by which it can be loaded again.
         source: checkpoint folder, for the model's identity and size; None: take them from memory.
         seed: recorded in the fingerprint.
+        decoding: of the answers.
         are_checked: whether `mark_unaskable` has marked the tasks' rows for this processor;
             otherwise it is applied here.
         features: cache of image features of this model, to be shared with later measurements;
@@ -160,7 +163,9 @@ def evaluate_model(
     if features.model is not model:
         raise ValueError("the feature cache belongs to another model; create one for this model")
     out, folder = Path(out_dir), None if source is None else Path(source)
-    setup = run_fingerprint(model, processor, batch_size=batch_size, seed=seed, source=folder)
+    setup = run_fingerprint(
+        model, processor, batch_size=batch_size, seed=seed, source=folder, decoding=decoding
+    )
     base = None
     if reference is not None:
         base = rank_zero_first(
@@ -194,7 +199,8 @@ def evaluate_model(
         "on_progress": on_progress,
         "comm": comm,
     }
-    answer_tasks(out, info, tasks, ModelResponder(features), setup, **batching)
+    responder = ModelResponder(features, decoding)
+    answer_tasks(out, info, tasks, responder, setup, decoding=decoding, **batching)
     if text is not None:
         text_setup = without_threads(setup)
         measure_text(
@@ -230,6 +236,7 @@ def answer_tasks(
     setup: Mapping[str, Any],
     *,
     batch_size: int,
+    decoding: Decoding = GREEDY,
     on_progress: OnProgress | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> None:
@@ -242,6 +249,7 @@ def answer_tasks(
         responder: the model.
         setup: fingerprint of the run.
         batch_size: items per batch.
+        decoding: of the answers, which the responder applies.
         on_progress: called after every batch.
         comm: ranks that share the batches.
 
@@ -252,7 +260,7 @@ def answer_tasks(
     is_new, meter = broadcast_result(comm, lambda: not is_answered(out, tasks)), LoadMeter()
     for task in tasks:
         answer_task(
-            task,
+            decoding.repeat(task),
             responder,
             out / task.name / "predictions.jsonl",
             answer_setup(setup, task),

@@ -126,8 +126,9 @@ def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:
         profile = entries.get(task.name, {}).get("profile", task.profile)
         if profile != task.profile:
             notes.append(f"{task.name}: scored by the rules {task.profile}, before by {profile}")
-        _, every = read_records(path, "predictions")
-        valid = read_predictions(path, task.digests)
+        every = {record["id"] for record in read_records(path, "predictions")[1].values()}
+        answers = read_predictions(path, task.digests)
+        valid = {answer.id for answer in answers.values()}
         before = {item["id"]: item.get(PROMPT) for item in _read_items(out / task.name)}
         asked = [key for key, prompt in before.items() if prompt]
         changed = [k for k in asked if k in task.digests and task.digests[k] != before[k]]
@@ -139,7 +140,7 @@ def describe_changes(out: Path, tasks: Sequence[Task]) -> list[str]:
             f"{len(removed)} no longer asked": removed,
         }
         if parts := [text for text, keys in counts.items() if keys]:
-            notes.append(f"{task.name}: {', '.join(parts)}; {len(valid)} stored answers are kept")
+            notes.append(f"{task.name}: {', '.join(parts)}; {len(answers)} stored answers are kept")
     return notes
 
 

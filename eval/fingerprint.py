@@ -30,6 +30,7 @@ from ..quant.runtime.description import (
     describe_head,
     describe_reduction,
 )
+from .answering.sampling import GREEDY, Decoding
 from .tasks.task import Task
 
 VISUAL_TOKENS = "visual_tokens"
@@ -57,6 +58,7 @@ def run_fingerprint(
     batch_size: int,
     seed: int,
     source: Path | None,
+    decoding: Decoding = GREEDY,
 ) -> dict[str, Any]:
     """Return the fingerprint of a run, without its tasks.
 
@@ -64,9 +66,10 @@ def run_fingerprint(
         model: the evaluated model.
         processor: processor of the model.
         batch_size: prompts per batch; even exact batching changes logits in their last digits.
-        seed: seed of the sample that a limit draws.
+        seed: seed of the sample that a limit draws, and base seed of sampled answers.
         source: checkpoint folder, hashed for the model's identity; None: hash the weights in
             memory.
+        decoding: of the answers.
     """
     quantization = model.config.raw.get("quantization_config")
     reduction = describe_reduction(model)
@@ -79,7 +82,7 @@ def run_fingerprint(
             "rescale": processor.settings.rescale_factor,
         },
         "text": identify_tokenizer(processor),
-        "generation": {"temperature": 0.0, "repetition_penalty": 1.0},
+        "generation": decoding.describe(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
         "seed": seed,

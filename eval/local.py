@@ -15,6 +15,7 @@ from ..common.schedule import Schedule
 from ..model.processing.processor import Processor
 from ..quant.resolve import Source
 from ..quant.runtime.description import described_rule
+from .answering.sampling import Decoding
 from .answering.vision_features import FeatureCache
 from .config import EvaluateOptions
 from .evaluation import evaluate_model
@@ -62,6 +63,7 @@ def evaluate_local(
         raise ValueError("--noise is measured by one process; leave it out under torchrun")
     reference = None if options.reference is None else Path(options.reference)
     seed, batch_size = options.seed or 0, options.batch_size
+    decoding = Decoding.of(options, seed)
 
     def open_all() -> tuple[Source, Processor, list[Task], str | None]:
         check_questions(options, options)
@@ -79,7 +81,12 @@ def evaluate_local(
 
     def setup() -> dict[str, Any]:
         return run_fingerprint(
-            model, processor, batch_size=batch_size, seed=seed, source=source.folder
+            model,
+            processor,
+            batch_size=batch_size,
+            seed=seed,
+            source=source.folder,
+            decoding=decoding,
         )
 
     flags = {"overwrite": options.overwrite, "fresh": options.fresh}
@@ -101,6 +108,7 @@ def evaluate_local(
             name=source.name,
             source=source.folder,
             seed=seed,
+            decoding=decoding,
             are_checked=True,
             features=features,
             on_progress=update,
@@ -135,6 +143,7 @@ def _announce(
         processor,
         batch_size=options.batch_size,
         noise=options.noise or 0,
+        samples=options.samples,
         has_reference=options.reference is not None,
     )
     reporter.schedule = Schedule(stages)

@@ -27,16 +27,21 @@ from .answering.predictions import (
     read_predictions,
     read_records,
 )
+from .answering.sampling import sample_numbers
 from .report.health import MODEL, Signs, compute_signs, list_violations
+from .report.sections.lengths import summarize_reasoning
+from .report.sections.sampling import sampling_section
 from .report.words.answer_warnings import model_warnings
 from .tasks import REASONING, TASK_KINDS
 from .tasks.generated.reasoning import NONE, reasoning_content
 from .tasks.generated.repetition import repeats_itself
+from .tasks.generated.samples import combine_samples
 from .tasks.task import (
     INPUT_SIZE,
     Fields,
     TaskScore,
     Unit,
+    answer_key,
     forced_digest,
     is_broken,
     percent,
@@ -61,7 +66,10 @@ class StoredTask:
     info: Mapping[str, Any]  # kind, metric, profile, synthetic, notes, fingerprint
     items: tuple[Fields, ...]
     predictions: Mapping[str, Prediction]
+    """By `Prediction.key`; of sampled answers all samples."""
     folder: Path
+    numbers: tuple[int | None, ...] = (None,)
+    """Numbers of the samples of each question, from 1; a single None: greedy answers."""
 
     @property
     def questions(self) -> list[dict[str, Any]]:
@@ -81,8 +89,40 @@ class StoredTask:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every item has a prediction."""
-        return all(item["id"] in self.predictions for item in self.sound_items)
+        """Whether every item has a prediction, or all of its samples."""
+        keys = (answer_key(item["id"], n) for item in self.sound_items for n in self.numbers)
+        return all(key in self.predictions for key in keys)
+
+    @property
+    def samples(self) -> int | None:
+        """Number of sampled answers to each question; None: greedy answers."""
+        return None if self.numbers == (None,) else len(self.numbers)
+
+    @cached_property
+    def by_sample(self) -> tuple[Mapping[str, Prediction], ...]:
+        """The predictions of each sample by item id; of greedy answers a single one."""
+        parts: dict[int | None, dict[str, Prediction]] = {number: {} for number in self.numbers}
+        for prediction in self.predictions.values():
+            parts[prediction.sample][prediction.id] = prediction
+        return tuple(parts.values())
+
+    @property
+    def first(self) -> Mapping[str, Prediction]:
+        """The greedy predictions, or those of the first sample, by item id."""
+        return self.by_sample[0]
+
+    @cached_property
+    def answers(self) -> tuple[Prediction, ...]:
+        """The answers to all items that are not broken, question by question, all samples.
+
+        Raises:
+            KeyError: an answer is missing.
+        """
+        return tuple(
+            self.predictions[answer_key(item["id"], number)]
+            for item in self.sound_items
+            for number in self.numbers
+        )
 
     @property
     def reasoning_rule(self) -> str:
@@ -91,11 +131,10 @@ class StoredTask:
 
     @cached_property
     def repeating(self) -> frozenset[str]:
-        """Ids of the items whose reasoning or answer repeats itself, see `repeats_itself`."""
-        answers = ((item["id"], self.predictions[item["id"]]) for item in self.sound_items)
+        """Keys of the answers that repeat themselves or whose reasoning does."""
         return frozenset(
-            key
-            for key, answer in answers
+            answer.key
+            for answer in self.answers
             if repeats_itself(answer.prediction)
             or repeats_itself(reasoning_content(answer.reasoning or ""))
         )
@@ -106,14 +145,27 @@ class StoredTask:
         return tuple(item for item in self.items if not is_broken(item))
 
     def score(self) -> TaskScore:
-        """Score the stored predictions.
+        """Score the stored predictions; of sampled answers the mean over the samples.
 
         Raises:
             ValueError: an item has no prediction.
         """
-        require_all(self.name, self.items, self.predictions)
-        texts = {key: p.prediction for key, p in self.predictions.items()}
-        return TASK_KINDS[self.info["kind"]].score(self.items, texts, self.info["profile"])
+        scores = self.sample_scores()
+        return scores[0] if self.samples is None else combine_samples(scores)
+
+    def sample_scores(self) -> list[TaskScore]:
+        """Score each sample of the stored predictions; of greedy answers there is one.
+
+        Raises:
+            ValueError: an item has no prediction.
+        """
+        scorer = TASK_KINDS[self.info["kind"]].score
+        scores = []
+        for answers in self.by_sample:
+            require_all(self.name, self.items, answers)
+            texts = {key: answer.prediction for key, answer in answers.items()}
+            scores.append(scorer(self.items, texts, self.info["profile"]))
+        return scores
 
 
 @dataclass(frozen=True)
@@ -145,6 +197,7 @@ def read_run(path: str | Path) -> StoredRun:
     """
     path = Path(path)
     info = read_info(path)
+    numbers = sample_numbers(info["fingerprint"])
     tasks = {}
     for name, task_info in info["tasks"].items():
         folder = path / name
@@ -155,7 +208,7 @@ def read_run(path: str | Path) -> StoredRun:
             raise ValueError(f"{folder / 'items.jsonl'} is damaged or was edited; evaluate again")
         items = tuple(_parse_item(line, folder) for line in data.split(b"\n") if line)
         stored = folder / "predictions.jsonl"
-        task = StoredTask(name, task_info, items, {}, folder)
+        task = StoredTask(name, task_info, items, {}, folder, numbers)
         if stored.is_file():
             task = replace(task, predictions=read_predictions(stored, task.digests))
         tasks[name] = task
@@ -292,6 +345,7 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
         "table": dict(score.table),
         "health": summarize_health(task, score),
         **visual_tokens(task),
+        **sampling_section(task, score),
         "chance": signs.chance,
         "health_reasons": [reason.to_dict() for reason in list_violations(MODEL, signs)],
         "notes": list(task.info["notes"]),
@@ -301,7 +355,7 @@ def summarize_task(task: StoredTask) -> dict[str, Any]:
 
 def visual_tokens(task: StoredTask) -> dict[str, Any]:
     """Return `{"visual_tokens": ...}`, see `count_visual_tokens`; empty if all were kept."""
-    answers = [task.predictions[item["id"]] for item in task.sound_items]
+    answers = [task.first[item["id"]] for item in task.sound_items]
     is_reduced = any(answer.visual_tokens is not None for answer in answers)
     return {"visual_tokens": count_visual_tokens(answers)} if is_reduced else {}
 
@@ -309,7 +363,7 @@ def visual_tokens(task: StoredTask) -> dict[str, Any]:
 def find_signs(task: StoredTask, score: TaskScore) -> Signs:
     """Compute the input of the health rules."""
     scorer = TASK_KINDS[task.info["kind"]].score
-    return compute_signs(task.items, task.predictions, score, scorer, task.info["profile"])
+    return compute_signs(task.items, task.by_sample, score, scorer, task.info["profile"])
 
 
 def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
@@ -325,7 +379,7 @@ def score_parts(units: Sequence[Unit], by: str) -> dict[str, dict[str, float]]:
 
 def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, Any]:
     """Count signs of broken answers, such as truncations, independent of the score."""
-    answers = [task.predictions[item["id"]] for item in task.sound_items]
+    answers = task.answers
     return {
         "broken": score.broken,
         "parse_failures": score.parse_failures,
@@ -336,28 +390,6 @@ def summarize_health(task: StoredTask, score: TaskScore) -> dict[str, Any]:
         "mean_tokens": _mean([a.n_tokens for a in answers]),
         "mean_characters": _mean([len(a.prediction) for a in answers]),
         "reasoning": summarize_reasoning(answers),
-    }
-
-
-def summarize_reasoning(answers: Sequence[Prediction]) -> dict[str, float | None] | None:
-    """Count the answers with a reasoning, and its tokens; None if no answer has one.
-
-    Returns:
-        `answers`, `unfinished` (reasonings without an end), and `mean_tokens` and `p95_tokens` of
-        a reasoning, unfinished ones included (95 % have at most `p95_tokens`); None if a server
-        does not report the tokens of all of them.
-    """
-    with_reasoning = [answer for answer in answers if answer.reasoning is not None]
-    if not with_reasoning:
-        return None
-    tokens = [answer.reasoning_tokens for answer in with_reasoning]
-    known = sorted(count for count in tokens if count is not None)
-    p95 = known[math.ceil(0.95 * len(known)) - 1] if len(known) == len(tokens) else None
-    return {
-        "answers": len(with_reasoning),
-        "unfinished": sum(bool(answer.is_unfinished) for answer in with_reasoning),
-        "mean_tokens": _mean(tokens),
-        "p95_tokens": p95,
     }
 
 

@@ -29,6 +29,7 @@ from ..quant.config import ModelSettings
 from ..quant.job import Job
 from ..quant.resolve import Source
 from . import compare
+from .answering.sampling import Decoding
 from .answering.vision_features import FeatureCache
 from .config import QuestionOptions, RunOptions
 from .evaluation import evaluate_model, refresh
@@ -87,6 +88,7 @@ class _Run:
         self._candidate_settings = options.group(ModelSettings)
         self._settings = replace(self._candidate_settings, kv_cache="model")
         self._seed = options.seed or 0
+        self._decoding = Decoding.of(options, self._seed)
         self._noise = UNITS if options.noise is None else options.noise
         self._out = Path(options.out)
         self._base = self._out / "eval" / "base"
@@ -168,7 +170,8 @@ class _Run:
             "noise": self._noise,
             "batch_size": options.batch_size,
             "seed": self._seed,
-            # Only if it is given, so that the others are as they were.
+            **({} if self._decoding.is_greedy else {"generation": self._decoding.describe()}),
+            # Only if they are given, so that the others are as they were.
             **({} if options.kv_cache == "recipe" else {"kv_cache": options.kv_cache}),
         }
         fingerprint = {**checkpoint_fingerprint, **evaluation_fingerprint}
@@ -205,7 +208,13 @@ class _Run:
         """Report what is going to be done, and let the reporter know how long its stages take."""
         if self._reporter.quiet or self._reporter.schedule is not None:
             return
-        stages = run_stages(job, tasks, batch_size=self._options.batch_size, noise=self._noise)
+        stages = run_stages(
+            job,
+            tasks,
+            batch_size=self._options.batch_size,
+            noise=self._noise,
+            samples=self._options.samples,
+        )
         self._reporter.schedule = Schedule(stages)
         action = f"quantizing {job.source.name} with {job.recipe.name}, evaluating both models"
         seconds = sum(stage.seconds for stage in stages)
@@ -240,6 +249,7 @@ class _Run:
                 name=job.source.name,
                 source=job.source.folder,
                 seed=self._seed,
+                decoding=self._decoding,
                 is_reference=True,
                 text=text,
                 are_checked=True,
@@ -273,6 +283,7 @@ class _Run:
                 name=candidate.name,
                 source=self._checkpoint,
                 seed=self._seed,
+                decoding=self._decoding,
                 are_checked=True,
                 on_progress=update,
             )

@@ -17,6 +17,7 @@ from .answering.openai_responder import (
     EndpointResponder,
     choose_model,
     evaluate_endpoint,
+    sent_decoding,
     served_fingerprint,
 )
 from .config import EvaluateOptions
@@ -62,7 +63,7 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
     seed = options.seed or 0
-    setup = served_fingerprint(endpoint, models, seed=seed)
+    setup = served_fingerprint(endpoint, models, sent_decoding(endpoint, options.samples, seed))
     discard_stale(out, lambda: setup, tasks, overwrite=options.overwrite, fresh=options.fresh)
     if reference is not None:
         _note_limits(reference, setup, reporter)
@@ -75,6 +76,7 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
             out,
             batch_size=options.batch_size,
             seed=seed,
+            samples=options.samples,
             reference=reference,
             on_progress=update,
         )
@@ -99,6 +101,9 @@ def _endpoint(options: EvaluateOptions) -> Endpoint:
         )
     fields = request_fields(
         seed=options.seed or 0,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
         min_pixels=options.min_pixels,
         max_pixels=options.max_pixels,
         extra=_parse_extra(options.endpoint_extra),

@@ -48,7 +48,7 @@ class Sampling:
     """Above 1, tokens of the prompt and the answer get less likely (arXiv 1909.05858, section
     4.1)."""
     seed: int = 0
-    """Seed of every prompt's generator."""
+    """Seed of every prompt's generator, unless `generate` gets one for each."""
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):
@@ -102,6 +102,7 @@ def generate(
     stop_ids: Collection[int],
     features: Sequence[Sequence[Features]] | None = None,
     sampling: Sampling = Sampling(),  # frozen
+    seeds: Sequence[int] | None = None,
     return_logits: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
@@ -114,19 +115,28 @@ def generate(
         stop_ids: tokens that end an answer.
         features: result of `QwenVL.encode` for each prompt's visuals; None computes it.
         sampling: sampling parameters.
+        seeds: seed of each prompt's generator, 0 to 2^64 - 1; None: `sampling.seed` for all.
         return_logits: whether the logits of every decision are returned.
         on_token: called with prompt index and token id as soon as a token is chosen, except for
             stop tokens.
 
     Raises:
-        ValueError: there are no prompts, or `max_new_tokens` is under 1.
+        ValueError: there are no prompts, `max_new_tokens` is under 1, or the numbers of seeds and
+            prompts differ.
         NotFiniteError: logits, or features of an image, are NaN or infinite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens}: must be at least 1")
     if not prompts:
         raise ValueError("no prompts given; give at least one")
-    rows = [_start(model, index, prompt, sampling) for index, prompt in enumerate(prompts)]
+    if seeds is None:
+        seeds = [sampling.seed] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+    rows = [
+        _start(model, index, prompt, seed)
+        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
     reserved = min(max_new_tokens, RESERVED_TOKENS)
     hidden, cache, is_token = prefill(model, prompts, features, reserved)
     largest = cache.capacity - reserved + max_new_tokens
@@ -211,10 +221,10 @@ def _refuse(
     raise not_finite_error(logits[invalid[0]], subject, model, prompts)
 
 
-def _start(model: QwenVL, index: int, prompt: Prompt, sampling: Sampling) -> _Row:
+def _start(model: QwenVL, index: int, prompt: Prompt, seed: int) -> _Row:
     seen = torch.zeros(model.config.text.vocab_size, dtype=torch.bool, device=model.device)
     seen[prompt.input_ids.to(model.device)] = True
-    generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    generator = torch.Generator(model.device).manual_seed(seed)
     return _Row(index, prompt.next_position, generator, seen)
 
 

@@ -362,8 +362,23 @@ class PushOptions(Options):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Options):
+    """Sampling of answers."""
+
+    temperature: Annotated[
+        float, Option("Sampling temperature; 0 is greedy decoding.", minimum=0.0)
+    ] = 0.0
+    top_p: Annotated[
+        float, Option("Probability mass of nucleus sampling.", minimum=0.0, maximum=1.0)
+    ] = 1.0
+    top_k: Annotated[
+        int, Option("Number of most likely tokens to sample from; 0 = no limit.", minimum=0)
+    ] = 0
+
+
 @dataclass(frozen=True)
-class PromptOptions(ModelArgument):
+class PromptOptions(SamplingOptions, ModelArgument):
     """A prompt and the sampling of its answer."""
 
     prompt: Annotated[str, Option("The question.", is_argument=True, metavar="PROMPT")]
@@ -374,15 +389,6 @@ class PromptOptions(ModelArgument):
     ] = None
     video: Annotated[str | Path | None, Option("A video file.")] = None
     max_new_tokens: Annotated[int, Option("Maximum answer length in tokens.", minimum=1)] = 256
-    temperature: Annotated[
-        float, Option("Sampling temperature; 0 is greedy decoding.", minimum=0.0)
-    ] = 0.0
-    top_p: Annotated[
-        float, Option("Probability mass of nucleus sampling.", minimum=0.0, maximum=1.0)
-    ] = 1.0
-    top_k: Annotated[
-        int, Option("Number of most likely tokens to sample from; 0 = no limit.", minimum=0)
-    ] = 0
     repetition_penalty: Annotated[
         float, Option("Penalty on repeated tokens; 1 = none.", minimum=0.0)
     ] = 1.0

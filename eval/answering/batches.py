@@ -35,7 +35,7 @@ class Batch:
 
 
 class Store(Protocol):
-    """Records by item id, such as `RecordStore`."""
+    """Records by the items' keys, such as `RecordStore`."""
 
     @property
     def records(self) -> Container[str]:
@@ -91,13 +91,13 @@ def _pending_batches(
     """Yield the batches of the plan without the items whose records are stored."""
     rounds = task.items_by_round()
     for window in (part for items in rounds for part in plan_windows(items, batch_size)):
-        if all(item.id in store.records for item in window):
+        if all(item.key in store.records for item in window):
             continue
         started = time.perf_counter()
         lengths = gather_lengths(comm, window, measure_lengths)
         seconds = (time.perf_counter() - started) / len(window)
         for batch in plan_batches(window, lengths, batch_size):
-            if pending := [item for item in batch if item.id not in store.records]:
+            if pending := [item for item in batch if item.key not in store.records]:
                 yield Batch(pending, seconds)
 
 

@@ -34,6 +34,7 @@ FIXED = (
     *("temperature", "top_p", "n", "stream"),
 )
 """Request fields that the evaluation sets."""
+SEED = "seed"
 PIXELS = "mm_processor_kwargs"
 """Request field with vLLM's bounds of image areas."""
 TRANSIENT = (408, 425, 429)  # and all from 500
@@ -111,23 +112,30 @@ def read_api_key(variable: str | None) -> str | None:
 def request_fields(
     *,
     seed: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the fields of every request: greedy, without penalty, with log-probabilities.
+    """Return the fields of every request: without penalty, with log-probabilities.
 
     A penalty of 1.0 is sent because servers otherwise use the one in the model's
     generation_config.
 
     Args:
-        seed: value of the field; greedy answers do not depend on it.
+        seed: value of the field, on which greedy answers do not depend; sampled ones have seeds of
+            their own, see `ChatClient.complete`.
+        temperature: 0 is greedy.
+        top_p: mass of nucleus sampling.
+        top_k: number of most likely tokens to sample from; 0: all, and no field is sent.
         min_pixels: smallest image area, in vLLM's `mm_processor_kwargs`; None: not sent.
         max_pixels: largest image area; None: not sent.
         extra: further fields; None as a value removes a default field.
 
     Raises:
-        ValueError: `extra` sets a field of `FIXED`, or the pixel bounds are given twice.
+        ValueError: `extra` sets a field of `FIXED`, or a value is given twice.
     """
     extra = dict(extra or {})
     if fixed := [name for name in FIXED if name in extra]:
@@ -136,13 +144,16 @@ def request_fields(
             f"but {', '.join(FIXED)}"
         )
     defaults: dict[str, Any] = {
-        "temperature": 0.0,
-        "top_p": 1.0,
+        "temperature": temperature,
+        "top_p": top_p,
+        **({"top_k": top_k} if top_k else {}),
         "seed": seed,
         "repetition_penalty": 1.0,
         "logprobs": True,
         "top_logprobs": TOP_LOGPROBS,
     }
+    if top_k and "top_k" in extra:
+        raise ValueError("top_k is given twice, once in further fields; give it once")
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     if pixels := {name: value for name, value in bounds.items() if value is not None}:
         given = extra.pop(PIXELS, None) or {}
@@ -204,6 +215,7 @@ class ChatClient:
         messages: list[dict[str, Any]],
         max_tokens: int,
         pixels: Mapping[str, int] | None = None,
+        seed: int | None = None,
     ) -> object:
         """Request one chat completion; return the body of the reply.
 
@@ -211,12 +223,16 @@ class ChatClient:
             messages: in the chat form.
             max_tokens: limit of the answer.
             pixels: bounds of the images' area, merged into those of the endpoint's fields.
+            seed: of a sampled answer, in place of that of the endpoint's fields; without a seed
+                there, none is sent.
 
         Raises:
             EndpointError: the server refuses the request, or all retries fail.
         """
         request = {"model": self._endpoint.model, "messages": messages, "max_tokens": max_tokens}
         fields = {**request, **self._endpoint.fields}
+        if seed is not None and SEED in fields:
+            fields[SEED] = seed
         if pixels:
             fields[PIXELS] = {**fields.get(PIXELS, {}), **pixels}
         body = json.dumps(fields).encode()

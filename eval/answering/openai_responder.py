@@ -30,10 +30,11 @@ from ..fingerprint import setup_differences
 from ..results import StoredRun, read_run
 from ..tasks.task import Item, Task
 from .batches import OnProgress
-from .openai_client import PIXELS, ChatClient, Endpoint, EndpointError
+from .openai_client import PIXELS, SEED, ChatClient, Endpoint, EndpointError
 from .openai_messages import IMAGE_ENCODING, chat_messages, parse_reply
 from .predictions import read_predictions
 from .runner import Completion
+from .sampling import Decoding
 
 KIND = "chat-completions"
 SOFTWARE = ("vllm", "sglang", "llamacpp")  # servers that identify themselves in `owned_by`
@@ -114,7 +115,9 @@ class EndpointResponder:
             try:
                 messages = chat_messages(item)
                 bounds = asdict(item.pixels) if item.pixels else None
-                reply = await self._client.complete(messages, item.max_new_tokens, bounds)
+                reply = await self._client.complete(
+                    messages, item.max_new_tokens, bounds, item.seed
+                )
                 return parse_reply(reply, item.reasoning)
             except ValueError as error:
                 raise EndpointError(f"item {item.id}: {error}") from error
@@ -127,6 +130,7 @@ def evaluate_endpoint(
     *,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
+    samples: int = 1,
     reference: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> EvalResult:
@@ -137,7 +141,8 @@ def evaluate_endpoint(
         tasks: opened by `open_task`, each at most once.
         out_dir: created if missing, resumed if it has the same setup.
         batch_size: answers stored at a time; at least `concurrency` is used.
-        seed: recorded in the fingerprint.
+        seed: recorded in the fingerprint; base seed of sampled answers.
+        samples: sampled answers per question; more than 1 needs a temperature in the fields.
         reference: folder of the original model's evaluation of the same questions. The divergence
             from it is not measured: servers return no full log-probabilities.
         on_progress: called after every batch.
@@ -151,7 +156,8 @@ def evaluate_endpoint(
     out = Path(out_dir)
     base = None if reference is None else read_run(reference)
     with closing(EndpointResponder(endpoint)) as responder:
-        setup = served_fingerprint(endpoint, responder.models(), seed=seed)
+        decoding = sent_decoding(endpoint, samples, seed)
+        setup = served_fingerprint(endpoint, responder.models(), decoding)
         if base is not None:
             _check_reference(base, setup, tasks)
         info, rounds = open_run(out, setup, tasks, base)
@@ -165,6 +171,7 @@ def evaluate_endpoint(
             responder,
             setup,
             batch_size=max(batch_size, endpoint.concurrency),
+            decoding=decoding,
             on_progress=on_progress,
         )
     info["memory"] = dict(UNKNOWN_MEMORY)
@@ -172,8 +179,26 @@ def evaluate_endpoint(
     return finish(out, info)
 
 
+def sent_decoding(endpoint: Endpoint, samples: int, seed: int) -> Decoding:
+    """Return the decoding that the fields of an endpoint ask for.
+
+    Args:
+        endpoint: address and request settings.
+        samples: sampled answers per question.
+        seed: seed of the sample that a limit draws, and base seed of sampled answers.
+
+    Raises:
+        ValueError: several samples at temperature 0.
+    """
+    fields = endpoint.fields
+    temperature = fields["temperature"]
+    if temperature == 0:
+        return Decoding(samples, seed=seed)
+    return Decoding(samples, temperature, fields["top_p"], fields.get("top_k", 0), seed)
+
+
 def served_fingerprint(
-    endpoint: Endpoint, models: Sequence[Mapping[str, Any]] | None, *, seed: int
+    endpoint: Endpoint, models: Sequence[Mapping[str, Any]] | None, decoding: Decoding
 ) -> dict[str, Any]:
     """Return the fingerprint of a run with a served model, without its tasks.
 
@@ -183,8 +208,12 @@ def served_fingerprint(
     Args:
         endpoint: address and request settings.
         models: models listed by the server; None if it lists none.
-        seed: seed of the sample that a limit draws.
+        decoding: see `sent_decoding`.
     """
+    generation = decoding.describe()
+    generation["repetition_penalty"] = endpoint.fields.get("repetition_penalty")
+    if "seeds" in generation and SEED not in endpoint.fields:
+        generation["seeds"] = None
     entry = next((each for each in models or () if each.get("id") == endpoint.model), {})
     owner = entry.get("owned_by")
     pixels = endpoint.fields.get(PIXELS) or {}
@@ -192,12 +221,9 @@ def served_fingerprint(
         "engine": {"kind": KIND, "software": owner if owner in SOFTWARE else None},
         "pixels": {"min": pixels.get("min_pixels"), "max": pixels.get("max_pixels")},
         "pictures": IMAGE_ENCODING,
-        "generation": {
-            "temperature": endpoint.fields["temperature"],
-            "repetition_penalty": endpoint.fields.get("repetition_penalty"),
-        },
+        "generation": generation,
         "request": dict(endpoint.fields),
-        "seed": seed,
+        "seed": decoding.seed,
         "versions": {"vlpress": __version__},
         "model": {
             "name": endpoint.model,

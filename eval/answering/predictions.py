@@ -19,12 +19,14 @@ from typing import Any
 from ...common.differences import plain, refuse_difference
 from ...common.distributed import Communicator, barrier, rank_zero_first
 from ...common.journal import JournalContents, JournalFile, read_journal
+from ..tasks.task import answer_key
 
 SCHEMA = 4
 REMEDY = "delete the file to start afresh"
 OPTIONAL = (
     *("prompt_tokens", "first_logprobs", "threads"),
     *("reasoning", "reasoning_tokens", "is_unfinished", "visual_tokens"),
+    *("sample", "seed"),
 )
 """Fields of a prediction that are not stored if they are None."""
 
@@ -65,6 +67,15 @@ class Prediction:
     """Whether the reasoning has no end, so that there is no answer; None without a reasoning."""
     visual_tokens: Sequence[int] | None = None
     """Kept and all visual tokens of the prompt; None if the model has no `reduction`."""
+    sample: int | None = None
+    """Number of the sampled answer to the item, from 1; None: greedy."""
+    seed: int | None = None
+    """Seed of the sampled answer; None: greedy, or a server that was sent no seed."""
+
+    @property
+    def key(self) -> str:
+        """Key among the answers of a benchmark."""
+        return answer_key(self.id, self.sample)
 
     @property
     def text(self) -> str:
@@ -89,7 +100,7 @@ def count_visual_tokens(answers: Iterable[Prediction]) -> dict[str, Any]:
 
 
 class RecordStore:
-    """Records in a journal file under a header, keyed by `id`.
+    """Records in a journal file under a header, keyed by `id` and, where present, `sample`.
 
     Args:
         path: journal file; created if missing. A torn last line, left by a kill, is cut off.
@@ -130,13 +141,13 @@ class RecordStore:
         """Add records and wait until they are on disk.
 
         Raises:
-            ValueError: an id is already stored.
+            ValueError: a record of the same key is already stored.
         """
-        if repeated := [r["id"] for r in records if r["id"] in self.records]:
+        if repeated := [key for r in records if (key := _record_key(r)) in self.records]:
             raise ValueError(f"{self.path.name} holds {repeated[0]} already; ids are stored once")
         if self._file is not None:
             self._file.append([self._with_digest(record) for record in records])
-        self.records.update((r["id"], dict(r)) for r in records)
+        self.records.update((_record_key(r), dict(r)) for r in records)
 
     def _with_digest(self, record: Record) -> Record:
         return record if self._digests is None else {**record, DIGEST: self._digests[record["id"]]}
@@ -171,12 +182,12 @@ def prediction_record(prediction: Prediction) -> Record:
 def read_records(
     path: Path, kind: str, digests: Digests | None = None
 ) -> tuple[dict[str, Any], dict[str, Record]]:
-    """Read a store without changing it: its fingerprint, and its records by id.
+    """Read a store without changing it: its fingerprint, and its records by `answer_key`.
 
     Args:
         path: journal file.
         kind: type of the records.
-        digests: as for `RecordStore`; None: the last record of each id, whatever its digest.
+        digests: as for `RecordStore`; None: the last record of each key, whatever its digest.
 
     Raises:
         FileNotFoundError: no such file.
@@ -191,7 +202,7 @@ def read_records(
 
 
 def read_predictions(path: Path, digests: Digests | None = None) -> dict[str, Prediction]:
-    """Read stored predictions by item id.
+    """Read stored predictions by `Prediction.key`: the item id, with the number of a sample.
 
     Args:
         path: journal file.
@@ -230,10 +241,14 @@ def _by_id(path: Path, records: Sequence[Record], digests: Digests | None) -> di
     for number, record in enumerate(records, start=2):  # line 1 is the header
         if "id" not in record:
             raise ValueError(f"{path} line {number} is damaged or was edited; {REMEDY}")
-        key, digest = record["id"], record.pop(DIGEST, "")
+        key, digest = _record_key(record), record.pop(DIGEST, "")
         if (key, digest) in seen:
             raise ValueError(f"{path} line {number} repeats {key}; {REMEDY}")
         seen.add((key, digest))
-        if digests is None or digests.get(key) == digest:
+        if digests is None or digests.get(record["id"]) == digest:
             by_id[key] = record
     return by_id
+
+
+def _record_key(record: Record) -> str:
+    return answer_key(record["id"], record.get("sample"))

@@ -25,6 +25,7 @@ from ..tasks.task import Item, Task
 from .batches import Batch, OnProgress, process_items
 from .local_reasoning import count_prefix
 from .predictions import Prediction, Record, open_shared, prediction_record
+from .sampling import GREEDY, Decoding
 from .vision_features import FeatureCache
 
 NAMED = 8
@@ -59,7 +60,7 @@ class Responder(Protocol):
         """Return prompt lengths in any unit; items of similar length share a batch."""
 
     def generate(self, items: Sequence[Item]) -> list[Completion]:
-        """Answer one batch, greedily and without penalties."""
+        """Answer one batch without penalties: greedily, or with the items' seeds."""
 
 
 class ModelResponder:
@@ -67,10 +68,19 @@ class ModelResponder:
 
     Args:
         features: the model with its processor and image features.
+        decoding: temperature and limits of sampling; the seeds are those of the items.
     """
 
-    def __init__(self, features: FeatureCache) -> None:
+    def __init__(self, features: FeatureCache, decoding: Decoding = GREEDY) -> None:
         self._features = features
+        # Explicit: the generation_config of a checkpoint may have a repetition penalty, which
+        # would change the measured answers.
+        self._sampling = Sampling(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            repetition_penalty=1.0,
+        )
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
         """Return prompt lengths in tokens."""
@@ -79,9 +89,6 @@ class ModelResponder:
     @torch.inference_mode()
     def generate(self, items: Sequence[Item]) -> list[Completion]:
         """Answer one batch, up to the smallest token limit of its items.
-
-        Sampling settings are explicit: the generation_config of a checkpoint may have a repetition
-        penalty, which would change the measured answers.
 
         Raises:
             NotFiniteError: features or scores are NaN or infinite.
@@ -94,7 +101,8 @@ class ModelResponder:
             max_new_tokens=min(item.max_new_tokens for item in items),
             stop_ids=processor.stop_ids,
             features=features,
-            sampling=Sampling(temperature=0.0, repetition_penalty=1.0),
+            sampling=self._sampling,
+            seeds=[item.seed or 0 for item in items],
         )
         return [
             _complete(answer, prompt, item.reasoning, processor)
@@ -152,7 +160,7 @@ def answer_task(
         comm: ranks that share the batches; every rank gets all answers.
 
     Returns:
-        All predictions by item id.
+        All predictions by `Prediction.key`.
 
     Raises:
         ValueError: the file has another fingerprint, the batch size is less than 1, or the number
@@ -201,6 +209,8 @@ def _answer(batch: Batch, responder: Responder, threads: int | None) -> list[Rec
                 answer.reasoning_tokens,
                 answer.is_unfinished,
                 answer.visual_tokens,
+                item.sample,
+                item.seed,
             )
         )
         for item, answer in zip(batch.items, answers, strict=True)

@@ -85,12 +85,12 @@ def _read(task: StoredTask, kind: str) -> _TaskNoise | None:
     forced = {key: value for key, value in task.forced_digests.items() if key in sample}
     header, records = read_records(folder / "fidelity.jsonl", "fidelity", forced)
     predictions = read_predictions(folder / "predictions.jsonl", digests)
-    after = {key: prediction.prediction for key, prediction in predictions.items()}
+    after = {prediction.id: prediction.prediction for prediction in predictions.values()}
     items = [item for item in task.items if item["id"] in after]
     is_complete = bool(sample) and sample == set(after) == set(records)
-    if not is_complete or any(key not in task.predictions for key in after):
+    if not is_complete or any(key not in task.first for key in after):
         return None
-    before = {key: task.predictions[key].prediction for key in after}
+    before = {key: task.first[key].prediction for key in after}
     counts = {
         "units": len(by_unit(items)),
         "flips": _count_flips(task, items, before, after),

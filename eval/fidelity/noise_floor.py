@@ -17,6 +17,7 @@ from ...common.progress import Reporter
 from ...quant.resolve import Source
 from ..answering.batches import OnProgress
 from ..answering.runner import ModelResponder, answer_task
+from ..answering.sampling import first_sample
 from ..answering.vision_features import FeatureCache
 from ..fingerprint import answer_setup
 from ..planning.stages import noise_titles
@@ -155,9 +156,10 @@ def measure_noise(
         setup = {**answer_setup(base.fingerprint, task), NOISE: changed}
         batching: dict[str, Any] = {"batch_size": batch_size, "on_progress": on_progress}
         reader = LogProbReader(stored.folder / FOLDER, task.digests)
+        decoding = first_sample(base.fingerprint)
         answer_task(
-            sample,
-            ModelResponder(features),
+            decoding.repeat(sample),
+            ModelResponder(features, decoding),
             folder / "predictions.jsonl",
             setup,
             threads=torch.get_num_threads(),
@@ -166,7 +168,7 @@ def measure_noise(
         measure_task(
             sample,
             features,
-            stored.predictions,
+            stored.first,
             reader,
             folder / "fidelity.jsonl",
             {**setup, "kl_kind": reader.kind},

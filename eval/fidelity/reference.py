@@ -113,7 +113,7 @@ def store_reference_logprobs(
         store_logprobs(
             task,
             features,
-            stored.predictions,
+            stored.first,
             stored.folder / FOLDER,
             {**answer_setup(base.fingerprint, task), "answer_tokens": ANSWER_TOKENS},
             **batching,
@@ -135,7 +135,7 @@ def measure_fidelity(
         measure_task(
             task,
             features,
-            stored.predictions,
+            stored.first,
             reader,
             out / task.name / "fidelity.jsonl",
             {

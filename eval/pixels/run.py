@@ -28,6 +28,7 @@ from ...common.threads import use_threads
 from ...model.token_reduction.table import RECIPE
 from ...quant.config import InputOptions, ModelSettings
 from .. import compare
+from ..answering.sampling import Decoding
 from ..answering.throughput import TimedModel, time_alternating
 from ..config import BenchmarkOptions
 from ..evaluation import evaluate_model, refresh
@@ -85,6 +86,7 @@ class _Pixels:
         self._options = options
         self._reporter = reporter
         self._settings = options.group(ModelSettings)
+        self._decoding = Decoding.of(options, self._settings.seed or 0)
         self._out = Path(options.out)
         self._target = None if options.write is None else Path(options.write)
         self._flags: dict[str, Any] = {"overwrite": options.overwrite, "fresh": options.fresh}
@@ -127,6 +129,7 @@ class _Pixels:
             "text": None,
             "batch_size": self._options.batch_size,
             "seed": settings.seed or 0,
+            **({} if self._decoding.is_greedy else {"generation": self._decoding.describe()}),
             "versions": versions(),
         }
         stored = read_marker(self._out)
@@ -166,6 +169,7 @@ class _Pixels:
             "name": opened.source.name,
             "source": opened.source.folder,
             "seed": self._settings.seed or 0,
+            "decoding": self._decoding,
             "are_checked": True,
         }
         with self._reporter.stages(ORIGINAL, again=LOGPROBS) as update:
@@ -209,6 +213,7 @@ class _Pixels:
             opened.tasks,
             {0: opened.own, **opened.processors},
             batch_size=self._options.batch_size,
+            samples=self._options.samples,
         )
         self._reporter.schedule = Schedule(stages)
         action = f"evaluating {opened.source.name} as it is and with at most "

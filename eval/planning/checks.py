@@ -7,6 +7,7 @@ from pathlib import Path
 from ...common.near_misses import did_you_mean, near_paths
 from ...common.options import elements
 from ...quant.config import BUILTIN_MODELS, InputOptions
+from ..answering.sampling import Decoding
 from ..config import BUILTIN_BENCHES, BenchmarkOptions
 from ..tasks import check_spec
 from ..tasks.extract import DEFAULT_PROFILE
@@ -25,7 +26,7 @@ def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
         FileNotFoundError: a benchmark file does not exist.
         ValueError: a name, rule profile, prompt style or pixel budget is unknown, a benchmark or a
             limit of answers is repeated, a limit is of another benchmark, or the bounds of image
-            areas are given twice.
+            areas are given twice, or options of sampling contradict each other.
     """
     found = [
         check_spec(
@@ -38,6 +39,7 @@ def check_questions(questions: BenchmarkOptions, inputs: InputOptions) -> None:
         )
         for spec in questions.bench or BUILTIN_BENCHES
     ]
+    Decoding.of(questions, seed=0)
     check_limits(parse_limits(elements(questions.max_new_tokens)), found)
     names = [benchmark.name for benchmark in found]
     if len(set(names)) < len(names):

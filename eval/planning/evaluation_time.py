@@ -26,7 +26,12 @@ def plan_evaluation(options: PlanOptions, settings: ModelSettings) -> dict[str, 
         tasks = open_tasks(options.group(QuestionOptions), source, processor)
         noise = UNITS if options.noise is None else options.noise
         stages = comparison_stages(
-            source, tasks, processor, batch_size=options.batch_size, noise=noise
+            source,
+            tasks,
+            processor,
+            batch_size=options.batch_size,
+            noise=noise,
+            samples=options.samples,
         )
     return {
         "seconds": sum(stage.seconds for stage in stages),

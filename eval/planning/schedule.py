@@ -16,7 +16,9 @@ from . import stages
 from .workload import Passes, estimate_passes, measure_workload
 
 
-def run_stages(job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int) -> list[Expected]:
+def run_stages(
+    job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int, samples: int
+) -> list[Expected]:
     """Return the stages of a run: quantization, both evaluations, the noise floor.
 
     Args:
@@ -24,16 +26,30 @@ def run_stages(job: Job, tasks: Sequence[Task], *, batch_size: int, noise: int) 
         tasks: the benchmarks.
         batch_size: of the evaluations.
         noise: questions of each benchmark that the noise floor is measured with; 0: not measured.
+        samples: answers per question.
     """
     rates, _ = cached_probe(job.source.device, job.source.dtype)
     return [
         Expected(QUANTIZING, job.estimate_seconds(rates), QUANTIZING),
-        *comparison_stages(job.source, tasks, job.processor, batch_size=batch_size, noise=noise),
+        *comparison_stages(
+            job.source,
+            tasks,
+            job.processor,
+            batch_size=batch_size,
+            noise=noise,
+            samples=samples,
+        ),
     ]
 
 
 def comparison_stages(
-    source: Source, tasks: Sequence[Task], processor: Processor, *, batch_size: int, noise: int
+    source: Source,
+    tasks: Sequence[Task],
+    processor: Processor,
+    *,
+    batch_size: int,
+    noise: int,
+    samples: int,
 ) -> list[Expected]:
     """Return the stages of a run after the quantization.
 
@@ -43,18 +59,24 @@ def comparison_stages(
         processor: of the original.
         batch_size: as for `run_stages`.
         noise: as for `run_stages`.
+        samples: answers per question.
     """
     passes = _estimate(source, tasks, processor, batch_size)
     return [
-        *stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS),
+        *stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS, samples),
         *_noise(source, tasks, passes, batch_size, noise),
-        *stages.evaluation_stages(passes, stages.CHECKPOINT, stages.DIVERGENCE),
+        *stages.evaluation_stages(passes, stages.CHECKPOINT, stages.DIVERGENCE, samples),
         Expected(stages.TIMING, _timing(tasks, passes, batch_size), stages.EVALUATION),
     ]
 
 
 def budget_stages(
-    source: Source, tasks: Sequence[Task], processors: Mapping[int, Processor], *, batch_size: int
+    source: Source,
+    tasks: Sequence[Task],
+    processors: Mapping[int, Processor],
+    *,
+    batch_size: int,
+    samples: int,
 ) -> list[Expected]:
     """Return the stages of the evaluation of one model at several visual-token budgets.
 
@@ -63,12 +85,13 @@ def budget_stages(
         tasks: the benchmarks.
         processors: by budget; 0: with the checkpoint's own setting.
         batch_size: of the evaluations.
+        samples: answers per question.
     """
     expected, timing = [], 0.0
     for budget, processor in processors.items():
         passes = _estimate(source, tasks, processor, batch_size)
         titles = stages.budget_titles(budget) if budget else (stages.ORIGINAL, stages.LOGPROBS)
-        expected += stages.evaluation_stages(passes, *titles)
+        expected += stages.evaluation_stages(passes, *titles, samples)
         timing += _timing(tasks, passes, batch_size) / 2
     return [*expected, Expected(stages.TIMING_BUDGETS, timing, stages.EVALUATION)]
 
@@ -80,6 +103,7 @@ def model_stages(
     *,
     batch_size: int,
     noise: int,
+    samples: int,
     has_reference: bool,
 ) -> list[Expected]:
     """Return the stages of the evaluation of one model.
@@ -90,12 +114,13 @@ def model_stages(
         processor: of the model.
         batch_size: of the evaluation.
         noise: as for `run_stages`.
+        samples: answers per question.
         has_reference: whether the divergence from another evaluation is measured.
     """
     passes = _estimate(source, tasks, processor, batch_size)
     reading = stages.FROM_REFERENCE if has_reference else stages.LOGPROBS if noise else None
     return [
-        *stages.evaluation_stages(passes, stages.MODEL, reading),
+        *stages.evaluation_stages(passes, stages.MODEL, reading, samples),
         *_noise(source, tasks, passes, batch_size, noise),
     ]
 

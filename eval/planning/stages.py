@@ -35,7 +35,7 @@ def budget_titles(budget: int) -> tuple[str, str]:
 
 
 def evaluation_stages(
-    passes: Mapping[str, Passes], answering: str, reading: str | None
+    passes: Mapping[str, Passes], answering: str, reading: str | None, samples: int
 ) -> list[Expected]:
     """Return the stages of one model's evaluation: all answers first, then the second pass.
 
@@ -43,8 +43,12 @@ def evaluation_stages(
         passes: of every benchmark.
         answering: title of the first pass.
         reading: title of the second one; None: there is none.
+        samples: answers per question; the second pass reads one of them.
     """
-    stages = [Expected(f"{answering} {n}", p.answering, EVALUATION) for n, p in passes.items()]
+    stages = [
+        Expected(f"{answering} {name}", samples * each.answering, EVALUATION)
+        for name, each in passes.items()
+    ]
     if reading is not None:
         stages += [Expected(f"{reading} {n}", p.reading, EVALUATION) for n, p in passes.items()]
     return stages

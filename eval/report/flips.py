@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..answering.predictions import Prediction
 from ..results import StoredTask
 from ..stats.paired import changed_wrong
 from ..tasks.task import Fields, TaskScore, Unit, is_broken
@@ -27,24 +28,25 @@ def list_flips(
     Returns:
         Per unit its `benchmark`, `unit`, `change` (such as `right_to_wrong`), `category`, the `row`
         shown and all `rows_that_differ`, and of that row `question`, `choices`, `gold`, and the
-        texts of `base` and `candidate`.
+        texts of `base` and `candidate`. Of sampled answers also `samples_right`: for both models
+        whether each sample is right; the texts are then of one sample with the usual answer.
     """
     items = {item["id"]: item for item in base.items}
     flips = []
     for b, c in zip(base_score.units, cand_score.units, strict=True):
         if b.correct == c.correct and not changed_wrong(b, c):
             continue
+        before, after = base.by_sample[b.shown], candidate.by_sample[c.shown]
         differing = [
             row
             for row in b.rows
-            if not is_broken(items[row])
-            and base.predictions[row].prediction != candidate.predictions[row].prediction
+            if not is_broken(items[row]) and before[row].prediction != after[row].prediction
         ]
         # "B" and "B." differ as texts but not as extracted answers: prefer a row whose extracted
         # answers differ. There is none if only the upper and lower case of a formula changed,
         # which counts in its score but is not part of the extracted answer.
         extracted = zip(b.rows, b.answers, c.answers, strict=True)
-        row = next((row for row, before, after in extracted if before != after), differing[0])
+        row = next((row for row, old, new in extracted if old != new), None) or differing[0]
         flips.append(
             {
                 "benchmark": base.name,
@@ -53,7 +55,8 @@ def list_flips(
                 "category": b.category,
                 "row": row,
                 "rows_that_differ": differing,
-                **_texts(row, items[row], base, candidate),
+                **_texts(items[row], before[row], after[row]),
+                **_hits(b, c),
             }
         )
     return flips
@@ -73,7 +76,7 @@ def list_samples(base: StoredTask, candidate: StoredTask, count: int) -> list[di
     items = {item["id"]: item for item in base.sound_items}
     pairs = zip(base.score().units, candidate.score().units, strict=True)
     same = [
-        (b, row)
+        (b, c, row)
         for b, c in pairs
         if b.correct == c.correct and (row := next((r for r in b.rows if r in items), None))
     ]
@@ -81,25 +84,37 @@ def list_samples(base: StoredTask, candidate: StoredTask, count: int) -> list[di
     return [
         {
             "benchmark": base.name,
-            "unit": unit.id,
-            "change": f"both_{_word(unit)}",
-            "category": unit.category,
+            "unit": b.id,
+            "change": f"both_{_word(b)}",
+            "category": b.category,
             "row": row,
-            **_texts(row, items[row], base, candidate),
+            **_texts(
+                items[row],
+                base.by_sample[b.shown][row],
+                candidate.by_sample[c.shown][row],
+            ),
+            **_hits(b, c),
         }
-        for unit, row in chosen
+        for b, c, row in chosen
     ]
 
 
-def _texts(row: str, item: Fields, base: StoredTask, candidate: StoredTask) -> dict[str, Any]:
+def _texts(item: Fields, base: Prediction, candidate: Prediction) -> dict[str, Any]:
     """The question of a row, and both answers."""
     return {
         "question": item["question"],
         "choices": item.get("choices") or None,
         "gold": _gold(item),
-        "base": base.predictions[row].prediction,
-        "candidate": candidate.predictions[row].prediction,
+        "base": base.prediction,
+        "candidate": candidate.prediction,
     }
+
+
+def _hits(base: Unit, candidate: Unit) -> dict[str, Any]:
+    """Whether each sample of both models is right; empty for greedy answers."""
+    if not base.hits:
+        return {}
+    return {"samples_right": {"base": list(base.hits), "candidate": list(candidate.hits)}}
 
 
 def _word(unit: Unit) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from ..answering.predictions import Prediction
@@ -94,21 +95,26 @@ class Reason:
 
 
 def compute_signs(
-    items: Sequence[Fields], answers: Answers, score: TaskScore, scorer: Scorer, profile: str
+    items: Sequence[Fields],
+    answers: Sequence[Answers],
+    score: TaskScore,
+    scorer: Scorer,
+    profile: str,
 ) -> Signs:
-    """Compute the signs of one model on one benchmark.
+    """Compute the signs of one model on one benchmark; shares are means over the samples.
 
     Args:
         items: stored items, including broken ones.
-        answers: by item id; every item that is not broken has one.
-        score: score of the answers by `scorer`.
+        answers: of each sample by item id; every item that is not broken has one.
+        score: score of all answers by `scorer`.
         scorer: scorer of the benchmark's kind.
         profile: extraction rules, a name of `extract.PROFILES`.
     """
     valid = [item for item in items if not is_broken(item)]
-    replies = [_Reply.of(item, answers[item["id"]], profile) for item in valid]
-    hits, n = sum(unit.correct for unit in score.units), len(score.units)
-    identical, is_constant = _constancy(replies, scorer, profile)
+    hits, n = sum(unit.right_share for unit in score.units), len(score.units)
+    samples = [[_Reply.of(item, each[item["id"]], profile) for item in valid] for each in answers]
+    replies = [reply for sample in samples for reply in sample]
+    constancy = [_constancy(sample, scorer, profile) for sample in samples]
     return Signs(
         questions=n,
         score=score.percent,
@@ -118,8 +124,8 @@ def compute_signs(
         cut_off=_share(r.is_cut_off for r in replies),
         empty=_share(r.is_empty for r in replies),
         unusable=_share(r.is_unreadable or r.is_cut_off or r.is_empty for r in replies),
-        identical=identical,
-        is_constant=is_constant,
+        identical=fmean(share or 0.0 for share, _ in constancy) if valid else None,
+        is_constant=all(is_constant for _, is_constant in constancy),
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from .health import THRESHOLDS
 from .provenance import describe_evaluation
+from .sections.sampling import describe_sampling
 from .sections.speed import memory_note, speed_notes
+from .tables.answers import health_table, reasoning_table, sampling_table
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
-from .tables.models import cost_table, health_table, kv_range_table, reasoning_table
+from .tables.models import cost_table, kv_range_table
 from .tables.scores import (
     benchmark_table,
     candidate_table,
@@ -134,7 +136,11 @@ def _scores(report: Report) -> list[str]:
         "model"
         for name, entry in report["benchmarks"].items()
     )
-    return ["## Scores", *_explained(benchmark_table(report)), f"{rules}."]
+    parts = ["## Scores", *_explained(benchmark_table(report)), f"{rules}."]
+    if sampling := sampling_table(report["benchmarks"]):
+        note = describe_sampling(report) or ""
+        parts += ["### Sampled answers", escape(note, TEXT_LIMIT), *_explained(sampling)]
+    return parts
 
 
 def _fidelity(report: Report) -> list[str]:

@@ -1,8 +1,8 @@
 """Date and machine of both evaluations, and the generation settings of model and evaluation.
 
 Published checkpoints carry sampling settings in `generation_config.json` that serving engines use
-by default, such as the repetition penalty of 1.05 of Qwen2.5-VL. Evaluations decode greedily and
-without penalties, so a report shows both where they differ.
+by default, such as the repetition penalty of 1.05 of Qwen2.5-VL. Evaluations have no penalties and
+decode greedily unless a temperature is given, so a report shows both where they differ.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def generation_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
         side: run.info["model"].get("generation_config")
         for side, run in (("base", base), ("candidate", candidate))
     }
-    changed = [_changes(settings) for settings in checkpoints.values() if settings]
+    evaluated = base.fingerprint.get("generation", {})
+    changed = [_changes(settings, evaluated) for settings in checkpoints.values() if settings]
     return {
         "evaluated": dict(base.fingerprint.get("generation", {})),
         "checkpoint": checkpoints,
@@ -90,15 +91,22 @@ def generation_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     }
 
 
-def _changes(settings: Settings) -> list[str]:
-    """Settings of a checkpoint that differ from greedy decoding without penalties."""
+def _changes(settings: Settings, evaluated: Settings) -> list[str]:
+    """Settings of a checkpoint that differ from those of an evaluation, which has no penalties."""
     texts = []
     is_greedy = (
         not settings.get("do_sample", False)
         or settings.get("temperature", 1.0) <= GREEDY_TEMPERATURE
         or settings.get("top_k") == 1
     )
-    if not is_greedy:
+    if "samples" in evaluated:
+        # Without a limit of its own a checkpoint has none.
+        given = {"temperature": settings.get("temperature", 1.0)}
+        given |= {"top_p": settings.get("top_p", 1.0), "top_k": settings.get("top_k", 0)}
+        texts += ["greedy decoding"] if is_greedy else []
+        texts += [f"{k} {v}" for k, v in given.items() if not is_greedy and v != evaluated[k]]
+        texts += [f"min_p {settings['min_p']}"] if settings.get("min_p") else []
+    elif not is_greedy:
         texts += [f"{key} {settings[key]}" for key in SAMPLING if key in settings]
     neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
     texts += [f"{k} {settings[k]}" for k, v in neutral.items() if settings.get(k, v) != v]
@@ -113,10 +121,15 @@ def generation_caveat(generation: Mapping[str, Any]) -> str | None:
     """
     if not generation["differences"]:
         return None
+    settings = generation["evaluated"]
+    chose = "chose the most probable token each time, without a penalty (greedy decoding)"
+    if "samples" in settings:
+        limits = ", ".join(f"{key} {settings[key]}" for key in ("temperature", "top_p", "top_k"))
+        chose = f"sampled with {limits}, without a penalty"
     return (
         f"The checkpoint's {GENERATION_FILE} sets {', '.join(generation['differences'])}, and "
-        "serving engines use that file by default. This evaluation chose the most probable token "
-        "each time, without a penalty (greedy decoding), so served answers can differ from these."
+        f"serving engines use that file by default. This evaluation {chose}, so served answers can "
+        "differ from these."
     )
 
 

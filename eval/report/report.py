@@ -18,7 +18,14 @@ from ..comparability import area_notes, check_comparable
 from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
 from ..fingerprint import MODEL_KEYS, largest_area
-from ..results import SCHEMA, StoredRun, StoredTask, find_signs, read_run, summarize_health
+from ..results import (
+    SCHEMA,
+    StoredRun,
+    StoredTask,
+    find_signs,
+    read_run,
+    summarize_health,
+)
 from ..stats.multiple_testing import holm
 from ..stats.paired import (
     breakdown,
@@ -37,6 +44,7 @@ from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
 from .sections.fidelity import fidelity_section
+from .sections.sampling import compare_sampling
 from .sections.speed import memory_section, speed_section
 from .words.answer_warnings import pair_warnings
 from .words.kv_cache import kv_cache_section
@@ -185,7 +193,7 @@ def _benchmark(
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
     cluster_of = image_clusters(base.items)
     clusters = [cluster_of[unit.id] for unit, _ in pairs]
-    rows = [(base.predictions[i["id"]], candidate.predictions[i["id"]]) for i in base.sound_items]
+    rows = list(zip(base.answers, candidate.answers, strict=True))
     is_blank = base.info["fingerprint"]["blank_images"]
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
@@ -207,6 +215,7 @@ def _benchmark(
         "n_rows": base_score.n_rows,
         "base": base_score.percent,
         "candidate": cand_score.percent,
+        **compare_sampling((base, candidate), scores),
         **paired_difference(pairs, clusters),
         **judged,
         "verdict": cap_verdict(judged["verdict"], reasons),

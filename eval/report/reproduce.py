@@ -15,9 +15,11 @@ from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
 from ..fingerprint import VISUAL_TOKENS
 from ..results import StoredRun, read_quantization
-from ..tasks import BUILTIN, PLACES
+from ..tasks import BUILTIN, PLACES, REASONING
+from ..tasks.generated.answer_limits import default_limit
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
 
+SAMPLING = ("samples", "temperature", "top_p", "top_k")
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -62,6 +64,8 @@ def _options(run: StoredRun, out: str) -> dict[str, Any]:
     limits = [each["limit"] for each in tasks if each["limit"]]  # none of those asked completely
     budget = task.get("pixels", {}).get("budget", MODEL_PIXELS)
     bounds = setup.get("pixels", {}) if budget == MODEL_PIXELS else {}
+    generation = setup.get("generation", {})
+    is_sampled = "samples" in generation
     return {
         **_model(run),
         "out": out,
@@ -77,9 +81,23 @@ def _options(run: StoredRun, out: str) -> dict[str, Any]:
         "min_pixels": bounds.get("min"),
         "max_pixels": bounds.get("max"),
         "seed": setup.get("seed"),
+        **{key: generation[key] if is_sampled else None for key in SAMPLING},
+        "max_new_tokens": _limits(run),
+        "reasoning": task.get(REASONING),
         "blank_images": bool(task.get("blank_images")),
         "text": "text.txt" if (run.path / TEXT).is_file() else None,
     }
+
+
+def _limits(run: StoredRun) -> list[str] | None:
+    """Limits of answers that are not the default, by benchmark; None without any."""
+    limits = []
+    for name, stored in run.tasks.items():
+        limit = stored.info["fingerprint"]["max_new_tokens"]
+        synthetic = stored.info["synthetic"]
+        if limit != default_limit(stored.reasoning_rule, synthetic=synthetic):
+            limits.append(f"{name}={limit}")
+    return limits or None
 
 
 def _bench(run: StoredRun, name: str) -> str:
@@ -107,8 +125,13 @@ def _model(run: StoredRun) -> dict[str, Any]:
         return {"model": run.name, "kv_cache": cache, "reduce": reduce}
     model, request = run.fingerprint["model"], run.fingerprint["request"]
     pixels = run.fingerprint["pixels"]
+    generation = run.fingerprint["generation"]
+    sampling = {key: generation[key] for key in SAMPLING[1:] if "samples" in generation}
     default = request_fields(
-        seed=run.fingerprint["seed"], min_pixels=pixels["min"], max_pixels=pixels["max"]
+        seed=run.fingerprint["seed"],
+        min_pixels=pixels["min"],
+        max_pixels=pixels["max"],
+        **sampling,
     )
     extra: dict[str, Any] = {name: None for name in default if name not in request}
     extra |= {name: value for name, value in request.items() if default.get(name) != value}

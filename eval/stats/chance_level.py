@@ -80,14 +80,15 @@ def _class_of(item: Fields) -> str:
     return "\n".join(sorted(answer.casefold().strip() for answer in gold_answers(item)))
 
 
-def lower_bound_percent(hits: int, n: int) -> float:
+def lower_bound_percent(hits: float, n: int) -> float:
     """One-sided exact lower bound of a score, at `CHANCE_CONFIDENCE`.
 
     Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the
     binomial", Biometrika 26, 1934: a quantile of the beta distribution.
 
     Args:
-        hits: number of right units, in [0, n].
+        hits: number of right units, in [0, n]; of sampled answers the sum of the shares of samples
+            in which a unit is right, for which the bound is conservative.
         n: number of units, at least 1.
 
     Returns:

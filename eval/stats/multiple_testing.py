@@ -62,7 +62,7 @@ def detectable_difference(
         outcome: counts, of which only `n` and `lost + won` matter.
         power: probability of detection, in (0, 1).
         level: confidence level of the two-sided test, in (0, 1).
-        design_effect: see `clusters.design_effect`, at least 1.
+        design_effect: see `clusters.design_effect`, above 0.
 
     Returns:
         A difference of proportions, above 0.

@@ -8,6 +8,7 @@ from typing import Any
 from ..tasks.task import Fields, Unit, percent
 from .clusters import components, design_effect
 from .multiple_testing import FEW, benjamini_hochberg, detectable_difference
+from .sample_means import difference_variance
 from .sample_size import questions_still_needed
 from .statistics import (
     CI_KIND,
@@ -45,15 +46,15 @@ def paired_difference(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> di
 
     Returns:
         `delta` and `ci95` in points, in [-100, 100], `ci_kind`, `clusters` (their number),
-        `design_effect`, `mcnemar_p`, which assumes independent units, and `detectable` in points.
+        `design_effect` (of sampled answers below 1 if the means over the samples vary less than
+        single answers), `mcnemar_p`, which assumes independent units, and `detectable` in points.
     """
     outcome, effect = _outcome(pairs), _effect(pairs, clusters)
     interval = paired_interval(outcome, design_effect=effect)
-    kind = CI_KIND if outcome.moved is None else f"{CI_KIND} of fractional counts"
     return {
         "delta": 100 * outcome.delta,
         "ci95": _points(interval),
-        "ci_kind": kind if effect == 1 else f"{kind}, scaled by the design effect",
+        "ci_kind": _describe_interval(pairs, outcome, effect),
         "clusters": len(set(clusters)),
         "design_effect": effect,
         "mcnemar_p": mcnemar(outcome),
@@ -167,7 +168,25 @@ def _outcome(pairs: Sequence[Pair]) -> PairedOutcome:
 
 
 def _effect(pairs: Sequence[Pair], clusters: Sequence[Hashable]) -> float:
-    return design_effect([c.value - b.value for b, c in pairs], clusters)
+    differences = [c.value - b.value for b, c in pairs]
+    effect = design_effect(differences, clusters)
+    samples = _samples(pairs)
+    # Parts of a point within a sample are counted as they are: the interval is conservative.
+    if samples == 0 or any(unit.value != unit.right_share for pair in pairs for unit in pair):
+        return effect
+    return effect * difference_variance(differences, samples)
+
+
+def _samples(pairs: Sequence[Pair]) -> int:
+    """Number of sampled answers of each unit; 0: greedy."""
+    return len(pairs[0][0].hits)
+
+
+def _describe_interval(pairs: Sequence[Pair], outcome: PairedOutcome, effect: float) -> str:
+    kind = CI_KIND if outcome.moved is None else f"{CI_KIND} of fractional counts"
+    if (samples := _samples(pairs)) > 1:
+        kind = f"{kind}, means of {samples} samples"
+    return kind if effect == 1 else f"{kind}, scaled by the design effect"
 
 
 def _points(interval: Interval) -> list[float]:

@@ -27,7 +27,7 @@ def questions_to_pass(
         lost: questions that flip from right to wrong, at least 0.
         won: questions that flip from wrong to right, at least 0.
         margin: allowed loss in points, at least 0.
-        design_effect: see `clusters.design_effect`, at least 1.
+        design_effect: see `clusters.design_effect`, above 0.
 
     Returns:
         A number of at least `lost + won` and 1; None if none up to `MOST_QUESTIONS` suffices.
@@ -69,7 +69,7 @@ def questions_still_needed(
     Args:
         outcome: observed counts.
         margin: allowed loss in points, at least 0.
-        design_effect: see `clusters.design_effect`, at least 1; assumed to stay as it is.
+        design_effect: see `clusters.design_effect`; assumed to stay as it is.
 
     Returns:
         0 if the outcome is a PASS already; None if the observed loss is not below the margin, so

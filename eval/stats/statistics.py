@@ -90,7 +90,7 @@ def paired_interval(
     Args:
         outcome: counts of lost and won units.
         level: coverage, in (0, 1).
-        design_effect: see `clusters.design_effect`, at least 1. It divides the sample size, which
+        design_effect: see `clusters.design_effect`, above 0. It divides the sample size, which
             is the same as multiplying the critical value by its square root.
 
     Returns:

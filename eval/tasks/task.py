@@ -40,6 +40,13 @@ class Item:
     fields: Fields  # JSON values: unit, question, choices, answer, category, group, ...
     pixels: PixelBounds | None = None  # bounds of the images' area; None: the processor's
     reasoning: str = NONE  # rule that separates reasoning from answer, a name of `reasoning.RULES`
+    sample: int | None = None  # number of the sampled answer to it, from 1; None: greedy
+    seed: int | None = None  # of the sampled answer
+
+    @property
+    def key(self) -> str:
+        """Key of the answer to it, see `answer_key`."""
+        return answer_key(self.id, self.sample)
 
     @property
     def images(self) -> list[StoredImage]:
@@ -66,6 +73,13 @@ class Unit:
     rows: tuple[str, ...]  # ids of its items
     answers: tuple[str, ...]  # normalized answer of each row, comparable between models
     points: float | None = None  # in [0, 1], positive if it is right; None: 1 or 0
+    hits: tuple[bool, ...] = ()  # of sampled answers: whether it is right in each sample
+    shown: int = 0  # index of the sample that reports show
+
+    @property
+    def right_share(self) -> float:
+        """Share of the samples in which it is right; without samples 1 or 0."""
+        return sum(self.hits) / len(self.hits) if self.hits else float(self.correct)
 
     @property
     def value(self) -> float:
@@ -139,6 +153,16 @@ class Task:
         """
         require_all(self.name, self.fields, predictions)
         return self.scorer(self.fields, predictions, self.profile)
+
+
+def answer_key(question: str, sample: int | None) -> str:
+    """Return the key of an answer among those of a benchmark.
+
+    Args:
+        question: id of the item.
+        sample: number of the sampled answer; None: greedy, the only answer to the item.
+    """
+    return question if sample is None else f"{sample}:{question}"
 
 
 def _describe(message: Message) -> list[Any]:

@@ -49,7 +49,7 @@ def test_every_stage_of_a_run_is_in_its_schedule(checkpoint: Path, finished_run:
     questions = QuestionOptions(bench="builtin-ocrbench", limit=6)
     processor = source.processor()
     tasks = open_tasks(questions, source, processor)
-    expected = comparison_stages(source, tasks, processor, batch_size=2, noise=UNITS)
+    expected = comparison_stages(source, tasks, processor, batch_size=2, noise=UNITS, samples=1)
     lines = (finished_run.parent / PRINTED).read_text().splitlines()
     titles = {line.rpartition(": ")[0] for line in lines if " done in " in line}
     shown = [line for line in lines if " done in " not in line]

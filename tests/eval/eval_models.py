@@ -112,7 +112,7 @@ def evaluate_answers(
         return {**run_fingerprint(*args, **kwargs), **(fingerprint_extra or {})}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "ModelResponder", lambda features: responder)
+        patch.setattr(evaluation, "ModelResponder", lambda features, decoding: responder)
         patch.setattr(evaluation, "run_fingerprint", fingerprint)
         return evaluation.evaluate_model(model, processor, tasks, out, **options)
 

@@ -178,11 +178,22 @@ def _card(flip: Flip, benchmark: int, category: int, images: _ImageFinder) -> Ca
         choices={key: visible(text) for key, text in (flip.get("choices") or {}).items()},
         gold=visible(flip["gold"]),
         answers=(
-            CardAnswer("base", visible(flip["base"]), before == "right"),
-            CardAnswer("candidate", visible(flip["candidate"]), (after or before) == "right"),
+            CardAnswer(_side("base", flip), visible(flip["base"]), before == "right"),
+            CardAnswer(
+                _side("candidate", flip),
+                visible(flip["candidate"]),
+                (after or before) == "right",
+            ),
         ),
         images=images.images(flip["row"]),
     )
+
+
+def _side(side: str, flip: Flip) -> str:
+    """The name of a model; of sampled answers with the number of samples that are right."""
+    if (right := flip.get("samples_right")) is None:
+        return side
+    return f"{side}, {sum(right[side])} of {len(right[side])} samples right"
 
 
 def visible(value: object, limit: int = TEXT_LIMIT) -> str:

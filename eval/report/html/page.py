@@ -12,8 +12,9 @@ from ...fidelity.divergences import divergences, find_kl_kind
 from ...results import StoredRun, read_fidelity, read_quantization
 from ..health import THRESHOLDS
 from ..provenance import describe_evaluation
+from ..sections.sampling import describe_sampling
 from ..sections.speed import memory_note, speed_notes
-from ..tables import fidelity, models, scores
+from ..tables import answers, fidelity, models, scores
 from ..tables.columns import DataTable
 from ..tables.formatting import (
     count_of,
@@ -95,6 +96,8 @@ def report_page(
         facts=_facts(report),
         caveats=[*caveats(report), *_calibration_warnings(report)],
         scores=scores.benchmark_table(report),
+        sampling=answers.sampling_table(report["benchmarks"]),
+        sampling_note=describe_sampling(report),
         gallery=build_gallery(report, flips, base, candidate),
         evaluated=describe_evaluation(report["evaluated"]),
         breakdowns=[
@@ -111,8 +114,8 @@ def report_page(
         parts=_part_figure(report),
         memory_note=memory_note(report["memory"]),
         speed_notes=speed_notes(report["speed"]),
-        health=models.health_table(report["benchmarks"]),
-        reasoning=models.reasoning_table(report["benchmarks"]),
+        health=answers.health_table(report["benchmarks"]),
+        reasoning=answers.reasoning_table(report["benchmarks"]),
         violated=[
             f"{name}: {reason['text']}"
             for name, entry in report["benchmarks"].items()

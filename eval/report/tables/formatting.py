@@ -166,6 +166,16 @@ def span(digits: int, *, markdown: int | None = None, console: int | None = None
     )
 
 
+def bounds(digits: int) -> Format:
+    """An interval of values, a pair: `95.2 to 98.1` in HTML, `[95.2, 98.1]` elsewhere."""
+    ends = fixed(digits)
+
+    def plain(pair: Sequence[float]) -> str:
+        return f"[{ends.console(pair[0])}, {ends.console(pair[1])}]"
+
+    return Format(lambda pair: f"{ends.html(pair[0])} to {ends.html(pair[1])}", plain, plain)
+
+
 def divergence(spec: str = ".5f") -> Format:
     """A divergence in nats; `spec` formats it outside HTML."""
     return Format(nats, _by_spec(spec), _by_spec(spec))

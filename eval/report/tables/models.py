@@ -1,4 +1,4 @@
-"""Tables of the two models: size and speed, health, layers and setup."""
+"""Tables of the two models: size and speed, layers and setup."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import Any
 from ....model.part_names import BYTE_PARTS
 from ...tasks import PLACES, REASONING
 from ...tasks.generated.reasoning import NONE
-from ...tasks.generated.repetition import LEAST, REPEATS
 from ..provenance import describe_evaluation, describe_generation
 from ..sections.speed import SpeedRow, speed_rows
 from ..words.sentences import describe_samples
 from . import formatting as fmt
 from .columns import (
-    BENCHMARK,
-    HTML,
-    MARKDOWN,
     Column,
     DataTable,
     Row,
     at,
-    at_or_unknown,
-    named_rows,
     or_unknown,
 )
 
@@ -93,70 +87,6 @@ def _speed_ratio(row: SpeedRow) -> str | None:
         return None
     low, high = row.spread
     return f"{row.ratio:.2f}× ({low:.2f} to {high:.2f})"
-
-
-HEALTH = (
-    BENCHMARK,
-    Column("model", at("model"), style="name"),
-    Column("rows", at("n_rows"), fmt.COUNT, "Prompts, rotations included.", media=HTML),
-    Column("broken", at("health", "broken"), fmt.COUNT,
-           "Rows that cannot be sent to a model; they count as wrong.", media=MARKDOWN),
-    Column("unreadable", at("health", "parse_failures"), fmt.COUNT,
-           "Answers from which no option can be extracted; they count as wrong."),
-    Column("refused", at("health", "refusals"), fmt.COUNT,
-           "Answers that decline; they count as wrong."),
-    Column("cut off", at("health", "truncated"), fmt.COUNT,
-           "Answers that reached the token limit, or whose reasoning does not end. An answer "
-           "without an end of its reasoning is scored as an empty one."),
-    Column("repeating", at("health", "repeating"), fmt.COUNT,
-           "Answers or reasonings that end in the same piece of text at least "
-           f"{REPEATS} times in a row, over at least {LEAST} characters."),
-    Column("empty", at("health", "empty"), fmt.COUNT, "Answers without any text."),
-    Column("same answer", at("signs", "identical"), fmt.PERCENT,
-           "Share of the most common answer; option letters count as answers."),
-    Column("score, lower bound", at("signs", "score_lower95"), fmt.PERCENT,
-           "Exact one-sided 95 % bound; it must be above chance."),
-    Column("chance", at("signs", "chance"), fmt.PERCENT,
-           "Expected score of guessing: one of the options, independently for each rotation; 0 for"
-           " open questions."),
-    Column("mean tokens", at_or_unknown("health", "mean_tokens"), fmt.fixed(1),
-           "Mean length of an answer, its reasoning included."),
-)  # fmt: skip
-
-
-def health_table(benchmarks: Report) -> DataTable:
-    """Two rows per benchmark: the base and the candidate."""
-    rows = [
-        {
-            **row,
-            "model": side,
-            "health": row["health"][side],
-            "signs": row["signs"][side],
-        }
-        for row in named_rows(benchmarks.items())
-        for side in ("base", "candidate")
-    ]
-    return DataTable("Health of the answers", HEALTH, rows)
-
-
-REASONING_COLUMNS = (
-    BENCHMARK,
-    Column("model", at("model"), style="name"),
-    Column("reasonings", at_or_unknown("health", "reasoning", "answers"), fmt.COUNT,
-           "Answers with a reasoning."),
-    Column("unfinished", at_or_unknown("health", "reasoning", "unfinished"), fmt.COUNT,
-           "Reasonings without an end: the answer counts as cut off, and an empty one is scored."),
-    Column("mean tokens", at_or_unknown("health", "reasoning", "mean_tokens"), fmt.fixed(1),
-           "Mean length of a reasoning."),
-    Column("p95 tokens", at_or_unknown("health", "reasoning", "p95_tokens"), fmt.COUNT,
-           "95 % of the reasonings have at most this many tokens."),
-)  # fmt: skip
-
-
-def reasoning_table(benchmarks: Report) -> DataTable | None:
-    """The models' reasonings on every benchmark; None if there are none."""
-    rows = [row for row in health_table(benchmarks).rows if row["health"].get("reasoning")]
-    return DataTable("Reasoning before the answers", REASONING_COLUMNS, rows) if rows else None
 
 
 _ERROR = fmt.Format("{:.1e}".format, "{:.1e}".format, "{:.2e}".format)

@@ -6,6 +6,7 @@ need a majority of the answers, warnings leave the verdict as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ....model.processing.reasoning_tags import END
@@ -25,9 +26,9 @@ def model_warnings(side: str, task: StoredTask) -> list[str]:
 
     Args:
         side: `base`, `candidate` or `model`, for the text.
-        task: its answers, one to every sound item.
+        task: its answers, to every sound item.
     """
-    answers = [task.predictions[item["id"]] for item in task.sound_items]
+    answers = task.answers
     counts = {
         "were cut off (at the token limit, or within the reasoning)": (
             sum(answer.is_cut_off for answer in answers),
@@ -55,6 +56,22 @@ def model_warnings(side: str, task: StoredTask) -> list[str]:
     return warnings
 
 
+def cut_off_shares(task: StoredTask) -> list[float]:
+    """Return for each sound item the share of its samples that are cut off."""
+    return _shares(task, [answer.is_cut_off for answer in task.answers])
+
+
+def repeating_shares(task: StoredTask) -> list[float]:
+    """Return for each sound item the share of its samples that repeat themselves."""
+    return _shares(task, [answer.key in task.repeating for answer in task.answers])
+
+
+def _shares(task: StoredTask, flags: Sequence[bool]) -> list[float]:
+    """Mean of the flags of each item's answers, which are consecutive."""
+    samples = task.samples or 1
+    return [sum(flags[i : i + samples]) / samples for i in range(0, len(flags), samples)]
+
+
 def pair_warnings(base: StoredTask, candidate: StoredTask) -> list[str]:
     """Return the warnings about both models' answers on one benchmark, and their differences.
 
@@ -62,20 +79,17 @@ def pair_warnings(base: StoredTask, candidate: StoredTask) -> list[str]:
         base: the base's answers.
         candidate: the candidate's answers to the same questions.
     """
-    ids = [item["id"] for item in base.sound_items]
     faults = {
-        "were cut off": [
-            [float(task.predictions[key].is_cut_off) for key in ids] for task in (base, candidate)
-        ],
-        "repeat themselves": [
-            [float(key in task.repeating) for key in ids] for task in (base, candidate)
-        ],
+        "were cut off": [cut_off_shares(task) for task in (base, candidate)],
+        "repeat themselves": [repeating_shares(task) for task in (base, candidate)],
     }
+    samples = base.samples or 1
     differing = [
-        f"{sum(before):.0f} of the base's answers and {sum(after):.0f} of the candidate's {fault}, "
-        f"more than chance explains (McNemar p {p:.2g}, DIFFERENCE_P {DIFFERENCE_P:g})"
+        f"{samples * sum(before):.0f} of the base's answers and {samples * sum(after):.0f} of the "
+        f"candidate's {fault}, more than chance explains (McNemar p {p:.2g}, DIFFERENCE_P "
+        f"{DIFFERENCE_P:g})"
         for fault, (before, after) in faults.items()
-        if ids and (p := mcnemar(count_outcomes(before, after))) < DIFFERENCE_P
+        if before and (p := mcnemar(count_outcomes(before, after))) < DIFFERENCE_P
     ]
     return [
         *model_warnings("base", base),

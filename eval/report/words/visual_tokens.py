@@ -23,7 +23,7 @@ def visual_tokens_section(base: StoredRun, candidate: StoredRun) -> dict[str, An
     for side, run in zip(SIDES, (base, candidate), strict=True):
         rule = run.fingerprint.get(VISUAL_TOKENS)
         counts = {
-            name: count_visual_tokens(task.predictions[item["id"]] for item in task.sound_items)
+            name: count_visual_tokens(task.first[item["id"]] for item in task.sound_items)
             for name, task in run.tasks.items()
         }
         sides[side] = None if rule is None else {"rule": dict(rule), "benchmarks": counts}

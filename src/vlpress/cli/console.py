@@ -7,7 +7,7 @@ from typing import Any
 
 from ..common.progress import format_bytes, format_seconds
 from ..eval.report.tables.columns import Column, DataTable, Row, at, console_table
-from ..eval.report.tables.formatting import SYNTHETIC_NOTE, fixed, uniform
+from ..eval.report.tables.formatting import SYNTHETIC_NOTE, bounds, fixed, uniform
 from ..model.token_reduction.table import describe_rule
 from .byte_bars import byte_lines
 
@@ -220,6 +220,7 @@ SCORES = (
     _text_column("metric", "metric"),
     Column("n", at("n")),
     Column("score", at("score"), fixed(1)),
+    Column("95 % interval", at("sampling", "ci95"), bounds(1)),
     Column("unreadable", at("health", "parse_failures")),
     Column("cut off", at("health", "truncated")),
 )

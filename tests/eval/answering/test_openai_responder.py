@@ -24,6 +24,7 @@ from vlpress.eval.answering.openai_responder import (
 )
 from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder
+from vlpress.eval.answering.sampling import GREEDY
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.comparability import check_comparable
 from vlpress.eval.evaluation import EvalResult
@@ -256,12 +257,12 @@ def test_another_setup_is_refused(tmp_path: Path, change: dict[str, Any], part: 
 
 def test_fingerprint_has_the_stable_part_of_a_models_entry() -> None:
     endpoint = Endpoint("http://h/v1", "m", request_fields())
-    first = served_fingerprint(endpoint, [{"id": "x"}, VLLM], seed=0)
+    first = served_fingerprint(endpoint, [{"id": "x"}, VLLM], GREEDY)
     assert first["model"]["served"] == {"id": "m", "owned_by": "vllm", "max_model_len": 4096}
-    assert first == served_fingerprint(endpoint, [{**VLLM, "created": 2}], seed=0)
-    unknown = served_fingerprint(endpoint, None, seed=0)
+    assert first == served_fingerprint(endpoint, [{**VLLM, "created": 2}], GREEDY)
+    unknown = served_fingerprint(endpoint, None, GREEDY)
     assert unknown["engine"]["software"] is None and unknown["model"]["served"] == {}
-    other = served_fingerprint(endpoint, [{**VLLM, "owned_by": "me"}], seed=0)
+    other = served_fingerprint(endpoint, [{**VLLM, "owned_by": "me"}], GREEDY)
     assert other["engine"]["software"] is None
 
 

@@ -29,7 +29,7 @@ def test_plan_estimates_the_evaluation_of_the_given_benchmarks(
 
 def test_titles_of_stages_contain_benchmark_and_pass() -> None:
     passes = {"a": Passes(1, 2), "b": Passes(3, 4)}
-    expected = stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS)
+    expected = stages.evaluation_stages(passes, stages.ORIGINAL, stages.LOGPROBS, samples=1)
     assert [(stage.title, stage.seconds) for stage in expected] == [
         ("evaluating the original: a", 1),
         ("evaluating the original: b", 3),

@@ -66,7 +66,7 @@ def signs(rows: Sequence[Fields], say: Say, *, cut: Any = (), kind: str = "mmben
     answers = {r["id"]: Prediction(r["id"], say(r), 1, r["id"] not in cut, 0.1) for r in rows}
     scorer, profile = TASK_KINDS[kind].score, "2025-08"
     score = scorer(rows, {key: a.prediction for key, a in answers.items()}, profile)
-    return compute_signs(rows, answers, score, scorer, profile)
+    return compute_signs(rows, [answers], score, scorer, profile)
 
 
 def rules(observed: Signs) -> list[str]:

@@ -10,8 +10,9 @@ from workbench import Workbench
 
 from vlpress.eval import compare
 from vlpress.eval.answering.predictions import Prediction
+from vlpress.eval.report.sections.lengths import summarize_reasoning
 from vlpress.eval.report.words.answer_warnings import model_warnings, pair_warnings
-from vlpress.eval.results import StoredTask, read_run, summarize_reasoning
+from vlpress.eval.results import StoredTask, read_run
 
 pytestmark = pytest.mark.usefixtures("packaged")
 
