@@ -19,9 +19,14 @@ and value heads, N chunks, C tokens of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+DeltaRule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A function like `recurrent_delta_rule`."""
 
 CHUNK = 64
 """Tokens of a chunk. Longer chunks do more work per token, shorter ones more steps."""

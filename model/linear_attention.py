@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache, LinearState
 from .fused_linear import project
-from .gated_delta import chunked_delta_rule, recurrent_delta_rule
+from .gated_delta import DeltaRule, chunked_delta_rule, recurrent_delta_rule
 from .sizes import TextConfig
 
 LENGTH_EPS = 1e-6
@@ -59,6 +59,8 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(sizes.value_heads))
         self.norm = GatedRMSNorm(sizes.value_head_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(sizes.value_width, hidden, bias=False)
+        self.step_rule: DeltaRule = recurrent_delta_rule
+        """The rule for one token; may overwrite the state. `quant.runtime` may set a kernel."""
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
@@ -142,7 +144,7 @@ class GatedDeltaNet(nn.Module):
         v = v.reshape(*keys, -1, sizes.value_head_dim).permute(0, 2, 3, 1, 4).contiguous()
         decay, beta = (x.reshape(*keys, -1).permute(0, 2, 3, 1) for x in (decay, beta))
         of_groups = state.reshape(*v.shape[:3], *state.shape[2:])
-        rule = recurrent_delta_rule if tokens == 1 else chunked_delta_rule
+        rule = self.step_rule if tokens == 1 else chunked_delta_rule
         out, of_groups = rule(q * sizes.key_head_dim**-0.5, k, v, decay, beta, of_groups)
         return out.flatten(1, 2).transpose(1, 2), of_groups.reshape_as(state)
 

@@ -25,6 +25,7 @@ from ...model.token_reduction.table import RECIPE, parse_choice
 from ..runtime.kernel_selection import (
     accelerate_head_,
     accelerate_layers_,
+    accelerate_linear_attention_,
     prepare_,
     round_head_,
     round_inputs_,
@@ -92,6 +93,7 @@ def open_model(
     model = load(folder, device=device, dtype=dtype)
     accelerate_head_(model)
     accelerate_layers_(model, model.device)
+    accelerate_linear_attention_(model)
     if activations == "int8":
         round_inputs_(model)
     if head != "recipe":

@@ -85,6 +85,7 @@ def load_library() -> ctypes.CDLL | str:
         "pre_attention": (None, [pointer, pointer, int64, *(pointer,) * 5, int32]),
         "post_attention": (None, [pointer, pointer, int64, *(pointer,) * 3, int32]),
         "decode_attention": (None, [pointer, pointer, int32]),
+        "delta_rule": (None, [pointer, pointer, int32]),
         "has_prefill_attention": (int32, [pointer]),
         "prefill_attention_scratch": (int64, [pointer, int32]),
         "prefill_attention": (None, [pointer, pointer, int32]),

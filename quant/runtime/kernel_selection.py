@@ -19,6 +19,7 @@ from ...model.families import family_of
 from ...model.qwen_vl import QwenVL
 from ...model.text import DecoderLayer
 from ..kernels import bf16_linear, library
+from ..kernels.delta_rule import CpuDeltaRule
 from ..methods.rtn import rtn_by_rows
 from ..recipe.scheme import QuantScheme
 from ..targets import compressed_linears, quantized_layers
@@ -113,6 +114,22 @@ def accelerate_layers_(model: QwenVL, device: torch.device) -> None:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 setattr(module, name, FloatLinear(child, product))
+
+
+def accelerate_linear_attention_(model: QwenVL) -> None:
+    """Compute tokens of linear attention one by one with the compiled kernel, on the CPU.
+
+    Results differ from torch's in the order of summation only.
+
+    Raises:
+        ValueError: see `accelerate_head_`.
+    """
+    kernels = library.chosen_kernels()
+    if isinstance(kernels, str) or model.device.type != "cpu":
+        return
+    for layer in model.model.layers:
+        if isinstance(layer, DecoderLayer) and layer.linear_attn is not None:
+            layer.linear_attn.step_rule = CpuDeltaRule(kernels)
 
 
 def round_inputs_(model: QwenVL) -> None:

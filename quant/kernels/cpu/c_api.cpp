@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "bf16_gemv.h"
 #include "decoder_layer.h"
+#include "delta_rule.h"
 #include "gemm.h"
 #include "syrk.h"
 #include "threads.h"
@@ -150,6 +151,10 @@ VLPRESS_EXPORT void vlpress_post_attention(const void* kernels, const DecoderLay
 VLPRESS_EXPORT void vlpress_decode_attention(const void* kernels, const DecodeAttention* attention,
                                              int threads) {
   decode_attention(*static_cast<const Kernels*>(kernels), *attention, threads);
+}
+
+VLPRESS_EXPORT void vlpress_delta_rule(const void* kernels, const DeltaRule* rule, int threads) {
+  delta_rule(*static_cast<const Kernels*>(kernels), *rule, threads);
 }
 
 VLPRESS_EXPORT int vlpress_has_prefill_attention(const void* kernels) {

@@ -164,6 +164,10 @@ struct Pointwise {
                         int64_t width, int64_t count, int channels, uint16_t* out);
   void (*weighted_sum1)(const float* weights, int64_t stride, const uint16_t* values,
                         int64_t width, int64_t count, int channels, uint16_t* out);
+  // One token of the gated delta rule for at most 64 columns of the state of a head, which has d rows
+  // `width` apart; `out` and `v` have a value per column
+  void (*delta_step)(const float* q, const float* k, const float* v, float decay, float beta,
+                     int64_t d, int64_t width, int columns, float* state, float* out);
 };
 
 // The kernel table of one instruction set.

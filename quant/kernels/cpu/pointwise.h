@@ -166,9 +166,34 @@ inline void weighted_sum(const float* weights, int64_t stride, const uint16_t* v
     for (int c = 0; c < channels; ++c) out[m * width + c] = to_bf16(sums[m][c]);
 }
 
+// The state decays, takes up the part of the value that it does not predict from the key, and is read
+// with the query. The first pass reads the state from memory, the second one from the cache.
+template <int kColumns>
+inline void delta_columns(const float* q, const float* k, const float* v, float decay, float beta,
+                          int64_t d, int64_t width, int columns, float* state, float* out) {
+  const int count = kColumns ? kColumns : columns;  // known to the compiler for whole tiles
+  float update[kTile] = {}, read[kTile] = {};
+  for (int64_t i = 0; i < d; ++i)
+    for (int c = 0; c < count; ++c) update[c] += k[i] * state[i * width + c];
+  for (int c = 0; c < count; ++c) update[c] = beta * (v[c] - decay * update[c]);
+  for (int64_t i = 0; i < d; ++i)
+    for (int c = 0; c < count; ++c) {
+      const float value = decay * state[i * width + c] + k[i] * update[c];
+      state[i * width + c] = value;
+      read[c] += q[i] * value;
+    }
+  for (int c = 0; c < count; ++c) out[c] = read[c];
+}
+
+inline void delta_step(const float* q, const float* k, const float* v, float decay, float beta,
+                       int64_t d, int64_t width, int columns, float* state, float* out) {
+  const auto step = columns == kTile ? delta_columns<kTile> : delta_columns<0>;
+  step(q, k, v, decay, beta, d, width, columns, state, out);
+}
+
 constexpr Pointwise kPointwise = {rms_norm,           rotate,          swiglu,  add_rows,
                                   quantize_cache_row, widen_bytes,     softmax, softmax_tiles,
-                                  weighted_sum<4>,    weighted_sum<1>};
+                                  weighted_sum<4>,    weighted_sum<1>, delta_step};
 
 }  // namespace
 }  // namespace vlpress
