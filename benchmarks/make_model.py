@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import qwen3_configs
+from common import qwen3_configs, qwen35_configs
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,7 +41,10 @@ SIZES = {
     "qwen2": ("2b", "7b", "72b"),
     "qwen2_5": ("135m", "3b", "7b", "32b", "72b"),
     "qwen3": tuple(qwen3_configs.SIZES),
+    "qwen3_5": tuple(qwen35_configs.SIZES),
 }
+NESTED = {"qwen3": qwen3_configs.config_of, "qwen3_5": qwen35_configs.config_of}
+"""Functions that build config.json, by family."""
 ROPE = (16, 24, 24)
 """Rotary pairs of a head of 128 channels that turn with time, height and width."""
 VISION_DEPTH = 32
@@ -55,8 +58,8 @@ def main() -> None:
     if options.out.exists():
         sys.exit(f"{options.out} exists; give another folder")
     raw = (
-        small_vocabulary(qwen3_configs.config_of(options.size, options.layers))
-        if options.family == "qwen3"
+        small_vocabulary(NESTED[options.family](options.size, options.layers))
+        if options.family in NESTED
         else config_of(options.family, options.size, options.layers, options.vision_layers)
     )
     options.out.mkdir(parents=True)
@@ -77,13 +80,13 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.size not in SIZES[options.family]:
         parser.error(f"{options.family} comes in {', '.join(SIZES[options.family])}")
-    if options.family == "qwen3" and options.vision_layers is not None:
-        parser.error("--vision-layers: the blocks with DeepStack features are fixed")
+    if options.family in NESTED and options.vision_layers is not None:
+        parser.error("--vision-layers: the towers of this family are written whole")
     return options
 
 
 def small_vocabulary(raw: dict[str, Any]) -> dict[str, Any]:
-    """Give a config of Qwen3-VL the token ids of the built-in tokenizer."""
+    """Give a nested config the token ids of the built-in tokenizer."""
     tiny = json.loads((resolve_model("tiny") / "config.json").read_text())
     return raw | {key: value for key, value in tiny.items() if key.endswith("_token_id")}
 
@@ -187,13 +190,22 @@ def write_image_settings(out: Path, patch_size: int) -> None:
 def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
     """Generate every tensor of the checkpoint in bf16."""
     random = torch.Generator().manual_seed(seed)
-    for name, value in build_model(ModelConfig.from_dict(raw)).state_dict().items():
+    config = ModelConfig.from_dict(raw)
+    zero_centred = config.text.norm_offset > 0
+    for name, value in build_model(config).state_dict().items():
         if value.dim() == 1:
-            norm = "norm" in name or "ln_q" in name
-            yield name, torch.full(value.shape, float(norm and name.endswith("weight"))).bfloat16()
+            yield name, torch.full(value.shape, vector_value(name, zero_centred)).bfloat16()
         else:
             noise = torch.empty(value.shape, dtype=torch.bfloat16)
             yield name, noise.normal_(0, DEVIATION, generator=random)
+
+
+def vector_value(name: str, zero_centred: bool) -> float:
+    """Value of the elements of a vector: norms multiply by one, biases and logarithms are zero."""
+    if not name.endswith("weight"):
+        return float(name.endswith("dt_bias"))
+    of_decoder = name.startswith("model.") and not name.endswith("linear_attn.norm.weight")
+    return float("norm" in name or "ln_q" in name) - float(zero_centred and of_decoder)
 
 
 def shards(named: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Memory, stored bytes and time of quantizing the published sizes of Qwen3-VL, by `plan`.
+"""Memory, bytes and time of quantizing the published sizes of Qwen3-VL and Qwen3.5, by `plan`.
 
     python benchmarks/published_plans.py [--size 30b-a3b ...]
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import qwen3_configs, qwen35_configs
 from common.machine import describe, provenance
-from common.qwen3_configs import SIZES, config_of
 from tabulate import tabulate
 
 from vlpress.common.progress import format_seconds, peak_memory
@@ -35,6 +35,11 @@ STORED = Path(__file__).resolve().parent / "results" / "published_plans.json"
 RECIPE = "w4a16"
 SAMPLES, LENGTH = 128, 400
 GIB = 2**30
+SIZES = {
+    **{size: (qwen3_configs.config_of, size) for size in qwen3_configs.SIZES},
+    **{f"3.5-{size}": (qwen35_configs.config_of, size) for size in qwen35_configs.SIZES},
+}
+"""Function and name of the config.json, by name in the table."""
 LIMITS = {"30b-a3b": 8 * GIB, "235b-a22b": 16 * GIB}
 """Largest peak memory by size."""
 
@@ -68,8 +73,8 @@ def plan(size: str, process: int, rates: Probe | None) -> dict[str, Any]:
         process: bytes of Python and its libraries.
         rates: of the machine; None takes the cached ones.
     """
-    recipe = Recipe.resolve(RECIPE)
-    made = make_plan(ModelConfig.from_dict(config_of(size)), recipe, dtype=torch.bfloat16)
+    recipe, (config_of, name) = Recipe.resolve(RECIPE), SIZES[size]
+    made = make_plan(ModelConfig.from_dict(config_of(name)), recipe, dtype=torch.bfloat16)
     rates = rates or cached_probe(torch.device("cpu"), torch.bfloat16)[0]
     solve, per_token = estimate_time(
         made, rates, true_sequential=recipe.calibration.true_sequential
@@ -112,7 +117,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     head += ["to solve GiB", "disk GB", "solving", "passes of samples", "tokens per expert"]
     origins = dict.fromkeys(describe(dict(row)) for row in rows.values())
     return (
-        "# Plans of the published sizes of Qwen3-VL\n\n"
+        "# Plans of the published sizes of Qwen3-VL and Qwen3.5\n\n"
         + "\n".join(f"- {origin}" for origin in origins)
         + f"\n\nThe preset {RECIPE}, streamed from folder to folder, with {SAMPLES} samples of "
         f"{LENGTH} tokens; nothing was quantized. Times are those of the cached rates, in the JSON "

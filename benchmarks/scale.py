@@ -4,7 +4,7 @@
 
 Writes checkpoints of random weights with the widths of published models (make_model.py) and
 quantizes them by the command line in a separate process, with 32 built-in samples of about 400
-tokens (4 for 30b-a3b-2, which has 128 experts in each layer). Peak memory is the high-water mark of
+tokens (4 or 8 for some, see `CASES`). Peak memory is the high-water mark of
 that process. Adds to results/scale.json and rewrites results/scale.md. An interrupted case resumes
 with the next run, but then only a part of it is measured: remove its folder for a complete
 measurement.
@@ -68,6 +68,8 @@ CASES = {
     "7b-8": Case("qwen2_5", "7b", 8, 6),
     "72b-2": Case("qwen2_5", "72b", 2, 16),
     "30b-a3b-2": Case("qwen3", "30b-a3b", 2, 16, samples=4, token_pixels=32 * 32),
+    "27b-4": Case("qwen3_5", "27b", 4, 12, samples=8, token_pixels=32 * 32),
+    "35b-a3b-4": Case("qwen3_5", "35b-a3b", 4, 16, samples=4, token_pixels=32 * 32),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import make_model
 import pytest
 import torch
+from common import qwen35_configs
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import family_of, widths
@@ -32,6 +33,29 @@ def test_whole_models_have_the_published_number_of_weights(
     config = ModelConfig.from_dict(make_model.config_of(family, size))
     count = sum(p.numel() for p in build_model(config).parameters())
     assert count / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "billions"),
+    [("0.8b", 0.85), ("2b", 2.2), ("4b", 4.5), ("9b", 9.4), ("27b", 27.4), ("35b-a3b", 35.1)],
+)
+def test_qwen3_5_has_the_published_number_of_weights(size: str, billions: float) -> None:
+    config = ModelConfig.from_dict(qwen35_configs.config_of(size))
+    table = family_of(config)
+    specs = [*table.targets(config), *(spec for spec, _ in table.kept(config))]
+    assert sum(spec.weights for spec in specs) / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_norms_of_qwen3_5_multiply_by_one(tmp_path: Path) -> None:
+    raw = make_model.small_vocabulary(qwen35_configs.config_of("0.8b", 4))
+    raw["text_config"] |= {"hidden_size": 128, "vocab_size": 1280, "intermediate_size": 128}
+    raw["vision_config"] |= {"depth": 1, "out_hidden_size": 128}
+    values = dict(make_model.tensors(raw, 0))
+    layer = "model.layers.0"
+    assert float(values[f"{layer}.input_layernorm.weight"].float().abs().max()) == 0
+    assert float(values[f"{layer}.linear_attn.norm.weight"].float().mean()) == 1
+    assert float(values["visual.merger.norm.weight"].float().mean()) == 1
+    assert float(values[f"{layer}.linear_attn.dt_bias"].float().mean()) == 1
 
 
 def test_written_checkpoint_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
