@@ -8,7 +8,6 @@ hub id are fetched.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,20 +15,15 @@ from typing import Any
 
 from PIL import Image
 
-from . import registry
 from .broken import find_text_faults, mark_broken
 from .coordinates import find_coordinates
 from .extract import DEFAULT_PROFILE, find_profile
-from .files.hf_datasets import fetch_dataset, read_dataset
-from .files.hf_forms import FORMS
 from .files.image_store import StoredImage
-from .files.jsonl import read_questions
 from .files.rows import BenchmarkTable, Row, find_image_faults
-from .files.tsv import read_table
 from .generated.answer_limits import default_limit
 from .generated.reasoning import NONE, find_rule
 from .prompts import DEFAULT, find_prompt_style, prompt_hash
-from .published import CONFIGS, Published
+from .reading import leave_out, packaged_md5s, read_benchmark, select_split
 from .registry import (
     BUILTIN,
     TASK_KINDS,
@@ -37,14 +31,11 @@ from .registry import (
     TaskKind,
     check_table,
     find_benchmark,
-    near_miss,
-    where_to_get,
 )
 from .resolution import DEFAULT as MODEL_PIXELS
 from .resolution import check_budget, find_bounds
 from .task import Fields, Item, Task, by_unit, is_broken, sample_units, with_fault
 
-SPLITS = ("dev", "validation", "test")
 BLANK_GRAY = (127, 127, 127)
 REASONING = "reasoning"
 """Key of the rule in a task's fingerprint; without it the rule is none."""
@@ -131,8 +122,9 @@ def open_task(
     style = DEFAULT if prompt_style is None else find_prompt_style(prompt_style)
     kind = TASK_KINDS[benchmark.kind].with_coordinates(coordinates)
     bounds = find_bounds(pixels, benchmark.kind)
-    table, notes = _read(benchmark)
-    rows, split = _select_split(benchmark, table, notes)
+    table, notes = read_benchmark(benchmark)
+    rows, split = select_split(benchmark, table, notes)
+    rows = leave_out(kind, rows, notes)
     fields, check_notes = _make_fields(benchmark, kind, table, rows, split)
     notes += check_notes
     if limit is not None:
@@ -140,7 +132,7 @@ def open_task(
         rows, fields = _sample(rows, fields, limit, seed)
         limit = limit if len(rows) < n_rows else None  # nothing was left out: not a sample
     fields = _mark_unusable(rows, fields, kind, style)
-    synthetic = table.md5 in _packaged_md5s().values()
+    synthetic = table.md5 in packaged_md5s().values()
     cap = max_new_tokens or default_limit(reasoning, synthetic=synthetic)
     blanks = _BlankImages() if blank else None
 
@@ -181,71 +173,6 @@ def open_task(
     return mark_broken(task, {})
 
 
-def _read(benchmark: Benchmark) -> tuple[BenchmarkTable, list[str]]:
-    """Read the rows of a benchmark; return notes on its deviations from the published file."""
-    if benchmark.form == "custom":
-        return read_questions(benchmark.location), list(filter(None, [near_miss(benchmark)]))
-    required = TASK_KINDS[benchmark.kind].required
-    if benchmark.form == "packaged":
-        table = read_table(benchmark.location, required=required)
-        _check_packaged(table)
-        return table, []
-    assert benchmark.release is not None  # all other forms are of published benchmarks
-    if benchmark.form == "tsv":
-        make_index = TASK_KINDS[benchmark.kind].index
-        table = read_table(benchmark.location, required=required, make_index=make_index)
-        return table, _release_notes(benchmark.name, benchmark.release, table)
-    return _read_dataset(benchmark, benchmark.release)
-
-
-def _read_dataset(benchmark: Benchmark, release: Published) -> tuple[BenchmarkTable, list[str]]:
-    """Read the Hugging Face form of a published benchmark, from a folder or the hub."""
-    name = benchmark.name
-    config = CONFIGS.get(name)
-    if benchmark.kind not in FORMS or (benchmark.kind == "mmbench" and config is None):
-        raise ValueError(f"{name} is published as a TSV only; {where_to_get(name)}")
-    is_hub = benchmark.form == "hub"
-    location = benchmark.location
-    folder = fetch_dataset(location, benchmark.kind, config) if is_hub else Path(location)
-    table = read_dataset(folder, benchmark.kind, config)
-    origin = location if is_hub else "local files"
-    notes = [
-        f"read from the Hugging Face form ({origin}), whose pictures may be encoded otherwise than "
-        "those of the TSV that published scores were taken with"
-    ]
-    return table, notes + _row_notes(name, release.scored or release.rows, table)
-
-
-def _release_notes(name: str, release: Published, table: BenchmarkTable) -> list[str]:
-    notes = []
-    if table.md5 != release.md5:
-        notes.append(f"md5 {table.md5} is not that of the published {name} ({release.md5})")
-    return notes + _row_notes(name, release.rows, table)
-
-
-def _row_notes(name: str, expected: int, table: BenchmarkTable) -> list[str]:
-    if expected and len(table.rows) != expected:
-        return [f"{len(table.rows)} rows, the published {name} has {expected}"]
-    return []
-
-
-def _select_split(
-    benchmark: Benchmark, table: BenchmarkTable, notes: list[str]
-) -> tuple[list[Row], str | None]:
-    """Return the rows of the scored split and its name; add a note if no row has it.
-
-    Rows with an unknown split are included: they are broken.
-    """
-    split = benchmark.release.split if benchmark.release else None
-    if split is None:
-        return list(table.rows), None
-    if any(row.get("split") == split for row in table.rows):
-        others = set(SPLITS) - {split}
-        return [row for row in table.rows if row.get("split") not in others], split
-    notes.append(f"no row is marked {split}: all rows count")
-    return list(table.rows), None
-
-
 def _make_fields(
     benchmark: Benchmark,
     kind: TaskKind,
@@ -280,19 +207,6 @@ def _sample(
     sample = sample_units(units, limit, seed)
     chosen = [(r, f) for r, f in zip(rows, fields, strict=True) if f["unit"] in sample]
     return [r for r, _ in chosen], [f for _, f in chosen]
-
-
-def _packaged_md5s() -> dict[str, str]:
-    path = registry.DATA / "md5s.json"
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-
-
-def _check_packaged(table: BenchmarkTable) -> None:
-    expected = _packaged_md5s().get(table.path.name)
-    if table.md5 != expected:
-        raise ValueError(
-            f"packaged {table.path.name} has md5 {table.md5}, not {expected}; reinstall vlpress"
-        )
 
 
 class _BlankImages:

@@ -81,6 +81,15 @@ PUBLISHED: Mapping[str, Published] = {
     "TextVQA_VAL": Published(
         "textvqa", "VLMEval/TextVQA_VAL.tsv", "b233b31f551bbf4056f2f955da3a92cd", 5000
     ),
+    "OCRBench_v2": Published(
+        "ocrbench_v2",
+        "https://huggingface.co/datasets/QYWH/ocrbench_v2/resolve/main/OCRBench_v2.tsv",
+        "65d04fe07b4d4ee33e73fc8e7d4d46b0",
+        10000,
+    ),
+    "OCRBench_v2_MINI": Published(
+        "ocrbench_v2", "VLMEval/OCRBench_v2_MINI.tsv", "11f79b8e1e0b0fe150964de4cb2feb02"
+    ),
     "RefCOCO": Published(
         "refcoco",
         "https://huggingface.co/datasets/mjuicem/RefCOCO-VLMEvalKit/resolve/main/RefCOCO.tsv",
@@ -110,6 +119,7 @@ ALIASES: Mapping[str, str] = {
     "infovqa": "InfoVQA_VAL",
     "chartqa": "ChartQA_TEST",
     "textvqa": "TextVQA_VAL",
+    "ocrbench-v2": "OCRBench_v2",
 }
 """Short names of published benchmarks, in lower case."""
 

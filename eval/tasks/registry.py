@@ -24,6 +24,7 @@ from .benchmarks import (
     mmmu_pro,
     mmmu_pro_vision,
     ocrbench,
+    ocrbench_v2,
     refcoco,
     screenspot,
     textvqa,
@@ -31,7 +32,7 @@ from .benchmarks import (
 from .coordinates import COORDINATES, find_coordinates
 from .files.image_store import AS_DISPLAYED, VLMEVALKIT, Decoding
 from .files.jsonl import SUFFIXES as CUSTOM_SUFFIXES
-from .files.rows import BenchmarkTable, Findings
+from .files.rows import BenchmarkTable, Findings, Row
 from .files.tables import read_columns
 from .prompts import Content
 from .published import ALIASES, PUBLISHED, Published
@@ -61,6 +62,8 @@ class TaskKind:
     """Whether answers are places: `content` and `fields` need `with_coordinates`."""
     index: Callable[[Mapping[str, str]], str] | None = None
     """Id of a row of the TSV; None: its `index`."""
+    left_out: Callable[[Row], str] | None = None
+    """Part of the benchmark of a row that is not scored, empty for others; None: all are scored."""
 
     def with_coordinates(self, name: str | None) -> TaskKind:
         """Return the kind whose places are read by a rule, a name of `coordinates.COORDINATES`.
@@ -106,6 +109,7 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         AS_DISPLAYED if module is custom else VLMEVALKIT,
         locates=module in (refcoco, screenspot),
         index=getattr(module, "index", None),
+        left_out=getattr(module, "left_out", None),
     )
     for name, module in (
         ("mmbench", mmbench),
@@ -116,6 +120,7 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         ("docvqa", docvqa),
         ("chartqa", chartqa),
         ("textvqa", textvqa),
+        ("ocrbench_v2", ocrbench_v2),
         ("refcoco", refcoco),
         ("screenspot", screenspot),
         ("own", custom),

@@ -4,6 +4,7 @@
 |---|---|---|
 | mmbench | lmms-lab/MMBench | en, cn |
 | ocrbench | echo840/OCRBench | |
+| ocrbench_v2 | ling99/OCRBench_v2 | |
 | mmmu | lmms-lab/MMMU | |
 | mmmu_pro | MMMU/MMMU_Pro | standard (10 options) |
 | mmmu_pro_vision | MMMU/MMMU_Pro | vision |
@@ -69,6 +70,21 @@ def _ocrbench(record: Record, number: int) -> Cells:
         "category": record["question_type"],
     }
     return number, values, [record.get("image")]
+
+
+def _ocrbench_v2(record: Record, number: int) -> Cells:
+    answers = record["answers"]
+    values = {
+        "question": record["question"],
+        "answer": repr(list(answers)) if isinstance(answers, list | tuple) else answers,
+        "category": record["type"],
+        **{
+            column: repr(value) if isinstance(value, list) else value
+            for column in ("eval", "bbox", "content")
+            if (value := record.get(column)) is not None
+        },
+    }
+    return str(record.get("id", number)), values, [record.get("image")]
 
 
 def _mmmu(record: Record, number: int) -> Cells:
@@ -157,6 +173,7 @@ def _refcoco(record: Record, number: int) -> Cells:
 FORMS: Mapping[str, Form] = {
     "mmbench": Form("dev", ("index", "question", "answer", "image"), _mmbench),
     "ocrbench": Form("test", ("question", "question_type", "answer", "image"), _ocrbench),
+    "ocrbench_v2": Form("test", ("question", "type", "answers", "image"), _ocrbench_v2),
     "docvqa": Form("validation", ("questionId", "question", "answers", "image"), _docvqa),
     "chartqa": Form("test", ("type", "question", "answer", "image"), _chartqa),
     "textvqa": Form("validation", ("question_id", "question", "answers", "image"), _textvqa),

@@ -8,7 +8,7 @@ and a similarity of exactly 0.5 counts, which is 0 in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 THRESHOLD = 0.5  # smallest similarity that counts
 
@@ -42,16 +42,34 @@ def normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def levenshtein(first: str, second: str) -> int:
+def levenshtein(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     """Smallest number of insertions, deletions and replacements that turn one text into another.
 
-    Wagner and Fischer, "The String-to-String Correction Problem", Journal of the ACM 21, 1974.
+    Columns of the table of Wagner and Fischer are kept as bits of differences: Myers, "A fast
+    bit-vector algorithm for approximate string matching based on dynamic programming", Journal of
+    the ACM 46, 1999, in the form of Hyyrö, "A bit-vector algorithm for computing Levenshtein and
+    Damerau edit distances", Nordic Journal of Computing 10, 2003.
+
+    Args:
+        first: characters or other values that can be hashed.
+        second: the same.
     """
-    row = list(range(len(second) + 1))  # distances of a prefix of `first` to all of `second`
-    for count, character in enumerate(first, 1):
-        diagonal, row[0] = row[0], count
-        for column, other in enumerate(second, 1):
-            replaced = diagonal + (character != other)
-            diagonal = row[column]
-            row[column] = min(replaced, row[column] + 1, row[column - 1] + 1)
-    return row[-1]
+    if not first or not second:
+        return len(first) + len(second)
+    ones = (1 << len(first)) - 1
+    places: dict[Hashable, int] = {}  # value -> bits of its places in `first`
+    for place, value in enumerate(first):
+        places[value] = places.get(value, 0) | 1 << place
+    up, down, distance = ones, 0, len(first)  # positive and negative vertical differences
+    last = 1 << (len(first) - 1)
+    for value in second:
+        match = places.get(value, 0)
+        diagonal = ((((match & up) + up) ^ up) | match | down) & ones
+        rising = down | (ones & ~(diagonal | up))
+        falling = up & diagonal
+        distance += bool(rising & last) - bool(falling & last)
+        rising = (rising << 1 | 1) & ones
+        falling = falling << 1 & ones
+        up = falling | (ones & ~(diagonal | rising))
+        down = rising & diagonal
+    return distance

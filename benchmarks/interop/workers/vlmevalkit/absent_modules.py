@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 NAMES = frozenset(
-    "Levenshtein anthropic boto3 botocore datasets jieba joblib json_repair math_verify "
-    "nltk pylatexenc rouge scipy sklearn termcolor vertexai".split()
+    "Levenshtein anthropic boto3 botocore datasets editdistance ipdb jieba joblib json_repair "
+    "math_verify nltk pylatexenc rouge scipy sklearn termcolor vertexai".split()
 )
 
 

@@ -7,10 +7,14 @@ CASES is a JSON file: section -> list of cases, see `SCORERS`. RESULT has the sc
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +24,7 @@ import pandas as pd
 from PIL import Image
 from vlmeval.dataset.GUI.screenspot import ScreenSpot
 from vlmeval.dataset.refcoco import RefCOCODataset
+from vlmeval.dataset.utils.ocrbrnch_v2_eval import process_predictions
 from vlmeval.dataset.utils.vqa_eval import hit_calculate, process_line
 from vlmeval.smp import dump
 
@@ -77,11 +82,24 @@ def score_screenspot(case: Case) -> float:
             return float(dataset.evaluate_point(str(answers))["Overall_Accuracy"]) / 100
 
 
+def score_ocrbench_v2(case: Case) -> float:
+    """Score of `prediction` by its task type; spotting writes files into the working folder."""
+    entry = {**case, "type": case["type"], "predict": case["prediction"]}
+    if entry["eval"] == "without eval":
+        del entry["eval"]
+    try:
+        with redirect_stdout(io.StringIO()):
+            return float(process_predictions([copy.deepcopy(entry)])[0]["score"])
+    except Exception:  # many types; a score is missing where the code stops
+        return math.nan
+
+
 SCORERS: Mapping[str, Callable[[Case], float]] = {
     "relaxed": score_chartqa,
     "vqa": score_textvqa,
     "refcoco": score_refcoco,
     "screenspot": score_screenspot,
+    "ocrbench_v2": score_ocrbench_v2,
 }
 
 if __name__ == "__main__":

@@ -227,6 +227,25 @@ def test_screenspot_has_no_such_form(tmp_path: Path) -> None:
         open_task(f"ScreenSpot_Web={tmp_path}", coordinates="qwen3-vl")
 
 
+def test_ocrbench_v2_form(tmp_path: Path) -> None:
+    record = {
+        "id": 7,
+        "type": "text counting en",
+        "question": "How many?",
+        "answers": ["10"],
+        "eval": "regression",
+        "bbox": None,
+        "content": ["a", "b"],
+        "image": encoded(1),
+    }
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [record])
+    task = open_task(f"ocrbench-v2={tmp_path}")
+    shown = {key: task.items[0].fields[key] for key in ("id", "answers", "eval", "bbox", "content")}
+    expected = {"id": "7", "answers": ["10"], "eval": "regression", "bbox": None}
+    assert shown == {**expected, "content": ["a", "b"]}
+    assert task.score({"7": "9"}).percent == pytest.approx(90)
+
+
 def test_thirty_subjects_in_six_disciplines() -> None:
     assert (len(DISCIPLINE_OF), len(set(DISCIPLINE_OF.values()))) == (30, 6)
 

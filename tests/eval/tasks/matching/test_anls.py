@@ -24,6 +24,17 @@ def test_known_distances(first: str, second: str, distance: int) -> None:
     assert levenshtein(first, second) == levenshtein(second, first) == distance
 
 
+@given(st.text("abc", max_size=12), st.text("abc", max_size=90))
+def test_distance_is_that_of_the_table_of_prefixes(first: str, second: str) -> None:
+    row = list(range(len(second) + 1))
+    for count, character in enumerate(first, 1):
+        above, row = row, [count]
+        for column, other in enumerate(second):
+            replaced = above[column] + (character != other)
+            row.append(min(replaced, above[column + 1] + 1, row[column] + 1))
+    assert levenshtein(first, second) == levenshtein(list(second), list(first)) == row[-1]
+
+
 @given(texts, texts, texts)
 def test_distance_is_a_metric(a: str, b: str, c: str) -> None:
     assert abs(len(a) - len(b)) <= levenshtein(a, b) <= max(len(a), len(b))
