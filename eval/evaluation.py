@@ -34,6 +34,7 @@ from .answering.vision_features import FeatureCache
 from .config import BATCH_SIZE
 from .extension import Rounds, assign_rounds, refuse_partial_fidelity, with_rounds
 from .fidelity.divergences import summarize_fidelity
+from .fidelity.drafts import measure_drafts
 from .fidelity.kv_ranges import measure_kv_ranges
 from .fidelity.perplexity import FILE as TEXT
 from .fidelity.perplexity import measure_text
@@ -201,6 +202,10 @@ def evaluate_model(
     }
     responder = ModelResponder(features, decoding)
     answer_tasks(out, info, tasks, responder, setup, decoding=decoding, **batching)
+    if folder is not None and model.config.text.mtp_layers:
+        info["drafts"] = broadcast_result(
+            comm, lambda: _measure_drafts(out, features, folder, tasks)
+        )
     if text is not None:
         text_setup = without_threads(setup)
         measure_text(
@@ -376,6 +381,20 @@ def _copy_record(out: Path, folder: Path | None) -> None:
     """Copy the checkpoint's record of its layers: the report needs no checkpoint."""
     if folder is not None and (folder / REPORT_FILE).is_file():
         write_json(out / QUANTIZATION, read_checkpoint_json(folder / REPORT_FILE))
+
+
+def _measure_drafts(
+    out: Path, features: FeatureCache, folder: Path, tasks: Sequence[Task]
+) -> dict[str, Any] | None:
+    """Measure the accepted drafts along the stored answers, see `measure_drafts`."""
+    stored = read_run(out).tasks
+    answers = [
+        (item, stored[task.name].first[item.id])
+        for task in tasks
+        for item in task.items
+        if item.id in stored[task.name].first
+    ]
+    return measure_drafts(features, folder, answers)
 
 
 def finish(out: Path, info: dict[str, Any]) -> EvalResult:

@@ -47,6 +47,7 @@ from .sections.fidelity import fidelity_section
 from .sections.sampling import compare_sampling
 from .sections.speed import memory_section, speed_section
 from .words.answer_warnings import pair_warnings
+from .words.drafts import drafts_section
 from .words.kv_cache import kv_cache_section
 from .words.verdict import find_scope, verdict_text
 from .words.visual_tokens import visual_tokens_section
@@ -160,6 +161,7 @@ def build_report(
         "generation": generation_section(base, candidate),
         "memory": memory_section(base, candidate),
         **kv_cache_section(base, candidate),
+        **drafts_section(base, candidate),
         **visual_tokens_section(base, candidate),
         "fingerprint": _fingerprint(base, candidate),
         "command": reproduce_command(base, candidate, margin),

@@ -24,6 +24,8 @@ Report = Mapping[str, Any]
 LARGEST_ERRORS = 10  # layers in the table of errors
 _PER_SECOND = fmt.Format(fmt.number, "{:.2f}".format, "{:.2f}".format)
 
+_SHARE = fmt.Format("{:.1%}".format, "{:.2%}".format, "{:.2%}".format)
+
 COST = (
     Column("", at("name"), style="name"),
     Column("base", at("base")),
@@ -52,7 +54,25 @@ def cost_table(report: Report) -> DataTable:
         for row in speed_rows(report["speed"])
         if row.base or row.candidate
     ]
+    rows += _draft_rows(report.get("drafts", {}))
     return DataTable("Size, memory and speed", COST, rows)
+
+
+def _draft_rows(drafts: Report) -> list[dict[str, Any]]:
+    """Drafts of multi-token prediction that each model accepts along its own answers."""
+    rows = []
+    for how, name in (("greedy", "greedy"), ("sampled", "sampling")):
+        base, candidate = ((drafts.get(side) or {}).get(how) for side in ("base", "candidate"))
+        if base is not None or candidate is not None:
+            rows.append(
+                {
+                    "name": f"accepted drafts (MTP, {name})",
+                    "base": or_unknown(base, _SHARE),
+                    "candidate": or_unknown(candidate, _SHARE),
+                    "ratio": fmt.ratio(candidate, base),
+                }
+            )
+    return rows
 
 
 def _part_rows(sizes: Report) -> list[dict[str, Any]]:
