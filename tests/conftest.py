@@ -16,7 +16,7 @@ from browsers import chromium_path
 from eval_files import package_files
 from small_run import make_run
 from tiny_models import (
-    FAMILIES,
+    EACH_FAMILY,
     TOKEN_ID,
     RandomModel,
     TinyConfig,
@@ -90,7 +90,7 @@ def short_answers() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EACH_FAMILY)
 def family(request: pytest.FixtureRequest) -> str:
     """Run a test for every family."""
     name: str = request.param

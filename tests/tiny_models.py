@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +26,14 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+EACH_FAMILY = tuple(
+    pytest.param(family, marks=pytest.mark.slow)
+    if family in ("qwen3_vl_moe", "qwen3_5")
+    else family
+    for family in FAMILIES
+)
+"""Parameters of tests that take long or are many: what the marked families have, others have too, or
+tests of their own."""
 NESTED_ONLY = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Families whose published files have a `text_config` and the newer tensor names."""
 DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from sequential_runs import run_sequential
-from tiny_models import DENSE, FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import DENSE, EACH_FAMILY, prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, State
@@ -164,7 +164,7 @@ def block_inputs(model: QwenVL, sample: Prompt, block: str) -> Tensor:
     return rows[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_float_states_are_bit_identical_to_the_float_model(family: str) -> None:
     model, original = (small_model(small_config(family)) for _ in range(2))
     samples = prompts(model.config)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import EACH_FAMILY, prompt, prompts, small_config, small_model
 
 from vlpress.calib.gradients import (
     loss_gradients,
@@ -57,7 +57,7 @@ def test_without_an_answer_all_tokens_after_the_last_image_are_predicted() -> No
     assert predicted_tokens(text, model.config) == len(text) - 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_token_weights_are_norms_of_gradients(family: str) -> None:
     model = small_model(small_config(family))
     first, second = answered(model, 4), replace(prompt(model.config, [], 9, 2), answer_tokens=2)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import EACH_FAMILY, prompt, prompts, small_config, small_model
 
 from vlpress.calib.gradients import predicted_tokens
 from vlpress.calib.output_sensitivity import fisher_vector, output_sensitivities
@@ -52,7 +52,7 @@ def plain_squares(
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_sums_are_those_of_plain_backward_passes(family: str) -> None:
     model = small_model(small_config(family, tied=False))
     first = replace(prompt(model.config, [(1, 4, 8)], 12, 3), answer_tokens=4)

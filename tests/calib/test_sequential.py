@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from sequential_runs import run_sequential
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import EACH_FAMILY, prompt, prompts, small_config, small_model
 from torch import Tensor, nn
 
 from vlpress.calib.activation_store import MemoryActivationStore, ModelBlocks
@@ -44,7 +44,7 @@ def scale_weights(model: QwenVL, group: TapGroup) -> None:
         model.get_parameter(f"{spec.name}.weight").data.mul_(0.7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("true_sequential", [False, True])
 def test_hessians_equal_whole_model_forwards(family: str, true_sequential: bool) -> None:
     model = small_model(small_config(family, tied=False))
@@ -136,7 +136,7 @@ def test_image_tokens_can_have_less_weight() -> None:
     torch.testing.assert_close(seen[0].values.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_block_gives_its_inputs_and_output(family: str) -> None:
     model, original = small_model(small_config(family)), small_model(small_config(family))
     samples = prompts(model.config)

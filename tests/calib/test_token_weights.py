@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model
+from tiny_models import EACH_FAMILY, prompt, prompts, small_config, small_model
 
 from vlpress.calib.fixed_weights import FixedWeights
 from vlpress.calib.gradients import visual_tokens
@@ -29,7 +29,7 @@ def test_balanced_without_images_is_one() -> None:
     assert balanced_image_weight([prompt(model.config, [], 8, 1)], model.config) == 1.0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_gradient_weights_are_those_of_a_plain_backward_pass(family: str) -> None:
     model = small_model(small_config(family)).requires_grad_(True)
     sample = prompt(model.config, [(1, 4, 8), (1, 8, 4)], 12, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import FAMILIES, small_config, small_model
+from tiny_models import EACH_FAMILY, small_config, small_model
 
 from vlpress.model.byte_parts import bytes_by_part
 from vlpress.model.config import ModelConfig
@@ -11,7 +11,7 @@ from vlpress.model.part_names import BYTE_PARTS
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_parts_are_those_of_the_modules(family: str, tied: bool) -> None:
     model = small_model(small_config(family, tied=tied))
     sizes = [(name, tensor.nbytes) for name, tensor in model.named_parameters()]

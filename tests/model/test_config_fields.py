@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, TinyConfig
+from tiny_models import EACH_FAMILY, TinyConfig
 
 from vlpress.common.validation import parse
 from vlpress.model.config import ModelConfig, read_checkpoint_json
@@ -41,7 +41,7 @@ def places(raw: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield from places(value, (*path, key))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("nested", [False, True])
 @settings(
     deadline=None,

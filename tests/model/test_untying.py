@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import (
-    FAMILIES,
-    prompts,
-    small_config,
-    small_model,
-    write_small_checkpoint,
-)
+from tiny_models import EACH_FAMILY, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.config import ModelConfig
@@ -20,7 +14,7 @@ from vlpress.model.loading import load_model
 from vlpress.model.untying import UntiedReader, open_source, untie_model_, untied_config
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_the_function_is_unchanged(family: str) -> None:
     model = small_model(small_config(family))
     samples = prompts(model.config)[:2]

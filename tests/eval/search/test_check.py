@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_random_model, make_tiny_config, prompts
+from tiny_models import EACH_FAMILY, make_random_model, make_tiny_config, prompts
 
 from vlpress.common.progress import silent
 from vlpress.eval.search.check import DivergenceOf, draw_pairs, rank_correlation
@@ -23,7 +23,7 @@ def test_an_unchanged_model_does_not_diverge_from_itself() -> None:
     assert divergence.measure(changes_tower=True) > 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_choices_are_applied_alone_and_taken_back(family: str) -> None:
     config = make_tiny_config(family, tied=False, text={"num_hidden_layers": 2})
     space = SearchSpace.of(config)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import EACH_FAMILY, prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.calib.capture import watch_inputs
@@ -34,7 +34,7 @@ def input_ranges(model: QwenVL) -> dict[str, float]:
     return dict(largest)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_stay_and_ranges_grow(family: str, dtype: torch.dtype, tied: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from format_files import quantization_config, same_logits, same_weights
 from gptq_files import all_tensors
-from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import EACH_FAMILY, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.model.checkpoint import canonical_name
 from vlpress.quant.checkpoint.export import export
@@ -42,7 +42,7 @@ def saved(
     return model, report, tmp_path / "out"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("computed", [torch.bfloat16, torch.float32])
 def test_norms_that_took_factors(tmp_path: Path, family: str, computed: torch.dtype) -> None:
     smooth = SMOOTH | ({"ignore": ["*.experts.*"]} if family.endswith("_moe") else {})

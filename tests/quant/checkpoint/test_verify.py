@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, prompt, prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import (
+    EACH_FAMILY,
+    prompt,
+    prompts,
+    small_config,
+    small_model,
+    write_small_checkpoint,
+)
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.generation import Sampling, generate
@@ -30,7 +37,7 @@ def written(tmp_path: Path, family: str, tied: bool, step: dict[str, Any]) -> Pa
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("tied", [True, False])
 def test_it_says_what_the_loaded_model_says(tmp_path: Path, family: str, tied: bool) -> None:
     out = written(tmp_path, family, tied, EVERYWHERE)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, prompts, small_config, small_model, write_small_checkpoint
+from tiny_models import EACH_FAMILY, prompts, small_config, small_model, write_small_checkpoint
 
 from vlpress.calib.capture import watch_inputs
 from vlpress.calib.token_weights import find_token_weights, gradient_image_weights
@@ -39,7 +39,7 @@ def distance(model: QwenVL, reference: QwenVL) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_replaces_decoder_linears_only(family: str) -> None:
     model = small_model(small_config(family))
     report = quantize_(model, recipe(), prompts(model.config))

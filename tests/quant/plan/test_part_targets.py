@@ -1,5 +1,5 @@
 import pytest
-from tiny_models import FAMILIES, make_tiny_config
+from tiny_models import EACH_FAMILY, make_tiny_config
 
 from vlpress.model.families import family_of
 from vlpress.quant.driver.pipeline import make_plan
@@ -15,7 +15,7 @@ def recipe(*steps: dict[str, object]) -> Recipe:
     return Recipe.from_dict({"name": "test", "step": list(steps)})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_presets_target_the_whole_tower(family: str) -> None:
     config = make_tiny_config(family)
     spelled = spell_out_parts(Recipe.resolve("vision-w8a8+decoder-w4a16"), config)

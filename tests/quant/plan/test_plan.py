@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, prompt, small_config, small_model
+from tiny_models import EACH_FAMILY, prompt, small_config, small_model
 
 from vlpress.calib import tap_groups
 from vlpress.calib.statistics import HESSIAN
@@ -27,7 +27,7 @@ def config(family: str = "qwen2_5_vl", **overrides: Any) -> ModelConfig:
     return ModelConfig.from_dict(small_config(family, **overrides))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_linear_has_one_row(family: str, tied: bool) -> None:
     plan = make_plan(config(family, tied=tied), recipe())

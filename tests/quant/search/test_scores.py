@@ -9,7 +9,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_random_model, make_tiny_config, prompt, prompts
+from tiny_models import EACH_FAMILY, make_random_model, make_tiny_config, prompt, prompts
 
 from vlpress.calib.disk_activation_store import DiskActivationStore
 from vlpress.calib.output_sensitivity import output_sensitivities
@@ -60,7 +60,7 @@ def test_the_loss_is_the_quadratic_form() -> None:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_every_layer_of_every_family_is_scored(family: str, tmp_path: Path) -> None:
     model = make_random_model(
         config=make_tiny_config(family, tied=False, text={"num_hidden_layers": 3})

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from tiny_models import FAMILIES, make_tiny_config, small_config
+from tiny_models import EACH_FAMILY, make_tiny_config, small_config
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import EMBEDDING, family_of
@@ -26,7 +26,7 @@ def random_losses(space: SearchSpace, seed: int) -> list[list[float]]:
     return [[rng.random() for _ in group.choices] for group in space.groups]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_bytes_are_those_of_the_plan_of_the_recipe(family: str, tied: bool, tp: int) -> None:
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_plan_of_the_recipe(family: str, tied: bool, tp: 
         assert solution.bits == pytest.approx(bits / sum(row.spec.weights for row in decoder))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_every_layer_is_in_one_group_and_fused_layers_share_it(family: str) -> None:
     space = SearchSpace.of(config(family, tied=True))
     names = [spec.name for group in space.groups for spec in group.layers]

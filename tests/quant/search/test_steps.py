@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tiny_models import FAMILIES, make_tiny_config
+from tiny_models import EACH_FAMILY, make_tiny_config
 
 from vlpress.model.families import family_of
 from vlpress.quant.plan.target_matching import match_names
@@ -17,7 +17,7 @@ from vlpress.quant.search.space import Choice, SearchSpace
 from vlpress.quant.search.steps import format_recipe, make_step, patterns, recipe_data
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_patterns_match_the_layers_and_no_others(family: str) -> None:
     space = SearchSpace.of(make_tiny_config(family, tied=False))
     names = [spec.name for spec in family_of(space.prepared).targets(space.prepared)]
