@@ -26,14 +26,13 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+SLOW_FAMILIES = ("qwen3_vl_moe", "qwen3_5")
 EACH_FAMILY = tuple(
-    pytest.param(family, marks=pytest.mark.slow)
-    if family in ("qwen3_vl_moe", "qwen3_5")
-    else family
+    pytest.param(family, marks=pytest.mark.slow) if family in SLOW_FAMILIES else family
     for family in FAMILIES
 )
-"""Parameters of tests that take long or are many: what the marked families have, others have too, or
-tests of their own."""
+"""Parameters of the many tests that all families pass alike: what the slow ones have, others have
+too, or tests of their own cover."""
 NESTED_ONLY = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 """Families whose published files have a `text_config` and the newer tensor names."""
 DENSE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
