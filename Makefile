@@ -87,7 +87,7 @@ $(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
 .interop/vlmevalkit/.installed: constraints-vlmevalkit.txt
 	test -x .interop/vlmevalkit/bin/python || $(PYTHON) -m venv .interop/vlmevalkit
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet torch
-	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet nvidia-vlmeval qwen-vl-utils accelerate num2words
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet nvidia-vlmeval qwen-vl-utils accelerate num2words apted distance lxml zss Polygon3
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/vlmevalkit/bin/python -m pip install --quiet --no-deps --upgrade --target .interop/vlmevalkit/ms-vlmeval ms-vlmeval
 	touch $@
 

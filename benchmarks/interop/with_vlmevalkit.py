@@ -30,6 +30,7 @@ from vlmevalkit.comparisons import (
     split_by_hit,
 )
 from vlmevalkit.phrases import phrase_answers
+from vlmevalkit.vectors import NAMES, compare_vectors, read_cases
 
 import vlpress
 from vlpress.eval.config import BUILTIN_BENCHES
@@ -40,19 +41,28 @@ from vlpress.eval.tasks.registry import BUILTIN, DATA
 from vlpress.model.loading import resolve_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common.published_forms import DOCVQA, write_published_forms
+from common.published_forms import (
+    CHARTQA,
+    DOCVQA,
+    MMMU_PRO,
+    MMMU_PRO_VISION,
+    TEXTVQA,
+    write_further_forms,
+    write_published_forms,
+)
 
 HERE = Path(__file__).resolve().parent / "workers" / "vlmevalkit"
 ENVIRONMENT = ROOT / ".interop" / "vlmevalkit"
+VECTORS = ROOT / "tests" / "golden" / "benchmark_vectors.json"
 HAND_WRITTEN = ROOT / "tests" / "golden" / "phrased_answers.json"
 DATASETS = {
     "builtin-mmbench": "MMBench_DEV_EN",
     "builtin-mmbench-cn": "MMBench_DEV_CN",
     "builtin-mmmu": "MMMU_DEV_VAL",
     "builtin-ocrbench": "OCRBench",
-    DOCVQA: DOCVQA,
+    **{name: name for name in (DOCVQA, CHARTQA, TEXTVQA, MMMU_PRO, MMMU_PRO_VISION)},
 }
-"""Built-in files and the names under which VLMEvalKit opens them; DocVQA is made of OCRBench."""
+"""Built-in files and the names under which VLMEvalKit opens them; five are made of the others."""
 OWN_INFERENCE = "builtin-mmmu"
 
 
@@ -106,6 +116,7 @@ def main() -> None:
     stored = evaluate(options.work / "answers")
     older = compare_version(OLDER, stored, options.work)
     newer = compare_version(NEWER, stored, options.work)
+    compare_hand_made(NEWER, newer, options.work)
     newer.check(
         f"{MODEL}, {OWN_INFERENCE}",
         lambda: compare_inference(stored[OWN_INFERENCE], options.work),
@@ -132,6 +143,7 @@ def evaluate(out: Path) -> Mapping[str, StoredTask]:
 def unpack(folder: Path) -> None:
     """Write the files under their published names."""
     write_published_forms(folder)
+    write_further_forms(folder)
     packed = (DATA / BUILTIN["builtin-mmbench-cn"][1]).read_bytes()
     (folder / f"{DATASETS['builtin-mmbench-cn']}.tsv").write_bytes(gzip.decompress(packed))
 
@@ -167,6 +179,24 @@ def compare_version(version: Version, stored: Mapping[str, StoredTask], work: Pa
         lambda: compare_letters(phrases, result["letters"], version.profile),
     )
     return table
+
+
+def compare_hand_made(version: Version, table: checks.Table, work: Path) -> None:
+    """Score the stored hand-made answers by its functions for single benchmarks."""
+    cases = read_cases(VECTORS)
+    folder = work / version.name
+    job, result = folder / "vectors.json", folder / "vectors-result.json"
+    job.write_text(json.dumps(cases, ensure_ascii=False), "utf-8")
+    version.run("vectors.py", folder, job, result)
+    scores = json.loads(result.read_text("utf-8"))
+    for section, rows in cases.items():
+        theirs = scores[section]
+        table.check(
+            NAMES[section],
+            lambda section=section, rows=rows, theirs=theirs: compare_vectors(
+                section, rows, theirs
+            ),
+        )
 
 
 def ask(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from common.published_forms import (
+    CHARTQA,
+    MMMU_PRO,
+    MMMU_PRO_VISION,
+    TEXTVQA,
+    write_further_forms,
+)
+from eval_files import BENCHMARK_VECTORS
 from PIL import Image
-from vlmevalkit import comparisons, phrases
+from vlmevalkit import comparisons, phrases, vectors
 from vlmevalkit.comparisons import MODEL, PHRASED
 from workers.vlmevalkit.absent_modules import AbsentModule
 
+from vlpress.eval.tasks import open_task
 from vlpress.eval.tasks.benchmarks.ocrbench import score_table
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.task import Task, TaskScore, Unit
@@ -88,6 +98,39 @@ def test_letters_are_compared_one_by_one() -> None:
     for letter, passed in (("B", True), ("A", False), (None, False)):
         ((_, _, result),) = comparisons.compare_letters([phrase], [letter], "2024")
         assert result is passed
+
+
+@pytest.mark.parametrize(
+    ("theirs", "stored", "passed"), [(1.0, 1.0, True), (0.5, 0.5, False), (1.0, 0.5, False)]
+)
+def test_hand_made_answers_need_both_scores(theirs: float, stored: float, passed: bool) -> None:
+    case = {"answer": "12", "prediction": "12.5", "expected": stored}
+    ((_, _, result),) = vectors.compare_vectors("relaxed", [case], [theirs])
+    assert result is passed
+
+
+def test_cases_of_all_sections_are_stored() -> None:
+    cases = vectors.read_cases(BENCHMARK_VECTORS)
+    assert {name: len(rows) > 20 for name, rows in cases.items()} == dict.fromkeys(
+        vectors.SCORERS, True
+    )
+    assert vectors.SCORERS.keys() == vectors.NAMES.keys()
+    for section, rows in cases.items():
+        ((_, result, passed),) = vectors.compare_vectors(
+            section, rows, [case["expected"] for case in rows]
+        )
+        assert passed, (section, result)
+
+
+def test_further_forms_are_those_of_the_published_names(tmp_path: Path) -> None:
+    write_further_forms(tmp_path)
+    rows = {
+        path.stem: len(open_task(path.stem, data_root=tmp_path).items)
+        for path in tmp_path.iterdir()
+    }
+    assert rows.keys() == {CHARTQA, TEXTVQA, MMMU_PRO, MMMU_PRO_VISION}
+    assert rows[CHARTQA] == rows[TEXTVQA] == 508
+    assert 0 < rows[MMMU_PRO_VISION] < rows[MMMU_PRO] <= 210
 
 
 def test_encoding_as_jpeg_changes_the_digest_of_an_image_with_edges() -> None:

@@ -12,7 +12,7 @@ import checks
 from PIL import Image
 
 from vlpress.eval.tasks import open_task
-from vlpress.eval.tasks.benchmarks import docvqa
+from vlpress.eval.tasks.benchmarks import chartqa, docvqa, textvqa
 from vlpress.eval.tasks.extract import extract_choice
 from vlpress.eval.tasks.files.image_store import StoredImage
 from vlpress.eval.tasks.prompts import STYLES
@@ -20,6 +20,7 @@ from vlpress.eval.tasks.task import Task, TaskScore
 
 MODEL, PHRASED = "tiny", "phrased"
 """Sets of answers: of the model, and right and wrong ones in other words."""
+SHORT_ANSWERS = (docvqa.METRIC, chartqa.METRIC, textvqa.METRIC)
 ROUNDING = 1e-9  # another order of summation
 
 Part = tuple[str, str]
@@ -128,9 +129,17 @@ def compare_scores(
 
 
 def tables_equal(records: Sequence[Mapping[str, Any]], score: TaskScore) -> bool:
-    """Whether a results table has the same splits, names and numbers; of DocVQA, the same mean."""
-    if score.metric == docvqa.METRIC:
-        return abs(records[0]["Overall"] - score.percent) < ROUNDING
+    """Whether a results table has the same splits, names and numbers.
+
+    Of benchmarks of short answers, the same means in percent: of all questions and of each split.
+    """
+    if score.metric in SHORT_ANSWERS:
+        splits = {split: 100 * row["Overall"] for split, row in score.table.items()}
+        splits = {} if "none" in splits else splits
+        ours = {**splits, "Overall": score.percent}
+        return ours.keys() == records[0].keys() and all(
+            abs(records[0][key] - value) < ROUNDING for key, value in ours.items()
+        )
     theirs = {
         str(record["split"]): {k: v for k, v in record.items() if k != "split"}
         for record in records

@@ -35,7 +35,7 @@ def phrase_answers(task: Task) -> dict[str, str]:
     """Answers in the words of `CHOICE_PHRASES` or `TEXT_PHRASES`, in turn by question."""
     return {
         fields["id"]: phrase_text(fields, number)
-        if task.kind in ("ocrbench", "docvqa")
+        if task.kind in ("ocrbench", "docvqa", "chartqa", "textvqa")
         else phrase_choice(fields, int(fields["id"]) % ROTATION)
         for number, fields in enumerate(task.fields)
     }

@@ -25,6 +25,7 @@ from vlmeval.dataset import (
     ImageMCQDataset,
     ImageVQADataset,
     MMMUDataset,
+    MMMUProDataset,
     OCRBench,
     build_dataset,
 )
@@ -33,6 +34,11 @@ from vlmeval.smp import dump, load
 from vlmeval.utils.matching_util import can_infer
 from vlmeval.vlm.qwen2_vl.prompt import Qwen2VLPromptMixin
 
+METHODS = {
+    "DocVQA_VAL": "anls",
+    "ChartQA_TEST": "relaxed_accuracy",
+    "TextVQA_VAL": "vqa_score",
+}
 Part = tuple[str, str]
 """A kind, text or image, with the text or the digest of the image's pixels."""
 
@@ -66,7 +72,8 @@ def check_distribution(name: str) -> str:
 
 def open_dataset(name: str) -> Any:
     """Open a local file by the class of its published name."""
-    for dataset_class in (ImageMCQDataset, MMMUDataset, OCRBench, ImageVQADataset):
+    classes = (ImageMCQDataset, MMMUDataset, MMMUProDataset, OCRBench, ImageVQADataset)
+    for dataset_class in classes:
         # With the digest of the published file, that file would be fetched in place of ours.
         dataset_class.DATASET_MD5 = {}
     return build_dataset(name)
@@ -76,11 +83,11 @@ def build_prompts(dataset: Any, name: str) -> dict[str, dict[str, list[Part]]]:
     """Build the prompts of all rows in both layouts: style -> index -> parts."""
     model = Qwen2VLPromptMixin()
     model.set_dump_image(dataset.dump_image)
-    assert model.use_custom_prompt(name)
-    layouts = {
-        "vlmevalkit-default": dataset.build_prompt,
-        "vlmevalkit-qwen2": lambda line: model.build_prompt(line, name),
-    }
+    layouts = {"vlmevalkit-default": dataset.build_prompt}
+    if model.use_custom_prompt(name):
+        layouts["vlmevalkit-qwen2"] = lambda line: model.build_prompt(line, name)
+    else:
+        layouts["vlmevalkit-qwen2"] = dataset.build_prompt
     lines = [dataset.data.iloc[number] for number in range(len(dataset))]
     return {
         style: {str(line["index"]): list(map(describe, build(line))) for line in lines}
@@ -116,7 +123,8 @@ def score(dataset: Any, answers: dict[str, str], folder: Path) -> dict[str, Any]
     dump(data, str(file))
     table = dataset.evaluate(str(file), model="exact_matching", nproc=1)
     if isinstance(dataset, ImageVQADataset):
-        return {"table": table.to_dict("records"), "hits": similarities(data)}
+        hits = similarities(data, dataset.dataset_name)
+        return {"table": table.to_dict("records"), "hits": hits}
     if isinstance(table, dict):
         # NVIDIA's distribution returns the sum and the number of questions of each name.
         sums = {key: v["sum"] if isinstance(v, dict) else v for key, v in table.items()}
@@ -127,10 +135,11 @@ def score(dataset: Any, answers: dict[str, str], folder: Path) -> dict[str, Any]
     return {"table": table.to_dict("records"), "hits": hits}
 
 
-def similarities(data: Any) -> dict[str, float]:
-    """Score each row of DocVQA, of which `evaluate` returns the mean."""
+def similarities(data: Any, name: str) -> dict[str, float]:
+    """Score each row of a benchmark of short answers, of which `evaluate` returns the mean."""
+    data["answer"] = [str(answer) for answer in data["answer"]]  # as `evaluate` does
     lines = [data.iloc[number] for number in range(len(data))]
-    hits = hit_calculate([process_line(line, method="anls") for line in lines], "DocVQA_VAL")
+    hits = hit_calculate([process_line(line, method=METHODS[name]) for line in lines], name)
     return {str(line["index"]): float(hit) for line, hit in zip(lines, hits, strict=True)}
 
 
