@@ -61,6 +61,8 @@ def _differences(model: QwenVL, family: Family) -> Iterator[str]:
         expected = spec.out_features, spec.in_features, spec.bias
         if sizes != expected:
             yield f"{name} has (outputs, inputs, bias) {sizes}, the table {expected}"
+        if spec.row_parts and spec.out_features % sum(spec.row_parts):
+            yield f"{name} has {spec.out_features} outputs, the table parts of {spec.row_parts}"
         yield from _slice(layer, spec)
     table = modules.get(EMBEDDING)
     shape = tuple(table.weight.shape) if isinstance(table, nn.Embedding) else None

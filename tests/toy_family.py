@@ -57,7 +57,9 @@ MORE = Stage(
     step=steps.merge_kept,
     output="deepstack.{}",
     linears=(
-        BlockLinear("mlp.0", "merged", "merged", bias=True, tap="more_in"),
+        BlockLinear(
+            "mlp.0", "merged", "merged", bias=True, tap="more_in", row_parts=("vision", "vision")
+        ),
         BlockLinear("mlp.2", "merged", "hidden", bias=True, tap="more_out", input_split=True),
     ),
     norms=(NormBinding("ln_q", ("mlp.0",), tiles=4),),

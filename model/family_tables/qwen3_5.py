@@ -26,11 +26,27 @@ def layer_type(config: ModelConfig, block: int) -> str:
 
 
 ATTENTION = (
-    BlockLinear("self_attn.q_proj", "hidden", "gated_q", False, "qkv", kind=FULL),
+    BlockLinear(
+        "self_attn.q_proj",
+        "hidden",
+        "gated_q",
+        False,
+        "qkv",
+        kind=FULL,
+        row_parts=("head", "head"),  # of each head: the query, and the gate of its output
+    ),
     BlockLinear("self_attn.k_proj", "hidden", "kv", False, "qkv", kind=FULL),
     BlockLinear("self_attn.v_proj", "hidden", "kv", False, "qkv", kind=FULL),
     BlockLinear("self_attn.o_proj", "q", "hidden", False, "o", input_split=True, kind=FULL),
-    BlockLinear("linear_attn.in_proj_qkv", "hidden", "linear_qkv", False, "in", kind=LINEAR),
+    BlockLinear(
+        "linear_attn.in_proj_qkv",
+        "hidden",
+        "linear_qkv",
+        False,
+        "in",
+        kind=LINEAR,
+        row_parts=("linear_k", "linear_k", "linear_v"),
+    ),
     BlockLinear("linear_attn.in_proj_z", "hidden", "linear_v", False, "in", kind=LINEAR),
     BlockLinear(
         "linear_attn.out_proj", "linear_v", "hidden", False, "o", input_split=True, kind=LINEAR

@@ -114,6 +114,7 @@ class LinearSpec:
     input_split: bool = False  # row-parallel: tensor parallelism splits its input features
     slice: WeightSlice | None = None  # of an expert; its weight is `<name>.weight` otherwise
     token_share: float = 1.0  # expected share of the tokens that reach it, below 1 for an expert
+    row_parts: tuple[int, ...] = ()  # runs of output features with different uses, repeated
 
     @property
     def expert(self) -> int | None:
@@ -149,6 +150,7 @@ class BlockLinear:
     input_split: bool = False
     experts: ExpertTensor | None = None  # there is one layer for each expert
     kind: str | None = None  # it is only in blocks of this kind, see `Stage.kind`; None: in all
+    row_parts: tuple[str, ...] = ()  # keys of `widths`; empty: all output features have one use
 
     def names(self, config: ModelConfig) -> tuple[str, ...]:
         """Return its module paths within a block: one, or one for each expert."""
@@ -475,6 +477,7 @@ def _specs(
             linear.input_split,
             weight,
             share,
+            tuple(size[part] for part in linear.row_parts),
         )
 
 
@@ -487,6 +490,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "vision_mlp": vision.intermediate_size,
         "merged": vision.hidden_size * vision.merge_unit,
         "hidden": text.hidden_size,
+        "head": text.head_dim,
         "q": text.num_attention_heads * text.head_dim,
         "gated_q": 2 * text.num_attention_heads * text.head_dim,
         "kv": text.num_key_value_heads * text.head_dim,
@@ -495,6 +499,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "experts": text.experts.count if text.experts else 0,
         "shared": text.experts.shared_intermediate_size if text.experts else 0,
         "one": 1,
+        "linear_k": text.linear_attention.key_width if text.linear_attention else 0,
         "linear_qkv": text.linear_attention.qkv_width if text.linear_attention else 0,
         "linear_v": text.linear_attention.value_width if text.linear_attention else 0,
         "linear_heads": text.linear_attention.value_heads if text.linear_attention else 0,

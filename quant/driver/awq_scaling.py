@@ -29,7 +29,8 @@ def scale_group(
         clip: search the scales of its layers when they are rounded.
 
     Raises:
-        ValueError: no sample reaches the block, or its inputs overflow.
+        ValueError: no sample reaches the block, its inputs overflow, or the error of a candidate is
+            not finite.
     """
     tap, index, channels = run.input_of(row)
     names = run.quantized(row)
@@ -44,13 +45,14 @@ def scale_group(
             reduce_columns(statistics[CHANNEL_MEAN_ABS].values, index, channels, "mean"),
             first.step.scheme,
             index=index,
+            row_parts=[run.rows[name].spec.row_parts for name in names],
             points=points,
             # A solver searches its own scales, which are never negative.
             clip=clip and first.step.rounds,
             signed=None if first.step.rounds else False,
         )
     except ValueError as error:
-        raise ValueError(f"{row.source}: {error}") from None
+        raise ValueError(f"{row.source}, input of {', '.join(names)}: {error}") from None
     scales = None
     if best.error < best.rtn_error:
         scales = run.fold(row, best.scales)

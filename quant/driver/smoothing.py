@@ -1,5 +1,6 @@
 """SmoothQuant on a block, with fixed or searched alphas; the formula is in `smoothquant.py`."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -38,7 +39,8 @@ def smooth_block(
         alpha: migration strength; None searches one for each group.
 
     Raises:
-        ValueError: no sample reaches the block, or its inputs overflow.
+        ValueError: no sample reaches the block, its inputs overflow, or the error of a candidate is
+            not finite.
     """
     alphas: Sequence[float | None] = [alpha] * len(rows)
     error: float | None = None
@@ -83,6 +85,9 @@ def _search_alphas(
     Returns:
         The alphas (None = no smoothing), the relative squared error of the block's output with
         them, and the error without smoothing.
+
+    Raises:
+        ValueError: the error of a candidate is not finite.
     """
     expected = {sample: block.output(sample) for sample in block.local_samples(samples)}
 
@@ -93,7 +98,14 @@ def _search_alphas(
                 if alpha is not None:
                     _smooth(run, row, alpha, inputs)
             _fake_quantize(run, block.path, inputs)
-            return _output_error(block, samples, expected)
+            error = _output_error(block, samples, expected)
+        if not math.isfinite(error):
+            raise ValueError(
+                f"{block.path}: the error of its output with alpha {alphas} is {error}, allowed: "
+                "finite numbers; look for weights that are not finite or far too large, and "
+                "calibrate in bf16 or fp32"
+            )
+        return error
 
     grid: tuple[float | None, ...] = (None, *ALPHAS)
     errors = [measure([alpha] * len(rows)) for alpha in grid]
@@ -191,6 +203,9 @@ def _output_error(
         block: with quantized layers.
         samples: to run.
         expected: float outputs of the samples that this rank runs.
+
+    Returns:
+        The relative squared error; NaN if the energy overflows.
     """
 
     def measure(sample: int) -> tuple[float, float]:
@@ -204,4 +219,6 @@ def _output_error(
     total_error = total_energy = 0.0
     for error, energy in block.evaluate(samples, measure):
         total_error, total_energy = total_error + error, total_energy + energy
+    if not math.isfinite(total_energy):
+        return math.nan
     return total_error / total_energy if total_energy else 0.0

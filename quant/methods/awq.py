@@ -11,9 +11,14 @@ Differences from the paper:
   paper's squared output error over all calibration tokens, without running them again.
 - A second grid also divides by the magnitude of the weights,
   `mean|x|**ratio / mean|w|**(1 - ratio)`, which suits columns with outliers.
+- Output rows with different uses (`split_rows`) are compared each with their own outputs. The
+  error of a candidate is the mean of their relative errors, and a candidate is not chosen if the
+  rows of any use have a larger error under it than without scales.
 - The first candidate has no scales and wins ties.
 """
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +27,7 @@ from torch import Tensor
 
 from ..recipe.scheme import QuantScheme
 from .channel_scaling import reduce_columns
-from .layer_error import relative_error
+from .layer_error import relative_error, row_energy, split_rows
 from .rtn import rtn
 
 LARGEST_SCALE = 2.0**16
@@ -41,7 +46,8 @@ class AWQResult:
     balanced: bool
     """Whether the scales also depend on the magnitude of the weights (the second grid)."""
     error: float
-    """Relative squared output error of the layers when rounded with these scales."""
+    """Relative squared output error of the layers when rounded with these scales, the mean over the
+    uses of their rows."""
     rtn_error: float
     """The same without scales."""
 
@@ -53,6 +59,7 @@ def awq_scales(
     scheme: QuantScheme,
     *,
     index: Tensor | None = None,
+    row_parts: Sequence[tuple[int, ...]] | None = None,
     points: int = 20,
     clip: bool = False,
     signed: bool | None = None,
@@ -65,12 +72,15 @@ def awq_scales(
         magnitudes: float32 `[channels]`, mean magnitude of each channel of the input.
         scheme: the grid that the layers are rounded to.
         index: int64 `[K]`, the channel of each column; None if each column is a channel.
+        row_parts: for each layer the runs of its rows with different uses, see `split_rows`; None
+            if the rows of all layers have the same.
         points: number of grid steps between ratio 0 and 1.
         clip: measure candidates with clipped scales, as `rtn` with a Hessian rounds.
         signed: see `rtn`; False for layers that a solver will quantize.
 
     Raises:
-        ValueError: shapes do not match, the statistics are not finite, or `points` is below 1.
+        ValueError: shapes do not match, the statistics, the outputs or the error of a candidate are
+            not finite, or `points` is below 1.
     """
     columns = hessian.shape[0]
     if any(weight.shape[1] != columns for weight in weights):
@@ -83,7 +93,13 @@ def awq_scales(
     if index is None:
         index = torch.arange(columns, device=hessian.device)
     sizes = reduce_columns(column_magnitudes(weights, scheme), index, len(magnitudes), "mean")
+    parts = row_parts or [()] * len(weights)
+    originals = split_rows(weights, parts)
+    for use in originals:
+        energy = sum(float(row_energy(rows.float(), hessian).sum()) for rows in use)
+        _check_finite(energy, "sum of squares")
     best: AWQResult | None = None
+    plain: list[float] = []
     for balanced in (False, True):
         for point in range(points + (not balanced)):  # at ratio 1 both grids agree
             ratio = point / points
@@ -97,12 +113,34 @@ def awq_scales(
                 / column_scales
                 for weight in weights
             ]
-            error = relative_error(weights, candidates, hessian)
-            if best is None or error < best.error:
-                rtn_error = best.rtn_error if best else error
-                best = AWQResult(scales, ratio, balanced, error, rtn_error)
+            errors = [
+                relative_error(original, candidate, hessian)
+                for original, candidate in zip(
+                    originals, split_rows(candidates, parts), strict=True
+                )
+            ]
+            error = sum(errors) / len(errors)
+            _check_finite(error, f"error with ratio {ratio}")
+            if best is None:
+                plain = errors
+                best = AWQResult(scales, ratio, balanced, error, error)
+            elif error < best.error and all(map(operator.le, errors, plain)):
+                best = AWQResult(scales, ratio, balanced, error, best.rtn_error)
     assert best is not None
     return best
+
+
+def _check_finite(value: float, what: str) -> None:
+    """Stop the search if a sum over the outputs of the layers is not finite.
+
+    Raises:
+        ValueError: it is not; no choice can follow from it.
+    """
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the {what} of the outputs is {value}, allowed: finite numbers; look for weights that "
+            "are not finite or far too large, and calibrate in bf16 or fp32"
+        )
 
 
 def column_magnitudes(weights: Sequence[Tensor], scheme: QuantScheme) -> Tensor:

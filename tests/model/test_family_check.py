@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Family, str]] = {
         r"visual\.more\.0\.mlp\.9 is .* of the table only",
     ),
     "width": (linears(EXTRA, 1, outputs="merged"), r"visual\.more\.0\.mlp\.2 has .*64.*128"),
+    "row parts": (
+        linears(EXTRA, 0, row_parts=("vision", "hidden")),
+        r"visual\.more\.0\.mlp\.0 has 128 outputs, .*\(32, 64\)",
+    ),
     "bias": (linears(DECODER, 3, bias=True), r"self_attn\.o_proj has .*False.*True"),
     "tiles": (changed(EXTRA, norms=(NormBinding("ln_q", ("mlp.0",)),)), r"ln_q gives 32 channels"),
     "norm": (

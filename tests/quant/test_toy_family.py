@@ -43,6 +43,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
         SMOOTH | {"targets": ["visual.*", "model.layers.*"]},
         RTN | {"activations": "static"} | EVERYTHING,
     ],
+    "scaled": [{"method": "awq", "targets": ["visual.more.*"]}, RTN | EVERYTHING],
 }
 
 
@@ -72,7 +73,7 @@ def test_every_layer_has_a_row_in_the_order_of_computation(tmp_path: Path) -> No
     assert {row.name for row in plan.tower} == {n for n in names if n.startswith("visual.")}
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ["solved", "against the float model"])
 def test_from_plan_to_answer(tmp_path: Path, name: str) -> None:
     source = source_of(tmp_path)
     samples = prompts(ModelConfig.from_folder(source))
@@ -118,7 +119,8 @@ def test_every_field_of_the_tables_has_a_reader(
 
     for table in TABLES:
         monkeypatch.setattr(table, "__getattribute__", record)
-    test_from_plan_to_answer(tmp_path, "smoothed")
+    for name in ("smoothed", "scaled"):
+        test_from_plan_to_answer(tmp_path / name, name)
     plan = make_plan(
         toy_config(tied=False), Recipe.from_dict({"name": "test", "step": STEPS["solved"]})
     )

@@ -368,8 +368,26 @@ def test_overflow_names_the_source() -> None:
     model = small_model()
     model.get_parameter("model.layers.1.input_layernorm.weight").data[0] = float("inf")
     for method in ("smoothquant", "awq"):
-        with pytest.raises(ValueError, match=r"^model\.layers\.1\.input_layernorm: .*calibrate in"):
+        named = r"^model\.layers\.1\.input_layernorm\b.*calibrate in"
+        with pytest.raises(ValueError, match=named):
             transform(model, recipe({"method": method}, INT8), prompts(model.config))
+
+
+def test_an_error_that_is_not_finite_stops_the_search() -> None:
+    model = small_model()
+    for name in ("gate", "up", "down"):  # the squared output of the block overflows float32
+        model.get_parameter(f"model.layers.1.mlp.{name}_proj.weight").data.mul_(5e5)
+    model.get_parameter("model.layers.1.post_attention_layernorm.weight").data.mul_(1e3)
+    searching = recipe({"method": "smoothquant", "alpha": "search"}, INT4)
+    with pytest.raises(ValueError, match=r"^model\.layers\.1: .*alpha \[None.* is (nan|inf)"):
+        transform(model, searching, prompts(model.config))
+
+
+def test_an_error_of_awq_that_is_not_finite_names_the_layers() -> None:
+    model = small_model()
+    model.get_parameter("model.layers.1.self_attn.k_proj.weight").data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"layers\.1\..*layernorm, .*layers\.1\..*k_proj.* is nan"):
+        transform(model, recipe({"method": "awq"}, INT4), prompts(model.config))
 
 
 def test_text_alone_cannot_smooth_the_tower() -> None:

@@ -109,6 +109,82 @@ def test_layers_for_a_solver_are_judged_on_positive_scales() -> None:
         assert result.rtn_error == pytest.approx(relative_error([weight], [plain], hessian))
 
 
+def gated(heads: int = 2, width: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, a layer with query and gate rows, and the numbers of its gate rows.
+
+    The queries are large. In the gate rows the columns of the large inputs have the largest weight
+    of their group, which is exact on the grid, so every scaling of these columns only coarsens the
+    grid of the others.
+    """
+    x, weight = salient(), 8 * randn(2 * heads * width, 128, seed=1)
+    gates = torch.arange(len(weight)).reshape(heads, 2, width)[:, 1].flatten()
+    weight[gates] = 2**-9 * randn(len(gates), 128, seed=2).clamp(-2, 2)
+    weight[gates[:, None], torch.tensor([5, 40, 77])] = -(2**-6)
+    return x, weight, gates
+
+
+def error_of(rows: Tensor, hessian: Tensor, scales: Tensor) -> float:
+    candidate = rtn(rows * scales, INT4).dequantize() / scales
+    return relative_error([rows], [candidate], hessian)
+
+
+def test_large_rows_do_not_decide_for_small_ones() -> None:
+    """One score over queries and gates ruins the gates; a score for each does not."""
+    x, weight, gates = gated()
+    hessian, magnitudes = x.t() @ x, x.abs().mean(dim=0)
+    joint = awq_scales([weight], hessian, magnitudes, INT4)
+    apart = awq_scales([weight], hessian, magnitudes, INT4, row_parts=[(16, 16)])
+    plain = error_of(weight[gates], hessian, torch.ones(128))
+    assert joint.error < 0.5 * joint.rtn_error
+    assert error_of(weight[gates], hessian, joint.scales) > 3 * plain
+    assert error_of(weight[gates], hessian, apart.scales) <= plain
+
+
+def test_rows_of_all_uses_that_gain_are_scaled() -> None:
+    """The error is the mean over the uses, whatever their sizes; other layers are one use."""
+    x, weight, other = salient(), randn(64, 128, seed=1), randn(16, 128, seed=2)
+    weight.view(2, 2, 16, 128)[:, 1] *= 0.01
+    hessian = x.t() @ x
+    result = awq_scales(
+        [weight, other], hessian, x.abs().mean(dim=0), INT4, row_parts=[(16, 16), ()]
+    )
+    halves = weight.view(2, 2, 16, 128).transpose(0, 1).reshape(2, 32, 128)
+    uses = [*halves, other]
+    for scales, expected in ((result.scales, result.error), (torch.ones(128), result.rtn_error)):
+        errors = [error_of(rows, hessian, scales) for rows in uses]
+        assert sum(errors) / 3 == pytest.approx(expected, rel=1e-4)
+    assert result.error < 0.5 * result.rtn_error
+
+
+@pytest.mark.parametrize("parts", [None, [(), ()]])
+def test_without_parts_all_rows_have_one_score(parts: list[tuple[int, ...]] | None) -> None:
+    """The candidates and the choice by their definition, for two layers of other energies."""
+    x, weights = salient(), [randn(24, 128, seed=1), 5 * randn(16, 128, seed=2)]
+    hessian, magnitudes = x.t() @ x, x.abs().mean(dim=0)
+    sizes = column_magnitudes(weights, INT4)
+    grid = [(point / 4, None) for point in range(5)] + [(point / 4, sizes) for point in range(4)]
+    errors = []
+    for ratio, of_weights in grid:
+        scales = scales_at(magnitudes, ratio, of_weights)
+        candidates = [rtn(w * scales, INT4).dequantize() / scales for w in weights]
+        errors.append(relative_error(weights, candidates, hessian))
+    result = awq_scales(weights, hessian, magnitudes, INT4, points=4, row_parts=parts)
+    best = errors.index(min(errors))
+    assert (result.ratio, result.balanced) == (grid[best][0], grid[best][1] is not None)
+    assert (result.error, result.rtn_error) == (min(errors), errors[0])
+
+
+@pytest.mark.parametrize("parts", [None, [(16, 16)]])
+def test_an_error_that_is_not_finite_stops(parts: list[tuple[int, ...]] | None) -> None:
+    x, weight = randn(300, 64), randn(32, 64, seed=1)
+    weight[20] *= 1e18  # its squared output overflows float32
+    with pytest.raises(ValueError, match=r"squares of the outputs is (inf|nan)"):
+        awq_scales([weight], 1e8 * x.t() @ x, torch.ones(64), INT4, row_parts=parts)
+    weight[20] = torch.nan
+    with pytest.raises(ValueError, match="of the outputs is nan"):
+        awq_scales([weight], x.t() @ x, torch.ones(64), INT4, row_parts=parts)
+
+
 def test_more_points_never_do_worse() -> None:
     x, weight = salient(), randn(48, 128, seed=1)
     errors = [
