@@ -93,7 +93,7 @@ def estimate_passes(
         weights[spec.part] += per_token * spec.weights
     text, head = config.text, config.text.hidden_size * config.text.vocab_size
     # Queries times keys and weights times values; on average half of the prompt is attended to.
-    attention = text.num_hidden_layers * text.num_attention_heads * text.head_dim * work.tokens
+    attention = len(text.cached_layers) * text.num_attention_heads * text.head_dim * work.tokens
     vision = work.image_tokens * weights["tower"] * rates.mac
     prefill = work.prompts * work.tokens * (weights["decoder"] + attention) * rates.mac
     batch = min(batch_size, work.prompts)

@@ -133,7 +133,8 @@ def _kept_width(text: TextConfig) -> int:
     """Return the width of the last state within a decoder block that is stored for every token."""
     if text.experts is None:
         return text.intermediate_size
-    return text.num_attention_heads * text.head_dim  # the taps of experts are not resumed
+    linear = text.linear_attention.value_width if text.linear_attention else 0
+    return max(text.num_attention_heads * text.head_dim, linear)  # experts' taps are not resumed
 
 
 def _pass_bytes(

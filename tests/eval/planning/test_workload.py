@@ -43,7 +43,7 @@ def test_passes_by_hand(processor: Processor) -> None:
         weights[spec.stage] += spec.weights
     text, head = config.text, config.text.hidden_size * config.text.vocab_size
     work = Workload("a", prompts=10, tokens=20, image_tokens=30, answer_tokens=5)
-    attention = 20 * text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    attention = 20 * len(text.cached_layers) * text.num_attention_heads * text.head_dim
     reading = 10 * 20 * (weights["decoder"] + attention)
     vision = 30 * (4 * weights["vision"] + weights["merger"])
     passes = estimate_passes(work, config, MACS, batch_size=4)
