@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, Reply, completion, table
+from eval_files import base64_png, write_tsv
 from typer.testing import CliRunner, Result
 
 from vlpress.cli import main
@@ -74,6 +75,41 @@ def test_unusable_input_is_one_line_and_exit_code_2(
     assert result.stderr.startswith("vlpress: error: ") and result.stderr.count("\n") == 1
     assert message in result.stderr and KEY not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def places_file(folder: Path) -> Path:
+    row = {"image": base64_png(1, (200, 100)), "question": "open", "bbox": "[10, 10, 21, 21]"}
+    return write_tsv(folder / "s.tsv", [{"index": index, **row} for index in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([], "give --coordinates, the rule of the model's family"),
+        (["--coordinates", "qwen2.5-vl"], "give the original's evaluation with --reference"),
+    ],
+)
+def test_places_need_a_rule_and_sizes(chosen: list[str], message: str, tmp_path: Path) -> None:
+    bench = ("--bench", f"ScreenSpot_Web={places_file(tmp_path)}")
+    result = call("eval", "-o", tmp_path / "out", "--endpoint", "h", *STYLE, *bench, *chosen)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_of_a_served_model_are_read_by_the_rule_of_the_reference(tmp_path: Path) -> None:
+    bench = f"ScreenSpot_Web={places_file(tmp_path)}"
+    # The element's centre is (20, 20) of 200 x 100.
+    task = open_task(bench, prompt_style="vlmevalkit-default", coordinates="qwen3-vl")
+    base, cand = tmp_path / "base", tmp_path / "cand"
+    with ChatServer(table([task], lambda _: '{"point_2d": [100, 200]}'), models=MODELS) as server:
+        command = ["eval", "--endpoint", server.url, "--bench", bench, "--json"]
+        scores = parsed(call(*command, *STYLE, "--coordinates", "qwen3-vl", "-o", base))
+        entry = scores["benchmarks"]["ScreenSpot_Web"]
+        assert (entry["score"], entry["extra"]["distance to centre"]) == (100.0, 0.0)
+        again = parsed(call(*command, "--reference", base, "-o", cand))
+    assert again["benchmarks"]["ScreenSpot_Web"]["score"] == 100.0
+    run = json.loads((cand / "run.json").read_text("utf-8"))
+    assert run["tasks"]["ScreenSpot_Web"]["fingerprint"]["coordinates"] == "qwen3-vl"
 
 
 def test_served_models_are_evaluated_and_compared(
