@@ -153,7 +153,7 @@ def batches(
 
     Args:
         writer: makes the conversations.
-        stage: `vision` (images only), `drill`, `look`, `decoder` or `joint`.
+        stage: `vision` (images only), `drill`, `look`, `decoder`, `joint` or `draft`.
         seed: seed of the stream.
         size: conversations per batch, or images in the `vision` stage.
         questions: questions per conversation.
@@ -184,4 +184,4 @@ def batches(
         groups = by_length(conversations, size * TOKENS)
         rng.shuffle(groups)
         for group in groups:
-            yield pack(group, family, draw=stage == "joint")
+            yield pack(group, family, draw=stage in ("joint", "draft"))

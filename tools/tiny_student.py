@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny_configs import CONFIGS, HIDDEN
 from tiny_data import PackedBatch
+from tiny_draft import draft_loss
+from tiny_segments import Segments
 from tiny_truth import GROUPS, LABELS, MARKS, PLACED, THINGS
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.features import VISUAL_ROWS, Features
+from vlpress.model.mtp import MultiTokenPredictor
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.synthetic.canvas import INKS
 from vlpress.synthetic.glyphs import GLYPHS
@@ -35,6 +38,7 @@ class Student(nn.Module):
         config = ModelConfig.from_dict(CONFIGS[family](tokenizer))
         self.end_of_turn: int = tokenizer.encode("<|im_end|>").ids[0]
         self.qwen = QwenVL(config)
+        self.mtp = MultiTokenPredictor(config.text) if config.text.mtp_layers else None
         self.flag_head = nn.Linear(HIDDEN, 1)
         generator = torch.Generator().manual_seed(7)
         # Labels of what an object is get orthogonal codes, which almost fill the space, as four
@@ -63,6 +67,14 @@ class Student(nn.Module):
                 if "deepstack" in name and name.endswith("linear_fc2.weight"):
                     std = 0.0  # trained with the decoder only, which has not seen such features
                 nn.init.normal_(p, std=std, generator=generator)
+                if name.endswith("conv1d.weight"):
+                    with torch.no_grad():
+                        p[..., -1] += 1.0  # begin with the token itself
+            elif name.endswith("dt_bias"):
+                # Steps of 0.001 to 0.1, as in Mamba (arXiv 2312.00752, section 3.6): the state
+                # begins to forget after ten to a thousand tokens.
+                steps = torch.logspace(-3, -1, len(p))
+                p.data.copy_(steps.expm1().log())
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -101,13 +113,18 @@ class Student(nn.Module):
         return out
 
     def decode(self, batch: PackedBatch, features: Features) -> tuple[Tensor, Tensor]:
-        """Final hidden states `[B, T, HIDDEN]`, and those after `FLAG_LAYER`."""
+        """Final hidden states `[B, T, HIDDEN]`, and those after `FLAG_LAYER`.
+
+        With linear attention the latter are the embeddings.
+        """
         model = self.qwen.model
         embeds = model.embed_tokens(batch.ids)
         where = batch.ids == self.qwen.config.image_token_id
         added = {key: value for key, value in features.items() if key != "hidden"}
         if len(values := features["hidden"]):
             embeds = embeds.masked_scatter(where[..., None], values.to(embeds.dtype))
+        if self.qwen.config.text.linear_attention is not None:
+            return self._decode_segments(embeds, batch), embeds
         if added:
             added[VISUAL_ROWS] = torch.nonzero(where.flatten())[:, 0]
         state = model.prepare(embeds, batch.position, batch.mask(), added=added)
@@ -117,6 +134,17 @@ class Student(nn.Module):
             if index == FLAG_LAYER:
                 middle = state["hidden"]
         return model.finish(state), middle
+
+    def _decode_segments(self, embeds: Tensor, batch: PackedBatch) -> Tensor:
+        """Final hidden states of a decoder with linear attention, `[B, T, HIDDEN]`."""
+        model, config = self.qwen.model, self.qwen.config.text
+        state = model.prepare(embeds, batch.position)
+        segments = Segments(batch.segment, state["cos"], state["sin"])
+        parts = segments.split(embeds)
+        for layer in model.layers:
+            parts = segments.run(layer, parts, config)
+        out: Tensor = model.norm(segments.join(parts))
+        return out
 
 
 def vision_loss(
@@ -145,7 +173,10 @@ def vision_loss(
 def decoder_loss(
     student: Student, hidden: Tensor, middle: Tensor, batch: PackedBatch
 ) -> tuple[Tensor, dict[str, float]]:
-    """Cross-entropy of the answers, and of classifying options as correct or wrong."""
+    """Cross-entropy of the answers, and of classifying options as correct or wrong.
+
+    With linear attention only the former: a reasoning has found the answer before it is compared.
+    """
     is_answer = batch.target >= 0
     scores = student.qwen.logits(hidden[is_answer])
     target, kind = batch.target[is_answer], batch.kind[is_answer]
@@ -155,12 +186,12 @@ def decoder_loss(
     right = (scores.argmax(1) == target).float()
     report = {"loss": float(loss.detach())}
     is_end = target == student.end_of_turn
-    for name, which in (("letter", 1), ("string", 2), ("other", 3)):
+    for name, which in (("letter", 1), ("string", 2), ("other", 3), ("think", 4)):
         chosen = right[(kind == which) & ~is_end]
         if len(chosen):
             report[name] = float(chosen.mean())
     options = batch.flag >= 0
-    if options.any():
+    if options.any() and student.qwen.config.text.linear_attention is None:
         flags = student.flag_head(middle[options].float()).squeeze(1)
         truth = batch.flag[options].float()
         extra = F.binary_cross_entropy_with_logits(flags.float(), truth)
@@ -186,13 +217,26 @@ def step_loss(
         taught: features `[tokens, HIDDEN]` to learn in the `vision` stage; None for the code.
     """
     if stage == "vision":
-        seen = student.features(batch)["hidden"].float()
-        return vision_loss(student, seen, batch.labels, taught)
-    if stage == "joint" and len(batch.grid):
+        codes = student.features(batch)["hidden"].float()
+        return vision_loss(student, codes, batch.labels, taught)
+    hits: dict[str, float] = {}
+    extra = None
+    frozen = not next(student.qwen.visual.parameters()).requires_grad
+    if stage == "draft":
+        assert student.mtp is not None
+        with torch.no_grad():
+            nothing = {"hidden": batch.patches.new_zeros(0, HIDDEN)}
+            seen = student.features(batch) if len(batch.grid) else nothing
+            hidden, embeds = student.decode(batch, seen)
+        return draft_loss(student.mtp, student.qwen, embeds, hidden, batch)
+    if stage == "joint" and len(batch.grid) and frozen:
+        with torch.no_grad():
+            features = student.features(batch)
+    elif stage == "joint" and len(batch.grid):
         features = {key: value.float() for key, value in student.features(batch).items()}
         extra, hits = vision_loss(student, features["hidden"], batch.labels)
     else:
-        features, extra, hits = {"hidden": student.true_features(batch.labels, noise)}, None, {}
+        features = {"hidden": student.true_features(batch.labels, noise)}
     hidden, middle = student.decode(batch, features)
     loss, report = decoder_loss(student, hidden, middle, batch)
     if extra is not None:

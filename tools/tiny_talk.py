@@ -3,6 +3,9 @@
 A conversation is a prefix (system turn and images) followed by several questions. Each question
 attends to the prefix and itself only, and its positions continue those of the prefix: it equals a
 single-turn prompt, but the prefix is computed once for all questions.
+
+With a tokenizer that has the tags of a reasoning, most answers follow one, and the others an empty
+one, as in prompts with a given answer.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from tiny_reasoning import derivation
 from tiny_truth import PATCH
 from tokenizers import Tokenizer
 
+from vlpress.model.processing.reasoning_tags import BEGIN, END
 from vlpress.synthetic import wording
 from vlpress.synthetic.canvas import INKS, SHAPES, AnnotatedImage
 from vlpress.synthetic.phrases import translate
@@ -45,6 +50,7 @@ DULL = {
     "quality": 0.5,
     "list": 1.5,
 }  # learned quickly, so rarer
+EMPTY_REASONING = 0.15  # share of answers after an empty reasoning
 READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
 
 
@@ -62,7 +68,9 @@ class Conversation:
     flag: list[int] = field(default_factory=list)
     segment: list[int] = field(default_factory=list)
     position: list[tuple[int, int, int]] = field(default_factory=list)
-    kind: list[int] = field(default_factory=list)  # 1: letter answer, 2: read string, 3: other
+    kind: list[int] = field(
+        default_factory=list
+    )  # 1: letter answer, 2: read string, 3: other, 4: reasoning
 
 
 class Writer:
@@ -71,6 +79,7 @@ class Writer:
     def __init__(self, tokenizer: Tokenizer, closed: float = 1.0) -> None:
         self.closed = closed  # factor on the share of multiple choice
         self.tokenizer = tokenizer
+        self.thinks = tokenizer.token_to_id(BEGIN) is not None
         self.image_pad: int = tokenizer.encode("<|image_pad|>").ids[0]
         self.encode = lru_cache(maxsize=200_000)(self._encode)
 
@@ -100,7 +109,7 @@ class Writer:
         chosen = [candidates[i] for i in order[:count]]
         chosen += [_repeat(rng) for _ in range(count) if rng.random() < 0.12]
         for index, question in enumerate(chosen, 1):
-            self._ask(out, question, rng, start, index, bare=bare)
+            self._ask(out, scene, question, rng, start, index, bare=bare)
         return out
 
     def drill(self, rng: random.Random, pairs: int) -> Conversation:
@@ -158,8 +167,8 @@ class Writer:
         return start
 
     def _ask(
-        self, out: Conversation, question: Question, rng: random.Random, start: int, index: int,
-        *, bare: bool,
+        self, out: Conversation, scene: Scene, question: Question, rng: random.Random, start: int,
+        index: int, *, bare: bool,
     ) -> None:  # fmt: skip
         language = "zh" if rng.random() < 0.12 else "en"
         closed = self.closed * (0.35 if question.skill in READING else 0.75)
@@ -189,9 +198,17 @@ class Writer:
                 out.flag[first + flag_at] = int(seen == right)
         turn = "<|im_end|>\n<|im_start|>assistant\n"
         self._append(out, self.lines(turn), index, self._next(out, start, index))
+        if self.thinks:
+            self._think(out, "" if rng.random() < EMPTY_REASONING else derivation(scene, question))
         kind = 1 if worded.options else 2 if question.skill in READING else 3
         answer = [*self.encode(worded.answer), *self.encode("<|im_end|>")]
         self._append(out, answer, index, self._next(out, start, index), loss=kind)
+
+    def _think(self, out: Conversation, text: str) -> None:
+        index = out.segment[-1]
+        self._append(out, self.lines(f"{BEGIN}\n"), index, out.position[-1][0] + 1)
+        rest = self.lines(f"{text}\n{END}\n\n")
+        self._append(out, rest, index, out.position[-1][0] + 1, loss=4 if text else 0)
 
     @staticmethod
     def _next(out: Conversation, start: int, index: int) -> int:

@@ -3,7 +3,10 @@
 A byte-level BPE trained on the generator's own sentences. Capitals and digits are always separate
 tokens, because text in an image is read glyph by glyph.
 
-    python tools/tiny_tokenizer.py OUT_DIR
+    python tools/tiny_tokenizer.py OUT_DIR [--thinking]
+
+With `--thinking` the tokenizer has the tags around a reasoning too, and the template opens one in
+the form of Qwen3.5.
 """
 
 from __future__ import annotations
@@ -13,12 +16,23 @@ import random
 import sys
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
+from vlpress.model.processing.reasoning_tags import BEGIN, END
 from vlpress.synthetic import scenes, wording
 from vlpress.synthetic.phrases import CHINESE, CHINESE_PHRASES, ENGLISH_PHRASES
 
 VOCAB_SIZE = 1280  # a multiple of 128, special tokens included
+THINKING_VOCAB_SIZE = 1312  # a multiple of 32; 30 of its tokens are unused
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
     "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
@@ -48,6 +62,55 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+THINKING_CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{%- set last = namespace(question=-1) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{%- set last.question = loop.index0 -%}
+{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- set text -%}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif part['type'] == 'video' or 'video' in part -%}
+{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+{%- elif 'text' in part -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endset -%}
+{%- if message['role'] != 'assistant' -%}
+{{- text -}}
+{%- else -%}
+{%- set reasoning = message.get('reasoning_content') or '' -%}
+{%- if '</think>' in text -%}
+{%- set reasoning = text.split('</think>')[0].split('<think>')[-1] -%}
+{%- set text = text.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{%- if loop.index0 > last.question -%}
+{{- '<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+{{- text -}}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n<think>\\n' -}}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{- '\\n</think>\\n\\n' -}}
+{%- endif -%}
 {%- endif -%}
 """
 
@@ -93,12 +156,23 @@ def train() -> Tokenizer:
     return tokenizer
 
 
-def write(folder: Path) -> None:
+def add_thinking(tokenizer: Tokenizer) -> None:
+    """Add the tags around a reasoning in place; they are kept when text is decoded, as in Qwen's.
+
+    The ids of all other tokens stay.
+    """
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in (BEGIN, END)])
+
+
+def write(folder: Path, *, thinking: bool = False) -> None:
     """Write the tokenizer, its config, and the generation config."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train()
+    tokenizer, template = train(), CHAT_TEMPLATE
+    if thinking:
+        add_thinking(tokenizer)
+        template = THINKING_CHAT_TEMPLATE
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
     ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
     files = {
         "tokenizer_config.json": {
@@ -107,7 +181,7 @@ def write(folder: Path) -> None:
             "eos_token": "<|im_end|>",
             "pad_token": "<|endoftext|>",
             "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": template,
         },
         "generation_config.json": {
             "bos_token_id": ids["<|endoftext|>"],
@@ -123,4 +197,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), thinking="--thinking" in sys.argv[2:])

@@ -7,7 +7,8 @@ The difficult parts for a model of this size are taught first, and separately:
 `drill`    the decoder learns that a letter belongs to the word after it;
 `look`     the decoder learns to look up the true codes of an image, from short cues;
 `decoder`  the decoder learns the questions, with the true codes in place of images;
-`joint`    both are combined and trained further, with the code as an auxiliary loss.
+`joint`    both are combined and trained further, with the code as an auxiliary loss;
+`draft`    the module for multi-token prediction learns, on the frozen model.
 
 `vision` and `drill` + `decoder` are independent and can run in parallel. Every stage stores its
 state and resumes from it, so that it can run in pieces, and under `torchrun` with several ranks (on
@@ -48,11 +49,16 @@ from safetensors.torch import save_file
 from teacher import Teacher
 from tiny_configs import CONFIGS, PREPROCESSORS, stored_name
 from tiny_data import PackedBatch
+from tiny_draft import begin_predictor
 from tiny_student import Student, step_loss
 from tiny_talk import Writer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from vlpress.model import gated_delta, linear_attention
+
+STAGES = ("vision", "drill", "look", "decoder", "joint", "draft")
+MATRICES = ("layers.", "blocks.", ".merger.", "mtp.fc")  # parts of names
 VISION_RATE = 0.5  # share of the decoder's learning rate in the joint stage
 
 
@@ -72,17 +78,34 @@ def plain_attention(
     return torch.softmax(scores, -1, dtype=scores.dtype) @ v
 
 
-def optimizers(student: Student, stage: str, lr: float) -> list[torch.optim.Optimizer]:
+def fast_rule() -> None:
+    """Run the gated delta rule in float32 under autocast, in chunks for questions of few tokens."""
+
+    def rule(*args: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            q, k, v, g, beta, state = args
+            return gated_delta.chunked_delta_rule(q, k, v, g, beta, state, chunk=32)
+
+    vars(linear_attention)["chunked_delta_rule"] = rule
+
+
+def optimizers(
+    student: Student, stage: str, lr: float, *, frozen_tower: bool = False
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks and the merger, AdamW for everything else.
 
-    In the `joint` stage the trained tower has a fraction of the decoder's learning rate.
+    In the `joint` stage the trained tower has a fraction of the decoder's learning rate, and none
+    if it is frozen.
     """
     matrices: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     rest: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, p in student.named_parameters():
         is_vision = ".visual." in name
-        p.requires_grad_(stage == "joint" or (stage == "vision") == is_vision)
-        inside = p.dim() == 2 and any(part in name for part in ("layers.", "blocks.", ".merger."))
+        is_trained = stage == "joint" or (stage == "vision") == is_vision
+        if name.startswith("mtp.") or stage == "draft":
+            is_trained = name.startswith("mtp.") and stage == "draft"
+        p.requires_grad_(is_trained and not (is_vision and frozen_tower))
+        inside = p.dim() == 2 and any(part in name for part in MATRICES)
         if p.requires_grad:
             (matrices if inside else rest)[is_vision].append(p)
 
@@ -116,7 +139,7 @@ def load_states(student: Student, paths: list[Path], stage: str) -> None:
         keep = state["model"]
         if state["stage"] == "vision":
             keep = {k: v for k, v in keep.items() if ".visual." in k}
-        elif state["stage"] != "joint":
+        elif state["stage"] not in ("joint", "draft"):
             keep = {k: v for k, v in keep.items() if ".visual." not in k}
         student.load_state_dict(keep, strict=False)
 
@@ -221,6 +244,8 @@ def restore(
     if not args.state.exists():
         student.align_embeddings(tokenizer)
         load_states(student, args.begin_with, args.stage)
+        if args.stage == "draft" and student.mtp is not None:
+            begin_predictor(student.mtp, student.qwen)
         return 0, 0.0
     state = torch.load(args.state, map_location="cpu", weights_only=True)
     student.load_state_dict(state["model"])
@@ -239,12 +264,13 @@ def train(args: argparse.Namespace) -> None:
         float32_muon.install()
     if device.type == "cpu":
         F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
+        fast_rule()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if dist.is_initialized() else 0
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     student = Student(tokenizer, args.family).to(device)
-    tuners = optimizers(student, args.stage, args.lr)
+    tuners = optimizers(student, args.stage, args.lr, frozen_tower=args.frozen_tower)
     step, spent = restore(args, student, tuners, tokenizer)
     teacher = Teacher(args.teacher, tokenizer, args.family) if args.teacher else None
     clock = Clock(args.minutes * 60, 60 * (args.total or 0), spent)
@@ -308,7 +334,7 @@ def export(args: argparse.Namespace) -> None:
     tensors = {
         stored_name(name.removeprefix("qwen."), args.family): value.to(torch.bfloat16).contiguous()
         for name, value in state.items()
-        if name.startswith("qwen.")
+        if name.startswith(("qwen.", "mtp."))
     }
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
@@ -327,7 +353,7 @@ def export(args: argparse.Namespace) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("vision", "drill", "look", "decoder", "joint", "export"))
+    parser.add_argument("stage", choices=(*STAGES, "export"))
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--begin-with", type=Path, nargs="*", default=[])
     parser.add_argument("--tokenizer", type=Path, default=Path("model/tiny"))
@@ -339,6 +365,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--images", type=int, default=0,
                         help="of a `joint` batch besides those of its conversations")  # fmt: skip
+    parser.add_argument("--frozen-tower", action="store_true",
+                        help="train the decoder alone in `joint`")  # fmt: skip
     parser.add_argument("--closed", type=float, default=1.0, help="factor: multiple choice")
     parser.add_argument("--drills", type=float, default=0.05, help="share of drills")
     parser.add_argument("--looks", type=float, default=0.2, help="share of looking drills")

@@ -15,10 +15,12 @@ from torch.optim import _muon
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import load_model, resolve_model
+from vlpress.model.mtp import MultiTokenPredictor
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
 
 STAGES = ("vision", "drill", "joint", "look", "decoder")
+THINKING = ("qwen3_5",)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,8 @@ def one_batch(tokenizer: Tokenizer, stage: str, family: str) -> tiny_data.Packed
         ("qwen2_5_vl", "vision"),
         ("qwen2_5_vl", "drill"),
         pytest.param("qwen3_vl", "joint", marks=pytest.mark.slow),
+        pytest.param("qwen3_5", "joint", marks=pytest.mark.slow),
+        pytest.param("qwen3_5", "draft", marks=pytest.mark.slow),
         *(pytest.param("qwen2_5_vl", stage, marks=pytest.mark.slow) for stage in STAGES[2:]),
     ],
 )
@@ -74,9 +78,13 @@ def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_models_of_all_families_are_at_most_16_megabytes(family: str, tokenizer: Tokenizer) -> None:
+    config = ModelConfig.from_dict(CONFIGS[family](tokenizer))
     with torch.device("meta"):
-        model = QwenVL(ModelConfig.from_dict(CONFIGS[family](tokenizer)))
-    assert 12e6 < 2 * sum(p.numel() for p in model.parameters()) < 16e6  # bf16
+        parts: list[torch.nn.Module] = [QwenVL(config)]
+        if config.text.mtp_layers:
+            parts.append(MultiTokenPredictor(config.text))
+    size = sum(p.numel() for part in parts for p in part.parameters())
+    assert 12e6 < 2 * size < 15.98e6  # bf16; the names of the tensors take 20 kB
 
 
 def test_plain_attention_equals_scaled_dot_product_attention() -> None:
@@ -101,7 +109,7 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
 def test_training_resumes_and_exports_a_loadable_folder(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny_tokenizer.write(tmp_path / "tokenizer")
+    tiny_tokenizer.write(tmp_path / "tokenizer", thinking=family in THINKING)
     state, out = tmp_path / "joint.pt", tmp_path / "out"
     common = ["--state", str(state), "--tokenizer", str(tmp_path / "tokenizer"), "--batch", "1"]
     common += ["--family", family, "--images", "1"]

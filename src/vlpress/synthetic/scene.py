@@ -102,20 +102,24 @@ def fitting_style(rng: random.Random, face: str, length: int, side: int = SIDE) 
     return TextStyle(face, height, advance, weight=rng.uniform(1.8, 2.6) * height / 17)
 
 
-def listing(marks: Sequence[Mark]) -> list[Question]:
-    """Return the open question that asks for everything in the image, row by row.
-
-    Glyphs of a row form one string; a shape is listed with its colour.
-    """
+def in_rows(marks: Sequence[Mark]) -> list[list[Mark]]:
+    """Return the rows of an image from top to bottom, each from left to right."""
     rows: list[list[Mark]] = []
     for mark in sorted(marks, key=lambda m: m.y):
         if rows and mark.y - rows[-1][0].y < 12:  # pixels: less than the distance of two rows
             rows[-1].append(mark)
         else:
             rows.append([mark])
+    return [sorted(row, key=lambda m: m.x) for row in rows]
+
+
+def listing(marks: Sequence[Mark]) -> list[Question]:
+    """Return the open question that asks for everything in the image, row by row.
+
+    Glyphs of a row form one string; a shape is listed with its colour.
+    """
     parts: list[str] = []
-    for marks_of_row in rows:
-        in_order = sorted(marks_of_row, key=lambda m: m.x)
+    for in_order in in_rows(marks):
         if string := "".join(m.glyph for m in in_order):
             parts.append(string)
         parts += [f"{m.colour} {m.shape}" for m in in_order if m.shape]
