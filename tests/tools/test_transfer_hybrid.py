@@ -45,7 +45,7 @@ def test_attention_without_rotation_is_the_same(configs: tuple[ModelConfig, Mode
         for attention, config in zip((old, new), configs, strict=True)
     ]
     assert outputs[0].abs().max() > 0.1
-    assert torch.allclose(*outputs, atol=1e-5)
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
 
 
 @torch.no_grad()
