@@ -10,7 +10,13 @@ from .health import THRESHOLDS
 from .provenance import describe_evaluation
 from .sections.sampling import describe_sampling
 from .sections.speed import memory_note, speed_notes
-from .tables.answers import health_table, reasoning_table, sampling_table
+from .tables.answers import (
+    fault_table,
+    health_table,
+    length_table,
+    reasoning_table,
+    sampling_table,
+)
 from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
@@ -184,7 +190,12 @@ def _health(benchmarks: Mapping[str, Report]) -> list[str]:
         *_explained(health_table(benchmarks)),
         "A verdict is not PASS if a model violates one of these limits (docs/report.md, Health): "
         f"{escape(limits, TEXT_LIMIT)}.",
-        *(_explained(reasonings) if (reasonings := reasoning_table(benchmarks)) else []),
+        *(
+            part
+            for make in (reasoning_table, length_table, fault_table)
+            if (table := make(benchmarks))
+            for part in _explained(table)
+        ),
     ]
 
 

@@ -44,9 +44,10 @@ from .markdown import render_report
 from .provenance import evaluated_section, generation_section
 from .reproduce import reproduce_command
 from .sections.fidelity import fidelity_section
+from .sections.lengths import compare_lengths
 from .sections.sampling import compare_sampling
 from .sections.speed import memory_section, speed_section
-from .words.answer_warnings import pair_warnings
+from .words.answer_warnings import length_warnings, pair_warnings
 from .words.drafts import drafts_section
 from .words.kv_cache import kv_cache_section
 from .words.verdict import find_scope, verdict_text
@@ -196,6 +197,7 @@ def _benchmark(
     cluster_of = image_clusters(base.items)
     clusters = [cluster_of[unit.id] for unit, _ in pairs]
     rows = list(zip(base.answers, candidate.answers, strict=True))
+    lengths = compare_lengths(base, candidate)
     is_blank = base.info["fingerprint"]["blank_images"]
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
@@ -218,6 +220,7 @@ def _benchmark(
         "base": base_score.percent,
         "candidate": cand_score.percent,
         **compare_sampling((base, candidate), scores),
+        **lengths,
         **paired_difference(pairs, clusters),
         **judged,
         "verdict": cap_verdict(judged["verdict"], reasons),
@@ -238,7 +241,7 @@ def _benchmark(
             "candidate": summarize_health(candidate, cand_score),
         },
         "notes": list(base.info["notes"]),
-        "warnings": pair_warnings(base, candidate),
+        "warnings": pair_warnings(base, candidate) + length_warnings(lengths.get("lengths")),
     }
 
 

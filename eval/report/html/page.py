@@ -116,6 +116,8 @@ def report_page(
         speed_notes=speed_notes(report["speed"]),
         health=answers.health_table(report["benchmarks"]),
         reasoning=answers.reasoning_table(report["benchmarks"]),
+        lengths=answers.length_table(report["benchmarks"]),
+        faults=answers.fault_table(report["benchmarks"]),
         violated=[
             f"{name}: {reason['text']}"
             for name, entry in report["benchmarks"].items()

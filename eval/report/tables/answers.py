@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...tasks.generated.repetition import LEAST, REPEATS
+from ..sections.lengths import ANSWER, CUT_OFF, REASONING, REPEATING
 from . import formatting as fmt
 from .columns import BENCHMARK, HTML, MARKDOWN, Column, DataTable, at, at_or_unknown, named_rows
 
@@ -92,6 +93,7 @@ REASONING_COLUMNS = (
            "Reasonings without an end: the answer counts as cut off, and an empty one is scored."),
     Column("mean tokens", at_or_unknown("health", "reasoning", "mean_tokens"), fmt.fixed(1),
            "Mean length of a reasoning."),
+    Column("median tokens", at_or_unknown("health", "reasoning", "median_tokens"), fmt.fixed(1)),
     Column("p95 tokens", at_or_unknown("health", "reasoning", "p95_tokens"), fmt.COUNT,
            "95 % of the reasonings have at most this many tokens."),
 )  # fmt: skip
@@ -101,3 +103,50 @@ def reasoning_table(benchmarks: Report) -> DataTable | None:
     """The models' reasonings on every benchmark; None if there are none."""
     rows = [row for row in health_table(benchmarks).rows if row["health"].get("reasoning")]
     return DataTable("Reasoning before the answers", REASONING_COLUMNS, rows) if rows else None
+
+
+LENGTHS = (
+    BENCHMARK,
+    Column("tokens of", at("part"), style="name"),
+    Column("base, mean", at_or_unknown("base", "mean"), fmt.fixed(1),
+           "Over all answers; a reasoning that is missing has 0 tokens."),
+    Column("base, median", at_or_unknown("base", "median"), fmt.fixed(1)),
+    Column("candidate, mean", at_or_unknown("candidate", "mean"), fmt.fixed(1)),
+    Column("candidate, median", at_or_unknown("candidate", "median"), fmt.fixed(1)),
+    Column("ratio", at("ratio"), fmt.fixed(2), "Tokens of the candidate / tokens of the base."),
+    Column("95 % interval", at("ci95"), fmt.bounds(2),
+           "Bootstrap of the ratio over questions, from 10 questions on."),
+)  # fmt: skip
+FAULTS = (
+    BENCHMARK,
+    Column("answers that", at("part"), style="name"),
+    Column("base", at("base"), fmt.PERCENT, "Share of all answers."),
+    Column("candidate", at("candidate"), fmt.PERCENT),
+    Column("Δ", at("delta"), fmt.difference(2), "Candidate minus base, in points."),
+    Column("95 % interval", at("ci95"), fmt.span(2),
+           "Confidence interval of the paired difference by question, in points."),
+)  # fmt: skip
+PARTS = {REASONING: "reasonings", ANSWER: "answers"}
+ENDINGS = {CUT_OFF: "have no end", REPEATING: "repeat themselves"}
+
+
+def length_table(benchmarks: Report) -> DataTable | None:
+    """Tokens of reasonings and answers on every benchmark; None if no answer has a reasoning."""
+    rows = _length_rows(benchmarks, PARTS)
+    return DataTable("Lengths of reasonings and answers", LENGTHS, rows) if rows else None
+
+
+def fault_table(benchmarks: Report) -> DataTable | None:
+    """Answers without an end and in a loop; None if no answer has a reasoning."""
+    rows = _length_rows(benchmarks, ENDINGS)
+    return DataTable("Answers without an end, and in a loop", FAULTS, rows) if rows else None
+
+
+def _length_rows(benchmarks: Report, parts: Mapping[str, str]) -> list[dict[str, Any]]:
+    marks = ("name", "synthetic", "limited")
+    return [
+        {**{key: row.get(key) for key in marks}, "part": text, **row["lengths"][part]}
+        for row in named_rows(benchmarks.items())
+        if "lengths" in row
+        for part, text in parts.items()
+    ]

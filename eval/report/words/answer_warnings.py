@@ -6,12 +6,13 @@ need a majority of the answers, warnings leave the verdict as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ....model.processing.reasoning_tags import END
 from ...stats.statistics import count_outcomes, mcnemar
 from ...tasks.generated.reasoning import NONE, OPENED, TAGS
+from ..sections.lengths import LONGER_REASONING, REASONING, is_longer
 
 if TYPE_CHECKING:
     from ...results import StoredTask
@@ -54,6 +55,21 @@ def model_warnings(side: str, task: StoredTask) -> list[str]:
             f"{TAGS}"
         )
     return warnings
+
+
+def length_warnings(lengths: Mapping[str, Any] | None) -> list[str]:
+    """Return the warning about a candidate whose reasoning is shown to be longer than its base's.
+
+    Args:
+        lengths: see `sections.lengths.compare_lengths`; None without reasonings.
+    """
+    if lengths is None or not is_longer(lengths):
+        return []
+    ratio, (low, high) = lengths[REASONING]["ratio"], lengths[REASONING]["ci95"]
+    return [
+        f"the candidate's reasoning takes {ratio:.2f} times the tokens of the base's (95 % "
+        f"interval {low:.2f} to {high:.2f}, LONGER_REASONING {LONGER_REASONING:g})"
+    ]
 
 
 def cut_off_shares(task: StoredTask) -> list[float]:

@@ -7,11 +7,12 @@ of the questions (`--limit`) get words of their own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from ...stats.verdict import Verdict
+from ..sections.lengths import LONGER_REASONING, is_longer, repeats_more
 from ..tables.formatting import join_names, points
 
 LOOK = (
@@ -93,7 +94,21 @@ def verdict_text(report: Report) -> VerdictText:
     """
     scope = find_scope(report["benchmarks"])
     explain = {Verdict.PASS: _passed, Verdict.FAIL: _failed, Verdict.INCONCLUSIVE: _undecided}
-    return explain[Verdict(report["verdict"])](report, scope)
+    text = explain[Verdict(report["verdict"])](report, scope)
+    return replace(text, reason=" ".join([text.reason, *_length_findings(report["benchmarks"])]))
+
+
+def _length_findings(entries: Mapping[str, Report]) -> list[str]:
+    """Sentences on reasonings that are longer than the base's, and on loops."""
+    findings = {
+        f"Its reasoning is shown to be over {100 * (LONGER_REASONING - 1):.0f} % longer": is_longer,
+        "More of its answers are shown to repeat themselves": repeats_more,
+    }
+    named = {
+        text: [name for name, entry in entries.items() if holds(entry.get("lengths"))]
+        for text, holds in findings.items()
+    }
+    return [f"{text} on {join_names(names)}." for text, names in named.items() if names]
 
 
 def _named(entries: Mapping[str, Report], verdict: Verdict) -> list[str]:

@@ -70,6 +70,7 @@ def test_tokens_of_reasonings(count: int, p95: int) -> None:
         for n in range(1, count + 1)
     ]
     expected: dict[str, Any] = {"answers": count, "unfinished": 0, "mean_tokens": (count + 1) / 2}
+    expected["median_tokens"] = (count + 1) / 2
     assert summarize_reasoning(answers) == {**expected, "p95_tokens": p95}
 
 
@@ -79,7 +80,8 @@ def test_reasonings_without_counts() -> None:
     served = replace(plain, reasoning="x", is_unfinished=True)
     known = replace(served, reasoning_tokens=7)
     found = summarize_reasoning([served, known, plain])
-    assert found == {"answers": 2, "unfinished": 2, "mean_tokens": None, "p95_tokens": None}
+    unknown = dict.fromkeys(("mean_tokens", "median_tokens", "p95_tokens"))
+    assert found == {"answers": 2, "unfinished": 2, **unknown}
 
 
 def test_report_of_models_that_reason(bench: Workbench) -> None:
@@ -99,7 +101,8 @@ def test_report_of_models_that_reason(bench: Workbench) -> None:
     assert (entry["base"], entry["candidate"]) == (100, 50)  # unfinished ones are not read
     health = entry["health"]
     found = health["base"]["reasoning"]
-    assert found == {"answers": 32, "unfinished": 0, "mean_tokens": 5, "p95_tokens": 5}
+    lengths = dict.fromkeys(("mean_tokens", "median_tokens", "p95_tokens"), 5)
+    assert found == {"answers": 32, "unfinished": 0, **lengths}
     counts = [
         [health[side][key] for key in ("truncated", "repeating", "empty")]
         for side in ("base", "candidate")
