@@ -97,6 +97,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     candidates = [Path(path) for path in elements(options.candidate)]
     judging: dict[str, Any] = {
         "margin": options.margin,
+        "criterion": options.criterion,
         "across_engines": options.across_engines,
         "across_pixels": options.across_pixels,
     }

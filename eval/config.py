@@ -26,6 +26,7 @@ from ..quant.config import (
     ThreadOptions,
 )
 from ..quant.config import PlanOptions as QuantizationPlanOptions
+from .stats.criterion import MARGIN_CRITERION, Criterion
 
 BUILTIN_BENCHES = ("builtin-mmbench", "builtin-ocrbench", "builtin-mmmu")
 BATCH_SIZE = 32
@@ -217,6 +218,20 @@ class MarginOption(Options):
     ] = MARGIN
 
 
+@dataclass(frozen=True, kw_only=True)
+class CriterionOption(MarginOption):
+    """Criterion of a verdict."""
+
+    criterion: Annotated[
+        Criterion,
+        Option(
+            "How a verdict is found: margin (the loss is shown to stay below --margin), or "
+            "mlperf-99 (the score is at least 99 % of the original's, the rule of MLPerf "
+            "Inference 6.1, without an interval)."
+        ),
+    ] = MARGIN_CRITERION
+
+
 @dataclass(frozen=True)
 class EvaluationArguments(Options):
     """Model and output folder of an evaluation, both optional."""
@@ -292,7 +307,7 @@ class EvaluateOptions(
 
 
 @dataclass(frozen=True)
-class CompareOptions(AcrossPixelsOption, MarginOption):
+class CompareOptions(AcrossPixelsOption, CriterionOption):
     """Options of `compare`."""
 
     base: Annotated[
@@ -353,7 +368,7 @@ class RunOptions(
     InputOptions,
     CandidateCacheOption,
     DeviceOptions,
-    MarginOption,
+    CriterionOption,
     BenchmarkOptions,
     FormatOption,
     CalibrationOptions,

@@ -53,6 +53,7 @@ from .report.report import check_margin
 from .resolve import open_tasks, open_text, refuse_leak
 from .results import read_run
 from .speed_comparison import time_in_alternation
+from .stats.criterion import MARGIN_CRITERION
 from .tasks.files.image_store import decoded_images
 from .tasks.task import Task, by_unit
 
@@ -106,7 +107,7 @@ class _Run:
             text = open_text(options)
             refuse_leak(job.samples, tasks)
         for task in tasks:
-            if task.kind == "own":
+            if task.kind == "own" and options.criterion == MARGIN_CRITERION:
                 advice = advise(len(by_unit(task.fields)), options.margin)
                 self._reporter.note(f"{task.name}: {advice}")
         self._quantize(job, tasks, text)
@@ -139,6 +140,7 @@ class _Run:
             self._candidate,
             folder,
             margin=options.margin,
+            criterion=options.criterion,
             across_pixels=job.recipe.vision_input.max_pixels is not None,
             about=about,
         )
@@ -149,7 +151,7 @@ class _Run:
         """Check the options before a model is downloaded."""
         options = self._options
         refuse_drawings(options.model, options.bench)
-        check_margin(options.margin)
+        check_margin(options.margin, options.criterion)
         check_questions(options, self._settings)
         refuse_foreign(self._out)
 

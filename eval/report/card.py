@@ -8,6 +8,7 @@ from typing import Any
 from .tables.columns import DataTable, markdown_table, named_rows
 from .tables.formatting import SYNTHETIC_NOTE
 from .tables.scores import SCORES
+from .words.criterion_words import criterion_words
 
 HEADS = ("benchmark", "n", "base", "candidate", "Δ", "95 % interval", "verdict")
 
@@ -22,8 +23,8 @@ def scores_section(report: Mapping[str, Any]) -> str:
     table = DataTable("Scores", columns, named_rows(report["benchmarks"].items()))
     lines = [
         "## Scores",
-        f"Verdict: **{report['verdict']}** at a margin of {report['margin']:g} points against the "
-        "original on the same questions. Scores are in percent, intervals paired, in points.",
+        f"Verdict: **{report['verdict']}** ({criterion_words(report).short}) against the original "
+        "on the same questions. Scores are in percent, intervals paired, in points.",
         f"The benchmarks are synthetic: {SYNTHETIC_NOTE}." if report["synthetic"] else "",
         markdown_table(table),
     ]

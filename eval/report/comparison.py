@@ -16,11 +16,13 @@ from ...common.atomic import write_json, write_text
 from ..config import MARGIN
 from ..fidelity.divergences import divergence_interval, find_kl_kind, unit_divergences
 from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
+from ..stats.criterion import MARGIN_CRITERION, Criterion
 from ..stats.paired import image_clusters, paired_difference
 from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
 from .markdown import render_comparison
 from .report import compare
+from .words.criterion_words import criterion_words
 from .words.verdict import comparison_steps, comparison_title
 
 
@@ -30,6 +32,7 @@ def compare_many(
     out_dir: str | Path,
     *,
     margin: float = MARGIN,
+    criterion: Criterion = MARGIN_CRITERION,
     across_engines: bool = False,
     across_pixels: bool = False,
 ) -> dict[str, Any]:
@@ -40,6 +43,7 @@ def compare_many(
         cand_dirs: evaluation folders of the candidates.
         out_dir: receives a folder per candidate, and `comparison.json`, `.md` and `.html`.
         margin: allowed loss in points, in [0, 100).
+        criterion: as in `compare`.
         across_engines: as in `compare`.
         across_pixels: as in `compare`.
 
@@ -59,6 +63,7 @@ def compare_many(
             path,
             out / name,
             margin=margin,
+            criterion=criterion,
             across_engines=across_engines,
             across_pixels=across_pixels,
             overview="../comparison.html",
@@ -69,7 +74,8 @@ def compare_many(
     comparison = {
         "schema": SCHEMA,
         "base": read_run(base_dir).name,
-        "margin": margin,
+        "criterion": criterion,
+        "margin": margin if criterion == MARGIN_CRITERION else None,
         "verdict": combine_verdicts([Verdict(report["verdict"]) for report in reports.values()]),
         **_words(list(reports.values())),
         "verdict_reasons": [
@@ -98,7 +104,7 @@ def _words(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     verdicts, scope = [report["verdict"] for report in reports], reports[0]["scope"]
     return {
         "scope": scope,
-        "headline": comparison_title(verdicts, scope),
+        "headline": comparison_title(verdicts, scope, criterion_words(reports[0])),
         "next_steps": comparison_steps(verdicts, scope),
     }
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..answering.predictions import Prediction
 from ..stats.chance_level import CHANCE_CONFIDENCE, chance_percent, is_choice, lower_bound_percent
+from ..stats.criterion import SHARE
 from ..stats.verdict import Verdict
 from ..tasks.extract import REFUSAL, extract_choice
 from ..tasks.task import Fields, Scorer, TaskScore, is_broken
@@ -289,7 +290,7 @@ def verdict_reasons(benchmarks: Mapping[str, Mapping[str, Any]], margin: float) 
 
     Args:
         benchmarks: entries of `report.json`.
-        margin: allowed loss in points.
+        margin: allowed loss in points; not used for entries with the threshold of MLPerf's rule.
     """
     lines = []
     for name, entry in benchmarks.items():
@@ -297,7 +298,13 @@ def verdict_reasons(benchmarks: Mapping[str, Mapping[str, Any]], margin: float) 
         health: dict[str, list[str]] = {}
         for reason in entry["health_reasons"]:
             health.setdefault(reason["side"], []).append(reason["text"])
-        if entry["verdict"] == Verdict.FAIL:
+        if entry["verdict"] == Verdict.FAIL and "threshold" in entry:
+            lines.append(
+                f"{name}: the score of {entry['candidate']:.2f} % is below "
+                f"{entry['threshold']:.2f} %, which is {100 * SHARE:.0f} % of the base's "
+                f"{entry['base']:.2f} %"
+            )
+        elif entry["verdict"] == Verdict.FAIL:
             lines.append(f"{name}: more than {margin:g} points are lost ({bounds})")
         elif entry["verdict"] == Verdict.INCONCLUSIVE and not health:
             lines.append(

@@ -28,6 +28,7 @@ from .tables.scores import (
     flip_table,
     pair_table,
 )
+from .words.criterion_words import criterion_words, is_mlperf
 from .words.sentences import (
     caveats,
     describe_samples,
@@ -89,7 +90,7 @@ def _explained(table: DataTable) -> list[str]:
 
 
 def _head(report: Report) -> list[str]:
-    margin, words = f"{report['margin']:g}", verdict_text(report)
+    words = verdict_text(report)
     models = f"{escape(report['candidate'])} against {escape(report['base'])}"
     synthetic = " (synthetic benchmarks)" if report["synthetic"] else ""
     label = verdict_label(report["verdict"], report["scope"])
@@ -99,13 +100,22 @@ def _head(report: Report) -> list[str]:
         *_calibration(report),
         escape(f"{words.title} {words.reason}", TEXT_LIMIT),
         *_steps(words.steps),
-        f"The margin is {margin} points. A benchmark is PASS if the lower one-sided 95 % bound of "
-        f"its Δ is above -{margin}, FAIL if the upper one is below.",
+        _method(report),
         *_bullets(report["verdict_reasons"]),
         *_synthetic(report),
         *(escape(text, TEXT_LIMIT) for text in caveats(report)),
         *(f"**Note**: {escape(note, TEXT_LIMIT)}." for note in report["notes"]),
     ]
+
+
+def _method(report: Report) -> str:
+    if is_mlperf(report):
+        return criterion_words(report).method
+    margin = f"{report['margin']:g}"
+    return (
+        f"The margin is {margin} points. A benchmark is PASS if the lower one-sided 95 % bound of "
+        f"its Δ is above -{margin}, FAIL if the upper one is below."
+    )
 
 
 def _steps(steps: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from ..results import (
     read_run,
     summarize_health,
 )
+from ..stats.criterion import MARGIN_CRITERION, MLPERF, Criterion, judge_share, threshold
 from ..stats.multiple_testing import holm
 from ..stats.paired import (
     breakdown,
@@ -68,6 +69,7 @@ def compare(
     out_dir: str | Path,
     *,
     margin: float = MARGIN,
+    criterion: Criterion = MARGIN_CRITERION,
     across_engines: bool = False,
     across_pixels: bool = False,
     about: Mapping[str, Any] | None = None,
@@ -80,6 +82,7 @@ def compare(
         cand_dir: evaluation folder of the candidate.
         out_dir: receives `report.json`, `report.md`, `report.html` and `flips.jsonl`.
         margin: allowed loss in points, in [0, 100).
+        criterion: how the verdict is found; the margin is used by the one of that name only.
         across_engines: allow two different engines, such as this process and a server; the notes
             of the report then list the other differences.
         across_pixels: allow different largest areas of an image; the notes then give both.
@@ -95,7 +98,12 @@ def compare(
     """
     base, candidate = read_run(base_dir), read_run(cand_dir)
     report, flips = build_report(
-        base, candidate, margin, across_engines=across_engines, across_pixels=across_pixels
+        base,
+        candidate,
+        margin,
+        criterion=criterion,
+        across_engines=across_engines,
+        across_pixels=across_pixels,
     )
     report |= about or {}
     from .html import report_page  # imports matplotlib, a third of a second
@@ -116,6 +124,7 @@ def build_report(
     candidate: StoredRun,
     margin: float = MARGIN,
     *,
+    criterion: Criterion = MARGIN_CRITERION,
     across_engines: bool = False,
     across_pixels: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -124,7 +133,7 @@ def build_report(
     Raises:
         ValueError: the runs are unfinished or not comparable, or the margin is out of range.
     """
-    check_margin(margin)
+    check_margin(margin, criterion)
     if not base.tasks:
         raise ValueError(f"{base.path} holds no benchmark; evaluate the original on one first")
     notes = check_comparable(
@@ -136,7 +145,7 @@ def build_report(
     for name, task in base.tasks.items():
         other = candidate.tasks[name]
         scored[name] = task.score(), other.score()
-        benchmarks[name] = _benchmark(task, other, scored[name], margin)
+        benchmarks[name] = _benchmark(task, other, scored[name], margin, criterion)
         flips += list_flips(task, other, *scored[name])
     adjusted = holm({name: entry["mcnemar_p"] for name, entry in benchmarks.items()})
     for name, entry in benchmarks.items():
@@ -148,12 +157,13 @@ def build_report(
         "candidate": candidate.name,
         "verdict": verdict,
         "verdict_reasons": verdict_reasons(benchmarks, margin),
-        "margin": margin,
+        "criterion": criterion,
+        "margin": margin if criterion == MARGIN_CRITERION else None,
         "notes": notes,
         "warnings": [f"{n}: {text}" for n, b in benchmarks.items() for text in b["warnings"]],
         "synthetic": any(b["synthetic"] for b in benchmarks.values()),
         "benchmarks": benchmarks,
-        "pooled": _pooled(base, scored, benchmarks, margin),
+        "pooled": _pooled(base, scored, benchmarks, margin, criterion),
         "fidelity": fidelity_section(base, candidate),
         "perplexity": compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
@@ -165,7 +175,7 @@ def build_report(
         **drafts_section(base, candidate),
         **visual_tokens_section(base, candidate),
         "fingerprint": _fingerprint(base, candidate),
-        "command": reproduce_command(base, candidate, margin),
+        "command": reproduce_command(base, candidate, margin, criterion),
     }
     if area_notes(base, candidate):
         runs = {"base": base, "candidate": candidate}
@@ -176,12 +186,17 @@ def build_report(
     return report, flips
 
 
-def check_margin(margin: float) -> None:
+def check_margin(margin: float, criterion: Criterion = MARGIN_CRITERION) -> None:
     """Check the allowed loss, in points.
 
     Raises:
-        ValueError: it is negative, 100 points or more, or NaN.
+        ValueError: it is negative, 100 points or more, or NaN, or given for another criterion.
     """
+    if criterion != MARGIN_CRITERION and margin != MARGIN:
+        raise ValueError(
+            f"--margin {margin:g} with --criterion {criterion}, which has no margin; give "
+            "one of them"
+        )
     if not 0 <= margin < LARGEST_MARGIN:
         raise ValueError(
             f"margin is {margin:g}; give the allowed loss in points, from 0 to below "
@@ -190,7 +205,11 @@ def check_margin(margin: float) -> None:
 
 
 def _benchmark(
-    base: StoredTask, candidate: StoredTask, scores: tuple[TaskScore, TaskScore], margin: float
+    base: StoredTask,
+    candidate: StoredTask,
+    scores: tuple[TaskScore, TaskScore],
+    margin: float,
+    criterion: Criterion,
 ) -> dict[str, Any]:
     base_score, cand_score = scores
     pairs = list(zip(base_score.units, cand_score.units, strict=True))
@@ -202,6 +221,7 @@ def _benchmark(
     base_signs, cand_signs = find_signs(base, base_score), find_signs(candidate, cand_score)
     reasons = benchmark_reasons(base_signs, cand_signs, is_blank=is_blank)
     judged = judge_difference(pairs, clusters, margin)
+    judged |= _judge_share(base_score.percent, cand_score.percent, criterion)
     if judged["questions_still_needed"] is not None:
         at_least = MINIMUM_QUESTIONS - len(pairs)
         judged["questions_still_needed"] = max(judged["questions_still_needed"], at_least)
@@ -245,11 +265,20 @@ def _benchmark(
     }
 
 
+def _judge_share(base: float, candidate: float, criterion: Criterion) -> dict[str, Any]:
+    """Return the verdict by MLPerf's rule with its threshold in percent; empty for a margin."""
+    if criterion != MLPERF:
+        return {}
+    verdict = judge_share(base, candidate)
+    return {"verdict": verdict, "threshold": threshold(base), "questions_still_needed": None}
+
+
 def _pooled(
     base: StoredRun,
     scored: Mapping[str, tuple[TaskScore, TaskScore]],
     benchmarks: Mapping[str, Mapping[str, Any]],
     margin: float,
+    criterion: Criterion,
 ) -> dict[str, dict[str, Any]]:
     """Results pooled over the languages of a benchmark.
 
@@ -266,6 +295,7 @@ def _pooled(
                 for part in parts
             }
             entry = pool_languages(pairs, margin)
+            entry |= _judge_share(entry["base"], entry["candidate"], criterion)
             reasons = [
                 Reason(**{**reason, "text": f"{part}: {reason['text']}"})
                 for part in parts

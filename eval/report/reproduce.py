@@ -15,6 +15,7 @@ from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
 from ..fingerprint import VISUAL_TOKENS
 from ..results import StoredRun, read_quantization
+from ..stats.criterion import MARGIN_CRITERION, Criterion
 from ..tasks import BUILTIN, PLACES, REASONING
 from ..tasks.generated.answer_limits import default_limit
 from ..tasks.resolution import DEFAULT as MODEL_PIXELS
@@ -23,7 +24,9 @@ SAMPLING = ("samples", "temperature", "top_p", "top_k")
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> str:
+def reproduce_command(
+    base: StoredRun, candidate: StoredRun, margin: float, criterion: Criterion = MARGIN_CRITERION
+) -> str:
     """Return a shell command that evaluates both models in the stored setups and compares them.
 
     Benchmark files are named as they were published, and a text `text.txt`: digests of these
@@ -33,6 +36,7 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
         base: the original's run.
         candidate: a run with the same setup, or of another engine.
         margin: points that may be lost.
+        criterion: how the verdict is found.
     """
     base_options, candidate_options = _options(base, "base"), _options(candidate, "candidate")
     base_options["noise"] = _noise_units(base)
@@ -43,7 +47,8 @@ def reproduce_command(base: StoredRun, candidate: StoredRun, margin: float) -> s
         "base": "base",
         "candidate": ["candidate"],
         "out": "report",
-        "margin": margin,
+        "margin": margin if criterion == MARGIN_CRITERION else None,
+        "criterion": None if criterion == MARGIN_CRITERION else criterion,
         "across_engines": describe_engine(base) != describe_engine(candidate),
         "across_pixels": bool(area_notes(base, candidate)),
     }

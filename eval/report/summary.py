@@ -9,6 +9,7 @@ from ...common.progress import format_bytes
 from .tables.columns import DataTable, console_table
 from .tables.formatting import SYNTHETIC_NOTE
 from .tables.scores import benchmark_table, candidate_score_table
+from .words.criterion_words import criterion_words
 from .words.sentences import shown_warnings
 from .words.verdict import Scope, verdict_label
 
@@ -52,7 +53,7 @@ def _lines(table: DataTable, report: Report, details: list[str]) -> Iterator[str
     yield from details
     yield from (f"reason: {reason}" for reason in report.get("verdict_reasons", ()))
     label = verdict_label(report["verdict"], report.get("scope", Scope.FULL))
-    yield f"verdict: {label} (margin {report['margin']:g} points)"
+    yield f"verdict: {label} ({criterion_words(report).short})"
     if "headline" in report:
         yield report["headline"]
     yield from (f"next: {step}" for step in report.get("next_steps", ()))

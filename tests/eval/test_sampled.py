@@ -175,7 +175,8 @@ def test_the_command_line_samples_and_repeats(
     assert refused.exit_code == 2 and "--temperature" in refused.stderr
     sampled = [*words, "--samples", "2", "--temperature", "2", "--top-k", "9", "--seed", "3"]
     sampled += ["--max-new-tokens", "5"]
-    assert runner.invoke(main.app, [*sampled, "-o", "first"]).exit_code == 0
+    done = runner.invoke(main.app, [*sampled, "-o", "first"])
+    assert done.exit_code == 0, done.stderr
     first = read_run(tmp_path / "first")
     assert first.fingerprint["generation"] == Decoding(2, 2.0, 1.0, 9).describe()
     line = reproduce_command(first, first, 2).split(" && ")[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..tables.formatting import points
 from ..tables.scores import candidate_table, pair_table
+from ..words.criterion_words import criterion_words
 from . import plots
 from .render import Figure, render
 
@@ -25,7 +25,7 @@ def comparison_page(comparison: Report) -> str:
     return render(
         "comparison.html.j2",
         comparison=comparison,
-        margin=points(comparison["margin"]),
+        candidate_may=criterion_words(comparison).candidate,
         candidates=candidate_table(comparison),
         unhealthy=[
             f"{name}, {bench}: {reason['text']}"

@@ -27,6 +27,7 @@ from ..tables.formatting import (
     signed,
     size,
 )
+from ..words.criterion_words import criterion_words
 from ..words.sentences import caveats, perplexity_text, shown_warnings
 from ..words.verdict import verdict_label, verdict_text
 from . import plots
@@ -91,7 +92,7 @@ def report_page(
         report=report,
         words=verdict_text(report),
         label=verdict_label(report["verdict"], report["scope"]),
-        margin=points(report["margin"]),
+        method=criterion_words(report).method,
         recipe=_recipe(report, candidate),
         facts=_facts(report),
         caveats=[*caveats(report), *_calibration_warnings(report)],
@@ -179,6 +180,9 @@ def _facts(report: Report) -> list[Fact]:
 
 def _breakdown(index: int, name: str, report: Report) -> Breakdown:
     entry = report["benchmarks"][name]
+    allowed = report["margin"]
+    if allowed is None:  # by MLPerf's rule a share of the base's score
+        allowed = round(entry["base"] - entry["threshold"], 2)
     coarse, fine = scores.coarse_categories(entry), scores.fine_categories(entry)
     coarse_rows = [(f"all {group}", part) for group, part in coarse.items()]
 
@@ -190,11 +194,11 @@ def _breakdown(index: int, name: str, report: Report) -> Breakdown:
             f"{kind}{index}",
             f"Differences on {name} with their 95 % intervals, for all questions and each {kind}",
             rows,
-            report["margin"],
+            allowed,
         )
         caption = (
             "Δ (candidate minus base) with its 95 % interval and the number of questions in "
-            f"brackets, the worst first. Dashed: the allowed loss of {points(report['margin'])}. "
+            f"brackets, the worst first. Dashed: the allowed loss of {points(allowed)}. "
             "Red or green: the interval excludes zero."
         )
         return Figure(svg, caption)

@@ -65,7 +65,7 @@ _VERDICT = Column(
     "verdict",
     verdict_cell,
     note="Whether the loss is shown to stay below the margin (PASS), to exceed it (FAIL), or "
-    "neither.",
+    "neither; by MLPerf's rule, whether the candidate reaches 99 % of the base.",
     style="mid",
 )
 SCORES = (
@@ -79,6 +79,8 @@ SCORES = (
            "Share of questions that the original answers right, in percent; for ANLS the mean "
            "similarity."),
     Column("candidate", at("candidate"), fmt.fixed(2, console=1), "The same for the candidate."),
+    Column("99 % of base", at("threshold"), fmt.fixed(2),
+           "Smallest score that passes by MLPerf's rule, in percent.", media=PAGES),
     Column("Δ", delta_cell, fmt.difference(2, console=1), "Candidate minus base, in points."),
     Column("95 % interval", at("ci95"), fmt.span(2, console=1),
            "Two-sided confidence interval of Δ (Tango's score interval for paired proportions), in"

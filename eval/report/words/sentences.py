@@ -7,6 +7,7 @@ from typing import Any
 
 from ....quant.recipe.grids import SIMULATED
 from ..provenance import generation_caveat
+from .criterion_words import criterion_caveat
 from .kv_cache import kv_cache_caveats
 from .visual_tokens import visual_token_caveats
 
@@ -25,6 +26,8 @@ def caveats(report: Report) -> list[str]:
         texts.append(f"Only a sample of the questions was asked, at most: {', '.join(limited)}.")
     if any(entry["blank_images"] for entry in report["benchmarks"].values()):
         texts.append("Every image was replaced by grey: the scores show guessing without sight.")
+    if criterion := criterion_caveat(report):
+        texts.append(criterion)
     if simulated := simulation_caveat(report["fingerprint"].get("candidate")):
         texts.append(simulated)
     texts += kv_cache_caveats(report)

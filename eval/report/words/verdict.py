@@ -14,6 +14,7 @@ from typing import Any
 from ...stats.verdict import Verdict
 from ..sections.lengths import LONGER_REASONING, is_longer, repeats_more
 from ..tables.formatting import join_names, points
+from .criterion_words import CriterionWords, criterion_words, is_mlperf
 
 LOOK = (
     "Look at the answers before asking more questions: a dtype that overflows, a damaged "
@@ -90,7 +91,8 @@ def verdict_text(report: Report) -> VerdictText:
     """Explain a report's verdict as a decision about shipping the candidate.
 
     Args:
-        report: at least `benchmarks`, `verdict` and `margin` of `report.json`.
+        report: at least `benchmarks`, `verdict`, `margin` and, unless it is the margin,
+            `criterion` of `report.json`.
     """
     scope = find_scope(report["benchmarks"])
     explain = {Verdict.PASS: _passed, Verdict.FAIL: _failed, Verdict.INCONCLUSIVE: _undecided}
@@ -116,14 +118,15 @@ def _named(entries: Mapping[str, Report], verdict: Verdict) -> list[str]:
 
 
 def _passed(report: Report, scope: Scope) -> VerdictText:
-    entries, margin = report["benchmarks"], points(report["margin"])
+    entries, words = report["benchmarks"], criterion_words(report)
     where = "every benchmark" if len(entries) > 1 else join_names(list(entries))
-    reason = f"On {where} it is shown to lose less than the {margin} allowed."
+    reason = f"On {where} {words.passed}."
     has_flips = any(entry["flips"]["right_to_wrong"] for entry in entries.values())
     flips = [READ_FLIPS] if has_flips else []
     if scope is Scope.FULL:
-        return VerdictText("The candidate may ship.", reason, [*flips, OTHER_ENGINE])
-    title = f"The loss stays within the margin {_ON_QUESTIONS[scope]}."
+        title = f"The candidate may ship{words.by}."
+        return VerdictText(title, reason, [*flips, OTHER_ENGINE])
+    title = f"{words.kept} {_ON_QUESTIONS[scope]}."
     if scope is Scope.SAMPLE:
         return VerdictText(
             title, f"{reason} Not all questions were asked.", [ALL_QUESTIONS, *flips]
@@ -134,9 +137,10 @@ def _passed(report: Report, scope: Scope) -> VerdictText:
 
 def _failed(report: Report, scope: Scope) -> VerdictText:
     failed = join_names(_named(report["benchmarks"], Verdict.FAIL))
-    reason = f"It is shown to lose more than the {points(report['margin'])} allowed on {failed}."
+    words = criterion_words(report)
+    reason = f"{words.failed} on {failed}."
     title = (
-        "The candidate should not ship."
+        f"The candidate should not ship{words.by}."
         if scope is Scope.FULL
         else f"The candidate loses too much {_ON_QUESTIONS[scope]}."
     )
@@ -149,21 +153,23 @@ def _improve(report: Report) -> str:
 
 
 def _undecided(report: Report, scope: Scope) -> VerdictText:
-    entries, margin = report["benchmarks"], points(report["margin"])
+    entries, words = report["benchmarks"], criterion_words(report)
     undecided = {name: entries[name] for name in _named(entries, Verdict.INCONCLUSIVE)}
     unhealthy = {n: text for n, entry in undecided.items() if (text := _first_violation(entry))}
+    if is_mlperf(report):  # only health rules leave it undecided, too few questions among them
+        unhealthy = {n: entry["health_reasons"][0]["text"] for n, entry in undecided.items()}
     too_few = {name: entry for name, entry in undecided.items() if name not in unhealthy}
     reasons = [f"On {name}, {text}." for name, text in unhealthy.items()]
     steps = [LOOK] if unhealthy else []
     if too_few:
         reasons.append(
             "There are too few questions to tell whether the candidate loses more than the "
-            f"{margin} allowed on {join_names(list(too_few))}."
+            f"{points(report['margin'])} allowed on {join_names(list(too_few))}."
         )
         reasons += _still_needed(too_few)
         steps += _more_questions(too_few, _improve(report))
     if passed := _named(entries, Verdict.PASS):
-        reasons.append(f"On {join_names(passed)} it is shown to stay within {margin}.")
+        reasons.append(f"On {join_names(passed)} {words.passed}.")
     if scope is Scope.SYNTHETIC:
         steps.append(REAL_FILES)
     title = (
@@ -222,20 +228,21 @@ def _more(entry: Report) -> int | None:
     return count
 
 
-def comparison_title(verdicts: Iterable[str], scope: str) -> str:
+def comparison_title(verdicts: Iterable[str], scope: str, words: CriterionWords) -> str:
     """The headline of a comparison of several candidates.
 
     Args:
         verdicts: of the candidates.
         scope: a `Scope`, the same for all of them.
+        words: of the criterion, the same for all of them.
     """
     found = list(verdicts)
     where = "" if Scope(scope) is Scope.FULL else f" {_ON_QUESTIONS[Scope(scope)]}"
     if not (passed := found.count(Verdict.PASS)):
-        return f"None of {len(found)} candidates is shown to stay within the margin{where}."
+        return f"None of {len(found)} candidates {words.none}{where}."
     if not where:
-        return f"{passed} of {len(found)} candidates may ship."
-    return f"{passed} of {len(found)} candidates stay within the margin{where}."
+        return f"{passed} of {len(found)} candidates may ship{words.by}."
+    return f"{passed} of {len(found)} candidates {words.some}{where}."
 
 
 def comparison_steps(verdicts: Iterable[str], scope: str) -> list[str]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from workbench import Workbench, lossy
 
 from vlpress.cli import main
+from vlpress.eval.report.words.criterion_words import criterion_words
 from vlpress.eval.report.words.verdict import (
     Scope,
     VerdictText,
@@ -97,10 +98,11 @@ def test_undecided_names_the_missing_questions() -> None:
 
 def test_titles_of_comparisons() -> None:
     verdicts = ["PASS", "FAIL", "INCONCLUSIVE"]
-    assert comparison_title(verdicts, "full") == "1 of 3 candidates may ship."
+    words = criterion_words({"margin": 2.0})
+    assert comparison_title(verdicts, "full", words) == "1 of 3 candidates may ship."
     for scope in ("sample", "synthetic"):
-        assert comparison_title(verdicts, scope).startswith("1 of 3 candidates stay within")
-        assert not PERMISSION.search(comparison_title(verdicts, scope))
+        assert comparison_title(verdicts, scope, words).startswith("1 of 3 candidates stay within")
+        assert not PERMISSION.search(comparison_title(verdicts, scope, words))
         assert comparison_steps(verdicts, scope) and comparison_steps(["FAIL"], scope)
 
 
