@@ -5,8 +5,9 @@
 The gated delta rule with the heads of published sizes of Qwen3.5: prompts in chunks (torch on both
 sides) and single tokens (the compiled kernel, and torch on the other side). transformers has
 kernels for GPUs; on a CPU it runs the functions that are measured here. Each run compares the
-results; times alternate, and the ratio is the median over pairs. Updates
-results/linear_attention.json and results/linear_attention.md.
+results; times alternate, and the ratio is the median over pairs. A second table has the errors of
+both chunked forms against single tokens in float64. Updates results/linear_attention.json and
+results/linear_attention.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ HERE = Path(__file__).resolve().parent
 KEY_HEADS, WIDTH = 16, 128
 SIZES = {"0.8B, 2B": 16, "4B, 9B, 35B-A3B": 32, "27B": 48}
 """Value heads by published size."""
+DECAYS = (0.01, 0.5, 5.0, 30.0)
+"""Largest negative logarithms of the decay of a token; published models have 16 and more."""
 TOLERANCE = 1e-3
 Run = Callable[[], tuple[Tensor, Tensor]]
 
@@ -50,7 +53,8 @@ def main() -> None:
         for name, heads in SIZES.items()
         for tokens in [*options.tokens, 1]
     ]
-    results = provenance() | {"rows": rows}
+    errors = [measure_errors(decay) for decay in DECAYS]
+    results = provenance() | {"rows": rows, "errors": errors}
     stored = HERE / "results" / "linear_attention.json"
     stored.write_text(json.dumps(results, indent=1) + "\n")
     stored.with_suffix(".md").write_text(markdown(results))
@@ -85,6 +89,42 @@ def measure(name: str, heads: int, tokens: int, repeats: int) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": seconds,
         "ratio": median(theirs / ours for ours, theirs in pairs),
+    }
+
+
+@torch.inference_mode()
+def measure_errors(decay: float, tokens: int = 300) -> dict[str, Any]:
+    """Compare both chunked forms with single tokens in float64.
+
+    Args:
+        decay: logarithms of the decay are between its negative and 0.
+        tokens: of the prompt.
+
+    Returns:
+        Largest errors relative to the largest output.
+    """
+    shape, width = (1, 2, 2, tokens), 32
+    q, k = (unit(torch.randn(1, 2, tokens, width)) for _ in "qk")
+    v, g, beta = torch.randn(*shape, width), -decay * torch.rand(shape), torch.rand(shape)
+    state = torch.randn(1, 2, 2, width, width)
+    exact, _ = recurrent_delta_rule(*(each.double() for each in (q, k, v, g, beta, state)))
+    ours, _ = chunked_delta_rule(q, k, v, g, beta, state)
+    flat = (each.transpose(1, 2) for each in (q * width**0.5, k, v.flatten(1, 2)))
+    other, _ = theirs.torch_chunk_gated_delta_rule(
+        *flat,
+        g=g.flatten(1, 2).transpose(1, 2),
+        beta=beta.flatten(1, 2).transpose(1, 2),
+        initial_state=state.flatten(1, 2),
+    )
+    reference = exact.flatten(1, 2).transpose(1, 2)
+
+    def error(out: Tensor) -> float:
+        return float((out - reference).abs().max() / reference.abs().max())
+
+    return {
+        "decay": decay,
+        "ours": error(ours.flatten(1, 2).transpose(1, 2)),
+        "theirs": error(other),
     }
 
 
@@ -159,7 +199,19 @@ def markdown(results: dict[str, Any]) -> str:
         f"# Speed of linear attention\n\n{describe(results)}\n\nThe gated delta rule of one layer "
         f"for one prompt, {KEY_HEADS} key heads of width {WIDTH}, without projections and "
         f"convolution.\nMedians of runs in alternation; results agree within {TOLERANCE:g} of the "
-        f"largest value.\n\n{table}\n"
+        f"largest value.\n\n{table}\n\nLargest error against single tokens in float64, relative to "
+        "the largest output, by the largest\nnegative logarithm of a token's decay. Decays are "
+        "differences of sums in transformers, and sums from\ntoken to token here.\n\n"
+        + tabulate(
+            [
+                [f"{e['decay']:g}", f"{e['ours']:.1e}", f"{e['theirs']:.1e}"]
+                for e in results["errors"]
+            ],
+            ["decay", "vlpress", "transformers"],
+            tablefmt="github",
+            disable_numparse=True,
+        )
+        + "\n"
     )
 
 
