@@ -107,7 +107,7 @@ TASK_KINDS: Mapping[str, TaskKind] = {
         module.fields,
         module.score,
         AS_DISPLAYED if module is custom else VLMEVALKIT,
-        locates=module in (refcoco, screenspot),
+        locates=getattr(module, "LOCATES", False),
         index=getattr(module, "index", None),
         left_out=getattr(module, "left_out", None),
     )

@@ -21,6 +21,7 @@ from ..task import Fields, TaskScore, Unit, is_broken, percent, row_answer, row_
 
 METRIC = "Acc@0.5"
 REQUIRED = ("question",)
+LOCATES = True
 THRESHOLD = 0.5
 _EDGES = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 _EXPRESSION = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)

@@ -19,6 +19,7 @@ from ..task import Fields, TaskScore, is_broken, percent, row_answer, row_unit, 
 
 METRIC = "click accuracy"
 REQUIRED = ("question", "bbox")
+LOCATES = True
 
 
 def content(row: Row, style: str, coordinates: str) -> Content:
