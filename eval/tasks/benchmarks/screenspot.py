@@ -104,7 +104,7 @@ def score(items: Sequence[Fields], predictions: Mapping[str, str], profile: str)
         text, hit = row_answer(item, predictions), False
         if point is not None:
             box = (*item["box"],)
-            hit, text = contains(box, point), str([round(value) for value in point])
+            hit, text = contains(box, point), f"{point[0]:.0f} {point[1]:.0f}"
             distances.append(distance_to_centre(box, point, item["size"]))
         units.append(row_unit(item, hit, text))
     return TaskScore(

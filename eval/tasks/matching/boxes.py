@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .places import Box, Point
 
 
@@ -39,7 +41,7 @@ def contains(box: Box, point: Point) -> bool:
 
 
 def distance_to_centre(box: Box, point: Point, size: tuple[float, float]) -> float:
-    """Return the distance of a point from the centre of a box, over the image's diagonal.
+    """Return the distance of a point from the centre of a box, over the image's diagonal; up to 1.
 
     Args:
         box: the box.
@@ -48,7 +50,7 @@ def distance_to_centre(box: Box, point: Point, size: tuple[float, float]) -> flo
     """
     across = point[0] - (box[0] + box[2]) / 2
     down = point[1] - (box[1] + box[3]) / 2
-    return float(((across**2 + down**2) / (size[0] ** 2 + size[1] ** 2)) ** 0.5)
+    return min(math.hypot(across, down) / math.hypot(*size), 1.0)
 
 
 def _area(box: Box) -> float:

@@ -13,7 +13,8 @@ from .texts import text_score
 
 _FENCE = re.compile(r"```(?:python|json)?\n(.*?)\n```", re.DOTALL | re.IGNORECASE)
 _PAIR = re.compile(r"[\"']?([\w\s]+)[\"']?\s*[:=]\s*[\"']?([^\n,\"'{}]+)[\"']?")
-_QUAD = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
+_BLANKS = re.compile(r"\s{2,}")
+_QUAD = re.compile(r"[(\[]\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*[)\]]")
 _LARGEST = 1000  # coordinate
 _UNREADABLE = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
@@ -29,10 +30,22 @@ def read_pairs(prediction: str) -> dict[str, str]:
     content = fenced[1] if fenced else prediction.strip()
     values: Any = _parse(content)
     if values is None:
-        values = {key.strip(): value.strip() for key, value in _PAIR.findall(content)}
+        # Keys may contain white space, and long runs of it would take cubic time.
+        content = _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else " ", content)
+        values = _search_pairs(content)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         return {}
     return {key.strip(): str(value).strip() for key, value in values.items()}
+
+
+def _search_pairs(content: str) -> dict[str, str]:
+    """Return all `key: value` in a text; the search ends at the last separator."""
+    values: dict[str, str] = {}
+    last, place = max(map(content.rfind, ":=")), 0
+    while place <= last and (match := _PAIR.search(content, place)):
+        values[match[1].strip()] = match[2].strip()
+        place = match.end()
+    return values
 
 
 def _parse(content: str) -> Any:
@@ -130,7 +143,7 @@ def integer_iou(first: Sequence[object], second: Sequence[object]) -> float:
     """
     try:
         a, b = ([int(value) for value in box] for box in (first, second))  # type: ignore[call-overload]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     common = max(0, width) * max(0, height)

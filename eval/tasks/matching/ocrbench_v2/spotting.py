@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..boxes import iou
 from ..places import Box
 
-_ITEM = re.compile(r"[\[(]\s*([^\[\]()]*?)\s*[\])]")
+_ITEM = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 _QUOTED = re.compile(r"\s*\"(.*)\"\s*\Z")
 _MARKS = "!?.:,*\"()·[]/'"
 _IGNORED = "###"

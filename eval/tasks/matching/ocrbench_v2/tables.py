@@ -17,10 +17,10 @@ from typing import NamedTuple
 from ..anls import levenshtein
 from ..tree_distance import Tree, tree_distance
 
-_BEGIN = re.compile(r"<body.*|<table.*")
 _FENCE = re.compile(r"```(?:python|json)?\n(.*?)\n```", re.DOTALL | re.IGNORECASE)
-_ASSIGNMENT = re.compile(r"\s*\w+\s*=\s*")
+_ASSIGNMENT = re.compile(r"\A\s*\w+\s*=\s*")
 _COMMENT = re.compile(r"#.*")
+_DEPTH = 200  # of elements; deeper ones are children of the deepest
 _VOID = frozenset(("br", "hr", "img", "input", "col", "wbr", "meta", "link"))
 _CLOSES: Mapping[str, frozenset[str]] = {
     "td": frozenset(("td", "th")),
@@ -82,7 +82,7 @@ class _Parser(HTMLParser):
         spans = int(values.get("colspan") or 1), int(values.get("rowspan") or 1)
         element = _Element(tag, spans)
         self._open[-1].parts.append(element)
-        if tag not in _VOID:
+        if tag not in _VOID and len(self._open) < _DEPTH:
             self._open.append(element)
 
     def handle_endtag(self, tag: str) -> None:
@@ -98,11 +98,14 @@ def _read_table(html: str) -> _Element | None:
     """Return the first table; None without one.
 
     Raises:
-        ValueError: a span is not a number.
+        ValueError: a span is not a number, or the text is no HTML.
     """
     parser = _Parser()
-    parser.feed(html)
-    parser.close()
+    try:
+        parser.feed(html)
+        parser.close()
+    except AssertionError as error:  # the parser's, for damaged declarations
+        raise ValueError(str(error)) from error
     pending = [parser.root]
     while pending:
         element = pending.pop(0)

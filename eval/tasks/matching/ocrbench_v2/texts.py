@@ -11,6 +11,7 @@ _ANLS = 0.5  # smallest similarity that counts
 _LONG, _LONG_CHINESE = 5, 4  # words, or parts between commas, from which similarity counts
 _SEPARATORS = ("", ".", ". ", ",", ", ", "、", ";", "; ", " ", "和")
 _NUMBER = re.compile(r"\d+")
+_DIGITS = 18  # of a number; longer ones are no counts
 _TEXT_TAG = re.compile(r"\\text\{([^{}]*)\}")
 
 
@@ -79,7 +80,7 @@ def _without_spaces(text: str) -> str:
 def count_score(answers: Sequence[object], prediction: str) -> float:
     """Score the first number of a prediction: 1 - relative deviation, if that is above 0.5."""
     match = _NUMBER.search(_line(prediction))
-    number = int(match[0]) if match else 0
+    number = int(match[0]) if match and len(match[0]) <= _DIGITS else 0
     scores = []
     for gold in (int(str(answer).strip()) for answer in answers):
         closeness = 1 - abs(number - gold) / gold if 0 < number < 2 * gold else 0.0

@@ -38,6 +38,9 @@ def test_a_box_counts_by_its_centre(tmp_path: Path) -> None:
     assert score.extra["distance to centre"] == pytest.approx(expected)
     assert score.table["none"] == {"Overall": 0.5, "ios": 0.5, "text": 1.0, "icon": 0.0}
     assert task.score({"0": "I cannot", "1": ""}).parse_failures == 2
+    far = task.score({"0": f"[{'9' * 5000}, 1]", "1": "(-1e5, 1)"})
+    assert (far.percent, far.parse_failures) == (0.0, 1)
+    assert far.extra["distance to centre"] == 100.0
 
 
 def test_prompts_of_the_rules(tmp_path: Path) -> None:

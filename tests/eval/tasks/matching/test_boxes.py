@@ -51,3 +51,4 @@ def test_distance_is_relative_to_the_diagonal() -> None:
     assert distance_to_centre((0, 0, 0, 0), (3, 4), (30, 40)) == pytest.approx(0.1)
     assert distance_to_centre((0, 0, 2, 2), (1, 1), (5, 5)) == 0
     assert math.isclose(distance_to_centre((0, 0, 0, 0), (6, 8), (6, 8)), 1)
+    assert distance_to_centre((0, 0, 0, 0), (math.inf, 1e300), (6, 8)) == 1
