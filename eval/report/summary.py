@@ -9,7 +9,7 @@ from ...common.progress import format_bytes
 from .tables.columns import DataTable, console_table
 from .tables.formatting import SYNTHETIC_NOTE
 from .tables.scores import benchmark_table, candidate_score_table
-from .words.criterion_words import criterion_words
+from .words.criterion_words import criterion_caveat, criterion_words
 from .words.sentences import shown_warnings
 from .words.verdict import Scope, verdict_label
 
@@ -24,7 +24,8 @@ def summarize_report(report: Report) -> str:
             95 % interval of the paired difference.
     """
     table = benchmark_table({"benchmarks": report["benchmarks"]})
-    notes = [f"note: {note}" for note in report.get("notes", ())]
+    caveat = criterion_caveat(report)
+    notes = [f"note: {note}" for note in [*report.get("notes", ()), *([caveat] if caveat else [])]]
     details = [*_fidelity(report), *_size(report), *_speed(report)]
     warnings = [*report.get("warnings", ()), *shown_warnings(report.get("calibration"))]
     details += [f"warning: {warning}" for warning in warnings]

@@ -8,7 +8,7 @@ questions, and shares of answers as paired differences.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ...answering.predictions import Prediction
 from ...stats.clusters import design_effect
 from ...stats.paired import image_clusters
 from ...stats.ratio import ratio_interval
+from ...stats.sample_means import difference_variance
 from ...stats.statistics import count_outcomes, paired_interval
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def _compare_shares(
     outcome = count_outcomes(list(shares[0].values()), list(shares[1].values()))
     differences = [shares[1][unit] - shares[0][unit] for unit in shares[0]]
     effect = design_effect(differences, [cluster_of[unit] for unit in shares[0]])
+    # A unit with several answers, rotations or samples, has a share of them.
+    effect *= difference_variance(differences, max(Counter(units).values()))
     interval = paired_interval(outcome, design_effect=effect)
     percents = [100 * sum(flags) / len(flags) for flags in (before, after)]
     return {

@@ -77,8 +77,10 @@ def describe_sampling(report: Mapping[str, Any]) -> str | None:
     limits += [f"top-p {settings['top_p']:g}"] if settings["top_p"] < 1 else []
     limits += [f"top-k {settings['top_k']}"] if settings["top_k"] else []
     answers = "one answer was" if samples == 1 else f"{samples} answers were"
+    seeds = "with the same seeds for both models" if settings["seeds"] else "without seeds"
     return (
-        f"To each question {answers} sampled ({', '.join(limits)}), with the same seeds for both "
-        "models. A question counts by the mean of its answers, and intervals are clustered by "
-        "question; it flips if more than half of its answers are right for one model only."
+        f"To each question {answers} sampled ({', '.join(limits)}), {seeds}. A question "
+        "counts by the mean of its answers, and intervals are clustered by question; it flips if "
+        "more than half of its answers are right for one model only. "
+        "Divergences are measured along the base's first answer to each question."
     )

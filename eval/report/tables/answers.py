@@ -21,11 +21,11 @@ SAMPLING = (
     Column("95 % interval", at("sampling", "ci95"), fmt.bounds(2),
            "Confidence interval of the score, clustered by question (Wilson's score interval, "
            "scaled by the variance of the questions' means), in percent."),
-    Column("lowest sample", lambda r: min(r["sampling"]["scores"]), fmt.fixed(2),
-           "Lowest score of a single sample of all questions."),
-    Column("highest sample", lambda r: max(r["sampling"]["scores"]), fmt.fixed(2)),
-    Column("SD of samples", at("sampling", "sd"), fmt.fixed(2),
-           "Standard deviation of the scores of single samples, in points."),
+    Column("lowest run", lambda r: min(r["sampling"]["scores"]), fmt.fixed(2),
+           "A run is one sampled answer to every question."),
+    Column("highest run", lambda r: max(r["sampling"]["scores"]), fmt.fixed(2)),
+    Column("SD of runs", at("sampling", "sd"), fmt.fixed(2),
+           "Standard deviation of the scores of the runs, in points."),
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from vlpress.eval.answering.sampling import Decoding
 from vlpress.eval.report.report import build_report
 from vlpress.eval.report.sections.lengths import compare_lengths, is_longer, repeats_more
 from vlpress.eval.results import read_run
+from vlpress.eval.stats.statistics import PairedOutcome, paired_interval
 from vlpress.eval.tasks.task import Item
 
 pytestmark = pytest.mark.usefixtures("packaged")
@@ -111,6 +112,18 @@ def test_loops_are_compared_by_question(thinks: Thinks) -> None:
     assert repeats_more(found)
     report, _ = build_report(read_run(base), read_run(stuck))
     assert f"repeat themselves on {OCR}." in report["reason"]
+
+
+def test_shares_of_several_answers_have_the_variance_of_means(thinks: Thinks) -> None:
+    base = thinks("base", lambda _: 2, decoding=TWO)
+    half = thinks(
+        "half", lambda _: 2, decoding=TWO, say=lambda i: right(i) + (CUT if i.sample == 1 else "")
+    )
+    found = lengths(base, half)["cut_off"]
+    assert (found["base"], found["candidate"], found["delta"]) == (0, 50, 50)
+    # Nine questions count as at most eighteen.
+    expected = paired_interval(PairedOutcome(9, 0, 4.5), design_effect=0.5)
+    assert found["ci95"] == pytest.approx([100 * expected.low, 100 * expected.high])
 
 
 def test_answers_without_reasoning_have_no_lengths(bench: Workbench) -> None:

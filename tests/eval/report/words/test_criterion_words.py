@@ -95,6 +95,7 @@ def test_exit_codes_of_the_command_line(bench: Workbench, base: Path) -> None:
         result = runner.invoke(main.app, [*words, "--criterion", "mlperf-99"])
         assert result.exit_code == code
         assert "(criterion mlperf-99)" in result.stdout
+        assert "note: MLPerf's rule compares two means" in result.stdout
     both = runner.invoke(main.app, [*words, "--criterion", "mlperf-99", "--margin", "1"])
     assert both.exit_code == 2 and "--margin 1" in both.stderr
     other = runner.invoke(main.app, [*words, "--criterion", "mlperf"])
