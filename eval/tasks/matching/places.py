@@ -19,7 +19,7 @@ Point = tuple[float, float]
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 _VALUE = rf"[\"']?({_NUMBER})[\"']?"
 _NEXT = r"(?:\s*[,;]\s*|\s+)"
-_BETWEEN = rf"(?:\s*[)\]]\s*,?\s*[(\[]\s*|{_NEXT})"  # of the corners
+_BETWEEN = rf"(?:\s*[)\]](?:\s*,)?\s*[(\[]\s*|{_NEXT})"  # of the corners
 _BOX = rf"[(\[]\s*{_VALUE}{_NEXT}{_VALUE}{_BETWEEN}{_VALUE}{_NEXT}{_VALUE}\s*[)\]]"
 _PAIR = rf"[(\[]\s*{_VALUE}{_NEXT}{_VALUE}\s*[)\]]"
 _KEYS = "bbox_2d|bbox|box_2d|box|point_2d|point|coordinates?"
@@ -28,7 +28,7 @@ _KEY = rf"[\"'](?:{_KEYS})[\"']\s*:\s*(?:[(\[]\s*(?=[(\[]))?"
 
 def _attributes(*names: str) -> str:
     """Return the pattern of several `name=number` or `"name": number` in a row."""
-    return r"\s*,?\s*[\"']?".join(rf"\b{name}[\"']?\s*[=:]\s*{_VALUE}" for name in names)
+    return r"(?:\s*,)?\s*[\"']?".join(rf"\b{name}[\"']?\s*[=:]\s*{_VALUE}" for name in names)
 
 
 _CORNERS = _attributes("x1", "y1", "x2", "y2")

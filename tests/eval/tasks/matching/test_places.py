@@ -69,9 +69,10 @@ def test_a_json_box_is_read_after_any_text(box: tuple[int, ...], before: str) ->
 
 
 def test_reading_takes_linear_time() -> None:
-    fillers = ("[", "1 ", " ", "[1, 2,", "x1=1 ")
+    fillers = ("[", "1 ", " ", "[1, 2,", "x1=1 ", "x1=1" + " " * 20, '"bbox": ')
     begin = time.process_time()
     for filler in fillers:
         assert read_box(filler * 20_000 + "a") is None
         read_point(filler * 20_000 + "a")
+        read_point("x1=1" + filler * 20_000 + "a")
     assert time.process_time() - begin < 5  # 0.1 s if it is linear, minutes if it is not
