@@ -25,6 +25,8 @@ _FAMILY_STYLES = {
     "qwen2_5_vl": DEFAULT,
     "qwen3_vl": DEFAULT,
     "qwen3_vl_moe": DEFAULT,
+    "qwen3_5": DEFAULT,
+    "qwen3_5_moe": DEFAULT,
 }
 
 Content = list[dict[str, Any]]

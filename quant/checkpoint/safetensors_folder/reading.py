@@ -155,7 +155,7 @@ class QuantizedCheckpoint:
         model = build_model(self.config)
         parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
-        stored = set(self.reader.names())
+        stored, carried = set(self.reader.names()), family_of(self.config).carried
         scales = scale_names(self.config.text.cached_layers)
         weights = {f"{name}.weight" for name in self.schemes}
         slices: dict[str, list[str]] = {}
@@ -167,7 +167,9 @@ class QuantizedCheckpoint:
         unknown = [
             name
             for name in sorted(stored - parameters - packed - scales - {"lm_head.weight"})
-            if not name.endswith(".inv_freq") and not self.is_spurious(name)
+            if not name.endswith(".inv_freq")
+            and not name.startswith(carried)
+            and not self.is_spurious(name)
         ]
         if missing or unknown:
             if missing:
