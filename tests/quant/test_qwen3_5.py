@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from sequential_runs import run_sequential
 from tiny_models import prompts, small_config, small_model
 from torch import Tensor
 
+from vlpress.calib.sequential import CalibrationBlock
 from vlpress.model.families import family_of
+from vlpress.model.loading import build_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver import awq_scaling
 from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.driver.transforms import BlockTransforms
 from vlpress.quant.methods.awq import AWQResult, awq_scales
 from vlpress.quant.methods.layer_error import split_rows
+from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.targets import weight_of
 
@@ -77,3 +82,112 @@ def test_awq_scores_rows_of_different_uses_apart(monkeypatch: pytest.MonkeyPatch
     # their gates, and keys and values, which count as one.
     assert given == {(96, 64): [(16, 16, 64), ()], (256, 64, 64): [(32, 32), (), ()]}
     assert [len(row.planned.linears) for row in report.transforms] == [4, 3]
+
+
+def wide_norms(model: QwenVL) -> QwenVL:
+    """Norm weights around zero, as published ones are; some channels are nearly switched off."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("layernorm.weight", "model.norm.weight")):
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+            parameter.data[:2] = torch.tensor([-1 + 2**-7, -1.5])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("qwen3_5", "smoothquant"),
+        ("qwen3_5", "awq"),
+        ("qwen3_5_moe", "smoothquant"),
+        ("qwen3_5_moe", "awq"),
+    ],
+)
+def test_scaling_leaves_the_float_function(family: str, method: str) -> None:
+    """Every binding of both kinds of layers, with norms that are stored in bf16."""
+    raw = small_config(family) | {"torch_dtype": "bfloat16"}
+    raw["text_config"]["dtype"] = "bfloat16"
+    model, original = (wide_norms(small_model(raw, dtype=torch.bfloat16)).float() for _ in "ab")
+    options = {"points": 3} if method == "awq" else {"alpha": 0.5}
+    ignored = EXPERTS if family.endswith("moe") else {}
+    steps = recipe({"method": method, **options, **ignored}, INT4 | ignored)
+    plan = make_plan(model.config, steps)
+    transforms = BlockTransforms(model, plan, model.device)
+
+    def prepare(view: CalibrationBlock) -> None:
+        transforms.prepare(view)
+
+    run_sequential(
+        model,
+        prompts(model.config),
+        [row.spec for row in plan.quantized],
+        lambda group, hessian, _: None,
+        prepare=prepare,
+    )
+    folded = {r.planned.source for r in transforms.reports if r.scales is not None}
+    expected = {
+        f"model.layers.{layer}.{source}"
+        for layer, kind in enumerate(model.config.text.layer_types)
+        for source in (
+            "input_layernorm",
+            "linear_attn.norm" if kind == "linear_attention" else "self_attn.v_proj",
+            *(["mlp.shared_expert.up_proj"] if ignored else ["mlp.up_proj"]),
+            *([] if ignored else ["post_attention_layernorm"]),
+        )
+    }
+    assert folded == expected if method == "smoothquant" else folded <= expected
+    assert len(folded) >= len(expected) // 2
+    for name in transforms.changed:
+        value = model.get_parameter(name).data
+        assert torch.equal(value, value.to(torch.bfloat16).float()), name
+    actual, before = logits(model), logits(original)
+    # Weights of in_proj_a and in_proj_b are rounded to bf16 one by one after they were scaled.
+    assert float((actual - before).norm() / before.norm()) < 3e-3
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+def test_solvers_beat_rounding_on_the_outputs_of_every_layer(method: str) -> None:
+    model = small_model(small_config("qwen3_5"))
+    report = quantize_(model, recipe(INT4 | {"method": method}), prompts(model.config))
+    seen = set()
+    for layer in report.layers:
+        assert layer.final_error is not None
+        assert layer.rtn_error is not None
+        assert layer.final_error < 0.9 * layer.rtn_error, layer.row.name
+        seen.add(layer.row.name.split(".", 3)[3])
+    assert seen == {
+        *(f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "out_proj")),
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    }
+
+
+def test_what_is_never_quantized_has_a_row_or_is_no_linear_layer() -> None:
+    config = small_model(small_config("qwen3_5_moe")).config
+    plan = make_plan(config, recipe(INT4))
+    of_decoder = {
+        row.name.split(".", 3)[3]
+        for row in plan.rows
+        if row.spec.part == "decoder" and row.step is None
+    }
+    assert of_decoder == {
+        "linear_attn.in_proj_a",
+        "linear_attn.in_proj_b",
+        "mlp.gate",
+        "mlp.shared_expert_gate",
+    }
+    tensors = dict(build_model(config).named_parameters())
+    assert {
+        f"model.layers.0.linear_attn.{name}" for name in ("conv1d.weight", "A_log", "dt_bias")
+    } <= tensors.keys() - {f"{row.name}.weight" for row in plan.rows}
+
+
+@pytest.mark.parametrize("names", [("in_proj_qkv", "in_proj_z"), ("q_proj", "v_proj")])
+def test_layers_that_engines_fuse_share_a_scheme(names: tuple[str, str]) -> None:
+    config = small_model(small_config("qwen3_5")).config
+    steps = [
+        INT4 | {"targets": [f"*.{names[0]}"]},
+        INT4 | {"bits": 8, "targets": [f"*.{names[1]}"]},
+    ]
+    with pytest.raises(ValueError, match=rf"{names[0]}.*{names[1]}|{names[1]}.*{names[0]}"):
+        make_plan(config, recipe(*steps))

@@ -216,3 +216,58 @@ def test_zero_columns_bear_any_factor() -> None:
     realized = rescale_small(tensors, random_factors(6))
     assert bool(torch.isfinite(realized).all())
     assert distance(outputs(tensors), outputs(base)) < 1e-6
+
+
+ZERO_CENTRED = NormBinding("norm", ("a", "b"), offset=1.0)
+
+
+def zero_centred(weights: list[float], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A norm that multiplies by one plus its weight, and its readers."""
+    columns = len(weights)
+    generator = torch.Generator().manual_seed(0)
+    readers = {f"x.{name}.weight": torch.randn(4, columns, generator=generator) for name in "ab"}
+    norm = torch.tensor(weights, dtype=torch.float64).to(dtype)
+    return {"x.norm.weight": norm.float(), **readers}
+
+
+def zero_centred_outputs(tensors: dict[str, Tensor]) -> Tensor:
+    """Outputs for the unit inputs, in float64: `[columns, rows]`."""
+    scale = 1 + tensors["x.norm.weight"].double()
+    return torch.cat([tensors[f"x.{name}.weight"].double() for name in "ab"]).t() * scale[:, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**-5, 0.3, 3.7, 2.0**5, 2.0**30])
+def test_zero_centred_norms_near_minus_one(dtype: torch.dtype, factor: float) -> None:
+    """A stored weight next to -1 has a fixed spacing, so that small factors are held."""
+    spacing = torch.finfo(dtype).eps / 2  # of numbers from -1 to -1/2
+    near = [spacing, 2 * spacing, 3 * spacing, -4 * spacing, 0.25, 1.0, -1.0, 40.0, 0.0]
+    base = zero_centred([w - 1 for w in near], dtype)
+    # The first ones are exact in the dtype: the difference is what the function sees.
+    assert (1 + base["x.norm.weight"].double())[:3].tolist() == near[:3]
+    tensors = {name: value.clone() for name, value in base.items()}
+    factors = torch.full((len(near),), factor)
+    realized = rescale_(
+        tensors,
+        "x",
+        ZERO_CENTRED,
+        factors,
+        small_model().config,
+        stored={"x.norm.weight": dtype},
+    )
+    norm = tensors["x.norm.weight"]
+    assert torch.equal(norm, norm.to(dtype).float())
+    after = 1 + norm.double()
+    assert bool((after[:-1] != 0).all())  # no channel is switched off
+    assert float(after[-1]) == 0  # the silent channel stays silent
+    assert float(realized[-1]) == 1
+    assert bool((realized > 0).all())
+    assert float(norm.abs().max()) <= 65504
+    # What the factors could not be is made up for in the columns, in float32.
+    expected = zero_centred_outputs(base)
+    error = (zero_centred_outputs(tensors) - expected).abs() / expected.abs().clamp_min(1e-30)
+    assert float(error[:-1].max()) < 1e-6
+    if factor == 2.0**-30 and dtype != torch.float32:  # there the columns overflow first
+        # Two spacings, the smallest that is allowed, unless the channel was smaller before.
+        assert after[:2].abs().tolist() == [near[0], near[1]]
+        assert after[2:8].abs().tolist() == pytest.approx([2 * spacing] * 6, rel=0.5)
