@@ -41,6 +41,7 @@ def test_run_writes_all_outputs_and_a_report_of_the_schema(finished: Path) -> No
         "recipe",
         "calibration",
         "command",
+        "criterion",
         "verdict_reasons",
         "evaluated",
         "generation",
@@ -143,9 +144,24 @@ def test_other_rules_score_a_finished_run_again(
     assert {**again, "command": None} == {**before, "command": None}
 
 
+def test_a_finished_run_is_judged_by_another_criterion(
+    checkpoint: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copy_run(finished, tmp_path / "out")
+    monkeypatch.setattr(Source, "load", fail)
+    report = run(**options_for(checkpoint, out, criterion="mlperf-99"))
+    assert (report["criterion"], report["margin"]) == ("mlperf-99", None)
+    assert "--criterion mlperf-99" in report["command"]
+    assert report["verdict"] == "INCONCLUSIVE"  # the random model's answers support none
+    assert "(criterion mlperf-99)" in (out / "checkpoint" / "README.md").read_text("utf-8")
+    with pytest.raises(ValueError, match=r"--margin 3 .*mlperf-99"):
+        run(**options_for(checkpoint, out, criterion="mlperf-99", margin=3.0))
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
+        ({"temperature": 0.5}, "generation"),
         ({"recipe": "w8a16"}, "recipe."),
         ({"calib_samples": 3}, r"recipe\.calibration\.samples: 2 -> 3"),
         ({"batch_size": 3}, "batch_size: 2 -> 3"),
