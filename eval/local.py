@@ -149,8 +149,9 @@ def _announce(
     reporter.schedule = Schedule(stages)
     is_new = not (out / RUN_FILE).is_file()
     seconds = sum(stage.seconds for stage in stages) if is_new else None
+    decoding = Decoding.of(options, options.seed or 0)
     stored = None if options.out is None and options.no_cache else out
-    reporter.note(describe(f"evaluating {source.name}", tasks, stored, seconds))
+    reporter.note(describe(f"evaluating {source.name}{decoding.note}", tasks, stored, seconds))
 
 
 def _time_against(

@@ -219,6 +219,7 @@ class _Run:
         )
         self._reporter.schedule = Schedule(stages)
         action = f"quantizing {job.source.name} with {job.recipe.name}, evaluating both models"
+        action += self._decoding.note
         seconds = sum(stage.seconds for stage in stages)
         self._reporter.note(describe(action, tasks, self._out, seconds))
 

@@ -63,12 +63,13 @@ def evaluate_served(out: Path, options: EvaluateOptions, reporter: Reporter) -> 
         models = responder.models()
     endpoint = replace(endpoint, model=endpoint.model or choose_model(models))
     seed = options.seed or 0
-    setup = served_fingerprint(endpoint, models, sent_decoding(endpoint, options.samples, seed))
+    decoding = sent_decoding(endpoint, options.samples, seed)
+    setup = served_fingerprint(endpoint, models, decoding)
     discard_stale(out, lambda: setup, tasks, overwrite=options.overwrite, fresh=options.fresh)
     if reference is not None:
         _note_limits(reference, setup, reporter)
     stored = None if options.out is None and options.no_cache else out
-    reporter.note(describe(f"evaluating {endpoint.model}", tasks, stored))
+    reporter.note(describe(f"evaluating {endpoint.model}{decoding.note}", tasks, stored))
     with reporter.stages(SERVED) as update:
         result = evaluate_endpoint(
             endpoint,

@@ -57,6 +57,14 @@ class Decoding:
         """Whether the most probable token is chosen each time."""
         return self.temperature == 0
 
+    @property
+    def note(self) -> str:
+        """Addition to the description of an evaluation; empty if it is greedy."""
+        if self.is_greedy:
+            return ""
+        answers = "answer" if self.samples == 1 else "answers"
+        return f" with {self.samples} sampled {answers} per question"
+
     @classmethod
     def of(cls, options: AnswerOptions, seed: int) -> Decoding:
         """Return the decoding that options ask for.

@@ -66,7 +66,8 @@ def test_seeds_do_not_depend_on_order_number_or_other_questions(
 
 
 def test_greedy_items_are_those_of_the_task(task: Task) -> None:
-    assert GREEDY.items(task.items) == task.items
+    assert GREEDY.items(task.items) == task.items and GREEDY.note == ""
+    assert "3 sampled answers" in THREE.note and "1 sampled answer " in Decoding(1, 0.5).note
     assert GREEDY.describe() == {"temperature": 0.0, "repetition_penalty": 1.0}
     assert sample_numbers({"generation": GREEDY.describe()}) == sample_numbers({}) == (None,)
     assert first_sample({"generation": GREEDY.describe(), "seed": 3}) == GREEDY
