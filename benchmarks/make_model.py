@@ -192,12 +192,21 @@ def tensors(raw: dict[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:
     random = torch.Generator().manual_seed(seed)
     config = ModelConfig.from_dict(raw)
     zero_centred = config.text.norm_offset > 0
+    nested = raw["model_type"].startswith("qwen3")
     for name, value in build_model(config).state_dict().items():
+        stored = hub_name(name) if nested else name
         if value.dim() == 1:
-            yield name, torch.full(value.shape, vector_value(name, zero_centred)).bfloat16()
+            yield stored, torch.full(value.shape, vector_value(name, zero_centred)).bfloat16()
         else:
             noise = torch.empty(value.shape, dtype=torch.bfloat16)
-            yield name, noise.normal_(0, DEVIATION, generator=random)
+            yield stored, noise.normal_(0, DEVIATION, generator=random)
+
+
+def hub_name(name: str) -> str:
+    """Name of a module's tensor in the files of Qwen3-VL and Qwen3.5."""
+    if name.startswith("model."):
+        return "model.language_model." + name.removeprefix("model.")
+    return f"model.{name}" if name.startswith("visual.") else name
 
 
 def vector_value(name: str, zero_centred: bool) -> float:

@@ -90,6 +90,7 @@ def config_of(size: str, layers: int | None = None) -> dict[str, Any]:
             "rope_theta": 10000000,
             "rope_type": "default",
         },
+        "tie_word_embeddings": of.tied,
         "vocab_size": VOCABULARY,
     }
     if of.experts is None:

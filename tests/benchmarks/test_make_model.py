@@ -51,10 +51,10 @@ def test_norms_of_qwen3_5_multiply_by_one(tmp_path: Path) -> None:
     raw["text_config"] |= {"hidden_size": 128, "vocab_size": 1280, "intermediate_size": 128}
     raw["vision_config"] |= {"depth": 1, "out_hidden_size": 128}
     values = dict(make_model.tensors(raw, 0))
-    layer = "model.layers.0"
+    layer = "model.language_model.layers.0"
     assert float(values[f"{layer}.input_layernorm.weight"].float().abs().max()) == 0
     assert float(values[f"{layer}.linear_attn.norm.weight"].float().mean()) == 1
-    assert float(values["visual.merger.norm.weight"].float().mean()) == 1
+    assert float(values["model.visual.merger.norm.weight"].float().mean()) == 1
     assert float(values[f"{layer}.linear_attn.dt_bias"].float().mean()) == 1
 
 
