@@ -32,7 +32,8 @@ def iou(first: Box, second: Box) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     common = width * height
-    return common / (_area(first) + _area(second) - common)
+    union = _area(first) + _area(second) - common
+    return common / union if union else 0.0  # both areas can be too small for a number
 
 
 def contains(box: Box, point: Point) -> bool:

@@ -22,6 +22,7 @@ BOXES = st.tuples(EDGES, EDGES, EDGES, EDGES)
         ((0, 0, 10, 10), (10, 0, 20, 10), 0.0),
         ((0, 0, 10, 10), (5, 5, 15, 15), 25 / 175),
         ((5, 5, 5, 5), (5, 5, 5, 5), 0.0),
+        ((0, 0, 1e-200, 1e-200), (0, 0, 1e-200, 1e-200), 0.0),
     ],
 )
 def test_known_overlaps(first: Box, second: Box, expected: float) -> None:
