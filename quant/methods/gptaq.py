@@ -11,6 +11,9 @@ difference to the column updates; Arai and Ichikawa, "Quantization Error Propaga
 
 so one linear solve moves the target from W to W', and GPTQ itself stays unchanged. (The residual of
 the regression of `W X~` on X is orthogonal to X: it is the constant.)
+
+A layer that rounds its inputs to a grid multiplies r(X): H is `r(X) r(X)'` then and D is
+`(X~ - X) r(X)'`, with the deviation of the inputs before rounding, see `CrossMoment`.
 """
 
 from torch import Tensor
