@@ -67,7 +67,7 @@ def markdown(results: dict[str, Any]) -> str:
         [
             row["model"],
             row["recipe"],
-            *(f"{row['parts'][part] / GB:.3f}" for part in BYTE_PARTS),
+            *(f"{row['parts'].get(part, 0) / GB:.3f}" for part in BYTE_PARTS),
             f"{sum(row['parts'].values()) / GB:.3f}",
         ]
         for row in results["rows"]

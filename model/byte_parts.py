@@ -29,11 +29,12 @@ def bytes_by_part(config: ModelConfig, sizes: Iterable[tuple[str, int]]) -> dict
 
 def part_finder(config: ModelConfig) -> Callable[[str], str]:
     """Return a function that gives the part of a tensor, one of `BYTE_PARTS`, by canonical name."""
-    prefixes = {f"{EMBEDDING}.": "embedding"}
-    for stage in family_of(config).stages:
+    prefixes, family = {f"{EMBEDDING}.": "embedding"}, family_of(config)
+    for stage in family.stages:
         prefixes.setdefault(stage.path.partition("{}")[0].removesuffix(".") + ".", stage.part)
         if stage.part == "tower":
             prefixes |= {f"{path}.": stage.part for path in stage.entry}
+    prefixes |= family.carried_parts
 
     def part_of(name: str) -> str:
         return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), REST)

@@ -1,6 +1,7 @@
 """Names of the parts of a model that bytes are counted by; without torch, for tables of results."""
 
 REST = "rest"
-BYTE_PARTS = ("decoder", "tower", "embedding", "head", REST)
+BYTE_PARTS = ("decoder", "tower", "embedding", "head", "mtp", REST)
 """All parts, in the order of tables. A decoder or tower has its norms, convolution and positions;
-the rest is the final norm, and tensors that the model does not compute with."""
+`mtp` is the module for multi-token prediction; the rest is the final norm, and other tensors that
+the model does not compute with. Records of versions before `mtp` have no entry for it."""

@@ -93,7 +93,9 @@ def plan(options: PlanOptions) -> dict[str, Any]:
         raise ValueError(f"{source.name}: is quantized already; vlpress inspect shows its layers")
     recipe = resolve_recipe(options.recipe, options, source, options.tp)
     dtype = source.dtype
-    layers = make_plan(source.config, recipe, dtype=dtype, format=options.format)
+    layers = make_plan(
+        source.config, recipe, dtype=dtype, format=options.format, carried=source.carried
+    )
     check_format(layers, options.format)
     process = peak_memory()  # before the samples, which the plan counts itself, are loaded
     rates, entry = cached_probe(source.device, dtype, refresh=options.refresh)

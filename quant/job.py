@@ -121,7 +121,7 @@ class Job:
         if is_quantized(source.folder):
             raise ValueError(f"{source.name}: is quantized already; start from the original model")
         recipe = resolve_recipe(recipe_name, calibration, source, tp)
-        plan = make_plan(source.config, recipe, format=format_)
+        plan = make_plan(source.config, recipe, format=format_, carried=source.carried)
         check_format(plan, format_)
         samples_as = sample_processor(source, recipe)
         drawn = open_samples(recipe, calibration, samples_as)

@@ -12,6 +12,7 @@ import torch
 from ..calib.samples.draw import draw_samples
 from ..calib.samples.sample import Sample
 from ..calib.samples.selection import Draw
+from ..model.carried import CarriedTensors
 from ..model.checkpoint import CheckpointReader
 from ..model.config import ModelConfig
 from ..model.loading import choose_device, choose_dtype
@@ -77,6 +78,11 @@ class Source:
     def dtype(self) -> torch.dtype:
         """Dtype that the model is loaded in."""
         return choose_dtype(self.settings.dtype, self.config, CheckpointReader(self.folder))
+
+    @property
+    def carried(self) -> CarriedTensors:
+        """Tensors of the checkpoint that the model does not compute with."""
+        return CarriedTensors.of(self.config, CheckpointReader(self.folder))
 
 
 def resolve_recipe(

@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..deepstack_tower import DeepstackTower
 from ..text import TextModel
 from .qwen3_vl import QWEN3_VL
-from .table import BlockLinear, Family, KeptLinear, NormBinding, PairBinding
+from .table import BlockLinear, Blocks, Family, KeptLinear, NormBinding, PairBinding, Stage
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -102,11 +102,40 @@ _DECODER = replace(
     cached_kind=FULL,
 )
 
+
+def carried_along(decoder: Stage) -> tuple[Blocks, ...]:
+    """Return the blocks of the module for multi-token prediction, see `mtp.py`.
+
+    Args:
+        decoder: its layers have the linear layers of those with full attention.
+    """
+    names = {x.name for x in decoder.linears if x.kind in (None, FULL)}
+    kept = tuple(replace(x, kind=None) for x in decoder.kept if x.kind in (None, FULL))
+    return (
+        Blocks(
+            name="mtp projection",
+            part="mtp",
+            path="mtp.fc",
+            count=lambda config: min(1, config.text.mtp_layers),
+            linears=(BlockLinear("", "twice_hidden", "hidden", False, "fc"),),
+        ),
+        Blocks(
+            name="mtp",
+            part="mtp",
+            path="mtp.layers.{}",
+            count=lambda config: config.text.mtp_layers,
+            linears=tuple(replace(x, kind=None) for x in decoder.linears if x.name in names),
+            kept=kept,
+            fused=tuple(group for group in decoder.fused if names.issuperset(group)),
+        ),
+    )
+
+
 QWEN3_5 = Family(
     name="qwen3_5",
     stages=(_VISION, _MERGER, _DECODER, QWEN3_VL.head),
     build_tower=DeepstackTower,
     build_decoder=TextModel,
     mrope_layout="interleaved",
-    carried=("mtp.",),
+    carried=carried_along(_DECODER),
 )

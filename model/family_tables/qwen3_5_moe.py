@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import steps
-from .qwen3_5 import ATTENTION, ATTENTION_FUSED, ATTENTION_NORMS, KEPT, QWEN3_5, VALUE
+from .qwen3_5 import (
+    ATTENTION,
+    ATTENTION_FUSED,
+    ATTENTION_NORMS,
+    KEPT,
+    QWEN3_5,
+    VALUE,
+    carried_along,
+)
 from .qwen3_vl_moe import DOWN, EXPERT_LAYERS, GATE, ROUTER, ROUTER_TAP, UP
 from .table import BlockLinear, Checkpoints, KeptLinear, NormBinding, PairBinding
 
@@ -52,4 +60,5 @@ QWEN3_5_MOE = replace(
     QWEN3_5,
     name="qwen3_5_moe",
     stages=tuple(_DECODER if stage is _DENSE else stage for stage in QWEN3_5.stages),
+    carried=carried_along(_DECODER),
 )

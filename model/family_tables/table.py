@@ -35,10 +35,11 @@ if TYPE_CHECKING:  # modules of models import this one
     from ..text import State, TextModel
     from ..tower import Tower
 
-Part = Literal["tower", "embedding", "decoder", "head"]
+Part = Literal["tower", "embedding", "decoder", "head", "mtp"]
 """Stages of the tower are passed by samples with images or videos only, the others by all samples.
 There is one stage of the decoder and one of the head, which predicts tokens. The token embedding is
-a part without a stage: its rows are looked up before the first decoder layer."""
+a part without a stage: its rows are looked up before the first decoder layer. So is the module for
+multi-token prediction (MTP), which is carried along and which no sample passes."""
 
 Enter = Callable[["QwenVL", "Prompt", "State | None"], "State"]
 """Called with the model, a sample and its state after the stage before (None: it has none); returns
@@ -219,9 +220,9 @@ class Checkpoints:
     complete: Complete
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A run of blocks; bindings and fused groups are those of the blocks that have their linears.
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """A run of blocks with their linear layers; fused groups are those of blocks that have them.
 
     Raises:
         ValueError: fields contradict each other.
@@ -231,22 +232,10 @@ class Stage:
     part: Part
     path: str  # module path, with {} for the block index if there are several blocks
     count: Callable[[ModelConfig], int]
-    step: Step
     linears: tuple[BlockLinear, ...]  # other fields name those of experts with {}, as they do
     kept: tuple[KeptLinear, ...] = ()
-    entry: tuple[str, ...] = ()  # modules that belong to no block; `enter` runs them
-    enter: Enter | None = None  # None: the state after the stage before
-    leave: Leave | None = None  # None: all of the state
-    output: str = HIDDEN  # key of a block's output in the state, with {} for the block index
-    per_patch: bool = False  # blocks compute patches instead of merged tokens
-    checkpoints: Checkpoints | None = None  # None: a block runs as a whole
-    cached: Cached | None = None  # None: blocks cache no keys and values
     kind: Kind | None = None  # None: all blocks are equal
-    cached_kind: str | None = None  # kind of the blocks that cache keys and values; None: all
-    norms: tuple[NormBinding, ...] = ()
-    pairs: tuple[PairBinding, ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()  # engines fuse each group: one scheme for its members
-    padded: tuple[PaddedWidth, ...] = ()
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
@@ -254,25 +243,12 @@ class Stage:
                 f"stage {self.name}: part {self.part!r} is unknown; allowed: {', '.join(PARTS)}"
             )
         names = [linear.name for linear in self.linears]
-        read = [name for norm in self.norms for name in norm.linears]
-        used = [
-            *(name for pair in self.pairs for name in (pair.source, pair.target)),
-            *(name for group in self.fused for name in group),
-            *(name for padded in self.padded for name in (*padded.outputs, *padded.inputs)),
-        ]
-        self._refuse("linear", used, names)
-        self._refuse("linear", read, [*names, *(kept.name for kept in self.kept)])
+        self._refuse("linear", (name for group in self.fused for name in group), names)
         self._refuse("linear of two entries", [n for n in names if names.count(n) > 1], ())
-        if self.checkpoints is not None:
-            self._refuse("tap", self.checkpoints.taps, {linear.tap for linear in self.linears})
         by_name = {linear.name: linear for linear in self.linears}
         for group in self.fused:
             taps = {by_name[name].tap for name in group}
             self._refuse("tap of fused linears", sorted(taps)[1:], ())
-        for padded in self.padded:
-            sizes = {by_name[name].outputs for name in padded.outputs}
-            sizes |= {by_name[name].inputs for name in padded.inputs}
-            self._refuse("padded width", sorted(sizes), {padded.width})
 
     def _refuse(self, what: str, used: Iterable[str], allowed: Iterable[str]) -> None:
         """Refuse names that are not among the allowed ones."""
@@ -292,26 +268,6 @@ class Stage:
         kind = self._kind(config, block)
         return tuple(each for each in self.kept if each.kind in (None, kind))
 
-    def bindings(self, config: ModelConfig, block: int) -> tuple[NormBinding | PairBinding, ...]:
-        """Return all bindings of a block: a norm's for all experts, a pair's for each of them."""
-        names = self._names(config, block)
-        norms = (
-            replace(
-                norm,
-                linears=tuple(name for of in norm.linears for name in names[of]),
-                tiles=norm.tiles if norm.tiles_of is None else widths(config)[norm.tiles_of],
-            )
-            for norm in self.norms
-            if names.keys() >= set(norm.linears)
-        )
-        pairs = (
-            replace(pair, source=source, target=target)
-            for pair in self.pairs
-            if names.keys() >= {pair.source, pair.target}
-            for source, target in zip(names[pair.source], names[pair.target], strict=True)
-        )
-        return (*norms, *pairs)
-
     def fused_groups(self, config: ModelConfig, block: int) -> tuple[tuple[str, ...], ...]:
         """Return the fused groups of a block, those of experts for each of them."""
         names = self._names(config, block)
@@ -321,11 +277,6 @@ class Stage:
             if names.keys() >= set(group)
             for members in zip(*(names[name] for name in group), strict=True)
         )
-
-    def caches(self, config: ModelConfig, block: int) -> bool:
-        """Return whether a block caches keys and values."""
-        kind = self.cached_kind
-        return self.cached is not None and kind in (None, self._kind(config, block))
 
     def members(self, config: ModelConfig, block: int) -> set[str]:
         """Return the module paths within a block of all its linear layers."""
@@ -348,6 +299,71 @@ class Stage:
         """Return the module paths of all blocks in the order of computation."""
         return tuple(self.block_path(block) for block in range(self.count(config)))
 
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Blocks):
+    """A run of blocks that samples pass; bindings are those of the blocks that have their linears.
+
+    Raises:
+        ValueError: fields contradict each other.
+    """
+
+    step: Step
+    entry: tuple[str, ...] = ()  # modules that belong to no block; `enter` runs them
+    enter: Enter | None = None  # None: the state after the stage before
+    leave: Leave | None = None  # None: all of the state
+    output: str = HIDDEN  # key of a block's output in the state, with {} for the block index
+    per_patch: bool = False  # blocks compute patches instead of merged tokens
+    checkpoints: Checkpoints | None = None  # None: a block runs as a whole
+    cached: Cached | None = None  # None: blocks cache no keys and values
+    cached_kind: str | None = None  # kind of the blocks that cache keys and values; None: all
+    norms: tuple[NormBinding, ...] = ()
+    pairs: tuple[PairBinding, ...] = ()
+    padded: tuple[PaddedWidth, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [linear.name for linear in self.linears]
+        read = [name for norm in self.norms for name in norm.linears]
+        used = [
+            *(name for pair in self.pairs for name in (pair.source, pair.target)),
+            *(name for padded in self.padded for name in (*padded.outputs, *padded.inputs)),
+        ]
+        self._refuse("linear", used, names)
+        self._refuse("linear", read, [*names, *(kept.name for kept in self.kept)])
+        if self.checkpoints is not None:
+            self._refuse("tap", self.checkpoints.taps, {linear.tap for linear in self.linears})
+        by_name = {linear.name: linear for linear in self.linears}
+        for padded in self.padded:
+            sizes = {by_name[name].outputs for name in padded.outputs}
+            sizes |= {by_name[name].inputs for name in padded.inputs}
+            self._refuse("padded width", sorted(sizes), {padded.width})
+
+    def bindings(self, config: ModelConfig, block: int) -> tuple[NormBinding | PairBinding, ...]:
+        """Return all bindings of a block: a norm's for all experts, a pair's for each of them."""
+        names = self._names(config, block)
+        norms = (
+            replace(
+                norm,
+                linears=tuple(name for of in norm.linears for name in names[of]),
+                tiles=norm.tiles if norm.tiles_of is None else widths(config)[norm.tiles_of],
+            )
+            for norm in self.norms
+            if names.keys() >= set(norm.linears)
+        )
+        pairs = (
+            replace(pair, source=source, target=target)
+            for pair in self.pairs
+            if names.keys() >= {pair.source, pair.target}
+            for source, target in zip(names[pair.source], names[pair.target], strict=True)
+        )
+        return (*norms, *pairs)
+
+    def caches(self, config: ModelConfig, block: int) -> bool:
+        """Return whether a block caches keys and values."""
+        kind = self.cached_kind
+        return self.cached is not None and kind in (None, self._kind(config, block))
+
     def output_key(self, block: int) -> str:
         """Return the key of a block's output in the state after it."""
         return self.output.format(block)
@@ -368,7 +384,7 @@ class Family:
     mrope_layout: MropeLayout
     features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
-    carried: tuple[str, ...] = ()  # prefixes of tensors outside of the stages, copied as they are
+    carried: tuple[Blocks, ...] = ()  # checkpoints hold their tensors, models have no such modules
 
     def __post_init__(self) -> None:
         names, parts = [s.name for s in self.stages], [s.part for s in self.stages]
@@ -420,6 +436,21 @@ class Family:
             for spec in _specs(config, stage, block, linear)
         ]
 
+    @property
+    def carried_parts(self) -> dict[str, Part]:
+        """Parts of tensors that the model does not compute with, by the prefix of their names."""
+        return {f"{of.path.partition('.')[0]}.": of.part for of in self.carried}
+
+    def carried_linears(self, config: ModelConfig) -> list[LinearSpec]:
+        """List every linear layer of the blocks that are carried along."""
+        return [
+            spec
+            for blocks in self.carried
+            for block in range(blocks.count(config))
+            for linear in blocks.block_linears(config, block)
+            for spec in _specs(config, blocks, block, linear)
+        ]
+
     def embedding(self, config: ModelConfig) -> LinearSpec:
         """Return the token embedding as a target."""
         size = widths(config)
@@ -429,33 +460,41 @@ class Family:
 
     def targets(self, config: ModelConfig) -> list[LinearSpec]:
         """List everything that can be quantized: the token embedding and every linear layer."""
-        return [self.embedding(config), *self.linears(config)]
+        return [self.embedding(config), *self.linears(config), *self.carried_linears(config)]
 
     def kept(self, config: ModelConfig) -> list[tuple[LinearSpec, str]]:
         """List the linear layers that are never quantized, each with the reason."""
-        size = widths(config)
-        return [
-            (
-                LinearSpec(
-                    f"{stage.block_path(block)}.{kept.name}",
-                    size[kept.inputs],
-                    size[kept.outputs],
-                    kept.bias,
-                    stage.name,
-                    stage.part,
-                    block,
-                    kept.tap,
-                ),
-                kept.reason,
-            )
-            for stage in self.stages
-            for block in range(stage.count(config))
-            for kept in stage.block_kept(config, block)
-        ]
+        return _kept(config, self.stages)
+
+    def carried_kept(self, config: ModelConfig) -> list[tuple[LinearSpec, str]]:
+        """List those of the blocks that are carried along."""
+        return _kept(config, self.carried)
+
+
+def _kept(config: ModelConfig, runs: Iterable[Blocks]) -> list[tuple[LinearSpec, str]]:
+    size = widths(config)
+    return [
+        (
+            LinearSpec(
+                f"{stage.block_path(block)}.{kept.name}",
+                size[kept.inputs],
+                size[kept.outputs],
+                kept.bias,
+                stage.name,
+                stage.part,
+                block,
+                kept.tap,
+            ),
+            kept.reason,
+        )
+        for stage in runs
+        for block in range(stage.count(config))
+        for kept in stage.block_kept(config, block)
+    ]
 
 
 def _specs(
-    config: ModelConfig, stage: Stage, block: int, linear: BlockLinear
+    config: ModelConfig, stage: Blocks, block: int, linear: BlockLinear
 ) -> Iterator[LinearSpec]:
     """Yield a linear layer of one block, or the layers of its experts."""
     path, size, experts = stage.block_path(block), widths(config), linear.experts
@@ -490,6 +529,7 @@ def widths(config: ModelConfig) -> Mapping[str, int]:
         "vision_mlp": vision.intermediate_size,
         "merged": vision.hidden_size * vision.merge_unit,
         "hidden": text.hidden_size,
+        "twice_hidden": 2 * text.hidden_size,
         "head": text.head_dim,
         "q": text.num_attention_heads * text.head_dim,
         "gated_q": 2 * text.num_attention_heads * text.head_dim,

@@ -129,7 +129,7 @@ def load_quantized(
     reader, chosen = checkpoint.reader, choose_device(device)
     model = build_model(checkpoint.config, dtype=choose_dtype(dtype, checkpoint.config, reader))
     checkpoint.check()
-    for name in checkpoint.schemes:
+    for name in checkpoint.layers:
         bias = checkpoint.bias(name)
         if bias is not None:
             # A copy: the tensor is a view of the memory-mapped file.

@@ -41,7 +41,7 @@ class QuantizedBlocks:
         Raises:
             ValueError: the checkpoint is damaged.
         """
-        for name in self._checkpoint.schemes:
+        for name in self._checkpoint.layers:
             if name == path or name.startswith(path + "."):
                 bias = self._checkpoint.bias(name)
                 if bias is not None:

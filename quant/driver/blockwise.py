@@ -37,6 +37,7 @@ from ...model.loading import (
     choose_dtype,
     load_model,
 )
+from ...model.mtp import MultiTokenPredictor
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ...model.token_reduction.rule import ReductionRule
@@ -114,6 +115,9 @@ class BlockwiseQuantizer:
         check_tensors(reader, model)
         check_tied_head(reader, model)
         self.plan.prepare_model_(model)
+        if self.plan.contents.quantizes_carried:
+            with torch.device("meta"):
+                model.mtp = MultiTokenPredictor(model.config.text).to(model.dtype)
         return model
 
     def _token_weights(self, run: QuantizationRun) -> ModalityTokenWeights | PerTokenWeights:
@@ -145,7 +149,8 @@ class _Pass:
             for row in run.rows.values()
             if row not in calibrated and row.name not in run.layer_reports
         ]
-        stages = family_of(run.model.config).stages
+        family = family_of(run.model.config)
+        stages = (*family.stages, *family.carried)
         blocks = [block for stage in stages for block in stage.blocks(run.model.config)]
         for block in (EMBEDDING, *blocks):
             if block_rows := [row for row in rows if is_inside(row.name, block)]:

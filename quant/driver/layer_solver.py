@@ -91,12 +91,13 @@ class QuantizationRun:
     def calibrated_rows(self, prompts: Sequence[Prompt]) -> list[PlanRow]:
         """List the layers that calibration samples reach; the others have no statistics.
 
-        Samples without images never reach the vision tower. The token embedding has no input.
+        Samples without images never reach the vision tower. The token embedding has no input, and
+        no sample passes the module for multi-token prediction.
         """
         if not self.recipe.needs_calibration:
             return []
         has_images = any(prompt.visuals for prompt in prompts)
-        unreached = {"embedding"} if has_images else {"embedding", "tower"}
+        unreached = {"embedding", "mtp"} if has_images else {"embedding", "mtp", "tower"}
         return [row for row in self.rows.values() if row.spec.part not in unreached]
 
     def calibration_pass(

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def fused_layers(config: ModelConfig) -> Iterator[tuple[str, ...]]:
-    """Yield the names of the layers of each fused matrix."""
-    for stage in family_of(config).stages:
+    """Yield the names of the layers of each fused matrix, of the model and of what is carried."""
+    family = family_of(config)
+    for stage in (*family.stages, *family.carried):
         for index, block in enumerate(stage.blocks(config)):
             for members in stage.fused_groups(config, index):
                 yield tuple(f"{block}.{member}" for member in members)
@@ -30,7 +31,7 @@ def check_fused(config: ModelConfig, rows: Sequence[PlanRow]) -> None:
     """
     schemes = {row.name: row.step.scheme if row.step else None for row in rows}
     for names in fused_layers(config):
-        if len({schemes[name] for name in names}) > 1:
+        if len({schemes[name] for name in names if name in schemes}) > 1:
             listed = ", ".join(f"{name}: {scheme_label(schemes[name])}" for name in names)
             raise ValueError(
                 "engines fuse these layers into one matrix, which has one scheme, so they must "

@@ -86,14 +86,18 @@ def count_memory(
                 size = spec.in_features, spec.out_features
                 solve = max(solve, step.memory(*size, calibrated=False))
             continue
+        if spec.part == "mtp" and step is None:  # copied from file to file
+            continue
         block = spec.stage, spec.block
         if spec.part != "head" or step is not None:  # a float head is never loaded
             blocks[block] = blocks.get(block, 0) + itemsize * spec.weights
         if step is not None:
             with_float = with_float or step.uses_float_model
             size = spec.in_features, spec.out_features
-            solve = max(solve, step.memory(*size, calibrated=recipe.needs_calibration))
-            targets.setdefault(block, []).append(spec)
+            calibrated = recipe.needs_calibration and spec.part != "mtp"
+            solve = max(solve, step.memory(*size, calibrated=calibrated))
+            if calibrated:
+                targets.setdefault(block, []).append(spec)
             needs[spec.name] = step.statistics
             if spec.slice is not None:
                 tensor = spec.slice.tensor

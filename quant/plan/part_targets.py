@@ -13,7 +13,7 @@ _Pass = TypeVar("_Pass", Step, Transform)
 
 
 def spell_out_parts(recipe: Recipe, config: ModelConfig) -> Recipe:
-    """Replace parts (`tower`, `decoder`, `head`, `embedding`) among targets by patterns of names.
+    """Replace parts of the model (`BYTE_PARTS` but the rest) among targets by patterns of names.
 
     A part becomes one pattern for each of its stages, in their order; of a transform, for those
     with inputs that can be scaled. Checkpoints record the result. Other patterns are kept, so that
@@ -44,6 +44,8 @@ def _patterns(part: str, config: ModelConfig, scaled: bool) -> list[str]:
     """Patterns of the stages of a part; none for the name of a layer."""
     if part == "embedding" and not scaled:
         return [EMBEDDING]
+    if part == "mtp" and not scaled:
+        return [f"{prefix}*" for prefix in family_of(config).carried_parts]
     return [
         _pattern(stage)
         for stage in family_of(config).stages

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...model.byte_parts import bytes_by_part
+from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, LinearSpec, family_of
 from ...model.loading import build_model
@@ -28,6 +29,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
 from ..recipe.vision_input import VisionInput
 from ..steps.step import Step
+from .carried import carried_kept, carried_specs, check_carried
 from .channel_groups import PlannedTransform, plan_transforms
 from .embedding import check_embedding
 from .experts import check_experts, insert_kept, take_all_tokens
@@ -112,7 +114,8 @@ class Plan:
     config: ModelConfig
     """Of the padded model."""
     rows: tuple[PlanRow, ...]
-    """All linear layers in the order of computation, and the token embedding if it is quantized."""
+    """All linear layers in the order of computation, then those that are carried along; and the
+    token embedding if it is quantized."""
     source_parts: Mapping[str, int]
     """Tensor bytes of the source by part, see `bytes_by_part`."""
     memory: MemoryEstimate
@@ -130,6 +133,8 @@ class Plan:
     """The source's head is tied to the token embedding, and gets a weight of its own."""
     vision_input: VisionInput = field(default_factory=VisionInput)
     """Visual tokens of the samples and of the checkpoint."""
+    carried: CarriedTensors = field(default_factory=CarriedTensors)
+    """Tensors of the source that the model does not compute with."""
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -186,7 +191,8 @@ class Plan:
     def contents(self) -> Contents:
         """Contents of the quantized checkpoint, as formats need them."""
         schemes = {row.name: row.step.scheme for row in self.rows if row.step is not None}
-        return Contents(self.config, schemes, kv_cache=self.kv_cache)
+        carried = self.carried.layers
+        return Contents(self.config, schemes, kv_cache=self.kv_cache, carried=carried)
 
     def prepare_model_(self, model: QwenVL) -> None:
         """Untie and pad the source's model in place, so that its config is the plan's.
@@ -219,7 +225,12 @@ class Plan:
 
 
 def make_plan(
-    config: ModelConfig, recipe: Recipe, *, dtype: torch.dtype | None = None, format: str = AUTO
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None = None,
+    format: str = AUTO,
+    carried: CarriedTensors | None = None,
 ) -> Plan:
     """Plan the quantization of every linear layer of a model, without reading weights.
 
@@ -228,6 +239,8 @@ def make_plan(
         recipe: the recipe.
         dtype: of the stored weights; default the config's.
         format: checkpoint format to count bytes for; `check_format` checks whether it fits.
+        carried: tensors of the source that the model does not compute with; None: there are none,
+            or it is not known, as for a model in memory.
 
     Raises:
         ValueError: a pattern matches nothing, two steps claim a layer, a shape does not fit its
@@ -239,38 +252,40 @@ def make_plan(
     untied = not recipe.tie and config.text.tie_word_embeddings
     if untied:
         config = untied_config(config)
-    sources = family.linears(config)
-    claims = claim_layers(sources, recipe)
+    carried = carried or CarriedTensors()
+    sources, others = family.linears(config), carried_specs(config, carried)
+    claims = claim_layers(sources, recipe, others)
     embedding, _ = claims.pop(EMBEDDING, (None, ""))
     check_embedding(config, recipe, embedding)
     claimed = [name for name, (step, _) in claims.items() if step is not None]
     if not claimed and embedding is None:
         raise ValueError(f"recipe {recipe.name}: every targeted layer is ignored as well")
     padding = choose_padding(config, claimed, recipe.tp)
+    check_carried(recipe, others, claims, padding)
     padded = padded_config(config, padding)
     specs = family.linears(padded)
     if recipe.calibration.all_experts:
         specs = take_all_tokens(specs, recipe)
     for step in recipe.steps:
-        of_step = [spec for spec in specs if claims[spec.name][0] is step]
+        of_step = [spec for spec in (*specs, *others) if claims[spec.name][0] is step]
         for spec in of_step:
             check_shape(spec, step.scheme)
         check_groups(of_step, step.scheme, recipe.tp)
     schemes = {name: step.scheme for name, (step, _) in claims.items() if step is not None}
     if embedding is not None:
         schemes[EMBEDDING] = embedding.scheme
-    contents = Contents(padded, schemes, kv_cache=recipe.kv_cache)
+    contents = Contents(padded, schemes, kv_cache=recipe.kv_cache, carried=carried.layers)
     written, _ = find_format(contents, format)
     kind = dtype or config.dtype or torch.float32
     itemsize = kind.itemsize
     padding_of = padded_layers(config, padding)
     rows = tuple(
         _row(source, spec, *claims[spec.name], padding_of.get(spec.name), kind, written)
-        for source, spec in zip(sources, specs, strict=True)
+        for source, spec in zip([*sources, *others], [*specs, *others], strict=True)
     )
     if untied:
         rows = tuple(replace(r, bytes_before=0) if r.spec.part == "head" else r for r in rows)
-    kept = family.kept(padded)
+    kept = [*family.kept(padded), *carried_kept(padded, carried)]
     rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
     check_experts(rows, all_tokens=recipe.calibration.all_experts)
     check_fused(config, rows)
@@ -281,9 +296,10 @@ def make_plan(
         spec = family.embedding(config)
         rows = _before_decoder(rows, _row(spec, spec, embedding, "", None, kind, written))
     parameters = build_model(source_config).named_parameters()
-    parts = bytes_by_part(config, ((name, p.numel() * itemsize) for name, p in parameters))
+    sizes = [(name, p.numel() * itemsize) for name, p in parameters]
+    parts = bytes_by_part(config, [*sizes, *carried.bytes.items()])
     growth = sum(float_bytes(row.spec, itemsize) - row.bytes_before for row in rows if row.padding)
-    in_float = sum(parts.values()) + growth
+    in_float = sum(parts.values()) - sum(carried.bytes.values()) + growth
     layers = ((row.spec, row.step) for row in rows)
     memory = count_memory(padded, layers, in_float, itemsize, recipe)
     transforms = plan_transforms(padded, recipe, schemes)
@@ -300,6 +316,7 @@ def make_plan(
         scale_bytes,
         untied,
         recipe.vision_input,
+        carried,
     )
 
 

@@ -15,12 +15,15 @@ GROUP_SIZES = (128, 64, 32)
 """Group sizes that the kernels of engines support; larger groups have less overhead."""
 
 
-def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple[Step | None, str]]:
+def claim_layers(
+    specs: Sequence[LinearSpec], recipe: Recipe, carried: Sequence[LinearSpec] = ()
+) -> dict[str, tuple[Step | None, str]]:
     """Find the step that quantizes each layer, and the token embedding if there is one.
 
     Args:
         specs: all linear layers of the model.
         recipe: the recipe.
+        carried: layers of the checkpoint that the model does not compute with.
 
     Returns:
         By layer name the step and an empty string, or None and the reason why no step claims it.
@@ -30,13 +33,13 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
         ValueError: a pattern matches nothing (the message lists near misses), or two steps claim
             a layer.
     """
-    names = [spec.name for spec in specs]
+    names, others = [spec.name for spec in specs], [spec.name for spec in carried]
     claims: dict[str, tuple[Step | None, str]] = {
-        spec.name: (None, f"no step targets it ({spec.stage})") for spec in specs
+        spec.name: (None, f"no step targets it ({spec.stage})") for spec in (*specs, *carried)
     }
     for step in recipe.steps:
-        targeted = match_names(step.targets, names, "target")
-        ignored = match_names(step.ignore, names, "ignore pattern")
+        targeted = match_names(step.targets, names, "target", carried=others)
+        ignored = match_names(step.ignore, names, "ignore pattern", carried=others)
         for name in targeted:
             claimed_by = claims.setdefault(name, (None, ""))[0]
             if name in ignored:
@@ -55,18 +58,24 @@ def claim_layers(specs: Sequence[LinearSpec], recipe: Recipe) -> dict[str, tuple
 
 
 def match_names(
-    patterns: Sequence[str], names: Sequence[str], what: str, kind: str = LINEAR
+    patterns: Sequence[str],
+    names: Sequence[str],
+    what: str,
+    kind: str = LINEAR,
+    *,
+    carried: Sequence[str] = (),
 ) -> dict[str, str]:
     """Match names against patterns.
 
-    The token embedding is named by patterns that match no linear layer: `*` stands for all layers
-    that are multiplied.
+    The token embedding and carried layers are named by patterns that match no linear layer of the
+    model: `*` stands for all layers that are multiplied.
 
     Args:
         patterns: see `pattern_matches`.
         names: full names.
         what: role of the patterns, for messages: "target", "ignore pattern".
         kind: kind of the named things, for messages.
+        carried: names of layers that the model does not compute with.
 
     Returns:
         The names that match, each with the first pattern that matches it.
@@ -80,11 +89,18 @@ def match_names(
         hits = [name for name in names if pattern_matches(plain, name)]
         if not hits and kind == LINEAR and pattern_matches(plain, EMBEDDING):
             hits = [EMBEDDING]
+        hits = hits or [name for name in carried if pattern_matches(plain, name)]
         if not hits and kind == LINEAR and pattern_matches(plain, "lm_head"):
             raise ValueError(
                 f"recipe: {what} {pattern!r}: the output head of this model shares its weight with "
                 "the token embedding (tie_word_embeddings); add `tie = false` to the recipe, which "
                 "writes the head apart, or remove lm_head"
+            )
+        if not hits and kind == LINEAR and plain.startswith("mtp"):
+            raise ValueError(
+                f"recipe: {what} {pattern!r}: no tensors of a module for multi-token prediction "
+                "(mtp.*) are known; allowed: a checkpoint that holds them, quantized from its "
+                "folder (quantize, not quantize_)"
             )
         if not hits:
             near = ", ".join(near_misses(plain, names))

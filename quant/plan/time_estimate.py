@@ -109,8 +109,8 @@ def estimate_time(
         true_sequential: of the recipe's calibration.
         gradient: whether token weights are computed from gradients.
     """
-    # The rows of the token embedding are looked up and rounded, which takes next to no time.
-    multiplied = [row for row in plan.rows if row.spec.part != "embedding"]
+    # Rounding the token embedding and carried layers takes next to no time.
+    multiplied = [row for row in plan.rows if row.spec.part not in ("embedding", "mtp")]
     calibrated = [row for row in multiplied if row.step] if plan.calibrated else []
     rows = multiplied[: multiplied.index(calibrated[-1]) + 1] if calibrated else []
     patches = plan.config.vision.merge_unit
@@ -257,7 +257,7 @@ def _backward(plan: Plan) -> float:
     passes = {"decoder": 2, "head": 0}
     total = 0.0
     for row in plan.rows:
-        if row.spec.part == "embedding":
+        if row.spec.part in ("embedding", "mtp"):
             continue
         per_token = unit if family.stage(row.spec.stage).per_patch else 1
         weights = row.spec.token_share * row.spec.weights

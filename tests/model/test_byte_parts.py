@@ -21,6 +21,7 @@ def test_parts_are_those_of_the_modules(family: str, tied: bool) -> None:
         "tower": sum(p.nbytes for p in model.visual.parameters()),
         "embedding": model.model.embed_tokens.weight.nbytes,
         "head": head,
+        "mtp": 0,
         "rest": model.model.norm.weight.nbytes,
     }
 
@@ -36,5 +37,8 @@ def test_names_of_quantized_and_unknown_tensors() -> None:
         ("mtp.layers.0.norm.weight", 32),
         ("model.norm.weight", 64),
     ]
-    expected = dict(zip(BYTE_PARTS, (1, 6, 8, 16, 96), strict=True))
+    expected = dict(zip(BYTE_PARTS, (1, 6, 8, 16, 0, 96), strict=True))
     assert bytes_by_part(config, sizes) == expected
+    with_module = ModelConfig.from_dict(small_config("qwen3_5"))
+    counted = bytes_by_part(with_module, sizes)
+    assert (counted["mtp"], counted["rest"]) == (32, 64)

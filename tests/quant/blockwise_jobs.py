@@ -10,6 +10,8 @@ import torch
 from tiny_models import small_config, small_model, write_small_checkpoint
 
 from vlpress.common import safetensors_writer
+from vlpress.model.carried import CarriedTensors
+from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.config import ModelConfig
 from vlpress.model.processing.inputs import Prompt
 from vlpress.quant.checkpoint.safetensors_folder.shards import checkpoint_folder
@@ -54,7 +56,9 @@ def job(
     keys = ("kv_cache", "tie", "vision_input")
     top: dict[str, Any] = {key: more.pop(key) for key in keys if key in more}
     rule = Recipe.from_dict({"name": "test", "step": steps, "calibration": calibration, **top})
-    plan = make_plan(ModelConfig.from_folder(source), rule, format=format)
+    config = ModelConfig.from_folder(source)
+    carried = CarriedTensors.of(config, CheckpointReader(source))
+    plan = make_plan(config, rule, format=format, carried=carried)
     return BlockwiseQuantizer(source, rule, plan, samples, "cpu", **more)
 
 

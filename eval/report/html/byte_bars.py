@@ -19,13 +19,13 @@ def byte_bars(name: str, title: str, sides: Mapping[str, Mapping[str, int]]) -> 
         sides: bytes by part (`BYTE_PARTS`), by the label of the bar.
     """
     colors = {part: MUTED if part == REST else SERIES[i] for i, part in enumerate(BYTE_PARTS)}
-    drawn = [part for part in BYTE_PARTS if any(parts[part] for parts in sides.values())]
+    drawn = [part for part in BYTE_PARTS if any(p.get(part) for p in sides.values())]
     with SvgFigure(name, 62 + 34 * len(sides)) as figure:
         axes = figure.axes
         for y, parts in enumerate(sides.values()):
             left = 0.0
             for part in drawn:
-                width = parts[part] / 1e9
+                width = parts.get(part, 0) / 1e9
                 axes.barh(y, width, 0.62, left, color=colors[part], edgecolor=PAPER, linewidth=1)
                 left += width
             axes.annotate(

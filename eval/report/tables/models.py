@@ -80,9 +80,9 @@ def _part_rows(sizes: Report) -> list[dict[str, Any]]:
     before, after = sizes.get("base_parts"), sizes.get("candidate_parts")
     if not before or not after:
         return []
-    parts = (part for part in BYTE_PARTS if before[part] or after[part])
+    sides = ((part, before.get(part, 0), after.get(part, 0)) for part in BYTE_PARTS)
     # A head that was tied has no bytes of its own before.
-    return [_byte_row(f"of which {part}", before[part], after[part]) for part in parts]
+    return [_byte_row(f"of which {part}", *of) for part, *of in sides if any(of)]
 
 
 def _memory_rows(memory: Report) -> list[dict[str, Any]]:

@@ -233,4 +233,5 @@ def _not_converted(contents: Contents) -> list[str]:
         for name in members
         if f"{block}.{name}" in unquantized
     ]
-    return ["visual", "model.visual", "lm_head", *layers]
+    mtp = ["mtp", *contents.carried_unquantized] if contents.carried else []
+    return ["visual", "model.visual", "lm_head", *mtp, *layers]

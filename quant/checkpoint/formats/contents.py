@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, Self
 
 from ....model.config import ModelConfig
-from ....model.families import EMBEDDING, LinearSpec, family_of
+from ....model.families import LinearSpec, family_of
 from ...recipe.kv_cache import KVCacheScheme
 from ...recipe.scheme import Scheme
 from ...steps.table import methods_with
@@ -48,6 +48,8 @@ class Contents:
     solver: Solver = Solver()
     kv_cache: KVCacheScheme | None = None
     """KV cache whose scales the checkpoint holds."""
+    carried: tuple[str, ...] = ()
+    """Linear layers that the model does not compute with, see `CarriedTensors.layers`."""
 
     @cached_property
     def linears(self) -> dict[str, LinearSpec]:
@@ -56,9 +58,9 @@ class Contents:
 
     @cached_property
     def quantized(self) -> dict[str, LinearSpec]:
-        """The quantized targets: the token embedding, then linear layers in the same order."""
-        targets = {EMBEDDING: family_of(self.config).embedding(self.config), **self.linears}
-        return {name: spec for name, spec in targets.items() if name in self.schemes}
+        """The quantized targets: the token embedding, linear layers in order, carried layers."""
+        targets = family_of(self.config).targets(self.config)
+        return {spec.name: spec for spec in targets if spec.name in self.schemes}
 
     @cached_property
     def slices(self) -> dict[str, list[LinearSpec]]:
@@ -74,6 +76,16 @@ class Contents:
         """Names of the unquantized linear layers, routers last; a tied head is none of them."""
         kept = (spec.name for spec, _ in family_of(self.config).kept(self.config))
         return (*(name for name in self.linears if name not in self.schemes), *kept)
+
+    @cached_property
+    def carried_unquantized(self) -> tuple[str, ...]:
+        """Names of the carried layers that are not quantized."""
+        return tuple(name for name in self.carried if name not in self.schemes)
+
+    @property
+    def quantizes_carried(self) -> bool:
+        """Whether carried layers are quantized."""
+        return any(spec.part == "mtp" for spec in self.quantized.values())
 
     @cached_property
     def by_scheme(self) -> dict[Scheme, list[str]]:

@@ -124,7 +124,10 @@ class BlockFP8(FolderFormat):
         """See `FolderFormat.quantization_config`."""
         (scheme,) = contents.by_scheme
         assert isinstance(scheme, TableScheme)
-        kept = [file_name(name) for name in contents.unquantized]
+        carried = contents.carried_unquantized
+        kept = [file_name(name) for name in (*contents.unquantized, *carried)]
+        if carried and not contents.quantizes_carried:
+            kept.append("mtp")
         if "lm_head" not in contents.linears:  # tied, but a module of its own in other libraries
             kept.append("lm_head")
         return {

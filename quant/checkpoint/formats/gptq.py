@@ -39,12 +39,14 @@ from .format import (
     require_part,
 )
 from .packing import VALUES, pack, unpack
-from .patterns import HEAD, excluding_patterns, layer_patterns
+from .patterns import HEAD, carried_patterns, excluding_patterns, layer_patterns
 
 GPTQBits = Literal[2, 3, 4, 8]
 BITS = get_args(GPTQBits)
 Rule = Annotated[str, AfterValidator(lambda rule: check_expression(rule, prefixes=("+:", "-:")))]
 VERSIONS = ("gptq", "gptq_v2")
+MTP = r".*mtp.*"
+"""The module for multi-token prediction in a rule: vLLM looks for rules with this name."""
 
 
 @dataclass(frozen=True)
@@ -264,17 +266,21 @@ def _modules_in_block(contents: Contents) -> list[list[str]]:
             if any(f"{block}.{name}" in contents.quantized for block in blocks):
                 taps.setdefault(linear.tap, []).append(name)
     head = [["lm_head"]] if "lm_head" in contents.quantized else []
-    return [*taps.values(), *head]
+    carried = [[name] for name, spec in contents.quantized.items() if spec.part == "mtp"]
+    return [*taps.values(), *head, *carried]
 
 
 def _rules(contents: Contents) -> dict[str, dict[str, Any]]:
     """Return rules in GPTQModel's syntax: `-:` excludes layers, `+:` gives them another scheme."""
-    left_out = excluding_patterns(contents.config, contents.unquantized)
+    config, carried = contents.config, contents.quantizes_carried
+    left_out = excluding_patterns(config, contents.unquantized, carried=carried)
+    left_out += carried_patterns(config, contents.carried_unquantized, MTP)
     if "lm_head" not in contents.quantized and HEAD not in left_out:
         left_out.append(HEAD)
     rules: dict[str, dict[str, Any]] = {f"-:{pattern}": {} for pattern in left_out}
     for scheme, names in list(contents.by_scheme.items())[1:]:
         changes = {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
-        for pattern in layer_patterns(contents.config, names, either=contents.unquantized):
+        either = contents.unquantized
+        for pattern in layer_patterns(config, names, either=either, carried=carried):
             rules[f"+:{pattern}"] = changes
     return rules

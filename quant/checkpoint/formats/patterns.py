@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 
 from ....model.config import ModelConfig
-from ....model.families import EMBEDDING, Stage, family_of
+from ....model.families import EMBEDDING, Blocks, family_of
 
 _ENGINE_NAMES = {
     "self_attn.q_proj": "self_attn.qkv_proj",
@@ -17,6 +17,8 @@ _ENGINE_NAMES = {
     "self_attn.v_proj": "self_attn.qkv_proj",
     "mlp.gate_proj": "mlp.gate_up_proj",
     "mlp.up_proj": "mlp.gate_up_proj",
+    "mlp.shared_expert.gate_proj": "mlp.shared_expert.gate_up_proj",
+    "mlp.shared_expert.up_proj": "mlp.shared_expert.gate_up_proj",
     "attn.qkv": "attn.qkv_proj",
     "linear_attn.in_proj_qkv": "linear_attn.in_proj_qkvz",
     "linear_attn.in_proj_z": "linear_attn.in_proj_qkvz",
@@ -28,9 +30,14 @@ TOWER = r".*visual\..*"
 """The whole vision tower, merger included."""
 HEAD = r".*lm_head.*"
 EMBEDDING_PATTERN = r"(.*\.)?embed_tokens$"
+_ANYWHERE = r"(.*\.)?"
+_NOT_CARRIED = r"(?!(.*\.)?mtp\.)(.*\.)?"
+"""Prefix for layers of the model where `mtp.layers.0` is quantized: it ends as they do."""
 
 
-def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]:
+def excluding_patterns(
+    config: ModelConfig, names: Collection[str], *, carried: bool = False
+) -> list[str]:
     """Return expressions for the named layers.
 
     A stage, or the whole tower, gets a single expression if all of its layers are named.
@@ -38,8 +45,10 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
     Args:
         config: of the model.
         names: canonical layer names.
+        carried: see `layer_patterns`.
     """
     names, family = set(names), family_of(config)
+    prefix = _NOT_CARRIED if carried else _ANYWHERE
     tower = {spec.name for spec in family.linears(config) if spec.part == "tower"}
     patterns = []
     if tower <= names:
@@ -53,14 +62,39 @@ def excluding_patterns(config: ModelConfig, names: Collection[str]) -> list[str]
             for name in stage.members(config, index)
         }
         if stage.part != "head" and members <= names:
-            patterns.append(rf"(.*\.)?{_path(stage)[0]}.*")
+            patterns.append(rf"{prefix}{_path(stage)[0]}.*")
         else:
-            patterns += _in_stage(stage, config, names, set())
+            patterns += _in_stage(stage, config, names, set(), prefix)
     return patterns
 
 
+def carried_patterns(config: ModelConfig, names: Collection[str], whole: str) -> list[str]:
+    """Return expressions for carried layers: one for all if all are named, and those of each.
+
+    Engines build the module for multi-token prediction apart from the model and rename its layers;
+    some look for a rule about the whole, others for each layer.
+
+    Args:
+        config: of the model.
+        names: module paths of these layers, see `CarriedTensors.layers`.
+        whole: the expression for all of them.
+    """
+    names, family = set(names), family_of(config)
+    if not names:
+        return []
+    tables = [*family.carried_linears(config), *(spec for spec, _ in family.carried_kept(config))]
+    listed = {spec.name for spec in tables}
+    own = [p for run in family.carried for p in _in_stage(run, config, names, set(), _ANYWHERE)]
+    own += [rf"{_ANYWHERE}{re.escape(name)}$" for name in sorted(names - listed)]
+    return [whole, *own] if names >= listed else own
+
+
 def layer_patterns(
-    config: ModelConfig, names: Collection[str], either: Collection[str] = ()
+    config: ModelConfig,
+    names: Collection[str],
+    either: Collection[str] = (),
+    *,
+    carried: bool = False,
 ) -> list[str]:
     """Return expressions that together match the named layers and no other module.
 
@@ -68,14 +102,20 @@ def layer_patterns(
         config: of the model.
         names: canonical layer names.
         either: layers that may match or not, which allows shorter expressions.
+        carried: whether carried layers are quantized, which other expressions must not match.
     """
-    names, either = set(names), set(either)
-    stages = family_of(config).stages
-    patterns = [p for stage in stages for p in _in_stage(stage, config, names, either)]
+    names, either, family = set(names), set(either), family_of(config)
+    prefix = _NOT_CARRIED if carried else _ANYWHERE
+    patterns = [
+        p for stage in family.stages for p in _in_stage(stage, config, names, either, prefix)
+    ]
+    patterns += [
+        p for run in family.carried for p in _in_stage(run, config, names, either, _ANYWHERE)
+    ]
     return [EMBEDDING_PATTERN, *patterns] if EMBEDDING in names else patterns
 
 
-def _path(stage: Stage) -> tuple[str, str]:
+def _path(stage: Blocks) -> tuple[str, str]:
     """Return the escaped path of a stage's blocks before and after their index.
 
     The prefix `model.` is left out, as not every naming has it.
@@ -84,11 +124,15 @@ def _path(stage: Stage) -> tuple[str, str]:
     return before.removeprefix("model\\."), after
 
 
-def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[str]) -> list[str]:
+def _in_stage(
+    stage: Blocks, config: ModelConfig, names: set[str], either: set[str], prefix: str
+) -> list[str]:
     blocks = stage.blocks(config)
     if stage.part == "head":
         return [HEAD] if set(blocks) & names else []
     before, after = _path(stage)
+    if not any(linear.name for linear in stage.linears):  # each block is a linear layer itself
+        return [rf"{prefix}{before}$"] if set(blocks) & names else []
     by_blocks: dict[str, list[str]] = {}
     of_block = [stage.members(config, index) for index in range(len(blocks))]
     members = [(linear.name, linear.names(config)) for linear in stage.linears]
@@ -111,7 +155,7 @@ def _in_stage(stage: Stage, config: ModelConfig, names: set[str], either: set[st
         aliases = [_ENGINE_NAMES[name] for name in linears if name in _ENGINE_NAMES]
         ends = (_expression(name) for name in [*linears, *aliases])
         path = f"{before}{index}{after}" if "{}" in stage.path else before
-        patterns.append(rf"(.*\.)?{path}\.({'|'.join(dict.fromkeys(ends))})$")
+        patterns.append(rf"{prefix}{path}\.({'|'.join(dict.fromkeys(ends))})$")
     return patterns
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....model.carried import CarriedTensors
 from ....model.checkpoint import CheckpointReader
 from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import EMBEDDING, family_of
@@ -82,7 +83,13 @@ class QuantizedCheckpoint:
         reordered = frozenset(name for name in self.schemes if self._is_reordered(name))
         scheme = None if self.kv_scales() is None else KVCacheScheme()
         solver = Solver.from_record(self.record)
-        return Contents(self.config, self.schemes, reordered, solver, scheme)
+        carried = CarriedTensors.of(self.config, self.reader).layers
+        return Contents(self.config, self.schemes, reordered, solver, scheme, carried)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the quantized layers that the model computes with."""
+        return [name for name in self.schemes if self._specs[name].part != "mtp"]
 
     @property
     def quantizes_cache(self) -> bool:
@@ -155,7 +162,8 @@ class QuantizedCheckpoint:
         model = build_model(self.config)
         parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
-        stored, carried = set(self.reader.names()), family_of(self.config).carried
+        stored = set(self.reader.names())
+        carried = tuple(family_of(self.config).carried_parts)
         scales = scale_names(self.config.text.cached_layers)
         weights = {f"{name}.weight" for name in self.schemes}
         slices: dict[str, list[str]] = {}

@@ -7,12 +7,13 @@ take the position of its weight; they are decoded and compared before they are w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....common.atomic import write_json
+from ....model.carried import CarriedTensors
 from ....model.families import family_of
 from ..formats.contents import Contents
 from ..formats.format import Origin
@@ -55,6 +56,8 @@ def write_checkpoint(
     Raises:
         ValueError: the format cannot represent a number of a layer, or the source is inconsistent.
     """
+    carried = CarriedTensors.of(contents.config, origin.reader)
+    contents = replace(contents, carried=carried.layers)
     writer = ShardWriter(folder)
     sizes = _write_tensors(origin, contents, writer)
     writer.close()
@@ -107,9 +110,11 @@ def _first_part(origin: Origin, layer: str) -> str:
 
 
 def _file_names(origin: Origin, contents: Contents) -> Callable[[str], str]:
+    targets = family_of(contents.config).targets(contents.config)
+    slices = {spec.name: spec.slice for spec in targets}
+
     def file_name(layer: str) -> str:
-        spec = contents.linears.get(layer)  # a router has none
-        weight = spec.slice if spec else None
+        weight = slices.get(layer)
         if weight is None or weight.tensor not in origin.reader:
             return origin.reader.source_name(f"{layer}.weight").removesuffix(".weight")
         return renamed(layer, weight.tensor, origin.reader.source_name(weight.tensor))

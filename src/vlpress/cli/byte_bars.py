@@ -9,7 +9,7 @@ from ..model.part_names import BYTE_PARTS
 
 WIDTH = 60
 """Characters of the longest bar."""
-SYMBOLS = dict(zip(BYTE_PARTS, "DTEH.", strict=True))
+SYMBOLS = dict(zip(BYTE_PARTS, "DTEHM.", strict=True))
 Sizes = Mapping[str, int]
 
 
@@ -20,8 +20,8 @@ def byte_lines(before: Sizes | None, after: Sizes) -> list[str]:
         before: bytes by part (`BYTE_PARTS`) of the original; None if they are unknown.
         after: those of the candidate.
     """
-    shown = [part for part in BYTE_PARTS if after[part] or (before or after)[part]]
-    numbers = (_change(part, None if before is None else before[part], after[part])
+    shown = [part for part in BYTE_PARTS if after.get(part) or (before or after).get(part)]
+    numbers = (_change(part, None if before is None else before.get(part, 0), after.get(part, 0))
                for part in shown)  # fmt: skip
     sides = {"original": before} if before else {}
     sides |= {"candidate": after}
@@ -44,6 +44,6 @@ def _bar(parts: Sizes, scale: float) -> str:
     """Draw a bar whose segments end at rounded positions, so that rounding errors do not add up."""
     text, total = "", 0
     for part in BYTE_PARTS:
-        total += parts[part]
+        total += parts.get(part, 0)
         text += SYMBOLS[part] * (round(scale * total) - len(text))
     return text

@@ -16,7 +16,7 @@ from .....model.families import EMBEDDING
 from ....recipe.scheme import Activations, Bits, QuantScheme, Scheme, TableScheme
 from ..contents import Contents
 from ..format import CONFIG
-from ..patterns import HEAD, excluding_patterns, layer_patterns
+from ..patterns import HEAD, carried_patterns, excluding_patterns, layer_patterns
 from . import floats
 from .group import Group, Storage, Unset
 from .tables import STORAGES
@@ -30,6 +30,8 @@ KV_CACHE = {
     "group_size": None,
     "dynamic": False,
 }
+MTP = "^mtp.*"
+"""The module for multi-token prediction in an `ignore` list, as llm-compressor writes it."""
 INT8_INPUTS = "symmetric int8, dynamic per token or static per tensor"
 
 
@@ -185,7 +187,12 @@ def describe(contents: Contents, file_name: Callable[[str], str]) -> dict[str, A
     groups = {}
     for index, (scheme, names) in enumerate(contents.by_scheme.items()):
         # Each layer matches exactly one group: engines differ in their choice among several.
-        patterns = layer_patterns(contents.config, names, either=contents.unquantized)
+        patterns = layer_patterns(
+            contents.config,
+            names,
+            either=contents.unquantized,
+            carried=contents.quantizes_carried,
+        )
         targets = [f"re:{pattern}" for pattern in patterns]
         groups[f"group_{index}"] = {
             "targets": targets if has_patterns else ["Linear"],
@@ -245,8 +252,10 @@ def _input_args(scheme: Scheme) -> dict[str, Any] | None:
 
 def _ignored(contents: Contents, file_name: Callable[[str], str]) -> list[str]:
     """Return the unquantized layers: names in the file, then expressions for other namings."""
-    patterns = excluding_patterns(contents.config, contents.unquantized)
-    names = [file_name(name) for name in contents.unquantized]
+    config, carried = contents.config, contents.carried_unquantized
+    patterns = excluding_patterns(config, contents.unquantized, carried=contents.quantizes_carried)
+    patterns += carried_patterns(config, carried, MTP)
+    names = [file_name(name) for name in (*contents.unquantized, *carried)]
     if "lm_head" not in contents.linears:  # tied, but a module of its own in other libraries
         names.append("lm_head")
         patterns.append(HEAD)
