@@ -2,8 +2,10 @@
 
 A folder can contain more than one set of weights: the shards of the base model and a fine-tune
 saved as one file, an adapter, a copy in another format. The precedence is that of transformers:
-`model.safetensors` before the index, and only files that the index names. Weights that are not used
-are reported in a warning and are not part of the checkpoint's digest.
+`model.safetensors` before the index, and only files that the index names. An index that names
+`model.safetensors` belongs to it: libraries that load a model without its draft module save that
+module's tensors in a second file. Weights that are not used are reported in a warning and are not
+part of the checkpoint's digest.
 
 In a packed folder a container takes the place of each safetensors file, and goes by its name here.
 """
@@ -95,7 +97,7 @@ def find_weights(folder: Path) -> WeightFiles:
     names = _weights(folder)
     _check_packed(folder, names)
     single, index = _is_there(folder / SINGLE_FILE), _is_there(folder / INDEX_FILE)
-    if index and (not single or _is_empty(folder / SINGLE_FILE)):
+    if index and (not single or _is_empty(folder / SINGLE_FILE) or _names_single_file(folder)):
         weight_map = _read_index(folder)
         _check_shards(folder, weight_map, names)
         return _chosen(folder, tuple(dict.fromkeys(weight_map.values())), weight_map, names)
@@ -181,6 +183,15 @@ def _is_there(path: Path) -> bool:
 def _is_empty(path: Path) -> bool:
     """Whether a file contains no tensors; some trainers save one together with the shards."""
     return file_size(path) == 0 or not list(open_file(path).keys())
+
+
+def _names_single_file(folder: Path) -> bool:
+    """Whether the index is one of `model.safetensors` and other files."""
+    try:
+        weight_map = read_checkpoint_json(folder / INDEX_FILE).get("weight_map")
+    except ValueError:  # of another save, as the single file is complete without it
+        return False
+    return isinstance(weight_map, dict) and SINGLE_FILE in weight_map.values()
 
 
 def _only_file(folder: Path, names: Sequence[str]) -> str:

@@ -74,6 +74,25 @@ def test_the_single_file_is_read_before_the_index(
     assert weights.files == (SINGLE_FILE,) and {*weights.unread} == {*SHARDS, INDEX_FILE}
 
 
+def test_an_index_of_the_single_file_and_another_is_read(
+    tmp_path: Path,
+    write_checkpoint: WriteCheckpoint,
+    model: QwenVL,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """llm-compressor saves the draft module of Qwen3.5 in a second file."""
+    write_checkpoint(tmp_path, model)
+    more, drafts = {"mtp.norm.weight": torch.arange(4.0)}, "model_mtp.safetensors"
+    save_file(more, tmp_path / drafts)
+    files = {SINGLE_FILE: load_file(tmp_path / SINGLE_FILE), drafts: more}
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    assert set(find_weights(tmp_path).files) == {SINGLE_FILE, drafts}
+    reader = CheckpointReader(tmp_path)
+    assert len(reader.names()) == len(weight_map) and not caplog.records
+    assert torch.equal(reader.tensor("mtp.norm.weight"), more["mtp.norm.weight"])
+
+
 def test_a_warning_is_given_once(
     tmp_path: Path, write_checkpoint: WriteCheckpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
