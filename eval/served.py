@@ -139,6 +139,7 @@ def _reference_style(reference: Path | None) -> str:
                 ("qwen2_vl", "Qwen2-VL"),
                 ("qwen2_5_vl", "Qwen2.5-VL"),
                 ("qwen3_vl", "Qwen3-VL"),
+                ("qwen3_5", "Qwen3.5"),
             )
         )
         raise ValueError(
