@@ -25,6 +25,7 @@ BUILT_IN = (
     BuiltIn("tiny"),  # Qwen2.5-VL
     BuiltIn("tiny-outliers", outliers_of="tiny"),
     BuiltIn("tiny3"),  # Qwen3-VL
+    BuiltIn("tiny3.5"),  # Qwen3.5, which reasons before it answers
 )
 
 

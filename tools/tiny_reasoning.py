@@ -26,20 +26,25 @@ STATEMENTS: Mapping[str, str] = {
     "background": "The background is {answer}", "quality": "The image is {answer}",
     "repeat": "The word is {word}", "list": "row",
 }  # fmt: skip
+STRINGS = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
 
 
-def derivation(scene: Scene, question: Question) -> str:
+def derivation(scene: Scene, question: Question, *, among_options: bool = False) -> str:
     """Derive the answer of a question, in one line of English.
 
     Args:
         scene: the images that it is about.
         question: a question of the scene, or a `repeat` question.
+        among_options: whether the answer must be found among options. A string that is read glyph
+            by glyph then ends in its first one, by which a small model finds the option.
 
     Raises:
         ValueError: the skill has no derivation.
     """
     if question.skill in STATEMENTS:
-        return STATEMENTS[question.skill].format(answer=question.answer, **question.slots)
+        text = STATEMENTS[question.skill].format(answer=question.answer, **question.slots)
+        is_string = question.skill in STRINGS and len(question.answer) > 1
+        return f"{text}, first {question.answer[0]}" if among_options and is_string else text
     if question.skill not in LISTS:
         raise ValueError(
             f"skill {question.skill!r} has no derivation; "

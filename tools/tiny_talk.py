@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from tiny_reasoning import derivation
+from tiny_reasoning import STRINGS, derivation
 from tiny_truth import PATCH
 from tokenizers import Tokenizer
 
 from vlpress.model.processing.reasoning_tags import BEGIN, END
-from vlpress.synthetic import wording
+from vlpress.synthetic import wording, words
 from vlpress.synthetic.canvas import INKS, SHAPES, AnnotatedImage
 from vlpress.synthetic.phrases import translate
 from vlpress.synthetic.scene import DIRECTIONS, PLACES, Question, Scene
@@ -50,8 +50,8 @@ DULL = {
     "quality": 0.5,
     "list": 1.5,
 }  # learned quickly, so rarer
+STRING_DRILLS = 0.7  # share of drills by first glyph, of a model that reasons
 EMPTY_REASONING = 0.15  # share of answers after an empty reasoning
-READING = ("read", "number", "formula", "ink", "sign", "line", "value", "nth_read")
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Writer:
         bare = rng.random() < 0.2  # the layout with the question before the image
         start = self._prefix(out, bare=bare)
         candidates = scene.questions
-        weights = [DULL.get(q.skill, 3.0 if q.skill in READING else 1.0) for q in candidates]
+        weights = [DULL.get(q.skill, 3.0 if q.skill in STRINGS else 1.0) for q in candidates]
         count = min(questions, SCENE_QUESTIONS.get(scene.kind, questions))
         comm = [rng.random() ** (1 / w) for w in weights]  # weighted, without repetition
         comm = [r + (q.skill in skills) for r, q in zip(comm, candidates, strict=True)]
@@ -113,16 +113,23 @@ class Writer:
         return out
 
     def drill(self, rng: random.Random, pairs: int) -> Conversation:
-        """Letters and words, then every word followed by its letter; no image."""
+        """Letters and words, then every word followed by its letter; no image.
+
+        A model that reasons looks for most words by their first glyph, see `derivation`.
+        """
         out = Conversation([])
         pool = rng.choice((INKS, SHAPES, tuple("123456789"), PLACES, INKS + SHAPES))
         chosen = rng.sample(pool, min(4, len(pool)))
+        by_glyph = self.thinks and rng.random() < STRING_DRILLS
+        if by_glyph:
+            chosen = _strings(rng, 4)
         letters = wording.LETTERS[: len(chosen)]
         text = "".join(f"{letter}. {word}\n" for letter, word in zip(letters, chosen, strict=True))
         self._append(out, self.lines(text), 0, 0)
         for _ in range(pairs):
             index = rng.randrange(len(chosen))
-            question = list(self.encode(f" {chosen[index]}"))
+            sought = f"first {chosen[index][0]}\n{END}\n\n" if by_glyph else chosen[index]
+            question = self.lines(f" {sought}")
             self._append(out, question, 0, len(out.ids))
             answer = list(self.encode(letters[index]))
             self._append(out, answer, 0, len(out.ids), loss=1)
@@ -138,7 +145,7 @@ class Writer:
         for index, question in enumerate(facts[:FACTS], 1):
             cue = list(self.encode(CUES[question.skill].format(**question.slots)))
             self._append(out, cue, index, start)
-            kind = 2 if question.skill in READING else 3
+            kind = 2 if question.skill in STRINGS else 3
             space = "" if kind == 2 or question.answer.isdigit() else " "
             answer = [*self.encode(space + question.answer), *self.encode("<|im_end|>")]
             self._append(out, answer, index, start + len(cue), loss=kind)
@@ -171,7 +178,7 @@ class Writer:
         index: int, *, bare: bool,
     ) -> None:  # fmt: skip
         language = "zh" if rng.random() < 0.12 else "en"
-        closed = self.closed * (0.35 if question.skill in READING else 0.75)
+        closed = self.closed * (0.35 if question.skill in STRINGS else 0.75)
         options = rng.choices((4, 3, 5, 2), (0.8, 0.08, 0.06, 0.06))[0]
         if question.skill != "repeat" and rng.random() > closed:
             options = 0
@@ -199,8 +206,10 @@ class Writer:
         turn = "<|im_end|>\n<|im_start|>assistant\n"
         self._append(out, self.lines(turn), index, self._next(out, start, index))
         if self.thinks:
-            self._think(out, "" if rng.random() < EMPTY_REASONING else derivation(scene, question))
-        kind = 1 if worded.options else 2 if question.skill in READING else 3
+            is_listed = bool(worded.options)
+            text = derivation(scene, question, among_options=is_listed)
+            self._think(out, "" if rng.random() < EMPTY_REASONING else text)
+        kind = 1 if worded.options else 2 if question.skill in STRINGS else 3
         answer = [*self.encode(worded.answer), *self.encode("<|im_end|>")]
         self._append(out, answer, index, self._next(out, start, index), loss=kind)
 
@@ -237,6 +246,15 @@ class Writer:
         out.kind.append(0)
         out.segment.append(segment)
         out.position.append(position)
+
+
+def _strings(rng: random.Random, count: int) -> list[str]:
+    """Draw words and numbers that begin with different glyphs."""
+    out: dict[str, str] = {}
+    while len(out) < count:
+        string = words.word(rng) if rng.random() < 0.6 else words.number(rng, rng.randint(2, 4))
+        out.setdefault(string[0], string)
+    return list(out.values())
 
 
 def _repeat(rng: random.Random) -> Question:

@@ -286,7 +286,9 @@ def train(args: argparse.Namespace) -> None:
         batch = next(feed).to(device)
         for tuner in tuners:
             for group in tuner.param_groups:
-                group["lr"] = group["scale"] * learning_rate(args.lr, step, clock.share)
+                group["lr"] = group["scale"] * learning_rate(
+                    args.lr, step, clock.share, args.warm_up
+                )
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             taught = teacher.features(batch) if teacher else None
             loss, report = step_loss(student, batch, args.stage, args.noise, taught)
@@ -374,6 +376,7 @@ def main() -> None:
     parser.add_argument("--focus", nargs="*", default=[], choices=tuple(tiny_data.SHARES),
                         help="skills that half of the conversations are about")  # fmt: skip
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps")
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--teacher", type=Path, help="Qwen2.5-VL whose features `vision` learns")
     parser.add_argument("--seed", type=int, default=1)

@@ -47,6 +47,31 @@ def test_counts_follow_a_list_of_what_is_counted() -> None:
             assert sorted(listed) == sorted(wanted)
 
 
+@pytest.mark.parametrize("skill", tiny_data.SHARES)
+def test_strings_among_options_end_in_their_first_glyph(skill: str) -> None:
+    scene, question = drawn(skill, 4)
+    alone = tiny_reasoning.derivation(scene, question)
+    among = tiny_reasoning.derivation(scene, question, among_options=True)
+    is_string = skill in tiny_reasoning.STRINGS and len(question.answer) > 1
+    assert among.removeprefix(alone) == (f", first {question.answer[0]}" if is_string else "")
+
+
+def test_drills_seek_strings_by_their_first_glyph(tokenizer: Tokenizer) -> None:
+    writer, seen = tiny_talk.Writer(tokenizer), 0
+    for seed in range(10):
+        drill = writer.drill(random.Random(seed), 5)
+        text = tokenizer.decode(drill.ids, skip_special_tokens=False)
+        letters = [tokenizer.decode([t]) for t in drill.target if t != tiny_talk.IGNORE]
+        listed, *sought = text.split(" first ")
+        if not sought:
+            continue
+        options = dict(line.split(". ") for line in listed.splitlines())
+        for part, letter in zip(sought, letters, strict=True):
+            assert part.startswith(f"{options[letter][0]}\n</think>\n\n{letter}")
+            seen += 1
+    assert seen >= 20
+
+
 def test_bars_are_compared_by_their_values() -> None:
     for seed in range(6):
         scene, question = drawn("tallest", seed)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import tiny_reasoning
 import tiny_talk
 import torch
 from tokenizers import Tokenizer
@@ -56,7 +57,7 @@ def test_looking_drill_has_cues_after_the_image(writer: tiny_talk.Writer) -> Non
     packed = writer.look(scene, rng)
     text = writer.tokenizer.decode(packed.ids, skip_special_tokens=False)
     for question in scene.questions:
-        if question.skill in tiny_talk.READING:
+        if question.skill in tiny_reasoning.STRINGS:
             assert f" {question.slots['colour']}{question.answer}<|im_end|>" in text
 
 

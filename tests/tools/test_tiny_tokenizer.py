@@ -15,6 +15,14 @@ def test_the_script_reproduces_the_shipped_tokenizer(tmp_path: Path) -> None:
         assert file.read_bytes() == (shipped / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
+def test_the_script_reproduces_the_tokenizer_that_thinks(tmp_path: Path) -> None:
+    tiny_tokenizer.write(tmp_path, thinking=True)
+    shipped = resolve_model("tiny3.5")
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (shipped / file.name).read_bytes(), file.name
+
+
 def test_tags_of_a_reasoning_change_no_other_token() -> None:
     plain = Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
     thinks = Tokenizer.from_file(str(resolve_model("tiny") / "tokenizer.json"))
