@@ -44,7 +44,6 @@ from common.rows import (
     Row,
     all_rows,
     grid_rows,
-    sample_counts,
     whole_rows,
 )
 from common.tables import listed
@@ -304,8 +303,7 @@ class Measurement:
 
     def sizes(self, row: Row) -> dict[str, int]:
         """Number of samples of each set for a row."""
-        setting = row.setting if row.judged_closely else ""
-        return sample_counts(setting, self.options.validation, self.options.held_out)
+        return row.sample_counts(self.options.validation, self.options.held_out)
 
     def check(self, row: Row) -> None:
         """Measure a stored row again and fail if a number differs."""

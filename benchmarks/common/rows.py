@@ -123,6 +123,11 @@ class Row:
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
 
+    def sample_counts(self, validation: int, held_out: int) -> dict[str, int]:
+        """Number of samples of each set; rows with the vision tower have no more than others."""
+        setting = "" if self.scope == "decoder+vision" else self.setting
+        return sample_counts(setting, validation, held_out)
+
     def seeds(self, seeds: Sequence[int]) -> list[int]:
         """Calibration seeds of the row: of integers and tables that no format holds, the first."""
         grid = GRIDS.get(self.setting, {}).get("grid", "")

@@ -2,7 +2,16 @@
 
 import pytest
 from ablations import VARIANTS
-from common.rows import GRIDS, SETTINGS, Row, all_rows, grid_rows, whole_rows
+from common.rows import (
+    ACTIVATIONS,
+    FLOAT,
+    GRIDS,
+    SETTINGS,
+    Row,
+    all_rows,
+    grid_rows,
+    whole_rows,
+)
 from tiny_configs import CONFIGS
 from tokenizers import Tokenizer
 
@@ -53,6 +62,14 @@ def test_seeds_of_a_row() -> None:
     assert Row("nvfp4a16", "gptq").seeds([0, 1, 2]) == [0, 1, 2]
     assert Row("w4a16", "gptq").seeds([3, 4]) == [3, 4]
     assert Row("int4", "gptq").seeds([3, 4]) == Row("nf4", "gptaq").seeds([3, 4]) == [3]
+
+
+def test_numbers_of_samples() -> None:
+    assert Row("nvfp4", "gptq").sample_counts(256, 512) == {"validation": 256, "held_out": 2048}
+    assert Row("nvfp4", FLOAT, ACTIVATIONS).sample_counts(256, 512)["held_out"] == 2048
+    assert Row("w4a16", "gptq").sample_counts(256, 512)["validation"] == 1024
+    assert Row("w4a16", "gptq", "decoder+vision").sample_counts(256, 512)["validation"] == 256
+    assert Row("fp8", "gptq").sample_counts(256, 512)["held_out"] == 512
 
 
 def test_keys_are_distinct() -> None:
