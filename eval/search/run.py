@@ -119,7 +119,7 @@ class _Search:
     def result(self) -> dict[str, Any]:
         """Score, solve, write the recipe and describe it."""
         options, source = self._options, self._source
-        space = SearchSpace.of(source.config, options.tp or 1)
+        space = SearchSpace.of(source.config, options.tp or 1, source.carried)
         # Before any weight is read: a budget that is too small is refused at once.
         zeros = [[0.0] * len(group.choices) for group in space.groups]
         find_best(space, zeros, Budget(self._budget.bytes, self._budget.bits))
@@ -130,7 +130,7 @@ class _Search:
         solution = scored.solve(self._budget, times)
         name = Path(options.out).stem
         data = scored.recipe(solution, name, samples=self._samples, seed=self._seed)
-        plan = make_plan(source.config, Recipe.from_dict(data))
+        plan = make_plan(source.config, Recipe.from_dict(data), carried=source.carried)
         if plan.candidate_bytes != solution.bytes:
             raise AssertionError(
                 f"the plan counts {plan.candidate_bytes} bytes, the search {solution.bytes}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
 from ...model.families import LinearSpec, family_of
 from ...model.loading import build_model
@@ -88,17 +89,20 @@ class SearchSpace:
     padding: tuple[Padding, ...]
     """Of `prepared`."""
     fixed_bytes: int
-    """Of the tensors that belong to no group: norms, routers, the patch embedding."""
+    """Of the tensors that belong to no group: norms, routers, the patch embedding, `mtp.*`."""
     dtype: torch.dtype
     tp: int = 1
 
     @classmethod
-    def of(cls, config: ModelConfig, tp: int = 1) -> SearchSpace:
+    def of(
+        cls, config: ModelConfig, tp: int = 1, carried: CarriedTensors | None = None
+    ) -> SearchSpace:
         """Collect the groups of a model.
 
         Args:
             config: of the source.
             tp: tensor-parallel size at serving time.
+            carried: tensors of the source that the model does not compute with, which stay.
 
         Raises:
             ValueError: no scheme fits a layer of the decoder.
@@ -114,7 +118,8 @@ class SearchSpace:
         sources = {spec.name: spec for spec in [*family.linears(config), family.embedding(config)]}
         total = sum(p.numel() for p in build_model(config).parameters()) * dtype.itemsize
         stored = sum(float_bytes(spec, dtype.itemsize) for spec in sources.values())
-        return cls(config, prepared, groups, padding, total - stored, dtype, tp)
+        fixed = total - stored + sum((carried or CarriedTensors()).bytes.values())
+        return cls(config, prepared, groups, padding, fixed, dtype, tp)
 
     def choice_bytes(self, padding: Collection[Padding]) -> list[list[int | None]]:
         """Count the bytes of every choice of every group if some widths are padded.

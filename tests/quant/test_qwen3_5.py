@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sequential_runs import run_sequential
-from tiny_models import prompts, small_config, small_model
+from tiny_models import prompt, prompts, small_config, small_model, write_small_checkpoint
 from torch import Tensor
 
 from vlpress.calib.sequential import CalibrationBlock
 from vlpress.model.families import family_of
 from vlpress.model.loading import build_model
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.checkpoint.formats.patterns import excluding_patterns
 from vlpress.quant.driver import awq_scaling
-from vlpress.quant.driver.pipeline import quantize_
+from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
 from vlpress.quant.driver.transforms import BlockTransforms
 from vlpress.quant.methods.awq import AWQResult, awq_scales
 from vlpress.quant.methods.layer_error import split_rows
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
-from vlpress.quant.targets import weight_of
+from vlpress.quant.targets import compressed_layers, weight_of
 
 INT4 = {"method": "rtn", "bits": 4, "group_size": 32}
 EXPERTS = {"ignore": ["*.mlp.experts.*"]}
@@ -191,3 +195,51 @@ def test_layers_that_engines_fuse_share_a_scheme(names: tuple[str, str]) -> None
     ]
     with pytest.raises(ValueError, match=rf"{names[0]}.*{names[1]}|{names[1]}.*{names[0]}"):
         make_plan(config, recipe(*steps))
+
+
+def test_experts_and_the_shared_expert_are_solved_written_and_read(tmp_path: Path) -> None:
+    raw = small_config("qwen3_5_moe", num_hidden_layers=2)
+    model, original = small_model(raw), small_model(raw)
+    source = write_small_checkpoint(tmp_path / "source", original)
+    samples = [prompt(model.config, [], 250, 9)]
+    report = quantize_(model, recipe(INT4 | {"method": "gptq"}), samples)
+    solved = [layer for layer in report.layers if "undersampled" not in layer.values]
+    names = {layer.row.name.split(".", 3)[3] for layer in solved}
+    shared = {f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
+    assert shared < names
+    assert any(".experts." in name for name in names)
+    for layer in solved:
+        assert layer.final_error is not None
+        assert layer.rtn_error is not None
+        assert layer.final_error < layer.rtn_error, layer.row.name
+    kept = {name.split(".", 3)[3] for name in report.to_dict()["kept"] if "layers" in name}
+    assert kept == {
+        *("linear_attn.in_proj_a", "linear_attn.in_proj_b"),
+        *("mlp.gate", "mlp.shared_expert_gate"),
+    }
+    save_quantized(model, report, source, tmp_path / "gptq", format="gptq")
+    loaded = compressed_layers(load_quantized(tmp_path / "gptq", device="cpu"))
+    for name, ours in compressed_layers(model).items():
+        assert loaded[name].quantized().equals(ours.quantized()), name
+    gptq = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    rules = [rule.removeprefix("-:") for rule in gptq["dynamic"]]
+    for name in (
+        "model.language_model.layers.0.linear_attn.in_proj_ba",
+        "model.layers.1.mlp.gate",
+        "model.layers.1.mlp.shared_expert_gate",
+    ):
+        assert any(re.match(rule, name) for rule in rules), name
+    for name in (
+        "model.layers.0.linear_attn.in_proj_qkvz",
+        "model.layers.1.mlp.shared_expert.gate_up_proj",
+        "model.layers.1.mlp.experts.0.gate_proj",
+    ):
+        assert not any(re.match(rule, name) for rule in rules), name
+
+
+def test_a_shared_expert_in_float_is_excluded_by_its_fused_name() -> None:
+    config = small_model(small_config("qwen3_5_moe")).config
+    plan = make_plan(config, recipe(INT4 | {"ignore": ["*.shared_expert.*"]}), format="gptq")
+    patterns = excluding_patterns(config, plan.contents.unquantized)
+    for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj"):
+        assert any(re.match(p, f"model.layers.2.mlp.shared_expert.{name}") for p in patterns)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import EACH_FAMILY, make_tiny_config, small_config
 
+from vlpress.model.carried import CarriedTensors
 from vlpress.model.config import ModelConfig
 from vlpress.model.families import EMBEDDING, family_of
 from vlpress.quant.plan.plan import make_plan
@@ -129,3 +130,12 @@ def test_float_layers_grow_if_another_block_is_padded() -> None:
             assert after[-1] == wider + biases > (before[-1] or 0)
         else:
             assert before == after
+
+
+def test_tensors_that_the_model_does_not_compute_with_count() -> None:
+    plain, carrying = (
+        SearchSpace.of(config("qwen3_5"), 1, CarriedTensors(sizes))
+        for sizes in ({}, {"mtp.fc.weight": 700, "mtp.norm.weight": 50})
+    )
+    assert carrying.fixed_bytes == plain.fixed_bytes + 750
+    assert carrying.groups == plain.groups
