@@ -104,7 +104,7 @@ class Drawn:
 
 def draw(model: str, seed: int, number: int, work: Path) -> Drawn:
     """Write the calibration samples of vlpress for this seed."""
-    source = resolve_folder(model)
+    source = resolve_folder(model).resolve()
     processor = Processor.from_folder(source)
     prompts = encode_samples(load_samples(None, n=number, seed=seed), processor)
     image = int(processor.config.raw["image_token_id"])

@@ -21,8 +21,13 @@ from peers.settings import Job, Setting
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-KEPT = ["lm_head", "re:.*visual.*"]
-BLOCKS = {"qwen2_5_vl": "Qwen2_5_VLDecoderLayer", "qwen3_vl": "Qwen3VLTextDecoderLayer"}
+# Of Qwen3.5, the projections with one row per head, which vlpress keeps too.
+KEPT = ["lm_head", "re:.*visual.*", r"re:.*linear_attn\.in_proj_[ab]$"]
+BLOCKS = {
+    "qwen2_5_vl": "Qwen2_5_VLDecoderLayer",
+    "qwen3_vl": "Qwen3VLTextDecoderLayer",
+    "qwen3_5": "Qwen3_5DecoderLayer",
+}
 LAYER = r"re:.*language_model\.layers\.\d+\."
 SMOOTHING_STRENGTH = 0.8
 # Its own mappings for this family are ambiguous: the vision tower's MLP has the same names.
