@@ -103,6 +103,7 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--made", type=Path, required=True, help="checkpoints, FORMAT/RECIPE each")
     parser.add_argument("--work", type=Path, required=True, help="where the engine may write")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows")
+    parser.add_argument("--model", help="rows of this built-in model (default those of the others)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

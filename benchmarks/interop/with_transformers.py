@@ -22,10 +22,12 @@ from compressed_tensors.quantization import (
     preset_name_to_scheme,
 )
 from compressed_tensors.quantization.utils import calculate_qparams, is_module_quantized
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
 
 from vlpress import load_quantized
+from vlpress.model import mtp
+from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.generation import generate
 from vlpress.model.loading import resolve_model
 from vlpress.model.processing.inputs import Prompt
@@ -46,16 +48,52 @@ def main() -> None:
     options = checks.parse(__doc__)
     library = f"{version('transformers')} (compressed-tensors {version('compressed-tensors')})"
     table = checks.Table("transformers", library)
-    for folder in checks.made(options.made, "compressed-tensors"):
+    if options.model:
+        compare_model(table, options.made / options.model, options.model)
+        name, made = f"{options.model} in every format", options.made / options.model
+        table.check(name, lambda: compare_carried(options.model, made))
+    else:
+        compare_others(table, options.made, options.work)
+    table.write(options.out)
+
+
+def compare_others(table: checks.Table, made: Path, work: Path) -> None:
+    """Add the rows of the other models, and of checkpoints written by the library."""
+    for folder in checks.made(made, "compressed-tensors"):
         name = f"compressed-tensors {folder.name} by vlpress"
         table.check(name, lambda folder=folder: compare(folder))
-    for folder in checks.made(options.made / "tiny3", "compressed-tensors"):
-        name = f"compressed-tensors {folder.name} of tiny3 by vlpress"
-        table.check(name, lambda folder=folder: compare(folder))
+    compare_model(table, made / "tiny3", "tiny3")
     for preset in WRITTEN:
-        name, out = f"compressed-tensors {preset} by the library", options.work / preset
+        name, out = f"compressed-tensors {preset} by the library", work / preset
         table.check(name, lambda out=out, preset=preset: write_and_compare(out, preset))
-    table.write(options.out)
+
+
+def compare_model(table: checks.Table, made: Path, model: str) -> None:
+    """Add the rows of one model's checkpoints."""
+    for folder in checks.made(made, "compressed-tensors"):
+        name = f"compressed-tensors {folder.name} of {model} by vlpress"
+        table.check(name, lambda folder=folder: compare(folder))
+
+
+def compare_carried(model: str, made: Path) -> checks.Compared:
+    """Compare the tensors that transformers ignores, those of the draft module, byte for byte."""
+    source = CheckpointReader(resolve_model(model))
+    expected = {n: source.tensor(n) for n in source.names() if n.startswith(mtp.PREFIX)}
+    folders = sorted(made.glob("*/*/config.json"))
+    for config in folders:
+        reader = CheckpointReader(config.parent)
+        same = {n for n in expected if n in reader and is_equal(reader.tensor(n), expected[n])}
+        name = " ".join(config.parent.relative_to(made).parts)
+        yield (
+            f"tensors of the draft module in {name}",
+            f"{len(same)} of {len(expected)} equal byte for byte",
+            same == expected.keys() != set(),
+        )
+
+
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype and the same bytes."""
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def write_and_compare(out: Path, preset: str) -> checks.Compared:

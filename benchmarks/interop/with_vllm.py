@@ -6,6 +6,7 @@ widths with random weights, and over HTTP with one format. docs/interop.md lists
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections import Counter
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from answering_engines import comparison, jobs, over_http
-from answering_engines.jobs import Case, Model, Worker
+from answering_engines.jobs import AnswerRow, Case, Model, Worker
 from commands import ROOT
+from pad_heads import pad_heads
 from torch import Tensor, nn
 
+from vlpress.model.loading import resolve_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.runtime.linear import QuantLinear
 from vlpress.quant.targets import quantized_layers
@@ -42,6 +45,7 @@ SCRIPTS = ("vllm_worker.py", "questions.py", "wna16.py", "vllm_path/sitecustomiz
 NO_8_BITS = "Quant type (uint8b128) not supported by CPUWNA16"
 NO_3_BITS = "Quant type (uint3b4) not supported by CPUWNA16"
 NO_AMX = "CPUFp8BlockScaledMMKernel requires AMX tile support"
+NO_FLOAT32 = "CPU GDN attention requires BF16"
 LONGEST_ANSWER = 64
 WIDE = ("--size", "3b", "--layers", "2", "--vision-layers", "2")
 WIDE_QUESTIONS, WIDE_TOKENS = 12, 8
@@ -128,6 +132,17 @@ QWEN3_CASES = (
     Case(CT, "w8a8", int8=True),
     Case(CT, "vision-w8a8+decoder-w4a16", int8=True),
 )
+QWEN35_CASES = (
+    Case("float", "bf16", refusal=NO_FLOAT32),
+    Case("float", "bf16", dtype="bfloat16"),
+    Case(CT, "w4a16-rtn", dtype="bfloat16"),
+    Case("gptq", "w4a16-rtn", dtype="bfloat16"),
+    Case("awq", "w4a16-rtn", dtype="bfloat16", is_exported=True),
+    Case(CT, "w8a8-rtn", dtype="bfloat16", int8=True),
+)
+QWEN35_QUESTIONS, QWEN35_TOKENS = 16, 16
+HEAD_WIDTH = 128
+"""Channels of a head that vLLM's CPU kernels for linear attention take."""
 SERVED = Case(CT, "w4a16")
 WIDE_CASES = (
     Case("float", "bf16"),
@@ -141,6 +156,18 @@ def main() -> None:
     """Compare, then write the rows."""
     options = jobs.parse(__doc__)
     worker = make_worker(options.work)
+    rows = qwen35_rows(worker, options) if options.model else other_rows(worker, options)
+    jobs.write_rows(rows, options.out)
+
+
+def qwen35_rows(worker: Worker, options: argparse.Namespace) -> list[AnswerRow]:
+    """Compare checkpoints of `tiny3.5`."""
+    made = options.made / "tiny3.5-padded"
+    return jobs.ask(worker, make_padded_model(made / "source"), QWEN35_CASES, made, options.work)
+
+
+def other_rows(worker: Worker, options: argparse.Namespace) -> list[AnswerRow]:
+    """Compare checkpoints of the other models."""
     tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
     rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
     tiny3 = Model("tiny3", "tiny3", comparison.questions(), LONGEST_ANSWER)
@@ -148,8 +175,7 @@ def main() -> None:
     wide = make_wide_model(options.made / "wide" / "source")
     rows += jobs.ask(worker, wide, WIDE_CASES, options.made / "wide", options.work)
     served = options.made / CT / "w4a16"
-    rows += over_http.compare(worker, SERVED, served, options.work, rows[0].version)
-    jobs.write_rows(rows, options.out)
+    return rows + over_http.compare(worker, SERVED, served, options.work, rows[0].version)
 
 
 def make_worker(work: Path) -> Worker:
@@ -176,6 +202,13 @@ def make_wide_model(folder: Path) -> Model:
         subprocess.run([sys.executable, script, folder, *WIDE], check=True)
     items = comparison.sample(comparison.questions(), WIDE_QUESTIONS)
     return Model("3b-2-layers", folder, items, WIDE_TOKENS)
+
+
+def make_padded_model(folder: Path) -> Model:
+    """Return `tiny3.5` with wider heads in its linear attention, see `pad_heads`."""
+    pad_heads(resolve_model("tiny3.5"), folder, HEAD_WIDTH)
+    items = comparison.sample(comparison.questions(), QWEN35_QUESTIONS)
+    return Model("tiny3.5-padded", folder, items, QWEN35_TOKENS)
 
 
 def describe(result: Mapping[str, Any]) -> str:
