@@ -17,6 +17,7 @@ Letters in shapes: B batch, T tokens, H hidden size, R rotary pairs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .checkpoint import CheckpointReader
 from .config import TextConfig
+from .expert_linear import expert_layers
 from .processing.inputs import Batch
 from .qwen_vl import QwenVL
 from .text import DecoderLayer, RMSNorm
@@ -132,8 +134,15 @@ def draft_logits(
     return model.logits(draft_states(model, predictor, batch, hidden))
 
 
-def load_predictor(folder: str | Path, model: QwenVL) -> MultiTokenPredictor:
+def load_predictor(
+    folder: str | Path, model: QwenVL, dequantized: Mapping[str, Tensor] | None = None
+) -> MultiTokenPredictor:
     """Load the module of a checkpoint, in the dtype and on the device of the model.
+
+    Args:
+        folder: the checkpoint.
+        model: the model of the checkpoint.
+        dequantized: weights of layers that the checkpoint holds quantized, by name of the layer.
 
     Raises:
         ValueError: the checkpoint has no such module, or not its tensors.
@@ -142,10 +151,22 @@ def load_predictor(folder: str | Path, model: QwenVL) -> MultiTokenPredictor:
     with torch.device("meta"):
         predictor = MultiTokenPredictor(config)
     reader = CheckpointReader(folder)
-    stored = {
-        name.removeprefix(PREFIX): reader.tensor(name).to(model.device, model.dtype)
+    dequantized = dequantized or {}
+    values = {f"{name}.weight": weight for name, weight in dequantized.items()}
+    values |= {
+        name: reader.tensor(name)
         for name in reader.names()
-        if name.startswith(PREFIX)
+        if name.startswith(PREFIX) and name.rpartition(".")[0] not in dequantized
+    }
+    for tensor, layers in expert_layers(predictor, PREFIX.rstrip(".")).items():
+        if all(f"{layer}.weight" in values for layer in layers):  # each expert is stored apart
+            shape = predictor.get_parameter(tensor.removeprefix(PREFIX)).shape
+            values[tensor] = torch.empty(shape)
+            for path, layer in layers.items():
+                layer.slice.view(values[tensor]).copy_(values.pop(f"{path}.weight"))
+    stored = {
+        name.removeprefix(PREFIX): value.to(model.device, model.dtype)
+        for name, value in values.items()
     }
     expected = {name: tuple(p.shape) for name, p in predictor.state_dict().items()}
     for name in sorted(expected.keys() | stored.keys()):

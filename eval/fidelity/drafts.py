@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ...model.checkpoint import CheckpointReader
 from ...model.features import Features
-from ...model.mtp import PREFIX, MultiTokenPredictor, draft_states, load_predictor
+from ...model.mtp import PREFIX, MultiTokenPredictor, draft_states
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ...quant.checkpoint.draft_module import open_predictor
 from ..answering.predictions import Prediction
 from ..answering.vision_features import FeatureCache
 from ..tasks.task import Item
@@ -88,7 +89,7 @@ def measure_drafts(
     """
     if not features.model.config.text.mtp_layers or not has_predictor(folder):
         return None
-    predictor = load_predictor(folder, features.model)
+    predictor = open_predictor(folder, features.model)
     chosen = _spread(answers)
     counts = DraftCounts()
     for item, answer in chosen:

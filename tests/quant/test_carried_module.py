@@ -18,8 +18,9 @@ from vlpress.model.byte_parts import checkpoint_bytes
 from vlpress.model.carried import CarriedTensors
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.config import ModelConfig
-from vlpress.model.mtp import MultiTokenPredictor
+from vlpress.model.mtp import MultiTokenPredictor, load_predictor
 from vlpress.quant.api import inspect_checkpoint
+from vlpress.quant.checkpoint.draft_module import open_predictor
 from vlpress.quant.checkpoint.export import export
 from vlpress.quant.checkpoint.loading import load_quantized
 from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpoint
@@ -104,6 +105,24 @@ def excluded(folder: Path) -> tuple[list[str], list[str]]:
     rules = [rule.removeprefix("-:") for rule in config.get("dynamic", {}) if rule[:2] == "-:"]
     expressions = [entry.removeprefix("re:") for entry in listed if entry.startswith("re:")]
     return [entry for entry in listed if not entry.startswith("re:")], [*expressions, *rules]
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_a_rounded_module_is_loaded_dequantized(tmp_path: Path, family: str) -> None:
+    source = write_source(tmp_path / "source", family)
+    samples = prompts(ModelConfig.from_folder(source))[:1]
+    finish(job(source, [RTN, MTP], samples), tmp_path / "work", tmp_path / "out")
+    out = tmp_path / "out"
+    model = load_quantized(out, device="cpu", dtype=torch.float32)
+    predictor = open_predictor(out, model)
+    original = load_predictor(source, model).state_dict()
+    largest = 0.0
+    for name, tensor in predictor.state_dict().items():
+        error = float((tensor - original[name]).abs().max() / original[name].abs().max())
+        rounded = name.endswith("_proj.weight") or ".experts." in name or name == "fc.weight"
+        assert (error > 0) == rounded, name
+        largest = max(largest, error)
+    assert largest < 0.2  # half a step of 4 bits
 
 
 FORMATS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "fp8")
