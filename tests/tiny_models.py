@@ -26,7 +26,7 @@ from vlpress.model.qwen_vl import QwenVL
 from vlpress.model.rope import mrope_ids
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-SLOW_FAMILIES = ("qwen3_vl_moe", "qwen3_5")
+SLOW_FAMILIES = ("qwen3_vl_moe", "qwen3_5_moe")
 EACH_FAMILY = tuple(
     pytest.param(family, marks=pytest.mark.slow) if family in SLOW_FAMILIES else family
     for family in FAMILIES
