@@ -14,7 +14,7 @@ from contextvars import ContextVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .family_tables.table import WeightSlice
+from .family_tables.entries import WeightSlice
 
 _ROUTED: ContextVar[Tensor | None] = ContextVar("routed tokens", default=None)
 _ALL_TOKENS: ContextVar[bool] = ContextVar("all tokens to all experts", default=False)

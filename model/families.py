@@ -7,30 +7,26 @@ modules that it describes; CONTRIBUTING.md lists the steps.
 from __future__ import annotations
 
 from .config import ModelConfig
-from .family_tables.qwen2_5_vl import QWEN2_5_VL
-from .family_tables.qwen2_vl import QWEN2_VL
-from .family_tables.qwen3_5 import QWEN3_5
-from .family_tables.qwen3_5_moe import QWEN3_5_MOE
-from .family_tables.qwen3_vl import QWEN3_VL
-from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
-from .family_tables.table import (
-    EMBEDDING,
-    SIDE_FILES,
+from .family_tables.entries import (
     BlockLinear,
-    Blocks,
-    Checkpoints,
     ExpertTensor,
-    Family,
     KeptLinear,
     LinearSpec,
     NormBinding,
     PaddedWidth,
     PairBinding,
     Part,
-    Stage,
     WeightSlice,
     widths,
 )
+from .family_tables.qwen2_5_vl import QWEN2_5_VL
+from .family_tables.qwen2_vl import QWEN2_VL
+from .family_tables.qwen3_5 import QWEN3_5
+from .family_tables.qwen3_5_moe import QWEN3_5_MOE
+from .family_tables.qwen3_vl import QWEN3_VL
+from .family_tables.qwen3_vl_moe import QWEN3_VL_MOE
+from .family_tables.stage import Blocks, Checkpoints, Stage
+from .family_tables.table import EMBEDDING, SIDE_FILES, Family
 
 __all__ = [
     "EMBEDDING",

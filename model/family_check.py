@@ -15,15 +15,9 @@ from torch import nn
 
 from .config import ModelConfig
 from .expert_linear import ExpertLinear
-from .family_tables.table import (
-    EMBEDDING,
-    Family,
-    LinearSpec,
-    NormBinding,
-    PairBinding,
-    Stage,
-    widths,
-)
+from .family_tables.entries import LinearSpec, NormBinding, PairBinding, widths
+from .family_tables.stage import Stage
+from .family_tables.table import EMBEDDING, Family
 from .features import DEEPSTACK, HIDDEN
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .expert_linear import ExpertLinear, routed, takes_all_tokens
-from .family_tables.table import WeightSlice
+from .family_tables.entries import WeightSlice
 from .fused_linear import project
 from .mlp import MLP
 from .sizes import ExpertSizes

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..text import TextModel
 from ..vision import VisionTower
 from . import steps
+from .entries import BlockLinear, NormBinding, PaddedWidth, PairBinding
 from .qwen2_stages import DECODER, HEAD, MERGER, VISION_ATTENTION, VISION_VALUE
-from .table import BlockLinear, Family, NormBinding, PaddedWidth, PairBinding, Stage
+from .stage import Stage
+from .table import Family
 
 _VISION = Stage(
     name="vision",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from . import steps
-from .table import BlockLinear, Checkpoints, NormBinding, PaddedWidth, PairBinding, Stage
+from .entries import BlockLinear, NormBinding, PaddedWidth, PairBinding
+from .stage import Checkpoints, Stage
 
 VISION_ATTENTION = (
     BlockLinear("attn.qkv", "vision", "vision_qkv", bias=True, tap="qkv"),

@@ -11,8 +11,10 @@ from dataclasses import replace
 from ..config import ModelConfig
 from ..deepstack_tower import DeepstackTower
 from ..text import TextModel
+from .entries import BlockLinear, KeptLinear, NormBinding, PairBinding
 from .qwen3_vl import QWEN3_VL
-from .table import BlockLinear, Blocks, Family, KeptLinear, NormBinding, PairBinding, Stage
+from .stage import Blocks, Stage
+from .table import Family
 
 LINEAR, FULL = "linear_attention", "full_attention"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import steps
+from .entries import BlockLinear, KeptLinear, NormBinding, PairBinding
 from .qwen3_5 import (
     ATTENTION,
     ATTENTION_FUSED,
@@ -15,7 +16,7 @@ from .qwen3_5 import (
     carried_along,
 )
 from .qwen3_vl_moe import DOWN, EXPERT_LAYERS, GATE, ROUTER, ROUTER_TAP, UP
-from .table import BlockLinear, Checkpoints, KeptLinear, NormBinding, PairBinding
+from .stage import Checkpoints
 
 _DENSE = QWEN3_5.decoder
 _SHARED_GATE, _SHARED_UP, _SHARED_DOWN = (

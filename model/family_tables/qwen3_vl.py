@@ -7,8 +7,10 @@ from dataclasses import replace
 from ..deepstack_tower import DeepstackTower, feature_keys
 from ..text import TextModel
 from . import steps
+from .entries import BlockLinear, NormBinding, PaddedWidth
 from .qwen2_stages import DECODER, HEAD, VISION_ATTENTION, VISION_VALUE
-from .table import BlockLinear, Family, NormBinding, PaddedWidth, Stage
+from .stage import Stage
+from .table import Family
 
 _VISION = Stage(
     name="vision",

@@ -8,8 +8,9 @@ from ..config import ModelConfig
 from ..moe import EXPERT_LINEARS
 from ..sizes import ExpertSizes
 from . import steps
+from .entries import BlockLinear, ExpertTensor, KeptLinear, NormBinding, PairBinding
 from .qwen3_vl import QWEN3_VL
-from .table import BlockLinear, Checkpoints, ExpertTensor, KeptLinear, NormBinding, PairBinding
+from .stage import Checkpoints
 
 _DENSE = QWEN3_VL.decoder
 ROUTER_TAP = "router"
