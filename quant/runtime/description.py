@@ -8,9 +8,11 @@ from typing import Any, cast
 
 from ...model.kv_quant.scales import digest_scales
 from ...model.kv_quant.types import CacheType
+from ...model.linear_attention import GatedDeltaNet
 from ...model.qwen_vl import QwenVL
 from ...model.token_reduction.table import NONE, read_rule
 from ..kernels import bf16_linear
+from ..kernels.delta_rule import CpuDeltaRule
 from ..targets import compressed_linears, quantized_layers
 from .compressed_linear import CompressedLinear
 from .linear import FloatLinear
@@ -19,12 +21,15 @@ from .linear import FloatLinear
 def count_kernels(model: QwenVL) -> dict[str, int]:
     """Count the layers per kernel: kernels differ in rounding.
 
-    Includes quantized layers, and float layers and the output head if a kernel of vlpress computes
-    them.
+    Includes quantized layers; float layers, single tokens of linear attention and the output head
+    if a kernel of vlpress computes them.
     """
     counts = Counter(layer.kernel for layer in compressed_linears(model).values())
     floats = (module for module in model.modules() if isinstance(module, FloatLinear))
     counts.update(module.product.kernels.name for module in floats)
+    mixers = (module for module in model.modules() if isinstance(module, GatedDeltaNet))
+    rules = (mixer.step_rule for mixer in mixers)
+    counts.update(rule.kernels.name for rule in rules if isinstance(rule, CpuDeltaRule))
     if model.lm_head is None and isinstance(model.head_product, bf16_linear.Bf16Linear):
         counts[model.head_product.kernels.name] += 1
     return dict(sorted(counts.items()))
