@@ -76,7 +76,10 @@ class GatedDeltaNet(nn.Module):
         A batch is padded on the left of its new tokens, so padding is read off the mask's last row.
         """
         tokens = None if mask is None else mask[:, 0, -1, -x.shape[1] :]
-        state = self._state(x) if cache is None else cache.linear_state(self.index, x)
+        if cache is None:
+            state = LinearState.empty(self.sizes, x.shape[0], x)
+        else:
+            state = cache.linear_state(self.index, x)
         qkv, z = project(x, self.in_proj_qkv, self.in_proj_z)
         b, a = project(x, self.in_proj_b, self.in_proj_a)
         qkv, conv = self._convolve(qkv, state.conv, tokens)
@@ -96,9 +99,6 @@ class GatedDeltaNet(nn.Module):
         """Apply `out_proj`, `[B, T, V]` to `[B, T, H]`."""
         out: Tensor = self.out_proj(context)
         return out
-
-    def _state(self, x: Tensor) -> LinearState:
-        return LinearState.empty(self.sizes, x.shape[0], x)
 
     def _convolve(
         self, qkv: Tensor, before: Tensor, tokens: Tensor | None

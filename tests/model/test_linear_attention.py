@@ -24,11 +24,14 @@ def layer(model: QwenVL) -> GatedDeltaNet:
     return found
 
 
-def context(model: QwenVL, x: torch.Tensor, **given: object) -> torch.Tensor:
-    angles = torch.zeros(1)
-    mask, cache = given.get("mask"), given.get("cache")
-    out: torch.Tensor = layer(model).context(x, angles, angles, mask, cache)  # type: ignore[arg-type]
-    return out
+def context(
+    model: QwenVL,
+    x: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    cache: KVCache | None = None,
+) -> torch.Tensor:
+    no_angles = torch.zeros(1)  # positions play no part
+    return layer(model).context(x, no_angles, no_angles, mask, cache)
 
 
 def hidden(model: QwenVL, rows: int, tokens: int) -> torch.Tensor:
