@@ -27,6 +27,7 @@ from ...quant.checkpoint.draft_module import open_predictor
 from ..answering.predictions import Prediction
 from ..answering.vision_features import FeatureCache
 from ..tasks.task import Item
+from .spread import spread
 from .teacher_forcing import ANSWER_TOKENS
 
 PROMPTS = 64
@@ -90,7 +91,7 @@ def measure_drafts(
     if not features.model.config.text.mtp_layers or not has_predictor(folder):
         return None
     predictor = open_predictor(folder, features.model)
-    chosen = _spread(answers)
+    chosen = spread(answers, PROMPTS)
     counts = DraftCounts()
     for item, answer in chosen:
         count_drafts(features, predictor, item, answer, counts)
@@ -155,8 +156,3 @@ def aligned_logits(
     own = model.logits(hidden[0, start : end - 1])
     drafted = model.logits(states[0, start - 1 : end - 2])
     return own, drafted
-
-
-def _spread(answers: Sequence[tuple[Item, Prediction]]) -> list[tuple[Item, Prediction]]:
-    count = min(PROMPTS, len(answers))
-    return [answers[index * len(answers) // count] for index in range(count)]

@@ -21,7 +21,8 @@ from ...model.kv_quant.ranges import (
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..answering.vision_features import FeatureCache
-from ..tasks.task import Item, Task
+from ..tasks.task import Task
+from .spread import spread
 
 PROMPTS = 16
 """Prompts of all benchmarks together that the ranges are taken from, evenly spread."""
@@ -41,7 +42,7 @@ def measure_kv_ranges(features: FeatureCache, tasks: Sequence[Task]) -> dict[str
         `LayerRange`, as JSON values.
     """
     model = features.model
-    items = _spread([item for task in tasks for item in task.items])
+    items = spread([item for task in tasks for item in task.items], PROMPTS)
     ranges = kv_ranges(model, *features.prompts(items)) if items else []
     warnings = [outlier_warning(ranges)]
     if model.cache_type == "fp8":
@@ -55,11 +56,6 @@ def measure_kv_ranges(features: FeatureCache, tasks: Sequence[Task]) -> dict[str
         "warnings": texts,
         "layers": [of_layer.to_dict() for of_layer in ranges],
     }
-
-
-def _spread(items: Sequence[Item]) -> list[Item]:
-    count = min(PROMPTS, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 @torch.inference_mode()
