@@ -39,12 +39,12 @@ SPECIAL = (
     "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 WORD = r"\n| ?[A-Z]?[a-z]+|[A-Z]|[0-9]|[\u4e00-\u9fff]{1,2}| ?[^\sA-Za-z0-9\u4e00-\u9fff]+|\s"
-CHAT_TEMPLATE = """\
+_SYSTEM = """\
 {%- if messages[0]['role'] != 'system' -%}
 {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
 {%- endif -%}
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
+"""
+_CONTENT = """\
 {%- if message['content'] is string -%}
 {{- message['content'] -}}
 {%- else -%}
@@ -58,16 +58,26 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
+"""
+"""Text of a message, with placeholders for its images and videos."""
+CHAT_TEMPLATE = (
+    _SYSTEM
+    + """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+"""
+    + _CONTENT
+    + """\
 {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-THINKING_CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
+)
+THINKING_CHAT_TEMPLATE = (
+    _SYSTEM
+    + """\
 {%- set last = namespace(question=-1) -%}
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}
@@ -77,19 +87,9 @@ THINKING_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- set text -%}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- elif part['type'] == 'video' or 'video' in part -%}
-{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-{%- elif 'text' in part -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
+"""
+    + _CONTENT
+    + """\
 {%- endset -%}
 {%- if message['role'] != 'assistant' -%}
 {{- text -}}
@@ -113,6 +113,7 @@ THINKING_CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endif -%}
 """
+)
 
 
 def sentences(count: int = 20000) -> list[str]:

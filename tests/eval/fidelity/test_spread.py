@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,5 +18,5 @@ def test_by_hand() -> None:
 def test_gaps_differ_by_one_at_most(total: int, most: int) -> None:
     chosen = spread(range(total), most)
     assert len(chosen) == min(most, total)
-    gaps = {after - before for before, after in zip(chosen, chosen[1:], strict=False)}
+    gaps = {after - before for before, after in itertools.pairwise(chosen)}
     assert not gaps or max(gaps) - min(gaps) <= 1
