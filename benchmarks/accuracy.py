@@ -6,7 +6,8 @@ Each row is quantized once per calibration seed. Its divergence from the baselin
 validation set, for the choice of the best method of a setting (after a run-off if several are
 close, see `common/choice.py`), and on a held-out set, which the table shows. For the rows that most
 users will choose from, the benchmarks are evaluated with the checkpoint of the first seed: of
-tables of levels, rounding and the solver that is better on the validation set. Rows of the method
+tables of levels, rounding and the solver that is better on the validation set. Grids that no
+checkpoint format holds are evaluated as float checkpoints of the dequantized weights. Rows of the method
 `float` keep the weights and round the activations alone (`common/float_weights.py`). Every
 run compares GPTQ's error on every layer with that of rounding to nearest, and fails if it is
 larger.
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from common import tables
 from common.choice import FINAL, RUNOFF, contenders, winner
+from common.dequantized_checkpoint import save_dequantized
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.float_weights import restore_weights_
 from common.machine import provenance
@@ -54,6 +56,8 @@ from vlpress.eval import compare
 from vlpress.model.config import ModelConfig
 from vlpress.model.processing.processor import Processor
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.checkpoint.formats.format import refusal
+from vlpress.quant.checkpoint.formats.table import FORMATS, PREFERRED
 from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
@@ -229,7 +233,7 @@ class Measurement:
         if (scored := self.stored(folder / "scores.json", made_from)) is None:
             model, report = self.quantize(row, seed)
             checkpoint = folder / "checkpoint"
-            save_quantized(model, report, resolve_folder(self.name), checkpoint, overwrite=True)
+            self.save(model, report, checkpoint)
             self.ask(str(checkpoint), folder / "eval", fresh=True)
             judged = compare(self.work / "base", folder / "eval", folder / "report")
             benchmarks = {
@@ -239,6 +243,14 @@ class Measurement:
             scored = self.store({"benchmarks": benchmarks}, folder / "scores.json", made_from)
         of_row: dict[str, Any] = scored["benchmarks"]
         return of_row
+
+    def save(self, model: QwenVL, report: QuantReport, folder: Path) -> None:
+        """Write a checkpoint for the evaluation, in float if no format holds the grid."""
+        source, contents = resolve_folder(self.name), report.plan.contents
+        if any(refusal(FORMATS[name], contents) is None for name in PREFERRED):
+            save_quantized(model, report, source, folder, overwrite=True)
+        else:
+            save_dequantized(model, source, folder)
 
     def folder(self, row: Row, seed: int) -> Path:
         """Folder of a stored cell."""
