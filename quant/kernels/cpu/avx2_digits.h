@@ -196,7 +196,7 @@ inline void small_group(const Nibbles nibbles, const Tile tile, const Turn t,
                                      high_sum, reinterpret_cast<Ints>(low),
                                      reinterpret_cast<Ints>(high), total + c);
     };
-    const uint8_t* const next = t.next + prefetch_offset(column);
+    const uint8_t* const next = t.next_at<8>(column);
     // A constant for the most frequent width, so that the loop is unrolled.
     if (t.count == 16)
       digit_columns(nibbles, packed, 16, group.digits(), next, column, finish);
@@ -228,7 +228,7 @@ inline void digit_row_of(const Tile& tile, const uint8_t* split, float* total) {
         const bool add = !t.first || k > 0;
         digit_columns(nibbles, packed + k / 8 * kStepBytes,
                       std::min(Nibbles::kInputs, t.count - k), digits + 3 * k,
-                      t.next + prefetch_offset(column) + 8 * k, column,
+                      t.next_at<8>(column) + 8 * k, column,
                       [&](int at, __m256i low, __m256i high) {
                         int32_t *lows = slot.low + at, *highs = slot.high + at;
                         store_lanes(lows, accumulate(lows, add, low));

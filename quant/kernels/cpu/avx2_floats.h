@@ -142,8 +142,7 @@ inline void rows_of_tile(const Tile& tile, const float* x, int64_t stride, float
     const uint8_t* packed = tile.packed + t.k / kInputs * kStepBytes;
     for (int column = 0; column < kTile; column += kVecs * kWide)
       float_columns<Decoder, kRows, kVecs>(decoder, packed + 4 * column, t.count, scaled, !t.first,
-                                           t.next + prefetch_offset(column),
-                                           sums[t.slot] + column);
+                                           t.next_at<kInputs>(column), sums[t.slot] + column);
   };
   const auto fold = [&](int slot, int64_t group) {
     for (int m = 0; m < kRows; ++m) {

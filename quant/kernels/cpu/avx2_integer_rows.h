@@ -102,11 +102,10 @@ inline void levels_of_tile(const Tile& tile, const int8_t* levels, int64_t strid
     for (int column = 0; column < kTile; column += 8 * kVecs)
       if (kBits == 4)
         nibble_columns<kRows, kVecs>(packed + 4 * column, t.count, levels + t.k, stride, !t.first,
-                                     t.next + prefetch_offset(column),
-                                     out + column);
+                                     t.next_at<kInputs>(column), out + column);
       else
         byte_columns<kRows, kVecs>(packed + 4 * column, t.count, wide, !t.first,
-                                   t.next + prefetch_offset(column), out + column);
+                                   t.next_at<kInputs>(column), out + column);
   };
   const auto fold = [&](int slot, int64_t group) {
     int32_t row_sums[kRows];

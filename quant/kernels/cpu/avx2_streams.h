@@ -30,10 +30,14 @@ struct Turn {
   int64_t k, count;
   bool first;           // whether the sums begin here
   const uint8_t* next;  // bytes to prefetch: a later turn of the stream, or of the next tile's
-};
 
-// Bytes of the next turn that are prefetched for the columns before `column`.
-inline int64_t prefetch_offset(int column) { return column * kTurnSteps * 4; }
+  // The part of `next` for the columns from `column` on. A turn of few inputs prefetches as many
+  // bytes as it reads.
+  template <int kStepInputs>
+  const uint8_t* next_at(int column) const {
+    return next + column * (count / kStepInputs) * (kStepBytes / kTile);
+  }
+};
 
 // A vector of weights. One half of a line of the next turn is prefetched for each; `next` is in the
 // order of the lines, which the hardware prefetcher then follows, not in that of the vectors.
