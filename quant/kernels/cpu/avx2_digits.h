@@ -18,13 +18,17 @@
 namespace vlpress {
 namespace {
 
+// Vectors of eight columns that are multiplied at once: six sums of digits, four vectors of
+// weights, the mask and the table fit 16 registers.
+constexpr int kDigitVectors = 2;
+
 // One group of inputs, followed by the digits of its steps: the lowest of eight inputs in the order
 // of layout.h, then the middle ones, then the highest.
 struct alignas(8) DigitGroup {
   float unit;
   int32_t low_sum;   // of the two lower digits together
   int32_t high_sum;  // of the highest digit
-  int32_t unused;
+  uint32_t sum;      // of all digits, modulo 2^32
 
   static constexpr int64_t kStep = 3 * 8;
   static int64_t bytes(int64_t group) {
@@ -39,9 +43,19 @@ inline int64_t digit_bytes(int64_t k, int64_t group) {
 }
 
 inline int32_t sum_of(__m256i lanes) {
-  int32_t sum = 0;
-  for (int c = 0; c < kWide; ++c) sum += reinterpret_cast<Ints>(lanes)[c];
-  return sum;
+  __m128i sums =
+      _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(1, 0, 3, 2)));
+  sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, _MM_SHUFFLE(2, 3, 0, 1)));
+  return _mm_cvtsi128_si32(sums);
+}
+
+inline int32_t largest_of(__m256i lanes) {
+  __m128i largest =
+      _mm_max_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  largest = _mm_max_epi32(largest, _mm_shuffle_epi32(largest, _MM_SHUFFLE(1, 0, 3, 2)));
+  largest = _mm_max_epi32(largest, _mm_shuffle_epi32(largest, _MM_SHUFFLE(2, 3, 0, 1)));
+  return _mm_cvtsi128_si32(largest);
 }
 
 // Eight numbers of at most 8 bits as bytes in the order of kOrder4.
@@ -59,13 +73,11 @@ inline __m256i lowest_digit(__m256i whole) {
 
 inline void split_group(const float* x, int64_t count, DigitGroup& group) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  Ints largest = {};
+  __m256i largest = _mm256_setzero_si256();
   for (int64_t k = 0; k < count; k += 8)
-    largest = reinterpret_cast<Ints>(
-        _mm256_max_epi32(reinterpret_cast<__m256i>(largest),
-                         _mm256_and_si256(load_lanes<__m256i>(x + k), magnitude)));
-  int32_t bits = 0;
-  for (int c = 0; c < kWide; ++c) bits = std::max(bits, largest[c]);
+    largest = _mm256_max_epi32(largest,
+                               _mm256_and_si256(load_lanes<__m256i>(x + k), magnitude));
+  const int32_t bits = largest_of(largest);
   // The largest is below 2^22 units. Smaller exponents than 22 would have no normal unit.
   const int32_t exponent = std::max(bits >> 23, 22);
   const int32_t unit = (exponent - 21) << 23, per_unit = (275 - exponent) << 23;
@@ -88,6 +100,7 @@ inline void split_group(const float* x, int64_t count, DigitGroup& group) {
   std::memcpy(&group.unit, exponent == 255 ? &nan : &unit, sizeof group.unit);
   group.low_sum = sum_of(low_sum);
   group.high_sum = sum_of(high_sum);
+  group.sum = static_cast<uint32_t>(group.low_sum) + (static_cast<uint32_t>(group.high_sum) << 16);
 }
 
 inline void split_row(const float* x, int64_t k, int64_t group, uint8_t* digits) {
@@ -102,18 +115,23 @@ struct DigitSums {
 
 // Nibbles as they are. 32 of their products, in pairs, fit 16 bits.
 struct PlainNibbles {
-  static constexpr bool kFitsInt32 = false;
-  static constexpr int64_t kInputs = 32;
+  static constexpr int kInputs = 32;
   explicit PlainNibbles(const Tile&) {}
   __m256i bytes(__m256i nibbles) const { return nibbles; }
   float unit() const { return 1.0f; }
   Ints zeros(const Tile& tile, int64_t at) const { return zeros_at(tile, at); }
+  // Minus the zero points times the sum of a group's inputs.
+  uint32_t offset(uint32_t sum) const { return -sum; }
+  Words offsets(const Tile& tile, int64_t at, uint32_t offset) const {
+    return reinterpret_cast<Words>(zeros_at(tile, at)) * offset;
+  }
+  // Inputs of a group whose sums fit 32 bits: 15 * 2^22 * 32.
+  int64_t whole_inputs() const { return 32; }
 };
 
-// Levels as bytes. kInputs of them times whole numbers of 23 bits fit 32 bits: 24 * 2^22 * 16.
+// Levels as bytes of at most 24, of which 16 products, in pairs, fit 16 bits.
 struct LevelBytes {
-  static constexpr bool kFitsInt32 = true;
-  static constexpr int64_t kInputs = 16;
+  static constexpr int kInputs = 16;
   const ByteLevels levels;
   const __m256i table;
   explicit LevelBytes(const Tile& tile)
@@ -122,22 +140,24 @@ struct LevelBytes {
   __m256i bytes(__m256i nibbles) const { return _mm256_shuffle_epi8(table, nibbles); }
   float unit() const { return levels.unit; }
   Ints zeros(const Tile&, int64_t) const { return Ints{} + levels.zero; }
+  uint32_t offset(uint32_t sum) const { return -static_cast<uint32_t>(levels.zero) * sum; }
+  Words offsets(const Tile&, int64_t, uint32_t offset) const { return Words{} + offset; }
+  // As above, and 24 * 2^22 * 16. E2M1 is within 12 of its zero.
+  int64_t whole_inputs() const { return levels.magnitude <= 15 ? 32 : 16; }
 };
 
-// At most Nibbles::kInputs inputs times two vectors of eight columns, from `column` on. Calls
-// finish(column, low, high) for each vector, with sums as in DigitSums.
-template <typename Nibbles, typename Finish>
+// At most Nibbles::kInputs inputs times two vectors of eight columns. Calls finish(v, low, high)
+// for each vector, with sums as in DigitSums.
+template <bool kUnrolled, typename Nibbles, typename Finish>
 VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed, int64_t count,
-                                  const int8_t* digits, const uint8_t* next, int column,
+                                  const int8_t* digits, const uint8_t* next,
                                   const Finish& finish) {
-  constexpr int kVecs = 2;
   const __m256i mask = _mm256_set1_epi8(15);
-  __m256i narrow[3][kVecs] = {};
-  packed += 4 * column;
-  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, next += 32 * kVecs) {
-    __m256i lows[kVecs], highs[kVecs];
+  __m256i narrow[3][kDigitVectors] = {};
+  for (int64_t k = 0; k < count; k += 8, packed += kStepBytes, next += 32 * kDigitVectors) {
+    __m256i lows[kDigitVectors], highs[kDigitVectors];
     VLPRESS_UNROLL
-    for (int v = 0; v < kVecs; ++v) {
+    for (int v = 0; v < kDigitVectors; ++v) {
       const __m256i lanes = stream_lanes<__m256i>(packed, v, next);
       lows[v] = nibbles.bytes(_mm256_and_si256(lanes, mask));
       highs[v] = nibbles.bytes(_mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask));
@@ -147,89 +167,140 @@ VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed,
       const __m256i first = broadcast_levels(digits + 8 * d),
                     second = broadcast_levels(digits + 8 * d + 4);
       VLPRESS_UNROLL
-      for (int v = 0; v < kVecs; ++v) {
+      for (int v = 0; v < kDigitVectors; ++v) {
         __m256i& sum = narrow[d][v];
         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(lows[v], first));
         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(highs[v], second));
+        // GCC would otherwise add the products of all steps as a tree, with most of them in memory.
+        if (kUnrolled) __asm__("" : "+x"(sum));
       }
     }
     digits += DigitGroup::kStep;
   }
   const __m256i ones = _mm256_set1_epi16(1), places = _mm256_set1_epi16(256);
   VLPRESS_UNROLL
-  for (int v = 0; v < kVecs; ++v)
-    finish(column + 8 * v,
+  for (int v = 0; v < kDigitVectors; ++v)
+    finish(v,
            _mm256_add_epi32(_mm256_madd_epi16(narrow[0][v], ones),
                             _mm256_madd_epi16(narrow[1][v], places)),
            _mm256_madd_epi16(narrow[2][v], ones));
 }
 
-// total[column ..] += the sums of a group, with its scales. kWhole: the sums of all digits together
-// fit 32 bits, modulo 2^32 in between.
-template <bool kWhole>
-VLPRESS_INLINE void add_group(const Tile& tile, int64_t at, Ints zero, float unit, int32_t low_sum,
-                              int32_t high_sum, Ints low, Ints high, float* out) {
-  Floats sum;
-  if (kWhole) {
-    const Words whole = reinterpret_cast<Words>(low) + (reinterpret_cast<Words>(high) << 16);
-    const uint32_t inputs =
-        static_cast<uint32_t>(low_sum) + (static_cast<uint32_t>(high_sum) << 16);
-    sum = to_floats(as_ints(whole - reinterpret_cast<Words>(zero) * inputs));
-  } else {
-    sum = to_floats(low - zero * low_sum) + to_floats(high - zero * high_sum) * 65536.0f;
+// Scales of eight columns by how they are stored, so that small_groups does not have to ask.
+struct HalfScales {
+  static Floats at(const Tile& tile, int64_t at) { return half_scales_at(tile, at); }
+};
+struct DividedScales {
+  static Floats at(const Tile& tile, int64_t at) {
+    return quotients(half_scales_at(tile, at), tile);
   }
-  store_lanes(out, load_lanes<Floats>(out) + sum * (scales_at(tile, at) * unit));
+};
+struct AnyScales {
+  static Floats at(const Tile& tile, int64_t at) { return scales_at(tile, at); }
+};
+
+// Sums over one turn of groups that, of all digits together, fit 32 bits (modulo 2^32 in between);
+// they stay in registers. kGroup: inputs of a group, as a constant so that loops are unrolled, or 0.
+template <int kGroup, typename Scales, typename Nibbles>
+inline void small_groups(const Nibbles& shared_nibbles, const Tile& shared_tile, const Turn& t,
+                         const uint8_t* split, float* total) {
+  constexpr int kChunk = kGroup ? std::min(kGroup, Nibbles::kInputs) : 8;
+  // Copies: the compiler could not keep in registers what a store may change.
+  const Nibbles nibbles = shared_nibbles;
+  const Tile tile = shared_tile;
+  const int64_t width = kGroup ? kGroup : tile.group, first = t.k / width;
+  const int groups = static_cast<int>(t.count / width);
+  split += first * DigitGroup::bytes(width);
+  struct {
+    float unit;
+    uint32_t offset;
+  } rows[kTurnSteps];
+  for (int g = 0; g < groups; ++g) {
+    const auto& row = *reinterpret_cast<const DigitGroup*>(split + g * DigitGroup::bytes(width));
+    rows[g] = {row.unit * nibbles.unit(), nibbles.offset(row.sum)};
+    prefetch_scales(tile, (first + g) * kTile);
+  }
+  const uint8_t* packed = tile.packed + t.k / 8 * kStepBytes;
+  const uint8_t* next = t.next;
+  for (int column = 0; column < kTile; column += kDigitVectors * kWide) {
+    const int8_t* digits = reinterpret_cast<const DigitGroup*>(split)->digits();
+    const uint8_t* weights = packed + 4 * column;
+    int64_t at = first * kTile + column;
+    Floats sums[kDigitVectors];
+    VLPRESS_UNROLL
+    for (int v = 0; v < kDigitVectors; ++v) sums[v] = load_lanes<Floats>(total + column + kWide * v);
+    for (int g = 0; g < groups; ++g, at += kTile) {
+      Words whole[kDigitVectors];
+      VLPRESS_UNROLL
+      for (int v = 0; v < kDigitVectors; ++v)
+        whole[v] = nibbles.offsets(tile, at + kWide * v, rows[g].offset);
+      for (int64_t i = 0; i < width; i += kChunk) {
+        digit_columns<true>(nibbles, weights, kChunk, digits, next,
+                            [&](int v, __m256i low, __m256i high) {
+                              whole[v] += reinterpret_cast<Words>(low) +
+                                          (reinterpret_cast<Words>(high) << 16);
+                            });
+        weights += kChunk / 8 * kStepBytes;
+        digits += 3 * kChunk;
+        next += 8 * kChunk;
+      }
+      digits += sizeof(DigitGroup);
+      VLPRESS_UNROLL
+      for (int v = 0; v < kDigitVectors; ++v) {
+        const Floats scales = Scales::at(tile, at + kWide * v) * rows[g].unit;
+        sums[v] += to_floats(as_ints(whole[v])) * scales;
+      }
+    }
+    VLPRESS_UNROLL
+    for (int v = 0; v < kDigitVectors; ++v) store_lanes(total + column + kWide * v, sums[v]);
+  }
 }
 
-// A group of at most Nibbles::kInputs inputs, whose sums stay in registers. The arguments are
-// copies: the compiler could not keep in registers what a store may change.
+template <int kGroup, typename Nibbles>
+inline void small_group_turns(const Nibbles& nibbles, const Tile& tile, const uint8_t* split,
+                              float* total) {
+  // Several groups for each turn, so that totals are loaded and stored less often.
+  Tile turns = tile;
+  while (2 * turns.group <= 8 * kTurnSteps && tile.k % (2 * turns.group) == 0) turns.group *= 2;
+  const auto groups = !tile.half_scales         ? small_groups<kGroup, AnyScales, Nibbles>
+                      : tile.divisor == 0.0f ? small_groups<kGroup, HalfScales, Nibbles>
+                                             : small_groups<kGroup, DividedScales, Nibbles>;
+  in_streams(
+      turns, [&](const Turn& t) { groups(nibbles, tile, t, split, total); }, [](int, int64_t) {});
+}
+
+// total[64] = a tile times a row that split_row has split, in groups that small_groups takes.
 template <typename Nibbles>
-inline void small_group(const Nibbles nibbles, const Tile tile, const Turn t,
-                        const DigitGroup& group, float* const total) {
-  const int64_t first = t.k / tile.group * kTile;
-  const float unit = group.unit * nibbles.unit();
-  const int32_t low_sum = group.low_sum, high_sum = group.high_sum;
-  const uint8_t* const packed = tile.packed + t.k / 8 * kStepBytes;
-  for (int column = 0; column < kTile; column += 2 * kWide) {
-    const auto finish = [&](int c, __m256i low, __m256i high) {
-      add_group<Nibbles::kFitsInt32>(tile, first + c, nibbles.zeros(tile, first + c), unit, low_sum,
-                                     high_sum, reinterpret_cast<Ints>(low),
-                                     reinterpret_cast<Ints>(high), total + c);
-    };
-    const uint8_t* const next = t.next_at<8>(column);
-    // A constant for the most frequent width, so that the loop is unrolled.
-    if (t.count == 16)
-      digit_columns(nibbles, packed, 16, group.digits(), next, column, finish);
-    else
-      digit_columns(nibbles, packed, t.count, group.digits(), next, column, finish);
+inline void small_group_row(const Nibbles& nibbles, const Tile& tile, const uint8_t* split,
+                            float* total) {
+  switch (tile.group) {
+    case 16: return small_group_turns<16>(nibbles, tile, split, total);
+    case 32: return small_group_turns<32>(nibbles, tile, split, total);
+    default: return small_group_turns<0>(nibbles, tile, split, total);
   }
 }
 
-// total[64] = a tile times a row that split_row has split.
+// The same for other groups.
 template <typename Nibbles>
-inline void digit_row_of(const Tile& tile, const uint8_t* split, float* total) {
-  const Nibbles nibbles(tile);
+inline void large_group_row(const Nibbles& nibbles, const Tile& tile, const uint8_t* split,
+                            float* total) {
   DigitSums sums[kStreams];
-  std::fill_n(total, kTile, 0.0f);
   const int64_t bytes = DigitGroup::bytes(tile.group);
   const auto group_at = [&](int64_t group) {
     return reinterpret_cast<const DigitGroup*>(split + group * bytes);
   };
-  const bool is_small = tile.group <= Nibbles::kInputs;
   const auto turn = [&](const Turn& t) {
     const int64_t group = t.k / tile.group;
-    const DigitGroup& row = *group_at(group);
-    if (is_small) return small_group(nibbles, tile, t, row, total);
-    const int8_t* digits = row.digits() + (t.k - group * tile.group) * 3;
+    const int8_t* digits = group_at(group)->digits() + (t.k - group * tile.group) * 3;
     const uint8_t* packed = tile.packed + t.k / 8 * kStepBytes;
     DigitSums& slot = sums[t.slot];
-    for (int column = 0; column < kTile; column += 2 * kWide)
+    for (int column = 0; column < kTile; column += kDigitVectors * kWide)
       for (int64_t k = 0; k < t.count; k += Nibbles::kInputs) {
         const bool add = !t.first || k > 0;
-        digit_columns(nibbles, packed + k / 8 * kStepBytes,
-                      std::min(Nibbles::kInputs, t.count - k), digits + 3 * k,
-                      t.next_at<8>(column) + 8 * k, column,
-                      [&](int at, __m256i low, __m256i high) {
+        digit_columns<false>(nibbles, packed + k / 8 * kStepBytes + 4 * column,
+                      std::min<int64_t>(Nibbles::kInputs, t.count - k), digits + 3 * k,
+                      t.next_at<8>(column) + 8 * k, [&](int v, __m256i low, __m256i high) {
+                        const int at = column + kWide * v;
                         int32_t *lows = slot.low + at, *highs = slot.high + at;
                         store_lanes(lows, accumulate(lows, add, low));
                         store_lanes(highs, accumulate(highs, add, high));
@@ -237,17 +308,27 @@ inline void digit_row_of(const Tile& tile, const uint8_t* split, float* total) {
       }
   };
   const auto fold = [&](int slot, int64_t group) {
-    if (is_small) return;
     const DigitGroup& row = *group_at(group);
     const float unit = row.unit * nibbles.unit();
     for (int column = 0; column < kTile; column += kWide) {
       const int64_t at = group * kTile + column;
-      add_group<false>(tile, at, nibbles.zeros(tile, at), unit, row.low_sum, row.high_sum,
-                       load_lanes<Ints>(sums[slot].low + column),
-                       load_lanes<Ints>(sums[slot].high + column), total + column);
+      const Ints zero = nibbles.zeros(tile, at);
+      const Ints low = load_lanes<Ints>(sums[slot].low + column) - zero * row.low_sum;
+      const Ints high = load_lanes<Ints>(sums[slot].high + column) - zero * row.high_sum;
+      const Floats sum = to_floats(low) + to_floats(high) * 65536.0f;
+      float* out = total + column;
+      store_lanes(out, load_lanes<Floats>(out) + sum * (scales_at(tile, at) * unit));
     }
   };
   in_streams(tile, turn, fold);
+}
+
+template <typename Nibbles>
+inline void digit_row_of(const Tile& tile, const uint8_t* split, float* total) {
+  const Nibbles nibbles(tile);
+  std::fill_n(total, kTile, 0.0f);
+  tile.group <= nibbles.whole_inputs() ? small_group_row(nibbles, tile, split, total)
+                                       : large_group_row(nibbles, tile, split, total);
 }
 
 inline void digit_row(const Tile& tile, const uint8_t* split, float* total) {

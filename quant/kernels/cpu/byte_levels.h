@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 
 namespace vlpress {
 namespace {
@@ -15,6 +16,7 @@ struct ByteLevels {
   uint8_t bytes[16] = {};  // by code; 0 for codes without a level (NaN)
   float unit = 0;          // the smallest magnitude, a power of two so that nothing is rounded
   int32_t zero = 0;
+  int32_t magnitude = 0;   // the largest, in units
   bool valid = true;
 
   explicit ByteLevels(const float* levels) {
@@ -33,6 +35,8 @@ struct ByteLevels {
       const float byte = levels[code] * per_unit + static_cast<float>(zero);
       bytes[code] = static_cast<uint8_t>(byte <= kLargest ? byte : 0);
       valid = byte == static_cast<float>(bytes[code]);
+      const int32_t centred = static_cast<int32_t>(bytes[code]) - zero;
+      if (std::abs(centred) > magnitude) magnitude = std::abs(centred);
     }
   }
 };

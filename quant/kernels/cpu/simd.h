@@ -89,11 +89,10 @@ inline Floats from_bf16(Halves bf16) {
 // Position (in bits) of input `i` of a step in its lane, see layout.h.
 inline int shift_of(int bits, int i) { return i % 2 * 16 + i / 2 * (bits == 4 ? 4 : 8); }
 
-// Scales over the tile's divisor, correctly rounded. With fused multiply-adds the remainder of the
-// quotient by the rounded reciprocal is exact (Markstein, "Computation of elementary functions on
-// the IBM RISC System/6000 processor", 1990, theorem 8.2).
-inline Floats divided(Floats scales, const Tile& tile) {
-  if (tile.divisor == 0.0f) return scales;
+// Scales over the tile's divisor, which is not 0, correctly rounded. With fused multiply-adds the
+// remainder of the quotient by the rounded reciprocal is exact (Markstein, "Computation of
+// elementary functions on the IBM RISC System/6000 processor", 1990, theorem 8.2).
+inline Floats quotients(Floats scales, const Tile& tile) {
 #if defined(__AVX512F__)
   const Floats quotient = scales * tile.reciprocal, divisor = all_lanes(tile.divisor);
   const Floats rest = _mm512_fnmadd_ps(quotient, divisor, scales);
@@ -107,13 +106,20 @@ inline Floats divided(Floats scales, const Tile& tile) {
 #endif
 }
 
-// Scales and zero points of kWide columns of a tile, from index `at` = group * kTile + column.
+inline Floats divided(Floats scales, const Tile& tile) {
+  return tile.divisor == 0.0f ? scales : quotients(scales, tile);
+}
+
+// Scales, as stored or divided, and zero points of kWide columns of a tile, from index `at` = group * kTile + column.
+inline Floats half_scales_at(const Tile& tile, int64_t at) {
+  return from_fp16(load_lanes<Halves>(static_cast<const uint16_t*>(tile.scales) + at));
+}
+
 inline Floats scales_at(const Tile& tile, int64_t at) {
-  const Floats stored =
-      tile.half_scales
-          ? from_fp16(load_lanes<Halves>(static_cast<const uint16_t*>(tile.scales) + at))
-          : load_lanes<Floats>(static_cast<const float*>(tile.scales) + at);
-  return divided(stored, tile);
+  return divided(tile.half_scales
+                     ? half_scales_at(tile, at)
+                     : load_lanes<Floats>(static_cast<const float*>(tile.scales) + at),
+                 tile);
 }
 
 inline Ints zeros_at(const Tile& tile, int64_t at) {
