@@ -200,6 +200,21 @@ def test_sums_of_integers_are_exact(name: str, bits: int, group: int, rows: int)
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
+def test_sums_of_whole_inputs_are_exact(name: str) -> None:
+    """Weight-only, with scales of 1, for groups of few inputs and odd numbers of groups."""
+    random = torch.Generator().manual_seed(2)
+    for group, groups in itertools.product((8, 16, 24, 32, 48), (1, 2, 3, 4, 7)):
+        weight = Weight(70, group * groups, group, 4, symmetric=False)
+        weight.scales.fill_(1.0)
+        weight.bias = None
+        x = torch.randint(-127, 128, (3, group * groups), generator=random).bfloat16()
+        exact = weight.floats(x).bfloat16()
+        assert torch.equal(weight.product(name)(x)[0], exact)
+        for row in range(3):
+            assert torch.equal(weight.product(name)(x[row : row + 1])[0], exact[row : row + 1])
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
 def test_extreme_levels_do_not_overflow(name: str) -> None:
     weight = Weight(64, 2048, -1, 8)
     weight.integers.fill_(255)

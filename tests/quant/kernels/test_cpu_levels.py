@@ -21,7 +21,7 @@ if not AVAILABLE:  # test_cpu.py fails where they must be built
 # As in test_cpu.py, where the shapes are the same: out_features, in_features, group size.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 SHAPES = [(64, 64, 32), (96, 128, 64), (100, 256, 128), (17, 72, -1), (1, 8, -1), (130, 2048, -1)]
-SHAPES += [(70, 2048, 1024), (66, 2560, 640), (80, 192, 16)]
+SHAPES += [(70, 2048, 1024), (66, 2560, 640), (80, 192, 16), (65, 48, 16)]
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 60)
 KERNELS = pytest.mark.parametrize("name", AVAILABLE)
 
@@ -100,9 +100,9 @@ def test_orders_of_reading_match_the_reference(streams: int) -> None:
     try:
         for grid, shape in itertools.product(("fp8", "nvfp4", "mxfp4", "nf4"), SHAPES):
             weight = Weight(grid, *shape)
-            for rows in (1, 3):
-                x = inputs(rows, shape[1], torch.float32)
-                check(weight.product("avx2")(x)[0], weight.expected(x), torch.float32)
+            for rows, dtype in itertools.product((1, 3), (torch.float32, torch.bfloat16)):
+                x = inputs(rows, shape[1], dtype)
+                check(weight.product("avx2")(x)[0], weight.expected(x), dtype)
     finally:
         loaded.vlpress_set_memory_streams(before)
 
@@ -183,6 +183,50 @@ def test_large_and_small_inputs(name: str) -> None:
                 x = inputs(rows, 256, torch.float32) * factor
                 weight.bias = torch.zeros(70)
                 check(weight.product(name)(x)[0], weight.expected(x), torch.float32)
+
+
+@KERNELS
+@pytest.mark.parametrize("grid", ["nvfp4", "ternary"])
+def test_sums_of_whole_inputs_are_exact(name: str, grid: str) -> None:
+    """With scales that are powers of two, for groups of few inputs and odd numbers of groups."""
+    random = torch.Generator().manual_seed(2)
+    for group, groups in itertools.product((8, 16, 24, 32, 48), (1, 2, 3, 4, 7)):
+        weight = Weight(grid, 70, group * groups, group)
+        weight.scales = 2.0 ** torch.randint(-2, 2, weight.scales.shape, generator=random)
+        x = torch.randint(-127, 128, (3, group * groups), generator=random).bfloat16()
+        exact = (x.double() @ weight.dequantized().double().t()).to(torch.bfloat16)
+        product = weight.product(name, bias=False)
+        assert torch.equal(product(x)[0], exact)
+        for row in range(3):
+            assert torch.equal(product(x[row : row + 1])[0], exact[row : row + 1])
+
+
+@KERNELS
+@pytest.mark.parametrize("grid", ["nvfp4", "ternary"])
+def test_extreme_sums_do_not_overflow(name: str, grid: str) -> None:
+    """The largest levels times inputs that all are the largest of their binade."""
+    for group in (16, 32, 48, 64):
+        weight = Weight(grid, 64, 2 * group, group)
+        weight.scales.fill_(1.0)
+        levels = weight.levels.values.nan_to_num()
+        ends = torch.tensor([int(levels.argmin()), int(levels.argmax())], dtype=torch.uint8)
+        weight.codes = ends[torch.arange(64 * 2 * group).reshape(64, -1) % 7 % 2]
+        product = weight.product(name, bias=False)
+        signs = weight.dequantized()[:1].sign()
+        for x in (signs * 255 / 128, -signs * 255 * 2.0**52, torch.ones_like(signs) * 255 / 128):
+            exact = x.double() @ weight.dequantized().double().t()
+            assert torch.equal(product(x.bfloat16())[0], exact.to(torch.bfloat16))
+
+
+@KERNELS
+def test_scales_that_fp16_does_not_hold(name: str) -> None:
+    for group in (16, 32):
+        weight = Weight("nvfp4", 70, 96, group, divisor=3.0)
+        weight.scales *= 1 + 2.0**-20
+        assert weight.tiles().scales.dtype == torch.float32
+        for rows, dtype in itertools.product((1, 3), (torch.float32, torch.bfloat16)):
+            x = inputs(rows, 96, dtype)
+            check(weight.product(name)(x)[0], weight.expected(x), dtype)
 
 
 def test_a_code_without_a_level_is_refused() -> None:
