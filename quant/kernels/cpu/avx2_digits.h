@@ -28,7 +28,7 @@ struct alignas(8) DigitGroup {
   float unit;
   int32_t low_sum;   // of the two lower digits together
   int32_t high_sum;  // of the highest digit
-  uint32_t sum;      // of all digits, modulo 2^32
+  int32_t has_low;   // whether any lowest digit is not 0
 
   static constexpr int64_t kStep = 3 * 8;
   static int64_t bytes(int64_t group) {
@@ -82,7 +82,7 @@ inline void split_group(const float* x, int64_t count, DigitGroup& group) {
   const int32_t exponent = std::max(bits >> 23, 22);
   const int32_t unit = (exponent - 21) << 23, per_unit = (275 - exponent) << 23;
   const __m256 factor = _mm256_castsi256_ps(_mm256_set1_epi32(per_unit));
-  __m256i low_sum = _mm256_setzero_si256(), high_sum = low_sum;
+  __m256i low_sum = _mm256_setzero_si256(), high_sum = low_sum, lows = low_sum;
   int8_t* digits = group.digits();
   for (int64_t k = 0; k < count; k += 8, digits += DigitGroup::kStep) {
     const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k), factor));
@@ -92,6 +92,7 @@ inline void split_group(const float* x, int64_t count, DigitGroup& group) {
     const __m256i high = _mm256_srai_epi32(_mm256_sub_epi32(upper, middle), 8);
     low_sum = _mm256_add_epi32(low_sum, _mm256_sub_epi32(whole, _mm256_slli_epi32(high, 16)));
     high_sum = _mm256_add_epi32(high_sum, high);
+    lows = _mm256_or_si256(lows, low);
     const int64_t step[3] = {digit_of_step(low), digit_of_step(middle), digit_of_step(high)};
     std::memcpy(digits, step, sizeof step);
   }
@@ -100,7 +101,7 @@ inline void split_group(const float* x, int64_t count, DigitGroup& group) {
   std::memcpy(&group.unit, exponent == 255 ? &nan : &unit, sizeof group.unit);
   group.low_sum = sum_of(low_sum);
   group.high_sum = sum_of(high_sum);
-  group.sum = static_cast<uint32_t>(group.low_sum) + (static_cast<uint32_t>(group.high_sum) << 16);
+  group.has_low = !_mm256_testz_si256(lows, lows);
 }
 
 inline void split_row(const float* x, int64_t k, int64_t group, uint8_t* digits) {
@@ -147,8 +148,8 @@ struct LevelBytes {
 };
 
 // At most Nibbles::kInputs inputs times two vectors of eight columns. Calls finish(v, low, high)
-// for each vector, with sums as in DigitSums.
-template <bool kUnrolled, typename Nibbles, typename Finish>
+// for each vector, with sums as in DigitSums. With two kDigits, the lowest are zero.
+template <int kDigits, bool kUnrolled, typename Nibbles, typename Finish>
 VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed, int64_t count,
                                   const int8_t* digits, const uint8_t* next,
                                   const Finish& finish) {
@@ -163,7 +164,7 @@ VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed,
       highs[v] = nibbles.bytes(_mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask));
     }
     VLPRESS_UNROLL
-    for (int d = 0; d < 3; ++d) {
+    for (int d = 3 - kDigits; d < 3; ++d) {
       const __m256i first = broadcast_levels(digits + 8 * d),
                     second = broadcast_levels(digits + 8 * d + 4);
       VLPRESS_UNROLL
@@ -179,11 +180,11 @@ VLPRESS_INLINE void digit_columns(const Nibbles& nibbles, const uint8_t* packed,
   }
   const __m256i ones = _mm256_set1_epi16(1), places = _mm256_set1_epi16(256);
   VLPRESS_UNROLL
-  for (int v = 0; v < kDigitVectors; ++v)
-    finish(v,
-           _mm256_add_epi32(_mm256_madd_epi16(narrow[0][v], ones),
-                            _mm256_madd_epi16(narrow[1][v], places)),
-           _mm256_madd_epi16(narrow[2][v], ones));
+  for (int v = 0; v < kDigitVectors; ++v) {
+    __m256i low = _mm256_madd_epi16(narrow[1][v], places);
+    if (kDigits == 3) low = _mm256_add_epi32(low, _mm256_madd_epi16(narrow[0][v], ones));
+    finish(v, low, _mm256_madd_epi16(narrow[2][v], ones));
+  }
 }
 
 // Scales of eight columns by how they are stored, so that small_groups does not have to ask.
@@ -214,10 +215,13 @@ inline void small_groups(const Nibbles& shared_nibbles, const Tile& shared_tile,
   struct {
     float unit;
     uint32_t offset;
+    int32_t has_low;
   } rows[kTurnSteps];
   for (int g = 0; g < groups; ++g) {
     const auto& row = *reinterpret_cast<const DigitGroup*>(split + g * DigitGroup::bytes(width));
-    rows[g] = {row.unit * nibbles.unit(), nibbles.offset(row.sum)};
+    const uint32_t sum =
+        static_cast<uint32_t>(row.low_sum) + (static_cast<uint32_t>(row.high_sum) << 16);
+    rows[g] = {row.unit * nibbles.unit(), nibbles.offset(sum), row.has_low};
     prefetch_scales(tile, (first + g) * kTile);
   }
   const uint8_t* packed = tile.packed + t.k / 8 * kStepBytes;
@@ -234,12 +238,14 @@ inline void small_groups(const Nibbles& shared_nibbles, const Tile& shared_tile,
       VLPRESS_UNROLL
       for (int v = 0; v < kDigitVectors; ++v)
         whole[v] = nibbles.offsets(tile, at + kWide * v, rows[g].offset);
+      const auto add = [&](int v, __m256i low, __m256i high) {
+        whole[v] += reinterpret_cast<Words>(low) + (reinterpret_cast<Words>(high) << 16);
+      };
       for (int64_t i = 0; i < width; i += kChunk) {
-        digit_columns<true>(nibbles, weights, kChunk, digits, next,
-                            [&](int v, __m256i low, __m256i high) {
-                              whole[v] += reinterpret_cast<Words>(low) +
-                                          (reinterpret_cast<Words>(high) << 16);
-                            });
+        if (rows[g].has_low)
+          digit_columns<3, true>(nibbles, weights, kChunk, digits, next, add);
+        else
+          digit_columns<2, true>(nibbles, weights, kChunk, digits, next, add);
         weights += kChunk / 8 * kStepBytes;
         digits += 3 * kChunk;
         next += 8 * kChunk;
@@ -297,7 +303,7 @@ inline void large_group_row(const Nibbles& nibbles, const Tile& tile, const uint
     for (int column = 0; column < kTile; column += kDigitVectors * kWide)
       for (int64_t k = 0; k < t.count; k += Nibbles::kInputs) {
         const bool add = !t.first || k > 0;
-        digit_columns<false>(nibbles, packed + k / 8 * kStepBytes + 4 * column,
+        digit_columns<3, false>(nibbles, packed + k / 8 * kStepBytes + 4 * column,
                       std::min<int64_t>(Nibbles::kInputs, t.count - k), digits + 3 * k,
                       t.next_at<8>(column) + 8 * k, [&](int v, __m256i low, __m256i high) {
                         const int at = column + kWide * v;

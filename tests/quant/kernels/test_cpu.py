@@ -208,6 +208,9 @@ def test_sums_of_whole_inputs_are_exact(name: str) -> None:
         weight.scales.fill_(1.0)
         weight.bias = None
         x = torch.randint(-127, 128, (3, group * groups), generator=random).bfloat16()
+        # Much larger inputs, of every other group, which zeros are multiplied with.
+        weight.integers[:, :: 2 * group] = weight.zeros[:, ::2]
+        x[1:, :: 2 * group] = 2.0**14
         exact = weight.floats(x).bfloat16()
         assert torch.equal(weight.product(name)(x)[0], exact)
         for row in range(3):

@@ -194,6 +194,9 @@ def test_sums_of_whole_inputs_are_exact(name: str, grid: str) -> None:
         weight = Weight(grid, 70, group * groups, group)
         weight.scales = 2.0 ** torch.randint(-2, 2, weight.scales.shape, generator=random)
         x = torch.randint(-127, 128, (3, group * groups), generator=random).bfloat16()
+        # Much larger inputs, of every other group, which zeros are multiplied with.
+        weight.codes[:, :: 2 * group] = weight.levels.values.eq(0).nonzero()[0, 0]
+        x[1:, :: 2 * group] = 2.0**14
         exact = (x.double() @ weight.dequantized().double().t()).to(torch.bfloat16)
         product = weight.product(name, bias=False)
         assert torch.equal(product(x)[0], exact)
