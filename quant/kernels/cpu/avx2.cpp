@@ -2,7 +2,7 @@
 #include "layout.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include "avx2_digits.h"
+#include "avx2_digit_rows.h"
 #include "avx2_floats.h"
 #include "avx2_integer_rows.h"
 #include "avx2_quantize.h"

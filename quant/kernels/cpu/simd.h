@@ -110,7 +110,7 @@ inline Floats divided(Floats scales, const Tile& tile) {
   return tile.divisor == 0.0f ? scales : quotients(scales, tile);
 }
 
-// Scales, as stored or divided, and zero points of kWide columns of a tile, from index `at` = group * kTile + column.
+// Scales and zero points of kWide columns of a tile, from index `at` = group * kTile + column.
 inline Floats half_scales_at(const Tile& tile, int64_t at) {
   return from_fp16(load_lanes<Halves>(static_cast<const uint16_t*>(tile.scales) + at));
 }
