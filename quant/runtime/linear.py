@@ -1,19 +1,18 @@
 """Linear layers at inference: over a quantized weight, and over a float weight."""
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
-from ..kernels import bf16_linear, cpu_layout, gpu, library, reference
+from ..kernels import bf16_linear, cpu_layout, library, reference
+from ..kernels.gpu import linear as gpu
+from ..kernels.gpu import packing
 from ..methods.affine import QuantizedWeight
 from ..recipe.scheme import QuantScheme
-from .tiled_linear import TiledLinear, run_product
+from .tiled_linear import TiledLinear, run_product, unpack_tiles
 
 
 class QuantLinear(TiledLinear):
-    """A linear layer over integers; the Triton kernels read the layout of the reference kernel."""
+    """A linear layer over integers."""
 
     tiled_buffers = ("packed", "scales", "zero_points")
     packed: Tensor | None
@@ -53,7 +52,7 @@ class QuantLinear(TiledLinear):
         """Unpack the weight."""
         group_index = self.group_index
         if self.tiles is not None:
-            integers, scales, zero_points = cpu_layout.unprepack(self.tiles)
+            integers, scales, zero_points = unpack_tiles(self.tiles)
         else:
             assert self.packed is not None
             assert self.scales is not None and self.zero_points is not None
@@ -68,20 +67,17 @@ class QuantLinear(TiledLinear):
         """Name of the kernel that computes this layer."""
         return "reference" if self.product is None else self.product.name
 
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the weight is in CPU memory."""
-        return self.packed is None or self.packed.device.type == "cpu"
-
     def why_not(self) -> str | None:
         """Explain why no compiled kernel can compute this layer; None if one can."""
         if self.packed is None or self.scales is None:
             return None
-        groups = self.scales.shape[1]
+        assert self.zero_points is not None
+        bits, groups = self.scheme.bits, self.scales.shape[1]
         if self.packed.device.type == "cuda":
-            return gpu.why_not(self.in_features, groups, self.group_index)
+            grid = (self.scales, self.zero_points)
+            return gpu.why_not(*grid, self.in_features, bits, self.group_index)
         if self.packed.device.type == "cpu":
-            return cpu_layout.why_not(self.in_features, self.scheme.bits, groups, self.group_index)
+            return cpu_layout.why_not(self.in_features, bits, groups, self.group_index)
         return f"it is on {self.packed.device.type}"
 
     def make_tiles(self) -> cpu_layout.TiledWeight:
@@ -95,23 +91,19 @@ class QuantLinear(TiledLinear):
             weight.group_index,
         )
 
+    def pack_for_gpu(self) -> packing.PackedWeight:
+        """See `TiledLinear.pack_for_gpu`."""
+        weight = self.quantized()
+        grid = (weight.scales, weight.zero_points, weight.scheme.bits)
+        return packing.prepack(weight.integers, *grid)
+
     def reference_form(self) -> dict[str, Tensor | None]:
         """See `TiledLinear.reference_form`."""
         return _reference_form(self.quantized())
 
     def select_kernel(self, kernels: library.Kernels | None) -> None:
         """See `CompressedLinear.select_kernel`."""
-        if kernels is None:
-            self.use_triton()
-        else:
-            self.prepare(kernels)
-
-    def use_triton(self) -> None:
-        """Compute with the Triton kernels, which read the layout of the reference kernel."""
-        assert self.packed is not None
-        assert self.scales is not None and self.zero_points is not None
-        grid = self.scales, self.zero_points, self.scheme.bits, self.bias
-        self.product = gpu.TritonLinear(self.packed, *grid)
+        self.prepare(kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
@@ -123,13 +115,6 @@ class QuantLinear(TiledLinear):
         if self.int8_scale is None:
             return reference.weight_only_linear(x, *layer, self.group_index)
         return reference.integer_linear(x, *layer, self.group_index, self.input_scale)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        on_gpu = self.product is not None and self.tiles is None
-        super()._apply(fn, recurse)
-        if on_gpu and self.packed is not None and self.packed.is_cuda:
-            self.use_triton()  # the product holds the old buffers
-        return self
 
 
 class FloatLinear(nn.Linear):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import bf16_linear, cpu_layout, library, reference
+from ..kernels.gpu import linear as gpu
+from ..kernels.gpu import packing
 from ..methods.grids.activation_rounding import rounded_activations
 from ..methods.grids.levels import code_levels, code_to_index, index_to_code
 from ..methods.grids.table_weight import TableWeight, effective_scales
 from ..recipe.grids import SIMULATED
 from ..recipe.scheme import TableScheme
-from .tiled_linear import TiledLinear, run_product
+from .tiled_linear import TiledLinear, run_product, unpack_tiles
 
 HALF_BYTE = 4
 """Most bits of indices that are packed."""
@@ -30,6 +29,7 @@ class TableLinear(TiledLinear):
     """
 
     tiled_buffers = ("stored", "scales")
+    exact_buffers = ("scales", "divisor", "input_scale")  # those of other writers are float32
     stored: Tensor | None
     """Indices; at inference those of 4 bits and less two to a byte (`reference.prepack`)."""
     scales: Tensor | None
@@ -74,7 +74,7 @@ class TableLinear(TiledLinear):
     def quantized(self) -> TableWeight:
         """See `CompressedLinear.quantized`; without copies unless the indices are packed."""
         if self.tiles is not None:
-            codes, scales, _ = cpu_layout.unprepack(self.tiles)
+            codes, scales, _ = unpack_tiles(self.tiles)
             indices = code_to_index(codes, self.scheme.table, "weight")
             scales = scales[:: self.scheme.scale_rows].contiguous()
             return TableWeight(indices, scales, self.scheme, self.divisor, self.input_scale)
@@ -95,12 +95,19 @@ class TableLinear(TiledLinear):
     @property
     def multiplies_inputs(self) -> bool:
         """See `TiledLinear.multiplies_inputs`."""
-        return self.scheme.activations == "none"
+        return self.scheme.activations == "none" or isinstance(self.product, gpu.TritonLinear)
+
+    @property
+    def int8_scale(self) -> float | None:
+        """See `TiledLinear.int8_scale`; the Triton kernels round the input to E4M3 themselves."""
+        if self.scheme.activations == "none" or not isinstance(self.product, gpu.TritonLinear):
+            return None
+        return 0.0 if self.input_scale is None else float(self.input_scale)
 
     def why_not(self) -> str | None:
         """See `CompressedLinear.why_not`."""
         if not self.on_cpu:
-            return f"no kernel but those of the CPU computes {self.scheme.kind} weights"
+            return self._why_not_on_gpu()
         table, groups = self.scheme.table, self.scheme.groups(self.in_features)
         mantissa = 0 if table.format is None else table.format.mantissa
         divisor = 0.0 if self.divisor is None else float(self.divisor)
@@ -108,9 +115,18 @@ class TableLinear(TiledLinear):
             self.in_features, table.bits, groups, len(table.levels), mantissa, divisor
         )
 
+    def _why_not_on_gpu(self) -> str | None:
+        if self.scales is None:
+            return None  # prepared already
+        if self.scales.device.type != "cuda" or self.scheme.grid != "fp8":
+            return f"no kernel but those of the CPU computes levels of {self.scheme.grid}"
+        if self.scheme.activations == "dynamic" and self.scheme.input_group != -1:
+            return f"its activations are rounded in groups of {self.scheme.input_group}"
+        groups = self.scheme.groups(self.in_features)
+        return gpu.why_not_shape(self.out_features, self.in_features, groups, self.scheme.bits)
+
     def select_kernel(self, kernels: library.Kernels | None) -> None:
-        """See `CompressedLinear.select_kernel`; `why_not` excludes other devices."""
-        assert kernels is not None
+        """See `CompressedLinear.select_kernel`."""
         self.prepare(kernels)
 
     def make_tiles(self) -> cpu_layout.TiledWeight:
@@ -124,6 +140,12 @@ class TableLinear(TiledLinear):
         divisor = 0.0 if self.divisor is None else float(self.divisor)
         codes = index_to_code(weight.indices, table)
         return cpu_layout.prepack_codes(codes, scales, levels, bits, divisor)
+
+    def pack_for_gpu(self) -> packing.PackedWeight:
+        """See `TiledLinear.pack_for_gpu`."""
+        weight = self.quantized()
+        codes = index_to_code(weight.indices, self.scheme.table)
+        return packing.prepack_e4m3(codes, weight.row_scales())
 
     def reference_form(self) -> dict[str, Tensor | None]:
         """See `TiledLinear.reference_form`."""
@@ -139,7 +161,7 @@ class TableLinear(TiledLinear):
         if not self.multiplies_inputs:
             x = rounded_activations(x, self.scheme, self.input_scale)
         if self.product is not None:
-            return run_product(self.product, self.number, x)[0].to(dtype)
+            return run_product(self.product, self.number, x, self.int8_scale)[0].to(dtype)
         weight = self.dequantized
         if weight is None or weight.dtype != x.dtype:
             weight = self._dequantize(x.dtype)
@@ -154,15 +176,6 @@ class TableLinear(TiledLinear):
         bits = self.scheme.bits if self._packed else 8
         scales = effective_scales(self.scales, self.divisor, self.scheme, self.out_features)
         return reference.dequantize_levels(self.stored, scales, levels, bits, dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Scales of other writers are exact in float32 alone: a change of dtype leaves them.
-        exact = {name: getattr(self, name) for name in ("scales", "divisor", "input_scale")}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            if before is not None:
-                setattr(self, name, before.to(getattr(self, name).device))
-        return self
 
     def _product_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if self.multiplies_inputs else torch.float32

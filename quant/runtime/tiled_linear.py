@@ -1,4 +1,4 @@
-"""Linear layers whose tensors the layout of the CPU kernels can replace."""
+"""Linear layers whose tensors the layouts of the compiled kernels can replace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ..compressed_weight import CompressedWeight
-from ..kernels import cpu, cpu_layout, gpu, library, op
+from ..kernels import cpu, cpu_layout, library, op
+from ..kernels.gpu import packing
+from ..kernels.gpu.linear import TritonLinear
+from ..kernels.gpu.packing import PackedWeight
 from .compressed_linear import CompressedLinear
 
 
@@ -24,12 +27,14 @@ class TiledLinear(CompressedLinear):
 
     tiled_buffers: ClassVar[tuple[str, ...]]
     """Names of the buffers that tiles replace."""
+    exact_buffers: ClassVar[tuple[str, ...]] = ()
+    """Names of buffers whose dtype never changes."""
 
     def __init__(self, weight: CompressedWeight) -> None:
         """Begin without tiles; subclasses register the buffers."""
         super().__init__(weight)
-        self.tiles: cpu_layout.TiledWeight | None = None
-        self.product: cpu.CpuLinear | gpu.TritonLinear | None = None
+        self.tiles: cpu_layout.TiledWeight | PackedWeight | None = None
+        self.product: cpu.CpuLinear | TritonLinear | None = None
         self.number = -1  # under which the custom op finds the product, see `op.register`
         self.fused: FusedLinears | None = None
 
@@ -45,19 +50,38 @@ class TiledLinear(CompressedLinear):
 
     @abstractmethod
     def make_tiles(self) -> cpu_layout.TiledWeight:
-        """Pack the weight in tiles; called if `why_not` is None."""
+        """Pack the weight for the CPU kernels; called if `why_not` is None."""
+
+    @abstractmethod
+    def pack_for_gpu(self) -> PackedWeight:
+        """Pack the weight for the Triton kernels; called if `why_not` is None."""
 
     @abstractmethod
     def reference_form(self) -> dict[str, Tensor | None]:
         """Build `tiled_buffers`, by name."""
 
-    def prepare(self, kernels: library.Kernels) -> None:
-        """Convert the weight to the layout of the CPU kernels; the buffers are freed."""
-        self.tiles = self.make_tiles()
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the weight is in CPU memory."""
+        if isinstance(self.tiles, PackedWeight):
+            return self.tiles.words.device.type == "cpu"
+        return super().on_cpu
+
+    def prepare(self, kernels: library.Kernels | None) -> None:
+        """Convert the weight to the layout of compiled kernels; the buffers are freed.
+
+        Args:
+            kernels: for the CPU; None for the Triton kernels.
+        """
+        if kernels is None:
+            self.tiles = self.pack_for_gpu()
+            self.product = TritonLinear(self.tiles, self.bias)
+        else:
+            self.tiles = self.make_tiles()
+            self.product = cpu.CpuLinear([self.tiles], [self.bias], kernels)
+            self.number = op.register(self.product)
         for name in self.tiled_buffers:
             setattr(self, name, None)
-        self.product = cpu.CpuLinear([self.tiles], [self.bias], kernels)
-        self.number = op.register(self.product)
 
     def restore(self) -> None:
         """Return to the reference kernel: undo `prepare`."""
@@ -70,13 +94,17 @@ class TiledLinear(CompressedLinear):
             setattr(self, name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Tiles exist on the CPU only: a move to another device restores the buffers first. A mere
-        # change of the float dtype leaves tiles as they are.
-        if self.product is not None and (
-            self.tiles is None or fn(torch.empty(0)).device.type != "cpu"
-        ):
+        # Tiles of the CPU kernels exist on the CPU only and are independent of the float dtype.
+        on_gpu = isinstance(self.tiles, PackedWeight)
+        if on_gpu or fn(torch.empty(0)).device.type != "cpu":
             self.restore()
+        exact = {name: getattr(self, name) for name in self.exact_buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in exact.items():
+            if before is not None:
+                setattr(self, name, before.to(getattr(self, name).device))
+        if on_gpu and fn(torch.empty(0)).device.type == "cuda":
+            self.prepare(None)
         return self
 
     def _save_to_state_dict(
@@ -102,7 +130,7 @@ class FusedLinears:
     def __init__(self, layers: tuple[TiledLinear, ...], kernels: library.Kernels) -> None:
         """Fuse prepared layers, see `can_fuse`."""
         self.layers = layers
-        weights = [layer.tiles for layer in layers if layer.tiles is not None]
+        weights = _cpu_tiles(layers)
         self.product = cpu.CpuLinear(weights, [layer.bias for layer in layers], kernels)
         self.number = op.register(self.product)
 
@@ -112,7 +140,7 @@ class FusedLinears:
 
 
 def run_product(
-    product: cpu.CpuLinear | gpu.TritonLinear,
+    product: cpu.CpuLinear | TritonLinear,
     number: int,
     x: Tensor,
     input_scale: float | None = None,
@@ -126,7 +154,7 @@ def run_product(
 
 def can_fuse(layers: tuple[TiledLinear, ...]) -> bool:
     """Check that layers are prepared and share grid, input scale and order of input columns."""
-    weights = [layer.tiles for layer in layers if layer.tiles is not None]
+    weights = _cpu_tiles(layers)
     if len(weights) < len(layers) or len({layer.int8_scale for layer in layers}) > 1:
         return False
     if not all(layer.multiplies_inputs for layer in layers):
@@ -139,3 +167,15 @@ def can_fuse(layers: tuple[TiledLinear, ...]) -> bool:
     return first is None or all(
         t.order is not None and torch.equal(t.order, first) for t in weights
     )
+
+
+def unpack_tiles(tiles: cpu_layout.TiledWeight | PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
+    """Return integers or codes, scales and zero points, see `unprepack` of both layouts."""
+    if isinstance(tiles, PackedWeight):
+        return packing.unprepack(tiles)
+    return cpu_layout.unprepack(tiles)
+
+
+def _cpu_tiles(layers: tuple[TiledLinear, ...]) -> list[cpu_layout.TiledWeight]:
+    tiles = (layer.tiles for layer in layers)
+    return [each for each in tiles if isinstance(each, cpu_layout.TiledWeight)]

@@ -123,6 +123,25 @@ def test_a_prepared_layer_follows_the_type_around_it_and_leaves_its_device() -> 
     assert layer.tiles is None and layer.packed is not None and layer.packed.is_meta
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_on_triton_kernels_keeps_its_weight(bits: int) -> None:
+    pytest.importorskip("triton")
+    _, layer = make(bits)
+    before, state = layer.quantized(), layer.state_dict()
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(6))
+    expected = layer(x)
+    layer.select_kernel(None)
+    assert layer.kernel == "triton" and layer.packed is None and layer.on_cpu
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert layer.quantized().equals(before)
+    after = layer.state_dict()
+    assert state.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in state.items())
+    assert not can_fuse((layer, layer))
+    layer.to(torch.bfloat16)  # away from a GPU, the reference computes the layer
+    assert layer.kernel == "reference" and layer.quantized().equals(before)
+
+
 def test_only_layers_alike_are_fused() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(8))
     four = [prepared(QuantLinear(rtn(weight[:n], QuantScheme(4, 32)))) for n in (64, 8)]

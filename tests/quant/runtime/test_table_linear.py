@@ -1,5 +1,7 @@
 """Layers over levels of a table."""
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,6 +127,21 @@ def test_only_tables_alike_are_fused() -> None:
     # Inputs that are rounded before the product cannot be shared.
     rounding = prepared(made(TableScheme("nvfp4", activations="dynamic"))[0])
     assert not can_fuse((rounding, rounding))
+
+
+@pytest.mark.parametrize("activations", ["none", "dynamic"])
+def test_fp8_layers_on_triton_kernels(activations: Literal["none", "dynamic"]) -> None:
+    pytest.importorskip("triton")
+    weight, _ = made(TableScheme("fp8", activations=activations))
+    layer = weight.inference_layer(None)
+    assert isinstance(layer, TableLinear)
+    x = torch.randn(3, weight.in_features, generator=torch.Generator().manual_seed(2))
+    expected = layer(x)
+    layer.select_kernel(None)
+    assert layer.kernel == "triton" and layer.multiplies_inputs
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert layer.quantized().equals(weight)
+    assert layer.to(torch.bfloat16).quantized().equals(weight)  # scales stay float32
 
 
 def test_reasons_against_the_kernels_are_named() -> None:
