@@ -75,7 +75,7 @@ class QuantLinear(TiledLinear):
         bits, groups = self.scheme.bits, self.scales.shape[1]
         if self.packed.device.type == "cuda":
             grid = (self.scales, self.zero_points)
-            return gpu.why_not(*grid, self.in_features, bits, self.group_index)
+            return gpu.why_not(*grid, self.in_features, self.group_index)
         if self.packed.device.type == "cpu":
             return cpu_layout.why_not(self.in_features, bits, groups, self.group_index)
         return f"it is on {self.packed.device.type}"

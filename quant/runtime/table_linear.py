@@ -123,7 +123,7 @@ class TableLinear(TiledLinear):
         if self.scheme.activations == "dynamic" and self.scheme.input_group != -1:
             return f"its activations are rounded in groups of {self.scheme.input_group}"
         groups = self.scheme.groups(self.in_features)
-        return gpu.why_not_shape(self.out_features, self.in_features, groups, self.scheme.bits)
+        return gpu.why_not_shape(self.out_features, self.in_features, groups)
 
     def select_kernel(self, kernels: library.Kernels | None) -> None:
         """See `CompressedLinear.select_kernel`."""

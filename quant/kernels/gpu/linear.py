@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .packing import BYTE, NIBBLE, ROWS, TILES, PackedWeight, tile_size, why_not_scales
+from .packing import ROWS, PackedWeight, why_not_groups, why_not_scales
 from .tuning import capability_of
 
 FIRST_FP8 = 89
@@ -30,11 +30,7 @@ def has_triton() -> bool:
 
 
 def why_not_shape(
-    out_features: int,
-    in_features: int,
-    groups: int,
-    bits: int,
-    group_index: Tensor | None = None,
+    out_features: int, in_features: int, groups: int, group_index: Tensor | None = None
 ) -> str | None:
     """Explain why the kernels do not support a weight of this shape; None if they do.
 
@@ -42,15 +38,12 @@ def why_not_shape(
         out_features: N.
         in_features: K.
         groups: groups per row.
-        bits: of an integer or a code, 1 to 8.
         group_index: int32 `[K]`, or None for consecutive groups.
     """
     if not has_triton():
         return "Triton is not installed"
-    if tile_size(in_features, groups, bits) is None:
-        least = TILES[NIBBLE if bits <= NIBBLE else BYTE][-1]
-        width = in_features // groups
-        return f"groups of {width} inputs; the Triton kernels take multiples of {least}"
+    if (reason := why_not_groups(in_features, groups)) is not None:
+        return reason
     if group_index is not None:
         return "its inputs are in the order of a group index"
     padded = out_features + -out_features % ROWS
@@ -60,11 +53,7 @@ def why_not_shape(
 
 
 def why_not(
-    scales: Tensor,
-    zero_points: Tensor,
-    in_features: int,
-    bits: int,
-    group_index: Tensor | None = None,
+    scales: Tensor, zero_points: Tensor, in_features: int, group_index: Tensor | None = None
 ) -> str | None:
     """Explain why the kernels do not support an integer weight; None if they do.
 
@@ -72,11 +61,10 @@ def why_not(
         scales: float `[N, G]`.
         zero_points: uint8 `[N, G]`.
         in_features: K.
-        bits: 2 to 8.
         group_index: int32 `[K]`, or None for consecutive groups.
     """
     rows, groups = scales.shape
-    reason = why_not_shape(rows, in_features, groups, bits, group_index)
+    reason = why_not_shape(rows, in_features, groups, group_index)
     return reason or why_not_scales(scales, zero_points)
 
 

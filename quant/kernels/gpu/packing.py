@@ -28,8 +28,8 @@ from torch import Tensor
 
 ROWS = 128
 """Output features are padded to a multiple of this, the largest block of a kernel."""
-TILES = {4: (64, 32), 8: (128, 64, 32)}
-"""Inputs per tile by bits, the largest that divides a group is taken."""
+TILES = (64, 32)
+"""Inputs per tile; the largest that divides a group is taken."""
 NIBBLE, BYTE = 4, 8
 _LANES = 4  # threads that share the inputs of a fragment
 _HALF = 16
@@ -83,11 +83,18 @@ class PackedWeight:
         return 1 << (self.width - 1)
 
 
-def tile_size(in_features: int, groups: int, bits: int) -> int | None:
+def tile_size(in_features: int, groups: int) -> int | None:
     """Return the inputs per tile of a weight; None if no tile divides a group."""
-    width = NIBBLE if bits <= NIBBLE else BYTE
     group = in_features // groups
-    return next((tile for tile in TILES[width] if group % tile == 0), None)
+    return next((tile for tile in TILES if group % tile == 0), None)
+
+
+def why_not_groups(in_features: int, groups: int) -> str | None:
+    """Explain why groups of this width have no packed form; None if they have one."""
+    if tile_size(in_features, groups) is None:
+        width = in_features // groups
+        return f"groups of {width} inputs; the Triton kernels take multiples of {TILES[-1]}"
+    return None
 
 
 def why_not_scales(scales: Tensor, zero_points: Tensor) -> str | None:
@@ -200,9 +207,9 @@ def unprepack(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
 def _pack(values: Tensor, groups: int, width: int) -> Tensor:
     """Pack uint8 `[N, K]` in words."""
     rows, columns = values.shape
-    tile = tile_size(columns, groups, width)
+    tile = tile_size(columns, groups)
     if tile is None:
-        raise ValueError(f"groups of {columns // groups} inputs; {_multiples(width)}")
+        raise ValueError(why_not_groups(columns, groups))
     order = input_order(tile, width).to(values.device)
     padded = F.pad(values, (0, 0, 0, -rows % ROWS))
     ordered = padded.reshape(len(padded), -1, tile)[:, :, order].transpose(0, 1)
@@ -213,10 +220,6 @@ def _pack(values: Tensor, groups: int, width: int) -> Tensor:
     for index in range(32 // width):
         words |= parts[..., index].int() << (width * index)
     return words
-
-
-def _multiples(width: int) -> str:
-    return f"the Triton kernels take multiples of {TILES[width][-1]}"
 
 
 def _common_value(zero_points: Tensor) -> int | None:

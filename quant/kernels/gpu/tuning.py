@@ -103,8 +103,9 @@ class Workspace:
 MOST_COUNTERS = 2**16
 """Blocks of a product with splits; more than fit on a processor at a time."""
 
-HOPPER = 90
-"""First compute capability whose tensor cores read activations from shared memory."""
+HOPPER, BLACKWELL = 90, 100
+"""First compute capabilities whose tensor cores read activations from shared memory, and whose sums
+are in tensor memory."""
 
 # (largest number of tokens, blocks). The smallest block of tokens is one instruction wide.
 FLOAT: tuple[tuple[int, Blocks], ...] = (
@@ -113,16 +114,15 @@ FLOAT: tuple[tuple[int, Blocks], ...] = (
     (64, Blocks(64, 128, inputs=64, per_processor=2)),
 )
 BYTES: tuple[tuple[int, Blocks], ...] = (
-    (16, Blocks(16, 64, stages=5)),
-    (32, Blocks(32, 64)),
-    (64, Blocks(64, 64, per_processor=2)),
+    (16, Blocks(16, 128, stages=5)),
+    (32, Blocks(32, 128, stages=5)),
+    (64, Blocks(64, 128, per_processor=2)),
 )
-# With many tokens. A wide block reads fewer activations per product; its sums take half of the
-# registers, which leaves enough where operands are in shared memory.
+# With many tokens. A wide block reads fewer activations per product. Its sums take half of the
+# registers, which leaves enough where activations are multiplied from shared memory.
 NARROW = Blocks(64, 128, inputs=64, stages=3, per_processor=2, persistent=True)
 SQUARE = replace(NARROW, n=64)
-WIDE = replace(NARROW, m=128)
-WIDE_FLOAT = replace(WIDE, stages=4)
+WIDE = replace(NARROW, m=128, stages=4)
 
 
 def float_blocks(m: int, kind: str, capability: int) -> Blocks:
@@ -130,21 +130,22 @@ def float_blocks(m: int, kind: str, capability: int) -> Blocks:
 
     Args:
         m: tokens.
-        kind: of the packed weight.
+        kind: of the packed weight; integers of 8 bits need more registers than other kinds.
         capability: ten times the major plus the minor version.
     """
-    wide = capability >= HOPPER and kind == "nibbles"
-    return _look_up(FLOAT, WIDE_FLOAT if wide else NARROW, m)
+    if capability < HOPPER:
+        return _look_up(FLOAT, SQUARE if kind == "bytes" else NARROW, m)
+    return _look_up(FLOAT, WIDE, m)
 
 
 def byte_blocks(m: int, grouped: bool, capability: int) -> Blocks:
     """Choose the blocks of a product with 8-bit activations, see `float_blocks`.
 
-    Groups need a second set of sums.
+    Groups need a second set of sums, on Blackwell from tensor memory to registers at once.
     """
-    if capability < HOPPER:
-        return _look_up(BYTES, NARROW if grouped else SQUARE, m)
-    return _look_up(BYTES, SQUARE if grouped else WIDE, m)
+    if grouped:
+        return _look_up(BYTES, SQUARE if capability >= BLACKWELL else NARROW, m)
+    return _look_up(BYTES, WIDE if capability >= HOPPER else NARROW, m)
 
 
 def _look_up(table: tuple[tuple[int, Blocks], ...], default: Blocks, m: int) -> Blocks:

@@ -57,5 +57,5 @@ def test_scales_that_have_no_packed_form() -> None:
 
 
 def test_tiles_divide_groups() -> None:
-    assert packing.tile_size(256, 2, 4) == 64 and packing.tile_size(256, 2, 8) == 128
-    assert packing.tile_size(96, 1, 4) == 32 and packing.tile_size(96, 6, 4) is None
+    assert packing.tile_size(256, 2) == 64
+    assert packing.tile_size(96, 1) == 32 and packing.tile_size(96, 6) is None

@@ -16,7 +16,7 @@ CAPABILITIES = (80, 89, 90, 100)
 def test_blocks_fit_tensor_cores() -> None:
     for capability in CAPABILITIES:
         for tokens in (1, 16, 17, 64, 65, 4096):
-            choices = [float_blocks(tokens, kind, capability) for kind in ("nibbles", "e4m3")]
+            choices = [float_blocks(tokens, kind, capability) for kind in ("nibbles", "bytes")]
             choices += [byte_blocks(tokens, grouped, capability) for grouped in (True, False)]
             for blocks in choices:
                 assert blocks.m >= 16 and ROWS % blocks.n == 0 and blocks.stages >= 3
