@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..common.options import verb
 from ..common.threads import use_threads
 from ..quant.config import ModelSettings
 from ..quant.resolve import Source
-from . import kernel_speed, model_speed
+from . import gpu_kernel_speed, kernel_speed, model_speed
 from .config import BenchOptions
 
 
@@ -23,10 +25,9 @@ def bench(options: BenchOptions) -> dict[str, Any]:
         OSError: the kernels are not built.
     """
     if options.what == "kernels":
-        if options.device not in ("auto", "cpu"):
-            raise ValueError(f"--device {options.device}; layers are timed on the CPU only so far")
         use_threads(options.threads)
-        return bench_kernels(options.size or (), options.rows or ())
+        device = "cpu" if options.device == "auto" else options.device
+        return bench_kernels(options.size or (), options.rows or (), device)
     use_threads(options.threads)
     return bench_model(
         options.model,
@@ -36,24 +37,29 @@ def bench(options: BenchOptions) -> dict[str, Any]:
     )
 
 
-def bench_kernels(sizes: Sequence[str] = (), rows: Sequence[int] = ()) -> dict[str, Any]:
+def bench_kernels(
+    sizes: Sequence[str] = (), rows: Sequence[int] = (), device: str = "cpu"
+) -> dict[str, Any]:
     """Time single layers.
 
     Args:
         sizes: in_features x out_features such as `2048x11008`; empty for the MLPs of the 3B and 7B
             models.
-        rows: tokens per call; empty for `kernel_speed.ROWS`.
+        rows: tokens per call; empty for `kernel_speed.ROWS`, or `gpu_kernel_speed.ROWS`.
+        device: cpu, or a CUDA device.
 
     Returns:
-        As `kernel_speed.measure`.
+        As `kernel_speed.measure` or `gpu_kernel_speed.measure`.
 
     Raises:
-        ValueError: a size is malformed or not a multiple of the group size, or a layer's output is
-            wrong.
+        ValueError: a size is malformed or not a multiple of the group size, a layer's output is
+            wrong, or there is no such device.
         OSError: the kernels are not built.
     """
     shapes = [_shape(size) for size in sizes] or kernel_speed.SHAPES
-    return kernel_speed.measure(shapes, rows or kernel_speed.ROWS)
+    if device == "cpu":
+        return kernel_speed.measure(shapes, rows or kernel_speed.ROWS)
+    return gpu_kernel_speed.measure(torch.device(device), shapes, rows or gpu_kernel_speed.ROWS)
 
 
 def _shape(size: str) -> tuple[int, int]:

@@ -266,8 +266,14 @@ def kernels_table(result: Result) -> str:
     ]
     return _with_lines(
         DataTable("Kernels", KERNELS, rows),
-        f"{result['threads']} threads; memory is read at {_gigabytes(rows)} GB/s",
+        _bandwidth(result, rows),
     )
+
+
+def _bandwidth(result: Result, rows: Sequence[Row]) -> str:
+    if "device" in result:
+        return f"{result['device']}; memory is copied at {_gigabytes(rows)} GB/s"
+    return f"{result['threads']} threads; memory is read at {_gigabytes(rows)} GB/s"
 
 
 def _product(row: Row) -> tuple[int, int, int]:
