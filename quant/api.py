@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from .. import __version__
 from ..common.distributed import broadcast_result, rank_zero_first
 from ..common.options import verb
 from ..common.output_dir import claim_result, shared_use, sole_use, staged_result
-from ..common.progress import peak_memory, reporting
+from ..common.progress import Reporter, peak_memory, reporting
 from ..common.threads import use_threads
 from ..model.byte_parts import checkpoint_bytes
 from ..model.checkpoint import CheckpointReader
@@ -20,6 +21,7 @@ from .checkpoint.formats.table import choose_format
 from .checkpoint.loading import is_quantized, resolve_folder
 from .checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from .config import (
+    DeploymentOptions,
     ExportOptions,
     InspectOptions,
     ModelSettings,
@@ -27,6 +29,9 @@ from .config import (
     PushOptions,
     QuantizeOptions,
 )
+from .deployment.export import check_deployment, read_deployment, write_deployment
+from .deployment.source import ExportSource
+from .deployment.table import DEPLOYMENT_FORMATS
 from .driver.pipeline import check_format
 from .job import Job
 from .plan.experts import expected_tokens
@@ -133,33 +138,54 @@ def plan(options: PlanOptions) -> dict[str, Any]:
 
 @verb(ExportOptions)
 def export(options: ExportOptions) -> dict[str, Any]:
-    """Convert a quantized checkpoint to another format; nothing is rounded again.
+    """Convert a checkpoint to another format; nothing is rounded again.
+
+    Checkpoint formats take quantized checkpoints, those of other runtimes float ones too.
 
     Returns:
-        The content of the new checkpoint, see `inspect`.
+        The content of the new checkpoint, see `inspect`; of a format of another runtime the
+        description in its `export.json`.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: it is not quantized, the format cannot hold it, `out` holds other work, or is
-            in use.
+        ValueError: the format cannot hold it, `out` holds other work, or is in use.
     """
     use_threads(options.threads)
     out = Path(options.out)
     with sole_use(out), reporting(options.progress) as reporter:
         folder = resolve_folder(str(options.checkpoint))
         # Before any tensor is read: an unsuitable format is refused at once.
-        format_ = choose_format(QuantizedCheckpoint(folder).contents(), options.format)
+        write = _export_writer(folder, options, reporter)
         fingerprint = {
             "checkpoint": digest_folder(folder),
-            "format": format_.name,
+            "format": options.format,
+            **asdict(options.group(DeploymentOptions)),
             "vlpress": __version__,
         }
         if claim_result(out, fingerprint, overwrite=options.overwrite, fresh=options.fresh):
             reporter.note(f"{out} is finished already")
         else:
             with staged_result(out, fingerprint) as staged:
-                export_into(staged, folder, format_.name)
+                write(staged)
+    if options.format in DEPLOYMENT_FORMATS:
+        return read_deployment(out)
     return inspect_checkpoint(out)
+
+
+def _export_writer(
+    folder: Path, options: ExportOptions, reporter: Reporter
+) -> Callable[[Path], None]:
+    """Return the function that writes an export which is possible into an empty folder.
+
+    Raises:
+        ValueError: see `export`.
+    """
+    if deployment := DEPLOYMENT_FORMATS.get(options.format):
+        source = ExportSource(folder)
+        check_deployment(deployment, source, options)
+        return lambda target: write_deployment(deployment, source, target, options, reporter)
+    format_ = choose_format(QuantizedCheckpoint(folder).contents(), options.format)
+    return lambda target: export_into(target, folder, format_.name)
 
 
 @verb(InspectOptions)

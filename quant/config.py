@@ -24,7 +24,9 @@ MODEL = Option(
 )
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
 FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq", "fp8")
-EXPORT_FORMATS = ", ".join(FORMATS)
+CHECKPOINT_FORMATS = ", ".join(FORMATS)
+DEPLOYMENT_FORMATS: tuple[str, ...] = ()
+"""Formats of other runtimes, which `export` alone writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +251,7 @@ class FormatOption(Options):
     format: Annotated[
         str,
         Option(
-            f"Checkpoint format: {EXPORT_FORMATS}; auto uses compressed-tensors if it can hold the "
+            f"Checkpoint format: {CHECKPOINT_FORMATS}; auto uses compressed-tensors if it can hold the "
             "result, else gptq.",
             suggestions=("auto", *FORMATS),
         ),
@@ -305,12 +307,25 @@ class CheckpointArgument(Options):
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeploymentOptions(Options):
+    """Options of single formats of other runtimes; None: not given."""
+
+
 @dataclass(frozen=True)
-class ExportOptions(OverwriteOptions, ThreadOptions, OutOption, CheckpointArgument):
+class ExportOptions(
+    DeploymentOptions, OverwriteOptions, ThreadOptions, OutOption, CheckpointArgument
+):
     """Options of `export`."""
 
     _: KW_ONLY
-    format: Annotated[str, Option(f"Format to convert to: {EXPORT_FORMATS}.", suggestions=FORMATS)]
+    format: Annotated[
+        str,
+        Option(
+            f"Format to convert to: {', '.join((*FORMATS, *DEPLOYMENT_FORMATS))}.",
+            suggestions=(*FORMATS, *DEPLOYMENT_FORMATS),
+        ),
+    ]
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,21 @@ def inspect_table(checkpoint: Result) -> str:
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
 
 
+EXPORT_FILES = (_text_column("file", "file"), Column("size", at("bytes"), BYTES))
+
+
+def export_table(exported: Result) -> str:
+    """Show the files of an export, or the layers of an exported checkpoint."""
+    if "export" not in exported:
+        return inspect_table(exported)
+    files = [{"file": name, **entry} for name, entry in exported["files"].items()]
+    return _with_lines(
+        DataTable("Files", EXPORT_FILES, files),
+        f"{exported['export']}: {exported['format']}",
+        *exported.get("notes", ()),
+    )
+
+
 def _packed_share(row: Row) -> float:
     return float(row["packed_bytes"] / max(1, row["bytes"]))
 

@@ -165,12 +165,12 @@ def quantize(values: Values, json_output: Json = False) -> None:
 
 @command(app, ExportOptions)
 def export(values: Values, json_output: Json = False) -> None:
-    """Convert a quantized checkpoint to another format; nothing is rounded again."""
+    """Convert a checkpoint to another format; nothing is rounded again."""
     with starting(ExportOptions(**values)):
         from ..quant.api import export
-        from .console import inspect_table
+        from .console import export_table
 
-    _print(export(**values, progress=True), json_output, inspect_table)
+    _print(export(**values, progress=True), json_output, export_table)
 
 
 @command(app, PackOptions)
