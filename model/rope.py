@@ -149,6 +149,17 @@ def decoder_frequencies(config: TextConfig) -> tuple[Tensor, float]:
     return frequencies, yarn.rotary_factor
 
 
+def mrope_axes(config: TextConfig, layout: MropeLayout) -> Tensor:
+    """Return the axis of every frequency, int64 `[rotary_dim / 2]`: 0 time, 1 height, 2 width.
+
+    Raises:
+        ValueError: the layout is not implemented.
+    """
+    check_mrope_layout(layout)
+    axes = torch.arange(3)[:, None].expand(-1, config.rotary_dim // 2)
+    return _LAYOUTS[layout](axes, config.mrope_section)
+
+
 def check_mrope_layout(layout: str) -> None:
     """Refuse an M-RoPE layout that is not implemented.
 
@@ -195,9 +206,14 @@ def vision_rotary(coordinates: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
         head_dim: width of one head: half of its channel pairs rotate by row, half by column; a pair
             is channel i with i + head_dim / 2.
     """
-    frequencies = (1.0 / _powers(head_dim // 2, 10000.0)).to(coordinates.device)
+    frequencies = vision_frequencies(head_dim).to(coordinates.device)
     angles = (coordinates[..., None].float() * frequencies).flatten(1)
     return angles.cos(), angles.sin()
+
+
+def vision_frequencies(head_dim: int) -> Tensor:
+    """Compute the rotary frequencies of rows, and of columns, float32 `[head_dim / 4]`."""
+    return 1.0 / _powers(head_dim // 2, 10000.0)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
