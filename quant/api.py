@@ -29,7 +29,7 @@ from .config import (
     PushOptions,
     QuantizeOptions,
 )
-from .deployment.export import check_deployment, read_deployment, write_deployment
+from .deployment.export import check_deployment, check_options, read_deployment, write_deployment
 from .deployment.source import ExportSource
 from .deployment.table import DEPLOYMENT_FORMATS
 from .driver.pipeline import check_format
@@ -184,6 +184,7 @@ def _export_writer(
         source = ExportSource(folder)
         check_deployment(deployment, source, options)
         return lambda target: write_deployment(deployment, source, target, options, reporter)
+    check_options(options)
     format_ = choose_format(QuantizedCheckpoint(folder).contents(), options.format)
     return lambda target: export_into(target, folder, format_.name)
 

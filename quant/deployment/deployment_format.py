@@ -1,7 +1,7 @@
 """Interface of the formats of other runtimes.
 
-Unlike a checkpoint format (`checkpoint/formats/format.py`), such a format holds float models too, is
-not read back, and may divide a model into several files.
+Unlike a checkpoint format (`checkpoint/formats/format.py`), such a format holds float models too,
+is not read back, and may divide a model into several files.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...common.atomic import write_json
 from ...common.json_files import read_json
+from ...common.options import option_fields
 from ...common.output_dir import REMEDY
 from ...common.progress import Reporter
 from ..config import DeploymentOptions, ExportOptions
@@ -25,15 +25,29 @@ def check_deployment(
     Raises:
         ValueError: see above, or the checkpoint is incomplete.
     """
-    for name, value in asdict(options.group(DeploymentOptions)).items():
-        if value is not None and name not in format.options:
-            raise ValueError(
-                f"--{name} is no option of the format {format.name}; "
-                f"allowed: {', '.join(f'--{own}' for own in format.options) or 'none'}"
-            )
+    check_options(options, format.options)
     if reason := format.why_not(source, options):
         raise ValueError(f"{source.folder} cannot be exported as {format.name}: {reason}")
     source.check()
+
+
+def check_options(options: ExportOptions, allowed: tuple[str, ...] = ()) -> None:
+    """Refuse options of other formats than the chosen one.
+
+    Args:
+        options: of the export.
+        allowed: fields of `DeploymentOptions` that the format has; checkpoint formats have none.
+
+    Raises:
+        ValueError: another one is given.
+    """
+    flags = {field.name: field.flags[0] for field in option_fields(DeploymentOptions)}
+    for name, flag in flags.items():
+        if getattr(options, name) is not None and name not in allowed:
+            raise ValueError(
+                f"{flag} is no option of the format {options.format}; "
+                f"allowed: {', '.join(flags[own] for own in allowed) or 'none'}"
+            )
 
 
 def write_deployment(
