@@ -25,7 +25,7 @@ MODEL = Option(
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
 FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq", "fp8")
 CHECKPOINT_FORMATS = ", ".join(FORMATS)
-DEPLOYMENT_FORMATS: tuple[str, ...] = ()
+DEPLOYMENT_FORMATS: tuple[str, ...] = ("onnx",)
 """Formats of other runtimes, which `export` alone writes."""
 
 
@@ -251,8 +251,8 @@ class FormatOption(Options):
     format: Annotated[
         str,
         Option(
-            f"Checkpoint format: {CHECKPOINT_FORMATS}; auto uses compressed-tensors if it can hold the "
-            "result, else gptq.",
+            f"Checkpoint format: {CHECKPOINT_FORMATS}; auto uses compressed-tensors if it can hold "
+            "the result, else gptq.",
             suggestions=("auto", *FORMATS),
         ),
     ] = "auto"
@@ -310,6 +310,38 @@ class CheckpointArgument(Options):
 @dataclass(frozen=True, kw_only=True)
 class DeploymentOptions(Options):
     """Options of single formats of other runtimes; None: not given."""
+
+    patches: Annotated[
+        int | None,
+        Option(
+            "onnx: fixed number of patches of the vision graph, a multiple of 16.",
+            minimum=16,
+            default_text="any number",
+        ),
+    ] = None
+    prefill: Annotated[
+        int | None,
+        Option(
+            "onnx: also write a graph for a prompt of exactly this many tokens.",
+            minimum=1,
+            default_text="none",
+        ),
+    ] = None
+    embedding: Annotated[
+        Literal["graph", "raw"] | None,
+        Option(
+            "onnx: token embedding as a graph, or raw as a table of fp16 numbers.",
+            default_text="graph",
+        ),
+    ] = None
+    tp: Annotated[
+        int | None,
+        Option(
+            "onnx: divide the text part into this many shards for tensor parallelism.",
+            minimum=2,
+            default_text="not divided",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
