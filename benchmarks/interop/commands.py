@@ -26,9 +26,9 @@ def quantize(model: str | Path, recipe: str, format: str, out: Path) -> None:
     _vlpress("quantize", model, *scheme, "--overwrite", "-o", out)
 
 
-def export(checkpoint: Path, format: str, out: Path) -> None:
+def export(checkpoint: Path, format: str, out: Path, *options: str) -> None:
     """Write a checkpoint in another format."""
-    _vlpress("export", checkpoint, "--format", format, "--overwrite", "-o", out)
+    _vlpress("export", checkpoint, "--format", format, *options, "--overwrite", "-o", out)
 
 
 def answer(model: str | Path, question: str = QUESTION) -> str:

