@@ -95,8 +95,8 @@ def difference(
     """Largest difference of values of both sides, of the largest value of its prompt."""
     worst = 0.0
     for prompt in prompts:
-        for expected, found in pairs(model, host, prompt):
-            relative = np.abs(expected - found).max() / np.abs(expected).max()
+        for expected, actual in pairs(model, host, prompt):
+            relative = np.abs(expected - actual).max() / np.abs(expected).max()
             worst = max(worst, float(np.nan_to_num(relative, nan=np.inf)))
     return compared, f"largest difference {worst:.1e} of the largest value", worst <= TOLERANCE
 
@@ -104,11 +104,11 @@ def difference(
 def feature_pairs(model: QwenVL, host: Host, prompt: Prompt) -> list[tuple[Any, Any]]:
     """Features of vlpress and of the host, by kind."""
     encoded = model.encode(prompt.visuals)
-    found = host_features(host, prompt)
+    actual = host_features(host, prompt)
     return [
         (
             torch.cat([each[key] for each in encoded]).numpy(),
-            found["image_features" if key == "hidden" else key],
+            actual["image_features" if key == "hidden" else key],
         )
         for key in encoded[0]
     ]
@@ -117,8 +117,8 @@ def feature_pairs(model: QwenVL, host: Host, prompt: Prompt) -> list[tuple[Any, 
 def logit_pairs(model: QwenVL, host: Host, prompt: Prompt) -> list[tuple[Any, Any]]:
     """Logits of vlpress and of the host, of all tokens."""
     ids, positions = prompt.input_ids.numpy(), prompt.position_ids.numpy()
-    found = host.logits(ids, positions, host_features(host, prompt))
-    return [(model([prompt])[0].numpy(), found)]
+    actual = host.logits(ids, positions, host_features(host, prompt))
+    return [(model([prompt])[0].numpy(), actual)]
 
 
 def host_features(host: Host, prompt: Prompt) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def compare_answers(
             model, [prompt], max_new_tokens=LONGEST_ANSWER, stop_ids=frozenset({-1})
         )
         ids, positions = prompt.input_ids.numpy(), prompt.position_ids.numpy()
-        found = host.answer(
+        actual = host.answer(
             ids,
             positions,
             host_features(host, prompt),
@@ -145,7 +145,7 @@ def compare_answers(
             end={-1},
             prefill=prefill,
         )
-        same += found == list(expected.token_ids)
+        same += actual == list(expected.token_ids)
     return (
         f"{LONGEST_ANSWER} greedy tokens",
         f"{same} of {len(prompts)} answers are the same",

@@ -80,9 +80,9 @@ def graph_of(folder: Path, name: str) -> ModelProto:
 
 def initializers(folder: Path, name: str) -> dict[str, Array]:
     """Read the weights of a graph."""
-    found = {}
+    actual = {}
     for tensor in graph_of(folder, name).graph.initializer:
         if tensor.external_data:
             load_external_data_for_tensor(tensor, str(folder))
-        found[tensor.name] = numpy_helper.to_array(tensor).copy()
-    return found
+        actual[tensor.name] = numpy_helper.to_array(tensor).copy()
+    return actual

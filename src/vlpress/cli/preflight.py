@@ -22,6 +22,7 @@ from ..model.processing.media import find_video, local_path
 from ..model.resolve import find_local_model
 from ..quant.config import (
     BUILTIN_MODELS,
+    DEPLOYMENT_FORMATS,
     FORMATS,
     CalibrationOptions,
     CheckpointArgument,
@@ -66,8 +67,10 @@ def check_arguments(options: Options) -> None:
     model = getattr(options, "model", None)
     if model is not None and str(model) not in BUILTIN_MODELS:
         _check_model(str(model))
-    if isinstance(options, FormatOption | ExportOptions):
+    if isinstance(options, FormatOption):
         _check_format(options.format)
+    if isinstance(options, ExportOptions):
+        _check_format(options.format, *DEPLOYMENT_FORMATS)
     if isinstance(options, CheckpointArgument):
         _check_model(str(options.checkpoint))
     if isinstance(options, InspectOptions | PackedArgument | PushOptions):
@@ -95,8 +98,8 @@ def _with_hint(error: FileNotFoundError, name: str | Path) -> FileNotFoundError:
     return FileNotFoundError(f"{error}{hint and f';{hint}'}")
 
 
-def _check_format(name: str) -> None:
-    allowed = ("auto", *FORMATS)
+def _check_format(name: str, *others: str) -> None:
+    allowed = ("auto", *FORMATS, *others)
     if name not in allowed:
         hint = did_you_mean(near_misses(name, allowed))
         raise ValueError(f"format {name!r} is unknown;{hint} allowed: {', '.join(allowed)}")

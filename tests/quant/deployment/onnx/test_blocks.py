@@ -22,8 +22,8 @@ def unpacked(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     """Every value of every byte, lowest bits first, by the bits of the bytes."""
     each_bit = np.unpackbits(packed, axis=-1, bitorder="little")
     grouped = each_bit.reshape(*each_bit.shape[:-1], -1, bits)
-    found: npt.NDArray[np.uint8] = (grouped << np.arange(bits, dtype=np.uint8)).sum(-1, np.uint8)
-    return found
+    values: npt.NDArray[np.uint8] = (grouped << np.arange(bits, dtype=np.uint8)).sum(-1, np.uint8)
+    return values
 
 
 def parts(encoded: BlockWeight) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -41,8 +41,8 @@ def test_packed_bytes_hold_the_values_low_bits_first(bits: int, rows: int, seed:
     values = torch.randint(2**bits, (rows, count), generator=generator).to(torch.uint8)
     packed = pack_bytes(values, bits)
     assert packed.shape == (rows, -(-count * bits // 8))
-    found = unpacked(packed.numpy(), bits)
-    assert np.array_equal(found[:, :count], values.numpy()) and not found[:, count:].any()
+    actual = unpacked(packed.numpy(), bits)
+    assert np.array_equal(actual[:, :count], values.numpy()) and not actual[:, count:].any()
     assert torch.equal(unpack_bytes(packed, bits, count), values)
 
 
@@ -60,8 +60,8 @@ def test_the_blocks_dequantize_to_the_same_weight(
     assert np.array_equal(codes, weight.integers.numpy())
     of_column = np.arange(columns) // block
     centred = codes.astype(np.float32) - zero_points.astype(np.float32)[:, of_column]
-    found = centred * encoded.scales.numpy()[:, of_column]
-    assert np.array_equal(found, weight.dequantize().numpy())
+    actual = centred * encoded.scales.numpy()[:, of_column]
+    assert np.array_equal(actual, weight.dequantize().numpy())
     assert encoded.has_midpoints == (symmetric and encoded.bits == bits)
 
 

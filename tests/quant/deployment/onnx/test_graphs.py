@@ -51,8 +51,8 @@ def test_features_of_images_and_videos(exported: tuple[QwenVL, Host]) -> None:
     for each in prompts(model.config)[1:]:
         with torch.no_grad():
             encoded = model.encode(each.visuals)
-        found = features_of(host, each)
-        renamed = {name.replace("image_features", "hidden"): v for name, v in found.items()}
+        actual = features_of(host, each)
+        renamed = {name.replace("image_features", "hidden"): v for name, v in actual.items()}
         assert renamed.keys() == encoded[0].keys()
         for name, values in renamed.items():
             expected = torch.cat([of_visual[name] for of_visual in encoded]).numpy()
@@ -77,10 +77,10 @@ def test_greedy_answers(exported: tuple[QwenVL, Host], prefill: bool) -> None:
     model, host = exported
     for sample in prompts(model.config):
         (expected,) = generate(model, [sample], max_new_tokens=12, stop_ids=frozenset({-1}))
-        found = host.answer(
+        actual = host.answer(
             *arrays(sample), features_of(host, sample), 12, end={-1}, prefill=prefill
         )
-        assert found == list(expected.token_ids)
+        assert actual == list(expected.token_ids)
 
 
 def test_the_documented_positions(exported: tuple[QwenVL, Host]) -> None:
@@ -88,8 +88,8 @@ def test_the_documented_positions(exported: tuple[QwenVL, Host]) -> None:
     for sample in prompts(model.config):
         grids = [visual.grid for visual in sample.visuals]
         seconds = [visual.seconds_per_grid for visual in sample.visuals]
-        found = position_ids(host.about, sample.input_ids.numpy(), grids, seconds)
-        assert np.array_equal(found, sample.position_ids.numpy())
+        actual = position_ids(host.about, sample.input_ids.numpy(), grids, seconds)
+        assert np.array_equal(actual, sample.position_ids.numpy())
 
 
 def test_fixed_shapes_are_those_of_the_options(exported: tuple[QwenVL, Host]) -> None:
@@ -159,8 +159,8 @@ def test_a_batch_of_prompts_of_different_lengths(tmp_path: Path) -> None:
     inputs = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
     inputs["logits_index"] = np.array([[len(one) - 1] for one in both])
     empty = {name: np.repeat(value, 2, axis=0) for name, value in host._empty().items()}
-    found = host.run("text", {**inputs, **empty})["logits"][:, 0]
-    for row, one in zip(found, both, strict=True):
+    actual = host.run("text", {**inputs, **empty})["logits"][:, 0]
+    for row, one in zip(actual, both, strict=True):
         expected = logits_of(host, one)[-1]
         assert np.abs(row - expected).max() <= 1e-5 * np.abs(expected).max()
 

@@ -51,8 +51,8 @@ def test_integers_scales_and_zero_points_are_those_of_the_checkpoint(tmp_path: P
         groups = weight.scales.shape[1]
         scales = torch.from_numpy(stored[f"{name}.scales"])
         codes = torch.from_numpy(stored[f"{name}.codes"])
-        found = unpack_bytes(codes.flatten(1), about["stored_bits"], weight.in_features)
-        assert torch.equal(found, weight.integers)
+        actual = unpack_bytes(codes.flatten(1), about["stored_bits"], weight.in_features)
+        assert torch.equal(actual, weight.integers)
         each = scales.reshape(len(scales), groups, -1)
         assert torch.equal(each, weight.scales[..., None].expand_as(each))
         if weight.scheme.symmetric and about["bits"] == about["stored_bits"]:

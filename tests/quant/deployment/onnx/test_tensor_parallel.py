@@ -25,8 +25,8 @@ def differences(whole: Path, shards: Path, host_prompts: list[Any]) -> float:
         expected = logits_of(host, sample)
         inputs = host.text_inputs(*arrays(sample), features_of(host, sample))
         index = np.arange(len(sample))[None]
-        for found in ranks.logits({**inputs, "logits_index": index, **host._empty()}):
-            worst = max(worst, float(np.abs(found[0] - expected).max() / np.abs(expected).max()))
+        for actual in ranks.logits({**inputs, "logits_index": index, **host._empty()}):
+            worst = max(worst, float(np.abs(actual[0] - expected).max() / np.abs(expected).max()))
     return worst
 
 
@@ -57,9 +57,9 @@ def test_the_parts_together_are_the_weights(tmp_path: Path) -> None:
     parts = [RankWeights(whole, rank, 2) for rank in range(2)]
     for name, axis in (("self_attn.k_proj", 0), ("self_attn.o_proj", 1), ("mlp.down_proj", 1)):
         layer = f"model.layers.0.{name}"
-        found = [integers_of(part.weight(layer)).dequantize().numpy() for part in parts]  # type: ignore[arg-type]
+        actual = [integers_of(part.weight(layer)).dequantize().numpy() for part in parts]  # type: ignore[arg-type]
         expected = integers_of(whole.weight(layer)).dequantize().numpy()  # type: ignore[arg-type]
-        assert np.array_equal(np.concatenate(found, axis), expected)
+        assert np.array_equal(np.concatenate(actual, axis), expected)
 
 
 def test_more_ranks_than_heads_are_refused(tmp_path: Path) -> None:
