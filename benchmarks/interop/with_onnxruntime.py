@@ -28,7 +28,7 @@ QUESTIONS = 50
 LONGEST_ANSWER = 32
 TOLERANCE = 1e-4
 """Largest difference in float32, of the largest feature or logit."""
-FIXED = ("--patches", "2048", "--prefill", "1024")
+FIXED = ("--patches", "1280", "--prefill", "384")
 """Options of the export with fixed shapes, which the longest prompt fits into."""
 CHECKPOINTS = {
     "tiny": ("gptq/w4a16", "gptq/w8a16-rtn", "gptq/w3a16-rtn"),
@@ -81,7 +81,7 @@ def combined(processor: Processor) -> tuple[Prompt, Prompt]:
     several = processor.encode([{"role": "user", "content": [*content, text]}])
     first = images[0]
     frames = [first, *(image.resize(first.size) for image in images[1:]), first]
-    clip = {"type": "video", "video": frames}
+    clip = {"type": "video", "video": frames, "fps": 2.0}
     return several, processor.encode([{"role": "user", "content": [clip, text]}])
 
 
