@@ -128,17 +128,13 @@ def _notes(source: ExportSource) -> list[str]:
             notes.append("the checkpoint's FP8 KV cache is fp32 in the graphs")
         if source.quantized.reduction is not None:
             notes.append("the checkpoint drops visual tokens; a host of the graphs keeps all")
-    if carried := [name for name in source.schemes if source.layers[name].part == "mtp"]:
-        notes.append(f"{carried[0]} and other layers of the MTP module are left out")
     return notes
 
 
 def _layers(source: ExportSource) -> dict[str, dict[str, Any]]:
     """Describe the operator of every linear layer."""
     return {
-        name: _layer(source, spec, source.schemes.get(name))
-        for name, spec in source.layers.items()
-        if spec.part != "mtp"
+        name: _layer(source, spec, source.schemes.get(name)) for name, spec in source.layers.items()
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from blockwise_jobs import finish, job, source_of
 from format_files import checkpoint, recipe
 from onnx_exports import ONNX_FAMILIES, export_of, float_export, graph_of, initializers
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from tiny_models import (
     write_small_checkpoint,
 )
 
+from vlpress.model.config import ModelConfig
 from vlpress.model.rope import text_rotary
 from vlpress.quant.api import export
 from vlpress.quant.checkpoint.formats.format import integers_of
@@ -186,6 +188,33 @@ def test_schemes_without_an_operator_are_refused(
     with pytest.raises(ValueError, match=f"model.layers.0.self_attn.q_proj .*{named}"):
         export_of(source, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
+
+
+def test_properties_that_the_graphs_lack_are_noted(tmp_path: Path) -> None:
+    samples = prompts(ModelConfig.from_dict(small_config()))
+    step = {"method": "rtn", "bits": 4, "group_size": 32}
+    streaming = job(source_of(tmp_path), [step], samples, kv_cache={"bits": 8, "type": "fp8"})
+    finish(streaming, tmp_path / "work", tmp_path / "quantized")
+    record = tmp_path / "quantized" / "vlpress.json"
+    rule = {"method": "duplicates", "threshold": 0.98}
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"visual_tokens": rule}))
+    about = described(export_of(tmp_path / "quantized", tmp_path / "onnx"))
+    assert ["FP8 KV cache" in note for note in about["notes"]] == [True, False]
+    assert ["visual tokens" in note for note in about["notes"]] == [False, True]
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_small_checkpoint(tmp_path / "source", small_model())
+    monkeypatch.setattr("vlpress.quant.deployment.onnx.onnx_format.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'vlpress\[onnx\]'"):
+        export_of(source, tmp_path / "onnx")
+
+
+def test_a_checkpoint_without_a_tokenizer_has_no_chat(tmp_path: Path) -> None:
+    _, out = float_export(tmp_path)
+    about = described(out)
+    assert about["chat"] is None and about["tokens"]["end"] == []
+    assert about["image"]["min_pixels"] == 3136
 
 
 def test_values_of_options_are_checked(tmp_path: Path) -> None:
