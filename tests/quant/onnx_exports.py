@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import ModelProto, numpy_helper
@@ -86,3 +87,11 @@ def initializers(folder: Path, name: str) -> dict[str, Array]:
             load_external_data_for_tensor(tensor, str(folder))
         actual[tensor.name] = numpy_helper.to_array(tensor).copy()
     return actual
+
+
+def unpack_bytes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Unpack the last dimension, the first value from the lowest bits of a byte."""
+    each_bit = np.unpackbits(packed, axis=-1, bitorder="little")
+    grouped = each_bit.reshape(*each_bit.shape[:-1], -1, bits)
+    values: npt.NDArray[np.uint8] = (grouped << np.arange(bits, dtype=np.uint8)).sum(-1, np.uint8)
+    return values

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,7 +28,6 @@ class BlockWeight:
 
     bits: int
     block_size: int
-    in_features: int
     codes: Tensor
     """uint8 [N, B, block_size * bits / 8], low bits first; the last block is padded with zeros."""
     scales: Tensor
@@ -91,7 +89,6 @@ def encode_blocks(weight: QuantizedWeight, *, least_bits: int = 2) -> BlockWeigh
     return BlockWeight(
         bits,
         size,
-        features,
         pack_bytes(padded.reshape(-1, blocks, size), bits),
         weight.scales.float().repeat_interleave(repeats, 1),
         pack_bytes(zero_points, bits),
@@ -116,10 +113,3 @@ def pack_bytes(values: Tensor, bits: int) -> Tensor:
     for slot in range(1, per_byte):
         packed |= slots[..., slot] << (slot * bits)
     return packed
-
-
-def unpack_bytes(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Unpack the bytes of `pack_bytes`, uint8 [..., count]."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    values: Tensor = (packed[..., None] >> shifts) & (2**bits - 1)
-    return values.flatten(-2)[..., :count]

@@ -140,11 +140,15 @@ class TowerGraph:
         return self._merged_mlp(self._joined(normed), f"{name}.mlp.0", f"{name}.mlp.2", output)
 
     def _normed_merger(self, hidden: str, name: str, output: str) -> str:
-        """Add a merger of Qwen3-VL; those of kept outputs normalize all patches of a token."""
-        if output != FEATURES:
+        """Add a merger of Qwen3-VL, [1, P, C] to [P / merge unit, H].
+
+        Those of kept outputs normalize the channels of all patches of a token together.
+        """
+        norms_joined = output != FEATURES
+        if norms_joined:
             hidden = self._joined(hidden)
         hidden = add_layer_norm(self.graph, self.weights, hidden, f"{name}.norm", EPS)
-        if output == FEATURES:
+        if not norms_joined:
             hidden = self._joined(hidden)
         return self._merged_mlp(hidden, f"{name}.linear_fc1", f"{name}.linear_fc2", output)
 

@@ -7,31 +7,23 @@ import torch
 from format_files import made_layer
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx_exports import unpack_bytes
 
 from vlpress.quant.deployment.onnx.blocks import (
     BlockWeight,
     choose_block_size,
     encode_blocks,
     pack_bytes,
-    unpack_bytes,
 )
 from vlpress.quant.recipe.scheme import QuantScheme
 
 
-def unpacked(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """Every value of every byte, lowest bits first, by the bits of the bytes."""
-    each_bit = np.unpackbits(packed, axis=-1, bitorder="little")
-    grouped = each_bit.reshape(*each_bit.shape[:-1], -1, bits)
-    values: npt.NDArray[np.uint8] = (grouped << np.arange(bits, dtype=np.uint8)).sum(-1, np.uint8)
-    return values
-
-
-def parts(encoded: BlockWeight) -> tuple[npt.NDArray[np.uint8], ...]:
+def parts(encoded: BlockWeight, columns: int) -> tuple[npt.NDArray[np.uint8], ...]:
     """Integers [N, K] and zero points [N, B] by the definition of MatMulNBits."""
     rows, blocks = encoded.scales.shape
-    codes = unpacked(encoded.codes.numpy(), encoded.bits)
-    zero_points = unpacked(encoded.zero_points.numpy(), encoded.bits)
-    return codes.reshape(rows, -1)[:, : encoded.in_features], zero_points[:, :blocks]
+    codes = unpack_bytes(encoded.codes.numpy(), encoded.bits)
+    zero_points = unpack_bytes(encoded.zero_points.numpy(), encoded.bits)
+    return codes.reshape(rows, -1)[:, :columns], zero_points[:, :blocks]
 
 
 @given(bits=st.sampled_from([2, 4, 8]), rows=st.integers(1, 3), seed=st.integers(0, 99))
@@ -41,9 +33,8 @@ def test_packed_bytes_hold_the_values_low_bits_first(bits: int, rows: int, seed:
     values = torch.randint(2**bits, (rows, count), generator=generator).to(torch.uint8)
     packed = pack_bytes(values, bits)
     assert packed.shape == (rows, -(-count * bits // 8))
-    actual = unpacked(packed.numpy(), bits)
+    actual = unpack_bytes(packed.numpy(), bits)
     assert np.array_equal(actual[:, :count], values.numpy()) and not actual[:, count:].any()
-    assert torch.equal(unpack_bytes(packed, bits, count), values)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -56,7 +47,7 @@ def test_the_blocks_dequantize_to_the_same_weight(
     weight = made_layer(scheme, rows=6, columns=columns)
     encoded = encode_blocks(weight)
     assert (encoded.block_size, encoded.codes.shape[1]) == (block, -(-columns // block))
-    codes, zero_points = parts(encoded)
+    codes, zero_points = parts(encoded, columns)
     assert np.array_equal(codes, weight.integers.numpy())
     of_column = np.arange(columns) // block
     centred = codes.astype(np.float32) - zero_points.astype(np.float32)[:, of_column]

@@ -123,7 +123,13 @@ def test_narrow_floats_are_widened_exactly(tmp_path: Path, dtype: torch.dtype) -
     assert largest_difference(model, Host(out), prompts(model.config)) <= LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("steps", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(steps, id=name, marks=pytest.mark.slow if name == "8 bits" else ())
+        for name, steps in RECIPES.items()
+    ],
+)
 def test_quantized_checkpoints(tmp_path: Path, steps: list[dict[str, Any]]) -> None:
     _, _, source = checkpoint(tmp_path, recipe(*steps), "compressed-tensors")
     out = export_of(source, tmp_path / "onnx")

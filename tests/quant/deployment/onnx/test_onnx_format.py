@@ -13,7 +13,15 @@ import pytest
 import torch
 from blockwise_jobs import finish, job, source_of
 from format_files import checkpoint, recipe
-from onnx_exports import ONNX_FAMILIES, export_of, float_export, graph_of, initializers
+from onnx_exports import (
+    ONNX_FAMILIES,
+    export_of,
+    float_export,
+    graph_of,
+    initializers,
+    unpack_bytes,
+)
+from onnx_host import Array
 from safetensors.torch import load_file
 from tiny_models import (
     FAMILIES,
@@ -30,7 +38,6 @@ from vlpress.model.rope import text_rotary
 from vlpress.quant.api import export
 from vlpress.quant.checkpoint.formats.format import integers_of
 from vlpress.quant.checkpoint.safetensors_folder.reading import QuantizedCheckpoint
-from vlpress.quant.deployment.onnx.blocks import unpack_bytes
 from vlpress.quant.deployment.onnx.external_data import ALIGNMENT
 from vlpress.quant.recipe.recipe import Recipe
 
@@ -50,20 +57,22 @@ def test_integers_scales_and_zero_points_are_those_of_the_checkpoint(tmp_path: P
     assert len(quantized.schemes) > 20
     for name in quantized.schemes:
         weight, about = integers_of(quantized.weight(name)), layers[name]
-        groups = weight.scales.shape[1]
-        scales = torch.from_numpy(stored[f"{name}.scales"])
-        codes = torch.from_numpy(stored[f"{name}.codes"])
-        actual = unpack_bytes(codes.flatten(1), about["stored_bits"], weight.in_features)
-        assert torch.equal(actual, weight.integers)
-        each = scales.reshape(len(scales), groups, -1)
-        assert torch.equal(each, weight.scales[..., None].expand_as(each))
+        codes = stored[f"{name}.codes"].reshape(weight.out_features, -1)
+        integers = unpack_bytes(codes, about["stored_bits"])[:, : weight.in_features]
+        assert np.array_equal(integers, weight.integers)
+        scales = stored[f"{name}.scales"]
+        assert np.array_equal(scales, repeated(weight.scales, scales.shape[1]))
         if weight.scheme.symmetric and about["bits"] == about["stored_bits"]:
             assert f"{name}.zero_points" not in stored
             continue
-        packed = torch.from_numpy(stored[f"{name}.zero_points"])
-        points = unpack_bytes(packed, about["stored_bits"], scales.shape[1])
-        each = points.reshape(len(points), groups, -1)
-        assert torch.equal(each, weight.zero_points[..., None].expand_as(each))
+        packed = unpack_bytes(stored[f"{name}.zero_points"], about["stored_bits"])
+        blocks = scales.shape[1]
+        assert np.array_equal(packed[:, :blocks], repeated(weight.zero_points, blocks))
+
+
+def repeated(values: torch.Tensor, blocks: int) -> Array:
+    """Repeat the values of groups for the blocks within them."""
+    return np.repeat(values.numpy(), blocks // values.shape[1], axis=1)
 
 
 def test_activations_are_never_rounded_to_int8(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_two_ranks_of_a_float_model(tmp_path: Path, family: str) -> None:
     assert differences(whole, shards, prompts(model.config)[1:2]) <= 1e-5
 
 
-@pytest.mark.parametrize("group_size", [32, -1])
+@pytest.mark.parametrize("group_size", [32, pytest.param(-1, marks=pytest.mark.slow)])
 def test_two_ranks_of_a_quantized_model(tmp_path: Path, group_size: int) -> None:
     rule = recipe({"group_size": group_size, "symmetric": False})
     model, _, source = checkpoint(tmp_path, rule, "compressed-tensors")
