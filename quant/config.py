@@ -25,7 +25,7 @@ MODEL = Option(
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
 FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq", "fp8")
 CHECKPOINT_FORMATS = ", ".join(FORMATS)
-DEPLOYMENT_FORMATS: tuple[str, ...] = ("onnx",)
+DEPLOYMENT_FORMATS: tuple[str, ...] = ("onnx", "onnx-genai")
 """Formats of other runtimes, which `export` alone writes."""
 
 

@@ -29,18 +29,25 @@ def build_embedding(graph: GraphBuilder, weights: Weights, hidden_size: int) -> 
     """
     ids = graph.input("input_ids", "int64", (BATCH, NEW))
     graph.output("inputs_embeds", "float32", (BATCH, NEW, hidden_size))
+    add_lookup(graph, weights, ids, output="inputs_embeds")
+
+
+def add_lookup(graph: GraphBuilder, weights: Weights, ids: str, *, output: str = "") -> str:
+    """Add the lookup, int64 [B, S] to float32 [B, S, hidden_size]; returns its result.
+
+    Raises:
+        ValueError: a quantized table cannot be encoded.
+    """
     table = weights.weight(EMBEDDING)
     if not isinstance(table, Tensor):
-        _add_quantized(graph, table, ids)
-        return
+        return _add_quantized(graph, table, ids, output)
     stored = graph.weight(f"{EMBEDDING}.weight", table)
     if table.dtype == torch.float32:
-        graph.node("Gather", stored, ids, axis=0, output="inputs_embeds")
-    else:
-        graph.cast(graph.node("Gather", stored, ids, axis=0), table, output="inputs_embeds")
+        return graph.node("Gather", stored, ids, axis=0, output=output)
+    return graph.cast(graph.node("Gather", stored, ids, axis=0), table, output=output)
 
 
-def _add_quantized(graph: GraphBuilder, table: CompressedWeight, ids: str) -> None:
+def _add_quantized(graph: GraphBuilder, table: CompressedWeight, ids: str, output: str) -> str:
     """Add the lookup of integer rows, whose blocks are those of MatMulNBits."""
     try:
         encoded = encode_blocks(integers_of(table), least_bits=GATHER_BITS)
@@ -48,14 +55,14 @@ def _add_quantized(graph: GraphBuilder, table: CompressedWeight, ids: str) -> No
         raise ValueError(f"{EMBEDDING}: {error}") from None
     # Rows end with their features, not with a whole block.
     width = table.in_features * encoded.bits // 8
-    graph.node(
+    return graph.node(
         "GatherBlockQuantized",
         graph.weight(f"{EMBEDDING}.codes", encoded.codes.flatten(1)[:, :width]),
         ids,
         graph.weight(f"{EMBEDDING}.scales", encoded.scales),
         graph.weight(f"{EMBEDDING}.zero_points", encoded.zero_points),
         domain=MICROSOFT,
-        output="inputs_embeds",
+        output=output,
         bits=encoded.bits,
         block_size=encoded.block_size,
         gather_axis=0,

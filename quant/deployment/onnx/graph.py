@@ -49,6 +49,10 @@ class GraphBuilder:
 
     def __init__(self, name: str, data: ExternalData) -> None:
         self.name, self.data = name, data
+        self.computed: dict[str, str] = {}
+        """Values of this graph that replace inputs, by the names of the inputs."""
+        self.sizes: dict[str, int] = {}
+        """Numbers of dimensions by name; others keep their names."""
         self._inputs: list[ValueInfoProto] = []
         self._outputs: list[ValueInfoProto] = []
         self._nodes: list[NodeProto] = []
@@ -65,13 +69,19 @@ class GraphBuilder:
         self._scope = outer
 
     def input(self, name: str, dtype: str, shape: Shape) -> str:
-        """Add an input of a dtype in `TYPES`; returns its name."""
-        self._inputs.append(helper.make_tensor_value_info(name, TYPES[dtype], shape))
+        """Add an input of a dtype in `TYPES`, unless it is computed; returns the value's name."""
+        if name in self.computed:
+            return self.computed[name]
+        self._inputs.append(self._info(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: str, shape: Shape) -> None:
         """Declare the value of a node as output."""
-        self._outputs.append(helper.make_tensor_value_info(name, TYPES[dtype], shape))
+        self._outputs.append(self._info(name, dtype, shape))
+
+    def _info(self, name: str, dtype: str, shape: Shape) -> ValueInfoProto:
+        numbers = [self.sizes.get(str(size), size) for size in shape]
+        return helper.make_tensor_value_info(name, TYPES[dtype], numbers)
 
     def nodes(
         self,

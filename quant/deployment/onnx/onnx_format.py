@@ -77,7 +77,7 @@ class OnnxFormat:
             else:
                 shards = writer.shards(ranks, options.prefill)
         copy_side_files(source.folder, folder, source.family.side_files)
-        for note in (notes := _notes(source)):
+        for note in (notes := find_notes(source)):
             reporter.warn(note)
         if "changed" in embedding:
             notes.append(f"{RAW_FILE}: {embedding['changed']} entries changed by the cast to fp16")
@@ -91,7 +91,7 @@ class OnnxFormat:
             "graphs": writer.graphs,
             "embedding": embedding,
             **host,
-            "layers": _layers(source),
+            "layers": describe_layers(source),
             "tensor_parallel": shards,
             "notes": notes,
         }
@@ -120,7 +120,7 @@ def _why_no_layers(source: ExportSource) -> str | None:
     return None
 
 
-def _notes(source: ExportSource) -> list[str]:
+def find_notes(source: ExportSource) -> list[str]:
     """State properties of the checkpoint that the files do not have."""
     notes = []
     if source.quantized is not None:
@@ -131,7 +131,7 @@ def _notes(source: ExportSource) -> list[str]:
     return notes
 
 
-def _layers(source: ExportSource) -> dict[str, dict[str, Any]]:
+def describe_layers(source: ExportSource) -> dict[str, dict[str, Any]]:
     """Describe the operator of every linear layer."""
     return {
         name: _layer(source, spec, source.schemes.get(name)) for name, spec in source.layers.items()

@@ -39,12 +39,12 @@ class GraphWriter:
     def vision(self, patches: int | None) -> None:
         """Write the tower, for a fixed number of patches or any."""
         vision = self.source.config.vision
-        self._write("vision", lambda g: TowerGraph(g, self.source, vision, patches).build())
+        self.write("vision", lambda g: TowerGraph(g, self.source, vision, patches).build())
 
     def embedding(self) -> dict[str, Any]:
         """Write the embedding as a graph; returns its description."""
         text = self.source.config.text
-        self._write("embedding", lambda g: build_embedding(g, self.source, text.hidden_size))
+        self.write("embedding", lambda g: build_embedding(g, self.source, text.hidden_size))
         described = {"file": "embedding.onnx", "shape": [text.vocab_size, text.hidden_size]}
         if scheme := self.source.schemes.get(EMBEDDING):
             return {**described, "dtype": scheme.label}
@@ -78,12 +78,13 @@ class GraphWriter:
         def build(graph: GraphBuilder) -> None:
             TextGraph(graph, weights, config.text, deepstack, ranks, reductions).build()
 
-        model = self._write(f"text{suffix}", build)
+        model = self.write(f"text{suffix}", build)
         if prefill is not None:
             self._save(f"prefill{suffix}", prefill_model(model, prefill))
         return reductions
 
-    def _write(self, name: str, build: Callable[[GraphBuilder], None]) -> ModelProto:
+    def write(self, name: str, build: Callable[[GraphBuilder], None]) -> ModelProto:
+        """Write the graph that a function adds to an empty one; returns its model."""
         with ExternalData(self.folder / f"{name}.onnx.data") as data:
             graph = GraphBuilder(name, data)
             build(graph)
