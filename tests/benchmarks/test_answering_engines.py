@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 from answering_engines import comparison, jobs
@@ -156,3 +157,17 @@ def test_key_depends_on_checkpoint_and_settings(tmp_path: Path) -> None:
         keys.add(worker.key(tmp_path, {"dtype": dtype}))
     assert len(keys) == 3
     assert worker.key(tmp_path, {"dtype": "bfloat16"}) in keys
+
+
+def test_an_engine_reads_the_export_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Path, str, Path]] = []
+    monkeypatch.setattr(commands, "export", lambda *given: calls.append(given))
+    checkpoint = tmp_path / "gptq" / "w4a16"
+    plain, exported = Case("gptq", "w4a16"), Case("gptq", "w4a16", deployment="onnx")
+    assert jobs.readable(plain, checkpoint, tmp_path) == checkpoint and not calls
+    folder = jobs.readable(exported, checkpoint, tmp_path)
+    assert calls == [(checkpoint, "onnx", folder)]
+    assert plain.name("tiny") != exported.name("tiny")
+    assert (plain.described, exported.described) == ("gptq", "onnx of gptq")

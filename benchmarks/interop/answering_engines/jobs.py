@@ -55,6 +55,8 @@ class Case:
     """Without compilation."""
     is_exported: bool = False
     """From the same recipe as gptq, by `vlpress export`."""
+    deployment: str = ""
+    """Format of another runtime in which the engine reads the checkpoint; empty: as it is."""
     refusal: str | None = None
     """Text of the error with which the engine refuses this checkpoint, as far as known."""
     int8: bool = False
@@ -70,9 +72,14 @@ class Case:
     def name(self, model: str) -> str:
         """Name of its job."""
         compiled = "" if self.eager else "-compiled"
-        return f"{model}-{self.format}-{Path(self.recipe).stem}-{self.dtype}{compiled}".replace(
-            "/", "-"
-        )
+        read_as = f"{self.deployment}-" if self.deployment else ""
+        name = f"{model}-{read_as}{self.format}-{Path(self.recipe).stem}-{self.dtype}{compiled}"
+        return name.replace("/", "-")
+
+    @property
+    def described(self) -> str:
+        """Formats in words."""
+        return f"{self.deployment} of {self.format}" if self.deployment else self.format
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,15 @@ def make_checkpoint(case: Case, source: str | Path, made: Path) -> Path:
     return folder
 
 
+def readable(case: Case, checkpoint: Path, work: Path) -> Path:
+    """Return the folder that the engine reads: the checkpoint, or an export of it."""
+    if not case.deployment:
+        return checkpoint
+    folder = work / case.deployment / checkpoint.parent.name / checkpoint.name
+    commands.export(checkpoint, case.deployment, folder)
+    return folder
+
+
 def ask(
     worker: Worker, model: Model, cases: Sequence[Case], made: Path, work: Path
 ) -> list[AnswerRow]:
@@ -170,7 +186,8 @@ def ask(
     digest = hashlib.sha256(question_file.read_bytes()).hexdigest()
     jobs = []
     for case in cases:
-        folder = make_checkpoint(case, model.source, made)
+        checkpoint = make_checkpoint(case, model.source, made)
+        folder = readable(case, checkpoint, work)
         settings = {
             "dtype": case.dtype,
             "eager": case.eager,
@@ -180,6 +197,7 @@ def ask(
             {
                 "name": case.name(model.name),
                 "model": str(folder),
+                "checkpoint": str(checkpoint),
                 "questions": str(question_file),
                 "out": str(work / f"{case.name(model.name)}.json"),
                 "refusal": case.refusal,
@@ -227,7 +245,7 @@ def make_row(worker: Worker, model: Model, case: Case, job: Mapping[str, Any]) -
         engine=worker.engine,
         version=worker.version(result["versions"]),
         model=model.name,
-        format=case.format,
+        format=case.described,
         recipe=Path(case.recipe).stem,
         dtype=case.dtype if case.eager else f"{case.dtype}, compiled",
         kernels=worker.describe(result),
@@ -244,7 +262,7 @@ def make_row(worker: Worker, model: Model, case: Case, job: Mapping[str, Any]) -
 def reference(model: Model, case: Case, job: Mapping[str, Any]) -> comparison.Reference:
     """Answers of vlpress to the questions of a job."""
     return comparison.ask_vlpress(
-        Path(job["model"]),
+        Path(job["checkpoint"]),
         model.items,
         dtype=DTYPES[case.dtype],
         max_new_tokens=model.max_new_tokens,
