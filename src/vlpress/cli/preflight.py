@@ -5,6 +5,7 @@ The Python API makes the same checks with the same functions, together with thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..calib.samples.sources import check_source
@@ -68,9 +69,9 @@ def check_arguments(options: Options) -> None:
     if model is not None and str(model) not in BUILTIN_MODELS:
         _check_model(str(model))
     if isinstance(options, FormatOption):
-        _check_format(options.format)
+        _check_format(options.format, FORMATS)
     if isinstance(options, ExportOptions):
-        _check_format(options.format, *DEPLOYMENT_FORMATS)
+        _check_format(options.format, (*FORMATS, *DEPLOYMENT_FORMATS))
     if isinstance(options, CheckpointArgument):
         _check_model(str(options.checkpoint))
     if isinstance(options, InspectOptions | PackedArgument | PushOptions):
@@ -98,8 +99,8 @@ def _with_hint(error: FileNotFoundError, name: str | Path) -> FileNotFoundError:
     return FileNotFoundError(f"{error}{hint and f';{hint}'}")
 
 
-def _check_format(name: str, *others: str) -> None:
-    allowed = ("auto", *FORMATS, *others)
+def _check_format(name: str, formats: Sequence[str]) -> None:
+    allowed = ("auto", *formats)
     if name not in allowed:
         hint = did_you_mean(near_misses(name, allowed))
         raise ValueError(f"format {name!r} is unknown;{hint} allowed: {', '.join(allowed)}")
