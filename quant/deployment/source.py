@@ -11,7 +11,7 @@ from torch import Tensor
 from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, Family, LinearSpec, family_of
-from ...model.loading import build_model, check_tensors
+from ...model.loading import build_model, check_tensors, check_tied_head
 from ..checkpoint.loading import is_quantized
 from ..checkpoint.safetensors_folder.reading import QuantizedCheckpoint
 from ..compressed_weight import CompressedWeight
@@ -52,6 +52,11 @@ class ExportSource:
         """All linear layers and the token embedding, in the order of computation."""
         return {spec.name: spec for spec in self.family.targets(self.config)}
 
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters of the model, whether a checkpoint stores them or not."""
+        return tuple(name for name, _ in build_model(self.config).named_parameters())
+
     def check(self) -> None:
         """Compare the names of the stored tensors with those of the model.
 
@@ -59,7 +64,9 @@ class ExportSource:
             ValueError: a tensor is missing or unknown.
         """
         if self.quantized is None:
-            check_tensors(self.reader, build_model(self.config))
+            model = build_model(self.config)
+            check_tensors(self.reader, model)
+            check_tied_head(self.reader, model)
         else:
             self.quantized.check()
 
@@ -77,12 +84,22 @@ class ExportSource:
         """
         if self.quantized is not None and name in self.quantized.schemes:
             return self.quantized.weight(name)
+        stored = self.tensor(self.float_name(name))
+        of_all = self.layers[name].slice
+        return stored if of_all is None or f"{name}.weight" in self.reader else of_all.view(stored)
+
+    def float_name(self, name: str) -> str:
+        """Return the name of the tensor with the float weight of a layer.
+
+        It is the tensor of all experts for an expert, unless the checkpoint has tensors of single
+        experts.
+        """
         layer = self.layers[name]
         if layer.part == "head" and self.config.text.tie_word_embeddings:
-            return self.tensor(f"{EMBEDDING}.weight")
-        if layer.slice is not None:
-            return layer.slice.view(self.tensor(layer.slice.tensor))
-        return self.tensor(f"{name}.weight")
+            return f"{EMBEDDING}.weight"
+        if layer.slice is not None and f"{name}.weight" not in self.reader:
+            return layer.slice.tensor
+        return f"{name}.weight"
 
     def tensor(self, name: str) -> Tensor:
         """Read a float tensor as stored: a bias, a norm, an embedding.
