@@ -25,7 +25,7 @@ MODEL = Option(
 OUT = Option("Output folder.", flags=("--out", "-o"), command_flag="-o")
 FORMATS = ("gptq", "gptq_v2", "compressed-tensors", "awq", "fp8")
 CHECKPOINT_FORMATS = ", ".join(FORMATS)
-DEPLOYMENT_FORMATS: tuple[str, ...] = ("onnx", "onnx-genai")
+DEPLOYMENT_FORMATS = ("gguf", "onnx", "onnx-genai")
 """Formats of other runtimes, which `export` alone writes."""
 
 
@@ -340,6 +340,13 @@ class DeploymentOptions(Options):
             "onnx: divide the text part into this many shards for tensor parallelism.",
             minimum=2,
             default_text="not divided",
+        ),
+    ] = None
+    float_type: Annotated[
+        Literal["f16", "f32"] | None,
+        Option(
+            "gguf: type of weights that are not quantized, if it holds them exactly: f16 or f32.",
+            default_text="as stored",
         ),
     ] = None
 
