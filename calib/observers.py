@@ -133,6 +133,26 @@ class MeanAbs(_Mean):
         self.weight = total
 
 
+class MeanSquare(_Mean):
+    """Mean square per channel, `sum_t w_t x_t^2 / sum_t w_t` in float32: a Hessian's diagonal."""
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
+        """Start without tokens; `values` is float32 `[K]`."""
+        super().__init__(torch.zeros(in_features, device=device))
+
+    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """See `Observer.update`."""
+        tokens, weights = _flatten(inputs, weights, len(self.values))
+        if not len(tokens):
+            return
+        squares = tokens.to(self.values.device).float().square()
+        if weights is not None:
+            squares = squares * weights.to(squares)[:, None]
+        total = self.weight + _total_weight(tokens, weights)
+        self.values.mul_(self.weight / total).add_(squares.sum(dim=0) / total)
+        self.weight = total
+
+
 class MinMax:
     """Smallest and largest value of the whole tensor, for static activation scales."""
 

@@ -455,3 +455,20 @@ class PromptOptions(SamplingOptions, ModelArgument):
 @dataclass(frozen=True)
 class GenerateOptions(ModelSettings, PromptOptions):
     """Options of `generate`."""
+
+
+@dataclass(frozen=True)
+class ImatrixOptions(
+    ProgressOption,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    CalibrationOptions,
+    ModelArgument,
+):
+    """Options of `imatrix`."""
+
+    _: KW_ONLY
+    out: Annotated[
+        Path | str, Option("Output file.", flags=("--out", "-o"), command_flag="-o", metavar="FILE")
+    ]

@@ -2,8 +2,8 @@
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
 `plan`, `search`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`,
-`generate`, `inspect`, `push`. The others work on models in memory. Public names are loaded on first
-use (PEP 562), so that `import vlpress` and `vlpress --help` do not import torch.
+`generate`, `inspect`, `imatrix`, `push`. The others work on models in memory. Public names are
+loaded on first use (PEP 562), so that `import vlpress` and `vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .quant.api import export, inspect, push, quantize
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
     from .quant.generate import generate
+    from .quant.imatrix import imatrix
     from .quant.pack import pack, unpack
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "imatrix",
     "inspect",
     "load_model",
     "load_quantized",
@@ -53,6 +55,7 @@ _MODULES = {
     "evaluate": ".eval.api",
     "export": ".quant.api",
     "generate": ".quant.generate",
+    "imatrix": ".quant.imatrix",
     "inspect": ".quant.api",
     "load_model": ".model.loading",
     "load_quantized": ".quant.driver.pipeline",

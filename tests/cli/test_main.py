@@ -66,7 +66,7 @@ def test_version_and_help() -> None:
     shown = call("--help")
     assert shown.exit_code == 0
     verbs = ("run", "plan", "quantize", "export", "pack", "unpack", "eval", "compare")
-    for verb in (*verbs, "generate", "inspect"):
+    for verb in (*verbs, "generate", "imatrix", "inspect"):
         assert f"{verb} " in shown.stdout
         assert call(verb, "--help").exit_code == 0
 
@@ -432,6 +432,17 @@ def test_generate_answers_about_an_image(checkpoint: Path, tmp_path: Path) -> No
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_export_in_the_format_of_another_runtime(checkpoint: Path, tmp_path: Path) -> None:
+    command: Command = ["export", checkpoint, "-o", tmp_path / "out", "--format", "gguf"]
+    shown = call(*command)
+    assert shown.exit_code == 0, shown.stderr
+    assert "mmproj-out.gguf" in shown.stdout and f"{tmp_path / 'out'}: gguf" in shown.stdout
+    described = parsed(call(*command, "--json"))
+    assert set(described["files"]) == {"out.gguf", "mmproj-out.gguf"}
+    wrong = call("export", checkpoint, "-o", tmp_path / "x", "--format", "gguff")
+    assert wrong.exit_code == 2 and "'gguff' is unknown; did you mean gguf?" in wrong.stderr
+
+
 def test_python_names_are_those_of_the_verbs() -> None:
     verbs = {
         "run",
@@ -441,6 +452,7 @@ def test_python_names_are_those_of_the_verbs() -> None:
         "evaluate",
         "compare",
         "generate",
+        "imatrix",
         "inspect",
         "split",
         "pixels",

@@ -230,6 +230,14 @@ def unpacked_line(unpacked: Result) -> str:
     return f"{unpacked['checkpoint']}: {unpacked['files']} files, {format_bytes(unpacked['bytes'])}"
 
 
+def imatrix_line(written: Result) -> str:
+    """Show the contents of an importance matrix."""
+    return (
+        f"{written['file']}: {written['entries']} tensors, measured on {written['tokens']} tokens "
+        f"of {written['samples']} samples"
+    )
+
+
 SCORES = (
     _text_column("benchmark", "name"),
     _text_column("metric", "metric"),

@@ -32,6 +32,7 @@ from ..eval.search.config import SearchOptions
 from ..quant.config import (
     ExportOptions,
     GenerateOptions,
+    ImatrixOptions,
     InspectOptions,
     PackOptions,
     PushOptions,
@@ -171,6 +172,16 @@ def export(values: Values, json_output: Json = False) -> None:
         from .console import export_table
 
     _print(export(**values, progress=True), json_output, export_table)
+
+
+@command(app, ImatrixOptions)
+def imatrix(values: Values, json_output: Json = False) -> None:
+    """Write llama.cpp's importance matrix, measured on samples with images."""
+    with starting(ImatrixOptions(**values)):
+        from ..quant.imatrix import imatrix
+        from .console import imatrix_line
+
+    _print(imatrix(**values, progress=True), json_output, imatrix_line)
 
 
 @command(app, PackOptions)
