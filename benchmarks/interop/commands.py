@@ -31,6 +31,11 @@ def export(checkpoint: Path, format: str, out: Path, *options: str) -> None:
     _vlpress("export", checkpoint, "--format", format, *options, "--overwrite", "-o", out)
 
 
+def imatrix(model: Path, out: Path) -> None:
+    """Write an importance matrix of a model."""
+    _vlpress("imatrix", model, "--calib-samples", SAMPLES, "-o", out)
+
+
 def answer(model: str | Path, question: str = QUESTION) -> str:
     """Answer of a model about the example image."""
     output = _vlpress("generate", model, "--image", EXAMPLE_IMAGE, question)
@@ -39,7 +44,12 @@ def answer(model: str | Path, question: str = QUESTION) -> str:
 
 def digest(folder: Path) -> str:
     """sha256 of a checkpoint's weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return file_digest(folder / "model.safetensors")
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _vlpress(verb: str, *arguments: object) -> str:

