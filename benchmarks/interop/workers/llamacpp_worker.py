@@ -22,7 +22,7 @@ import questions
 from llama_cpp import mtmd_cpp as mtmd
 from numpy.typing import NDArray
 
-THREADS = 2
+THREADS = 1
 CONTEXT = 2048
 IMAGE = -1
 """In a list of tokens: a token of an image."""

@@ -11,7 +11,7 @@ Letters: N = out_features, K = in_features, G = groups per row, B = blocks per r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,6 +111,12 @@ def choose_carrier(schemes: Collection[Scheme], in_features: int) -> Carrier | s
     Returns:
         The type; or the reason that there is none, and a remedy.
     """
+    grids = {scheme.grid for scheme in schemes if isinstance(scheme, TableScheme)}
+    if grids - {"mxfp4"}:
+        return (
+            f"GGUF has no blocks for {', '.join(sorted(grids))} with its scales; allowed: mxfp4 "
+            "and integers of 2 to 8 bits"
+        )
     for scheme in schemes:
         width = scheme.width(in_features)
         if in_features % BLOCK:
@@ -123,15 +129,8 @@ def choose_carrier(schemes: Collection[Scheme], in_features: int) -> Carrier | s
                 f"{scheme.label} has groups of {width}; allowed: multiples of {BLOCK}, or one "
                 "group per row; quantize it again with such a group_size"
             )
-    kinds = {type(scheme) for scheme in schemes}
-    if kinds == {TableScheme}:
-        grids = {scheme.grid for scheme in schemes if isinstance(scheme, TableScheme)}
-        if grids == {"mxfp4"}:
-            return MXFP4
-        return (
-            f"GGUF has no blocks for {', '.join(sorted(grids))} with its scales; allowed: mxfp4 "
-            "and integers of 2 to 8 bits"
-        )
+    if grids and all(isinstance(scheme, TableScheme) for scheme in schemes):
+        return MXFP4
     integers = [scheme for scheme in schemes if isinstance(scheme, QuantScheme)]
     if len(integers) < len(schemes):
         return "it has no integers; allowed: integers of 2 to 8 bits, and mxfp4"
@@ -145,23 +144,20 @@ def choose_carrier(schemes: Collection[Scheme], in_features: int) -> Carrier | s
     )
 
 
-def prefer_q4_1(carrier: Carrier, weights: Sequence[CompressedWeight | Tensor]) -> Carrier:
-    """Return Q4_1 for an asymmetric 4-bit weight that it holds exactly, else the carrier.
+def may_fit_q4_1(scheme: Scheme) -> bool:
+    """Whether the zero points of a weight decide if Q4_1 holds it, which is smaller than Q5_0."""
+    return isinstance(scheme, QuantScheme) and scheme.bits == 4 and not scheme.symmetric
 
-    Q4_1 is smaller than Q5_0. The least value of a block is `-scale * zero_point`, which needs up
-    to 12 significant bits, and fp16 has 11: zero points up to 8 always fit.
 
-    Args:
-        carrier: of the scheme.
-        weights: that share the tensor.
+def fits_q4_1(weight: CompressedWeight) -> bool:
+    """Whether Q4_1 holds a weight for which `may_fit_q4_1` is true.
+
+    The least value of a block is `-scale * zero_point`, which needs up to 12 significant bits, and
+    fp16 has 11: zero points up to 8 always fit.
     """
-    (weight, *others) = weights
-    if others or not isinstance(weight, QuantizedWeight):
-        return carrier
-    if weight.scheme.symmetric or weight.scheme.bits != 4:
-        return carrier
+    assert isinstance(weight, QuantizedWeight)
     least = weight.scales * weight.zero_points
-    return Q4_1 if torch.equal(least.half().float(), least) else carrier
+    return torch.equal(least.half().float(), least)
 
 
 def encode(weight: CompressedWeight, carrier: Carrier) -> Bytes:

@@ -35,7 +35,7 @@ class GGUFFormat:
             return INSTALL
         if source.quantized is not None and (moved := source.quantized.contents().reordered):
             return (
-                f"{min(moved)} and {len(moved) - 1} more layers have their groups in another order "
+                f"the groups of {min(moved)} and others ({len(moved)} layers) are in another order "
                 "(act-order), which GGUF cannot state; quantize again with static groups"
             )
         return (
@@ -70,14 +70,11 @@ class GGUFFormat:
         with reporter.stage("vision tower") as update:
             tensors = vision.vision_tensors(source, float_type)
             of_tower = write_gguf(folder / f"{PREFIX}{name}.gguf", vision_keys, tensors, update)
-        notes = limits.notes(source)
-        for note in notes:
-            reporter.note(note)
         return {
             "format": self.name,
             "architecture": text_keys["general.architecture"],
             "projector": vision_keys["clip.projector_type"],
             "text": of_text,
             "tower": of_tower,
-            "notes": notes,
+            "notes": limits.notes(source),
         }

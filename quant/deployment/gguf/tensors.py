@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...recipe.scheme import Scheme
 from ..source import ExportSource
-from .carriers import Bytes, Carrier, choose_carrier, encode, prefer_q4_1
+from .carriers import Q4_1, Bytes, Carrier, choose_carrier, encode, fits_q4_1, may_fit_q4_1
 
 FloatType = Literal["F32", "F16", "BF16"]
 FLOAT_CARRIERS: dict[FloatType, Carrier] = {
@@ -125,7 +125,11 @@ def layer_tensor(
     if schemes:
         chosen = choose_carrier(schemes, spec.in_features)
         assert isinstance(chosen, Carrier)
-        carrier = prefer_q4_1(chosen, [source.weight(each) for each in layers[:2]])
+        carrier = chosen
+        if len(layers) == 1 and may_fit_q4_1(schemes[0]):
+            weight = source.weight(layers[0])
+            assert not isinstance(weight, Tensor)
+            carrier = Q4_1 if fits_q4_1(weight) else chosen
 
     def read_one(layer: str) -> Bytes:
         weight = source.weight(layer)

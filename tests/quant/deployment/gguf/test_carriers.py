@@ -21,7 +21,8 @@ from vlpress.quant.deployment.gguf.carriers import (
     choose_carrier,
     difference_range,
     encode,
-    prefer_q4_1,
+    fits_q4_1,
+    may_fit_q4_1,
 )
 from vlpress.quant.methods.affine import QuantizedWeight
 from vlpress.quant.recipe.scheme import QuantScheme, Scheme, TableScheme
@@ -95,7 +96,8 @@ def test_random_integers_are_read_back_bit_for_bit(
         scheme,
     )
     carrier = chosen(scheme)
-    for each in {carrier, prefer_q4_1(carrier, [weight])}:
+    smaller = [Q4_1] if may_fit_q4_1(scheme) and fits_q4_1(weight) else []
+    for each in (carrier, *smaller):
         assert torch.equal(read_by_gguf(encode(weight, each), each), weight.dequantize())
 
 
@@ -129,8 +131,8 @@ def test_q4_1_is_chosen_where_its_least_value_is_exact(zero_point: int) -> None:
         scheme,
     )
     fits = zero_point in (*range(9), 10, 12, 14)
-    carrier = prefer_q4_1(chosen(scheme, in_features=32), [weight])
-    assert carrier.name == ("Q4_1" if fits else "Q5_0")
+    assert may_fit_q4_1(scheme) and fits_q4_1(weight) == fits
+    carrier = Q4_1 if fits else chosen(scheme, in_features=32)
     assert torch.equal(read_by_gguf(encode(weight, carrier), carrier), weight.dequantize())
 
 
@@ -146,7 +148,6 @@ def test_experts_of_different_schemes_share_the_type_that_holds_all() -> None:
     carrier = chosen(four, eight)
     assert carrier.name == "Q8_0"
     weights: list[CompressedWeight] = [made_layer(each, columns=K) for each in (four, eight)]
-    assert prefer_q4_1(carrier, weights) == carrier
     for weight in weights:
         assert torch.equal(read_by_gguf(encode(weight, carrier), carrier), weight.dequantize())
 
@@ -159,7 +160,7 @@ def test_experts_of_different_schemes_share_the_type_that_holds_all() -> None:
         (QuantScheme(bits=4, group_size=-1), 48, "48 input features"),
         (QuantScheme(bits=8, group_size=32, symmetric=False), 256, "int8 g32 asym"),
         (TableScheme(grid="fp8"), 256, "fp8"),
-        (TableScheme(grid="nvfp4"), 256, "groups of 16"),
+        (TableScheme(grid="nvfp4"), 256, "nvfp4"),
         (TableScheme(grid="nf4", group_size=64), 256, "nf4"),
     ],
 )

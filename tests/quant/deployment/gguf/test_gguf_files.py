@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "qwen3_vl_moe": gguf.MODEL_ARCH.QWEN3VLMOE,
 }
 FAMILIES = tuple(ARCHITECTURES)
+DENSE = tuple(family for family in FAMILIES if family != "qwen3_vl_moe")
 TOWER = {"bits": 8, "group_size": -1, "targets": ["visual.blocks.*.attn.*"]}
 
 
@@ -88,7 +89,7 @@ def test_every_number_of_a_text_model_is_the_checkpoints(family: str, tmp_path: 
     assert sum(each["tensors"] for each in described["text"].values()) == len(tensors)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_every_number_of_a_tower_is_the_checkpoints(family: str, tmp_path: Path) -> None:
     checkpoint = quantized(family, tmp_path, TOWER, format="compressed-tensors")
     _, _, mmproj = exported(checkpoint)
@@ -276,7 +277,7 @@ def test_without_the_package_one_line_says_how_to_install_it(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", ["qwen3_5", pytest.param("qwen3_5_moe", marks=pytest.mark.slow)])
 def test_linear_attention_has_the_order_and_the_values_of_llamacpp(
     family: str, tmp_path: Path
 ) -> None:
