@@ -329,8 +329,8 @@ def test_linear_attention_has_the_order_and_the_values_of_llamacpp(
     assert torch.equal(tensors["blk.0.ssm_norm.weight"], plain)
     if family == "qwen3_5_moe":
         switch = tensors["blk.0.ffn_gate_inp_shexp.weight"]
-        stored = source.tensor("model.layers.0.mlp.shared_expert_gate.weight").float()
-        assert torch.equal(switch, stored[0])
+        gate = source.tensor("model.layers.0.mlp.shared_expert_gate.weight").float()
+        assert torch.equal(switch, gate[0])
         assert keys[f"{arch}.expert_shared_feed_forward_length"] == 64
     keys, _, _ = read_file(mmproj)
     assert keys["clip.projector_type"] == "qwen3vl_merger"
