@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_files import exportable
 from PIL import Image
 from small_run import CALIB, PRINTED, copy_run
 from small_run import WORDS as BENCH
@@ -432,7 +433,8 @@ def test_generate_answers_about_an_image(checkpoint: Path, tmp_path: Path) -> No
     assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_export_in_the_format_of_another_runtime(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_in_the_format_of_another_runtime(tmp_path: Path) -> None:
+    _, checkpoint = exportable("qwen2_vl", tmp_path / "model")
     command: Command = ["export", checkpoint, "-o", tmp_path / "out", "--format", "gguf"]
     shown = call(*command)
     assert shown.exit_code == 0, shown.stderr

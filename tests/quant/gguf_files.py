@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
-from tiny_models import make_random_model, make_tiny_config, prompts, write_checkpoint_folder
+from tiny_models import (
+    make_random_model,
+    make_tiny_config,
+    prompts,
+    write_checkpoint_folder,
+)
 from torch import Tensor
 
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.recipe.recipe import Recipe
 
+MERGED = "th"
+UNUSED_BYTE = "\u00ff"
+"""Symbol of the byte 255."""
 INTERLEAVED: dict[str, Any] = {
     "rope_scaling": {
         "rope_type": "default",
@@ -52,7 +61,22 @@ def exportable(
         vision=vision,
     )
     model = make_random_model(config=config, dtype=dtype, seed=seed)
-    return model, write_checkpoint_folder(folder, model)
+    write_checkpoint_folder(folder, model)
+    add_merge(folder / "tokenizer.json")
+    return model, folder
+
+
+def add_merge(path: Path) -> None:
+    """Give a tokenizer without merges, which llama.cpp does not load, one of them.
+
+    Its token replaces that of a byte which UTF-8 does not have: ids of added tokens follow from the
+    size of the vocabulary.
+    """
+    raw = json.loads(path.read_text())
+    vocabulary = raw["model"]["vocab"]
+    vocabulary[MERGED] = vocabulary.pop(UNUSED_BYTE)
+    raw["model"]["merges"] = [list(MERGED)]
+    path.write_text(json.dumps(raw))
 
 
 def quantized(

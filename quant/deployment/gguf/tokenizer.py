@@ -57,6 +57,10 @@ def tokenizer_keys(folder: Path, config: ModelConfig) -> dict[str, Any]:
     model = parts["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ValueError(f"{folder}: the tokenizer is no byte-level BPE, as those of Qwen are")
+    if not model["merges"]:
+        raise ValueError(
+            f"{folder}: the tokenizer has no merges; llama.cpp does not load such a one"
+        )
     tokens, types = _vocabulary(parts, config.text.vocab_size)
     keys: dict[str, Any] = {
         "model": "gpt2",

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 from gguf_files import exportable, read_file
-from tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKEN_ID
+from tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKEN_ID, write_checkpoint_folder
 
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import resolve_model
@@ -30,12 +30,21 @@ def test_every_row_has_a_token_and_a_type(tmp_path: Path) -> None:
     kinds = gguf.TokenType
     assert types[:256] == [kinds.NORMAL] * 256
     assert tuple(tokens[256:263]) == SPECIAL_TOKENS and set(types[256:263]) == {kinds.CONTROL}
+    assert "th" in tokens[:256]
     assert tokens[263:265] == ["[PAD263]", "[PAD264]"] and set(types[263:]) == {kinds.UNUSED}
+    assert keys["tokenizer.ggml.merges"] == ["t h"]
     assert keys["tokenizer.ggml.model"] == "gpt2" and keys["tokenizer.ggml.pre"] == "gpt-2"
     assert keys["tokenizer.ggml.eos_token_id"] == TOKEN_ID["<|im_end|>"]
     assert keys["tokenizer.ggml.padding_token_id"] == TOKEN_ID["<|endoftext|>"]
     assert keys["tokenizer.ggml.add_bos_token"] is False
     assert keys["tokenizer.chat_template"] == CHAT_TEMPLATE
+
+
+def test_a_tokenizer_without_merges_is_refused(tmp_path: Path) -> None:
+    model, _ = exportable("qwen2_vl", tmp_path / "model")
+    folder = write_checkpoint_folder(tmp_path / "other", model)
+    with pytest.raises(ValueError, match="no merges"):
+        tokenizer_keys(folder, model.config)
 
 
 def test_merges_keep_their_order() -> None:
