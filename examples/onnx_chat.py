@@ -240,6 +240,8 @@ def open_export(folder: Path, runtime: str) -> tuple[Graphs, Tokenizer]:
         OSError: a file is missing.
         ValueError: it is no export that this program runs.
     """
+    if not (folder / "export.json").is_file():
+        raise ValueError(f"{folder} has no export.json; give a folder of --format onnx")
     about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     if (about["format"], about["version"]) != ("onnx", 1):
         raise ValueError(f"{folder} is {about['format']} {about['version']}; allowed: onnx 1")

@@ -213,6 +213,20 @@ def test_deep_images_are_refused(tmp_path: Path) -> None:
         onnx_inputs.read_image(path)
 
 
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"export\.json"):
+        onnx_chat.open_export(tmp_path, "onnxruntime")
+    about: dict[str, Any] = {"format": "onnx-genai", "version": 1}
+    for name, changes in {
+        "onnx-genai 1": {},
+        "--tp": {"format": "onnx", "graphs": {"text.rank0": {}}},
+        "tokenizer.json": {"format": "onnx", "graphs": {"text": {}}},
+    }.items():
+        (tmp_path / "export.json").write_text(json.dumps({**about, **changes}), "utf-8")
+        with pytest.raises(ValueError, match=name):
+            onnx_chat.open_export(tmp_path, "onnxruntime")
+
+
 def test_characters_are_printed_whole() -> None:
     tokenizer = Model(resolve_model("tiny")).tokenizer
     text = "Signs: é, 街, ok"
