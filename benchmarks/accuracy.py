@@ -7,8 +7,8 @@ validation set, for the choice of the best method of a setting (after a run-off 
 close, see `common/choice.py`), and on a held-out set, which the table shows. For the rows that most
 users will choose from, the benchmarks are evaluated with the checkpoint of the first seed: of
 tables of levels, rounding and the solver that is better on the validation set. Grids that no
-checkpoint format holds are evaluated as float checkpoints of the dequantized weights. Rows of the method
-`float` keep the weights and round the activations alone (`common/float_weights.py`). Every
+checkpoint format holds are evaluated as float checkpoints of the dequantized weights. Rows of the
+method `float` keep the weights and round the activations alone (`common/float_weights.py`). Every
 run compares GPTQ's error on every layer with that of rounding to nearest, and fails if it is
 larger.
 

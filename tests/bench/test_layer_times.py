@@ -30,8 +30,6 @@ def test_every_shape_is_timed_once_in_milliseconds(dtype: torch.dtype) -> None:
     times = time_layers(shapes, dtype, lambda *call: done.append(call))
     assert list(times) == shapes and done[-1] == (3, 3, "1024 x 2048")
     assert all(1e-4 < milliseconds < 1e3 for milliseconds in times.values())
-    # 1000 times the weights
-    assert times[shapes[2]] > times[shapes[0]]
 
 
 def test_a_token_passes_decoder_and_head_and_some_experts() -> None:
