@@ -64,6 +64,11 @@ class Engine:
     """The model of its rows, for scripts with --model."""
 
     @property
+    def folder(self) -> str:
+        """Name of its folder: without spaces, which vLLM's compiler calls do not quote."""
+        return self.name.replace(", ", "-")
+
+    @property
     def engine_python(self) -> Path:
         """Path of the interpreter that imports the engine."""
         if self.environment is None:
@@ -204,17 +209,18 @@ def newer_name(name: str) -> str:
 def run_engine(engine: Engine, work: Path) -> list[dict[str, Any]]:
     """Run the script of one engine and return its rows; a crash is a failed row."""
     print(f"== {engine.name}", flush=True)
-    rows_file = work / f"{engine.name}.json"
+    folder = work / engine.folder
+    rows_file = work / f"{engine.folder}.json"
     rows_file.unlink(missing_ok=True)
     command = [engine.python, HERE / engine.script, "--made", work / "made"]
-    command += ["--work", work / engine.name, "--out", rows_file]
+    command += ["--work", folder, "--out", rows_file]
     if engine.model:
         command += ["--model", engine.model]
-    (work / engine.name).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     # An environment must not import packages of another.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     # Engines write logs into the current folder.
-    done = subprocess.run(list(map(str, command)), env=clean, cwd=work / engine.name, check=False)
+    done = subprocess.run(list(map(str, command)), env=clean, cwd=folder, check=False)
     if not rows_file.is_file():
         row = {"engine": engine.name, "version": "?", "format": "all", "compared": "runs"}
         return [{**row, "result": f"the script ended with {done.returncode}", "passed": False}]

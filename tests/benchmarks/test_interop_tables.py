@@ -82,3 +82,9 @@ def test_rows_of_other_engines_keep_their_commit(
     }
     text = (tmp_path / "interop.md").read_text(encoding="utf-8")
     assert "commit old" in text and "commit abc" in text and "equal" in text
+
+
+def test_folders_of_engines_differ_and_have_no_spaces() -> None:
+    folders = [engine.folder for engine in run.ENGINES]
+    assert len(set(folders)) == len(folders)
+    assert not any(" " in folder for folder in folders)
