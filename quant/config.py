@@ -299,11 +299,16 @@ class QuantizeOptions(
 
 @dataclass(frozen=True)
 class CheckpointArgument(Options):
-    """A quantized checkpoint."""
+    """A checkpoint to export."""
 
     checkpoint: Annotated[
         str | Path,
-        Option("A quantized checkpoint: a folder or a hub id.", is_argument=True, metavar="CKPT"),
+        Option(
+            "A quantized checkpoint, a folder or a hub id; a float one too for "
+            f"{', '.join(DEPLOYMENT_FORMATS)}.",
+            is_argument=True,
+            metavar="CKPT",
+        ),
     ]
 
 
