@@ -91,7 +91,7 @@ $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard qu
 
 $(ENGINES:%=.interop/%/.installed): .interop/%/.installed: constraints-%.txt
 	test -x .interop/$*/bin/python || $(PYTHON) -m venv .interop/$*
-	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $* gguf
+	PIP_CONSTRAINT=$(CURDIR)/$< .interop/$*/bin/python -m pip install --quiet $* gguf pillow
 	touch $@
 
 # VLMEvalKit twice, before and after its matching rules changed; both call their module vlmeval, so the later one stays
