@@ -144,7 +144,7 @@ ENGINES = (
                 "untested", TENSORS, parts=EMBEDDING, note="its lookup of packed rows is for GPUs"
             ),
         ),
-        families=("qwen2_5_vl", "qwen3_vl"),
+        families=("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
     ),
     Engine(
         "transformers",
@@ -176,7 +176,7 @@ ENGINES = (
             ),
             Rule("untested", (*GPTQS, "awq"), note="asks for optimum and gptqmodel"),
         ),
-        families=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        families=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
     ),
     Engine(
         "GPTQModel",
