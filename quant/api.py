@@ -260,6 +260,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "calibration": report.get("calibration"),
         "layers": layers,
         "kept": report.get("kept"),
+        **({"masks": report["masks"]} if "masks" in report else {}),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),
         **({MAX_PIXELS: report[MAX_PIXELS]} if MAX_PIXELS in report else {}),

@@ -17,6 +17,7 @@ import yaml
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
 from ...model.token_reduction.table import describe_rule
+from ..recipe.mask import describe_mask
 from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
 from .formats.engines import Support, engine_support
 from .safetensors_folder.reading import QuantizedCheckpoint
@@ -150,6 +151,7 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
             f"{format_bytes(size['candidate_bytes'])} after; "
             f"{size['bits_per_weight']:.2f} bits per weight in the quantized layers"
         )
+    facts += [describe_mask(mask) for mask in record.get("masks", ())]
     if rule := record.get(VISUAL_TOKENS):
         facts.append(f"V{describe_rule(rule)[1:]}")
     if max_pixels := record.get(MAX_PIXELS):

@@ -30,6 +30,7 @@ from ..targets import put_calibrating, put_module, weight_of
 from .experts import EXPERT_TOKENS
 from .kv_calibration import CalibratedLayer, warn_of_outliers
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
+from .sparsity import share_of_zeros
 from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
@@ -274,6 +275,8 @@ class QuantizationRun:
             seen = f" ({tokens} calibration tokens)" if tokens else ""
             raise ValueError(f"{row.name}{seen}: {error}") from None
         values = dict(solved.values) if inputs is None else {"tokens": tokens, **solved.values}
+        if step.mask is not None:
+            values["zeros"] = share_of_zeros(weight)
         detail = f"{row.name} {solved.summary}"
         return _message(weight, LayerReport(row, values), detail, solved.warning)
 

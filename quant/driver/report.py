@@ -22,6 +22,7 @@ from ..recipe.recipe import Recipe
 from ..steps.transform import Scaling
 from .experts import expert_tokens
 from .kv_calibration import CalibratedLayer, describe_calibration
+from .sparsity import describe_masks
 
 MAX_FALLBACK = 0.05
 """Largest fraction of rows that may fall back to rounding; beyond it the run fails.
@@ -260,6 +261,7 @@ class QuantReport:
             "transforms": [transform.to_dict() for transform in self.transforms],
             "changed": sorted(self.changed),
             "fallback_rows": self.fallback_rows,
+            **({"masks": masks} if (masks := describe_masks(self.layers)) else {}),
             **({"experts": experts} if (experts := expert_tokens(self.layers)) else {}),
             "layers": [layer.to_dict() for layer in self.layers],
             "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},

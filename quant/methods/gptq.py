@@ -11,6 +11,8 @@ Transformers", arXiv 2210.17323, section 4 and algorithm 1. Differences from the
   result, and inference needs no gather.
 - Scales are searched beforehand (`scale_search.py`).
 - The grid may be any that has fixed scales (`fitted_grid.py`): integers, or a table of levels.
+- Weights may be held at zero by a mask (`masks.py`), which SparseGPT's score chooses on the way.
+  The comparison with rounding is under the same mask.
 - Dead columns, whose input is zero in all samples, are rounded; the paper's code sets them to zero.
 - Rows on which plain rounding has a smaller error under the same Hessian keep the rounded integers.
 """
@@ -24,11 +26,13 @@ from torch import Tensor
 
 from ...common.validation import check_value
 from ..compressed_weight import CompressedWeight
+from ..recipe.mask import MaskRule
 from ..recipe.ranges import BlockSize
 from .blas import transposed_product
 from .cholesky import Factor, Precision, damping_fractions
 from .grids.fitted_grid import Fits, FittedGrid
 from .layer_error import row_energy
+from .masks import SolverMask, choose_zeros, hold_zeros
 from .prepared_hessian import PreparedHessian, prepare_hessian
 
 Kind = TypeVar("Kind", bound=CompressedWeight)
@@ -93,6 +97,7 @@ def gptq(
     act_order: bool = True,
     block_size: int = 128,
     scale_search: bool = True,
+    mask: MaskRule | None = None,
 ) -> GPTQResult[Kind]:
     """Quantize `weight` so that its outputs on the calibration inputs change least.
 
@@ -105,12 +110,16 @@ def gptq(
         act_order: solve columns in the order of falling diagonal; the result is not reordered.
         block_size: columns per lazy batch update; changes speed and the rounding of sums only.
         scale_search: shrink scales where that lowers the rounding error, see `search_scales`.
+        mask: hold weights at zero, see `masks.py`. A pattern N:M with the score "sparsegpt" needs
+            its columns next to each other: no `act_order`, and a multiple of M as `block_size`.
 
     Raises:
         ValueError: shapes do not match, a parameter is out of range, or the Hessian is not finite.
     """
     prepared = prepare_hessian(hessian, damp_percent=damp_percent, act_order=act_order)
-    return gptq_prepared(weight, prepared, scheme, block_size=block_size, scale_search=scale_search)
+    return gptq_prepared(
+        weight, prepared, scheme, block_size=block_size, scale_search=scale_search, mask=mask
+    )
 
 
 def gptq_prepared(
@@ -121,6 +130,7 @@ def gptq_prepared(
     block_size: int = 128,
     scale_search: bool = True,
     fused_range: float | None = None,
+    mask: MaskRule | None = None,
 ) -> GPTQResult[Kind]:
     """Quantize as `gptq` does, with a Hessian that several layers can share.
 
@@ -131,6 +141,7 @@ def gptq_prepared(
         block_size: see `gptq`.
         scale_search: see `gptq`.
         fused_range: see `GridScheme.fit_for_solver`.
+        mask: see `gptq`.
 
     Raises:
         ValueError: shapes do not match, or a parameter is out of range.
@@ -143,22 +154,31 @@ def gptq_prepared(
         )
     check_value(BlockSize, block_size, "block_size")
     original = weight.float()
+    zeros = None if mask is None else choose_zeros(original, mask, hessian.matrix.diagonal())
     # The grid is fixed before any column moves. Scales taken from a group when it is reached, as
     # in the paper, would follow corrected weights, but need groups to be solved one after another.
-    grid = scheme.fit_for_solver(original, search=scale_search, fused_range=fused_range)
-    rounded = grid.nearest(original)
+    grid = scheme.fit_for_solver(
+        hold_zeros(original, zeros), search=scale_search, fused_range=fused_range
+    )
     tiny = torch.finfo(torch.float32).tiny
     factor, order, dead_columns = hessian.factor, hessian.order, int(hessian.dead.sum())
     if factor is None:
+        rounded = grid.nearest(hold_zeros(original, zeros))
         difference = original - grid.values(rounded, slice(None))
         rtn_rows = row_energy(difference, hessian.matrix)
         energy = row_energy(original, hessian.matrix).sum().clamp_min(tiny)
         error = float(rtn_rows.sum() / energy)
         weight_of_rounded = grid.compressed(rounded)
         return _fall_back(weight_of_rounded, error, hessian.damp_percent, dead_columns)
+    solver_mask = None
+    if mask is not None and zeros is not None:
+        solver_mask = SolverMask(zeros, order, mask, block_size)
+    solved, gptq_rows = _solve(original, factor, order, grid, block_size, solver_mask)
+    if solver_mask is not None:
+        zeros = solver_mask.original_order()
+    rounded = grid.nearest(hold_zeros(original, zeros))
     rtn_rows = _measure_rows(original, (grid, rounded), order, factor.energies)
     energy = _measure_rows(original, None, order, factor.energies).sum().clamp_min(tiny)
-    solved, gptq_rows = _solve(original, factor, order, grid, block_size)
     # GPTQ is greedy: where a row's corrections exceed the grid and are clamped, the error can end
     # above that of rounding. Written so that NaN counts as worse.
     worse = ~(gptq_rows <= rtn_rows * (1 + _TIE))
@@ -201,6 +221,7 @@ def _solve(
     order: Tensor,
     grid: FittedGrid[Any],
     block_size: int,
+    mask: SolverMask | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Solve the columns from the last one of `order` to the first.
 
@@ -236,7 +257,14 @@ def _solve(
             for i in range(end - 1, begin - 1, -1):
                 diagonal = L[i, i]
                 target = W[i] + correction[i - begin] / diagonal
-                value = rounder.round(i, target)
+                wanted = target
+                if mask is not None:
+                    if run := mask.run(end, i):
+                        next_ = slice(max(i + 1 - run, begin), i + 1)
+                        pending = correction[next_.start - begin : i + 1 - begin]
+                        mask.choose(next_.start, _zero_terms(W[next_], L[next_, next_], pending))
+                    wanted = target.masked_fill(mask.zeros[i], 0)
+                value = rounder.round(i, wanted)
                 row_errors += ((target - value) * diagonal).square()
                 W[i] -= value
                 correction[: i - begin].addr_(L[i, begin:i], W[i])
@@ -248,6 +276,24 @@ def _solve(
     candidate = grid, solved
     added = _measure_rows(weight, candidate, order, lambda rows: rows.square_() @ factor.damping)
     return solved, (row_errors - added).clamp_min(0)
+
+
+def _zero_terms(weight: Tensor, lower: Tensor, correction: Tensor) -> Tensor:
+    """Compute the terms of the error, see `_solve`, that zeros of the next columns would have.
+
+    The targets of all these columns are those at which their terms would vanish together: column i
+    is corrected for those after it that are solved already, and for the others as well.
+
+    Args:
+        weight: float32 `[n, N]`, the columns that are solved next.
+        lower: float32 `[n, n]`, their block of the factor.
+        correction: float32 `[n, N]`, c of these columns, from the solved ones.
+
+    Returns:
+        float32 `[n, N]`.
+    """
+    shift: Tensor = torch.linalg.solve_triangular(lower.t(), correction, upper=True)
+    return shift.add_(weight).mul_(lower.diagonal()[:, None]).square_()
 
 
 def _measure_rows(

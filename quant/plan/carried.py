@@ -44,11 +44,13 @@ def check_carried(
     """
     for spec in specs:
         step = claims[spec.name][0]
-        if step is not None and (not step.rounds or step.scheme.activations != "none"):
+        if step is None:
+            continue
+        if not step.rounds or step.uses_activations or step.scheme.activations != "none":
             raise ValueError(
-                f"recipe {recipe.name}: {spec.name} has method {step.method} and "
-                f"{step.scheme.label}, but no calibration sample passes the module for "
-                "multi-token prediction; allowed: method rtn, and activations none"
+                f"recipe {recipe.name}: {spec.name} has method {step.label}, but no calibration "
+                "sample passes the module for multi-token prediction; allowed: method rtn, activations "
+                "none, and score magnitude with keep"
             )
     for each in padding:
         section, field = each.width.config_field

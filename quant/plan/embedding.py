@@ -32,10 +32,10 @@ def check_embedding(config: ModelConfig, recipe: Recipe, step: Step | None) -> N
             "head apart"
         )
     is_plain = isinstance(step.scheme, QuantScheme) and step.scheme.activations == "none"
-    if not step.rounds or not is_plain:
+    if not step.rounds or step.uses_activations or not is_plain:
         raise ValueError(
-            f"{where} has method {step.method} and {step.scheme.label}, but its rows are looked "
-            "up, so there is no input to calibrate with; allowed: method rtn with bits, and "
-            "activations none"
+            f"{where} has method {step.label}, but its rows are looked up, so there is no input to "
+            "calibrate with; allowed: method rtn with bits, activations none, and score magnitude "
+            "with keep"
         )
     check_groups([family_of(config).embedding(config)], step.scheme)

@@ -1,7 +1,8 @@
 """Expected size of the checkpoint once `vlpress pack` has coded it, from samples of the weights.
 
-A few rows of some layers are rounded to nearest and encoded as the plan's format does; a solver's
-integers have nearly the same distribution. Tensors that stay as they are, are sampled directly.
+A few rows of some layers are rounded to nearest, with the zeros of a mask by magnitude, and encoded
+as the plan's format does; a solver's integers have nearly the same distribution. Tensors that stay
+as they are, are sampled directly.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ...model.families import EMBEDDING
 from ...model.packed.estimate import coded_share
 from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.table import find_format
+from ..methods.masks import choose_zeros, hold_zeros
+from ..recipe.mask import MaskRule
 from ..recipe.scheme import GridScheme
 from .plan import Plan, PlanRow
 
@@ -47,7 +50,7 @@ def packed_parts(plan: Plan, reader: CheckpointReader, dtype: torch.dtype) -> di
     format_, _ = find_format(plan.contents, plan.format)
     totals = dict.fromkeys(plan.candidate_parts, 0.0)
     quantized = dict.fromkeys(plan.candidate_parts, 0)
-    for rows in _by_part_and_scheme(plan.quantized).values():
+    for rows in _by_part_and_grid(plan.quantized).values():
         part, size = rows[0].spec.part, sum(row.packed_bytes for row in rows)
         quantized[part] += size
         totals[part] += size * _quantized_share(rows, plan, reader, format_, dtype)
@@ -57,11 +60,12 @@ def packed_parts(plan: Plan, reader: CheckpointReader, dtype: torch.dtype) -> di
     return {name: round(size) for name, size in totals.items()}
 
 
-def _by_part_and_scheme(rows: Iterable[PlanRow]) -> Mapping[object, list[PlanRow]]:
+def _by_part_and_grid(rows: Iterable[PlanRow]) -> Mapping[object, list[PlanRow]]:
     groups: dict[object, list[PlanRow]] = {}
     for row in rows:
         assert row.step is not None
-        groups.setdefault((row.spec.part, row.step.scheme), []).append(row)
+        keep = row.step.mask.keep if row.step.mask else None
+        groups.setdefault((row.spec.part, row.step.scheme, keep), []).append(row)
     return groups
 
 
@@ -72,9 +76,9 @@ def _quantized_share(
     format_: Format,
     dtype: torch.dtype,
 ) -> float:
-    """Return the coded share of layers of one part and scheme."""
+    """Return the coded share of layers of one part, scheme and share of zeros."""
     assert rows[0].step is not None
-    scheme = rows[0].step.scheme
+    scheme, mask = rows[0].step.scheme, rows[0].step.mask
     assert isinstance(scheme, GridScheme)
     tensors: dict[str, Tensor] = {}
     for row in _evenly(rows, LAYERS):
@@ -82,6 +86,8 @@ def _quantized_share(
         columns = row.spec.in_features
         weight = reader.first_rows(name, ROWS)[:, :columns].to(dtype)
         weight = pad(weight, (0, columns - weight.shape[1]))
+        if mask is not None:
+            weight = hold_zeros(weight, choose_zeros(weight, MaskRule(mask.keep, "magnitude")))
         grid = scheme.fit_for_rounding(weight)
         rounded = grid.compressed(grid.nearest(weight)).with_input_range(1.0)
         encoded = format_.encode(rounded, dtype)

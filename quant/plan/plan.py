@@ -77,7 +77,7 @@ class PlanRow:
         if self.step is None:
             fate = f"kept, because {self.reason}"
         else:
-            fate = f"{self.step.method} {self.step.scheme.label}"
+            fate = self.step.label
         return f"{fate}; {self.growth}" if self.padding else fate
 
     @property

@@ -35,6 +35,22 @@ class GPTQStep(GridStep):
     method: ClassVar[str] = "gptq"
     falls_back: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask is None or self.mask.pattern is None or self.score != "sparsegpt":
+            return
+        if self.act_order:
+            raise ValueError(
+                f"act_order is true with keep {self.keep!r} and score 'sparsegpt'; allowed: false, "
+                "which solves the neighbours of a pattern together; or score wanda"
+            )
+        width = self.mask.pattern[1]
+        if self.block_size % width:
+            raise ValueError(
+                f"block_size is {self.block_size} with keep {self.keep!r} and score 'sparsegpt'; "
+                f"allowed: multiples of {width}"
+            )
+
     @property
     def statistics(self) -> frozenset[Statistic]:
         """See `Step.statistics`."""
@@ -61,6 +77,7 @@ class GPTQStep(GridStep):
             block_size=self.block_size,
             scale_search=self.scale_search,
             fused_range=fused_range,
+            mask=self.mask,
         )
         summary = f"error {result.final_error:.2e}{summary}"
         if result.fallback:
@@ -92,4 +109,5 @@ class GPTQStep(GridStep):
         weights = columns * rows
         panel = min(PANEL, columns) * (columns + rows)
         parts = 5 * 4 * min(CHUNK_ELEMENTS, weights) + 4 * panel
-        return 8 * columns**2 + 15 * weights + parts
+        zeros = 2 * weights if self.mask else 0  # the mask, also in the order of the solver
+        return 8 * columns**2 + 15 * weights + zeros + parts

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ...calib.statistics import INPUT_RANGE, Statistic
 from ...common.validation import Allowed, validated
+from ..recipe.mask import Keep, MaskRule, Score
 from ..recipe.presets import DECODER
 from ..recipe.scheme import GridScheme, QuantScheme, Scheme, TableScheme
 
@@ -92,6 +93,17 @@ class Step(ABC):
     def scheme_of(cls, keys: Collection[str]) -> type[Scheme]:
         """Return the class of the scheme that the keys of a recipe's step state."""
         return cls.scheme_type
+
+    @property
+    def mask(self) -> MaskRule | None:
+        """Weights that are held at zero; None = none is."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """Short form for tables, for example `gptq int4 g128 sym, keep 0.5 by wanda`."""
+        mask = "" if self.mask is None else f", {self.mask.label}"
+        return f"{self.method} {self.scheme.label}{mask}"
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -179,6 +191,50 @@ class GridStep(Step):
     """A step whose method finds levels on any grid."""
 
     scheme: GridScheme
+    keep: Keep | None = None
+    """Share of the weights of a row, or pattern N:M, that is not held at zero; None = all."""
+    score: Score | None = None
+    """Which weights are kept, see `MaskRule`; default the last of `scores`."""
+
+    scores: ClassVar[tuple[Score, ...]] = ("magnitude", "wanda", "sparsegpt")
+    """Scores that the method can compute, the best last."""
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.score is not None:
+            raise ValueError(
+                f"score is {self.score!r} without keep; allowed: with keep, the share of weights "
+                "that are not zero; add keep, or remove score"
+            )
+        if self.keep is not None and self.score is None:
+            object.__setattr__(self, "score", self.scores[-1])
+        if self.keep is not None and self.score not in self.scores:
+            raise ValueError(
+                f"score is {self.score!r} with method {self.method}; allowed: "
+                f"{', '.join(self.scores)}; the method gptq has all scores"
+            )
+
+    @property
+    def mask(self) -> MaskRule | None:
+        """See `Step.mask`."""
+        if self.keep is None or self.score is None:
+            return None
+        return MaskRule(self.keep, self.score)
+
+    def round(self, weight: Tensor, *, fused_range: float | None = None) -> CompressedWeight:
+        """See `Step.round`; a mask is chosen by magnitude, for want of energies of the input."""
+        from ..methods.masks import choose_zeros, hold_zeros
+
+        if self.keep is not None:
+            zeros = choose_zeros(weight, MaskRule(self.keep, "magnitude"))
+            weight = hold_zeros(weight, zeros)
+        return super().round(weight, fused_range=fused_range)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Step.to_dict`; steps without a mask are as they were before there were masks."""
+        values = super().to_dict()
+        if self.keep is None:
+            del values["keep"], values["score"]
+        return values
 
     @classmethod
     def scheme_of(cls, keys: Collection[str]) -> type[Scheme]:

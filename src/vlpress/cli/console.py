@@ -9,6 +9,7 @@ from ..common.progress import format_bytes, format_seconds
 from ..eval.report.tables.columns import Column, DataTable, Row, at, console_table
 from ..eval.report.tables.formatting import SYNTHETIC_NOTE, bounds, fixed, uniform
 from ..model.token_reduction.table import describe_rule
+from ..quant.recipe.mask import describe_mask
 from .byte_bars import byte_lines
 
 Result = Mapping[str, Any]
@@ -168,6 +169,7 @@ LAYERS = (
     Column("error", at("final_error"), ERROR),
     Column("error of rounding", at("rtn_error"), ERROR),
     Column("damping", at("damp_percent"), uniform("{:g}".format)),
+    Column("zeros", at("zeros"), uniform("{:.1%}".format)),
     Column("fallback", _fallback, style=""),
 )
 
@@ -181,6 +183,7 @@ def inspect_table(checkpoint: Result) -> str:
     ]
     if unquantized:
         lines.append(f"{len(unquantized)} linear layers are kept; --json gives the reasons")
+    lines += [describe_mask(mask) for mask in checkpoint.get("masks", ())]
     lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)

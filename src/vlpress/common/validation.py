@@ -86,6 +86,7 @@ class Real:
     least: float | None = None
     above: float | None = None
     most: float | None = None
+    below: float | None = None
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -103,12 +104,18 @@ class Real:
         # NaN fails every comparison, so the last one refuses it too.
         low = self.least is None or value >= self.least
         low = low and (self.above is None or value > self.above)
+        low = low and (self.below is None or value < self.below)
         return low and (value < math.inf if self.most is None else value <= self.most)
 
     def _text(self) -> str:
         if self.least is not None and self.most is not None:
             return f"a number from {self.least:g} to {self.most:g}"
-        bounds = {" above": self.above, ", at least": self.least, ", at most": self.most}
+        bounds = {
+            " above": self.above,
+            ", at least": self.least,
+            ", at most": self.most,
+            ", below": self.below,
+        }
         words = (f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
         return f"a number{''.join(words)}"
 
