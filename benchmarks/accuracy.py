@@ -16,6 +16,8 @@ The run resumes: rows of the same commit are stored in --work, so that several p
 the rows of one table (--models) and a final run collects them. --accept reuses rows of other
 commits, for a change that does not affect them: remove the affected ones from --work first. As
 evidence, --check measures the given rows again and fails if a number differs.
+With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
+layers as stored and in the container.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
 """
 
@@ -36,16 +38,19 @@ from common.dequantized_checkpoint import save_dequantized
 from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.float_weights import restore_weights_
 from common.machine import provenance
+from common.packed import layer_bytes
 from common.rows import (
     FLOAT,
     GRID_METHODS,
     GRIDS,
+    MASKS,
     SAMPLE_FACTORS,
     SETTINGS,
     WHOLE,
     Row,
     all_rows,
     grid_rows,
+    mask_rows,
     whole_rows,
 )
 from common.tables import listed
@@ -82,7 +87,7 @@ def main() -> None:
     }
     rows = [
         row
-        for row in (*all_rows(), *grid_rows(), *whole_rows())
+        for row in (*all_rows(), *grid_rows(), *mask_rows(), *whole_rows())
         if row.setting in options.settings and row.method in (options.methods or (row.method,))
     ]
     results["models"] = {
@@ -99,7 +104,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *WHOLE]
+    settings = [*SETTINGS, *GRIDS, *MASKS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
@@ -108,6 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=512, help="held-out samples")
     parser.add_argument("--no-choice", action="store_true", help="choose no best method")
     parser.add_argument("--limit", type=int, help="questions per benchmark (default all, 0 none)")
+    parser.add_argument("--packed", action="store_true", help="count the bytes in a container too")
     parser.add_argument("--accept", nargs="+", default=[], metavar="COMMIT", help="see above")
     parser.add_argument("--check", nargs="+", default=[], metavar="ROW", help="as w4a16/gptq")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -172,6 +178,7 @@ class Measurement:
             "seeds": seeds,
             "bits_per_weight": cells[0]["bits_per_weight"],
             "parts": cells[0].get("parts"),
+            **({"bytes": cells[0]["bytes"]} if "bytes" in cells[0] else {}),
             "fallback_rows": sum(cell["fallback_rows"] for cell in cells),
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
@@ -210,7 +217,7 @@ class Measurement:
         for seed in self.seeds(row):
             size = {name: sizes_by_name[name]}
             path = self.folder(row, seed) / f"{name}.json"
-            made_from = self.made_from(row, seed, size)
+            made_from = self.made_from(row, seed, size, packed=False)
             if (cell := self.stored(path, made_from)) is None:
                 cell = self.judges.measure(self.quantize(row, seed)[0], size)
                 cell = self.store(cell, path, made_from)
@@ -220,7 +227,7 @@ class Measurement:
     def cell(self, row: Row, seed: int) -> dict[str, Any]:
         """Measure one row and seed, or load its stored measurement."""
         path = self.folder(row, seed) / "cell.json"
-        made_from = self.made_from(row, seed, self.sizes(row))
+        made_from = self.made_from(row, seed, self.sizes(row), packed=self.options.packed)
         if (cell := self.stored(path, made_from)) is not None:
             return cell
         return self.store(self.measure(row, *self.quantize(row, seed)), path, made_from)
@@ -229,7 +236,7 @@ class Measurement:
         """Evaluate the benchmarks with the checkpoint of the first seed, or load the scores."""
         seed = self.options.seeds[0]
         folder = self.folder(row, seed)
-        made_from = self.made_from(row, seed, {}) | {"limit": self.options.limit}
+        made_from = self.made_from(row, seed, {}, packed=False) | {"limit": self.options.limit}
         if (scored := self.stored(folder / "scores.json", made_from)) is None:
             model, report = self.quantize(row, seed)
             checkpoint = folder / "checkpoint"
@@ -257,10 +264,12 @@ class Measurement:
         folder: Path = self.work / row.key / f"seed{seed}"
         return folder
 
-    def made_from(self, row: Row, seed: int, sizes: dict[str, int]) -> dict[str, Any]:
-        """Inputs that determine the numbers of a cell."""
+    def made_from(
+        self, row: Row, seed: int, sizes: dict[str, int], *, packed: bool
+    ) -> dict[str, Any]:
+        """Inputs that determine the numbers of a cell, and whether it has packed bytes."""
         recipe = self.recipe(row, seed).to_dict()
-        return {"recipe": recipe, "sizes": list(sizes.values())}
+        return {"recipe": recipe, "sizes": list(sizes.values())} | ({"packed": 1} if packed else {})
 
     def recipe(self, row: Row, seed: int) -> Recipe:
         """Recipe of a row, with the names of this model's layers."""
@@ -310,8 +319,15 @@ class Measurement:
             "parts": report.plan.candidate_parts,
             "fallback_rows": report.fallback_rows,
             "solved_rows": sum(solved),
+            **self.packed_bytes(model, report),
             **self.judges.measure(model, self.sizes(row)),
         }
+
+    def packed_bytes(self, model: QwenVL, report: QuantReport) -> dict[str, Any]:
+        """Bytes of the quantized layers, if they are asked for."""
+        if not self.options.packed:
+            return {}
+        return {"bytes": layer_bytes(model, report, resolve_folder(self.name))}
 
     def sizes(self, row: Row) -> dict[str, int]:
         """Number of samples of each set for a row."""

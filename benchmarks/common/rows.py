@@ -39,6 +39,14 @@ GRIDS: dict[str, dict[str, Any]] = {
 """Tables of levels for decoder layers, and integers, all on as many samples; measured on
 request (`accuracy.py --settings`)."""
 
+MASKS: dict[str, dict[str, Any]] = {
+    f"int4-{keep}-{score}": {"bits": 4, "group_size": 128, "keep": keep, "score": score}
+    for keep in (0.75, 0.5, "2:4")
+    for score in ("magnitude", "wanda", "sparsegpt")
+}
+"""int4 in decoder layers with weights held at zero: keep and score. Columns are solved in their own
+order, which patterns need; measured on request."""
+
 FLOAT = "float"
 """Method that keeps the weights in float, so that rounded activations alone remain."""
 ACTIVATIONS = "activations alone"
@@ -91,6 +99,8 @@ UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
 GRID_METHODS = ("rtn", "gptq", "gptaq")
 """Methods of tables of levels; rounding and the better of the solvers are scored."""
+MASK_METHODS = ("rtn", "gptq")
+"""Methods of masks; rounding has no score of a solver."""
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
@@ -119,6 +129,8 @@ class Row:
     @property
     def scored(self) -> bool:
         """Whether the benchmarks are evaluated with its checkpoint."""
+        if self.setting in MASKS:
+            return self.method == "gptq"
         if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
@@ -146,7 +158,7 @@ class Row:
             preset = PRESETS[self.setting] | {"name": self.key, "calibration": calibration}
             return Recipe.from_dict(preset)
         *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
-        decoder = (SETTINGS | GRIDS)[self.setting]
+        decoder = (SETTINGS | GRIDS | MASKS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
@@ -156,7 +168,10 @@ class Row:
             {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
             for name in transforms
         ]
-        steps += [{"method": solver, "targets": targets, **scheme} for targets, scheme in parts]
+        ordered = {"act_order": False} if self.setting in MASKS and solver != "rtn" else {}
+        steps += [
+            {"method": solver, "targets": targets, **scheme, **ordered} for targets, scheme in parts
+        ]
         return Recipe.from_dict(
             {
                 "name": self.key,
@@ -178,6 +193,16 @@ def grid_rows() -> list[Row]:
     weights = [Row(setting, name) for setting in GRIDS for name in GRID_METHODS]
     rounding = [setting for setting, grid in GRIDS.items() if "activations" in grid]
     return weights + [Row(setting, FLOAT, ACTIVATIONS) for setting in rounding]
+
+
+def mask_rows() -> list[Row]:
+    """Rows of masks."""
+    return [
+        Row(setting, name)
+        for setting, scheme in MASKS.items()
+        for name in MASK_METHODS
+        if name != "rtn" or scheme["score"] != "sparsegpt"
+    ]
 
 
 def whole_rows() -> list[Row]:

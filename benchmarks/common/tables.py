@@ -28,7 +28,8 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "and the 99th percentile over tokens. Scores in percent are those of the checkpoint of the "
         "first seed, in brackets the paired 95 % interval of the difference from the baseline. "
         "Bits are those of the quantized layers, with scales and zero points. Sizes, where they "
-        "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head.",
+        "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head; "
+        "KiB are those of the quantized layers, as stored and after `vlpress pack`.",
         "",
         "In every run, on every layer, GPTQ's error before any fallback was at most that of "
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
@@ -71,10 +72,12 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
     sized = any(row.get("parts") for row in rows)
     head = ["setting", "method", "KL", "seeds", "p99", "top-1"]
     head += [f"{NAMES[name]} (n {entry['n']})" for name, entry in base.items()]
-    head += ["bits", *(["MiB by part"] if sized else []), "fell back"]
+    packed = any("bytes" in row for row in rows)
+    sizes = ["KiB", "KiB packed", "bits packed"] if packed else []
+    head += ["bits", *sizes, *(["MiB by part"] if sized else []), "fell back"]
     original = ["bf16", "", "", "", "", ""]
     original += [f"{entry['score']:.1f}" for entry in base.values()]
-    body = [[*original, "16", *([""] if sized else []), ""]] if base else []
+    body = [[*original, "16", *([""] * (len(sizes) + sized)), ""]] if base else []
     for row in rows:
         body.append(
             [
@@ -83,11 +86,20 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
                 *divergence(row["held_out"]),
                 *(score(row["benchmarks"].get(name)) for name in base),
                 f"{row['bits_per_weight']:.2f}",
+                *(packed_cells(row.get("bytes")) if packed else []),
                 *([mebibytes(row.get("parts"))] if sized else []),
                 f"{row['fallback_rows']} of {row['solved_rows']}" if row["solved_rows"] else "",
             ]
         )
     return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def packed_cells(size: Mapping[str, int] | None) -> list[str]:
+    """KiB of the quantized layers as stored and packed, and packed bits per weight."""
+    if size is None:
+        return ["", "", ""]
+    kibibytes = (f"{size[key] / 2**10:.0f}" for key in ("stored", "packed"))
+    return [*kibibytes, f"{8 * size['packed'] / size['weights']:.2f}"]
 
 
 def mebibytes(parts: Mapping[str, int] | None) -> str:

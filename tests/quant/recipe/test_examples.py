@@ -32,7 +32,7 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
         four = 4, False
         return {"decoder": four, "tower": four, "embedding": four, "head": (8, False)}
     schemes = {}
-    for part in name.split("+"):
+    for part in name.removesuffix("-2of4").split("+"):
         stage, _, scheme = part.rpartition("-")
         match = re.fullmatch(r"w(\d+)a(\d+)", scheme)
         assert match is not None
