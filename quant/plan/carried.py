@@ -49,8 +49,8 @@ def check_carried(
         if not step.rounds or step.uses_activations or step.scheme.activations != "none":
             raise ValueError(
                 f"recipe {recipe.name}: {spec.name} has method {step.label}, but no calibration "
-                "sample passes the module for multi-token prediction; allowed: method rtn, activations "
-                "none, and score magnitude with keep"
+                "sample passes the module for multi-token prediction; allowed: method rtn, "
+                "activations none, and score magnitude with keep"
             )
     for each in padding:
         section, field = each.width.config_field
