@@ -234,6 +234,8 @@ def _solve(
     product per panel over all solved columns, one per block over the solved columns of the panel,
     and a rank-1 update per column inside the block.
 
+    A mask holds values at zero; "sparsegpt" chooses them when it reaches a block or pattern.
+
     Returns:
         uint8 `[N, K]` in the original order, and each row's error under the undamped Hessian,
         float32 `[N]`.
@@ -257,14 +259,14 @@ def _solve(
             for i in range(end - 1, begin - 1, -1):
                 diagonal = L[i, i]
                 target = W[i] + correction[i - begin] / diagonal
-                wanted = target
+                held = target
                 if mask is not None:
                     if run := mask.run(end, i):
                         next_ = slice(max(i + 1 - run, begin), i + 1)
                         pending = correction[next_.start - begin : i + 1 - begin]
                         mask.choose(next_.start, _zero_terms(W[next_], L[next_, next_], pending))
-                    wanted = target.masked_fill(mask.zeros[i], 0)
-                value = rounder.round(i, wanted)
+                    held = target.masked_fill(mask.zeros[i], 0)
+                value = rounder.round(i, held)
                 row_errors += ((target - value) * diagonal).square()
                 W[i] -= value
                 correction[: i - begin].addr_(L[i, begin:i], W[i])

@@ -91,6 +91,10 @@ class SolverMask:
             order: int64 `[K]`, columns in the order of the solver.
             rule: the mask.
             block_size: columns of a block of the solver.
+
+        Raises:
+            ValueError: the neighbours of a pattern, which are chosen together, are not solved
+                together.
         """
         self.zeros = zeros.t()[order].contiguous()
         """bool `[K, N]`, in the order of the solver."""
@@ -98,6 +102,12 @@ class SolverMask:
         self._run = 0
         if rule.score == "sparsegpt":
             self._run = block_size if rule.pattern is None else rule.pattern[1]
+            backwards = bool((order.diff() == -1).all())
+            if rule.pattern is not None and (not backwards or block_size % self._run):
+                raise ValueError(
+                    f"{rule.label} with act_order or block_size {block_size}; allowed: act_order "
+                    f"false, and a multiple of {self._run} as block_size"
+                )
 
     def run(self, end: int, column: int) -> int:
         """Return how many columns are chosen before a column is solved; 0 = they are already.

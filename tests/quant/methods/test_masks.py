@@ -178,6 +178,14 @@ def test_a_layer_without_a_factor_has_the_mask_of_wanda() -> None:
     assert bool((result.weight.dequantize()[zeros] == 0).all())
 
 
+@pytest.mark.parametrize("options", [{}, {"act_order": False, "block_size": 6}])
+def test_neighbours_that_are_not_solved_together_are_refused(options: dict[str, Any]) -> None:
+    weight, hessian = problem()
+    rule = MaskRule("2:4", "sparsegpt")
+    with pytest.raises(ValueError, match=r"keep 2:4 by sparsegpt .* allowed: act_order false"):
+        gptq(weight, hessian, QuantScheme(4, 32), mask=rule, **options)
+
+
 SCHEMES: list[GridScheme] = [
     QuantScheme(4, 32, symmetric=False),
     QuantScheme(2, 32),
