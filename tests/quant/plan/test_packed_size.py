@@ -44,6 +44,22 @@ def test_estimate_is_near_the_packed_checkpoint(recipe: str, tmp_path: Path) -> 
     assert sum(parts.values()) == pytest.approx(found, rel=0.02)
 
 
+def test_zeros_of_a_mask_make_the_estimate_smaller(tmp_path: Path) -> None:
+    step = '[[step]]\nmethod = "rtn"\nbits = 4\n'
+    sizes = []
+    for name, mask in (("dense", ""), ("masked", 'keep = 0.5\nscore = "magnitude"\n')):
+        file = tmp_path / f"{name}.toml"
+        file.write_text(step + mask)
+        _, parts = planned(resolve_model("tiny"), Recipe.resolve(file))
+        sizes.append(parts["decoder"])
+    made, packed = tmp_path / "made", tmp_path / "packed"
+    vlpress.quantize("tiny", recipe=str(file), out=made, progress=False)
+    vlpress.pack(made, out=packed, progress=False)
+    total = sum(path.stat().st_size for path in packed.glob("*.vlz"))
+    assert sum(parts.values()) == pytest.approx(total, rel=0.02)
+    assert 0.7 < sizes[1] / sizes[0] < 0.85
+
+
 def test_tied_head_of_its_own_is_sampled_from_the_embedding() -> None:
     plan, parts = planned(resolve_model("tiny"), Recipe.resolve("w4a16-all"))
     assert plan.untied
