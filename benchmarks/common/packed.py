@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import vlpress
+from vlpress.model.checkpoint import canonical_name
 from vlpress.model.packed.reading import tensor_sizes
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.driver.pipeline import save_quantized
@@ -31,7 +32,7 @@ def layer_bytes(model: QwenVL, report: QuantReport, source: Path) -> dict[str, i
         vlpress.pack(checkpoint, out=out, progress=False)
         for path in out.glob("*.vlz"):
             for info, coded in tensor_sizes(path):
-                layer, _, part = info.name.rpartition(".")
+                layer, _, part = canonical_name(info.name).rpartition(".")
                 if layer in names and part != "bias":
                     stored += info.end - info.begin
                     packed += coded
