@@ -21,8 +21,8 @@ from transformers import AutoTokenizer, BertModel
 from vlpress.calib.observers import CrossMoment, Hessian
 from vlpress.quant.methods.gptaq import asymmetric_target
 from vlpress.quant.methods.gptq import gptq
+from vlpress.quant.methods.hessian.prepared_hessian import prepare_hessian
 from vlpress.quant.methods.layer_error import relative_error
-from vlpress.quant.methods.prepared_hessian import prepare_hessian
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme
 

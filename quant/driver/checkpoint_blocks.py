@@ -12,7 +12,7 @@ from ...model.checkpoint import CheckpointReader
 from ...model.families import EMBEDDING
 from ...model.loading import load_block, release_block
 from ...model.qwen_vl import QwenVL
-from ..methods.cholesky import is_finite
+from ..methods.hessian.cholesky import is_finite
 from ..methods.rtn import row_chunks
 from ..steps.step import Step
 from .padding import Padding, pad_tensors

@@ -30,8 +30,8 @@ from ..targets import put_calibrating, put_module, weight_of
 from .experts import EXPERT_TOKENS
 from .kv_calibration import CalibratedLayer, warn_of_outliers
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
+from .scaling.transforms import BlockTransforms
 from .sparsity import share_of_zeros
-from .transforms import BlockTransforms
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ...common.validation import check_value
 from ..recipe.ranges import Share
-from .cholesky import is_finite
-from .prepared_hessian import PreparedHessian
+from .hessian.cholesky import is_finite
+from .hessian.prepared_hessian import PreparedHessian
 
 
 def asymmetric_target(

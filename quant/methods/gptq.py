@@ -29,11 +29,11 @@ from ..compressed_weight import CompressedWeight
 from ..recipe.mask import MaskRule
 from ..recipe.ranges import BlockSize
 from .blas import transposed_product
-from .cholesky import Factor, Precision, damping_fractions
 from .grids.fitted_grid import Fits, FittedGrid
+from .hessian.cholesky import Factor, Precision, damping_fractions
+from .hessian.prepared_hessian import PreparedHessian, prepare_hessian
 from .layer_error import row_energy
 from .masks import SolverMask, choose_zeros, hold_zeros
-from .prepared_hessian import PreparedHessian, prepare_hessian
 
 Kind = TypeVar("Kind", bound=CompressedWeight)
 

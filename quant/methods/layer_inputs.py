@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...calib.observers import CrossMoment, Hessian
 from ...calib.statistics import CROSS_MOMENT, HESSIAN, Statistic
+from .hessian.prepared_hessian import PreparedHessian, prepare_hessian
 from .layer_error import relative_error
-from .prepared_hessian import PreparedHessian, prepare_hessian
 
 
 class SharedInput:

@@ -13,7 +13,7 @@ from .transform import GroupSize, Scaling, Transform, TransformWork
 
 if TYPE_CHECKING:
     from ...calib.sequential import CalibrationBlock
-    from ..driver.transforms import BlockTransforms
+    from ..driver.scaling.transforms import BlockTransforms
     from ..plan.channel_groups import PlannedTransform
 
 
@@ -34,7 +34,7 @@ class AWQStep(Transform):
         self, run: BlockTransforms, block: CalibrationBlock, groups: Sequence[PlannedTransform]
     ) -> list[Scaling]:
         """See `Transform.apply`; a group is observed after those before it were scaled."""
-        from ..driver.awq_scaling import scale_group
+        from ..driver.scaling.awq_scaling import scale_group
 
         return [
             scale_group(run, block, group, points=self.points, clip=self.clip) for group in groups

@@ -15,8 +15,8 @@ from .step import GridStep, Solved, Work
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..methods.hessian.prepared_hessian import PreparedHessian
     from ..methods.layer_inputs import LayerInputs
-    from ..methods.prepared_hessian import PreparedHessian
 
 
 @validated

@@ -13,7 +13,7 @@ from .transform import GroupSize, Scaling, Transform, TransformWork
 
 if TYPE_CHECKING:
     from ...calib.sequential import CalibrationBlock
-    from ..driver.transforms import BlockTransforms
+    from ..driver.scaling.transforms import BlockTransforms
     from ..plan.channel_groups import PlannedTransform
 
 Alpha = Annotated[Share | Literal["search"], Allowed(f"a number from 0 to 1, {SEARCH!r}")]
@@ -34,13 +34,13 @@ class SmoothQuantStep(Transform):
         self, run: BlockTransforms, block: CalibrationBlock, groups: Sequence[PlannedTransform]
     ) -> list[Scaling]:
         """See `Transform.apply`."""
-        from ..driver.smoothing import smooth_block
+        from ..driver.scaling.smoothing import smooth_block
 
         return smooth_block(run, block, groups, None if isinstance(self.alpha, str) else self.alpha)
 
     def work(self, groups: Sequence[GroupSize], deepest: int, weights: int) -> TransformWork:
         """See `Transform.work`: a pass for the ranges, and the trials of the search."""
-        from ..driver.smoothing import SEARCH_SHARE
+        from ..driver.scaling.smoothing import SEARCH_SHARE
         from ..methods.smoothquant import ALPHAS
 
         trials = 0

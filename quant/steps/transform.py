@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...calib.sequential import CalibrationBlock
-    from ..driver.transforms import BlockTransforms
+    from ..driver.scaling.transforms import BlockTransforms
     from ..plan.channel_groups import PlannedTransform
 
 

@@ -19,9 +19,9 @@ from vlpress.model.families import family_of
 from vlpress.model.loading import build_model
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.checkpoint.formats.patterns import excluding_patterns
-from vlpress.quant.driver import awq_scaling
 from vlpress.quant.driver.pipeline import load_quantized, quantize_, save_quantized
-from vlpress.quant.driver.transforms import BlockTransforms
+from vlpress.quant.driver.scaling import awq_scaling
+from vlpress.quant.driver.scaling.transforms import BlockTransforms
 from vlpress.quant.methods.awq import AWQResult, awq_scales
 from vlpress.quant.methods.layer_error import split_rows
 from vlpress.quant.plan.plan import make_plan

@@ -17,7 +17,7 @@ from vlpress.quant.driver.pipeline import check_format, make_plan, quantize_, sa
 from vlpress.quant.methods.affine import QuantizedWeight, choose_input_scale
 from vlpress.quant.methods.gptq import GPTQResult, gptq, gptq_prepared
 from vlpress.quant.methods.grids.activation_rounding import rounded_activations
-from vlpress.quant.methods.prepared_hessian import PreparedHessian
+from vlpress.quant.methods.hessian.prepared_hessian import PreparedHessian
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme, TableScheme

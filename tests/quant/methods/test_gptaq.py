@@ -15,7 +15,7 @@ from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.gptaq import asymmetric_target, relative_change
 from vlpress.quant.methods.gptq import gptq
-from vlpress.quant.methods.prepared_hessian import prepare_hessian
+from vlpress.quant.methods.hessian.prepared_hessian import prepare_hessian
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.recipe.scheme import QuantScheme

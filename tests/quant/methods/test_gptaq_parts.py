@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vlpress.quant.methods.gptaq import asymmetric_target
 from vlpress.quant.methods.gptq import gptq
-from vlpress.quant.methods.prepared_hessian import prepare_hessian
+from vlpress.quant.methods.hessian.prepared_hessian import prepare_hessian
 from vlpress.quant.recipe.scheme import QuantScheme
 
 K, N, T = 48, 20, 400

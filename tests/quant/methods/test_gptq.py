@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from vlpress.quant.methods import cholesky
 from vlpress.quant.methods.affine import QuantizedWeight, choose_qparams, quantize
 from vlpress.quant.methods.gptq import GPTQResult, gptq
+from vlpress.quant.methods.hessian import cholesky
 from vlpress.quant.methods.layer_error import row_energy
 from vlpress.quant.methods.rtn import rtn
 from vlpress.quant.recipe.scheme import QuantScheme

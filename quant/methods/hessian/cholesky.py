@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...common.validation import check_value
-from ..recipe.ranges import DampPercent
-from . import blas
+from ....common.validation import check_value
+from ...recipe.ranges import DampPercent
+from .. import blas
 
 LADDER = (1, 2, 5, 10, 20, 50, 100)
 """Multiples of the requested damping, tried in order until the Cholesky factor exists.

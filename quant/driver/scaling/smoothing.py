@@ -7,15 +7,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ...calib.sequential import CalibrationBlock
-from ...calib.statistics import CHANNEL_ABSMAX
-from ..methods.channel_scaling import reader_names, reduce_columns, source_names
-from ..methods.rtn import rtn
-from ..methods.smoothquant import ALPHAS, smooth_scales, weight_absmax
-from ..plan.channel_groups import PlannedTransform
-from ..recipe.scheme import QuantScheme
-from ..steps.transform import Scaling
-from ..targets import put_compressed, put_module, weight_of
+from ....calib.sequential import CalibrationBlock
+from ....calib.statistics import CHANNEL_ABSMAX
+from ...methods.channel_scaling import reader_names, reduce_columns, source_names
+from ...methods.rtn import rtn
+from ...methods.smoothquant import ALPHAS, smooth_scales, weight_absmax
+from ...plan.channel_groups import PlannedTransform
+from ...recipe.scheme import QuantScheme
+from ...steps.transform import Scaling
+from ...targets import put_compressed, put_module, weight_of
 from .transforms import BlockTransforms
 
 SEARCH_SAMPLES = 32

@@ -1,13 +1,13 @@
 """AWQ on a channel group of a block; the search is in `methods/awq.py`."""
 
-from ...calib.sequential import CalibrationBlock
-from ...calib.statistics import CHANNEL_MEAN_ABS, HESSIAN
-from ...calib.tap_groups import TapGroup
-from ..methods.awq import awq_scales
-from ..methods.channel_scaling import reduce_columns
-from ..plan.channel_groups import PlannedTransform
-from ..recipe.scheme import QuantScheme
-from ..steps.transform import Scaling
+from ....calib.sequential import CalibrationBlock
+from ....calib.statistics import CHANNEL_MEAN_ABS, HESSIAN
+from ....calib.tap_groups import TapGroup
+from ...methods.awq import awq_scales
+from ...methods.channel_scaling import reduce_columns
+from ...plan.channel_groups import PlannedTransform
+from ...recipe.scheme import QuantScheme
+from ...steps.transform import Scaling
 from .transforms import BlockTransforms
 
 

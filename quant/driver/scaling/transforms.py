@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...calib.sequential import CalibrationBlock
-from ...calib.statistics import ObservedInput, Statistic
-from ...calib.tap_groups import TapGroup, tap_groups
-from ...model.qwen_vl import QwenVL
-from ..kernels.bf16_linear import select_syrk
-from ..methods.channel_scaling import (
+from ....calib.sequential import CalibrationBlock
+from ....calib.statistics import ObservedInput, Statistic
+from ....calib.tap_groups import TapGroup, tap_groups
+from ....model.qwen_vl import QwenVL
+from ...kernels.bf16_linear import select_syrk
+from ...methods.channel_scaling import (
     channel_index,
     count_channels,
     reader_names,
     rescale_,
     source_names,
 )
-from ..plan.channel_groups import PlannedTransform
-from ..plan.plan import Plan
-from ..targets import weight_of
-from .report import TransformReport
+from ...plan.channel_groups import PlannedTransform
+from ...plan.plan import Plan
+from ...targets import weight_of
+from ..report import TransformReport
 
 
 class BlockTransforms:

@@ -19,7 +19,7 @@ from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.checkpoint.outliers import add_outliers_
 from vlpress.quant.driver.pipeline import quantize_
 from vlpress.quant.driver.report import QuantReport
-from vlpress.quant.driver.transforms import BlockTransforms
+from vlpress.quant.driver.scaling.transforms import BlockTransforms
 from vlpress.quant.methods.smoothquant import smooth_scales, weight_absmax
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
@@ -179,7 +179,7 @@ def test_search_leaves_a_block_alone_if_smoothing_only_hurts(
     def harmful(act: Tensor, weight: Tensor, alpha: float) -> Tensor:
         return torch.logspace(-3, 3, len(act))
 
-    monkeypatch.setattr("vlpress.quant.driver.smoothing.smooth_scales", harmful)
+    monkeypatch.setattr("vlpress.quant.driver.scaling.smoothing.smooth_scales", harmful)
     model, original = small_model(), small_model()
     searching = recipe({"method": "smoothquant", "alpha": "search"}, INT8)
     done = transform(model, searching, prompts(model.config))

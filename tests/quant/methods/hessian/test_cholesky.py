@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpress.quant.methods.cholesky import COPY_ROWS, LADDER, Factor, find_factor, is_finite
+from vlpress.quant.methods.hessian.cholesky import COPY_ROWS, LADDER, Factor, find_factor, is_finite
 from vlpress.quant.methods.layer_error import row_energy
 
 
@@ -109,9 +109,9 @@ def test_wide_ones_are_factored_by_blocks(monkeypatch: pytest.MonkeyPatch, colum
     whole = first(hessian, order).lower.tril()
     hopeless = hessian.clone()
     hopeless[-1, -2] = hopeless[-2, -1] = 1e6
-    monkeypatch.setattr("vlpress.quant.methods.cholesky.LAPACK_MAX_BYTES", 64)
-    monkeypatch.setattr("vlpress.quant.methods.cholesky.BLOCK", 16)
-    monkeypatch.setattr("vlpress.quant.methods.cholesky.SOLVE_ROWS", 7)
+    monkeypatch.setattr("vlpress.quant.methods.hessian.cholesky.LAPACK_MAX_BYTES", 64)
+    monkeypatch.setattr("vlpress.quant.methods.hessian.cholesky.BLOCK", 16)
+    monkeypatch.setattr("vlpress.quant.methods.hessian.cholesky.SOLVE_ROWS", 7)
     blocked = first(hessian, order).lower.tril()
     torch.testing.assert_close(blocked, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
     assert find_factor(hopeless, order, torch.zeros(columns), 0.01) is None

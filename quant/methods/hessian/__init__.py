@@ -1,0 +1,1 @@
+"""The Hessian of a layer: its factor, and its preparation for solvers."""
