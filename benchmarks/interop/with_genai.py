@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from answering_engines import comparison, jobs
 from answering_engines.jobs import Case, Model, Worker
 from commands import ROOT
@@ -28,7 +25,7 @@ def main() -> None:
         scripts=[jobs.WORKERS / name for name in ("genai_worker.py", "questions.py")],
         constraints=ROOT / "constraints-onnxruntime-genai.txt",
         environment={},
-        describe=describe,
+        describe=jobs.count_layers,
         version=lambda versions: (
             f"{versions.get('onnxruntime-genai')} (onnxruntime {versions.get('onnxruntime')})"
         ),
@@ -36,11 +33,6 @@ def main() -> None:
     tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
     rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
     jobs.write_rows(rows, options.out)
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """Number of layers by operator."""
-    return ", ".join(f"{count} {kind}" for kind, count in result.get("layers", {}).items())
 
 
 if __name__ == "__main__":

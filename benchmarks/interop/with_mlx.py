@@ -5,9 +5,6 @@ It reads float checkpoints, and compressed-tensors with symmetric weights and 16
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from answering_engines import comparison, jobs
 from answering_engines.jobs import Case, Model, Worker
 from commands import ROOT
@@ -41,17 +38,12 @@ def main() -> None:
         scripts=[jobs.WORKERS / name for name in ("mlx_worker.py", "questions.py")],
         constraints=ROOT / "constraints-mlx-vlm.txt",
         environment={"HF_HUB_OFFLINE": "1"},
-        describe=describe,
+        describe=jobs.count_layers,
         version=lambda versions: f"{versions.get('mlx-vlm')} (mlx {versions.get('mlx')})",
     )
     tiny = Model("tiny", "tiny", comparison.questions(), LONGEST_ANSWER)
     rows = jobs.ask(worker, tiny, CASES, options.made, options.work)
     jobs.write_rows(rows, options.out)
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """Number of linear layers by class."""
-    return ", ".join(f"{count} {kind}" for kind, count in result.get("layers", {}).items())
 
 
 if __name__ == "__main__":

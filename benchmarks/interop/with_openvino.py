@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from answering_engines import comparison, jobs
 from answering_engines.jobs import Case, Model, Worker
 from commands import ROOT
@@ -38,7 +35,7 @@ def main() -> None:
         scripts=[*scripts, *sorted(EXAMPLES.glob("onnx_*.py"))],
         constraints=ROOT / "constraints-openvino.txt",
         environment={"PYTHONPATH": str(EXAMPLES)},
-        describe=describe,
+        describe=jobs.count_layers,
         version=lambda versions: str(versions.get("openvino")),
     )
     items = comparison.sample(asked(), QUESTIONS)
@@ -59,11 +56,6 @@ def asked() -> dict[str, Item]:
         for key, item in comparison.questions().items()
         if [part["type"] for part in item.messages[0]["content"]] == ["image", "text"]
     }
-
-
-def describe(result: Mapping[str, Any]) -> str:
-    """Number of layers by operator."""
-    return ", ".join(f"{count} {kind}" for kind, count in result.get("layers", {}).items())
 
 
 if __name__ == "__main__":

@@ -177,6 +177,11 @@ def readable(case: Case, checkpoint: Path, work: Path) -> Path:
     return folder
 
 
+def count_layers(result: Mapping[str, Any]) -> str:
+    """Describe a worker's result by the number of layers of each kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in result.get("layers", {}).items())
+
+
 def ask(
     worker: Worker, model: Model, cases: Sequence[Case], made: Path, work: Path
 ) -> list[AnswerRow]:

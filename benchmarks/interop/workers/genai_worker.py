@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 import tempfile
-import traceback
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +23,8 @@ questions have no character of it."""
 
 
 def main() -> None:
-    """Run the jobs one after the other, on the CPU."""
-    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        try:
-            result = run(job)
-        except Exception as error:  # a refusal of any kind is a result
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"}
-        versions = {name: version(name) for name in ("onnxruntime-genai", "onnxruntime")}
-        questions.write(job["out"], {"key": job["key"], "versions": versions, **result})
-        print(f"{job['name']}: done", flush=True)
+    """Run the jobs on the CPU."""
+    questions.run_jobs(run, ("onnxruntime-genai", "onnxruntime"))
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

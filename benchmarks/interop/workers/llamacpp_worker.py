@@ -9,10 +9,6 @@ in float32, and answers are greedy.
 from __future__ import annotations
 
 import ctypes
-import json
-import sys
-import traceback
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +25,9 @@ IMAGE = -1
 
 
 def main() -> None:
-    """Run the jobs one after the other, on the CPU."""
+    """Run the jobs on the CPU."""
     llama_cpp.llama_backend_init()
-    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        try:
-            result = run(job)
-        except Exception as error:  # a refusal of any kind is a result
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"}
-        versions = {"llama_cpp_python": version("llama_cpp_python")}
-        questions.write(job["out"], {"key": job["key"], "versions": versions, **result})
-        print(f"{job['name']}: done", flush=True)
+    questions.run_jobs(run, ("llama_cpp_python",))
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

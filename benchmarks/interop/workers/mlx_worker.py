@@ -5,12 +5,7 @@ python mlx_worker.py JOBS.json
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections import Counter
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -22,17 +17,9 @@ TOP = 20
 
 
 def main() -> None:
-    """Run the jobs one after the other, on the CPU."""
+    """Run the jobs on the CPU."""
     mx.set_default_device(mx.cpu)
-    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        try:
-            result = run(job)
-        except Exception as error:  # a refusal of any kind is a result
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"}
-        versions = {name: version(name) for name in ("mlx", "mlx-vlm", "transformers")}
-        questions.write(job["out"], {"key": job["key"], "versions": versions, **result})
-        print(f"{job['name']}: done", flush=True)
+    questions.run_jobs(run, ("mlx", "mlx-vlm", "transformers"))
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,7 @@ python openvino_worker.py JOBS.json
 
 from __future__ import annotations
 
-import json
-import sys
-import traceback
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +20,8 @@ TOP = 20
 
 
 def main() -> None:
-    """Run the jobs one after the other, on the CPU."""
-    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        try:
-            result = run(job)
-        except Exception as error:  # a refusal of any kind is a result
-            traceback.print_exc()
-            result = {"error": f"{type(error).__name__}: {error}"}
-        versions = {"openvino": version("openvino")}
-        questions.write(job["out"], {"key": job["key"], "versions": versions, **result})
-        print(f"{job['name']}: done", flush=True)
+    """Run the jobs on the CPU."""
+    questions.run_jobs(run, ("openvino",))
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

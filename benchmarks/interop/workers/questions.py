@@ -8,6 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +37,21 @@ def write(path: str, result: dict[str, Any]) -> None:
     part = Path(path).with_suffix(".part")
     part.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
     part.replace(path)
+
+
+def run_jobs(run: Callable[[dict[str, Any]], dict[str, Any]], packages: tuple[str, ...]) -> None:
+    """Run the jobs of the file that the command line names, one after the other.
+
+    Args:
+        run: maps a job to its result; an error is a result too.
+        packages: those whose versions are part of every result.
+    """
+    versions = {name: version(name) for name in packages}
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        try:
+            result = run(job)
+        except Exception as error:  # a refusal of any kind is a result
+            traceback.print_exc()
+            result = {"error": f"{type(error).__name__}: {error}"}
+        write(job["out"], {"key": job["key"], "versions": versions, **result})
+        print(f"{job['name']}: done", flush=True)
