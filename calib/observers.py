@@ -6,6 +6,7 @@ different samples can be merged (`reduction`).
 Shapes: T tokens, K input features.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
@@ -113,44 +114,47 @@ class _Mean:
         (self.weight,) = scalars.tolist()
 
 
-class MeanAbs(_Mean):
-    """Mean magnitude per channel, `sum_t w_t |x_t| / sum_t w_t` in float32."""
+class _ChannelMean(_Mean, ABC):
+    """A weighted mean per channel, `sum_t w_t f(x_t) / sum_t w_t` in float32."""
 
     def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
         """Start without tokens; `values` is float32 `[K]`."""
         super().__init__(torch.zeros(in_features, device=device))
+
+    @staticmethod
+    @abstractmethod
+    def measure(tokens: Tensor) -> Tensor:
+        """Return f of every value, float32 `[T, K]`."""
 
     def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
         """See `Observer.update`."""
         tokens, weights = _flatten(inputs, weights, len(self.values))
         if not len(tokens):
             return
-        magnitudes = tokens.to(self.values.device).abs().float()
+        measured = self.measure(tokens.to(self.values.device))
         if weights is not None:
-            magnitudes = magnitudes * weights.to(magnitudes)[:, None]
+            measured = measured * weights.to(measured)[:, None]
         total = self.weight + _total_weight(tokens, weights)
-        self.values.mul_(self.weight / total).add_(magnitudes.sum(dim=0) / total)
+        self.values.mul_(self.weight / total).add_(measured.sum(dim=0) / total)
         self.weight = total
 
 
-class MeanSquare(_Mean):
-    """Mean square per channel, `sum_t w_t x_t^2 / sum_t w_t` in float32: a Hessian's diagonal."""
+class MeanAbs(_ChannelMean):
+    """Mean magnitude per channel."""
 
-    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        """Start without tokens; `values` is float32 `[K]`."""
-        super().__init__(torch.zeros(in_features, device=device))
+    @staticmethod
+    def measure(tokens: Tensor) -> Tensor:
+        """See `_ChannelMean.measure`."""
+        return tokens.abs().float()
 
-    def update(self, inputs: Tensor, weights: Tensor | None = None) -> None:
-        """See `Observer.update`."""
-        tokens, weights = _flatten(inputs, weights, len(self.values))
-        if not len(tokens):
-            return
-        squares = tokens.to(self.values.device).float().square()
-        if weights is not None:
-            squares = squares * weights.to(squares)[:, None]
-        total = self.weight + _total_weight(tokens, weights)
-        self.values.mul_(self.weight / total).add_(squares.sum(dim=0) / total)
-        self.weight = total
+
+class MeanSquare(_ChannelMean):
+    """Mean square per channel: the diagonal of a Hessian."""
+
+    @staticmethod
+    def measure(tokens: Tensor) -> Tensor:
+        """See `_ChannelMean.measure`."""
+        return tokens.float().square()
 
 
 class MinMax:
