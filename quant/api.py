@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,10 @@ def export(options: ExportOptions) -> dict[str, Any]:
     with sole_use(out), reporting(options.progress) as reporter:
         folder = resolve_folder(str(options.checkpoint))
         # Before any tensor is read: an unsuitable format is refused at once.
-        write = _export_writer(folder, options, reporter)
+        name, write = _export_writer(folder, options, reporter)
         fingerprint = {
             "checkpoint": digest_folder(folder),
-            "format": options.format,
+            "format": name,
             **asdict(options.group(DeploymentOptions)),
             "vlpress": __version__,
         }
@@ -174,8 +175,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
 
 def _export_writer(
     folder: Path, options: ExportOptions, reporter: Reporter
-) -> Callable[[Path], None]:
-    """Return the function that writes an export which is possible into an empty folder.
+) -> tuple[str, Callable[[Path], None]]:
+    """Return the format's name and the function that writes the export into an empty folder.
 
     Raises:
         ValueError: see `export`.
@@ -183,10 +184,11 @@ def _export_writer(
     if deployment := DEPLOYMENT_FORMATS.get(options.format):
         source = ExportSource(folder)
         check_deployment(deployment, source, options)
-        return lambda target: write_deployment(deployment, source, target, options, reporter)
+        write = partial(write_deployment, deployment, source, options=options, reporter=reporter)
+        return deployment.name, write
     check_options(options)
     format_ = choose_format(QuantizedCheckpoint(folder).contents(), options.format)
-    return lambda target: export_into(target, folder, format_.name)
+    return format_.name, lambda target: export_into(target, folder, format_.name)
 
 
 @verb(InspectOptions)

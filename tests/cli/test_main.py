@@ -286,6 +286,10 @@ def test_export_changes_the_format_and_back(done: Path, tmp_path: Path) -> None:
     for path in source.iterdir():
         if path.name not in ("work.json", "README.md"):  # the card has the run's scores
             assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    chosen = tmp_path / "chosen"
+    assert call("export", there, "-o", chosen, "--format", "auto").exit_code == 0
+    named = call("export", there, "-o", chosen, "--format", "compressed-tensors")
+    assert "is finished already" in named.stderr
     other = call("export", source, "-o", there, "--format", "awq")
     assert other.exit_code == 2 and "format: gptq -> awq" in other.stderr
     assert call("export", source, "-o", there, "--format", "awq", "--overwrite").exit_code == 0
