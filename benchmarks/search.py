@@ -2,12 +2,15 @@
 
     python benchmarks/search.py [--models tiny tiny-outliers] [--held-out 512] [--seeds 0]
     python benchmarks/search.py --no-rows --errors gptq --out out/search-gptq.json
+    python benchmarks/search.py --masks --out benchmarks/results/search-masks.json
 
 Every rival is a fixed recipe. The budget of the search is the rival's own size, so that the found
 recipe is never larger. Both are quantized by GPTQ with the same calibration drawings, and their KL
 from the original is measured in float32 on the same held-out drawings: mean with its 95 % interval,
 and the paired interval of the difference. `ends` keeps the first and the last decoder layer at 8
-bits, with fewer bits in the others. The rank correlation is that of `--check`, for more choices.
+bits, with fewer bits in the others. With `--masks` the rivals have the same share of zeros in every
+decoder layer, and the budget is that share and the rival's bits per decoder weight. The rank
+correlation is that of `--check`, for more choices.
 Writes results/search.json and results/search.md.
 """
 
@@ -37,7 +40,7 @@ from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.resolve import Source, encode_samples
 from vlpress.quant.search.budget import Budget
-from vlpress.quant.search.space import SearchSpace
+from vlpress.quant.search.space import SearchSpace, masks_by
 
 HERE = Path(__file__).resolve().parent
 CHECKS, CHECK_SAMPLES = 60, 128
@@ -67,6 +70,19 @@ ROWS = (
     ("ends w8, rest w3", False),
 )
 """Decoder, and whether tower, embedding and head are quantized; otherwise they stay in bf16."""
+MASKED: dict[str, tuple[int, float]] = {
+    "w4, keep 0.7": (4, 0.7),
+    "w4, keep 0.5": (4, 0.5),
+    "w3, keep 0.7": (3, 0.7),
+}
+"""Bits and share of kept weights of all decoder layers, masks by SparseGPT's score."""
+
+
+def masked_rival(name: str, calibration: dict[str, int]) -> Recipe:
+    """Build the recipe of a rival with zeros."""
+    bits, keep = MASKED[name]
+    step = {"method": "gptq", "bits": bits, "group_size": 128, "targets": [LAYERS], "keep": keep}
+    return Recipe.from_dict({"name": name, "calibration": calibration, "step": [step]})
 
 
 def rival(decoder: str, is_whole: bool, layers: int, calibration: dict[str, int]) -> Recipe:
@@ -105,15 +121,14 @@ class Comparison:
         """Compare all rows; the search runs once per calibration seed."""
         scored = {seed: self.score(seed) for seed in self.options.seeds}
         rows = []
-        for decoder, is_whole in () if self.options.no_rows else ROWS:
+        names = [*MASKED] if self.options.masks else [title(*row) for row in ROWS]
+        for number, name in enumerate(() if self.options.no_rows else names):
             of_rival, of_found, sizes, choices = [], [], [], []
             for seed in self.options.seeds:
                 calibration = {"samples": self.options.samples, "seed": seed}
-                recipe = rival(
-                    decoder, is_whole, self.source.config.text.num_hidden_layers, calibration
-                )
+                recipe, budget = self.task(number, calibration)
                 size = make_plan(self.source.config, recipe).candidate_bytes
-                solution = scored[seed].solve(Budget(bytes=size))
+                solution = scored[seed].solve(budget)
                 data = scored[seed].recipe(solution, "search", **calibration)
                 of_rival.append(self.divergence(recipe, seed))
                 of_found.append(self.divergence(Recipe.from_dict(data), seed))
@@ -121,7 +136,7 @@ class Comparison:
                 choices.append(counts(scored[seed], solution.chosen))
             rows.append(
                 {
-                    "rival": title(decoder, is_whole),
+                    "rival": name,
                     "rival_bytes": sizes[0][0],
                     "found_bytes": [size for _, size in sizes],
                     "found": choices,
@@ -134,9 +149,24 @@ class Comparison:
         checks = [each.check for each in scored.values()]
         return {"rows": rows, "checks": checks}
 
+    def task(self, row: int, calibration: dict[str, int]) -> tuple[Recipe, Budget]:
+        """Return the rival of a row, and the budget that the search has."""
+        if self.options.masks:
+            name = [*MASKED][row]
+            recipe = masked_rival(name, calibration)
+            quantized = make_plan(self.source.config, recipe).quantized
+            bits = 8 * sum(layer.packed_bytes for layer in quantized)
+            weights = sum(layer.spec.weights for layer in quantized)
+            return recipe, Budget(bits=bits / weights, keep=MASKED[name][1])
+        decoder, is_whole = ROWS[row]
+        layers = self.source.config.text.num_hidden_layers
+        recipe = rival(decoder, is_whole, layers, calibration)
+        return recipe, Budget(bytes=make_plan(self.source.config, recipe).candidate_bytes)
+
     def score(self, seed: int) -> Scored:
         """Predict the losses of all choices."""
-        space = SearchSpace.of(self.source.config)
+        masks = masks_by("sparsegpt") if self.options.masks else (None,)
+        space = SearchSpace.of(self.source.config, masks=masks)
         prompts = self.prompts(self.options.samples, seed)
         return score_model(
             load_prepared(self.source, space),
@@ -215,7 +245,7 @@ def markdown(results: dict[str, Any]) -> str:
             f"KL(original || quantized) in 1e-4 nats per answer token on {results['held_out']} "
             "held-out drawings, float32: mean with its 95 % interval over drawings, and the 95 % "
             "interval of the paired difference, found minus rival. The budget of each search is "
-            f"the size of the rival. {results['samples']} calibration drawings, seeds "
+            f"{results['budget']} of the rival. {results['samples']} calibration drawings, seeds "
             f"{', '.join(map(str, results['seeds']))}; losses predicted from {results['errors']} "
             "errors.",
             "",
@@ -254,6 +284,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=512, help="held-out drawings")
     parser.add_argument("--errors", choices=("rtn", "gptq"), default="rtn")
     parser.add_argument("--no-rows", action="store_true", help="measure the correlation alone")
+    parser.add_argument("--masks", action="store_true", help="search shares of zeros")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search.json")
     options = parser.parse_args()
@@ -264,6 +295,7 @@ def main() -> None:
         "seeds": options.seeds,
         "held_out": options.held_out,
         "errors": options.errors,
+        "budget": "the bits and the zeros" if options.masks else "the size",
         "models": {name: Comparison(name, options).measure() for name in options.models},
     }
     options.out.write_text(json.dumps(results, indent=1) + "\n")

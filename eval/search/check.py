@@ -38,10 +38,10 @@ class Pair:
 
     @property
     def layers(self) -> list[Layer]:
-        """Its quantized layers with their schemes."""
-        schemes = self.group.choices[self.choice].schemes
-        pairs = zip(self.group.layers, schemes, strict=True)
-        return [(spec.name, scheme) for spec, scheme in pairs if scheme is not None]
+        """Its quantized layers with their schemes and masks."""
+        choice = self.group.choices[self.choice]
+        pairs = zip(self.group.layers, choice.schemes, strict=True)
+        return [(spec.name, scheme, choice.mask) for spec, scheme in pairs if scheme is not None]
 
 
 def draw_pairs(groups: Sequence[Group], count: int, seed: int) -> list[Pair]:
@@ -134,7 +134,7 @@ def check_scores(
             {
                 "group": pair.group.name,
                 "choice": choice.label,
-                "predicted": scores.loss(pair.group.layers, choice.schemes),
+                "predicted": scores.loss(pair.group.layers, choice.schemes, choice.mask),
                 "measured": measured,
             }
         )
@@ -161,10 +161,10 @@ def rank_correlation(rows: Sequence[dict[str, Any]]) -> float | None:
 @contextmanager
 def _replaced(model: QwenVL, pair: Pair, scores: Scores) -> Iterator[None]:
     """Replace the weights of a pair's layers inside the `with` block."""
-    schemes = pair.group.choices[pair.choice].schemes
+    choice = pair.group.choices[pair.choice]
     changed: list[tuple[LinearSpec, Tensor]] = []
     try:
-        for spec, scheme in zip(pair.group.layers, schemes, strict=True):
+        for spec, scheme in zip(pair.group.layers, choice.schemes, strict=True):
             if scheme is None:
                 continue
             if spec.name == EMBEDDING:
@@ -172,7 +172,7 @@ def _replaced(model: QwenVL, pair: Pair, scores: Scores) -> Iterator[None]:
                 assert isinstance(weight, Tensor)
                 new = make_step("embedding", scheme, "rtn").solve(weight.detach(), None).weight
             else:
-                weight, new = weight_of(model, spec), scores.weights[spec.name, scheme]
+                weight, new = weight_of(model, spec), scores.weights[spec.name, scheme, choice.mask]
             changed.append((spec, weight.detach().clone()))
             _set(model, spec, new.dequantize(weight.dtype))
         yield

@@ -68,6 +68,20 @@ class SearchBudget(Options):
             minimum=0.0,
         ),
     ] = None
+    keep: Annotated[
+        float | None,
+        Option(
+            "Largest average share of decoder weights that are not zero; every layer gets a share "
+            "of its own, see --score.",
+            metavar="SHARE",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ] = None
+    score: Annotated[
+        Literal["magnitude", "wanda", "sparsegpt"],
+        Option("Which weights of a layer become zero with --keep: those with the smallest score."),
+    ] = "sparsegpt"
     errors: Annotated[
         Literal["rtn", "gptq"],
         Option(
@@ -104,7 +118,7 @@ class SearchOptions(
 
     def command(self) -> str:
         """Return the command line that repeats this call, without options at their default."""
-        values = recorded(self, always=("model", "budget", "bits", "latency", "out"))
+        values = recorded(self, always=("model", "budget", "bits", "latency", "keep", "out"))
         return shlex.join(["vlpress", "search", *command_words(type(self), values)])
 
 
@@ -112,12 +126,12 @@ def check_limits(options: SearchBudget) -> None:
     """Refuse a search without a budget.
 
     Raises:
-        ValueError: neither --budget nor --bits is given.
+        ValueError: none of --budget, --bits and --keep is given.
     """
-    if options.budget is None and options.bits is None:
+    if options.budget is None and options.bits is None and options.keep is None:
         raise ValueError(
             "no budget is given; give --budget SIZE (bytes of the checkpoint), --bits N (average "
-            "per decoder weight), or both"
+            "per decoder weight), --keep SHARE (of decoder weights that are not zero), or several"
         )
 
 

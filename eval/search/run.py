@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,13 @@ from ...quant.driver.padding import pad_model_
 from ...quant.job import calibration_warnings
 from ...quant.plan.plan import make_plan
 from ...quant.recipe.recipe import Calibration, Recipe
-from ...quant.recipe.scheme import QuantScheme, Scheme
+from ...quant.recipe.scheme import QuantScheme
 from ...quant.resolve import Source, encode_samples, sample_length
 from ...quant.search.budget import Budget, Solution, find_best
 from ...quant.search.knapsack import Table
-from ...quant.search.scores import Layer, Scores, score_layers
+from ...quant.search.scores import Layer, Rounding, Scores, score_layers
 from ...quant.search.sizes import parse_size
-from ...quant.search.space import SearchSpace
+from ...quant.search.space import SearchSpace, masks_by
 from ...quant.search.steps import format_recipe, recipe_data
 from .check import check_scores, draw_pairs
 from .config import SearchOptions, check_limits, check_target
@@ -114,15 +114,17 @@ class _Search:
             None if options.budget is None else parse_size(options.budget),
             options.bits,
             options.latency,
+            options.keep,
         )
 
     def result(self) -> dict[str, Any]:
         """Score, solve, write the recipe and describe it."""
         options, source = self._options, self._source
-        space = SearchSpace.of(source.config, options.tp or 1, source.carried)
+        masks = (None,) if options.keep is None else masks_by(options.score)
+        space = SearchSpace.of(source.config, options.tp or 1, source.carried, masks)
         # Before any weight is read: a budget that is too small is refused at once.
         zeros = [[0.0] * len(group.choices) for group in space.groups]
-        find_best(space, zeros, Budget(self._budget.bytes, self._budget.bits))
+        find_best(space, zeros, replace(self._budget, milliseconds=None))
         times = self._times(space)
         if times is not None:
             find_best(space, zeros, self._budget, times)
@@ -264,7 +266,7 @@ def score_model(
             scores = score_layers(
                 model,
                 prompts,
-                layer_schemes(space),
+                layer_roundings(space),
                 targets,
                 sensitivities,
                 store,
@@ -279,22 +281,22 @@ def score_model(
     return Scored(space, loss_table(space, scores), check)
 
 
-def layer_schemes(space: SearchSpace) -> dict[str, list[Scheme]]:
-    """List the schemes that some choice has for each layer."""
-    schemes: dict[str, list[Scheme]] = {}
+def layer_roundings(space: SearchSpace) -> dict[str, list[Rounding]]:
+    """List the schemes with their masks that some choice has for each layer."""
+    roundings: dict[str, list[Rounding]] = {}
     for group in space.groups:
         for choice in group.choices:
             for spec, scheme in zip(group.layers, choice.schemes, strict=True):
-                of_layer = schemes.setdefault(spec.name, [])
-                if scheme is not None and scheme not in of_layer:
-                    of_layer.append(scheme)
-    return schemes
+                of_layer = roundings.setdefault(spec.name, [])
+                if scheme is not None and (scheme, choice.mask) not in of_layer:
+                    of_layer.append((scheme, choice.mask))
+    return roundings
 
 
 def loss_table(space: SearchSpace, scores: Scores) -> list[list[float]]:
     """Return the predicted loss of every choice of every group."""
     return [
-        [scores.loss(group.layers, choice.schemes) for choice in group.choices]
+        [scores.loss(group.layers, choice.schemes, choice.mask) for choice in group.choices]
         for group in space.groups
     ]
 

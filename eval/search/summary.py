@@ -59,11 +59,13 @@ def describe(
             "bytes": budget.bytes,
             "bits": budget.bits,
             "milliseconds": budget.milliseconds,
+            "keep": budget.keep,
         },
         "loss": solution.loss,
         "bytes": solution.bytes,
         "bits": solution.bits,
         "milliseconds": solution.milliseconds,
+        "kept": solution.kept,
         "base_bytes": plan.base_bytes,
         "base_parts": dict(plan.source_parts),
         "parts": plan.candidate_parts,
@@ -133,6 +135,8 @@ def _budget_line(budget: Mapping[str, Any]) -> str:
         limits.append(f"{budget['bits']:g} bits per decoder weight")
     if budget["milliseconds"] is not None:
         limits.append(f"{budget['milliseconds']:g} ms per generated token in linear layers")
+    if budget["keep"] is not None:
+        limits.append(f"{budget['keep']:g} of the decoder's weights not zero")
     return f"Budget: {', '.join(limits)}"
 
 
@@ -144,6 +148,8 @@ def _prediction(result: Result) -> list[str]:
         f"{format_bytes(result['base_bytes'])}: {parts}",
         f"Decoder: {result['bits']:.3f} bits per weight, scales included",
     ]
+    if result["budget"]["keep"] is not None:
+        lines.append(f"Decoder: {result['kept']:.1%} of the weights are kept, the others are zero")
     if result["milliseconds"] is not None:
         lines.append(
             f"Linear layers of decoder and head: {result['milliseconds']:.3f} ms per generated "

@@ -21,6 +21,8 @@ class Budget:
     """Stored bits per decoder weight, with scales."""
     milliseconds: float | None = None
     """Per generated token, in the linear layers of decoder and head."""
+    keep: float | None = None
+    """Share of the decoder's weights that masks do not hold at zero."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Solution:
     bits: float
     milliseconds: float | None
     """None: no latencies are known."""
+    kept: float
+    """Share of the decoder's weights that masks do not hold at zero."""
 
     def choices(self, space: SearchSpace) -> list[Choice]:
         """Return the choice of each group."""
@@ -88,6 +92,7 @@ class _Case:
         self.allowed = [[i for i, size in enumerate(group) if size is not None] for group in sizes]
         self.bytes = [[size for size in group if size is not None] for group in sizes]
         self.bits = self.select(bits)
+        self.kept = self.select(space.kept_weights())
         self.milliseconds = None if milliseconds is None else self.select(milliseconds)
 
     @property
@@ -106,6 +111,8 @@ class _Case:
             limited["bytes"] = Resource(self.bytes, budget.bytes - self.space.fixed_bytes)
         if budget.bits is not None:
             limited["bits"] = Resource(self.bits, int(budget.bits * self.weights))
+        if budget.keep is not None:
+            limited["keep"] = Resource(self.kept, int(budget.keep * self.weights))
         if budget.milliseconds is not None:
             assert self.milliseconds is not None
             limited["milliseconds"] = Resource(self.milliseconds, budget.milliseconds)
@@ -123,6 +130,7 @@ class _Case:
             int(add_up(self.bytes, picked)) + self.space.fixed_bytes,
             add_up(self.bits, picked) / self.weights,
             times,
+            add_up(self.kept, picked) / self.weights,
         )
 
 
@@ -168,6 +176,11 @@ def _too_low(case: _Case, name: str, smallest: float, budget: Budget, when: str 
         return (
             f"--bits {budget.bits:g} is too few; the smallest possible average is "
             f"{bits + 5e-5:.4f}, scales included; give at least that"
+        )
+    if name == "keep":
+        return (
+            f"--keep {budget.keep:g} is too low; the smallest possible share of kept weights is "
+            f"{smallest / case.weights:.4f}; give at least that"
         )
     return (
         f"--latency {budget.milliseconds:g} is too low; the smallest possible{when} is "

@@ -35,12 +35,15 @@ from ..driver.experts import EXPERT_TOKENS
 from ..kernels.bf16_linear import select_syrk
 from ..methods.layer_error import row_energy
 from ..methods.layer_inputs import LayerInputs, SharedInput
+from ..recipe.mask import MaskRule
 from ..recipe.scheme import Scheme
 from ..targets import weight_of
 from .steps import make_step
 
-Layer = tuple[str, Scheme]
-"""Name of a layer and a scheme for it."""
+Rounding = tuple[Scheme, MaskRule | None]
+"""How the weights of a layer are rounded: the scheme, and which weights are zero."""
+Layer = tuple[str, Scheme, MaskRule | None]
+"""Name of a layer, a scheme and a mask for it."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,15 @@ class Scores:
     weights: Mapping[Layer, CompressedWeight]
     """The weights that were asked for, quantized by the method of the recipe."""
 
-    def loss(self, layers: Sequence[LinearSpec], schemes: Sequence[Scheme | None]) -> float:
-        """Return the sum over some layers; 0 for those in float."""
+    def loss(
+        self,
+        layers: Sequence[LinearSpec],
+        schemes: Sequence[Scheme | None],
+        mask: MaskRule | None = None,
+    ) -> float:
+        """Return the sum over some layers with a mask; 0 for those in float."""
         pairs = zip(layers, schemes, strict=True)
-        return sum(self.losses[spec.name, scheme] for spec, scheme in pairs if scheme is not None)
+        return sum(self.losses[spec.name, s, mask] for spec, s in pairs if s is not None)
 
 
 def output_loss(error: Tensor, outputs: Tensor, hessian: Tensor, predicted: int) -> float:
@@ -72,7 +80,7 @@ def output_loss(error: Tensor, outputs: Tensor, hessian: Tensor, predicted: int)
 def score_layers(
     model: QwenVL,
     prompts: Sequence[Prompt],
-    schemes: Mapping[str, Collection[Scheme]],
+    schemes: Mapping[str, Collection[Rounding]],
     targets: Sequence[LinearSpec],
     sensitivities: Sensitivities,
     store: DiskActivationStore,
@@ -88,7 +96,7 @@ def score_layers(
     Args:
         model: float model; left unchanged.
         prompts: samples with their answers, the same as for the sensitivities.
-        schemes: to measure, by name of the layer.
+        schemes: to measure with their masks, by name of the layer.
         targets: all layers in the order of computation.
         sensitivities: of these layers.
         store: for the activations between blocks.
@@ -109,7 +117,7 @@ class _Scoring:
         self,
         model: QwenVL,
         prompts: Sequence[Prompt],
-        schemes: Mapping[str, Collection[Scheme]],
+        schemes: Mapping[str, Collection[Rounding]],
         targets: Sequence[LinearSpec],
         sensitivities: Sensitivities,
         errors: str,
@@ -158,11 +166,11 @@ class _Scoring:
         seen = energy.nonzero()[:, 0]
         rows = weight[seen.to(weight.device)]
         shares = (energy[seen] / energy.sum().clamp_min(1e-30)).to(weight.device)
-        for scheme in self._schemes[EMBEDDING]:
+        for scheme, _ in self._schemes[EMBEDDING]:  # no mask outside the decoder
             solved = make_step("embedding", scheme, "rtn").solve(rows, None)
             error = rows.float() - solved.weight.dequantize()
             loss = 0.5 * float(shares @ (error.square() @ of_layer.outputs))
-            self._losses[EMBEDDING, scheme] = loss / self._sensitivities.predicted
+            self._losses[EMBEDDING, scheme, None] = loss / self._sensitivities.predicted
         self._done += 1
 
     def _observe(
@@ -199,23 +207,24 @@ class _Scoring:
         ):
             weight = weight_of(self._model, spec)
             matrix = hessian.values
-            for scheme in self._schemes[spec.name]:
-                compressed = _compress(weight, spec, scheme, shared, self._errors)
+            for rounding in self._schemes[spec.name]:
+                compressed = _compress(weight, spec, rounding, shared, self._errors)
                 error = weight.float() - compressed.dequantize()
-                self._losses[spec.name, scheme] = output_loss(
+                layer = (spec.name, *rounding)
+                self._losses[layer] = output_loss(
                     error, of_layer.outputs, matrix, self._sensitivities.predicted
                 )
-                if (spec.name, scheme) in self._keep:
-                    solved = _compress(weight, spec, scheme, shared, "gptq")
-                    self._weights[spec.name, scheme] = solved
+                if layer in self._keep:
+                    self._weights[layer] = _compress(weight, spec, rounding, shared, "gptq")
             self._done += 1
 
 
 def _compress(
-    weight: Tensor, spec: LinearSpec, scheme: Scheme, shared: SharedInput, errors: str
+    weight: Tensor, spec: LinearSpec, rounding: Rounding, shared: SharedInput, errors: str
 ) -> CompressedWeight:
     """Quantize a layer; see `make_step` for `errors`."""
-    step = make_step(spec.part, scheme, errors)
+    scheme, mask = rounding
+    step = make_step(spec.part, scheme, errors, mask)
     if spec.expert is not None and shared.hessian.tokens < EXPERT_TOKENS:
         return step.round(weight)
     # Rounding instead of the solver searches the scales, as the solver does.

@@ -18,6 +18,7 @@ from ..plan.fused_layers import fused_layers
 from ..plan.layer_bytes import float_bytes, quantized_bytes
 from ..plan.plan import check_shape
 from ..plan.target_matching import check_groups
+from ..recipe.mask import MaskRule, Score
 from ..recipe.scheme import QuantScheme, Scheme
 
 FORMAT = "compressed-tensors"
@@ -40,6 +41,16 @@ PART_SCHEMES: Mapping[str, Schemes] = {
 }
 """Schemes of each part of the model; None = stays in float."""
 
+Masks = tuple[MaskRule | None, ...]
+
+KEPT_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Shares of kept weights that layers of the decoder choose from, beside all of them."""
+
+
+def masks_by(score: Score) -> Masks:
+    """Return the masks of a search for zeros: none, and every share with this score."""
+    return (None, *(MaskRule(share, score) for share in KEPT_SHARES))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,6 +58,8 @@ class Choice:
 
     schemes: Schemes
     """Of the group's layers; the same for all, except for an embedding with its head."""
+    mask: MaskRule | None = None
+    """Which weights of every layer are zero; None = none."""
     unties: bool = False
     """The head of a tied model becomes a tensor of its own."""
     is_tied: bool = False
@@ -58,7 +71,9 @@ class Choice:
         if self.is_tied:
             return "float, tied"
         names = [scheme.label if scheme else "float" for scheme in self.schemes]
-        return " + head ".join(names) if self.unties else names[0]
+        if self.unties:
+            return " + head ".join(names)
+        return names[0] if self.mask is None else f"{names[0]}, {self.mask.label}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,11 @@ class SearchSpace:
 
     @classmethod
     def of(
-        cls, config: ModelConfig, tp: int = 1, carried: CarriedTensors | None = None
+        cls,
+        config: ModelConfig,
+        tp: int = 1,
+        carried: CarriedTensors | None = None,
+        masks: Masks = (None,),
     ) -> SearchSpace:
         """Collect the groups of a model.
 
@@ -103,6 +122,7 @@ class SearchSpace:
             config: of the source.
             tp: tensor-parallel size at serving time.
             carried: tensors of the source that the model does not compute with, which stay.
+            masks: that every scheme of the decoder is combined with.
 
         Raises:
             ValueError: no scheme fits a layer of the decoder.
@@ -114,7 +134,7 @@ class SearchSpace:
         padding = choose_padding(untied, names, tp)
         prepared = padded_config(untied, padding)
         specs = [*family.linears(prepared), family.embedding(prepared)]
-        groups = tuple(_groups(prepared, specs, tied, tp))
+        groups = tuple(_groups(prepared, specs, tied, tp, masks))
         sources = {spec.name: spec for spec in [*family.linears(config), family.embedding(config)]}
         total = sum(p.numel() for p in build_model(config).parameters()) * dtype.itemsize
         stored = sum(float_bytes(spec, dtype.itemsize) for spec in sources.values())
@@ -179,6 +199,20 @@ class SearchSpace:
             bits.append([self._bits(group, choice) for choice in group.choices])
         return bits, weights
 
+    def kept_weights(self) -> list[list[int]]:
+        """Count the weights that no mask holds at zero, by group and choice.
+
+        Returns:
+            0 outside the decoder, where there are no masks.
+        """
+        return [
+            [
+                sum(_kept(spec, choice.mask) for spec in group.layers if spec.part == "decoder")
+                for choice in group.choices
+            ]
+            for group in self.groups
+        ]
+
     def _bits(self, group: Group, choice: Choice) -> int:
         total = 0
         for spec, scheme in zip(group.layers, choice.schemes, strict=True):
@@ -187,8 +221,13 @@ class SearchSpace:
         return total
 
 
+def _kept(spec: LinearSpec, mask: MaskRule | None) -> int:
+    kept = spec.in_features if mask is None else mask.kept(spec.in_features)
+    return spec.out_features * kept
+
+
 def _groups(
-    config: ModelConfig, specs: Sequence[LinearSpec], tied: bool, tp: int
+    config: ModelConfig, specs: Sequence[LinearSpec], tied: bool, tp: int, masks: Masks
 ) -> Iterator[Group]:
     by_name = {spec.name: spec for spec in specs}
     for names in _members(config, specs):
@@ -209,7 +248,10 @@ def _groups(
         name = first.name
         if first.slice is not None:
             name = first.slice.tensor.rpartition(".")[0]
-        yield Group(name, layers, tuple(Choice((s,) * len(layers)) for s in fitting))
+        of_part = masks if first.part == "decoder" else (None,)
+        pairs = [(scheme, mask) for scheme in fitting for mask in of_part]
+        choices = tuple(Choice((scheme,) * len(layers), mask) for scheme, mask in pairs)
+        yield Group(name, layers, choices)
 
 
 def _members(config: ModelConfig, specs: Sequence[LinearSpec]) -> Iterator[tuple[str, ...]]:

@@ -10,10 +10,11 @@ import tomli_w
 
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, Stage, family_of
+from ..recipe.mask import MaskRule
 from ..recipe.scheme import QuantScheme, Scheme
 from ..steps.gptq import GPTQStep
 from ..steps.rtn import RTNStep
-from ..steps.step import Step
+from ..steps.step import GridStep, Step
 from .space import Choice, Group
 
 STEPS: Mapping[str, type[Step]] = {
@@ -35,7 +36,7 @@ def recipe_data(
     seed: int,
     tp: int,
 ) -> dict[str, Any]:
-    """Build the plain data of a recipe, one step for each scheme of each part.
+    """Build the plain data of a recipe, one step for each scheme and mask of each part.
 
     Args:
         name: of the recipe.
@@ -49,11 +50,11 @@ def recipe_data(
     Raises:
         ValueError: everything stays in float.
     """
-    of_schemes: dict[tuple[str, Scheme], list[str]] = {}
+    of_schemes: dict[tuple[str, Scheme, MaskRule | None], list[str]] = {}
     for group, choice in zip(groups, chosen, strict=True):
         for spec, scheme in zip(group.layers, choice.schemes, strict=True):
             if scheme is not None:
-                of_schemes.setdefault((spec.part, scheme), []).append(spec.name)
+                of_schemes.setdefault((spec.part, scheme, choice.mask), []).append(spec.name)
     if not of_schemes:
         raise ValueError("the budget leaves everything in float; there is nothing to quantize")
     return {
@@ -66,9 +67,10 @@ def recipe_data(
                 "method": STEPS[part].method,
                 "bits": scheme.bits,
                 "group_size": scheme.group_size,
+                **({} if mask is None else {"keep": mask.keep, "score": mask.score}),
                 "targets": list(patterns(config, names)),
             }
-            for (part, scheme), names in of_schemes.items()
+            for (part, scheme, mask), names in of_schemes.items()
         ],
     }
 
@@ -121,14 +123,21 @@ def format_recipe(data: Mapping[str, Any], comments: Sequence[str]) -> str:
     return "\n".join([*lines, "", tomli_w.dumps(data)])
 
 
-def make_step(part: str, scheme: Scheme, errors: str) -> Step:
+def make_step(part: str, scheme: Scheme, errors: str, mask: MaskRule | None = None) -> Step:
     """Return the step whose error is measured for a layer.
+
+    Rounding has no score "sparsegpt", which a solver computes; its masks are by "wanda" then.
 
     Args:
         part: of the model.
         scheme: of the layer.
         errors: "gptq" for the recipe's own method, or "rtn" for rounding.
+        mask: of the layer.
     """
     assert isinstance(scheme, QuantScheme)
     kind = RTNStep if errors == "rtn" else STEPS[part]
-    return kind(scheme=scheme)
+    if mask is None:
+        return kind(scheme=scheme)
+    assert issubclass(kind, GridStep)
+    score = mask.score if mask.score in kind.scores else kind.scores[-1]
+    return kind(scheme=scheme, keep=mask.keep, score=score)

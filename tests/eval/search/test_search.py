@@ -89,6 +89,17 @@ def test_a_larger_budget_predicts_less_loss(model: Path, tmp_path: Path) -> None
     assert again["groups"] == results[0]["groups"]
 
 
+def test_zeros_are_a_budget_too(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.toml"
+    result = search(model, path, keep=0.5, score="wanda", check=1)
+    assert 0.4 < result["kept"] <= 0.5 == result["budget"]["keep"]
+    assert result["bits"] <= 4.2
+    masks = [step.mask for step in Recipe.from_toml(path).steps]
+    assert {mask.score for mask in masks if mask} == {"wanda"}
+    text = path.read_text("utf-8")
+    assert f"{result['kept']:.1%} of the weights are kept" in text and "--score wanda" in text
+
+
 def test_latency_is_a_budget_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

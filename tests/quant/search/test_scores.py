@@ -18,7 +18,8 @@ from vlpress.model.families import EMBEDDING, LinearSpec, family_of
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.recipe.scheme import QuantScheme, Scheme
-from vlpress.quant.search.scores import Scores, output_loss, score_layers
+from vlpress.quant.search.scores import Layer, Scores, output_loss, score_layers
+from vlpress.quant.search.space import Masks, masks_by
 from vlpress.quant.targets import weight_of
 
 INT4, INT8 = QuantScheme(4, 32), QuantScheme(8, 32)
@@ -35,14 +36,19 @@ def score(
     folder: Path,
     *,
     errors: str = "rtn",
-    keep: list[tuple[str, Scheme]] | None = None,
+    keep: list[Layer] | None = None,
+    masks: Masks = (None,),
 ) -> Scores:
+    roundings = {
+        name: [(scheme, mask) for scheme in of_layer for mask in masks]
+        for name, of_layer in schemes.items()
+    }
     sensitivities = output_sensitivities(model, samples, targets(model))
     with closing(DiskActivationStore(folder / "states", model.device)) as store:
         return score_layers(
             model,
             samples,
-            schemes,
+            roundings,
             targets(model),
             sensitivities,
             store,
@@ -71,9 +77,9 @@ def test_every_layer_of_every_family_is_scored(family: str, tmp_path: Path) -> N
         if spec.in_features % 32 == 0 and spec.out_features % 32 == 0
     }
     scores = score(model, prompts(model.config), schemes, tmp_path)
-    assert set(scores.losses) == {(name, s) for name in schemes for s in (INT4, INT8)}
+    assert set(scores.losses) == {(name, s, None) for name in schemes for s in (INT4, INT8)}
     for name in schemes:
-        coarse, fine = scores.losses[name, INT4], scores.losses[name, INT8]
+        coarse, fine = scores.losses[name, INT4, None], scores.losses[name, INT8, None]
         # The rounding error is 17 times smaller, and its square 289 times.
         assert coarse > 20 * fine > 0 or (".experts." in name and coarse >= fine >= 0), name
 
@@ -96,7 +102,7 @@ def test_losses_predict_the_divergence(name: str, tmp_path: Path) -> None:
         grid = INT8.fit_for_rounding(weight)
         rounded = grid.compressed(grid.nearest(weight)).dequantize()
         module.weight = torch.nn.Parameter(rounded, requires_grad=False)
-        ratios.append(divergence.measure(changes_tower=False) / scores.losses[name, INT8])
+        ratios.append(divergence.measure(changes_tower=False) / scores.losses[name, INT8, None])
     assert 0.5 < fmean(ratios) < 2.0
 
 
@@ -105,10 +111,37 @@ def test_scoring_leaves_the_model_unchanged(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     name = "model.layers.0.self_attn.q_proj"
     scores = score(
-        model, prompts(model.config), {name: [INT4]}, tmp_path, errors="gptq", keep=[(name, INT4)]
+        model,
+        prompts(model.config),
+        {name: [INT4]},
+        tmp_path,
+        errors="gptq",
+        keep=[(name, INT4, None)],
     )
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     spec = next(spec for spec in targets(model) if spec.name == name)
-    error = scores.weights[name, INT4].dequantize() - weight_of(model, spec)
+    error = scores.weights[name, INT4, None].dequantize() - weight_of(model, spec)
     assert 0 < float(error.abs().max()) < 1
-    assert scores.loss([spec, spec], [INT4, None]) == scores.losses[name, INT4]
+    assert scores.loss([spec, spec], [INT4, None]) == scores.losses[name, INT4, None]
+
+
+@pytest.mark.parametrize("errors", ["rtn", "gptq"])
+def test_more_zeros_lose_more(errors: str, tmp_path: Path) -> None:
+    model = make_random_model(config=make_tiny_config(tied=False))
+    name = "model.layers.0.mlp.down_proj"
+    masks = masks_by("sparsegpt")
+    layer = (name, INT8, masks[5])
+    scores = score(
+        model,
+        prompts(model.config),
+        {name: [INT8]},
+        tmp_path,
+        errors=errors,
+        masks=masks,
+        keep=[layer],
+    )
+    losses = [scores.losses[name, INT8, mask] for mask in masks]
+    assert losses == sorted(losses) and losses[0] * 10 < losses[1]
+    assert masks[5] is not None and masks[5].keep == 0.5
+    weight = scores.weights[layer].dequantize()
+    assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from vlpress.model.families import EMBEDDING, family_of
 from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.search.budget import Budget, find_best
-from vlpress.quant.search.space import SearchSpace
+from vlpress.quant.search.space import SearchSpace, masks_by
 from vlpress.quant.search.steps import recipe_data
 
 
@@ -139,3 +140,43 @@ def test_tensors_that_the_model_does_not_compute_with_count() -> None:
     )
     assert carrying.fixed_bytes == plain.fixed_bytes + 750
     assert carrying.groups == plain.groups
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl_moe"])
+def test_masks_have_a_budget_of_kept_weights(family: str) -> None:
+    masks = masks_by("wanda")
+    model = config(family)
+    space = SearchSpace.of(model, masks=masks)
+    decoder = [group for group in space.groups if group.part == "decoder"]
+    assert all(
+        choice.mask is None for g in space.groups if g not in decoder for choice in g.choices
+    )
+    assert {choice.mask for group in decoder for choice in group.choices} == set(masks)
+    losses = [
+        [
+            sum(1 - c.mask.keep for c in [choice] if c.mask) + random.Random(n).random()
+            for choice in g.choices
+        ]
+        for n, g in enumerate(space.groups)
+    ]
+    solution = find_best(space, losses, Budget(keep=0.5))
+    assert 0.45 < solution.kept <= 0.5
+    data = recipe_data(
+        "found", space.prepared, space.groups, solution.choices(space), samples=4, seed=0, tp=1
+    )
+    plan = make_plan(model, Recipe.from_dict(data))
+    assert plan.candidate_bytes == solution.bytes
+    steps = {row.name: row.step for row in plan.rows}
+    kept = weights = 0
+    for group, choice in zip(space.groups, solution.choices(space), strict=True):
+        for spec in group.layers:
+            step = steps.get(spec.name)
+            assert (step.mask if step else None) == choice.mask, spec.name
+            if group.part == "decoder":
+                columns = choice.mask.kept(spec.in_features) if choice.mask else spec.in_features
+                kept, weights = kept + spec.out_features * columns, weights + spec.weights
+    assert solution.kept == kept / weights
+    with pytest.raises(ValueError, match=r"--keep 0\.1 is too low; .* 0\.\d{4}") as error:
+        find_best(space, losses, Budget(keep=0.1))
+    smallest = float(re.findall(r"0\.\d{4}", str(error.value))[0])
+    assert 0.19 < smallest < 0.22
