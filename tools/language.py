@@ -57,8 +57,8 @@ def main() -> None:
 
 def counts(root: Path) -> Iterator[tuple[str, float, float]]:
     """Name, rate and limit of every rule for a source tree."""
-    sources = list(python_files(root))
-    functions = [locals_of(node) for path in sources for node in functions_of(path)]
+    sources = [Source(path.read_text(encoding="utf-8")) for path in python_files(root)]
+    functions = [locals_of(node) for source in sources for node in source.functions()]
     for local in LOCALS:
         users = sum(local in names for names in functions)
         yield f"local `{local}` per 1,000 functions", 1e3 * users / len(functions), FOUND_LIMIT
@@ -77,43 +77,55 @@ def python_files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Functions and methods of a file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+class Source:
+    """A Python file, parsed once: parsing and walking take most of the time."""
 
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._nodes = [
+            node
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Expr)
+        ]
 
-def locals_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    """Names that a function assigns to, its parameters included."""
-    names = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    return names | {
-        node.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
+    def functions(self) -> Iterator[ast.AST]:
+        """Functions and methods."""
+        return (node for node in self._nodes if not isinstance(node, ast.Expr))
 
+    def docstrings(self) -> Iterator[str]:
+        """String statements: docstrings of modules, classes, functions and attributes."""
+        for node in self._nodes:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                if isinstance(node.value.value, str):
+                    yield without_code(node.value.value)
 
-def prose(root: Path, sources: list[Path]) -> Iterator[str]:
-    """Docstrings, comments and Markdown; code in backticks and quotations are left out."""
-    for path in sources:
-        text = path.read_text(encoding="utf-8")
-        yield from docstrings(text)
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    def comments(self) -> Iterator[str]:
+        """Comments, with their hashes."""
+        for token in tokenize.generate_tokens(io.StringIO(self._text).readline):
             if token.type == tokenize.COMMENT:
                 yield token.string
+
+
+def locals_of(function: ast.AST) -> set[str]:
+    """Names that a function assigns to, its parameters included."""
+    names = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def prose(root: Path, sources: list[Source]) -> Iterator[str]:
+    """Docstrings, comments and Markdown; code in backticks and quotations are left out."""
+    for source in sources:
+        yield from source.docstrings()
+        yield from source.comments()
     for path in sorted((root / "quant" / "kernels" / "cpu").glob("*.[ch]*")):
         yield from re.findall(r"//.*", path.read_text(encoding="utf-8"))
     for path in sorted([*root.glob("*.md"), *(root / "docs").glob("*.md")]):
         yield without_code(path.read_text(encoding="utf-8"))
-
-
-def docstrings(text: str) -> Iterator[str]:
-    """String statements: docstrings of modules, classes, functions and attributes."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                yield without_code(node.value.value)
 
 
 def without_code(text: str) -> str:

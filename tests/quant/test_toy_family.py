@@ -110,11 +110,12 @@ def test_every_field_of_the_tables_has_a_reader(
     seen: set[tuple[str, str]] = set()
 
     def record(self: object, name: str) -> Any:
-        code = sys._getframe(1).f_code
-        # Comparing fields with each other or with the modules is no use of them.
-        is_check = code.co_filename.endswith("family_check.py") or code.co_name == "__post_init__"
-        if not is_check and code.co_filename != "<string>":  # methods that dataclasses generate
-            seen.add((type(self).__name__, name))
+        if (field := (type(self).__name__, name)) not in seen:
+            code = sys._getframe(1).f_code
+            # Comparing fields with each other or with the modules is no use of them.
+            checks = code.co_filename.endswith("family_check.py") or code.co_name == "__post_init__"
+            if not checks and code.co_filename != "<string>":  # methods that dataclasses generate
+                seen.add(field)
         return object.__getattribute__(self, name)
 
     for table in TABLES:
