@@ -40,7 +40,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "solved": [GPTQ | EVERYTHING],
     "against the float model": [GPTQ | {"method": "gptaq"} | EVERYTHING],
     "smoothed": [
-        SMOOTH | {"targets": ["visual.*", "model.layers.*"]},
+        SMOOTH | {"alpha": 0.5, "targets": ["visual.*", "model.layers.*"]},
         RTN | {"activations": "static"} | EVERYTHING,
     ],
     "scaled": [{"method": "awq", "targets": ["visual.more.*"]}, RTN | EVERYTHING],
