@@ -57,6 +57,35 @@ def test_differing_answers_are_shown() -> None:
     assert "q2" in example and "'C'" in example and "'B'" in example
 
 
+@pytest.mark.parametrize(("margin", "passed"), [(5e-5, True), (-5e-5, True), (2e-4, False)])
+def test_another_answer_passes_at_a_tie(margin: float, passed: bool) -> None:
+    reference = replace(REFERENCE, margin=lambda key, text: margin if text == "C" else math.inf)
+    other = SAME | {"q2": replace(SAME["q2"], text="C")}
+    agreement = comparison.compare(reference, other)
+    assert (agreement.passed, agreement.ties, agreement.same_answers) == (passed, int(passed), 1)
+    assert f"{margin:.2g} nats" in agreement.examples[0]
+    assert ("but for ties" in jobs.judge(Case("gptq", "w4a16"), agreement)[0]) == passed
+
+
+def test_margin_is_that_of_the_first_difference(tmp_path: Path) -> None:
+    model = make_random_model()
+    processor = Processor.from_folder(write_checkpoint_folder(tmp_path / "m"))
+    item = next(iter(comparison.questions().values()))
+    rows = []
+    for text in ("Yes, one.", "Yes, two."):
+        prompt = comparison.encode(processor, item, text)
+        count = prompt.answer_tokens
+        with torch.inference_mode():
+            logits = model([prompt], None, [count + 1])[0][:-1].log_softmax(-1)
+        rows.append((prompt.input_ids[-count:].tolist(), logits))
+    (ids, logits), (others, _) = rows
+    first = next(n for n, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b)
+    assert first > 0
+    expected = float(logits[first, ids[first]] - logits[first, others[first]])
+    of = [comparison.margin(model, processor, item, "Yes, one.", t) for t in ("Yes, two.", "")]
+    assert of[0] == pytest.approx(expected, abs=1e-6) and of[1] == math.inf
+
+
 def test_missing_question_is_an_error() -> None:
     with pytest.raises(ValueError, match="q2"):
         comparison.compare(REFERENCE, {"q1": SAME["q1"]})

@@ -1,20 +1,24 @@
 """Answers of an engine and of vlpress to the same questions, and when they count as equal.
 
 For engines that are asked questions, with their own chat template, image processing and
-generation. Greedy answers and the lengths of the prompts must be equal. The log-probabilities of
-the first token show far smaller differences; how large they may be depends on the activations:
+generation. The lengths of the prompts must be equal, and greedy answers too, except where vlpress
+prefers its own token by no more than log-probabilities may differ at the first difference: a tie.
+The log-probabilities of the first token show far smaller differences; how large they may be depends
+on the activations:
 
 - float32: the rounding of another order of summation, `FLOAT_BOUND`.
 - int8: a difference in the last digit moves a value across a rounding boundary, and the later
   roundings of that token with it. The bound is a multiple of the distance of the model from itself
   under noise of that size (`noise_spread`).
-- bf16: a multiple of the distance of the model in bf16 from itself in float32 (`dtype_spread`).
+- bf16: a multiple of the distance of the model in bf16 from itself in float32 (`dtype_spread`),
+  whatever the activations.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +89,9 @@ class Reference:
     first: Mapping[str, Tensor]
     """float32 `[vocab]`: log-probabilities of the first token."""
     bound: Difference
+    margin: Callable[[str, str], float] = lambda key, text: math.inf
+    """By how many nats vlpress prefers its token where another answer to a question differs first;
+    the default allows no other answer."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,14 @@ class Agreement:
     """Of the log-probabilities; None if the engine does not return them."""
     bound: Difference
     examples: tuple[str, ...]
-    """Some of the differing answers."""
+    """Some of the differing answers, and their margins."""
+    ties: int = 0
+    """Differing answers whose margins are within the bound."""
 
     @property
     def passed(self) -> bool:
-        """Whether all answers and lengths are equal and the differences within the bound."""
-        is_equal = self.same_answers == self.same_prompt_lengths == self.questions
+        """Whether answers, but for ties, and lengths are equal and differences within the bound."""
+        is_equal = self.same_answers + self.ties == self.same_prompt_lengths == self.questions
         return is_equal and (self.difference is None or self.difference <= self.bound)
 
 
@@ -132,11 +141,19 @@ def _part(part: Mapping[str, Any]) -> tuple[str, str]:
     return "image", base64.b64encode(part["image"].read()).decode()
 
 
-def encode(processor: Processor, item: Item, answer: str | None = None) -> Prompt:
+def encode(
+    processor: Processor,
+    item: Item,
+    answer: str | None = None,
+    *,
+    answer_is_generated: bool = False,
+) -> Prompt:
     """Tokenize a question, with its images decoded as `vlpress eval` does."""
     bounds = item.pixels.area if item.pixels else None
     visuals = [processor.image(image.open(), bounds) for image in item.images]
-    return processor.encode(item.messages, answer=answer, visuals=visuals)
+    return processor.encode(
+        item.messages, answer=answer, answer_is_generated=answer_is_generated, visuals=visuals
+    )
 
 
 def read_answers(rows: Mapping[str, Any]) -> dict[str, Answer]:
@@ -159,10 +176,14 @@ def compare(reference: Reference, answers: Mapping[str, Answer]) -> Agreement:
     """
     if odd := sorted(answers.keys() ^ reference.texts.keys()):
         raise ValueError(f"{len(odd)} questions were answered by one side only, first {odd[0]}")
-    differing = [key for key, answer in answers.items() if answer.text != reference.texts[key]]
+    margins = {
+        key: reference.margin(key, answer.text)
+        for key, answer in answers.items()
+        if answer.text != reference.texts[key]
+    }
     return Agreement(
         questions=len(answers),
-        same_answers=len(answers) - len(differing),
+        same_answers=len(answers) - len(margins),
         same_prompt_lengths=sum(
             answer.prompt_tokens == reference.prompt_tokens[key] for key, answer in answers.items()
         ),
@@ -171,8 +192,10 @@ def compare(reference: Reference, answers: Mapping[str, Answer]) -> Agreement:
         ),
         bound=reference.bound,
         examples=tuple(
-            f"{key}: {answers[key].text!r} for {reference.texts[key]!r}" for key in differing[:3]
+            f"{key}: {answers[key].text!r} for {reference.texts[key]!r}, margin {margin:.2g} nats"
+            for key, margin in islice(margins.items(), 3)
         ),
+        ties=sum(abs(margin) <= reference.bound.largest for margin in margins.values()),
     )
 
 
@@ -228,17 +251,39 @@ def ask_vlpress(
             texts += [processor.decode(answer.token_ids) for answer in kept]
         first = first_logprobs(model, prompts)
         bound = FLOAT_BOUND
-        if int8:
-            bound = noise_spread(model, prompts, first).times(SPREADS)
-        elif dtype != "fp32":
+        if dtype != "fp32":  # also with int8 activations: bf16 does not hold the small noise
             bound = dtype_spread(folder, prompts, first).times(SPREADS)
+        elif int8:
+            bound = noise_spread(model, prompts, first).times(SPREADS)
     lengths = {key: len(prompt) for key, prompt in zip(items, prompts, strict=True)}
+    expected = dict(zip(items, texts, strict=True))
     return Reference(
-        dict(zip(items, texts, strict=True)),
+        expected,
         lengths,
         dict(zip(items, first, strict=True)),
         bound,
+        lambda key, text: margin(model, processor, items[key], expected[key], text),
     )
+
+
+@torch.inference_mode()
+def margin(model: QwenVL, processor: Processor, item: Item, expected: str, given: str) -> float:
+    """By how many nats the model prefers the expected answer's token where two differ first.
+
+    Infinite if an answer is empty.
+    """
+    own, other = (
+        encode(processor, item, text, answer_is_generated=True) for text in (expected, given)
+    )
+    if not own.answer_tokens or not other.answer_tokens:
+        return math.inf
+    ids, others = (prompt.input_ids[-prompt.answer_tokens :].tolist() for prompt in (own, other))
+    pairs = zip(ids, others, strict=False)
+    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None:
+        return math.inf
+    logits = model([own], None, [own.answer_tokens + 1])[0][first].log_softmax(-1)
+    return float(logits[ids[first]] - logits[others[first]])
 
 
 def first_logprobs(model: QwenVL, prompts: Sequence[Prompt]) -> list[Tensor]:

@@ -280,7 +280,8 @@ def judge(case: Case, agreement: Agreement) -> tuple[str, bool]:
     """Result in words of a checkpoint that the engine loads, and whether it passes."""
     if case.refusal is not None:
         return f"loads, although a refusal is expected: {case.refusal}", False
-    words = ["as vlpress" if agreement.passed else "differs", *agreement.examples]
+    equal = "as vlpress, but for ties" if agreement.ties else "as vlpress"
+    words = [equal if agreement.passed else "differs", *agreement.examples]
     return "; ".join([*words, case.remark] if case.remark else words), agreement.passed
 
 
