@@ -234,7 +234,8 @@ def markdown(results: dict[str, Any]) -> str:
                     for pair in check["pairs"]
                     if part == "all" or pair["group"].startswith(PREFIXES[part])
                 ]
-                checks.append([name, part, len(pairs), *correlation(pairs)])
+                if rank_correlation(pairs) is not None:
+                    checks.append([name, part, len(pairs), *correlation(pairs)])
     heads = ["model", "rival", "MB", "found, MB", "KL of rival", "KL of found", "difference"]
     return "\n".join(
         [
