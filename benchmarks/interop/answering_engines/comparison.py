@@ -19,10 +19,10 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -266,7 +266,6 @@ def ask_vlpress(
     )
 
 
-@torch.inference_mode()
 def margin(model: QwenVL, processor: Processor, item: Item, expected: str, given: str) -> float:
     """By how many nats the model prefers the expected answer's token where two differ first.
 
@@ -278,12 +277,44 @@ def margin(model: QwenVL, processor: Processor, item: Item, expected: str, given
     if not own.answer_tokens or not other.answer_tokens:
         return math.inf
     ids, others = (prompt.input_ids[-prompt.answer_tokens :].tolist() for prompt in (own, other))
-    pairs = zip(ids, others, strict=False)
-    first = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    return token_margin(model, encode(processor, item), ids, others, processor.stop_ids)
+
+
+@torch.inference_mode()
+def token_margin(
+    model: QwenVL,
+    prompt: Prompt,
+    expected: Sequence[int],
+    given: Sequence[int],
+    stop_ids: Collection[int],
+) -> float:
+    """By how many nats the model prefers the token of an answer where another differs first.
+
+    Args:
+        model: any.
+        prompt: without an answer.
+        expected: tokens of an answer; behind the last one, it ends with one of `stop_ids`.
+        given: tokens of the other answer.
+        stop_ids: tokens that end an answer.
+
+    Returns:
+        0 if the answers are equal.
+    """
+    pairs = zip_longest(expected, given)
+    first = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
     if first is None:
-        return math.inf
-    logits = model([own], None, [own.answer_tokens + 1])[0][first].log_softmax(-1)
-    return float(logits[ids[first]] - logits[others[first]])
+        return 0.0
+    before = torch.tensor(expected[:first], dtype=torch.int64)
+    positions = prompt.next_position + torch.arange(first).expand(3, first)
+    longer = replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, before]),
+        position_ids=torch.cat([prompt.position_ids, positions], 1),
+    )
+    logits = model([longer], None, [1])[0][-1].log_softmax(-1)
+    tokens = (list(ids[first : first + 1]) or sorted(stop_ids) for ids in (expected, given))
+    own, other = (float(logits[ids].max()) for ids in tokens)
+    return own - other
 
 
 def first_logprobs(model: QwenVL, prompts: Sequence[Prompt]) -> list[Tensor]:
