@@ -6,13 +6,17 @@ samples, seeds and evaluation samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.choice import winner
+from common.divergence import Divergence, paired
 from tabulate import tabulate
 
 Row = dict[str, Any]
+Runs = Callable[[Row, Row], tuple[Sequence[Divergence], Sequence[Divergence]] | None]
+"""Divergences per sample of a row of vlpress and one of a peer, by calibration seed; None if they
+are not stored."""
 
 EQUIVALENT = {
     "rtn": "rtn",
@@ -25,19 +29,26 @@ EQUIVALENT = {
 """A peer's method, and the equivalent method of vlpress: searched scales, alpha of 0.8."""
 
 
-def equivalent_pairs(ours: Sequence[Row], theirs: Sequence[Row]) -> list[dict[str, Any]]:
+def equivalent_pairs(
+    ours: Sequence[Row], theirs: Sequence[Row], runs: Runs = lambda own, other: None
+) -> list[dict[str, Any]]:
     """Pairs of rows with equivalent methods.
 
     Args:
         ours: rows of one model in accuracy.json.
         theirs: rows of the same model in peers.json.
+        runs: for the interval of the paired difference.
     """
     rows_by_method = {(r["setting"], r["method"]): r for r in ours if r["scope"] == "decoder"}
     pairs = []
     for row in theirs:
         key = row["setting"], EQUIVALENT.get(row["method"], "")
         if key in rows_by_method:
-            pairs.append(_pair(row["setting"], rows_by_method[key], row))
+            pair = _pair(row["setting"], own := rows_by_method[key], row)
+            if (both := runs(own, row)) is not None:
+                interval = paired(*both)
+                pair["difference"] = [interval.low, interval.high]
+            pairs.append(pair)
     return pairs
 
 
@@ -75,11 +86,13 @@ def _pair(setting: str, ours: Row, theirs: Row, name: str = "held_out") -> dict[
     }
 
 
-def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str]:
+def sections(
+    model: str, ours: Sequence[Row], theirs: Sequence[Row], runs: Runs = lambda own, other: None
+) -> list[str]:
     """Both tables of one model as Markdown."""
     return [
         f"## {model}: equivalent methods",
-        _table(equivalent_pairs(ours, theirs)),
+        _table(equivalent_pairs(ours, theirs, runs)),
         f"## {model}: best methods",
         _table(best(ours, theirs)),
     ]
@@ -87,6 +100,8 @@ def sections(model: str, ours: Sequence[Row], theirs: Sequence[Row]) -> list[str
 
 def _table(pairs: Sequence[Mapping[str, Any]]) -> str:
     head = ["setting", "samples", "vlpress", "KL", "peer", "method", "KL", "ratio"]
+    if any("difference" in pair for pair in pairs):
+        head.append("difference")
     body = [
         [
             pair["setting"],
@@ -97,10 +112,15 @@ def _table(pairs: Sequence[Mapping[str, Any]]) -> str:
             pair["theirs"],
             _kl(pair["their_kl"], pair["their_ci95"]),
             f"{pair['ratio']:.2f}",
+            *([_difference(*pair["difference"])] if "difference" in pair else []),
         ]
         for pair in pairs
     ]
     return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def _difference(low: float, high: float) -> str:
+    return f"[{low:+.5f}, {high:+.5f}]"
 
 
 def _kl(mean: float, ends: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from common.choice import FINAL, RUNOFF, contenders, winner
@@ -16,7 +17,7 @@ from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.machine import describe, provenance
 from common.rows import SAMPLE_FACTORS, sample_counts
 from common.tables import divergence, listed
-from peers.against import sections
+from peers.against import Row, Runs, sections
 from peers.settings import RECORD, Job
 from tabulate import tabulate
 
@@ -103,16 +104,43 @@ class Ruler:
         return cell
 
 
+def stored_runs(jobs: Sequence[Job], work: Path) -> Runs:
+    """Read divergences per sample that were stored while rows were measured.
+
+    Args:
+        jobs: of the peers' checkpoints.
+        work: the folder --work of `benchmarks/accuracy.py`.
+    """
+
+    def runs(own: Row, other: Row) -> tuple[list[Divergence], list[Divergence]] | None:
+        key = other["model"], other["setting"], other["peer"], other["method"]
+        theirs = [j for j in jobs if (j.model, j.setting, j.peer, j.method) == key]
+        folder = work / other["model"] / own["setting"] / own["method"]
+        ours = [folder / f"seed{seed}" / "cell.json" for seed in own["seeds"]]
+        paths = [*ours, *(job.out / STORED for job in theirs)]
+        if not all(path.is_file() for path in paths):
+            return None
+        cells = [Divergence(**json.loads(path.read_text())["held_out"]) for path in paths]
+        return cells[: len(ours)], cells[len(ours) :]
+
+    return runs
+
+
 def _order(job: Job) -> tuple[str, str, str, str, int]:
     return job.model, job.setting, job.peer, job.method, job.seed
 
 
-def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
+def markdown(
+    results: dict[str, Any],
+    ours: Mapping[str, Any],
+    runs: Runs = lambda own, other: None,
+) -> str:
     """Results as Markdown, with date and machine.
 
     Args:
         results: from `gather`.
         ours: content of accuracy.json.
+        runs: for intervals of paired differences, see `stored_runs`.
     """
     rows = results["rows"]
     versions = sorted({f"{row['peer']} {row['version']}" for row in rows})
@@ -123,7 +151,8 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         "",
         "KL as in accuracy.md, on the same held-out samples: checkpoints of the libraries, loaded "
         "and run by vlpress. docs/peers.md explains the methods. The best methods at w4a16 and "
-        "w3a16 are compared on additional samples that no choice depends on. A ratio below 1 "
+        "w3a16 are compared on additional samples that no choice depends on. The difference is the "
+        "95 % interval of the paired difference, vlpress minus peer. A ratio below 1 "
         "means that vlpress is closer to the baseline; its rows "
         f"are those of accuracy.md (commit {ours['commit']}).",
     ]
@@ -138,6 +167,6 @@ def markdown(results: dict[str, Any], ours: Mapping[str, Any]) -> str:
         lines += ["", f"## {model}: the peers", "", table]
         of_model = [row for row in rows if row["model"] == model]
         if model in ours["models"]:
-            for part in sections(model, ours["models"][model]["rows"], of_model):
+            for part in sections(model, ours["models"][model]["rows"], of_model, runs):
                 lines += ["", part]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ Writes the calibration samples, runs one script per library that writes checkpoi
 environment (built by `make peers`), and measures the checkpoints with vlpress. The run resumes:
 finished checkpoints and measurements of the same inputs are stored in --work. Exits with 1 if any
 is missing. Writes results/peers.json and results/peers.md, or those of another --name, and compares
-with a table of `benchmarks/accuracy.py` (--ours).
+with a table of `benchmarks/accuracy.py` (--ours), sample by sample where its cells are still there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vlpress.quant.resolve import encode_samples
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from peers import samples
-from peers.measure import gather, markdown
+from peers.measure import gather, markdown, stored_runs
 from peers.settings import GRIDS, METHODS, RECORD, SETTINGS, Job, seeds_of, write_jobs
 
 HERE = Path(__file__).resolve().parent
@@ -62,8 +62,9 @@ def main() -> None:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         (options.out / f"{options.name}.json").write_text(text, encoding="utf-8")
         ours = json.loads(options.ours.read_text(encoding="utf-8"))
-        (options.out / f"{options.name}.md").write_text(markdown(results, ours), encoding="utf-8")
-        print(markdown(results, ours))
+        text = markdown(results, ours, stored_runs(jobs, options.ours_work))
+        (options.out / f"{options.name}.md").write_text(text, encoding="utf-8")
+        print(text)
     if missing:
         names = ", ".join(f"{job.model}/{job.out.name}" for job in missing)
         sys.exit(f"{len(missing)} of {len(jobs)} checkpoints were not made: {names}")
@@ -87,6 +88,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", default="peers", help="of the result files")
     results = HERE.parent / "results" / "accuracy.json"
     parser.add_argument("--ours", type=Path, default=results, help="rows of vlpress")
+    work = Path("out/accuracy")
+    parser.add_argument("--ours-work", type=Path, default=work, help="--work of accuracy.py")
     options = parser.parse_args()
     options.work = options.work.resolve()
     return options

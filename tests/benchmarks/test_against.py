@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from common.divergence import Divergence
 from peers.against import EQUIVALENT, best, equivalent_pairs, sections
-from peers.settings import LLM_COMPRESSOR, METHODS
+from peers.measure import STORED, stored_runs
+from peers.settings import LLM_COMPRESSOR, METHODS, Job
 
 
 def row(setting: str, method: str, kl: float, validation: float, **more: Any) -> dict[str, Any]:
@@ -33,6 +37,28 @@ def test_equivalent_methods_are_compared() -> None:
     [pair] = equivalent_pairs(OURS, THEIRS)
     assert (pair["setting"], pair["ours"], pair["theirs"]) == ("w4a16", "gptq", "gptq-mse")
     assert pair["ratio"] == pytest.approx(0.5)
+
+
+def test_stored_runs_give_the_interval_of_the_paired_difference(tmp_path: Path) -> None:
+    own = row("w4a16", "gptq", 2.0, 0.3, seeds=[0, 1])
+    other = row("w4a16", "gptq-mse", 2.5, 0.3, seeds=[0, 1], model="tiny", peer="llmcompressor")
+    jobs = []
+    for seed in (0, 1):
+        out = tmp_path / "theirs" / str(seed)
+        jobs.append(
+            Job("tiny", "llmcompressor", "w4a16", "gptq-mse", seed, tmp_path, tmp_path, "", out)
+        )
+        theirs = Divergence([[1.0, 3.0 + seed], [4.0], [2.0]], [[True, True], [True], [True]])
+        ours = Divergence([[1.0, 2.0 + seed], [3.5], [1.5]], theirs.top1)
+        folder = tmp_path / "ours" / "tiny" / "w4a16" / "gptq" / f"seed{seed}"
+        for path, cell in ((out / STORED, theirs), (folder / "cell.json", ours)):
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"held_out": cell.to_dict()}))
+    runs = stored_runs(jobs, tmp_path / "ours")
+    [pair] = equivalent_pairs([own], [other], runs)
+    assert pair["difference"] == pytest.approx([-0.5, -0.5])  # of every sample
+    assert "[-0.50000, -0.50000]" in sections("tiny", [own], [other], runs)[1]
+    assert stored_runs(jobs, tmp_path)(own, other) is None
 
 
 def test_best_is_chosen_on_the_validation_set_and_reported_on_the_held_out_set() -> None:
