@@ -40,6 +40,7 @@ from .plan.packed_size import packed_parts
 from .plan.plan import make_plan
 from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
+from .prepare.result import KEY, describe_prepared, prepared_record
 from .recipe.vision_input import MAX_PIXELS
 from .resolve import Source, resolve_recipe
 
@@ -100,7 +101,12 @@ def plan(options: PlanOptions) -> dict[str, Any]:
     recipe = resolve_recipe(options.recipe, options, source, options.tp)
     dtype = source.dtype
     layers = make_plan(
-        source.config, recipe, dtype=dtype, format=options.format, carried=source.carried
+        source.config,
+        recipe,
+        dtype=dtype,
+        format=options.format,
+        carried=source.carried,
+        folder=source.folder,
     )
     check_format(layers, options.format)
     process = peak_memory()  # before the samples, which the plan counts itself, are loaded
@@ -129,7 +135,9 @@ def plan(options: PlanOptions) -> dict[str, Any]:
             "seconds": solve + per_token * tokens,
             "process_bytes": process,
             "peak_bytes": process + layers.memory.peak(tokens, longest, options.cache_bytes),
-            "scratch_bytes": layers.memory.scratch(tokens) + layers.packed_bytes,
+            "scratch_bytes": layers.memory.scratch(tokens)
+            + layers.packed_bytes
+            + layers.prepared_bytes,
             "output_bytes": layers.candidate_bytes,
             "container_parts": packed_parts(layers, CheckpointReader(source.folder), dtype),
             "experts": expected_tokens(layers.rows, tokens),
@@ -193,7 +201,7 @@ def _export_writer(
 
 @verb(InspectOptions)
 def inspect(options: InspectOptions) -> dict[str, Any]:
-    """Describe a quantized checkpoint layer by layer.
+    """Describe a quantized checkpoint layer by layer, or a prepared one.
 
     Returns:
         Per layer bits, scheme and bytes; for checkpoints written by vlpress also each layer's
@@ -226,9 +234,11 @@ def push(options: PushOptions) -> dict[str, Any]:
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Describe a quantized checkpoint, see `inspect`."""
+    """Describe a quantized or prepared checkpoint, see `inspect`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; give a quantized checkpoint")
+    if (prepared := prepared_record(folder)) is not None:
+        return describe_prepared(folder, prepared)
     if not is_quantized(folder):
         raise ValueError(
             f"{folder}: no quantization found in config.json; give a quantized checkpoint"
@@ -262,6 +272,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "calibration": report.get("calibration"),
         "layers": layers,
         "kept": report.get("kept"),
+        **({KEY: report[KEY]} if KEY in report else {}),
         **({"masks": report["masks"]} if "masks" in report else {}),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),

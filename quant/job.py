@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ..calib.samples.sample import Sample, has_images
 from ..calib.samples.sample import fingerprint as samples_fingerprint
 from ..calib.samples.selection import Draw
+from ..common.atomic import write_json
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.environment import device_name, versions
 from ..common.output_dir import claim, staged_result
@@ -21,8 +23,9 @@ from ..model.processing.processor import Processor
 from ..model.weight_files import digest_folder
 from .checkpoint.formats.table import AUTO
 from .checkpoint.loading import is_quantized
-from .checkpoint.model_card import Base
+from .checkpoint.model_card import Base, write_model_card
 from .checkpoint.pixel_budget import shared_setting, shares_video_settings
+from .checkpoint.safetensors_folder.shards import REPORT_FILE
 from .checkpoint.saving import save_finished
 from .checkpoint.verify import first_tokens
 from .config import BUILTIN_MODELS, CalibrationOptions
@@ -30,8 +33,12 @@ from .driver.blockwise import BlockwiseQuantizer
 from .driver.journal import NAMES as JOURNAL_NAMES
 from .driver.journal import Journal
 from .driver.pipeline import check_format
+from .driver.report import QuantReport
 from .plan.plan import Plan, check_images, make_plan
 from .plan.time_estimate import Probe, estimate_time
+from .prepare.context import Context
+from .prepare.running import FOLDER as PREPARED
+from .prepare.running import Prepared, prepare_source
 from .recipe.recipe import Recipe
 from .resolve import (
     Source,
@@ -43,6 +50,8 @@ from .resolve import (
 
 QUANTIZING = "quantizing"
 """Title of the stage."""
+WORK_NAMES = (*JOURNAL_NAMES, PREPARED)
+"""Everything that a job writes into its work folder."""
 SMOKE_TEST_TOKENS = 2
 """Tokens that a new checkpoint has to generate; each of them reads all weights once."""
 SMOKE_TEST_QUESTION = "Which animal barks?"
@@ -121,7 +130,9 @@ class Job:
         if is_quantized(source.folder):
             raise ValueError(f"{source.name}: is quantized already; start from the original model")
         recipe = resolve_recipe(recipe_name, calibration, source, tp)
-        plan = make_plan(source.config, recipe, format=format_, carried=source.carried)
+        plan = make_plan(
+            source.config, recipe, format=format_, carried=source.carried, folder=source.folder
+        )
         check_format(plan, format_)
         samples_as = sample_processor(source, recipe)
         drawn = open_samples(recipe, calibration, samples_as)
@@ -198,10 +209,11 @@ class Job:
         fresh: bool = False,
         comm: Communicator = SINGLE_PROCESS,
     ) -> None:
-        """Quantize and write the checkpoint, resuming an interrupted job.
+        """Prepare, quantize and write the checkpoint, resuming an interrupted job.
 
-        Finished blocks are kept in a hidden folder next to `out`. `out` appears complete, with
-        its fingerprint, or not at all. Several processes share the work; rank 0 writes.
+        Finished preparations and blocks are kept in a hidden folder next to `out`. `out` appears
+        complete, with its fingerprint, or not at all. Several processes share the work; rank 0
+        writes.
 
         Raises:
             ValueError: the hidden folder holds other work and neither flag is given, or the model
@@ -209,29 +221,17 @@ class Job:
         """
         folder = out.with_name(f".{out.name}.vlpress-work")
         flags: dict[str, Any] = {"overwrite": overwrite, "fresh": fresh}
-        if broadcast_result(comm, lambda: claim(folder, fingerprint, own=JOURNAL_NAMES, **flags)):
+        if broadcast_result(comm, lambda: claim(folder, fingerprint, own=WORK_NAMES, **flags)):
             reporter.note(f"resuming {out} from {folder}")
         self.warn(reporter)
-        settings = self.source.settings
-        quantizer = BlockwiseQuantizer(
-            self.source.folder,
-            self.recipe,
-            self.plan,
-            encode_samples(self.samples, self.samples_as),
-            settings.device,
-            settings.dtype,
-            self.calibration.cache_bytes,
-            comm,
-        )
-        journal = rank_zero_first(comm, lambda: Journal(folder, writes=comm.rank == 0))
-        with reporter.stage(QUANTIZING) as update:
-            report = quantizer.quantize(journal, self._with_block(update))
+        prepared = rank_zero_first(comm, lambda: self._prepare(folder, reporter))
+        write: Callable[[Path], None] = partial(self._write_prepared, prepared)
+        if not self.recipe.is_float:
+            write = self._quantize(prepared, folder, reporter, comm)
 
         def finish() -> None:
             with staged_result(out, fingerprint) as staged:
-                save_finished(
-                    journal.tensors(), report, self.source.folder, staged, name=self.source.name
-                )
+                write(staged)
                 with reporter.stage("verifying the checkpoint") as update:
                     update(0, SMOKE_TEST_TOKENS, "")
                     text = self.verify(staged)
@@ -240,6 +240,44 @@ class Job:
             shutil.rmtree(folder)
 
         broadcast_result(comm, finish)
+
+    def _prepare(self, folder: Path, reporter: Reporter) -> Prepared:
+        """Run the preparations of the recipe in the work folder; without any, take the source."""
+        context = Context(self.recipe, self.samples, self.source.settings)
+        return prepare_source(self.source.folder, folder, context, reporter)
+
+    def _write_prepared(self, prepared: Prepared, staged: Path) -> None:
+        """Write the result of a recipe that quantizes nothing: the prepared checkpoint."""
+        report = QuantReport(self.recipe, self.plan, (), None, prepared=prepared.records)
+        shutil.copytree(prepared.folder, staged, dirs_exist_ok=True)
+        write_json(staged / REPORT_FILE, report.to_dict())
+        write_model_card(staged, self.base)
+
+    def _quantize(
+        self, prepared: Prepared, folder: Path, reporter: Reporter, comm: Communicator
+    ) -> Callable[[Path], None]:
+        """Quantize the prepared checkpoint; returns the function that writes the result."""
+        settings, source = self.source.settings, prepared.folder
+        samples_as = self.samples_as
+        if self.recipe.preparations:
+            samples_as = sample_processor(Source.find(source, settings), self.recipe)
+        quantizer = BlockwiseQuantizer(
+            source,
+            self.recipe,
+            self.plan,
+            encode_samples(self.samples if self.recipe.needs_calibration else (), samples_as),
+            settings.device,
+            settings.dtype,
+            self.calibration.cache_bytes,
+            comm,
+        )
+        journal = rank_zero_first(comm, lambda: Journal(folder, writes=comm.rank == 0))
+        with reporter.stage(QUANTIZING) as update:
+            report = quantizer.quantize(journal, self._with_block(update))
+        report = replace(report, prepared=prepared.records)
+        return lambda staged: save_finished(
+            journal.tensors(), report, source, staged, base=self.base
+        )
 
     def _with_block(self, update: Update) -> Update:
         """Return `update` with the number of the block that is quantized in front of the detail."""
@@ -265,12 +303,15 @@ class Job:
         messages: Sequence[Any] = [{"role": "user", "content": SMOKE_TEST_QUESTION}]
         if self.samples:
             messages = self.samples[0].messages
+        processor = self.samples_as
+        if self.recipe.preparations:  # the tokenizer may be another one
+            processor = sample_processor(Source.find(checkpoint, self.source.settings), self.recipe)
         tokens = first_tokens(
             checkpoint,
-            self.samples_as.encode(messages),
+            processor.encode(messages),
             SMOKE_TEST_TOKENS,
-            stop_ids=self.processor.stop_ids,
+            stop_ids=processor.stop_ids,
             device=self.source.settings.device,
             dtype=self.source.settings.dtype,
         )
-        return self.processor.decode(tokens)
+        return processor.decode(tokens)

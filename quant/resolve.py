@@ -136,7 +136,7 @@ def sample_processor(source: Source, recipe: Recipe) -> Processor:
 def open_samples(
     recipe: Recipe, calibration: CalibrationOptions, processor: Processor
 ) -> Draw[Sample]:
-    """Draw the calibration samples of a recipe; none if no step needs activations.
+    """Draw the calibration samples of a recipe; none if no step needs any.
 
     Each sample is encoded once, which needs no weights, to find those that the model cannot read.
 
@@ -144,7 +144,7 @@ def open_samples(
         FileNotFoundError: a named file does not exist.
         ValueError: the source is empty, or more samples than allowed are unusable.
     """
-    if not recipe.needs_calibration:
+    if not recipe.needs_samples:
         return Draw([], [])
     return draw_samples(
         calibration.calib,

@@ -17,6 +17,7 @@ import yaml
 from ...common.atomic import write_text
 from ...common.progress import format_bytes
 from ...model.token_reduction.table import describe_rule
+from ..prepare.result import KEY, prepared_record
 from ..recipe.mask import describe_mask
 from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
 from .formats.engines import Support, engine_support
@@ -59,7 +60,7 @@ class Base:
 
 
 def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
-    """Write the model card of a quantized checkpoint, replacing an earlier one.
+    """Write the model card of a quantized or prepared checkpoint, replacing an earlier one.
 
     Args:
         checkpoint: folder of a complete checkpoint.
@@ -67,8 +68,11 @@ def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
         scores: a section in Markdown; empty if it was not evaluated.
 
     Raises:
-        ValueError: the folder is not a quantized checkpoint.
+        ValueError: the folder is neither.
     """
+    if (record := prepared_record(checkpoint)) is not None:
+        write_text(checkpoint / CARD, _prepared_card(base, record, scores))
+        return
     opened = QuantizedCheckpoint(checkpoint)
     contents, record = opened.contents(), opened.record or {}
     support = engine_support(contents, opened.format.name)
@@ -87,6 +91,19 @@ def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
         if part
     )
     write_text(checkpoint / CARD, text + "\n")
+
+
+def _prepared_card(base: Base, record: Mapping[str, Any], scores: str) -> str:
+    """Compose the card of a float checkpoint that preparations changed."""
+    methods = ", ".join(entry["method"] for entry in record[KEY])
+    parts = (
+        f"---\n{_metadata(base, None)}\n---",
+        f"# {base.name}, prepared: {methods}",
+        f"Made with vlpress from {base.name}; nothing is quantized. {_license_text(base)}",
+        _facts("float", {}, record),
+        scores.strip(),
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def base_of_card(checkpoint: Path) -> Base:
@@ -124,15 +141,16 @@ def _license_text(base: Base) -> str:
     return "The license of the original model applies."
 
 
-def _metadata(base: Base, format: str) -> str:
+def _metadata(base: Base, format: str | None) -> str:
+    """Compose the metadata block; `format` is None for a float checkpoint."""
     from huggingface_hub import ModelCardData
 
     fields: dict[str, Any] = {
         "base_model": base.hub_id,
-        "base_model_relation": "quantized" if base.hub_id else None,
+        "base_model_relation": "quantized" if base.hub_id and format else None,
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["vlpress", "quantized", format],
+        "tags": ["vlpress", *(("quantized", format) if format else ())],
         **base.license,
         BASE_KEY: base.name,
     }
@@ -148,8 +166,12 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
     if size := record.get("size"):
         facts.append(
             f"Tensors: {format_bytes(size['base_bytes'])} before, "
-            f"{format_bytes(size['candidate_bytes'])} after; "
-            f"{size['bits_per_weight']:.2f} bits per weight in the quantized layers"
+            f"{format_bytes(size['candidate_bytes'])} after"
+            + (
+                f"; {size['bits_per_weight']:.2f} bits per weight in the quantized layers"
+                if schemes
+                else ""
+            )
         )
     facts += [describe_mask(mask) for mask in record.get("masks", ())]
     if rule := record.get(VISUAL_TOKENS):

@@ -19,7 +19,7 @@ from ...model.qwen_vl import QwenVL
 from ...model.untying import open_source
 from ..driver.padding import Padding, pad_tensors, padded_shapes
 from ..driver.report import QuantReport
-from ..plan.plan import Plan
+from ..plan.plan import FLOAT, Plan
 from ..runtime.compressed_linear import CompressedLayer
 from ..targets import compressed_layers
 from .encoding import encode_layer
@@ -39,6 +39,13 @@ def check_format(plan: Plan, format: str = AUTO) -> None:
     Raises:
         ValueError: the format is unknown or does not fit the plan.
     """
+    if plan.format == FLOAT:
+        if format not in (AUTO, FLOAT):
+            raise ValueError(
+                f"format is {format!r}, but the recipe quantizes nothing and its result is an "
+                "ordinary float checkpoint; leave the format out"
+            )
+        return
     choose_format(plan.contents, format)
 
 
@@ -87,7 +94,7 @@ def save_finished(
     source: Path,
     folder: Path,
     *,
-    name: str | Path | None = None,
+    base: Base | None = None,
 ) -> None:
     """Write a checkpoint whose new tensors are already encoded, as a run's journal keeps them.
 
@@ -96,13 +103,13 @@ def save_finished(
         report: of the run.
         source: folder of the float checkpoint.
         folder: existing and empty, see `checkpoint_folder`.
-        name: of the float checkpoint, for the model card; default: its folder.
+        base: the original model, for the model card; default: the float checkpoint.
     """
     contents = report.plan.contents
     chosen = choose_format(contents, report.plan.format)
     reader = open_source(source, untied=report.plan.untied)
     _write(tensors, report, contents, chosen, reader, folder)
-    write_model_card(folder, Base.of(name or source, source))
+    write_model_card(folder, base or Base.of(source, source))
 
 
 def encode_tensors(

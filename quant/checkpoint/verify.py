@@ -17,11 +17,21 @@ from torch import Tensor, nn
 
 from ...calib.activation_store import MemoryActivationStore, State, hold_block
 from ...calib.block_runner import BlockRunner
+from ...model.checkpoint import CheckpointReader
+from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.finite import dtype_name, nonfinite_kind
-from ...model.loading import build_model, choose_device, choose_dtype, load_block, release_block
+from ...model.loading import (
+    build_model,
+    check_tensors,
+    choose_device,
+    choose_dtype,
+    load_block,
+    release_block,
+)
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
+from ..driver.checkpoint_blocks import CheckpointBlocks
 from ..targets import put_loaded
 from .safetensors_folder.reading import QuantizedCheckpoint
 
@@ -32,7 +42,7 @@ class QuantizedBlocks:
     def __init__(
         self, checkpoint: QuantizedCheckpoint, model: QwenVL, device: torch.device
     ) -> None:
-        self._checkpoint, self._model = checkpoint, model
+        self._checkpoint, self.model = checkpoint, model
         self.device = device
 
     def load(self, path: str) -> nn.Module:
@@ -45,16 +55,37 @@ class QuantizedBlocks:
             if name == path or name.startswith(path + "."):
                 bias = self._checkpoint.bias(name)
                 if bias is not None:
-                    bias = bias.to(self.device, self._model.dtype, copy=True)
+                    bias = bias.to(self.device, self.model.dtype, copy=True)
                 weight = self._checkpoint.weight(name, self.device)
-                like = torch.empty(0, dtype=self._model.dtype, device=self.device)
-                put_loaded(self._model, name, weight, bias, like)
-        load_block(self._checkpoint.reader, self._model, path, device=self.device)
-        return self._model.get_submodule(path)
+                like = torch.empty(0, dtype=self.model.dtype, device=self.device)
+                put_loaded(self.model, name, weight, bias, like)
+        load_block(self._checkpoint.reader, self.model, path, device=self.device)
+        return self.model.get_submodule(path)
 
     def release(self, path: str) -> None:
         """Free the weights of the module at `path`, see `BlockSource.release`."""
-        release_block(self._model.get_submodule(path))
+        release_block(self.model.get_submodule(path))
+
+
+def open_blocks(
+    folder: Path, device: str | torch.device, dtype: str | torch.dtype
+) -> QuantizedBlocks | CheckpointBlocks:
+    """Open a checkpoint, quantized or float, whose modules are on `meta` until they are loaded.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    config = ModelConfig.from_folder(folder)
+    if config.raw.get("quantization_config") is None:
+        reader = CheckpointReader(folder)
+        model = build_model(config, dtype=choose_dtype(dtype, config, reader))
+        check_tensors(reader, model)
+        return CheckpointBlocks(reader, model, (), choose_device(device))
+    checkpoint = QuantizedCheckpoint(folder)
+    checkpoint.check()
+    chosen = choose_dtype(dtype, checkpoint.config, checkpoint.reader)
+    model = build_model(checkpoint.config, dtype=chosen)
+    return QuantizedBlocks(checkpoint, model, choose_device(device))
 
 
 @torch.no_grad()
@@ -72,7 +103,7 @@ def first_tokens(
     Every token takes a pass over all blocks without a KV cache: `count` should be small.
 
     Args:
-        folder: folder of a quantized checkpoint.
+        folder: folder of a checkpoint, quantized or float.
         prompt: a prompt without an answer.
         count: maximum number of tokens.
         stop_ids: tokens that end an answer; the last token returned may be one of them.
@@ -82,11 +113,8 @@ def first_tokens(
     Raises:
         ValueError: the checkpoint is damaged, or a logit is not finite.
     """
-    checkpoint = QuantizedCheckpoint(folder)
-    checkpoint.check()
-    chosen_dtype = choose_dtype(dtype, checkpoint.config, checkpoint.reader)
-    model = build_model(checkpoint.config, dtype=chosen_dtype)
-    blocks = QuantizedBlocks(checkpoint, model, choose_device(device))
+    blocks = open_blocks(folder, device, dtype)
+    model = blocks.model
     store = MemoryActivationStore()
     features = _encode_visuals(BlockRunner(model, [prompt], blocks, store))
     tokens: list[int] = []
@@ -94,11 +122,11 @@ def first_tokens(
         runner = BlockRunner(model, [_extend(prompt, tokens)], blocks, store)
         logits = _next_logits(runner, features)
         if not bool(torch.isfinite(logits).all()):
-            remedy = "in bf16 or fp32" if chosen_dtype == torch.float16 else "with another recipe"
+            remedy = "in bf16 or fp32" if model.dtype == torch.float16 else "with another recipe"
             raise ValueError(
                 f"{folder}: read back, the checkpoint gives scores that are not finite "
                 f"({nonfinite_kind(logits)} for token {len(tokens) + 1} in "
-                f"{dtype_name(chosen_dtype)}); its weights or activations overflow: quantize "
+                f"{dtype_name(model.dtype)}); its weights or activations overflow: quantize "
                 f"again {remedy}"
             )
         # After a placeholder token the next pass would expect an image.

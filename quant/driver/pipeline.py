@@ -54,11 +54,16 @@ def quantize_(
         Errors and decisions, layer by layer; `save_quantized` needs it.
 
     Raises:
-        ValueError: the plan does not fit the model, the model is quantized already, there are no
-            prompts, none of them has an image although the vision tower is calibrated, none suits
-            gradient token weights, activations overflow, or GPTQ falls back to rounding on over
-            5 % of the rows.
+        ValueError: the recipe has preparations, the plan does not fit the model, the model is
+            quantized already, there are no prompts, none of them has an image although the vision
+            tower is calibrated, none suits gradient token weights, activations overflow, or GPTQ
+            falls back to rounding on over 5 % of the rows.
     """
+    if recipe.preparations:
+        raise ValueError(
+            f"recipe {recipe.name}: {recipe.preparations[0].method} changes the whole checkpoint, "
+            "not a model in memory; use quantize with the checkpoint's folder"
+        )
     recipe = spell_out_parts(recipe, model.config)
     plan = make_plan(model.config, recipe, format=format)
     if quantized := compressed_layers(model):

@@ -192,6 +192,8 @@ class QuantReport:
     model, not copied from the source."""
     cache_layers: tuple[CalibratedLayer, ...] = ()
     """Calibrated scales of the KV cache, layer by layer; empty if the recipe asks for none."""
+    prepared: tuple[Mapping[str, Any], ...] = ()
+    """Records of the recipe's preparations, JSON values."""
 
     @property
     def true_sequential(self) -> bool:
@@ -257,6 +259,7 @@ class QuantReport:
                 "bits_per_weight": self.bits_per_weight,
                 "base_parts": dict(self.plan.source_parts),
             },
+            **({"preparations": [dict(p) for p in self.prepared]} if self.prepared else {}),
             "padding": [padding.to_dict() for padding in self.plan.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "changed": sorted(self.changed),

@@ -38,7 +38,8 @@ def packed_parts(plan: Plan, reader: CheckpointReader, dtype: torch.dtype) -> di
 
     Args:
         plan: the plan.
-        reader: of the source, of which a few rows are read.
+        reader: of the source, of which a few rows are read; they stand for those of a prepared
+            checkpoint.
         dtype: that the weights are stored in.
 
     Returns:
@@ -47,10 +48,10 @@ def packed_parts(plan: Plan, reader: CheckpointReader, dtype: torch.dtype) -> di
     Raises:
         ValueError: a sampled tensor cannot be read.
     """
-    format_, _ = find_format(plan.contents, plan.format)
     totals = dict.fromkeys(plan.candidate_parts, 0.0)
     quantized = dict.fromkeys(plan.candidate_parts, 0)
     for rows in _by_part_and_grid(plan.quantized).values():
+        format_, _ = find_format(plan.contents, plan.format)
         part, size = rows[0].spec.part, sum(row.packed_bytes for row in rows)
         quantized[part] += size
         totals[part] += size * _quantized_share(rows, plan, reader, format_, dtype)

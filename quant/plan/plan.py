@@ -7,15 +7,15 @@ hour of calibration.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...model.byte_parts import bytes_by_part
 from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, LinearSpec, family_of
-from ...model.loading import build_model
 from ...model.qwen_vl import QwenVL
 from ...model.untying import untie_model_, untied_config
 from ..checkpoint.formats.contents import Contents
@@ -24,6 +24,7 @@ from ..checkpoint.formats.format import Format
 from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
 from ..driver.padding import Padding, choose_padding, pad_model_, padded_config, padded_layers
+from ..prepare.planning import PlannedPreparation, float_parts, plan_preparations
 from ..recipe.kv_cache import KVCacheScheme
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
@@ -39,6 +40,8 @@ from .memory_estimate import MemoryEstimate, count_memory
 from .part_targets import spell_out_parts
 from .target_matching import check_groups, claim_layers
 
+FLOAT = "float"
+"""The format of a recipe that quantizes nothing: an ordinary checkpoint."""
 BYTES = 16
 """Width in 8 bits that every format holds: int8 products of engines read rows in units of 16."""
 
@@ -135,6 +138,22 @@ class Plan:
     """Visual tokens of the samples and of the checkpoint."""
     carried: CarriedTensors = field(default_factory=CarriedTensors)
     """Tensors of the source that the model does not compute with."""
+    preparations: tuple[PlannedPreparation, ...] = ()
+    """Changes of the whole float checkpoint before anything else. With them, `rows`, `padding` and
+    `untied` are about the prepared checkpoint."""
+    prepared_parts: Mapping[str, int] | None = None
+    """Tensor bytes of the prepared checkpoint by part; None: it is the source."""
+
+    @property
+    def float_parts(self) -> Mapping[str, int]:
+        """Tensor bytes of the float checkpoint that is quantized, by part."""
+        return self.source_parts if self.prepared_parts is None else self.prepared_parts
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Bytes on disk of prepared checkpoints, of which two exist while one is written."""
+        sizes = [0, *(planned.bytes_after for planned in self.preparations)]
+        return max(a + b for a, b in pairwise([*sizes, 0]))
 
     @property
     def quantized(self) -> tuple[PlanRow, ...]:
@@ -160,7 +179,7 @@ class Plan:
     @property
     def candidate_parts(self) -> dict[str, int]:
         """Tensor bytes of the quantized checkpoint by part."""
-        parts = dict(self.source_parts)
+        parts = dict(self.float_parts)
         for row in self.rows:
             parts[row.spec.part] += row.bytes_after - row.bytes_before
         parts["decoder"] += self.kv_scale_bytes
@@ -174,7 +193,7 @@ class Plan:
     @property
     def other_bytes(self) -> int:
         """Bytes of the tensors that no row is about: norms, convolution, a float embedding."""
-        return self.base_bytes - sum(row.bytes_before for row in self.rows)
+        return sum(self.float_parts.values()) - sum(row.bytes_before for row in self.rows)
 
     @property
     def packed_bytes(self) -> int:
@@ -215,9 +234,16 @@ class Plan:
             "candidate_parts": self.candidate_parts,
             "bits_per_weight": self.bits_per_weight,
             "format": self.format,
-            "engines": [s.to_dict() for s in engine_support(self.contents, self.format)],
+            "engines": []
+            if self.format == FLOAT
+            else [s.to_dict() for s in engine_support(self.contents, self.format)],
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
             **self.vision_input.described(),
+            **(
+                {"preparations": [planned.to_dict() for planned in self.preparations]}
+                if self.preparations
+                else {}
+            ),
             "padding": [padding.to_dict() for padding in self.padding],
             "transforms": [transform.to_dict() for transform in self.transforms],
             "memory": self.memory.to_dict(),
@@ -231,6 +257,7 @@ def make_plan(
     dtype: torch.dtype | None = None,
     format: str = AUTO,
     carried: CarriedTensors | None = None,
+    folder: Path | None = None,
 ) -> Plan:
     """Plan the quantization of every linear layer of a model, without reading weights.
 
@@ -241,24 +268,56 @@ def make_plan(
         format: checkpoint format to count bytes for; `check_format` checks whether it fits.
         carried: tensors of the source that the model does not compute with; None: there are none,
             or it is not known, as for a model in memory.
+        folder: of the source, whose side files some preparations read.
 
     Raises:
         ValueError: a pattern matches nothing, two steps claim a layer, a shape does not fit its
             scheme even when padded, layers that engines fuse would differ, nothing would be
-            quantized, a transform has nothing to do, or the format is unknown.
+            quantized, a transform has nothing to do, a preparation refuses the model, or the
+            format is unknown.
     """
-    family, source_config = family_of(config), config
+    kind, carried = dtype or config.dtype or torch.float32, carried or CarriedTensors()
+    parts = float_parts(config, kind.itemsize, carried)
+    prepared = plan_preparations(config, recipe, kind.itemsize, carried=carried, folder=folder)
+    if prepared:
+        config = prepared[-1].config
+        source_parts, parts = parts, float_parts(config, kind.itemsize, carried)
+        planned = _plan(config, recipe, kind, format, carried, parts)
+        return replace(
+            planned, source_parts=source_parts, prepared_parts=parts, preparations=prepared
+        )
+    return _plan(config, recipe, kind, format, carried, parts)
+
+
+def _plan(
+    config: ModelConfig,
+    recipe: Recipe,
+    kind: torch.dtype,
+    format: str,
+    carried: CarriedTensors,
+    parts: Mapping[str, int],
+) -> Plan:
+    """Plan the steps of a recipe that come after its preparations.
+
+    Args:
+        config: of the prepared model.
+        recipe: the recipe.
+        kind: dtype of the stored weights.
+        format: see `make_plan`.
+        carried: see `make_plan`.
+        parts: tensor bytes of the prepared checkpoint.
+    """
+    family = family_of(config)
     recipe = spell_out_parts(recipe, config)
     untied = not recipe.tie and config.text.tie_word_embeddings
     if untied:
         config = untied_config(config)
-    carried = carried or CarriedTensors()
     sources, others = family.linears(config), carried_specs(config, carried)
     claims = claim_layers(sources, recipe, others)
     embedding, _ = claims.pop(EMBEDDING, (None, ""))
     check_embedding(config, recipe, embedding)
     claimed = [name for name, (step, _) in claims.items() if step is not None]
-    if not claimed and embedding is None:
+    if not claimed and embedding is None and recipe.steps:
         raise ValueError(f"recipe {recipe.name}: every targeted layer is ignored as well")
     padding = choose_padding(config, claimed, recipe.tp)
     check_carried(recipe, others, claims, padding)
@@ -275,8 +334,7 @@ def make_plan(
     if embedding is not None:
         schemes[EMBEDDING] = embedding.scheme
     contents = Contents(padded, schemes, kv_cache=recipe.kv_cache, carried=carried.layers)
-    written, _ = find_format(contents, format)
-    kind = dtype or config.dtype or torch.float32
+    written, _ = find_format(contents, AUTO if recipe.is_float else format)
     itemsize = kind.itemsize
     padding_of = padded_layers(config, padding)
     rows = tuple(
@@ -295,9 +353,6 @@ def make_plan(
     if embedding is not None:
         spec = family.embedding(config)
         rows = _before_decoder(rows, _row(spec, spec, embedding, "", None, kind, written))
-    parameters = build_model(source_config).named_parameters()
-    sizes = [(name, p.numel() * itemsize) for name, p in parameters]
-    parts = bytes_by_part(config, [*sizes, *carried.bytes.items()])
     growth = sum(float_bytes(row.spec, itemsize) - row.bytes_before for row in rows if row.padding)
     in_float = sum(parts.values()) - sum(carried.bytes.values()) + growth
     layers = ((row.spec, row.step) for row in rows)
@@ -310,7 +365,7 @@ def make_plan(
         parts,
         memory,
         padding,
-        written.name,
+        FLOAT if recipe.is_float else written.name,
         transforms,
         recipe.kv_cache,
         scale_bytes,

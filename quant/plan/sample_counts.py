@@ -52,7 +52,7 @@ def count_samples(recipe: Recipe, calibration: CalibrationOptions, source: Sourc
             )
         )
 
-    if not recipe.needs_calibration or calibration.calib not in (None, "synthetic"):
+    if not recipe.needs_samples or calibration.calib not in (None, "synthetic"):
         return SampleCounts(**count())
     return SampleCounts(**cached("samples", _key(recipe, calibration, source), count).value)
 

@@ -14,7 +14,9 @@ A recipe is data, written as TOML and read with the standard library:
 
 Method rtn rounds, gptq solves, and gptaq solves for the outputs of the float model (`strength`).
 Steps of method smoothquant and awq transform the float weights of a block before its layers are
-quantized; they come first, and their targets are the layers whose inputs are scaled.
+quantized; they come before it, and their targets are the layers whose inputs are scaled. Steps that
+change the whole float checkpoint (`PREPARATIONS`) come first of all; a recipe may consist of them
+alone, and its result is a float checkpoint.
 At the top level, `tp = 2` prepares for engines that split the model over two devices,
 `lm_head = "w8a16"` is short for a step that quantizes the output head, which is kept otherwise, and
 `tie = false` writes the head of a tied model apart from the token embedding, so that the two can
@@ -57,6 +59,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 from ...calib.fixed_weights import GRADIENTS, KINDS, FixedWeights
 from ...common.near_misses import did_you_mean, near_misses, near_paths
 from ...common.validation import Allowed, Integer, OneOf, parse, validated
+from ..steps.preparation import Preparation
 from ..steps.step import Step
 from ..steps.table import METHODS
 from ..steps.transform import Transform
@@ -143,10 +146,22 @@ class Recipe:
     """Visual tokens of the samples and of the checkpoint."""
     tie: StrictBool = True
     """False: a head that is tied to the token embedding becomes a tensor of its own."""
+    preparations: tuple[Preparation, ...] = ()
+    """Changes of the whole float checkpoint before everything else, in order."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized: the result is the prepared float checkpoint."""
+        return not self.steps
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether calibration samples are needed, by a preparation or to quantize."""
+        return self.needs_calibration or any(p.uses_samples for p in self.preparations)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any step, or the KV cache, uses activations."""
+        """Whether any step that quantizes, or the KV cache, uses activations."""
         steps = any(step.uses_activations for step in self.steps)
         return steps or bool(self.transforms) or self.kv_cache is not None
 
@@ -167,7 +182,7 @@ class Recipe:
         tables = [*file.step, *([HEADS[file.lm_head]] if file.lm_head else [])]
         steps = [read_step(table, f"step[{index}]") for index, table in enumerate(tables)]
         _check_order(steps)
-        return cls(
+        recipe = cls(
             name=file.name,
             steps=tuple(step for step in steps if isinstance(step, Step)),
             calibration=Calibration.from_dict(file.calibration),
@@ -178,7 +193,10 @@ class Recipe:
             else parse(KVCacheScheme, file.kv_cache, "recipe", "kv_cache"),
             vision_input=VisionInput.from_table(file.vision_input),
             tie=file.tie,
+            preparations=tuple(step for step in steps if isinstance(step, Preparation)),
         )
+        _check_float(recipe)
+        return recipe
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:
@@ -229,6 +247,7 @@ class Recipe:
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
             **({"vision_input": table} if (table := self.vision_input.to_dict()) else {}),
             "step": [
+                *(preparation.to_dict() for preparation in self.preparations),
                 *(transform.to_dict() for transform in self.transforms),
                 *(step.to_dict() for step in self.steps),
             ],
@@ -249,21 +268,47 @@ def pattern_matches(pattern: str, name: str) -> bool:
         raise ValueError(f"recipe: {pattern!r} is not a valid expression ({error})") from None
 
 
-def _check_order(steps: Sequence[Step | Transform]) -> None:
-    """Check that a step quantizes, and that all transforms come before the first one.
+def _check_order(steps: Sequence[Step | Transform | Preparation]) -> None:
+    """Check that preparations come first, then transforms, then at least one step that quantizes.
 
     Raises:
-        ValueError: one of the two does not hold.
+        ValueError: a step comes too late, or a transform comes before none.
     """
-    first = next((step for step in steps if isinstance(step, Step)), None)
-    if first is None:
+    kinds = (Preparation, Transform, Step)
+    ranks = [next(rank for rank, kind in enumerate(kinds) if isinstance(s, kind)) for s in steps]
+    if max(ranks) == kinds.index(Transform):
+        alone = steps[ranks.index(kinds.index(Transform))]
         raise ValueError(
-            f"recipe: {steps[0].method} alone quantizes nothing; add a step with method "
+            f"recipe: {alone.method} alone quantizes nothing; add a step with method "
             f"{' or '.join(METHODS)}"
         )
-    for step in steps[steps.index(first) :]:
-        if isinstance(step, Transform):
+    for index, step in enumerate(steps):
+        later_kinds = kinds[ranks[index] + 1 :]
+        earlier = next((s for s in steps[:index] if isinstance(s, later_kinds)), None)
+        if earlier is not None:
+            verb = "quantizes" if isinstance(earlier, Step) else "scales"
             raise ValueError(
-                f"recipe: {step.method} comes after {first.method}, but changes the weights that "
-                f"{first.method} quantizes; move it to the front"
+                f"recipe: {step.method} comes after {earlier.method}, but changes the weights that "
+                f"{earlier.method} {verb}; move it to the front"
             )
+
+
+def _check_float(recipe: Recipe) -> None:
+    """Refuse options of quantized checkpoints in a recipe that quantizes nothing.
+
+    Raises:
+        ValueError: one of them is given.
+    """
+    if not recipe.is_float:
+        return
+    given = {
+        "tp": recipe.tp != 1,
+        "tie": not recipe.tie,
+        "kv_cache": recipe.kv_cache is not None,
+        "vision_input": bool(recipe.vision_input.to_dict()),
+    }
+    if odd := [key for key, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"recipe: {odd[0]} is given, but {recipe.preparations[0].method} alone quantizes "
+            f"nothing; remove it, or add a step with method {' or '.join(METHODS)}"
+        )

@@ -1,16 +1,17 @@
-"""Read the steps of a recipe: passes that quantize layers, and transforms before them."""
+"""Read the steps of a recipe: passes that quantize layers, and what comes before them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ...common.validation import parse, shown
+from ..steps.preparation import Preparation
 from ..steps.step import Step, field_names
-from ..steps.table import METHODS, TRANSFORMS, methods_with
+from ..steps.table import METHODS, PREPARATIONS, TRANSFORMS, methods_with
 from ..steps.transform import Transform
 
 
-def read_step(data: Any, at: str) -> Step | Transform:
-    """Build a step of either kind from plain data.
+def read_step(data: Any, at: str) -> Step | Transform | Preparation:
+    """Build a step of any kind from plain data.
 
     Args:
         data: one [[step]] table of a recipe.
@@ -24,13 +25,13 @@ def read_step(data: Any, at: str) -> Step | Transform:
         raise ValueError(f"recipe: {at} is {shown(data)}; allowed: a table, written [[step]]")
     method = data.get("method")
     values = {key: value for key, value in data.items() if key != "method"}
-    if isinstance(method, str) and method in TRANSFORMS:
-        transform = TRANSFORMS[method]
-        keys = ("method", *field_names(transform))
-        return parse(transform, values, "recipe", at, keys=keys)
+    before: dict[str, type[Transform] | type[Preparation]] = {**TRANSFORMS, **PREPARATIONS}
+    if isinstance(method, str) and method in before:
+        kind = before[method]
+        return parse(kind, values, "recipe", at, keys=("method", *field_names(kind)))
     if not isinstance(method, str) or method not in METHODS:
         problem = f"is {shown(method)}" if "method" in data else "is missing"
-        allowed = ", ".join((*METHODS, *TRANSFORMS))
+        allowed = ", ".join((*METHODS, *before))
         raise ValueError(f"recipe: {at}.method {problem}; allowed: {allowed}")
     step = METHODS[method]
     scheme_type = step.scheme_of(values.keys())

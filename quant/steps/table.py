@@ -1,10 +1,11 @@
-"""The tables of methods and transforms, by their names in recipes."""
+"""The tables of methods, transforms and preparations, by their names in recipes."""
 
 from __future__ import annotations
 
 from .awq import AWQStep
 from .gptaq import GPTAQStep
 from .gptq import GPTQStep
+from .preparation import Preparation
 from .rtn import RTNStep
 from .smoothquant import SmoothQuantStep
 from .step import Step, field_names
@@ -14,6 +15,8 @@ METHODS: dict[str, type[Step]] = {kind.method: kind for kind in (GPTQStep, GPTAQ
 """Methods that quantize layers."""
 TRANSFORMS: dict[str, type[Transform]] = {kind.method: kind for kind in (SmoothQuantStep, AWQStep)}
 """Transforms of float weights that come before them."""
+PREPARATIONS: dict[str, type[Preparation]] = {}
+"""Changes of the whole float checkpoint that come before both."""
 
 
 def methods_with(option: str) -> list[str]:

@@ -47,6 +47,7 @@ def plan_table(plan: Result) -> str:
         f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
         *_vision_input(plan),
+        *_preparations(plan),
         f"tensors: {format_bytes(plan['base_bytes'])} -> {format_bytes(plan['candidate_bytes'])}",
         *byte_lines(plan["base_parts"], plan["candidate_parts"]),
         "after vlpress pack: about "
@@ -62,6 +63,15 @@ def _vision_input(result: Result) -> list[str]:
     rule, area = result.get("visual_tokens"), result.get("max_pixels")
     lines = [] if rule is None else [describe_rule(rule)]
     return lines if area is None else [*lines, f"images: at most {area} pixels"]
+
+
+def _preparations(result: Result) -> list[str]:
+    """One line per change of the whole checkpoint before it is quantized."""
+    return [
+        f"first, {entry['method']}: {entry['summary']}; tensors: "
+        f"{format_bytes(entry['bytes_before'])} -> {format_bytes(entry['bytes_after'])}"
+        for entry in result.get("preparations", ())
+    ]
 
 
 def joined_experts(rows: Sequence[Result]) -> list[Result]:
@@ -183,6 +193,8 @@ def inspect_table(checkpoint: Result) -> str:
     ]
     if unquantized:
         lines.append(f"{len(unquantized)} linear layers are kept; --json gives the reasons")
+    if prepared := checkpoint.get("preparations"):
+        lines.append("prepared before: " + ", ".join(entry["method"] for entry in prepared))
     lines += [describe_mask(mask) for mask in checkpoint.get("masks", ())]
     lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])

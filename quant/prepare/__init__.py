@@ -1,0 +1,1 @@
+"""Whole-model changes of a float checkpoint before it is quantized, from folder to folder."""
