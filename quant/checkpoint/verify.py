@@ -6,8 +6,8 @@ like an engine, packed weights included, with one block in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -142,7 +142,7 @@ def _encode_visuals(runner: BlockRunner) -> State | None:
     if not runner.samples(tower[0]):
         return None
     decoder = family.decoder.block_path(0)
-    _run_blocks(runner, [*tower, decoder])
+    run_blocks(runner, [*tower, decoder])
     key = runner.entry_key(decoder)
     features = runner.store.get(key, 0)
     runner.store.drop(key, 0)
@@ -155,21 +155,29 @@ def _next_logits(runner: BlockRunner, features: State | None) -> Tensor:
     decoder = family.decoder.blocks(model.config)
     if features is not None:
         runner.store.put(runner.entry_key(decoder[0]), 0, features)
-    _run_blocks(runner, decoder)
+    run_blocks(runner, decoder)
     last = decoder[-1]
     runner.enter(last)
     with hold_block(runner.blocks, last):
         hidden = runner.output(last, 0)[:, -1:]
     runner.store.drop(last, 0)
-    # A tied head has no module of its own; its weight is that of the embedding.
-    head = family.head.blocks(model.config) or family.decoder.entry
-    with ExitStack() as held:
-        for path in (*family.head.entry, *head):
-            held.enter_context(hold_block(runner.blocks, path))
+    with hold_head(runner):
         return model.logits(model.model.finish({"hidden": hidden})).flatten()
 
 
-def _run_blocks(runner: BlockRunner, steps: Sequence[str]) -> None:
+@contextmanager
+def hold_head(runner: BlockRunner) -> Iterator[None]:
+    """Load the final norm and the head for the length of a `with` block."""
+    family, config = family_of(runner.model.config), runner.model.config
+    # A tied head has no module of its own; its weight is that of the embedding.
+    head = family.head.blocks(config) or family.decoder.entry
+    with ExitStack() as held:
+        for path in (*family.head.entry, *head):
+            held.enter_context(hold_block(runner.blocks, path))
+        yield
+
+
+def run_blocks(runner: BlockRunner, steps: Sequence[str]) -> None:
     """Run all blocks but the last, whose input is left in the store."""
     for step, following in pairwise(steps):
         runner.enter(step)

@@ -280,7 +280,7 @@ def make_plan(
     parts = float_parts(config, kind.itemsize, carried)
     prepared = plan_preparations(config, recipe, kind.itemsize, carried=carried, folder=folder)
     if prepared:
-        config = prepared[-1].config
+        config, carried = prepared[-1].config, prepared[-1].carried
         source_parts, parts = parts, float_parts(config, kind.itemsize, carried)
         planned = _plan(config, recipe, kind, format, carried, parts)
         return replace(

@@ -28,6 +28,8 @@ class PlannedPreparation:
     """Tensor bytes of the checkpoint that it reads."""
     bytes_after: int
     """Tensor bytes of the one that it writes."""
+    carried: CarriedTensors
+    """Tensors of the written checkpoint that the model does not compute with."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for JSON."""
@@ -53,19 +55,24 @@ def plan_preparations(
         config: of the recipe's source.
         recipe: the recipe.
         itemsize: bytes of a stored float.
-        carried: tensors that the model does not compute with; preparations keep their sizes.
+        carried: tensors of the source that the model does not compute with; preparations keep
+            their sizes or leave them out.
         folder: of the source, see `Preparation.foresee`.
 
     Raises:
         ValueError: a preparation refuses the model.
     """
     planned: list[PlannedPreparation] = []
-    size = sum(float_parts(config, itemsize, carried or CarriedTensors()).values())
+    carried = carried or CarriedTensors()
+    size = sum(float_parts(config, itemsize, carried).values())
     for preparation in recipe.preparations:
         foreseen = preparation.foresee(config, folder)
         config = foreseen.config
-        after = sum(float_parts(config, itemsize, carried or CarriedTensors()).values())
-        planned.append(PlannedPreparation(preparation, config, foreseen.summary, size, after))
+        carried = CarriedTensors() if foreseen.drops_carried else carried
+        after = sum(float_parts(config, itemsize, carried).values())
+        planned.append(
+            PlannedPreparation(preparation, config, foreseen.summary, size, after, carried)
+        )
         size = after
     return tuple(planned)
 

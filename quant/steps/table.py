@@ -6,6 +6,7 @@ from .awq import AWQStep
 from .gptaq import GPTAQStep
 from .gptq import GPTQStep
 from .preparation import Preparation
+from .rotate import RotateStep
 from .rtn import RTNStep
 from .smoothquant import SmoothQuantStep
 from .step import Step, field_names
@@ -15,7 +16,7 @@ METHODS: dict[str, type[Step]] = {kind.method: kind for kind in (GPTQStep, GPTAQ
 """Methods that quantize layers."""
 TRANSFORMS: dict[str, type[Transform]] = {kind.method: kind for kind in (SmoothQuantStep, AWQStep)}
 """Transforms of float weights that come before them."""
-PREPARATIONS: dict[str, type[Preparation]] = {}
+PREPARATIONS: dict[str, type[Preparation]] = {kind.method: kind for kind in (RotateStep,)}
 """Changes of the whole float checkpoint that come before both."""
 
 

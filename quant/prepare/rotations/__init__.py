@@ -1,0 +1,1 @@
+"""Rotations of the residual stream and of attention values, folded into the weights."""
