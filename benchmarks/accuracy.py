@@ -16,6 +16,7 @@ The run resumes: rows of the same commit are stored in --work, so that several p
 the rows of one table (--models) and a final run collects them. --accept reuses rows of other
 commits, for a change that does not affect them: remove the affected ones from --work first. As
 evidence, --check measures the given rows again and fails if a number differs.
+Rows of shrunk models are prepared as checkpoints first (`common/preparing.py`).
 With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
 layers as stored and in the container.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
@@ -25,8 +26,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from common.divergence import SEEDS, Divergence, Judges, summarize
 from common.float_weights import restore_weights_
 from common.machine import provenance
 from common.packed import layer_bytes
+from common.preparing import prepare
 from common.rows import (
     FLOAT,
     GRID_METHODS,
@@ -46,11 +50,13 @@ from common.rows import (
     MASKS,
     SAMPLE_FACTORS,
     SETTINGS,
+    SHRINKS,
     WHOLE,
     Row,
     all_rows,
     grid_rows,
     mask_rows,
+    shrink_rows,
     whole_rows,
 )
 from common.tables import listed
@@ -67,6 +73,7 @@ from vlpress.quant.checkpoint.loading import open_model, resolve_folder
 from vlpress.quant.driver.pipeline import quantize_, save_quantized
 from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.plan.part_targets import spell_out_parts
+from vlpress.quant.plan.plan import make_plan
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.resolve import encode_samples
 
@@ -87,7 +94,7 @@ def main() -> None:
     }
     rows = [
         row
-        for row in (*all_rows(), *grid_rows(), *mask_rows(), *whole_rows())
+        for row in (*all_rows(), *grid_rows(), *mask_rows(), *shrink_rows(), *whole_rows())
         if row.setting in options.settings and row.method in (options.methods or (row.method,))
     ]
     results["models"] = {
@@ -104,7 +111,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *MASKS, *WHOLE]
+    settings = [*SETTINGS, *GRIDS, *MASKS, *SHRINKS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
@@ -163,7 +170,7 @@ class Measurement:
 
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
-        looks = self.recipe(row, 0).needs_calibration
+        looks = self.recipe(row, 0).needs_samples
         return row.seeds(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -240,7 +247,7 @@ class Measurement:
         if (scored := self.stored(folder / "scores.json", made_from)) is None:
             model, report = self.quantize(row, seed)
             checkpoint = folder / "checkpoint"
-            self.save(model, report, checkpoint)
+            self.save(model, report, checkpoint, self.source(row, seed))
             self.ask(str(checkpoint), folder / "eval", fresh=True)
             judged = compare(self.work / "base", folder / "eval", folder / "report")
             benchmarks = {
@@ -251,13 +258,22 @@ class Measurement:
         of_row: dict[str, Any] = scored["benchmarks"]
         return of_row
 
-    def save(self, model: QwenVL, report: QuantReport, folder: Path) -> None:
+    def save(self, model: QwenVL, report: QuantReport, folder: Path, source: Path) -> None:
         """Write a checkpoint for the evaluation, in float if no format holds the grid."""
-        source, contents = resolve_folder(self.name), report.plan.contents
-        if any(refusal(FORMATS[name], contents) is None for name in PREFERRED):
+        contents = report.plan.contents
+        if report.recipe.is_float:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        elif any(refusal(FORMATS[name], contents) is None for name in PREFERRED):
             save_quantized(model, report, source, folder, overwrite=True)
         else:
             save_dequantized(model, source, folder)
+
+    def source(self, row: Row, seed: int) -> Path:
+        """Folder of the float checkpoint that is quantized, once `quantize` has prepared it."""
+        if self.recipe(row, seed).preparations:
+            return self.folder(row, seed) / "prepared"
+        source: Path = resolve_folder(self.name)
+        return source
 
     def folder(self, row: Row, seed: int) -> Path:
         """Folder of a stored cell."""
@@ -296,12 +312,18 @@ class Measurement:
 
     def quantize(self, row: Row, seed: int) -> tuple[QwenVL, QuantReport]:
         """Quantize the model of a row and check GPTQ against rounding."""
-        model = open_model(self.name, device="cpu")
-        recipe, prompts = self.recipe(row, seed), []
-        if recipe.needs_calibration:
+        recipe, samples, prompts = self.recipe(row, seed), [], []
+        if recipe.needs_samples:
             samples = load_samples(None, n=self.options.samples, seed=seed)
             prompts = encode_samples(samples, self.processor)
-        report = quantize_(model, recipe, prompts)
+        source, records = self.source(row, seed), ()
+        if recipe.preparations:
+            records = prepare(recipe, resolve_folder(self.name), source, samples)
+        model = open_model(source, device="cpu")
+        if recipe.is_float:
+            plan = make_plan(self.config, recipe)
+            return model, QuantReport(recipe, plan, (), None, prepared=records)
+        report = quantize_(model, replace(recipe, preparations=()), prompts)
         check_against_rounding(report, f"{self.name} {row.key} seed {seed}")
         if row.method == FLOAT:
             restore_weights_(model, open_model(self.name, device="cpu"))

@@ -47,6 +47,20 @@ MASKS: dict[str, dict[str, Any]] = {
 """int4 in decoder layers with weights held at zero: keep and score. Columns are solved in their own
 order, which patterns need; measured on request."""
 
+SHRINKS: dict[str, dict[str, Any]] = {
+    "mlp-0.875": {"width": "mlp", "keep": 0.875, "multiple": 32},
+    "mlp-0.75": {"width": "mlp", "keep": 0.75, "multiple": 32},
+    "layers-4": {"layers": 4},
+    "mlp-0.67-int4": {"width": "mlp", "keep": 0.67},
+}
+"""Decoders with narrower MLPs, or with fewer layers (of 5 in tiny and tiny3): what stays; measured
+on request. Methods are the score of what stays, with or without a refit. Names that end in an int
+are quantized after it, with groups of 128."""
+SHRINK_METHODS = {
+    "width": ("wanda+refit", "wanda", "magnitude+refit", "magnitude", "random+refit", "random"),
+    "layers": ("influence", "random"),
+}
+
 FLOAT = "float"
 """Method that keeps the weights in float, so that rounded activations alone remain."""
 ACTIVATIONS = "activations alone"
@@ -131,6 +145,8 @@ class Row:
         """Whether the benchmarks are evaluated with its checkpoint."""
         if self.setting in MASKS:
             return self.method == "gptq"
+        if self.setting in SHRINKS:
+            return self.method in ("wanda+refit", "influence", "random")
         if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
@@ -157,6 +173,9 @@ class Row:
         if self.setting in WHOLE:
             preset = PRESETS[self.setting] | {"name": self.key, "calibration": calibration}
             return Recipe.from_dict(preset)
+        if self.setting in SHRINKS:
+            steps = self._shrink_steps()
+            return Recipe.from_dict({"name": self.key, "calibration": calibration, "step": steps})
         *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
         decoder = (SETTINGS | GRIDS | MASKS)[self.setting]
         activations = decoder.get("activations", "none")
@@ -180,6 +199,15 @@ class Row:
             }
         )
 
+    def _shrink_steps(self) -> list[dict[str, Any]]:
+        """The step that shrinks the decoder, and the one that quantizes the result."""
+        score, _, refit = self.method.partition("+")
+        options = SHRINKS[self.setting]
+        shrink = {"method": "shrink", **options, "score": score}
+        steps = [shrink | {"refit": bool(refit)} if "width" in options else shrink]
+        grid = GRIDS.get(self.setting.rpartition("-")[2])
+        return [*steps, *([] if grid is None else [{"method": "gptq", **grid}])]
+
 
 def sample_counts(setting: str, validation: int, held_out: int) -> dict[str, int]:
     """Number of samples of each set for a setting."""
@@ -202,6 +230,15 @@ def mask_rows() -> list[Row]:
         for setting, scheme in MASKS.items()
         for name in MASK_METHODS
         if name != "rtn" or scheme["score"] != "sparsegpt"
+    ]
+
+
+def shrink_rows() -> list[Row]:
+    """Rows of decoders with fewer channels or layers."""
+    return [
+        Row(setting, method)
+        for setting, options in SHRINKS.items()
+        for method in SHRINK_METHODS["width" if "width" in options else "layers"]
     ]
 
 

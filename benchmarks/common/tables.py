@@ -85,7 +85,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
                 row["method"],
                 *divergence(row["held_out"]),
                 *(score(row["benchmarks"].get(name)) for name in base),
-                f"{row['bits_per_weight']:.2f}",
+                f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else "float",
                 *(packed_cells(row.get("bytes")) if packed else []),
                 *([mebibytes(row.get("parts"))] if sized else []),
                 f"{row['fallback_rows']} of {row['solved_rows']}" if row["solved_rows"] else "",
