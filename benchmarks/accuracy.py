@@ -16,7 +16,9 @@ The run resumes: rows of the same commit are stored in --work, so that several p
 the rows of one table (--models) and a final run collects them. --accept reuses rows of other
 commits, for a change that does not affect them: remove the affected ones from --work first. As
 evidence, --check measures the given rows again and fails if a number differs.
-Rows of shrunk models are prepared as checkpoints first (`common/preparing.py`).
+Rows of shrunk and rotated models are prepared as checkpoints first (`common/preparing.py`). Rows
+whose method begins with `rotate` have the paired interval of their divergence minus that of the
+same row without rotation.
 With --packed every checkpoint is packed as well, and the table has the bytes of its quantized
 layers as stored and in the container.
 Writes results/NAME.json and results/NAME.md, NAME being `accuracy` unless --name says otherwise.
@@ -38,7 +40,7 @@ import torch
 from common import tables
 from common.choice import FINAL, RUNOFF, contenders, winner
 from common.dequantized_checkpoint import save_dequantized
-from common.divergence import SEEDS, Divergence, Judges, summarize
+from common.divergence import SEEDS, Divergence, Judges, paired, summarize
 from common.float_weights import restore_weights_
 from common.machine import provenance
 from common.packed import layer_bytes
@@ -48,6 +50,7 @@ from common.rows import (
     GRID_METHODS,
     GRIDS,
     MASKS,
+    ROTATIONS,
     SAMPLE_FACTORS,
     SETTINGS,
     SHRINKS,
@@ -56,6 +59,7 @@ from common.rows import (
     all_rows,
     grid_rows,
     mask_rows,
+    rotation_rows,
     shrink_rows,
     whole_rows,
 )
@@ -94,7 +98,14 @@ def main() -> None:
     }
     rows = [
         row
-        for row in (*all_rows(), *grid_rows(), *mask_rows(), *shrink_rows(), *whole_rows())
+        for row in (
+            *all_rows(),
+            *grid_rows(),
+            *mask_rows(),
+            *rotation_rows(),
+            *shrink_rows(),
+            *whole_rows(),
+        )
         if row.setting in options.settings and row.method in (options.methods or (row.method,))
     ]
     results["models"] = {
@@ -111,7 +122,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *MASKS, *SHRINKS, *WHOLE]
+    settings = [*SETTINGS, *GRIDS, *MASKS, *ROTATIONS, *SHRINKS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
@@ -170,7 +181,7 @@ class Measurement:
 
     def seeds(self, row: Row) -> list[int]:
         """Calibration seeds of a row; only one for methods without calibration."""
-        looks = self.recipe(row, 0).needs_samples
+        looks = self.recipe(row, 0).needs_samples or row.unrotated  # draws depend on the seed
         return row.seeds(self.options.seeds if looks else self.options.seeds[:1])
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -190,8 +201,16 @@ class Measurement:
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
             "held_out": summarize(self.runs(row, "held_out")),
+            **self.against_unrotated(row),
             "benchmarks": self.scores(row) if row in self.scored else {},
         }
+
+    def against_unrotated(self, row: Row) -> dict[str, Any]:
+        """Paired interval of a rotated row's held-out divergence minus that without rotation."""
+        if (plain := row.unrotated) is None:
+            return {}
+        both = paired(self.runs(row, "held_out"), self.runs(plain, "held_out"))
+        return {"minus_unrotated": [both.low, both.high]}
 
     def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that are scored; of tables of levels also the solver that validation prefers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlpress.quant.recipe.presets import PRESETS
@@ -61,6 +61,16 @@ SHRINK_METHODS = {
     "layers": ("influence", "random"),
 }
 
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "rotated-w4a16": {"bits": 4, "group_size": 128},
+    "rotated-w4a16-row": {"bits": 4, "group_size": -1},
+    "rotated-w4a8": {"bits": 4, "group_size": 128, "activations": "dynamic"},
+    "rotated-w4a8-row": {"bits": 4, "group_size": -1, "activations": "dynamic"},
+    "rotated-w8a8-static": {"bits": 8, "group_size": -1, "activations": "static"},
+    "rotated-nvfp4": {"grid": "nvfp4", "activations": "dynamic"},
+}
+"""Decoder layers with and without a rotation of the whole model; measured on request."""
+
 FLOAT = "float"
 """Method that keeps the weights in float, so that rounded activations alone remain."""
 ACTIVATIONS = "activations alone"
@@ -88,6 +98,11 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "smoothquant": {"method": "smoothquant", "alpha": ALPHA},
     "smoothquant-search": {"method": "smoothquant", "alpha": "search"},
 }
+ROTATES: dict[str, dict[str, Any]] = {
+    "rotate": {"method": "rotate"},
+    "rotate8": {"method": "rotate", "seeds": 8, "samples": 64},
+}
+"""Rotations of the whole model, before the transforms."""
 
 WEIGHT_ONLY = ("rtn", "gptq", "gptaq", "awq+rtn", "awq+gptq", "awq+gptaq")
 INTEGER = ("rtn", "gptq", "smoothquant+gptq", "smoothquant-search+gptq", "smoothquant+gptaq")
@@ -115,6 +130,10 @@ GRID_METHODS = ("rtn", "gptq", "gptaq")
 """Methods of tables of levels; rounding and the better of the solvers are scored."""
 MASK_METHODS = ("rtn", "gptq")
 """Methods of masks; rounding has no score of a solver."""
+ROTATION_METHODS = ("rtn", "rotate+rtn", "gptq", "rotate+gptq")
+"""Methods of all settings of rotations."""
+BEST_OF_8 = ("rotated-w4a8-row", "rotated-w8a8-static")
+"""Settings in which the best of eight draws is taken too."""
 VISION = ["tower"]
 DECODER = ["model.layers.*"]
 
@@ -143,6 +162,8 @@ class Row:
     @property
     def scored(self) -> bool:
         """Whether the benchmarks are evaluated with its checkpoint."""
+        if self.setting in ROTATIONS:
+            return False
         if self.setting in MASKS:
             return self.method == "gptq"
         if self.setting in SHRINKS:
@@ -150,6 +171,12 @@ class Row:
         if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
+
+    @property
+    def unrotated(self) -> Row | None:
+        """The row without its rotation; None: it has none."""
+        first, _, rest = self.method.partition("+")
+        return replace(self, method=rest) if first in ROTATES else None
 
     def sample_counts(self, validation: int, held_out: int) -> dict[str, int]:
         """Number of samples of each set; rows with the vision tower have no more than others."""
@@ -177,15 +204,16 @@ class Row:
             steps = self._shrink_steps()
             return Recipe.from_dict({"name": self.key, "calibration": calibration, "step": steps})
         *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
-        decoder = (SETTINGS | GRIDS | MASKS)[self.setting]
+        decoder = (SETTINGS | GRIDS | MASKS | ROTATIONS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
         if self.scope == "decoder+vision":
             parts.insert(0, (VISION, tower))
-        steps = [
-            {**TRANSFORMS[name], "targets": [t for targets, _ in parts for t in targets]}
-            for name in transforms
+        of_all = [t for targets, _ in parts for t in targets]
+        steps = [ROTATES[name] for name in transforms if name in ROTATES]
+        steps += [
+            {**TRANSFORMS[name], "targets": of_all} for name in transforms if name in TRANSFORMS
         ]
         ordered = {"act_order": False} if self.setting in MASKS and solver != "rtn" else {}
         steps += [
@@ -240,6 +268,19 @@ def shrink_rows() -> list[Row]:
         for setting, options in SHRINKS.items()
         for method in SHRINK_METHODS["width" if "width" in options else "layers"]
     ]
+
+
+def rotation_rows() -> list[Row]:
+    """Rows of rotations, each beside the same without; with int8 inputs, SmoothQuant too."""
+    rows = []
+    for setting, scheme in ROTATIONS.items():
+        names = list(ROTATION_METHODS)
+        if "bits" in scheme and "activations" in scheme:
+            names.append("smoothquant-search+gptq")
+        if setting in BEST_OF_8:
+            names.append("rotate8+rtn")
+        rows += [Row(setting, name) for name in names]
+    return rows
 
 
 def whole_rows() -> list[Row]:

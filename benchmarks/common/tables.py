@@ -75,7 +75,9 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
     packed = any("bytes" in row for row in rows)
     sizes = ["KiB", "KiB packed", "bits packed"] if packed else []
     head += ["bits", *sizes, *(["MiB by part"] if sized else []), "fell back"]
-    original = ["bf16", "", "", "", "", ""]
+    rotated = any("minus_unrotated" in row for row in rows)
+    head[3:3] = ["minus unrotated"] * rotated
+    original = ["bf16", "", "", "", "", "", *([""] * rotated)]
     original += [f"{entry['score']:.1f}" for entry in base.values()]
     body = [[*original, "16", *([""] * (len(sizes) + sized)), ""]] if base else []
     for row in rows:
@@ -83,7 +85,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
             [
                 row["setting"],
                 row["method"],
-                *divergence(row["held_out"]),
+                *_compared(row, rotated),
                 *(score(row["benchmarks"].get(name)) for name in base),
                 f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else "float",
                 *(packed_cells(row.get("bytes")) if packed else []),
@@ -92,6 +94,14 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
             ]
         )
     return tabulate(body, head, tablefmt="github", disable_numparse=True)
+
+
+def _compared(row: Mapping[str, Any], rotated: bool) -> list[str]:
+    """The cells of the divergence, with the paired interval of rotated rows after the mean."""
+    mean, *others = divergence(row["held_out"])
+    interval = row.get("minus_unrotated")
+    shown = "" if interval is None else f"{interval[0]:+.5f} to {interval[1]:+.5f}"
+    return [mean, *([shown] if rotated else []), *others]
 
 
 def packed_cells(size: Mapping[str, int] | None) -> list[str]:
