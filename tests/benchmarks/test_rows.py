@@ -10,6 +10,7 @@ from common.rows import (
     Row,
     all_rows,
     grid_rows,
+    rotation_rows,
     whole_rows,
 )
 from tiny_configs import CONFIGS
@@ -95,3 +96,13 @@ def test_rows_of_grids_fit_the_built_in_model() -> None:
         assert {r.step.scheme.to_dict().get("grid") for r in plan.quantized if r.step} == {grid}
         assert len(plan.quantized) == 5 * 7
         assert row.scored == (row.method == "rtn")
+
+
+@pytest.mark.parametrize("row", rotation_rows(), ids=lambda row: row.key)
+def test_rows_of_rotations(row: Row) -> None:
+    recipe = row.recipe(7, 64)
+    plan = make_plan(ModelConfig.from_folder(resolve_folder("tiny")), recipe)
+    is_rotated = row.method.startswith("rotate")
+    assert len(plan.quantized) == 5 * 7 and len(plan.preparations) == is_rotated
+    assert (row.unrotated in rotation_rows()) is is_rotated
+    assert plan.config.text.tie_word_embeddings is not is_rotated

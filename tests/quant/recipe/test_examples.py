@@ -12,7 +12,10 @@ from vlpress.calib.samples.draw import load_samples
 from vlpress.model.loading import load_model, resolve_model
 from vlpress.model.processing.inputs import Prompt
 from vlpress.model.processing.processor import Processor
+from vlpress.quant.config import ModelSettings
 from vlpress.quant.driver.pipeline import check_format, quantize_
+from vlpress.quant.prepare.context import Context
+from vlpress.quant.prepare.running import prepare_checkpoint
 from vlpress.quant.recipe.recipe import Recipe
 from vlpress.quant.targets import compressed_layers
 
@@ -32,7 +35,7 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
         four = 4, False
         return {"decoder": four, "tower": four, "embedding": four, "head": (8, False)}
     schemes = {}
-    for part in name.removesuffix("-2of4").split("+"):
+    for part in name.removesuffix("-2of4").removesuffix("-rotated").split("+"):
         stage, _, scheme = part.rpartition("-")
         match = re.fullmatch(r"w(\d+)a(\d+)", scheme)
         assert match is not None
@@ -49,12 +52,17 @@ QUICK = ("w4a16",)
     [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow) for p in RECIPES],
     ids=lambda path: path.stem,
 )
-def test_runs_on_tiny(path: Path, prompts: list[Prompt]) -> None:
+def test_runs_on_tiny(path: Path, prompts: list[Prompt], tmp_path: Path) -> None:
     recipe = Recipe.resolve(path)
     assert recipe.name == path.stem
     few = replace(recipe, calibration=replace(recipe.calibration, samples=len(prompts)))
-    model, original = (load_model("tiny", device="cpu", dtype="fp32") for _ in range(2))
-    report = quantize_(model, few, prompts)
+    source, original = resolve_model("tiny"), load_model("tiny", device="cpu", dtype="fp32")
+    for index, step in enumerate(few.preparations):
+        prepared = tmp_path / str(index)
+        prepare_checkpoint(step, source, prepared, Context(few, settings=ModelSettings()))
+        source = prepared
+    model = load_model(source, device="cpu", dtype="fp32")
+    report = quantize_(model, replace(few, preparations=()), prompts)
     check_format(report.plan)
     done: dict[str, set[tuple[int, bool]]] = {}
     for row in report.plan.quantized:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from reference_model import reference_logits
-from tiny_models import prompts, small_config, small_model, write_checkpoint_folder
+from tiny_models import FAMILIES, prompts, small_config, small_model, write_checkpoint_folder
 
 import vlpress
 from vlpress.calib.samples.draw import load_samples
@@ -35,7 +35,10 @@ def recipe_of(*steps: dict[str, Any], **calibration: Any) -> Recipe:
     return Recipe.from_dict({"name": "test", "step": list(steps), "calibration": calibration})
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "qwen2_5_vl"]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", *SLOW])
 def test_transformers_gives_our_logits(family: str, tmp_path: Path) -> None:
     model = small_model(small_config(family))
     source = write_checkpoint_folder(tmp_path / "source", model, tokenizer=False)
@@ -48,8 +51,10 @@ def test_transformers_gives_our_logits(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         mine, original = ours([sample])[0], model([sample])[0]
     reference = reference_logits(theirs, sample)
+    # The other order of sums in linear attention moves shares of experts.
+    bound = 5e-4 if family == "qwen3_5_moe" else 1e-4
     for other in (mine, original):
-        assert float((reference - other).abs().max()) < 1e-4 * float(reference.abs().max())
+        assert float((reference - other).abs().max()) < bound * float(reference.abs().max())
 
 
 def test_scores_of_answers_are_those_of_the_model_in_memory(checkpoint: Path) -> None:
