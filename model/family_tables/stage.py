@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,28 @@ class Blocks:
     def members(self, config: ModelConfig, block: int) -> set[str]:
         """Return the module paths within a block of all its linear layers."""
         return {path for paths in self._names(config, block).values() for path in paths}
+
+    def width_tensors(
+        self, config: ModelConfig, block: int, width: PaddedWidth
+    ) -> Iterator[tuple[str, int]]:
+        """Yield the names of the tensors of a block that have an inner width.
+
+        Args:
+            config: of the model.
+            block: index of the block.
+            width: of a stage whose linear layers this run of blocks has.
+
+        Yields:
+            The name of each tensor, and the dimension of the width.
+        """
+        path, names = self.block_path(block), self.members(config, block)
+        biased = {linear.name for linear in self.linears if linear.bias}
+        for linear in sorted(names.intersection(width.outputs)):
+            yield f"{path}.{linear}.weight", 0
+            if linear in biased:
+                yield f"{path}.{linear}.bias", 0
+        for linear in sorted(names.intersection(width.inputs)):
+            yield f"{path}.{linear}.weight", 1
 
     def _names(self, config: ModelConfig, block: int) -> dict[str, tuple[str, ...]]:
         """Return the module paths within a block by name in the table."""

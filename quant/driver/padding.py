@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...model.config import ModelConfig
+from ...model.config_edits import with_fields
 from ...model.families import PaddedWidth, family_of, widths
 from ...model.qwen_vl import QwenVL
 
@@ -78,18 +79,10 @@ def padded_config(config: ModelConfig, paddings: Sequence[Padding]) -> ModelConf
     """Return the config of the padded model; `raw` keeps the source's form, flat or nested."""
     if not paddings:
         return config
-    raw = dict(config.raw)
     for padding in paddings:
         section, field = padding.width.config_field
-        if not section and isinstance(raw.get("text_config"), Mapping):
-            section = "text_config"
-            if field in raw:  # some files repeat the decoder's fields at the top level
-                raw[field] = padding.after
-        if section:
-            raw[section] = {**raw[section], field: padding.after}
-        else:
-            raw[field] = padding.after
-    return ModelConfig.from_dict(raw)
+        config = with_fields(config, section, {field: padding.after})
+    return config
 
 
 def padded_layers(config: ModelConfig, paddings: Sequence[Padding]) -> dict[str, Padding]:
@@ -157,15 +150,8 @@ def pad_model_(model: QwenVL, paddings: Sequence[Padding]) -> None:
 def _members(config: ModelConfig, padding: Padding) -> Iterator[tuple[str, int]]:
     """Yield the names of the tensors that have the width, each with its dimension."""
     stage = family_of(config).stage(padding.stage)
-    biased = {linear.name for linear in stage.linears if linear.bias}
-    for index, block in enumerate(stage.blocks(config)):
-        own = stage.members(config, index)
-        for linear in own.intersection(padding.width.outputs):
-            yield f"{block}.{linear}.weight", 0
-            if linear in biased:
-                yield f"{block}.{linear}.bias", 0
-        for linear in own.intersection(padding.width.inputs):
-            yield f"{block}.{linear}.weight", 1
+    for index in range(stage.count(config)):
+        yield from stage.width_tensors(config, index, padding.width)
 
 
 def _pad(name: str, tensor: Tensor, dim: int, before: int, after: int) -> Tensor:
