@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..common.distributed import SINGLE_PROCESS, Communicator
 from ..model.expert_linear import all_tokens_to_experts, routed_tokens
 from ..model.families import LinearSpec, Stage, family_of
+from ..model.features import HIDDEN
 from ..model.processing.inputs import Prompt
 from ..model.qwen_vl import QwenVL
 from .activation_store import ActivationStore, BlockSource, State, hold_block
@@ -31,6 +32,9 @@ TokenWeightFn = Callable[[str, Prompt], Tensor | None]
 """Called with the module path of a block and a sample; returns the weight of each token in sums,
 float `[T]`, not negative, or None if all are equal."""
 
+CompareStates = Callable[[int, Tensor, Tensor], None]
+"""Called with the number of a sample, the hidden states before a block and its output, each
+`[..., T, H]`."""
 
 ROUTER = "router"
 """Place of the checkpoints that serve all experts' taps."""
@@ -171,14 +175,20 @@ class BlockRunner:
         return [weight.detach() for weight in weights if isinstance(weight, Tensor)]
 
     def advance(
-        self, block: str, following: str | None, *, with_float: bool = False
+        self,
+        block: str,
+        following: str | None,
+        *,
+        with_float: bool = False,
+        compare: CompareStates | None = None,
     ) -> list[float]:
         """Run all samples through a finished block and store the input states of the next one.
 
         Args:
             block: the finished block.
-            following: the next block; with None, nothing runs.
+            following: the next block; with None, nothing runs unless `compare` is given.
             with_float: whether float states are needed after the block.
+            compare: called for each of this rank's samples.
 
         Returns:
             The largest magnitude of each output of this rank's samples.
@@ -188,8 +198,13 @@ class BlockRunner:
         diverged = self.diverged if self._float_block is None else set(self.samples(block))
         for sample in self.local_samples(block):
             for in_float in (False, True) if with_float and sample in diverged else (False,):
+                if following is None and compare is None:
+                    continue
+                state = self._run_sample(block, sample, in_float)
+                if compare is not None and not in_float:
+                    inputs = self._state(block, sample, False)[HIDDEN]
+                    compare(sample, inputs, self._output(block, state))
                 if following is not None:
-                    state = self._run_sample(block, sample, in_float)
                     largest.append(float(self._output(block, state).abs().amax()))
                     state = self._leave(block, following, state)
                     self.store.put(_key(self.entry_key(following), in_float), sample, state)

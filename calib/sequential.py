@@ -31,7 +31,7 @@ from .activation_store import (
     ModelBlocks,
     hold_block,
 )
-from .block_runner import BlockRunner, TokenWeightFn
+from .block_runner import BlockRunner, CompareStates, TokenWeightFn
 from .observers import Observer, Statistics, Syrk
 from .reduction import Reduction
 from .tap_groups import Needs, Roundings, needs_float, observation_passes, tap_groups
@@ -236,10 +236,16 @@ class CalibrationBlock:
         return layer_range(self._runner.index(self.path), keys, values)
 
     @torch.no_grad()
-    def finish(self) -> BlockResult:
-        """Run all samples through the finished block; seals the input states of the next one."""
+    def finish(self, compare: CompareStates | None = None) -> BlockResult:
+        """Run all samples through the finished block; seals the input states of the next one.
+
+        Args:
+            compare: called for each of this rank's samples, also in the last block.
+        """
         following = self._following
-        largest = self._runner.advance(self.path, following, with_float=self._keeps_float_after)
+        largest = self._runner.advance(
+            self.path, following, with_float=self._keeps_float_after, compare=compare
+        )
         if following is None:
             return BlockResult(self.path, None, ())
         resume = Resume(following, frozenset(self._runner.diverged))
