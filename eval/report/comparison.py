@@ -22,6 +22,7 @@ from ..stats.statistics import combine_verdicts
 from ..stats.verdict import Verdict
 from .markdown import render_comparison
 from .report import compare
+from .sections.same_bytes import same_bytes_section
 from .words.criterion_words import criterion_words
 from .words.verdict import comparison_steps, comparison_title
 
@@ -48,8 +49,9 @@ def compare_many(
         across_pixels: as in `compare`.
 
     Returns:
-        The content of `comparison.json`: scores and verdict per candidate, and for each pair of
-        candidates the paired differences of scores (points) and divergences (nats).
+        The content of `comparison.json`: scores and verdict per candidate, for each pair of
+        candidates the paired differences of scores (points) and divergences (nats), and those of
+        candidates with fewer weights beside others of the same bytes.
 
     Raises:
         FileNotFoundError: a folder is not an evaluation.
@@ -71,9 +73,15 @@ def compare_many(
         for name, path in zip(names, cand_dirs, strict=True)
     }
     runs = {name: read_run(path) for name, path in zip(names, cand_dirs, strict=True)}
+    base = read_run(base_dir)
+    pairs = [
+        {"first": a, "second": b, "benchmarks": _pair(runs[a], runs[b])}
+        for a, b in combinations(names, 2)
+    ]
+    same_bytes = same_bytes_section(base, runs, pairs)
     comparison = {
         "schema": SCHEMA,
-        "base": read_run(base_dir).name,
+        "base": base.name,
         "criterion": criterion,
         "margin": margin if criterion == MARGIN_CRITERION else None,
         "verdict": combine_verdicts([Verdict(report["verdict"]) for report in reports.values()]),
@@ -86,10 +94,8 @@ def compare_many(
         "synthetic": any(report["synthetic"] for report in reports.values()),
         "candidates": {name: _brief(report) for name, report in reports.items()},
         "pareto": _fronts(reports),
-        "pairs": [
-            {"first": a, "second": b, "benchmarks": _pair(runs[a], runs[b])}
-            for a, b in combinations(names, 2)
-        ],
+        "pairs": pairs,
+        **({"same_bytes": same_bytes} if same_bytes else {}),
     }
     write_text(out / "comparison.md", render_comparison(comparison))
     from .html import comparison_page  # imports matplotlib, a third of a second

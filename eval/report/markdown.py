@@ -21,6 +21,7 @@ from .tables.columns import DataTable, markdown_notes, markdown_table
 from .tables.fidelity import divergence_table, gold_table, noise_table
 from .tables.formatting import SYNTHETIC_NOTE, escape
 from .tables.models import cost_table, kv_range_table
+from .tables.same_bytes import same_bytes_table, same_bytes_warnings
 from .tables.scores import (
     benchmark_table,
     candidate_table,
@@ -75,6 +76,11 @@ def render_comparison(comparison: Report) -> str:
             for note in entry["notes"]
         ),
     ]
+    if comparison.get("same_bytes"):
+        parts.append("## Fewer weights beside the same bytes")
+        parts += _bullets(same_bytes_warnings(comparison))
+        if (table := same_bytes_table(comparison)) is not None:
+            parts += _explained(table)
     if comparison["pairs"]:
         parts.append("## Differences between candidates, second minus first")
         parts.append(markdown_table(pair_table(comparison)))

@@ -8,6 +8,7 @@ from typing import Any
 from ...common.progress import format_bytes
 from .tables.columns import DataTable, console_table
 from .tables.formatting import SYNTHETIC_NOTE
+from .tables.same_bytes import same_bytes_warnings
 from .tables.scores import benchmark_table, candidate_score_table
 from .words.criterion_words import criterion_caveat, criterion_words
 from .words.sentences import shown_warnings
@@ -43,6 +44,7 @@ def summarize_comparison(comparison: Report) -> str:
         for name, entry in comparison["candidates"].items()
         for note in entry.get("notes", ())
     ]
+    notes += [f"warning: {warning}" for warning in same_bytes_warnings(comparison)]
     return "\n".join(_lines(candidate_score_table(comparison), comparison, notes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..tables.same_bytes import same_bytes_table, same_bytes_warnings
 from ..tables.scores import candidate_table, pair_table
 from ..words.criterion_words import criterion_words
 from . import plots
@@ -34,6 +35,9 @@ def comparison_page(comparison: Report) -> str:
             for reason in result["health_reasons"]
         ],
         figures=_pareto_figures(comparison),
+        fewer_weights=bool(comparison.get("same_bytes")),
+        same_bytes=same_bytes_table(comparison),
+        same_bytes_warnings=same_bytes_warnings(comparison),
         pairs=pair_table(comparison),
     )
 
