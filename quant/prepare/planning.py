@@ -56,7 +56,7 @@ def plan_preparations(
         recipe: the recipe.
         itemsize: bytes of a stored float.
         carried: tensors of the source that the model does not compute with; preparations keep
-            their sizes or leave them out.
+            them, change their sizes, or leave them out.
         folder: of the source, see `Preparation.foresee`.
 
     Raises:
@@ -67,8 +67,10 @@ def plan_preparations(
     size = sum(float_parts(config, itemsize, carried).values())
     for preparation in recipe.preparations:
         foreseen = preparation.foresee(config, folder)
+        if foreseen.drops_carried:
+            carried = CarriedTensors()
+        carried = preparation.foresee_carried(config, carried)
         config = foreseen.config
-        carried = CarriedTensors() if foreseen.drops_carried else carried
         after = sum(float_parts(config, itemsize, carried).values())
         planned.append(
             PlannedPreparation(preparation, config, foreseen.summary, size, after, carried)

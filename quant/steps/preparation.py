@@ -18,6 +18,7 @@ from ...common.validation import validated
 from .step import plain_fields
 
 if TYPE_CHECKING:
+    from ...model.carried import CarriedTensors
     from ...model.config import ModelConfig
     from ..prepare.context import Context
 
@@ -58,6 +59,15 @@ class Preparation(ABC):
         Raises:
             ValueError: the model does not allow it, or it would change nothing.
         """
+
+    def foresee_carried(self, config: ModelConfig, carried: CarriedTensors) -> CarriedTensors:
+        """Return the carried tensors of the checkpoint that it writes, by default the same.
+
+        Args:
+            config: of the checkpoint before this step.
+            carried: of the checkpoint before this step.
+        """
+        return carried
 
     @abstractmethod
     def prepare(self, source: Path, destination: Path, context: Context) -> Mapping[str, Any]:

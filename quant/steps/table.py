@@ -8,6 +8,7 @@ from .gptq import GPTQStep
 from .preparation import Preparation
 from .rotate import RotateStep
 from .rtn import RTNStep
+from .shrink import ShrinkStep
 from .smoothquant import SmoothQuantStep
 from .step import Step, field_names
 from .transform import Transform
@@ -16,7 +17,9 @@ METHODS: dict[str, type[Step]] = {kind.method: kind for kind in (GPTQStep, GPTAQ
 """Methods that quantize layers."""
 TRANSFORMS: dict[str, type[Transform]] = {kind.method: kind for kind in (SmoothQuantStep, AWQStep)}
 """Transforms of float weights that come before them."""
-PREPARATIONS: dict[str, type[Preparation]] = {kind.method: kind for kind in (RotateStep,)}
+PREPARATIONS: dict[str, type[Preparation]] = {
+    kind.method: kind for kind in (RotateStep, ShrinkStep)
+}
 """Changes of the whole float checkpoint that come before both."""
 
 

@@ -1,0 +1,1 @@
+"""Preparation shrink: remove inner channels of MLPs, or decoder layers."""
