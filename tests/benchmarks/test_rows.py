@@ -11,6 +11,7 @@ from common.rows import (
     all_rows,
     grid_rows,
     rotation_rows,
+    shrink_rows,
     whole_rows,
 )
 from tiny_configs import CONFIGS
@@ -48,6 +49,19 @@ def test_row_with_the_tower_quantizes_deepstack_mergers() -> None:
         for index in (0, 1)
         for layer in (1, 2)
     }
+
+
+def test_rows_of_shrunk_decoders() -> None:
+    config, labels = ModelConfig.from_folder(resolve_folder("tiny")), set()
+    for row in shrink_rows():
+        recipe = row.recipe(7, 64)
+        (preparation,) = recipe.preparations
+        assert recipe.is_float == (not row.setting.endswith("int4"))
+        labels.add((row.setting, preparation.foresee(config, None).summary))
+    assert len(labels) == 3 * 6 + 2
+    assert ("mlp-0.875", "MLP channels: decoder 768 to 672 (by wanda, not refitted)") in labels
+    assert ("mlp-0.67-int4", "MLP channels: decoder 768 to 512 (by random, refitted)") in labels
+    assert ("layers-4", "decoder layers: 5 to 4 (by influence)") in labels
 
 
 def test_rows_of_whole_presets_quantize_every_part() -> None:
