@@ -1,0 +1,1 @@
+"""Vocabulary pruning: fewer tokens, and so fewer rows of the embedding and of the output head."""
