@@ -228,7 +228,7 @@ def evaluate_model(
             own = FeatureCache(original, processor.with_max_pixels(area))
             store_reference_logprobs(base, tasks, own, batching)
             del original
-        measure_fidelity(out, tasks, base, features, setup, batching)
+        measure_fidelity(out, tasks, base, features, setup, batching, folder)
     result = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
     return EvalResult(**{**result, "out_dir": out})
 

@@ -7,7 +7,6 @@ the model are listed in `MODEL_KEYS`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..common.checksum import hash_json
 from ..common.differences import differences
 from ..common.environment import device_name, versions
 from ..model.byte_parts import bytes_by_part, checkpoint_bytes
 from ..model.checkpoint import CheckpointReader
 from ..model.processing.processor import Processor
+from ..model.processing.tokenizer_identity import identify_tokenizer
 from ..model.qwen_vl import QwenVL
 from ..model.stored_files import file_digest
 from ..model.weight_files import find_weights
@@ -30,12 +31,18 @@ from ..quant.runtime.description import (
     describe_head,
     describe_reduction,
 )
+from ..quant.vocabulary.record import PrunedVocabulary
 from .answering.sampling import GREEDY, Decoding
 from .tasks.task import Task
 
 VISUAL_TOKENS = "visual_tokens"
 """Key of the rule that drops visual tokens; absent if all are kept."""
-MODEL_KEYS = ("model", "quantization", "kernels", "activations", "head", "kv_cache", VISUAL_TOKENS)
+VOCABULARY, TEXT = "vocabulary", "text"
+"""Keys of a pruned vocabulary, absent with any other, and of the tokenizer."""
+MODEL_KEYS = (
+    *("model", "quantization", "kernels", "activations", "head", "kv_cache"),
+    *(VISUAL_TOKENS, VOCABULARY),
+)
 PIXELS, MAX_PIXELS = "pixels", "max"
 """Keys of the largest area of an image, which comparisons of visual-token budgets vary."""
 THREADS = "threads"
@@ -73,6 +80,7 @@ def run_fingerprint(
     """
     quantization = model.config.raw.get("quantization_config")
     reduction = describe_reduction(model)
+    vocabulary = None if source is None else PrunedVocabulary.of(source)
     return {
         PIXELS: {
             "min": processor.min_pixels,
@@ -81,7 +89,7 @@ def run_fingerprint(
             "std": list(processor.settings.std),
             "rescale": processor.settings.rescale_factor,
         },
-        "text": identify_tokenizer(processor),
+        TEXT: identify_tokenizer(processor.tokenizer, processor.stop_ids),
         "generation": decoding.describe(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "batch_size": batch_size,
@@ -96,6 +104,7 @@ def run_fingerprint(
         "head": describe_head(model),
         "kv_cache": describe_cache(model),
         **({} if reduction is None else {VISUAL_TOKENS: reduction}),
+        **({} if vocabulary is None else {VOCABULARY: vocabulary.describe()}),
     }
 
 
@@ -103,6 +112,8 @@ def setup_differences(
     base: Mapping[str, Any], candidate: Mapping[str, Any], *, across_pixels: bool = False
 ) -> list[str]:
     """Describe the differences between two fingerprints, without `MODEL_KEYS` and `THREADS`.
+
+    A pruned vocabulary is a property of the model: its tokenizer counts as the original's.
 
     Args:
         base: fingerprint of a run.
@@ -112,6 +123,8 @@ def setup_differences(
 
     def setup(values: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in values.items() if key not in (*MODEL_KEYS, THREADS)}
+        if VOCABULARY in values:
+            kept[TEXT] = values[VOCABULARY]["original"]
         if across_pixels and PIXELS in kept:
             kept[PIXELS] = {k: v for k, v in kept[PIXELS].items() if k != MAX_PIXELS}
         return kept
@@ -151,20 +164,6 @@ def identify_checkpoint(folder: Path) -> dict[str, Any]:
     return {
         "config": file_digest(folder / "config.json"),
         "files": {name: file_digest(folder / name) for name in sorted(find_weights(folder).files)},
-    }
-
-
-def identify_tokenizer(processor: Processor) -> dict[str, Any]:
-    """Hash everything that determines tokenization and the end of an answer."""
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # only the fast ones have it
-    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    # Padding and truncation are state of the last call, not rules.
-    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
-    return {
-        "tokenizer": hash_json(rules),
-        "chat_template": hash_json(tokenizer.chat_template),
-        "stop_ids": sorted(processor.stop_ids),
     }
 
 
@@ -213,9 +212,3 @@ def count_weights(model: QwenVL) -> int:
             total += 0 if parameter.data_ptr() in seen else parameter.numel()
             seen.add(parameter.data_ptr())
     return total
-
-
-def hash_json(value: object) -> str:
-    """Return the sha256 of a JSON value, independent of the order of keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,12 +14,25 @@ from ..stats.statistics import Interval, mean_interval
 from ..tasks.task import Fields, is_broken
 
 FULL, LUMPED = "full", "lumped"
+COMMON = {FULL: "common", LUMPED: "common_lumped"}
+"""Kinds over the tokens that two vocabularies have in common, by the kind of the base's store."""
 REASONING = "reasoning"
 
 
 def find_kl_kind(records: Iterable[Record]) -> str:
-    """Return full if all answers have full divergences, else lumped."""
-    return FULL if all("kl_lumped" in record for record in records) else LUMPED
+    """Return the kind that all answers have: full only if all do, else lumped.
+
+    Over common tokens, it is the kind of `COMMON` for the base's store.
+    """
+    stored = list(records)
+    if bases := {record["common"] for record in stored if "common" in record}:
+        return COMMON[LUMPED if LUMPED in bases else FULL]
+    return FULL if all("kl_lumped" in record for record in stored) else LUMPED
+
+
+def are_comparable(first: str, second: str) -> bool:
+    """Whether divergences of two kinds are over the same tokens, see `find_kl_kind`."""
+    return first == second or not {first, second} & {*COMMON.values()}
 
 
 def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> dict[str, Any] | None:
@@ -27,14 +40,15 @@ def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> di
 
     Args:
         records: records of `measure.compare_answer`.
-        kind: full or lumped; None: full if all records are. The two are never mixed.
+        kind: see `find_kl_kind`; None: that of the records. Kinds are never mixed.
 
     Returns:
         `tokens`, `kl_kind`, `kl_mean`, `kl_median`, `kl_p99`, `kl_max` (nats), `top1_agreement`
         (fraction), `rms_dp` (root mean square of the change in the tokens' probability);
         `end_of_turn` and `first_token` (of the answer, after a reasoning) have the same values for
         these tokens alone, `reasoning` and `answer` for both parts of answers with a reasoning;
-        None without such tokens.
+        None without such tokens. Over common tokens, `vocabulary` has `answers`, `answers_left_out`
+        for want of removed tokens, and `removed_mass`, the base's mean probability of those.
     """
     stored = list(records)
     kind = kind or find_kl_kind(stored)
@@ -52,6 +66,17 @@ def summarize_fidelity(records: Iterable[Record], kind: str | None = None) -> di
         "end_of_turn": _pool(_tokens(ends, kind), kind),
         "reasoning": _pool(_tokens(reasonings, kind), kind),
         "answer": _pool(_tokens(answers, kind), kind),
+        **({"vocabulary": _left_out(stored)} if kind in COMMON.values() else {}),
+    }
+
+
+def _left_out(records: Sequence[Record]) -> dict[str, Any]:
+    """Describe what a comparison over common tokens leaves out."""
+    masses = [mass for record in records for mass in record["removed_mass"]]
+    return {
+        "answers": len(records),
+        "answers_left_out": sum("left_out" in record for record in records),
+        "removed_mass": fmean(masses),
     }
 
 

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result
 from ...model.processing.processor import Processor
+from ...quant.vocabulary.kept_tokens import REMOVED, KeptTokens
 from ..answering.batches import Batch, OnProgress, process_items
 from ..answering.predictions import Prediction, Record, open_shared, read_records
 from ..answering.vision_features import FeatureCache
 from ..tasks.task import Fields, Task, gold_letter
+from .divergences import FULL, LUMPED
 from .logprob_cache import BaseLogProbs, LogProbReader, LogProbWriter, choose_kind, lump
 from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
+from .vocabulary import common_divergence, common_rows
 
 FOLDER = "logprobs"
 _ROWS = 256  # positions per softmax; bounds temporary memory
@@ -154,6 +157,7 @@ def measure_task(
     fingerprint: Mapping[str, Any],
     *,
     batch_size: int,
+    common: KeptTokens | None = None,
     on_progress: OnProgress | None = None,
     comm: Communicator = SINGLE_PROCESS,
 ) -> dict[str, Record]:
@@ -167,6 +171,7 @@ def measure_task(
         path: records file, resumed if present.
         fingerprint: JSON values that the measurement depends on.
         batch_size: prompts per batch.
+        common: the candidate's tokens among the base's; None: both have the same ids.
         on_progress: called after every batch.
         comm: ranks that share the batches.
 
@@ -185,7 +190,12 @@ def measure_task(
         for item, answer in zip(batch.items, forced, strict=True):
             base = reference.read(item.id, answer.logits.device)
             letter_logprobs = letters.logprobs(item.fields, answer.first)
-            record = {"id": item.id, **compare_answer(base, answer)}
+            compared = (
+                compare_answer(base, answer)
+                if common is None
+                else compare_across(base, answer, common)
+            )
+            record = {"id": item.id, **compared}
             records.append(record | _compare_gold(item.fields, base.letters, letter_logprobs))
         return records
 
@@ -223,19 +233,76 @@ def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
     Raises:
         ValueError: the models read different tokens, or logits are not finite.
     """
-    if not torch.equal(base.tokens, candidate.tokens):
+    _check_tokens(base.tokens, candidate.tokens)
+    if base.ids is None and base.logprobs.shape[-1] != candidate.logits.shape[-1]:
+        raise ValueError(
+            f"the base has {base.logprobs.shape[-1]} logits per token and the candidate "
+            f"{candidate.logits.shape[-1]}; their divergence cannot be measured"
+        )
+    kl, lumped = _compute_divergences(base, candidate.logits)
+    tokens: dict[str, list[Any]] = {"kl": kl, **_compare_tokens(base.top1, base, candidate)}
+    if lumped is not None:
+        tokens["kl_lumped"] = lumped
+    return _record(tokens, base, candidate)
+
+
+def compare_across(base: BaseLogProbs, candidate: ForcedAnswer, common: KeptTokens) -> Record:
+    """Compare a base with a candidate whose vocabulary was pruned, see `vocabulary`.
+
+    Args:
+        base: log-probabilities of the base, with its own ids.
+        candidate: logits of the candidate for the same answer.
+        common: the candidate's tokens among the base's.
+
+    Returns:
+        As `compare_answer`, with `kl` over the common tokens and `removed_mass`, the base's
+        probability of others, per token; `common` is the kind of the base's store. An answer with
+        removed tokens has no values, and their number as `left_out`.
+
+    Raises:
+        ValueError: the models read different tokens, or logits are not finite.
+    """
+    kind: Record = {"common": FULL if base.ids is None else LUMPED}
+    names = ("kl", "top1", "dp", "removed_mass")
+    if removed := int((common.to_new(base.tokens) == REMOVED).sum()):
+        return {**{name: [] for name in names}, **kind, "left_out": removed, "end": None}
+    restricted, mass = common_rows(base, common)
+    _check_tokens(restricted.tokens, candidate.tokens)
+    kl = common_divergence(restricted, candidate.logits)
+    _check_finite(kl)
+    top1 = common.to_new(base.top1)
+    tokens = {
+        "kl": kl.tolist(),
+        **_compare_tokens(top1, restricted, candidate),
+        "removed_mass": mass.tolist(),
+    }
+    return {**_record(tokens, base, candidate), **kind}
+
+
+def _check_tokens(base: Tensor, candidate: Tensor) -> None:
+    if not torch.equal(base, candidate):
         raise ValueError(
             "the candidate's tokenizer makes other tokens of the base's answers; their divergence "
             "cannot be measured"
         )
-    kl, lumped = _compute_divergences(base, candidate.logits)
-    top1 = (base.top1 == candidate.logits.argmax(-1)).int().tolist()
+
+
+def _compare_tokens(
+    top1: Tensor, base: BaseLogProbs, candidate: ForcedAnswer
+) -> dict[str, list[Any]]:
+    """Compare the likeliest tokens, and the probabilities of the answer's tokens."""
     rows = candidate.logits.float().log_softmax(-1)
     token_logprobs = rows.gather(-1, base.tokens[:, None])[:, 0]
-    dp = (token_logprobs.exp() - base.token_logprobs.exp()).tolist()
-    tokens: dict[str, list[Any]] = {"kl": kl, "top1": top1, "dp": dp}
-    if lumped is not None:
-        tokens["kl_lumped"] = lumped
+    return {
+        "top1": (top1 == candidate.logits.argmax(-1)).int().tolist(),
+        "dp": (token_logprobs.exp() - base.token_logprobs.exp()).tolist(),
+    }
+
+
+def _record(
+    tokens: dict[str, list[Any]], base: BaseLogProbs, candidate: ForcedAnswer
+) -> dict[str, Any]:
+    """Return the record of an answer, with the values of the end-of-turn token apart."""
     end = {name: values.pop() for name, values in tokens.items()} if base.ended else None
     part = {"reasoning": candidate.reasoning} if candidate.reasoning else {}
     return {**tokens, **part, "end": end}

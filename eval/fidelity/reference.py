@@ -19,6 +19,7 @@ from ..tasks.task import Task
 from .logprob_cache import LogProbReader
 from .measure import FOLDER, measure_task, store_logprobs
 from .teacher_forcing import ANSWER_TOKENS
+from .vocabulary import find_common_tokens
 
 SHOWN = 6  # differences named in an error
 
@@ -127,8 +128,23 @@ def measure_fidelity(
     features: FeatureCache,
     setup: Mapping[str, Any],
     batching: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> None:
-    """Measure a candidate's divergence from the base along the base's answers."""
+    """Measure a candidate's divergence from the base along the base's answers.
+
+    Args:
+        out: folder of the candidate's run.
+        tasks: the benchmarks.
+        base: the reference.
+        features: the candidate with its processor and image features.
+        setup: fingerprint of the candidate's run.
+        batching: arguments of `measure_task`.
+        folder: checkpoint of the candidate, which records a pruned vocabulary.
+
+    Raises:
+        ValueError: the vocabularies cannot be mapped, or see `measure_task`.
+    """
+    common = find_common_tokens(base.fingerprint, setup, folder)
     for task in tasks:
         stored = base.tasks[task.name]
         reader = LogProbReader(stored.folder / FOLDER, task.digests)
@@ -144,5 +160,6 @@ def measure_fidelity(
                 "answer_tokens": ANSWER_TOKENS,
                 "kl_kind": reader.kind,
             },
+            common=common,
             **batching,
         )

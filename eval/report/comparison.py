@@ -14,7 +14,12 @@ from typing import Any
 
 from ...common.atomic import write_json, write_text
 from ..config import MARGIN
-from ..fidelity.divergences import divergence_interval, find_kl_kind, unit_divergences
+from ..fidelity.divergences import (
+    are_comparable,
+    divergence_interval,
+    find_kl_kind,
+    unit_divergences,
+)
 from ..results import SCHEMA, StoredRun, StoredTask, read_fidelity, read_run
 from ..stats.criterion import MARGIN_CRITERION, Criterion
 from ..stats.paired import image_clusters, paired_difference
@@ -153,7 +158,8 @@ def _brief(report: Mapping[str, Any]) -> dict[str, Any]:
 def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | None]:
     """The Pareto front of size and quality, for each measure of quality.
 
-    None if a size or the measure is unknown for one of the candidates.
+    None if a size or the measure is unknown for one of the candidates, or the divergences are over
+    different tokens.
     """
     names = list(reports)
     sizes = [report["size"]["candidate_bytes"] for report in reports.values()]
@@ -161,6 +167,9 @@ def _fronts(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str] | N
         "mean_score": [-_brief(report)["mean_score"]["candidate"] for report in reports.values()],
         "kl_mean": [(report["fidelity"] or {}).get("kl_mean") for report in reports.values()],
     }
+    kinds = {report["fidelity"]["kl_kind"] for report in reports.values() if report["fidelity"]}
+    if not all(are_comparable(a, b) for a, b in combinations(kinds, 2)):
+        costs["kl_mean"] = [None]  # over different vocabularies
     return {
         measure: None
         if None in values or None in sizes
@@ -206,6 +215,8 @@ def _pair(first: StoredRun, second: StoredRun) -> dict[str, Any]:
 def _kl_difference(first: StoredTask, second: StoredTask) -> dict[str, Any]:
     left, right = read_fidelity(first), read_fidelity(second)
     if left is None or right is None:
+        return {"kl_delta": None, "kl_delta_ci95": None}
+    if not are_comparable(find_kl_kind(left.values()), find_kl_kind(right.values())):
         return {"kl_delta": None, "kl_delta_ci95": None}
     kind = find_kl_kind([*left.values(), *right.values()])
     a = unit_divergences(first.items, left, kind)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...answering.predictions import Record, read_records
 from ...fidelity.divergences import (
+    COMMON,
     by_category,
     divergence_interval,
     find_kl_kind,
@@ -25,7 +26,8 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
         `summarize_fidelity` over all tasks, `units` and `kl_unit_mean` with its 95 % interval
         (nats), and the same under `per_benchmark`, with `categories` and `gold` in addition.
         `noise` is the base's divergence from itself (`read_noise`) with the candidate's
-        `multiples` of it. The total is lumped if any task is. None if nothing was measured.
+        `multiples` of it, except over common tokens. The total is lumped if any task is. None if
+        nothing was measured.
 
     Raises:
         ValueError: measured against another model, or not finished.
@@ -58,6 +60,8 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
 
 
 def _noise(tasks: Iterable[StoredTask], candidate: Mapping[str, Any]) -> dict[str, Any]:
+    if candidate["kl_kind"] in COMMON.values():
+        return {}  # the base's noise is over its own vocabulary
     floors = read_noise(tasks, candidate["kl_kind"])
     return {
         kind: {**entry, "multiples": multiples(candidate, entry["fidelity"])}

@@ -68,3 +68,9 @@ def _digest(values: Mapping[str, Any]) -> str:
 def digest_bytes(data: bytes) -> str:
     """Return the sha256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: object) -> str:
+    """Return the sha256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
