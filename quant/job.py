@@ -187,9 +187,11 @@ class Job:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that the checkpoint depends on, as JSON values."""
+        files = [step.identify_files() for step in self.recipe.preparations]
         return {
             "model": digest_folder(self.source.folder),
             "recipe": self.recipe.to_dict(),
+            **({"files": files} if any(files) else {}),
             "calibration": samples_fingerprint(self.samples),
             "pixels": [self.processor.min_pixels, self.processor.max_pixels],
             "dtype": self.source.settings.dtype,

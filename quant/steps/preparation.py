@@ -88,6 +88,14 @@ class Preparation(ABC):
             ValueError: the checkpoint is damaged or does not allow it.
         """
 
+    def identify_files(self) -> dict[str, Any]:
+        """Return JSON values that change with the contents of files that options name, if any do.
+
+        Raises:
+            FileNotFoundError: a file does not exist.
+        """
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, which `read_step` reads."""
         return {"method": self.method, **plain_fields(self)}

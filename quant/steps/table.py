@@ -6,6 +6,7 @@ from .awq import AWQStep
 from .gptaq import GPTAQStep
 from .gptq import GPTQStep
 from .preparation import Preparation
+from .prune_vocab import PruneVocabStep
 from .rotate import RotateStep
 from .rtn import RTNStep
 from .shrink import ShrinkStep
@@ -18,7 +19,7 @@ METHODS: dict[str, type[Step]] = {kind.method: kind for kind in (GPTQStep, GPTAQ
 TRANSFORMS: dict[str, type[Transform]] = {kind.method: kind for kind in (SmoothQuantStep, AWQStep)}
 """Transforms of float weights that come before them."""
 PREPARATIONS: dict[str, type[Preparation]] = {
-    kind.method: kind for kind in (RotateStep, ShrinkStep)
+    kind.method: kind for kind in (RotateStep, ShrinkStep, PruneVocabStep)
 }
 """Changes of the whole float checkpoint that come before both."""
 

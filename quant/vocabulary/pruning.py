@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from ...common.lazy_tensor import LazyTensor
-from ...model.checkpoint import CheckpointReader
 from ...model.config import ModelConfig
 from ...model.families import family_of
 from ...model.processing.chat_templates import PROBE, read_chat_template, render_chat
+from ...model.processing.processor import Processor
 from ...model.processing.tokenizer import load_tokenizer
+from ...model.processing.tokenizer_identity import identify_tokenizer
+from ..prepare.rewriting import mapped
 from .byte_pairs import BytePairs
 from .kept_tokens import KeptTokens
-from .rows import ROWS, check_rows
+from .record import KEPT, ORIGINAL
+from .rows import ROWS
 from .selection import Selection, required_tokens, select_tokens
 from .texts import (
     HELD_OUT,
@@ -91,6 +94,12 @@ class Pruning:
             FileNotFoundError: there is no tokenizer.json, or no such text.
             ValueError: the tokenizer or a text is unusable, or nothing would be removed.
         """
+        rows = ModelConfig.from_folder(folder).text.vocab_size
+        if config.text.vocab_size != rows:
+            raise ValueError(
+                f"prune_vocab: {folder} has {rows} rows, but an earlier step leaves "
+                f"{config.text.vocab_size}; prune the vocabulary in one step"
+            )
         check_texts([*texts, *held_out])
         tokens = BytePairs.from_folder(folder)
         inputs = [str(path) for path in (folder / CONFIG, *_side_files(folder))]
@@ -131,12 +140,7 @@ class Pruning:
         if name not in ROWS:
             return {name: tensor}
         shape = (len(self.kept.ids), *tensor.shape[1:])
-        read = tensor.read
-        return {name: LazyTensor(tensor.dtype, shape, lambda: read()[self.kept.index])}
-
-    def check_tensors(self, reader: CheckpointReader) -> None:
-        """See `check_rows`."""
-        check_rows(reader, self.config)
+        return {name: mapped(tensor, lambda rows: rows[self.kept.index], shape)}
 
     def summary(self) -> str:
         """Describe the pruning in one line, before it is done."""
@@ -163,19 +167,18 @@ class Pruning:
         new = self.kept.new_ids
         return sum(n for token, n in self.counted.held_counts.items() if token not in new)
 
-    def measure_length(self, pruned: Path) -> Length:
-        """Measure the held-out texts in the new vocabulary.
-
-        Args:
-            pruned: folder of the pruned checkpoint.
-        """
+    def _measure_length(self, pruned: Path) -> Length:
         tokenizer = load_tokenizer(pruned, ModelConfig.from_folder(pruned))
         after = sum(map(len, tokenize(self.counted.held_out, tokenizer)))
         return Length(self.held_out_tokens, self.held_out_removed, after)
 
-    def record(self, length: Length) -> dict[str, Any]:
-        """Return JSON values for the record of the checkpoint."""
-        chosen = self.selection
+    def record(self, pruned: Path) -> dict[str, Any]:
+        """Measure the held-out texts in the new vocabulary, and return the record as JSON values.
+
+        Args:
+            pruned: folder of the pruned checkpoint.
+        """
+        chosen, processor = self.selection, Processor.from_folder(self.folder)
         return {
             "tokens_before": len(self.tokens.ids),
             "tokens_after": len(self.kept.ids),
@@ -185,8 +188,9 @@ class Pruning:
             "kept_for_texts": chosen.counted,
             "kept_by_merge_order": chosen.filled,
             "removed_of_texts": chosen.uncounted,
-            "held_out": length.to_dict(),
-            "kept_tokens": self.kept.to_dict(),
+            "lengths": self._measure_length(pruned).to_dict(),
+            KEPT: self.kept.to_dict(),
+            ORIGINAL: identify_tokenizer(processor.tokenizer, processor.stop_ids),
         }
 
 

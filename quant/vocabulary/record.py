@@ -10,10 +10,9 @@ from typing import Any
 from ...common.checksum import hash_json
 from ...model.config import read_checkpoint_json
 from ..checkpoint.safetensors_folder.shards import REPORT_FILE
+from ..steps.prune_vocab import PruneVocabStep
 from .kept_tokens import KeptTokens
 
-METHOD = "prune_vocab"
-"""Name of the step in recipes and records."""
 PREPARATIONS = "preparations"
 """Key of the steps' records in `vlpress.json`."""
 KEPT, ORIGINAL = "kept_tokens", "original_text"
@@ -38,7 +37,7 @@ class PrunedVocabulary:
         path = folder / REPORT_FILE
         steps = read_checkpoint_json(path).get(PREPARATIONS, ()) if path.is_file() else ()
         for step in steps:
-            if step.get("method") == METHOD:
+            if step.get("method") == PruneVocabStep.method:
                 return cls(KeptTokens.from_dict(step.get(KEPT, {})), step.get(ORIGINAL, {}))
         return None
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.quant.vocabulary.trained_tokenizers import trained_tokenizer, write_tokenizer_files
 from tokenizers import Tokenizer
+from trained_tokenizers import trained_tokenizer, write_tokenizer_files
 
 from vlpress.quant.vocabulary.byte_pairs import BytePairs
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.quant.vocabulary.trained_tokenizers import ADDED
 from tokenizers import Tokenizer, pre_tokenizers
+from trained_tokenizers import ADDED
 
 from vlpress.quant.vocabulary.byte_pairs import BytePairs, byte_letters
 

@@ -50,7 +50,7 @@ def test_sizes_are_rounded_up_and_refused_out_of_range() -> None:
         select_tokens(TOY, REQUIRED, {}, size=11, multiple=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_every_choice_is_closed_of_the_size_and_unchanged_by_order(
     byte_pairs: BytePairs, data: st.DataObject

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import CHAT_TEMPLATE
+from tiny_models import CHAT_TEMPLATE
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 

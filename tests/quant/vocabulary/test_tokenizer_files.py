@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.quant.vocabulary.trained_tokenizers import ADDED, generated_text
 from tokenizers import Tokenizer
+from trained_tokenizers import ADDED, generated_text
 from transformers import AutoTokenizer
 
 from vlpress.quant.vocabulary.byte_pairs import BytePairs

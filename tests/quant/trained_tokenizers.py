@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
+from tiny_models import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    TINY,
+    make_random_model,
+    raw_config,
+    write_checkpoint_folder,
+)
 from tokenizers import (
     AddedToken,
     Regex,
@@ -18,6 +27,8 @@ from tokenizers import (
     pre_tokenizers,
     trainers,
 )
+
+from vlpress.model.config import ModelConfig
 
 SPLIT = (
     r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -94,3 +105,30 @@ def write_tokenizer_files(folder: Path, tokenizer: Tokenizer) -> dict[str, int]:
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return ids
+
+
+ROWS = 1280
+"""Rows of the embedding of `write_source`, some of them beyond the tokenizer."""
+ID_FIELDS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+}
+
+
+def write_source(
+    folder: Path, tokenizer: Tokenizer, family: str, *, tied: bool, shards: int = 1, **model: Any
+) -> Path:
+    """Write a random model with a trained tokenizer."""
+    ids = tokenizer.get_vocab()
+    size = replace(TINY, token_ids={field: ids[token] for field, token in ID_FIELDS.items()})
+    raw = raw_config(family, size, tied=tied, dtype="float32", text={"vocab_size": ROWS})
+    config = ModelConfig.from_dict({"architectures": [ARCHITECTURES[family]], **raw})
+    write_checkpoint_folder(
+        folder, make_random_model(config=config, seed=3), shards=shards, **model
+    )
+    write_tokenizer_files(folder, tokenizer)
+    return folder
