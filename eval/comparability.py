@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.differences import differences
-from .fingerprint import MAX_PIXELS, PIXELS, largest_area, setup_differences
+from .fidelity.perplexity import FILE as TEXT_FILE
+from .fingerprint import MAX_PIXELS, PIXELS, VOCABULARY, largest_area, setup_differences
 from .results import StoredRun, StoredTask, read_run
 
 LOCAL_ENGINE = {"kind": "vlpress"}
@@ -71,11 +72,12 @@ def check_comparable(
         base.fingerprint, candidate.fingerprint, across_pixels=across_pixels
     )
     areas = area_notes(base, candidate) if across_pixels else []
-    lengths = [] if areas else _length_differences(base, candidate)
+    pruned = vocabulary_notes(base, candidate)
+    lengths = [] if areas or pruned else _length_differences(base, candidate)
     engines = describe_engine(base), describe_engine(candidate)
     if engines[0] == engines[1]:
         _refuse(base, candidate, changed + _question_differences(base, candidate) + lengths)
-        return [*areas, *thread_notes(base, candidate)]
+        return [*areas, *pruned, *thread_notes(base, candidate)]
     shared = _shared_differences(base, candidate, across_pixels=across_pixels)
     _refuse(base, candidate, _question_differences(base, candidate) + shared)
     if not across_engines:
@@ -88,7 +90,7 @@ def check_comparable(
         f"the base was answered by {engines[0]}, the candidate by {engines[1]}: a difference may "
         "come from the engine",
         f"setups, base -> candidate: {'; '.join(p for p in changed if not p.startswith(ENGINE))}",
-        *(areas or lengths or [_length_agreement(base, candidate)]),
+        *(areas or pruned or lengths or [_length_agreement(base, candidate)]),
     ]
 
 
@@ -100,6 +102,27 @@ def area_notes(base: StoredRun, candidate: StoredRun) -> list[str]:
     return [
         f"images were scaled to at most {second} pixels for the candidate and {first} for the "
         "base: a difference may come from the size of the images"
+    ]
+
+
+def vocabulary_notes(base: StoredRun, candidate: StoredRun) -> list[str]:
+    """Return a note if the vocabulary of one of the models was pruned, or of both differently."""
+    vocabularies = [run.fingerprint.get(VOCABULARY) for run in (base, candidate)]
+    if vocabularies[0] == vocabularies[1]:
+        return []
+    sizes = [f"{v['kept']} of {v['rows']}" if v else "all" for v in vocabularies]
+    pairs = [
+        pair
+        for name, task in base.tasks.items()
+        for pair in _prompt_lengths(task, candidate.tasks[name]).values()
+    ]
+    changed = sum(left != right for left, right in pairs)
+    texts = (base.path / TEXT_FILE).is_file() and (candidate.path / TEXT_FILE).is_file()
+    return [
+        f"the vocabulary is pruned, rows of base -> candidate: {sizes[0]} -> {sizes[1]}; {changed} "
+        f"of {len(pairs)} prompts differ in length"
+        + "; perplexities are of other tokens and are not compared"
+        * texts
     ]
 
 

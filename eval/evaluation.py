@@ -48,6 +48,7 @@ from .fidelity.reference import (
 from .fingerprint import (
     THREADS,
     VISUAL_TOKENS,
+    VOCABULARY,
     answer_setup,
     count_part_bytes,
     count_weight_bytes,
@@ -216,21 +217,41 @@ def evaluate_model(
         store_reference_logprobs(read_run(out), tasks, features, batching)
     if base is not None:
         if not rank_zero_first(comm, lambda: has_logprobs(base, tasks)):
-            original = open_model(
-                find_reference(base),
-                device=model.device,
-                dtype=model.dtype,
-                kv_cache=described_type(base.fingerprint.get("kv_cache")),
-                reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
-            )
-            # The original reads images at the size of its own evaluation.
-            area = largest_area(base.fingerprint) or processor.max_pixels
-            own = FeatureCache(original, processor.with_max_pixels(area))
+            own = _open_reference(base, setup, model, processor)
             store_reference_logprobs(base, tasks, own, batching)
-            del original
+            del own
         measure_fidelity(out, tasks, base, features, setup, batching, folder)
     result = broadcast_result(comm, lambda: vars(finish(out, info)) | {"out_dir": None})
     return EvalResult(**{**result, "out_dir": out})
+
+
+def _open_reference(
+    base: StoredRun, setup: Mapping[str, Any], model: QwenVL, processor: Processor
+) -> FeatureCache:
+    """Open the original as its own evaluation read it: its vocabulary, its size of images.
+
+    Args:
+        base: the original's evaluation.
+        setup: fingerprint of the candidate's.
+        model: the candidate, for device and dtype.
+        processor: of the candidate.
+
+    Raises:
+        ValueError: the original is missing or has changed.
+    """
+    folder = find_reference(base)
+    original = open_model(
+        folder,
+        device=model.device,
+        dtype=model.dtype,
+        kv_cache=described_type(base.fingerprint.get("kv_cache")),
+        reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
+    )
+    area = largest_area(base.fingerprint) or processor.max_pixels
+    if base.fingerprint.get(VOCABULARY) == setup.get(VOCABULARY):
+        return FeatureCache(original, processor.with_max_pixels(area))
+    own = Processor.from_folder(folder, min_pixels=processor.min_pixels, max_pixels=area)
+    return FeatureCache(original, own)
 
 
 def answer_tasks(

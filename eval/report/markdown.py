@@ -30,6 +30,7 @@ from .tables.scores import (
     pair_table,
 )
 from .words.criterion_words import criterion_words, is_mlperf
+from .words.divergence import OVER
 from .words.sentences import (
     caveats,
     describe_samples,
@@ -170,11 +171,7 @@ def _fidelity(report: Report) -> list[str]:
     if (divergences := divergence_table(report)) is None:
         parts.append("Not measured (no reference given).")
     else:
-        kind = (
-            "over the full vocabulary"
-            if report["fidelity"]["kl_kind"] == "full"
-            else "over the base's 1024 most probable tokens and the sum of all others"
-        )
+        kind = OVER[report["fidelity"]["kl_kind"]]
         parts.append(
             f"KL(base ‖ candidate) in nats {kind}, both models reading the base's answers."
         )

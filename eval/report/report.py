@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.atomic import write_json, write_text
-from ..comparability import area_notes, check_comparable
+from ..comparability import area_notes, check_comparable, vocabulary_notes
 from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
 from ..fingerprint import MODEL_KEYS, largest_area
@@ -165,7 +165,9 @@ def build_report(
         "benchmarks": benchmarks,
         "pooled": _pooled(base, scored, benchmarks, margin, criterion),
         "fidelity": fidelity_section(base, candidate),
-        "perplexity": compare_text(base.path, candidate.path),
+        "perplexity": None
+        if vocabulary_notes(base, candidate)
+        else compare_text(base.path, candidate.path),
         "size": _size(base, candidate),
         "speed": speed_section(base, candidate),
         "evaluated": evaluated_section(base, candidate),

@@ -11,6 +11,7 @@ from .tables.formatting import SYNTHETIC_NOTE
 from .tables.same_bytes import same_bytes_warnings
 from .tables.scores import benchmark_table, candidate_score_table
 from .words.criterion_words import criterion_caveat, criterion_words
+from .words.divergence import vocabulary_caveats
 from .words.sentences import shown_warnings
 from .words.verdict import Scope, verdict_label
 
@@ -69,6 +70,7 @@ def _fidelity(report: Report) -> Iterator[str]:
             f"{fidelity['kl_p99']:.3f} at the 99th percentile; same top token "
             f"{100 * fidelity['top1_agreement']:.1f} % of {fidelity['tokens']} tokens"
         )
+        yield from vocabulary_caveats(report)
 
 
 def _size(report: Report) -> Iterator[str]:

@@ -83,11 +83,11 @@ class BytePairs:
     @cached_property
     def parents(self) -> dict[int, tuple[int, ...]]:
         """Ids of the parts of all merges that make a token, by its id."""
-        found: dict[int, tuple[int, ...]] = {}
+        parts: dict[int, tuple[int, ...]] = {}
         for left, right in self.merges:
             token = self.vocab[left + right]
-            found[token] = (*found.get(token, ()), self.vocab[left], self.vocab[right])
-        return found
+            parts[token] = (*parts.get(token, ()), self.vocab[left], self.vocab[right])
+        return parts
 
     @property
     def bytes(self) -> set[int]:

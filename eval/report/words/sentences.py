@@ -8,6 +8,7 @@ from typing import Any
 from ....quant.recipe.grids import SIMULATED
 from ..provenance import generation_caveat
 from .criterion_words import criterion_caveat
+from .divergence import vocabulary_caveats
 from .kv_cache import kv_cache_caveats
 from .visual_tokens import visual_token_caveats
 
@@ -32,6 +33,7 @@ def caveats(report: Report) -> list[str]:
         texts.append(simulated)
     texts += kv_cache_caveats(report)
     texts += visual_token_caveats(report)
+    texts += vocabulary_caveats(report)
     if generation := generation_caveat(report["generation"]):
         texts.append(generation)
     benchmarks = report["benchmarks"].items()
