@@ -477,3 +477,44 @@ class ImatrixOptions(
     out: Annotated[
         Path | str, Option("Output file.", flags=("--out", "-o"), command_flag="-o", metavar="FILE")
     ]
+
+
+@dataclass(frozen=True)
+class VerifyOptions(ProgressOption, ThreadOptions, InputOptions, DeviceOptions):
+    """Options of `verify`."""
+
+    checkpoint: Annotated[
+        Path | str, Option("A quantized checkpoint.", is_argument=True, metavar="CKPT")
+    ]
+    _: KW_ONLY
+    integer: Annotated[
+        bool,
+        Option(
+            "Compute layers with static int8 activations with integers alone, and compare them "
+            "with the kernels."
+        ),
+    ] = False
+    out: Annotated[
+        Path | str | None,
+        Option(
+            "File for the result with all multipliers and shifts, JSON.",
+            flags=("--out", "-o"),
+            command_flag="-o",
+            metavar="FILE",
+        ),
+    ] = None
+    table: Annotated[
+        Path | str | None,
+        Option(
+            "Take multipliers, shifts, biases and output scales from a file that --out has "
+            "written, instead of computing them.",
+            metavar="FILE",
+        ),
+    ] = None
+    calib: Annotated[
+        str | Path | None,
+        Option(
+            "Samples whose activations are used: as for quantize. Without it: built-in drawings."
+        ),
+    ] = None
+    calib_samples: Annotated[int, Option("Number of samples.", minimum=1)] = 8

@@ -2,7 +2,7 @@
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
 `plan`, `search`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`,
-`generate`, `inspect`, `imatrix`, `push`. The others work on models in memory. Public names are
+`generate`, `inspect`, `imatrix`, `push`, `verify`. The others work on models in memory. Public names are
 loaded on first use (PEP 562), so that `import vlpress` and `vlpress --help` do not import torch.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .quant.driver.pipeline import load_quantized, quantize_, save_quantized
     from .quant.generate import generate
     from .quant.imatrix import imatrix
+    from .quant.integer.run import verify
     from .quant.pack import pack, unpack
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "search",
     "split",
     "unpack",
+    "verify",
 ]
 
 _MODULES = {
@@ -70,6 +72,7 @@ _MODULES = {
     "search": ".eval.search.run",
     "split": ".eval.own.split",
     "unpack": ".quant.pack",
+    "verify": ".quant.integer.run",
 }
 
 

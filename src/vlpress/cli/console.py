@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..common.progress import format_bytes, format_seconds
@@ -199,6 +200,40 @@ def inspect_table(checkpoint: Result) -> str:
     lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)
+
+
+def _worst(key: str) -> Callable[[Row], Any]:
+    """The largest value of any kernel; None if the layer could not be computed in integers."""
+    return lambda row: max((entry[key] for entry in row["kernels"].values()), default=None)
+
+
+VERIFIED = (
+    _text_column("layer", "name"),
+    Column("out x in", _shape, style=""),
+    Column("rows", at("rows")),
+    Column("shifts", lambda r: f"{min(r['shifts'])} to {max(r['shifts'])}", style=""),
+    Column("largest difference", _worst("largest_difference")),
+    Column("differ", _worst("differing"), uniform("{:.2%}".format)),
+    Column("float32 error", _worst("float_error"), ERROR),
+    Column("", lambda r: r["problem"] or ("agrees" if r["agrees"] else "DIFFERS"), style=""),
+)
+
+
+def verify_table(result: Result) -> str:
+    """Show layers in integer arithmetic beside the kernels; differences in levels of the output."""
+    layers, others = result["layers"], Counter(result["others"].values())
+    agreeing = sum(layer["agrees"] for layer in layers)
+    kernels = sorted({name for layer in layers for name in layer["kernels"]})
+    lines = [
+        f"{result['checkpoint']}: {agreeing} of {len(layers)} layers with static int8 activations "
+        f"agree in integer arithmetic with the kernels {', '.join(kernels)}"
+    ]
+    if skipped := result["skipped"]:
+        lines.append(f"{len(skipped)} such layers are reached by no sample: {', '.join(skipped)}")
+    if others:
+        schemes = ", ".join(f"{label} ({count})" for label, count in others.most_common())
+        lines.append(f"not verified, other linear layers: {schemes}")
+    return _with_lines(DataTable("Layers", VERIFIED, layers), *lines)
 
 
 EXPORT_FILES = (_text_column("file", "file"), Column("size", at("bytes"), BYTES))

@@ -4,6 +4,7 @@
 |---|---|
 | 0 | done; `compare`, `run --gate` and `pixels --write`: PASS |
 | 1, 4 | `compare`, `run --gate` and `pixels --write`: FAIL, INCONCLUSIVE |
+| 1 | `verify`: a layer does not agree |
 | 2 | wrong usage or unusable input |
 | 3 | interrupted; the same command resumes |
 | 70 | a defect of vlpress: a traceback follows |

@@ -38,6 +38,7 @@ from ..quant.config import (
     PushOptions,
     QuantizeOptions,
     UnpackOptions,
+    VerifyOptions,
 )
 from .exit_codes import DEFECT, VERDICT_CODES, Verbs, stop
 from .parameters import command
@@ -284,6 +285,21 @@ def inspect(values: Values, json_output: Json = False) -> None:
         from .console import inspect_table
 
     _print(inspect(**values), json_output, inspect_table)
+
+
+@command(app, VerifyOptions)
+def verify(values: Values, json_output: Json = False) -> None:
+    """Compare static int8 layers in integer arithmetic with the kernels; --integer names the check.
+
+    The exit code is 1 if a layer does not agree.
+    """
+    with starting(VerifyOptions(**values)):
+        from ..quant.integer.run import verify
+        from .console import verify_table
+
+    result = verify(**values, progress=True)
+    _print(result, json_output, verify_table)
+    raise typer.Exit(VERDICT_CODES["PASS" if result["agrees"] else "FAIL"])
 
 
 @command(app, PushOptions)
