@@ -106,6 +106,7 @@ class KVCache:
         self._layers: list[LayerCache | None] = [None] * config.num_hidden_layers
         self._sizes = config.linear_attention
         self._states: dict[int, LinearState] = {}
+        self._kept: dict[int, list[LinearState]] | None = None
 
     @property
     def capacity(self) -> int:
@@ -196,8 +197,48 @@ class KVCache:
         return self._states[layer]
 
     def set_linear_state(self, layer: int, state: LinearState) -> None:
-        """Store the state of a layer with linear attention after the new tokens."""
+        """Store the state of a layer with linear attention after the new tokens.
+
+        If states are kept, it is called for each of the new tokens.
+        """
         self._states[layer] = state
+        if self._kept is not None:
+            self._kept.setdefault(layer, []).append(state)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the states of linear attention after every new token are kept."""
+        return self._kept is not None
+
+    def keep_states(self) -> None:
+        """Keep the states of linear attention after every token from here on, for `roll_back`.
+
+        Earlier ones are freed. Keys and values need no such copies.
+        """
+        self._kept = {layer: [state] for layer, state in self._states.items()}
+
+    def roll_back(self, tokens: int) -> None:
+        """Remove the newest tokens.
+
+        Args:
+            tokens: how many; with linear attention at most those since `keep_states`.
+
+        Raises:
+            ValueError: there are fewer, or the states before them were not kept.
+        """
+        if not 0 <= tokens <= self.length:
+            raise ValueError(f"{tokens} tokens to remove; the cache holds {self.length}")
+        kept = self._kept or {}
+        if tokens and any(len(kept.get(layer, ())) <= tokens for layer in self._states):
+            raise ValueError(
+                f"the states of linear attention {tokens} tokens ago were not kept; call "
+                "keep_states before tokens that may be removed"
+            )
+        self.length -= tokens
+        if tokens:
+            for layer, states in kept.items():
+                del states[-tokens:]
+                self._states[layer] = states[-1]
 
     def advance(self, tokens: int) -> None:
         """Mark `tokens` more tokens as stored, after every layer has been updated."""

@@ -259,15 +259,49 @@ def sample_token(
     Raises:
         ValueError: the repetition penalty makes the logits overflow.
     """
-    if sampling.repetition_penalty != 1.0:
-        # Division would raise a negative logit, so the penalty multiplies it instead.
-        penalty = sampling.repetition_penalty
-        weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(seen, weakened, logits)
-        if not math.isfinite(float(logits.max())):
-            raise ValueError(f"repetition_penalty {penalty}: the scores overflow; give one near 1")
+    logits = penalize(logits, seen, sampling)
     if sampling.temperature == 0:
         return int(logits.argmax())
+    probabilities = _restrict(logits, sampling)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def sampling_distribution(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """Compute the distribution that `sample_token` samples from at a temperature above 0.
+
+    Args:
+        logits: float32 `[vocab]`; not changed.
+        seen: bool `[vocab]`, tokens that the repetition penalty applies to.
+        sampling: with a temperature above 0.
+
+    Returns:
+        float32 `[vocab]`; its sum may differ from 1.
+
+    Raises:
+        ValueError: the repetition penalty makes the logits overflow.
+    """
+    return _restrict(penalize(logits, seen, sampling), sampling)
+
+
+def penalize(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """Apply the repetition penalty; arguments as in `sample_token`.
+
+    Raises:
+        ValueError: the repetition penalty makes the logits overflow.
+    """
+    if sampling.repetition_penalty == 1.0:
+        return logits
+    # Division would raise a negative logit, so the penalty multiplies it instead.
+    penalty = sampling.repetition_penalty
+    weakened = torch.where(logits > 0, logits / penalty, logits * penalty)
+    logits = torch.where(seen, weakened, logits)
+    if not math.isfinite(float(logits.max())):
+        raise ValueError(f"repetition_penalty {penalty}: the scores overflow; give one near 1")
+    return logits
+
+
+def _restrict(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Apply temperature, top-k and top-p; returns probabilities that may sum to less than 1."""
     # With the maximum at 0, a small temperature drives logits to -inf at most, never to inf.
     logits = (logits - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < logits.numel():
@@ -280,4 +314,4 @@ def sample_token(
         # most likely token always does.
         in_nucleus = ordered.cumsum(0) - ordered < sampling.top_p
         probabilities = probabilities.masked_fill(~in_nucleus[order.argsort()], 0.0)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    return probabilities

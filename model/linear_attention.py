@@ -82,16 +82,20 @@ class GatedDeltaNet(nn.Module):
             state = cache.linear_state(self.index, x)
         qkv, z = project(x, self.in_proj_qkv, self.in_proj_z)
         b, a = project(x, self.in_proj_b, self.in_proj_a)
-        qkv, conv = self._convolve(qkv, state.conv, tokens)
+        qkv, joined = self._convolve(qkv, state.conv, tokens)
         # In float32 at least: under fp16 the exponential of A_log could overflow.
         wide = state.rule.dtype
         decay = -self.A_log.to(wide).exp() * F.softplus(a.to(wide) + self.dt_bias.to(wide))
         beta = b.to(wide).sigmoid()
         if tokens is not None:
             decay, beta = decay * tokens[..., None], beta * tokens[..., None]
-        out, rule = self._run_rule(qkv, decay, beta, state.rule)
-        if cache is not None:
-            cache.set_linear_state(self.index, LinearState(conv, rule))
+        if cache is not None and cache.keeps_states:
+            out = self._run_each(qkv, decay, beta, state.rule, joined, cache)
+        else:
+            out, rule = self._run_rule(qkv, decay, beta, state.rule)
+            if cache is not None:
+                conv = joined[:, :, x.shape[1] :]
+                cache.set_linear_state(self.index, LinearState(conv, rule))
         normed: Tensor = self.norm(out, z.view_as(out)).flatten(-2)
         return normed
 
@@ -111,7 +115,7 @@ class GatedDeltaNet(nn.Module):
             tokens: bool `[B, T]`, False for padding; None: there is none.
 
         Returns:
-            The result after SiLU, `[B, T, Q]`, and the last tokens now.
+            The result after SiLU, `[B, T, Q]`, and old and new tokens, `[B, Q, K - 1 + T]`.
         """
         if tokens is None:
             joined = torch.cat([before.to(qkv.dtype), qkv.transpose(1, 2)], dim=2)
@@ -119,7 +123,39 @@ class GatedDeltaNet(nn.Module):
             joined = _join(before.to(qkv.dtype), (qkv * tokens[..., None]).transpose(1, 2), tokens)
         weight = self.conv1d.weight.to(qkv.dtype)
         out = F.silu(F.conv1d(joined, weight, groups=joined.shape[1]))
-        return out.transpose(1, 2), joined[:, :, qkv.shape[1] :]
+        return out.transpose(1, 2), joined
+
+    def _run_each(
+        self,
+        qkv: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        rule: Tensor,
+        joined: Tensor,
+        cache: KVCache,
+    ) -> Tensor:
+        """Apply the rule token by token, and store the state after each of them.
+
+        Args:
+            qkv: see `_run_rule`.
+            decay: see `_run_rule`.
+            beta: see `_run_rule`.
+            rule: state before the first token; not changed.
+            joined: see `_convolve`.
+            cache: stores the states.
+
+        Returns:
+            The outputs, see `_run_rule`.
+        """
+        outputs, last = [], joined.shape[2] - qkv.shape[1]
+        for t in range(qkv.shape[1]):
+            one = slice(t, t + 1)
+            # A copy: the rule for one token may overwrite the state.
+            out, rule = self._run_rule(qkv[:, one], decay[:, one], beta[:, one], rule.clone())
+            conv = joined[:, :, t + 1 : t + 1 + last]
+            cache.set_linear_state(self.index, LinearState(conv, rule))
+            outputs.append(out)
+        return torch.cat(outputs, dim=1)
 
     def _run_rule(
         self, qkv: Tensor, decay: Tensor, beta: Tensor, state: Tensor

@@ -457,8 +457,33 @@ class PromptOptions(SamplingOptions, ModelArgument):
     ] = None
 
 
+NGRAM, MTP = "ngram", "mtp"
+"""Drafts that need no second model."""
+MOST_DRAFTS = 32
+"""Drafts per pass: more are never accepted often enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftOptions(Options):
+    """Speculative decoding."""
+
+    draft: Annotated[
+        str | Path | None,
+        Option(
+            "Draft tokens that the model checks several at a time: a model with the same "
+            "tokenizer, ngram (text that occurred before), or mtp (the module of a Qwen3.5 "
+            "checkpoint). Answers do not change but for rounding.",
+            metavar="MODEL|ngram|mtp",
+            suggestions=(NGRAM, MTP, *BUILTIN_MODELS),
+        ),
+    ] = None
+    draft_tokens: Annotated[
+        int, Option("Drafts per pass of the model.", minimum=1, maximum=MOST_DRAFTS)
+    ] = 4
+
+
 @dataclass(frozen=True)
-class GenerateOptions(ModelSettings, PromptOptions):
+class GenerateOptions(ModelSettings, DraftOptions, PromptOptions):
     """Options of `generate`."""
 
 

@@ -8,7 +8,9 @@ from ..common.options import elements, verb
 from ..common.threads import use_threads
 from ..model.generation import Sampling
 from ..model.generation import generate as generate_tokens
+from ..model.speculation.decoding import Speculated, generate_with_drafts
 from .config import GenerateOptions
+from .drafting import check_draft, open_drafter
 from .resolve import Source
 
 
@@ -17,11 +19,13 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     """Answer one prompt about images or a video; the video precedes the images.
 
     Returns:
-        The answer, the numbers of prompt and answer tokens, and whether a stop token ended it.
+        The answer, the numbers of prompt and answer tokens, and whether a stop token ended it; with
+        a draft, `draft` has the numbers of passes, drafts and accepted drafts.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file cannot be read, or the model cannot be opened.
+        ValueError: a file cannot be read, the model cannot be opened, or the draft does not suit
+            it.
     """
     use_threads(options.threads)
     sampling = Sampling(
@@ -38,7 +42,10 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         content.append({"type": "video", "video": options.video})
     content += [{"type": "image", "image": image} for image in elements(options.image)]
     content.append({"type": "text", "text": options.prompt})
-    prompt = processor.encode([{"role": "user", "content": content}])
+    messages = [{"role": "user", "content": content}]
+    prompt = processor.encode(messages)
+    name = None if options.draft is None else str(options.draft)
+    draft = None if name is None else check_draft(name, source, processor)
     model = source.load()
     tokens: list[int] = []
     emitted = ""
@@ -56,14 +63,25 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             emit(text)
 
-    (generated,) = generate_tokens(
-        model,
-        [prompt],
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=processor.stop_ids,
-        sampling=sampling,
-        on_token=on_token,
-    )
+    arguments: dict[str, Any] = {
+        "max_new_tokens": options.max_new_tokens,
+        "stop_ids": processor.stop_ids,
+        "sampling": sampling,
+    }
+    speculation: dict[str, Any] = {}
+    if name is None:
+        (generated,) = generate_tokens(model, [prompt], on_token=on_token, **arguments)
+    else:
+        drafter = open_drafter(name, draft, source, model, prompt, messages)
+        speculated = generate_with_drafts(
+            model,
+            prompt,
+            drafter,
+            draft_tokens=options.draft_tokens,
+            on_token=lambda token: on_token(0, token),
+            **arguments,
+        )
+        generated, speculation = speculated.generated, {"draft": describe_drafts(name, speculated)}
     answer = processor.decode(generated.token_ids)
     emit(answer)
     return {
@@ -73,4 +91,18 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         "prompt_tokens": len(prompt),
         "tokens": len(generated.token_ids),
         "stopped": generated.stopped,
+        **speculation,
+    }
+
+
+def describe_drafts(name: str, speculated: Speculated) -> dict[str, Any]:
+    """Return the figures of a speculated answer as JSON values; shares are None without a draft."""
+    drafted = speculated.drafted
+    return {
+        "name": name,
+        "passes": speculated.passes,
+        "drafted": drafted,
+        "accepted": speculated.accepted,
+        "accepted_share": speculated.accepted / drafted if drafted else None,
+        "tokens_per_pass": speculated.tokens_per_pass,
     }

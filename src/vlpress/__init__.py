@@ -2,8 +2,9 @@
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
 `plan`, `search`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`,
-`generate`, `inspect`, `imatrix`, `push`, `verify`. The others work on models in memory. Public names are
-loaded on first use (PEP 562), so that `import vlpress` and `vlpress --help` do not import torch.
+`generate`, `inspect`, `imatrix`, `push`, `verify`. The others work on models in memory. Public
+names are loaded on first use (PEP 562), so that `import vlpress` and `vlpress --help` do not import
+torch.
 """
 
 from __future__ import annotations

@@ -395,6 +395,17 @@ def speed_table(result: Result) -> str:
     )
 
 
+def drafts_line(draft: Result) -> str:
+    """Show how many drafts of an answer were accepted."""
+    if not draft["drafted"]:
+        return f"draft {draft['name']}: nothing was drafted in {draft['passes']} passes"
+    return (
+        f"draft {draft['name']}: {draft['accepted']} of {draft['drafted']} drafts accepted "
+        f"({draft['accepted_share']:.1%}), {draft['tokens_per_pass']:.2f} tokens per pass of the "
+        "model"
+    )
+
+
 def split_lines(split: Result) -> str:
     """Show the numbers of a split, what its questions can decide, and the command that uses it."""
     images, questions = split["images"], split["questions"]

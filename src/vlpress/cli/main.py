@@ -268,6 +268,7 @@ def generate(values: Values, json_output: Json = False) -> None:
     """Answer one question about images or a video; the answer is streamed."""
     with starting(GenerateOptions(**values)):
         from ..quant.generate import generate
+        from .console import drafts_line
 
     def stream(text: str) -> None:
         sys.stdout.write(text)
@@ -275,6 +276,8 @@ def generate(values: Values, json_output: Json = False) -> None:
 
     answer = generate(**values, on_text=None if json_output else stream)
     _print(answer, json_output, lambda _: "")
+    if "draft" in answer and not json_output:
+        typer.echo(drafts_line(answer["draft"]), err=True)
 
 
 @command(app, InspectOptions)

@@ -1,4 +1,4 @@
-"""Layers in integer arithmetic beside the kernels, and errors that are planted in one of the two."""
+"""Layers in integer arithmetic and the kernels, and errors planted in one of the two."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_wrong_scale_is_found() -> None:
 
 
 def test_an_overflow_of_32_bits_is_a_result() -> None:
-    weight, bias, inputs = drawn()
+    weight, bias, _inputs = drawn()
     layer = IntegerLayer.of(weight, bias, 1.0)
     layer = replace(layer, bias=np.full(24, 2**31 - 1))
     result = checked(layer)
@@ -134,7 +134,7 @@ def test_an_overflow_of_32_bits_is_a_result() -> None:
 
 def test_a_bias_beyond_32_bits_is_refused() -> None:
     weight, bias, _ = drawn()
-    with pytest.raises(ValueError, match="a bias in units .* does not fit int32; keep this layer"):
+    with pytest.raises(ValueError, match=r"a bias in units .* does not fit int32; keep"):
         IntegerLayer.of(weight, bias * 1e9, 1.0)
 
 
