@@ -37,14 +37,18 @@ class Speculated:
     passes: int
     """Passes of the model after the prompt."""
     drafted: int
-    """Drafts that the model has read."""
+    """Drafts that the model has read, without those after the end of the answer."""
     accepted: int
-    """Drafts among them that it accepted."""
+    """Drafts among them that it accepted, the stop token included."""
 
     @property
     def tokens_per_pass(self) -> float | None:
-        """Accepted drafts and own tokens per pass; None without a pass."""
-        return (self.accepted + self.passes) / self.passes if self.passes else None
+        """Tokens of the answer per pass, the stop token included; None without a pass.
+
+        The first token follows from the prompt.
+        """
+        tokens = len(self.generated.token_ids) - 1 + int(self.generated.stopped)
+        return tokens / self.passes if self.passes else None
 
 
 @torch.inference_mode()
@@ -104,7 +108,10 @@ def generate_with_drafts(
         tokens = [draft.token for draft in drafts[:agreed]]
         drafter.accept(hidden[:, : agreed + 1], tokens)
         answer.append([*tokens, own])
-        passes, drafted, accepted = passes + 1, drafted + len(drafts), accepted + agreed
+        passes += 1
+        end = next((place for place, token in enumerate(tokens, 1) if token in stop_ids), None)
+        drafted += len(drafts) if end is None else end
+        accepted += agreed if end is None else end
     return Speculated(answer.result(), passes, drafted, accepted)
 
 

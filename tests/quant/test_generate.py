@@ -65,7 +65,8 @@ def test_drafts_do_not_change_the_answer(checkpoint: Path, tmp_path: Path, draft
     )
     figures = answer.pop("draft")
     assert answer == plain and "".join(pieces) == answer["answer"]
-    assert figures["passes"] + figures["accepted"] == plain["tokens"] - 1 + plain["stopped"]
+    tokens = plain["tokens"] - 1 + plain["stopped"]
+    assert figures["tokens_per_pass"] == pytest.approx(tokens / figures["passes"])
     if draft == "itself":
         assert figures["accepted_share"] == 1 and figures["tokens_per_pass"] > 3
 

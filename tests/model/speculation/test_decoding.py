@@ -117,6 +117,9 @@ def test_an_answer_ends_where_it_ends_without_drafts(processor: Processor) -> No
         result = drafted(model, prompt, drafter, stop_ids=(stop,), on_token=heard.append)
         assert result.generated.token_ids == expected.token_ids == tuple(heard)
         assert result.generated.stopped
+        # Of drafts that are all right, those after the stop token do not count.
+        assert result.accepted == result.drafted
+        assert 0 <= result.passes + result.accepted - len(heard) <= 1
     for limit in (1, 2, 5):
         result = drafted(model, prompt, ModelDrafter(model, prompt, 288), max_new_tokens=limit)
         assert result.generated.token_ids == free[:limit] and not result.generated.stopped
