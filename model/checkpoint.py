@@ -1,9 +1,9 @@
 """Lazy reading of checkpoint folders, one tensor at a time.
 
-Only safetensors and JSON are read, so nothing is ever unpickled. Two generations of tensor names
-exist: `visual.*`, `model.layers.*` (as published on the hub) and `model.visual.*`,
-`model.language_model.layers.*` (written by newer libraries). The first is canonical here;
-`source_name` returns the file's name.
+Only safetensors and JSON are read, so nothing is ever unpickled. Several namings of tensors exist,
+such as `visual.*`, `model.layers.*` (as published on the hub) and `model.visual.*`,
+`model.language_model.layers.*` (written by newer libraries). The first is canonical here, and the
+names of other families are converted to it by `PREFIXES`; `source_name` returns the file's name.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ ADAPTER_NAME_PARTS = (".lora_", "base_model.model.")  # in tensor names written 
 
 logger = logging.getLogger(__name__)
 
+PREFIXES = {
+    "model.visual.": "visual.",
+    "model.language_model.": "model.",
+}
+"""Starts of the names in files and of canonical names; the first that a name starts with counts."""
+
 
 def canonical_name(name: str) -> str:
-    """Convert a tensor name of either generation to the canonical one.
+    """Convert a tensor name of any naming to the canonical one.
 
     >>> canonical_name("model.language_model.layers.0.mlp.up_proj.weight")
     'model.layers.0.mlp.up_proj.weight'
     >>> canonical_name("model.visual.merger.ln_q.weight")
     'visual.merger.ln_q.weight'
     """
-    if name.startswith("model.visual."):
-        return name.removeprefix("model.")
-    if name.startswith("model.language_model."):
-        return "model." + name.removeprefix("model.language_model.")
+    for prefix, canonical in PREFIXES.items():
+        if name.startswith(prefix):
+            return canonical + name.removeprefix(prefix)
     return name
 
 
