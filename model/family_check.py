@@ -39,6 +39,11 @@ def check_family(model: QwenVL, family: Family) -> None:
 
 def _differences(model: QwenVL, family: Family) -> Iterator[str]:
     modules = dict(model.named_modules())
+    if (family.mrope_layout == "single") == model.config.text.mrope:
+        yield (
+            f"mrope_layout is {family.mrope_layout!r} and the config has mrope "
+            f"{model.config.text.mrope}; allowed: 'single' exactly for models without M-RoPE"
+        )
     yield from _unknown_paths(model, family, modules)
     kept = [spec for spec, _ in family.kept(model.config)]
     specs = {spec.name: spec for spec in [*family.linears(model.config), *kept]}

@@ -7,6 +7,8 @@ equal ids, a visual spans a grid. Each segment starts one above the largest id b
 "Qwen3-VL Technical Report" (arXiv 2511.21631, section 2) interleaves the frequencies of the three
 axes, and writes the time of each temporal patch of a video as text before it, so that each one is
 numbered as an image.
+
+Models without M-RoPE count tokens, those of images too: the three ids of a token are then equal.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from .config import ModelConfig
 from .processing.inputs import visual_mask
 from .sizes import TextConfig
 
-MropeLayout = Literal["sectioned", "interleaved"]
-"""How the rotary frequencies are divided among time, height and width; see `_LAYOUTS`."""
+MropeLayout = Literal["sectioned", "interleaved", "single"]
+"""How the rotary frequencies are divided among time, height and width; see `_LAYOUTS`. `single` is
+that of decoders without M-RoPE, whose tokens have one position."""
 
 
 def mrope_ids(
@@ -38,7 +41,8 @@ def mrope_ids(
         input_ids: int64 `[tokens]`, with one image or video token per merged patch.
         grids: (t, h, w) in patches of every image and video, in order of appearance.
         seconds_per_grid: seconds per temporal patch; used for Qwen2.5-VL videos only.
-        config: gives the token ids, the merge size, `tokens_per_second` and `separate_frames`.
+        config: gives the token ids, the merge size, `tokens_per_second` and `separate_frames`, and
+            whether the decoder has M-RoPE at all.
 
     Raises:
         ValueError: the placeholder tokens do not match the grids.
@@ -55,6 +59,8 @@ def mrope_ids(
             f"prompt has {len(positions)} image and video tokens but its {len(grids)} visuals "
             f"make {sum(counts)}; encode the text together with its visuals"
         )
+    if not config.text.mrope:
+        return _text_ids(len(ids), 0)
     segments: list[Tensor] = []
     start = 0  # position id of the next segment
     cursor = 0  # index of the next token
@@ -191,9 +197,15 @@ def _interleaved(angles: Tensor, section: Sequence[int]) -> Tensor:
     return selected
 
 
+def _single(angles: Tensor, section: Sequence[int]) -> Tensor:
+    """All frequencies of the first axis, which has the positions of the tokens."""
+    return angles[0]
+
+
 _LAYOUTS: Mapping[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
     "sectioned": _sectioned,
     "interleaved": _interleaved,
+    "single": _single,
 }
 """Layout to the function that selects from angles `[3, ..., frequencies]` one axis each."""
 

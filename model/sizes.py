@@ -192,6 +192,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary pairs for time, height, width
     tie_word_embeddings: bool
+    mrope: bool = True  # False: one counter of tokens, and all rotary pairs are those of the first
     max_position_embeddings: int = 32768
     qkv_bias: bool = True  # of q_proj, k_proj and v_proj; o_proj has none
     qk_norm: bool = False  # RMSNorm over each head of q and k, before the rotation
@@ -217,6 +218,11 @@ class TextConfig:
             raise ValueError(
                 f"config.json: mrope_section {list(self.mrope_section)} adds up to "
                 f"{sum(self.mrope_section)}; it must be half of {of_head}"
+            )
+        if not self.mrope and any(self.mrope_section[1:]):
+            raise ValueError(
+                f"config.json: mrope_section is {list(self.mrope_section)}; allowed: none, because "
+                "the tokens of this model have one position each"
             )
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
