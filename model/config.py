@@ -39,11 +39,17 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    video_token_id: int | None  # None: the model reads no videos
+    vision_start_token_id: int | None  # None: no tokens enclose a visual
+    vision_end_token_id: int | None
     dtype_name: str | None  # of the stored parameters, one of `DTYPES`; None: not in the file
     raw: Mapping[str, Any] = field(repr=False, compare=False)  # the unchanged config.json
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """Ids of the tokens that features of visuals replace."""
+        ids = (self.image_token_id, self.video_token_id)
+        return [each for each in ids if each is not None]
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -126,11 +132,13 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
-def _token_ids(raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int) -> dict[str, int]:
-    """Ids of the special tokens by field name, each below `vocab_size`."""
-    ids: dict[str, int] = parse(reader.tokens, raw, FILE, remedy=REMEDY).model_dump()
+def _token_ids(
+    raw: Mapping[str, Any], reader: ConfigReader, vocab_size: int
+) -> dict[str, int | None]:
+    """Ids of the special tokens by field name, each below `vocab_size`; None: there is none."""
+    ids: dict[str, int | None] = parse(reader.tokens, raw, FILE, remedy=REMEDY).model_dump()
     for name, token in ids.items():
-        if token >= vocab_size:
+        if token is not None and token >= vocab_size:
             raise ValueError(
                 f"{FILE}: {name} is {token}; allowed: a whole number from 0 to {vocab_size - 1}, "
                 f"the vocabulary's last; {REMEDY}"

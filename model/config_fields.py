@@ -387,7 +387,16 @@ class Qwen35MoeTextSection(Qwen35TextSection):
 
 
 class TokenSection(Section):
-    """Ids of the tokens that join images and text, at the top level."""
+    """Ids of the tokens that join images and text, at the top level; None: there is none."""
+
+    image_token_id: Token
+    video_token_id: Token | None = None
+    vision_start_token_id: Token | None = None
+    vision_end_token_id: Token | None = None
+
+
+class Qwen2TokenSection(TokenSection):
+    """The ids of Qwen2's vocabulary."""
 
     image_token_id: Token = 151655
     video_token_id: Token = 151656

@@ -13,6 +13,7 @@ from typing import Any
 from ..common.validation import parse
 from .config_fields import (
     Qwen2TextSection,
+    Qwen2TokenSection,
     Qwen2VisionSection,
     Qwen3MoeTextSection,
     Qwen3TextSection,
@@ -39,7 +40,7 @@ class ConfigReader:
 
     vision: Callable[[Raw], VisionConfig]
     text: Callable[[Raw], TextConfig]
-    tokens: type[TokenSection] = TokenSection
+    tokens: type[TokenSection] = Qwen2TokenSection
 
 
 def text_section(raw: Raw) -> tuple[Raw, str]:

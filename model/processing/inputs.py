@@ -65,7 +65,10 @@ class Prompt:
 
 def visual_mask(input_ids: Tensor, config: ModelConfig) -> Tensor:
     """Return a mask of the image and video tokens, bool of the shape of `input_ids`."""
-    return (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+    is_image = input_ids == config.image_token_id
+    if config.video_token_id is None:
+        return is_image
+    return is_image | (input_ids == config.video_token_id)
 
 
 @dataclass(frozen=True, eq=False)

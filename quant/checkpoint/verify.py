@@ -130,7 +130,7 @@ def first_tokens(
                 f"again {remedy}"
             )
         # After a placeholder token the next pass would expect an image.
-        logits[[model.config.image_token_id, model.config.video_token_id]] = -torch.inf
+        logits[model.config.placeholder_ids] = -torch.inf
         tokens.append(int(logits.argmax()))
     return tokens
 
