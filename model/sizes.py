@@ -32,6 +32,7 @@ class VisionConfig:
     num_position_embeddings: int = 0  # rows of the position table, a square; 0: no table
     deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose outputs decoder layers receive
     separate_frames: bool = False  # text with the time precedes each temporal patch of a video
+    image_size: int = 0  # pixels per side of every image; 0: images have any size
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
@@ -44,6 +45,12 @@ class VisionConfig:
             raise ValueError(
                 f"config.json: window_size {self.window_size} is smaller than one merged patch "
                 f"({merged} pixels); allowed: 0 or at least {merged}"
+            )
+        if self.image_size % self.pixel_factor:
+            raise ValueError(
+                f"config.json: image_size {self.image_size} is not a multiple of the "
+                f"{self.pixel_factor} pixels per side of a token; take the file from the original "
+                "checkpoint"
             )
         if self.position_side**2 != self.num_position_embeddings:
             raise ValueError(

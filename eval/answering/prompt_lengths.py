@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ...model.processing.images import smart_resize
 from ...model.processing.inputs import Visual
 from ...model.processing.processor import Processor
 from ..tasks.task import Item
@@ -38,7 +37,7 @@ def _placeholder(size: tuple[int, int], area: tuple[int, int], processor: Proces
         processor: processor of the model.
     """
     vision = processor.config.vision
-    height, width = smart_resize(size[1], size[0], vision.pixel_factor, *area)
+    height, width = processor.reader.image_size(*size, area)
     grid = (1, height // vision.patch_size, width // vision.patch_size)
     patches = torch.zeros(1, 1).expand(grid[1] * grid[2], 1)
     return Visual("image", patches, grid, 0.0, "")

@@ -7,12 +7,14 @@ preprocessor_config.json, and `min_pixels` and `max_pixels` override `size`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..config import VisionConfig, read_checkpoint_json
+from .fixed_size import FixedSize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,6 +22,7 @@ HALF = (0.5, 0.5, 0.5)
 IMAGE_FILE = "preprocessor_config.json"
 BICUBIC = 3  # Pillow's number for the filter
 EDGES = ("shortest_edge", "longest_edge")  # transformers' names for the bounds, both in pixels
+FIXED_PROCESSORS = r"(CLIP|Llava)ImageProcessor(Fast|Pil)?"
 MAX_MIN_PIXELS = 2**26  # images are enlarged to the minimum, so a larger one exhausts memory
 MAX_MAX_PIXELS = 2**40
 
@@ -34,6 +37,8 @@ class PixelSettings:
         mean: mean of each channel after rescaling.
         std: standard deviation of each channel after rescaling.
         rescale_factor: factor from 0..255 to the range of `mean` and `std`.
+        fixed: steps that give every image one size, whose area both bounds are; None: images keep
+            their proportions.
 
     Raises:
         ValueError: the bounds are not positive or in the wrong order.
@@ -44,13 +49,30 @@ class PixelSettings:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     rescale_factor: float = 1 / 255
+    fixed: FixedSize | None = None
 
     def __post_init__(self) -> None:
+        if self.fixed is not None:
+            self._check_fixed(self.fixed.side)
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels}: "
                 "both must be positive and min_pixels not the larger; change one of them"
             )
+
+    def _check_fixed(self, side: int) -> None:
+        if (self.min_pixels, self.max_pixels) != (side**2, side**2):
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels}: this model reads "
+                f"images of {side} x {side} pixels only; leave the bounds out"
+            )
+
+    @classmethod
+    def default(cls, vision: VisionConfig) -> PixelSettings:
+        """Return the settings of a model without files."""
+        if side := vision.image_size:
+            return cls(side**2, side**2, fixed=FixedSize(side, side))
+        return cls()
 
     @classmethod
     def from_folder(
@@ -68,6 +90,14 @@ class PixelSettings:
             ValueError: the configuration requires another preprocessing, or has invalid values.
         """
         section = read_section(folder)
+        if vision.image_size:
+            area = vision.image_size**2
+            return cls(
+                area if min_pixels is None else min_pixels,
+                area if max_pixels is None else max_pixels,
+                **section.normalization(vision.in_channels, CLIP_MEAN, CLIP_STD),
+                fixed=section.fixed_size(vision),
+            )
         section.check_supported(vision)
         least, most = section.bounds()
         least = least if min_pixels is None else min_pixels
@@ -140,6 +170,65 @@ class ProcessorSection:
         kind = self.raw.get("video_processor_type")
         if kind is not None and not str(kind).startswith(("Qwen2", "Qwen3VL")):
             self.refuse("video_processor_type", kind, "Qwen3VLVideoProcessor and its variants")
+
+    def fixed_size(self, vision: VisionConfig) -> FixedSize:
+        """Return the steps of an image processor such as CLIP's, with its defaults."""
+        required = {
+            "resample": BICUBIC,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+        }
+        for key, value in required.items():
+            if self.raw.get(key, value) != value:
+                self.refuse(key, self.raw[key], f"{value!r}, which this model needs")
+        kind, side = self.raw.get("image_processor_type"), vision.image_size
+        if kind is not None and not re.fullmatch(FIXED_PROCESSORS, str(kind)):
+            self.refuse("image_processor_type", kind, "CLIPImageProcessor or LlavaImageProcessor")
+        cut = self.flag("do_center_crop", default=True)
+        edge = self._edge(side)
+        size = self._square("crop_size", side) if cut else edge or side
+        if size != side or (edge is not None and edge < side):
+            given = self.raw.get("crop_size" if cut else "size")
+            self.refuse("crop_size" if cut else "size", given, f"{side}, which this model needs")
+        color = None
+        if self.flag("do_pad", default=False):
+            mean = self.channels("image_mean", CLIP_MEAN, vision.in_channels)
+            red, green, blue = (int(value * 255) for value in mean)
+            color = red, green, blue
+        elif not cut and edge is not None:
+            self.refuse("do_center_crop", False, "true, or do_pad, or a size of height and width")
+        return FixedSize(side, edge, color)
+
+    def _edge(self, side: int) -> int | None:
+        """Return the shorter side after scaling; None: both sides are scaled to `side`."""
+        size = self.raw.get("size", {EDGES[0]: side})
+        if isinstance(size, Mapping) and set(size) == {EDGES[0]}:
+            return self._whole(f"size.{EDGES[0]}", size[EDGES[0]])
+        if type(size) is int:
+            return self._whole("size", size)
+        if self._square("size", side) != side:
+            self.refuse("size", size, f"{side}, which this model needs")
+        return None
+
+    def _square(self, key: str, default: int) -> int:
+        """Return the side of a square, a number or an object of height and width."""
+        value = self.raw.get(key, default)
+        if isinstance(value, Mapping) and set(value) == {"height", "width"}:
+            sides = {self._whole(f"{key}.{name}", value[name]) for name in value}
+            if len(sides) == 1:
+                return sides.pop()
+        if type(value) is int:
+            return self._whole(key, value)
+        self.refuse(key, value, "an object of equal height and width")
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """Return a truth value."""
+        value = self.raw.get(key, default)
+        if type(value) is not bool:
+            self.refuse(key, value, "true or false")
+        return value
 
     def bounds(self, defaults: tuple[int, int] = IMAGE_BOUNDS) -> tuple[int, int]:
         """Return minimum and maximum area (of a video: volume) in pixels."""

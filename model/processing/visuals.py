@@ -19,7 +19,8 @@ from .clips.decoding import Clip, open_video
 from .clips.selection import MAX_FRAMES
 from .clips.sizes import FrameSize, VideoRules
 from .clips.timestamps import patch_times
-from .images import ImageSource, fit_size, open_image, resize
+from .fixed_size import FixedSize
+from .images import ImageSource, check_sides, fit_size, open_image, resize, smart_resize
 from .inputs import Visual
 from .media import find_video
 from .patches import to_patches
@@ -35,10 +36,12 @@ class VisualReader:
     Args:
         vision: sizes of the tower.
         settings: scaling and normalization of images.
-        videos: preprocessing of videos.
+        videos: preprocessing of videos; None: the model reads none.
     """
 
-    def __init__(self, vision: VisionConfig, settings: PixelSettings, videos: VideoRules) -> None:
+    def __init__(
+        self, vision: VisionConfig, settings: PixelSettings, videos: VideoRules | None
+    ) -> None:
         self.vision, self.settings, self.videos = vision, settings, videos
 
     def read(self, source: VisualSource) -> Visual:
@@ -62,15 +65,41 @@ class VisualReader:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the image cannot be decoded, is too large or too elongated.
+            ValueError: the image cannot be decoded, is too large or too elongated; or a size is
+                given and the model has one for all images.
         """
-        options = options or ImageOptions()
+        options, clip = options or ImageOptions(), Clip(iter(()), 1, 0.0)
+        if self.settings.fixed is not None:
+            self._refuse_size(self.settings.fixed, area, options)
+            size = FrameSize(*self.settings.fixed.shape, self.settings.fixed.fields)
+            return self._visual("image", clip, open_image(image), size, self.settings)
         bounds = options.bounds(*(area or (self.settings.min_pixels, self.settings.max_pixels)))
         opened, resized = open_image(image), options.resized
         height, width = fit_size(opened, self.vision.pixel_factor, bounds, resized)
         size = FrameSize(height, width, bounds if resized is None else ("resized", *resized))
-        clip = Clip(iter(()), 1, 0.0)
         return self._visual("image", clip, opened, size, self.settings)
+
+    def image_size(self, width: int, height: int, area: tuple[int, int]) -> tuple[int, int]:
+        """Compute height and width of the result of `image`; arguments in pixels.
+
+        Raises:
+            ValueError: see `image`.
+        """
+        if self.settings.fixed is not None:
+            check_sides(width, height)
+            self._refuse_size(self.settings.fixed, area, ImageOptions())
+            return self.settings.fixed.shape
+        return smart_resize(height, width, self.vision.pixel_factor, *area)
+
+    def _refuse_size(
+        self, fixed: FixedSize, area: tuple[int, int] | None, options: ImageOptions
+    ) -> None:
+        own = (self.settings.min_pixels, self.settings.max_pixels)
+        if options != ImageOptions() or area not in (None, own):
+            raise ValueError(
+                f"a size is given for an image, but this model reads images of {fixed.side} x "
+                f"{fixed.side} pixels only; leave it out"
+            )
 
     def video(
         self, source: str | Path | Sequence[ImageSource], options: VideoOptions | None = None
@@ -84,8 +113,13 @@ class VisualReader:
         Raises:
             FileNotFoundError: the file does not exist.
             ValueError: the video cannot be decoded, a list is empty, too long or has frames of
-                different sizes, or the options do not apply.
+                different sizes, the options do not apply, or the model reads no videos.
         """
+        if self.videos is None:
+            raise ValueError(
+                "a video is given, but this model reads images only; give some of its frames as "
+                "images"
+            )
         options = options or VideoOptions()
         if isinstance(source, str | Path):
             options.check_of_file()
@@ -97,16 +131,18 @@ class VisualReader:
                     f"video of {len(source)} frames; allowed: 1 to {MAX_FRAMES}; "
                     "take fewer per second"
                 )
-            clip = self._listed(source, options)
+            clip = self._listed(source, options, self.videos.default_fps)
         first = next(clip.frames)
         size = self.videos.frame_size(first, clip.count, self.vision.pixel_factor, options)
         return self._visual("video", clip, first, size, self.videos.pixels)
 
-    def _listed(self, source: Sequence[ImageSource], options: VideoOptions) -> Clip:
+    def _listed(
+        self, source: Sequence[ImageSource], options: VideoOptions, default_fps: float
+    ) -> Clip:
         """Return the clip of a list of frames."""
         fps = options.sample_fps or options.fps
         if fps is None:
-            fps = self.videos.default_fps
+            fps = default_fps
             if self.vision.separate_frames:
                 _warn_of_rate(fps)
         times = tuple(index / fps for index in range(len(source)))
@@ -133,7 +169,8 @@ class VisualReader:
         frames = []
         for frame in _same_size(chain([first], clip.frames), first.size):
             digest.update(frame.tobytes())
-            frames.append(resize(frame, size.height, size.width))
+            scaled = settings.fixed.apply(frame) if settings.fixed else None
+            frames.append(resize(frame, size.height, size.width) if scaled is None else scaled)
         frames += [frames[-1]] * (padded - len(frames))
         return Visual(
             kind=kind,
