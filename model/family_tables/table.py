@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..features import HIDDEN
+from ..processing.chat_format import QWEN, ChatFormat
 from ..rope import MropeLayout
 from .entries import BlockLinear, LinearSpec, Part, WeightSlice, widths
 from .stage import Blocks, Stage
@@ -69,6 +70,7 @@ class Family:
     mrope_layout: MropeLayout
     features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
+    chat: Callable[[ModelConfig], ChatFormat] = lambda config: QWEN
     carried: tuple[Blocks, ...] = ()  # checkpoints hold their tensors, models have no such modules
 
     def __post_init__(self) -> None:

@@ -34,12 +34,16 @@ class ChatTemplate:
     file: Path
 
 
-def read_chat_template(folder: Path) -> ChatTemplate:
+def read_chat_template(folder: Path, default: str | None = None) -> ChatTemplate:
     """Select the chat template of a checkpoint folder.
 
     The first that exists is used: `chat_template` of processor_config.json, chat_template.json,
     chat_template.jinja (or default.jinja in additional_chat_templates/), `chat_template` of
     tokenizer_config.json. Of several named templates it is the one called "default".
+
+    Args:
+        folder: the checkpoint folder.
+        default: the template of a folder without one; None: there must be one.
 
     Raises:
         ValueError: there is no template, or a file has an invalid one.
@@ -47,6 +51,8 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     for file, value in _candidates(folder):
         if value is not None:
             return ChatTemplate(_text(file, value), file)
+    if default is not None:
+        return ChatTemplate(default, folder)
     raise ValueError(
         f"{folder}: no chat template in {PROCESSOR_FILE}, {LEGACY_FILE}, {FILE}, {FOLDER}/ or "
         f"{TOKENIZER_FILE}; take the files of an instruction-tuned checkpoint"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..families import family_of
 from ..rope import mrope_ids
 from .chat import parse_messages, split_messages, strip_media
 from .chat_templates import render_chat
@@ -27,13 +28,11 @@ from .inputs import Prompt, Visual, visual_mask
 from .parts import has_placeholder, read_text
 from .pixel_settings import PixelSettings
 from .reasoning_tags import place_answer
-from .tokenizer import END_OF_TURN, load_tokenizer, read_stop_ids
+from .tokenizer import load_tokenizer, read_stop_ids
 from .visual_options import ImageOptions, VideoOptions
 from .visuals import VisualReader
 
 __all__ = ["Processor", "Prompt", "Visual", "smart_resize"]
-
-STOP_TOKENS = (END_OF_TURN, "<|endoftext|>")
 
 
 class Processor:
@@ -43,7 +42,7 @@ class Processor:
         config: the model's config.
         tokenizer: a transformers tokenizer with a chat template.
         settings: scaling and normalization of images; None: the defaults.
-        videos: preprocessing of videos; None: the family's defaults.
+        videos: preprocessing of videos; None: the family's defaults, if it has videos.
         extra_stop_ids: stop tokens of the checkpoint's generation settings.
     """
 
@@ -58,10 +57,13 @@ class Processor:
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self.settings = settings or PixelSettings()
-        videos = videos or default_video_rules(config.vision, self.settings)
+        self.settings = settings or PixelSettings.default(config.vision)
+        if videos is None and config.video_token_id is not None:
+            videos = default_video_rules(config.vision, self.settings)
         self.reader = VisualReader(config.vision, self.settings, videos)
-        converted = (tokenizer.convert_tokens_to_ids(token) for token in STOP_TOKENS)
+        self.chat = family_of(config).chat(config)
+        self._leading = _leading_tokens(tokenizer) if self.chat.leading_tokens else []
+        converted = (tokenizer.convert_tokens_to_ids(token) for token in self.chat.stops)
         stop_ids = {token_id for token_id in converted if token_id is not None}
         stop_ids -= {tokenizer.unk_token_id}
         self._stop_ids = frozenset(stop_ids | set(extra_stop_ids))
@@ -90,9 +92,11 @@ class Processor:
         settings = PixelSettings.from_folder(
             folder, config.vision, min_pixels=min_pixels, max_pixels=max_pixels
         )
-        videos = read_video_rules(
-            folder, config.vision, settings, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        videos = None
+        if config.video_token_id is not None:
+            videos = read_video_rules(
+                folder, config.vision, settings, min_pixels=min_pixels, max_pixels=max_pixels
+            )
         tokenizer = load_tokenizer(folder, config)
         stop_ids = read_stop_ids(folder, config.text.vocab_size)
         return cls(config, tokenizer, settings, videos=videos, extra_stop_ids=stop_ids)
@@ -111,7 +115,7 @@ class Processor:
         """Return this processor with another maximum area of a scaled image; videos are as before.
 
         Raises:
-            ValueError: it is below the minimum.
+            ValueError: it is below the minimum, or not the area of all images.
         """
         other = copy.copy(self)
         other.settings = replace(self.settings, max_pixels=max_pixels)
@@ -170,6 +174,7 @@ class Processor:
             strip_media(messages) if is_given else messages, allow_placeholders=is_given
         )
         stripped, sources = split_messages(parsed)
+        stripped = self.chat.shape(stripped)
         if visuals is None:
             visuals = [self.reader.read(source) for source in sources]
         elif len(visuals) != len(sources):
@@ -183,7 +188,7 @@ class Processor:
             text, answer = place_answer(self.tokenizer, stripped, text, answer)
         if self.config.vision.separate_frames:
             text = write_times(text, [each.times for each in visuals if each.kind == "video"])
-        input_ids = self._expand(self._tokenize(text), visuals)
+        input_ids = self._expand(self._tokenize_prompt(text), visuals)
         answer_tokens = 0
         if answer is not None:
             # Tokenized separately: a merge across the boundary would change the prompt's tokens.
@@ -208,12 +213,20 @@ class Processor:
         ids = self.tokenizer.encode(text, add_special_tokens=False, **options)
         return torch.tensor(ids).long()
 
+    def _tokenize_prompt(self, text: str) -> Tensor:
+        ids = self._tokenize(text)
+        leading = torch.tensor(self._leading).long()
+        # Some templates write the first token themselves.
+        is_there = torch.equal(ids[: len(leading)], leading)
+        return ids if is_there else torch.cat([leading, ids])
+
     def _tokenize_answer(self, answer: str, *, is_generated: bool) -> Tensor:
-        if is_generated and has_placeholder(answer):
+        end = self.chat.end_of_turn
+        if is_generated and (has_placeholder(answer) or self.chat.image in answer):
             text = self._tokenize(answer, split_special_tokens=True)
-            return torch.cat([text, self._tokenize(END_OF_TURN)])
+            return torch.cat([text, self._tokenize(end)])
         read_text(answer)
-        return self._tokenize(answer + END_OF_TURN)
+        return self._tokenize(answer + end)
 
     def _expand(self, input_ids: Tensor, visuals: Sequence[Visual]) -> Tensor:
         """Repeat each placeholder token for all tokens of its visual, or of its frame."""
@@ -235,3 +248,18 @@ class Processor:
         repeats = torch.ones_like(input_ids)
         repeats[is_visual] = torch.tensor(counts, dtype=torch.int64)
         return input_ids.repeat_interleave(repeats)
+
+
+def _leading_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer puts before every text: none, or the one that begins it.
+
+    Raises:
+        ValueError: it adds others, which would stand between a prompt and its answer.
+    """
+    added: list[int] = tokenizer.encode("", add_special_tokens=True)
+    if added not in ([], [tokenizer.bos_token_id]):
+        raise ValueError(
+            f"the tokenizer adds the tokens {added} to a text; allowed: none, or its first token "
+            f"{tokenizer.bos_token_id}; set add_eos_token to false in tokenizer_config.json"
+        )
+    return added

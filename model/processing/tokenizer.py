@@ -12,11 +12,10 @@ from typing import Any
 
 from ...common.imports import without_collections
 from ..config import ModelConfig, read_checkpoint_json, refuse_pointer
+from ..families import family_of
+from .chat_format import ChatFormat
 from .chat_templates import check_chat_template, one_line, read_chat_template
 
-END_OF_TURN = "<|im_end|>"
-IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
-REQUIRED_TOKENS = (END_OF_TURN, IMAGE_TOKEN, VIDEO_TOKEN)
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt"),
@@ -39,20 +38,21 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
             f"{folder}: no tokenizer.json and no vocab.json; "
             "give a folder with a complete checkpoint"
         )
-    template = read_chat_template(folder)
+    chat = family_of(config).chat(config)
+    template = read_chat_template(folder, chat.default_template)
     try:
-        tokenizer, ids, pieces = _open(folder)
+        tokenizer, ids, pieces = _open(folder, chat)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # of any type; a Rust panic is not a subclass of Exception
         raise _refusal(folder, error) from None
-    _check_ids(folder, ids, pieces, config)
+    _check_ids(folder, ids, pieces, config, chat)
     tokenizer.chat_template = template.text
     check_chat_template(tokenizer, template.file, config.image_token_id)
     return tokenizer
 
 
-def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
+def _open(folder: Path, chat: ChatFormat) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
     """Return the tokenizer, all its ids, and its encoding of the required tokens."""
     with without_collections():
         from transformers import AutoTokenizer
@@ -61,7 +61,7 @@ def _open(folder: Path) -> tuple[Any, dict[str, int], dict[str, list[int]]]:
     tokenizer = AutoTokenizer.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
     )
-    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in REQUIRED_TOKENS}
+    pieces = {token: tokenizer.encode(token, add_special_tokens=False) for token in chat.required}
     return tokenizer, tokenizer.get_vocab(), pieces
 
 
@@ -88,6 +88,7 @@ def _check_ids(
     ids: Mapping[str, int],
     pieces: Mapping[str, Sequence[int]],
     config: ModelConfig,
+    chat: ChatFormat,
 ) -> None:
     """Compare the tokenizer with the embedding and with the token ids in config.json."""
     size, last = config.text.vocab_size, max(ids, key=ids.__getitem__, default="")
@@ -98,18 +99,16 @@ def _check_ids(
             "were saved with, or resize the embedding"
         )
     missing = [
-        token
-        for token in REQUIRED_TOKENS
-        if token not in ids or list(pieces[token]) != [ids[token]]
+        token for token in chat.required if token not in ids or list(pieces[token]) != [ids[token]]
     ]
     if missing:
         raise ValueError(
             f"{folder}: the tokenizer does not have {', '.join(missing)} as one token; "
             "take its files from the original vision-language checkpoint"
         )
-    for field, token in (("image_token_id", IMAGE_TOKEN), ("video_token_id", VIDEO_TOKEN)):
+    for field, token in (("image_token_id", chat.image), ("video_token_id", chat.video)):
         token_id = getattr(config, field)
-        if token_id != ids[token]:
+        if token is not None and token_id != ids[token]:
             raise ValueError(
                 f"{folder}: {field} in config.json is {token_id}, the tokenizer has {ids[token]} "
                 f"for {token}; take both from the same checkpoint"
