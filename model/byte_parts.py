@@ -29,12 +29,16 @@ def bytes_by_part(config: ModelConfig, sizes: Iterable[tuple[str, int]]) -> dict
 
 def part_finder(config: ModelConfig) -> Callable[[str], str]:
     """Return a function that gives the part of a tensor, one of `BYTE_PARTS`, by canonical name."""
-    prefixes, family = {f"{EMBEDDING}.": "embedding"}, family_of(config)
+    family = family_of(config)
+    carried = family.carried_parts(config).items()
+    prefixes: dict[str, str] = {
+        name: part if part in BYTE_PARTS else REST for name, part in carried
+    }
+    prefixes[f"{EMBEDDING}."] = "embedding"
     for stage in family.stages:
         prefixes.setdefault(stage.path.partition("{}")[0].removesuffix(".") + ".", stage.part)
         if stage.part == "tower":
             prefixes |= {f"{path}.": stage.part for path in stage.entry}
-    prefixes |= family.carried_parts
 
     def part_of(name: str) -> str:
         return next((part for prefix, part in prefixes.items() if name.startswith(prefix)), REST)

@@ -1,6 +1,7 @@
 """Tensors of a checkpoint that its model does not compute with, and that saving copies.
 
-Qwen3.5 has a module for multi-token prediction (`mtp.*`). Loading ignores its tensors; plans count
+Qwen3.5 has a module for multi-token prediction (`mtp.*`), and the towers of LLaVA have layers after
+the one whose output the decoder reads. Loading ignores its tensors; plans count
 them, and quantized checkpoints name its linear layers in their exclusion lists.
 """
 
@@ -32,7 +33,8 @@ class CarriedTensors:
             reader: of the checkpoint, float or quantized.
         """
         family = family_of(config)
-        stored = [name for name in reader.names() if name.startswith(tuple(family.carried_parts))]
+        starts = tuple(family.carried_parts(config))
+        stored = [name for name in reader.names() if name.startswith(starts)]
         owners = {name.rpartition(".")[0] for name in stored}
         specs = family.carried_linears(config)
         specs += [spec for spec, _ in family.carried_kept(config)]

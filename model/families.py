@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .config import ModelConfig
 from .family_tables.entries import (
+    CARRIED_PARTS,
     BlockLinear,
     ExpertTensor,
     KeptLinear,
@@ -29,6 +30,7 @@ from .family_tables.stage import Blocks, Checkpoints, Stage
 from .family_tables.table import EMBEDDING, SIDE_FILES, Family
 
 __all__ = [
+    "CARRIED_PARTS",
     "EMBEDDING",
     "FAMILIES",
     "SIDE_FILES",

@@ -148,7 +148,7 @@ def check_tensors(reader: CheckpointReader, model: QwenVL) -> None:
         raise ValueError(_listed(reader, missing, "missing"))
     # Some checkpoints store a tied head as well. Rotary frequencies are computed, not loaded.
     ignored = {HEAD} if model.lm_head is None else set()
-    carried = tuple(family_of(model.config).carried_parts)
+    carried = tuple(family_of(model.config).carried_parts(model.config))
     unknown = [
         name
         for name in reader.names()

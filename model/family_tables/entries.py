@@ -15,13 +15,16 @@ from torch import Tensor
 
 from ..config import ModelConfig
 
-Part = Literal["tower", "embedding", "decoder", "head", "mtp"]
+Part = Literal["tower", "embedding", "decoder", "head", "mtp", "unused"]
 """Stages of the tower are passed by samples with images or videos only, the others by all samples.
 There is one stage of the decoder and one of the head, which predicts tokens. The token embedding is
 a part without a stage: its rows are looked up before the first decoder layer. So is the module for
-multi-token prediction (MTP), which is carried along and which no sample passes."""
+multi-token prediction (MTP), which is carried along and which no sample passes; `unused` blocks are
+carried along too, and are never quantized, because nothing computes with them."""
 
 PARTS: tuple[str, ...] = get_args(Part)
+CARRIED_PARTS: tuple[Part, ...] = ("mtp", "unused")
+"""Parts that a checkpoint holds and no sample passes."""
 
 
 @dataclass(frozen=True)

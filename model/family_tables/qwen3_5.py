@@ -140,4 +140,5 @@ QWEN3_5 = Family(
     build_decoder=TextModel,
     mrope_layout="interleaved",
     carried=carried_along(_DECODER),
+    carried_parts=lambda config: {"mtp.": "mtp"},
 )

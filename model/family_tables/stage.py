@@ -72,6 +72,7 @@ class Blocks:
     part: Part
     path: str  # module path, with {} for the block index if there are several blocks
     count: Callable[[ModelConfig], int]
+    first: Callable[[ModelConfig], int] = lambda config: 0  # index of the first block
     linears: tuple[BlockLinear, ...]  # other fields name those of experts with {}, as they do
     kept: tuple[KeptLinear, ...] = ()
     kind: Kind | None = None  # None: all blocks are equal
@@ -159,7 +160,12 @@ class Blocks:
 
     def blocks(self, config: ModelConfig) -> tuple[str, ...]:
         """Return the module paths of all blocks in the order of computation."""
-        return tuple(self.block_path(block) for block in range(self.count(config)))
+        return tuple(self.block_path(block) for block in self.indices(config))
+
+    def indices(self, config: ModelConfig) -> range:
+        """Return the indices of all blocks in the order of computation."""
+        first = self.first(config)
+        return range(first, first + self.count(config))
 
 
 @dataclass(frozen=True, kw_only=True)

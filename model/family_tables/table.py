@@ -17,7 +17,7 @@ without a model is checked here, and `family_check` compares a table with the mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,9 +69,12 @@ class Family:
     build_decoder: Callable[[TextConfig, MropeLayout], TextModel]
     mrope_layout: MropeLayout
     features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
+    tower_modules: tuple[str, ...] = ("visual",)  # its names in files and engines
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
     chat: Callable[[ModelConfig], ChatFormat] = lambda config: QWEN
     carried: tuple[Blocks, ...] = ()  # checkpoints hold their tensors, models have no such modules
+    # Parts of tensors that the model does not compute with, by the start of their names.
+    carried_parts: Callable[[ModelConfig], Mapping[str, Part]] = lambda config: {}
 
     def __post_init__(self) -> None:
         names, parts = [s.name for s in self.stages], [s.part for s in self.stages]
@@ -117,11 +120,6 @@ class Family:
         """List every linear layer of a model in the order of computation."""
         return _linears(config, self.stages)
 
-    @property
-    def carried_parts(self) -> dict[str, Part]:
-        """Parts of tensors that the model does not compute with, by the prefix of their names."""
-        return {f"{of.path.partition('.')[0]}.": of.part for of in self.carried}
-
     def carried_linears(self, config: ModelConfig) -> list[LinearSpec]:
         """List every linear layer of the blocks that are carried along."""
         return _linears(config, self.carried)
@@ -150,7 +148,7 @@ def _linears(config: ModelConfig, runs: Iterable[Blocks]) -> list[LinearSpec]:
     return [
         spec
         for blocks in runs
-        for block in range(blocks.count(config))
+        for block in blocks.indices(config)
         for linear in blocks.block_linears(config, block)
         for spec in _specs(config, blocks, block, linear)
     ]
@@ -173,7 +171,7 @@ def _kept(config: ModelConfig, runs: Iterable[Blocks]) -> list[tuple[LinearSpec,
             kept.reason,
         )
         for stage in runs
-        for block in range(stage.count(config))
+        for block in stage.indices(config)
         for kept in stage.block_kept(config, block)
     ]
 

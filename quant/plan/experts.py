@@ -22,7 +22,10 @@ def scheme_label(scheme: Scheme | None) -> str:
 
 
 def insert_kept(rows: Sequence[PlanRow], kept: Sequence[PlanRow]) -> tuple[PlanRow, ...]:
-    """Insert the rows of layers that are never quantized before the experts of their blocks."""
+    """Insert the rows of layers that are never quantized before the experts of their blocks.
+
+    Those of blocks without other rows follow at the end.
+    """
     of_blocks: dict[tuple[str, int], list[PlanRow]] = {}
     for row in kept:
         of_blocks.setdefault((row.spec.stage, row.spec.block), []).append(row)
@@ -30,8 +33,8 @@ def insert_kept(rows: Sequence[PlanRow], kept: Sequence[PlanRow]) -> tuple[PlanR
     for block, members in groupby(rows, key=lambda row: (row.spec.stage, row.spec.block)):
         of_block = list(members)
         before = list(takewhile(lambda row: row.spec.expert is None, of_block))
-        result += [*before, *of_blocks.get(block, ()), *of_block[len(before) :]]
-    return tuple(result)
+        result += [*before, *of_blocks.pop(block, ()), *of_block[len(before) :]]
+    return (*result, *(row for rest in of_blocks.values() for row in rest))
 
 
 def take_all_tokens(specs: Sequence[LinearSpec], recipe: Recipe) -> list[LinearSpec]:

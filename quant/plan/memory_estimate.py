@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from ...calib.statistics import Statistic
 from ...calib.tap_groups import Needs, group_by_input, group_bytes, observation_passes
 from ...model.config import ModelConfig, TextConfig
-from ...model.families import LinearSpec, family_of
+from ...model.families import CARRIED_PARTS, LinearSpec, family_of
 from ..recipe.recipe import Recipe
 from ..steps.step import Step
 
@@ -86,7 +86,7 @@ def count_memory(
                 size = spec.in_features, spec.out_features
                 solve = max(solve, step.memory(*size, calibrated=False))
             continue
-        if spec.part == "mtp" and step is None:  # copied from file to file
+        if spec.part in CARRIED_PARTS and step is None:  # copied from file to file
             continue
         block = spec.stage, spec.block
         if spec.part != "head" or step is not None:  # a float head is never loaded

@@ -45,7 +45,8 @@ def _patterns(part: str, config: ModelConfig, scaled: bool) -> list[str]:
     if part == "embedding" and not scaled:
         return [EMBEDDING]
     if part == "mtp" and not scaled:
-        return [f"{prefix}*" for prefix in family_of(config).carried_parts]
+        parts = family_of(config).carried_parts(config).items()
+        return [f"{prefix}*" for prefix, of in parts if of == part]
     return [
         _pattern(stage)
         for stage in family_of(config).stages

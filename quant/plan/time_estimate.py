@@ -18,7 +18,7 @@ from ...calib.statistics import HESSIAN
 from ...calib.tap_groups import Needs, group_by_input, group_needs, observation_passes
 from ...common.environment import device_name, processor_name, versions
 from ...common.result_cache import Cached, cached
-from ...model.families import family_of
+from ...model.families import CARRIED_PARTS, family_of
 from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
@@ -31,6 +31,8 @@ from .plan import Plan, PlanRow
 
 NARROW, WIDE = 128, 256
 """Rows and columns of the layers that the probe solves: one group and two."""
+_UNREACHED = ("embedding", *CARRIED_PARTS)
+"""Parts that no sample multiplies."""
 STREAMED = (8192, 4096)
 """Rows and columns of the weight that the probe reads from memory: 64 MiB in 16 bits."""
 
@@ -110,7 +112,7 @@ def estimate_time(
         gradient: whether token weights are computed from gradients.
     """
     # Rounding the token embedding and carried layers takes next to no time.
-    multiplied = [row for row in plan.rows if row.spec.part not in ("embedding", "mtp")]
+    multiplied = [row for row in plan.rows if row.spec.part not in _UNREACHED]
     calibrated = [row for row in multiplied if row.step] if plan.calibrated else []
     rows = multiplied[: multiplied.index(calibrated[-1]) + 1] if calibrated else []
     patches = plan.config.vision.merge_unit
@@ -257,7 +259,7 @@ def _backward(plan: Plan) -> float:
     passes = {"decoder": 2, "head": 0}
     total = 0.0
     for row in plan.rows:
-        if row.spec.part in ("embedding", "mtp"):
+        if row.spec.part in _UNREACHED:
             continue
         per_token = unit if family.stage(row.spec.stage).per_patch else 1
         weights = row.spec.token_share * row.spec.weights

@@ -223,7 +223,8 @@ def _not_converted(contents: Contents) -> list[str]:
 
     Engines match them anywhere in a name, or at its start or end only.
     """
-    stage = family_of(contents.config).decoder
+    family = family_of(contents.config)
+    stage = family.decoder
     unquantized = set(contents.unquantized)
     members = [name for linear in stage.linears for name in linear.names(contents.config)]
     members += [kept.name for kept in stage.kept]
@@ -233,5 +234,6 @@ def _not_converted(contents: Contents) -> list[str]:
         for name in members
         if f"{block}.{name}" in unquantized
     ]
-    mtp = ["mtp", *contents.carried_unquantized] if contents.carried else []
-    return ["visual", "model.visual", "lm_head", *mtp, *layers]
+    towers = [name for module in family.tower_modules for name in (module, f"model.{module}")]
+    mtp = ["mtp", *contents.carried_unquantized] if contents.carries_mtp else []
+    return [*towers, "lm_head", *mtp, *layers]

@@ -83,6 +83,13 @@ class Contents:
         return tuple(name for name in self.carried if name not in self.schemes)
 
     @property
+    def carries_mtp(self) -> bool:
+        """Whether the checkpoint holds a module for multi-token prediction."""
+        parts = family_of(self.config).carried_parts(self.config).items()
+        starts = tuple(name for name, part in parts if part == "mtp")
+        return any(name.startswith(starts) for name in self.carried)
+
+    @property
     def quantizes_carried(self) -> bool:
         """Whether carried layers are quantized."""
         return any(spec.part == "mtp" for spec in self.quantized.values())

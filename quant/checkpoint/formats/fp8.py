@@ -126,7 +126,7 @@ class BlockFP8(FolderFormat):
         assert isinstance(scheme, TableScheme)
         carried = contents.carried_unquantized
         kept = [file_name(name) for name in (*contents.unquantized, *carried)]
-        if carried and not contents.quantizes_carried:
+        if contents.carries_mtp and not contents.quantizes_carried:
             kept.append("mtp")
         if "lm_head" not in contents.linears:  # tied, but a module of its own in other libraries
             kept.append("lm_head")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 
 from ....model.config import ModelConfig
-from ....model.families import EMBEDDING, Blocks, family_of
+from ....model.families import EMBEDDING, Blocks, Family, family_of
 
 _ENGINE_NAMES = {
     "self_attn.q_proj": "self_attn.qkv_proj",
@@ -26,13 +26,11 @@ _ENGINE_NAMES = {
     "linear_attn.in_proj_a": "linear_attn.in_proj_ba",
 }
 
-TOWER = r".*visual\..*"
-"""The whole vision tower, merger included."""
 HEAD = r".*lm_head.*"
 EMBEDDING_PATTERN = r"(.*\.)?embed_tokens$"
 _ANYWHERE = r"(.*\.)?"
-_NOT_CARRIED = r"(?!(.*\.)?mtp\.)(.*\.)?"
-"""Prefix for layers of the model where `mtp.layers.0` is quantized: it ends as they do."""
+_MTP = r"mtp\."
+"""Start of names to leave out where `mtp.layers.0` is quantized: they end as those of the model."""
 
 
 def excluding_patterns(
@@ -48,23 +46,21 @@ def excluding_patterns(
         carried: see `layer_patterns`.
     """
     names, family = set(names), family_of(config)
-    prefix = _NOT_CARRIED if carried else _ANYWHERE
     tower = {spec.name for spec in family.linears(config) if spec.part == "tower"}
     patterns = []
     if tower <= names:
-        patterns.append(TOWER)
+        patterns += [rf".*{re.escape(module)}\..*" for module in family.tower_modules]
         names = names - tower
     for stage in family.stages:
-        blocks = stage.blocks(config)
         members = {
-            f"{block}.{name}"
-            for index, block in enumerate(blocks)
+            f"{stage.block_path(index)}.{name}"
+            for index in stage.indices(config)
             for name in stage.members(config, index)
         }
         if stage.part != "head" and members <= names:
-            patterns.append(rf"{prefix}{_path(stage)[0]}.*")
+            patterns.append(rf"{_prefix(family, stage, carried)}{_path(family, stage)[0]}.*")
         else:
-            patterns += _in_stage(stage, config, names, set(), prefix)
+            patterns += _in_stage(stage, config, names, set(), carried)
     return patterns
 
 
@@ -84,9 +80,10 @@ def carried_patterns(config: ModelConfig, names: Collection[str], whole: str) ->
         return []
     tables = [*family.carried_linears(config), *(spec for spec, _ in family.carried_kept(config))]
     listed = {spec.name for spec in tables}
-    own = [p for run in family.carried for p in _in_stage(run, config, names, set(), _ANYWHERE)]
+    own = [p for run in family.carried for p in _in_stage(run, config, names, set())]
     own += [rf"{_ANYWHERE}{re.escape(name)}$" for name in sorted(names - listed)]
-    return [whole, *own] if names >= listed else own
+    of_mtp = {spec.name for spec in tables if spec.part == "mtp"}
+    return [whole, *own] if of_mtp and names >= of_mtp else own
 
 
 def layer_patterns(
@@ -105,36 +102,60 @@ def layer_patterns(
         carried: whether carried layers are quantized, which other expressions must not match.
     """
     names, either, family = set(names), set(either), family_of(config)
-    prefix = _NOT_CARRIED if carried else _ANYWHERE
     patterns = [
-        p for stage in family.stages for p in _in_stage(stage, config, names, either, prefix)
+        p for stage in family.stages for p in _in_stage(stage, config, names, either, carried)
     ]
-    patterns += [
-        p for run in family.carried for p in _in_stage(run, config, names, either, _ANYWHERE)
-    ]
+    patterns += [p for run in family.carried for p in _in_stage(run, config, names, either)]
     return [EMBEDDING_PATTERN, *patterns] if EMBEDDING in names else patterns
 
 
-def _path(stage: Blocks) -> tuple[str, str]:
+def _path(family: Family, stage: Blocks) -> tuple[str, str]:
     """Return the escaped path of a stage's blocks before and after their index.
 
-    The prefix `model.` is left out, as not every naming has it.
+    The prefix `model.` is left out, as not every naming has it, and so is `visual.` in families
+    whose files call the tower by other names.
     """
-    before, _, after = (re.escape(part) for part in stage.path.partition("{}"))
-    return before.removeprefix("model\\."), after
+    root = "model" if "visual" in family.tower_modules else "(model|visual)"
+    path = re.sub(rf"^{root}\.", "", stage.path)
+    before, _, after = (re.escape(part) for part in path.partition("{}"))
+    return before, after
+
+
+def _prefix(family: Family, stage: Blocks, carried: bool) -> str:
+    """Return the expression before a path: any start but those of other runs of blocks.
+
+    Args:
+        family: of the stage.
+        stage: the stage.
+        carried: whether carried layers are quantized; those of a carried run are never left out.
+    """
+    own = _path(family, stage)[0]
+    others = {_path(family, run)[0] for run in family.stages} - {own}
+    starts = [path.removesuffix(own) for path in sorted(others) if path.endswith(f".{own}")]
+    starts += [_MTP] if carried else []
+    return "".join(rf"(?!(.*\.)?{start})" for start in starts) + _ANYWHERE
 
 
 def _in_stage(
-    stage: Blocks, config: ModelConfig, names: set[str], either: set[str], prefix: str
+    stage: Blocks,
+    config: ModelConfig,
+    names: set[str],
+    either: set[str],
+    carried: bool = False,
 ) -> list[str]:
-    blocks = stage.blocks(config)
+    blocks, family = stage.blocks(config), family_of(config)
+    prefix = _prefix(family, stage, carried)
     if stage.part == "head":
         return [HEAD] if set(blocks) & names else []
-    before, after = _path(stage)
+    before, after = _path(family, stage)
+    # Blocks of another run with the same path must not match.
+    runs = [run for run in (*family.stages, *family.carried) if run.path == stage.path]
+    is_whole = sum(run.count(config) > 0 for run in runs) < 2
+    first = stage.first(config)
     if not any(linear.name for linear in stage.linears):  # each block is a linear layer itself
         return [rf"{prefix}{before}$"] if set(blocks) & names else []
     by_blocks: dict[str, list[str]] = {}
-    of_block = [stage.members(config, index) for index in range(len(blocks))]
+    of_block = [stage.members(config, index) for index in stage.indices(config)]
     members = [(linear.name, linear.names(config)) for linear in stage.linears]
     members += [(kept.name, (kept.name,)) for kept in stage.kept]
     for of_all, of_each in members:
@@ -142,10 +163,10 @@ def _in_stage(
         for name in of_each:
             hits = [i for i, block in enumerate(blocks) if f"{block}.{name}" in names]
             misses = [i for i, own in enumerate(of_block) if i not in hits and name in own]
-            if hits and all(f"{blocks[i]}.{name}" in either for i in misses):
+            if hits and is_whole and all(f"{blocks[i]}.{name}" in either for i in misses):
                 indices[name] = r"\d+"
             elif hits:
-                indices[name] = f"({'|'.join(map(str, hits))})"
+                indices[name] = f"({'|'.join(str(first + i) for i in hits)})"
         if len(indices) > 1 and len(indices) == len(of_each):
             indices = _of_all_experts(of_all, indices)
         for name, index in indices.items():

@@ -163,7 +163,7 @@ class QuantizedCheckpoint:
         parameters = set(stored_shapes(self.reader, model))
         packed = {f"{layer}.{part}" for layer in self.schemes for part in self.format.parts}
         stored = set(self.reader.names())
-        carried = tuple(family_of(self.config).carried_parts)
+        carried = tuple(family_of(self.config).carried_parts(self.config))
         scales = scale_names(self.config.text.cached_layers)
         weights = {f"{name}.weight" for name in self.schemes}
         slices: dict[str, list[str]] = {}
