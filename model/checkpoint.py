@@ -31,6 +31,18 @@ logger = logging.getLogger(__name__)
 PREFIXES = {
     "model.visual.": "visual.",
     "model.language_model.": "model.",
+    # LLaVA: `language_model.model.` in published files, `model.language_model.` in newer ones.
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    **{
+        f"{root}{start}": canonical
+        for root in ("", "model.")
+        for start, canonical in (
+            ("vision_tower.vision_model.", "visual."),
+            ("vision_tower.", "visual."),
+            ("multi_modal_projector.", "visual.multi_modal_projector."),
+        )
+    },
 }
 """Starts of the names in files and of canonical names; the first that a name starts with counts."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.json_files import read_json
 from ..common.validation import parse
-from .config_readers import FILE, READERS, REMEDY, ConfigReader, text_section
+from .config_readers import FILE, READERS, REMEDY, ConfigReader, family_name, text_section
 from .sizes import TextConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -65,12 +65,8 @@ class ModelConfig:
         Raises:
             ValueError: `model_type` is unknown, or a field has a value that is not supported.
         """
-        family = raw.get("model_type")
-        if not isinstance(family, str) or (reader := READERS.get(family)) is None:
-            raise ValueError(
-                f"config.json: model_type {family!r} is not supported; allowed: "
-                f"{', '.join(READERS)}; choose a Qwen2-VL or later Qwen VL checkpoint"
-            )
+        family = family_name(raw)
+        reader = READERS[family]
         vision, text = reader.vision(raw), reader.text(raw)
         if vision.out_hidden_size != text.hidden_size:
             raise ValueError(

@@ -25,6 +25,13 @@ from .config_fields import (
     Qwen35VisionSection,
     TokenSection,
 )
+from .llava_fields import (
+    ClipVisionSection,
+    LlamaTextSection,
+    LlavaQwen2TextSection,
+    LlavaSection,
+    LlavaTokenSection,
+)
 from .sizes import ExpertSizes, LinearAttentionSizes, TextConfig, VisionConfig
 
 FILE = "config.json"
@@ -166,6 +173,92 @@ def _qwen3_5_sizes(raw: Raw, section: Qwen35TextSection, experts: ExpertSizes | 
     )
 
 
+def _llava_vision(raw: Raw) -> VisionConfig:
+    if not isinstance(raw.get("vision_config"), Mapping):
+        raise ValueError(
+            f"{FILE}: no vision_config, as in the original repository's form of LLaVA; allowed: a "
+            "checkpoint converted to transformers (LlavaForConditionalGeneration)"
+        )
+    whole = parse(LlavaSection, raw, FILE, remedy=REMEDY)
+    section = parse(ClipVisionSection, raw["vision_config"], FILE, "vision_config", remedy=REMEDY)
+    stored, layer = section.num_hidden_layers, whole.vision_feature_layer
+    # Feature 0 is the input of the first layer, and -1 the output of the last one.
+    depth = layer if layer >= 0 else stored + 1 + layer
+    if not 1 <= depth <= stored:
+        raise ValueError(
+            f"{FILE}: vision_feature_layer is {layer}; allowed: 1 to {stored} or {-stored} to -1, "
+            f"the layers of the tower; {REMEDY}"
+        )
+    return VisionConfig(
+        depth=depth,
+        unused_layers=stored - depth,
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_heads=section.num_attention_heads,
+        out_hidden_size=_llava_text(raw).hidden_size,
+        norm="layer",
+        norm_eps=float(section.layer_norm_eps),
+        hidden_act=section.hidden_act,
+        in_channels=section.num_channels,
+        patch_size=section.patch_size,
+        temporal_patch_size=1,
+        spatial_merge_size=1,
+        num_position_embeddings=(section.image_size // section.patch_size) ** 2,
+        image_size=section.image_size,
+    )
+
+
+def _llava_text(raw: Raw) -> TextConfig:
+    text_raw, at = text_section(raw)
+    is_llama = _llava_family(raw) == "llava"
+    kind = LlamaTextSection if is_llama else LlavaQwen2TextSection
+    section = parse(kind, text_raw, FILE, at, remedy=REMEDY)
+    head_dim = section.head_dim or section.hidden_size // section.num_attention_heads
+    sizes = section.common_sizes(section.rope)
+    sizes["mrope_section"] = (head_dim // 2, 0, 0)
+    tied = bool(raw.get("tie_word_embeddings")) or bool(text_raw.get("tie_word_embeddings"))
+    return TextConfig(
+        **sizes,
+        head_dim=head_dim,
+        tie_word_embeddings=tied,
+        qkv_bias=not is_llama,
+        mrope=False,
+    )
+
+
+_LLAVA_TEXTS = {"llama": "llava", "qwen2": "llava_qwen2"}
+
+
+def _llava_family(raw: Raw) -> str:
+    text_raw, at = text_section(raw)
+    kind = text_raw.get("model_type", "llama") if at else "llama"
+    if kind not in _LLAVA_TEXTS:
+        raise ValueError(
+            f"{FILE}: text_config.model_type is {kind!r}; allowed: {', '.join(_LLAVA_TEXTS)}; "
+            "choose another LLaVA checkpoint"
+        )
+    return _LLAVA_TEXTS[kind]
+
+
+def family_name(raw: Raw) -> str:
+    """Return the name of the family of a config.json: its `model_type`, or a variant of it.
+
+    Raises:
+        ValueError: it is not supported.
+    """
+    kind = raw.get("model_type")
+    if kind == "llava":
+        return _llava_family(raw)
+    allowed = [name for name in READERS if name not in _LLAVA_TEXTS.values()]
+    if kind not in allowed:
+        raise ValueError(
+            f"config.json: model_type {kind!r} is not supported; allowed: "
+            f"{', '.join([*allowed, 'llava'])}; choose a Qwen2-VL or later Qwen VL checkpoint, or "
+            "LLaVA-1.5"
+        )
+    return str(kind)
+
+
 def _input_major(raw: Raw) -> bool:
     """Tell the orientation of the tensors of all experts, by the library that saved them.
 
@@ -196,5 +289,7 @@ READERS: dict[str, ConfigReader] = {
     "qwen3_vl_moe": ConfigReader(_qwen3_vision, _qwen3_moe_text),
     "qwen3_5": ConfigReader(_qwen3_5_vision, _qwen3_5_text, Qwen35TokenSection),
     "qwen3_5_moe": ConfigReader(_qwen3_5_vision, _qwen3_5_moe_text, Qwen35TokenSection),
+    "llava": ConfigReader(_llava_vision, _llava_text, LlavaTokenSection),
+    "llava_qwen2": ConfigReader(_llava_vision, _llava_text, LlavaTokenSection),
 }
-"""By `model_type`, which is the name of the family too."""
+"""By family, see `family_name`."""

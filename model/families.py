@@ -20,6 +20,7 @@ from .family_tables.entries import (
     WeightSlice,
     widths,
 )
+from .family_tables.llava import LLAVA, LLAVA_QWEN2
 from .family_tables.qwen2_5_vl import QWEN2_5_VL
 from .family_tables.qwen2_vl import QWEN2_VL
 from .family_tables.qwen3_5 import QWEN3_5
@@ -53,7 +54,10 @@ __all__ = [
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE)
+    for family in (
+        *(QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
+        *(LLAVA, LLAVA_QWEN2),
+    )
 }
 
 

@@ -33,6 +33,8 @@ class VisionConfig:
     deepstack_visual_indexes: tuple[int, ...] = ()  # blocks whose outputs decoder layers receive
     separate_frames: bool = False  # text with the time precedes each temporal patch of a video
     image_size: int = 0  # pixels per side of every image; 0: images have any size
+    norm_eps: float = 1e-6  # added to the variance in LayerNorm or the mean square in RMSNorm
+    unused_layers: int = 0  # stored after the `depth` that run
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:

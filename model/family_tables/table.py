@@ -71,7 +71,7 @@ class Family:
     features: Callable[[ModelConfig], tuple[str, ...]] = lambda config: (HIDDEN,)  # keys
     tower_modules: tuple[str, ...] = ("visual",)  # its names in files and engines
     side_files: tuple[str, ...] = SIDE_FILES  # name patterns in the checkpoint's folder
-    chat: Callable[[ModelConfig], ChatFormat] = lambda config: QWEN
+    chat: ChatFormat = QWEN
     carried: tuple[Blocks, ...] = ()  # checkpoints hold their tensors, models have no such modules
     # Parts of tensors that the model does not compute with, by the start of their names.
     carried_parts: Callable[[ModelConfig], Mapping[str, Part]] = lambda config: {}

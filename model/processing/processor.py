@@ -61,7 +61,7 @@ class Processor:
         if videos is None and config.video_token_id is not None:
             videos = default_video_rules(config.vision, self.settings)
         self.reader = VisualReader(config.vision, self.settings, videos)
-        self.chat = family_of(config).chat(config)
+        self.chat = family_of(config).chat
         self._leading = _leading_tokens(tokenizer) if self.chat.leading_tokens else []
         converted = (tokenizer.convert_tokens_to_ids(token) for token in self.chat.stops)
         stop_ids = {token_id for token_id in converted if token_id is not None}

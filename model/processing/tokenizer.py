@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
             f"{folder}: no tokenizer.json and no vocab.json; "
             "give a folder with a complete checkpoint"
         )
-    chat = family_of(config).chat(config)
+    chat = family_of(config).chat
     template = read_chat_template(folder, chat.default_template)
     try:
         tokenizer, ids, pieces = _open(folder, chat)
