@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
 from .families import EMBEDDING, family_of
-from .part_names import BYTE_PARTS, REST
+from .part_names import BYTE_PARTS, REST, byte_part
 
 
 def bytes_by_part(config: ModelConfig, sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -31,9 +31,7 @@ def part_finder(config: ModelConfig) -> Callable[[str], str]:
     """Return a function that gives the part of a tensor, one of `BYTE_PARTS`, by canonical name."""
     family = family_of(config)
     carried = family.carried_parts(config).items()
-    prefixes: dict[str, str] = {
-        name: part if part in BYTE_PARTS else REST for name, part in carried
-    }
+    prefixes: dict[str, str] = {start: byte_part(part) for start, part in carried}
     prefixes[f"{EMBEDDING}."] = "embedding"
     for stage in family.stages:
         prefixes.setdefault(stage.path.partition("{}")[0].removesuffix(".") + ".", stage.part)

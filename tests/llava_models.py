@@ -68,7 +68,8 @@ def llava_config(text: str = "llama", *, tied: bool = False, **changes: Any) -> 
         "tie_word_embeddings": tied,
     }
     for key, value in changes.items():
-        raw[key] = {**raw[key], **value} if isinstance(raw.get(key), dict) else value
+        is_section = isinstance(raw.get(key), dict) and isinstance(value, dict)
+        raw[key] = {**raw[key], **value} if is_section else value
     return raw
 
 
@@ -105,16 +106,10 @@ def random_tensors(raw: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     for index in range(text["num_hidden_layers"]):
         layer = f"model.language_model.layers.{index}"
         shapes |= {f"{layer}.{x}_layernorm.weight": (width,) for x in ("input", "post_attention")}
-        of_attention = {
-            "q": (width, width),
-            "k": (kv, width),
-            "v": (kv, width),
-            "o": (width, width),
-        }
-        for name, shape in of_attention.items():
-            shapes[f"{layer}.self_attn.{name}_proj.weight"] = shape
+        for name, rows in {"q": width, "k": kv, "v": kv, "o": width}.items():
+            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (rows, width)
             if text["model_type"] == "qwen2" and name != "o":
-                shapes[f"{layer}.self_attn.{name}_proj.bias"] = shape[:1]
+                shapes[f"{layer}.self_attn.{name}_proj.bias"] = (rows,)
         shapes |= {f"{layer}.mlp.{x}_proj.weight": (inner, width) for x in ("gate", "up")}
         shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
     if not raw["tie_word_embeddings"]:
@@ -173,7 +168,7 @@ def write_llava(
 
 
 def write_llama_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of Llama's form: spaces as a letter, bytes of other letters, `<s>` first."""
+    """Write a tokenizer of Llama's form: spaces are a letter, and texts start with `<s>`."""
     letters = ["▁", *(chr(code) for code in range(33, 127))]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     tokenizer = Tokenizer(

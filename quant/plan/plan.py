@@ -16,6 +16,7 @@ import torch
 from ...model.carried import CarriedTensors
 from ...model.config import ModelConfig
 from ...model.families import EMBEDDING, LinearSpec, family_of
+from ...model.part_names import byte_part
 from ...model.qwen_vl import QwenVL
 from ...model.untying import untie_model_, untied_config
 from ..checkpoint.formats.contents import Contents
@@ -181,7 +182,7 @@ class Plan:
         """Tensor bytes of the quantized checkpoint by part."""
         parts = dict(self.float_parts)
         for row in self.rows:
-            parts[row.spec.part] += row.bytes_after - row.bytes_before
+            parts[byte_part(row.spec.part)] += row.bytes_after - row.bytes_before
         parts["decoder"] += self.kv_scale_bytes
         return parts
 

@@ -214,9 +214,8 @@ def test_images_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     stored = {"image_processor_type": kind, "resample": 3, **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
     config = ModelConfig.from_dict(llava_config())
-    processor = Processor(
-        config, _NoTokenizer(), PixelSettings.from_folder(tmp_path, config.vision)
-    )
+    pixel_settings = PixelSettings.from_folder(tmp_path, config.vision)
+    processor = Processor(config, _NoTokenizer(), pixel_settings)
     theirs = getattr(transformers, f"{kind}Pil")(**settings)
     for image in (*IMAGES, make_image(61, 300, 3), make_image(300, 61, 4), make_image(40, 36, 5)):
         visual = processor.image(image)
