@@ -27,6 +27,8 @@ _FAMILY_STYLES = {
     "qwen3_vl_moe": DEFAULT,
     "qwen3_5": DEFAULT,
     "qwen3_5_moe": DEFAULT,
+    "llava": DEFAULT,
+    "llava_qwen2": DEFAULT,
 }
 
 Content = list[dict[str, Any]]

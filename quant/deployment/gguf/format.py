@@ -33,6 +33,9 @@ class GGUFFormat:
         """See `DeploymentFormat.why_not`."""
         if not is_installed():
             return INSTALL
+        if source.config.family not in text.ARCHITECTURES:
+            allowed = ", ".join(text.ARCHITECTURES)
+            return f"it is of the family {source.config.family}; allowed: {allowed}"
         if source.quantized is not None and (moved := source.quantized.contents().reordered):
             return (
                 f"the groups of {min(moved)} and others ({len(moved)} layers) are in another order "
