@@ -67,8 +67,6 @@ def plan_preparations(
     size = sum(float_parts(config, itemsize, carried).values())
     for preparation in recipe.preparations:
         foreseen = preparation.foresee(config, folder)
-        if foreseen.drops_carried:
-            carried = CarriedTensors()
         carried = preparation.foresee_carried(config, carried)
         config = foreseen.config
         after = sum(float_parts(config, itemsize, carried).values())

@@ -31,8 +31,6 @@ class Foreseen:
     """Of the checkpoint that it writes; its parameters give the bytes."""
     summary: str
     """One line for the plan: what is changed, and what is left out by rule."""
-    drops_carried: bool = False
-    """Whether tensors are left out that the model does not compute with (`mtp.*`)."""
 
 
 @validated

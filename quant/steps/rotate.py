@@ -16,6 +16,7 @@ from ...common.validation import Integer, validated
 from .preparation import Foreseen, Preparation
 
 if TYPE_CHECKING:
+    from ...model.carried import CarriedTensors
     from ...model.config import ModelConfig
     from ..prepare.context import Context
 
@@ -47,6 +48,13 @@ class RotateStep(Preparation):
         from ..prepare.rotations.rotate import foresee
 
         return foresee(self, config, folder)
+
+    def foresee_carried(self, config: ModelConfig, carried: CarriedTensors) -> CarriedTensors:
+        """See `Preparation.foresee_carried`."""
+        from ...model.carried import CarriedTensors
+        from ..prepare.rotations.rotate import drops_mtp
+
+        return CarriedTensors() if drops_mtp(self, config) else carried
 
     def prepare(self, source: Path, destination: Path, context: Context) -> Mapping[str, Any]:
         """See `Preparation.prepare`."""

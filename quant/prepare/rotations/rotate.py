@@ -46,13 +46,18 @@ def foresee(step: RotateStep, config: ModelConfig, folder: Path | None) -> Fores
         facts.append(f"values of each head by {describe(text.head_dim)} (R2)")
     elif step.r2:
         facts.append("values not rotated (R2): a gate multiplies each channel of the attention")
-    drops = step.r1 and step.drop_mtp and text.mtp_layers > 0
+    drops = drops_mtp(step, config)
     if step.r1 and not step.drop_mtp and folder is not None:
         _refuse_mtp(config, folder)
     facts += ["mtp.* left out"] if drops else []
     facts += [f"best of {step.seeds} draws"] if step.seeds > 1 else []
     after = untied_config(config) if step.r1 and tied else config
-    return Foreseen(_without_mtp(after) if drops else after, ", ".join(facts), drops_carried=drops)
+    return Foreseen(_without_mtp(after) if drops else after, ", ".join(facts))
+
+
+def drops_mtp(step: RotateStep, config: ModelConfig) -> bool:
+    """Whether a module for multi-token prediction is left out."""
+    return step.r1 and step.drop_mtp and config.text.mtp_layers > 0
 
 
 def rotate(
@@ -75,12 +80,12 @@ def rotate(
         best = min(range(len(kl)), key=kl.__getitem__)
         choice = {"draw": best, "kl": kl}
     folding = _draw(step, foreseen.config, reader, keys[best])
-    carried = tuple(family_of(before).carried_parts) if foreseen.drops_carried else ()
+    dropped = tuple(family_of(before).carried_parts(before)) if drops_mtp(step, before) else ()
     rewrite_checkpoint(
         reader,
         destination,
         lambda name, tensor: (
-            {} if carried and name.startswith(carried) else folding.change(name, tensor)
+            {} if dropped and name.startswith(dropped) else folding.change(name, tensor)
         ),
         config=None if foreseen.config is before else foreseen.config.raw,
         update=context.update,
