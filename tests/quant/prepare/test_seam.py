@@ -11,10 +11,9 @@ import pytest
 import torch
 from tiny_models import prompts
 from toy_preparation import CutStep
-from typer.testing import CliRunner
 
 import vlpress
-from vlpress.cli import main
+from vlpress.cli.console import inspect_table, plan_table
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.config import ModelConfig
 from vlpress.model.loading import load_model
@@ -100,10 +99,8 @@ def test_a_plan_knows_the_prepared_shapes(checkpoint: Path, tmp_path: Path) -> N
     assert plan["candidate_bytes"] < plain["candidate_bytes"]
     disk = plan["estimate"]["scratch_bytes"] - plain["estimate"]["scratch_bytes"]
     assert disk < first["bytes_after"] + second["bytes_after"]
-    shown = CliRunner().invoke(
-        main.app, ["plan", str(checkpoint), "--recipe", recipe, "--device", "cpu"]
-    )
-    assert "first, cut: MLPs 256 -> 192 wide; tensors: " in " ".join(shown.stdout.split())
+    shown = " ".join(plan_table(plan | {"evaluation": None}).split())
+    assert "first, cut: MLPs 256 -> 192 wide; tensors: " in shown
 
 
 def test_the_prepared_checkpoint_is_quantized(checkpoint: Path, twice: Path) -> None:
@@ -143,8 +140,7 @@ def test_preparations_alone_write_a_float_checkpoint(checkpoint: Path, tmp_path:
     assert "nothing is quantized" in (out / "README.md").read_text()
     model = load_model(out, device="cpu")
     assert model.get_parameter("model.layers.0.mlp.down_proj.weight").shape == (128, 128)
-    shown = CliRunner().invoke(main.app, ["inspect", str(out)])
-    assert shown.exit_code == 0 and "prepared before: cut" in shown.stdout
+    assert "prepared before: cut" in inspect_table(result)
 
 
 def test_an_interrupted_job_repeats_no_preparation(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import (
-    EACH_FAMILY,
+    FAMILIES,
+    SLOW_FAMILIES,
     SMALL,
     prompts,
     raw_config,
@@ -50,8 +51,17 @@ def largest_difference(model: QwenVL, other: QwenVL) -> float:
     return float((before - after).abs().max() / before.abs().max())
 
 
-@pytest.mark.parametrize("family", EACH_FAMILY)
-@pytest.mark.parametrize("tied", [True, False])
+UNTIED = [
+    pytest.param(family, False, marks=() if family == "qwen3_vl" else pytest.mark.slow)
+    for family in FAMILIES
+]
+TIED = [
+    pytest.param(family, True, marks=pytest.mark.slow if family in SLOW_FAMILIES else ())
+    for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize(("family", "tied"), [*TIED, *UNTIED])
 def test_the_function_is_unchanged(family: str, tied: bool, tmp_path: Path) -> None:
     model = small_model(small_config(family, tied=tied))
     other, folder = rotated(model, tmp_path, RotateStep(), shards=1 if tied else 3)
