@@ -93,10 +93,17 @@ for half of the divergence of rounding."""
 ALPHA = 0.8
 """Alpha of SmoothQuant if it is fixed: the value of the peers' examples."""
 
+DOWN = "smoothquant-down"
+"""Transform of the inputs of `down_proj`, which no rotation reaches."""
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "awq": {"method": "awq"},
     "smoothquant": {"method": "smoothquant", "alpha": ALPHA},
     "smoothquant-search": {"method": "smoothquant", "alpha": "search"},
+    DOWN: {
+        "method": "smoothquant",
+        "alpha": "search",
+        "targets": ["model.layers.*.mlp.down_proj"],
+    },
 }
 ROTATES: dict[str, dict[str, Any]] = {
     "rotate": {"method": "rotate"},
@@ -174,8 +181,9 @@ class Row:
 
     @property
     def unrotated(self) -> Row | None:
-        """The row without its rotation; None: it has none."""
+        """The row without its rotation, and all inputs smoothed if some are; None: it has none."""
         first, _, rest = self.method.partition("+")
+        rest = rest.replace(DOWN, "smoothquant-search")
         return replace(self, method=rest) if first in ROTATES else None
 
     def sample_counts(self, validation: int, held_out: int) -> dict[str, int]:
@@ -213,7 +221,7 @@ class Row:
         of_all = [t for targets, _ in parts for t in targets]
         steps = [ROTATES[name] for name in transforms if name in ROTATES]
         steps += [
-            {**TRANSFORMS[name], "targets": of_all} for name in transforms if name in TRANSFORMS
+            {"targets": of_all, **TRANSFORMS[name]} for name in transforms if name in TRANSFORMS
         ]
         ordered = {"act_order": False} if self.setting in MASKS and solver != "rtn" else {}
         steps += [
@@ -276,7 +284,7 @@ def rotation_rows() -> list[Row]:
     for setting, scheme in ROTATIONS.items():
         names = list(ROTATION_METHODS)
         if "bits" in scheme and "activations" in scheme:
-            names.append("smoothquant-search+gptq")
+            names += ["smoothquant-search+gptq", f"rotate+{DOWN}+gptq"]
         if setting in BEST_OF_8:
             names.append("rotate8+rtn")
         rows += [Row(setting, name) for name in names]

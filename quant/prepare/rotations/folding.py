@@ -93,7 +93,7 @@ class Folding:
             return self._matrix(value, place)
         # Without outputs to rotate, the rows are independent.
         rows = max(1, CHUNK // value.shape[1])
-        return torch.cat([self._matrix(part, place) for part in value.split(rows)])
+        return torch.cat([self._matrix(part, place) for part in torch.split(value, rows)])
 
     def _expert(self, stored: Tensor, place: Place) -> Tensor:
         if not place.input_major:
@@ -124,6 +124,6 @@ class Folding:
 
 def _by_head(rows: Tensor, rotations: list[Rotation]) -> Tensor:
     """Rotate each head's part of rows `[n, heads * head_dim]`."""
-    parts = rows.split(rotations[0].size, dim=1)
+    parts = torch.split(rows, rotations[0].size, dim=1)
     pairs = zip(parts, rotations, strict=True)
     return torch.cat([rotation.apply(part) for part, rotation in pairs], dim=1)

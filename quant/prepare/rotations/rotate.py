@@ -38,6 +38,11 @@ def foresee(step: RotateStep, config: ModelConfig, folder: Path | None) -> Fores
     if not step.r1 and not (step.r2 and rotates_values(config)):
         gate = "" if rotates_values(config) else f"; values of {config.family} are bound to a gate"
         raise ValueError(f"rotate: nothing is rotated{gate}; set r1 = true, or remove the step")
+    if step.drop_mtp and not text.mtp_layers:
+        raise ValueError(
+            "rotate: drop_mtp is true, but the model has no multi-token prediction; remove drop_mtp"
+        )
+    drops = drops_mtp(step, config)
     facts = []
     if step.r1:
         facts.append(f"residual stream by {describe(text.hidden_size)} (R1), norms folded")
@@ -46,7 +51,6 @@ def foresee(step: RotateStep, config: ModelConfig, folder: Path | None) -> Fores
         facts.append(f"values of each head by {describe(text.head_dim)} (R2)")
     elif step.r2:
         facts.append("values not rotated (R2): a gate multiplies each channel of the attention")
-    drops = drops_mtp(step, config)
     if step.r1 and not step.drop_mtp and folder is not None:
         _refuse_mtp(config, folder)
     facts += ["mtp.* left out"] if drops else []

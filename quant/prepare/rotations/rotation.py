@@ -9,6 +9,7 @@ For sizes without a known Hadamard matrix R is the orthogonal factor of a random
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class Rotation:
         y = multiply_by_power((x * self.signs).reshape(*x.shape[:-1], order, power), power)
         if order > 1:
             y = torch.einsum("ij,...ip->...jp", hadamard(order), y)
-        return y.reshape(x.shape) / self.size**0.5
+        return y.reshape(x.shape) / math.sqrt(self.size)
 
     def matrix(self) -> Tensor:
         """Return R, float64 `[n, n]`."""

@@ -144,6 +144,8 @@ def test_multi_token_prediction_is_refused_or_left_out(tmp_path: Path) -> None:
     assert not [n for n in CheckpointReader(folder).names() if n.startswith("mtp.")]
     raw = json.loads((folder / "config.json").read_text())
     assert raw["text_config"]["mtp_num_hidden_layers"] == 0
+    with pytest.raises(ValueError, match="drop_mtp is true, but the model has no multi-token"):
+        RotateStep(drop_mtp=True).foresee(ModelConfig.from_dict(small_config()), None)
 
 
 def test_gated_attention_keeps_its_values() -> None:

@@ -43,9 +43,9 @@ def test_transformers_gives_our_logits(family: str, tmp_path: Path) -> None:
     model = small_model(small_config(family))
     source = write_checkpoint_folder(tmp_path / "source", model, tokenizer=False)
     prepare_checkpoint(RotateStep(), source, tmp_path / "out", Context(recipe_of(ROTATE)))
-    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+    theirs: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / "out", dtype="float32"
-    ).eval()
+    )
     ours = load_model(tmp_path / "out", device="cpu")
     sample = prompts(model.config)[1]
     with torch.no_grad():
