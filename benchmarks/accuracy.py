@@ -335,7 +335,7 @@ class Measurement:
         if recipe.needs_samples:
             samples = load_samples(None, n=self.options.samples, seed=seed)
             prompts = encode_samples(samples, self.processor)
-        source, records = self.source(row, seed), ()
+        source, records = self.source(row, seed), tuple[Mapping[str, Any], ...]()
         if recipe.preparations:
             records = prepare(recipe, resolve_folder(self.name), source, samples)
         model = open_model(source, device="cpu")

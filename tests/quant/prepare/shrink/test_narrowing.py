@@ -107,12 +107,11 @@ def test_refit_is_nearer_to_the_source(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     given = samples_of(source)
     expected = logits_of(source, given)
-    errors = {}
-    for name, options in {
-        "refit": {},
-        "removed": {"refit": False},
-        "random": {"refit": False, "score": "random"},
-    }.items():
+    errors, choices = {}, dict[str, dict[str, Any]]()
+    choices["refit"] = {}
+    choices["removed"] = {"refit": False}
+    choices["random"] = {"refit": False, "score": "random"}
+    for name, options in choices.items():
         shrink(source, tmp_path / name, **NARROW | options)
         errors[name] = float((logits_of(tmp_path / name, given) - expected).square().mean())
     assert errors["refit"] < errors["removed"] < errors["random"]
