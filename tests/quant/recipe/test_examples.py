@@ -35,7 +35,9 @@ def promised(name: str) -> dict[str, tuple[int, bool]]:
         four = 4, False
         return {"decoder": four, "tower": four, "embedding": four, "head": (8, False)}
     schemes = {}
-    for part in name.removesuffix("-2of4").removesuffix("-rotated").split("+"):
+    for suffix in ("-2of4", "-rotated", "-shrunk"):
+        name = name.removesuffix(suffix)
+    for part in name.split("+"):
         stage, _, scheme = part.rpartition("-")
         match = re.fullmatch(r"w(\d+)a(\d+)", scheme)
         assert match is not None
@@ -59,7 +61,8 @@ def test_runs_on_tiny(path: Path, prompts: list[Prompt], tmp_path: Path) -> None
     source, original = resolve_model("tiny"), load_model("tiny", device="cpu", dtype="fp32")
     for index, step in enumerate(few.preparations):
         prepared = tmp_path / str(index)
-        prepare_checkpoint(step, source, prepared, Context(few, settings=ModelSettings()))
+        samples = load_samples(None, n=len(prompts), seed=0)
+        prepare_checkpoint(step, source, prepared, Context(few, samples, ModelSettings()))
         source = prepared
     model = load_model(source, device="cpu", dtype="fp32")
     report = quantize_(model, replace(few, preparations=()), prompts)
