@@ -44,7 +44,8 @@ def same_bytes_section(
     Returns:
         For each such candidate one entry per `kind` of the other one: `candidate` and `against`
         (None: there is none), their bytes, the benchmarks with the paired differences (candidate
-        minus the other), those in `better_on`, and `warning` (None if it is better on all).
+        minus the other), those in `better_on` and `worse_on` by these, and `warning` (None if it is
+        better on all).
         Candidates of unknown size or number of weights are left out.
     """
     known = [c for name, run in runs.items() if (c := _candidate(name, base, run)) is not None]
@@ -83,7 +84,8 @@ def _entry(
     pairs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     benchmarks = {} if other is None else _differences(other.name, candidate.name, pairs)
-    better = [name for name, entry in benchmarks.items() if _is_better(entry)]
+    better = [name for name, entry in benchmarks.items() if _direction(entry) > 0]
+    worse = [name for name, entry in benchmarks.items() if _direction(entry) < 0]
     return {
         "candidate": candidate.name,
         "bytes": candidate.bytes,
@@ -92,7 +94,10 @@ def _entry(
         "against_bytes": other and other.bytes,
         "benchmarks": benchmarks,
         "better_on": better,
-        "warning": _warning(candidate, other, kind, [b for b in benchmarks if b not in better]),
+        "worse_on": worse,
+        "warning": _warning(
+            candidate, other, kind, worse, [b for b in benchmarks if b not in (*better, *worse)]
+        ),
     }
 
 
@@ -112,22 +117,30 @@ def _differences(
 def _of(entry: Mapping[str, Any], sign: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in ("delta", "kl_delta"):
-        values[key] = None if entry[key] is None else sign * entry[key]
+        values[key] = None if entry[key] is None else sign * entry[key] + 0.0  # no negative zero
     for key in ("ci95", "kl_delta_ci95"):
         bounds = entry[key]
         values[key] = None if bounds is None else sorted(sign * bound for bound in bounds)
     return values
 
 
-def _is_better(entry: Mapping[str, Any]) -> bool:
-    """Whether an interval excludes that the other is as good: of divergences, or else of scores."""
+def _direction(entry: Mapping[str, Any]) -> int:
+    """1 if an interval shows that the candidate is better, -1 if the other one is, else 0.
+
+    The interval is that of the divergences, or else of the scores.
+    """
+    low, high = entry["ci95"]
     if entry["kl_delta_ci95"] is not None:
-        return bool(entry["kl_delta_ci95"][1] < 0)
-    return bool(entry["ci95"][0] > 0)
+        low, high = (-bound for bound in reversed(entry["kl_delta_ci95"]))
+    return int(low > 0) - int(high < 0)
 
 
 def _warning(
-    candidate: _Candidate, other: _Candidate | None, kind: str, undecided: Sequence[str]
+    candidate: _Candidate,
+    other: _Candidate | None,
+    kind: str,
+    worse: Sequence[str],
+    undecided: Sequence[str],
 ) -> str | None:
     if other is None and kind == QUANTIZED:
         return (
@@ -139,10 +152,8 @@ def _warning(
             f"{candidate.name} has no candidate beside it that removes as much at random "
             '(score = "random"): add one as its control'
         )
-    if not undecided:
-        return None
+    texts = [f"better than {candidate.name} on {', '.join(worse)}"] if worse else []
+    if undecided:
+        texts.append(f"not shown to be worse than {candidate.name} on {', '.join(undecided)}")
     ratio = f"{other.bytes / candidate.bytes:.2f}x its bytes"
-    return (
-        f"{kind} ({other.name}, {ratio}) is not shown to be worse than {candidate.name} on "
-        f"{', '.join(undecided)}"
-    )
+    return f"{kind} ({other.name}, {ratio}) is {', and '.join(texts)}" if texts else None

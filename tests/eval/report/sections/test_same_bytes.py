@@ -77,9 +77,9 @@ def test_nearest_quantization_of_at_most_the_same_bytes(runs: Runs) -> None:
         "kl_delta": 0.5,
         "kl_delta_ci95": [pytest.approx(0.3), pytest.approx(0.6)],
     }
-    assert plain["better_on"] == ["b"]
+    assert (plain["better_on"], plain["worse_on"]) == (["b"], ["a"])
     assert plain["warning"] == (
-        "quantization alone (w8, 0.58x its bytes) is not shown to be worse than narrow on a"
+        "quantization alone (w8, 0.58x its bytes) is better than narrow on a"
     )
     assert (random["against"], random["kind"]) == ("chance", RANDOM)
     assert random["better_on"] == ["a", "b"]
@@ -94,7 +94,9 @@ def test_scores_decide_without_divergences(runs: Runs) -> None:
     plain, random = same_bytes_section(runs.base, runs.by_name, pairs)
     assert plain["better_on"] == ["a"]
     assert random["better_on"] == []
-    assert "chance, 1.00x its bytes" in random["warning"]
+    assert random["warning"] == (
+        "random choice (chance, 1.00x its bytes) is not shown to be worse than narrow on a"
+    )
 
 
 def test_missing_controls_are_asked_for(tmp_path: Path) -> None:
