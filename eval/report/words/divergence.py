@@ -24,7 +24,7 @@ def vocabulary_caveats(report: Mapping[str, Any]) -> list[str]:
         report: content of `report.json`.
     """
     fidelity = report["fidelity"]
-    if fidelity is None or fidelity["kl_kind"] not in COMMON.values():
+    if fidelity is None or fidelity.get("kl_kind") not in COMMON.values():
         return []
     left = fidelity["vocabulary"]
     return [
