@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import paths
 import pytest
 import torch
 from reference_model import encode, reference_logits, silence
@@ -177,6 +178,19 @@ def test_a_quantized_checkpoint_of_the_pruned_model(trained: Tokenizer, tmp_path
     (tmp_path / "held.txt").write_text("other", encoding="utf-8")
     with pytest.raises(ValueError, match="files"):
         vlpress.quantize(source, out, recipe=recipe, device="cpu")
+
+
+@pytest.mark.slow
+def test_the_example_runs_on_tiny(tmp_path: Path) -> None:
+    recipe = paths.EXAMPLES / "recipes" / "w4a16-pruned-vocabulary.toml"
+    assert Recipe.resolve(recipe).name == recipe.stem
+    out = tmp_path / "out"
+    made = vlpress.quantize("tiny", out, recipe=str(recipe), device="cpu", calib_samples=2)
+    assert made["preparations"][0]["tokens_after"] == 960
+    assert {layer["bits"] for layer in made["layers"]} == {4}
+    prompt = encode(Processor.from_folder(out), "one image")
+    [logits] = vlpress.load_quantized(out, device="cpu")([prompt])
+    assert logits.shape == (len(prompt), 960)
 
 
 def test_what_is_not_possible_is_refused_in_one_line(trained: Tokenizer, tmp_path: Path) -> None:
