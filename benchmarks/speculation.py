@@ -110,6 +110,7 @@ class Lab:
         self.prompts = cache(self._prompts)
         self.features = cache(self._features)
         self.predictor = cache(self._predictor)
+        self.processor = cache(self._processor)
 
     def folder(self, model: str, recipe: str | None) -> Path:
         """Return the checkpoint of a model, quantized unless the recipe is None."""
@@ -122,8 +123,7 @@ class Lab:
     def _open(self, model: str, recipe: str | None, dtype: str) -> QwenVL:
         return open_model(self.folder(model, recipe), device="cpu", dtype=dtype)
 
-    def processor(self, model: str) -> Processor:
-        """Open the processor of a model."""
+    def _processor(self, model: str) -> Processor:
         return Processor.from_folder(resolve_folder(model))
 
     def _prompts(self, model: str) -> list[Prompt]:

@@ -26,6 +26,7 @@ from ..answering.batches import Batch, OnProgress, process_items
 from ..answering.predictions import Prediction, Record, open_shared, read_records
 from ..answering.vision_features import FeatureCache
 from ..tasks.task import Fields, Task, gold_letter
+from .acceptance import OVERLAP, compute_overlap
 from .divergences import FULL, LUMPED
 from .logprob_cache import BaseLogProbs, LogProbReader, LogProbWriter, choose_kind, lump
 from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
@@ -226,9 +227,10 @@ def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
     Returns:
         Per token of the answer without the end-of-turn token: `kl` (nats, full or lumped as the
         base's store), `kl_lumped` where `kl` is full, `top1` (1 if the likeliest token is the
-        same) and `dp`, the candidate's probability of the token minus the base's. `end` has the
-        same values for the end-of-turn token, or None. `reasoning`, if there is one: how many of
-        the first tokens belong to it.
+        same), `dp`, the candidate's probability of the token minus the base's, and `overlap` of
+        the two distributions, a lower bound where `kl` is lumped. `end` has the same values for
+        the end-of-turn token, or None. `reasoning`, if there is one: how many of the first tokens
+        belong to it.
 
     Raises:
         ValueError: the models read different tokens, or logits are not finite.
@@ -240,7 +242,11 @@ def compare_answer(base: BaseLogProbs, candidate: ForcedAnswer) -> Record:
             f"{candidate.logits.shape[-1]}; their divergence cannot be measured"
         )
     kl, lumped = _compute_divergences(base, candidate.logits)
-    tokens: dict[str, list[Any]] = {"kl": kl, **_compare_tokens(base.top1, base, candidate)}
+    tokens: dict[str, list[Any]] = {
+        "kl": kl,
+        **_compare_tokens(base.top1, base, candidate),
+        OVERLAP: compute_overlap(base, candidate.logits).tolist(),
+    }
     if lumped is not None:
         tokens["kl_lumped"] = lumped
     return _record(tokens, base, candidate)

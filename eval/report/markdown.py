@@ -31,6 +31,7 @@ from .tables.scores import (
 )
 from .words.criterion_words import criterion_words, is_mlperf
 from .words.divergence import OVER
+from .words.drafts import as_draft_text
 from .words.sentences import (
     caveats,
     describe_samples,
@@ -175,7 +176,7 @@ def _fidelity(report: Report) -> list[str]:
         parts.append(
             f"KL(base ‖ candidate) in nats {kind}, both models reading the base's answers."
         )
-        parts += _explained(divergences)
+        parts += [*_explained(divergences), as_draft_text(report) or ""]
     if gold := gold_table(report):
         parts += ["### Gold option letters", *_explained(gold)]
     if noise := noise_table(report):

@@ -12,6 +12,7 @@ from .tables.same_bytes import same_bytes_warnings
 from .tables.scores import benchmark_table, candidate_score_table
 from .words.criterion_words import criterion_caveat, criterion_words
 from .words.divergence import vocabulary_caveats
+from .words.drafts import as_draft_text
 from .words.sentences import shown_warnings
 from .words.verdict import Scope, verdict_label
 
@@ -71,6 +72,8 @@ def _fidelity(report: Report) -> Iterator[str]:
             f"{100 * fidelity['top1_agreement']:.1f} % of {fidelity['tokens']} tokens"
         )
         yield from vocabulary_caveats(report)
+    if text := as_draft_text(report):
+        yield text[0].lower() + text[1:-1]
 
 
 def _size(report: Report) -> Iterator[str]:

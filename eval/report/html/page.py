@@ -28,6 +28,7 @@ from ..tables.formatting import (
     size,
 )
 from ..words.criterion_words import criterion_words
+from ..words.drafts import as_draft_text
 from ..words.sentences import caveats, perplexity_text, shown_warnings
 from ..words.verdict import verdict_label, verdict_text
 from . import plots
@@ -108,6 +109,7 @@ def report_page(
         gold=fidelity.gold_table(report),
         noise=fidelity.noise_table(report),
         perplexity=perplexity_text(report["perplexity"]),
+        as_draft=as_draft_text(report),
         divergences=_divergences(candidate),
         kv_ranges=models.kv_range_table(report),
         layers=_layers(candidate),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...answering.predictions import Record, read_records
+from ...fidelity.acceptance import summarize_acceptance
 from ...fidelity.divergences import (
     COMMON,
     by_category,
@@ -26,8 +27,9 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
         `summarize_fidelity` over all tasks, `units` and `kl_unit_mean` with its 95 % interval
         (nats), and the same under `per_benchmark`, with `categories` and `gold` in addition.
         `noise` is the base's divergence from itself (`read_noise`) with the candidate's
-        `multiples` of it, except over common tokens. The total is lumped if any task is. None if
-        nothing was measured.
+        `multiples` of it, except over common tokens. `as_draft` is the candidate as a draft for the
+        base (`summarize_acceptance`), except over common tokens. The total is lumped if any task
+        is. None if nothing was measured.
 
     Raises:
         ValueError: measured against another model, or not finished.
@@ -54,9 +56,16 @@ def fidelity_section(base: StoredRun, candidate: StoredRun) -> dict[str, Any] | 
                 "categories": by_category(items, records, own),
                 "gold": gold_change(items, records),
                 "noise": _noise([base.tasks[name]], summary),
+                "as_draft": summarize_acceptance(records.values()),
             }
     noise = _noise(base.tasks.values(), total)
-    return {**total, **_unit_mean(values), "noise": noise, "per_benchmark": parts}
+    return {
+        **total,
+        **_unit_mean(values),
+        "noise": noise,
+        "as_draft": summarize_acceptance(pooled),
+        "per_benchmark": parts,
+    }
 
 
 def _noise(tasks: Iterable[StoredTask], candidate: Mapping[str, Any]) -> dict[str, Any]:
