@@ -91,13 +91,14 @@ class Pair:
 
 
 PAIRS = (
-    *(Pair(Target("tiny", dtype="fp32"), draft) for draft in ("w4a16", "ngram")),
-    *(Pair(Target("tiny", dtype="fp32", free=True), draft) for draft in ("w4a16", "ngram")),
     *(Pair(Target("tiny"), draft) for draft in ("w4a16", "ngram")),
     *(Pair(Target("tiny", "w4a16"), draft) for draft in ("w3a16", "ngram")),
-    *(Pair(Target("tiny3.5", dtype="fp32"), draft) for draft in ("mtp", "w4a16")),
+    *(Pair(Target("tiny", dtype="fp32"), draft) for draft in ("w4a16", "ngram")),
     *(Pair(Target("tiny3.5"), draft) for draft in ("mtp", "w4a16", "ngram")),
     *(Pair(Target("tiny3.5", "w4a16"), draft) for draft in ("mtp", "ngram")),
+    *(Pair(Target("tiny3.5", dtype="fp32"), draft) for draft in ("mtp", "w4a16")),
+    *(Pair(Target("tiny", dtype="fp32", free=True), draft) for draft in ("w4a16", "ngram")),
+    *(Pair(Target("tiny", free=True), draft) for draft in ("w4a16", "ngram")),
 )
 
 
@@ -131,10 +132,10 @@ class Lab:
         samples = load_samples(None, n=self._drawings, seed=SEEDS["held_out"])
         return [processor.encode(sample.messages) for sample in samples]
 
-    def _features(self, target: Target, index: int) -> list[Features]:
+    def _features(self, model: str, dtype: str, index: int) -> list[Features]:
+        # The recipes leave the tower in float: all forms of a model have the same features.
         with torch.inference_mode():
-            visuals = self.prompts(target.model)[index].visuals
-            return self.open(target.model, target.recipe, target.dtype).encode(visuals)
+            return self.open(model, None, dtype).encode(self.prompts(model)[index].visuals)
 
     def _predictor(self, target: Target) -> MultiTokenPredictor:
         folder = self.folder(target.model, target.recipe)
@@ -151,7 +152,8 @@ class Lab:
         if pair.draft == "mtp":
             return MtpDrafter(model, self.predictor(target))
         draft = self.open(target.model, pair.draft, target.dtype)
-        return ModelDrafter(draft, prompt, config.text.vocab_size)
+        features = self.features(target.model, target.dtype, index)
+        return ModelDrafter(draft, prompt, config.text.vocab_size, features)
 
 
 class WrongDrafter:
@@ -178,7 +180,7 @@ def answer(lab: Lab, target: Target, index: int, drafter: Drafter) -> Speculated
         lab.prompts(target.model)[index],
         drafter,
         draft_tokens=DRAFT_TOKENS,
-        features=lab.features(target, index),
+        features=lab.features(target.model, target.dtype, index),
         **limits(lab, target),
     )
 
@@ -195,7 +197,7 @@ def plain(lab: Lab, target: Target, index: int) -> dict[str, Any]:
     (result,) = generate(
         lab.open(target.model, target.recipe, target.dtype),
         [lab.prompts(target.model)[index]],
-        features=[lab.features(target, index)],
+        features=[lab.features(target.model, target.dtype, index)],
         return_logits=True,
         **limits(lab, target),
     )
@@ -309,12 +311,15 @@ def time_pair(lab: Lab, pair: Pair) -> dict[str, float]:
     prompts, seconds = lab.prompts(target.model), {"plain": [0.0], "drafts": [0.0]}
     accepted = drafted = 0
     for index in [0, *range(len(prompts))]:  # the first one warms up
-        given = {"features": [lab.features(target, index)], "stop_ids": ()}
+        features = lab.features(target.model, target.dtype, index)
+        given: dict[str, Any] = {"features": [features], "stop_ids": ()}
 
         def of_plain(count: int, index: int = index, given: dict[str, Any] = given) -> None:
             generate(model, [prompts[index]], max_new_tokens=count, **given)
 
-        def of_drafts(count: int, index: int = index) -> Speculated:
+        def of_drafts(
+            count: int, index: int = index, features: list[Features] = features
+        ) -> Speculated:
             return generate_with_drafts(
                 model,
                 prompts[index],
@@ -322,7 +327,7 @@ def time_pair(lab: Lab, pair: Pair) -> dict[str, float]:
                 draft_tokens=DRAFT_TOKENS,
                 max_new_tokens=count,
                 stop_ids=(),
-                features=lab.features(target, index),
+                features=features,
             )
 
         seconds["plain"].append(timed(lambda f=of_plain: f(FREE)) - timed(lambda f=of_plain: f(1)))
