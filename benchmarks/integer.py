@@ -76,8 +76,8 @@ def measure(name: str, samples: int, work: Path) -> dict[str, Any]:
         for layer in changed["layers"]:
             plant(layer)
         table.write_text(json.dumps(changed))
-        found = vlpress.verify(folder, table=table, **arguments)
-        planted[error] = sum(not layer["agrees"] for layer in found["layers"])
+        again = vlpress.verify(folder, table=table, **arguments)
+        planted[error] = sum(not layer["agrees"] for layer in again["layers"])
     kernels = [entry for layer in result["layers"] for entry in layer["kernels"].values()]
     return {
         "model": name,

@@ -68,7 +68,7 @@ class Target:
     recipe: str | None = None
     dtype: str = "bf16"
     free: bool = False
-    """Whether answers go on after the end of the turn."""
+    """Whether answers continue after the end of the turn."""
 
     @property
     def name(self) -> str:
@@ -219,10 +219,10 @@ def compare(lab: Lab, pair: Pair, index: int, expected: Mapping[str, Any]) -> di
     }
     if not record["same"]:
         shared = zip(tokens, expected["tokens"], strict=False)
-        place = next((i for i, (a, b) in enumerate(shared) if a != b), None)
-        place = min(len(tokens), len(expected["tokens"])) if place is None else place
+        first = next((i for i, (a, b) in enumerate(shared) if a != b), None)
+        first = min(len(tokens), len(expected["tokens"])) if first is None else first
         wrong = answer(lab, pair.target, index, WrongDrafter(0))
-        record["gap"] = expected["gaps"][place]
+        record["gap"] = expected["gaps"][first]
         record["same_as_rows"] = tokens == list(wrong.generated.token_ids)
     return record
 
@@ -287,7 +287,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     """Measure tokens per second of the pairs in bf16, and the costs at the widths of 3B."""
     lab, rows, header = Lab(options.work, options.timed), [], provenance()
     for pair in PAIRS:
-        if pair.target.dtype == "bf16":
+        if pair.target.dtype == "bf16" and not pair.target.free:
             rows.append({"target": pair.target.name, "draft": pair.draft, **time_pair(lab, pair)})
             print(rows[-1], flush=True)
     return {

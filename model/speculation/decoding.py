@@ -109,7 +109,7 @@ def generate_with_drafts(
         drafter.accept(hidden[:, : agreed + 1], tokens)
         answer.append([*tokens, own])
         passes += 1
-        end = next((place for place, token in enumerate(tokens, 1) if token in stop_ids), None)
+        end = next((count for count, token in enumerate(tokens, 1) if token in stop_ids), None)
         drafted += len(drafts) if end is None else end
         accepted += agreed if end is None else end
     return Speculated(answer.result(), passes, drafted, accepted)

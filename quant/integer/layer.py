@@ -127,8 +127,8 @@ _RANGES = {
 def _column(table: Mapping[str, Any], key: str, length: int) -> Integers:
     values, (low, high) = table.get(key), _RANGES[key]
     if not isinstance(values, list) or len(values) != length:
-        found = f"{len(values)} entries" if isinstance(values, list) else "no list"
-        raise ValueError(f"{key}: {found}; expected {length}, one per output channel")
+        actual = f"{len(values)} entries" if isinstance(values, list) else "no list"
+        raise ValueError(f"{key}: {actual}; expected {length}, one per output channel")
     for value in values:
         size = abs(value) if key == "multipliers" and type(value) is int else value
         if type(value) is not int or not low <= size <= high:

@@ -112,9 +112,9 @@ def _other_layers(checkpoint: QuantizedCheckpoint, names: Sequence[str]) -> dict
 
 def _none_found(name: str, others: Mapping[str, str]) -> str:
     counts = Counter(others.values())
-    found = ", ".join(f"{label} in {count} layers" for label, count in counts.most_common())
+    schemes = ", ".join(f"{label} in {count} layers" for label, count in counts.most_common())
     return (
-        f"{name}: no layer has int8 weights per row and static int8 activations (found: {found}); "
+        f"{name}: no layer has int8 weights per row and static int8 activations (found: {schemes}); "
         "give a checkpoint of the recipe w8a8-static"
     )
 
