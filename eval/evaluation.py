@@ -56,6 +56,7 @@ from .fingerprint import (
     largest_area,
     run_fingerprint,
     task_settings,
+    uses_adapter,
     without_threads,
 )
 from .report.provenance import read_generation_settings
@@ -246,6 +247,7 @@ def _open_reference(
         dtype=model.dtype,
         kv_cache=described_type(base.fingerprint.get("kv_cache")),
         reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
+        adapter=uses_adapter(base.fingerprint),
     )
     area = largest_area(base.fingerprint) or processor.max_pixels
     if base.fingerprint.get(VOCABULARY) == setup.get(VOCABULARY):

@@ -24,9 +24,13 @@ from ..model.processing.tokenizer_identity import identify_tokenizer
 from ..model.qwen_vl import QwenVL
 from ..model.stored_files import file_digest
 from ..model.weight_files import find_weights
+from ..quant.checkpoint.adapter import has_adapter
+from ..quant.recipe.adapter import ADAPTER
 from ..quant.runtime.description import (
+    adapter_bytes,
     count_kernels,
     describe_activations,
+    describe_adapter,
     describe_cache,
     describe_head,
     describe_reduction,
@@ -35,13 +39,15 @@ from ..quant.vocabulary.record import PrunedVocabulary
 from .answering.sampling import GREEDY, Decoding
 from .tasks.task import Task
 
+NO_ADAPTER = "not used"
+"""Entry of a model without the adapter that its checkpoint has; absent if it has none."""
 VISUAL_TOKENS = "visual_tokens"
 """Key of the rule that drops visual tokens; absent if all are kept."""
 VOCABULARY, TEXT = "vocabulary", "text"
 """Keys of a pruned vocabulary, absent with any other, and of the tokenizer."""
 MODEL_KEYS = (
     *("model", "quantization", "kernels", "activations", "head", "kv_cache"),
-    *(VISUAL_TOKENS, VOCABULARY),
+    *(VISUAL_TOKENS, VOCABULARY, ADAPTER),
 )
 PIXELS, MAX_PIXELS = "pixels", "max"
 """Keys of the largest area of an image, which comparisons of visual-token budgets vary."""
@@ -81,6 +87,9 @@ def run_fingerprint(
     quantization = model.config.raw.get("quantization_config")
     reduction = describe_reduction(model)
     vocabulary = None if source is None else PrunedVocabulary.of(source)
+    adapter: dict[str, Any] | str | None = describe_adapter(model)
+    if adapter is None and source is not None and has_adapter(source):
+        adapter = NO_ADAPTER
     return {
         PIXELS: {
             "min": processor.min_pixels,
@@ -105,6 +114,7 @@ def run_fingerprint(
         "kv_cache": describe_cache(model),
         **({} if reduction is None else {VISUAL_TOKENS: reduction}),
         **({} if vocabulary is None else {VOCABULARY: vocabulary.describe()}),
+        **({} if adapter is None else {ADAPTER: adapter}),
     }
 
 
@@ -130,6 +140,11 @@ def setup_differences(
         return kept
 
     return differences(setup(base), setup(candidate))
+
+
+def uses_adapter(setup: Mapping[str, Any]) -> bool:
+    """Whether a run computes with the adapter of its checkpoint, if that has one."""
+    return setup.get(ADAPTER) != NO_ADAPTER
 
 
 def largest_area(setup: Mapping[str, Any]) -> int | None:
@@ -178,9 +193,13 @@ def identify_model(model: QwenVL) -> dict[str, Any]:
 
 
 def count_weight_bytes(model: QwenVL, source: Path | None) -> int:
-    """Return the bytes of the weights: of the checkpoint's files, or of the tensors in memory."""
+    """Return the bytes of the weights: of the checkpoint's files, or of the tensors in memory.
+
+    An adapter is included if the model computes with it.
+    """
     if source:
-        return find_weights(source).bytes
+        adapters = adapter_bytes(model).values()
+        return find_weights(source).bytes + sum(adapters)
     tensors = {t.data_ptr(): t for t in model.state_dict().values()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
@@ -188,7 +207,7 @@ def count_weight_bytes(model: QwenVL, source: Path | None) -> int:
 def count_part_bytes(model: QwenVL, source: Path | None) -> dict[str, int]:
     """Return the tensor bytes by part (`BYTE_PARTS`), of the checkpoint or of those in memory."""
     if source:
-        return checkpoint_bytes(model.config, CheckpointReader(source))
+        return checkpoint_bytes(model.config, CheckpointReader(source), adapter_bytes(model))
     tensors = model.state_dict().items()
     return bytes_by_part(model.config, ((name, tensor.nbytes) for name, tensor in tensors))
 

@@ -28,6 +28,7 @@ from .fingerprint import (
     largest_area,
     run_fingerprint,
     task_settings,
+    uses_adapter,
     without_threads,
 )
 from .planning.checks import check_questions
@@ -175,6 +176,7 @@ def _time_against(
         activations="recipe",
         head="recipe",
         reduce=described_rule(base.fingerprint.get(VISUAL_TOKENS)),
+        no_adapter=not uses_adapter(base.fingerprint),
         max_pixels=largest_area(base.fingerprint),
     )
     original = Source.find(str(folder), settings)

@@ -25,7 +25,7 @@ from ..quant.runtime.description import (
 )
 from .answering.memory import SIDES, find_meter, measure_memory
 from .answering.throughput import LEAST, TimedModel, choose_batches, measure_throughput
-from .fingerprint import VISUAL_TOKENS
+from .fingerprint import VISUAL_TOKENS, uses_adapter
 from .planning.stages import TIMING
 from .report.sections.speed import read_throughput, write_throughput
 from .results import StoredRun, read_run
@@ -92,11 +92,12 @@ def time_in_alternation(
 
 
 def _with_runtime_of(run: StoredRun, source: Source) -> Source:
-    """Return the source with the KV cache and the reduction of an evaluation."""
+    """Return the source with the KV cache, the reduction and the adapter of an evaluation."""
     settings = replace(
         source.settings,
         kv_cache=described_type(run.fingerprint.get("kv_cache")),
         reduce=described_rule(run.fingerprint.get(VISUAL_TOKENS)),
+        no_adapter=not uses_adapter(run.fingerprint),
     )
     return replace(source, settings=settings)
 

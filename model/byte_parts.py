@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from .checkpoint import CheckpointReader
 from .config import ModelConfig
@@ -44,6 +44,16 @@ def part_finder(config: ModelConfig) -> Callable[[str], str]:
     return part_of
 
 
-def checkpoint_bytes(config: ModelConfig, reader: CheckpointReader) -> dict[str, int]:
-    """Count the tensor bytes of a checkpoint by part; reads no tensor."""
-    return bytes_by_part(config, ((name, reader.nbytes(name)) for name in reader.names()))
+def checkpoint_bytes(
+    config: ModelConfig, reader: CheckpointReader, others: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Count the tensor bytes of a checkpoint by part; reads no tensor.
+
+    Args:
+        config: of the model.
+        reader: of its tensors.
+        others: bytes of what else is stored beside them, by the layer that it belongs to.
+    """
+    sizes = [(name, reader.nbytes(name)) for name in reader.names()]
+    sizes += [(f"{layer}.", size) for layer, size in (others or {}).items()]
+    return bytes_by_part(config, sizes)

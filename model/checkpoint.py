@@ -61,6 +61,19 @@ def canonical_name(name: str) -> str:
     return name
 
 
+def module_name(name: str) -> str:
+    """Convert a canonical name to that of the newer generation, as modules of transformers have it.
+
+    >>> module_name("model.layers.0.mlp.up_proj")
+    'model.language_model.layers.0.mlp.up_proj'
+    """
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model."):
+        return "model.language_model." + name.removeprefix("model.")
+    return name
+
+
 class CheckpointReader:
     """Names, shapes and tensors of a checkpoint folder; a tensor is read on access.
 

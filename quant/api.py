@@ -41,6 +41,7 @@ from .plan.plan import make_plan
 from .plan.sample_counts import count_samples
 from .plan.time_estimate import cached_probe, estimate_time
 from .prepare.result import KEY, describe_prepared, prepared_record
+from .recipe.adapter import ADAPTER
 from .recipe.vision_input import MAX_PIXELS
 from .resolve import Source, resolve_recipe
 
@@ -196,7 +197,8 @@ def _export_writer(
         return deployment.name, write
     check_options(options)
     format_ = choose_format(QuantizedCheckpoint(folder).contents(), options.format)
-    return format_.name, lambda target: export_into(target, folder, format_.name)
+    adapter = not options.no_adapter
+    return format_.name, lambda target: export_into(target, folder, format_.name, adapter=adapter)
 
 
 @verb(InspectOptions)
@@ -247,6 +249,8 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     report = checkpoint.record or {}
     recorded = {layer["name"]: layer for layer in report.get("layers", [])}
     contents, reader = checkpoint.contents(), checkpoint.reader
+    adapter = checkpoint.adapter
+    of_adapters = {} if adapter is None else adapter.bytes
     parts = (*checkpoint.format.parts, "bias")
     layers = [
         {
@@ -260,11 +264,12 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
                 reader.nbytes(tensor)
                 for tensor in (f"{name}.{part}" for part in parts)
                 if tensor in reader
-            ),
+            )
+            + of_adapters.get(name, 0),
         }
         for name, spec in contents.quantized.items()
     ]
-    sizes = checkpoint_bytes(checkpoint.config, reader)
+    sizes = checkpoint_bytes(checkpoint.config, reader, of_adapters)
     return {
         "checkpoint": str(folder),
         "format": checkpoint.format.name,
@@ -274,6 +279,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "kept": report.get("kept"),
         **({KEY: report[KEY]} if KEY in report else {}),
         **({"masks": report["masks"]} if "masks" in report else {}),
+        **({ADAPTER: adapter.entry(report.get(ADAPTER, {}))} if adapter else {}),
         **({"kv_cache": report["kv_cache"]} if "kv_cache" in report else {}),
         **({"visual_tokens": rule.to_dict()} if (rule := checkpoint.reduction) else {}),
         **({MAX_PIXELS: report[MAX_PIXELS]} if MAX_PIXELS in report else {}),

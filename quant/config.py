@@ -48,7 +48,16 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeOptions(Options):
+class AdapterOption(Options):
+    """Use of the low-rank adapter of a checkpoint."""
+
+    no_adapter: Annotated[
+        bool, Option("Leave out the low-rank adapter of a checkpoint that has one.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(AdapterOption):
     """Choices at load time that a checkpoint does not make."""
 
     activations: Annotated[
@@ -358,7 +367,12 @@ class DeploymentOptions(Options):
 
 @dataclass(frozen=True)
 class ExportOptions(
-    DeploymentOptions, OverwriteOptions, ThreadOptions, OutOption, CheckpointArgument
+    DeploymentOptions,
+    AdapterOption,
+    OverwriteOptions,
+    ThreadOptions,
+    OutOption,
+    CheckpointArgument,
 ):
     """Options of `export`."""
 

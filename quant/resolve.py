@@ -59,6 +59,7 @@ class Source:
             head=settings.head,
             kv_cache=settings.kv_cache,
             reduce=settings.reduce,
+            adapter=not settings.no_adapter,
         )
 
     def processor(self) -> Processor:

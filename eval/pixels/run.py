@@ -124,6 +124,7 @@ class _Pixels:
             "dtype": str(source.dtype).removeprefix("torch."),
             **{key: getattr(settings, key) for key in ("activations", "head", "kv_cache")},
             **({} if settings.reduce == RECIPE else {"reduce": settings.reduce}),
+            **({"no_adapter": True} if settings.no_adapter else {}),
             "tasks": {task.name: task_settings(task.fingerprint) for task in opened.tasks},
             "questions": {task.name: task.fingerprint["items"] for task in opened.tasks},
             "text": None,

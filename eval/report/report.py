@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.atomic import write_json, write_text
+from ...quant.recipe.adapter import ADAPTER
 from ..comparability import area_notes, check_comparable, vocabulary_notes
 from ..config import MARGIN
 from ..fidelity.perplexity import compare_text
@@ -329,7 +330,9 @@ def _size(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
 
 def _fingerprint(base: StoredRun, candidate: StoredRun) -> dict[str, Any]:
     def model(run: StoredRun) -> dict[str, Any]:
-        return {key: run.fingerprint.get(key) for key in MODEL_KEYS}
+        optional = (ADAPTER,)  # reports of models without one are as they were before it existed
+        keys = (key for key in MODEL_KEYS if key not in optional or key in run.fingerprint)
+        return {key: run.fingerprint.get(key) for key in keys}
 
     def setup(run: StoredRun) -> dict[str, Any]:
         return {k: v for k, v in run.fingerprint.items() if k not in MODEL_KEYS}

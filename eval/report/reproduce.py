@@ -13,7 +13,7 @@ from ..comparability import area_notes, describe_engine
 from ..config import CompareOptions, EvaluateOptions
 from ..fidelity.noise import read_noise
 from ..fidelity.perplexity import FILE as TEXT
-from ..fingerprint import VISUAL_TOKENS
+from ..fingerprint import VISUAL_TOKENS, uses_adapter
 from ..results import StoredRun, read_quantization
 from ..stats.criterion import MARGIN_CRITERION, Criterion
 from ..tasks import BUILTIN, PLACES, REASONING
@@ -127,7 +127,8 @@ def _model(run: StoredRun) -> dict[str, Any]:
         # Of a checkpoint with a rule of its own, one that was not applied is told so again.
         is_plain = rule is None and VISUAL_TOKENS not in (read_quantization(run) or {})
         reduce = None if is_plain else described_rule(rule)
-        return {"model": run.name, "kv_cache": cache, "reduce": reduce}
+        plain = None if uses_adapter(run.fingerprint) else True
+        return {"model": run.name, "kv_cache": cache, "reduce": reduce, "no_adapter": plain}
     model, request = run.fingerprint["model"], run.fingerprint["request"]
     pixels = run.fingerprint["pixels"]
     generation = run.fingerprint["generation"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...common.lazy_tensor import LazyTensor
 from ...model.loading import stored_dtype
+from ..recipe.adapter import without_adapter
 from .encoding import encode_layer
 from .formats.format import Origin
 from .formats.table import choose_format
@@ -40,8 +41,14 @@ def export(
         export_into(target, folder, format)
 
 
-def export_into(target: Path, checkpoint: Path, format: str) -> None:
+def export_into(target: Path, checkpoint: Path, format: str, *, adapter: bool = True) -> None:
     """Write a quantized checkpoint in another format into an existing empty folder.
+
+    Args:
+        target: the folder.
+        checkpoint: see `export`.
+        format: see `save_quantized`.
+        adapter: write its low-rank adapter too, if it has one.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -55,6 +62,10 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
     except ValueError as error:
         raise ValueError(f"{source.folder} cannot be exported: {error}") from None
 
+    kept = source.adapter.tensors if adapter and source.adapter is not None else {}
+    record = source.record
+    if record is not None and not kept:
+        record = without_adapter(record)
     dtype = stored_dtype(contents.config, source.reader)
 
     def encode(name: str) -> Mapping[str, Tensor]:
@@ -65,10 +76,10 @@ def export_into(target: Path, checkpoint: Path, format: str) -> None:
         return None if is_copy or source.is_spurious(name) else source.reader.lazy(name)
 
     chosen.write(
-        Origin(source.reader, source.format.parts, encode, other),
+        Origin(source.reader, source.format.parts, encode, other, adapter=kept),
         contents,
         target,
         config=contents.config.raw,
-        record=source.record,
+        record=record,
     )
     write_model_card(target, base_of_card(checkpoint))

@@ -31,6 +31,7 @@ from ..runtime.kernel_selection import (
     round_inputs_,
 )
 from ..targets import put_loaded
+from .adapter import put_adapter
 from .outliers import outlier_folder
 from .safetensors_folder.reading import QuantizedCheckpoint
 
@@ -66,6 +67,7 @@ def open_model(
     head: Head = "recipe",
     kv_cache: CacheChoice = "recipe",
     reduce: str = RECIPE,
+    adapter: bool = True,
 ) -> QwenVL:
     """Load a float or quantized model by name or folder, with the fastest kernels.
 
@@ -79,6 +81,7 @@ def open_model(
             for it, else the model's dtype.
         reduce: rule that drops visual tokens, see `parse_rule`; `none` keeps all, `recipe` follows
             the checkpoint's record.
+        adapter: add the low-rank adapter of a quantized model, if it has one.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -89,8 +92,10 @@ def open_model(
     folder = resolve_folder(name)
     if kv_cache != "recipe":
         check_cache_type(ModelConfig.from_folder(folder).text, kv_cache)
-    load = load_quantized if is_quantized(folder) else load_model
-    model = load(folder, device=device, dtype=dtype)
+    if is_quantized(folder):
+        model = load_quantized(folder, device=device, dtype=dtype, adapter=adapter)
+    else:
+        model = load_model(folder, device=device, dtype=dtype)
     accelerate_head_(model)
     accelerate_layers_(model, model.device)
     accelerate_linear_attention_(model)
@@ -110,6 +115,7 @@ def load_quantized(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    adapter: bool = True,
 ) -> QwenVL:
     """Load a quantized checkpoint; its layers stay quantized, see `kernel_selection.py`.
 
@@ -120,6 +126,7 @@ def load_quantized(
         path: checkpoint folder or hub id.
         device: auto, cpu, cuda, cuda:n.
         dtype: of float tensors and activations; `auto` takes the checkpoint's.
+        adapter: add the low-rank adapter beside the weights, if there is one.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -137,6 +144,8 @@ def load_quantized(
         weight = checkpoint.weight(name, chosen)
         put_loaded(model, name, weight, bias, torch.empty(0, dtype=model.dtype, device=chosen))
     load_block(reader, model, "", device=chosen)
+    if adapter and checkpoint.adapter is not None:
+        put_adapter(model, checkpoint.adapter)
     model.cache_scales = checkpoint.kv_scales()
     if checkpoint.quantizes_cache:
         model.cache_type = "fp8"

@@ -22,6 +22,7 @@ from ..driver.report import QuantReport
 from ..plan.plan import FLOAT, Plan
 from ..runtime.compressed_linear import CompressedLayer
 from ..targets import compressed_layers
+from .adapter import adapter_tensors, owner_of
 from .encoding import encode_layer
 from .formats.contents import Contents, Solver
 from .formats.format import Format, Origin, float_tensor
@@ -122,7 +123,7 @@ def encode_tensors(
     """Encode the tensors that differ from the source, by canonical name.
 
     Args:
-        layers: quantized layers by name; their biases are included.
+        layers: quantized layers by name; their biases and adapters are included.
         changed: names of float tensors that a transform rescaled. Biases of `layers` may be among
             them.
         model: the model they belong to.
@@ -144,6 +145,7 @@ def encode_tensors(
             # Layers hold fp16 values in their biases (`storable_bias`): nothing is lost here.
             bias_dtype = format.bias_dtype(reader.dtype(bias))
             tensors[bias] = float_tensor(layer.bias.float(), bias_dtype)
+    tensors |= adapter_tensors(layers)
     for name in changed:
         if name not in tensors:
             parameter = model.get_parameter(name).detach()
@@ -194,6 +196,7 @@ def _write(
 ) -> None:
     """Write `tensors`, and the tensors of `reader` that they do not replace."""
     encoded: dict[str, dict[str, TensorLike]] = {}
+    adapter = {name: tensor for name, tensor in tensors.items() if owner_of(name) is not None}
     for name, tensor in tensors.items():
         owner, _, part = name.rpartition(".")
         if owner in contents.schemes and part != "bias":
@@ -213,7 +216,7 @@ def _write(
     scales = {of_layer.range.layer: of_layer.scales for of_layer in report.cache_layers}
     added = scale_tensors(scales, dtype)
     format.write(
-        Origin(reader, ("weight",), encoded.__getitem__, other, added),
+        Origin(reader, ("weight",), encoded.__getitem__, other, added, adapter),
         replace(contents, solver=Solver.from_record(record)),
         folder,
         config=contents.config.raw,

@@ -33,6 +33,7 @@ from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ..driver.checkpoint_blocks import CheckpointBlocks
 from ..targets import put_loaded
+from .adapter import put_adapter
 from .safetensors_folder.reading import QuantizedCheckpoint
 
 
@@ -60,6 +61,8 @@ class QuantizedBlocks:
                 like = torch.empty(0, dtype=self.model.dtype, device=self.device)
                 put_loaded(self.model, name, weight, bias, like)
         load_block(self._checkpoint.reader, self.model, path, device=self.device)
+        if self._checkpoint.adapter is not None:
+            put_adapter(self.model, self._checkpoint.adapter, path)
         return self.model.get_submodule(path)
 
     def release(self, path: str) -> None:

@@ -31,6 +31,11 @@ class DeploymentFormat(Protocol):
         """Fields of `ExportOptions` that only some formats have and this one is among."""
         ...
 
+    @property
+    def adapter_advice(self) -> str:
+        """What to do with the low-rank adapter of a checkpoint, for which there is no place."""
+        ...
+
     def why_not(self, source: ExportSource, options: ExportOptions) -> str | None:
         """Return the reason that the format cannot hold the checkpoint, and a remedy; or None.
 

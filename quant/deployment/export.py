@@ -12,6 +12,7 @@ from ...common.json_files import read_json
 from ...common.options import option_fields
 from ...common.output_dir import REMEDY
 from ...common.progress import Reporter
+from ..checkpoint.adapter import has_adapter
 from ..config import DeploymentOptions, ExportOptions
 from .deployment_format import DESCRIPTION, DeploymentFormat
 from .source import ExportSource
@@ -26,6 +27,11 @@ def check_deployment(
         ValueError: see above, or the checkpoint is incomplete.
     """
     check_options(options, format.options)
+    if has_adapter(source.folder) and not options.no_adapter:
+        raise ValueError(
+            f"{source.folder} cannot be exported as {format.name}: it has an adapter, which is not "
+            f"part of the weights; {format.adapter_advice}"
+        )
     if reason := format.why_not(source, options):
         raise ValueError(f"{source.folder} cannot be exported as {format.name}: {reason}")
     source.check()

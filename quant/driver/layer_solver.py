@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,16 @@ from ...common.distributed import SINGLE_PROCESS, Communicator, Message, distrib
 from ...model.processing.inputs import Prompt
 from ...model.qwen_vl import QwenVL
 from ...model.token_table import rows_like
-from ..compressed_weight import CompressedWeight
 from ..kernels.bf16_linear import select_syrk
 from ..methods.layer_inputs import LayerInputs, SharedInput
+from ..methods.low_rank import LowRank
 from ..plan.plan import Plan, PlanRow
 from ..recipe.recipe import Recipe
+from ..runtime.adapter import LowRankAdapter
 from ..runtime.compressed_linear import CompressedLayer
 from ..runtime.embedding import QuantEmbedding
 from ..runtime.kernel_selection import accelerate_layers_
+from ..steps.adapter import quantized_part, solve_with_adapter
 from ..steps.step import Solved, Step
 from ..targets import put_calibrating, put_module, weight_of
 from .experts import EXPERT_TOKENS
@@ -251,8 +253,10 @@ class QuantizationRun:
         if not row.fused:
             return None
         if row.name not in self._fused_ranges:
-            weights = (weight_of(self.model, self.rows[name].spec) for name in row.fused)
-            largest = max(float(weight.abs().max()) for weight in weights)
+            rows = (self.rows[name] for name in row.fused)
+            steps = ((each.step, weight_of(self.model, each.spec)) for each in rows)
+            parts = (quantized_part(step, weight) for step, weight in steps if step is not None)
+            largest = max(float(part.abs().max()) for part in parts)
             self._fused_ranges |= dict.fromkeys(row.fused, largest)
         return self._fused_ranges[row.name]
 
@@ -267,7 +271,8 @@ class QuantizationRun:
                 solved = _round_expert(step, original, inputs, fused_range)
             else:
                 clip = row.name in self.transforms.clipped
-                solved = step.solve(original, inputs, clip=clip, fused_range=fused_range)
+                options: Any = {"clip": clip, "fused_range": fused_range}
+                solved = solve_with_adapter(step, original, inputs, **options)
             weight = solved.weight
             if inputs is not None:
                 weight = weight.with_input_range(inputs.hessian.input_range.largest)
@@ -278,7 +283,8 @@ class QuantizationRun:
         if step.mask is not None:
             values["zeros"] = share_of_zeros(weight)
         detail = f"{row.name} {solved.summary}"
-        return _message(weight, LayerReport(row, values), detail, solved.warning)
+        tensors = weight.tensors() | (solved.adapter.tensors() if solved.adapter else {})
+        return _message(tensors, LayerReport(row, values), detail, solved.warning)
 
     def _put(self, row: PlanRow, message: Message, dtype: torch.dtype | None = None) -> None:
         """Put a quantized layer into the model and record its report.
@@ -290,11 +296,14 @@ class QuantizationRun:
         """
         assert row.step is not None
         tensors = {name: tensor.to(self.device) for name, tensor in message.tensors.items()}
+        part = LowRank.take(tensors)
         weight = row.step.scheme.weight(tensors)
         if row.spec.part == "embedding":  # nothing runs on it before it is packed
             self.solved[row.name] = QuantEmbedding(weight, rows_like(self.model.model.embed_tokens))
         else:
-            self.solved[row.name] = put_calibrating(self.model, row.spec, weight, dtype)
+            layer = put_calibrating(self.model, row.spec, weight, dtype)
+            layer.adapter = None if part is None else LowRankAdapter(part)
+            self.solved[row.name] = layer
         value = message.value
         if value["warning"]:
             logger.warning("%s: %s", row.name, value["warning"])
@@ -324,8 +333,8 @@ def _round_expert(
 
 
 def _message(
-    weight: CompressedWeight, report: LayerReport, detail: str, warning: str | None = None
+    tensors: Mapping[str, Tensor], report: LayerReport, detail: str, warning: str | None = None
 ) -> Message:
-    """Serialize a compressed layer for the other ranks."""
+    """Serialize a compressed layer and its adapter for the other ranks."""
     value = {"report": report.to_dict(), "detail": detail, "warning": warning}
-    return Message(value, weight.tensors())
+    return Message(value, tensors)

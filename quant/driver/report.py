@@ -18,6 +18,7 @@ from ...calib.token_weights import ModalityTokenWeights, PerTokenWeights
 from ...model.processing.inputs import Prompt
 from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
+from ..recipe.adapter import ADAPTER
 from ..recipe.recipe import Recipe
 from ..steps.transform import Scaling
 from .experts import expert_tokens
@@ -56,8 +57,13 @@ class LayerReport:
 
     @property
     def final_error(self) -> float | None:
-        """Error of the quantized weight, after fallback."""
+        """Error of the quantized weight, after fallback, without an adapter that comes after."""
         return self.values.get("final_error")
+
+    @property
+    def adapter_error(self) -> float | None:
+        """Error of the quantized weight and its adapter together; None without both."""
+        return self.values.get("adapter_error")
 
     @property
     def fallback(self) -> str | None:
@@ -265,6 +271,7 @@ class QuantReport:
             "changed": sorted(self.changed),
             "fallback_rows": self.fallback_rows,
             **({"masks": masks} if (masks := describe_masks(self.layers)) else {}),
+            **({ADAPTER: adapter} if (adapter := self.plan.adapter) else {}),
             **({"experts": experts} if (experts := expert_tokens(self.layers)) else {}),
             "layers": [layer.to_dict() for layer in self.layers],
             "kept": {row.name: row.reason for row in self.plan.rows if row.step is None},

@@ -26,6 +26,7 @@ from ..checkpoint.formats.packing import VALUES
 from ..checkpoint.formats.table import AUTO, find_format
 from ..driver.padding import Padding, choose_padding, pad_model_, padded_config, padded_layers
 from ..prepare.planning import PlannedPreparation, float_parts, plan_preparations
+from ..recipe.adapter import ADAPTER
 from ..recipe.kv_cache import KVCacheScheme
 from ..recipe.recipe import Recipe
 from ..recipe.scheme import Scheme
@@ -33,6 +34,7 @@ from ..recipe.vision_input import VisionInput
 from ..steps.step import Step
 from .carried import carried_kept, carried_specs, check_carried
 from .channel_groups import PlannedTransform, plan_transforms
+from .checks.adapters import check_adapters, describe_adapters
 from .embedding import check_embedding
 from .experts import check_experts, insert_kept, take_all_tokens
 from .fused_layers import check_fused, with_fused
@@ -60,9 +62,9 @@ class PlanRow:
     bytes_before: int
     """Bytes of weight and bias in the source; 0 for a head that is tied there."""
     bytes_after: int
-    """Bytes of all its tensors in the plan's format."""
+    """Bytes of all its tensors in the plan's format, and of its adapter."""
     packed_bytes: int = 0
-    """`bytes_after` of a quantized layer without its bias."""
+    """`bytes_after` of a quantized layer without its bias and adapter."""
     source: LinearSpec | None = None
     """The unpadded layer; None if it is not padded."""
     padding: Padding | None = None
@@ -74,6 +76,12 @@ class PlanRow:
     def name(self) -> str:
         """Canonical module name."""
         return self.spec.name
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of its low-rank adapter; 0 without one."""
+        rule = self.step.adapter_rule if self.step else None
+        return rule.nbytes(self.spec.out_features, self.spec.in_features) if rule else 0
 
     @property
     def fate(self) -> str:
@@ -203,9 +211,18 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per weight of the quantized layers: integers, scales, zero points, order."""
+        """Stored bits per weight of the quantized layers: integers, scales, zero points, order.
+
+        Adapters are included.
+        """
         rows = self.quantized
-        return 8 * self.packed_bytes / sum(row.spec.weights for row in rows) if rows else 0.0
+        stored = self.packed_bytes + sum(row.adapter_bytes for row in rows)
+        return 8 * stored / sum(row.spec.weights for row in rows) if rows else 0.0
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """Description of the adapters, see `adapter_entry`; None if no layer has one."""
+        return describe_adapters(self.rows)
 
     @property
     def contents(self) -> Contents:
@@ -239,6 +256,7 @@ class Plan:
             if self.format == FLOAT
             else [s.to_dict() for s in engine_support(self.contents, self.format)],
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
+            **({ADAPTER: adapter} if (adapter := self.adapter) else {}),
             **self.vision_input.described(),
             **(
                 {"preparations": [planned.to_dict() for planned in self.preparations]}
@@ -347,6 +365,7 @@ def _plan(
     kept = [*family.kept(padded), *carried_kept(padded, carried)]
     rows = insert_kept(rows, [_kept_row(*each, itemsize) for each in kept])
     check_experts(rows, all_tokens=recipe.calibration.all_experts)
+    check_adapters(rows, recipe, embedding)
     check_fused(config, rows)
     rows = with_fused(config, rows)
     if config.text.tie_word_embeddings:
@@ -423,7 +442,8 @@ def _row(
         packed, bias = quantized_bytes(spec, step.scheme, format, dtype)
         after = packed + bias
     unpadded = source if padding else None
-    return PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
+    row = PlanRow(spec, step, reason, before, after, packed, unpadded, padding)
+    return replace(row, bytes_after=after + row.adapter_bytes)
 
 
 def _before_decoder(rows: tuple[PlanRow, ...], row: PlanRow) -> tuple[PlanRow, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..compressed_weight import CompressedWeight
 from ..kernels import library
 from ..recipe.scheme import Scheme
+from .adapter import LowRankAdapter, added
 
 
 class CompressedLayer(nn.Module, ABC):
@@ -41,11 +42,28 @@ class CompressedLayer(nn.Module, ABC):
 
 
 class CompressedLinear(CompressedLayer):
-    """A linear layer whose weight is compressed."""
+    """A linear layer whose weight is compressed, with or without a low-rank adapter."""
+
+    adapter: LowRankAdapter | None
+
+    def __init__(self, weight: CompressedWeight) -> None:
+        """Start without an adapter; see `CompressedLayer`."""
+        super().__init__(weight)
+        self.register_module("adapter", None)
 
     def for_inference(self) -> CompressedLayer:
         """See `CompressedLayer.for_inference`."""
-        return self.quantized().inference_layer(self.bias)
+        layer = self.quantized().inference_layer(self.bias)
+        layer.adapter = self.adapter
+        return layer
+
+    @abstractmethod
+    def multiply(self, x: Tensor) -> Tensor:
+        """Compute `forward` without the adapter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+        return added(self.adapter, x, self.multiply(x))
 
     @property
     def kernel(self) -> str:
@@ -108,8 +126,8 @@ class DequantizedLinear(CompressedLinear):
         """See `CompressedLinear.quantized`; without copies."""
         return self.scheme.weight({name: getattr(self, name) for name in self._names})
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """See `CompressedLinear.multiply`."""
         weight = self.dequantized
         if weight is None:
             weight = self.quantized().dequantize(x.dtype)

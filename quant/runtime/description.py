@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
+
+import torch
 
 from ...model.kv_quant.scales import digest_scales
 from ...model.kv_quant.types import CacheType
@@ -14,6 +17,7 @@ from ...model.token_reduction.table import NONE, read_rule
 from ..kernels import bf16_linear
 from ..kernels.delta_rule import CpuDeltaRule
 from ..targets import compressed_linears, quantized_layers
+from .adapter import LowRankAdapter
 from .compressed_linear import CompressedLinear
 from .linear import FloatLinear
 
@@ -64,6 +68,33 @@ def describe_cache(model: QwenVL) -> str | dict[str, str]:
 def describe_reduction(model: QwenVL) -> dict[str, Any] | None:
     """Return the rule that drops visual tokens as JSON values; None if all are kept."""
     return None if model.reduction is None else model.reduction.to_dict()
+
+
+def describe_adapter(model: QwenVL) -> dict[str, Any] | None:
+    """Return rank, number of layers and digest of a low-rank adapter; None if there is none."""
+    adapters = _adapters(model)
+    if not adapters:
+        return None
+    digest = hashlib.sha256()
+    for name, adapter in sorted(adapters.items()):
+        for part in adapter.low_rank().tensors().values():
+            digest.update(f"{name} {part.dtype} {tuple(part.shape)}\n".encode())
+            digest.update(part.contiguous().to("cpu").flatten().view(torch.uint8).numpy().tobytes())
+    rank = next(iter(adapters.values())).rank
+    return {"rank": rank, "layers": len(adapters), "sha256": digest.hexdigest()}
+
+
+def adapter_bytes(model: QwenVL) -> dict[str, int]:
+    """Return the bytes of the low-rank adapter by layer; empty if there is none."""
+    return {
+        name: sum(part.nbytes for part in adapter.low_rank().tensors().values())
+        for name, adapter in _adapters(model).items()
+    }
+
+
+def _adapters(model: QwenVL) -> dict[str, LowRankAdapter]:
+    layers = compressed_linears(model).items()
+    return {name: layer.adapter for name, layer in layers if layer.adapter is not None}
 
 
 def described_rule(described: Mapping[str, Any] | None) -> str:

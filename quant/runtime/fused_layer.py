@@ -13,7 +13,7 @@ from ...model.text import Attention, DecoderLayer, RMSNorm
 from ..kernels.attention import Heads, decode_attention, has_prefill_attention, prefill_attention
 from ..kernels.cpu import CpuLinear
 from ..kernels.decoder_layer import CpuDecoderLayer, LayerSizes
-from .tiled_linear import TiledLinear
+from .tiled_linear import FusedLinears, TiledLinear
 
 BF16 = torch.bfloat16
 
@@ -53,7 +53,7 @@ class FusedDecoderLayer:
         """Fuse a bf16 layer whose linears are all prepared for the CPU kernels; else return None.
 
         q, k and v, and gate and up, must be fused already. A layer with experts, linear attention,
-        gated queries or zero-centred norms is not fused.
+        gated queries, zero-centred norms or adapters is not fused.
         """
         attention = layer.self_attn
         if not isinstance(layer.mlp, MLP) or attention is None or attention.gated:
@@ -131,5 +131,12 @@ def _products(linears: Sequence[nn.Module]) -> list[CpuLinear | None]:
         owner = linear.fused if is_fused and isinstance(linear, TiledLinear) else linear
         product = getattr(owner, "product", None)
         takes_hidden = isinstance(linear, TiledLinear) and linear.multiplies_inputs
-        products.append(product if takes_hidden and isinstance(product, CpuLinear) else None)
+        is_whole = takes_hidden and not _has_adapter(owner)
+        products.append(product if is_whole and isinstance(product, CpuLinear) else None)
     return products
+
+
+def _has_adapter(owner: nn.Module | FusedLinears | None) -> bool:
+    """Whether a layer, or one of several fused ones, adds an adapter to its product."""
+    layers = owner.layers if isinstance(owner, FusedLinears) else (owner,)
+    return any(getattr(layer, "adapter", None) is not None for layer in layers)

@@ -105,8 +105,8 @@ class QuantLinear(TiledLinear):
         """See `CompressedLinear.select_kernel`."""
         self.prepare(kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """See `CompressedLinear.multiply`."""
         if self.product is not None:
             return run_product(self.product, self.number, x, self.int8_scale)[0]
         assert self.packed is not None

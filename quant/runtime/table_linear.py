@@ -155,8 +155,8 @@ class TableLinear(TiledLinear):
             stored = reference.prepack(stored, self.scheme.bits)
         return {"stored": stored, "scales": weight.scales}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """See `CompressedLinear.multiply`."""
         dtype = x.dtype
         if not self.multiplies_inputs:
             x = rounded_activations(x, self.scheme, self.input_scale)

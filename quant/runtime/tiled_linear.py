@@ -14,6 +14,7 @@ from ..kernels import cpu, cpu_layout, library, op
 from ..kernels.gpu import packing
 from ..kernels.gpu.linear import TritonLinear
 from ..kernels.gpu.packing import PackedWeight
+from .adapter import added
 from .compressed_linear import CompressedLinear
 
 
@@ -136,7 +137,9 @@ class FusedLinears:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Apply the layers to `x`; returns one output per layer."""
-        return run_product(self.product, self.number, x, self.layers[0].int8_scale)
+        outputs = run_product(self.product, self.number, x, self.layers[0].int8_scale)
+        pairs = zip(self.layers, outputs, strict=True)
+        return [added(layer.adapter, x, output) for layer, output in pairs]
 
 
 def run_product(

@@ -67,8 +67,8 @@ class UnpackedLinear(CompressedLinear):
             self.input_scale,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`, in the dtype of `x`."""
+    def multiply(self, x: Tensor) -> Tensor:
+        """See `CompressedLinear.multiply`."""
         if self.scheme.activations == "none":
             assert self.dequantized is not None
             bias = None if self.bias is None else self.bias.to(x.dtype)

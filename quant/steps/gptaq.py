@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...calib.statistics import CROSS_MOMENT, Statistic
 from ...common.validation import validated
+from ..recipe.adapter import AdapterKind
 from ..recipe.ranges import Share
 from .gptq import GPTQStep
 from .step import Work
@@ -26,6 +27,8 @@ class GPTAQStep(GPTQStep):
     """Fraction of the correction towards the float model's outputs, 0 to 1."""
 
     method: ClassVar[str] = "gptaq"
+    adapters: ClassVar[tuple[AdapterKind, ...]] = ("eora", "svd")
+    """An adapter that comes first would itself have to follow the float model."""
 
     @property
     def statistics(self) -> frozenset[Statistic]:

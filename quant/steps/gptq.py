@@ -82,7 +82,8 @@ class GPTQStep(GridStep):
         summary = f"error {result.final_error:.2e}{summary}"
         if result.fallback:
             summary += f" ({result.fallback})"
-        return Solved(result.weight, asdict(result.stats) | values, summary, result.fallback)
+        stats = asdict(result.stats) | values
+        return Solved(result.weight, stats, summary, result.fallback, target)
 
     def _target(
         self, weight: Tensor, inputs: LayerInputs, prepared: PreparedHessian

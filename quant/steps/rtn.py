@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...calib.statistics import HESSIAN, Statistic
 from ...common.validation import validated
+from ..recipe.adapter import AdapterKind
 from ..recipe.mask import Score
 from ..recipe.scheme import QuantScheme
 from .step import GridStep, Solved
@@ -22,11 +23,12 @@ ENCODING = 5
 
 @validated
 class RTNStep(GridStep):
-    """Round to nearest; it needs no calibration but for a mask by "wanda"."""
+    """Round to nearest; only a mask by "wanda" and an adapter by "eora" need calibration."""
 
     method: ClassVar[str] = "rtn"
     rounds: ClassVar[bool] = True
     scores: ClassVar[tuple[Score, ...]] = ("magnitude", "wanda")
+    adapters: ClassVar[tuple[AdapterKind, ...]] = ("svd", "eora", "svd_first")
 
     @property
     def statistics(self) -> frozenset[Statistic]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ...calib.statistics import INPUT_RANGE, Statistic
+from ...calib.statistics import HESSIAN, INPUT_RANGE, Statistic
 from ...common.validation import Allowed, validated
+from ..recipe.adapter import AdapterKind, AdapterRank, AdapterRule
 from ..recipe.mask import Keep, MaskRule, Score
 from ..recipe.presets import DECODER
 from ..recipe.scheme import GridScheme, QuantScheme, Scheme, TableScheme
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..compressed_weight import CompressedWeight
     from ..methods.layer_inputs import LayerInputs
+    from ..methods.low_rank import LowRank
 
 Patterns = Annotated[tuple[str, ...], Allowed("a list of layer patterns")]
 Targets = Annotated[
@@ -46,6 +48,10 @@ class Solved:
     summary: str
     """The end of a line of progress that begins with the layer's name."""
     warning: str | None = None
+    target: Tensor | None = None
+    """`[out_features, in_features]`: what was approximated; None = the weight itself."""
+    adapter: LowRank | None = None
+    """Low-rank part that is added, see `adapter.py`."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,15 @@ class Step(ABC):
         return None
 
     @property
+    def adapter_rule(self) -> AdapterRule | None:
+        """Low-rank adapter of the layers; None = they have none."""
+        return None
+
+    @property
     def label(self) -> str:
         """Short form for tables, for example `gptq int4 g128 sym, keep 0.5 by wanda`."""
-        mask = "" if self.mask is None else f", {self.mask.label}"
-        return f"{self.method} {self.scheme.label}{mask}"
+        parts = [part.label for part in (self.mask, self.adapter_rule) if part is not None]
+        return ", ".join([f"{self.method} {self.scheme.label}", *parts])
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -195,11 +206,18 @@ class GridStep(Step):
     """Share of the weights of a row, or pattern N:M, that is not held at zero; None = all."""
     score: Score | None = None
     """Which weights are kept, see `MaskRule`; default the last of `scores`."""
+    adapter_rank: AdapterRank | None = None
+    """Rank of a low-rank adapter that is added to every layer; None = none."""
+    adapter: AdapterKind | None = None
+    """What the adapter is fitted to, see `AdapterRule`; default the first of `adapters`."""
 
     scores: ClassVar[tuple[Score, ...]] = ("magnitude", "wanda", "sparsegpt")
     """Scores that the method can compute, the best last."""
+    adapters: ClassVar[tuple[AdapterKind, ...]] = ("eora", "svd", "svd_first")
+    """Kinds of adapters beside the method, the default first."""
 
     def __post_init__(self) -> None:
+        self._complete_adapter()
         if self.keep is None and self.score is not None:
             raise ValueError(
                 f"score is {self.score!r} without keep; allowed: with keep, the share of weights "
@@ -212,6 +230,32 @@ class GridStep(Step):
                 f"score is {self.score!r} with method {self.method}; allowed: "
                 f"{', '.join(self.scores)}; the method gptq has all scores"
             )
+
+    def _complete_adapter(self) -> None:
+        if self.adapter_rank is None and self.adapter is not None:
+            raise ValueError(
+                f"adapter is {self.adapter!r} without adapter_rank; allowed: with adapter_rank, "
+                "the rank of A and B; add adapter_rank = 32, or remove adapter"
+            )
+        if self.adapter_rank is not None and self.adapter is None:
+            object.__setattr__(self, "adapter", self.adapters[0])
+        if self.adapter is not None and self.adapter not in self.adapters:
+            raise ValueError(
+                f"adapter is {self.adapter!r} with method {self.method}; allowed: "
+                f"{', '.join(self.adapters)}; the method gptq has all kinds"
+            )
+
+    @property
+    def adapter_rule(self) -> AdapterRule | None:
+        """See `Step.adapter_rule`."""
+        if self.adapter_rank is None or self.adapter is None:
+            return None
+        return AdapterRule(self.adapter_rank, self.adapter)
+
+    @property
+    def statistics(self) -> frozenset[Statistic]:
+        """See `Step.statistics`."""
+        return super().statistics | ({HESSIAN} if self.adapter == "eora" else set())
 
     @property
     def mask(self) -> MaskRule | None:
@@ -230,10 +274,12 @@ class GridStep(Step):
         return super().round(weight, fused_range=fused_range)
 
     def to_dict(self) -> dict[str, Any]:
-        """See `Step.to_dict`; steps without a mask are as they were before there were masks."""
+        """See `Step.to_dict`; steps without a mask or adapter are as they were before these."""
         values = super().to_dict()
         if self.keep is None:
             del values["keep"], values["score"]
+        if self.adapter_rank is None:
+            del values["adapter_rank"], values["adapter"]
         return values
 
     @classmethod

@@ -43,6 +43,8 @@ class Origin:
     """Returns any other tensor by name, biases of quantized layers too; None leaves it out."""
     added: Mapping[str, Mapping[str, TensorLike]] = field(default_factory=dict)
     """Tensors that the source lacks, by the name of the one next to which they are written."""
+    adapter: Mapping[str, TensorLike] = field(default_factory=dict)
+    """Matrices of the low-rank adapter, see `adapter_tensors`; empty without one."""
 
 
 class Format(Protocol):

@@ -1,6 +1,7 @@
 """Reading quantized checkpoints of any format that is stored in such a folder, layer by layer."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ....model.carried import CarriedTensors
-from ....model.checkpoint import CheckpointReader
+from ....model.checkpoint import CheckpointReader, module_name
 from ....model.config import ModelConfig, read_checkpoint_json
 from ....model.families import EMBEDDING, family_of
 from ....model.kv_quant.scales import KVScales
@@ -17,9 +18,11 @@ from ....model.token_reduction.rule import ReductionRule
 from ....model.token_reduction.table import read_rule
 from ....model.weight_files import refuse_adapter
 from ...compressed_weight import CompressedWeight
+from ...recipe.adapter import ADAPTER
 from ...recipe.kv_cache import KVCacheScheme
 from ...recipe.scheme import Scheme
 from ...recipe.vision_input import VISUAL_TOKENS
+from ..adapter import FOLDER, StoredAdapter, find_adapter
 from ..formats.contents import Contents, Solver
 from ..formats.format import group_index
 from ..formats.table import format_of
@@ -73,6 +76,22 @@ class QuantizedCheckpoint:
         if (rule := (self.record or {}).get(VISUAL_TOKENS)) is None:
             return None
         return read_rule(rule, str(self.folder / REPORT_FILE), VISUAL_TOKENS)
+
+    @cached_property
+    def adapter(self) -> StoredAdapter | None:
+        """Its low-rank adapter; None if it has none.
+
+        Raises:
+            FileNotFoundError: a file of the adapter is missing.
+            ValueError: the adapter is unusable, or the record names one and there is none.
+        """
+        stored = find_adapter(self.folder, self._specs)
+        if stored is None and ADAPTER in (self.record or {}):
+            raise ValueError(
+                f"{self.folder}: {REPORT_FILE} names an adapter, and there is no folder {FOLDER}; "
+                "fetch the checkpoint again, or run it without (--no-adapter)"
+            )
+        return stored
 
     def contents(self) -> Contents:
         """Return the contents, for the check of another format; reads only group indices.
@@ -231,9 +250,4 @@ class QuantizedCheckpoint:
         """Return a layer's possible names: canonical, in the file, and in newer libraries."""
         marker = next(m for m in self._markers if f"{name}.{m}" in self.reader)
         source = self.reader.source_name(f"{name}.{marker}")
-        newer = name
-        if name.startswith("model."):
-            newer = "model.language_model." + name.removeprefix("model.")
-        elif name.startswith("visual."):
-            newer = "model." + name
-        return list(dict.fromkeys([name, source.removesuffix(f".{marker}"), newer]))
+        return list(dict.fromkeys([name, source.removesuffix(f".{marker}"), module_name(name)]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ....common.atomic import write_json
 from ....model.carried import CarriedTensors
 from ....model.families import family_of
+from ..adapter import bytes_by_layer, write_adapter
 from ..formats.contents import Contents
 from ..formats.format import Origin
 from .shards import REPORT_FILE, ShardWriter, copy_side_files
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Written:
-    """Bytes of the written tensors."""
+    """Bytes of the written tensors, those of an adapter included."""
 
     layers: dict[str, int] = field(default_factory=dict)
-    """Bytes of each quantized layer with its bias."""
+    """Bytes of each quantized layer with its bias and adapter."""
     packed: int = 0
-    """Bytes of all quantized layers without their biases."""
+    """Bytes of all quantized layers with their adapters, without their biases."""
     total: int = 0
 
 
@@ -62,6 +63,11 @@ def write_checkpoint(
     sizes = _write_tensors(origin, contents, writer)
     writer.close()
     sizes.total = writer.total_bytes
+    write_adapter(origin.adapter, folder)
+    for name, size in bytes_by_layer(origin.adapter).items():
+        sizes.layers[name] += size
+        sizes.packed += size
+        sizes.total += size
     described = format.quantization_config(contents, _file_names(origin, contents))
     write_json(folder / "config.json", {**config, "quantization_config": described})
     for name in format.config_files:

@@ -33,6 +33,10 @@ class OnnxFormat:
 
     name: str = "onnx"
     options: tuple[str, ...] = ("patches", "prefill", "embedding", "tp")
+    adapter_advice: str = (
+        "export the weights alone with --no-adapter, or keep the checkpoint for engines that load "
+        "adapters"
+    )
 
     def why_not(self, source: ExportSource, options: ExportOptions) -> str | None:
         """See `DeploymentFormat.why_not`."""

@@ -10,6 +10,7 @@ from ..common.progress import format_bytes, format_seconds
 from ..eval.report.tables.columns import Column, DataTable, Row, at, console_table
 from ..eval.report.tables.formatting import SYNTHETIC_NOTE, bounds, fixed, uniform
 from ..model.token_reduction.table import describe_rule
+from ..quant.recipe.adapter import ADAPTER, describe_adapter
 from ..quant.recipe.mask import describe_mask
 from .byte_bars import byte_lines
 
@@ -45,6 +46,7 @@ def plan_table(plan: Result) -> str:
         DataTable("Plan", PLAN, joined_experts(rows)),
         f"{quantized} of {len(linears)} linear layers are quantized, "
         f"{plan['bits_per_weight']:.2f} bits per weight in these",
+        *_adapter(plan),
         f"checkpoint format: {plan['format']}",
         *_engines(plan["engines"]),
         *_vision_input(plan),
@@ -57,6 +59,11 @@ def plan_table(plan: Result) -> str:
         *_evaluation(plan["evaluation"]),
         _rates(plan["rates"]),
     )
+
+
+def _adapter(result: Result) -> list[str]:
+    """The low-rank adapter, if there is one."""
+    return [describe_adapter(result[ADAPTER])] if ADAPTER in result else []
 
 
 def _vision_input(result: Result) -> list[str]:
@@ -179,6 +186,7 @@ LAYERS = (
     Column("size", at("bytes"), BYTES),
     Column("error", at("final_error"), ERROR),
     Column("error of rounding", at("rtn_error"), ERROR),
+    Column("with adapter", at("adapter_error"), ERROR),
     Column("damping", at("damp_percent"), uniform("{:g}".format)),
     Column("zeros", at("zeros"), uniform("{:.1%}".format)),
     Column("fallback", _fallback, style=""),
@@ -197,6 +205,7 @@ def inspect_table(checkpoint: Result) -> str:
     if prepared := checkpoint.get("preparations"):
         lines.append("prepared before: " + ", ".join(entry["method"] for entry in prepared))
     lines += [describe_mask(mask) for mask in checkpoint.get("masks", ())]
+    lines += _adapter(checkpoint)
     lines += _vision_input(checkpoint)
     lines += byte_lines(checkpoint["base_parts"], checkpoint["parts"])
     return _with_lines(DataTable("Layers", LAYERS, layers), *lines)

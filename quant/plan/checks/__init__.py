@@ -1,0 +1,1 @@
+"""Checks of what a recipe asks of single layers."""

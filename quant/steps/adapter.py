@@ -1,0 +1,100 @@
+"""Solve a layer together with its low-rank adapter, see `methods/low_rank.py`.
+
+The order decides what the adapter stands for. Fitted last ("eora", "svd"), it is the largest part
+of the error that the quantized weight leaves. Fitted first ("svd_first"; SVDQuant: Li et al.,
+"SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", arXiv 2411.05007,
+section 4.2), it takes the largest part of the weight, and the method quantizes what remains, which
+has a smaller range. A transform such as smoothquant has scaled the weight before.
+
+The adapter reads inputs that are not rounded, also beside weights whose inputs are. Hessians are
+those of the rounded inputs, as the solvers need them; "eora" then minimizes the error of the same
+rounded inputs, which is close to the error of the layer, not equal to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .step import Solved, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..methods.layer_inputs import LayerInputs
+    from ..methods.low_rank import LowRank
+    from ..recipe.adapter import AdapterRule
+
+RELATIVE = ("error", "rtn_error", "final_error")
+"""Values of `Solved` that are relative to the outputs of the weight that was quantized."""
+
+
+def solve_with_adapter(
+    step: Step,
+    weight: Tensor,
+    inputs: LayerInputs | None,
+    *,
+    clip: bool = False,
+    fused_range: float | None = None,
+) -> Solved:
+    """Quantize a weight with the adapter that its step asks for; see `Step.solve`.
+
+    Returns:
+        The values of a calibrated layer with an adapter have in addition `adapter_error`, the error
+        of the quantized weight and the adapter together. All errors are relative to the outputs of
+        the whole weight.
+
+    Raises:
+        ValueError: see `Step.solve`, or a number of the adapter does not fit 16 bits.
+    """
+    rule = step.adapter_rule
+    solve = partial(step.solve, inputs=inputs, clip=clip, fused_range=fused_range)
+    if rule is None:
+        return solve(weight)
+    if not rule.comes_first:
+        solved = solve(weight)
+        target = weight if solved.target is None else solved.target
+        hessian = inputs.hessian.values if inputs is not None and rule.kind == "eora" else None
+        part = _part(weight, target, solved.weight.dequantize(), hessian, rule)
+        return _with_errors(replace(solved, adapter=part), target, inputs)
+    part = _part(weight, weight, None, None, rule)
+    solved = replace(solve(weight.float() - part.matrix()), adapter=part)
+    if inputs is not None:
+        share = inputs.error(weight, part.matrix())
+        relative = {key: solved.values[key] * share for key in RELATIVE if key in solved.values}
+        solved = replace(solved, values={**solved.values, **relative})
+    return _with_errors(solved, weight, inputs)
+
+
+def quantized_part(step: Step, weight: Tensor) -> Tensor:
+    """Return the part of a weight that is quantized: all of it, unless an adapter comes first."""
+    rule = step.adapter_rule
+    if rule is None or not rule.comes_first:
+        return weight
+    return weight.float() - _part(weight, weight, None, None, rule).matrix()
+
+
+def _part(
+    weight: Tensor,
+    target: Tensor,
+    approximation: Tensor | None,
+    hessian: Tensor | None,
+    rule: AdapterRule,
+) -> LowRank:
+    """Find the adapter in the dtype in which it is stored, which errors and residuals include."""
+    from ..methods.low_rank import low_rank, stored_dtype_of
+
+    return low_rank(target, approximation, hessian, rule.rank).to(stored_dtype_of(weight.dtype))
+
+
+def _with_errors(solved: Solved, target: Tensor, inputs: LayerInputs | None) -> Solved:
+    """Measure the error with the adapter, if the layer is calibrated."""
+    assert solved.adapter is not None
+    if inputs is None:
+        return replace(solved, summary=f"{solved.summary}, with adapter", target=None)
+    both = solved.weight.dequantize() + solved.adapter.matrix()
+    error = inputs.error(target, both)
+    values = {**solved.values, "adapter_error": error}
+    summary = f"{solved.summary}, {error:.2e} with adapter"
+    return replace(solved, values=values, summary=summary, target=None)
