@@ -46,6 +46,7 @@ from common.machine import provenance
 from common.packed import layer_bytes
 from common.preparing import prepare
 from common.rows import (
+    ADAPTERS,
     FLOAT,
     GRID_METHODS,
     GRIDS,
@@ -56,6 +57,7 @@ from common.rows import (
     SHRINKS,
     WHOLE,
     Row,
+    adapter_rows,
     all_rows,
     grid_rows,
     mask_rows,
@@ -102,6 +104,7 @@ def main() -> None:
             *all_rows(),
             *grid_rows(),
             *mask_rows(),
+            *adapter_rows(),
             *rotation_rows(),
             *shrink_rows(),
             *whole_rows(),
@@ -122,7 +125,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=["tiny", "tiny-outliers"])
-    settings = [*SETTINGS, *GRIDS, *MASKS, *ROTATIONS, *SHRINKS, *WHOLE]
+    settings = [*SETTINGS, *GRIDS, *MASKS, *ADAPTERS, *ROTATIONS, *SHRINKS, *WHOLE]
     parser.add_argument("--settings", nargs="+", choices=settings, default=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="as awq+gptq (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration")
@@ -201,16 +204,17 @@ class Measurement:
             "solved_rows": sum(cell["solved_rows"] for cell in cells),
             "validation": summarize(self.runs(row, "validation")),
             "held_out": summarize(self.runs(row, "held_out")),
-            **self.against_unrotated(row),
+            **self.beside(row),
             "benchmarks": self.scores(row) if row in self.scored else {},
         }
 
-    def against_unrotated(self, row: Row) -> dict[str, Any]:
-        """Paired interval of a rotated row's held-out divergence minus that without rotation."""
-        if (plain := row.unrotated) is None:
+    def beside(self, row: Row) -> dict[str, Any]:
+        """Compare a row with the one that it stands beside, on the held-out samples."""
+        other = row.beside
+        if other is None or other.setting not in self.options.settings:
             return {}
-        both = paired(self.runs(row, "held_out"), self.runs(plain, "held_out"))
-        return {"minus_unrotated": [both.low, both.high]}
+        interval = paired(*(self.runs(each, "held_out") for each in (row, other)))
+        return {"beside": {"row": other.key, "ci95": [interval.low, interval.high]}}
 
     def rows_to_score(self, rows: Sequence[Row]) -> list[Row]:
         """Rows that are scored; of tables of levels also the solver that validation prefers."""

@@ -70,6 +70,34 @@ ROTATIONS: dict[str, dict[str, Any]] = {
     "rotated-nvfp4": {"grid": "nvfp4", "activations": "dynamic"},
 }
 """Decoder layers with and without a rotation of the whole model; measured on request."""
+ADAPTER_RANK = 4
+"""Rank that costs about as many bits in layers as narrow as those of the built-in models as groups
+of 32 in place of 128 do, or rank 32 in a model of 3 billion weights."""
+_NVFP4 = {"grid": "nvfp4", "activations": "dynamic"}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    **{
+        f"int{bits}-g128{name}": {"bits": bits, "group_size": 128, **adapter}
+        for bits in (3, 4)
+        for name, adapter in (
+            ("", {}),
+            ("-eora", {"adapter_rank": ADAPTER_RANK, "adapter": "eora"}),
+            ("-svd", {"adapter_rank": ADAPTER_RANK, "adapter": "svd"}),
+        )
+    },
+    **{f"int{bits}-g32": {"bits": bits, "group_size": 32} for bits in (3, 4)},
+    "nvfp4-plain": _NVFP4,
+    "nvfp4-eora": _NVFP4 | {"adapter_rank": ADAPTER_RANK, "adapter": "eora"},
+    "nvfp4-svd_first": _NVFP4 | {"adapter_rank": ADAPTER_RANK, "adapter": "svd_first"},
+}
+"""Low-rank adapters beside groups, and beside 4-bit activations, in decoder layers; measured on
+request."""
+BESIDE = {
+    **{f"int{bits}-g128-{kind}": f"int{bits}-g32" for bits in (3, 4) for kind in ("eora", "svd")},
+    "nvfp4-eora": "nvfp4-plain",
+    "nvfp4-svd_first": "nvfp4-plain",
+}
+"""Setting without an adapter that a setting is compared with, sample by sample: the one of nearest
+size, or for NVFP4, whose groups are fixed, the plain one."""
 
 FLOAT = "float"
 """Method that keeps the weights in float, so that rounded activations alone remain."""
@@ -135,6 +163,9 @@ UNSCORED = ("w4a16-g32", "w4a16-asym")
 """Methods with benchmark scores, and settings without: evaluation takes most of the time."""
 GRID_METHODS = ("rtn", "gptq", "gptaq")
 """Methods of tables of levels; rounding and the better of the solvers are scored."""
+ADAPTER_METHODS = ("rtn", "gptq")
+SMOOTHED_METHODS = (*ADAPTER_METHODS, "smoothquant+rtn", "smoothquant+gptq")
+"""Methods of adapters; with smoothing where activations are rounded, as by SVDQuant."""
 MASK_METHODS = ("rtn", "gptq")
 """Methods of masks; rounding has no score of a solver."""
 ROTATION_METHODS = ("rtn", "rotate+rtn", "gptq", "rotate+gptq")
@@ -171,13 +202,20 @@ class Row:
         """Whether the benchmarks are evaluated with its checkpoint."""
         if self.setting in ROTATIONS:
             return False
-        if self.setting in MASKS:
+        if self.setting in MASKS or self.setting in ADAPTERS:
             return self.method == "gptq"
         if self.setting in SHRINKS:
             return self.method in ("wanda+refit", "influence", "random")
         if self.setting in GRIDS:  # the better of the solvers in addition, see `accuracy.py`
             return self.method == "rtn"
         return self.method in SCORED and self.setting not in UNSCORED
+
+    @property
+    def beside(self) -> Row | None:
+        """The row whose divergence this one's is compared with, sample by sample."""
+        if self.setting in BESIDE:
+            return replace(self, setting=BESIDE[self.setting])
+        return self.unrotated
 
     @property
     def unrotated(self) -> Row | None:
@@ -212,7 +250,7 @@ class Row:
             steps = self._shrink_steps()
             return Recipe.from_dict({"name": self.key, "calibration": calibration, "step": steps})
         *transforms, solver = ("rtn" if self.method == FLOAT else self.method).split("+")
-        decoder = (SETTINGS | GRIDS | MASKS | ROTATIONS)[self.setting]
+        decoder = (SETTINGS | GRIDS | MASKS | ADAPTERS | ROTATIONS)[self.setting]
         activations = decoder.get("activations", "none")
         tower = {"bits": 8, "group_size": -1, "activations": activations}
         parts = [(DECODER, decoder)]
@@ -289,6 +327,15 @@ def rotation_rows() -> list[Row]:
             names.append("rotate8+rtn")
         rows += [Row(setting, name) for name in names]
     return rows
+
+
+def adapter_rows() -> list[Row]:
+    """Rows of adapters."""
+    return [
+        Row(setting, name)
+        for setting in ADAPTERS
+        for name in (SMOOTHED_METHODS if setting.startswith("nvfp4") else ADAPTER_METHODS)
+    ]
 
 
 def whole_rows() -> list[Row]:

@@ -29,7 +29,9 @@ def accuracy(results: Mapping[str, Any]) -> str:
         "first seed, in brackets the paired 95 % interval of the difference from the baseline. "
         "Bits are those of the quantized layers, with scales and zero points. Sizes, where they "
         "were recorded, are MiB of all tensors by part: D decoder, T tower, E embedding, H head; "
-        "KiB are those of the quantized layers, as stored and after `vlpress pack`.",
+        "KiB are those of the quantized layers, as stored and after `vlpress pack`. A difference, "
+        "where there is one, is the paired 95 % interval of the difference in KL from another "
+        "setting with the same method.",
         "",
         "In every run, on every layer, GPTQ's error before any fallback was at most that of "
         "rounding to nearest on the same grid; otherwise the run fails. The last column counts the "
@@ -74,19 +76,21 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
     head += [f"{NAMES[name]} (n {entry['n']})" for name, entry in base.items()]
     packed = any("bytes" in row for row in rows)
     sizes = ["KiB", "KiB packed", "bits packed"] if packed else []
+    compared = any("beside" in row for row in rows)
+    head += ["difference"] if compared else []
     head += ["bits", *sizes, *(["MiB by part"] if sized else []), "fell back"]
-    rotated = any("minus_unrotated" in row for row in rows)
-    head[3:3] = ["minus unrotated"] * rotated
-    original = ["bf16", "", "", "", "", "", *([""] * rotated)]
+    original = ["bf16", "", "", "", "", ""]
     original += [f"{entry['score']:.1f}" for entry in base.values()]
+    original += [""] * compared
     body = [[*original, "16", *([""] * (len(sizes) + sized)), ""]] if base else []
     for row in rows:
         body.append(
             [
                 row["setting"],
                 row["method"],
-                *_compared(row, rotated),
+                *divergence(row["held_out"]),
                 *(score(row["benchmarks"].get(name)) for name in base),
+                *([difference(row.get("beside"))] if compared else []),
                 f"{row['bits_per_weight']:.2f}" if row["bits_per_weight"] else "float",
                 *(packed_cells(row.get("bytes")) if packed else []),
                 *([mebibytes(row.get("parts"))] if sized else []),
@@ -96,12 +100,12 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]], base: Mapping[str, Any]) -
     return tabulate(body, head, tablefmt="github", disable_numparse=True)
 
 
-def _compared(row: Mapping[str, Any], rotated: bool) -> list[str]:
-    """The cells of the divergence, with the paired interval of rotated rows after the mean."""
-    mean, *others = divergence(row["held_out"])
-    interval = row.get("minus_unrotated")
-    shown = "" if interval is None else f"{interval[0]:+.5f} to {interval[1]:+.5f}"
-    return [mean, *([shown] if rotated else []), *others]
+def difference(beside: Mapping[str, Any] | None) -> str:
+    """Paired interval of the difference in KL from another row; empty if there is none."""
+    if beside is None:
+        return ""
+    low, high = beside["ci95"]
+    return f"[{low:+.5f}, {high:+.5f}] from {beside['row']}"
 
 
 def packed_cells(size: Mapping[str, int] | None) -> list[str]:
