@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from vlpress.model.checkpoint import CheckpointReader
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.runtime.compressed_linear import CompressedLinear
 from vlpress.quant.targets import compressed_layers
 
 WEIGHTS = "model.safetensors"
@@ -36,7 +37,10 @@ def save_dequantized(model: QwenVL, source: Path, folder: Path) -> None:
         if weight.scheme.activations != "none":
             raise ValueError(f"{name} rounds its inputs, which a float checkpoint cannot state")
         stored = reader.source_name(f"{name}.weight")
-        tensors[stored] = weight.dequantize(tensors[stored].dtype).contiguous()
+        values = weight.dequantize()
+        if isinstance(layer, CompressedLinear) and layer.adapter is not None:
+            values = values + layer.adapter.low_rank().matrix()
+        tensors[stored] = values.to(tensors[stored].dtype).contiguous()
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

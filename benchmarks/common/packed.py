@@ -9,6 +9,7 @@ import vlpress
 from vlpress.model.checkpoint import canonical_name
 from vlpress.model.packed.reading import tensor_sizes
 from vlpress.model.qwen_vl import QwenVL
+from vlpress.quant.checkpoint.adapter import PREFIX, owner_of
 from vlpress.quant.driver.pipeline import save_quantized
 from vlpress.quant.driver.report import QuantReport
 
@@ -22,7 +23,7 @@ def layer_bytes(model: QwenVL, report: QuantReport, source: Path) -> dict[str, i
         source: folder of the original.
 
     Returns:
-        `stored` and `packed` bytes, without biases, and the number of `weights`.
+        `stored` and `packed` bytes, adapters included, without biases, and the number of `weights`.
     """
     names = {layer.row.name for layer in report.layers}
     stored = packed = 0
@@ -30,10 +31,11 @@ def layer_bytes(model: QwenVL, report: QuantReport, source: Path) -> dict[str, i
         checkpoint, out = Path(work) / "checkpoint", Path(work) / "packed"
         save_quantized(model, report, source, checkpoint)
         vlpress.pack(checkpoint, out=out, progress=False)
-        for path in out.glob("*.vlz"):
+        for path in out.rglob("*.vlz"):
             for info, coded in tensor_sizes(path):
-                layer, _, part = canonical_name(info.name).rpartition(".")
-                if layer in names and part != "bias":
+                name = canonical_name(info.name.removeprefix(PREFIX))
+                layer, _, part = name.rpartition(".")
+                if owner_of(name) in names or (layer in names and part != "bias"):
                     stored += info.end - info.begin
                     packed += coded
     weights = sum(layer.row.spec.weights for layer in report.layers)

@@ -18,11 +18,13 @@ from ...common.atomic import write_text
 from ...common.progress import format_bytes
 from ...model.token_reduction.table import describe_rule
 from ..prepare.result import KEY, prepared_record
+from ..recipe.adapter import ADAPTER, describe_adapter
 from ..recipe.mask import describe_mask
 from ..recipe.vision_input import MAX_PIXELS, VISUAL_TOKENS
+from .adapter import FOLDER, StoredAdapter
 from .formats.engines import Support, engine_support
 from .safetensors_folder.reading import QuantizedCheckpoint
-from .snippets import SNIPPETS
+from .snippets import ADAPTERS, SNIPPETS, Snippet, adapter_text
 
 CARD = "README.md"
 BASE_KEY = "quantized_from"
@@ -87,6 +89,7 @@ def write_model_card(checkpoint: Path, base: Base, scores: str = "") -> None:
             scores.strip(),
             _engines(support),
             *_snippets(support),
+            *_adapter(opened.adapter),
         )
         if part
     )
@@ -174,6 +177,8 @@ def _facts(format: str, schemes: Mapping[str, int], record: Mapping[str, Any]) -
             )
         )
     facts += [describe_mask(mask) for mask in record.get("masks", ())]
+    if adapter := record.get(ADAPTER):
+        facts.append(f"A{describe_adapter(adapter)[1:]}, in the folder {FOLDER}")
     if rule := record.get(VISUAL_TOKENS):
         facts.append(f"V{describe_rule(rule)[1:]}")
     if max_pixels := record.get(MAX_PIXELS):
@@ -209,11 +214,23 @@ def _snippets(support: Sequence[Support]) -> list[str]:
     engines = {outcome: {e.engine for e in support if e.outcome == outcome} for outcome in OUTCOMES}
     is_tried = bool(engines["loads"])
     chosen = engines["loads" if is_tried else "untested"]
-    parts = [
-        f"### {snippet.engine}\n\n`{snippet.install}`\n\n```{snippet.language}\n"
-        f"{snippet.text(PLACE).strip()}\n```"
-        for snippet in SNIPPETS
-        if snippet.engine in chosen
-    ]
+    parts = [_shown(each, each.text(PLACE)) for each in SNIPPETS if each.engine in chosen]
     head = ["## Use"] if is_tried else ["## Use", "Not tried with a checkpoint of this kind:"]
     return [*head, *parts] if parts else []
+
+
+def _adapter(adapter: StoredAdapter | None) -> list[str]:
+    """Show how engines load the low-rank adapter; nothing without one."""
+    if adapter is None:
+        return []
+    head = (
+        f"## Adapter\n\nThe folder `{FOLDER}` holds low-rank corrections (LoRA, rank "
+        f"{adapter.rank}). The programs above run without them; these add them:"
+    )
+    texts = ((each, adapter_text(each, PLACE, adapter.rank)) for each in ADAPTERS)
+    return [head, *(_shown(snippet, text) for snippet, text in texts)]
+
+
+def _shown(snippet: Snippet, text: str) -> str:
+    code = f"```{snippet.language}\n{text.strip()}\n```"
+    return f"### {snippet.engine}\n\n`{snippet.install}`\n\n{code}"

@@ -75,6 +75,23 @@ model = GPTQModel.load("CHECKPOINT", device="cpu")
 )
 
 
+VLLM_ADAPTER = """vllm serve CHECKPOINT --enable-lora --max-lora-rank MAX_RANK \\
+  --lora-modules adapter=CHECKPOINT/adapter
+vlpress eval --endpoint http://127.0.0.1:8000 --served-model adapter --bench builtin-ocrbench \\
+  --limit 8
+"""
+
+PEFT = """from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained("CHECKPOINT", dtype="auto")
+model = PeftModel.from_pretrained(model, "CHECKPOINT/adapter")
+"""
+
+MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for --max-lora-rank, which bounds the rank of an adapter."""
+
+
 @dataclass(frozen=True)
 class Snippet:
     """Commands that install an engine, and a program or commands that use it."""
@@ -103,3 +120,15 @@ SNIPPETS = (
     Snippet("mlx-vlm", "pip install mlx-vlm", "python", MLX_VLM),
     Snippet("GPTQModel", "pip install gptqmodel torchvision", "python", GPTQMODEL),
 )
+
+ADAPTERS = (
+    Snippet("vLLM", "pip install vllm", "sh", VLLM_ADAPTER),
+    Snippet("transformers", "pip install transformers compressed-tensors peft", "python", PEFT),
+)
+"""How engines load the low-rank adapter beside a checkpoint."""
+
+
+def adapter_text(snippet: Snippet, checkpoint: str, rank: int) -> str:
+    """Fill in the checkpoint of one of `ADAPTERS`, and the rank of its adapter."""
+    largest = next((most for most in MAX_RANKS if most >= rank), rank)
+    return snippet.text(checkpoint).replace("MAX_RANK", str(largest))

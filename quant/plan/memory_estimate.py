@@ -8,6 +8,7 @@ from ...calib.tap_groups import Needs, group_by_input, group_bytes, observation_
 from ...model.config import ModelConfig, TextConfig
 from ...model.families import CARRIED_PARTS, LinearSpec, family_of
 from ..recipe.recipe import Recipe
+from ..steps.adapter import solving_memory
 from ..steps.step import Step
 
 
@@ -84,7 +85,7 @@ def count_memory(
             embedded = True
             if step is not None:
                 size = spec.in_features, spec.out_features
-                solve = max(solve, step.memory(*size, calibrated=False))
+                solve = max(solve, solving_memory(step, *size, calibrated=False))
             continue
         if spec.part in CARRIED_PARTS and step is None:  # copied from file to file
             continue
@@ -95,7 +96,7 @@ def count_memory(
             with_float = with_float or step.uses_float_model
             size = spec.in_features, spec.out_features
             calibrated = recipe.needs_calibration and spec.part != "mtp"
-            solve = max(solve, step.memory(*size, calibrated=calibrated))
+            solve = max(solve, solving_memory(step, *size, calibrated=calibrated))
             if calibrated:
                 targets.setdefault(block, []).append(spec)
             needs[spec.name] = step.statistics

@@ -23,6 +23,7 @@ from ..kernels.bf16_linear import select_linear, select_syrk
 from ..methods.blas import transposed_product
 from ..methods.gptq import gptq
 from ..recipe.scheme import QuantScheme
+from ..steps.adapter import adapter_macs
 from ..steps.gptq import GPTQStep
 from ..steps.step import Work
 from ..steps.transform import GroupSize, Transform, TransformWork
@@ -165,6 +166,8 @@ def estimate_time(
         seconds += hessians * rates.hessian + float32 * rates.mac32
         per_token += seconds * (patches if stage.per_patch else 1)
     solving = sum(_solving(group, rates) for group in _by_input(calibrated))
+    sizes = [(r.spec.in_features, r.spec.out_features) for r in multiplied if r.adapter_bytes]
+    searching += sum(adapter_macs(*size) for size in sizes)
     return solving + searching * rates.mac32, per_token
 
 

@@ -75,6 +75,28 @@ def quantized_part(step: Step, weight: Tensor) -> Tensor:
     return weight.float() - _part(weight, weight, None, None, rule).matrix()
 
 
+def adapter_macs(columns: int, rows: int) -> float:
+    """Count the multiply-adds of finding the adapter of a layer `[rows, columns]`, in float32.
+
+    The eigenvectors of the smaller side count 9 n^3 in float64, as two each; a layer with more
+    outputs than inputs is factored first.
+    """
+    side = min(columns, rows)
+    factored = 2 * rows * columns**2 if rows > columns else 0
+    return factored + side * columns**2 + side**2 * columns + 18 * side**3
+
+
+def solving_memory(step: Step, columns: int, rows: int, *, calibrated: bool) -> int:
+    """Count the bytes of solving a layer with its adapter, see `Step.memory`."""
+    memory = step.memory(columns, rows, calibrated=calibrated)
+    if step.adapter_rule is None:
+        return memory
+    # The Hessian and its copy; the weight, the candidate, their difference and its product with
+    # the Hessian in float32; the matrix of the smaller side and its eigenvectors in float64.
+    hessians = 8 * columns**2 if calibrated else 0
+    return max(memory, hessians + 16 * columns * rows + 32 * min(columns, rows) ** 2)
+
+
 def _part(
     weight: Tensor,
     target: Tensor,

@@ -38,6 +38,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
         RTN | {"activations": "static"} | {"targets": [*TOWER, *DECODER]},
     ],
     "awq": [{"method": "awq"}, RTN | {"bits": 4, "group_size": 32, "symmetric": False}],
+    "adapted": [GPTQ | {"adapter_rank": 4}],
     "against the float model": [step | {"method": "gptaq"} for step in BOTH],
 }
 
@@ -71,7 +72,8 @@ def finish(streaming: BlockwiseQuantizer, work: Path, out: Path) -> dict[str, by
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 class PowerCutError(Exception):

@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from vlpress.cli.console import inspect_table
 from vlpress.model.checkpoint import CheckpointReader
+from vlpress.model.qwen_vl import QwenVL
 from vlpress.quant.api import export, inspect
 from vlpress.quant.checkpoint.formats.table import FORMATS
 from vlpress.quant.checkpoint.loading import open_model
+from vlpress.quant.checkpoint.model_card import Base, write_model_card
 from vlpress.quant.driver.pipeline import load_quantized
+from vlpress.quant.driver.report import QuantReport
 from vlpress.quant.methods.rtn import rtn
+from vlpress.quant.pack import pack
+from vlpress.quant.recipe.adapter import without_adapter
 from vlpress.quant.recipe.scheme import QuantScheme
 from vlpress.quant.runtime.adapter import LowRankAdapter
 from vlpress.quant.targets import compressed_linears
@@ -28,13 +33,25 @@ HOLDING = [name for name, form in FORMATS.items() if QuantScheme.kind in form.ki
 RULE = {"method": "gptq", "adapter_rank": 4}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[QwenVL, QuantReport, Path]:
+    """A checkpoint that the tests do not change."""
+    return checkpoint(tmp_path_factory.mktemp("made"), recipe(RULE), "compressed-tensors")
+
+
+@pytest.fixture
+def own(made: tuple[QwenVL, QuantReport, Path], tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made[2], tmp_path / "own"))
+
+
 def size_of(folder: Path) -> int:
     return sum(tensor.nbytes for tensor in load_file(folder / "adapter_model.safetensors").values())
 
 
 @pytest.mark.parametrize("format", HOLDING)
 def test_every_format_has_the_adapter_beside_it(tmp_path: Path, format: str) -> None:
-    model, report, folder = checkpoint(tmp_path, recipe(RULE), format)
+    model, report, folder = checkpoint(tmp_path, recipe({"adapter_rank": 4}), format)
     loaded = load_quantized(folder, device="cpu")
     assert same_logits(model, loaded)
     without = load_quantized(folder, device="cpu", adapter=False)
@@ -55,8 +72,8 @@ def test_every_format_has_the_adapter_beside_it(tmp_path: Path, format: str) -> 
         assert record["size"]["bits_per_weight"] == pytest.approx(report.bits_per_weight)
 
 
-def test_the_folder_is_that_of_the_library(tmp_path: Path) -> None:
-    model, report, folder = checkpoint(tmp_path, recipe(RULE), "compressed-tensors")
+def test_the_folder_is_that_of_the_library(made: tuple[QwenVL, QuantReport, Path]) -> None:
+    model, report, folder = made
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
     assert config["base_model_name_or_path"] is None
@@ -77,8 +94,8 @@ def test_the_folder_is_that_of_the_library(tmp_path: Path) -> None:
     assert all(layer.adapter_error < layer.final_error for layer in report.layers)  # type: ignore[operator]
 
 
-def test_what_is_shown(tmp_path: Path) -> None:
-    _, report, folder = checkpoint(tmp_path, recipe(RULE), "compressed-tensors")
+def test_what_is_shown(made: tuple[QwenVL, QuantReport, Path]) -> None:
+    _, report, folder = made
     shown, planned = inspect(folder), report.plan.adapter
     assert planned is not None and shown["adapter"] == planned
     assert planned["kinds"] == ["eora"] and planned["layers"] == len(report.layers)
@@ -93,8 +110,8 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert "with adapter" in table
 
 
-def test_export_takes_it_along_or_leaves_it_out(tmp_path: Path) -> None:
-    _, _, folder = checkpoint(tmp_path, recipe(RULE), "compressed-tensors")
+def test_export_takes_it_along_or_leaves_it_out(own: Path, tmp_path: Path) -> None:
+    folder = own
     export(folder, out=tmp_path / "gptq", format="gptq")
     first, second = (path / "adapter" for path in (folder, tmp_path / "gptq"))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -123,8 +140,35 @@ def test_svd_first_quantizes_the_rest(tmp_path: Path) -> None:
     assert same_logits(model, load_quantized(folder, device="cpu"))
 
 
-def test_a_missing_or_foreign_adapter_is_refused(tmp_path: Path) -> None:
-    _, _, folder = checkpoint(tmp_path, recipe(RULE), "compressed-tensors")
+@pytest.mark.parametrize("format", ["gguf", "onnx", "onnx-genai"])
+def test_formats_without_a_place_say_what_to_do(own: Path, tmp_path: Path, format: str) -> None:
+    remedy = "convert_lora_to_gguf.py of llama.cpp" if format == "gguf" else "--no-adapter"
+    with pytest.raises(ValueError, match=f"as {format}: it has an adapter, .*{remedy}"):
+        export(own, out=tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_folder_has_it_too(own: Path, tmp_path: Path) -> None:
+    pack(own, out=tmp_path / "packed", threads=1)
+    packed = load_quantized(tmp_path / "packed", device="cpu")
+    assert same_logits(load_quantized(own, device="cpu"), packed)
+    assert inspect(tmp_path / "packed")["adapter"] == inspect(own)["adapter"]
+
+
+def test_the_model_card_says_how_to_use_it(own: Path) -> None:
+    card = (own / "README.md").read_text()
+    assert "- Adapter of rank 4 by eora: 14 layers" in card
+    assert "vllm serve path/to/this/checkpoint --enable-lora --max-lora-rank 8" in card
+    assert 'PeftModel.from_pretrained(model, "path/to/this/checkpoint/adapter")' in card
+    shutil.rmtree(own / "adapter")
+    record = json.loads((own / "vlpress.json").read_text())
+    (own / "vlpress.json").write_text(json.dumps(without_adapter(record)))
+    write_model_card(own, Base("base", {}))
+    assert "dapter" not in (own / "README.md").read_text()
+
+
+def test_a_missing_or_foreign_adapter_is_refused(own: Path) -> None:
+    folder = own
     config, weights = (
         folder / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors")
     )

@@ -40,6 +40,7 @@ def in_memory(source: Path, streaming: BlockwiseQuantizer, out: Path) -> dict[st
 SAME_BYTES = [
     ("qwen2_5_vl", "solved"),
     ("qwen2_5_vl", "awq"),
+    ("qwen2_5_vl", "adapted"),
     ("qwen2_5_vl", "against the float model"),
     ("qwen2_vl", "smoothed"),
     ("qwen3_vl", "smoothed"),
