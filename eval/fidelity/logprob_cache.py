@@ -1,10 +1,9 @@
 """Cached baseline log-probabilities: candidates are compared without loading the baseline.
 
-For each answer token either all log-probabilities are stored as fp16 ("full"), or those of the
-1024 likeliest tokens and the total probability of the others ("lumped"). All answers of a task
-have the same kind: full if that takes at most `FULL_BYTES`. Divergences of the two kinds are not
-comparable, because the lumped one is smaller; the lumped one can be computed from full rows too.
-If added questions change the kind of a task, all its log-probabilities are computed again.
+They are stored in full or lumped, see `calib.stored_logprobs`. All answers of a task have the same
+kind: full if that takes at most `FULL_BYTES`. Divergences of the two kinds are not comparable,
+because the lumped one is smaller; the lumped one can be computed from full rows too. If added
+questions change the kind of a task, all its log-probabilities are computed again.
 """
 
 from __future__ import annotations
@@ -13,44 +12,35 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...calib.stored_logprobs import (
+    PARTS,
+    KLKind,
+    LogProbs,
+    pack_logprobs,
+    unpack_logprobs,
+)
 from ...common.atomic import atomic_path
 from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result
 from ..answering.predictions import Digests, Record, open_shared, read_records
 from ..tasks.task import hash_values
 from .teacher_forcing import ForcedAnswer
 
-FULL_BYTES = 2 << 30
-LOWEST = torch.finfo(torch.float16).min
-"""Smallest stored log-probability: the fp16 minimum, at which the probability is 0."""
-TOP = 1024
 INDEX = "index.jsonl"
 RECORD_KIND = "log-probabilities"
-
-KLKind = Literal["full", "lumped"]
-
-
-def choose_kind(tokens: int, vocabulary: int) -> KLKind:
-    """Choose full if all log-probabilities of this many tokens take at most `FULL_BYTES`."""
-    return "full" if tokens * vocabulary * 2 <= FULL_BYTES else "lumped"
+OWN_PARTS = ("tokens", "said")
 
 
 @dataclass(frozen=True)
-class BaseLogProbs:
-    """Log-probabilities of the base along one answer; `log_softmax` rows in float32."""
+class BaseLogProbs(LogProbs):
+    """Log-probabilities of the base along one answer."""
 
-    logprobs: Tensor
-    """`[tokens, vocab]` if full, `[tokens, TOP]` of `ids` if lumped."""
-    ids: Tensor | None
-    """int64 `[tokens, TOP]`; None if full."""
-    rest: Tensor | None
-    """Total probability of all other tokens, `[tokens]`; None if full."""
     tokens: Tensor
     """The answer's tokens, int64 `[tokens]`."""
     token_logprobs: Tensor
@@ -149,22 +139,7 @@ def _pack(answer: ForcedAnswer, kind: KLKind) -> dict[str, Tensor]:
     """Convert one answer to the stored tensors by their names in the file."""
     rows = answer.logits.float().log_softmax(-1)
     token_logprobs = rows.gather(-1, answer.tokens[:, None])[:, 0]
-    parts = {"tokens": answer.tokens, "said": token_logprobs}
-    if kind == "full":
-        return {"logprobs": rows.clamp_min(LOWEST).half(), **parts}
-    values, ids, rest = lump(rows)
-    return {
-        "logprobs": values.clamp_min(LOWEST).half(),
-        "ids": ids.to(torch.int32),
-        "rest": rest,
-        **parts,
-    }
-
-
-_PARTS: Mapping[KLKind, tuple[str, ...]] = {
-    "full": ("logprobs", "tokens", "said"),
-    "lumped": ("logprobs", "tokens", "said", "ids", "rest"),
-}
+    return {**pack_logprobs(rows, kind), "tokens": answer.tokens, "said": token_logprobs}
 
 
 class LogProbReader:
@@ -207,7 +182,8 @@ class LogProbReader:
         try:
             with safe_open(path, framework="pt") as file:
                 parts = {
-                    part: file.get_tensor(f"{key}/{part}").to(device) for part in _PARTS[self.kind]
+                    part: file.get_tensor(f"{key}/{part}").to(device)
+                    for part in (*PARTS[self.kind], *OWN_PARTS)
                 }
         except Exception as error:  # safetensors raises its own type for damage
             raise ValueError(f"{path} is missing or damaged; measure the base again") from error
@@ -217,29 +193,13 @@ class LogProbReader:
                 f"{path} holds log-probabilities of {key} that are not finite: delete "
                 f"{self._folder} and measure the base again, in bf16 or fp32 if it overflows fp16"
             )
-        rows = parts["logprobs"].float()
-        is_full = self.kind == "full"
+        rows = unpack_logprobs(parts, self.kind)
         return BaseLogProbs(
-            logprobs=rows.log_softmax(-1) if is_full else rows,
-            ids=None if is_full else parts["ids"].long(),
-            rest=None if is_full else parts["rest"],
+            logprobs=rows.logprobs,
+            ids=rows.ids,
+            rest=rows.rest,
             tokens=parts["tokens"],
             token_logprobs=parts["said"],
             letters=record["letters"],
             ended=bool(record["ended"]),
         )
-
-
-def lump(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split full rows into the `TOP` likeliest tokens and the total of the others.
-
-    Args:
-        logprobs: float32 `[tokens, vocab]`, normalized.
-
-    Returns:
-        Log-probabilities `[tokens, TOP]`, their ids int64 `[tokens, TOP]`, and the probability of
-        all other tokens float32 `[tokens]`.
-    """
-    top = logprobs.topk(min(TOP, logprobs.shape[-1]), dim=-1)
-    rest = (1 - top.values.double().exp().sum(-1)).clamp_min(0).float()
-    return top.values, top.indices, rest

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...calib.stored_logprobs import choose_kind, lump
 from ...common.distributed import SINGLE_PROCESS, Communicator, broadcast_result
 from ...model.processing.processor import Processor
 from ...quant.vocabulary.kept_tokens import REMOVED, KeptTokens
@@ -28,7 +29,7 @@ from ..answering.vision_features import FeatureCache
 from ..tasks.task import Fields, Task, gold_letter
 from .acceptance import OVERLAP, compute_overlap
 from .divergences import FULL, LUMPED
-from .logprob_cache import BaseLogProbs, LogProbReader, LogProbWriter, choose_kind, lump
+from .logprob_cache import BaseLogProbs, LogProbReader, LogProbWriter
 from .teacher_forcing import ANSWER_TOKENS, ForcedAnswer, read_answers
 from .vocabulary import common_divergence, common_rows
 

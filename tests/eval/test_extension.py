@@ -12,10 +12,11 @@ import torch
 from eval_files import base64_png
 from eval_models import TableResponder, evaluate_answers, small_model
 
+from vlpress.calib import stored_logprobs
 from vlpress.eval import evaluate_model, evaluation, open_task
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.extension import describe_changes, has_questions, keep_only
-from vlpress.eval.fidelity import logprob_cache, measure
+from vlpress.eval.fidelity import measure
 from vlpress.eval.fidelity.noise import read_noise
 from vlpress.eval.fidelity.noise_floor import measure_noise
 from vlpress.eval.report.report import build_report
@@ -272,7 +273,7 @@ def test_kind_of_log_probabilities_follows_all_questions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit = 2 * 3 * 5 * small_model().config.text.vocab_size  # of 3 questions with 5 tokens
-    for module in (logprob_cache, measure):
+    for module in (stored_logprobs, measure):
         monkeypatch.setattr(module, "FULL_BYTES", limit, raising=False)
     first = pair(processor, tmp_path / "out", ask(3))
     assert first["fidelity"]["kl_kind"] == "full"

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vlpress.calib.stored_logprobs import lump
 from vlpress.eval.fidelity.acceptance import compute_overlap, summarize_acceptance
-from vlpress.eval.fidelity.logprob_cache import BaseLogProbs, lump
+from vlpress.eval.fidelity.logprob_cache import BaseLogProbs
 from vlpress.eval.report.words.drafts import as_draft_text
 
 

@@ -10,12 +10,14 @@ from eval_files import package_files
 from eval_models import read_messages, small_model
 from scipy.stats import entropy  # type: ignore[import-untyped]  # scipy has no annotations
 
+from vlpress.calib import stored_logprobs
+from vlpress.calib.stored_logprobs import lump
 from vlpress.eval.answering.predictions import Prediction
 from vlpress.eval.answering.vision_features import FeatureCache
-from vlpress.eval.fidelity import logprob_cache, teacher_forcing
 from vlpress.eval.fidelity import measure as measure_module
+from vlpress.eval.fidelity import teacher_forcing
 from vlpress.eval.fidelity.divergences import summarize_fidelity, unit_divergences
-from vlpress.eval.fidelity.logprob_cache import LogProbReader, lump
+from vlpress.eval.fidelity.logprob_cache import LogProbReader
 from vlpress.eval.fidelity.measure import (
     compute_divergence,
     compute_lumped_divergence,
@@ -178,12 +180,12 @@ def test_lumped_divergence_is_never_above_the_full_one(monkeypatch: pytest.Monke
     full = compute_divergence(base, candidate)
     last = torch.zeros(200)
     for top in (1, 5, 20, 49):
-        monkeypatch.setattr(logprob_cache, "TOP", top)
+        monkeypatch.setattr(stored_logprobs, "TOP", top)
         lumped = compute_lumped_divergence(*lump(base.log_softmax(-1)), candidate)
         assert (lumped <= full + 1e-6).all()
         assert (lumped >= last - 1e-6).all()  # finer lumps lose less
         last = lumped
-    monkeypatch.setattr(logprob_cache, "TOP", 50)
+    monkeypatch.setattr(stored_logprobs, "TOP", 50)
     whole = compute_lumped_divergence(*lump(base.log_softmax(-1)), candidate)
     assert torch.allclose(whole, full, atol=1e-5)
 
@@ -193,8 +195,8 @@ def test_many_tokens_are_stored_lumped(
 ) -> None:
     base, cand = small_model(), small_model(1)
     full = measure(task, base, cand, processor, tmp_path / "full.jsonl")
-    monkeypatch.setattr(logprob_cache, "FULL_BYTES", 1000)
-    monkeypatch.setattr(logprob_cache, "TOP", 16)
+    monkeypatch.setattr(stored_logprobs, "FULL_BYTES", 1000)
+    monkeypatch.setattr(stored_logprobs, "TOP", 16)
     lumped = measure(task, base, cand, processor, tmp_path / "lumped.jsonl")
     assert LogProbReader(tmp_path / "full").kind == "full"
     assert LogProbReader(tmp_path / "lumped").kind == "lumped"
@@ -280,6 +282,6 @@ def test_empty_answers_take_no_room(
 ) -> None:
     model = small_model()
     # Two rows for each of the nine items: the end of turn, and one to spare.
-    monkeypatch.setattr(logprob_cache, "FULL_BYTES", 2 * model.config.text.vocab_size * 18)
+    monkeypatch.setattr(stored_logprobs, "FULL_BYTES", 2 * model.config.text.vocab_size * 18)
     measure(task, model, model, processor, tmp_path / "f.jsonl", text="")
     assert LogProbReader(tmp_path / "f").kind == "full"
