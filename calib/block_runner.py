@@ -352,6 +352,24 @@ class BlockRunner:
         """Compute the output of a block as it is now for one sample, `[..., channels]`."""
         return self._output(block, self._run_sample(block, sample, False))
 
+    def store_float_outputs(self, block: str) -> None:
+        """Store the float block's outputs; the block starts again from its inputs afterwards."""
+        for (sample, _), key in self._checkpoints.items():
+            self.store.drop(key, sample)
+        self._checkpoints.clear()
+        for sample in self.local_samples(block):
+            output = self._output(block, self._run_sample(block, sample, True))
+            self.store.put(_output_key(block), sample, {"output": output}, persistent=False)
+
+    def float_output(self, block: str, sample: int) -> Tensor:
+        """Return a stored output of the float block, `[..., channels]`."""
+        return self.store.get(_output_key(block), sample)["output"]
+
+    def drop_float_outputs(self, block: str) -> None:
+        """Drop what `store_float_outputs` stored."""
+        for sample in self.local_samples(block):
+            self.store.drop(_output_key(block), sample)
+
     def caches(self, block: str) -> bool:
         """Return whether a block caches keys and values."""
         stage, index = self._places[block]
@@ -446,6 +464,11 @@ def _of_tokens(weights: Tensor | None, tokens: Tensor | None) -> Tensor | None:
 def _checkpoint_key(block: str, place: str, in_float: bool) -> str:
     """Return the store key of states inside a block."""
     return f"{block} (at {place}{', float' if in_float else ''})"
+
+
+def _output_key(block: str) -> str:
+    """Return the store key of the outputs of a float block."""
+    return f"{block} (float output)"
 
 
 def _key(block: str, in_float: bool) -> str:

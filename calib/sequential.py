@@ -164,6 +164,27 @@ class CalibrationBlock:
         """Compute the block's current output for one of `local_samples`, `[..., channels]`."""
         return self._runner.output(self.path, sample)
 
+    def float_weights(self, linears: Sequence[LinearSpec]) -> list[Tensor]:
+        """Return float weights `[N, K]` of layers that were replaced; needs the float copy."""
+        return self._runner.float_weights(self.path, linears)
+
+    @torch.no_grad()
+    def store_float_outputs(self) -> None:
+        """Compute what the block gives in the float model, for `float_output`.
+
+        Call it after the block's layers were replaced. The block then runs from its start again:
+        what it computed up to a tap is forgotten, so that any of its layers may still change.
+        """
+        self._runner.store_float_outputs(self.path)
+
+    def drop_float_outputs(self) -> None:
+        """Drop what `store_float_outputs` stored."""
+        self._runner.drop_float_outputs(self.path)
+
+    def float_output(self, sample: int) -> Tensor:
+        """Return the stored output of the float model for a sample, `[..., channels]`."""
+        return self._runner.float_output(self.path, sample)
+
     def token_weights(self, sample: int) -> Tensor | None:
         """Return the weight of each token of a sample, float `[T]`; None if all are equal."""
         return self._runner.token_weights(self.path, self._runner.prompts[sample])
@@ -280,6 +301,7 @@ class CalibrationPass:
         comm: Communicator = SINGLE_PROCESS,
         all_experts: bool = False,
         measures_cache: bool = False,
+        keeps_float: bool = False,
     ) -> None:
         """Prepare a pass; nothing runs yet.
 
@@ -303,6 +325,7 @@ class CalibrationPass:
             all_experts: see `BlockRunner`.
             measures_cache: run on to the last block that caches keys and values, see
                 `CalibrationBlock.cache_range`.
+            keeps_float: run a float copy of every targeted block too, whatever `needs` says.
 
         Raises:
             ValueError: there are no prompts.
@@ -317,7 +340,7 @@ class CalibrationPass:
         self.true_sequential, self.needs, self.syrk = true_sequential, needs or {}, syrk
         order = self.runner.all_blocks()
         self.groups = {block: tap_groups(targets, block, roundings) for block in order}
-        self._measures_cache = measures_cache
+        self._measures_cache, self._keeps_float = measures_cache, keeps_float
         self._first = 0 if resume is None else order.index(resume.block)
         self.runner.diverged = set() if resume is None else set(resume.diverged)
 
@@ -329,7 +352,8 @@ class CalibrationPass:
         with_float = [
             i
             for i in targeted
-            if any(needs_float(group, self.needs) for group in self.groups[order[i]])
+            if self._keeps_float
+            or any(needs_float(group, self.needs) for group in self.groups[order[i]])
         ]
         last_with_float = max(with_float, default=-1)
         for index in range(self._first, last + 1):

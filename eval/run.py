@@ -105,7 +105,7 @@ class _Run:
             job = Job.prepare(source, options.recipe, options, options.format, options.tp)
             tasks = open_tasks(options.group(QuestionOptions), source, job.processor)
             text = open_text(options)
-            refuse_leak(job.samples, tasks)
+            refuse_leak(job.all_samples, tasks)
         for task in tasks:
             if task.kind == "own" and options.criterion == MARGIN_CRITERION:
                 advice = advise(len(by_unit(task.fields)), options.margin)

@@ -12,6 +12,7 @@ from ..model.built_in import built_in_names
 from ..model.kv_quant.types import CacheChoice
 from ..model.token_reduction.table import METHODS, NONE, RECIPE, parse_choice
 from .recipe.presets import PRESETS
+from .recipe.recover import END_TO_END
 
 BUILTIN_MODELS = built_in_names()
 MODEL_NAMES = f"A checkpoint folder, a hub id, or a built-in model: {', '.join(BUILTIN_MODELS)}"
@@ -384,6 +385,131 @@ class ExportOptions(
             suggestions=(*FORMATS, *DEPLOYMENT_FORMATS),
         ),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """What is trained, and for how long; None: the default of the recipe's `[recover]` table."""
+
+    params: Annotated[
+        Sequence[str],
+        Option(
+            f"Trained parameters: {', '.join(END_TO_END)}.",
+            suggestions=END_TO_END,
+        ),
+    ] = ("scales",)
+    teacher: Annotated[
+        Sequence[str] | None,
+        Option(
+            "Teacher: self (the model of --base), a model, or a folder that `teach` wrote.",
+            default_text="self",
+        ),
+    ] = None
+    weight: Annotated[
+        Sequence[float] | None,
+        Option("Weight of each teacher, in their order.", minimum=0.0, default_text="equal"),
+    ] = None
+    targets: Annotated[
+        Literal["teachers", "answers"],
+        Option("Distributions of the teachers, or the samples' own answers (fine-tuning)."),
+    ] = "teachers"
+    samples: Annotated[
+        int | None,
+        Option(
+            "Number of samples, those that are held out included.",
+            minimum=2,
+            default_text="1024",
+        ),
+    ] = None
+    epochs: Annotated[
+        int | None, Option("Passes over the samples.", minimum=1, default_text="2")
+    ] = None
+    lr: Annotated[
+        float | None,
+        Option("Learning rate, relative to the values.", minimum=0.0, default_text="0.005"),
+    ] = None
+    batch: Annotated[int | None, Option("Samples per step.", minimum=1, default_text="16")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSourceOptions(Options):
+    """Source of the samples that are trained on."""
+
+    calib: Annotated[
+        str | Path | None,
+        Option(
+            "Samples: a .jsonl or .txt file, a dataset folder or hub id. Without it: built-in "
+            "drawings."
+        ),
+    ] = None
+    skip_bad_samples: Annotated[
+        int,
+        Option(
+            "Number of unusable samples that are replaced by others, with a warning; one more is "
+            "an error.",
+            minimum=0,
+        ),
+    ] = 0
+    memory: Annotated[
+        float,
+        Option(
+            "Cache of image features in RAM (GiB); the rest is read from disk.",
+            minimum=0.0,
+            is_recorded=False,
+        ),
+    ] = 0.25
+
+
+@dataclass(frozen=True)
+class RecoveredArgument(Options):
+    """A checkpoint to recover."""
+
+    checkpoint: Annotated[
+        str | Path,
+        Option("A quantized checkpoint, a folder or a hub id.", is_argument=True, metavar="CKPT"),
+    ]
+
+
+@dataclass(frozen=True)
+class RecoverOptions(
+    OverwriteOptions,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    SampleSourceOptions,
+    TrainingOptions,
+    OutOption,
+    RecoveredArgument,
+):
+    """Options of `recover`."""
+
+    _: KW_ONLY
+    base: Annotated[
+        str | Path | None,
+        Option(
+            f"The float model that the checkpoint was made from, for the teacher self. "
+            f"{MODEL_NAMES}.",
+            suggestions=BUILTIN_MODELS,
+            default_text="none",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TeachOptions(
+    ProgressOption,
+    ThreadOptions,
+    InputOptions,
+    DeviceOptions,
+    SampleSourceOptions,
+    OutOption,
+    ModelArgument,
+):
+    """Options of `teach`."""
+
+    _: KW_ONLY
+    samples: Annotated[int, Option("Number of samples, as in `recover`.", minimum=2)] = 1024
+    batch: Annotated[int, Option("Samples at once.", minimum=1)] = 16
 
 
 @dataclass(frozen=True)

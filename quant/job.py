@@ -14,7 +14,7 @@ import torch
 from ..calib.samples.sample import Sample, has_images
 from ..calib.samples.sample import fingerprint as samples_fingerprint
 from ..calib.samples.selection import Draw
-from ..common.atomic import write_json
+from ..common.atomic import atomic_folder, write_json
 from ..common.distributed import SINGLE_PROCESS, Communicator, broadcast_result, rank_zero_first
 from ..common.environment import device_name, versions
 from ..common.output_dir import claim, staged_result
@@ -40,6 +40,7 @@ from .prepare.context import Context
 from .prepare.running import FOLDER as PREPARED
 from .prepare.running import Prepared, prepare_source
 from .recipe.recipe import Recipe
+from .recover.work import RecoveryWork
 from .resolve import (
     Source,
     encode_samples,
@@ -48,9 +49,11 @@ from .resolve import (
     sample_processor,
 )
 
+QUANTIZED, RECOVERY = "quantized", "recovery"
+"""Names in the work folder: the checkpoint before its recovery, and the recovery's own files."""
 QUANTIZING = "quantizing"
 """Title of the stage."""
-WORK_NAMES = (*JOURNAL_NAMES, PREPARED)
+WORK_NAMES = (*JOURNAL_NAMES, PREPARED, QUANTIZED, RECOVERY)
 """Everything that a job writes into its work folder."""
 SMOKE_TEST_TOKENS = 2
 """Tokens that a new checkpoint has to generate; each of them reads all weights once."""
@@ -103,6 +106,8 @@ class Job:
     samples_as: Processor
     """Encodes the samples, at the largest area that the checkpoint will have."""
     calibration: CalibrationOptions
+    recovery: RecoveryWork | None = None
+    """Training of the quantized model; None: there is none, or blocks are tuned."""
 
     @classmethod
     def prepare(
@@ -138,12 +143,23 @@ class Job:
         drawn = open_samples(recipe, calibration, samples_as)
         if drawn.samples:
             check_images(plan, present=any(map(has_images, drawn.samples)))
-        return cls(source, recipe, plan, drawn, source.processor(), samples_as, calibration)
+        recovery = None
+        if recipe.recover is not None and not recipe.recover.is_blockwise:
+            recovery = RecoveryWork.prepare(
+                recipe.recover, source, samples_as, source.settings, calibration
+            )
+        processor = source.processor()
+        return cls(source, recipe, plan, drawn, processor, samples_as, calibration, recovery)
 
     @property
     def samples(self) -> list[Sample]:
         """The calibration samples."""
         return self.drawn.samples
+
+    @property
+    def all_samples(self) -> list[Sample]:
+        """The samples of calibration and recovery, which the evaluation must not have."""
+        return self.samples + ([] if self.recovery is None else self.recovery.samples)
 
     @property
     def base(self) -> Base:
@@ -154,6 +170,9 @@ class Job:
     def warnings(self) -> list[str]:
         """See `calibration_warnings`; and what else the recipe's largest area changes."""
         warnings = calibration_warnings(self.source.name, self.drawn, self.calibration)
+        if self.recovery is not None and not self.drawn.samples:
+            name, drawn = self.source.name, self.recovery.drawn
+            warnings += calibration_warnings(name, drawn, self.calibration)
         area = self.recipe.vision_input.max_pixels
         if area is not None and shares_video_settings(self.source.folder):
             warnings.append(shared_setting("the checkpoint", area))
@@ -193,6 +212,7 @@ class Job:
             "recipe": self.recipe.to_dict(),
             **({"files": files} if any(files) else {}),
             "calibration": samples_fingerprint(self.samples),
+            **self._recovery_fingerprint(),
             "pixels": [self.processor.min_pixels, self.processor.max_pixels],
             "dtype": self.source.settings.dtype,
             "format": self.plan.format,
@@ -200,6 +220,12 @@ class Job:
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
+
+    def _recovery_fingerprint(self) -> dict[str, Any]:
+        if self.recovery is None:
+            return {}
+        samples = samples_fingerprint(self.recovery.samples)
+        return {"recovery": {"samples": samples, "teachers": self.recovery.fingerprint()}}
 
     def make(
         self,
@@ -230,6 +256,8 @@ class Job:
         write: Callable[[Path], None] = partial(self._write_prepared, prepared)
         if not self.recipe.is_float:
             write = self._quantize(prepared, folder, reporter, comm)
+        if self.recovery is not None:
+            write = partial(self._recover, self.recovery, write, folder, reporter)
 
         def finish() -> None:
             with staged_result(out, fingerprint) as staged:
@@ -280,6 +308,21 @@ class Job:
         return lambda staged: save_finished(
             journal.tensors(), report, source, staged, base=self.base
         )
+
+    def _recover(
+        self,
+        recovery: RecoveryWork,
+        write: Callable[[Path], None],
+        folder: Path,
+        reporter: Reporter,
+        staged: Path,
+    ) -> None:
+        """Write the quantized checkpoint into the work folder, and its recovery as the result."""
+        quantized = folder / QUANTIZED
+        if not quantized.is_dir():
+            with atomic_folder(quantized, exclusive=True) as target:
+                write(target)
+        recovery.run(quantized, staged, folder / RECOVERY, reporter)
 
     def _with_block(self, update: Update) -> Update:
         """Return `update` with the number of the block that is quantized in front of the detail."""

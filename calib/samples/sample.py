@@ -64,6 +64,13 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
+def content_digest(sample: Sample) -> str:
+    """Return the sha256 of a sample's texts, pixels and answer, independent of its id."""
+    record = [_describe(sample.messages), sample.answer]
+    text = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _visual_parts(sample: Sample) -> Iterator[Mapping[str, Any]]:
     for message in sample.messages:
         for part in message["content"] if isinstance(message["content"], list) else ():

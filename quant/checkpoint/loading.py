@@ -116,6 +116,7 @@ def load_quantized(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     adapter: bool = True,
+    kernels: bool = True,
 ) -> QwenVL:
     """Load a quantized checkpoint; its layers stay quantized, see `kernel_selection.py`.
 
@@ -127,6 +128,7 @@ def load_quantized(
         device: auto, cpu, cuda, cuda:n.
         dtype: of float tensors and activations; `auto` takes the checkpoint's.
         adapter: add the low-rank adapter beside the weights, if there is one.
+        kernels: prepare the layers for the fastest kernels; False leaves them as they are stored.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -150,5 +152,6 @@ def load_quantized(
     if checkpoint.quantizes_cache:
         model.cache_type = "fp8"
     model.reduction = checkpoint.reduction
-    prepare_(model)
+    if kernels:
+        prepare_(model)
     return model.eval()

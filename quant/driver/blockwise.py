@@ -52,6 +52,7 @@ from .journal import Journal
 from .kv_calibration import CalibratedLayer
 from .layer_solver import Progress, QuantizationRun
 from .report import CalibrationRecord, LayerReport, QuantReport, TransformReport
+from .rounding import TunedBlock
 from .visual_tokens import load_tower, reduce_prompts
 
 
@@ -201,6 +202,8 @@ class _Pass:
             "transforms": [row.to_dict() for row in transforms],
             "changed": changed,
         }
+        if block in run.tuned:
+            record["rounding"] = run.tuned[block].to_dict()
         if run.measured is not None:
             record["kv_cache"] = run.measured.to_dict()
         rank_zero_first(
@@ -228,6 +231,8 @@ def restore_run(run: QuantizationRun, records: Sequence[Mapping[str, Any]]) -> N
             planned.remove(row)
             run.transforms.reports.append(TransformReport.from_dict(transform, row))
         run.transforms.changed.update(record["changed"])
+        if tuned := record.get("rounding"):
+            run.tuned[record["block"]] = TunedBlock.from_dict(tuned)
         if calibrated := record.get("kv_cache"):
             of_layer = CalibratedLayer.from_dict(calibrated)
             run.cache_layers[of_layer.range.layer] = of_layer

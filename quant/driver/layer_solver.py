@@ -32,6 +32,7 @@ from ..targets import put_calibrating, put_module, weight_of
 from .experts import EXPERT_TOKENS
 from .kv_calibration import CalibratedLayer, warn_of_outliers
 from .report import CalibrationRecord, LayerReport, QuantReport, check_fallback
+from .rounding import TunedBlock, can_tune, tune_block
 from .scaling.transforms import BlockTransforms
 from .sparsity import share_of_zeros
 
@@ -78,14 +79,30 @@ class QuantizationRun:
         """Calibrated scales of the KV cache, by index of the decoder layer."""
         self.measured: CalibratedLayer | None = None
         """Those of the last block, if they are not written yet."""
+        self.tuned: dict[str, TunedBlock] = {}
+        """Records of the blocks whose rounding was tuned, by path."""
         self.solved: dict[str, CompressedLayer] = {}
         """Layers that are solved but neither written nor packed yet, by name."""
         self._warned_float16 = False
         self._fused_ranges: dict[str, float] = {}
+        if recipe.recover is not None and comm.world_size > 1:
+            raise ValueError(
+                f"recover with {comm.world_size} processes; allowed: one; start it without torchrun"
+            )
+        if self._tunes and not any(map(can_tune, plan.quantized)):
+            raise ValueError(
+                "recover: params rounding finds no layer of integers that has no mask and is no "
+                "expert; allowed: recipes with such layers"
+            )
         self._on_progress: Progress = on_progress or (lambda done, total, detail: None)
         self.transforms = BlockTransforms(model, plan, device)
         falling = [row for row in plan.quantized if row.step and row.step.falls_back]
         self._rows_to_solve = sum(row.spec.out_features for row in falling)
+
+    @property
+    def _tunes(self) -> bool:
+        """Whether the rounding of blocks is tuned."""
+        return self.recipe.recover is not None and self.recipe.recover.is_blockwise
 
     def show_progress(self, detail: str) -> None:
         """Report a line of progress with the number of finished layers."""
@@ -140,6 +157,7 @@ class QuantizationRun:
             comm=self.comm,
             all_experts=self.recipe.calibration.all_experts,
             measures_cache=self.recipe.kv_cache is not None,
+            keeps_float=self._tunes,
         )
 
     @torch.no_grad()
@@ -157,6 +175,8 @@ class QuantizationRun:
         for statistics in block.statistics():
             self._solve_group(statistics)
             del statistics  # frees it before the next group is observed
+        if self._tunes and block.groups and (tuned := tune_block(self, block)):
+            self.tuned[block.path] = tuned
         if self.recipe.kv_cache is not None and (measured := block.cache_range()):
             self.measured = self.cache_layers[measured.layer] = CalibratedLayer.of(measured)
         result = block.finish()
@@ -223,6 +243,7 @@ class QuantizationRun:
             tuple(self.transforms.reports),
             frozenset(self.transforms.changed),
             cache_layers,
+            tuple(self.tuned.values()),
         )
 
     def _check_activations(self, name: str, largest: float) -> None:

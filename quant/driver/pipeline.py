@@ -64,6 +64,12 @@ def quantize_(
             f"recipe {recipe.name}: {recipe.preparations[0].method} changes the whole checkpoint, "
             "not a model in memory; use quantize with the checkpoint's folder"
         )
+    if recipe.recover is not None and not recipe.recover.is_blockwise:
+        raise ValueError(
+            f"recover: params {', '.join(recipe.recover.params)} are trained after quantization, "
+            "with samples and teachers: call recover_, or use vlpress quantize; allowed here: "
+            "rounding"
+        )
     recipe = spell_out_parts(recipe, model.config)
     plan = make_plan(model.config, recipe, format=format)
     if quantized := compressed_layers(model):

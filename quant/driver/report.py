@@ -20,9 +20,11 @@ from ..plan.channel_groups import PlannedTransform
 from ..plan.plan import Plan, PlanRow
 from ..recipe.adapter import ADAPTER
 from ..recipe.recipe import Recipe
+from ..recipe.recover import NAME as RECOVER
 from ..steps.transform import Scaling
 from .experts import expert_tokens
 from .kv_calibration import CalibratedLayer, describe_calibration
+from .rounding import TunedBlock
 from .sparsity import describe_masks
 
 MAX_FALLBACK = 0.05
@@ -200,6 +202,8 @@ class QuantReport:
     """Calibrated scales of the KV cache, layer by layer; empty if the recipe asks for none."""
     prepared: tuple[Mapping[str, Any], ...] = ()
     """Records of the recipe's preparations, JSON values."""
+    tuned: tuple[TunedBlock, ...] = ()
+    """Blocks whose rounding was tuned; the errors of their layers are those of the solver."""
 
     @property
     def true_sequential(self) -> bool:
@@ -228,6 +232,13 @@ class QuantReport:
     def bits_per_weight(self) -> float:
         """Stored bits per quantized weight."""
         return self.plan.bits_per_weight
+
+    def _describe_tuning(self) -> dict[str, Any]:
+        """Describe the training of blocks; empty if there was none."""
+        if not self.tuned or self.recipe.recover is None:
+            return {}
+        blocks = [block.to_dict() for block in self.tuned]
+        return {RECOVER: {**self.recipe.recover.to_dict(), "blocks": blocks}}
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain data for JSON, in a fixed order."""
@@ -259,6 +270,7 @@ class QuantReport:
             },
             **self.recipe.vision_input.described(),
             **({"kv_cache": describe_calibration(self.cache_layers)} if self.cache_layers else {}),
+            **self._describe_tuning(),
             "size": {
                 "base_bytes": self.base_bytes,
                 "candidate_bytes": self.candidate_bytes,

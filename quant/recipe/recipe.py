@@ -39,6 +39,9 @@ vlpress applies the rule when it runs the checkpoint; other engines do not know 
 there is the largest area of an image: samples are calibrated with it, and the checkpoint's
 processor configuration states it, which every engine reads.
 
+`[recover]` with `params = "scales"` trains the scales of the quantized decoder after quantization,
+`"norms"` the weights of its norms, `"rounding"` tunes the integers block by block; see `recover`.
+
 Unknown keys are errors, because a misspelt key would otherwise mean its default. A pattern is a
 shell-style glob over canonical layer names (`model.layers.0.self_attn.q_proj`), or a regular
 expression after `re:`. `tower`, `decoder`, `head` or `embedding` instead of a pattern names all
@@ -65,6 +68,7 @@ from ..steps.table import METHODS
 from ..steps.transform import Transform
 from .kv_cache import KVCacheScheme
 from .presets import HEADS, PRESETS
+from .recover import Recover
 from .steps import read_step
 from .vision_input import VisionInput
 
@@ -127,6 +131,7 @@ class _File:
     calibration: Any = field(default_factory=dict)
     kv_cache: Any = None
     vision_input: Any = None
+    recover: Any = None
 
 
 @validated
@@ -148,6 +153,8 @@ class Recipe:
     """False: a head that is tied to the token embedding becomes a tensor of its own."""
     preparations: tuple[Preparation, ...] = ()
     """Changes of the whole float checkpoint before everything else, in order."""
+    recover: Recover | None = None
+    """Training after quantization; None: there is none."""
 
     @property
     def is_float(self) -> bool:
@@ -163,7 +170,8 @@ class Recipe:
     def needs_calibration(self) -> bool:
         """Whether any step that quantizes, or the KV cache, uses activations."""
         steps = any(step.uses_activations for step in self.steps)
-        return steps or bool(self.transforms) or self.kv_cache is not None
+        tuned = self.recover is not None and self.recover.is_blockwise
+        return steps or bool(self.transforms) or self.kv_cache is not None or tuned
 
     @property
     def needs_gradient(self) -> bool:
@@ -194,8 +202,10 @@ class Recipe:
             vision_input=VisionInput.from_table(file.vision_input),
             tie=file.tie,
             preparations=tuple(step for step in steps if isinstance(step, Preparation)),
+            recover=Recover.from_table(file.recover),
         )
         _check_float(recipe)
+        _check_recovery(recipe)
         return recipe
 
     @classmethod
@@ -246,6 +256,7 @@ class Recipe:
             # Records of recipes without it are as they were before it existed.
             **({"kv_cache": self.kv_cache.to_dict()} if self.kv_cache else {}),
             **({"vision_input": table} if (table := self.vision_input.to_dict()) else {}),
+            **({"recover": self.recover.to_dict()} if self.recover else {}),
             "step": [
                 *(preparation.to_dict() for preparation in self.preparations),
                 *(transform.to_dict() for transform in self.transforms),
@@ -293,6 +304,22 @@ def _check_order(steps: Sequence[Step | Transform | Preparation]) -> None:
             )
 
 
+def _check_recovery(recipe: Recipe) -> None:
+    """Refuse teachers with other tokens than those of the model that they teach.
+
+    Raises:
+        ValueError: an earlier step changes the tokens.
+    """
+    if recipe.recover is None or recipe.recover.is_blockwise:
+        return
+    for preparation in recipe.preparations:
+        if preparation.changes_tokens:
+            raise ValueError(
+                f"recipe: recover needs teachers with the same tokens, but {preparation.method} "
+                "changes those of the model; recover without it, or use params rounding"
+            )
+
+
 def _check_float(recipe: Recipe) -> None:
     """Refuse options of quantized checkpoints in a recipe that quantizes nothing.
 
@@ -306,6 +333,7 @@ def _check_float(recipe: Recipe) -> None:
         "tie": not recipe.tie,
         "kv_cache": recipe.kv_cache is not None,
         "vision_input": bool(recipe.vision_input.to_dict()),
+        "recover": recipe.recover is not None,
     }
     if odd := [key for key, is_given in given.items() if is_given]:
         raise ValueError(

@@ -39,6 +39,8 @@ class Preparation(ABC):
 
     method: ClassVar[str]
     """Name in recipes."""
+    changes_tokens: ClassVar[bool] = False
+    """Whether texts become other tokens."""
 
     @property
     def uses_samples(self) -> bool:

@@ -38,6 +38,7 @@ class PruneVocabStep(Preparation):
     """The number of rows is a multiple of it."""
 
     method: ClassVar[str] = "prune_vocab"
+    changes_tokens: ClassVar[bool] = True
 
     def foresee(self, config: ModelConfig, folder: Path | None) -> Foreseen:
         """See `Preparation.foresee`; the tokens are chosen here, as in `prepare`."""

@@ -1,10 +1,10 @@
 """vlpress: quantize Qwen vision-language models and measure the accuracy loss.
 
 The functions named like a verb of the command line have the same options and defaults: `run`,
-`plan`, `search`, `quantize`, `export`, `pack`, `unpack`, `evaluate`, `compare`, `pixels`,
-`generate`, `inspect`, `imatrix`, `push`, `verify`. The others work on models in memory. Public
-names are loaded on first use (PEP 562), so that `import vlpress` and `vlpress --help` do not import
-torch.
+`plan`, `search`, `quantize`, `recover`, `teach`, `export`, `pack`, `unpack`, `evaluate`,
+`compare`, `pixels`, `generate`, `inspect`, `imatrix`, `push`, `verify`. The others work on models
+in memory. Public names are loaded on first use (PEP 562), so that `import vlpress` and
+`vlpress --help` do not import torch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .quant.imatrix import imatrix
     from .quant.integer.run import verify
     from .quant.pack import pack, unpack
+    from .quant.recover.api import recover, teach
+    from .quant.recover.recovery import recover_
 
 __version__ = "0.1.0"
 
@@ -45,10 +47,13 @@ __all__ = [
     "push",
     "quantize",
     "quantize_",
+    "recover",
+    "recover_",
     "run",
     "save_quantized",
     "search",
     "split",
+    "teach",
     "unpack",
     "verify",
 ]
@@ -68,10 +73,13 @@ _MODULES = {
     "push": ".quant.api",
     "quantize": ".quant.api",
     "quantize_": ".quant.driver.pipeline",
+    "recover": ".quant.recover.api",
+    "recover_": ".quant.recover.recovery",
     "run": ".eval.run",
     "save_quantized": ".quant.driver.pipeline",
     "search": ".eval.search.run",
     "split": ".eval.own.split",
+    "teach": ".quant.recover.api",
     "unpack": ".quant.pack",
     "verify": ".quant.integer.run",
 }

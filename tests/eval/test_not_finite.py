@@ -18,6 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 from workbench import Workbench
 
+from vlpress.calib.stored_logprobs import LOWEST
 from vlpress.cli import main
 from vlpress.common.atomic import write_json
 from vlpress.common.checksum import KEY, verify_checksum, with_checksum
@@ -26,7 +27,7 @@ from vlpress.eval.answering.predictions import Prediction, read_predictions
 from vlpress.eval.answering.runner import ModelResponder, answer_task
 from vlpress.eval.answering.vision_features import FeatureCache
 from vlpress.eval.fidelity import measure, perplexity
-from vlpress.eval.fidelity.logprob_cache import LOWEST, LogProbReader
+from vlpress.eval.fidelity.logprob_cache import LogProbReader
 from vlpress.eval.fidelity.measure import measure_task, store_logprobs
 from vlpress.eval.fidelity.perplexity import FILE, compare_text, measure_text
 from vlpress.eval.results import QUANTIZATION, read_quantization, read_run

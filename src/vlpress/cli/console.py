@@ -297,6 +297,11 @@ def imatrix_line(written: Result) -> str:
     )
 
 
+def teacher_line(stored: Result) -> str:
+    """Show the contents of a store of a teacher."""
+    return f"{stored['folder']}: log-probabilities of {stored['samples']} samples, {stored['kind']}"
+
+
 SCORES = (
     _text_column("benchmark", "name"),
     _text_column("metric", "metric"),

@@ -37,6 +37,8 @@ from ..quant.config import (
     PackOptions,
     PushOptions,
     QuantizeOptions,
+    RecoverOptions,
+    TeachOptions,
     UnpackOptions,
     VerifyOptions,
 )
@@ -163,6 +165,26 @@ def quantize(values: Values, json_output: Json = False) -> None:
         from .console import inspect_table
 
     _print(quantize(**values, progress=True), json_output, inspect_table)
+
+
+@command(app, RecoverOptions)
+def recover(values: Values, json_output: Json = False) -> None:
+    """Train few parameters of a quantized checkpoint, towards teachers or your own answers."""
+    with starting(RecoverOptions(**values)):
+        from ..quant.recover.api import recover
+        from .console import inspect_table
+
+    _print(recover(**values, progress=True), json_output, inspect_table)
+
+
+@command(app, TeachOptions)
+def teach(values: Values, json_output: Json = False) -> None:
+    """Store a model's log-probabilities along the answers of samples, as a teacher of `recover`."""
+    with starting(TeachOptions(**values)):
+        from ..quant.recover.api import teach
+        from .console import teacher_line
+
+    _print(teach(**values, progress=True), json_output, teacher_line)
 
 
 @command(app, ExportOptions)

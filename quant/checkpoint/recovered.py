@@ -1,0 +1,63 @@
+"""Write a recovered checkpoint: a quantized one with some layers and float tensors replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...common.lazy_tensor import TensorLike
+from ...model.loading import HEAD, stored_dtype
+from ..compressed_weight import CompressedWeight
+from .encoding import encode_layer
+from .formats.format import Origin, float_tensor
+from .model_card import base_of_card, write_model_card
+from .safetensors_folder.reading import QuantizedCheckpoint
+
+
+def write_recovered(
+    checkpoint: Path,
+    target: Path,
+    weights: Mapping[str, CompressedWeight],
+    floats: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint in the format it has, into an existing empty folder.
+
+    Args:
+        checkpoint: folder of the quantized checkpoint; not changed.
+        target: of the new one.
+        weights: layers that replace those of the checkpoint, by name.
+        floats: float tensors that do, by canonical name.
+        record: content of the new `vlpress.json`.
+
+    Raises:
+        ValueError: the format cannot hold a value.
+    """
+    source = QuantizedCheckpoint(checkpoint)
+    source.check()
+    contents = source.contents()
+    dtype = stored_dtype(contents.config, source.reader)
+
+    def encode(name: str) -> Mapping[str, Tensor]:
+        weight = weights[name] if name in weights else source.weight(name)
+        return encode_layer(weight, source.format, dtype, name)
+
+    def other(name: str) -> TensorLike | None:
+        is_copy = name == HEAD and contents.config.text.tie_word_embeddings
+        if is_copy or source.is_spurious(name):
+            return None
+        if name in floats:
+            return float_tensor(floats[name].float().cpu(), source.reader.dtype(name))
+        return source.reader.lazy(name)
+
+    source.format.write(
+        Origin(source.reader, source.format.parts, encode, other),
+        contents,
+        target,
+        config=contents.config.raw,
+        record=record,
+    )
+    write_model_card(target, base_of_card(checkpoint))

@@ -1,0 +1,1 @@
+"""Recovery of quantized models by training few of their parameters."""

@@ -1,0 +1,1 @@
+"""Kinds of parameters that are trained over the whole model."""
